@@ -107,6 +107,15 @@ class Problem(web.HTTPException):
         _fill(self, f"/problems/{kind}", title, detail, members)
 
 
+class UntypedProblem(web.HTTPException):
+    """A problem that the status alone explains: its type is `about:blank` (RFC 9457 section 4.2.1)."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status_code = status
+        super().__init__(headers=_no_store(None))
+        _fill(self, "about:blank", self.reason, detail, None)
+
+
 def of(error: _errors.SidecarError) -> Problem:
     """Return the problem that an error of ours is.
 
@@ -141,6 +150,11 @@ def from_http(error: web.HTTPException) -> web.HTTPException:
     error.headers.update(_no_store(kept))
     _fill(error, "about:blank", error.reason, _explain(error), None)
     return error
+
+
+def plain(problem: web.HTTPException) -> web.Response:
+    """Return a problem as an answer that can be returned instead of raised."""
+    return web.Response(status=problem.status, headers=problem.headers, body=problem.body)
 
 
 def internal_error(error: BaseException) -> Problem:
