@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Self
 
 import click
 
@@ -89,7 +90,7 @@ class _Processes:
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> _Processes:
+    def __enter__(self) -> Self:
         return self
 
     def start(self, *arguments: str) -> None:
@@ -104,6 +105,7 @@ class _Processes:
                 env=ours,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 (this process has one thread)
             )
         )
 
@@ -142,6 +144,14 @@ class _Processes:
             except (subprocess.TimeoutExpired, _Stopped):
                 process.kill()
                 process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have this child get SIGTERM when its parent dies, even by SIGKILL; see prctl(2), PR_SET_PDEATHSIG."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class _Stopped(BaseException):

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import click
 
-from sidecar import _errors
+from sidecar import __version__, _errors
 from sidecar.cli import variables
 
 COMMANDS = ("write", "read", "publish", "wait", "check", "doctor", "demo")
@@ -86,22 +86,13 @@ def sidecar(ctx: click.Context, version: bool) -> int:
     A flag wins over its variable, and an unknown SIDECAR_* variable is an error.
     """
     if version:
-        click.echo(f"sidecar {_version()}")
+        click.echo(f"sidecar {__version__}")
         ctx.exit(0)
     if ctx.invoked_subcommand is None:
         # To stderr, and no success: in a Pod a command that got lost must not look completed.
         click.echo(ctx.get_help(), err=True)
         ctx.exit(USAGE)
     return 0
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("podsidecar")
-    except metadata.PackageNotFoundError:
-        return "(from a source tree that is not installed)"
 
 
 def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None:
