@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from sidecar import _errors
@@ -166,9 +167,6 @@ def internal_error(error: BaseException) -> Problem:
         f"an unexpected error has happened; the log of the service has it under {number}",
         members={"instance": number},
     )
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware

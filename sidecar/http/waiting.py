@@ -9,17 +9,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import web
 
+from sidecar.http import answers, problems
+from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.connection import Connection
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
     from sidecar.volume.watch import Watch
+
+
+Make = Callable[[], Awaitable[Representation]]
+
+
+def prepare(app: web.Application) -> None:
+    """Let requests of this application wait, at the longest until it shuts down, whoever runs it."""
+    waits = app[WAITS] = Waits()
+    app.on_shutdown.append(waits.shut_down)
+
+
+async def answer(
+    request: web.Request,
+    watch: Watch[Any],
+    make: Make,
+    *,
+    recheck: float = WAIT_LIMIT,
+) -> web.Response:
+    """Answer a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once it is something new.
+
+    New is what the request's `If-None-Match` does not name, and any content where there was none.
+    `recheck` is the number of seconds between looks for changes of which the watch does not tell.
+    """
+    seconds = answers.wait_of(request)
+    known = answers.if_none_match(request)
+    found = await _attempt(make)
+    if seconds is not None and _is_old(found, known):
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + seconds
+        with request.app[WAITS].bell(request, watch) as bell:
+            found = await _attempt(make)
+            while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
+                await bell.wait(min(left, recheck))
+                found = await _attempt(make)
+        applied = answers.wait_applied(seconds)
+    else:
+        applied = {}
+    if isinstance(found, problems.Problem):
+        found.headers.update(applied)
+        raise found
+    response = answers.respond(request, found)
+    response.headers.update(applied)
+    return response
 
 
 class Waits:
@@ -41,11 +86,6 @@ class Waits:
         for waits in list(cls._everywhere):
             waits.ring()
 
-    def attach(self, app: web.Application) -> None:
-        """End the waiting when this application shuts down, whoever runs it."""
-        app[WAITS] = self
-        app.on_shutdown.append(self._shut_down)
-
     @contextmanager
     def bell(self, request: web.Request, watch: Watch[object]) -> Iterator[Bell]:
         """Yield a bell that rings for this request: at each change of the watch, and at the end."""
@@ -64,7 +104,8 @@ class Waits:
         for bell in list(self._bells):
             bell.ring()
 
-    async def _shut_down(self, _: web.Application) -> None:
+    async def shut_down(self, _: web.Application) -> None:
+        """Answer every waiting request now: for `on_shutdown`."""
         self._over = True
         self.ring()
 
@@ -90,6 +131,22 @@ class Bell:
             async with asyncio.timeout(timeout):
                 await self._rung.wait()
         self._rung.clear()
+
+
+async def _attempt(make: Make) -> Representation | problems.Problem:
+    """Return what there is; that there is nothing yet is a result as well, for something may come."""
+    try:
+        return await make()
+    except problems.Problem as problem:
+        if problem.kind != "nothing-published":
+            raise
+        return problem
+
+
+def _is_old(found: Representation | problems.Problem, known: Tags | None) -> bool:
+    if isinstance(found, problems.Problem):
+        return True
+    return known is not None and known.match(found.etag)
 
 
 WAITS: web.AppKey[Waits] = web.AppKey("sidecar.waits", Waits)
