@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from support import Process, StartProcess, WaitFor
 
 PROGRAMS = Path(__file__).parent / "typing"
