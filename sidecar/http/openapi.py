@@ -1,8 +1,6 @@
-"""The description that `/openapi.json` gives of an application, in OpenAPI 3.1.
+"""The parts that a description in OpenAPI 3.1 is built of, as plain data.
 
-It is written by hand, as data, by the modules that own the routes;
-a test compares it with the routes themselves, so neither can be changed without the other.
-https://spec.openapis.org/oas/v3.1.1
+What is described is in `descriptions`. https://spec.openapis.org/oas/v3.1.1
 """
 
 from __future__ import annotations
@@ -101,18 +99,6 @@ def content(description: str, media: str, schema: Object) -> Object:
 def json(description: str, schema: Object) -> Object:
     """Return a response with a JSON body."""
     return content(description, answers.JSON.partition(";")[0], schema)
-
-
-CONDITIONAL: list[Json] = [
-    header("If-None-Match", "Entity tags that are known; 304 if one of them is in force"),
-    header("If-Modified-Since", "A date; 304 if nothing has changed since"),
-    header("If-Match", "Entity tags, one of which must be in force; else 412"),
-]
-LONG_POLL: Object = header(
-    "Prefer",
-    "`wait=SECONDS` with `If-None-Match`: answer as soon as there is another content,"
-    f" 304 after that time; at most {answers.WAIT_LIMIT:g}",
-)
 
 
 def _with_problems(operations: Object) -> Object:

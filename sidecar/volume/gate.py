@@ -108,6 +108,11 @@ class Gate:
         """Whether a content has to lie in a file to be examined: only a command wants that."""
         return self._check is not None
 
+    @property
+    def patience(self) -> float:
+        """The seconds that an examination may rightly take beyond the work itself."""
+        return self._check_timeout if self._check is not None else 0.0
+
     async def examine(self, name: str, path: Path | None, size: int, content: bytes | None) -> None:
         """Return if the content may be published as `name`.
 
