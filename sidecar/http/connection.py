@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import http_exceptions, web
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from sidecar.http import problems
+from sidecar.http.lane import LANE
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Connection(web.RequestHandler):
     """The protocol of one connection; `all_` holds those that are open."""
 
-    __slots__ = ("_all", "_lost")
+    __slots__ = ("_all", "_alone", "_at_boundary", "_lost", "offered")
 
     def __init__(
         self,
@@ -44,6 +46,12 @@ class Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # None is what AppRunner documents for "off"
         )
         self._all = all_
+        self.offered: int | None = None
+        """The lane's generation at which a handler has offered its answer to be remembered."""
+        self._at_boundary = True
+        """All bytes so far were complete requests, and all of them have been answered."""
+        self._alone: bytes | None = None
+        """The bytes of the request under way, if they came alone and complete."""
         self._lost: dict[object, Callable[[], None]] = {}
 
     @property
@@ -61,6 +69,19 @@ class Connection(web.RequestHandler):
         self._all.discard(self)
         for callback in list(self._lost.values()):
             callback()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer from the lane where that is possible, else let aiohttp do its work."""
+        at_boundary = self._at_boundary
+        if at_boundary and self._waiter is not None and (wire := LANE.find(data)) is not None:
+            self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            return
+        self._at_boundary = False
+        self._alone = None
+        super().data_received(data)
+        if at_boundary and len(self._messages) == 1 and _is_whole(data, self._messages[0]):
+            self._alone = data
 
     def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when the client has gone; returns what ends that."""
@@ -87,7 +108,13 @@ class Connection(web.RequestHandler):
             undecided = "Expect" in request.headers and not request.content.is_eof()
             if running.draining() or undecided:
                 answer.force_close()
+        offered, self.offered = self.offered, None
         sent, reset = await super().finish_response(request, resp, start_time)
+        if self._alone is not None and not reset:
+            # Nothing has come since, so the parser stands between two requests.
+            self._at_boundary = True
+            if offered is not None and sent.keep_alive and isinstance(sent, web.Response):
+                LANE.keep(self._alone, sent, offered)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 
@@ -105,6 +132,17 @@ class Connection(web.RequestHandler):
         answer = problems.plain(_problem(status, exc, message))
         answer.force_close()
         return answer
+
+
+def _is_whole(data: bytes, message: object) -> bool:
+    """Whether the bytes are one request without a body, from its first to its last byte."""
+    return (
+        data.endswith(b"\r\n\r\n")
+        and data.startswith((b"GET ", b"HEAD "))
+        and data.count(b"\r\n\r\n") == 1
+        and isinstance(message, tuple)
+        and message[1] is EMPTY_PAYLOAD
+    )
 
 
 def _problem(status: int, exc: BaseException | None, message: str | None) -> web.HTTPException:

@@ -110,7 +110,7 @@ async def _get_content(request: web.Request) -> web.Response:
             headers=files.stale_header(latest),
         )
 
-    return await waiting.answer(request, latest.watch, make)
+    return await waiting.answer(request, latest.watch, make, in_memory=True)
 
 
 async def _get_raw(request: web.Request) -> web.Response:
@@ -128,7 +128,7 @@ async def _get_raw(request: web.Request) -> web.Response:
             )
         return files.representation(found.content(), headers)
 
-    return await waiting.answer(request, latest.watch, make)
+    return await waiting.answer(request, latest.watch, make, in_memory=True)
 
 
 def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:

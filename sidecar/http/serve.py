@@ -20,6 +20,7 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import listening
 from sidecar.http.connection import Connection
+from sidecar.http.lane import LANE
 from sidecar.http.tls import Certificate
 from sidecar.http.waiting import Waits
 from sidecar.runtime import running, threads
@@ -186,6 +187,7 @@ async def _drain(
 ) -> None:
     """Become not ready, let that get around, stop listening, and finish what was begun."""
     running.start_draining()
+    LANE.forget()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     await asyncio.sleep(delay)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiohttp import web
 
-from sidecar.http import answers, problems
+from sidecar.http import answers, lane, problems
 from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.connection import Connection
+from sidecar.http.lane import LANE
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
@@ -39,14 +40,17 @@ async def answer(
     make: Make,
     *,
     recheck: float = WAIT_LIMIT,
+    in_memory: bool = False,
 ) -> web.Response:
     """Answer a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once it is something new.
 
     New is what the request's `If-None-Match` does not name, and any content where there was none.
     `recheck` is the number of seconds between looks for changes of which the watch does not tell.
+    `in_memory` says that there are none: then the answer can be remembered for the same request.
     """
     seconds = answers.wait_of(request)
     known = answers.if_none_match(request)
+    generation = LANE.generation
     found = await _attempt(make)
     if seconds is not None and _is_old(found, known):
         loop = asyncio.get_running_loop()
@@ -64,6 +68,8 @@ async def answer(
         raise found
     response = answers.respond(request, found)
     response.headers.update(applied)
+    if in_memory and seconds is None:
+        lane.offer(request, generation)
     return response
 
 
