@@ -123,7 +123,8 @@ def offer(request: web.Request, generation: int) -> None:
     """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
 
     `generation` is the lane's from before the handler looked at what it answers with.
+    A request that shows a token is never remembered: each time, the token is asked for anew.
     """
     protocol = request.protocol
-    if hasattr(protocol, "offered"):
+    if hasattr(protocol, "offered") and "Authorization" not in request.headers:
         protocol.offered = generation
