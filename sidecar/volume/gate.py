@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
@@ -268,6 +267,8 @@ def _json(text: str) -> list[Any]:
 
 
 def _toml(text: str) -> list[Any]:
+    import tomllib
+
     return [tomllib.loads(text)]
 
 
