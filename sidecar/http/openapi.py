@@ -6,9 +6,9 @@ What is described is in `descriptions`. https://spec.openapis.org/oas/v3.1.1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TypeAlias
 
+from sidecar import __version__
 from sidecar.http import answers, problems
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -23,7 +23,7 @@ def document(title: str, description: str, paths: Mapping[str, Object], *, token
     }
     whole: Object = {
         "openapi": "3.1.1",
-        "info": {"title": title, "description": description, "version": _version()},
+        "info": {"title": title, "description": description, "version": __version__},
         # Relative to this document, so it holds behind a prefix as well.
         "servers": [{"url": "."}],
         "paths": {path: _with_problems(operations) for path, operations in paths.items()},
@@ -132,10 +132,3 @@ def _problem_schema() -> Object:
 def _problem_response() -> Object:
     schema: Object = {"$ref": "#/components/schemas/Problem"}
     return content("What went wrong", problems.CONTENT_TYPE, schema)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("podsidecar")
-    except metadata.PackageNotFoundError:  # run from a directory that was never installed
-        return "0"
