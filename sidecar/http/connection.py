@@ -114,6 +114,12 @@ def _problem(status: int, exc: BaseException | None, message: str | None) -> web
                 "uri-too-long",
                 "the address is too long for one line; send large contents with PUT /files/NAME",
             )
+        case http_exceptions.InvalidURLError():
+            return problems.Problem(
+                "bad-request",
+                "the address holds a character that must be written as %XX"
+                " (curl does it with -G --data-urlencode content=TEXT)",
+            )
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
             _log.debug("cannot understand a request: %s", exc)
