@@ -1,4 +1,7 @@
-"""What a connection of ours does beyond aiohttp's: problems instead of tracebacks, a count, an orderly end.
+"""What a connection of ours does beyond aiohttp's.
+
+Problems instead of tracebacks, a count, an orderly end, answers from the lane,
+a limit for the head of a request, and no more to send than the client takes.
 
 It works beneath every application that `serve` runs, also one that knows nothing of `sidecar`.
 """
@@ -7,32 +10,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import http_exceptions, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from sidecar.http import guard as guards
 from sidecar.http import problems
-from sidecar.http.lane import LANE
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
     import asyncio
 
+    from aiohttp.streams import StreamReader
     from aiohttp.web_request import BaseRequest
+
+    from sidecar.http.guard import Guard
+    from sidecar.http.lane import Lane
 
 _log = logging.getLogger(__name__)
 
+_END = b"\r\n\r\n"
+
 
 class Connection(web.RequestHandler):
-    """The protocol of one connection; `all_` holds those that are open."""
+    """The protocol of one connection; `guard` holds those that are open.
 
-    __slots__ = ("_all", "_alone", "_at_boundary", "_lost", "offered")
+    What the parser has begun and not finished cannot be asked of it. So it is concluded from what went in and came out:
+    bytes that ended with an empty line, and of which the last came out as a request without a body,
+    leave it between two requests. In doubt it is held to be somewhere else.
+    """
+
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "offered")  # fmt: skip
 
     def __init__(
         self,
         server: web.Server,
-        all_: set[Connection],
+        guard: Guard,
+        lane: Lane | None,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -45,14 +61,20 @@ class Connection(web.RequestHandler):
             max_line_size=max_line_size,
             access_log=None,  # type: ignore[arg-type]  # None is what AppRunner documents for "off"
         )
-        self._all = all_
+        self._guard = guard
+        self._lane = lane
         self.offered: int | None = None
         """The lane's generation at which a handler has offered its answer to be remembered."""
+        self._clean = True
+        """The parser stands between two requests."""
         self._at_boundary = True
-        """All bytes so far were complete requests, and all of them have been answered."""
+        """The same, and all requests have been answered."""
         self._alone: bytes | None = None
         """The bytes of the request under way, if they came alone and complete."""
-        self._lost: dict[object, Callable[[], None]] = {}
+        self._body: StreamReader | None = None
+        """The body that is still coming in, as far as is known."""
+        self._refused = False
+        self._lost: dict[object, Callable[[], None]] | None = None
 
     @property
     def busy(self) -> bool:
@@ -61,35 +83,89 @@ class Connection(web.RequestHandler):
         return self._request_in_progress or bool(self._messages) or unsent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._all.add(self)
+        if self._guard.full:
+            self._refuse(transport)  # type: ignore[arg-type]  # a transport of a stream
+            return
+        self._guard.connections.add(self)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._guard.head_ends(self)
+        if self._refused:
+            self._refused = False
+            self._guard.refused_is_gone()
         super().connection_lost(exc)
-        self._all.discard(self)
-        for callback in list(self._lost.values()):
+        self._guard.connections.discard(self)
+        for callback in list((self._lost or {}).values()):
             callback()
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
         at_boundary = self._at_boundary
-        if at_boundary and self._waiter is not None and (wire := LANE.find(data)) is not None:
+        if (
+            at_boundary
+            and self._lane is not None
+            and (waiter := self._waiter) is not None
+            and not waiter.done()  # it is when the connection is being closed
+            and not self._paused
+            and (wire := self._lane.find(data)) is not None
+        ):
             self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             return
-        self._at_boundary = False
+        if self._force_close or self._close:
+            if self._refused and self.transport is not None:
+                self.transport.close()
+            return
+        self._at_boundary = self._clean = False
         self._alone = None
+        if self._upgraded:
+            super().data_received(data)
+            return
+        in_body = self._body is not None and not self._body.is_eof()
+        before = len(self._messages)
         super().data_received(data)
-        if at_boundary and len(self._messages) == 1 and _is_whole(data, self._messages[0]):
+        self._conclude(data, before, in_body=in_body)
+        if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
             self._alone = data
+
+    def pause_writing(self) -> None:
+        """Read no more from a client that does not take what it has asked for."""
+        super().pause_writing()
+        if not self._upgraded:
+            self._pause_transport_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._reading_paused and not self._buffer_paused:
+            self._resume_transport_reading()
+
+    def head_is_late(self) -> bool:
+        """Answer 408 and close, unless an earlier request is still being answered."""
+        transport = self.transport
+        if transport is None:
+            return True
+        if self._refused:
+            transport.close()
+            return True
+        if self._request_in_progress or self._messages:
+            return False
+        limit = self._guard.head_timeout
+        metrics.HTTP_REQUESTS_TOTAL.labels("408").inc()
+        transport.write(
+            guards.answer("request-timeout", f"the head was not complete after {limit:g} s")
+        )
+        self.force_close()
+        return True
 
     def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when the client has gone; returns what ends that."""
         key = object()
-        self._lost[key] = callback
+        lost = self._lost = self._lost or {}
+        lost[key] = callback
 
         def remove() -> None:
-            self._lost.pop(key, None)
+            lost.pop(key, None)
 
         return remove
 
@@ -108,15 +184,52 @@ class Connection(web.RequestHandler):
             undecided = "Expect" in request.headers and not request.content.is_eof()
             if running.draining() or undecided:
                 answer.force_close()
+        if self._paused:
+            # aiohttp waits for a client only within one long answer, not between many short ones.
+            await self._drain_helper()
         offered, self.offered = self.offered, None
         sent, reset = await super().finish_response(request, resp, start_time)
-        if self._alone is not None and not reset:
-            # Nothing has come since, so the parser stands between two requests.
+        if self._clean and not self._messages and not reset:
             self._at_boundary = True
-            if offered is not None and sent.keep_alive and isinstance(sent, web.Response):
-                LANE.keep(self._alone, sent, offered)
+            if (
+                offered is not None
+                and self._lane is not None
+                and self._alone is not None
+                and isinstance(sent, web.Response)
+            ):
+                self._lane.keep(self._alone, request, sent, offered)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
+
+    def _conclude(self, data: bytes, before: int, *, in_body: bool) -> None:
+        """Conclude from bytes, and from what has come out of the parser for them, where it stands."""
+        held_back = self._upgraded or self._buffer_paused or self._reading_paused
+        if len(self._messages) == before:
+            if data and not in_body and not held_back:
+                self._guard.head_begins(self)  # only a head can have taken them
+            return
+        self._guard.head_ends(self)
+        message: Any
+        message, payload = self._messages[-1]
+        self._body = None if payload is EMPTY_PAYLOAD else payload
+        if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
+            return
+        self._clean = data.endswith(_END) and not message.upgrade
+        if data and not self._clean:
+            self._guard.head_begins(self)
+
+    def _resume_transport_reading(self) -> None:
+        if not self._paused:
+            super()._resume_transport_reading()
+
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        self._force_close = True
+        if not self._guard.refuse(transport):
+            transport.close()
+            return
+        self._refused = True
+        self.transport = transport
+        self._guard.head_begins(self)
 
     def handle_error(
         self,
@@ -129,28 +242,25 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
-        answer = problems.plain(_problem(status, exc, message))
+        answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
 
 
-def _is_whole(data: bytes, message: object) -> bool:
-    """Whether the bytes are one request without a body, from its first to its last byte."""
-    return (
-        data.endswith(b"\r\n\r\n")
-        and data.startswith((b"GET ", b"HEAD "))
-        and data.count(b"\r\n\r\n") == 1
-        and isinstance(message, tuple)
-        and message[1] is EMPTY_PAYLOAD
-    )
-
-
-def _problem(status: int, exc: BaseException | None, message: str | None) -> web.HTTPException:
+def _problem(
+    status: int, exc: BaseException | None, message: str | None, longest_line: int
+) -> web.HTTPException:
     match exc:
-        case http_exceptions.LineTooLong(args=(line, *_)) if _is_request_line(line):
+        case http_exceptions.LineTooLong(args=(_, limit, *_)):
+            kind = "uri-too-long" if limit == longest_line else "head-too-large"
             return problems.Problem(
-                "uri-too-long",
-                "the address is too long for one line; send large contents with PUT /files/NAME",
+                kind, f"it has more than {limit} bytes; send large contents with PUT /files/NAME"
+            )
+        case http_exceptions.InvalidURLError():
+            return problems.Problem(
+                "bad-request",
+                "the address holds a character that must be written as %XX"
+                " (curl does it with -G --data-urlencode content=TEXT)",
             )
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
@@ -161,8 +271,3 @@ def _problem(status: int, exc: BaseException | None, message: str | None) -> web
             return problems.UntypedProblem(status, "the request has taken too long")
         case _:
             return problems.internal_error(exc or RuntimeError(message))
-
-
-def _is_request_line(line: object) -> bool:
-    text = line.decode("latin-1") if isinstance(line, bytes) else str(line)
-    return text.startswith("/")

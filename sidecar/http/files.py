@@ -9,6 +9,7 @@ So a browser is told to take each as the type that is said, and to run nothing i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import mimetypes
 import os
@@ -26,9 +27,9 @@ from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.follow import Latest
 from sidecar.volume import snapshot as snapshots
-from sidecar.volume import store
+from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
-from sidecar.volume.store import Entry
+from sidecar.volume.terms import Entry
 from sidecar.volume.volume import Volume
 from sidecar.volume.watch import WatchMode
 
@@ -36,7 +37,11 @@ SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE: Final = "Sidecar-Stale"
 """The header that says why the content may be out of date; it is absent while it is not."""
 
-_DISK_RECHECK = 1.0
+NAME: Final = r"{name:[\s\S]+}"
+"""The part of a route that takes any name, for it to be judged here and not by a pattern."""
+
+_DISK_RECHECK = 0.25
+_SAMPLE = 64 << 10
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -96,7 +101,7 @@ def files_app(
     app[SHELF] = Shelf(None, {} if trusted else SANDBOX)
     app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
-        [web.get("", list_files), web.get("/", list_files), web.get("/{name:.+}", get_file)]
+        [web.get("", list_files), web.get("/", list_files), web.get(f"/{NAME}", get_file)]
     )
     return app
 
@@ -118,12 +123,17 @@ async def get_file(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         try:
-            content = await _content(shelf, latest, store.check_name(name))
+            content = await _content(shelf, latest, terms.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
         return representation(content, {**shelf.headers, **stale_header(latest)})
 
-    return await waiting.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
+    def in_memory() -> bool:
+        return name in latest.snapshot
+
+    return await waiting.answer(
+        request, latest.watch, make, recheck=_DISK_RECHECK, in_memory=in_memory
+    )
 
 
 def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:
@@ -213,10 +223,13 @@ async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:
 
 
 def _is_text(data: bytes) -> bool:
-    if b"\0" in data:
+    """Tell by the beginning whether it is UTF-8 text: enough for a guess, whatever the size."""
+    beginning = data[:_SAMPLE]
+    if b"\0" in beginning:
         return False
     try:
-        data.decode()
+        # Not final unless it is the whole: the sample may end in the middle of a character.
+        codecs.utf_8_decode(beginning, "strict", len(data) <= _SAMPLE)
     except UnicodeDecodeError:
         return False
     return True

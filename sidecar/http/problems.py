@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from sidecar import _errors
+from sidecar.http import lane
 from sidecar.volume import snapshot as snapshots
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
     "unsupported-coding": Kind(415, "The content coding is not supported"),
     "range-not-satisfiable": Kind(416, "The range lies outside the content"),
     "expectation-failed": Kind(417, "The expectation cannot be met"),
+    "head-too-large": Kind(431, "A header is too long"),
     # Publishing
     "version-conflict": Kind(412, "Somebody else has published first"),
     "content-refused": Kind(422, "The content is refused"),
@@ -66,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
     # Reading
     "nothing-published": Kind(503, "Nothing has been published yet"),
     # The service itself
+    "too-many-connections": Kind(503, "Too many connections"),
     "internal-error": Kind(500, "The service has failed"),
     "not-live": Kind(503, "Not alive"),
     "not-ready": Kind(503, "Not ready"),
@@ -174,6 +177,7 @@ def internal_error(error: BaseException) -> Problem:
     )
 
 
+@lane.transparent
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""

@@ -73,7 +73,7 @@ def reader_app(
             web.get("/", _get_content),
             web.get("/raw", _get_raw),
             web.get("/files", files.list_files),
-            web.get("/files/{name:.+}", files.get_file),
+            web.get(f"/files/{files.NAME}", files.get_file),
             *ops.ops_routes(lambda: descriptions.reader(token=tokens is not None)),
         ]
     )
@@ -110,7 +110,7 @@ async def _get_content(request: web.Request) -> web.Response:
             headers=files.stale_header(latest),
         )
 
-    return await waiting.answer(request, latest.watch, make, in_memory=True)
+    return await waiting.answer(request, latest.watch, make, in_memory=lambda: True)
 
 
 async def _get_raw(request: web.Request) -> web.Response:
@@ -128,7 +128,7 @@ async def _get_raw(request: web.Request) -> web.Response:
             )
         return files.representation(found.content(), headers)
 
-    return await waiting.answer(request, latest.watch, make, in_memory=True)
+    return await waiting.answer(request, latest.watch, make, in_memory=lambda: True)
 
 
 def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,6 @@ from aiohttp import web
 from sidecar.http import answers, lane, problems
 from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.connection import Connection
-from sidecar.http.lane import LANE
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ async def answer(
     make: Make,
     *,
     recheck: float = WAIT_LIMIT,
-    in_memory: bool = False,
+    in_memory: Callable[[], bool] = lambda: False,
 ) -> web.Response:
     """Answer a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once it is something new.
 
     New is what the request's `If-None-Match` does not name, and any content where there was none.
     `recheck` is the number of seconds between looks for changes of which the watch does not tell.
-    `in_memory` says that there are none: then the answer can be remembered for the same request.
+    `in_memory` says whether there are none: then the answer can be remembered for the same request.
     """
     seconds = answers.wait_of(request)
     known = answers.if_none_match(request)
-    generation = LANE.generation
+    generation = lane.generation()
     found = await _attempt(make)
     if seconds is not None and _is_old(found, known):
         loop = asyncio.get_running_loop()
@@ -68,7 +68,8 @@ async def answer(
         raise found
     response = answers.respond(request, found)
     response.headers.update(applied)
-    if in_memory and seconds is None:
+    # A date that is still to come is sent as the present one, so it would be another each time.
+    if seconds is None and found.modified <= time.time() and in_memory():
         lane.offer(request, generation)
     return response
 

@@ -74,6 +74,15 @@ def test_a_signal_stops_both_and_removes_the_directory(
     assert process.output.rstrip().endswith(READY)
 
 
+def test_ctrl_c_reaches_the_servers_once(demo: StartProcess) -> None:
+    """A terminal sends SIGINT to all its processes: a second signal would end the servers without draining."""
+    process = demo("--log-level", "info")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 0
+    assert process.output.count("SIGTERM: draining") == 2
+    assert "SIGINT" not in process.output
+
+
 def test_children_end_even_if_the_demo_is_killed(demo: StartProcess, wait_for: WaitFor) -> None:
     """SIGKILL leaves no servers behind that hold the ports."""
     process = demo()

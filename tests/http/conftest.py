@@ -19,7 +19,10 @@ async def client() -> AsyncIterator[MakeClient]:
     async with AsyncExitStack() as stack:
 
         async def make(app: web.Application) -> Client:
-            return await stack.enter_async_context(TestClient(TestServer(app)))
+            one: Client = TestClient(TestServer(app))
+            stack.push_async_callback(one.close)
+            await one.start_server()
+            return one
 
         yield make
 
