@@ -242,7 +242,12 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
-        answer = problems.plain(_problem(status, exc, message, self.max_line_size))
+        if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
+            # aiohttp cannot say what it does not understand where that is no text.
+            refused = web.HTTPExpectationFailed(text="this cannot be expected")
+            answer = problems.plain(problems.from_http(refused, request.path))
+        else:
+            answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
 
