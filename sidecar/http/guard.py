@@ -16,6 +16,7 @@ from typing import Protocol
 
 from sidecar.http import problems
 from sidecar.runtime import metrics
+from sidecar.runtime.logging import rate_limited
 
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""
@@ -28,7 +29,7 @@ _LINGERING = 64
 """Refused connections at a time that are held until their answer can be read."""
 _SAID_EVERY = 10.0
 
-_log = logging.getLogger(__name__)
+_log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
 
 
 class Guarded(Protocol):
@@ -55,7 +56,6 @@ class Guard:
         self._heads: dict[Guarded, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._lingering = 0
-        self._said_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Guard connections={len(self.connections)} heads={len(self._heads)}>"
@@ -85,14 +85,11 @@ class Guard:
         The caller closes once the client has said something, or says nothing for long:
         at a connection that is closed with unread bytes the kernel drops the answer as well.
         """
-        now = time.monotonic()
-        if now - self._said_at > _SAID_EVERY:
-            self._said_at = now
-            _log.warning(
-                "refusing connections: %d are open, and more are not allowed"
-                " (see --max-connections, and `ulimit -n`)",
-                len(self.connections),
-            )
+        _log.warning(
+            "refusing connections: %d are open, and more are not allowed"
+            " (see --max-connections, and `ulimit -n`)",
+            len(self.connections),
+        )
         metrics.HTTP_REQUESTS_TOTAL.labels("503").inc()
         if self._lingering >= _LINGERING:
             return False
