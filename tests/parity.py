@@ -261,6 +261,8 @@ def conversations(seed: int, count: int, etag: str) -> Iterator[tuple[list[bytes
 
 def _one(chance: random.Random, known: Sequence[bytes]) -> bytes:
     draw = chance.random()
+    if draw < 0.08:  # the beginning of the next one in the same piece
+        return chance.choice(known) + chance.choice(known)[: chance.randrange(1, 40)]
     if draw < 0.45:
         return chance.choice(known)
     base = chance.choice(VECTORS) if draw < 0.65 else chance.choice(known)
