@@ -1,7 +1,6 @@
 """What a connection of ours does beyond aiohttp's.
 
-Problems instead of tracebacks, a count, an orderly end, answers from the lane,
-a limit for the head of a request, and no more to send than the client takes.
+Problems instead of tracebacks, a count, an orderly end, answers from the lane, a limit for the head of a request.
 
 It works beneath every application that `serve` runs, also one that knows nothing of `sidecar`.
 """
@@ -107,7 +106,7 @@ class Connection(web.RequestHandler):
             and self._lane is not None
             and (waiter := self._waiter) is not None
             and not waiter.done()  # it is when the connection is being closed
-            and not self._paused
+            and not self._paused  # aiohttp waits for a client that does not take its answers
             and (wire := self._lane.find(data)) is not None
         ):
             self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
@@ -128,17 +127,6 @@ class Connection(web.RequestHandler):
         self._conclude(data, before, in_body=in_body)
         if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
             self._alone = data
-
-    def pause_writing(self) -> None:
-        """Read no more from a client that does not take what it has asked for."""
-        super().pause_writing()
-        if not self._upgraded:
-            self._pause_transport_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self._reading_paused and not self._buffer_paused:
-            self._resume_transport_reading()
 
     def head_is_late(self) -> bool:
         """Answer 408 and close, unless an earlier request is still being answered."""
@@ -184,9 +172,6 @@ class Connection(web.RequestHandler):
             undecided = "Expect" in request.headers and not request.content.is_eof()
             if running.draining() or undecided:
                 answer.force_close()
-        if self._paused:
-            # aiohttp waits for a client only within one long answer, not between many short ones.
-            await self._drain_helper()
         offered, self.offered = self.offered, None
         sent, reset = await super().finish_response(request, resp, start_time)
         if self._clean and not self._messages and not reset:
@@ -217,10 +202,6 @@ class Connection(web.RequestHandler):
         self._clean = data.endswith(_END) and not message.upgrade
         if data and not self._clean:
             self._guard.head_begins(self)
-
-    def _resume_transport_reading(self) -> None:
-        if not self._paused:
-            super()._resume_transport_reading()
 
     def _refuse(self, transport: asyncio.Transport) -> None:
         self._force_close = True

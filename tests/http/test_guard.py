@@ -86,12 +86,10 @@ async def test_an_idle_connection_is_not_taken_for_a_slow_one(
     one = await served(app, head_timeout=0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     writer.write(request_)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.5):
-            while await reader.read(1000):
-                pass
-    writer.write(ASK)
-    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.5)  # five times the limit
+    writer.write(ASK.replace(b"/ ", b"/nothing "))
+    while b" 404 " not in (head := await reader.readuntil(b"\r\n\r\n")):
+        assert b" 408 " not in head
     writer.close()
 
 
@@ -208,17 +206,18 @@ async def test_a_thousand_slow_heads_slow_nobody_else_down(
         return time.monotonic() - begun
 
     tasks = [asyncio.create_task(slow()) for _ in range(1000)]
+    await asyncio.sleep(1)  # until all are connected: that is the work of this process
     reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
     times = []
-    while not all(task.done() for task in tasks):
+    while not any(task.done() for task in tasks):
         begun = time.perf_counter()
         writer.write(ASK)
         await reader.readuntil(b'"123"')
         times.append(time.perf_counter() - begun)
         await asyncio.sleep(0.005)
     writer.close()
-    lasted = [task.result() for task in tasks]
-    assert 2.9 < min(lasted)
+    lasted = await asyncio.gather(*tasks)
+    assert min(lasted) > 2.9
     assert max(lasted) < 4.0 + 1.0, "the limit, a second, and another for this machine"
     p99 = statistics.quantiles(times, n=100)[98]
     assert p99 < 0.25, f"{p99 * 1e3:.1f} ms"

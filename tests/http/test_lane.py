@@ -340,6 +340,23 @@ async def test_who_does_not_read_is_not_sent_more(
     await eventually(lambda: unsent() == 0)
 
 
+async def test_the_lane_answers_nobody_who_does_not_read(fast: Peer) -> None:
+    """What the transport cannot get rid of is not added to: aiohttp waits after one answer."""
+    await fast.talk([ASK] * 3, eager=False)
+    wire = fast.connect()
+    await settled(wire)
+    wire.protocol.pause_writing()
+    for _ in range(20):
+        wire.protocol.data_received(ASK)
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert wire.written.count(b"HTTP/1.1 200") == 1
+    wire.protocol.resume_writing()
+    await settled(wire)
+    assert wire.written.count(b"HTTP/1.1 200") == 20
+    wire.close()
+
+
 def unsent() -> int:
     """Return the bytes that wait in the connections of this process."""
     found = [one for one in gc.get_objects() if isinstance(one, Connection)]
