@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import http_exceptions, web
 from aiohttp.http import RawRequestMessage
@@ -33,6 +33,16 @@ _log = logging.getLogger(__name__)
 _END = b"\r\n\r\n"
 
 
+class Taker(Protocol):
+    """Who has taken a connection over."""
+
+    def resumed(self) -> None:
+        """All that was written has been sent, after it could not be for a while."""
+
+    def lost(self) -> None:
+        """The connection is gone."""
+
+
 class Connection(web.RequestHandler):
     """The protocol of one connection; `guard` holds those that are open.
 
@@ -41,7 +51,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "offered")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "_taken", "_taker", "offered")  # fmt: skip
 
     def __init__(
         self,
@@ -73,12 +83,15 @@ class Connection(web.RequestHandler):
         self._body: StreamReader | None = None
         """The body that is still coming in, as far as is known."""
         self._refused = False
+        self._taker: Taker | None = None
+        self._taken: asyncio.Transport | None = None
         self._lost: dict[object, Callable[[], None]] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered, or an answer has not left this process yet."""
-        unsent = self.transport is not None and self.transport.get_write_buffer_size() > 0
+        transport = self.transport or self._taken
+        unsent = transport is not None and transport.get_write_buffer_size() > 0
         return self._request_in_progress or bool(self._messages) or unsent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,6 +110,9 @@ class Connection(web.RequestHandler):
         self._guard.connections.discard(self)
         for callback in list((self._lost or {}).values()):
             callback()
+        if self._taker is not None:
+            self._taken = None
+            self._taker.lost()
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
@@ -127,6 +143,25 @@ class Connection(web.RequestHandler):
         self._conclude(data, before, in_body=in_body)
         if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
             self._alone = data
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taker is not None:
+            self._taker.resumed()
+
+    def take(self, taker: Taker) -> asyncio.Transport | None:
+        """Hand the connection over for good, when an answer that has no end has begun; None if it is gone.
+
+        aiohttp holds two tasks, a request and an answer as long as a handler runs: twice of what the connection needs.
+        So the handler returns, its answer calls this instead of ending, and aiohttp finds nothing to close.
+        """
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            self._taken, self._taker = transport, taker
+            self._close = True  # what the client still says is dropped
+            self._messages.clear()
+            self._parser = None
+        return transport
 
     def head_is_late(self) -> bool:
         """Answer 408 and close, unless an earlier request is still being answered."""

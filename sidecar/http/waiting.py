@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from aiohttp import web
 
@@ -74,6 +74,12 @@ async def answer(
     return response
 
 
+class Rings(Protocol):
+    """What is rung when waiting is over."""
+
+    def ring(self) -> None: ...
+
+
 class Waits:
     """The waiting requests of one application."""
 
@@ -81,7 +87,7 @@ class Waits:
 
     def __init__(self) -> None:
         self._over = False
-        self._bells: set[Bell] = set()
+        self._bells: set[Rings] = set()
         self._everywhere.add(self)
 
     def __repr__(self) -> str:
@@ -102,10 +108,18 @@ class Waits:
                 stack.callback(watch.subscribe(bell.ring))
             if isinstance(request.protocol, Connection):
                 stack.callback(request.protocol.on_lost(bell.ring))
-            self._bells.add(bell)
-            stack.callback(self._bells.discard, bell)
+            self.add(bell)
+            stack.callback(self.discard, bell)
             with metrics.SUBSCRIBERS.track_inprogress():
                 yield bell
+
+    def add(self, bell: Rings) -> None:
+        """Ring this one, too."""
+        self._bells.add(bell)
+
+    def discard(self, bell: Rings) -> None:
+        """Do so no longer."""
+        self._bells.discard(bell)
 
     def ring(self) -> None:
         """Let every waiting request look again."""
