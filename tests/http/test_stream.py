@@ -198,16 +198,18 @@ async def test_at_the_end_of_the_process_the_stream_ends(one: Served, listen: Op
 
 
 async def test_who_comes_while_the_process_ends_gets_the_content_and_the_end(
-    served: Serve, app: web.Application, eventually: Eventually
+    served: Serve, app: web.Application
 ) -> None:
     """Not an error, at which a browser would give up."""
-    one = await served(app, drain_delay=0.5)
+    one = await served(app, drain_delay=2.0)
     one.task.cancel()
+    begun = time.monotonic()
     await asyncio.sleep(0.05)
     source = await EventSource.open(one.port)
     assert await source.next() == content("1")
     assert await source.next() is None
     assert source.ended
+    assert time.monotonic() - begun < 1.5, "at once, not with the others"
     source.close()
 
 
