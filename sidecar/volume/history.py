@@ -175,7 +175,7 @@ def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
 def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
     with contextlib.suppress(OSError):
         status = beneath.stat_beneath(dir_fd, name)
-        yield Version(current, status.st_mtime, status.st_size, 1, True, name)
+        yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)
 
 
 def _lstat(dir_fd: int, name: str) -> os.stat_result:

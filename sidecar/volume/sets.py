@@ -122,7 +122,7 @@ class FileSet:
                 atomic.remove_tree(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
         self._retire(fd, generation)
-        modified = generations.stamp_of(generation) / 1e9
+        modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
     def _build(self, fd: int, wanted: _Wanted) -> str:
@@ -232,6 +232,14 @@ class _Wanted:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _newest(fd: int, generation: str, names: Collection[str]) -> float:
+    """Return the time that readers see of what was published."""
+    with contextlib.suppress(OSError):
+        times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
+        return max(times, default=generations.stamp_of(generation)) / 1e9
+    return time.time()
 
 
 def _versions(sighting: Sighting) -> dict[str, str]:
