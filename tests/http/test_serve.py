@@ -337,6 +337,8 @@ async def test_a_long_answer_to_a_slow_client_is_not_cut_off(
     while chunk := await reader.read(1 << 18):
         received += len(chunk)
         await asyncio.sleep(0.002)
+        if received < 8 << 20:
+            assert not stopping.done()
     assert received == 32 << 20
     await stopping
     writer.close()
