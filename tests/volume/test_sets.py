@@ -344,6 +344,15 @@ async def test_loose_files_become_a_set(volume: Volume, tmp_path: Path) -> None:
     assert temporary_in(tmp_path) == []
 
 
+async def test_a_set_of_the_very_files_that_lie_there_is_still_to_be_made(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Loose files do not change together."""
+    await volume.put("config", "same")
+    assert (await volume.publish({"config": "same"}, if_none_match="*")).changed
+    assert os.readlink(tmp_path / "config") == "..data/config"
+
+
 @pytest.mark.parametrize("theirs", ["file", "link", "deep"])
 async def test_a_directory_with_other_files_is_not_replaced(
     volume: Volume, tmp_path: Path, theirs: str
