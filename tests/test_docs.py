@@ -189,7 +189,9 @@ def test_every_problem_is_documented_with_its_status() -> None:
     """The table of docs/http.md and the table in the code say the same."""
     from sidecar.http.problems import KINDS
 
-    rows = re.findall(r"^\| (`[^|]+`) \| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (`[^|]+`) \| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.MULTILINE
+    )
     documented = {
         name: int(status) for cell, status in rows for name in re.findall("`([^`]+)`", cell)
     }
