@@ -252,6 +252,8 @@ class Watch(Generic[T]):
                 pause = await self._round(state, by_hint=by_hint)
                 self._looked.set()
                 self._death = None
+                if self._eye.moved:
+                    continue  # the path means another directory by now: watch that one
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await wake.wait()
