@@ -103,6 +103,13 @@ class FileSet:
             self._mend_links(fd, list(self.see(fd).snapshot))
             self._retire(fd, atomic.in_force(fd) or "")
 
+    def retire_early(self, fd: int) -> bool:
+        """Take generations into the history before their grace is over, all but the newest of them."""
+        early = _retiring(fd, atomic.in_force(fd) or "")[:-1]
+        for entry in early:
+            history.retire(fd, entry, self._settings.keep)
+        return bool(early)
+
     def _put_in_force(
         self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
     ) -> Publication:
@@ -195,8 +202,7 @@ class FileSet:
     def _retire(self, fd: int, current: str) -> None:
         """Move generations whose grace is over into the history, oldest first."""
         with contextlib.suppress(OSError):
-            entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION)]
-            retiring = sorted((e for e in entries if e != current), key=generations.stamp_of)
+            retiring = _retiring(fd, current)
             over = time.time_ns() - int(self._settings.grace * 1e9)
             followers = [*retiring, current][1:]
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
@@ -233,6 +239,12 @@ class _Wanted:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _retiring(fd: int, current: str) -> list[str]:
+    """Return the generations that are out of force, oldest first."""
+    entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION) and e != current]
+    return sorted(entries, key=generations.stamp_of)
 
 
 def _newest(fd: int, generation: str, names: Collection[str]) -> float:

@@ -208,10 +208,11 @@ class Volume:
         ...         await volume.put("large.bin", upload)
         """
         await self._prepare_once()
-        upload = Upload(self._path, self._max_size if limit is None else min(limit, self._max_size))
+        most = self._max_size if limit is None else min(limit, self._max_size)
+        upload = Upload(self._store, self._path, most)
         try:
             order = Order()
-            opening = threads.in_thread(upload.open, self._store, order)
+            opening = threads.in_thread(upload.open, order)
             await _to_its_end(opening, order.withdraw)
             yield upload
         finally:
@@ -347,7 +348,8 @@ class Volume:
 class Upload:
     """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
 
-    def __init__(self, directory: str, limit: int) -> None:
+    def __init__(self, where: store.Store, directory: str, limit: int) -> None:
+        self._store = where
         self._staged: atomic.Staged | None = None
         self._directory = directory
         self._limit = limit
@@ -399,8 +401,19 @@ class Upload:
                 self._file = _streaming(staged.fd)
             view = memoryview(data)
             while view:
-                view = view[await _to_its_end(self._file.write(view)) :]
+                view = view[await self._write_some(view) :]
         staged.size += len(data)
+
+    async def _write_some(self, view: memoryview) -> int:
+        """Write what fits; on a full volume older versions give way to a content that is coming in."""
+        try:
+            return int(await _to_its_end(self._file.write(view)))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not await threads.in_thread(self._store.make_room):
+                raise
+        return int(await _to_its_end(self._file.write(view)))
 
     def take(self) -> tuple[atomic.Staged, str]:
         """Return the flushed file and its version.
@@ -416,9 +429,9 @@ class Upload:
             )
         return staged, self.version
 
-    def open(self, where: store.Store, order: Order) -> None:
+    def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
-        self._staged = where.stage(order)
+        self._staged = self._store.stage(order)
 
     async def end(self) -> None:
         """Remove what was not published, whatever happens."""
