@@ -210,7 +210,7 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
 
 
 def close(fd: int) -> None:
-    """Give back what was only read: an error says nothing about it, and the descriptor is gone; see close(2)."""
+    """Give back what was only read: an error says nothing about it, and the descriptor is gone anyway."""
     with contextlib.suppress(OSError):
         os.close(fd)
 

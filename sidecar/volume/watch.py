@@ -18,8 +18,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, overload
 
@@ -39,6 +39,8 @@ _SETTLE = 1.0
 _PATIENCE = 10.0
 #: At the start a file younger than this may still be in the hands of a plain writer.
 _YOUNG = 0.2
+#: Seconds that a closed file must be still: its writer's next write shows before its event does.
+_CONFIRM = 0.005
 _UNSETTLED_PAUSE = 0.002
 _REARM_AFTER = 5.0
 _HANGING = 30.0
@@ -134,6 +136,11 @@ class Watch(Generic[T]):
     def mode(self) -> events.Mode:
         """Where hints come from at present."""
         return self._hints.mode
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has entered it."""
+        return self._users > 0
 
     @property
     def failure(self) -> str | None:
@@ -236,7 +243,7 @@ class Watch(Generic[T]):
         """Look, judge, tell, and wait for a hint or for the clock: one round after the other."""
         state = _State(seen=_Seen())
         wake = asyncio.Event()
-        with self._listening(state, wake):
+        try:
             while True:
                 by_hint = state.seen.anything
                 wake.clear()
@@ -245,13 +252,18 @@ class Watch(Generic[T]):
                 pause = await self._round(state, by_hint=by_hint)
                 self._looked.set()
                 self._death = None
+                if self._eye.moved:
+                    continue  # the path means another directory by now: watch that one
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await wake.wait()
+        finally:
+            self._deafen(state)
 
     async def _round(self, state: _State, *, by_hint: bool) -> float:
         """Look once and act on it; return the seconds until the next look without a hint."""
         before, state.seen.anything = state.before, False
+        state.seen.touched.clear()
         state.hinted = state.hinted or by_hint
         self._busy_since = time.monotonic()
         try:
@@ -275,6 +287,8 @@ class Watch(Generic[T]):
             self._take(verdict.accept, state)
             state.hinted = False
         state.unsure = verdict.pause is not None
+        if state.seen.anything:
+            return 0.0  # there were events during the look
         return min(self._recheck, verdict.pause if verdict.pause is not None else self._recheck)
 
     def _take(self, sighting: Sighting, state: _State) -> None:
@@ -289,7 +303,7 @@ class Watch(Generic[T]):
             return
         try:
             value: Any = self._schema(found) if self._schema is not None else None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever a user's schema raises is a refusal)
             state.refused = found.version
             metrics.WATCH_ERRORS_TOTAL.inc()
             self._set_problem(
@@ -322,13 +336,6 @@ class Watch(Generic[T]):
         self._problem = problem
         if tell:
             self._tell()
-
-    @contextmanager
-    def _listening(self, state: _State, wake: asyncio.Event) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._deafen(state)
 
     def _deafen(self, state: _State) -> None:
         if state.reader is not None:
@@ -469,7 +476,7 @@ async def shared(
         async with one:
             yield one
     finally:
-        if not one._users:
+        if not one.in_use:
             _shared.pop(key, None)
 
 
@@ -596,9 +603,12 @@ class _Seen:
     """What events have told since the last content was accepted."""
 
     anything: bool = True
+    touched: set[str] = field(default_factory=set)
+    """Names written or closed since the look began: what was read may be from the middle of that."""
     begun: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
-    complete: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set)
 
     def add(self, activity: events.Activity) -> None:
         if activity.lost:
@@ -607,14 +617,16 @@ class _Seen:
         for kind, raws in (
             (self.begun, activity.created),
             (self.open, activity.written),
-            (self.complete, activity.closed | activity.replaced),
+            (self.closed, activity.closed),
+            (self.replaced, activity.replaced),
         ):
             for name in map(os.fsdecode, raws):
                 self._forget(name)
                 kind.add(name)
+        self.touched |= set(map(os.fsdecode, activity.written | activity.closed))
 
     def _forget(self, name: str) -> None:
-        for kind in (self.begun, self.open, self.complete):
+        for kind in (self.begun, self.open, self.closed, self.replaced):
             kind.discard(name)
 
     def lost(self) -> None:
@@ -622,7 +634,12 @@ class _Seen:
         self.anything = True
         self.begun.clear()
         self.open.clear()
-        self.complete.clear()
+        self.forget_complete()
+
+    def forget_complete(self) -> None:
+        """What is known to be complete has been read: the next change needs an event of its own."""
+        self.closed.clear()
+        self.replaced.clear()
 
 
 @dataclass
@@ -642,7 +659,7 @@ class _State:
 
     def accepted(self, sighting: Sighting) -> None:
         self.before = sighting
-        self.seen.complete.clear()
+        self.seen.forget_complete()
 
 
 @dataclass(frozen=True)
@@ -685,7 +702,8 @@ def _doubts(sighting: Sighting, state: _State, mode: events.Mode) -> dict[str, f
     """Return the names that may be in the middle of a rewrite, and how long they must be still."""
     seen, signatures = state.seen, sighting.mark.signatures
     if state.before is not None:
-        doubts = dict.fromkeys((sighting.in_place | sighting.appeared) - seen.complete, _SETTLE)
+        changed = (sighting.in_place | sighting.appeared) - seen.replaced
+        doubts = {name: _patience(name, signatures[name], seen) for name in changed}
     elif mode == "poll":
         doubts = {}
     else:
@@ -695,7 +713,18 @@ def _doubts(sighting: Sighting, state: _State, mode: events.Mode) -> dict[str, f
             doubts.pop(name, None)  # not written since it was made, and not empty: a link
         else:
             doubts[name] = _SETTLE
+    doubts |= dict.fromkeys(seen.touched & signatures.keys(), _SETTLE)
     return doubts | dict.fromkeys(seen.open & signatures.keys(), _PATIENCE)
+
+
+def _patience(name: str, signature: beneath.Signature, seen: _Seen) -> float:
+    """Return how long a file that was written in place must be still to be taken for complete.
+
+    After its writer closed it: a moment, as the kernel shows the bytes of a write before it sends the event.
+    Empty: longer, for a truncation on a busy disk shows long before its event, and is nearly always the first half.
+    """
+    closed = name in seen.closed and signature.size > 0
+    return _CONFIRM if closed else _SETTLE
 
 
 def _is_young(signature: beneath.Signature) -> bool:
