@@ -61,11 +61,28 @@ async def test_one_byte_now_and_then_wins_no_time(served: Serve, app: web.Applic
     one = await served(app, head_timeout=0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     begun = time.monotonic()
+    writer.write(b"GET / HTTP/1.1\r\nX: ")
+    answer = asyncio.create_task(reader.read())
     async with asyncio.timeout(5):
-        while not reader.at_eof():
-            writer.write(b"G" if begun == 0 else b"X")
-            await asyncio.wait({asyncio.create_task(reader.read(1000))}, timeout=0.02)
+        while not answer.done():
+            writer.write(b"x")
+            await asyncio.wait({answer}, timeout=0.02)
     assert time.monotonic() - begun < 1.3
+    assert answer.result().startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+async def test_a_slow_body_is_not_a_slow_head(served: Serve, app: web.Application) -> None:
+    """An upload takes the time it takes."""
+    one = await served(app, head_timeout=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        writer.write(b"x")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b" 408 " not in answer
     writer.close()
 
 
@@ -143,6 +160,7 @@ async def test_one_connection_too_many_is_told_so(
     assert all(b"/problems/too-many-connections" in answer for answer in told)
     assert all(answer in (b"", *told) for answer in refused)
     assert [r.message.partition(":")[0] for r in caplog.records] == ["refusing connections"]
+    assert (await talk(one.port, ASK)).startswith(b"HTTP/1.1 503 "), "those are gone, there is room"
     held[0][1].close()
 
     async def again() -> bool:

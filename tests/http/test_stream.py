@@ -13,13 +13,14 @@ from typing import TypeAlias
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from eventsource import Event, EventSource, Parser
 from httpkit import MakeClient, Serve, Served
 from sidecar.http import reader as readers
 from sidecar.http import stream as streams
 from sidecar.http.reader import reader_app
-from sidecar.http.stream import Stream
+from sidecar.http.stream import Stream, Subscriber
 from sidecar.runtime import metrics
 from sidecar.volume.snapshot import version_of
 from support import Eventually, StartProcess
@@ -281,6 +282,35 @@ async def test_a_thousand_changes_a_second_end_on_the_last_for_all(
         return count
 
     assert len(await asyncio.gather(*map(last, sources))) == 200
+
+
+async def test_a_change_while_one_is_being_welcomed_is_not_missed(
+    listen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been told of the content before, and was not among the others yet when they were told of the next."""
+    first = await listen()
+    assert await first.next() == content("1")
+    take = Stream.take
+
+    async def image() -> tuple[str, bytes]:
+        return tag("2"), b'"2"'
+
+    def late(stream: Stream, subscriber: Subscriber) -> None:
+        monkeypatch.setattr(stream._source, "image", image)
+        stream._now = stream._now._replace(etag=tag("2"), image=b'"2"')
+        take(stream, subscriber)
+
+    monkeypatch.setattr(Stream, "take", late)
+    second = await listen()
+    assert [await second.next(), await second.next(2)] == [content("1"), content("2")]
+
+
+async def test_a_reason_with_an_odd_name_in_it_can_be_told(app: web.Application) -> None:
+    """Names of files are bytes; JSON is text."""
+    request = make_mocked_request("GET", "/events")
+    stream = Stream(None, None)  # type: ignore[arg-type]
+    stream._now = streams._Now(None, "cannot read \udcff", b"null")
+    assert b'{"reason":"cannot read ?"}' in stream._text(Subscriber(stream, request, None))
 
 
 async def test_head_and_other_servers_of_the_application(
