@@ -42,7 +42,7 @@ class Store:
         self._set = sets.FileSet(settings)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
-        self._seen: os.stat_result | None = None
+        self._identity: tuple[int, int] | None = None
 
     def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
@@ -265,14 +265,13 @@ class Store:
 
     def _open(self) -> int:
         """Open the directory; if it is the one of the last time, without asking again where its mount begins."""
-        if self._seen is not None:
-            with contextlib.suppress(OSError):
-                fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-                if os.path.samestat(os.fstat(fd), self._seen):
-                    return fd
-                beneath.close(fd)
+        if self._identity is not None:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            if _identity(fd) == self._identity:
+                return fd
+            beneath.close(fd)
         fd = beneath.open_directory(self._path)
-        self._seen = os.fstat(fd)
+        self._identity = _identity(fd)
         return fd
 
     @contextmanager
@@ -294,6 +293,16 @@ class Store:
 
 def _has_set(fd: int) -> bool:
     return atomic.in_force(fd) is not None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return device and inode of a directory that has just been opened; it is closed if that fails."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        beneath.close(fd)
+        raise
+    return status.st_dev, status.st_ino
 
 
 def _is_still(path: str, fd: int) -> bool:
