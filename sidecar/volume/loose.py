@@ -217,7 +217,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
         with atomic.inside(fd, above) as parent:
             return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _NOTHING_THERE:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
 

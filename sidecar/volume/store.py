@@ -42,6 +42,7 @@ class Store:
         self._set = sets.FileSet(settings)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
+        self._identity: tuple[int, int] | None = None
 
     def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
@@ -236,7 +237,7 @@ class Store:
     def _reading(self) -> Iterator[int]:
         """Open the directory; every error of the operating system is one of reading it."""
         with beneath.reading(self._path):
-            fd = beneath.open_directory(self._path)
+            fd = self._open()
             try:
                 yield fd
             finally:
@@ -248,7 +249,7 @@ class Store:
         end = time.monotonic() + _LOCK_TIMEOUT
         with self._alone(end, order), atomic.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
-                fd = beneath.open_directory(self._path)
+                fd = self._open()
                 try:
                     timeout = max(end - time.monotonic(), 0.0)
                     with atomic.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
@@ -261,6 +262,17 @@ class Store:
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
         )
+
+    def _open(self) -> int:
+        """Open the directory; if it is the one of the last time, without asking again where its mount begins."""
+        if self._identity is not None:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            if _identity(fd) == self._identity:
+                return fd
+            beneath.close(fd)
+        fd = beneath.open_directory(self._path)
+        self._identity = _identity(fd)
+        return fd
 
     @contextmanager
     def _alone(self, end: float, order: Order) -> Iterator[None]:
@@ -281,6 +293,16 @@ class Store:
 
 def _has_set(fd: int) -> bool:
     return atomic.in_force(fd) is not None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return device and inode of a directory that has just been opened; it is closed if that fails."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        beneath.close(fd)
+        raise
+    return status.st_dev, status.st_ino
 
 
 def _is_still(path: str, fd: int) -> bool:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.runtime import metrics, threads
+from sidecar.volume import commit, history, store, terms
 from sidecar.volume import gate as gates
-from sidecar.volume import history, store, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
@@ -92,6 +92,7 @@ class Volume:
         self._gate = gate
         self._prepared = False
         self._published: Publication | None = None
+        self._commits = commit.Commits(self._put_alone)
 
     def __repr__(self) -> str:
         version = self._published.version[:8] if self._published is not None else None
@@ -180,9 +181,14 @@ class Volume:
             data = encoded(content)
             self._check_size(os.path.join(self._path, name), len(data))
             await self._examine(name, data)
-            return await self._step(self._store.put, name, data, order=order)
+            if dry_run or order.conditions:
+                return await self._put_alone(name, data, order)
+            return await self._commits.put(name, data)
 
         return await self._counted(work, dry_run=dry_run)
+
+    async def _put_alone(self, name: str, data: bytes, order: Order | None = None) -> Publication:
+        return await self._step(self._store.put, name, data, order=order or Order())
 
     async def delete(
         self, name: str, *, if_match: str | Collection[str] | None = None, dry_run: bool = False

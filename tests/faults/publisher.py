@@ -55,13 +55,13 @@ def begin(kind: Kind, directory: str) -> Callable[[], object]:
     store.prepare({}, Order())
     old, new = STATES[kind]
     if kind in ("set", "in-set", "prepare"):
-        for files in (NEW_SET, OLD_SET, NEW_SET, OLD_SET):
+        for files in (NEW_SET, OLD_SET):
             store.publish(files, Order())
         if kind == "prepare":
             leave_behind(directory)
     else:
         for name, data in old.items():
-            for content in (b"older", b"oldest", data):
+            for content in (b"older", data):
                 store.put(name, content, Order())
     return {
         "file": lambda: store.put("config", new["config"], Order()),

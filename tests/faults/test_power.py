@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -106,6 +107,21 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
     chance, disk = random.Random(7), image(tmp_path / "disk", kind)
     pauses = [chance.choice((0.0, 0.002, 0.02, 0.05)) for _ in range(6)]
     assert [cut(tmp_path / "mnt", disk, layout, pause) for pause in pauses] == [[]] * len(pauses)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_sync_after_the_power_cut_is_an_error(tmp_path: Path, kind: FileSystem) -> None:
+    """XFS lets fsync of a directory succeed then, and the rename before it is lost: nothing may be acknowledged."""
+    with loop(tmp_path / "mnt", image(tmp_path / "disk", kind)) as path:
+        (path / "new").write_bytes(b"x")
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.rename("new", "config", src_dir_fd=fd, dst_dir_fd=fd)
+            cut_power(path)
+            with pytest.raises(OSError, match=r"error|Read-only"):
+                atomic.sync_directory(fd)
+        finally:
+            os.close(fd)
 
 
 @pytest.mark.soak

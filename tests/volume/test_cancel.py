@@ -78,7 +78,8 @@ async def test_a_publish_cancelled_at_any_moment_happened_or_did_not(
     for number in range(ROUNDS):
         told = volume.published
         task = asyncio.ensure_future(way(volume, str(number)))
-        await asyncio.sleep(chance.random() * usual)
+        # Each fourth is cancelled before it can have begun: a loaded machine would never show that.
+        await asyncio.sleep(chance.random() * usual if number % 4 else 0)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
