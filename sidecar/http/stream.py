@@ -205,8 +205,8 @@ class Stream:
         if not self._knows(subscriber):
             self._changed.set()  # something has happened since it was written to
         if subscriber.transport is not None:
-            # From the first byte on that cannot be sent, the connection says so.
-            subscriber.transport.set_write_buffer_limits(high=0)
+            # As soon as something cannot be sent, the connection says so. (With 0, TLS would say so of nothing.)
+            subscriber.transport.set_write_buffer_limits(high=1, low=0)
         self._subscribers[subscriber] = None
         metrics.SUBSCRIBERS.inc()
 

@@ -384,3 +384,27 @@ async def test_an_unknown_path_is_still_a_problem(served: Serve, config: Path) -
     async with aiohttp.ClientSession() as session:
         for _ in range(3):
             await problem(await session.get(f"{one.url}/nothing"), 404, "not-found")
+
+
+async def test_a_unix_socket_has_the_lane_as_a_port_has(
+    served: Serve, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its own: what was answered at the port is asked of aiohttp here."""
+    path = tmp_path / "socket"
+    await served(reader_app(config), unix_socket=path)
+    found = []
+    find = Lane.find
+
+    def noted(lane: Lane, request: bytes) -> bytes | None:
+        wire = find(lane, request)
+        found.append(wire is not None)
+        return wire
+
+    monkeypatch.setattr(Lane, "find", noted)
+    reader, writer = await asyncio.open_unix_connection(path)
+    for _ in range(4):
+        writer.write(ASK)
+        assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(5) == b'"123"'
+    assert found[-2:] == [True, True]
+    writer.close()
