@@ -36,7 +36,7 @@ Each gives items of a list. `.` is the context of the chart that depends on this
     - {{ include "sidecar.initialContent.source" $root }}
     - --path={{ $path }}
     - --mode={{ $root.Values.writer.mode }}
-    - --if-none-match=*
+    - --if-missing
   {{- with $root.Values.writer.resources }}
   resources:
     {{- toYaml . | nindent 4 }}
@@ -80,7 +80,7 @@ Each gives items of a list. `.` is the context of the chart that depends on this
   {{ $probe }}:
     {{- if eq $root.Values.probes.type "exec" }}
     exec:
-      command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port $url | quote }}, --timeout={{ include "sidecar.number" (.timeoutSeconds | default 1) }}]
+      command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port $url | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
     {{- else }}
     httpGet: {path: {{ $url }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
     {{- end }}
@@ -134,10 +134,10 @@ securityContext:
 {{- $role := index . 1 -}}
 {{- $values := index $root.Values $role -}}
 - {{ ternary "write" "read" (eq $role "writer") }}
-- --path={{ include "sidecar.path" . }}
+- {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
 - --port={{ $values.port }}
 {{- range $name := ternary (list "maxSize" "format" "check" "checkTimeout" "mode" "group" "keep") (list "missing" "maxSize" "watch" "recheck") (eq $role "writer") }}
-{{- $value := get $values $name }}
+{{- $value := index $values $name }}
 {{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "missing"))) }}
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
 {{- end }}
