@@ -77,9 +77,7 @@ def command(
         started.start("read", *common, "--port", _port(urls["reader"]), "--missing", "ok")
         for url in urls.values():
             started.wait_until_ready(url)
-        if path is None:
-            _rehearse(urls)
-        _explain(urls, shared, rehearsed=path is None)
+        _explain(urls, shared, empty=path is None)
         started.watch()
     return 0
 
@@ -217,42 +215,14 @@ def _command_of(process: subprocess.Popen[bytes]) -> str:
     return str(arguments[3]) if isinstance(arguments, list) else str(arguments)
 
 
-def _rehearse(urls: dict[str, str]) -> None:
-    """Go through the article's transcript, and leave the file as it was: empty."""
-    for who, content, expected in _TRANSCRIPT:
-        _expect(_request(urls, who, content), expected)
-    _expect(_request(urls, "writer", ""), "ok")
-    _expect(_request(urls, "reader", None), "")
-
-
-def _expect(url: str, expected: str) -> None:
-    """Ask until the answer is the one that is expected; a reader is a moment behind its writer."""
-    wanted = json.dumps(expected)
-    limit = time.monotonic() + _START
-    while True:
-        answer = probe.get(probe.parse(url), timeout=_START)
-        said = answer.body.decode(errors="replace")
-        if (answer.status, said) == (200, wanted):
-            return
-        if answer.status != 200 or time.monotonic() > limit:
-            raise _errors.SidecarError(f"{url} answered {answer.status} {said}, and not {wanted}")
-        time.sleep(_PAUSE)
-
-
-def _request(urls: dict[str, str], who: str, content: str | None) -> str:
-    return f"{urls[who]}/" if content is None else f"{urls[who]}/?content={content}"
-
-
-def _explain(urls: dict[str, str], shared: str, *, rehearsed: bool) -> None:
+def _explain(urls: dict[str, str], shared: str, *, empty: bool) -> None:
+    """Print what runs, and the article's transcript as commands to paste; `empty`: its first answer holds."""
     click.echo(f"\n  writer  {urls['writer']}    HTTP → {shared}")
-    click.echo(f"  reader  {urls['reader']}    {shared} → HTTP\n")
-    click.echo(
-        "To try in another terminal (just tried here, with these answers):"
-        if rehearsed
-        else "To try in another terminal:"
-    )
-    for who, content, answer in _TRANSCRIPT:
-        click.echo(f"\n  curl '{_request(urls, who, content)}'")
-        if rehearsed:
+    click.echo(f"  reader  {urls['reader']}    {shared} → HTTP")
+    click.echo("\nTo try in another terminal:")
+    for step, (who, content, answer) in enumerate(_TRANSCRIPT):
+        address = urls[who].removeprefix("http://")
+        click.echo(f"\n  curl '{address}/?content={content}'" if content else f"\n  curl {address}")
+        if step or empty:
             click.echo(f"      {json.dumps(answer)}")
     click.echo("\nCtrl-C stops both.")

@@ -153,12 +153,12 @@ def _read_set(source: str, max_size: int) -> dict[str, bytes]:
         fd = beneath.open_directory(source)
     try:
         sighting = snapshot.load_directory(fd, source, limit=max_size, before=None)
+    except _errors.NothingPublished:
+        raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
     finally:
         os.close(fd)
     for problem in sighting.problems.values():
-        raise _errors.ConfigError(f"{source} is not published: {problem}")
-    if not sighting.snapshot:
-        raise _errors.ConfigError(f"{source} is not published: it holds no file")
+        raise _errors.SidecarError(f"{source} is not published: {problem}")
     return dict(sighting.snapshot)
 
 

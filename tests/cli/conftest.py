@@ -5,25 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import pytest
 
+from cli.commands import Command, Result
 from support import environment
-
-
-class Result(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Command(Protocol):
-    def __call__(
-        self, *arguments: object, env: dict[str, str] | None = None, stdin: bytes = b""
-    ) -> Result: ...
 
 
 @pytest.fixture
