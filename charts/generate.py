@@ -6,7 +6,8 @@ and a test says so if somebody forgot. The comments:
     # -- What the value does.             description, as long as it needs
     # @schema {minimum: 1}                adds to the type that the default shows, as JSON Schema in YAML's short form
 
-A mapping with keys is closed: another key is refused, and the message names the keys that there are.
+A mapping with keys is closed: another key is refused, and the message names the keys that there are
+(`additionalProperties: false` would not name them; `propertyNames` would, at a place that Helm 4 gets wrong).
 An empty mapping is open, since it is passed on to Kubernetes as it is.
 """
 
@@ -80,7 +81,6 @@ def schema(chart: Path = CHART) -> dict[str, Any]:
     defaults = yaml.safe_load((chart / "values.yaml").read_text())
     root = _schema((), defaults, described)
     # What Helm itself hands to a chart that another one uses.
-    root["propertyNames"]["enum"].append("global")
     root["properties"]["global"] = {"type": "object"}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -144,7 +144,7 @@ def _schema(path: tuple[str, ...], default: Any, described: dict[tuple[str, ...]
         return {"description": comment.text, **shown, **own}
     return {
         "type": "object",
-        "propertyNames": {"enum": list(default)},
+        "additionalProperties": {"const": f"left out: there are only {', '.join(default)}"},
         "properties": {key: _schema((*path, key), child, described) for key, child in default.items()},
     }
 
