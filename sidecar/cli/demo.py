@@ -44,6 +44,7 @@ _TRANSCRIPT = (
 )
 @options.option(
     "--host",
+    metavar="ADDRESS",
     default="127.0.0.1",
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )

@@ -245,7 +245,7 @@ def listening(*, default: int) -> Decorator:
     return _group(
         "listening",
         gather,
-        option("--host", default="0.0.0.0", help="Address to listen on."),  # noqa: S104 (a Pod's probes come from outside)
+        option("--host", metavar="ADDRESS", default="0.0.0.0", help="Address to listen on."),  # noqa: S104 (a Pod's probes come from outside)
         option(
             "--port", type=port, default=default, help="Port to listen on; 0 takes any free one."
         ),
@@ -323,6 +323,7 @@ def keeping() -> Decorator:
         option(
             "--keep",
             type=click.IntRange(min=0),
+            metavar="N",
             default=10,
             help="Versions to keep for a rollback.",
         ),
