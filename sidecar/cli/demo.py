@@ -72,7 +72,7 @@ def command(
             "reader": _url(host, _free(host, reader_port, "--reader-port")),
         }
         _refuse_equal(urls)
-        common = ("--path", shared, "--host", host, "--log-level", level)
+        common = ("--path", shared, "--host", host, "--log-level", level, "--drain-delay", "0")
         started = stack.enter_context(_Processes())
         started.start("write", *common, "--port", _port(urls["writer"]))
         started.start("read", *common, "--port", _port(urls["reader"]), "--missing", "ok")

@@ -238,8 +238,8 @@ def listening(*, default: int) -> Decorator:
         given = ctx.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
         if values["unix_socket"] and not given:
             values["port"] = None
-        if bool(values["tls_cert"]) is not bool(values["tls_key"]):
-            raise click.UsageError("--tls-cert and --tls-key belong together: give both", ctx)
+        if values["tls_key"] and not values["tls_cert"]:
+            raise click.UsageError("--tls-key is of no use alone: give --tls-cert, too", ctx)
         return Listening(**values)
 
     return _group(
@@ -259,7 +259,11 @@ def listening(*, default: int) -> Decorator:
             type=EXISTING_FILE,
             help="Certificate chain (PEM); read again when it changes.",
         ),
-        option("--tls-key", type=EXISTING_FILE, help="Private key of the certificate (PEM)."),
+        option(
+            "--tls-key",
+            type=EXISTING_FILE,
+            help="Private key of the certificate (PEM), if --tls-cert does not hold it.",
+        ),
         option(
             "--drain-delay",
             type=seconds,

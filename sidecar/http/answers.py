@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Final
 
@@ -132,6 +133,16 @@ def http_date(unix: float) -> str:
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
     return formatdate(min(unix, time.time()) // 1, usegmt=True)
+
+
+def rfc3339(unix: float) -> str:
+    """Return a time as JSON has it, in UTC.
+
+    >>> rfc3339(784111777.5)
+    '1994-11-06T08:49:37.500000Z'
+    """
+    moment = datetime.fromtimestamp(unix, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def header_text(text: str) -> str:

@@ -75,10 +75,17 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPExpectationFailed):
+            resp = problems.from_http(
+                resp, request.path
+            )  # aiohttp raises it outside of all middlewares
         answer: object = resp  # a handler of a user may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")
-            if running.draining():
+            # Who waits for "100 Continue" and is refused may send the body or not:
+            # what comes next on this connection could be either (RFC 9110 section 10.1.1).
+            undecided = "Expect" in request.headers and not request.content.is_eof()
+            if running.draining() or undecided:
                 answer.force_close()
         sent, reset = await super().finish_response(request, resp, start_time)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()

@@ -123,7 +123,7 @@ def of(error: _errors.SidecarError) -> Problem:
     >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
     507
     """
-    detail = _message(error)
+    detail = message(error)
     match error:
         case _errors.VersionConflict():
             return _conflict(detail, error.current)
@@ -140,17 +140,22 @@ def of(error: _errors.SidecarError) -> Problem:
             return Problem(_kind_of(error), detail)
 
 
-def from_http(error: web.HTTPException) -> web.HTTPException:
+def message(error: _errors.SidecarError) -> str:
+    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def from_http(error: web.HTTPException, path: str) -> web.HTTPException:
     """Return an error of aiohttp itself as a problem; what is none, or is one already, unchanged."""
     if error.status < HTTPStatus.BAD_REQUEST or isinstance(error, Problem):
         return error
     kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     kind = _BY_STATUS.get(error.status)
     if kind is not None:
-        return Problem(kind, _explain(error), headers=kept)
-    error.headers.update(_no_store(kept))
-    _fill(error, "about:blank", error.reason, _explain(error), None)
-    return error
+        return Problem(kind, _explain(error, path), headers=kept)
+    return UntypedProblem(error.status, _explain(error, path))
 
 
 def plain(problem: web.HTTPException) -> web.Response:
@@ -177,7 +182,10 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except _errors.SidecarError as error:
         raise of(error) from error
     except web.HTTPException as error:
-        raise from_http(error) from error
+        raise from_http(error, request.path) from error
+    except web.RequestPayloadError as error:
+        detail = f"the body of the request cannot be read: {error}"
+        raise Problem("bad-request", detail) from error
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception as error:
@@ -210,14 +218,9 @@ def _uncertain(detail: str, version: str) -> Problem:
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
 
 
-def _message(error: _errors.SidecarError) -> str:
-    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
-
-
-def _explain(error: web.HTTPException) -> str:
+def _explain(error: web.HTTPException, path: str) -> str:
+    if isinstance(error, web.HTTPNotFound):
+        return f"there is nothing at {path}"
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return f"{error.method} is not allowed here, only {allowed}"

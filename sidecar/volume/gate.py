@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
@@ -107,6 +106,11 @@ class Gate:
     def needs_file(self) -> bool:
         """Whether a content has to lie in a file to be examined: only a command wants that."""
         return self._check is not None
+
+    @property
+    def patience(self) -> float:
+        """The seconds that an examination may rightly take beyond the work itself."""
+        return self._check_timeout if self._check is not None else 0.0
 
     async def examine(self, name: str, path: Path | None, size: int, content: bytes | None) -> None:
         """Return if the content may be published as `name`.
@@ -263,6 +267,8 @@ def _json(text: str) -> list[Any]:
 
 
 def _toml(text: str) -> list[Any]:
+    import tomllib
+
     return [tomllib.loads(text)]
 
 
