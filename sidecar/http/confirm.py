@@ -7,16 +7,12 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
 from sidecar.http import bearer
 from sidecar.http.waiting import WAITS
-
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +39,6 @@ class Confirm:
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         """Hold the connections to the reader open: for `cleanup_ctx`."""
-        # Imported here: half of aiohttp is of no use to a writer that confirms nothing.
-        from aiohttp import ClientSession, DummyCookieJar
-
         async with ClientSession(cookie_jar=DummyCookieJar()) as self._session:
             yield
 
@@ -91,8 +84,6 @@ class Confirm:
 
     async def _head(self, name: str | None, known: str | None, left: float) -> str | None:
         """Return the tag that is served, as soon as it is not `known` any more."""
-        from aiohttp import ClientError, ClientTimeout
-
         if self._session is None:
             raise RuntimeError(f"{self!r} is not running")
         headers = {"Prefer": f"wait={math.ceil(left)}"}

@@ -102,17 +102,25 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
-        answer = problems.plain(_problem(status, exc, message))
+        answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
 
 
-def _problem(status: int, exc: BaseException | None, message: str | None) -> web.HTTPException:
+def _problem(
+    status: int, exc: BaseException | None, message: str | None, longest_line: int
+) -> web.HTTPException:
     match exc:
-        case http_exceptions.LineTooLong(args=(line, *_)) if _is_request_line(line):
+        case http_exceptions.LineTooLong(args=(_, limit, *_)):
+            kind = "uri-too-long" if limit == longest_line else "head-too-large"
             return problems.Problem(
-                "uri-too-long",
-                "the address is too long for one line; send large contents with PUT /files/NAME",
+                kind, f"it has more than {limit} bytes; send large contents with PUT /files/NAME"
+            )
+        case http_exceptions.InvalidURLError():
+            return problems.Problem(
+                "bad-request",
+                "the address holds a character that must be written as %XX"
+                " (curl does it with -G --data-urlencode content=TEXT)",
             )
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
@@ -123,8 +131,3 @@ def _problem(status: int, exc: BaseException | None, message: str | None) -> web
             return problems.UntypedProblem(status, "the request has taken too long")
         case _:
             return problems.internal_error(exc or RuntimeError(message))
-
-
-def _is_request_line(line: object) -> bool:
-    text = line.decode("latin-1") if isinstance(line, bytes) else str(line)
-    return text.startswith("/")

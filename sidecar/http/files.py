@@ -26,9 +26,9 @@ from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.follow import Latest
 from sidecar.volume import snapshot as snapshots
-from sidecar.volume import store
+from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
-from sidecar.volume.store import Entry
+from sidecar.volume.terms import Entry
 from sidecar.volume.volume import Volume
 from sidecar.volume.watch import WatchMode
 
@@ -36,7 +36,10 @@ SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE: Final = "Sidecar-Stale"
 """The header that says why the content may be out of date; it is absent while it is not."""
 
-_DISK_RECHECK = 1.0
+NAME: Final = r"{name:[\s\S]+}"
+"""The part of a route that takes any name, for it to be judged here and not by a pattern."""
+
+_DISK_RECHECK = 0.25
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -96,7 +99,7 @@ def files_app(
     app[SHELF] = Shelf(None, {} if trusted else SANDBOX)
     app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
-        [web.get("", list_files), web.get("/", list_files), web.get("/{name:.+}", get_file)]
+        [web.get("", list_files), web.get("/", list_files), web.get(f"/{NAME}", get_file)]
     )
     return app
 
@@ -118,7 +121,7 @@ async def get_file(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         try:
-            content = await _content(shelf, latest, store.check_name(name))
+            content = await _content(shelf, latest, terms.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
         return representation(content, {**shelf.headers, **stale_header(latest)})

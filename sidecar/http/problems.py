@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     "unsupported-coding": Kind(415, "The content coding is not supported"),
     "range-not-satisfiable": Kind(416, "The range lies outside the content"),
     "expectation-failed": Kind(417, "The expectation cannot be met"),
+    "head-too-large": Kind(431, "A header is too long"),
     # Publishing
     "version-conflict": Kind(412, "Somebody else has published first"),
     "content-refused": Kind(422, "The content is refused"),

@@ -73,7 +73,7 @@ def reader_app(
             web.get("/", _get_content),
             web.get("/raw", _get_raw),
             web.get("/files", files.list_files),
-            web.get("/files/{name:.+}", files.get_file),
+            web.get(f"/files/{files.NAME}", files.get_file),
             *ops.ops_routes(lambda: descriptions.reader(token=tokens is not None)),
         ]
     )

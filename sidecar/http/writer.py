@@ -26,11 +26,11 @@ from sidecar import _errors
 from sidecar.http import answers, bearer, descriptions, files, incoming, ops, problems, waiting
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
-from sidecar.volume import store
+from sidecar.volume import terms
 from sidecar.volume.gate import Gate
 from sidecar.volume.history import Version
 from sidecar.volume.snapshot import MAX_SIZE
-from sidecar.volume.store import Publication
+from sidecar.volume.terms import Publication
 from sidecar.volume.volume import FILE_MODE, KEEP, Volume, too_large
 
 DRY_RUN: Final = "Sidecar-Dry-Run"
@@ -99,9 +99,9 @@ def writer_app(
         [
             web.get("/", _get_content),
             web.get("/files", _list_files),
-            web.get("/files/{name:.+}", _get_file),
-            web.put("/files/{name:.+}", _put_file, expect_handler=incoming.continue_later),
-            web.delete("/files/{name:.+}", _delete_file),
+            web.get(f"/files/{files.NAME}", _get_file),
+            web.put(f"/files/{files.NAME}", _put_file, expect_handler=incoming.continue_later),
+            web.delete(f"/files/{files.NAME}", _delete_file),
             web.get("/versions", _get_versions),
             web.post("/rollback", _post_rollback),
             *ops.ops_routes(lambda: descriptions.writer(token=tokens is not None)),
@@ -166,7 +166,7 @@ async def _list_files(request: web.Request) -> web.Response:
 
 
 async def _get_file(request: web.Request) -> web.Response:
-    name = store.check_name(request.match_info["name"])
+    name = terms.check_name(request.match_info["name"])
     try:
         content = await request.app[WRITER].volume.read(name)
     except _errors.NothingPublished as error:
@@ -176,7 +176,7 @@ async def _get_file(request: web.Request) -> web.Response:
 
 async def _put_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = store.check_name(request.match_info["name"])
+    name = terms.check_name(request.match_info["name"])
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     incoming.refuse_strange_body(request)
@@ -202,7 +202,7 @@ async def _put_file(request: web.Request) -> web.Response:
 
 async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = store.check_name(request.match_info["name"])
+    name = terms.check_name(request.match_info["name"])
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     wanted = await incoming.only_if_match(request, writer.volume, name)
@@ -222,7 +222,7 @@ async def _post_rollback(request: web.Request) -> web.Response:
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     to, name = await incoming.rollback_body(request)
-    name = writer.primary if name is None else store.check_name(name)
+    name = writer.primary if name is None else terms.check_name(name)
     wanted = await incoming.only_if_match(request, writer.volume, name)
     with writer.data_path.attempt():
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
@@ -287,6 +287,6 @@ def _split(path: str) -> tuple[str, str | None]:
         return whole, None
     directory, name = os.path.split(whole)
     try:
-        return directory, store.check_name(name)
+        return directory, terms.check_name(name)
     except _errors.NameRefused as error:
         raise _errors.ConfigError(str(error)) from error

@@ -344,7 +344,8 @@ def _violations(validator: Validator, documents: Sequence[Any]) -> Iterator[str]
         which = f"document {number}, " if len(documents) > 1 else ""
         try:
             found = sorted(
-                _first(validator.iter_errors(document), MAX_REASONS), key=lambda one: one.json_path
+                _first(validator.iter_errors(document), MAX_REASONS),
+                key=lambda one: _pointer(one.absolute_path),
             )
         except referencing.exceptions.Unresolvable as error:
             raise _errors.PublishError(
@@ -377,6 +378,10 @@ def _validator(path: Path) -> Validator:
     try:
         text = path.read_text(encoding="utf-8")
         (document,) = (_json if path.suffix == ".json" else _load_yaml)(text)
+        if not isinstance(document, dict):
+            document = {
+                "allOf": [document]
+            }  # true, false, or something for the check below to refuse
         kind = jsonschema.validators.validator_for(document, jsonschema.Draft202012Validator)
         kind.check_schema(document)
     except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command
+from sidecar.cli import variables
 from support import FreePorts, Process, StartProcess, WaitFor
 
 READY = "Ctrl-C stops both."
@@ -73,6 +74,15 @@ def test_a_signal_stops_both_and_removes_the_directory(
     assert process.output.rstrip().endswith(READY)
 
 
+def test_ctrl_c_reaches_the_servers_once(demo: StartProcess) -> None:
+    """A terminal sends SIGINT to all its processes: a second signal would end the servers without draining."""
+    process = demo("--log-level", "info")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 0
+    assert process.output.count("SIGTERM: draining") == 2
+    assert "SIGINT" not in process.output
+
+
 def test_children_end_even_if_the_demo_is_killed(demo: StartProcess, wait_for: WaitFor) -> None:
     """SIGKILL leaves no servers behind that hold the ports."""
     process = demo()
@@ -110,7 +120,17 @@ def test_a_busy_port_names_the_flag_to_use(
     assert done.code == 2
     assert f"cannot listen on 127.0.0.1 port {busy}: address already in use" in done.err
     assert flag in done.err
+    assert variables.name("demo", flag.removeprefix("--")) in done.err  # `make run` takes no flags
     assert len(done.err.splitlines()) == 1
+
+
+def test_any_free_ports_will_do(sidecar_process: StartProcess) -> None:
+    """0 and 0: the addresses are in what it prints."""
+    process = sidecar_process("demo", "--writer-port", 0, "--reader-port", 0, until=READY)
+    first, *_, last = re.findall(r"localhost:(\d+)", process.output)
+    assert first != last
+    assert shell(f"curl localhost:{last}") == '""'
+    assert process.stop() == 0
 
 
 def test_one_port_for_both_is_refused(command: Command, free_port: int) -> None:
