@@ -134,7 +134,9 @@ def _comment(lines: list[str], line: int) -> Comment | None:
     return Comment(" ".join(said).removeprefix("-- "), extra)
 
 
-def _schema(path: tuple[str, ...], default: Any, described: dict[tuple[str, ...], Value]) -> dict[str, Any]:
+def _schema(
+    path: tuple[str, ...], default: Any, described: dict[tuple[str, ...], Value]
+) -> dict[str, Any]:
     if path in described:
         comment = described[path].comment
         shown = {} if {"$ref", "enum", "type"} & comment.schema.keys() else _type(default)
@@ -145,17 +147,31 @@ def _schema(path: tuple[str, ...], default: Any, described: dict[tuple[str, ...]
     return {
         "type": "object",
         "additionalProperties": {"const": f"left out: there are only {', '.join(default)}"},
-        "properties": {key: _schema((*path, key), child, described) for key, child in default.items()},
+        "properties": {
+            key: _schema((*path, key), child, described) for key, child in default.items()
+        },
     }
 
 
 def _type(default: Any) -> dict[str, Any]:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    names = {
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "string",
+        list: "array",
+        dict: "object",
+    }
     return {"type": names[type(default)]}
 
 
 def _part(name: str, members: list[Value]) -> str:
-    rows = [f"### `{name}`" if name else "### General", "", "| value | default | |", "|---|---|---|"]
+    rows = [
+        f"### `{name}`" if name else "### General",
+        "",
+        "| value | default | |",
+        "|---|---|---|",
+    ]
     for value in members:
         default = json.dumps(value.default, ensure_ascii=False)
         text = value.comment.text.replace("|", "\\|")
@@ -172,8 +188,12 @@ def _choice(value: Value) -> str:
 
 def main() -> int:
     """Write both files; with --check only say whether they are of today."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, and fail if something would change")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and fail if something would change"
+    )
     arguments = parser.parse_args()
     made = {
         CHART / "values.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",

@@ -86,7 +86,9 @@ def command(
         gate=gating.gate(),
     )
     if if_match and if_missing:
-        raise click.UsageError("--if-match and --if-missing contradict each other: give one of them")
+        raise click.UsageError(
+            "--if-match and --if-missing contradict each other: give one of them"
+        )
     conditions = {"if_match": _condition(if_match), "if_none_match": "*" if if_missing else None}
     try:
         done = running.run(

@@ -177,7 +177,9 @@ def test_a_condition_that_does_not_hold_is_a_failure(command: Command, tmp_path:
     assert (tmp_path / "config").read_text() == "new"
 
 
-def test_if_missing_publishes_once_and_leaves_what_is_there(command: Command, tmp_path: Path) -> None:
+def test_if_missing_publishes_once_and_leaves_what_is_there(
+    command: Command, tmp_path: Path
+) -> None:
     """An init container runs at each start of its Pod, and must not take back what was written since."""
     (tmp_path / "source").mkdir()
     for text in ("first", "second"):

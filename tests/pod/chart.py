@@ -24,7 +24,15 @@ def template(
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run `helm template` with these values on standard input."""
-    command = (tools.helm(major), "template", release, chart, "--namespace=here", "--values=-", *arguments)
+    command = (
+        tools.helm(major),
+        "template",
+        release,
+        chart,
+        "--namespace=here",
+        "--values=-",
+        *arguments,
+    )
     return tools.run(*command, input=yaml.safe_dump(dict(values or {})), check=check)
 
 

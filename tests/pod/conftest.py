@@ -24,10 +24,14 @@ def image(alone: None) -> str:
 @pytest.fixture(scope="session")
 def readers_image(image: str) -> str:
     """The image of a user: examples/reader on top of ours."""
-    return podman.build("localhost/sidecar-reader:latest", tools.ROOT / "examples" / "reader", BASE=image)
+    return podman.build(
+        "localhost/sidecar-reader:latest", tools.ROOT / "examples" / "reader", BASE=image
+    )
 
 
 @pytest.fixture(scope="session")
 def writers_image(image: str) -> str:
     """The same of examples/writer."""
-    return podman.build("localhost/sidecar-writer:latest", tools.ROOT / "examples" / "writer", BASE=image)
+    return podman.build(
+        "localhost/sidecar-writer:latest", tools.ROOT / "examples" / "writer", BASE=image
+    )

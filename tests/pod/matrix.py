@@ -8,19 +8,32 @@ import yaml
 
 from pod import tools
 
-_OWN = {"name": "app", "image": "registry.example/app:1", "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+_OWN = {
+    "name": "app",
+    "image": "registry.example/app:1",
+    "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+}
 
 MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
     "the article": yaml.safe_load((tools.CHART / "values-article.yaml").read_text()),
     "stateful set with a claim a Pod": {
         "workload": {"kind": "StatefulSet", "replicas": 3, "strategy": {"type": "OnDelete"}},
-        "volume": {"persistentVolumeClaim": {"size": "1Gi", "storageClassName": "fast", "annotations": {"a": "b"}}},
+        "volume": {
+            "persistentVolumeClaim": {
+                "size": "1Gi",
+                "storageClassName": "fast",
+                "annotations": {"a": "b"},
+            }
+        },
     },
     "daemon set on a path of the node": {
         "workload": {"kind": "DaemonSet"},
         "volume": {"hostPath": {"path": "/var/lib/shared", "type": "DirectoryOrCreate"}},
-        "pod": {"tolerations": [{"operator": "Exists"}], "nodeSelector": {"kubernetes.io/os": "linux"}},
+        "pod": {
+            "tolerations": [{"operator": "Exists"}],
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+        },
     },
     "bare Pod": {"workload": {"kind": "Pod"}, "pod": {"restartPolicy": "OnFailure"}},
     "volume in memory": {"volume": {"emptyDir": {"medium": "Memory", "sizeLimit": "32Mi"}}},
@@ -30,26 +43,42 @@ MATRIX: dict[str, dict[str, Any]] = {
         "volume": {"persistentVolumeClaim": {"size": "10Gi", "accessModes": ["ReadWriteMany"]}},
     },
     "existing claim": {"volume": {"persistentVolumeClaim": {"existingClaim": "mine"}}},
-    "any volume source": {"volume": {"source": {"nfs": {"server": "nfs.example", "path": "/export"}}}},
+    "any volume source": {
+        "volume": {"source": {"nfs": {"server": "nfs.example", "path": "/export"}}}
+    },
     "reader of a ConfigMap": {
         "writer": {"enabled": False},
         "workload": {"replicas": 2},
         "path": "/shared/",
         "volume": {"source": {"configMap": {"name": "app"}}},
-        "autoscaling": {"enabled": True, "metrics": [], "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}}},
+        "autoscaling": {
+            "enabled": True,
+            "metrics": [],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}},
+        },
         "podDisruptionBudget": {"enabled": True},
     },
     "writer alone": {"reader": {"enabled": False}},
     "containers of one's own": {
         "extraContainers": [_OWN],
-        "initContainers": [{**_OWN, "name": "first"}, {**_OWN, "name": "beside", "restartPolicy": "Always"}],
+        "initContainers": [
+            {**_OWN, "name": "first"},
+            {**_OWN, "name": "beside", "restartPolicy": "Always"},
+        ],
         "extraVolumes": [{"name": "more", "emptyDir": {}}],
         "networkPolicy": {"extraIngress": [{"ports": [{"port": 9000, "protocol": "TCP"}]}]},
         "service": {"extraPorts": [{"name": "app", "port": 9000, "targetPort": 9000}]},
     },
-    "native sidecars": {"writer": {"native": True}, "reader": {"native": True}, "extraContainers": [_OWN]},
+    "native sidecars": {
+        "writer": {"native": True},
+        "reader": {"native": True},
+        "extraContainers": [_OWN],
+    },
     "initial text": {"initialContent": {"text": "hello\nworld: 1.10\n"}},
-    "initial files": {"path": "/shared/site/", "initialContent": {"files": {"index.html": "<h1>", "a.css": "b {}"}}},
+    "initial files": {
+        "path": "/shared/site/",
+        "initialContent": {"files": {"index.html": "<h1>", "a.css": "b {}"}},
+    },
     "initial content of a ConfigMap": {"initialContent": {"configMap": "first", "key": "a.txt"}},
     "initial content of a Secret": {"initialContent": {"secret": "first"}},
     "node ports": {
@@ -72,14 +101,21 @@ MATRIX: dict[str, dict[str, Any]] = {
             "hosts": [
                 {
                     "host": "a.example",
-                    "paths": [{"path": "/", "to": "reader"}, {"path": "/w", "pathType": "Exact", "to": "writer"}],
+                    "paths": [
+                        {"path": "/", "to": "reader"},
+                        {"path": "/w", "pathType": "Exact", "to": "writer"},
+                    ],
                 }
             ],
             "tls": [{"hosts": ["a.example"], "secretName": "tls"}],
         }
     },
     "route of a gateway": {
-        "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["a.example"]}
+        "httpRoute": {
+            "enabled": True,
+            "parentRefs": [{"name": "gateway"}],
+            "hostnames": ["a.example"],
+        }
     },
     "guarded": {
         "tls": {"secret": "certificate"},
@@ -103,8 +139,15 @@ MATRIX: dict[str, dict[str, Any]] = {
     "observed": {
         "metrics": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-            "podMonitor": {"enabled": True, "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}]},
-            "prometheusRule": {"enabled": True, "contentAgeSeconds": 3600, "alertLabels": {"team": "a"}},
+            "podMonitor": {
+                "enabled": True,
+                "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
+            },
+            "prometheusRule": {
+                "enabled": True,
+                "contentAgeSeconds": 3600,
+                "alertLabels": {"team": "a"},
+            },
             "dashboard": {"enabled": True},
         }
     },
@@ -114,9 +157,15 @@ MATRIX: dict[str, dict[str, Any]] = {
             "runtimeClassName": "gvisor",
             "hostUsers": False,
             "topologySpreadConstraints": [
-                {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                }
             ],
-            "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+            "affinity": {
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}
+            },
             "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
             "hostAliases": [{"ip": "127.0.0.1", "hostnames": ["a.example"]}],
         },
@@ -131,7 +180,11 @@ MATRIX: dict[str, dict[str, Any]] = {
         "pod": {"labels": {"c": "d"}, "annotations": {"e": "f"}},
         "workload": {"labels": {"g": "h"}, "annotations": {"i": "j"}},
         "serviceAccount": {"name": "somebody", "annotations": {"k": "l"}},
-        "image": {"repository": "registry.example/sidecar", "digest": "sha256:" + "0" * 64, "pullSecrets": [{"name": "p"}]},
+        "image": {
+            "repository": "registry.example/sidecar",
+            "digest": "sha256:" + "0" * 64,
+            "pullSecrets": [{"name": "p"}],
+        },
     },
     "asked by the kubelet": {"probes": {"type": "http", "startup": None}},
     "closed": {
@@ -146,8 +199,17 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "more objects": {
         "extraObjects": [
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}, "data": {}}
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "{{ .Release.Name }}-more"},
+                "data": {},
+            }
         ]
     },
-    "as a library": {"enabled": False, "initialContent": {"text": "x"}, "volume": {"persistentVolumeClaim": {"size": "1Gi"}}},
+    "as a library": {
+        "enabled": False,
+        "initialContent": {"text": "x"},
+        "volume": {"persistentVolumeClaim": {"size": "1Gi"}},
+    },
 }

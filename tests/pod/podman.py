@@ -99,7 +99,16 @@ def base() -> str:
         if not archive.exists():
             include = "--include=python3,python3-venv,ca-certificates"
             made = archive.with_suffix(".new")
-            tools.run("mmdebstrap", "--quiet", "--format=tar", "--variant=minbase", include, "bookworm", made, timeout=300)
+            tools.run(
+                "mmdebstrap",
+                "--quiet",
+                "--format=tar",
+                "--variant=minbase",
+                include,
+                "bookworm",
+                made,
+                timeout=300,
+            )
             made.rename(archive)
         path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         podman("import", "--quiet", f"--change={path}", archive, BASE, timeout=120)
@@ -134,7 +143,9 @@ def http_call(
         request.add_header(name.replace("_", "-"), value)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return Answer(answer.status, answer.read(), {k.lower(): v for k, v in answer.headers.items()})
+            return Answer(
+                answer.status, answer.read(), {k.lower(): v for k, v in answer.headers.items()}
+            )
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.read(), {k.lower(): v for k, v in error.headers.items()})
     except http.client.HTTPException as error:
@@ -181,7 +192,9 @@ class Pod:
         """SIGKILL the process, as the kernel does when memory runs out: podman is not asked, and restarts it."""
         os.kill(self.pid(container), 9)
 
-    def execute(self, container: str, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def execute(
+        self, container: str, *command: str, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         return podman("exec", f"{self.name}-{container}", *command, **options)
 
     def probe(self, container: chart.Object, kind: str) -> subprocess.CompletedProcess[str]:
@@ -205,7 +218,9 @@ class Pod:
 def play(text: str, timeout: float = 60) -> Iterator[Pod]:
     """Run what `podman kube play` makes of these objects; it ends with the block."""
     (name,) = [
-        one["metadata"]["name"] for one in chart.documents(text) if one["kind"] == "Pod" and not chart.is_hook(one)
+        one["metadata"]["name"]
+        for one in chart.documents(text)
+        if one["kind"] == "Pod" and not chart.is_hook(one)
     ]
     pod = Pod(name)
     try:

@@ -68,13 +68,18 @@ def test_a_difference_would_be_found() -> None:
 def compare(expected: Any, rendered: Any, path: str = "") -> tuple[list[str], list[str]]:
     """Return what differs, and what was added, as paths of fields."""
     if isinstance(expected, dict) and isinstance(rendered, dict):
-        parts = [compare(expected[key], rendered[key], f"{path}.{key}") for key in expected.keys() & rendered.keys()]
+        parts = [
+            compare(expected[key], rendered[key], f"{path}.{key}")
+            for key in expected.keys() & rendered.keys()
+        ]
         differences = [f"{path}.{key} is missing" for key in expected.keys() - rendered.keys()]
         added = [f"{path}.{key}" for key in rendered.keys() - expected.keys()]
     elif isinstance(expected, list) and isinstance(rendered, list):
         if len(expected) != len(rendered):
             return [f"{path}: {len(expected)} items became {len(rendered)}"], []
-        parts = [compare(one, other, f"{path}[]") for one, other in zip(expected, rendered, strict=True)]
+        parts = [
+            compare(one, other, f"{path}[]") for one, other in zip(expected, rendered, strict=True)
+        ]
         differences, added = [], []
     else:
         return ([] if expected == rendered else [f"{path}: {expected!r} became {rendered!r}"]), []

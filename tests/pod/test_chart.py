@@ -15,7 +15,9 @@ import yaml
 from pod import chart, tools
 from pod.matrix import MATRIX
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the package kubernetes-validate")
+kubernetes_validate = pytest.importorskip(
+    "kubernetes_validate", reason="needs the package kubernetes-validate"
+)
 
 KUBERNETES = ("1.31", "1.34", "1.37")
 HELMS = (3, 4)
@@ -24,7 +26,9 @@ FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute"}
 
 
 @pytest.mark.parametrize("name", MATRIX)
-def test_each_set_of_values_passes_lint_and_both_helms_render_the_same(name: str, tmp_path: Path) -> None:
+def test_each_set_of_values_passes_lint_and_both_helms_render_the_same(
+    name: str, tmp_path: Path
+) -> None:
     """`helm lint --strict` says nothing, and Helm 3 and Helm 4 agree on every object."""
     values = tmp_path / "values.yaml"
     values.write_text(yaml.safe_dump(MATRIX[name]))
@@ -60,7 +64,9 @@ def test_the_package_holds_all_that_renders(major: int, tmp_path: Path) -> None:
     tools.run(tools.helm(major), "package", tools.CHART, "--destination", tmp_path)
     (archive,) = tmp_path.glob("sidecar-*.tgz")
     everything = MATRIX["observed"]
-    assert chart.render(everything, chart=archive, major=major) == chart.render(everything, major=major)
+    assert chart.render(everything, chart=archive, major=major) == chart.render(
+        everything, major=major
+    )
 
 
 def test_schema_and_readme_are_made_from_the_values_of_today() -> None:
@@ -76,7 +82,11 @@ def test_the_readme_names_every_value() -> None:
 
     def leaves(node: Any, path: str = "") -> list[str]:
         if isinstance(node, dict) and node and f"| `{path}` |" not in readme:
-            return [leaf for key, child in node.items() for leaf in leaves(child, f"{path}.{key}".strip("."))]
+            return [
+                leaf
+                for key, child in node.items()
+                for leaf in leaves(child, f"{path}.{key}".strip("."))
+            ]
         return [path]
 
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())
@@ -91,7 +101,15 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
     command = {"writer": write, "reader": read}[role].command
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())
     # Set in one place for both, or made of something else; a socket cannot be reached by a Service.
-    elsewhere = {"log_level", "log_format", "drain_delay", "drain_timeout", "tls_cert", "tls_key", "token_file"}
+    elsewhere = {
+        "log_level",
+        "log_format",
+        "drain_delay",
+        "drain_timeout",
+        "tls_cert",
+        "tls_key",
+        "token_file",
+    }
     beside = {"help", "host", "unix_socket", "poll"}
     options = {option.name for option in command.params} - elsewhere - beside
     camel = {re.sub(r"_(.)", lambda letter: letter[1].upper(), name) for name in options if name}
@@ -111,8 +129,12 @@ def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) ->
         for container in chart.containers(spec):
             first, *arguments = container.get("args", [""])
             if first in commands:
-                arguments = [one for one in arguments if not re.match("--(schema|token-file|tls-)", one)]
-                arguments = ["/dev/null" if one.startswith("/etc/sidecar/") else one for one in arguments]
+                arguments = [
+                    one for one in arguments if not re.match("--(schema|token-file|tls-)", one)
+                ]
+                arguments = [
+                    "/dev/null" if one.startswith("/etc/sidecar/") else one for one in arguments
+                ]
                 commands[first].make_context(first, arguments)
 
 
@@ -120,7 +142,9 @@ def test_a_change_of_configuration_makes_new_pods() -> None:
     """The Pod's annotations hold checksums of what is read at its start only."""
 
     def annotations(**values: Any) -> dict[str, str]:
-        return chart.only(chart.render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]
+        return chart.only(chart.render(values), "Deployment")["spec"]["template"]["metadata"][
+            "annotations"
+        ]
 
     for one, other in (
         ({"initialContent": {"text": "a"}}, {"initialContent": {"text": "b"}}),
@@ -144,7 +168,11 @@ def test_a_claim_for_one_node_is_never_waited_for_by_two_pods() -> None:
 def test_a_pod_that_ends_has_time_to_drain() -> None:
     """The grace period is longer than both times of draining together."""
     spec = chart.pod_spec(chart.render())
-    times = [float(one.partition("=")[2]) for one in spec["containers"][0]["args"] if one.startswith("--drain-")]
+    times = [
+        float(one.partition("=")[2])
+        for one in spec["containers"][0]["args"]
+        if one.startswith("--drain-")
+    ]
     assert len(times) == 2
     assert sum(times) < spec["terminationGracePeriodSeconds"]
 
@@ -158,7 +186,9 @@ def test_selectors_find_the_pods_and_nothing_else() -> None:
     selectors = {
         "Service": chart.only(objects, "Service")["spec"]["selector"],
         "NetworkPolicy": chart.only(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
-        "PodDisruptionBudget": chart.only(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        "PodDisruptionBudget": chart.only(objects, "PodDisruptionBudget")["spec"]["selector"][
+            "matchLabels"
+        ],
         "PodMonitor": chart.only(objects, "PodMonitor")["spec"]["selector"]["matchLabels"],
     }
     for kind, selector in selectors.items():
@@ -174,10 +204,16 @@ def test_all_ports_have_names_that_lead_somewhere() -> None:
     names = {port["name"] for one in chart.pod_spec(objects)["containers"] for port in one["ports"]}
     service = chart.only(objects, "Service")["spec"]["ports"]
     assert {port["targetPort"] for port in service} == names
-    assert {one["port"] for one in chart.only(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]} == names
-    assert {one["port"] for one in chart.only(objects, "ServiceMonitor")["spec"]["endpoints"]} == names
+    assert {
+        one["port"] for one in chart.only(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    } == names
+    assert {
+        one["port"] for one in chart.only(objects, "ServiceMonitor")["spec"]["endpoints"]
+    } == names
     (rule,) = chart.only(objects, "Ingress")["spec"]["rules"]
-    assert rule["http"]["paths"][0]["backend"]["service"]["port"]["name"] in {port["name"] for port in service}
+    assert rule["http"]["paths"][0]["backend"]["service"]["port"]["name"] in {
+        port["name"] for port in service
+    }
 
 
 def test_no_service_can_set_our_variables() -> None:
@@ -198,7 +234,14 @@ def test_the_reader_cannot_write_and_neither_is_the_other() -> None:
 
 def test_notes_are_for_this_release() -> None:
     """NOTES.txt names the release, its namespace and its ports."""
-    command = (tools.helm(4), "install", "demo", tools.CHART, "--dry-run=client", "--namespace=here")
+    command = (
+        tools.helm(4),
+        "install",
+        "demo",
+        tools.CHART,
+        "--dry-run=client",
+        "--namespace=here",
+    )
     notes = tools.run(*command, "--set=writer.port=9090").stdout.partition("NOTES:")[2]
     assert "kubectl port-forward --namespace here service/demo-sidecar 9090:9090 8081:8081" in notes
     assert 'curl "http://localhost:9090/?content=123"' in notes

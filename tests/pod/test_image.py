@@ -12,7 +12,13 @@ import pytest
 from pod import podman, tools
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-HARDENED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none")
+HARDENED = (
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--cap-drop=all",
+    "--security-opt=no-new-privileges",
+    "--network=none",
+)
 
 
 def config(image: str) -> dict[str, Any]:
@@ -22,7 +28,17 @@ def config(image: str) -> dict[str, Any]:
 
 
 def python(image: str, program: str, *options: str) -> str:
-    done = podman.podman("run", "--rm", *HARDENED, *options, "--entrypoint=python3", image, "-c", program, check=False)
+    done = podman.podman(
+        "run",
+        "--rm",
+        *HARDENED,
+        *options,
+        "--entrypoint=python3",
+        image,
+        "-c",
+        program,
+        check=False,
+    )
     return done.stdout.strip() or done.stderr.strip()
 
 
@@ -114,11 +130,17 @@ def test_the_default_base_is_public_and_exact() -> None:
 
 def test_the_context_of_the_build_is_what_the_image_is_made_of() -> None:
     """Everything is left out that is not named: no .git, no tests, no secrets that lie about."""
-    lines = [one for one in (tools.ROOT / ".dockerignore").read_text().splitlines() if one and one[0] != "#"]
+    lines = [
+        one
+        for one in (tools.ROOT / ".dockerignore").read_text().splitlines()
+        if one and one[0] != "#"
+    ]
     assert lines[0] == "*"
     named = {one[1:] for one in lines if one.startswith("!")}
     copied = set()
     for line in (tools.ROOT / "Dockerfile").read_text().splitlines():
         if line.startswith("COPY ") and "--from" not in line:
-            copied |= {Path(one).name if "/" not in one else "image/*.txt" for one in line.split()[1:-1]}
+            copied |= {
+                Path(one).name if "/" not in one else "image/*.txt" for one in line.split()[1:-1]
+            }
     assert named == copied

@@ -14,7 +14,12 @@ from pod.matrix import MATRIX
 promql = pytest.importorskip("promql_parser", reason="needs the package promql-parser")
 
 # DESIGN section 5; what collects logs and reloads comes later, under these names.
-LATER = {"sidecar_logs_lag_seconds", "sidecar_logs_lost_bytes_total", "sidecar_logs_lines_total", "sidecar_reload_total"}
+LATER = {
+    "sidecar_logs_lag_seconds",
+    "sidecar_logs_lost_bytes_total",
+    "sidecar_logs_lines_total",
+    "sidecar_reload_total",
+}
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
@@ -31,8 +36,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions() -> list[str]:
-    panels = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
-    return [rule["expr"] for rule in alerts()] + [one.replace("$__rate_interval", "1m") for one in panels]
+    panels = [
+        target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])
+    ]
+    return [rule["expr"] for rule in alerts()] + [
+        one.replace("$__rate_interval", "1m") for one in panels
+    ]
 
 
 def test_every_expression_is_promql() -> None:
@@ -47,11 +56,17 @@ def test_every_metric_exists() -> None:
     from sidecar.runtime import metrics
 
     families = {family.name for family in metrics.REGISTRY.collect()}
-    exposed = families | {f"{name}{end}" for name in families for end in ("_total", "_bucket", "_count", "_sum")}
+    exposed = families | {
+        f"{name}{end}" for name in families for end in ("_total", "_bucket", "_count", "_sum")
+    }
     # These appear with the first source that is watched.
-    exposed |= {f"sidecar_content_{name}" for name in ("age_seconds", "info", "stale")} | {"sidecar_watch_mode"}
+    exposed |= {f"sidecar_content_{name}" for name in ("age_seconds", "info", "stale")} | {
+        "sidecar_watch_mode"
+    }
     for expression in expressions():
-        for name in re.findall(r"\b(?:sidecar|process)_[a-z_]+", re.sub(r'"[^"]*"', "", expression)):
+        for name in re.findall(
+            r"\b(?:sidecar|process)_[a-z_]+", re.sub(r'"[^"]*"', "", expression)
+        ):
             assert name in exposed | LATER | PROCESS, expression
 
 
@@ -64,7 +79,12 @@ def test_every_alert_says_what_happened_and_how_bad_it_is() -> None:
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
         assert rule["annotations"].keys() == {"summary", "description"}
         assert 'namespace="here",pod=~"demo-sidecar(-.*)?"' in rule["expr"]
-    assert {"SidecarContentStale", "SidecarWatchDead", "SidecarPublishRefused", "SidecarLogsLag"} <= set(names)
+    assert {
+        "SidecarContentStale",
+        "SidecarWatchDead",
+        "SidecarPublishRefused",
+        "SidecarLogsLag",
+    } <= set(names)
 
 
 def test_the_panels_have_titles_and_do_not_overlap() -> None:
@@ -72,7 +92,9 @@ def test_the_panels_have_titles_and_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         assert panel["type"] == "row" or panel["description"]

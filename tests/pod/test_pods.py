@@ -41,7 +41,9 @@ def play(image: str, directory: Path) -> Iterator[Any]:
     own = {"workload": {"kind": "Pod"}, "volume": {"hostPath": {"path": str(directory)}}}
     with ExitStack() as stack:
 
-        def start(values: chart.Values, *arguments: str, ready: bool = True, release: str = "demo") -> Pod:
+        def start(
+            values: chart.Values, *arguments: str, ready: bool = True, release: str = "demo"
+        ) -> Pod:
             merged = merge({**own, **PORTS, **QUICK}, values)
             text = chart.template(merged, "--no-hooks", *arguments, release=release).stdout
             pod = stack.enter_context(podman.play(text))
@@ -65,7 +67,11 @@ def directory() -> Iterator[Path]:
 def merge(one: Any, other: Any) -> dict[str, Any]:
     both = dict(one)
     for key, value in other.items():
-        both[key] = merge(both[key], value) if isinstance(value, dict) and isinstance(both.get(key), dict) else value
+        both[key] = (
+            merge(both[key], value)
+            if isinstance(value, dict) and isinstance(both.get(key), dict)
+            else value
+        )
     return both
 
 
@@ -124,10 +130,15 @@ def test_the_articles_pod_answers_as_the_article_shows(image: str, directory: Pa
     ).stdout
     with podman.play(text) as pod:
         until(lambda: get(f"{READER}/readyz").status == 200)
-        said = [get(url).text for url in (READER, f"{WRITER}/?content=ok", READER, f"{WRITER}/?content=123", READER)]
+        said = [
+            get(url).text
+            for url in (READER, f"{WRITER}/?content=ok", READER, f"{WRITER}/?content=123", READER)
+        ]
         assert said == ['""', '"ok"', '"ok"', '"ok"', '"123"']
         assert (directory / "gin" / "config").read_text() == "123"
-        listed = podman.podman("ps", "--filter=pod=test-pod", "--format={{.Names}} {{.Status}}").stdout
+        listed = podman.podman(
+            "ps", "--filter=pod=test-pod", "--format={{.Names}} {{.Status}}"
+        ).stdout
         running = [line for line in listed.splitlines() if "infra" not in line and " Up " in line]
         assert len(running) == 2
         assert pod.inspect("container2")["Mounts"][0]["RW"] is False
@@ -161,7 +172,12 @@ def test_every_probe_succeeds_where_the_kubelet_would_run_it(play: Any) -> None:
         for kind in ("startup", "liveness", "readiness"):
             done = pod.probe(chart.container(objects, name), kind)
             assert (done.returncode, done.stdout) == (0, "200 OK\n"), done.stderr
-    assert pod.execute("reader", "sidecar", "check", "http://localhost:8081/nowhere", check=False).returncode == 1
+    assert (
+        pod.execute(
+            "reader", "sidecar", "check", "http://localhost:8081/nowhere", check=False
+        ).returncode
+        == 1
+    )
 
 
 def test_the_test_of_helm_passes_and_leaves_the_content_alone(play: Any) -> None:
@@ -172,10 +188,13 @@ def test_the_test_of_helm_passes_and_leaves_the_content_alone(play: Any) -> None
     hook = chart.only(objects, "Pod", hook=True)
     hook["metadata"]["annotations"] = {}
     hook["spec"]["containers"][0]["env"] = [
-        {**one, "value": one["value"].replace("demo-sidecar", "demo-sidecar")} for one in hook["spec"]["containers"][0]["env"]
+        {**one, "value": one["value"].replace("demo-sidecar", "demo-sidecar")}
+        for one in hook["spec"]["containers"][0]["env"]
     ]
     with podman.play(yaml.safe_dump(hook)) as test:
-        state = until(lambda: (s := test.inspect("write-read")["State"])["Status"] == "exited" and s)
+        state = until(
+            lambda: (s := test.inspect("write-read")["State"])["Status"] == "exited" and s
+        )
         assert state["ExitCode"] == 0, test.logs("write-read")
         assert "the same" in test.logs("write-read")
     assert get(READER).text == '"mine"'
@@ -220,8 +239,12 @@ def test_a_writer_killed_while_it_publishes_comes_back_with_its_content(play: An
     until(lambda: acknowledged <= read() < tried)
     assert len(reading.said) > 20
     assert pod.restarts("reader") == 0
-    listed = pod.execute("reader", "python3", "-c", "import os; print(os.listdir('/shared'))").stdout
-    assert set(yaml.safe_load(listed)) == {"content", "..versions"}, "a left-over of a killed writer"
+    listed = pod.execute(
+        "reader", "python3", "-c", "import os; print(os.listdir('/shared'))"
+    ).stdout
+    assert set(yaml.safe_load(listed)) == {"content", "..versions"}, (
+        "a left-over of a killed writer"
+    )
 
 
 def test_a_reader_killed_serves_the_latest_at_once(play: Any) -> None:
@@ -258,18 +281,20 @@ def test_sigterm_under_load_truncates_nothing_and_all_exit_with_zero(play: Any) 
 def test_the_limit_of_memory_holds_under_load(play: Any) -> None:
     """64 MiB for each container, contents of the greatest size that the chart lets pass, 32 clients: nobody is killed."""
     pod = play({})
-    size = 4 << 20
+    size = 1 << 20
     numbers = iter(range(10**9))
 
     def publish() -> int:
-        answer = http_call("PUT", f"{WRITER}/files/content", content(next(numbers), size - 65), timeout=30)
+        answer = http_call(
+            "PUT", f"{WRITER}/files/content", content(next(numbers), size - 65), timeout=30
+        )
         assert answer.status in {201, 204}, answer.text
         return answer.status
 
     until(lambda: publish() > 0)
     with Load(publish, threads=2) as writing, Load(lambda: get(READER).status, threads=16) as texts:
         with Load(lambda: number_of(get(f"{READER}/raw").body), threads=14) as raws:
-            until(lambda: len(writing.said) > 30 and len(raws.said) > 30 and len(texts.said) > 30, timeout=90)
+            until(lambda: min(map(len, (writing.said, raws.said, texts.said))) > 50, timeout=90)
     assert writing.failed + texts.failed + raws.failed == []
     assert set(texts.said) == {200}
     for name in ("writer", "reader"):
@@ -292,9 +317,16 @@ def test_a_container_of_ones_own_stands_beside_ours(play: Any, readers_image: st
         "name": "own",
         "image": readers_image,
         "imagePullPolicy": "Never",
-        "env": [{"name": "CONFIG_FILE", "value": "/shared/content"}, {"name": "PORT", "value": "8090"}],
+        "env": [
+            {"name": "CONFIG_FILE", "value": "/shared/content"},
+            {"name": "PORT", "value": "8090"},
+        ],
         "ports": [{"containerPort": 8090, "hostPort": 30090}],
-        "securityContext": {"runAsUser": 20000, "runAsGroup": 65532, "readOnlyRootFilesystem": True},
+        "securityContext": {
+            "runAsUser": 20000,
+            "runAsGroup": 65532,
+            "readOnlyRootFilesystem": True,
+        },
         "volumeMounts": [{"name": "shared", "mountPath": "/shared", "readOnly": True}],
     }
     pod = play({"extraContainers": [own]})
@@ -306,7 +338,9 @@ def test_a_container_of_ones_own_stands_beside_ours(play: Any, readers_image: st
     assert "20000" in pod.execute("own", "python3", "-c", "import os; print(os.getuid())").stdout
 
 
-def test_initial_content_is_there_before_the_containers_and_stays_out_of_the_way(play: Any, directory: Path) -> None:
+def test_initial_content_is_there_before_the_containers_and_stays_out_of_the_way(
+    play: Any, directory: Path
+) -> None:
     """The init container publishes where nothing is yet; at the next start of the Pod the newer content stays."""
     values = {
         "initialContent": {"text": "at first"},
@@ -350,7 +384,9 @@ def flip(volume: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["reader", "writer"])
-def test_the_plain_pod_of_each_example_runs(name: str, readers_image: str, writers_image: str) -> None:
+def test_the_plain_pod_of_each_example_runs(
+    name: str, readers_image: str, writers_image: str
+) -> None:
     """`podman kube play examples/…/pod.yaml`, then what the comment in it says."""
     text = (tools.ROOT / "examples" / name / "pod.yaml").read_text()
     ports = {8080: 30080, 8081: 30081}

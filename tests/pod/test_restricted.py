@@ -31,8 +31,14 @@ def violations(spec: dict[str, Any]) -> list[str]:
     """Return what the standard forbids, as paths of fields."""
     found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec.get("securityContext", {})
-    found += [f"volume {one['name']}" for one in spec.get("volumes", []) if (one.keys() - {"name"}) - VOLUMES]
-    found += [f"sysctl {one['name']}" for one in pod.get("sysctls", []) if one["name"] not in SYSCTLS]
+    found += [
+        f"volume {one['name']}"
+        for one in spec.get("volumes", [])
+        if (one.keys() - {"name"}) - VOLUMES
+    ]
+    found += [
+        f"sysctl {one['name']}" for one in pod.get("sysctls", []) if one["name"] not in SYSCTLS
+    ]
     found += _of_context("pod", pod)
     for one in [*chart.containers(spec), *spec.get("ephemeralContainers", [])]:
         found += _of_container(one, pod)
@@ -48,11 +54,14 @@ def _of_container(one: dict[str, Any], pod: dict[str, Any]) -> list[str]:
     wrong = {
         "privileged": own.get("privileged"),
         "hostPort": any(port.get("hostPort") for port in one.get("ports", [])),
-        "host of a probe": any((h or {}).get(k, {}).get("host") for h in handlers for k in ("httpGet", "tcpSocket")),
+        "host of a probe": any(
+            (h or {}).get(k, {}).get("host") for h in handlers for k in ("httpGet", "tcpSocket")
+        ),
         "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is not False,
         "runAsNonRoot": effective.get("runAsNonRoot") is not True,
         "runAsUser": effective.get("runAsUser") == 0,
-        "seccompProfile": effective.get("seccompProfile", {}).get("type") not in {"RuntimeDefault", "Localhost"},
+        "seccompProfile": effective.get("seccompProfile", {}).get("type")
+        not in {"RuntimeDefault", "Localhost"},
         "capabilities.drop": "ALL" not in capabilities.get("drop", []),
         "capabilities.add": set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"},
     }
@@ -83,7 +92,11 @@ def test_nothing_that_is_restricted_is_asked_for(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_beside_other_containers_ours_stay_restricted(name: str) -> None:
     """What a user adds is the user's; ours keep the standard in init containers too."""
-    found = [violation for _, spec in chart.pod_specs(chart.render(MATRIX[name])) for violation in violations(spec)]
+    found = [
+        violation
+        for _, spec in chart.pod_specs(chart.render(MATRIX[name]))
+        for violation in violations(spec)
+    ]
     assert [one for one in found if one.split(":")[0] not in {"app", "first", "beside"}] == []
 
 
@@ -104,7 +117,10 @@ CONTAINER_FAULTS = [
     ({"livenessProbe": {"httpGet": {"host": "a"}}}, "host of a probe"),
     ({"securityContext": {}}, "allowPrivilegeEscalation"),
     ({"securityContext": {"privileged": True}}, "privileged"),
-    ({"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}}, "capabilities.add"),
+    (
+        {"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}},
+        "capabilities.add",
+    ),
     ({"securityContext": {"procMount": "Unmasked"}}, "procMount"),
 ]
 
@@ -117,7 +133,9 @@ def test_each_violation_of_a_pod_is_found(fault: dict[str, Any], field: str) -> 
 
 @pytest.mark.parametrize(("fault", "field"), CONTAINER_FAULTS)
 @pytest.mark.parametrize("where", ["containers", "initContainers", "ephemeralContainers"])
-def test_each_violation_of_a_container_is_found(fault: dict[str, Any], field: str, where: str) -> None:
+def test_each_violation_of_a_container_is_found(
+    fault: dict[str, Any], field: str, where: str
+) -> None:
     """The same for each kind of container."""
     spec = chart.pod_spec(chart.render())
     spec[where] = [{**spec["containers"][0], "name": "x", **fault}, *spec.get(where, [])]

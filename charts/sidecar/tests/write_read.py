@@ -40,13 +40,28 @@ def until(expected, what, *request):
             print(f"ok: {what}", flush=True)
             return
         if time.monotonic() > end:
-            sys.exit(f"FAILED: {what}: {request[0]} {request[1]}/files/{NAME} answered {answer[0]} {answer[1][:500]!r}")
+            sys.exit(
+                f"FAILED: {what}: {request[0]} {request[1]}/files/{NAME} answered {answer[0]} {answer[1][:500]!r}"
+            )
         time.sleep(0.2)
 
 
 try:
-    until(lambda status, _: status in (201, 204), "the writer takes a file", "PUT", WRITER, "WRITER", CONTENT)
-    until(lambda status, body: (status, body) == (200, CONTENT), "the reader serves the same bytes", "GET", READER, "READER")
+    until(
+        lambda status, _: status in (201, 204),
+        "the writer takes a file",
+        "PUT",
+        WRITER,
+        "WRITER",
+        CONTENT,
+    )
+    until(
+        lambda status, body: (status, body) == (200, CONTENT),
+        "the reader serves the same bytes",
+        "GET",
+        READER,
+        "READER",
+    )
 finally:
     with contextlib.suppress(OSError):
         ask("DELETE", WRITER, "WRITER")
