@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -27,6 +27,7 @@ JSON = "application/json; charset=utf-8"
 WAIT_LIMIT: Final = 300.0
 """Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
 
+_PIECE: Final = 256 << 10
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
 #: No content is longer than 19 digits say; a longer number is no range that anybody means.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
@@ -182,15 +183,28 @@ def respond(request: web.Request, representation: Representation) -> web.Respons
         return web.Response(status=304, headers=headers)
     headers["Content-Type"] = representation.content_type
     headers["X-Content-Type-Options"] = "nosniff"
+    body = memoryview(representation.body)
     if not representation.ranges:
-        return web.Response(body=representation.body, headers=headers)
+        return _answer(200, body, headers)
     headers["Accept-Ranges"] = "bytes"
     part = _range(request, representation)
     if part is None:
-        return web.Response(body=representation.body, headers=headers)
-    size = len(representation.body)
-    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    return web.Response(body=representation.body[part], status=206, headers=headers)
+        return _answer(200, body, headers)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(body)}"
+    return _answer(206, body[part], headers)
+
+
+def _answer(status: int, body: memoryview, headers: dict[str, str]) -> web.Response:
+    """Answer with bytes; many of them in pieces, so that a slow client costs a piece and no second copy."""
+    if len(body) <= _PIECE:
+        return web.Response(status=status, body=bytes(body), headers=headers)
+    headers["Content-Length"] = str(len(body))
+    return web.Response(status=status, body=_pieces(body), headers=headers)
+
+
+async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def _validators(representation: Representation) -> dict[str, str]:

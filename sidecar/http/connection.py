@@ -91,6 +91,13 @@ class Connection(web.RequestHandler):
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 
+    def log_exception(self, *args: object, exc_info: object = None, **options: object) -> None:
+        if isinstance(exc_info, web.RequestPayloadError):
+            # The rest of a body that nobody wants any more: it was refused with an answer.
+            _log.debug("cannot read the rest of a body: %s", exc_info)
+        else:
+            super().log_exception(*args, exc_info=exc_info, **options)
+
     def handle_error(
         self,
         request: BaseRequest,
@@ -99,9 +106,15 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what the parser refuses, and what a handler without our middleware let through."""
+        if problems.client_has_gone(request):
+            _log.debug("a client went away in the middle of a request: %r", exc)
+            raise ConnectionResetError("the client has gone")
         if request.writer.output_size > 0:
             _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
+        if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
+            # aiohttp stumbles over its own message about an expectation that is not ASCII.
+            exc, status = web.HTTPExpectationFailed(), 417
         answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
@@ -127,6 +140,8 @@ def _problem(
             _log.debug("cannot understand a request: %s", exc)
             reason = " ".join((message or exc.message).split())[:200]
             return problems.Problem("bad-request", f"this is not HTTP as RFC 9112 has it: {reason}")
+        case web.HTTPException():
+            return problems.from_http(exc, "")
         case None if status != 500:
             return problems.UntypedProblem(status, "the request has taken too long")
         case _:

@@ -9,6 +9,7 @@ So a browser is told to take each as the type that is said, and to run nothing i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import mimetypes
 import os
@@ -40,6 +41,7 @@ NAME: Final = r"{name:[\s\S]+}"
 """The part of a route that takes any name, for it to be judged here and not by a pattern."""
 
 _DISK_RECHECK = 0.25
+_SAMPLE = 64 << 10
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -216,10 +218,13 @@ async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:
 
 
 def _is_text(data: bytes) -> bool:
-    if b"\0" in data:
+    """Tell by the beginning whether it is UTF-8 text: enough for a guess, whatever the size."""
+    beginning = data[:_SAMPLE]
+    if b"\0" in beginning:
         return False
     try:
-        data.decode()
+        # Not final unless it is the whole: the sample may end in the middle of a character.
+        codecs.utf_8_decode(beginning, "strict", len(data) <= _SAMPLE)
     except UnicodeDecodeError:
         return False
     return True

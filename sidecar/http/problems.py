@@ -9,7 +9,7 @@ A problem is raised, never returned: aiohttp answers it from any handler, of our
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Mapping
@@ -175,6 +175,11 @@ def internal_error(error: BaseException) -> Problem:
     )
 
 
+def client_has_gone(request: web.BaseRequest) -> bool:
+    """Whether there is nobody any more who could be answered."""
+    return request.transport is None or request.transport.is_closing()
+
+
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""
@@ -187,11 +192,10 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.RequestPayloadError as error:
         detail = f"the body of the request cannot be read: {error}"
         raise Problem("bad-request", detail) from error
-    except (ConnectionError, asyncio.CancelledError):
-        raise
     except Exception as error:
-        if request.writer.output_size > 0:
-            raise  # half an answer is out: all that is left is to break the connection
+        # Nobody is there to be answered, or half an answer is out already: what is left is to end.
+        if client_has_gone(request) or request.writer.output_size > 0:
+            raise
         raise internal_error(error) from error
 
 
@@ -243,6 +247,14 @@ def _fill(
     members: Mapping[str, object] | None,
 ) -> None:
     body = {"type": type_, "title": title, "status": answer.status, "detail": detail}
-    answer.body = orjson.dumps({**body, **(members or {})})
+    answer.body = _dumps({**body, **(members or {})})
     answer.content_type = CONTENT_TYPE
     answer.charset = None
+
+
+def _dumps(value: dict[str, object]) -> bytes:
+    """Return JSON; what came in a header and is no UTF-8 is shown as `?`."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -116,16 +114,19 @@ def test_a_second_signal_ends_it_at_once(name: str, serve, wait_for: WaitFor) ->
 
 def test_a_request_that_runs_is_finished_before_the_end(serve, tmp_path: Path) -> None:
     """An upload that has begun when SIGTERM comes is published, and its client gets its answer."""
-    writer = serve("write", "--path", "config", "--drain-delay", "0")
+    writer = serve("write", "--path", "config")
     host, port = writer.url.removeprefix("http://").split(":")
-    connection = HTTPConnection(host, int(port), timeout=10)
-    connection.putrequest("PUT", "/files/config")
-    connection.putheader("Content-Length", "4")
-    connection.endheaders(b"ab")
-    threading.Timer(0.3, connection.send, [b"cd"]).start()
-    writer.process.send(signal.SIGTERM)
-    assert connection.getresponse().status in (201, 204)
-    connection.close()
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(
+            b"PUT /files/config HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 100 ")  # now it is under way
+        client.sendall(b"ab")
+        writer.process.send(signal.SIGTERM)
+        writer.process.wait_until("draining")
+        client.sendall(b"cd")
+        assert client.recv(1000).startswith(b"HTTP/1.1 204 ")
     assert writer.process.wait() == 0
     assert (tmp_path / "config").read_text() == "abcd"
 
@@ -200,6 +201,34 @@ def test_mode_and_history_of_the_command_line_arrive(serve, tmp_path: Path) -> N
         assert writer.get(f"/?content={content}")[0] == 200
     assert (tmp_path / "shared" / "config").stat().st_mode & 0o777 == 0o600
     assert len(json.loads(writer.get("/versions")[1])) == 2
+
+
+def test_certificate_and_key_of_the_command_line_are_served(
+    sidecar_process: StartProcess,
+    command: Command,
+    certificate: Path,
+    free_port: int,
+    tmp_path: Path,
+) -> None:
+    """`--tls-cert` and `--tls-key`; `sidecar check --ca` is a client that verifies."""
+    process = sidecar_process(
+        *("read", "--path", tmp_path / "config", "--missing", "ok", "--host", "127.0.0.1"),
+        *("--port", free_port, "--tls-cert", certificate, "--tls-key", tmp_path / "key.pem"),
+        until="listening on https://",
+    )
+    url = f"https://127.0.0.1:{free_port}/readyz"
+    assert command("check", url, "--ca", certificate).code == 0, process
+    assert command("check", url.replace("https", "http")).code == 1
+
+
+def test_a_write_can_wait_for_the_reader_of_the_command_line(serve, tmp_path: Path) -> None:
+    """`--confirm`: the answer comes once the reader serves the new content."""
+    reader = serve("read", "--path", "config", "--missing", "ok")
+    writer = serve("write", "--path", "config", "--confirm", f"{reader.url}/")
+    assert writer.get("/?content=new", Prefer="wait=10")[0] == 200
+    assert reader.get() == (200, '"new"')
+    assert reader.process.stop() == 0
+    assert writer.get("/?content=newer", Prefer="wait=1")[0] == 202
 
 
 @pytest.mark.parametrize("options", [("--poll",), ("--watch", "poll", "--recheck", "100ms")])

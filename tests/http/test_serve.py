@@ -159,6 +159,7 @@ async def test_a_socket_that_a_killed_process_left_is_replaced(
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "bad-request"),
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", 431, "head-too-large"),
+        (b"PUT /nope HTTP/1.1\r\nHost: x\r\nExpect: \xff\r\n\r\n", 417, "expectation-failed"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad-request"),
     ],
 )
@@ -179,6 +180,28 @@ async def test_what_is_no_http_gets_a_problem_and_no_traceback(
     assert caplog.records == [r for r in caplog.records if r.levelname in {"DEBUG", "INFO"}]
 
 
+@pytest.mark.parametrize(
+    "header", ["If-Match", "If-None-Match", "Prefer", "Content-Range", "Range"]
+)
+async def test_bytes_in_a_header_make_no_500(served: Serve, tmp_path: Path, header: str) -> None:
+    """They are shown in the problem as well as JSON can: not at all."""
+    one = await served(writer_app(tmp_path / "config"))
+    head = f"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n{header}: ".encode()
+    answer = await talk(one.port, head + b"\xff\xfe\r\nConnection: close\r\n\r\n1")
+    assert int(answer.split()[1]) in {201, 400, 412}
+
+
+async def test_a_body_that_is_broken_and_unwanted_is_no_error(
+    served: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused by its name; that it is no gzip either is found when nobody wants it any more."""
+    one = await served(writer_app(tmp_path / "config"))
+    head = b"PUT /files/..a HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n"
+    answer = await talk(one.port, head + b"Connection: close\r\n\r\nhello")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_failing_handler_of_a_user_gets_a_problem(
     served: Serve, slow: web.Application, http: aiohttp.ClientSession
 ) -> None:
@@ -186,6 +209,21 @@ async def test_a_failing_handler_of_a_user_gets_a_problem(
     one = await served(slow)
     found = await problem(await http.get(f"{one.url}/fail"), 500, "internal-error")
     assert "inside" not in str(found)
+
+
+async def test_a_client_that_goes_away_is_no_error(
+    served: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    """In the middle of an upload, thousands of times a day: nothing for the log, nothing left over."""
+    one = await served(writer_app(tmp_path / "config"))
+    for _ in range(5):
+        _, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        writer.write(b"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+        await eventually(lambda: list(tmp_path.glob("..tmp-*")))
+        writer.close()
+        await writer.wait_closed()
+        await eventually(lambda: not list(tmp_path.glob("..tmp-*")))
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_an_unknown_expectation_gets_a_problem(
