@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import yaml
 
-from pod import tools
+from pod import chart, tools
 
 _OWN = {
     "name": "app",
@@ -213,3 +215,13 @@ MATRIX: dict[str, dict[str, Any]] = {
         "volume": {"persistentVolumeClaim": {"size": "1Gi"}},
     },
 }
+
+
+def rendered(name: str, major: int = 4) -> list[chart.Object]:
+    """Return what the chart makes of this set of values; each is rendered once a run."""
+    return deepcopy(_rendered(name, major))
+
+
+@cache
+def _rendered(name: str, major: int) -> list[chart.Object]:
+    return chart.render(MATRIX[name], major=major)

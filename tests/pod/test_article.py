@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pod import chart
-from pod.matrix import MATRIX
+from pod.matrix import rendered
 
 ARTICLE = chart.documents((Path(__file__).parent / "article.yaml").read_text())
 ADDED = {
@@ -52,8 +52,8 @@ ADDED["Pod"] |= {
 def test_what_the_chart_renders_is_the_articles_object(kind: str, major: int) -> None:
     """Each field of the article is there with its value, lists in their order; what is added is known, with its reason."""
     (expected,) = [one for one in ARTICLE if one["kind"] == kind]
-    rendered = chart.only(chart.render(MATRIX["the article"], major=major), kind)
-    differences, added = compare(expected, rendered)
+    ours = chart.only(rendered("the article", major), kind)
+    differences, added = compare(expected, ours)
     assert differences == []
     assert set(added) == ADDED[kind].keys()
 
@@ -65,24 +65,24 @@ def test_a_difference_would_be_found() -> None:
     assert compare({"a": [1, 2]}, {"a": [1]}) == ([".a: 2 items became 1"], [])
 
 
-def compare(expected: Any, rendered: Any, path: str = "") -> tuple[list[str], list[str]]:
+def compare(expected: Any, actual: Any, path: str = "") -> tuple[list[str], list[str]]:
     """Return what differs, and what was added, as paths of fields."""
-    if isinstance(expected, dict) and isinstance(rendered, dict):
+    if isinstance(expected, dict) and isinstance(actual, dict):
         parts = [
-            compare(expected[key], rendered[key], f"{path}.{key}")
-            for key in expected.keys() & rendered.keys()
+            compare(expected[key], actual[key], f"{path}.{key}")
+            for key in expected.keys() & actual.keys()
         ]
-        differences = [f"{path}.{key} is missing" for key in expected.keys() - rendered.keys()]
-        added = [f"{path}.{key}" for key in rendered.keys() - expected.keys()]
-    elif isinstance(expected, list) and isinstance(rendered, list):
-        if len(expected) != len(rendered):
-            return [f"{path}: {len(expected)} items became {len(rendered)}"], []
+        differences = [f"{path}.{key} is missing" for key in expected.keys() - actual.keys()]
+        added = [f"{path}.{key}" for key in actual.keys() - expected.keys()]
+    elif isinstance(expected, list) and isinstance(actual, list):
+        if len(expected) != len(actual):
+            return [f"{path}: {len(expected)} items became {len(actual)}"], []
         parts = [
-            compare(one, other, f"{path}[]") for one, other in zip(expected, rendered, strict=True)
+            compare(one, other, f"{path}[]") for one, other in zip(expected, actual, strict=True)
         ]
         differences, added = [], []
     else:
-        return ([] if expected == rendered else [f"{path}: {expected!r} became {rendered!r}"]), []
+        return ([] if expected == actual else [f"{path}: {expected!r} became {actual!r}"]), []
     for more, new in parts:
         differences, added = differences + more, added + new
     return differences, added

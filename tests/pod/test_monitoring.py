@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pod import chart, tools
-from pod.matrix import MATRIX
+from pod.matrix import rendered
 
 promql = pytest.importorskip("promql_parser", reason="needs the package promql-parser")
 
@@ -24,12 +24,12 @@ PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
 def alerts() -> list[dict[str, Any]]:
-    groups = chart.only(chart.render(MATRIX["observed"]), "PrometheusRule")["spec"]["groups"]
+    groups = chart.only(rendered("observed"), "PrometheusRule")["spec"]["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
 def dashboard() -> dict[str, Any]:
-    config_map = chart.only(chart.render(MATRIX["observed"]), "ConfigMap")
+    config_map = chart.only(rendered("observed"), "ConfigMap")
     assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
     board: dict[str, Any] = json.loads(config_map["data"]["sidecar.json"])
     return board

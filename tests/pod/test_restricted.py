@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pod import chart
-from pod.matrix import MATRIX
+from pod.matrix import MATRIX, rendered
 
 VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image",
@@ -85,7 +85,7 @@ def _of_context(name: str, context: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(MATRIX.keys() - BEYOND - OTHERS))
 def test_nothing_that_is_restricted_is_asked_for(name: str) -> None:
     """No Pod of any of these sets of values violates the standard, the Pod of `helm test` included."""
-    for one, spec in chart.pod_specs(chart.render(MATRIX[name])):
+    for one, spec in chart.pod_specs(rendered(name)):
         assert violations(spec) == [], one["metadata"]["name"]
 
 
@@ -93,16 +93,14 @@ def test_nothing_that_is_restricted_is_asked_for(name: str) -> None:
 def test_beside_other_containers_ours_stay_restricted(name: str) -> None:
     """What a user adds is the user's; ours keep the standard in init containers too."""
     found = [
-        violation
-        for _, spec in chart.pod_specs(chart.render(MATRIX[name]))
-        for violation in violations(spec)
+        violation for _, spec in chart.pod_specs(rendered(name)) for violation in violations(spec)
     ]
     assert [one for one in found if one.split(":")[0] not in {"app", "first", "beside"}] == []
 
 
 def test_the_article_goes_beyond_the_standard_in_two_points_only() -> None:
     """It asks for a directory of the node, and so for a writer that is root there; nothing else."""
-    found = violations(chart.pod_spec(chart.render(MATRIX["the article"])))
+    found = violations(chart.pod_spec(rendered("the article")))
     assert found == ["volume shared-data", "container1: runAsNonRoot", "container1: runAsUser"]
 
 
