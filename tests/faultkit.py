@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,21 @@ from sidecar.volume.store import Store
 from sidecar.volume.terms import Order
 
 TESTS = Path(__file__).parent
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: What the interpreter does for itself, as it likes: neither the same in each run nor ours.
-_RUNTIME = frozenset(
-    ("mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "futex", "rt_sigaction")
-    + ("rt_sigprocmask", "rt_sigreturn", "getpid", "gettid", "sched_yield", "clock_nanosleep")
-    + ("rt_sigtimedwait", "restart_syscall", "exit_group")
+_RUNTIME = _words(
+    "mmap munmap mremap mprotect brk madvise futex rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait"
+    " getpid gettid sched_yield clock_nanosleep restart_syscall exit_group"
 )
 #: Between two of these nothing on the disk changes.
-CHANGING = frozenset(
-    ("write", "pwrite64", "fsync", "close", "rename", "renameat", "renameat2", "link", "linkat", "flock")
-    + ("symlink", "symlinkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "fchmod", "fchown")
-    + ("fchmodat", "ftruncate", "fadvise64")
+CHANGING = _words(
+    "write pwrite64 fsync close rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat"
+    " mkdir mkdirat rmdir fchmod fchmodat fchown ftruncate flock"
 )
 
 
@@ -54,13 +58,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """How one run ended: `outcome` is what the publisher was told, None if it did not live to hear it."""
+    """How one run ended: `outcome` is what the publisher was told, None if it did not live to hear it.
+
+    `shown` is what a reader saw after it, `left` what lay around, `again` what a second publish made of it.
+    """
 
     status: int
     outcome: str | None = None
     message: str = ""
     leaked: int = 0
-    again: bool = False
+    left: Sequence[str] = ()
+    shown: str = ""
+    again: str = ""
     ready: bool = False
     broken: str | None = None
 
@@ -147,14 +156,6 @@ class Publisher:
         return answer
 
 
-def state(directory: Path) -> dict[str, bytes]:
-    """What a reader takes in: the set in force, or the loose files."""
-    try:
-        return dict(publisher.store_at(str(directory)).snapshot())
-    except _errors.NothingPublished:
-        return {}
-
-
 def by_path(directory: Path) -> dict[str, bytes]:
     """What a reader sees who knows nothing of sets, and opens visible names."""
     found: dict[str, bytes] = {}
@@ -162,17 +163,6 @@ def by_path(directory: Path) -> dict[str, bytes]:
         files = [path, *path.rglob("*")] if path.is_dir() else [path]
         found |= {str(f.relative_to(directory)): f.read_bytes() for f in files if f.is_file()}
     return found
-
-
-def left_over(directory: Path) -> list[str]:
-    """Temporary entries, and generations that never came in force."""
-    in_force = atomic.DATA if not (directory / atomic.DATA).is_symlink() else ""
-    current = in_force or os.readlink(directory / atomic.DATA)
-    return [
-        entry
-        for entry in os.listdir(directory)
-        if entry.startswith(atomic.TEMPORARY) or (entry.startswith(atomic.GENERATION) and entry > current)
-    ]
 
 
 def examine(kind: Kind, directory: Path, run: Run) -> list[str]:
@@ -184,23 +174,23 @@ def examine(kind: Kind, directory: Path, run: Run) -> list[str]:
         if not holds:
             wrong.append(what)
 
-    found, paths = state(directory), by_path(directory)
+    found, paths = publisher.state(str(directory)), by_path(directory)
     check(f"torn: {found}", found in (old, new))
     check("an acknowledged content is lost", found == new or run.outcome is None)
     for name in old.keys() & new.keys():
         whole = kind == "prepare" or paths.get(name) in (old[name], new[name])
         check(f"{name} is missing or torn by its path", whole)
 
-    store = publisher.store_at(str(directory))
+    store = publisher.store_at(str(directory), grace=60.0)  # nothing vanishes into the history
     store.prepare({})
-    check(f"left over: {left_over(directory)}", not left_over(directory))
-    check("the start has changed the content", state(directory) == found)
+    check("something is left over", not publisher.left_over(str(directory)))
+    check("the start has changed the content", publisher.state(str(directory)) == found)
     check("a file of the set is not visible by its path", by_path(directory) == found)
     wrong += history_of(store, sorted(found), in_set=(directory / atomic.DATA).is_symlink())
 
     again = publisher.begin(kind, str(directory))
     again()
-    check("the next publish does not work", state(directory) == new)
+    check("the next publish does not work", publisher.state(str(directory)) == new)
     return wrong
 
 
@@ -210,7 +200,9 @@ def history_of(store: Store, names: list[str], *, in_set: bool) -> list[str]:
     for name in [None] if in_set else names:
         versions = store.versions(name)
         if sum(v.current for v in versions) != 1:
-            wrong.append(f"{sum(v.current for v in versions)} of the versions of {name} are current")
+            wrong.append(
+                f"{sum(v.current for v in versions)} of the versions of {name} are current"
+            )
         for version in versions:
             try:
                 store.rollback(version.version, name, Order(dry_run=True))

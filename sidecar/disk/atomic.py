@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sidecar import _errors
+from sidecar.disk import beneath
 
 HIDDEN = ".."
 DATA = "..data"
@@ -154,7 +155,7 @@ class Staged:
         try:
             self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
         except BaseException:
-            os.close(self._dir_fd)
+            beneath.close(self._dir_fd)
             raise
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,14 +199,13 @@ class Staged:
         fd, self._fd = self._fd, -1
         name, self.name = self.name, ""
         own, self._dir_fd = self._dir_fd, -1
-        with contextlib.suppress(OSError):
-            if fd >= 0:
-                os.close(fd)
+        if fd >= 0:
+            beneath.close(fd)
         with contextlib.suppress(OSError):
             if name:
                 os.unlink(name, dir_fd=own)
         if own >= 0:
-            os.close(own)
+            beneath.close(own)
 
 
 def temporary_name() -> str:
@@ -290,8 +290,22 @@ def exchange(dir_fd: int, temporary: str, name: str) -> None:
     remove_tree(dir_fd, temporary)
 
 
+def in_force(dir_fd: int) -> str | None:
+    """Return where `..data` points, None where there is no such link.
+
+    Raises:
+        OSError: nobody can tell: then nothing may be done that depends on it.
+    """
+    try:
+        return os.readlink(DATA, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+
+
 def link_target(dir_fd: int, name: str) -> str | None:
-    """Return where the symbolic link `name` points, None if there is no such link."""
+    """Return where the symbolic link `name` points, None if there is no such link, or if nobody can tell."""
     try:
         return os.readlink(name, dir_fd=dir_fd)
     except OSError:
@@ -340,11 +354,11 @@ def inside(dir_fd: int, path: str, *, make: bool = False, durable: bool = False)
                     sync_directory(above)
             finally:
                 if above != dir_fd:
-                    os.close(above)
+                    beneath.close(above)
         yield fd
     finally:
         if fd != dir_fd:
-            os.close(fd)
+            beneath.close(fd)
 
 
 def open_here(dir_fd: int, name: str) -> int:
@@ -447,7 +461,7 @@ def _alive(dir_fd: int, name: str) -> bool:
     except OSError:
         return _is_young(dir_fd, name)  # there are no locks on this file system
     finally:
-        os.close(fd)
+        beneath.close(fd)
     return False
 
 
@@ -464,7 +478,7 @@ def _sync_parent(path: str) -> None:
     try:
         sync_directory(parent)
     finally:
-        os.close(parent)
+        beneath.close(parent)
 
 
 def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
@@ -479,7 +493,7 @@ def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
             give(made, keep_setgid(made), None)
             move(root_fd, temporary, dir_fd, name)
         except BaseException:
-            os.close(made)
+            beneath.close(made)
             raise
     except BaseException:
         remove_tree(root_fd, temporary)

@@ -151,7 +151,7 @@ def sweep(dir_fd: int) -> int:
     Their writer was killed between naming them and the switch.
     They are newer than the one in force, because the time in the names only grows.
     """
-    current = atomic.link_target(dir_fd, DATA)
+    current = atomic.in_force(dir_fd)
     if current is not None and not current.startswith(GENERATION):
         return 0  # a generation of somebody else's: nothing tells the age of ours beside it
     newest = stamp_of(current or "")
@@ -178,8 +178,7 @@ class _Builder:
 
     def __exit__(self, *_: object) -> None:
         for fd in (*self._pending, *self._directories.values(), *self._sources.values()):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            beneath.close(fd)
 
     def add(self, path: str, content: bytes | atomic.Staged) -> None:
         above, _, name = path.rpartition("/")
@@ -217,7 +216,7 @@ class _Builder:
                 atomic.write_all(fd, chunk)
                 size += len(chunk)
         finally:
-            os.close(old)
+            beneath.close(old)
         self._complete(fd, size)
 
     def _create(self, directory: int, name: str) -> int:

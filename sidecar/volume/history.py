@@ -128,13 +128,13 @@ def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Versio
 
 def versions_of_set(dir_fd: int) -> list[Version]:
     """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old."""
-    in_force = atomic.link_target(dir_fd, atomic.DATA)
+    current = atomic.in_force(dir_fd)
     found: list[Version] = []
     for folder, prefix in ((".", atomic.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
             found += [v for e in ours if (v := _version(fd, folder, e)) is not None]
-    marked = [replace(v, current=v.entry == f"./{in_force}") for v in found]
+    marked = [replace(v, current=v.entry == f"./{current}") for v in found]
     return sorted(marked, key=lambda v: stamp_of(v.entry), reverse=True)
 
 
@@ -175,7 +175,7 @@ def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
 def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
     with contextlib.suppress(OSError):
         status = beneath.stat_beneath(dir_fd, name)
-        yield Version(current, status.st_mtime, status.st_size, 1, True, name)
+        yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)
 
 
 def _lstat(dir_fd: int, name: str) -> os.stat_result:

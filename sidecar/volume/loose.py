@@ -46,7 +46,7 @@ class LooseFiles:
         )
         order.conditions.check(where, current)
         if status is not None and current == version and self._is_settled(fd, name):
-            return Publication(version, False, False, status.st_mtime, size)
+            return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
         with terms.staged(fd, content, where) as staged, atomic.publishing(f"publish {where}"):
             staged.seal(self._settings.mode, self._settings.group)
             order.check()
@@ -96,14 +96,14 @@ class LooseFiles:
         try:
             return self._version_of(file, name)
         finally:
-            os.close(file)
+            beneath.close(file)
 
     def entry(self, fd: int, name: str) -> Entry | None:
         """Return a file with its version, None where it cannot be read."""
         with contextlib.suppress(OSError):
             version, status = self.version(fd, name), beneath.stat_beneath(fd, name)
             if version is not None:
-                return Entry(name, version, status.st_size, status.st_mtime)
+                return Entry(name, version, status.st_size, status.st_mtime_ns / 1e9)
         return None
 
     def versions(self, fd: int, name: str) -> list[history.Version]:
@@ -155,7 +155,7 @@ class LooseFiles:
                     atomic.sync_directory(parent)
                     self._durable[name] = signature
             finally:
-                os.close(file)
+                beneath.close(file)
             return True
         return False
 
@@ -197,20 +197,29 @@ class LooseFiles:
         """Keep what was published in the history, and remember that it is durable; return its time."""
         history.keep_file(fd, name, version, time.time_ns(), self._settings.keep)
         self._doubtful.discard(name)
-        status = entry(fd, name)
-        if status is None:  # somebody has deleted it already
-            return time.time()
-        # Only now: the link of the history has changed ctime.
-        self._durable[name] = beneath.Signature.of(status)
-        return status.st_mtime
+        self._durable.pop(name, None)
+        with contextlib.suppress(OSError):
+            if (status := entry(fd, name)) is not None:
+                # Only now: the link of the history has changed ctime.
+                self._durable[name] = beneath.Signature.of(status)
+                return status.st_mtime_ns / 1e9
+        return time.time()
 
 
 def entry(fd: int, name: str) -> os.stat_result | None:
-    """Return the status of what lies under a name, a link itself and not its target; None where nothing lies."""
+    """Return the status of what lies under a name, a link itself and not its target; None where nothing lies.
+
+    Raises:
+        OSError: nobody can tell.
+    """
     above, _, leaf = name.rpartition("/")
-    with contextlib.suppress(OSError), atomic.inside(fd, above) as parent:
-        return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
-    return None
+    try:
+        with atomic.inside(fd, above) as parent:
+            return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise
 
 
 def _hash(file: int, limit: int) -> str:

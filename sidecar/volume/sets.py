@@ -100,13 +100,13 @@ class FileSet:
         """Finish what a killed writer began after its generation came in force."""
         with contextlib.suppress(_errors.ReadError):  # damaged: publishing a new one is the remedy
             self._mend_links(fd, list(self.see(fd).snapshot))
-            self._retire(fd, _in_force(fd) or "")
+            self._retire(fd, atomic.in_force(fd) or "")
 
     def _put_in_force(
         self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
     ) -> Publication:
         """Make a generation and switch to it; the one before goes into its grace period."""
-        version, created = snapshots.version_of_set(wanted.versions), _in_force(fd) is None
+        version, created = snapshots.version_of_set(wanted.versions), atomic.in_force(fd) is None
         with atomic.publishing(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
             if same is not None and (order.dry_run or self._is_settled(fd, wanted.versions)):
@@ -122,7 +122,7 @@ class FileSet:
                 atomic.remove_tree(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
         self._retire(fd, generation)
-        modified = generations.stamp_of(generation) / 1e9
+        modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
     def _build(self, fd: int, wanted: _Wanted) -> str:
@@ -140,18 +140,23 @@ class FileSet:
     def _switch(self, fd: int, new: str, names: Collection[str], version: str) -> str:
         """Name a generation, put it in force, bring the visible links in line, and make all of it durable."""
         # The clock may have gone back; the order of generations must not.
-        stamp = max(time.time_ns(), generations.stamp_of(_in_force(fd) or "") + 1)
+        stamp = max(time.time_ns(), generations.stamp_of(atomic.in_force(fd) or "") + 1)
         name = atomic.GENERATION + history.entry_name(stamp, version)
         links = generations.Links(fd, name, names)
+        switched = False
         try:
             atomic.move(fd, new, fd, name)
             # The link must not become durable before what it points at.
             atomic.sync_directory(fd)
             links.switch()
+            switched = True
             links.finish()
             atomic.sync_directory(fd)
         except OSError as error:
-            if _in_force(fd) != name:
+            # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+            with contextlib.suppress(OSError):
+                switched = atomic.in_force(fd) == name
+            if not switched:
                 atomic.remove_tree(fd, name)
                 raise
             # A later sync that succeeds proves nothing: the next equal set is published anew.
@@ -168,7 +173,7 @@ class FileSet:
         """
         if self._doubtful:
             return False
-        generation = _in_force(fd)
+        generation = atomic.in_force(fd)
         with contextlib.suppress(OSError):
             if self._mend_links(fd, names) or self._durable != generation:
                 atomic.sync_directory(fd)
@@ -229,8 +234,12 @@ class _Wanted:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
 
 
-def _in_force(fd: int) -> str | None:
-    return atomic.link_target(fd, atomic.DATA)
+def _newest(fd: int, generation: str, names: Collection[str]) -> float:
+    """Return the time that readers see of what was published."""
+    with contextlib.suppress(OSError):
+        times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
+        return max(times, default=generations.stamp_of(generation)) / 1e9
+    return time.time()
 
 
 def _versions(sighting: Sighting) -> dict[str, str]:

@@ -160,14 +160,14 @@ class Store:
     def _read_in_force(self, fd: int, name: str) -> beneath.FileRead:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
-            generation = atomic.link_target(fd, atomic.DATA)
+            generation = atomic.in_force(fd)
             path = f"{atomic.DATA}/{name}" if generation is not None else name
             try:
                 return beneath.read_beneath(
                     fd, path, self._settings.max_size, self._settings.where(name)
                 )
             except _errors.NothingPublished:
-                if atomic.link_target(fd, atomic.DATA) == generation:
+                if atomic.in_force(fd) == generation:
                     raise
 
     def _read_kept(self, fd: int, kept: history.Version) -> bytes | Snapshot[None] | None:
@@ -199,16 +199,15 @@ class Store:
             try:
                 yield fd
             finally:
-                os.close(fd)
+                beneath.close(fd)
 
     @contextmanager
     def _writing(self, order: Order) -> Iterator[int]:
-        """Open the directory and keep every other writer out of it."""
+        """Open the directory and keep every other writer out of it; every error is one of publishing."""
         end = time.monotonic() + _LOCK_TIMEOUT
-        with self._alone(end, order):
+        with self._alone(end, order), atomic.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
-                with atomic.publishing(f"publish to {self._path}"):
-                    fd = beneath.open_directory(self._path)
+                fd = beneath.open_directory(self._path)
                 try:
                     timeout = max(end - time.monotonic(), 0.0)
                     with atomic.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
@@ -216,7 +215,7 @@ class Store:
                             yield fd
                             return
                 finally:
-                    os.close(fd)
+                    beneath.close(fd)
         raise _errors.VolumeUnavailable(
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
@@ -240,7 +239,7 @@ class Store:
 
 
 def _has_set(fd: int) -> bool:
-    return atomic.link_target(fd, atomic.DATA) is not None
+    return atomic.in_force(fd) is not None
 
 
 def _is_still(path: str, fd: int) -> bool:

@@ -57,6 +57,9 @@ class Volume:
         max_size: bytes that one content may have.
         gate: what examines each content before it is published.
 
+    Raises:
+        ConfigError: `mode` has more in it than permissions.
+
     >>> import asyncio, tempfile
     >>> async def main() -> None:
     ...     with tempfile.TemporaryDirectory() as shared:
@@ -78,6 +81,10 @@ class Volume:
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
     ) -> None:
+        if mode & ~0o777:
+            raise _errors.ConfigError(
+                f"mode {mode:#o} is not one for a file (permissions are octal, as in 0o644)"
+            )
         where = os.path.abspath(path)
         self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
         self._path = os.fspath(path)

@@ -39,6 +39,8 @@ _SETTLE = 1.0
 _PATIENCE = 10.0
 #: At the start a file younger than this may still be in the hands of a plain writer.
 _YOUNG = 0.2
+#: Seconds that a closed file must be still: its writer's next write shows before its event does.
+_CONFIRM = 0.005
 _UNSETTLED_PAUSE = 0.002
 _REARM_AFTER = 5.0
 _HANGING = 30.0
@@ -252,6 +254,7 @@ class Watch(Generic[T]):
     async def _round(self, state: _State, *, by_hint: bool) -> float:
         """Look once and act on it; return the seconds until the next look without a hint."""
         before, state.seen.anything = state.before, False
+        state.seen.touched.clear()
         state.hinted = state.hinted or by_hint
         self._busy_since = time.monotonic()
         try:
@@ -275,6 +278,8 @@ class Watch(Generic[T]):
             self._take(verdict.accept, state)
             state.hinted = False
         state.unsure = verdict.pause is not None
+        if state.seen.anything:
+            return 0.0  # there were events during the look
         return min(self._recheck, verdict.pause if verdict.pause is not None else self._recheck)
 
     def _take(self, sighting: Sighting, state: _State) -> None:
@@ -596,9 +601,12 @@ class _Seen:
     """What events have told since the last content was accepted."""
 
     anything: bool = True
+    touched: set[str] = field(default_factory=set)
+    """Names written or closed since the look began: what was read may be from the middle of that."""
     begun: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
-    complete: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set)
 
     def add(self, activity: events.Activity) -> None:
         if activity.lost:
@@ -607,14 +615,16 @@ class _Seen:
         for kind, raws in (
             (self.begun, activity.created),
             (self.open, activity.written),
-            (self.complete, activity.closed | activity.replaced),
+            (self.closed, activity.closed),
+            (self.replaced, activity.replaced),
         ):
             for name in map(os.fsdecode, raws):
                 self._forget(name)
                 kind.add(name)
+        self.touched |= set(map(os.fsdecode, activity.written | activity.closed))
 
     def _forget(self, name: str) -> None:
-        for kind in (self.begun, self.open, self.complete):
+        for kind in (self.begun, self.open, self.closed, self.replaced):
             kind.discard(name)
 
     def lost(self) -> None:
@@ -622,7 +632,12 @@ class _Seen:
         self.anything = True
         self.begun.clear()
         self.open.clear()
-        self.complete.clear()
+        self.forget_complete()
+
+    def forget_complete(self) -> None:
+        """What is known to be complete has been read: the next change needs an event of its own."""
+        self.closed.clear()
+        self.replaced.clear()
 
 
 @dataclass
@@ -642,7 +657,7 @@ class _State:
 
     def accepted(self, sighting: Sighting) -> None:
         self.before = sighting
-        self.seen.complete.clear()
+        self.seen.forget_complete()
 
 
 @dataclass(frozen=True)
@@ -685,7 +700,8 @@ def _doubts(sighting: Sighting, state: _State, mode: events.Mode) -> dict[str, f
     """Return the names that may be in the middle of a rewrite, and how long they must be still."""
     seen, signatures = state.seen, sighting.mark.signatures
     if state.before is not None:
-        doubts = dict.fromkeys((sighting.in_place | sighting.appeared) - seen.complete, _SETTLE)
+        changed = (sighting.in_place | sighting.appeared) - seen.replaced
+        doubts = {name: _patience(name, signatures[name], seen) for name in changed}
     elif mode == "poll":
         doubts = {}
     else:
@@ -695,7 +711,18 @@ def _doubts(sighting: Sighting, state: _State, mode: events.Mode) -> dict[str, f
             doubts.pop(name, None)  # not written since it was made, and not empty: a link
         else:
             doubts[name] = _SETTLE
+    doubts |= dict.fromkeys(seen.touched & signatures.keys(), _SETTLE)
     return doubts | dict.fromkeys(seen.open & signatures.keys(), _PATIENCE)
+
+
+def _patience(name: str, signature: beneath.Signature, seen: _Seen) -> float:
+    """Return how long a file that was written in place must be still to be taken for complete.
+
+    After its writer closed it: a moment, as the kernel shows the bytes of a write before it sends the event.
+    Empty: longer, for a truncation on a busy disk shows long before its event, and is nearly always the first half.
+    """
+    closed = name in seen.closed and signature.size > 0
+    return _CONFIRM if closed else _SETTLE
 
 
 def _is_young(signature: beneath.Signature) -> bool:

@@ -7,6 +7,7 @@ A line `{"kind": …, "directory": …}` on stdin starts a child, which prepares
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from sidecar import _errors
+from sidecar.disk import atomic
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order, Settings
@@ -43,8 +45,8 @@ STATES: Mapping[Kind, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
 }
 
 
-def store_at(directory: str) -> Store:
-    return Store(Settings(directory, 0o640, None, 3, 0.0, 1 << 20))
+def store_at(directory: str, *, grace: float = 0.0) -> Store:
+    return Store(Settings(directory, 0o640, None, 3, grace, 1 << 20))
 
 
 def begin(kind: Kind, directory: str) -> Callable[[], object]:
@@ -64,7 +66,7 @@ def begin(kind: Kind, directory: str) -> Callable[[], object]:
     return {
         "file": lambda: store.put("config", new["config"], Order()),
         "nested": lambda: store.put("deep/er/config", NEW_FILE, Order()),
-        "upload": lambda: upload(store, new["config"]),
+        "upload": lambda: upload(store, directory, new["config"]),
         "set": lambda: store.publish(new, Order()),
         "in-set": lambda: store.put("sub/b", new["sub/b"], Order()),
         "transition": lambda: store.publish(new, Order()),
@@ -84,12 +86,13 @@ def leave_behind(directory: str) -> None:
             file.write(b"half")
 
 
-def upload(store: Store, data: bytes) -> object:
+def upload(store: Store, directory: str, data: bytes) -> object:
     """Receive a content in three pieces, as `Volume.stage` does."""
     staged = store.stage()
     try:
         for start in range(0, len(data), 4096):
-            staged.write(data[start : start + 4096])
+            with atomic.publishing(f"receive a content in {directory}"):
+                staged.write(data[start : start + 4096])
         version = hashlib.sha256(data).hexdigest()[: snapshots.VERSION_DIGITS]
         return store.put("config", (staged, version), Order())
     finally:
@@ -115,9 +118,34 @@ def child(kind: Kind, directory: str, out: int) -> None:
         outcome, message = "published", ""
     say(outcome=outcome)
     mark(END)
-    say(message=message, leaked=len(os.listdir("/proc/self/fd")) - open_before)
-    begin(kind, directory)()
-    say(again=True)
+    leaked = len(os.listdir("/proc/self/fd")) - open_before
+    say(message=message, leaked=leaked, left=left_over(directory), shown=shown(kind, directory))
+    with contextlib.suppress(_errors.FileMissing):  # it was deleted the first time
+        publish()
+    say(again=shown(kind, directory))
+
+
+def state(directory: str) -> dict[str, bytes]:
+    """What a reader takes in: the set in force, or the loose files."""
+    try:
+        return dict(store_at(directory).snapshot())
+    except _errors.NothingPublished:
+        return {}
+
+
+def shown(kind: Kind, directory: str) -> str:
+    """Which of the two states a reader sees."""
+    old, new = STATES[kind]
+    found = state(directory)
+    return "new" if found == new else "old" if found == old else f"torn: {found}"
+
+
+def left_over(directory: str) -> list[str]:
+    """Temporary entries, and generations that never came in force."""
+    entries = os.listdir(directory)
+    current = os.readlink(f"{directory}/{atomic.DATA}") if atomic.DATA in entries else ""
+    unborn = [e for e in entries if e.startswith(atomic.GENERATION) and e > current]
+    return [e for e in entries if e.startswith(atomic.TEMPORARY)] + unborn
 
 
 def mark(path: str) -> None:
