@@ -183,3 +183,17 @@ def test_readme_commands_run(in_namespace, tmp_path: Path) -> None:
     in_namespace("\n".join(commands) + "\ngrep -q debug /tmp/gin/config")
 
     assert len(commands) >= 3
+
+
+def test_every_problem_is_documented_with_its_status() -> None:
+    """The table of docs/http.md and the table in the code say the same."""
+    from sidecar.http.problems import KINDS
+
+    rows = re.findall(
+        r"^\| (`[^|]+`) \| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.MULTILINE
+    )
+    documented = {
+        name: int(status) for cell, status in rows for name in re.findall("`([^`]+)`", cell)
+    }
+
+    assert documented == {name: kind.status for name, kind in KINDS.items()}

@@ -24,7 +24,13 @@ Mode = Literal["inotify", "watchfiles", "poll"]
 
 #: Changes made on another machine, or behind the mount, send no events here.
 REMOTE = frozenset(
-    "9p afs ceph cifs fuse glusterfs gpfs lustre nfs nfs4 pvfs2 smb2 smb3 smbfs virtiofs vboxsf".split()
+    {
+        *("9p", "virtiofs", "vboxsf"),  # directories of the host of a virtual machine
+        *("afs", "ceph", "glusterfs", "gpfs", "lustre", "pvfs2"),
+        *("cifs", "smb2", "smb3", "smbfs"),
+        *("nfs", "nfs4"),
+        "fuse",
+    }
 )
 
 _WATCHFILES_DEBOUNCE_MS = 50
@@ -197,7 +203,7 @@ class InotifyHints:
             self._inotify.remove(number)
         self._targets = now
 
-    def listen(self, wake: Callable[[], None]) -> int | None:
+    def listen(self, wake: Callable[[], None]) -> int | None:  # noqa: ARG002 (the descriptor wakes)
         return self._inotify.fd
 
     def drain(self) -> Activity:
@@ -287,7 +293,7 @@ class WatchfilesHints:
                 raise_interrupt=False,
             ):
                 self._note(sum(self._matters(path) for _, path in changes), lost=False)
-        except Exception:  # a name that is not UTF-8, a directory that is gone: look, and arm again
+        except Exception:  # noqa: BLE001 (a name that is not UTF-8, a directory that is gone: look, and arm again)
             self._note(0, lost=True)
 
     def _matters(self, path: str) -> bool:
@@ -311,7 +317,7 @@ class PollHints:
 
     def arm(self, targets: Sequence[Target]) -> None: ...
 
-    def listen(self, wake: Callable[[], None]) -> int | None:
+    def listen(self, wake: Callable[[], None]) -> int | None:  # noqa: ARG002 (nothing ever wakes)
         return None
 
     def drain(self) -> Activity:

@@ -76,9 +76,8 @@ class Connection(web.RequestHandler):
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPExpectationFailed):
-            resp = problems.from_http(
-                resp, request.path
-            )  # aiohttp raises it outside of all middlewares
+            # aiohttp raises it outside of all middlewares.
+            resp = problems.from_http(resp, request.path)
         answer: object = resp  # a handler of a user may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")

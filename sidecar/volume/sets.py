@@ -38,7 +38,8 @@ class FileSet:
         path = self._settings.path
         versions = {name: snapshots.version_of(data) for name, data in files.items()}
         try:
-            before = self.see(fd)
+            # Loose files are no set, even if they are the very files of this one.
+            before = self.see(fd) if atomic.in_force(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
             if order.conditions:

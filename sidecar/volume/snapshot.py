@@ -206,15 +206,9 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         >>> sorted(Snapshot.of({"a": b"1", "c": b"3"}).changed(old))
         ['b', 'c']
         """
-        before = since._files if since is not None else {}
-        names = self._files.keys() | before.keys()
-        return frozenset(
-            name
-            for name in names
-            if name not in before
-            or name not in self._files
-            or before[name].version != self._files[name].version
-        )
+        before = {n: since.content(n).version for n in since} if since is not None else {}
+        now = {name: content.version for name, content in self._files.items()}
+        return frozenset(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
 
     def with_value(self, parse: Callable[[Snapshot[Any]], Any]) -> Snapshot[Any]:
         """Return the same content with `value` set to what `parse` makes of it."""
@@ -376,7 +370,7 @@ def _load_once(dir_fd: int, directory: str, limit: int, before: Sighting | None)
             if isinstance(entry, str):
                 problems[name] = f"cannot read {os.path.join(directory, name)}: {entry}"
                 continue
-            kept = _kept(name, entry, before)
+            signature, kept = entry, _kept(name, entry, before)
             if kept is None:
                 try:
                     found = beneath.read_beneath(pinned, name, room, os.path.join(directory, name))
@@ -387,9 +381,9 @@ def _load_once(dir_fd: int, directory: str, limit: int, before: Sighting | None)
                 except _errors.ReadError as error:
                     problems[name] = str(error)
                     continue
-                kept, entry = _content(found, name, before), found.signature
+                kept, signature = _content(found, name, before), found.signature
                 settled = settled and found.settled
-            contents[name], signatures[name] = kept, entry
+            contents[name], signatures[name] = kept, signature
             room -= len(kept.data)
     if before is not None:
         for name in problems.keys() & before.snapshot.keys():

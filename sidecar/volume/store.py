@@ -37,13 +37,13 @@ class Store:
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
 
-    def prepare(self, initial: Mapping[str, bytes]) -> int:
+    def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
         with atomic.publishing(f"prepare {self._path}"):
             atomic.make_directory(self._path)
         for name in initial:
             self._refuse_single_mount(check_name(name))
-        with self._writing(Order()) as fd, atomic.publishing(f"prepare {self._path}"):
+        with self._writing(order) as fd, atomic.publishing(f"prepare {self._path}"):
             swept = atomic.sweep(fd) + generations.sweep(fd)
             if _has_set(fd):
                 self._set.repair(fd)
@@ -55,9 +55,9 @@ class Store:
                 self.put(name, initial[name], Order(Conditions(if_none_match=("*",))))
         return swept
 
-    def stage(self) -> atomic.Staged:
+    def stage(self, order: Order) -> atomic.Staged:
         """Make a temporary file to stream into."""
-        with self._writing(Order()) as fd, atomic.publishing(f"publish to {self._path}"):
+        with self._writing(order) as fd:
             return atomic.Staged(fd)
 
     def put(self, name: str, content: Given, order: Order) -> Publication:
@@ -155,7 +155,7 @@ class Store:
         Raises:
             PublishError: it would fail now, and why.
         """
-        self.stage().discard()
+        self.stage(Order()).discard()
 
     def _read_in_force(self, fd: int, name: str) -> beneath.FileRead:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""

@@ -116,7 +116,8 @@ class Volume:
             VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
         """
         files = {name: encoded(content) for name, content in (initial or {}).items()}
-        await threads.in_thread(self._store.prepare, files)
+        order = Order()
+        await _to_its_end(threads.in_thread(self._store.prepare, files, order), order.withdraw)
         self._prepared = True
 
     async def publish(
@@ -209,7 +210,9 @@ class Volume:
         await self._prepare_once()
         upload = Upload(self._path, self._max_size if limit is None else min(limit, self._max_size))
         try:
-            await threads.in_thread(upload.open, self._store.stage)
+            order = Order()
+            opening = threads.in_thread(upload.open, self._store, order)
+            await _to_its_end(opening, order.withdraw)
             yield upload
         finally:
             await upload.end()
@@ -390,14 +393,10 @@ class Upload:
         data, self._pending, self._pending_size = b"".join(self._pending), [], 0
         if not data:
             return
-        # Imported here: a program that only reads never needs it.
-        import aiofiles
-
         staged = self._open_file()
         with atomic.publishing(f"receive a content in {self._directory}"):
             if self._file is None:
-                # A descriptor of its own: nothing that still writes can meet the number of another file.
-                self._file = await _to_its_end(aiofiles.open(os.dup(staged.fd), "wb", buffering=0))
+                self._file = _streaming(staged.fd)
             view = memoryview(data)
             while view:
                 view = view[await _to_its_end(self._file.write(view)) :]
@@ -417,9 +416,9 @@ class Upload:
             )
         return staged, self.version
 
-    def open(self, stage: Callable[[], atomic.Staged]) -> None:
+    def open(self, where: store.Store, order: Order) -> None:
         """Make the temporary file. Blocking."""
-        self._staged = stage()
+        self._staged = where.stage(order)
 
     async def end(self) -> None:
         """Remove what was not published, whatever happens."""
@@ -439,6 +438,15 @@ class Upload:
                 f"cannot publish to {self._directory}: this upload has ended (begin another one)"
             )
         return self._staged
+
+
+def _streaming(fd: int) -> Any:
+    """Return the file behind a descriptor with methods to await."""
+    # Imported here: a program that only reads never needs it.
+    from aiofiles.threadpool import wrap
+
+    # A descriptor of its own: nothing that still writes can meet the number of another file.
+    return wrap(os.fdopen(os.dup(fd), "wb", buffering=0))
 
 
 async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda: None) -> R:

@@ -18,8 +18,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, overload
 
@@ -138,6 +138,11 @@ class Watch(Generic[T]):
         return self._hints.mode
 
     @property
+    def in_use(self) -> bool:
+        """Whether anybody has entered it."""
+        return self._users > 0
+
+    @property
     def failure(self) -> str | None:
         """Why nothing is being watched, None while all is well: what a liveness probe asks.
 
@@ -238,7 +243,7 @@ class Watch(Generic[T]):
         """Look, judge, tell, and wait for a hint or for the clock: one round after the other."""
         state = _State(seen=_Seen())
         wake = asyncio.Event()
-        with self._listening(state, wake):
+        try:
             while True:
                 by_hint = state.seen.anything
                 wake.clear()
@@ -247,9 +252,13 @@ class Watch(Generic[T]):
                 pause = await self._round(state, by_hint=by_hint)
                 self._looked.set()
                 self._death = None
+                if self._eye.moved:
+                    continue  # the path means another directory by now: watch that one
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await wake.wait()
+        finally:
+            self._deafen(state)
 
     async def _round(self, state: _State, *, by_hint: bool) -> float:
         """Look once and act on it; return the seconds until the next look without a hint."""
@@ -294,7 +303,7 @@ class Watch(Generic[T]):
             return
         try:
             value: Any = self._schema(found) if self._schema is not None else None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever a user's schema raises is a refusal)
             state.refused = found.version
             metrics.WATCH_ERRORS_TOTAL.inc()
             self._set_problem(
@@ -327,13 +336,6 @@ class Watch(Generic[T]):
         self._problem = problem
         if tell:
             self._tell()
-
-    @contextmanager
-    def _listening(self, state: _State, wake: asyncio.Event) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._deafen(state)
 
     def _deafen(self, state: _State) -> None:
         if state.reader is not None:
@@ -474,7 +476,7 @@ async def shared(
         async with one:
             yield one
     finally:
-        if not one._users:
+        if not one.in_use:
             _shared.pop(key, None)
 
 
