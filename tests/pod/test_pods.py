@@ -41,14 +41,12 @@ def play(image: str, directory: Path) -> Iterator[Any]:
     own = {"workload": {"kind": "Pod"}, "volume": {"hostPath": {"path": str(directory)}}}
     with ExitStack() as stack:
 
-        def start(
-            values: chart.Values, *arguments: str, ready: bool = True, release: str = "demo"
-        ) -> Pod:
+        def start(values: chart.Values, *arguments: str, release: str = "demo") -> Pod:
             merged = merge({**own, **PORTS, **QUICK}, values)
             text = chart.template(merged, "--no-hooks", *arguments, release=release).stdout
             pod = stack.enter_context(podman.play(text))
-            if ready:
-                until(lambda: get(f"{READER}/readyz").status == 200)
+            for url in [READER, WRITER] if merged["writer"].get("enabled", True) else [READER]:
+                until(lambda url=url: get(f"{url}/readyz").status == 200)
             return pod
 
         yield start
