@@ -30,7 +30,7 @@ def up(image: str) -> Iterator[None]:
     environment = podman.environment() | ports
     try:
         tools.run(*command, "up", "--detach", env=environment, timeout=120)
-        until(lambda: get(f"{READER}/readyz").status == 200)
+        until(lambda: {get(f"{url}/readyz").status for url in (WRITER, READER)} == {200})
         yield
     finally:
         tools.run(

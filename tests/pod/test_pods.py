@@ -395,7 +395,7 @@ def test_the_plain_pod_of_each_example_runs(
     # The ports of the file may be taken on this machine.
     text = re.sub(r"hostPort: (\d+)", lambda found: f"hostPort: {ports[int(found[1])]}", text)
     with podman.play(text):
-        until(lambda: get(f"{READER}/readyz").status == 200)
+        until(lambda: get(READER).text == '""' and get(f"{WRITER}/readyz").status == 200)
         assert get(f"{WRITER}/?content=123").text == '"ok"'
         until(lambda: get(READER).text == '"123"')
 
