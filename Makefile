@@ -17,7 +17,7 @@ run: $(STAMP)  ## writer, reader and page on this machine
 	@$(BIN)/sidecar demo
 
 test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them
-	$(PYTEST) $(ARGS)
+	@tools/test $(ARGS)
 
 test-all:  ## the tests under every Python of 3.11, 3.12, 3.13 that is here
 	@tools/test-all $(ARGS)
