@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -72,11 +74,9 @@ def replace(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def threads() -> set[str]:
+def threads() -> list[str]:
     """The names of the threads that watches have."""
-    import threading
-
-    return {one.name for one in threading.enumerate() if one.name.startswith("sidecar-watch")}
+    return [one.name for one in threading.enumerate() if one.name.startswith("sidecar-watch")]
 
 
 def descriptors() -> int:
@@ -111,8 +111,6 @@ class GitSync:
 
 def remove(directory: Path) -> None:
     """`rm -rf`."""
-    import shutil
-
     shutil.rmtree(directory)
 
 

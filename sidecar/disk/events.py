@@ -14,6 +14,7 @@ All of them ring a `Bell` or are waited for together with one, so that one threa
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -40,9 +41,9 @@ _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
 _QUEUE_PART = 1 << 16
 _WATCHFILES_DEBOUNCE_MS = 50
 _WATCHFILES_STEP_MS = 5
-_WATCHFILES_ROUND_MS = 1000
-#: What cannot be watched fails at once, in the thread: arming waits for that.
-_WATCHFILES_START = 0.05
+#: A first round without a change is the only sign that it watches.
+_WATCHFILES_ROUND_MS = 50
+_WATCHFILES_START = 2.0
 #: A watcher that has worked for so long failed because of an event, not because it cannot work.
 _WATCHFILES_LIVED = 1.0
 
@@ -316,6 +317,7 @@ class WatchfilesHints:
         self._bell = bell
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._ready = threading.Event()
         self._lock = threading.Lock()
         self._seen = Activity()
         self._error: Exception | None = None
@@ -329,8 +331,9 @@ class WatchfilesHints:
             self._thread = threading.Thread(
                 target=self._run, args=(self._stop,), name="sidecar-watchfiles", daemon=True
             )
+            self._ready.clear()
             self._thread.start()
-            self._thread.join(_WATCHFILES_START)
+            self._ready.wait(_WATCHFILES_START)
             self._raise_error()
 
     def drain(self) -> Activity:
@@ -346,7 +349,7 @@ class WatchfilesHints:
         with self._lock:
             error, self._error = self._error, None
         if error is not None:
-            raise OSError(getattr(error, "errno", None), str(error)) from error
+            raise OSError(getattr(error, "errno", None) or errno.EIO, str(error)) from error
 
     def _end_thread(self) -> None:
         if self._thread is not None:
@@ -363,6 +366,7 @@ class WatchfilesHints:
                 # One file name that is not UTF-8 is enough: everything must be looked at, and it begins again.
                 failed = time.monotonic() - started < _WATCHFILES_LIVED
                 self._take(0, lost=True, error=error if failed else None)
+                self._ready.set()
                 if failed:
                     return
 
@@ -375,12 +379,14 @@ class WatchfilesHints:
             debounce=_WATCHFILES_DEBOUNCE_MS,
             step=_WATCHFILES_STEP_MS,
             rust_timeout=_WATCHFILES_ROUND_MS,
+            yield_on_timeout=True,
             stop_event=stop,
             recursive=False,
             force_polling=False,
             raise_interrupt=False,
         ):
             self._take(sum(self._matters(path) for _, path in changes))
+            self._ready.set()
 
     def _matters(self, path: str) -> bool:
         directory, name = os.path.split(path)
@@ -426,11 +432,14 @@ def source(mode: Mode, bell: Bell) -> Hints:
     """Make the source of hints of that mode.
 
     Raises:
-        OSError: `EMFILE` where no further inotify instance is to be had.
+        OSError: `EMFILE` where no further inotify instance is to be had, `ENOSYS` where there is no such source at all.
     """
     made: dict[Mode, Callable[[Bell], Hints]] = {
         "inotify": InotifyHints,
         "watchfiles": WatchfilesHints,
         "poll": PollHints,
     }
-    return made[mode](bell)
+    try:
+        return made[mode](bell)
+    except (ImportError, RuntimeError) as error:
+        raise OSError(errno.ENOSYS, f"{mode} cannot be used here: {error}") from error

@@ -21,7 +21,7 @@ from sidecar import _errors
 from sidecar.disk import events
 from sidecar.runtime import metrics
 from sidecar.volume.eye import Eye, Outlook
-from sidecar.volume.judge import VANISHING, YOUNG, Judge
+from sidecar.volume.judge import VANISHING, YOUNG, Judge, Verdict
 from sidecar.volume.snapshot import Sighting, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Lookout:
         self._eye = Eye(path, limit)
         self._judge = Judge(path)
         self._stopping = False
+        self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
         self._armed: Outlook | None = None
         self._rearm_at = 0.0
         self._before: Sighting | None = None
@@ -98,12 +99,16 @@ class Lookout:
 
     def start(self) -> None:
         """Begin, in a thread that does not keep the program alive."""
-        threading.Thread(target=self.run, name=f"sidecar-watch {self.path}", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Let the thread end, from any other one; it calls `ended` as its last act."""
         self._stopping = True
         self._bell.ring()
+
+    def join(self) -> None:
+        """Wait for the thread, which has called `ended`: it is as good as gone."""
+        self._thread.join()
 
     def run(self) -> None:
         """Look, judge, tell, and wait: one round after the other until `stop`."""
@@ -178,9 +183,14 @@ class Lookout:
             self._before = accepted
             self._report(accepted.snapshot, problem)
             self._hinted = self._hinted and self._unsure
-        elif verdict.problem is not None or (self._told is None and (verdict.pause or 0.0) > YOUNG):
+        elif verdict.problem is not None or (self._told is None and not self._briefly(verdict)):
             self._report(None, verdict.problem)
         return min(self._recheck, self._recheck if verdict.pause is None else verdict.pause)
+
+    @staticmethod
+    def _briefly(verdict: Verdict) -> bool:
+        """Whether a first content is only a moment away: then the first look is not over yet."""
+        return verdict.pause is not None and verdict.pause < 2 * YOUNG
 
     def _miss(self, error: _errors.ReadError) -> float:
         """Tell why nothing can be read; a gap between the old file and the new one is no reason yet."""
@@ -298,4 +308,4 @@ def _limit(error: OSError) -> str:
         case errno.ENOSPC:
             return "no inotify watch is left for this user (raise fs.inotify.max_user_watches)"
         case _:
-            return str(error)
+            return error.strerror or str(error)

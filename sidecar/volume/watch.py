@@ -294,7 +294,9 @@ class _Run:
                 await asyncio.wait({self._over}, timeout=left)
             except asyncio.CancelledError as error:
                 cancelled = error
-        if not self._over.done():
+        if self._over.done():
+            self.lookout.join()
+        else:
             logger.warning("a look at %s hangs and is left to itself", self.lookout.path)
         if cancelled is not None:
             raise cancelled
