@@ -88,9 +88,9 @@ async def test_a_full_disk_is_507(
 
 @pytest.mark.root
 async def test_a_disk_without_inodes_is_507(client: MakeClient, tmpfs: MakeTmpfs) -> None:
-    """Room for bytes, none for another file."""
+    """Room for bytes, none for another file, and no older versions that could give way."""
     config = tmpfs("size=1m,nr_inodes=8") / "config"
-    writer = await client(writer_app(config))
+    writer = await client(writer_app(config, keep=0))
     await writer.get("/?content=old")
     for number in range(20):
         try:
