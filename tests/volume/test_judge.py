@@ -1,0 +1,264 @@
+"""What a look is worth: decided from evidence, without a disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.disk import beneath, events
+from sidecar.disk.events import Activity, Inotify
+from sidecar.volume import judge
+from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, YOUNG, Judge
+from sidecar.volume.snapshot import Content, Mark, Sighting, Snapshot, version_of
+
+NOW = 1_000_000_000.0
+OLD = NOW - 1000
+MADE, WRITTEN, CLOSED, CAME = (
+    Inotify.CREATE,
+    Inotify.MODIFY,
+    Inotify.CLOSE_WRITE,
+    Inotify.MOVED_TO,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock stands still."""
+    monkeypatch.setattr(judge, "_age", lambda signature: NOW - signature.mtime_ns / 1e9)
+
+
+def file(
+    text: str = "old", *, inode: int = 1, age: float | None = None, linked: bool = False
+) -> Any:
+    """One file of a look: its content and its signature."""
+    changed = int((OLD if age is None else NOW - age) * 1e9)
+    return text, beneath.Signature(1, inode, len(text), changed, changed + linked)
+
+
+def look(
+    *files: Any, single: bool = True, generation: str | None = None, directory: int = 1, **more: Any
+) -> Sighting:
+    names = {f"{chr(ord('a') + n)}": one for n, one in enumerate(files) if one is not None}
+    contents = {
+        n: Content(n, text.encode(), version_of(text.encode()), 0.0)
+        for n, (text, _) in names.items()
+    }
+    mark = Mark((1, directory), generation, {n: s for n, (_, s) in names.items()}, {}, {})
+    return Sighting(
+        Snapshot(contents, single=single, value=None),
+        mark,
+        more.get("unsettled", frozenset()),
+        more.get("linked", frozenset()),
+        {},
+    )
+
+
+def tell(one: Judge, *kinds: int, name: str = "a", late: int = 0) -> None:
+    """Let events come before the look, and `late` ones during it."""
+    for kind in kinds:
+        one.evidence.add(
+            Activity(count=1, last={name.encode(): kind}, kinds={name.encode(): kind}), {}
+        )
+    one.evidence.look_begins()
+    if late:
+        one.evidence.add(
+            Activity(count=1, last={name.encode(): late}, kinds={name.encode(): late}), {}
+        )
+
+
+NEW = file("new", inode=2)
+PLACE = file("new", age=0)
+HERE = look(file())
+
+CASES = {
+    # what the events were, those during the look, what was found -> how long it must be still
+    "renamed over": ([CAME], 0, NEW, None),
+    "renamed over, empty": ([CAME], 0, file("", inode=2), None),
+    "renamed over twice, once during the look": ([CAME], CAME, NEW, None),
+    "renamed over during the look only": ([], CAME, NEW, 0.0),
+    "renamed over, and being rewritten": ([CAME], WRITTEN, NEW, PATIENCE),
+    "rewritten and closed": ([WRITTEN, CLOSED], 0, PLACE, CONFIRM),
+    "rewritten and closed, empty": ([WRITTEN, CLOSED], 0, file("", age=0), SETTLE),
+    "closed during the look": ([WRITTEN], CLOSED, PLACE, 0.0),
+    "closed, and begun again during the look": ([WRITTEN, CLOSED], WRITTEN, PLACE, PATIENCE),
+    "still open": ([WRITTEN], 0, PLACE, PATIENCE),
+    "made, nothing in it yet": ([MADE], 0, file("", inode=2, age=0), SETTLE),
+    "made, and its first write under way": ([MADE], 0, file("ne", inode=2, age=0), SETTLE),
+    "made by a link to a complete file": (
+        [MADE],
+        0,
+        file("new", inode=2, age=0, linked=True),
+        None,
+    ),
+    "made by a link to an old file": ([MADE], 0, NEW, None),
+    "no event, rewritten in place": ([], 0, PLACE, SETTLE),
+    "no event, another file, fresh": ([], 0, file("new", inode=2, age=0), YOUNG),
+    "no event, another file, old": ([], 0, NEW, None),
+    "no event, another link or mode": ([], 0, ("old", file()[1]._replace(ctime_ns=5)), None),
+    "open, and its bytes are the old ones": ([WRITTEN], 0, file("old", age=0), None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_kind_of_change_is_waited_for_as_long_as_it_needs(case: str) -> None:
+    """Renamed is whole; closed is nearly so; everything else must have been still."""
+    kinds, late, found, wait = CASES[case]
+    one = Judge("/shared/a")
+    tell(one, *kinds, late=late)
+    verdict = one.decide(look(found), HERE, 100.0)
+    assert verdict.pause == (pytest.approx(wait) if wait else wait)
+    assert (verdict.accept is None) == (wait is not None)
+
+
+@pytest.mark.parametrize("case", [name for name, row in CASES.items() if row[3]])
+def test_what_was_still_for_long_enough_is_believed(case: str) -> None:
+    """And the time begins anew with each change."""
+    kinds, late, found, wait = CASES[case]
+    one = Judge("/shared/a")
+    tell(one, *kinds, late=late)
+    assert one.decide(look(found), HERE, 100.0).accept is None
+    one.evidence.look_begins()
+    text, signature = found
+    again = signature._replace(mtime_ns=signature.mtime_ns + 1, ctime_ns=signature.ctime_ns + 1)
+    other = (text, again)
+    assert one.decide(look(other), HERE, 100.0 + wait * 0.9).accept is None
+    assert one.decide(look(other), HERE, 100.0 + wait * 1.8).accept is None
+    assert one.decide(look(other), HERE, 100.0 + wait * 2).accept is not None
+
+
+def test_a_file_that_changed_while_it_was_read_is_read_again() -> None:
+    """At once if its writer has closed it, else when it is still."""
+    one = Judge("/shared/a")
+    tell(one, WRITTEN, CLOSED)
+    torn = look(PLACE, unsettled=frozenset({"a"}))
+    assert one.decide(torn, HERE, 100.0).pause == 0.0
+    one = Judge("/shared/a")
+    tell(one)
+    assert one.decide(torn, HERE, 100.0).pause == pytest.approx(SETTLE)
+
+
+def test_a_first_look_trusts_what_is_not_fresh() -> None:
+    """Of what happened before there is no event."""
+    for age, wait in ((None, None), (0.0, YOUNG)):
+        one = Judge("/shared/a")
+        tell(one)
+        verdict = one.decide(look(file(age=age)), None, 100.0)
+        assert verdict.pause == (wait and pytest.approx(wait))
+
+
+def test_a_generation_is_whole_whatever_its_files_look_like() -> None:
+    """`..data` points at it: nobody is still writing. Within one generation that does not hold."""
+    one = Judge("/shared")
+    tell(one, MADE)
+    before = look(file(), single=False, generation="..1")
+    new = look(file("", inode=2, age=0), file("b", age=0), single=False, generation="..2")
+    assert one.decide(new, before, 100.0).accept is new
+    same = look(file("new", age=0), single=False, generation="..1")
+    assert one.decide(same, before, 100.0).accept is None or "a" in one.held.still
+
+
+def test_names_of_a_loose_set_are_held_back_one_by_one() -> None:
+    """The others are shown with the old content of the name that is being written."""
+    one = Judge("/shared")
+    tell(one, WRITTEN)
+    before = look(file("a0"), file("b0"), single=False)
+    one.evidence.add(Activity(last={b"b": CAME}, kinds={b"b": CAME}), {})
+    one.evidence.look_begins()
+    found = look(file("a1", age=0), file("b1", inode=2), single=False)
+    shown = one.decide(found, before, 100.0).accept
+    assert shown is not None
+    assert dict(shown.snapshot) == {"a": b"a0", "b": b"b1"}
+    assert shown.mark.signatures["a"] == before.mark.signatures["a"]
+
+
+def test_names_that_vanish_are_waited_for() -> None:
+    """Until no further one does, but not for ever."""
+    one = Judge("/shared")
+    before = look(file("a"), file("b"), file("c"), single=False)
+    tell(one)
+    two_left = look(file("a"), file("b"), single=False)
+    one_left = look(file("a"), single=False)
+    assert one.decide(two_left, before, 100.0).accept is None
+    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 0.9).accept is None
+    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 1.8).accept is None
+    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 2).accept is one_left
+    one = Judge("/shared")
+    tell(one)
+    assert one.decide(two_left, before, 100.0).accept is None
+    assert one.decide(one_left, before, 102.0).accept is one_left
+
+
+def test_another_directory_is_a_first_look() -> None:
+    """What came by rename was made before; else it may be in the hands of its maker."""
+    before = look(file("old"), single=False)
+    new = look(file("x", inode=5, age=0), file("", inode=6, age=0), single=False, directory=2)
+    one = Judge("/shared")
+    tell(one)
+    assert one.decide(new, before, 100.0).accept is None
+    one = Judge("/shared")
+    one.evidence.add(Activity(count=1, urgent=True, arrived=True), {})
+    one.evidence.look_begins()
+    assert one.decide(new, before, 100.0).accept is new
+
+
+def test_waiting_without_an_end_is_told_as_a_problem() -> None:
+    """The reader of a log file must not believe that all is well."""
+    one = Judge("/shared/a")
+    for second in range(int(PATIENCE) + 2):
+        tell(one, WRITTEN)
+        found = look(file("x" * (second + 4), age=0))
+        verdict = one.decide(found, HERE, 100.0 + second)
+        assert (verdict.problem is not None) == (second >= PATIENCE)
+    assert verdict.problem is not None
+    assert verdict.problem.startswith("cannot read /shared/a: a has been rewritten in place")
+
+
+def test_lost_events_leave_no_evidence() -> None:
+    """After an overflow nothing is known of who writes what."""
+    one = Judge("/shared/a")
+    tell(one, CAME)
+    one.evidence.add(Activity(lost=True), {})
+    one.evidence.look_begins()
+    assert one.decide(look(PLACE), HERE, 100.0).pause == pytest.approx(SETTLE)
+
+
+def test_what_has_been_accepted_needs_new_evidence() -> None:
+    """The rename of yesterday says nothing about the rewrite of today."""
+    one = Judge("/shared/a")
+    tell(one, CAME)
+    accepted = one.decide(look(NEW), HERE, 100.0).accept
+    assert accepted is not None
+    one.evidence.look_begins()
+    rewritten = look(file("newer", inode=2, age=0))
+    assert one.decide(rewritten, accepted, 101.0).pause == pytest.approx(SETTLE)
+
+
+def test_names_of_neighbours_do_not_fill_the_memory() -> None:
+    """They are forgotten with each look that is accepted, and when they are too many."""
+    one = Judge("/shared")
+    for number in range(judge._MOST_NAMES + 10):
+        raw = b"%d" % number
+        one.evidence.add(Activity(last={raw: MADE}, kinds={raw: MADE}), {})
+    assert len(one.evidence.last) < 20
+    tell(one)
+    one.decide(look(file(), single=False), None, 100.0)
+    assert not one.evidence.last
+
+
+def test_events_of_another_name_may_tell_of_a_file() -> None:
+    """`..data` is the way to the file, and a link's target is the file."""
+    one = Judge("/shared/a")
+    one.evidence.add(Activity(last={b"..data": CAME}, kinds={b"..data": CAME}), {"..data": "a"})
+    one.evidence.look_begins()
+    assert one.decide(look(NEW), HERE, 100.0).accept is not None
+
+
+def test_the_bits_are_those_of_the_kernel() -> None:
+    """inotify(7)."""
+    import asyncinotify
+
+    for name in ("CREATE", "MODIFY", "CLOSE_WRITE", "MOVED_TO", "MOVED_FROM", "DELETE"):
+        assert getattr(events.Inotify, name) == int(getattr(asyncinotify.Mask, name))
+    for ours, theirs in (("OVERFLOW", "Q_OVERFLOW"), ("MASK_ADD", "MASK_ADD")):
+        assert getattr(events.Inotify, ours) == int(getattr(asyncinotify.Mask, theirs, 0x20000000))
