@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +28,7 @@ def mounted(directory: Path, *arguments: object) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        try:
-            _run("umount", directory)
-        except subprocess.CalledProcessError:
-            # A test has left something open: the next one must not find this mount.
-            _run("umount", "-l", directory)
+        _unmount(directory)
 
 
 @contextmanager
@@ -65,6 +62,15 @@ def cut_power(mount_point: Path) -> None:
         fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
     finally:
         os.close(fd)
+
+
+def _unmount(directory: Path) -> None:
+    """Unmount, also if somebody still looks into it for a moment; a second mount of one image would destroy it."""
+    for _ in range(50):
+        if subprocess.run(["umount", directory], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(0.1)
+    _run("umount", directory)
 
 
 def _run(*command: object) -> None:

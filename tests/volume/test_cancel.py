@@ -165,6 +165,54 @@ async def test_a_publish_that_waits_for_a_neighbour_can_be_cancelled(
     assert os.listdir(tmp_path) == []
 
 
+async def test_a_publish_that_waits_for_another_of_the_same_volume_can_be_cancelled(
+    tmp_path: Path,
+) -> None:
+    """While that one goes on waiting for a neighbour."""
+    volume = Volume(tmp_path)
+    await volume.prepare()
+    with held(tmp_path):
+        first = asyncio.ensure_future(volume.put("config", "1"))
+        await asyncio.sleep(0.1)
+        second = asyncio.ensure_future(volume.put("config", "2"))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        await asyncio.wait({second}, timeout=2)
+        assert second.cancelled()
+        assert not first.done()
+    await first
+    assert (tmp_path / "config").read_text() == "1"
+
+
+@pytest.mark.parametrize("way", [put, publish], ids=lambda way: way.__name__)
+async def test_a_publish_that_is_cancelled_in_time_does_not_happen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Publish
+) -> None:
+    """Before its content is visible it is withdrawn: nobody waits for it any more."""
+    volume = Volume(tmp_path)
+    await way(volume, "old")
+    told = volume.published
+    begun, go_on = threading.Event(), threading.Event()
+    real = atomic.sync_file
+
+    def slow(fd: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        real(fd)
+
+    monkeypatch.setattr(atomic, "sync_file", slow)
+    task = asyncio.ensure_future(way(volume, "new"))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert volume.published is told
+    assert (tmp_path / "config").read_text() == "old"
+    assert temporary(tmp_path) == []
+
+
 async def test_a_stuck_neighbour_is_an_error_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,15 @@ async def test_histories_of_different_names_are_apart(
         assert await volume.versions(name) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 100, "d/" * 30 + "x" * 200])
+async def test_a_long_name_has_a_history_too(volume: Volume, name: str) -> None:
+    """Where the name of its directory would be too long, a digest stands for it."""
+    old = await volume.put(name, "old")
+    await volume.put(name, "new")
+    assert len(await volume.versions(name)) == 2
+    await volume.rollback(old.version, name=name)
+
+
 async def test_the_history_can_be_listed_while_it_changes(volume: Volume) -> None:
     """Contents are forgotten at the same time: no error, and always one in force."""
     volume = Volume(volume.path, keep=2, grace=0.0)

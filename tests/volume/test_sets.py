@@ -185,11 +185,11 @@ async def test_a_set_that_is_in_force_is_left_alone(volume: Volume, tmp_path: Pa
     """Also by a writer that has just started; a link that somebody removed is mended."""
     await volume.publish({"a": "1", "b": "2"})
     before = in_force(tmp_path)
-    (tmp_path / "b").unlink()
     for writer in (volume, Volume(tmp_path)):
+        (tmp_path / "b").unlink()
         assert not (await writer.publish({"a": "1", "b": "2"})).changed
         assert in_force(tmp_path) == before
-    assert (tmp_path / "b").read_text() == "2"
+        assert (tmp_path / "b").read_text() == "2"
 
 
 async def test_a_trial_of_a_set_changes_nothing(volume: Volume, tmp_path: Path) -> None:
@@ -373,7 +373,11 @@ async def test_a_directory_with_other_files_is_not_replaced(
 
 
 async def test_a_set_takes_the_place_of_kubelets(volume: Volume, tmp_path: Path) -> None:
-    """A directory that was filled in the same layout by somebody else: its generation is left to them."""
+    """Filled in the same layout by somebody else: their generation is left to them, and ours to our readers."""
+    await volume.publish({"a": "ours in its grace"})
+    ours = in_force(tmp_path)
+    (tmp_path / "a").unlink()
+    (tmp_path / "..data").unlink()
     (tmp_path / "..2024_01_01").mkdir()
     (tmp_path / "..2024_01_01" / "a").write_text("theirs")
     (tmp_path / "..data").symlink_to("..2024_01_01")
@@ -381,6 +385,7 @@ async def test_a_set_takes_the_place_of_kubelets(volume: Volume, tmp_path: Path)
     await volume.put("b", "ours")
     assert dict(await volume.snapshot()) == {"a": b"theirs", "b": b"ours"}
     assert (tmp_path / "..2024_01_01" / "a").read_text() == "theirs"
+    assert (tmp_path / ours / "a").exists()
 
 
 # Outcomes
