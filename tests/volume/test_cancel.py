@@ -174,7 +174,7 @@ async def test_a_publish_that_waits_for_another_of_the_same_volume_can_be_cancel
     with held(tmp_path):
         first = asyncio.ensure_future(volume.put("config", "1"))
         await asyncio.sleep(0.1)
-        second = asyncio.ensure_future(volume.put("config", "2"))
+        second = asyncio.ensure_future(volume.put("other", "2"))
         await asyncio.sleep(0.1)
         second.cancel()
         await asyncio.wait({second}, timeout=2)
