@@ -28,6 +28,10 @@ from collections.abc import Sequence
 class SidecarError(Exception):
     """The root: whatever `sidecar` raises on purpose."""
 
+    def __str__(self) -> str:
+        # An OSError would put "[Errno 28]" before a sentence that already says it in words.
+        return str(self.args[-1]) if self.args else ""
+
 
 class PublishError(SidecarError):
     """Nothing was published: readers see the old content, whole."""

@@ -1,0 +1,377 @@
+"""Open and read what lies on a volume, and never anything outside it.
+
+Whoever can write to a shared volume can plant a symlink, a FIFO or a giant there.
+So nothing here trusts a path string: each name is resolved by the kernel relative to an open directory
+(`openat2` with `RESOLVE_BENEATH`, see openat2(2)),
+or, where the kernel or its seccomp filter refuses that call, component by component with `O_NOFOLLOW`.
+Links that stay inside are followed, because the `..data` layout of Kubernetes is made of them.
+
+This module does not write, and it does not wait: every open is `O_NONBLOCK`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sidecar import _errors
+
+#: `openat2` has the same number on every architecture that Python runs on under Linux.
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+#: As the kernel's own MAXSYMLINKS.
+_MAX_LINKS = 40
+#: A rename in the same tree makes the kernel answer EAGAIN when the path holds `..`; see openat2(2).
+_RACE_RETRIES = 64
+_SAFE_FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_CHUNK = 1 << 20
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFLNK: "a symbolic link",
+}
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class Signature(NamedTuple):
+    """What tells one state of a file from another without reading it.
+
+    Whole seconds are not enough and the inode alone is reused, hence all five.
+    """
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: the same for a file that was rewritten in place."""
+        return self.device, self.inode
+
+
+class FileRead(NamedTuple):
+    """The bytes of a regular file, and its state before and after they were read."""
+
+    data: bytes
+    signature: Signature
+    links: int
+    settled: bool
+    """False if the file changed while it was read: the bytes may be of two contents."""
+
+
+def openat2_works() -> bool:
+    """Whether this kernel, and the seccomp filter around us, permit `openat2`."""
+    return _kernel.available
+
+
+def mount_point(path: str) -> tuple[str, str]:
+    """Return the mount point that holds `path`, and its filesystem type.
+
+    The longest mount point that is a prefix of the path as written, by `/proc/self/mountinfo`; see proc(5).
+    Where that file is missing, `("/", "unknown")`.
+    """
+    wanted = os.path.abspath(path)
+    best, kind = "/", "unknown"
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            lines = table.read().splitlines()
+    except OSError:
+        return best, kind
+    for line in lines:
+        left, _, right = line.partition(b" - ")
+        point = _unescape(left.split(b" ")[4])
+        # A later line is mounted over an earlier one at the same point.
+        if len(point) >= len(best) and (
+            wanted == point or wanted.startswith(point.rstrip("/") + "/")
+        ):
+            best, kind = point, right.split(b" ", 1)[0].decode()
+    return best, kind
+
+
+def open_directory(path: str) -> int:
+    """Open a directory of a volume for reading, and return its descriptor.
+
+    The volume is the mount that holds the path: a link in the path must not lead out of it.
+    On the root filesystem, where there is no such border, the path is opened as written.
+
+    Raises:
+        OSError: as open(2); `EXDEV` or `ELOOP` if the path leaves the volume.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    whole = os.path.abspath(path)
+    root = mount_point(whole)[0]
+    if root == "/":
+        return os.open(whole, flags)
+    root_fd = os.open(root, flags)
+    try:
+        return open_beneath(root_fd, os.path.relpath(whole, root), flags)
+    finally:
+        os.close(root_fd)
+
+
+def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
+    """Open `path` relative to a directory without leaving it, and return the descriptor.
+
+    Links inside are followed; an absolute path, a link that leads outside and the kernel's magic links are not.
+    `O_NONBLOCK`, `O_NOCTTY` and `O_CLOEXEC` are always set, so a FIFO or a terminal cannot hold the caller.
+
+    Raises:
+        OSError: as openat2(2): `EXDEV` or `ELOOP` where the path leaves the directory.
+    """
+    wanted = flags | _SAFE_FLAGS
+    if _kernel.available:
+        return _kernel.open(dir_fd, path, wanted)
+    return _walk(dir_fd, path, wanted)
+
+
+def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
+    """Return the status of what `path` names beneath the directory, links inside followed.
+
+    Nothing is opened for reading: a FIFO or a device is only looked at.
+
+    Raises:
+        OSError: as `open_beneath`.
+    """
+    if "/" not in path and path not in ("", ".", ".."):
+        # One call for the common case; only a link has to be resolved with care.
+        status = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            return status
+    fd = open_beneath(dir_fd, path, os.O_PATH)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
+    """Read a regular file beneath the directory, at most `limit` bytes.
+
+    `where` is the path that error messages name.
+
+    Raises:
+        NothingPublished: nothing is there.
+        ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
+    """
+    with reading(where):
+        fd = open_beneath(dir_fd, path)
+        try:
+            return read_descriptor(fd, limit, where)
+        finally:
+            os.close(fd)
+
+
+def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
+    """Read an open file from its beginning, as `read_beneath` does.
+
+    Raises:
+        ReadError: it is no regular file, or larger than the limit.
+        OSError: as read(2).
+    """
+    before = os.fstat(fd)
+    if not stat.S_ISREG(before.st_mode):
+        kind = kind_of(before.st_mode)
+        raise _errors.ReadError(
+            errno.EINVAL, f"cannot read {where}: it is {kind}, and only regular files are read"
+        )
+    if before.st_size > limit:
+        raise _too_large(where, before.st_size, limit)
+    data = _read_all(fd, before.st_size, limit)
+    if len(data) > limit:
+        raise _too_large(where, len(data), limit)
+    after = os.fstat(fd)
+    signature = Signature.of(after)
+    settled = signature == Signature.of(before) and len(data) == after.st_size
+    return FileRead(data, signature, after.st_nlink, settled)
+
+
+def kind_of(mode: int) -> str:
+    """Return `st_mode`'s file type in words, as for a message."""
+    return _KINDS.get(stat.S_IFMT(mode), "a regular file")
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn the `OSError` of a read into a `ReadError` that names the path and the remedy."""
+    try:
+        yield
+    except _errors.ReadError:
+        raise
+    except FileNotFoundError as error:
+        raise _errors.NothingPublished(
+            errno.ENOENT, f"cannot read {where}: nothing has been published there"
+        ) from error
+    except OSError as error:
+        raise _errors.ReadError(error.errno, f"cannot read {where}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    match error.errno:
+        case errno.EXDEV | errno.ELOOP:
+            return "a symbolic link leads out of the volume (links may only point inside it)"
+        case errno.EACCES | errno.EPERM:
+            return f"permission denied for user {os.geteuid()} (publish it readable for this user or group)"
+        case errno.ENXIO:
+            return "it is a socket or a device, and only regular files are read"
+        case errno.ENOTDIR:
+            return "a part of the path is a file, not a directory"
+        case errno.EMFILE | errno.ENFILE:
+            return "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
+        case _:
+            return os.strerror(error.errno or 0).lower()
+
+
+def _too_large(where: str, size: int, limit: int) -> _errors.ReadError:
+    return _errors.ReadError(
+        errno.EFBIG,
+        f"cannot read {where}: {size} bytes are more than the limit of {limit} (raise max_size)",
+    )
+
+
+def _read_all(fd: int, expected: int, limit: int) -> bytes:
+    """Read to the end, but never more than one byte above the limit."""
+    first = os.read(fd, min(expected, limit) + 1)
+    if len(first) <= expected and (not first or len(first) == expected):
+        # The usual case: one call, and a second one only to see the end.
+        if not (more := os.read(fd, min(_CHUNK, max(limit - len(first), 0) + 1))):
+            return first
+        chunks, total = [first, more], len(first) + len(more)
+    else:
+        chunks, total = [first], len(first)
+    while total <= limit and (chunk := os.read(fd, min(_CHUNK, limit - total + 1))):
+        chunks.append(chunk)
+        total += len(chunk)
+    return b"".join(chunks)
+
+
+def _unescape(field: bytes) -> str:
+    """Undo the octal escapes of mountinfo: space, tab, newline and backslash."""
+    if b"\\" in field:
+        for code in (b"040", b"011", b"012", b"134"):
+            field = field.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(field)
+
+
+class _Kernel:
+    """`openat2` through `syscall(2)`: the C library of Debian 12 has no wrapper for it."""
+
+    def __init__(self) -> None:
+        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._syscall.restype = ctypes.c_long
+        self._known: bool | None = None
+
+    @property
+    def available(self) -> bool:
+        if self._known is None:
+            self._known = self._try()
+        return self._known
+
+    @available.setter
+    def available(self, value: bool | None) -> None:
+        self._known = value
+
+    def open(self, dir_fd: int, path: str, flags: int) -> int:
+        how = _OpenHow(
+            flags | getattr(os, "O_LARGEFILE", 0), 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+        )
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise ValueError("embedded null byte")
+        for _ in range(_RACE_RETRIES):
+            fd: int = self._syscall(
+                ctypes.c_long(_SYS_OPENAT2),
+                ctypes.c_int(dir_fd),
+                ctypes.c_char_p(name),
+                ctypes.byref(how),
+                ctypes.c_size_t(ctypes.sizeof(how)),
+            )
+            if fd >= 0:
+                return fd
+            code = ctypes.get_errno()
+            if code not in (errno.EAGAIN, errno.EINTR):
+                raise OSError(code, os.strerror(code), path)
+        raise OSError(errno.EAGAIN, "the directory is being renamed all the time", path)
+
+    def _try(self) -> bool:
+        """Ask once: old kernels say ENOSYS, some seccomp filters EPERM."""
+        try:
+            root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            os.close(self.open(root, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError:
+            return False
+        finally:
+            os.close(root)
+        return True
+
+
+_kernel = _Kernel()
+
+
+def _walk(dir_fd: int, path: str, flags: int) -> int:
+    """Resolve beneath the directory without help of the kernel, one component at a time.
+
+    `..` goes back along the descriptors that led here, never by name,
+    so a directory that is renamed meanwhile cannot carry the walk outside.
+    """
+    if path.startswith("/"):
+        raise OSError(errno.EXDEV, "absolute path", path)
+    if not path:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    trail = [os.dup(dir_fd)]
+    parts = deque(path.split("/"))
+    links = 0
+    try:
+        while parts:
+            part = parts.popleft()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if len(trail) == 1:
+                    raise OSError(errno.EXDEV, "leads out of the volume", path)
+                os.close(trail.pop())
+                continue
+            look = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
+            if stat.S_ISLNK(os.fstat(look).st_mode):
+                os.close(look)
+                links += 1
+                target = os.readlink(part, dir_fd=trail[-1])
+                if links > _MAX_LINKS or target.startswith("/"):
+                    code = errno.ELOOP if links > _MAX_LINKS else errno.EXDEV
+                    raise OSError(code, "leads out of the volume", path)
+                parts.extendleft(reversed(target.split("/")))
+                continue
+            if not any(p not in ("", ".") for p in parts) and not flags & os.O_DIRECTORY:
+                os.close(look)
+                if parts:
+                    flags |= os.O_DIRECTORY  # a trailing slash asks for a directory
+                return os.open(part, flags | os.O_NOFOLLOW, dir_fd=trail[-1])
+            trail.append(look)
+        return os.open(".", (flags & ~os.O_NOFOLLOW), dir_fd=trail[-1])
+    finally:
+        for fd in trail:
+            os.close(fd)
