@@ -37,7 +37,19 @@ class Record:
     True
     """
 
-    __slots__ = ("_parser", "_text", "end", "fields", "file", "file_id", "labels", "level", "offset", "raw", "time")
+    __slots__ = (
+        "_parser",
+        "_text",
+        "end",
+        "fields",
+        "file",
+        "file_id",
+        "labels",
+        "level",
+        "offset",
+        "raw",
+        "time",
+    )
 
     raw: bytes
     """The line as it came, without its line ending. Groups of lines keep the endings between them."""
@@ -101,6 +113,11 @@ class Record:
         """
         self.fields = fields
         self._parser = parser
+
+    @property
+    def structured(self) -> bool:
+        """True once a parser has said what the line holds: `fields` says it all, the text need not be repeated."""
+        return self._parser is not None
 
     @property
     def changed(self) -> bool:
@@ -177,7 +194,9 @@ class Block:
             elif index == last:
                 end = self.end
             raw = piece[:-1] if piece.endswith(b"\r") else piece
-            yield Record(raw, file=file, offset=offset, end=end, file_id=file_id, time=read_at, labels=labels)
+            yield Record(
+                raw, file=file, offset=offset, end=end, file_id=file_id, time=read_at, labels=labels
+            )
             offset = end
 
     def __repr__(self) -> str:
