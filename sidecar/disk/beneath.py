@@ -224,10 +224,11 @@ def reading(where: str) -> Iterator[None]:
             errno.ENOENT, f"cannot read {where}: nothing has been published there"
         ) from error
     except OSError as error:
-        raise _errors.ReadError(error.errno, f"cannot read {where}: {_reason(error)}") from error
+        raise _errors.ReadError(error.errno, f"cannot read {where}: {reason(error)}") from error
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Say in words why something cannot be read, and what to change."""
     match error.errno:
         case errno.EXDEV | errno.ELOOP:
             return "a symbolic link leads out of the volume (links may only point inside it)"

@@ -116,6 +116,12 @@ class Inotify:
         self._inotify.close()
 
 
+#: Events of a watched directory itself that end the watch, or make it one of another path.
+_GONE = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
+#: Of these the last one tells in what state a name is.
+_KINDS = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
+
+
 @dataclass(frozen=True)
 class Target:
     """A directory to watch, open as `fd`, and the names in it that matter (None: all)."""
@@ -135,13 +141,15 @@ class Target:
 class Activity:
     """What has been seen since the last look.
 
-    `written` holds names that were written in place and not closed yet,
-    `closed` names whose writer has closed them, `replaced` names that came by rename or link.
+    `created` holds names that were made and not written since: by a link, or by a writer that has only begun;
+    `written` names that were written in place and not closed yet,
+    `closed` names whose writer has closed them, `replaced` names that came by rename.
     """
 
     count: int = 0
     lost: bool = False
     """The queue overflowed, or a watched directory went away: anything may have happened."""
+    created: frozenset[bytes] = frozenset()
     written: frozenset[bytes] = frozenset()
     closed: frozenset[bytes] = frozenset()
     replaced: frozenset[bytes] = frozenset()
@@ -194,35 +202,23 @@ class InotifyHints:
 
     def drain(self) -> Activity:
         count, lost = 0, False
-        open_names: set[bytes] = set()
-        closed: set[bytes] = set()
-        replaced: set[bytes] = set()
+        last: dict[bytes, int] = {}
         for event in self._inotify.drain():
-            if event.mask & Inotify.OVERFLOW:
-                lost = True
+            lost = lost or bool(event.mask & Inotify.OVERFLOW)
             target = self._targets.get(event.watch)
             if target is None:
                 continue
             if not event.name:
-                gone = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
-                lost = lost or bool(event.mask & gone)
-                continue
-            if not target.wants(event.name):
-                continue
-            count += 1
-            if event.mask & Inotify.MODIFY:
-                open_names.add(event.name)
-                closed.discard(event.name)
-            elif event.mask & Inotify.CLOSE_WRITE:
-                open_names.discard(event.name)
-                closed.add(event.name)
-            elif event.mask & Inotify.MOVED_TO:
-                open_names.discard(event.name)
-                replaced.add(event.name)
-            elif event.mask & Inotify.CREATE:
-                # A plain writer's file is created first and closed later; a hard link is only created.
-                open_names.add(event.name)
-        return Activity(count, lost, frozenset(open_names), frozenset(closed), frozenset(replaced))
+                lost = lost or bool(event.mask & _GONE)
+            elif target.wants(event.name):
+                count += 1
+                if kind := event.mask & _KINDS:
+                    last[event.name] = kind
+        by_kind = {
+            kind: frozenset(name for name, mask in last.items() if mask & kind)
+            for kind in (Inotify.CREATE, Inotify.MODIFY, Inotify.CLOSE_WRITE, Inotify.MOVED_TO)
+        }
+        return Activity(count, lost, *by_kind.values())
 
     def close(self) -> None:
         self._inotify.close()

@@ -1,0 +1,106 @@
+"""Is this process alive, ready, started? The parts that know say so; probes read the sum.
+
+Kubernetes asks three questions, and the answers have three consequences:
+not alive is restarted, not ready gets no traffic, not started is given more time
+(https://kubernetes.io/docs/concepts/configuration/liveness-readiness-startup-probes/).
+So a check belongs under `live` only if a restart would mend what it finds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from sidecar.runtime import running
+
+Check: TypeAlias = Callable[[], str | None]
+"""Returns None while all is well, else what is wrong and what to do about it.
+
+It is asked at each probe, on the event loop: it looks at a state that is at hand and waits for nothing.
+"""
+
+Kind: TypeAlias = Literal["live", "ready", "started"]
+
+OK = "ok"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer to one probe: the sum, and what each check has said (`"ok"`, or what is wrong)."""
+
+    ok: bool
+    checks: Mapping[str, str]
+
+
+class Health:
+    """The checks of one process.
+
+    >>> health = Health()
+    >>> remove = health.add("volume", ready=lambda: "nothing published in /shared yet")
+    >>> health.report("ready")
+    Report(ok=False, checks=mappingproxy({'volume': 'nothing published in /shared yet'}))
+    >>> remove()
+    >>> health.report("ready").ok
+    True
+    """
+
+    def __init__(self) -> None:
+        self._checks: dict[str, dict[Kind, Check]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Health of {', '.join(self._checks) or 'nothing'}>"
+
+    def add(
+        self,
+        name: str,
+        *,
+        live: Check | None = None,
+        ready: Check | None = None,
+        started: Check | None = None,
+    ) -> Callable[[], None]:
+        """Add the checks of one part; returns what takes them away again (twice does no harm).
+
+        Where the name is taken, the part is reported as `name#2`, `name#3`, ….
+        """
+        given: dict[Kind, Check | None] = {"live": live, "ready": ready, "started": started}
+        free = next(one for one in _numbered(name) if one not in self._checks)
+        checks = {kind: check for kind, check in given.items() if check is not None}
+        self._checks[free] = checks
+
+        def remove() -> None:
+            if self._checks.get(free) is checks:
+                del self._checks[free]
+
+        return remove
+
+    def report(self, kind: Kind) -> Report:
+        """Ask all checks of this kind. A process that drains is not ready, whatever they say.
+
+        A check that raises has found something wrong: its error is the answer, and goes to the log.
+        """
+        found = {
+            name: _ask(name, checks[kind])
+            for name, checks in self._checks.items()
+            if kind in checks
+        }
+        if kind == "ready" and running.draining():
+            found["process"] = "draining: it was told to stop and finishes what it began"
+        return Report(all(said == OK for said in found.values()), MappingProxyType(found))
+
+
+def _ask(name: str, check: Check) -> str:
+    try:
+        return check() or OK
+    except Exception as error:  # noqa: BLE001 (a probe must be answered)
+        _log.exception("the health check of %s failed", name)
+        return f"the check itself failed: {type(error).__name__}: {error}"
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}#{number}" for number in count(2))

@@ -1,0 +1,131 @@
+"""Logging of a program: one line an event, on stderr, for people or for machines.
+
+Libraries only call `getLogger(__name__)`; this is for the program around them.
+stdout stays free: it belongs to what a command puts out, and to collected log lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO, get_args
+
+from sidecar._errors import ConfigError
+
+Format = Literal["text", "json"]
+LEVELS = ("debug", "info", "warning", "error")
+
+_CHATTY = ("watchfiles", "asyncio")
+"""Loggers of others that say at INFO or below what our own lines say already."""
+
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F) if code != ord("\t")}
+
+
+def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A002 (the flag's name)
+    """Send what is logged at `level` or above to stderr, as text or as one JSON object a line.
+
+    Times are UTC, to the millisecond (RFC 3339).
+    Calling it again replaces what it did before; handlers that others have added stay.
+
+    Raises:
+        ConfigError: no such level or format.
+
+    >>> configure("debug", "json")
+    >>> configure("loud")
+    Traceback (most recent call last):
+    sidecar._errors.ConfigError: no log level 'loud': it is one of debug, info, warning, error
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"no log level {level!r}: it is one of {', '.join(LEVELS)}")
+    if format not in get_args(Format):
+        raise ConfigError(f"no log format {format!r}: it is one of {', '.join(get_args(Format))}")
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, _Stderr)]:
+        root.removeHandler(handler)
+    ours = _Stderr()
+    ours.setFormatter(_json_formatter() if format == "json" else _Text())
+    root.addHandler(ours)
+    root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
+
+
+def rate_limited(
+    logger: logging.Logger, seconds: float, *, clock: Callable[[], float] = time.monotonic
+) -> RateLimited:
+    """Make a logger that passes each message at most once in so many seconds.
+
+    Messages are the same if they have the same level and the same text before its `%` arguments are filled in.
+    The next one that passes says how many were left out, so that nothing is hidden.
+
+    >>> log = rate_limited(logging.getLogger("example"), 60.0)
+    >>> for attempt in range(1000):
+    ...     log.error("cannot read %s", "/shared/config")  # one line
+    """
+    return RateLimited(logger, seconds, clock)
+
+
+class RateLimited(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose messages have a limit each; see `rate_limited`."""
+
+    def __init__(self, logger: logging.Logger, seconds: float, clock: Callable[[], float]) -> None:
+        super().__init__(logger, {})
+        self._seconds = seconds
+        self._clock = clock
+        self._passed: dict[tuple[int, str], float] = {}
+        self._left_out: dict[tuple[int, str], int] = {}
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if not self.isEnabledFor(level):
+            return
+        key, now = (level, str(msg)), self._clock()
+        passed = self._passed.get(key)
+        if passed is not None and now - passed < self._seconds:
+            self._left_out[key] = self._left_out.get(key, 0) + 1
+            return
+        self._passed[key] = now
+        if count := self._left_out.pop(key, 0):
+            msg, args = f"{msg} (and %d more like it)", (*args, count)
+        self.logger.log(level, msg, *args, **kwargs)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Looks stderr up at each line, so that it follows whoever replaces it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # A name on a volume may hold a line break: it must not be able to forge a line of the log.
+        message = record.getMessage().translate(_VISIBLE)
+        line = f"{_time(record)} {record.levelname:<7} {record.name}: {message}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _json_formatter() -> logging.Formatter:
+    # Imported here: a program that logs text does not pay for it.
+    # Not its orjson variant, which refuses the surrogates of a file name that is not UTF-8.
+    from pythonjsonlogger.json import JsonFormatter
+
+    class Json(JsonFormatter):
+        def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+            return _time(record)
+
+    names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"}
+    return Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

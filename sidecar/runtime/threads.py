@@ -1,0 +1,56 @@
+"""Blocking work in a thread, with an end that can be relied on.
+
+One unit of work is one plain function and one hop.
+The threads are our own, not the loop's default ones:
+a disk that hangs must not also stop name resolution, and the other way round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Threads start when they are needed and then stay: most programs see two or three of the sixteen.
+_THREADS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking function in a thread, and return or raise what it does.
+
+    When this returns or raises, the function is no longer running.
+    A cancellation waits for it to end and is raised after that,
+    with the function's own error, if it had one, as the cause.
+    Work that was still waiting for a free thread is dropped instead and never begins.
+
+    >>> import asyncio
+    >>> asyncio.run(in_thread(pow, 2, 10))
+    1024
+    """
+    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    submitted = _THREADS.submit(work)
+    outcome = asyncio.wrap_future(submitted)
+    try:
+        # `wait` leaves the future alone when it is cancelled, unlike a bare `await`.
+        await asyncio.wait({outcome})
+    except asyncio.CancelledError as cancelled:
+        if not submitted.cancel():
+            await _until_done(outcome)
+            raise cancelled from outcome.exception()
+        raise
+    return outcome.result()
+
+
+async def _until_done(outcome: asyncio.Future[T]) -> None:
+    """Wait through however many further cancellations; the first one is on its way already."""
+    while not outcome.done():
+        try:
+            await asyncio.wait({outcome})
+        except asyncio.CancelledError:
+            continue

@@ -1,0 +1,116 @@
+"""What tests import by name: a real process under test, and the types of the fixtures.
+
+The fixtures themselves are in `conftest.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+Condition = Callable[[], object]
+WaitFor = Callable[..., None]
+Eventually = Callable[..., Awaitable[None]]
+StartProcess = Callable[..., "Process"]
+FreePorts = Callable[[int], list[int]]
+
+
+class Process:
+    """A program under test: a real process, with its output in a file."""
+
+    def __init__(self, command: list[str], directory: Path, **options: object) -> None:
+        self.command = command
+        self._output = directory / "output"
+        with self._output.open("wb") as output:
+            self.popen: subprocess.Popen[bytes] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its children end with it
+                **options,  # type: ignore[call-overload]
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def output(self) -> str:
+        """All that it has written so far, stdout and stderr."""
+        return self._output.read_text(errors="replace")
+
+    def send(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Wait for its end and return the exit code, negative for a signal that killed it."""
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout} s: {self}")
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.popen.terminate()
+        return self.wait(timeout)
+
+    def wait_until(self, up: str | Condition, timeout: float = 15.0) -> None:
+        """Wait until a URL answers (whatever it says), a text is in the output, or a condition holds."""
+        limit = time.monotonic() + timeout
+        while not self._is(up):
+            if self.popen.poll() is not None:
+                pytest.fail(f"ended with {self.popen.returncode}: {self}")
+            if time.monotonic() > limit:
+                pytest.fail(f"not within {timeout} s: {up}: {self}")
+            time.sleep(0.01)
+
+    def _is(self, up: str | Condition) -> bool:
+        if callable(up):
+            return bool(up())
+        return _answers(up) if up.startswith("http://") else up in self.output
+
+    def kill(self) -> bool:
+        """End it and its children for good; tells whether it had to be forced."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(15.0)
+        forced = self.popen.poll() is None
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait()
+        return forced
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.command)}\n--- its output ---\n{self.output}"
+
+
+def source(condition: Condition) -> str:
+    code = getattr(condition, "__code__", None)
+    return f"the condition at {code.co_filename}:{code.co_firstlineno}" if code else repr(condition)
+
+
+def environment() -> dict[str, str]:
+    """Ours without the variables that would configure the program under test; its warnings are errors."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    return ours | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5.0).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except OSError:
+        return False
+    return True
