@@ -1,0 +1,587 @@
+"""Which file holds which content, now: discovery, rotation, truncation, copies, restarts.
+
+Everything here is decided by looking, never by an event: `look` compares what lies on the disk with what is known,
+and may be called at any time, as often as one likes.
+
+The cases, and what tells them apart:
+
+    renamed                another name for the same device and inode
+    copytruncate           the file does not hold any more what was read; a related file does: go on there
+    deleted while open     no name left: read to the end, then forget after `rotate_wait` quiet seconds
+    compressed             the decompressed content holds what was read: go on at the same offset
+    inode reused, replaced same inode, other bytes: a new content, and the old one is searched for
+    a copy of a living log a new file that repeats the beginning of one that is there: left alone while it does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.logs import checkpoint, content as contents, identity
+from sidecar.logs.discovery import Discovery, Found, Key
+from sidecar.logs.stream import Cursor, Stream
+from sidecar.logs.window import AckWindow
+
+_log = logging.getLogger(__name__)
+
+_MOST_REMEMBERED = 1000
+_REMEMBER = 86400.0
+_GZIP_PATIENCE = 10.0
+_FD_RESERVE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """When files are given up, and where reading begins."""
+
+    from_end: bool = False
+    rotate_wait: float = 30.0
+    partial_timeout: float | None = 10.0
+    group_timeout: float | None = None
+    held_limit: int = 1 << 30
+    max_open: int = 4096
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A file that has so far repeated the beginning of another: a copy, most probably."""
+
+    path: str
+    of: Stream
+    seen: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tracker:
+    """The streams of one collection."""
+
+    discovery: Discovery
+    lanes: tuple[str, ...]
+    habits: Habits
+    wake: Callable[[Stream], None]
+    """Called for each stream that may have something to read."""
+    lose: Callable[[str, int, str], None]
+    """Called with reason, bytes and path for what can never be read."""
+    streams: list[Stream] = field(default_factory=list)
+    by_key: dict[Key, Stream] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
+    _aliases: dict[Key, Stream] = field(default_factory=dict)
+    _suspects: dict[Key, _Suspect] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
+    _moved: list[Stream] = field(default_factory=list)
+    _first: bool = True
+
+    # -- what is known from before
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Take over the streams of a checkpoint. Their files are looked for by the next `look`."""
+        for entry in state.entries:
+            stream = Stream(
+                entry.path,
+                (entry.device, entry.inode),
+                head=entry.head,
+                size=entry.size,
+                live=False,
+            )
+            stream.file_id, stream.gone = entry.file_id, entry.gone
+            for lane in self.lanes:
+                place = entry.places.get(lane) or min(
+                    entry.places.values(), key=lambda p: p.offset, default=identity.Place(0)
+                )
+                stream.cursors[lane] = Cursor(place.offset)
+                stream.windows[lane] = AckWindow(place)
+            self.streams.append(stream)
+            # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
+            stream.restored = entry.furthest
+
+    def entries(self) -> Iterator[checkpoint.Entry]:
+        """Yield what a checkpoint should keep."""
+        for stream in self.streams:
+            key = stream.key or (0, 0)
+            yield checkpoint.Entry(
+                file_id=stream.file_id,
+                path=stream.path,
+                device=key[0],
+                inode=key[1],
+                head=stream.head,
+                size=stream.size,
+                places={lane: window.place for lane, window in stream.windows.items()},
+                gone=stream.gone,
+            )
+
+    # -- looking
+
+    def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
+        """Compare everything with the disk. `now` is monotonic time."""
+        self.found = self.discovery.scan(suspicious=suspicious)
+        for stream in list(self.streams):
+            if stream.key is not None and self.by_key.get(stream.key) is stream:
+                self._refresh(stream, now)
+        self._place_restored(now)
+        for path, key in self.found.files.items():
+            if key not in self.by_key and key not in self._aliases:
+                self._meet(path, key, now)
+        self._catch_up(now)
+        self._give_up(now)
+        self._first = False
+
+    def check(self, stream: Stream, now: float) -> None:
+        """Look at one stream alone, after a hint that its file was written."""
+        if stream.content is not None:
+            self._stat(stream, now)
+
+    def replaced(self, stream: Stream, now: float) -> None:
+        """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
+        content, key, path = stream.content, stream.key, stream.path
+        if content is None or key is None:
+            return
+        stream.content = None
+        fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
+        fresh.parent_id = stream.file_id or stream.parent_id
+        fresh.content = contents.recognise(content.fd)
+        self._begin(fresh, at_end=False)
+        self.by_key[key] = fresh
+        stream.key, stream.live = None, False
+        _log.info("%s was truncated or replaced; reading it from the beginning", path)
+        self._continue_elsewhere(stream, now, "truncated")
+        self._touch(fresh)
+
+    # -- one stream
+
+    def _refresh(self, stream: Stream, now: float) -> None:
+        key = stream.key
+        names = self.found.places.get(key, []) if key is not None else []
+        moved = stream.live and stream.path not in names
+        if names and stream.path not in names:
+            globbed = [name for name in names if name in self.found.files]
+            stream.path = (globbed or names)[0]
+        stream.live = any(name in self.found.files for name in names)
+        if moved:
+            self._moved.append(stream)
+        if stream.content is None:
+            self._reopen_if_grown(stream, now)
+        else:
+            self._stat(stream, now)
+
+    def _stat(self, stream: Stream, now: float) -> None:
+        content = stream.content
+        if content is None:
+            return
+        try:
+            status = os.fstat(content.fd)
+        except OSError as error:
+            _log.warning("cannot look at %s: %s", stream.path, error)
+            return
+        stream.deleted = status.st_nlink == 0
+        changed = (status.st_size, status.st_mtime_ns)
+        if changed == stream.changed:
+            return
+        stream.changed, stream.grew_at = changed, now
+        if not content.compressed:
+            if any(status.st_size < cursor.offset for cursor in stream.cursors.values()):
+                self.replaced(stream, now)
+                return
+            stream.size = status.st_size
+        self._touch(stream)
+
+    def _reopen_if_grown(self, stream: Stream, now: float) -> None:
+        """A file that was closed for want of descriptors, or because it was quiet, has it grown?"""
+        try:
+            status = os.stat(stream.path)
+            if (status.st_dev, status.st_ino) != stream.key:
+                return
+            changed = (status.st_size, status.st_mtime_ns)
+            if changed == stream.changed:
+                return
+            opened = self._open(stream.path)
+        except OSError:
+            return
+        if opened is None:
+            return
+        content, status = opened
+        if (status.st_dev, status.st_ino) != stream.key:
+            content.close()
+            return
+        stream.content = content
+        stream.changed, stream.grew_at = changed, now
+        if not stream.is_intact():
+            self.replaced(stream, now)
+            return
+        stream.size = max(stream.size, status.st_size)
+        self._touch(stream)
+
+    def _continue_elsewhere(self, stream: Stream, now: float, reason: str) -> None:
+        """Search for the file in which the content of `stream` lives on, and go on there."""
+        for path in self._related(stream.path):
+            key = self._key_of(path)
+            if key is None or key in self.by_key:
+                continue
+            opened = self._open(path)
+            if opened is None:
+                continue
+            content, status = opened
+            key = (status.st_dev, status.st_ino)
+            if key not in self.by_key and stream.is_continued_by(content):
+                self._settle(stream, content, key, path, now)
+                return
+            content.close()
+        missing = stream.size - stream.read_by_all
+        if missing > 0:
+            self.lose(reason, missing, stream.path)
+        self._bury(stream)
+
+    def _related(self, path: str) -> list[str]:
+        """The files that may be the rotated past of `path`, the youngest first."""
+        name = os.path.basename(path)
+        names = [
+            p
+            for p in self.discovery.siblings(path)
+            if identity.are_related(name, os.path.basename(p))
+        ]
+        return sorted(names, key=_modified, reverse=True)
+
+    def _settle(
+        self, stream: Stream, content: contents.Content, key: Key, path: str, now: float
+    ) -> None:
+        stream.attach(content, key, path)
+        stream.restored = None
+        stream.live = path in self.found.files
+        stream.grew_at = now
+        self.by_key[key] = stream
+        self._aliases.pop(key, None)
+        self._suspects.pop(key, None)
+        self._moved.append(stream)
+        _log.info("the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
+        self._touch(stream)
+
+    def _touch(self, stream: Stream) -> None:
+        self.wake(stream)
+
+    # -- files that are not known yet
+
+    def _place_restored(self, now: float) -> None:
+        """Find the files of restored streams: first where they were, then where rotation may have put them."""
+        waiting = [s for s in self.streams if s.restored is not None and s.gone is None]
+        for stream in waiting:
+            key = stream.key
+            for path in self.found.places.get(key, [])[:1] if key is not None else []:
+                opened = self._open(path)
+                if opened is None:
+                    continue
+                content, status = opened
+                if (status.st_dev, status.st_ino) == key and self._is_itself(stream, content):
+                    self._settle(stream, content, key, path, now)
+                else:
+                    content.close()
+        for stream in waiting:
+            if stream.restored is None:
+                continue
+            self._continue_elsewhere(stream, now, "vanished")
+
+    def _is_itself(self, stream: Stream, content: contents.Content) -> bool:
+        """Whether the file under the restored device and inode still holds the restored content."""
+        if stream.head.length == 0:
+            return stream.restored is not None and stream.restored.offset == 0
+        return stream.is_continued_by(content)
+
+    def _is_next_home(self, stream: Stream, path: str, content: contents.Content) -> bool:
+        """Whether a file that just appeared holds the content of a stream that has lost its own."""
+        if not identity.are_related(os.path.basename(path), os.path.basename(stream.path)):
+            return False
+        if path == stream.path and not content.compressed and stream.size < identity.MARK:
+            # Deleted and begun again with the same few bytes: rather read them twice than never.
+            return False
+        return stream.is_held_by(content)
+
+    def _meet(self, path: str, key: Key, now: float) -> None:
+        """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
+        suspect = self._suspects.get(key)
+        if (
+            suspect is not None
+            and suspect.seen == self._seen(path)
+            and suspect.of.content is not None
+        ):
+            return
+        opened = self._open(path)
+        if opened is None:
+            return
+        content, status = opened
+        actual = (status.st_dev, status.st_ino)
+        if actual != key:
+            content.close()
+            if self._key_of(path) == actual and status.st_dev == key[0]:
+                self.discovery.distrust(status.st_dev)
+            return
+        if self._is_past(path, key, content, status, now):
+            return
+        self._suspects.pop(key, None)
+        stream = Stream(path, key, content=content, grew_at=now)
+        stream.changed = ()
+        self._begin(stream, at_end=self.habits.from_end and self._first)
+        self.by_key[key] = stream
+        _log.info("reading %s", path)
+        self._stat(stream, now)
+
+    def _is_past(
+        self, path: str, key: Key, content: contents.Content, status: os.stat_result, now: float
+    ) -> bool:
+        """Whether the file is (or may soon turn out to be) what another stream has read. Takes `content` if so."""
+        if content.compressed and self._compressing(path, status):
+            content.close()
+            return True
+        name = os.path.basename(path)
+        for stream in list(self.streams):
+            homeless = stream.gone is not None or stream.deleted or stream.restored is not None
+            if homeless and self._is_next_home(stream, path, content):
+                if stream.key is not None and self.by_key.get(stream.key) is stream:
+                    del self.by_key[stream.key]
+                self._settle(stream, content, key, path, now)
+                return True
+        for stream in list(self.streams):
+            if stream.content is None or not identity.are_related(
+                name, os.path.basename(stream.path)
+            ):
+                continue
+            if not stream.is_intact():
+                self.replaced(stream, now)
+                if key in self.by_key:
+                    content.close()
+                    return True
+                continue
+            if content.compressed:
+                if stream.head.length and stream.is_continued_by(content):
+                    self._aliases[key] = stream
+                    content.close()
+                    return True
+                continue
+            if stream.content.compressed:
+                continue
+            if identity.is_copy(content, status.st_size, stream.content):
+                self._suspects[key] = _Suspect(path, stream, _signature(status))
+                content.close()
+                return True
+            if not stream.is_intact():  # truncated while we compared
+                self.replaced(stream, now)
+                if key in self.by_key:
+                    content.close()
+                    return True
+        return False
+
+    def _catch_up(self, now: float) -> None:
+        """Rotated twice between two looks: what came and went in between lies outside the patterns. Read it too."""
+        moved, self._moved = self._moved, []
+        for stream in moved:
+            try:
+                since = 0 if stream.content is None else os.fstat(stream.content.fd).st_mtime_ns
+            except OSError:
+                continue
+            for path in reversed(self._related(stream.path)):
+                key = self._key_of(path)
+                if key is None or key in self.by_key or key in self._aliases:
+                    continue
+                with contextlib.suppress(OSError):
+                    if os.stat(path).st_mtime_ns >= since:
+                        self._meet(path, key, now)
+
+    def _compressing(self, path: str, status: os.stat_result) -> bool:
+        """Whether the compressed file may still be in the making: its source is there, and it is young."""
+        plain, extension = os.path.splitext(path)
+        if time.time() - status.st_mtime > _GZIP_PATIENCE:
+            return False
+        return bool(extension) and self._key_of(plain) is not None
+
+    def _begin(self, stream: Stream, *, at_end: bool) -> None:
+        content = stream.content
+        if content is None:
+            return
+        size = os.fstat(content.fd).st_size
+        stream.head_bytes = content.read(0, identity.HEAD)
+        stream.head = identity.Print.of(stream.head_bytes)
+        offset, mark = 0, b""
+        if at_end and not content.compressed:
+            # From the beginning of the last line on, if it is not complete.
+            offset = _after_last_newline(content, size)
+            start = max(offset - identity.MARK, 0)
+            mark = content.read(start, offset - start)
+        for lane in self.lanes:
+            stream.cursors[lane] = Cursor(offset, mark)
+            stream.windows[lane] = AckWindow(identity.Place.of(offset, mark))
+        self.streams.append(stream)
+
+    # -- letting go
+
+    def _give_up(self, now: float) -> None:
+        """Flush what waits for no one, close what is finished, forget what is long gone."""
+        for stream in list(self.streams):
+            if stream.content is None:
+                continue
+            quiet = now - stream.grew_at
+            self._flush_held(stream, quiet)
+            if stream.live and not stream.deleted:
+                continue
+            if quiet < self.habits.rotate_wait or not self._is_finished(stream):
+                continue
+            if stream.deleted or stream.key not in self.found.places:
+                self._bury(stream)
+            else:
+                stream.detach()  # looked at by its path from now on
+        self._limit_held()
+        self._forget()
+        self._limit_open()
+
+    def _flush_held(self, stream: Stream, quiet: float) -> None:
+        for cursor in stream.cursors.values():
+            if not cursor.held or cursor.flush:
+                continue
+            past = stream.deleted or not stream.live
+            limit = self.habits.rotate_wait if past else self.habits.partial_timeout
+            group = self.habits.group_timeout
+            if (limit is not None and quiet >= limit) or (group is not None and quiet >= group):
+                cursor.flush = True
+                self._touch(stream)
+
+    def _is_finished(self, stream: Stream) -> bool:
+        if not stream.settled or any(c.held for c in stream.cursors.values()):
+            return False
+        content = stream.content
+        if content is not None and content.compressed:
+            return True
+        return stream.read_by_all >= stream.size
+
+    def _bury(self, stream: Stream) -> None:
+        """There is no file any more. Remembered for a day, to recognise a copy of it that appears later."""
+        stream.detach()
+        if stream.key is not None and self.by_key.get(stream.key) is stream:
+            del self.by_key[stream.key]
+        stream.live, stream.deleted = False, True
+        stream.gone = time.time()
+
+    def _limit_held(self) -> None:
+        """Deleted files whose space only we keep in use must not fill the volume."""
+        held = [s for s in self.streams if s.deleted and s.content is not None]
+        total = sum(s.size - s.read_by_all for s in held)
+        for stream in held:
+            if total <= self.habits.held_limit:
+                return
+            unread = stream.size - stream.read_by_all
+            total -= unread
+            _log.error(
+                "giving up %d unread bytes of the deleted file %s: more than %d bytes of deleted files"
+                " would be kept in use (raise held_limit, or mend the sink)",
+                unread,
+                stream.path,
+                self.habits.held_limit,
+            )
+            self.lose("deleted", unread, stream.path)
+            self._bury(stream)
+
+    def _forget(self) -> None:
+        gone = [s for s in self.streams if s.gone is not None and s.settled]
+        old = time.time() - _REMEMBER
+        surplus = len(gone) - _MOST_REMEMBERED
+        for index, stream in enumerate(gone):
+            if index < surplus or (stream.gone or 0) < old:
+                self.streams.remove(stream)
+        there = self.found.places
+        self._aliases = {key: s for key, s in self._aliases.items() if key in there}
+        self._suspects = {key: s for key, s in self._suspects.items() if key in there}
+        for stream in [s for s in self.streams if s.content is None and s.gone is None]:
+            if stream.key not in there and stream.restored is None:
+                self._bury(stream)
+
+    def _limit_open(self) -> None:
+        opened = [s for s in self.streams if s.content is not None]
+        if len(opened) > self.habits.max_open:
+            self._make_room(len(opened) - self.habits.max_open)
+
+    def _make_room(self, count: int) -> bool:
+        """Close files that are quiet and read; they are opened again when they grow."""
+        idle = [
+            s
+            for s in self.streams
+            if s.content is not None
+            and not s.deleted
+            and s.key in self.found.places
+            and not s.content.compressed
+            and s.read_by_all >= s.size
+            and s.changed
+        ]
+        idle.sort(key=lambda s: s.grew_at)
+        for stream in idle[:count]:
+            stream.detach()
+        return bool(idle)
+
+    # -- the disk
+
+    def _open(self, path: str) -> tuple[contents.Content, os.stat_result] | None:
+        """Open a file, or say once why it cannot be."""
+        try:
+            fd = self._open_fd(path)
+        except (OSError, _errors.ReadError) as error:
+            if not isinstance(error, FileNotFoundError):
+                self._refuse(path, str(error))
+            return None
+        self._refused.pop(path, None)
+        try:
+            return contents.recognise(fd), os.fstat(fd)
+        except OSError as error:
+            os.close(fd)
+            self._refuse(path, str(error))
+            return None
+
+    def _open_fd(self, path: str) -> int:
+        try:
+            return self.discovery.open(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._make_room(_FD_RESERVE):
+                raise
+        return self.discovery.open(path)
+
+    def _refuse(self, path: str, reason: str) -> None:
+        if self._refused.get(path) != reason:
+            self._refused[path] = reason
+            _log.warning("cannot read %s: %s; trying again later", path, reason)
+
+    def _key_of(self, path: str) -> Key | None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+    def _seen(self, path: str) -> tuple[int, ...] | None:
+        try:
+            return _signature(os.stat(path))
+        except OSError:
+            return None
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _after_last_newline(content: contents.Content, size: int) -> int:
+    step = 1 << 16
+    end = size
+    while end > 0:
+        start = max(end - step, 0)
+        found = content.read(start, end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
