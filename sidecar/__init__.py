@@ -1,0 +1,111 @@
+"""Publish, watch, serve and collect the files that containers of one Pod share.
+
+    await volume.publish({...})                  one set of files, whole and durable
+    async for snapshot in sidecar.watch(path)    every version once, the newest first
+    sidecar.serve(app)                           over HTTP, with health, metrics and a clean end
+    sidecar.run(main())                          the program around it: signals, drain, exit status
+
+The names below are public, and so are those of `sidecar.logs` and `sidecar.testing`; every other module may change.
+Each is imported when it is first used: a program that only publishes never loads a web server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sidecar._errors import ConfigError as ConfigError
+    from sidecar._errors import ContentRefused as ContentRefused
+    from sidecar._errors import ContentTooLarge as ContentTooLarge
+    from sidecar._errors import FileMissing as FileMissing
+    from sidecar._errors import NameRefused as NameRefused
+    from sidecar._errors import NothingPublished as NothingPublished
+    from sidecar._errors import PublishError as PublishError
+    from sidecar._errors import PublishUncertain as PublishUncertain
+    from sidecar._errors import ReadError as ReadError
+    from sidecar._errors import SidecarError as SidecarError
+    from sidecar._errors import UnknownVersion as UnknownVersion
+    from sidecar._errors import VersionConflict as VersionConflict
+    from sidecar._errors import VolumeFull as VolumeFull
+    from sidecar._errors import VolumeUnavailable as VolumeUnavailable
+    from sidecar.http.files import files_app as files_app
+    from sidecar.http.follow import LATEST as LATEST
+    from sidecar.http.follow import Latest as Latest
+    from sidecar.http.follow import follow as follow
+    from sidecar.http.ops import health_routes as health_routes
+    from sidecar.http.reader import reader_app as reader_app
+    from sidecar.http.serve import serve as serve
+    from sidecar.http.writer import writer_app as writer_app
+    from sidecar.runtime.running import every as every
+    from sidecar.runtime.running import run as run
+    from sidecar.volume.gate import Gate as Gate
+    from sidecar.volume.history import Version as Version
+    from sidecar.volume.snapshot import Content as Content
+    from sidecar.volume.snapshot import Snapshot as Snapshot
+    from sidecar.volume.store import Publication as Publication
+    from sidecar.volume.volume import Upload as Upload
+    from sidecar.volume.volume import Volume as Volume
+    from sidecar.volume.volume import publish_file as publish_file
+    from sidecar.volume.watch import Watch as Watch
+    from sidecar.volume.watch import watch as watch
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    # Publish and read
+    "Volume": "sidecar.volume.volume",
+    "publish_file": "sidecar.volume.volume",
+    "Upload": "sidecar.volume.volume",
+    "Publication": "sidecar.volume.store",
+    "Version": "sidecar.volume.history",
+    "Gate": "sidecar.volume.gate",
+    "Snapshot": "sidecar.volume.snapshot",
+    "Content": "sidecar.volume.snapshot",
+    # Follow
+    "watch": "sidecar.volume.watch",
+    "Watch": "sidecar.volume.watch",
+    # Serve
+    "follow": "sidecar.http.follow",
+    "LATEST": "sidecar.http.follow",
+    "Latest": "sidecar.http.follow",
+    "files_app": "sidecar.http.files",
+    "health_routes": "sidecar.http.ops",
+    "reader_app": "sidecar.http.reader",
+    "writer_app": "sidecar.http.writer",
+    "serve": "sidecar.http.serve",
+    # Run
+    "run": "sidecar.runtime.running",
+    "every": "sidecar.runtime.running",
+    # What can go wrong
+    "SidecarError": "sidecar._errors",
+    "PublishError": "sidecar._errors",
+    "VolumeFull": "sidecar._errors",
+    "VolumeUnavailable": "sidecar._errors",
+    "ContentRefused": "sidecar._errors",
+    "ContentTooLarge": "sidecar._errors",
+    "VersionConflict": "sidecar._errors",
+    "NameRefused": "sidecar._errors",
+    "FileMissing": "sidecar._errors",
+    "PublishUncertain": "sidecar._errors",
+    "ReadError": "sidecar._errors",
+    "NothingPublished": "sidecar._errors",
+    "UnknownVersion": "sidecar._errors",
+    "ConfigError": "sidecar._errors",
+}
+
+__all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604 (a name twice is a name that can differ)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        room = _ROOMS[name]
+    except KeyError:
+        raise AttributeError(f"module 'sidecar' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -173,9 +173,9 @@ class Staged:
         fd, self._fd = self._fd, -1
         os.close(fd)
 
-    def replace(self, target: str) -> None:
-        """Rename it over `target` in its directory. The directory is not synced yet."""
-        os.rename(self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
+    def replace(self, target: str, dir_fd: int) -> None:
+        """Rename it over `target` in a directory of its volume, which is not synced yet."""
+        os.rename(self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd)
         self.name = ""
 
     def link_into(self, dir_fd: int, target: str) -> None:

@@ -218,11 +218,11 @@ def _handlers(stop: _Stop) -> Iterator[None]:
 
 
 def _position(coroutine: Any) -> str:
-    """Say where a suspended coroutine waits, at the innermost `await` that shows."""
+    """Say where a suspended coroutine waits: the innermost `await` outside of asyncio itself."""
     place = "an unknown place"
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
-        if frame is not None:
+        if frame is not None and not frame.f_globals["__name__"].startswith("asyncio"):
             place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
     return place

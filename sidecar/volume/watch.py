@@ -171,7 +171,7 @@ class Watch(Generic[T]):
 
     async def __aenter__(self) -> Watch[T]:
         self._users += 1
-        if self._users == 1:
+        if self._task is None:
             self._death = None
             self._stop_tracking = metrics.track(self)
             self._task = asyncio.create_task(self._supervise(), name=f"watch {self.path}")
@@ -179,12 +179,19 @@ class Watch(Generic[T]):
 
     async def __aexit__(self, *_: object) -> None:
         self._users -= 1
-        if self._users == 0 and self._task is not None:
-            task, self._task = self._task, None
+        if self._users:
+            return
+        task = self._task
+        if task is not None:
             task.cancel()
-            self._stop_tracking()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})
+            if self._task is task:
+                self._task = None
+                self._stop_tracking()
+        if self._users and self._task is None:
+            # Somebody entered while the last one was leaving: begin again for them.
+            self._users -= 1
+            await self.__aenter__()
 
     async def __aiter__(self) -> AsyncIterator[Snapshot[T]]:
         last: str | None = None

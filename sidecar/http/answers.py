@@ -1,0 +1,278 @@
+"""Answers to requests for a content: conditions, ranges and preferences, as the RFCs have them.
+
+Nothing here knows where a content comes from.
+A `Representation` is what there is to send; `respond` decides by the request's headers what is sent of it:
+
+    RFC 9110 13.1, 13.2.2   If-Match, If-Unmodified-Since, If-None-Match, If-Modified-Since, in this order
+    RFC 9110 14.2, 14.4     Range and If-Range
+    RFC 7240 4.3            Prefer: wait=SECONDS
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Final
+
+import orjson
+from aiohttp import web
+
+from sidecar.http import problems
+
+JSON = "application/json; charset=utf-8"
+WAIT_LIMIT: Final = 300.0
+"""Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
+
+_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
+#: No content is longer than 19 digits say; a longer number is no range that anybody means.
+_RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
+_PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?')
+_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,3})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """The bytes that can be sent, and what is said about them in every answer, 304 included.
+
+    `modified` is in Unix seconds. `ranges` says whether a part of the bytes may be asked for.
+    """
+
+    body: bytes
+    etag: str
+    modified: float
+    content_type: str
+    ranges: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """The value of `If-Match` or `If-None-Match`: `*`, or a list of entity tags.
+
+    >>> tags = Tags.parse('"a", W/"b"')
+    >>> tags.match('"b"'), tags.match_strongly('"b"'), tags.match_strongly('"a"')
+    (True, False, True)
+    """
+
+    any: bool
+    tags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: str) -> Tags:
+        """Parse the value of the header.
+
+        Raises:
+            ValueError: it is neither `*` nor a list of entity tags in quotes.
+        """
+        if value.strip() == "*":
+            return cls(any=True, tags=())
+        tags: list[str] = []
+        rest = value.strip(" \t,")
+        while rest:
+            found = _TAG.match(rest)
+            if found is None:
+                raise ValueError(f"not a list of entity tags in quotes: {value}")
+            tags.append(f'{found[1] or ""}"{found[2]}"')
+            rest = rest[found.end() :].lstrip(" \t,")
+        if not tags:
+            raise ValueError("the list of entity tags is empty")
+        return cls(any=False, tags=tuple(tags))
+
+    def match(self, etag: str | None) -> bool:
+        """Compare weakly, as `If-None-Match` does. None stands for "there is nothing"."""
+        if etag is None:
+            return False
+        return self.any or any(tag.removeprefix("W/") == etag for tag in self.tags)
+
+    def match_strongly(self, etag: str | None) -> bool:
+        """Compare strongly, as `If-Match` does: a weak tag matches nothing."""
+        return etag is not None and (self.any or etag in self.tags)
+
+
+def if_none_match(request: web.Request) -> Tags | None:
+    """Return the tags of `If-None-Match`; None if there is none, or none that can be understood."""
+    try:
+        return tags_of(request, "If-None-Match")
+    except ValueError:
+        return None
+
+
+def tags_of(request: web.Request, header: str) -> Tags | None:
+    """Return the tags of a header, which may come in several lines.
+
+    Raises:
+        ValueError: as `Tags.parse`.
+    """
+    lines = request.headers.getall(header, None)
+    return None if lines is None else Tags.parse(",".join(lines))
+
+
+def wait_of(request: web.Request) -> float | None:
+    """Return the seconds of `Prefer: wait=SECONDS`, at most `WAIT_LIMIT`.
+
+    None without that preference, or where its value is no number: a preference is never an error (RFC 7240).
+    Beyond the RFC a fraction such as `0.5` is understood.
+    """
+    value = _preferences(",".join(request.headers.getall("Prefer", ()))).get("wait", "")
+    return min(float(value), WAIT_LIMIT) if _SECONDS.fullmatch(value) else None
+
+
+def wait_applied(seconds: float) -> dict[str, str]:
+    """Return the header that says for how long one was ready to wait."""
+    return {"Preference-Applied": f"wait={seconds:g}"}
+
+
+def http_date(unix: float) -> str:
+    """Return a time as HTTP writes it, in whole seconds, and never one that is still to come.
+
+    >>> http_date(784111777.9)
+    'Sun, 06 Nov 1994 08:49:37 GMT'
+    """
+    return formatdate(min(unix, time.time()) // 1, usegmt=True)
+
+
+def header_text(text: str) -> str:
+    r"""Return a text that may stand in a header: visible ASCII and spaces, not too long.
+
+    >>> header_text("no such file: a\r\nb")
+    'no such file: a??b'
+    """
+    return "".join(sign if " " <= sign <= "~" else "?" for sign in text[:400])
+
+
+def json_answer(
+    value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return a value as JSON, of which no cache keeps a copy."""
+    common = {
+        "Content-Type": JSON,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(
+        body=orjson.dumps(value), status=status, headers={**common, **(headers or {})}
+    )
+
+
+def respond(request: web.Request, representation: Representation) -> web.Response:
+    """Answer a GET or HEAD by what the request's conditions and range ask for: 200, 206 or 304.
+
+    Of several ranges in one request none is served, the whole is (RFC 9110 section 14.2 permits it):
+    no client of ours sends them, and answering each is a known way to make a server work for nothing.
+
+    Raises:
+        Problem: 412 if a condition fails, 416 if the range lies outside.
+    """
+    headers = _validators(representation)
+    if _is_known(request, representation):
+        return web.Response(status=304, headers=headers)
+    headers["Content-Type"] = representation.content_type
+    headers["X-Content-Type-Options"] = "nosniff"
+    if not representation.ranges:
+        return web.Response(body=representation.body, headers=headers)
+    headers["Accept-Ranges"] = "bytes"
+    part = _range(request, representation)
+    if part is None:
+        return web.Response(body=representation.body, headers=headers)
+    size = len(representation.body)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    return web.Response(body=representation.body[part], status=206, headers=headers)
+
+
+def _validators(representation: Representation) -> dict[str, str]:
+    return {
+        "ETag": representation.etag,
+        "Last-Modified": http_date(representation.modified),
+        "Cache-Control": "no-cache",
+        **representation.headers,
+    }
+
+
+def _is_known(request: web.Request, representation: Representation) -> bool:
+    """Evaluate the conditions in the order of RFC 9110 section 13.2.2; True means 304."""
+    etag, modified = representation.etag, int(representation.modified)
+    try:
+        wanted = tags_of(request, "If-Match")
+    except ValueError as error:
+        raise problems.Problem("bad-request", f"cannot understand If-Match: {error}") from error
+    if wanted is not None:
+        if not wanted.match_strongly(etag):
+            raise _not_that_one("If-Match", etag)
+    elif (limit := request.if_unmodified_since) is not None and modified > limit.timestamp():
+        raise _not_that_one("If-Unmodified-Since", etag)
+    if "If-None-Match" in request.headers:
+        known = if_none_match(request)
+        return known is not None and known.match(etag)
+    since = request.if_modified_since
+    return since is not None and modified <= since.timestamp()
+
+
+def _not_that_one(header: str, etag: str) -> problems.Problem:
+    return problems.Problem(
+        "version-conflict",
+        f"{header} does not hold: the content is {etag} by now",
+        headers={"ETag": etag},
+        members={"current": etag},
+    )
+
+
+def _range(request: web.Request, representation: Representation) -> slice | None:
+    """Return the part that is asked for, None for the whole."""
+    value = request.headers.get("Range")
+    if value is None or request.method != "GET" or not _range_is_valid(request, representation):
+        return None
+    found = _RANGE.fullmatch(value)
+    if found is None or found[1] == found[2] == "":
+        return None
+    size = len(representation.body)
+    part = _part(found[1], found[2], size)
+    if part is None:
+        return None
+    if part.start >= part.stop:
+        raise problems.Problem(
+            "range-not-satisfiable",
+            f"the content has {size} bytes, {value} lies outside of it",
+            headers={"Content-Range": f"bytes */{size}", "ETag": representation.etag},
+        )
+    return part
+
+
+def _part(first: str, last: str, size: int) -> slice | None:
+    """Return the bytes meant by `first-last` (empty: not given); None for a range that is none.
+
+    >>> _part("0", "4", 10), _part("7", "", 10), _part("", "3", 10), _part("5", "2", 10)
+    (slice(0, 5, None), slice(7, 10, None), slice(7, 10, None), None)
+    """
+    if not first:
+        return slice(max(0, size - int(last)), size)
+    if not last:
+        return slice(int(first), size)
+    if int(last) < int(first):
+        return None
+    return slice(int(first), min(int(last) + 1, size))
+
+
+def _range_is_valid(request: web.Request, representation: Representation) -> bool:
+    """Evaluate `If-Range`: a strong tag, or the exact date where that is beyond doubt (RFC 9110 13.1.5)."""
+    value = request.headers.get("If-Range")
+    if value is None or value.strip() == representation.etag:
+        return True
+    a_second_old = representation.modified < time.time() - 1
+    return a_second_old and value.strip() == http_date(representation.modified)
+
+
+def _preferences(value: str) -> dict[str, str]:
+    """Parse `Prefer` (RFC 7240 section 2): the first of a name counts, its parameters do not.
+
+    >>> _preferences('respond-async, wait="5"; x=1, wait=9')
+    {'respond-async': '', 'wait': '5'}
+    """
+    found: dict[str, str] = {}
+    for one in value.split(","):
+        match = _PREFERENCE.match(one)
+        if match is not None:
+            found.setdefault(match[1].lower(), match[2] or match[3] or "")
+    return found

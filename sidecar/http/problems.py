@@ -1,0 +1,232 @@
+"""What goes wrong over HTTP, said in one form: `application/problem+json` (RFC 9457).
+
+Each kind of problem has a stable `type`, a URI-reference by which a program can tell it from the others
+(`/problems/version-conflict`); `detail` is for people and may change.
+The table below is the whole list, and `of` is the only place that knows which error becomes which problem.
+
+A problem is raised, never returned: aiohttp answers it from any handler, of ours or of a user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+import orjson
+from aiohttp import web
+from multidict import CIMultiDict
+
+from sidecar import _errors
+from sidecar.volume import snapshot as snapshots
+
+_log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_AFTER = "1"
+"""Seconds. A volume that comes back is seen by the re-check of a watch, which is as often."""
+
+
+class Kind(NamedTuple):
+    """One row of the table: the status that goes with a type, and its title."""
+
+    status: int
+    title: str
+
+
+KINDS: Mapping[str, Kind] = {
+    # The request
+    "bad-request": Kind(400, "The request cannot be understood"),
+    "bad-name": Kind(400, "Not a name that may lie on a volume"),
+    "unauthorized": Kind(401, "A bearer token is needed"),
+    "cross-site": Kind(403, "Another web site must not publish"),
+    "not-found": Kind(404, "There is nothing at this path"),
+    "no-such-file": Kind(404, "There is no such file"),
+    "unfit-to-read": Kind(404, "What lies there is not served"),
+    "unknown-version": Kind(404, "The history does not hold this version"),
+    "method-not-allowed": Kind(405, "The method is not allowed here"),
+    "not-text": Kind(406, "The content is not text"),
+    "request-timeout": Kind(408, "The request did not arrive in time"),
+    "content-too-large": Kind(413, "The content is too large"),
+    "uri-too-long": Kind(414, "The address is too long"),
+    "unsupported-coding": Kind(415, "The content coding is not supported"),
+    "range-not-satisfiable": Kind(416, "The range lies outside the content"),
+    "expectation-failed": Kind(417, "The expectation cannot be met"),
+    # Publishing
+    "version-conflict": Kind(412, "Somebody else has published first"),
+    "content-refused": Kind(422, "The content is refused"),
+    "not-published": Kind(500, "Nothing has been published"),
+    "perhaps-not-durable": Kind(500, "Published, but perhaps not durable"),
+    "volume-unavailable": Kind(503, "The volume cannot be written"),
+    "volume-full": Kind(507, "The volume is full"),
+    # Reading
+    "nothing-published": Kind(503, "Nothing has been published yet"),
+    # The service itself
+    "internal-error": Kind(500, "The service has failed"),
+    "not-live": Kind(503, "Not alive"),
+    "not-ready": Kind(503, "Not ready"),
+    "not-started": Kind(503, "Not started yet"),
+}
+
+_BY_STATUS = {
+    400: "bad-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "request-timeout",
+    413: "content-too-large",
+    417: "expectation-failed",
+}
+
+
+class Problem(web.HTTPException):
+    """A problem as an exception that aiohttp answers.
+
+    `members` are further members of the JSON object (RFC 9457 section 3.2).
+    A `kind` that the table does not hold is an error in this program.
+
+    >>> Problem("no-such-file", "cannot read /shared/a: there is no such file").status
+    404
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
+    ) -> None:
+        status, title = KINDS[kind]
+        self.status_code = status
+        self.kind = kind
+        self.detail = detail
+        super().__init__(headers=_no_store(headers))
+        _fill(self, f"/problems/{kind}", title, detail, members)
+
+
+def of(error: _errors.SidecarError) -> Problem:
+    """Return the problem that an error of ours is.
+
+    >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
+    507
+    """
+    detail = _message(error)
+    match error:
+        case _errors.VersionConflict():
+            return _conflict(detail, error.current)
+        case _errors.ContentTooLarge():
+            return Problem("content-too-large", detail, members={"reasons": list(error.reasons)})
+        case _errors.ContentRefused():
+            return Problem("content-refused", detail, members={"reasons": list(error.reasons)})
+        case _errors.PublishUncertain():
+            return _uncertain(detail, error.version)
+        case _errors.VolumeUnavailable() | _errors.NothingPublished():
+            retry = {"Retry-After": RETRY_AFTER}
+            return Problem(_kind_of(error), detail, headers=retry)
+        case _:
+            return Problem(_kind_of(error), detail)
+
+
+def from_http(error: web.HTTPException) -> web.HTTPException:
+    """Return an error of aiohttp itself as a problem; what is none, or is one already, unchanged."""
+    if error.status < HTTPStatus.BAD_REQUEST or isinstance(error, Problem):
+        return error
+    kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    kind = _BY_STATUS.get(error.status)
+    if kind is not None:
+        return Problem(kind, _explain(error), headers=kept)
+    error.headers.update(_no_store(kept))
+    _fill(error, "about:blank", error.reason, _explain(error), None)
+    return error
+
+
+def internal_error(error: BaseException) -> Problem:
+    """Log an unexpected error under a fresh id, and return the problem that names this id alone."""
+    number = uuid.uuid4().urn
+    _log.error("unexpected error %s", number, exc_info=error)
+    return Problem(
+        "internal-error",
+        f"an unexpected error has happened; the log of the service has it under {number}",
+        members={"instance": number},
+    )
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error of the handlers beneath as a problem."""
+    try:
+        return await handler(request)
+    except _errors.SidecarError as error:
+        raise of(error) from error
+    except web.HTTPException as error:
+        raise from_http(error) from error
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        if request.writer.output_size > 0:
+            raise  # half an answer is out: all that is left is to break the connection
+        raise internal_error(error) from error
+
+
+def _kind_of(error: _errors.SidecarError) -> str:
+    table: tuple[tuple[type[_errors.SidecarError], str], ...] = (
+        (_errors.VolumeFull, "volume-full"),
+        (_errors.VolumeUnavailable, "volume-unavailable"),
+        (_errors.NameRefused, "bad-name"),
+        (_errors.FileMissing, "no-such-file"),
+        (_errors.UnknownVersion, "unknown-version"),
+        (_errors.NothingPublished, "nothing-published"),
+        (_errors.ReadError, "unfit-to-read"),
+        (_errors.PublishError, "not-published"),
+    )
+    return next((kind for one, kind in table if isinstance(error, one)), "internal-error")
+
+
+def _conflict(detail: str, current: str | None) -> Problem:
+    headers = {} if current is None else {"ETag": current}
+    return Problem("version-conflict", detail, headers=headers, members={"current": current})
+
+
+def _uncertain(detail: str, version: str) -> Problem:
+    tag = snapshots.etag(version)
+    return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
+
+
+def _message(error: _errors.SidecarError) -> str:
+    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def _explain(error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return f"{error.method} is not allowed here, only {allowed}"
+    text = error.text or ""
+    return error.reason if text == f"{error.status}: {error.reason}" else text or error.reason
+
+
+def _no_store(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
+    merged: CIMultiDict[str] = CIMultiDict(headers or {})
+    merged.setdefault("Cache-Control", "no-store")
+    return merged
+
+
+def _fill(
+    answer: web.HTTPException,
+    type_: str,
+    title: str,
+    detail: str,
+    members: Mapping[str, object] | None,
+) -> None:
+    body = {"type": type_, "title": title, "status": answer.status, "detail": detail}
+    answer.body = orjson.dumps({**body, **(members or {})})
+    answer.content_type = CONTENT_TYPE
+    answer.charset = None

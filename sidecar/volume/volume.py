@@ -1,0 +1,462 @@
+"""Publish to a directory that containers share: one file, or a set of files that belong together.
+
+When a publish returns, the content is visible and durable.
+When it raises, it did not happen (`PublishError`),
+or it is visible and perhaps not durable (`PublishUncertain`); it is never half of it.
+When it is cancelled, it is withdrawn if its content is not visible yet, else it is finished first;
+`Volume.published` is the last publication that happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sidecar import _errors
+from sidecar.disk import atomic
+from sidecar.runtime import metrics, threads
+from sidecar.volume import gate as gates
+from sidecar.volume import history, store
+from sidecar.volume import snapshot as snapshots
+from sidecar.volume import watch as watches
+from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
+from sidecar.volume.store import Conditions, Publication, Ticket
+
+R = TypeVar("R")
+
+FILE_MODE = 0o644
+KEEP = 10
+GRACE = 30.0
+
+
+class Volume:
+    """A directory that containers share.
+
+    `put` publishes one file; `publish` a whole set, in the layout of Kubernetes' own volumes,
+    whose files readers see change together. Once a set is in force, `put` and `delete` publish it anew.
+
+    Several writers, in several containers, may publish to the same directory of one node.
+    Nothing is touched before the first publish, or `prepare`, creates the directory (mode 0755).
+
+    Args:
+        path: the directory.
+        mode: permissions of the files, whatever the umask.
+        group: their group by number, as with `fsGroup`; None leaves it to the directory.
+        keep: contents that stay in the history, the present one included.
+        grace: seconds that a replaced set stays where it was, for readers in the middle of it.
+        max_size: bytes that one content may have.
+        gate: what examines each content before it is published.
+
+    >>> import asyncio, tempfile
+    >>> async def main() -> None:
+    ...     with tempfile.TemporaryDirectory() as shared:
+    ...         volume = Volume(shared)
+    ...         await volume.publish({"index.html": "<h1>Hello</h1>", "at.txt": "noon"})
+    ...         print((await volume.snapshot()).text("at.txt"))
+    >>> asyncio.run(main())
+    noon
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: int = FILE_MODE,
+        group: int | None = None,
+        keep: int = KEEP,
+        grace: float = GRACE,
+        max_size: int = MAX_SIZE,
+        gate: gates.Gate | None = None,
+    ) -> None:
+        self._store = store.Store(
+            os.fspath(path), mode=mode, group=group, keep=keep, grace=grace, max_size=max_size
+        )
+        self._path = os.fspath(path)
+        self._max_size = max_size
+        self._gate = gate
+        self._prepared = False
+        self._published: Publication | None = None
+
+    def __repr__(self) -> str:
+        version = self._published.version[:8] if self._published is not None else None
+        return f"<Volume {self._path} version={version}>"
+
+    @property
+    def path(self) -> str:
+        """The directory, as it was given."""
+        return self._path
+
+    @property
+    def published(self) -> Publication | None:
+        """The last publication by this object: it tells after a cancelled publish whether that happened."""
+        return self._published
+
+    async def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
+        """Create the directory, remove what killed writers left, and publish `initial` files that are missing.
+
+        Content that is there stays. The first publish does this by itself, without initial files.
+
+        Raises:
+            VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
+        """
+        files = {name: encoded(content) for name, content in (initial or {}).items()}
+        await threads.in_thread(self._store.prepare, files)
+        self._prepared = True
+
+    async def publish(
+        self,
+        files: Mapping[str, bytes | str],
+        *,
+        if_match: str | Collection[str] | None = None,
+        if_none_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish a whole set: readers see all of these files change at once, and no others remain in it.
+
+        The set is durable when this returns. A set that is in force already is left alone.
+        `if_match` and `if_none_match` compare with the entity tag of the set in force.
+
+        Raises:
+            ContentRefused: the gate refused a file.
+            VersionConflict: a condition does not hold.
+            VolumeFull, VolumeUnavailable: the operating system refused.
+            PublishUncertain: visible, perhaps not durable.
+        """
+        contents = {name: encoded(content) for name, content in files.items()}
+        conditions = _conditions(if_match, if_none_match)
+
+        async def work() -> Publication:
+            store.check_names(contents)
+            self._check_size(self._path, sum(map(len, contents.values())))
+            for name, data in contents.items():
+                await self._examine(name, data)
+            return await self._step(self._store.publish, contents, conditions, dry_run=dry_run)
+
+        return await self._counted(work, dry_run=dry_run)
+
+    async def put(
+        self,
+        name: str,
+        content: bytes | str | Upload,
+        *,
+        if_match: str | Collection[str] | None = None,
+        if_none_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish one file: readers see the old content or the new one, and the new one is durable.
+
+        `content` may be an `Upload` that was streamed with `stage`.
+
+        Raises:
+            NameRefused, ContentRefused, ContentTooLarge, VersionConflict, VolumeFull, VolumeUnavailable:
+                nothing was published.
+            PublishUncertain: visible, perhaps not durable.
+        """
+        conditions = _conditions(if_match, if_none_match)
+
+        async def work() -> Publication:
+            store.check_name(name)
+            if isinstance(content, Upload):
+                await self._examine_upload(name, content)
+                staged = content.take()
+                return await self._step(self._store.put, name, staged, conditions, dry_run=dry_run)
+            data = encoded(content)
+            self._check_size(os.path.join(self._path, name), len(data))
+            await self._examine(name, data)
+            return await self._step(self._store.put, name, data, conditions, dry_run=dry_run)
+
+        return await self._counted(work, dry_run=dry_run)
+
+    async def delete(
+        self, name: str, *, if_match: str | Collection[str] | None = None, dry_run: bool = False
+    ) -> Publication | None:
+        """Remove one file; return the set that is left, None for a loose file.
+
+        Raises:
+            FileMissing: there is no such file.
+            VersionConflict, VolumeUnavailable: nothing was removed.
+        """
+        return await self._step(
+            self._store.delete, name, _conditions(if_match, None), dry_run=dry_run
+        )
+
+    @asynccontextmanager
+    async def stage(self, *, limit: int | None = None) -> AsyncIterator[Upload]:
+        """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
+
+        `limit` in bytes defaults to the volume's `max_size`.
+
+        >>> async def receive(volume: Volume, chunks: list[bytes]) -> None:
+        ...     async with volume.stage() as upload:
+        ...         for chunk in chunks:
+        ...             await upload.write(chunk)
+        ...         await volume.put("large.bin", upload)
+        """
+        await self._prepare_once()
+        staged, own = await threads.in_thread(self._store.stage)
+        upload = Upload(
+            staged, self._path, self._max_size if limit is None else min(limit, self._max_size)
+        )
+        try:
+            yield upload
+        finally:
+            await threads.in_thread(upload.drop)
+            os.close(own)
+
+    async def read(self, name: str) -> Content:
+        """Return one file as it is now.
+
+        Raises:
+            NameRefused: no file can have that name.
+            NothingPublished: there is no such file.
+            ReadError: it leaves the volume, is no regular file, or is too large.
+        """
+        return await threads.in_thread(self._store.read, name)
+
+    async def names(self) -> dict[str, int]:
+        """Return the names of the files, with their sizes in bytes."""
+        return await threads.in_thread(self._store.names)
+
+    async def snapshot(self) -> Snapshot[None]:
+        """Return all files as they are at this moment.
+
+        Raises:
+            NothingPublished: there are none.
+            ReadError: the directory cannot be read.
+        """
+        return await threads.in_thread(self._store.snapshot)
+
+    async def versions(self, name: str | None = None) -> list[history.Version]:
+        """Return the history of a loose file, or of the set, newest first, the present content included."""
+        return await threads.in_thread(self._store.versions, name)
+
+    async def rollback(
+        self,
+        version: str,
+        *,
+        name: str | None = None,
+        if_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish an older content again. `version` may be an entity tag.
+
+        Raises:
+            UnknownVersion: the history does not hold it, or it was altered since.
+            VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
+        """
+        wanted = version.strip('"')
+        conditions = _conditions(if_match, None)
+
+        async def work() -> Publication:
+            return await self._step(self._store.rollback, wanted, name, conditions, dry_run=dry_run)
+
+        return await self._counted(work, dry_run=dry_run)
+
+    async def check_writable(self) -> None:
+        """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
+        await threads.in_thread(self._store.writable)
+
+    def watch(
+        self, *, watch: watches.WatchMode = "auto", recheck: float = 1.0
+    ) -> watches.Watch[None]:
+        """Follow the volume: `async for snapshot in volume.watch()`; see `sidecar.watch`."""
+        path = self._path if self._path.endswith("/") else self._path + "/"
+        return watches.Watch(path, watch=watch, recheck=recheck, max_size=self._max_size)
+
+    async def _prepare_once(self) -> None:
+        if not self._prepared:
+            await self.prepare()
+
+    def _check_size(self, where: str, size: int) -> None:
+        if size > self._max_size:
+            raise too_large(where, self._max_size)
+
+    async def _examine(self, name: str, data: bytes) -> None:
+        """Ask the gate about bytes; only where a command wants to see a file they are staged for it."""
+        if self._gate is None:
+            return
+        if not self._gate.needs_file:
+            await self._gate.examine(name, None, len(data), data)
+            return
+        async with self.stage() as upload:
+            await upload.write(data)
+            await self._examine_upload(name, upload, data)
+
+    async def _examine_upload(self, name: str, upload: Upload, data: bytes | None = None) -> None:
+        await upload.flush()
+        if self._gate is not None:
+            await self._gate.examine(name, upload.path, upload.size, data)
+
+    async def _counted(self, work: Callable[[], Any], *, dry_run: bool) -> Publication:
+        """Do the work, remember what it published, and count how it ended."""
+        started = time.perf_counter()
+        try:
+            await self._prepare_once()
+            done: Publication = await work()
+        except _errors.SidecarError as error:
+            if not dry_run:
+                metrics.PUBLISH_TOTAL.labels(_result(error)).inc()
+            raise
+        if not dry_run:
+            metrics.PUBLISH_TOTAL.labels("published" if done.changed else "unchanged").inc()
+            metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
+        return done
+
+    async def _step(self, function: Callable[..., R], *args: Any, dry_run: bool) -> R:
+        """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
+        await self._prepare_once()
+        ticket = Ticket()
+        step = asyncio.ensure_future(threads.in_thread(function, *args, ticket, dry_run=dry_run))
+        try:
+            await asyncio.wait({step})
+        except asyncio.CancelledError:
+            ticket.withdrawn = True
+            while not step.done():
+                try:
+                    await asyncio.wait({step})
+                except asyncio.CancelledError:
+                    continue
+            if step.exception() is None:
+                self._note(step.result(), dry_run=dry_run)
+            raise
+        done = step.result()
+        self._note(done, dry_run=dry_run)
+        return done
+
+    def _note(self, done: object, *, dry_run: bool) -> None:
+        if isinstance(done, Publication) and not dry_run:
+            self._published = done
+
+
+class Upload:
+    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
+
+    def __init__(self, staged: atomic.Staged, directory: str, limit: int) -> None:
+        self._staged = staged
+        self._directory = directory
+        self._limit = limit
+        self._digest = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._size = 0
+        self._file: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes received so far."""
+        return self._size
+
+    @property
+    def version(self) -> str:
+        """The version of what was received so far."""
+        return self._digest.hexdigest()[: snapshots.VERSION_DIGITS]
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes lie while they are examined."""
+        return Path(self._directory, self._staged.name)
+
+    async def write(self, chunk: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            ContentTooLarge: they are more than the limit; nothing will be published.
+            VolumeFull, VolumeUnavailable: the volume cannot take them.
+        """
+        self._size += len(chunk)
+        if self._size > self._limit:
+            raise too_large(self._directory, self._limit)
+        self._digest.update(chunk)
+        self._pending.append(chunk)
+        self._pending_size += len(chunk)
+        if self._pending_size >= _WRITE_AT_LEAST:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Hand what was received to the operating system."""
+        data, self._pending, self._pending_size = b"".join(self._pending), [], 0
+        if not data:
+            return
+        # Imported here: a program that only reads never needs it.
+        import aiofiles
+
+        with atomic.publishing(f"receive a content in {self._directory}"):
+            if self._file is None:
+                self._file = await aiofiles.open(self._staged.fd, "wb", buffering=0, closefd=False)
+            view = memoryview(data)
+            while view:
+                view = view[await self._file.write(view) :]
+        self._staged.size += len(data)
+
+    def take(self) -> tuple[atomic.Staged, str]:
+        """Return the flushed file and its version; it belongs to the caller now."""
+        return self._staged, self.version
+
+    def drop(self) -> None:
+        """Remove what was not published. Blocking."""
+        self._staged.discard()
+
+
+_WRITE_AT_LEAST = 1 << 18
+
+
+async def publish_file(
+    path: str | os.PathLike[str],
+    content: bytes | str,
+    *,
+    mode: int = FILE_MODE,
+    group: int | None = None,
+    keep: int = KEEP,
+    if_match: str | Collection[str] | None = None,
+    if_none_match: str | Collection[str] | None = None,
+) -> Publication:
+    """Publish one file, whole and durable, and return its version; see `Volume.put`.
+
+    The directory is created where it is missing.
+
+    >>> import asyncio, tempfile
+    >>> with tempfile.TemporaryDirectory() as shared:
+    ...     asyncio.run(publish_file(f"{shared}/config", "debug: true")).changed
+    True
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    volume = Volume(directory, mode=mode, group=group, keep=keep)
+    return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
+
+
+def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
+    """Return the error for a content above the limit, in bytes."""
+    return _errors.ContentTooLarge(
+        f"cannot publish {where}: the content is larger than the limit of {limit} bytes"
+        " (raise max_size, or publish less)"
+    )
+
+
+def _conditions(
+    if_match: str | Collection[str] | None, if_none_match: str | Collection[str] | None
+) -> Conditions:
+    return Conditions(_tags(if_match), _tags(if_none_match))
+
+
+def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:
+    if tags is None:
+        return None
+    return (tags,) if isinstance(tags, str) else tuple(tags)
+
+
+def _result(error: _errors.SidecarError) -> str:
+    match error:
+        case _errors.PublishUncertain():
+            return "uncertain"
+        case _errors.VersionConflict():
+            return "conflict"
+        case _errors.ContentRefused() | _errors.NameRefused() | _errors.UnknownVersion():
+            return "refused"
+        case _:
+            return "failed"

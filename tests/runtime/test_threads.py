@@ -1,0 +1,106 @@
+"""Blocking work, cancelled at every moment."""
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from sidecar.runtime import threads
+from sidecar.runtime.threads import in_thread
+from support import Eventually
+
+
+async def test_the_result_and_the_error_come_back() -> None:
+    """As if it had been called, but beside the event loop."""
+    assert await in_thread(divmod, 7, 2) == (3, 1)
+    assert await in_thread(threading.current_thread) is not threading.main_thread()
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(divmod, 7, 0)
+
+
+async def test_context_variables_are_seen_in_the_thread() -> None:
+    """A request's context goes with its work."""
+    variable = contextvars.ContextVar("variable", default="outside")
+    variable.set("inside")
+    assert await in_thread(variable.get) == "inside"
+
+
+class Gate:
+    """Work that begins, then waits until it may end."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.begun, self.may_end, self.ended = (threading.Event() for _ in range(3))
+        self.error = error
+
+    def work(self) -> str:
+        self.begun.set()
+        self.may_end.wait(10)
+        self.ended.set()
+        if self.error:
+            raise self.error
+        return "done"
+
+
+async def test_a_cancellation_waits_for_the_thread(eventually: Eventually) -> None:
+    """Whoever sees the CancelledError may rely on it: nothing is being written any more."""
+    gate = Gate()
+    task = asyncio.create_task(in_thread(gate.work))
+    await eventually(gate.begun.is_set)
+    for _ in range(3):  # an impatient caller changes nothing
+        task.cancel("stop")
+        done, _pending = await asyncio.wait({task}, timeout=0.01)
+        assert not done
+    gate.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert gate.ended.is_set()
+
+
+async def test_a_cancellation_that_waited_tells_the_error_of_the_work(
+    eventually: Eventually,
+) -> None:
+    """The work failed after the cancel: still cancelled, and the failure is not lost."""
+    gate = Gate(OSError("disk gone"))
+    task = asyncio.create_task(in_thread(gate.work))
+    await eventually(gate.begun.is_set)
+    task.cancel()
+    gate.may_end.set()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await task
+    assert cancelled.value.__cause__ is gate.error
+
+
+async def test_a_time_limit_works_across_the_hop(eventually: Eventually) -> None:
+    """`asyncio.timeout` sees its own cancellation come back, and says TimeoutError."""
+    gate = Gate()
+
+    async def limited() -> None:
+        async with asyncio.timeout(0.01):
+            await in_thread(gate.work)
+
+    task = asyncio.create_task(limited())
+    await eventually(gate.begun.is_set)
+    asyncio.get_running_loop().call_later(0.05, gate.may_end.set)
+    with pytest.raises(TimeoutError):
+        await task
+    assert gate.ended.is_set()
+
+
+async def test_work_that_waits_for_a_thread_is_dropped_by_a_cancellation(
+    eventually: Eventually,
+) -> None:
+    """All threads hang on a dead disk: what has not begun never will, and the caller goes on at once."""
+    gates = [Gate() for _ in range(threads._THREADS._max_workers)]
+    busy = [asyncio.create_task(in_thread(gate.work)) for gate in gates]
+    await eventually(lambda: all(gate.begun.is_set() for gate in gates))
+    late = Gate()
+    waiting = asyncio.create_task(in_thread(late.work))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    for gate in gates:
+        gate.may_end.set()
+    assert await asyncio.gather(*busy) == ["done"] * len(gates)
+    assert not late.begun.is_set()
