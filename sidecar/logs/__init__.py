@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sidecar.logs.collect import Collector, Summary, collect
+from sidecar.logs.lines import Multiline
 from sidecar.logs.records import Batch, Block, Record, Stage
 from sidecar.logs.sinks.base import (
     ACCEPTED,
@@ -12,13 +14,26 @@ from sidecar.logs.sinks.base import (
     Sink,
     SinkUnavailable,
 )
+from sidecar.logs.sinks.file import FileSink
+from sidecar.logs.sinks.stdout import StdoutSink
+from sidecar.logs.tail import Tail, tail
 
 __all__ = [
+    # the source and the run
+    "Collector",
+    "Multiline",
+    "Summary",
+    "Tail",
+    "collect",
+    "tail",
     # what flows
     "Batch",
     "Block",
     "Record",
     "Stage",
+    # sinks
+    "FileSink",
+    "StdoutSink",
     # sinks of one's own
     "ACCEPTED",
     "BaseSink",

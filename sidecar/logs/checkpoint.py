@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.logs.identity import Place, Print
 
@@ -72,6 +73,7 @@ class Checkpoint:
         """Return the saved state; the generation before it, or an empty one, where it is damaged or missing."""
         if self.path is None:
             return State()
+        _sweep(os.path.dirname(os.path.abspath(self.path)))
         for path in (self.path, self.path + PREVIOUS):
             try:
                 return decode(_read(path))
@@ -109,7 +111,7 @@ class Checkpoint:
                 staged.write(data)
                 staged.seal(_MODE, None)
                 _keep_previous(dir_fd, name)
-                staged.replace(name)
+                staged.replace(name, dir_fd)
             finally:
                 staged.discard()
             atomic.sync_directory(dir_fd)
@@ -187,6 +189,17 @@ def _entry_in(raw: Mapping[str, Any]) -> Entry:
         places=places,
         gone=None if gone is None else float(gone),
     )
+
+
+def _sweep(directory: str) -> None:
+    """Remove what a kill in the middle of a save has left."""
+    with contextlib.suppress(OSError, _errors.SidecarError):
+        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with atomic.locked(dir_fd, timeout=1.0, where=directory):
+                atomic.sweep(dir_fd)
+        finally:
+            os.close(dir_fd)
 
 
 def _read(path: str) -> bytes:

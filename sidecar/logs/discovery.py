@@ -51,8 +51,12 @@ class Found:
     """The paths that match, with what they name (links resolved)."""
     places: dict[Key, list[str]] = field(default_factory=dict)
     """Every entry of the directories looked at, matching or not, by what it names."""
+    keys: dict[str, Key] = field(default_factory=dict)
+    """The same by path."""
     directories: dict[str, None] = field(default_factory=dict)
     """All that should be watched, in order."""
+    targets: set[str] = field(default_factory=set)
+    """Those of them that only hold what links point to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +105,13 @@ class Discovery:
             self._list(path, found, seen)
         for directory, listing in seen.items():
             for name, inode in listing.inodes.items():
-                found.places.setdefault((listing.device, inode), []).append(
-                    os.path.join(directory, name)
-                )
-        for path, key in found.files.items():
-            if path not in (names := found.places.setdefault(key, [])):
-                names.append(path)
+                found.keys[os.path.join(directory, name)] = (listing.device, inode)
+        found.keys.update(found.files)
+        for path, key in found.keys.items():
+            found.places.setdefault(key, []).append(path)
+        for directory in found.targets:
+            found.directories.setdefault(directory)
+        found.targets -= seen.keys()
         self._listings = seen
         return found
 
@@ -191,10 +196,10 @@ class Discovery:
                     if name not in listing.links or os.path.isdir(path):
                         yield from self._walk(path, rest, found, seen)
             return
-        yield from self._matching(directory, listing, part)
+        yield from self._matching(directory, listing, part, found)
 
     def _matching(
-        self, directory: str, listing: Listing, part: str | re.Pattern[str]
+        self, directory: str, listing: Listing, part: str | re.Pattern[str], found: Found
     ) -> Iterator[tuple[str, Key]]:
         for name in [part] if isinstance(part, str) else list(listing.inodes):
             if name in listing.inodes and _fits(part, name):
@@ -205,6 +210,7 @@ class Discovery:
                 with contextlib.suppress(OSError):
                     status = os.stat(path)
                     if stat.S_ISREG(status.st_mode):
+                        found.targets.add(os.path.dirname(os.path.realpath(path)))
                         yield path, (status.st_dev, status.st_ino)
 
     def _list(self, directory: str, found: Found, seen: dict[str, Listing]) -> Listing | None:

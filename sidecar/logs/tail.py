@@ -50,7 +50,7 @@ class Tail:
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: Tracker | None = None
         self._ready: dict[str, dict[Stream, None]] = {}
-        self._streams_of: dict[tuple[str, int], tuple[Stream, str]] = {}
+        self._streams_of: dict[tuple[str, int], Stream] = {}
         # Acknowledgements come from the event loop's thread, everything else from a worker's.
         self._lock = threading.Lock()
 
@@ -79,13 +79,15 @@ class Tail:
             self._tracker = None
             self._ready, self._streams_of = {}, {}
 
-    def save(self) -> bool:
+    def save(self, state: State | None = None) -> bool:
         """Write the checkpoint if something has changed; return whether it did.
+
+        `state` is what `state()` returned a moment ago; by default what it would return now.
 
         Raises:
             OSError: the last checkpoint is untouched.
         """
-        return self._checkpoint.save(self.state())
+        return self._checkpoint.save(self.state() if state is None else state)
 
     def state(self) -> State:
         """Return what a checkpoint written now would hold."""
@@ -98,21 +100,31 @@ class Tail:
         """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
         self._require().look(time.monotonic() if now is None else now, suspicious)
 
-    def hint(self, paths: Iterable[str]) -> None:
-        """Look at these files alone, because an event said that they were written."""
+    def hint(self, paths: Iterable[str]) -> bool:
+        """Look at these files alone, because an event said that they were written.
+
+        Return False if one of them lies where only the target of a link can be: then `look` has to find out.
+        """
         tracker, now = self._require(), time.monotonic()
-        by_key, files, places = tracker.by_key, tracker.found.files, None
+        known = True
         for path in paths:
-            key = files.get(path)
-            if key is None:
-                places = places or {
-                    n: k for k, names in tracker.found.places.items() for n in names
-                }
-                key = places.get(path)
-            stream = by_key.get(key) if key is not None else None
+            key = tracker.found.keys.get(path)
+            stream = tracker.by_key.get(key) if key is not None else None
             if stream is not None:
                 tracker.check(stream, now)
                 self._wake(stream)
+            elif os.path.dirname(path) in tracker.found.targets or path in tracker.found.files:
+                known = False
+        return known
+
+    def hint_all(self) -> None:
+        """Anything may have been written: ask every file."""
+        for stream in list(self._require().streams):
+            self._wake(stream)
+
+    def is_abandoned(self) -> bool:
+        """Whether surely nobody can write to any of the files any more."""
+        return all(s.is_abandoned() for s in self._streams() if s.content is not None)
 
     @property
     def directories(self) -> list[str]:
@@ -148,8 +160,7 @@ class Tail:
         """Move the positions of a lane past these blocks, as far as there is no gap before them."""
         with self._lock:
             for block in blocks:
-                stream, _ = self._streams_of.pop((lane, id(block)))
-                stream.windows[lane].acknowledge(block)
+                self._streams_of.pop((lane, id(block))).windows[lane].acknowledge(block)
             if resume is not None:
                 self.resume[lane] = resume
 
@@ -212,7 +223,7 @@ class Tail:
             return None
         with self._lock:
             stream.windows[lane].sent(block)
-            self._streams_of[lane, id(block)] = (stream, lane)
+            self._streams_of[lane, id(block)] = stream
         if more:
             self._ready[lane][stream] = None
         return block
