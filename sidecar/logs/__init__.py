@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.logs.collect import Collector, Summary, collect
+from sidecar.logs.collector import Collector, Summary, collect
 from sidecar.logs.lines import Multiline
 from sidecar.logs.records import Batch, Block, Record, Stage
 from sidecar.logs.sinks.base import (
@@ -16,7 +16,7 @@ from sidecar.logs.sinks.base import (
 )
 from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.sinks.stdout import StdoutSink
-from sidecar.logs.tail import Tail, tail
+from sidecar.logs.source import Tail, tail
 
 __all__ = [
     # the source and the run

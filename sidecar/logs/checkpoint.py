@@ -41,6 +41,7 @@ class Entry:
     head: Print
     size: int
     places: dict[str, Place]
+    modified_ns: int = 0
     gone: float | None = None
     """Unix time at which the file had vanished, everything read; kept to recognise its compressed copy."""
 
@@ -161,6 +162,7 @@ def _entry_out(entry: Entry) -> dict[str, Any]:
         "device": entry.device,
         "inode": entry.inode,
         "size": entry.size,
+        "modified_ns": entry.modified_ns,
         "head": [entry.head.length, entry.head.digest],
         "places": {
             name: [place.offset, place.mark.length, place.mark.digest]
@@ -187,6 +189,7 @@ def _entry_in(raw: Mapping[str, Any]) -> Entry:
         head=Print(int(length), str(digest)),
         size=int(raw["size"]),
         places=places,
+        modified_ns=int(raw["modified_ns"]),
         gone=None if gone is None else float(gone),
     )
 

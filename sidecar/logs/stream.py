@@ -68,6 +68,8 @@ class Stream:
     file_id: str = ""
     parent_id: str = ""
     changed: tuple[int, ...] = ()
+    modified_ns: int = 0
+    """The youngest modification time seen: what rotation has made since is not older."""
     grew_at: float = 0.0
     """Monotonic time of the last sign of life."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
@@ -116,6 +118,17 @@ class Stream:
         if self.content is not None:
             self.content.close()
             self.content = None
+
+    def learn_head(self) -> bool:
+        """Know as much of the head as there is by now. False if the head known so far is not there any more."""
+        known = self.head_bytes
+        if self.content is not None and len(known) < HEAD:
+            head = self.content.read(0, HEAD)
+            if not head.startswith(known):
+                return False
+            if head != known:
+                self.head_bytes, self.head = head, Print.of(head)
+        return True
 
     def is_intact(self) -> bool:
         """Whether the file still holds what was read from it."""

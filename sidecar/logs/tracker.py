@@ -73,10 +73,11 @@ class Tracker:
     streams: list[Stream] = field(default_factory=list)
     by_key: dict[Key, Stream] = field(default_factory=dict)
     found: Found = field(default_factory=Found)
+    turns: int = 0
+    """Grows whenever a stream begins, moves or ends: then a checkpoint is due even if nothing was acknowledged."""
     _aliases: dict[Key, Stream] = field(default_factory=dict)
     _suspects: dict[Key, _Suspect] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
-    _moved: list[Stream] = field(default_factory=list)
     _first: bool = True
 
     # -- what is known from before
@@ -92,6 +93,7 @@ class Tracker:
                 live=False,
             )
             stream.file_id, stream.gone = entry.file_id, entry.gone
+            stream.modified_ns = entry.modified_ns
             for lane in self.lanes:
                 place = entry.places.get(lane) or min(
                     entry.places.values(), key=lambda p: p.offset, default=identity.Place(0)
@@ -114,6 +116,7 @@ class Tracker:
                 head=stream.head,
                 size=stream.size,
                 places={lane: window.place for lane, window in stream.windows.items()},
+                modified_ns=stream.modified_ns,
                 gone=stream.gone,
             )
 
@@ -121,7 +124,7 @@ class Tracker:
 
     def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
         """Compare everything with the disk. `now` is monotonic time."""
-        self.found = self.discovery.scan(suspicious=suspicious)
+        before, self.found = self.found, self.discovery.scan(suspicious=suspicious)
         for stream in list(self.streams):
             if stream.key is not None and self.by_key.get(stream.key) is stream:
                 self._refresh(stream, now)
@@ -129,7 +132,7 @@ class Tracker:
         for path, key in self.found.files.items():
             if key not in self.by_key and key not in self._aliases:
                 self._meet(path, key, now)
-        self._catch_up(now)
+        self._catch_up(before, now)
         self._give_up(now)
         self._first = False
 
@@ -159,13 +162,10 @@ class Tracker:
     def _refresh(self, stream: Stream, now: float) -> None:
         key = stream.key
         names = self.found.places.get(key, []) if key is not None else []
-        moved = stream.live and stream.path not in names
         if names and stream.path not in names:
             globbed = [name for name in names if name in self.found.files]
             stream.path = (globbed or names)[0]
         stream.live = any(name in self.found.files for name in names)
-        if moved:
-            self._moved.append(stream)
         if stream.content is None:
             self._reopen_if_grown(stream, now)
         else:
@@ -186,10 +186,14 @@ class Tracker:
             return
         stream.changed, stream.grew_at = changed, now
         if not content.compressed:
+            stream.modified_ns = max(stream.modified_ns, status.st_mtime_ns)
             if any(status.st_size < cursor.offset for cursor in stream.cursors.values()):
                 self.replaced(stream, now)
                 return
             stream.size = status.st_size
+        if not stream.learn_head():
+            self.replaced(stream, now)
+            return
         self._touch(stream)
 
     def _reopen_if_grown(self, stream: Stream, now: float) -> None:
@@ -246,11 +250,12 @@ class Tracker:
             for p in self.discovery.siblings(path)
             if identity.are_related(name, os.path.basename(p))
         ]
-        return sorted(names, key=_modified, reverse=True)
+        return sorted(names, key=_modified_ns, reverse=True)
 
     def _settle(
         self, stream: Stream, content: contents.Content, key: Key, path: str, now: float
     ) -> None:
+        self.turns += 1
         stream.attach(content, key, path)
         stream.restored = None
         stream.live = path in self.found.files
@@ -258,7 +263,6 @@ class Tracker:
         self.by_key[key] = stream
         self._aliases.pop(key, None)
         self._suspects.pop(key, None)
-        self._moved.append(stream)
         _log.info("the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
         self._touch(stream)
 
@@ -375,21 +379,29 @@ class Tracker:
                     return True
         return False
 
-    def _catch_up(self, now: float) -> None:
-        """Rotated twice between two looks: what came and went in between lies outside the patterns. Read it too."""
-        moved, self._moved = self._moved, []
-        for stream in moved:
-            try:
-                since = 0 if stream.content is None else os.fstat(stream.content.fd).st_mtime_ns
-            except OSError:
-                continue
-            for path in reversed(self._related(stream.path)):
-                key = self._key_of(path)
-                if key is None or key in self.by_key or key in self._aliases:
-                    continue
-                with contextlib.suppress(OSError):
-                    if os.stat(path).st_mtime_ns >= since:
-                        self._meet(path, key, now)
+    def _catch_up(self, before: Found, now: float) -> None:
+        """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.
+
+        Such a file appeared since the last look, or, at the first one, is not older than what the checkpoint knows,
+        and its name says that it belongs to a log that we follow.
+        """
+        if self.found is before:
+            return
+        known: dict[str, int] = {}
+        for stream in self.streams:
+            core = identity.core_name(os.path.basename(stream.path))
+            known[core] = min(known.get(core, stream.modified_ns), stream.modified_ns)
+        appeared = []
+        for key in self.found.places.keys() - before.places.keys():
+            path = self.found.places[key][0]
+            core = identity.core_name(os.path.basename(path))
+            if core in known and key not in self.by_key and key not in self._aliases:
+                modified = _modified_ns(path)
+                if not self._first or modified >= known[core]:
+                    appeared.append((modified, path, key))
+        for _, path, key in sorted(appeared):
+            if key not in self.by_key and path not in self.found.files:
+                self._meet(path, key, now)
 
     def _compressing(self, path: str, status: os.stat_result) -> bool:
         """Whether the compressed file may still be in the making: its source is there, and it is young."""
@@ -415,6 +427,7 @@ class Tracker:
             stream.cursors[lane] = Cursor(offset, mark)
             stream.windows[lane] = AckWindow(identity.Place.of(offset, mark))
         self.streams.append(stream)
+        self.turns += 1
 
     # -- letting go
 
@@ -458,6 +471,7 @@ class Tracker:
 
     def _bury(self, stream: Stream) -> None:
         """There is no file any more. Remembered for a day, to recognise a copy of it that appears later."""
+        self.turns += 1
         stream.detach()
         if stream.key is not None and self.by_key.get(stream.key) is stream:
             del self.by_key[stream.key]
@@ -568,11 +582,11 @@ def _signature(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _modified(path: str) -> float:
+def _modified_ns(path: str) -> int:
     try:
-        return os.stat(path).st_mtime
+        return os.stat(path).st_mtime_ns
     except OSError:
-        return 0.0
+        return 0
 
 
 def _after_last_newline(content: contents.Content, size: int) -> int:

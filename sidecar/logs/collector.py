@@ -21,7 +21,7 @@ from sidecar.logs.lane import DeadLetters, Lane
 from sidecar.logs.records import Block, Stage
 from sidecar.logs.sinks.base import Rejected, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
-from sidecar.logs.tail import Tail
+from sidecar.logs.source import Tail
 from sidecar.runtime import metrics
 from sidecar.runtime.threads import in_thread
 
@@ -201,7 +201,7 @@ class Collector:
 
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
-        source, last_look, last_round = self.source, 0.0, 0.0
+        source, last_look, last_round, turns = self.source, 0.0, 0.0, -1
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
@@ -211,6 +211,9 @@ class Collector:
             self._wake.clear()
             last_round = now
             blocks = await in_thread(self._round, wanted, look)
+            if source.turns != turns:
+                turns = source.turns
+                self._dirty.set()
             if look:
                 last_look = now
                 self._report()

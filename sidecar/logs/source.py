@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from sidecar import _errors
@@ -36,7 +36,9 @@ class Tail:
         rules: Rules,
         habits: Habits,
         recheck: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.patterns = tuple(patterns)
         self.checkpoint_path = checkpoint
         self.recheck = recheck
@@ -69,7 +71,7 @@ class Tail:
         state = self._checkpoint.load()
         self.resume = dict(state.resume)
         self._tracker.restore(state)
-        self._tracker.look(time.monotonic())
+        self._tracker.look(self._clock())
 
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
@@ -96,16 +98,16 @@ class Tail:
 
     # -- looking and reading
 
-    def look(self, now: float | None = None, suspicious: Iterable[str] = ()) -> None:
+    def look(self, suspicious: Iterable[str] = ()) -> None:
         """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
-        self._require().look(time.monotonic() if now is None else now, suspicious)
+        self._require().look(self._clock(), suspicious)
 
     def hint(self, paths: Iterable[str]) -> bool:
         """Look at these files alone, because an event said that they were written.
 
         Return False if one of them lies where only the target of a link can be: then `look` has to find out.
         """
-        tracker, now = self._require(), time.monotonic()
+        tracker, now = self._require(), self._clock()
         known = True
         for path in paths:
             key = tracker.found.keys.get(path)
@@ -125,6 +127,11 @@ class Tail:
     def is_abandoned(self) -> bool:
         """Whether surely nobody can write to any of the files any more."""
         return all(s.is_abandoned() for s in self._streams() if s.content is not None)
+
+    @property
+    def turns(self) -> int:
+        """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
+        return self._require().turns
 
     @property
     def directories(self) -> list[str]:
@@ -179,7 +186,7 @@ class Tail:
     @property
     def lag_seconds(self) -> float:
         """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
-        now_ns, now = time.time_ns(), time.monotonic()
+        now_ns, now = time.time_ns(), self._clock()
         oldest = 0.0
         for stream in self._streams():
             if stream.size <= stream.acknowledged_by_all:
@@ -210,7 +217,7 @@ class Tail:
         try:
             block, more = stream.next_block(lane, self._rules, self._grouper)
         except ContentReplaced:
-            tracker.replaced(stream, time.monotonic())
+            tracker.replaced(stream, self._clock())
             return None
         except OSError as error:
             _log.error("cannot read %s: %s", stream.path, error)

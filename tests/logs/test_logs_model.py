@@ -1,0 +1,56 @@
+"""Whatever a writer, its rotation and a collector do in whatever order: no line is lost, none comes twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from logs_world import Step, World
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 40)),
+        st.tuples(st.just("partial"), st.integers(0, 80)),
+        st.tuples(st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)),
+        st.tuples(st.just("compress"), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
+        st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
+        st.tuples(st.just("wait"), st.sampled_from([1, 11, 31])),
+    ),
+    max_size=40,
+)
+PATTERNS = st.sampled_from(["app.log", "app.log*", "**/app.log*"])
+_RUNS = int(os.environ.get("SIDECAR_MODEL_RUNS", "2000"))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory where there is one: the model syncs thousands of times."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="sidecar-model-", dir=base))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def play(pattern: str, olddir: bool, steps: list[Step]) -> None:
+    with scratch() as directory:
+        World(directory, pattern, olddir=olddir).run(steps)
+
+
+@pytest.mark.timeout(900)
+@settings(
+    max_examples=_RUNS, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+@given(PATTERNS, st.booleans(), STEPS)
+def test_no_order_of_events_loses_or_repeats_a_line(pattern: str, olddir: bool, steps: list[Step]) -> None:
+    """Random steps; then the collector runs to the end and all lines are counted by their number."""
+    play(pattern, olddir, steps)
