@@ -140,7 +140,8 @@ def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
     Raises:
         OSError: as openat2(2): `EXDEV` or `ELOOP` where the path leaves the directory.
     """
-    wanted = flags | _SAFE_FLAGS
+    # With O_PATH nothing is opened that could wait, and openat2(2) refuses the other flags beside it.
+    wanted = flags | (os.O_CLOEXEC if flags & os.O_PATH else _SAFE_FLAGS)
     if _kernel.available:
         return _kernel.open(dir_fd, path, wanted)
     return _walk(dir_fd, path, wanted)

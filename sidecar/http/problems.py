@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from sidecar import _errors
@@ -107,6 +108,15 @@ class Problem(web.HTTPException):
         _fill(self, f"/problems/{kind}", title, detail, members)
 
 
+class UntypedProblem(web.HTTPException):
+    """A problem that the status alone explains: its type is `about:blank` (RFC 9457 section 4.2.1)."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status_code = status
+        super().__init__(headers=_no_store(None))
+        _fill(self, "about:blank", self.reason, detail, None)
+
+
 def of(error: _errors.SidecarError) -> Problem:
     """Return the problem that an error of ours is.
 
@@ -143,6 +153,11 @@ def from_http(error: web.HTTPException) -> web.HTTPException:
     return error
 
 
+def plain(problem: web.HTTPException) -> web.Response:
+    """Return a problem as an answer that can be returned instead of raised."""
+    return web.Response(status=problem.status, headers=problem.headers, body=problem.body)
+
+
 def internal_error(error: BaseException) -> Problem:
     """Log an unexpected error under a fresh id, and return the problem that names this id alone."""
     number = uuid.uuid4().urn
@@ -152,9 +167,6 @@ def internal_error(error: BaseException) -> Problem:
         f"an unexpected error has happened; the log of the service has it under {number}",
         members={"instance": number},
     )
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware

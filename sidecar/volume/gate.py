@@ -103,10 +103,16 @@ class Gate:
         said = "".join(f" {name}={value}" for name, value in parts.items() if value is not None)
         return f"<Gate{said}>"
 
-    async def examine(self, name: str, path: Path, size: int, content: bytes | None) -> None:
+    @property
+    def needs_file(self) -> bool:
+        """Whether a content has to lie in a file to be examined: only a command wants that."""
+        return self._check is not None
+
+    async def examine(self, name: str, path: Path | None, size: int, content: bytes | None) -> None:
         """Return if the content may be published as `name`.
 
-        `path` is the staged file, `content` its bytes where the caller has them at hand.
+        `path` is the staged file, `content` its bytes where the caller has them at hand;
+        without `needs_file` the bytes alone will do.
 
         Raises:
             ContentTooLarge: it is larger than `max_size`.
@@ -122,13 +128,13 @@ class Gate:
         if self._format is not None or self._schema is not None:
             reasons = await threads.in_thread(self._read, path, content, syntax)
             _refuse_if(name, reasons)
-        if self._check is not None:
+        if self._check is not None and path is not None:
             reasons = await self._run_check(self._check, name, path)
             _refuse_if(name, reasons)
 
-    def _read(self, path: Path, content: bytes | None, syntax: Format) -> list[str]:
+    def _read(self, path: Path | None, content: bytes | None, syntax: Format) -> list[str]:
         """Return what is wrong with syntax and structure."""
-        raw = path.read_bytes() if content is None else content
+        raw = content if content is not None else Path(path or os.devnull).read_bytes()
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:

@@ -51,6 +51,21 @@ class Publication:
         return snapshots.etag(self.version)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A visible file without its bytes: `size` of them, last changed at `modified` in Unix seconds."""
+
+    name: str
+    version: str
+    size: int
+    modified: float
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag: the version in quotes."""
+        return snapshots.etag(self.version)
+
+
 @dataclass(slots=True)
 class Ticket:
     """One piece of work: its caller may withdraw it until the content has become visible."""
@@ -234,6 +249,26 @@ class Store:
                     os.close(fd)
         except _errors.NothingPublished:
             return {}
+
+    def entries(self) -> list[Entry]:
+        """Return the visible files with their versions; those that cannot be read are left out.
+
+        Raises:
+            NothingPublished, ReadError: the directory is missing, or cannot be read.
+        """
+        with beneath.reading(self.path):
+            fd = beneath.open_directory(self.path)
+            try:
+                before = self._see_set(fd)
+                sizes = snapshots.names_beneath(fd)
+                found = []
+                for name in sorted(n for n, size in sizes.items() if size <= self._max_size):
+                    version, status = self._version(fd, name, before), _status(fd, name)
+                    if version is not None and status is not None:
+                        found.append(Entry(name, version, status.st_size, status.st_mtime))
+                return found
+            finally:
+                os.close(fd)
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""

@@ -26,7 +26,7 @@ from sidecar.volume import history, store
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
-from sidecar.volume.store import Conditions, Publication, Ticket
+from sidecar.volume.store import Conditions, Entry, Publication, Ticket
 
 R = TypeVar("R")
 
@@ -222,6 +222,14 @@ class Volume:
     async def names(self) -> dict[str, int]:
         """Return the names of the files, with their sizes in bytes."""
         return await threads.in_thread(self._store.names)
+
+    async def entries(self) -> list[Entry]:
+        """Return the files with version, size and time, sorted by name; those that cannot be read are left out.
+
+        Raises:
+            NothingPublished: the directory is missing.
+        """
+        return await threads.in_thread(self._store.entries)
 
     async def snapshot(self) -> Snapshot[None]:
         """Return all files as they are at this moment.

@@ -1,0 +1,228 @@
+"""`sidecar demo`: writer and reader on this machine, as two real processes, with one command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Self
+
+import click
+
+from sidecar import _errors
+from sidecar.cli import options, probe, variables
+
+_START = 15.0
+_END = 15.0
+"""Seconds for both to drain and exit, before they are killed."""
+_PAUSE = 0.02
+_FILE = "config"
+#: What the article shows: whom it asks, with which content, and the answer.
+_TRANSCRIPT = (
+    ("reader", None, ""),
+    ("writer", "ok", "ok"),
+    ("reader", None, "ok"),
+    ("writer", "123", "ok"),
+    ("reader", None, "123"),
+)
+
+
+@options.command("demo")
+@options.option(
+    "--path",
+    metavar="PATH",
+    help="File that both share; a temporary one, which is removed at the end, if none is given.",
+)
+@options.option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen on; 0.0.0.0 lets other machines in.",
+)
+@options.option(
+    "--writer-port", type=options.port, metavar="PORT", default=8080, help="Port of the writer."
+)
+@options.option(
+    "--reader-port", type=options.port, metavar="PORT", default=8081, help="Port of the reader."
+)
+@options.logging(level="warning")
+@click.pass_context
+def command(
+    ctx: click.Context, *, path: str | None, host: str, writer_port: int, reader_port: int
+) -> int:
+    """Run a writer and a reader on one file, and say what to try.
+
+    They are `sidecar write` and `sidecar read`, as two processes, as in a Pod.
+    Ctrl-C stops both. What they log from warnings upwards is shown; --log-level info shows all.
+    """
+    level = str(ctx.params["log_level"])
+    with _until_signal(), ExitStack() as stack:
+        shared = path or os.path.join(stack.enter_context(_temporary_directory()), _FILE)
+        urls = {
+            "writer": _url(host, _free(host, writer_port, "--writer-port")),
+            "reader": _url(host, _free(host, reader_port, "--reader-port")),
+        }
+        _refuse_equal(urls)
+        common = ("--path", shared, "--host", host, "--log-level", level)
+        started = stack.enter_context(_Processes())
+        started.start("write", *common, "--port", _port(urls["writer"]))
+        started.start("read", *common, "--port", _port(urls["reader"]), "--missing", "ok")
+        for url in urls.values():
+            started.wait_until_ready(url)
+        _explain(urls, shared, empty=path is None)
+        started.watch()
+    return 0
+
+
+class _Processes:
+    """Programs that begin together and end together."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self, *arguments: str) -> None:
+        """Start one command of ours, out of the reach of the terminal's Ctrl-C.
+
+        That would reach it twice, by the terminal and by us, and the second signal exits without draining.
+        """
+        ours = {n: v for n, v in os.environ.items() if not n.startswith(variables.PREFIX)}
+        self._started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "sidecar.cli", *arguments],
+                env=ours,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 (this process has one thread)
+            )
+        )
+
+    def wait_until_ready(self, url: str) -> None:
+        """Wait until a server answers that it is ready."""
+        limit = time.monotonic() + _START
+        while True:
+            with contextlib.suppress(OSError, probe.ProbeError):
+                if probe.get(probe.parse(f"{url}/readyz"), timeout=1.0).status == 200:
+                    return
+            self.check()
+            if time.monotonic() > limit:
+                raise _errors.SidecarError(f"{url} was not ready within {_START:g} s")
+            time.sleep(_PAUSE)
+
+    def watch(self) -> None:
+        """Wait for a signal; an end without one is a failure."""
+        while True:
+            self.check()
+            time.sleep(0.2)
+
+    def check(self) -> None:
+        """Raise if one of them is gone. It has said why on stderr itself."""
+        for process in self._started:
+            if (code := process.poll()) is not None:
+                raise _errors.SidecarError(f"`sidecar {_command_of(process)}` ended with {code}")
+
+    def __exit__(self, *_: object) -> None:
+        """Ask all to end, wait, and kill whoever does not."""
+        for process in self._started:
+            process.terminate()
+        limit = time.monotonic() + _END
+        for process in self._started:
+            try:
+                process.wait(max(0.1, limit - time.monotonic()))
+            except (subprocess.TimeoutExpired, _Stopped):
+                process.kill()
+                process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have this child get SIGTERM when its parent dies, even by SIGKILL; see prctl(2), PR_SET_PDEATHSIG."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class _Stopped(BaseException):
+    """A signal has come. Not an `Exception`, so that nothing on the way takes it for a failure."""
+
+
+@contextmanager
+def _until_signal() -> Iterator[None]:
+    """Leave the block on SIGTERM or Ctrl-C, as a normal end."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.suppress(_Stopped):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="sidecar-demo-") as directory:
+        yield directory
+
+
+def _free(host: str, port: int, flag: str) -> int:
+    """Return the port if it is free, or a free one for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as trial:
+        # As servers do: a port whose last connections are only fading out is free.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise _errors.ConfigError(
+                f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}"
+                f" (choose another port by {flag}, 0 for any free one)"
+            ) from error
+        chosen: int = trial.getsockname()[1]
+        return chosen
+
+
+def _refuse_equal(urls: dict[str, str]) -> None:
+    if urls["writer"] == urls["reader"]:
+        raise _errors.ConfigError("writer and reader need a port each: change --reader-port")
+
+
+def _url(host: str, port: int) -> str:
+    """Return an address that works on this machine."""
+    name = {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)  # noqa: S104 (not bound here)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _port(url: str) -> str:
+    return url.rpartition(":")[2]
+
+
+def _command_of(process: subprocess.Popen[bytes]) -> str:
+    arguments = process.args
+    return str(arguments[3]) if isinstance(arguments, list) else str(arguments)
+
+
+def _explain(urls: dict[str, str], shared: str, *, empty: bool) -> None:
+    """Print what runs, and the article's transcript as commands to paste; `empty`: its first answer holds."""
+    click.echo(f"\n  writer  {urls['writer']}    HTTP → {shared}")
+    click.echo(f"  reader  {urls['reader']}    {shared} → HTTP")
+    click.echo("\nTo try in another terminal:")
+    for step, (who, content, answer) in enumerate(_TRANSCRIPT):
+        address = urls[who].removeprefix("http://")
+        click.echo(f"\n  curl '{address}/?content={content}'" if content else f"\n  curl {address}")
+        if step or empty:
+            click.echo(f"      {json.dumps(answer)}")
+    click.echo("\nCtrl-C stops both.")

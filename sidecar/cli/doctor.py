@@ -1,0 +1,78 @@
+"""`sidecar doctor`: what a volume can do, what is wrong with it, and how to mend that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from sidecar.cli import options
+
+if TYPE_CHECKING:
+    from sidecar.cli.examination import Finding
+
+_SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red")}
+
+
+@options.command("doctor")
+@options.path("File or directory to examine, where the container sees it.")
+@options.option(
+    "--for",
+    "role",
+    type=click.Choice(["read", "write", "both"]),
+    default="both",
+    help="What the volume is to be good for; what only the other role needs is left out.",
+)
+@options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@options.logging(level="error")
+def command(path: str, role: Literal["read", "write", "both"], as_json: bool) -> int:
+    """Say what the volume at PATH can do, what is wrong with it, and how to mend that.
+
+    Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
+    It tries a publish under names that nobody reads, and removes them again.
+    """
+    from sidecar.cli import examination
+
+    wanted = set(examination.BOTH if role == "both" else (role,))
+    findings = []
+    for finding in examination.examine(path):
+        if wanted & set(finding.roles):
+            findings.append(finding)
+            if not as_json:
+                _print(finding)
+    wrong = [one for one in findings if one.state == "wrong"]
+    if as_json:
+        _print_json(path, role, findings)
+    else:
+        purpose = {"read": "reading", "write": "writing"}.get(role, "reading and writing")
+        sum_up = f"{len(wrong)} thing{'s' * (len(wrong) != 1)} wrong" if wrong else "fit"
+        click.echo(f"{path}: {sum_up} for {purpose}")
+    return 1 if wrong else 0
+
+
+def _print(finding: Finding) -> None:
+    sign, colour = _SIGNS[finding.state]
+    click.echo(f"{click.style(sign, fg=colour)} {finding.subject:<10} {finding.text}")
+    if finding.remedy:
+        click.echo(f"  {'':<10} → {finding.remedy}")
+
+
+def _print_json(path: str, role: str, findings: list[Finding]) -> None:
+    import json
+
+    report: dict[str, Any] = {
+        "path": path,
+        "for": role,
+        "ok": all(finding.state != "wrong" for finding in findings),
+        "findings": [
+            {
+                "subject": finding.subject,
+                "state": finding.state,
+                "text": finding.text,
+                "remedy": finding.remedy,
+                "for": list(finding.roles),
+            }
+            for finding in findings
+        ],
+    }
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False))

@@ -1,0 +1,179 @@
+"""The command `sidecar`: finds the module of a command, and says in one line what went wrong.
+
+Exit codes: 0 done, 1 failed, 2 called wrongly; `publish` knows one more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+
+import click
+
+from sidecar import __version__, _errors
+from sidecar.cli import variables
+
+COMMANDS = ("write", "read", "publish", "wait", "check", "doctor", "demo")
+
+FAILED = 1
+USAGE = 2
+
+
+def main() -> None:
+    """Run the command line of this process, and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code. Errors become one line on stderr."""
+    try:
+        result = sidecar.main(arguments, prog_name="sidecar", standalone_mode=False)
+    except click.ClickException as error:
+        return _report_usage(error)
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except _errors.ConfigError as error:
+        return _report(error, _message(error), USAGE)
+    except _errors.SidecarError as error:
+        return _report(error, _message(error), FAILED)
+    except Exception as error:  # noqa: BLE001 (the last resort: whoever starts containers wants one line)
+        what = f"unexpected {type(error).__name__}: {error} (--log-level debug shows where)"
+        return _report(error, what, FAILED)
+    return result if isinstance(result, int) else 0
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        found = import_module(f"sidecar.cli.{cmd_name}").command
+        return found if isinstance(found, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            ctx.fail(f"there is no command {args[0]!r} ({meant})")
+        name, command, rest = super().resolve_command(ctx, args)
+        # Before the command's own options are looked at: "--path is missing" would hide the misspelt variable.
+        if command is not None and not set(ctx.help_option_names) & set(rest):
+            refuse_unknown_variables(command, ctx)
+        return name, command, rest
+
+
+@click.command(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.pass_context
+def sidecar(ctx: click.Context, version: bool) -> int:
+    """Publish, watch and serve the files that the containers of a Pod share.
+
+    Every option of a command is also a variable: `--port` of `write` is SIDECAR_WRITE_PORT.
+    A flag wins over its variable, and an unknown SIDECAR_* variable is an error.
+    """
+    if version:
+        click.echo(f"sidecar {__version__}")
+        ctx.exit(0)
+    if ctx.invoked_subcommand is None:
+        # To stderr, and no success: in a Pod a command that got lost must not look completed.
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
+    return 0
+
+
+def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None:
+    """Stop if a SIDECAR_* variable is set that no option of any command reads.
+
+    All commands count, because the containers of a Pod often share one list of variables.
+
+    Raises:
+        click.UsageError: names the variable, and the nearest that exists.
+    """
+    known = variables.of(command)
+    if not variables.unknown(os.environ, known):
+        return
+    # Only now the other commands' modules are worth their import.
+    for name in COMMANDS:
+        if (other := sidecar.get_command(ctx, name)) is not None:
+            known |= variables.of(other)
+    if unknown := variables.unknown(os.environ, known):
+        raise click.UsageError(variables.complaint(unknown[0], known), ctx)
+
+
+def _message(error: Exception) -> str:
+    """Return the sentence of an error, without the `[Errno 28]` that an `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def _report(error: Exception, message: str, code: int) -> int:
+    click.echo(f"sidecar: {message}", err=True)
+    if _debugging():
+        import traceback
+
+        traceback.print_exception(error)
+    return code
+
+
+def _debugging() -> bool:
+    """Whether `--log-level debug` holds. Who never imported `logging` cannot have set it."""
+    logging = sys.modules.get("logging")
+    return logging is not None and logging.getLogger().getEffectiveLevel() <= logging.DEBUG
+
+
+def _report_usage(error: click.ClickException) -> int:
+    """Say what is wrong, where it came from, and where to read on."""
+    click.echo(f"sidecar: {_usage_message(error)}", err=True)
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if ctx is not None:
+        click.echo(f"Try '{ctx.command_path} --help'.", err=True)
+    return error.exit_code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    match error:
+        case click.MissingParameter(param=click.Option() as option):
+            flag = option.opts[0]
+            variable = f" or the variable {option.envvar}" if option.envvar else ""
+            return f"{flag} is missing: give the flag{variable} ({option.help})"
+        case click.MissingParameter(param=click.Parameter() as argument):
+            return f"{argument.human_readable_name} is missing"
+        case click.BadParameter(param=click.Option() as option, ctx=ctx):
+            return f"{_origin(option, ctx)}: {_sentence(error.message)}"
+        case click.NoSuchOption(possibilities=near):
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            return f"there is no option {error.option_name}{meant}"
+    return _sentence(error.format_message())
+
+
+def _origin(option: click.Option, ctx: click.Context | None) -> str:
+    """Name the flag or the variable that a value came from."""
+    source = ctx.get_parameter_source(option.name or "") if ctx is not None else None
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        return f"{option.opts[0]} (from the variable {option.envvar})"
+    return option.opts[0]
+
+
+def _sentence(message: str) -> str:
+    """Fit click's sentences to ours: they begin small and end without a full stop."""
+    small = message[:1].lower() if message[1:2].islower() else message[:1]
+    return small + message[1:].rstrip(".")
+
+
+if __name__ == "__main__":
+    main()

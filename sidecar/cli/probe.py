@@ -1,0 +1,208 @@
+"""A GET in a few milliseconds, for probes: no redirects, no proxy, no session, no library.
+
+It speaks HTTP/1.0, so that an answer is never chunked and ends with its connection (RFC 9112 section 6.3).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import NamedTuple
+
+_MOST = 1 << 20
+"""Bytes of an answer that are read: enough for any problem's detail."""
+
+
+class ProbeError(Exception):
+    """There was no answer; the message says why."""
+
+
+class Target(NamedTuple):
+    """What a URL means: where to connect, and what to ask for there."""
+
+    host: str
+    port: int
+    path: str
+    unix_socket: str | None = None
+    tls: bool = False
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def parse(url: str) -> Target:
+    """Take a URL apart: `http://…`, `https://…`, or `unix:/run/sidecar.sock:/readyz`.
+
+    Raises:
+        ValueError: it is none of these.
+
+    >>> parse("http://localhost:8081/readyz")
+    Target(host='localhost', port=8081, path='/readyz', unix_socket=None, tls=False)
+    >>> parse("unix:/run/sidecar.sock:/readyz").unix_socket
+    '/run/sidecar.sock'
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "unix" and rest:
+        path, _, wanted = rest.partition(":")
+        return Target("localhost", 0, wanted or "/", unix_socket=path)
+    if scheme not in ("http", "https") or not rest.startswith("//"):
+        raise ValueError(f"{url!r} begins neither with http:// nor https:// nor unix:")
+    authority, slash, path = rest[2:].partition("#")[0].partition("/")
+    authority, question, query = authority.partition("?")
+    host, port = _host_and_port(url, authority, 443 if scheme == "https" else 80)
+    wanted = question + query + slash + path
+    if not wanted.startswith("/"):
+        wanted = "/" + wanted
+    if not wanted.isascii() or any(c <= " " or c == "\x7f" for c in wanted):
+        raise ValueError(f"{url!r} holds characters that a URL must encode as %XX")
+    return Target(host, port, wanted, tls=scheme == "https")
+
+
+def get(
+    target: Target,
+    *,
+    timeout: float,
+    ca: str | None = None,
+    insecure: bool = False,
+) -> Answer:
+    """Send one GET and return the answer, all within `timeout` seconds.
+
+    The certificate of an https server is verified, against `ca` or the system's authorities;
+    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine:
+    what could pass for it there has taken over the Pod already. The kubelet's own probes verify none.
+
+    Raises:
+        ProbeError: nothing came back, or nothing that is HTTP.
+        OSError: as connect(2), recv(2); `TimeoutError` at the time limit.
+    """
+    limit = time.monotonic() + timeout
+    with _connected(target, timeout) as plain:
+        plain.settimeout(_left(limit))
+        connection = _encrypted(plain, target, ca, insecure) if target.tls else plain
+        with connection:
+            host = f"[{target.host}]" if ":" in target.host else target.host
+            name = host if target.port in (0, 80, 443) else f"{host}:{target.port}"
+            connection.sendall(
+                f"GET {target.path} HTTP/1.0\r\nHost: {name}\r\n"
+                "User-Agent: sidecar-check\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode(
+                    "latin-1"
+                )
+            )
+            return _parsed(_received(connection, limit))
+
+
+def _host_and_port(url: str, authority: str, default: int) -> tuple[str, int]:
+    if "@" in authority:
+        raise ValueError(f"{url!r} holds a user name: a probe does not log in")
+    if authority.startswith("["):
+        host, bracket, rest = authority[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        if not bracket or colon not in ("", ":"):
+            raise ValueError(f"{url!r}: {authority!r} is no address")
+    else:
+        host, _, port = authority.partition(":")
+    if not host:
+        raise ValueError(f"{url!r} names no host")
+    if not port:
+        return host, default
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{url!r}: {port!r} is no port")
+    return host, int(port)
+
+
+def _connected(target: Target, timeout: float) -> socket.socket:
+    if target.unix_socket is None:
+        return socket.create_connection((target.host, target.port), timeout)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(target.unix_socket)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _encrypted(
+    plain: socket.socket, target: Target, ca: str | None, insecure: bool
+) -> socket.socket:
+    # Imported here: most probes need no TLS, and it takes longer than all the rest.
+    import ssl
+
+    context = ssl.create_default_context(cafile=ca)
+    if insecure or (ca is None and _is_here(plain)):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    try:
+        return context.wrap_socket(plain, server_hostname=target.host)
+    except ssl.SSLCertVerificationError as error:
+        raise ProbeError(
+            f"its certificate was not accepted: {error.verify_message} (name the authority by --ca)"
+        ) from error
+
+
+def _is_here(connection: socket.socket) -> bool:
+    """Whether the other end is this machine: the address counts, a name could mean anything."""
+    peer = str(connection.getpeername()[0])
+    return peer == "::1" or peer.startswith(("127.", "::ffff:127."))
+
+
+def _received(connection: socket.socket, limit: float) -> bytes:
+    """Read until the server closes, or has sent as much as it announced."""
+    data = bytearray()
+    while len(data) < _MOST and not _complete(data):
+        connection.settimeout(_left(limit))
+        try:
+            chunk = connection.recv(65536)
+        except ConnectionResetError:
+            if not data:
+                raise
+            break
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)
+
+
+def _complete(data: bytearray) -> bool:
+    head, blank, body = data.partition(b"\r\n\r\n")
+    if not blank:
+        return False
+    length = _headers(head.decode("latin-1")).get("content-length", "")
+    return length.isdigit() and len(body) >= int(length)
+
+
+def _parsed(data: bytes) -> Answer:
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, _, rest = head.decode("latin-1").partition("\r\n")
+    protocol, _, status = first.partition(" ")
+    code, _, reason = status.partition(" ")
+    if not protocol.startswith("HTTP/") or not (code.isascii() and code.isdigit()):
+        raise ProbeError(
+            f"it answered {first[:60]!r}, which is not HTTP"
+            if data
+            else "it closed without an answer"
+        )
+    return Answer(int(code), reason, _headers(rest), body)
+
+
+def _headers(lines: str) -> dict[str, str]:
+    found = {}
+    for line in lines.split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip().lower()] = value.strip()
+    return found
+
+
+def _left(limit: float) -> float:
+    left = limit - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left

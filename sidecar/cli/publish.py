@@ -1,0 +1,174 @@
+"""`sidecar publish`: once, for shell scripts and init containers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from sidecar import _errors
+from sidecar.cli import options
+
+if TYPE_CHECKING:
+    from sidecar.volume.store import Publication
+    from sidecar.volume.volume import Volume
+
+_UNCERTAIN = 3
+_CHUNK = 1 << 20
+_STDIN = "-"
+
+
+@options.command("publish")
+@click.argument("source")
+@options.path("File to replace, or directory to publish into.")
+@options.option(
+    "--if-match",
+    metavar="VERSION",
+    help="Publish only over this version (an ETag, with or without quotes); * is any that exists.",
+)
+@options.option(
+    "--dry-run", is_flag=True, help="Validate, say what would happen, and change nothing."
+)
+@options.gating()
+@options.keeping()
+@options.logging(level="warning")
+def command(
+    *,
+    source: str,
+    path: str,
+    if_match: str | None,
+    dry_run: bool,
+    gating: options.Gating,
+    keeping: options.Keeping,
+) -> int:
+    """Publish SOURCE to PATH, whole and durable, and print its version.
+
+    \b
+    SOURCE     PATH               what happens
+    file, -    file               the file is replaced (- is standard input)
+    file       directory, or …/   the file is put into it under its own name; the others stay
+    directory  directory          the set is replaced: files that SOURCE does not have are gone
+
+    A directory is published with its nested names, and without names that begin with two dots;
+    a link in it that leads out of it is refused.
+
+    Exit codes: 0 it is there and durable (or was there before), 1 it was not published,
+    2 called wrongly, 3 it is visible, but a power cut may still take it back.
+    """  # noqa: D301 (click's mark for a paragraph that is not to be wrapped)
+    from sidecar.runtime import running
+    from sidecar.volume.volume import Volume
+
+    into = path.endswith("/") or os.path.isdir(path)
+    if os.path.isdir(source):
+        if not into and os.path.lexists(path):
+            raise _errors.ConfigError(
+                f"{source} is a directory and {path} is a file: name a directory by --path"
+            )
+        directory, name = path, None
+    else:
+        directory, name = _target(source, path, into=into)
+    volume = Volume(
+        directory,
+        mode=keeping.mode,
+        group=keeping.group,
+        keep=keeping.keep,
+        max_size=gating.max_size,
+        gate=gating.gate(),
+    )
+    limit, tag = gating.max_size, _condition(if_match)
+    try:
+        done = running.run(
+            _publish(volume, source, name, limit=limit, if_match=tag, dry_run=dry_run)
+        )
+    except _errors.PublishUncertain as error:
+        click.echo(f"sidecar: {error.strerror or error}", err=True)
+        return _UNCERTAIN
+    if done is None:
+        happened = "published" if volume.published else "not published"
+        click.echo(f"sidecar: stopped by a signal; {source} was {happened}", err=True)
+        return 1
+    click.echo(done.version)
+    return 0
+
+
+def _target(source: str, path: str, *, into: bool) -> tuple[str, str]:
+    """Return the directory and the name under which one file is published."""
+    if not into:
+        directory, name = os.path.split(os.path.abspath(path))
+        return directory, name
+    if source == _STDIN:
+        raise _errors.ConfigError(
+            f"standard input has no name, and {path} is a directory: name the file by --path {path.rstrip('/')}/NAME"
+        )
+    return path, os.path.basename(source)
+
+
+def _condition(if_match: str | None) -> str | None:
+    if if_match is None or if_match == "*":
+        return if_match
+    version = if_match.strip().strip('"')
+    return f'"{version}"'
+
+
+async def _publish(
+    volume: Volume,
+    source: str,
+    name: str | None,
+    *,
+    limit: int,
+    if_match: str | None,
+    dry_run: bool,
+) -> Publication:
+    from sidecar.runtime import threads
+
+    if name is None:
+        files = await threads.in_thread(_read_set, source, limit)
+        return await volume.publish(files, if_match=if_match, dry_run=dry_run)
+    with _opened(source) as file:
+        async with volume.stage() as upload:
+            while chunk := await threads.in_thread(file.read, _CHUNK):
+                await upload.write(chunk)
+            return await volume.put(name, upload, if_match=if_match, dry_run=dry_run)
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[BinaryIO]:
+    if source == _STDIN:
+        yield sys.stdin.buffer
+        return
+    with _reading(source), open(source, "rb") as file:
+        yield file
+
+
+def _read_set(source: str, max_size: int) -> dict[str, bytes]:
+    """Read a directory as it is at one moment; a ConfigMap's, too."""
+    from sidecar.disk import beneath
+    from sidecar.volume import snapshot
+
+    with _reading(source):
+        fd = beneath.open_directory(source)
+    try:
+        sighting = snapshot.load_directory(fd, source, limit=max_size, before=None)
+    except _errors.NothingPublished:
+        raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
+    finally:
+        os.close(fd)
+    for problem in sighting.problems.values():
+        raise _errors.SidecarError(f"{source} is not published: {problem}")
+    return dict(sighting.snapshot)
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Tell an error of the source from one of the volume."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, _errors.SidecarError):
+            raise
+        why = (error.strerror or str(error)).lower()
+        raise _errors.ConfigError(f"cannot read {source}: {why}") from error

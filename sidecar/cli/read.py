@@ -1,0 +1,40 @@
+"""`sidecar read`: what is in a file is answered by HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sidecar.cli import options
+
+
+@options.command("read")
+@options.path("File to serve, or directory of files (if it is not there yet: end it with /).")
+@options.listening(default=8081)
+@options.option(
+    "--missing",
+    metavar="TEXT",
+    help="Answer with this text while nothing has been published, instead of 503.",
+)
+@options.watching()
+@options.token_file()
+@options.logging()
+def command(
+    *,
+    path: str,
+    listening: options.Listening,
+    missing: str | None,
+    watching: options.Watching,
+    token_file: str | None,
+) -> None:
+    """Serve the file or directory at PATH by HTTP, always the newest content that is whole.
+
+    PATH need not be there yet, and may go away again: the last good content stays.
+
+    It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
+    A second signal exits at once.
+    """
+    from sidecar.http import reader, serve
+    from sidecar.runtime import running
+
+    app = reader.reader_app(path, missing=missing, token_file=token_file, **asdict(watching))
+    running.run(serve.serve(app, **asdict(listening)))

@@ -1,0 +1,53 @@
+"""`sidecar wait`: for init containers and scripts that must not begin before the content is there."""
+
+from __future__ import annotations
+
+import click
+
+from sidecar.cli import options
+
+
+@options.command("wait")
+@options.path(
+    "File that must be there, or directory that must hold one (if it is not there yet: end it with /)."
+)
+@options.option(
+    "--timeout", type=options.seconds, default=60.0, help="Seconds to wait; 0 looks once."
+)
+@options.option(
+    "--etag", help="Wait for this very version, as `publish` prints it or a writer's ETag says it."
+)
+@options.option(
+    "--min-size",
+    type=options.size,
+    default="0",
+    help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
+)
+@options.gating()
+@options.logging(level="error")
+def command(
+    path: str, timeout: float, etag: str | None, min_size: int, gating: options.Gating
+) -> int:
+    """Wait until PATH is there and valid, and exit with 0; exit with 1 after --timeout.
+
+    What it still waits for, and why, is told on stderr every few seconds.
+    On success the version is printed, which is the ETag without its quotes.
+    Stopped by a signal, it does not exit with 0: an init container that was stopped has not succeeded.
+    """
+    from sidecar.cli.waiting import Waiting
+    from sidecar.runtime import running
+
+    waiting = Waiting(path, gating=gating, etag=etag, min_size=min_size)
+    version = running.run(waiting.wait(timeout))
+    if version is None:
+        return _stopped(path)
+    if version:
+        click.echo(version)
+        return 0
+    click.echo(f"sidecar: {path} is not there after {timeout:g} s: {waiting.missing}", err=True)
+    return 1
+
+
+def _stopped(path: str) -> int:
+    click.echo(f"sidecar: stopped while waiting for {path}", err=True)
+    return 1

@@ -1,0 +1,51 @@
+"""`sidecar write`: what comes by HTTP becomes a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sidecar.cli import options
+
+
+@options.command("write")
+@options.path("File to write, or directory for a set (if it is not there yet: end it with /).")
+@options.listening(default=8080)
+@options.gating()
+@options.keeping()
+@options.option(
+    "--confirm",
+    type=options.http_url,
+    metavar="URL",
+    help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
+)
+@options.token_file()
+@options.logging()
+def command(
+    *,
+    path: str,
+    listening: options.Listening,
+    gating: options.Gating,
+    keeping: options.Keeping,
+    confirm: str | None,
+    token_file: str | None,
+) -> None:
+    """Publish what comes by HTTP to the file or directory at PATH.
+
+    The directory is created, and where PATH is a file that is not there yet, so is an empty one.
+    Content that is there survives a restart.
+
+    It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
+    A second signal exits at once.
+    """
+    from sidecar.http import serve, writer
+    from sidecar.runtime import running
+
+    app = writer.writer_app(
+        path,
+        gate=gating.gate(),
+        max_size=gating.max_size,
+        **asdict(keeping),
+        confirm=confirm,
+        token_file=token_file,
+    )
+    running.run(serve.serve(app, **asdict(listening)))

@@ -1,0 +1,158 @@
+"""Have the newest content at hand in an aiohttp application: `follow` keeps it, `LATEST` finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Generic, overload
+
+from aiohttp import web
+
+from sidecar.http import ops, problems
+from sidecar.volume import watch as watches
+from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.watch import Watch, WatchMode
+
+FIRST_LOOK = 1.0
+"""Seconds for which the start of an application waits for the first look at its content."""
+
+
+class Latest(Generic[T]):
+    """The newest content of one file or directory, in memory.
+
+    >>> async def version(request: web.Request) -> web.Response:
+    ...     return web.json_response(request.app[LATEST].snapshot.version)
+    """
+
+    def __init__(self, watch: Watch[T]) -> None:
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return f"<Latest of {self._watch!r}>"
+
+    @property
+    def snapshot(self) -> Snapshot[T]:
+        """The last good content, which stays whatever happens to the volume; `stale` says if it did.
+
+        Raises:
+            HTTPServiceUnavailable: nothing has been published yet.
+                In a handler that is the answer 503, with `Retry-After`, as a problem (RFC 9457).
+        """
+        found = self._watch.snapshot
+        if found is None:
+            reason = self._watch.problem or f"nothing has been published to {self._watch.path} yet"
+            raise NothingYet(reason)
+        return found
+
+    @property
+    def stale(self) -> str | None:
+        """Why the content may be out of date, None while it is what the volume holds."""
+        return self._watch.stale
+
+    @property
+    def etag(self) -> str | None:
+        """The entity tag of the content, None as long as there is none."""
+        return self._watch.etag
+
+    @property
+    def watch(self) -> Watch[T]:
+        """The watch beneath, to wait for changes or to subscribe to them."""
+        return self._watch
+
+
+class NothingYet(problems.Problem, web.HTTPServiceUnavailable):
+    """Nothing has been published yet: 503, and the time after which it is worth to ask again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("nothing-published", reason, headers={"Retry-After": problems.RETRY_AFTER})
+
+
+LATEST: web.AppKey[Latest[None]] = web.AppKey("sidecar.latest", Latest)
+"""Where `follow` puts the newest content: `request.app[sidecar.LATEST].snapshot`."""
+
+_Context = Callable[[web.Application], AsyncIterator[None]]
+
+
+@overload
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[None]] = LATEST,
+    schema: None = None,
+    required: bool = True,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int = MAX_SIZE,
+) -> _Context: ...
+@overload
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[T]],
+    schema: Callable[[Snapshot[Any]], T],
+    required: bool = True,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int = MAX_SIZE,
+) -> _Context: ...
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[Any]] = LATEST,
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    required: bool = True,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int = MAX_SIZE,
+) -> _Context:
+    """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
+
+    Handlers find the newest content under `key`.
+    The probes of `health_routes` learn of it: alive while it is watched,
+    started and ready as soon as there is a content (unless `required` is False).
+    Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
+
+    >>> app = web.Application()
+    >>> app.cleanup_ctx.append(follow("/shared"))
+    """
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        opened = (
+            watches.shared(path, watch=watch, recheck=recheck, max_size=max_size)
+            if schema is None
+            else watches.watch(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+        )
+        async with opened as one:
+            app[key] = Latest(one)
+            remove = _report(app, one, required=required)
+            # The first answer is to be the content, not "nothing yet"; a volume that hangs is no reason to.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_LOOK):
+                    await one.looked()
+            try:
+                yield
+            finally:
+                remove()
+
+    return context
+
+
+def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:
+    """Tell the probes about a watch; returns what ends that."""
+
+    def present() -> str | None:
+        if watch.snapshot is not None or not required:
+            return None
+        return watch.problem or f"nothing has been published to {watch.path} yet"
+
+    def detail() -> Mapping[str, object]:
+        return {"mode": watch.mode, "etag": watch.etag, "stale": watch.stale}
+
+    name = f"content of {watch.path}"
+    remove = ops.health_of(app).add(
+        name, live=lambda: watch.failure, ready=present, started=present
+    )
+    ops.details_of(app)[name] = detail
+    return remove

@@ -1,0 +1,112 @@
+"""What operators ask of every application: is it well, what does it count, what can it do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+from aiohttp import web
+
+from sidecar.http import answers, bearer, openapi, problems
+from sidecar.runtime import health as healths
+from sidecar.runtime import metrics, threads
+
+HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
+"""The checks of an application; `follow` and the writer add theirs to it."""
+
+Detail: TypeAlias = Callable[[], Mapping[str, object]]
+
+DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
+"""What the probes report beside the checks, for people: the mode of a watch, why a content is stale."""
+
+_PROBES: Final[Mapping[healths.Kind, tuple[str, str]]] = {
+    "live": ("/livez", "not-live"),
+    "ready": ("/readyz", "not-ready"),
+    "started": ("/startupz", "not-started"),
+}
+
+
+def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
+    """Return the routes `/livez`, `/readyz` and `/startupz` for Kubernetes' probes.
+
+    Each answers 200, or 503 with a problem that says which check has failed and what to do about it.
+    Without an argument they ask the checks of the application they are added to,
+    to which `sidecar.follow` adds its own. A process that drains is not ready.
+    They need no token.
+
+    >>> app = web.Application()
+    >>> _ = app.add_routes(health_routes())
+    """
+    return [_probe(kind, health) for kind in _PROBES]
+
+
+def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
+    """Return the routes of `health_routes`, `/metrics` and `/openapi.json`."""
+
+    async def description(_: web.Request) -> web.Response:
+        return answers.json_answer(describe())
+
+    return [
+        *health_routes(),
+        web.get("/metrics", _metrics),
+        web.get("/openapi.json", description),
+    ]
+
+
+def health_of(app: web.Application) -> healths.Health:
+    """Return the checks of an application, made when they are first asked for."""
+    if HEALTH not in app:
+        app[HEALTH] = healths.Health()
+    return app[HEALTH]
+
+
+def details_of(app: web.Application) -> dict[str, Detail]:
+    """Return the details of an application, made when they are first asked for."""
+    if DETAILS not in app:
+        app[DETAILS] = {}
+    return app[DETAILS]
+
+
+def describe_ops() -> dict[str, openapi.Object]:
+    """Return the OpenAPI description of what `ops_routes` serves."""
+    titles = {"live": "Is it alive?", "ready": "Is it ready?", "started": "Has it started?"}
+    checks = openapi.json(
+        "Yes",
+        {"type": "object", "properties": {"status": {"const": "ok"}, "checks": {"type": "object"}}},
+    )
+    exposition = openapi.content("Prometheus' text format", "text/plain", {"type": "string"})
+    itself = openapi.json("OpenAPI 3.1", {"type": "object"})
+    paths = {
+        path: openapi.operation(
+            titles[kind], responses={200: checks, 503: "No; `checks` says why"}, open_to_all=True
+        )
+        for kind, (path, _) in _PROBES.items()
+    }
+    paths["/metrics"] = openapi.operation("What this process counts", responses={200: exposition})
+    paths["/openapi.json"] = openapi.operation("This description", responses={200: itself})
+    return {path: openapi.get(described) for path, described in paths.items()}
+
+
+def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
+    path, problem = _PROBES[kind]
+
+    async def probe(request: web.Request) -> web.Response:
+        asked = health or request.config_dict.get(HEALTH) or healths.Health()
+        report = asked.report(kind)
+        details = request.config_dict.get(DETAILS) or {}
+        found = {
+            "checks": dict(report.checks),
+            "details": {name: detail() for name, detail in details.items()},
+        }
+        if report.ok:
+            return answers.json_answer({"status": "ok", **found})
+        wrong = [f"{name}: {said}" for name, said in report.checks.items() if said != healths.OK]
+        raise problems.Problem(problem, "; ".join(wrong), members=found)
+
+    return web.get(path, bearer.open_to_all(probe))
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    # In a thread: it reads /proc.
+    body, content_type = await threads.in_thread(metrics.exposition)
+    return web.Response(body=body, headers={"Content-Type": content_type})

@@ -1,0 +1,219 @@
+"""The reader: what the writer published last, over HTTP.
+
+    GET /              the content as a JSON string; of a set, a JSON object of names and texts
+    GET /raw           its bytes
+    GET /files         all files of the volume
+    GET /files/NAME    one of them
+
+Every answer has the content's strong `ETag`, the same that the writer gave for it.
+The last good content is served for ever; `Sidecar-Stale` says so when the volume does not hold it any more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from sidecar.http import answers, bearer, files, openapi, ops, problems, waiting
+from sidecar.http import follow as following
+from sidecar.http.answers import Representation
+from sidecar.runtime import threads
+from sidecar.volume import snapshot as snapshots
+from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
+from sidecar.volume.volume import Volume
+from sidecar.volume.watch import WatchMode
+
+_SMALL = 1 << 20
+"""Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
+
+
+def reader_app(
+    path: str | os.PathLike[str],
+    *,
+    missing: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int = MAX_SIZE,
+) -> web.Application:
+    """Return the reader of a file or a directory as an aiohttp application.
+
+    Args:
+        path: the file, or the directory for a set. With a file, the others of its directory
+            can be had under `/files`, unless that directory is the root of the file system.
+        missing: the text to answer with as long as nothing has been published, instead of 503.
+        token_file: a file with the bearer tokens that may read, one a line; probes need none.
+        watch: where hints come from, as for `sidecar.watch`.
+        recheck: seconds between looks without a hint.
+        max_size: bytes that may be held in memory.
+
+    >>> app = web.Application()
+    >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
+    """
+    tokens = bearer.TokenFile(token_file) if token_file is not None else None
+    app = web.Application(
+        middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
+    )
+    waiting.prepare(app)
+    app[READER] = Reader(_stand_in(missing))
+    app[files.SHELF] = files.Shelf(_beside(os.fspath(path), max_size), files.SANDBOX)
+    if tokens is not None:
+        app.cleanup_ctx.append(tokens.follow)
+    app.cleanup_ctx.append(
+        following.follow(
+            path, required=missing is None, watch=watch, recheck=recheck, max_size=max_size
+        )
+    )
+    app.add_routes(
+        [
+            web.get("/", _get_content),
+            web.get("/raw", _get_raw),
+            web.get("/files", files.list_files),
+            web.get("/files/{name:.+}", files.get_file),
+            *ops.ops_routes(lambda: _describe(token=tokens is not None)),
+        ]
+    )
+    return app
+
+
+@dataclass
+class Reader:
+    """What the handlers of one reader share."""
+
+    stand_in: Content | None
+    """What is served as long as nothing has been published."""
+    image: tuple[Snapshot[None] | Content, bytes] | None = None
+    """The JSON of the content that was served last: it is made once for each version."""
+
+
+READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
+
+
+async def _get_content(request: web.Request) -> web.Response:
+    reader, latest = request.app[READER], request.app[following.LATEST]
+
+    async def make() -> Representation:
+        found = _found(reader, latest)
+        if reader.image is None or reader.image[0] is not found:
+            size = found.size if isinstance(found, Snapshot) else 0
+            body = _as_json(found) if size <= _SMALL else await threads.in_thread(_as_json, found)
+            reader.image = (found, body)
+        return Representation(
+            body=reader.image[1],
+            etag=found.etag,
+            modified=found.modified,
+            content_type=answers.JSON,
+            headers=files.stale_header(latest),
+        )
+
+    return await waiting.answer(request, latest.watch, make)
+
+
+async def _get_raw(request: web.Request) -> web.Response:
+    reader, latest = request.app[READER], request.app[following.LATEST]
+
+    async def make() -> Representation:
+        found = _found(reader, latest)
+        if isinstance(found, Content):
+            return files.representation(found, latest)
+        if found.name is None:
+            raise problems.Problem(
+                "no-such-file",
+                f"{latest.watch.path} is a directory: GET /files lists its files, GET /files/NAME has one",
+            )
+        return files.representation(found.content(), latest)
+
+    return await waiting.answer(request, latest.watch, make)
+
+
+def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:
+    """Return what is to be served; raises `Problem` 503 if there is nothing."""
+    if latest.watch.snapshot is None and reader.stand_in is not None:
+        return reader.stand_in
+    return latest.snapshot
+
+
+def _as_json(found: Snapshot[None] | Content) -> bytes:
+    """Return a content as JSON text; raises `Problem` 406 where it is no text."""
+    if isinstance(found, Content):
+        return orjson.dumps(_text(found))
+    if found.name is not None:
+        return orjson.dumps(_text(found.content()))
+    return orjson.dumps({name: _text(found.content(name)) for name in found})
+
+
+def _text(content: Content) -> str:
+    try:
+        return content.data.decode()
+    except UnicodeDecodeError as error:
+        raise problems.Problem(
+            "not-text",
+            f"{content.name} is not UTF-8 (offset {error.start}), so there is no JSON string for it;"
+            " GET /raw or /files/NAME has the bytes",
+        ) from error
+
+
+def _stand_in(missing: str | None) -> Content | None:
+    if missing is None:
+        return None
+    data = missing.encode()
+    return Content("missing.txt", data, snapshots.version_of(data), time.time())
+
+
+def _beside(path: str, max_size: int) -> Volume | None:
+    """Return the directory around a file; whether the path is one is known once it has been read."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if path.endswith("/") or directory == "/":
+        return None  # to serve a file that lies in / must not mean to serve the machine
+    return Volume(directory, max_size=max_size)
+
+
+def _describe(*, token: bool) -> openapi.Object:
+    text: openapi.Object = {
+        "oneOf": [
+            {"type": "string"},
+            {"type": "object", "additionalProperties": {"type": "string"}},
+        ]
+    }
+    whole: openapi.Object = {"type": "string", "format": "binary"}
+    read: list[Any] = [*openapi.CONDITIONAL, openapi.LONG_POLL]
+    parts = openapi.header("Range", "`bytes=FIRST-LAST`: one range; of several none is served")
+    nothing = "Nothing has been published yet"
+    paths = {
+        "/": openapi.get(
+            openapi.operation(
+                "The content, as a JSON string; of a set, an object of names and texts",
+                responses={
+                    200: openapi.json("The content", text),
+                    304: "Not changed",
+                    406: "It is not UTF-8",
+                    503: nothing,
+                },
+                parameters=read,
+            )
+        ),
+        "/raw": openapi.get(
+            openapi.operation(
+                "The content, byte for byte",
+                responses={
+                    200: openapi.content("The bytes", "*/*", whole),
+                    206: "A part",
+                    304: "Not changed",
+                    404: "It is a set of files",
+                    416: "The range lies outside",
+                    503: nothing,
+                },
+                parameters=[*read, parts],
+            )
+        ),
+        **files.describe_files("/files"),
+        **ops.describe_ops(),
+    }
+    return openapi.document(
+        "sidecar reader", "Serves what the writer published last.", paths, token=token
+    )

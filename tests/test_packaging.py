@@ -1,0 +1,200 @@
+"""What an installation brings: modules that import, types, public names, and no more weight than needed."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import sidecar
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FILES = sorted((ROOT / "sidecar").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def python(*arguments: str) -> str:
+    """Run this interpreter with warnings as errors, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ALONE = """
+import importlib, os, sys
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, "->", type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_each_module_imports_alone_and_without_a_warning() -> None:
+    """No hidden order of imports: each one in a process that has imported nothing yet."""
+    names = [module_name(path) for path in FILES if path.stem != "__main__"]
+    assert python("-c", ALONE, *names) == ""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    directory = tmp_path_factory.mktemp("wheel")
+    python("-m", "hatchling", "build", "--target", "wheel", "--directory", str(directory))
+    (path,) = directory.iterdir()
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_the_package_its_types_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    """`py.typed` is what lets a user's type checker see ours (PEP 561)."""
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    ours = {path.relative_to(ROOT).as_posix() for path in FILES}
+    assert "sidecar/py.typed" in names
+    assert ours <= names
+    assert {name.split("/")[0] for name in names} == {"sidecar"}
+
+
+def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    """Version of the package, licence with its text, the command."""
+    info = next(name for name in wheel.namelist() if name.endswith("METADATA")).split("/")[0]
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {sidecar.__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")
+    assert b"sidecar = sidecar.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
+
+
+# Types that stand in the public signatures of a dependency, and so come with it.
+COME_WITH = {"multidict": "aiohttp", "yarl": "aiohttp", "referencing": "jsonschema"}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    names = (re.split(r"[^A-Za-z0-9._-]", one)[0] for one in requirements)
+    return {name.lower().replace("_", "-") for name in names}
+
+
+def imported(*, at_start_only: bool) -> set[str]:
+    """The distributions that the package imports: all, or those that importing a module brings along."""
+    known = packages_distributions()
+    found: set[str] = set()
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        for node in tree.body if at_start_only else ast.walk(tree):
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            tops = {module.split(".")[0] for module in modules}
+            found |= {name for top in tops - {"sidecar"} for name in known.get(top, [])}
+    normal = {name.lower().replace("_", "-") for name in found}
+    return {COME_WITH.get(name, name) for name in normal}
+
+
+def test_every_dependency_is_declared_and_used() -> None:
+    """Each one is something to install, to trust and to update: none without a reason."""
+    extras = declared(PROJECT["optional-dependencies"]["schema"])
+    assert imported(at_start_only=False) == declared(PROJECT["dependencies"]) | extras
+
+
+def test_extras_are_imported_only_where_they_are_used() -> None:
+    """Without the extra everything else works."""
+    extras = declared(PROJECT["optional-dependencies"]["schema"])
+    assert not imported(at_start_only=True) & extras
+
+
+@pytest.mark.parametrize("name", sidecar.__all__)
+def test_each_public_name_exists_and_says_what_it_is(name: str) -> None:
+    """A docstring each: the contract is where people look for it."""
+    value = getattr(sidecar, name)
+    if inspect.isclass(value) or callable(value):
+        doc = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+        assert doc, f"sidecar.{name} has no docstring"
+
+
+def test_type_checkers_see_the_names_that_there_are() -> None:
+    """The block for type checkers and the table for the interpreter are the same list."""
+    tree = ast.parse((ROOT / "sidecar" / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname or alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == sidecar._ROOMS
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    """As in any module, so `hasattr` and typing mistakes behave."""
+    with pytest.raises(AttributeError, match="Volumes"):
+        sidecar.Volumes  # noqa: B018
+    assert "Volume" in dir(sidecar)
+
+
+MEASURE = """
+import sys, time
+begin = time.perf_counter()
+import sidecar
+[getattr(sidecar, name) for name in sys.argv[1:]]
+spent = time.perf_counter() - begin
+pages = int(open("/proc/self/statm").read().split()[1])
+print(spent, pages * 4096 / 1e6, *sys.modules)
+"""
+
+
+def weight(*names: str) -> tuple[float, float, set[str]]:
+    """Seconds, MB and modules of a program that uses these names; the fastest of three."""
+    runs = [python("-c", MEASURE, *names).split() for _ in range(3)]
+    best = min(runs, key=lambda run: float(run[0]))
+    return float(best[0]), float(best[1]), set(best[2:])
+
+
+def test_a_program_that_only_publishes_loads_no_web_server() -> None:
+    """A writer of twelve lines stays small."""
+    _seconds, megabytes, modules = weight("Volume", "run", "every")
+    assert not {"aiohttp", "click", "jsonschema", "yaml"} & modules
+    assert megabytes < 34
+
+
+def test_the_whole_library_is_light_enough_for_a_sidecar() -> None:
+    """A reader at rest is to stay under 45 MB and to answer within 0.6 s: imports must leave room for the rest."""
+    seconds, megabytes, modules = weight(*sidecar.__all__)
+    assert "jsonschema" not in modules
+    assert megabytes < 42
+    assert seconds < 0.6
+
+
+def test_every_example_in_a_docstring_runs() -> None:
+    """`>>>` in the documentation of a module is a promise like any other."""
+    import doctest
+
+    failed = [
+        name
+        for name in map(module_name, FILES)
+        if not name.endswith("__main__") and doctest.testmod(importlib.import_module(name)).failed
+    ]
+    assert failed == []
