@@ -63,8 +63,8 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
         if len(raw) > max_line:
             return Cut(max_line, newline=True)
         return Cut(len(raw), newline=True) if final and raw else None
-    hole = raw.find(b"\n\0", 0, size)
-    if hole >= 0:
+    # One byte is searched for many times faster than two, and hardly a log holds it.
+    if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
         size = hole + 1
     if size <= max_line:
         return Cut(size)

@@ -33,7 +33,7 @@ class Rules:
     """How bytes become blocks."""
 
     max_line: int = 1 << 20
-    chunk: int = 1 << 18
+    chunk: int = 1 << 17
     encoding: str = "utf-8"
     multiline: Multiline | None = None
 
@@ -48,6 +48,8 @@ class Cursor:
     """Bytes lie behind the offset that are no whole line yet."""
     flush: bool = False
     """What is held is to be taken as complete."""
+    at_end: bool = False
+    """The last read has found nothing more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -183,11 +185,12 @@ class Stream:
             if cut is not None:
                 break
             if short:
-                cursor.held = bool(raw)
+                cursor.held, cursor.at_end = bool(raw), True
                 return None, False
             # The line (or the group) is longer than what was read: read as much as it may have.
             size = max(size * 2, rules.max_line + 1)
         more = not short or cut.size < len(raw)
+        cursor.at_end = not more
         return self._block(cursor, raw, cut), more
 
     def _read(self, cursor: Cursor, size: int) -> bytes:

@@ -466,7 +466,7 @@ class Tracker:
             return False
         content = stream.content
         if content is not None and content.compressed:
-            return True
+            return all(cursor.at_end for cursor in stream.cursors.values())
         return stream.read_by_all >= stream.size
 
     def _bury(self, stream: Stream) -> None:
