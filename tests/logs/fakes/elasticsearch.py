@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+
 from logs.fakes.receiver import Receiver, Request, WireError
 
 _ACTIONS = {"create", "index"}

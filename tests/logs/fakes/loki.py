@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from aiohttp import web
+
 from logs.fakes.receiver import Receiver, Request, WireError
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from aiohttp import web
+
 from logs.fakes.receiver import Receiver, Request, WireError
 
 

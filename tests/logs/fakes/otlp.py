@@ -8,9 +8,10 @@ import re
 from typing import Any
 
 from aiohttp import web
-from logs.fakes.receiver import Receiver, Request, WireError
 from google.protobuf import json_format
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from logs.fakes.receiver import Receiver, Request, WireError
 
 _SNAKE = re.compile(r"[a-z]_[a-z]")
 _LONGS = {"timeUnixNano", "observedTimeUnixNano", "intValue"}

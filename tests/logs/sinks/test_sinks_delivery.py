@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from logs.fakes.elasticsearch import FakeElasticsearch
 from logs.fakes.loki import FakeLoki
 from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.otlp import FakeOtlp
 from logs.fakes.receiver import Broken, Busy, DropAnswer, Hang, Receiver, Reset, SlowRead
 from logs.sinks.helpers import batch, deliver, numbered, opened, said
-
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import SinkUnavailable
