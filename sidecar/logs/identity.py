@@ -2,7 +2,7 @@
 
 Inodes are reused, names move, first lines repeat, files shrink and grow again.
 A content is recognised by its head (up to 1 KiB, as much as there is),
-by the bytes just before the offset up to which it was read, by a size that reaches the offset,
+by the bytes just before the offset up to which it was read (up to 1 KiB again), by a size that reaches the offset,
 and by device and inode, which decide where to look first and are never enough alone.
 
 Pure functions and values; nothing here opens a file.
@@ -17,8 +17,10 @@ from typing import Protocol
 
 HEAD = 1024
 """Bytes of the head that count. Less is used while the file is smaller."""
-MARK = 64
-"""Bytes before the offset that count."""
+MARK = 1024
+"""Bytes before the offset that count: as a rule more than a line, since many lines end alike."""
+EVIDENCE = 64
+"""A content of fewer bytes may well begin again by chance: an application that writes `started`."""
 
 
 class Readable(Protocol):

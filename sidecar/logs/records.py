@@ -162,7 +162,7 @@ class Block:
     read_at: int
     """Unix nanoseconds."""
     mark: bytes = b""
-    """The (up to) 64 bytes of the file before `end`: part of the file's identity in the checkpoint."""
+    """The bytes of the file before `end`, up to 1 KiB: part of the file's identity in the checkpoint."""
     starts: Sequence[int] | None = None
     """Where the records begin in `data`, if a record is not simply a line (multi-line groups)."""
     offsets: Sequence[int] | None = None

@@ -300,7 +300,7 @@ class Tracker:
         """Whether a file that just appeared holds the content of a stream that has lost its own."""
         if not identity.are_related(os.path.basename(path), os.path.basename(stream.path)):
             return False
-        if path == stream.path and not content.compressed and stream.size < identity.MARK:
+        if path == stream.path and not content.compressed and stream.size < identity.EVIDENCE:
             # Deleted and begun again with the same few bytes: rather read them twice than never.
             return False
         return stream.is_held_by(content)
@@ -366,7 +366,7 @@ class Tracker:
                     content.close()
                     return True
                 continue
-            if stream.content.compressed:
+            if stream.content.compressed or (stream.deleted and path == stream.path):
                 continue
             if identity.is_copy(content, status.st_size, stream.content):
                 self._suspects[key] = _Suspect(path, stream, _signature(status))
