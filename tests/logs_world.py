@@ -170,6 +170,7 @@ class World:
         self.tail = source.tail(
             str(self.directory / self.pattern),
             checkpoint=self.directory / "state" / "offsets.json",
+            partial_timeout=None,
             archives=[str(self.archive)] if self.archive != self.directory else [],
         )
         self.tail._clock = lambda: self.now

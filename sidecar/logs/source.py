@@ -225,8 +225,8 @@ class Tail:
         if stream.skipped:
             self._lose("hole", stream.skipped, stream.path)
             stream.skipped = 0
+        self._report_damage(stream)
         if block is None:
-            self._report_damage(stream)
             return None
         with self._lock:
             stream.windows[lane].sent(block)

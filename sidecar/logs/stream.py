@@ -176,7 +176,7 @@ class Stream:
         while True:
             raw = self._read(cursor, size)
             short = len(raw) < size
-            skipped = self._skip(cursor, raw, short)
+            skipped = self._skip(cursor, raw, short, rules.encoding)
             if skipped is None:
                 return None, False
             if skipped:
@@ -214,16 +214,17 @@ class Stream:
             self.head = Print.of(self.head_bytes)
         return raw
 
-    def _skip(self, cursor: Cursor, raw: bytes, short: bool) -> bool | None:
+    def _skip(self, cursor: Cursor, raw: bytes, short: bool, declared: str) -> bool | None:
         """Step over a byte order mark or a hole. True: read again; None: wait; False: nothing to skip."""
-        if self._encoding is None or cursor.offset == 0:
+        if self._encoding is None:
             if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
                 cursor.held = bool(raw)
                 return None
-        if cursor.offset == 0 and self._encoding is not None and self._encoding.skip and raw:
+            self._encoding = sniff(self.head_bytes or raw, declared)
+        if cursor.offset == 0 and self._encoding.skip:
             self._advance(cursor, raw, self._encoding.skip)
             return True
-        if raw[:1] != b"\0" or (self._encoding is not None and not self._encoding.plain):
+        if raw[:1] != b"\0" or not self._encoding.plain:
             return False
         hole = leading_hole(raw)
         if hole == len(raw):
@@ -240,8 +241,6 @@ class Stream:
     def _cut(
         self, cursor: Cursor, raw: bytes, rules: Rules, grouper: Grouper | None, short: bool
     ) -> Cut | None:
-        if self._encoding is None and raw:
-            self._encoding = sniff(self.head_bytes or raw, rules.encoding)
         if self._encoding is None:
             return None
         ended = isinstance(self.content, Gzip) and (
