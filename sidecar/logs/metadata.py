@@ -40,13 +40,13 @@ _NAMES: Mapping[str, Sequence[str]] = {
     "service_account": ("serviceaccount", "service_account", "pod_service_account"),
 }
 _VARIABLES: Mapping[str, Sequence[str]] = {
-    "namespace": ("POD_NAMESPACE", "NAMESPACE"),
+    "namespace": ("POD_NAMESPACE",),
     "pod": ("POD_NAME",),
     "container": ("CONTAINER_NAME",),
     "node": ("NODE_NAME",),
     "pod_uid": ("POD_UID",),
     "pod_ip": ("POD_IP",),
-    "service_account": ("POD_SERVICE_ACCOUNT", "SERVICE_ACCOUNT"),
+    "service_account": ("POD_SERVICE_ACCOUNT",),
 }
 _LINE = re.compile(r'([^=\s]+)="((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)", re.DOTALL)
@@ -151,7 +151,9 @@ class PodMetadata:
         return found
 
     def _from_variables(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
+        if not {"POD_NAME", "POD_NAMESPACE", "KUBERNETES_SERVICE_HOST"} & set(self._environ):
+            return found  # no Pod: a NODE_NAME may mean anything
         for label, candidates in _VARIABLES.items():
             value = next((self._environ[one] for one in candidates if self._environ.get(one)), None)
             if value is not None:

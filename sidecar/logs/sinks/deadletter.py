@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from sidecar.disk import atomic
 from sidecar.logs import documents
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
 from sidecar.runtime import metrics
@@ -24,6 +25,8 @@ from sidecar.runtime.threads import in_thread
 
 _log = logging.getLogger(__name__)
 _LOST = "dead_letters_full"
+# O_SYNC: a write returns when it is on the disk, data and size (open(2)).
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_SYNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DeadLetterFile:
@@ -72,39 +75,38 @@ class DeadLetterFile:
         )
 
     def _append(self, lines: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.path, flags, 0o640)
+        directory, name = os.path.split(os.path.abspath(self.path))
+        atomic.make_directory(directory)
+        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
-            if size and size + len(lines) > self.max_bytes:
-                fd = self._turn_over(fd, flags)
-                size = 0
-            _write_all(fd, lines, size)
+            if self._is_full(dir_fd, name, len(lines)):
+                self._turn_over(dir_fd, name)
+            fd = os.open(name, _FLAGS, 0o640, dir_fd=dir_fd)
+            try:
+                is_new = os.fstat(fd).st_size == 0
+                _write_all(fd, lines)
+            finally:
+                os.close(fd)
+            if is_new:
+                atomic.sync_directory(dir_fd)
         finally:
-            os.close(fd)
-        if size == 0:
-            _sync_directory(os.path.dirname(os.path.abspath(self.path)))
+            os.close(dir_fd)
 
-    def _turn_over(self, fd: int, flags: int) -> int:
-        older = f"{self.path}.1"
-        try:
-            lost = os.stat(older).st_size
-        except FileNotFoundError:
-            lost = 0
-        os.replace(self.path, older)
+    def _is_full(self, dir_fd: int, name: str, more: int) -> bool:
+        size = _size(dir_fd, name)
+        return size > 0 and size + more > self.max_bytes
+
+    def _turn_over(self, dir_fd: int, name: str) -> None:
+        lost = _size(dir_fd, f"{name}.1")
+        atomic.move(dir_fd, name, dir_fd, f"{name}.1")
         if lost:
             metrics.LOGS_LOST_BYTES_TOTAL.labels(_LOST).inc(lost)
             _log.error(
-                "%s is full again (%d bytes): the dead letters of %s are lost, %d bytes",
+                "%s is full again (%d bytes), and its last generation is lost: %d bytes of dead letters",
                 self.path,
                 self.max_bytes,
-                older,
                 lost,
             )
-        fresh = os.open(self.path, flags, 0o640)
-        os.dup2(fresh, fd, inheritable=False)
-        os.close(fresh)
-        return fd
 
 
 def _letter(now: str, sink: str, one: Rejected) -> bytes:
@@ -113,21 +115,20 @@ def _letter(now: str, sink: str, one: Rejected) -> bytes:
     return orjson.dumps(letter) + b"\n"
 
 
-def _write_all(fd: int, lines: bytes, size: int) -> None:
-    """Write and sync, or leave the file as it was: half a line would spoil the next one."""
+def _size(dir_fd: int, name: str) -> int:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _write_all(fd: int, lines: bytes) -> None:
+    """Write, or leave the file as it was: half a line would spoil the next one."""
+    before = os.fstat(fd).st_size
     try:
         rest = memoryview(lines)
         while rest:
             rest = rest[os.write(fd, rest) :]
-        os.fsync(fd)
     except OSError:
-        os.ftruncate(fd, size)
+        os.ftruncate(fd, before)
         raise
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
