@@ -21,7 +21,9 @@ Step = tuple[str, int]
 class World:
     """One log, `app.log`, and whatever happens to it."""
 
-    def __init__(self, directory: Path, pattern: str = "app.log", *, pad: int = 64, olddir: bool = False) -> None:
+    def __init__(
+        self, directory: Path, pattern: str = "app.log", *, pad: int = 64, olddir: bool = False
+    ) -> None:
         self.directory, self.pattern, self.pad = directory, pattern, pad
         self.log = directory / "app.log"
         self.archive = directory / "old" if olddir else directory

@@ -129,7 +129,7 @@ class Collector:
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
         self._idle = asyncio.Event()
-        self._draining = False
+        self._started = self._draining = False
         self._until_end = False
         self._quiet = 0.0
         self._reported: dict[str, int] = {}
@@ -137,6 +137,11 @@ class Collector:
 
     def __repr__(self) -> str:
         return f"<Collector {self.source!r} → {', '.join(lane.name for lane in self.lanes)}>"
+
+    @property
+    def started(self) -> bool:
+        """The files have been looked for, and the sinks are open. For a startup probe."""
+        return self._started
 
     def trouble(self, patience: float = 60.0) -> str | None:
         """Return what keeps lines from being delivered for longer than `patience` seconds. For a readiness probe."""
@@ -157,6 +162,7 @@ class Collector:
             for lane in self.lanes:
                 await lane.sink.open(self.source.resume.get(lane.name))
                 opened.append(lane)
+            self._started = True
             await self._work(drain_timeout)
         finally:
             await self._end(opened)
@@ -206,7 +212,7 @@ class Collector:
         while True:
             now = time.monotonic()
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
-            look = now >= due or self._draining
+            look = now >= due or self._draining or (self._until_end and self._all_idle())
             wanted = {lane.name: min(lane.room, _ROUND) for lane in self.lanes if lane.room > 0}
             self._wake.clear()
             last_round = now

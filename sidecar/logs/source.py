@@ -255,7 +255,7 @@ class Tail:
 
 
 def tail(
-    *patterns: str,
+    *patterns: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
     exclude: Sequence[str] = (),
     start: Literal["beginning", "end"] = "beginning",
@@ -299,10 +299,11 @@ def tail(
         raise _errors.ConfigError(f"no encoding is called {encoding!r}") from error
     if max_line < 1 or recheck <= 0:
         raise _errors.ConfigError("max_line must be at least 1, and recheck more than 0 seconds")
+    names = [os.fspath(pattern) for pattern in patterns]
     return Tail(
-        patterns,
+        names,
         None if checkpoint is None else os.fspath(checkpoint),
-        Discovery(patterns, exclude, root=root, beside=archives),
+        Discovery(names, exclude, root=root, beside=archives),
         Rules(max_line=max_line, encoding=encoding, multiline=multiline),
         Habits(
             from_end=start == "end",

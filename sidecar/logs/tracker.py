@@ -298,8 +298,6 @@ class Tracker:
 
     def _is_next_home(self, stream: Stream, path: str, content: contents.Content) -> bool:
         """Whether a file that just appeared holds the content of a stream that has lost its own."""
-        if not identity.are_related(os.path.basename(path), os.path.basename(stream.path)):
-            return False
         if path == stream.path and not content.compressed and stream.size < identity.EVIDENCE:
             # Deleted and begun again with the same few bytes: rather read them twice than never.
             return False
@@ -342,42 +340,60 @@ class Tracker:
             content.close()
             return True
         name = os.path.basename(path)
-        for stream in list(self.streams):
-            homeless = stream.gone is not None or stream.deleted or stream.restored is not None
-            if homeless and self._is_next_home(stream, path, content):
-                if stream.key is not None and self.by_key.get(stream.key) is stream:
-                    del self.by_key[stream.key]
-                self._settle(stream, content, key, path, now)
-                return True
-        for stream in list(self.streams):
-            if stream.content is None or not identity.are_related(
-                name, os.path.basename(stream.path)
-            ):
-                continue
+        related = [s for s in self.streams if identity.are_related(name, os.path.basename(s.path))]
+        for stream in related:
             if not stream.is_intact():
+                # Truncated unnoticed: this may be its copy, and there is a new stream to compare with.
                 self.replaced(stream, now)
                 if key in self.by_key:
                     content.close()
                     return True
-                continue
-            if content.compressed:
-                if stream.head.length and stream.is_continued_by(content):
-                    self._aliases[key] = stream
-                    content.close()
-                    return True
-                continue
-            if stream.content.compressed or (stream.deleted and path == stream.path):
-                continue
-            if identity.is_copy(content, status.st_size, stream.content):
-                self._suspects[key] = _Suspect(path, stream, _signature(status))
-                content.close()
-                return True
-            if not stream.is_intact():  # truncated while we compared
-                self.replaced(stream, now)
-                if key in self.by_key:
-                    content.close()
-                    return True
-        return False
+                return self._is_past(path, key, content, status, now)
+        if any(self._takes_over(stream, path, key, content, now) for stream in related):
+            return True
+        if any(self._repeats(stream, path, key, content, status) for stream in related):
+            return True
+        if all(stream.is_intact() for stream in related):
+            return False
+        # Truncated while we compared: once more.
+        return self._is_past(path, key, content, status, now)
+
+    def _takes_over(
+        self, stream: Stream, path: str, key: Key, content: contents.Content, now: float
+    ) -> bool:
+        """Whether the stream has lost its file, and goes on in this one."""
+        homeless = stream.gone is not None or stream.deleted or stream.restored is not None
+        if not homeless or not self._is_next_home(stream, path, content):
+            return False
+        if stream.key is not None and self.by_key.get(stream.key) is stream:
+            del self.by_key[stream.key]
+        self._settle(stream, content, key, path, now)
+        return True
+
+    def _repeats(
+        self,
+        stream: Stream,
+        path: str,
+        key: Key,
+        content: contents.Content,
+        status: os.stat_result,
+    ) -> bool:
+        """Whether the file only repeats what the stream reads from its own."""
+        original = stream.content
+        if original is None:
+            return False
+        if content.compressed:
+            if not stream.is_held_by(content):
+                return False
+            self._aliases[key] = stream
+        elif original.compressed or (stream.deleted and path == stream.path):
+            return False
+        elif identity.is_copy(content, status.st_size, original):
+            self._suspects[key] = _Suspect(path, stream, _signature(status))
+        else:
+            return False
+        content.close()
+        return True
 
     def _catch_up(self, before: Found, now: float) -> None:
         """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.

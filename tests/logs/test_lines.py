@@ -23,7 +23,9 @@ def log(tmp_path: Path) -> Iterator[LogFile]:
     log.close()
 
 
-def test_a_restart_at_a_line_boundary_neither_loses_nor_repeats(log: LogFile, tmp_path: Path) -> None:
+def test_a_restart_at_a_line_boundary_neither_loses_nor_repeats(
+    log: LogFile, tmp_path: Path
+) -> None:
     """Scenario 26."""
     follower = Follower(log.path, state=tmp_path / "offsets.json")
     log.write("one")
@@ -83,7 +85,10 @@ def test_the_last_line_of_a_rotated_file_comes_without_its_newline(log: LogFile)
         (codecs.BOM_UTF8 + "grün\n".encode(), ["grün"]),
         (b"bad \xff\xfe byte\n", ["bad \ufffd\ufffd byte"]),
         (codecs.BOM_UTF16_LE + "grün\r\nzwei\n".encode("utf-16-le"), ["grün", "zwei"]),
-        (codecs.BOM_UTF16_BE + "\u0a0a\u0d0a\nzwei\n".encode("utf-16-be"), ["\u0a0a\u0d0a", "zwei"]),
+        (
+            codecs.BOM_UTF16_BE + "\u0a0a\u0d0a\nzwei\n".encode("utf-16-be"),
+            ["\u0a0a\u0d0a", "zwei"],
+        ),
         (b"\0 not a hole? yes, one\n", [" not a hole? yes, one"]),
         (b"in the \0 middle\n", ["in the \0 middle"]),
     ],
@@ -99,7 +104,9 @@ def test_a_declared_encoding_is_handed_on_as_utf8(log: LogFile) -> None:
     """Scenario 29: with the offsets of the file, not of the translation."""
     follower = Follower(log.path, encoding="latin-1")
     log.write_raw("grün\nöl\n".encode("latin-1"))
-    (block,) = follower.tail.read("", 1000) or (follower.tail.look(), *follower.tail.read("", 1000))[1:]
+    (block,) = (
+        follower.tail.read("", 1000) or (follower.tail.look(), *follower.tail.read("", 1000))[1:]
+    )
     records = list(block.records())
     assert [(r.text, r.offset, r.end) for r in records] == [("grün", 0, 5), ("öl", 5, 8)]
 

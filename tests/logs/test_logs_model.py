@@ -18,7 +18,9 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, 40)),
         st.tuples(st.just("partial"), st.integers(0, 80)),
-        st.tuples(st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)),
+        st.tuples(
+            st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)
+        ),
         st.tuples(st.just("compress"), st.integers(0, 2)),
         st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
         st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
@@ -51,6 +53,41 @@ def play(pattern: str, olddir: bool, steps: list[Step]) -> None:
     max_examples=_RUNS, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
 @given(PATTERNS, st.booleans(), STEPS)
-def test_no_order_of_events_loses_or_repeats_a_line(pattern: str, olddir: bool, steps: list[Step]) -> None:
+def test_no_order_of_events_loses_or_repeats_a_line(
+    pattern: str, olddir: bool, steps: list[Step]
+) -> None:
     """Random steps; then the collector runs to the end and all lines are counted by their number."""
     play(pattern, olddir, steps)
+
+
+FOUND: dict[str, tuple[str, bool, list[Step]]] = {
+    "copied and truncated before the first line was looked at": (
+        "app.log",
+        False,
+        [("start", 0), ("write", 1), ("copytruncate", 0)],
+    ),
+    "compressed before its first line was looked at": (
+        "app.log",
+        False,
+        [("start", 0), ("rename", 1), ("compress", 0)],
+    ),
+    "an unread archive outlived the waiting time": (
+        "app.log",
+        False,
+        [
+            *[("start", 0), ("rename", 1), ("kill", 0), ("rename", 0)],
+            *[("compress", 1), ("start", 0), ("wait", 31)],
+        ],
+    ),
+    "truncated, renamed and compressed between two looks": (
+        "app.log*",
+        False,
+        [("write", 16), ("start", 0), ("copytruncate", 0), ("rename", 1), ("compress", 0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_the_model_has_found_stays_mended(case: str) -> None:
+    """Each failure of the random model, kept under a name of its own."""
+    play(*FOUND[case])

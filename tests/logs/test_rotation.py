@@ -300,7 +300,9 @@ def test_a_deleted_file_is_let_go_after_the_waiting_time(log: LogFile) -> None:
     log.close()
     follower.news()
     follower.later(6)
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)
+    ]
     assert not [target for target in held if target.startswith(str(log.path))]
 
 
