@@ -178,11 +178,15 @@ def _add_id(
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": _clean(str(key)), "value": any_value(one)} for key, one in values.items()]
+    return [
+        {"key": _clean(str(key)), "value": any_value(one)}
+        for key, one in values.items()
+        if one is not None
+    ]
 
 
 def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a table)
-    """Write a value as OTLP's AnyValue.
+    """Write a value as OTLP's AnyValue. Members that are null are left out.
 
     >>> any_value({"n": 1})
     {'kvlistValue': {'values': [{'key': 'n', 'value': {'intValue': '1'}}]}}
@@ -199,11 +203,13 @@ def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a
         case bytes():
             return {"bytesValue": base64.b64encode(value).decode()}
         case None:
-            return {}
+            # `{}` is what the schema says, and some receivers refuse the whole request for it.
+            return {"stringValue": "null"}
         case dict() if depth < _DEEP:
             pairs = [
                 {"key": _clean(str(key)), "value": any_value(one, depth + 1)}
                 for key, one in value.items()
+                if one is not None
             ]
             return {"kvlistValue": {"values": pairs}}
         case list() | tuple() if depth < _DEEP:

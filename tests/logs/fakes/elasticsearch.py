@@ -53,7 +53,10 @@ class FakeElasticsearch(Receiver):
         ]
         items = [self._item(at, *action, source) for at, (action, source) in enumerate(pairs)]
         errors = any("error" in next(iter(item.values())) for item in items)
-        return web.json_response({"took": 1, "errors": errors, "items": items})
+        return web.json_response(
+            {"took": 1, "errors": errors, "items": items},
+            headers={"X-Elastic-Product": "Elasticsearch"},
+        )
 
     def _item(
         self, at: int, action: str, index: str, name: str | None, source: dict[str, Any]

@@ -45,7 +45,8 @@ class Behind:
 async def rotel(free_ports: FreePorts, start_process: StartProcess, tmp_path: Path) -> Any:
     """Address of a running collector, and what stands behind it."""
     found = importlib.util.find_spec("rotel")
-    assert found is not None and found.origin is not None
+    assert found is not None
+    assert found.origin is not None
     program = Path(found.origin).parent / "rotel-agent"
     http, grpc, behind_port = free_ports(3)
     behind = Behind()
@@ -92,7 +93,14 @@ async def test_a_real_collector_understands_levels_labels_ids_and_nested_fields(
     trace, span = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174"
     record = Record(b"raw", file="/log/app.log", time=1_700_000_000_000_000_007, level="warn")
     record.labels = {"pod": "web-0", "app": "shop"}
-    fields = {"msg": "hello", "n": 7, "x": 1.5, "ok": True, "deep": {"a": [1, "b"]}, "none": None}
+    fields = {
+        "msg": "hello",
+        "n": 7,
+        "x": 1.5,
+        "ok": True,
+        "deep": {"a": [1, "b", None]},
+        "none": None,
+    }
     record.parsed({**fields, "trace_id": trace, "span_id": span}, lambda _raw: {})
     async with opened(OtlpSink(address)) as sink:
         await deliver(sink, records(record))
@@ -104,6 +112,7 @@ async def test_a_real_collector_understands_levels_labels_ids_and_nested_fields(
     assert (got.body.string_value, got.time_unix_nano) == ("hello", 1_700_000_000_000_000_007)
     assert (got.severity_number, got.severity_text) == (13, "WARN")
     assert (got.trace_id.hex(), got.span_id.hex()) == (trace, span)
+    assert "none" not in attributes
     assert attributes["n"].int_value == 7
     assert attributes["x"].double_value == 1.5
     assert attributes["ok"].bool_value is True
