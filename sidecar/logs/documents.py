@@ -90,14 +90,17 @@ def _slowly(value: Mapping[str, Any]) -> bytes:
     made = []
     for key, one in value.items():
         try:
-            encoded = json.dumps(one, default=str, skipkeys=True, allow_nan=False)
+            encoded = json.dumps(
+                one, default=str, skipkeys=True, allow_nan=False, ensure_ascii=False
+            )
         except (TypeError, ValueError, RecursionError):
-            encoded = json.dumps(_shortened(one))
-        made.append(f"{json.dumps(str(key))}:{encoded}")
-    return f"{{{','.join(made)}}}".encode()
+            encoded = json.dumps(shortened(one), ensure_ascii=False)
+        made.append(f"{json.dumps(str(key), ensure_ascii=False)}:{encoded}")
+    return f"{{{','.join(made)}}}".encode("utf-8", "replace")
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """Return the `repr` of anything, cut off; a circle has none."""
     try:
         return repr(value)[:1024]
     except RecursionError:

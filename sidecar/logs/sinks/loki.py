@@ -110,7 +110,7 @@ class LokiSink(HttpSink):
             value = found[name]
             if value and name not in _TOO_MANY_VALUES and len(labels) < _MOST_LABELS:
                 labels[_label_name(name)] = value[:_LONGEST_VALUE]
-        return labels
+        return labels or {"job": "sidecar"}  # Loki takes no stream without labels
 
     def _metadata(self, record: Record) -> dict[str, str]:
         return {

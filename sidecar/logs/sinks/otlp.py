@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import texts
 from sidecar.logs.sinks.delivery import (
@@ -214,7 +215,7 @@ def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a
             return {"kvlistValue": {"values": pairs}}
         case list() | tuple() if depth < _DEEP:
             return {"arrayValue": {"values": [any_value(one, depth + 1) for one in value]}}
-    return {"stringValue": _clean(str(value)[:4096])}
+    return {"stringValue": _clean(documents.shortened(value))}
 
 
 def _clean(text: str) -> str:
