@@ -12,14 +12,20 @@ A pattern without special characters is searched for as plain text, which is fas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from sidecar._errors import ConfigError
 
 _SPECIAL = frozenset("\\.^$*+?{}[]|()")
+_REFERENCE = re.compile(r"\\(?:(\\)|(\d{1,2})|g<(\w+)>)", re.ASCII)
 _MEMORY = 8 << 20
 """Bytes a compiled pattern may use. RE2's own default; it also bounds the work for each byte of a line."""
+
+
+Replace = Callable[[str], tuple[str, int]]
+"""A text to what it becomes, and how many matches there were."""
 
 
 class Pattern(Protocol):
@@ -34,8 +40,12 @@ class Pattern(Protocol):
     def groups(self, text: str) -> dict[str, str] | None:
         """Return the named groups that took part in the first match; None without a match."""
 
-    def replaced(self, text: str, replacement: str) -> tuple[str, int]:
-        r"""Replace each match, and return how many there were; `\1` and `\g<name>` stand for groups."""
+    def replacing(self, replacement: str) -> Replace:
+        r"""Return what replaces each match in a text; `\1` and `\g<name>` stand for groups.
+
+        Raises:
+            ConfigError: the replacement names a group that the pattern does not have.
+        """
 
 
 def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
@@ -70,9 +80,15 @@ class _Plain:
     def groups(self, text: str) -> dict[str, str] | None:
         return {} if self._text in text else None
 
-    def replaced(self, text: str, replacement: str) -> tuple[str, int]:
-        count = text.count(self._text)
-        return (text.replace(self._text, replacement), count) if count else (text, 0)
+    def replacing(self, replacement: str) -> Replace:
+        plain = self._text
+        made = "".join(str(piece) for piece in _pieces(replacement, (), 0))
+
+        def replace(text: str) -> tuple[str, int]:
+            count = text.count(plain)
+            return (text.replace(plain, made), count) if count else (text, 0)
+
+        return replace
 
 
 class _Re2:
@@ -110,9 +126,39 @@ class _Re2:
         found = match.groupdict()
         return {name: found[name] for name in self.names if found[name] is not None}
 
-    def replaced(self, text: str, replacement: str) -> tuple[str, int]:
-        changed, count = self._regexp.subn(replacement, _clean(text))
-        return (changed, count) if count else (text, 0)
+    def replacing(self, replacement: str) -> Replace:
+        # RE2's own templates are for ASCII: they take an ellipsis to pieces.
+        pieces = _pieces(replacement, self.names, int(self._regexp.groups))
+        regexp = self._regexp
+
+        def expanded(match: Any) -> str:
+            return "".join(one if isinstance(one, str) else match[one[0]] or "" for one in pieces)
+
+        def replace(text: str) -> tuple[str, int]:
+            changed, count = regexp.subn(expanded, _clean(text))
+            return (changed, count) if count else (text, 0)
+
+        return replace
+
+
+def _pieces(replacement: str, names: Sequence[str], groups: int) -> list[str | tuple[str | int]]:
+    """Take a replacement apart: texts, and groups as tuples of their number or name."""
+    pieces: list[str | tuple[str | int]] = []
+    end = 0
+    for match in _REFERENCE.finditer(replacement):
+        pieces.append(replacement[end : match.start()])
+        end = match.end()
+        if match[1] == "\\":
+            pieces.append("\\")
+            continue
+        group = match[2] or match[3]
+        if not (int(group) <= groups if group.isdigit() else group in names):
+            raise ConfigError(
+                f"the replacement {replacement!r} names the group {group}, which the pattern does not have"
+            )
+        pieces.append((int(group) if group.isdigit() else group,))
+    pieces.append(replacement[end:])
+    return pieces
 
 
 def _clean(text: str) -> str:

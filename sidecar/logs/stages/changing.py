@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar._errors import ConfigError
 from sidecar.logs import documents, patterns
 from sidecar.logs.records import Record, Stage
 
@@ -64,48 +63,44 @@ class _Cleaner:
     def __init__(self, pattern: str, replacement: str) -> None:
         self._pattern = patterns.compiled(pattern)
         self._replacement = replacement
+        self._replace = self._pattern.replacing(replacement)
+        self._mark = self._pattern.replacing(_MARK)
         self._count = 0
-        try:
-            self._pattern.replaced(pattern, replacement)
-        except Exception as error:  # RE2 has an error class of its own
-            raise ConfigError(
-                f"the replacement {replacement!r} does not fit the pattern {pattern!r}: {error}"
-            ) from error
 
     def clean_text(self, text: str) -> tuple[str, int]:
-        return self._pattern.replaced(text, self._replacement)
+        return self._replace(text)
 
     def clean_fields(self, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
         self._count = 0
-        return self._clean(fields, self._replacement, 0), self._count
+        return self._clean(fields, self._replace, 0), self._count
 
     def still_there(self, fields: dict[str, Any]) -> bool:
         """Tell whether the pattern matches anything that is not inside of one value."""
-        marked = documents.dumps(self._clean(fields, _MARK, 0))
+        marked = documents.dumps(self._clean(fields, self._mark, 0))
         return self._pattern.found(marked.decode())
 
-    def _clean(self, value: Any, replacement: str, depth: int) -> Any:
+    def _clean(self, value: Any, replace: patterns.Replace, depth: int) -> Any:
         if isinstance(value, str):
-            return self._in_text(value, replacement)
+            return self._in_text(value, replace)
         if isinstance(value, bool) or value is None:
             return value
         if depth >= _DEEP:
             self._count += 1
-            return replacement
+            return self._replacement
         if isinstance(value, dict):
             return {
-                self._clean(name, replacement, depth + 1): self._clean(one, replacement, depth + 1)
+                self._clean(name, replace, depth + 1): self._clean(one, replace, depth + 1)
                 for name, one in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self._clean(one, replacement, depth + 1) for one in value]
+            return [self._clean(one, replace, depth + 1) for one in value]
         # The number of a card may stand there as a number.
         text = str(value)
-        cleaned = self._in_text(text, replacement)
+        cleaned = self._in_text(text, replace)
         return value if cleaned == text else cleaned
 
-    def _in_text(self, text: str, replacement: str) -> str:
-        cleaned, count = self._pattern.replaced(text, replacement)
+    def _in_text(self, text: str, replace: patterns.Replace) -> str:
+        cleaned, count = replace(text)
         self._count += count
         return cleaned
 

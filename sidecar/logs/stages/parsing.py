@@ -25,8 +25,9 @@ CRI_LINES = Multiline(
 """Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
 
 _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOTALL)
-# Each quote is closed by the next one or by nothing, so that no line can make this slow.
-_PAIR = re.compile(r'([^\s="]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s"]*))')
+# Possessive, and a word without `=` is a match as well: what was read once is never read again,
+# or a line of 200,000 digits would take hours.
+_PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -147,7 +148,9 @@ def _json(raw: bytes) -> dict[str, Any]:
 def _logfmt(raw: bytes) -> dict[str, Any]:
     text = raw.decode("utf-8", "replace")
     return {
-        name: _unescaped(quoted) if quoted else plain for name, quoted, plain in _PAIR.findall(text)
+        name: _unescaped(quoted) if quoted else plain
+        for name, pair, quoted, plain in _PAIR.findall(text)
+        if pair
     }
 
 
