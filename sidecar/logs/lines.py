@@ -7,9 +7,10 @@ where overlong lines, holes and groups of lines begin and end.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sidecar.logs import patterns
 
 NEWLINE = b"\n"
 _BOMS = (
@@ -39,7 +40,7 @@ class Multiline:
     def __post_init__(self) -> None:
         if (self.start is None) == (self.end is None):
             raise ValueError("multiline needs either start or end, and not both")
-        re.compile(self.start or self.end or "")
+        patterns.compiled(self.start or self.end or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class Grouper:
 
     def __init__(self, rule: Multiline) -> None:
         self.rule = rule
-        self._start = re.compile((rule.start or "").encode()) if rule.start is not None else None
-        self._end = re.compile((rule.end or "").encode()) if rule.end is not None else None
+        self._start = patterns.compiled(rule.start) if rule.start is not None else None
+        self._end = patterns.compiled(rule.end) if rule.end is not None else None
 
     def cut(self, lines: bytes, *, final: bool) -> Cut | None:
         """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
@@ -97,7 +98,7 @@ class Grouper:
         open_group = False
         for line in lines.splitlines(keepends=True) if b"\r" not in lines else _split(lines):
             begins = in_group == 0 or in_group >= self.rule.max_lines
-            if self._start is not None and self._start.search(line):
+            if self._start is not None and self._start.found_in(line.rstrip(b"\r\n")):
                 begins = True
             if begins:
                 starts.append(position)
@@ -105,7 +106,7 @@ class Grouper:
             in_group += 1
             position += len(line)
             open_group = True
-            if self._end is not None and self._end.search(line.rstrip(b"\r\n")):
+            if self._end is not None and self._end.found_in(line.rstrip(b"\r\n")):
                 in_group, open_group = 0, False
         if not starts:
             return None

@@ -37,6 +37,9 @@ class Pattern(Protocol):
     def found(self, text: str) -> bool:
         """Tell whether it matches anywhere in the text."""
 
+    def found_in(self, raw: bytes) -> bool:
+        """The same for bytes of UTF-8, or of what should be."""
+
     def groups(self, text: str) -> dict[str, str] | None:
         """Return the named groups that took part in the first match; None without a match."""
 
@@ -69,13 +72,16 @@ class _Plain:
     names: Sequence[str] = ()
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._text, self._raw = text, text.encode()
 
     def __repr__(self) -> str:
         return f"<Pattern {self._text!r}>"
 
     def found(self, text: str) -> bool:
         return self._text in text
+
+    def found_in(self, raw: bytes) -> bool:
+        return self._raw in raw
 
     def groups(self, text: str) -> dict[str, str] | None:
         return {} if self._text in text else None
@@ -118,6 +124,9 @@ class _Re2:
 
     def found(self, text: str) -> bool:
         return self._regexp.search(_clean(text)) is not None
+
+    def found_in(self, raw: bytes) -> bool:
+        return self._regexp.search(raw) is not None
 
     def groups(self, text: str) -> dict[str, str] | None:
         match = self._regexp.search(_clean(text))
