@@ -160,8 +160,12 @@ class Collector:
         try:
             self._hints = await in_thread(DirectoryHints)
             for lane in self.lanes:
-                await lane.sink.open(self.source.resume.get(lane.name))
+                begun = await lane.sink.open(self.source.resume.get(lane.name))
                 opened.append(lane)
+                if begun is not None:
+                    self.source.resume[lane.name] = begun
+            # Before the first line is delivered: a kill right after it must find where it began.
+            await self._save()
             self._started = True
             await self._work(drain_timeout)
         finally:

@@ -89,6 +89,10 @@ class Stream:
         return min((cursor.offset for cursor in self.cursors.values()), default=0)
 
     @property
+    def read_by_none(self) -> bool:
+        return not any(cursor.offset for cursor in self.cursors.values())
+
+    @property
     def acknowledged_by_all(self) -> int:
         return min((window.offset for window in self.windows.values()), default=0)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -85,11 +86,13 @@ class LogFile:
         return target
 
     def _shift(self) -> Path:
-        numbered = [self.path.with_name(f"{self.path.name}.{number}") for number in range(1, 100)]
-        free = next(index for index, path in enumerate(numbered) if not path.exists())
-        for index in range(free, 0, -1):
-            numbered[index - 1].rename(numbered[index])
-        return numbered[0]
+        free = next(number for number in itertools.count(1) if not self._numbered(number).exists())
+        for number in range(free, 1, -1):
+            self._numbered(number - 1).rename(self._numbered(number))
+        return self._numbered(1)
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
 
     def __repr__(self) -> str:
         return f"<LogFile {self.path}>"

@@ -167,6 +167,7 @@ class Tracker:
             stream.path = (globbed or names)[0]
         stream.live = any(name in self.found.files for name in names)
         if stream.content is None:
+            stream.deleted = not names
             self._reopen_if_grown(stream, now)
         else:
             self._stat(stream, now)
@@ -224,7 +225,9 @@ class Tracker:
 
     def _continue_elsewhere(self, stream: Stream, now: float, reason: str) -> None:
         """Search for the file in which the content of `stream` lives on, and go on there."""
-        for path in self._related(stream.path):
+        # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
+        unknown = stream.read_by_none and stream.head.length < identity.EVIDENCE
+        for path in [] if unknown else self._related(stream.path):
             key = self._key_of(path)
             if key is None or key in self.by_key:
                 continue
@@ -285,7 +288,8 @@ class Tracker:
                     self._settle(stream, content, key, path, now)
                 else:
                     content.close()
-        for stream in waiting:
+        # Who has read most can be told from others best, and chooses first.
+        for stream in sorted(waiting, key=lambda s: s.read_by_all, reverse=True):
             if stream.restored is None:
                 continue
             self._continue_elsewhere(stream, now, "vanished")

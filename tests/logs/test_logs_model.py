@@ -79,6 +79,19 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
             *[("compress", 1), ("start", 0), ("wait", 31)],
         ],
     ),
+    "closed for being quiet, then compressed": (
+        "app.log",
+        False,
+        [("rename", 1), ("start", 0), ("poll", 0), ("wait", 31), ("look", 0), ("compress", 0)],
+    ),
+    "one byte of a line is no evidence": (
+        "app.log*",
+        False,
+        [
+            *[("rename", 1), ("partial", 0), ("start", 0), ("stop", 0)],
+            *[("delete", 0), ("compress", 0)],
+        ],
+    ),
     "truncated, renamed and compressed between two looks": (
         "app.log*",
         False,

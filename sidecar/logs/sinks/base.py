@@ -86,8 +86,12 @@ class Sink(Protocol):
     """True: `write` can deal with a batch nobody has split into lines (`batch.raw`). Only a hint to the reader of
     the code: `batch.records()` always works."""
 
-    async def open(self, resume: Any) -> None:
-        """Get ready. `resume` is the last saved `Receipt.resume`, None at the first start."""
+    async def open(self, resume: Any) -> Any:
+        """Get ready. `resume` is the last saved `Receipt.resume`, None at the first start.
+
+        Returns what `resume` is to be before the first batch, None where there is nothing to remember.
+        It is saved before anything is delivered.
+        """
 
     async def write(self, batch: Batch) -> Receipt:
         """Deliver the batch; return when it has arrived."""
@@ -115,7 +119,7 @@ class BaseSink:
     batching: Batching = Batching()
     takes_blocks: bool = False
 
-    async def open(self, resume: Any) -> None:
+    async def open(self, resume: Any) -> Any:
         """Nothing to open."""
 
     async def write(self, batch: Batch) -> Receipt:

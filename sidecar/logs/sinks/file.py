@@ -82,14 +82,14 @@ class FileSink(BaseSink):
         self._size = 0
         self._synced = True
 
-    async def open(self, resume: Any) -> None:
+    async def open(self, resume: Any) -> dict[str, int]:
         """Open the file, and cut off what was written and not remembered.
 
         Raises:
             SidecarError: another collector has the file open.
             OSError: as open(2).
         """
-        await in_thread(self._open, _Position.of(resume))
+        return await in_thread(self._open, _Position.of(resume))
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json)
@@ -103,11 +103,16 @@ class FileSink(BaseSink):
 
     # -- blocking
 
-    def _open(self, resume: _Position | None) -> None:
+    def _open(self, resume: _Position | None) -> dict[str, int]:
         atomic.make_directory(os.path.dirname(self.path))
         if resume is not None:
             self._cut_back(resume)
         self._begin()
+        return self._position()
+
+    def _position(self) -> dict[str, int]:
+        status = os.fstat(self._fd)
+        return {"device": status.st_dev, "inode": status.st_ino, "size": self._size}
 
     def _begin(self) -> None:
         flags = (
@@ -162,8 +167,7 @@ class FileSink(BaseSink):
                 " (free some space; lines wait meanwhile)"
             ) from error
         self._synced = False
-        status = os.fstat(self._fd)
-        return {"device": status.st_dev, "inode": status.st_ino, "size": self._size}
+        return self._position()
 
     def _follow_path(self) -> None:
         """Somebody else may have renamed or removed the file: then lines belong into a new one."""
