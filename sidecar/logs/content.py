@@ -96,6 +96,12 @@ class Gzip:
         """True if the last member is complete and nothing follows it."""
         return self._ended and not self._ready
 
+    def measure(self) -> int:
+        """Return the length of the content, as far as it can be read. Decompresses all of it."""
+        while self._forward(_COMPRESSED_CHUNK):
+            pass
+        return self._position
+
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` decompressed bytes from `offset` on."""
         back = self._position - offset

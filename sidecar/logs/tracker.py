@@ -387,7 +387,7 @@ class Tracker:
         if original is None:
             return False
         if content.compressed:
-            if not stream.is_held_by(content):
+            if not stream.is_held_by(content) and not _is_archived_copy(content, original):
                 return False
             self._aliases[key] = stream
         elif original.compressed or (stream.deleted and path == stream.path):
@@ -596,6 +596,16 @@ class Tracker:
             return _signature(os.stat(path))
         except OSError:
             return None
+
+
+def _is_archived_copy(archive: contents.Content, original: contents.Content) -> bool:
+    """Whether an archive holds the beginning of a living log (`copy` with `compress`)."""
+    if not isinstance(archive, contents.Gzip) or original.compressed:
+        return False
+    head = archive.read(0, identity.HEAD)
+    if not head or original.read(0, len(head)) != head:
+        return False
+    return identity.is_copy(archive, archive.measure(), original)
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:

@@ -233,6 +233,8 @@ class HttpSink(BaseSink):
             if isinstance(verdict, Later):
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
             work.parts.pop()
+            if isinstance(verdict, Delivered):
+                continue  # without making records of a block that nobody has split
             records = _records(part, batch)
             work.parts += _what_is_left(verdict, records)
             work.rejected += _what_is_refused(verdict, records)

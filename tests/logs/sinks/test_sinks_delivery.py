@@ -347,3 +347,13 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
 def test_the_systems_certificates_are_used_by_default() -> None:
     assert NdjsonSink("https://h")._tls is True
     assert isinstance(ssl.create_default_context(), ssl.SSLContext)
+
+
+async def test_lines_that_no_stage_looks_at_never_become_records() -> None:
+    """That is what makes NDJSON cheap: a block is encoded as a whole."""
+    async with FakeNdjson() as fake, opened(NdjsonSink(fake.address)) as sink:
+        given = batch(*numbered(100))
+        await sink.write(given)
+
+        assert given.raw
+        assert fake.texts == numbered(100)
