@@ -77,6 +77,7 @@ async def test_memory_stays_bounded_while_a_sink_is_dead_and_then_all_arrives(
         await eventually(lambda: process.popen.poll() is not None, timeout=30)
 
     assert process.popen.returncode == 0, process
+    print(f"RSS {before / 2**20:.1f} MiB, at most {max(most) / 2**20:.1f}; {count} lines")
     assert max(most) - before <= GROWTH, f"{(max(most) - before) / 2**20:.1f} MiB"
     assert receiver.texts == [LINE % number for number in range(count)]
     assert receiver.wrong == []
