@@ -354,9 +354,10 @@ class Collector:
 
     def _report(self) -> None:
         source = self.source
-        metrics.LOGS_LAG_BYTES.set(source.lag_bytes)
-        metrics.LOGS_LAG_SECONDS.set(source.lag_seconds)
-        metrics.LOGS_UNACKED_BYTES.set(source.unacknowledged_bytes)
+        figures = source.figures()
+        metrics.LOGS_LAG_BYTES.set(figures.lag_bytes)
+        metrics.LOGS_LAG_SECONDS.set(figures.lag_seconds)
+        metrics.LOGS_UNACKED_BYTES.set(figures.unacknowledged_bytes)
         for reason, size in source.lost.items():
             if news := size - self._reported.get(reason, 0):
                 metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)

@@ -88,13 +88,17 @@ class Discovery:
         self._root = os.path.abspath(root) if root is not None else None
         self._beside = [os.path.abspath(path) for path in beside]
         self._listings: dict[str, Listing] = {}
+        self._last: Found | None = None
         self._distrusted: set[int] = set()
         """Devices whose listings give other inodes than stat(2) does (some overlays)."""
 
     def scan(self, *, suspicious: Iterable[str] = ()) -> Found:
         """Look once. Directories in `suspicious` are listed again, whatever their times say."""
         for path in suspicious:
-            self._listings.pop(path, None)
+            if self._listings.pop(path, None) is not None:
+                self._last = None
+        if self._last is not None and not self._last.targets and self._is_unchanged():
+            return self._last
         found = Found()
         seen: dict[str, Listing] = {}
         for pattern in self._compiled:
@@ -113,14 +117,26 @@ class Discovery:
             found.directories.setdefault(directory)
         found.targets -= seen.keys()
         self._listings = seen
+        self._last = found if seen.keys() == found.directories.keys() else None
         return found
+
+    def _is_unchanged(self) -> bool:
+        """Whether every directory that was listed is as it was. Links are another matter: their targets move."""
+        try:
+            return all(
+                known.settled and not known.links and os.stat(path).st_mtime_ns == known.changed_ns
+                for path, known in self._listings.items()
+            )
+        except OSError:
+            return False
 
     def siblings(self, path: str) -> Iterator[str]:
         """Yield the files in which a rotation may have put the content of `path`: beside it, and one level below."""
         directory = os.path.dirname(path)
         scratch: dict[str, Listing] = {}
         for place in dict.fromkeys([directory, *self._beside]):
-            self._listings.pop(place, None)
+            if self._listings.pop(place, None) is not None:
+                self._last = None
             listing = self._list(place, Found(), scratch)
             if listing is None:
                 continue
@@ -161,6 +177,7 @@ class Discovery:
         """From now on ask stat(2) for the inodes of this device."""
         self._distrusted.add(device)
         self._listings.clear()
+        self._last = None
 
     def _root_of(self, path: str) -> str:
         if self._root is not None:

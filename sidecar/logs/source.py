@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
 from sidecar.logs import lines
@@ -23,6 +23,17 @@ from sidecar.logs.stream import ContentReplaced, Rules, Stream
 from sidecar.logs.tracker import Habits, Tracker
 
 _log = logging.getLogger(__name__)
+
+
+class Figures(NamedTuple):
+    """How far a tail is behind its files."""
+
+    lag_bytes: int
+    """Bytes on the disk that are not acknowledged by all."""
+    unacknowledged_bytes: int
+    """Bytes that were read and are not acknowledged."""
+    lag_seconds: float
+    """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
 
 
 class Tail:
@@ -173,28 +184,22 @@ class Tail:
 
     # -- figures
 
-    @property
-    def lag_bytes(self) -> int:
-        """Bytes on the disk that are not acknowledged by all."""
-        return sum(max(s.size - s.acknowledged_by_all, 0) for s in self._streams())
-
-    @property
-    def unacknowledged_bytes(self) -> int:
-        """Bytes that were read and are not acknowledged."""
-        return sum(w.unacknowledged for s in self._streams() for w in s.windows.values())
-
-    @property
-    def lag_seconds(self) -> float:
-        """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
+    def figures(self) -> Figures:
+        """Return how far behind this tail is, in one pass."""
         now_ns, now = time.time_ns(), self._clock()
+        behind = unacknowledged = 0
         oldest = 0.0
         for stream in self._streams():
-            if stream.size <= stream.acknowledged_by_all:
+            windows = stream.windows.values()
+            lag = max([stream.size - window.offset for window in windows], default=0)
+            if lag <= 0:
                 continue
-            waiting = [w.oldest for w in stream.windows.values()]
-            read = min((b.read_at for b in waiting if b is not None), default=None)
-            oldest = max(oldest, now - stream.grew_at if read is None else (now_ns - read) / 1e9)
-        return oldest
+            behind += lag
+            unacknowledged += sum(window.unacknowledged for window in windows)
+            read = min((w.oldest.read_at for w in windows if w.oldest is not None), default=None)
+            waiting = now - stream.grew_at if read is None else (now_ns - read) / 1e9
+            oldest = max(oldest, waiting)
+        return Figures(behind, unacknowledged, oldest)
 
     def positions(self) -> Mapping[str, tuple[int, int]]:
         """Return offset and size of each file that is there, by path."""

@@ -125,11 +125,20 @@ class Tracker:
     def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
         """Compare everything with the disk. `now` is monotonic time."""
         before, self.found = self.found, self.discovery.scan(suspicious=suspicious)
-        for stream in list(self.streams):
-            if stream.key is not None and self.by_key.get(stream.key) is stream:
+        for stream in list(self.by_key.values()):
+            if self.found is before and stream.content is not None:
+                self._stat(
+                    stream, now
+                )  # no name has changed: a thousand quiet files must cost nothing
+            else:
                 self._refresh(stream, now)
         self._place_restored(now)
-        for path, key in self.found.files.items():
+        strange = [
+            (path, key)
+            for path, key in self.found.files.items()
+            if key not in self.by_key and key not in self._aliases
+        ]
+        for path, key in strange:
             if key not in self.by_key and key not in self._aliases:
                 self._meet(path, key, now)
         self._catch_up(before, now)

@@ -165,7 +165,7 @@ async def test_the_position_follows_only_what_was_acknowledged(
         await eventually(lambda: sink.lines == ["one"])
         sink.hang()
         log.write("two")
-        await eventually(lambda: collector.source.unacknowledged_bytes == 4)
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
     (entry,) = Checkpoint(str(offsets)).load().entries
     assert entry.lowest == 4
     again = MemorySink()
@@ -204,7 +204,7 @@ async def test_a_blocked_sink_stops_the_reading_at_the_budget(
         log.write("more")
         await asyncio.sleep(0.1)
         assert collector.lanes[0].held == held < 2 << 20
-        assert collector.source.lag_bytes == 10_000_005
+        assert collector.source.figures().lag_bytes == 10_000_005
         sink.recover()
         await eventually(lambda: len(sink.lines) == 10_001)
 
@@ -216,7 +216,7 @@ async def test_truncated_while_the_sink_was_blocked(log: LogFile, eventually: Ev
     collector = Collector(logs.tail(log.path), [], [sink])
     async with collecting(collector):
         log.write("one")
-        await eventually(lambda: collector.source.unacknowledged_bytes > 0)
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes > 0)
         log.truncate()
         log.write("two and more")
         sink.recover()
@@ -264,7 +264,7 @@ async def test_a_dead_letter_file_that_cannot_be_written_holds_the_position(
     collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink], dead_letters=dead)
     async with collecting(collector, drain_timeout=0.1):
         await eventually(lambda: collector.trouble(patience=0.01) is not None)
-        assert collector.source.unacknowledged_bytes == 7
+        assert collector.source.figures().unacknowledged_bytes == 7
 
 
 async def test_sinks_progress_independently(
@@ -312,10 +312,10 @@ async def test_batches_that_overtake_each_other_do_not_lose_the_gap(
     collector = Collector(logs.tail(log.path, checkpoint=offsets, max_line=3), [], [sink])
     async with collecting(collector, drain_timeout=0.1):
         log.write("000")
-        await eventually(lambda: collector.source.unacknowledged_bytes == 4)
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
         log.write("111")
         await eventually(lambda: sink.lines == ["111"])
-        assert collector.source.unacknowledged_bytes == 8
+        assert collector.source.figures().unacknowledged_bytes == 8
     (entry,) = Checkpoint(str(offsets)).load().entries
     assert entry.lowest == 0
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs_world import Step, World
 
@@ -29,7 +29,7 @@ STEPS = st.lists(
     max_size=40,
 )
 PATTERNS = st.sampled_from(["app.log", "app.log*", "**/app.log*"])
-_RUNS = int(os.environ.get("SIDECAR_MODEL_RUNS", "2000"))
+RUNS = int(os.environ.get("MODEL_RUNS", "2000"))
 
 
 @contextmanager
@@ -48,15 +48,25 @@ def play(pattern: str, olddir: bool, steps: list[Step]) -> None:
         World(directory, pattern, olddir=olddir).run(steps)
 
 
-@pytest.mark.timeout(900)
-@settings(
-    max_examples=_RUNS, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
-)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(PATTERNS, st.booleans(), STEPS)
 def test_no_order_of_events_loses_or_repeats_a_line(
     pattern: str, olddir: bool, steps: list[Step]
 ) -> None:
     """Random steps; then the collector runs to the end and all lines are counted by their number."""
+    play(pattern, olddir, steps)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@settings(max_examples=10 * RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(PATTERNS, st.booleans(), STEPS)
+def test_no_order_of_events_loses_or_repeats_a_line_in_the_long_run(
+    pattern: str, olddir: bool, steps: list[Step]
+) -> None:
+    """The same, ten times as often."""
     play(pattern, olddir, steps)
 
 
