@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sidecar.volume.history import Version as Version
     from sidecar.volume.snapshot import Content as Content
     from sidecar.volume.snapshot import Snapshot as Snapshot
-    from sidecar.volume.store import Publication as Publication
+    from sidecar.volume.terms import Publication as Publication
     from sidecar.volume.volume import Upload as Upload
     from sidecar.volume.volume import Volume as Volume
     from sidecar.volume.volume import publish_file as publish_file
@@ -57,7 +57,7 @@ _ROOMS = {
     "Volume": "sidecar.volume.volume",
     "publish_file": "sidecar.volume.volume",
     "Upload": "sidecar.volume.volume",
-    "Publication": "sidecar.volume.store",
+    "Publication": "sidecar.volume.terms",
     "Version": "sidecar.volume.history",
     "Gate": "sidecar.volume.gate",
     "Snapshot": "sidecar.volume.snapshot",

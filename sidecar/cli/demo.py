@@ -44,6 +44,7 @@ _TRANSCRIPT = (
 )
 @options.option(
     "--host",
+    metavar="ADDRESS",
     default="127.0.0.1",
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
@@ -71,12 +72,13 @@ def command(
             "reader": _url(host, _free(host, reader_port, "--reader-port")),
         }
         _refuse_equal(urls)
-        common = ("--path", shared, "--host", host, "--log-level", level)
+        common = ("--path", shared, "--host", host, "--log-level", level, "--drain-delay", "0")
         started = stack.enter_context(_Processes())
+        # One after the other: the first read is to find the file that the writer begins with.
         started.start("write", *common, "--port", _port(urls["writer"]))
+        started.wait_until(f"{urls['writer']}/readyz")
         started.start("read", *common, "--port", _port(urls["reader"]), "--missing", "ok")
-        for url in urls.values():
-            started.wait_until_ready(url)
+        started.wait_until(f"{urls['reader']}/", None if path else b'""')
         _explain(urls, shared, empty=path is None)
         started.watch()
     return 0
@@ -107,16 +109,17 @@ class _Processes:
             )
         )
 
-    def wait_until_ready(self, url: str) -> None:
-        """Wait until a server answers that it is ready."""
+    def wait_until(self, url: str, body: bytes | None = None) -> None:
+        """Wait until a server answers with success, and with this body, if one is given."""
         limit = time.monotonic() + _START
         while True:
             with contextlib.suppress(OSError, probe.ProbeError):
-                if probe.get(probe.parse(f"{url}/readyz"), timeout=1.0).status == 200:
+                answer = probe.get(probe.parse(url), timeout=1.0)
+                if answer.status == 200 and body in (None, answer.body):
                     return
             self.check()
             if time.monotonic() > limit:
-                raise _errors.SidecarError(f"{url} was not ready within {_START:g} s")
+                raise _errors.SidecarError(f"{url} did not answer as it should within {_START:g} s")
             time.sleep(_PAUSE)
 
     def watch(self) -> None:
@@ -189,7 +192,8 @@ def _free(host: str, port: int, flag: str) -> int:
         except OSError as error:
             raise _errors.ConfigError(
                 f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}"
-                f" (choose another port by {flag}, 0 for any free one)"
+                f" (choose another port by {flag} or the variable"
+                f" {variables.name('demo', flag.removeprefix('--'))}, 0 for any free one)"
             ) from error
         chosen: int = trial.getsockname()[1]
         return chosen

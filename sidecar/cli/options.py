@@ -238,14 +238,14 @@ def listening(*, default: int) -> Decorator:
         given = ctx.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
         if values["unix_socket"] and not given:
             values["port"] = None
-        if bool(values["tls_cert"]) is not bool(values["tls_key"]):
-            raise click.UsageError("--tls-cert and --tls-key belong together: give both", ctx)
+        if values["tls_key"] and not values["tls_cert"]:
+            raise click.UsageError("--tls-key is of no use alone: give --tls-cert, too", ctx)
         return Listening(**values)
 
     return _group(
         "listening",
         gather,
-        option("--host", default="0.0.0.0", help="Address to listen on."),  # noqa: S104 (a Pod's probes come from outside)
+        option("--host", metavar="ADDRESS", default="0.0.0.0", help="Address to listen on."),  # noqa: S104 (a Pod's probes come from outside)
         option(
             "--port", type=port, default=default, help="Port to listen on; 0 takes any free one."
         ),
@@ -259,7 +259,11 @@ def listening(*, default: int) -> Decorator:
             type=EXISTING_FILE,
             help="Certificate chain (PEM); read again when it changes.",
         ),
-        option("--tls-key", type=EXISTING_FILE, help="Private key of the certificate (PEM)."),
+        option(
+            "--tls-key",
+            type=EXISTING_FILE,
+            help="Private key of the certificate (PEM), if --tls-cert does not hold it.",
+        ),
         option(
             "--drain-delay",
             type=seconds,
@@ -323,6 +327,7 @@ def keeping() -> Decorator:
         option(
             "--keep",
             type=click.IntRange(min=0),
+            metavar="N",
             default=10,
             help="Versions to keep for a rollback.",
         ),

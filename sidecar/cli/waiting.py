@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.watch import Watch
 
+_FIRST = 1.0
 _PROGRESS = 5.0
-"""Seconds between two lines that say what is still missing."""
+"""Seconds until the first line that says what is missing, and between two of them."""
+_SETTLING = 1.5
+"""Seconds in which a content that somebody has just written proves to be complete, whatever --timeout says."""
 
 
 class Waiting:
@@ -24,7 +28,7 @@ class Waiting:
     def __init__(
         self, path: str, *, gating: options.Gating, etag: str | None, min_size: int
     ) -> None:
-        self.missing = "nothing has been published there"
+        self.missing = "it is being written"
         self._path = path
         self._gating = gating
         self._version = etag.removeprefix("W/").strip('"') if etag else None
@@ -33,22 +37,23 @@ class Waiting:
     async def wait(self, timeout: float) -> str:
         """Return the version once it is there and valid, an empty text after `timeout` seconds."""
         gate = self._gating.gate()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        clock = asyncio.get_running_loop().time
+        end, settled, tell = clock() + timeout, clock() + _SETTLING, clock() + _FIRST
         async with Watch(self._path, max_size=self._gating.max_size) as watch:
             changed = asyncio.Event()
             watch.subscribe(changed.set)
             await watch.looked()
             while not (version := await self._present(watch, gate)):
-                left = end - loop.time()
+                undecided = watch.snapshot is None and watch.problem is None
+                left = (max(end, settled) if undecided else end) - clock()
                 if left <= 0:
                     break
-                due = left > _PROGRESS
-                if not await _within(changed, min(left, _PROGRESS)) and due:
-                    left = end - loop.time()
+                if clock() >= tell:
                     click.echo(
                         f"waiting for {self._path}: {self.missing} ({left:.0f} s left)", err=True
                     )
+                    tell = clock() + _PROGRESS
+                await _within(changed, min(left, tell - clock()))
         return version
 
     async def _present(self, watch: Watch[None], gate: Gate) -> str:
@@ -83,12 +88,9 @@ class Waiting:
         return None
 
 
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for the event, and take it; False if it did not come in time."""
-    try:
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most so long, and take it."""
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        return False
     event.clear()
-    return True

@@ -1,4 +1,4 @@
-"""Replace files and sets of files whole, durably: the only module that renames and syncs.
+"""Replace files whole, durably: the only module that renames and syncs.
 
 The order of the calls is the guarantee.
 Temporary file in the same directory, mode and group before anybody can see it, write, `fsync`, `close`,
@@ -6,22 +6,21 @@ Temporary file in the same directory, mode and group before anybody can see it, 
 and what was acknowledged survives a power cut (rename(2), fsync(2), close(2)).
 A failed `fsync` is never repeated, since the kernel forgets the error and drops the pages; the file is dropped instead.
 
-Sets lie in the layout that kubelet uses for ConfigMap, Secret and projected volumes:
-a directory for each generation, the link `..data` to one of them, and visible links through `..data`.
-
 Every name of ours begins with `..`, which no consumer of a Kubernetes volume looks at:
 
     ..tmp-<random>                      a file, a link or a directory that is being made
-    ..gen-<nanoseconds>-<version>       a generation of a set
+    ..gen-<nanoseconds>-<version>       a generation of a set, see `sidecar.disk.generations`
     ..data                              the link to the generation that is in force
     ..versions/                         the history, see `sidecar.volume.history`
 
 Callers hold `locked` while they change a directory.
+No link is followed on the way to what is changed: a neighbour could have planted it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -29,10 +28,11 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sidecar import _errors
+from sidecar.disk import beneath
 
 HIDDEN = ".."
 DATA = "..data"
@@ -42,8 +42,40 @@ DIRECTORY_MODE = 0o755
 _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
 _FOREIGN_AGE = 3600.0
+_RENAME_EXCHANGE = 2
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Some file systems of other machines have no such call for directories; nothing more can be done there.
+_NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+_STORAGE_FAILS = "(the storage behind the volume is failing)"
+_OWN_MOUNT = (
+    "the target is a mount of its own and cannot be replaced"
+    " (mount the directory, not a single file by subPath)"
+)
+_NO_DESCRIPTOR = "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
+_REMEDIES: Mapping[int, str] = {
+    errno.ENOSPC: "no space or no inodes left on the volume"
+    " (it needs room for the new content beside the old; enlarge it or delete files)",
+    errno.EDQUOT: "the disk quota is used up (raise the quota or delete files)",
+    errno.EROFS: "read-only file system (is the volume mounted readOnly?)",
+    errno.EBUSY: _OWN_MOUNT,
+    errno.EXDEV: _OWN_MOUNT,
+    errno.ENOENT: "the directory does not exist (is the volume mounted there?)",
+    errno.ENOTDIR: "a part of the path is a file or a link, not a directory",
+    errno.ELOOP: "a part of the path is a symbolic link (remove it)",
+    errno.EISDIR: "a directory lies in the place of the file (remove it or choose another name)",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.EIO: f"{os.strerror(errno.EIO).lower()} {_STORAGE_FAILS}",
+    errno.ESTALE: f"{os.strerror(errno.ESTALE).lower()} {_STORAGE_FAILS}",
+    errno.EMFILE: _NO_DESCRIPTOR,
+    errno.ENFILE: _NO_DESCRIPTOR,
+    errno.EFBIG: "the file would be larger than the file system or RLIMIT_FSIZE permits",
+}
+
+
+class GroupRefused(PermissionError):
+    """The process may not give a file to that group."""
 
 
 @contextmanager
@@ -67,55 +99,34 @@ def publishing(what: str) -> Iterator[None]:
 
 def remedy(error: OSError) -> str:
     """Say in words what an error of the operating system means here, and what to change."""
-    match error.errno:
-        case errno.ENOSPC:
-            return (
-                "no space or no inodes left on the volume"
-                " (it needs room for the new content beside the old; enlarge it or delete files)"
-            )
-        case errno.EDQUOT:
-            return "the disk quota is used up (raise the quota or delete files)"
-        case errno.EROFS:
-            return "read-only file system (is the volume mounted readOnly?)"
-        case errno.EACCES | errno.EPERM:
-            return (
-                f"permission denied for user {os.geteuid()} and group {os.getegid()}"
-                " (give the directory to them, or set fsGroup in the Pod's securityContext)"
-            )
-        case errno.EBUSY | errno.EXDEV:
-            return (
-                "the target is a mount of its own and cannot be replaced"
-                " (mount the directory, not a single file by subPath)"
-            )
-        case errno.ENOENT:
-            return "the directory does not exist (is the volume mounted there?)"
-        case errno.ENOTDIR:
-            return "a part of the path is a file, not a directory"
-        case errno.EISDIR:
-            return "a directory lies in the place of the file (remove it or choose another name)"
-        case errno.ENAMETOOLONG:
-            return "the name is too long for this file system"
-        case errno.EIO | errno.ESTALE:
-            return f"{os.strerror(error.errno).lower()} (the storage behind the volume is failing)"
-        case errno.EMFILE | errno.ENFILE:
-            return "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
-        case errno.EFBIG:
-            return "the file would be larger than the file system or RLIMIT_FSIZE permits"
-        case _:
-            return os.strerror(error.errno or 0).lower()
+    if isinstance(error, GroupRefused):
+        return str(error.strerror)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"permission denied for user {os.geteuid()} and group {os.getegid()}"
+            " (give the directory to them, or set fsGroup in the Pod's securityContext)"
+        )
+    return _REMEDIES.get(error.errno or 0) or os.strerror(error.errno or 0).lower()
+
+
+def _go_on() -> None:
+    """Wait for the lock without asking anybody."""
 
 
 @contextmanager
-def locked(dir_fd: int, *, timeout: float, where: str) -> Iterator[None]:
+def locked(
+    dir_fd: int, *, timeout: float, where: str, waiting: Callable[[], None] = _go_on
+) -> Iterator[None]:
     """Keep other writers out of a directory, in this process and in other containers of the node.
 
     An flock(2) on the directory itself, so nothing is left behind and a killed writer frees it.
     Where the file system cannot lock a directory, several writers are not kept apart.
+    `waiting` is called between two tries; it ends the wait by raising.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
     """
-    if not _lock(dir_fd, timeout):
+    if not _lock(dir_fd, timeout, waiting):
         raise _errors.VolumeUnavailable(
             errno.EWOULDBLOCK,
             f"cannot publish to {where}: another writer has held its lock for {timeout:g} s"
@@ -132,28 +143,31 @@ class Staged:
     """A temporary file in the directory of its target, not yet visible under any name that is read.
 
     Make one under `locked`; the file's own lock then tells `sweep` that its writer lives.
-    Then `write`, `seal`, and `replace` or `discard`.
+    Then `write`, `seal`, and `replace`; at last `discard`, always: it gives back what is left.
     """
 
     def __init__(self, dir_fd: int) -> None:
-        self.name = TEMPORARY + secrets.token_hex(8)
-        self._dir_fd = dir_fd
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
+        self.name = temporary_name()
         self.size = 0
+        self._fd = -1
+        self._dir_fd = os.dup(dir_fd)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
+        except BaseException:
+            beneath.close(self._dir_fd)
+            raise
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @property
     def fd(self) -> int:
-        """The open descriptor; -1 once it is sealed."""
+        """The open descriptor; -1 once it is sealed or discarded."""
         return self._fd
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`: short writes and signals are dealt with."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        write_all(self._fd, data)
         self.size += len(data)
 
     def seal(self, mode: int, group: int | None) -> None:
@@ -162,13 +176,9 @@ class Staged:
         Raises:
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
-        found = os.fstat(self._fd).st_size
-        if found != self.size:
-            raise OSError(errno.EIO, f"{self.size} bytes were written, and {found} arrived")
-        if group is not None:
-            os.fchown(self._fd, -1, group)
-        os.fchmod(self._fd, mode)  # after fchown, which clears set-id bits
-        os.fsync(self._fd)
+        check_size(self._fd, self.size)
+        give(self._fd, mode, group)
+        sync_file(self._fd)
         # NFS and FUSE report a full disk only here, and close(2) must not be called twice.
         fd, self._fd = self._fd, -1
         os.close(fd)
@@ -179,108 +189,127 @@ class Staged:
         self.name = ""
 
     def link_into(self, dir_fd: int, target: str) -> None:
-        """Give the sealed file a second name in another directory of the same volume."""
+        """Give the file a second name in another directory of the same volume."""
         os.link(
             self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False
         )
 
     def discard(self) -> None:
-        """Close and unlink whatever is left of it. Never raises."""
+        """Close and unlink whatever is left of it. Never raises, and may be called again."""
+        fd, self._fd = self._fd, -1
+        name, self.name = self.name, ""
+        own, self._dir_fd = self._dir_fd, -1
+        if fd >= 0:
+            beneath.close(fd)
         with contextlib.suppress(OSError):
-            if self._fd >= 0:
-                os.close(self._fd)
-        self._fd = -1
+            if name:
+                os.unlink(name, dir_fd=own)
+        if own >= 0:
+            beneath.close(own)
+
+
+def temporary_name() -> str:
+    """Return a name that nobody can foresee: a killed writer must not block the next one."""
+    return TEMPORARY + secrets.token_hex(8)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data`: write(2) may take a part of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def check_size(fd: int, size: int) -> None:
+    """Raise `OSError` (`EIO`) if a file has not got the bytes that were written."""
+    found = os.fstat(fd).st_size
+    if found != size:
+        raise OSError(errno.EIO, f"{size} bytes were written, and {found} arrived")
+
+
+def give(fd: int, mode: int, group: int | None) -> None:
+    """Set group and mode of what is not visible yet, whatever the umask.
+
+    Raises:
+        GroupRefused: the process may not give it to that group.
+        OSError: as fchmod(2).
+    """
+    if group is not None and os.fstat(fd).st_gid != group:
+        try:
+            os.fchown(fd, -1, group)
+        except PermissionError as error:
+            raise GroupRefused(
+                error.errno,
+                f"user {os.geteuid()} may not give files to group {group}"
+                " (make it a member by fsGroup or supplementalGroups, or leave the group out)",
+            ) from error
+    os.fchmod(fd, mode)  # after fchown, which clears set-id bits
+
+
+def begin_sync(fd: int) -> None:
+    """Start to bring the bytes of a file to the disk, and do not wait for it."""
+    # The standard library has no sync_file_range(2); this advice begins the same work.
+    if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
-            if self.name:
-                os.unlink(self.name, dir_fd=self._dir_fd)
-        self.name = ""
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_file(fd: int) -> None:
+    """Bring the bytes of a file to the disk. An error means that they are lost: never try again."""
+    os.fsync(fd)
 
 
 def sync_directory(dir_fd: int) -> None:
     """Make the names of a directory durable; see fsync(2)."""
-    os.fsync(dir_fd)
-
-
-def remove(dir_fd: int, name: str) -> None:
-    """Unlink a file and make that durable."""
-    os.unlink(name, dir_fd=dir_fd)
-    os.fsync(dir_fd)
-
-
-def replace_link(dir_fd: int, name: str, target: str) -> None:
-    """Point the symbolic link `name` at `target`, in one step for those who follow it.
-
-    The temporary name is random: a killed writer must not block the next one.
-    """
-    temporary = TEMPORARY + secrets.token_hex(8)
-    os.symlink(target, temporary, dir_fd=dir_fd)
     try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=dir_fd)
-        raise
-
-
-def make_generation(
-    dir_fd: int,
-    name: str,
-    files: Mapping[str, bytes | Staged],
-    *,
-    mode: int,
-    group: int | None,
-    keep_from: int | None = None,
-    keep: Iterable[str] = (),
-) -> None:
-    """Write a generation directory, whole and synced, that nothing points at yet.
-
-    `keep` names files of the directory `keep_from` that are taken over as hard links.
-    After an error nothing of it is left.
-
-    Raises:
-        OSError: whatever the file system says; the generation has been removed.
-    """
-    os.mkdir(name, 0o700, dir_fd=dir_fd)
-    try:
-        generation = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
-        try:
-            _fill(generation, files, mode, group, keep_from, keep)
-        finally:
-            os.close(generation)
-    except BaseException:
-        remove_tree(dir_fd, name)
-        raise
-
-
-def link_visible(dir_fd: int, names: Iterable[str]) -> bool:
-    """Make the visible links through `..data` those of `names`, and say whether that changed any.
-
-    Links come after their content and go after it, so that none ever dangles for a reader of a name that stays.
-    Files that are no links of ours are left alone, unless a name of the set needs their place.
-    """
-    wanted = {name.split("/", 1)[0] for name in names}
-    changed = False
-    for entry in sorted(wanted):
-        target = f"{DATA}/{entry}"
-        if _link_target(dir_fd, entry) != target:
-            replace_link(dir_fd, entry, target)
-            changed = True
-    for entry in os.listdir(dir_fd):
-        ours = entry not in wanted and not entry.startswith(HIDDEN)
-        if ours and _link_target(dir_fd, entry) == f"{DATA}/{entry}":
-            os.unlink(entry, dir_fd=dir_fd)
-            changed = True
-    return changed
-
-
-def link_target(dir_fd: int, name: str) -> str | None:
-    """Return where the symbolic link `name` points, None if there is no such link."""
-    return _link_target(dir_fd, name)
+        os.fsync(dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
 
 
 def move(from_fd: int, name: str, to_fd: int, target: str) -> None:
     """Rename an entry from one directory of the volume to another."""
     os.rename(name, target, src_dir_fd=from_fd, dst_dir_fd=to_fd)
+
+
+def exchange(dir_fd: int, temporary: str, name: str) -> None:
+    """Put `temporary` in the place of the directory `name` and remove that; `name` is there all the time.
+
+    Where the kernel or the file system cannot exchange two names (renameat2(2)), it is missing for a moment.
+    """
+    try:
+        _exchange(dir_fd, temporary, name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        aside = temporary_name()
+        os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        temporary = aside
+    remove_tree(dir_fd, temporary)
+
+
+def in_force(dir_fd: int) -> str | None:
+    """Return where `..data` points, None where there is no such link.
+
+    Raises:
+        OSError: nobody can tell: then nothing may be done that depends on it.
+    """
+    try:
+        return os.readlink(DATA, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+
+
+def link_target(dir_fd: int, name: str) -> str | None:
+    """Return where the symbolic link `name` points, None if there is no such link, or if nobody can tell."""
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError:
+        return None
 
 
 def make_directory(path: str) -> None:
@@ -298,51 +327,78 @@ def make_directory(path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, DIRECTORY_MODE)
             os.chmod(directory, DIRECTORY_MODE)
-            parent = os.open(os.path.dirname(directory), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
+            _sync_parent(directory)
     if not os.path.isdir(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    if not missing:
+        # Whoever made it may have been killed before this; where we may not look, it is not ours to do.
+        with contextlib.suppress(OSError):
+            _sync_parent(path)
 
 
-def subdirectory(dir_fd: int, name: str) -> int:
-    """Open the directory `name`, made with mode 0755 if it is missing, without following links."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, DIRECTORY_MODE, dir_fd=dir_fd)
-        os.chmod(name, DIRECTORY_MODE, dir_fd=dir_fd)
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+@contextmanager
+def inside(dir_fd: int, path: str, *, make: bool = False, durable: bool = False) -> Iterator[int]:
+    """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
+
+    With `make`, what is missing is created (mode 0755), and with `durable` the names on the way are synced.
+
+    Raises:
+        OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
+    """
+    fd = dir_fd
+    try:
+        for part in filter(None, path.split("/")):
+            above, fd = fd, _open_or_make(dir_fd, fd, part) if make else open_here(fd, part)
+            try:
+                if durable:
+                    sync_directory(above)
+            finally:
+                if above != dir_fd:
+                    beneath.close(above)
+        yield fd
+    finally:
+        if fd != dir_fd:
+            beneath.close(fd)
+
+
+def open_here(dir_fd: int, name: str) -> int:
+    """Open a directory that lies in another one, without following a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+
+def keep_setgid(dir_fd: int) -> int:
+    """Return mode 0755 for a directory of ours, with the set-group-id bit if it has inherited that.
+
+    Kubernetes sets the bit for `fsGroup`, so that what is made inside belongs to that group.
+    """
+    return DIRECTORY_MODE | (os.fstat(dir_fd).st_mode & stat.S_ISGID)
+
+
+def prune(dir_fd: int, path: str) -> None:
+    """Remove the directory at `path` and those above it, as far as they are empty. Never raises."""
+    with contextlib.suppress(OSError):
+        while path:
+            path, _, last = path.rpartition("/")
+            with inside(dir_fd, path) as above:
+                os.rmdir(last, dir_fd=above)
 
 
 def sweep(dir_fd: int) -> int:
-    """Remove what killed writers left behind, and return how many entries that were.
+    """Remove the temporary entries of killed writers, and return how many those were.
 
     Call it under `locked`: then a temporary file without a lock of its own has no living writer.
-    Generations that never became visible are newer than the one in force, because their time only grows.
     """
-    current = _link_target(dir_fd, DATA)
-    swept = 0
-    for entry in os.listdir(dir_fd):
-        orphan = (entry.startswith(TEMPORARY) and not _alive(dir_fd, entry)) or (
-            entry.startswith(GENERATION) and (current is None or _is_newer(entry, current))
-        )
-        if orphan:
-            remove_tree(dir_fd, entry)
-            swept += 1
-    if swept:
-        os.fsync(dir_fd)
-    return swept
+    orphans = [e for e in os.listdir(dir_fd) if e.startswith(TEMPORARY) and not _alive(dir_fd, e)]
+    for entry in orphans:
+        remove_tree(dir_fd, entry)
+    return len(orphans)
 
 
 def remove_tree(dir_fd: int, name: str) -> None:
     """Remove a file, a link or a directory with all it holds. Never raises, never follows a link."""
-    try:
-        directory = stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-    except OSError:
-        return
-    with contextlib.suppress(OSError):
-        if directory:
+    # A neighbour can nest directories deeper than a recursion may go.
+    with contextlib.suppress(OSError, RecursionError):
+        if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             shutil.rmtree(name, ignore_errors=True, dir_fd=dir_fd)
         else:
             os.unlink(name, dir_fd=dir_fd)
@@ -358,11 +414,16 @@ def is_single_file_mount(path: str) -> bool:
             points = {line.split(b" ", 5)[4] for line in table}
     except OSError:
         return False
-    escaped = os.fsencode(os.path.abspath(path)).replace(b"\\", b"\\134").replace(b" ", b"\\040")
+    directory, name = os.path.split(os.path.abspath(path))
+    # The kernel lists the mount under its real name.
+    real = os.path.join(os.path.realpath(directory), name)
+    escaped = os.fsencode(real).replace(b"\\", b"\\134")
+    for blank in (b" ", b"\t", b"\n"):
+        escaped = escaped.replace(blank, b"\\%03o" % ord(blank))
     return escaped in points and not os.path.isdir(path)
 
 
-def _lock(dir_fd: int, timeout: float) -> bool:
+def _lock(dir_fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
     end = time.monotonic() + timeout
     pause = _LOCK_PAUSE
     while True:
@@ -371,6 +432,7 @@ def _lock(dir_fd: int, timeout: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= end:
                 return False
+            waiting()
             time.sleep(pause)
             pause = min(pause * 2, _LOCK_PAUSE_MOST)
         except OSError:
@@ -381,109 +443,70 @@ def _lock(dir_fd: int, timeout: float) -> bool:
 
 
 def _alive(dir_fd: int, name: str) -> bool:
-    """Whether the writer of a temporary file still holds the file's lock."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    """Whether the writer of a temporary entry may still be at work: it holds the lock of its file."""
     try:
-        fd = os.open(name, flags, dir_fd=dir_fd)
-    except PermissionError:
-        # A writer of another user: its lock cannot be asked for, so only age tells.
-        return _age(dir_fd, name) < _FOREIGN_AGE
-    except OSError:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            return False  # made and renamed under the lock of the directory, which we hold
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError:
         return False
+    except OSError:
+        # A writer of another user: its lock cannot be asked for, so only age tells.
+        return _is_young(dir_fd, name)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return _is_young(dir_fd, name)  # there are no locks on this file system
     finally:
-        os.close(fd)
+        beneath.close(fd)
     return False
 
 
-def _age(dir_fd: int, name: str) -> float:
+def _is_young(dir_fd: int, name: str) -> bool:
     try:
-        return time.time() - os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
+        modified = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
     except OSError:
-        return 0.0
+        return False
+    return time.time() - modified < _FOREIGN_AGE
 
 
-def _is_newer(generation: str, current: str) -> bool:
-    return current.startswith(GENERATION) and _stamp(generation) > _stamp(current)
-
-
-def _stamp(generation: str) -> int:
-    digits = generation.removeprefix(GENERATION).split("-", 1)[0]
-    return int(digits) if digits.isdecimal() else 0
-
-
-def _link_target(dir_fd: int, name: str) -> str | None:
+def _sync_parent(path: str) -> None:
+    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return os.readlink(name, dir_fd=dir_fd)
-    except OSError:
-        return None
-
-
-def _fill(
-    generation: int,
-    files: Mapping[str, bytes | Staged],
-    mode: int,
-    group: int | None,
-    keep_from: int | None,
-    keep: Iterable[str],
-) -> None:
-    directories = {"": generation}
-    opened: list[int] = []
-    try:
-        for name, content in files.items():
-            parent = _parent(directories, opened, name)
-            leaf = name.rsplit("/", 1)[-1]
-            if isinstance(content, Staged):
-                content.link_into(parent, leaf)
-            else:
-                _write_new(parent, leaf, content, mode, group)
-        if keep_from is not None:
-            for name in keep:
-                parent = _parent(directories, opened, name)
-                os.link(name, name.rsplit("/", 1)[-1], src_dir_fd=keep_from, dst_dir_fd=parent)
-        for fd in directories.values():
-            if group is not None:
-                os.fchown(fd, -1, group)
-            os.fchmod(fd, DIRECTORY_MODE)
-        for fd in reversed(directories.values()):
-            os.fsync(fd)
+        sync_directory(parent)
     finally:
-        for fd in opened:
-            os.close(fd)
+        beneath.close(parent)
 
 
-def _parent(directories: dict[str, int], opened: list[int], name: str) -> int:
-    """Return the descriptor of the directory that is to hold `name`, made where it is missing."""
-    path = ""
-    for part in name.split("/")[:-1]:
-        above, path = directories[path], f"{path}/{part}" if path else part
-        if path not in directories:
-            os.mkdir(part, 0o700, dir_fd=above)
-            fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
-            opened.append(fd)
-            directories[path] = fd
-    return directories[path]
-
-
-def _write_new(dir_fd: int, name: str, content: bytes, mode: int, group: int | None) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
+    """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return open_here(dir_fd, name)
+    temporary = temporary_name()
+    os.mkdir(temporary, 0o700, dir_fd=root_fd)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        if os.fstat(fd).st_size != len(content):
-            raise OSError(errno.EIO, "bytes are missing after the write")
-        if group is not None:
-            os.fchown(fd, -1, group)
-        os.fchmod(fd, mode)
-        os.fsync(fd)
+        made = open_here(root_fd, temporary)
+        try:
+            give(made, keep_setgid(made), None)
+            move(root_fd, temporary, dir_fd, name)
+        except BaseException:
+            beneath.close(made)
+            raise
     except BaseException:
-        os.close(fd)
+        remove_tree(root_fd, temporary)
         raise
-    os.close(fd)
+    return made
+
+
+def _exchange(dir_fd: int, first: str, second: str) -> None:
+    # The standard library has no renameat2(2), and not every C library has it either.
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    names = os.fsencode(first), os.fsencode(second)
+    if call(dir_fd, names[0], dir_fd, names[1], _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -11,6 +11,7 @@ This module does not write, and it does not wait: every open is `O_NONBLOCK`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -128,7 +129,7 @@ def open_directory(path: str) -> int:
     try:
         return open_beneath(root_fd, os.path.relpath(whole, root), flags)
     finally:
-        os.close(root_fd)
+        close(root_fd)
 
 
 def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
@@ -164,7 +165,7 @@ def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
     try:
         return os.fstat(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
@@ -181,7 +182,7 @@ def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
         try:
             return read_descriptor(fd, limit, where)
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
@@ -206,6 +207,12 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
     signature = Signature.of(after)
     settled = signature == Signature.of(before) and len(data) == after.st_size
     return FileRead(data, signature, after.st_nlink, settled)
+
+
+def close(fd: int) -> None:
+    """Give back what was only read: an error says nothing about it, and the descriptor is gone; see close(2)."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def kind_of(mode: int) -> str:
@@ -323,11 +330,11 @@ class _Kernel:
         except OSError:
             return False
         try:
-            os.close(self.open(root, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            close(self.open(root, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError:
             return False
         finally:
-            os.close(root)
+            close(root)
         return True
 
 
@@ -355,11 +362,11 @@ def _walk(dir_fd: int, path: str, flags: int) -> int:
             if part == "..":
                 if len(trail) == 1:
                     raise OSError(errno.EXDEV, "leads out of the volume", path)
-                os.close(trail.pop())
+                close(trail.pop())
                 continue
             look = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
             if stat.S_ISLNK(os.fstat(look).st_mode):
-                os.close(look)
+                close(look)
                 links += 1
                 target = os.readlink(part, dir_fd=trail[-1])
                 if links > _MAX_LINKS or target.startswith("/"):
@@ -368,7 +375,7 @@ def _walk(dir_fd: int, path: str, flags: int) -> int:
                 parts.extendleft(reversed(target.split("/")))
                 continue
             if not any(p not in ("", ".") for p in parts) and not flags & os.O_DIRECTORY:
-                os.close(look)
+                close(look)
                 if parts:
                     flags |= os.O_DIRECTORY  # a trailing slash asks for a directory
                 return os.open(part, flags | os.O_NOFOLLOW, dir_fd=trail[-1])
@@ -376,4 +383,4 @@ def _walk(dir_fd: int, path: str, flags: int) -> int:
         return os.open(".", (flags & ~os.O_NOFOLLOW), dir_fd=trail[-1])
     finally:
         for fd in trail:
-            os.close(fd)
+            close(fd)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Final
 
@@ -26,6 +27,7 @@ JSON = "application/json; charset=utf-8"
 WAIT_LIMIT: Final = 300.0
 """Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
 
+_PIECE: Final = 256 << 10
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
 #: No content is longer than 19 digits say; a longer number is no range that anybody means.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
@@ -134,6 +136,16 @@ def http_date(unix: float) -> str:
     return formatdate(min(unix, time.time()) // 1, usegmt=True)
 
 
+def rfc3339(unix: float) -> str:
+    """Return a time as JSON has it, in UTC.
+
+    >>> rfc3339(784111777.5)
+    '1994-11-06T08:49:37.500000Z'
+    """
+    moment = datetime.fromtimestamp(unix, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def header_text(text: str) -> str:
     r"""Return a text that may stand in a header: visible ASCII and spaces, not too long.
 
@@ -171,15 +183,28 @@ def respond(request: web.Request, representation: Representation) -> web.Respons
         return web.Response(status=304, headers=headers)
     headers["Content-Type"] = representation.content_type
     headers["X-Content-Type-Options"] = "nosniff"
+    body = memoryview(representation.body)
     if not representation.ranges:
-        return web.Response(body=representation.body, headers=headers)
+        return _answer(200, body, headers)
     headers["Accept-Ranges"] = "bytes"
     part = _range(request, representation)
     if part is None:
-        return web.Response(body=representation.body, headers=headers)
-    size = len(representation.body)
-    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    return web.Response(body=representation.body[part], status=206, headers=headers)
+        return _answer(200, body, headers)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(body)}"
+    return _answer(206, body[part], headers)
+
+
+def _answer(status: int, body: memoryview, headers: dict[str, str]) -> web.Response:
+    """Answer with bytes; many of them in pieces, so that a slow client costs a piece and no second copy."""
+    if len(body) <= _PIECE:
+        return web.Response(status=status, body=bytes(body), headers=headers)
+    headers["Content-Length"] = str(len(body))
+    return web.Response(status=status, body=_pieces(body), headers=headers)
+
+
+async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def _validators(representation: Representation) -> dict[str, str]:

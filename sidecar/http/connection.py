@@ -75,14 +75,28 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPExpectationFailed):
+            resp = problems.from_http(
+                resp, request.path
+            )  # aiohttp raises it outside of all middlewares
         answer: object = resp  # a handler of a user may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")
-            if running.draining():
+            # Who waits for "100 Continue" and is refused may send the body or not:
+            # what comes next on this connection could be either (RFC 9110 section 10.1.1).
+            undecided = "Expect" in request.headers and not request.content.is_eof()
+            if running.draining() or undecided:
                 answer.force_close()
         sent, reset = await super().finish_response(request, resp, start_time)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
+
+    def log_exception(self, *args: object, exc_info: object = None, **options: object) -> None:
+        if isinstance(exc_info, web.RequestPayloadError):
+            # The rest of a body that nobody wants any more: it was refused with an answer.
+            _log.debug("cannot read the rest of a body: %s", exc_info)
+        else:
+            super().log_exception(*args, exc_info=exc_info, **options)
 
     def handle_error(
         self,
@@ -92,32 +106,43 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what the parser refuses, and what a handler without our middleware let through."""
+        if problems.client_has_gone(request):
+            _log.debug("a client went away in the middle of a request: %r", exc)
+            raise ConnectionResetError("the client has gone")
         if request.writer.output_size > 0:
             _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
-        answer = problems.plain(_problem(status, exc, message))
+        if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
+            # aiohttp stumbles over its own message about an expectation that is not ASCII.
+            exc, status = web.HTTPExpectationFailed(), 417
+        answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
 
 
-def _problem(status: int, exc: BaseException | None, message: str | None) -> web.HTTPException:
+def _problem(
+    status: int, exc: BaseException | None, message: str | None, longest_line: int
+) -> web.HTTPException:
     match exc:
-        case http_exceptions.LineTooLong(args=(line, *_)) if _is_request_line(line):
+        case http_exceptions.LineTooLong(args=(_, limit, *_)):
+            kind = "uri-too-long" if limit == longest_line else "head-too-large"
             return problems.Problem(
-                "uri-too-long",
-                "the address is too long for one line; send large contents with PUT /files/NAME",
+                kind, f"it has more than {limit} bytes; send large contents with PUT /files/NAME"
+            )
+        case http_exceptions.InvalidURLError():
+            return problems.Problem(
+                "bad-request",
+                "the address holds a character that must be written as %XX"
+                " (curl does it with -G --data-urlencode content=TEXT)",
             )
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
             _log.debug("cannot understand a request: %s", exc)
             reason = " ".join((message or exc.message).split())[:200]
             return problems.Problem("bad-request", f"this is not HTTP as RFC 9112 has it: {reason}")
+        case web.HTTPException():
+            return problems.from_http(exc, "")
         case None if status != 500:
             return problems.UntypedProblem(status, "the request has taken too long")
         case _:
             return problems.internal_error(exc or RuntimeError(message))
-
-
-def _is_request_line(line: object) -> bool:
-    text = line.decode("latin-1") if isinstance(line, bytes) else str(line)
-    return text.startswith("/")

@@ -9,12 +9,12 @@ So a browser is told to take each as the type that is said, and to run nothing i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import mimetypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -22,13 +22,14 @@ import orjson
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import answers, openapi, problems, waiting
+from sidecar.http import answers, problems, waiting
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.follow import Latest
 from sidecar.volume import snapshot as snapshots
-from sidecar.volume import store
+from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
+from sidecar.volume.terms import Entry
 from sidecar.volume.volume import Volume
 from sidecar.volume.watch import WatchMode
 
@@ -36,7 +37,11 @@ SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE: Final = "Sidecar-Stale"
 """The header that says why the content may be out of date; it is absent while it is not."""
 
-_DISK_RECHECK = 1.0
+NAME: Final = r"{name:[\s\S]+}"
+"""The part of a route that takes any name, for it to be judged here and not by a pattern."""
+
+_DISK_RECHECK = 0.25
+_SAMPLE = 64 << 10
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -96,7 +101,7 @@ def files_app(
     app[SHELF] = Shelf(None, {} if trusted else SANDBOX)
     app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
-        [web.get("", list_files), web.get("/", list_files), web.get("/{name:.+}", get_file)]
+        [web.get("", list_files), web.get("/", list_files), web.get(f"/{NAME}", get_file)]
     )
     return app
 
@@ -106,17 +111,9 @@ async def list_files(request: web.Request) -> web.Response:
     shelf, latest = request.app[SHELF], request.app[following.LATEST]
 
     async def make() -> Representation:
-        contents = await _all_contents(shelf, latest)
-        body = orjson.dumps([_entry(contents[name]) for name in sorted(contents)])
-        return Representation(
-            body=body,
-            etag=snapshots.etag(snapshots.version_of(body)),
-            modified=max((one.modified for one in contents.values()), default=0.0),
-            content_type=answers.JSON,
-            headers=stale_header(latest),
-        )
+        return listing(await _entries(shelf, latest), stale_header(latest))
 
-    return await waiting.answer(request, latest.watch, make)
+    return await waiting.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
 
 
 async def get_file(request: web.Request) -> web.Response:
@@ -126,17 +123,15 @@ async def get_file(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         try:
-            content = await _content(shelf, latest, store.check_name(name))
+            content = await _content(shelf, latest, terms.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
-        return representation(content, latest, shelf.headers)
+        return representation(content, {**shelf.headers, **stale_header(latest)})
 
     return await waiting.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
 
 
-def representation(
-    content: Content, latest: Latest[None], headers: Mapping[str, str] = SANDBOX
-) -> Representation:
+def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:
     """Return the bytes of one file as they are sent."""
     return Representation(
         body=content.data,
@@ -144,7 +139,29 @@ def representation(
         modified=content.modified,
         content_type=content_type(content.name, content.data),
         ranges=True,
-        headers={**headers, **stale_header(latest)},
+        headers=headers,
+    )
+
+
+def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representation:
+    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them."""
+    body = orjson.dumps(
+        [
+            {
+                "name": entry.name,
+                "size": entry.size,
+                "etag": entry.etag,
+                "modified": answers.rfc3339(entry.modified),
+            }
+            for entry in entries
+        ]
+    )
+    return Representation(
+        body=body,
+        etag=snapshots.etag(snapshots.version_of(body)),
+        modified=max((one.modified for one in entries), default=0.0),
+        content_type=answers.JSON,
+        headers=headers,
     )
 
 
@@ -178,46 +195,18 @@ def content_type(name: str, data: bytes) -> str:
     return f"{kind or 'text/plain'}; charset=utf-8"
 
 
-def describe_files(prefix: str) -> dict[str, openapi.Object]:
-    """Return the OpenAPI description of `list_files` and `get_file`."""
-    entry: openapi.Object = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string"},
-            "size": {"type": "integer"},
-            "etag": {"type": "string"},
-            "modified": {"type": "string", "format": "date-time"},
-        },
-    }
-    listing = openapi.json("The files", {"type": "array", "items": entry})
-    whole = openapi.content("The bytes", "*/*", {"type": "string", "format": "binary"})
-    name = openapi.path_parameter("name", "A relative path; it may hold `/`")
-    read = [*openapi.CONDITIONAL, openapi.LONG_POLL]
-    parts = openapi.header("Range", "`bytes=FIRST-LAST`: one range; of several none is served")
-    return {
-        prefix: openapi.get(
-            openapi.operation(
-                "All files", responses={200: listing, 304: "Not changed"}, parameters=read
-            )
-        ),
-        f"{prefix}/{{name}}": openapi.get(
-            openapi.operation(
-                "One file",
-                responses={200: whole, 206: "A part", 304: "Not changed", 404: "No such file"},
-                parameters=[name, *read, parts],
-            )
-        ),
-    }
-
-
-async def _all_contents(shelf: Shelf, latest: Latest[None]) -> dict[str, Content]:
+async def _entries(shelf: Shelf, latest: Latest[None]) -> list[Entry]:
     snapshot = latest.snapshot
-    contents = {name: snapshot.content(name) for name in snapshot}
+    contents = [snapshot.content(name) for name in snapshot]
+    found = {
+        one.name: Entry(one.name, one.version, len(one.data), one.modified) for one in contents
+    }
     if shelf.beside is not None and snapshot.name is not None:
-        for name in await shelf.beside.names():
-            with contextlib.suppress(_errors.ReadError):  # gone meanwhile, or not fit to be read
-                contents.setdefault(name, await shelf.beside.read(name))
-    return contents
+        # The last good content stays in the list even where its directory is gone.
+        with contextlib.suppress(_errors.ReadError):
+            for entry in await shelf.beside.entries():
+                found.setdefault(entry.name, entry)
+    return [found[name] for name in sorted(found)]
 
 
 async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:
@@ -228,21 +217,14 @@ async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:
     return await shelf.beside.read(name)
 
 
-def _entry(content: Content) -> dict[str, object]:
-    modified = datetime.fromtimestamp(content.modified, UTC)
-    return {
-        "name": content.name,
-        "size": len(content.data),
-        "etag": content.etag,
-        "modified": modified.isoformat().replace("+00:00", "Z"),
-    }
-
-
 def _is_text(data: bytes) -> bool:
-    if b"\0" in data:
+    """Tell by the beginning whether it is UTF-8 text: enough for a guess, whatever the size."""
+    beginning = data[:_SAMPLE]
+    if b"\0" in beginning:
         return False
     try:
-        data.decode()
+        # Not final unless it is the whole: the sample may end in the middle of a character.
+        codecs.utf_8_decode(beginning, "strict", len(data) <= _SAMPLE)
     except UnicodeDecodeError:
         return False
     return True

@@ -127,16 +127,25 @@ def follow(
         async with opened as one:
             app[key] = Latest(one)
             remove = _report(app, one, required=required)
-            # The first answer is to be the content, not "nothing yet"; a volume that hangs is no reason to.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_LOOK):
-                    await one.looked()
+            await _first_look(one)
             try:
                 yield
             finally:
                 remove()
 
     return context
+
+
+async def _first_look(watch: Watch[Any]) -> None:
+    """Wait until the first answer can be the content instead of "nothing yet", but not for ever.
+
+    A content without a problem that is still held back is too young to be trusted: it comes in a moment.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK):
+            await watch.looked()
+            if watch.problem is None:
+                await watch.changed(None, FIRST_LOOK)
 
 
 def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:

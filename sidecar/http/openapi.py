@@ -1,16 +1,14 @@
-"""The description that `/openapi.json` gives of an application, in OpenAPI 3.1.
+"""The parts that a description in OpenAPI 3.1 is built of, as plain data.
 
-It is written by hand, as data, by the modules that own the routes;
-a test compares it with the routes themselves, so neither can be changed without the other.
-https://spec.openapis.org/oas/v3.1.1
+What is described is in `descriptions`. https://spec.openapis.org/oas/v3.1.1
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TypeAlias
 
+from sidecar import __version__
 from sidecar.http import answers, problems
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -25,7 +23,7 @@ def document(title: str, description: str, paths: Mapping[str, Object], *, token
     }
     whole: Object = {
         "openapi": "3.1.1",
-        "info": {"title": title, "description": description, "version": _version()},
+        "info": {"title": title, "description": description, "version": __version__},
         # Relative to this document, so it holds behind a prefix as well.
         "servers": [{"url": "."}],
         "paths": {path: _with_problems(operations) for path, operations in paths.items()},
@@ -103,18 +101,6 @@ def json(description: str, schema: Object) -> Object:
     return content(description, answers.JSON.partition(";")[0], schema)
 
 
-CONDITIONAL: list[Json] = [
-    header("If-None-Match", "Entity tags that are known; 304 if one of them is in force"),
-    header("If-Modified-Since", "A date; 304 if nothing has changed since"),
-    header("If-Match", "Entity tags, one of which must be in force; else 412"),
-]
-LONG_POLL: Object = header(
-    "Prefer",
-    "`wait=SECONDS` with `If-None-Match`: answer as soon as there is another content,"
-    f" 304 after that time; at most {answers.WAIT_LIMIT:g}",
-)
-
-
 def _with_problems(operations: Object) -> Object:
     """Add the answer that every operation may give: a problem."""
     fallback: Json = {"$ref": "#/components/responses/Problem"}
@@ -146,10 +132,3 @@ def _problem_schema() -> Object:
 def _problem_response() -> Object:
     schema: Object = {"$ref": "#/components/schemas/Problem"}
     return content("What went wrong", problems.CONTENT_TYPE, schema)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("podsidecar")
-    except metadata.PackageNotFoundError:  # run from a directory that was never installed
-        return "0"

@@ -67,26 +67,6 @@ def details_of(app: web.Application) -> dict[str, Detail]:
     return app[DETAILS]
 
 
-def describe_ops() -> dict[str, openapi.Object]:
-    """Return the OpenAPI description of what `ops_routes` serves."""
-    titles = {"live": "Is it alive?", "ready": "Is it ready?", "started": "Has it started?"}
-    checks = openapi.json(
-        "Yes",
-        {"type": "object", "properties": {"status": {"const": "ok"}, "checks": {"type": "object"}}},
-    )
-    exposition = openapi.content("Prometheus' text format", "text/plain", {"type": "string"})
-    itself = openapi.json("OpenAPI 3.1", {"type": "object"})
-    paths = {
-        path: openapi.operation(
-            titles[kind], responses={200: checks, 503: "No; `checks` says why"}, open_to_all=True
-        )
-        for kind, (path, _) in _PROBES.items()
-    }
-    paths["/metrics"] = openapi.operation("What this process counts", responses={200: exposition})
-    paths["/openapi.json"] = openapi.operation("This description", responses={200: itself})
-    return {path: openapi.get(described) for path, described in paths.items()}
-
-
 def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
     path, problem = _PROBES[kind]
 

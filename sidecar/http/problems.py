@@ -9,7 +9,7 @@ A problem is raised, never returned: aiohttp answers it from any handler, of our
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Mapping
@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     "unsupported-coding": Kind(415, "The content coding is not supported"),
     "range-not-satisfiable": Kind(416, "The range lies outside the content"),
     "expectation-failed": Kind(417, "The expectation cannot be met"),
+    "head-too-large": Kind(431, "A header is too long"),
     # Publishing
     "version-conflict": Kind(412, "Somebody else has published first"),
     "content-refused": Kind(422, "The content is refused"),
@@ -123,7 +124,7 @@ def of(error: _errors.SidecarError) -> Problem:
     >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
     507
     """
-    detail = _message(error)
+    detail = message(error)
     match error:
         case _errors.VersionConflict():
             return _conflict(detail, error.current)
@@ -140,17 +141,22 @@ def of(error: _errors.SidecarError) -> Problem:
             return Problem(_kind_of(error), detail)
 
 
-def from_http(error: web.HTTPException) -> web.HTTPException:
+def message(error: _errors.SidecarError) -> str:
+    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def from_http(error: web.HTTPException, path: str) -> web.HTTPException:
     """Return an error of aiohttp itself as a problem; what is none, or is one already, unchanged."""
     if error.status < HTTPStatus.BAD_REQUEST or isinstance(error, Problem):
         return error
     kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     kind = _BY_STATUS.get(error.status)
     if kind is not None:
-        return Problem(kind, _explain(error), headers=kept)
-    error.headers.update(_no_store(kept))
-    _fill(error, "about:blank", error.reason, _explain(error), None)
-    return error
+        return Problem(kind, _explain(error, path), headers=kept)
+    return UntypedProblem(error.status, _explain(error, path))
 
 
 def plain(problem: web.HTTPException) -> web.Response:
@@ -169,6 +175,11 @@ def internal_error(error: BaseException) -> Problem:
     )
 
 
+def client_has_gone(request: web.BaseRequest) -> bool:
+    """Whether there is nobody any more who could be answered."""
+    return request.transport is None or request.transport.is_closing()
+
+
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""
@@ -177,12 +188,14 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except _errors.SidecarError as error:
         raise of(error) from error
     except web.HTTPException as error:
-        raise from_http(error) from error
-    except (ConnectionError, asyncio.CancelledError):
-        raise
+        raise from_http(error, request.path) from error
+    except web.RequestPayloadError as error:
+        detail = f"the body of the request cannot be read: {error}"
+        raise Problem("bad-request", detail) from error
     except Exception as error:
-        if request.writer.output_size > 0:
-            raise  # half an answer is out: all that is left is to break the connection
+        # Nobody is there to be answered, or half an answer is out already: what is left is to end.
+        if client_has_gone(request) or request.writer.output_size > 0:
+            raise
         raise internal_error(error) from error
 
 
@@ -210,14 +223,9 @@ def _uncertain(detail: str, version: str) -> Problem:
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
 
 
-def _message(error: _errors.SidecarError) -> str:
-    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
-
-
-def _explain(error: web.HTTPException) -> str:
+def _explain(error: web.HTTPException, path: str) -> str:
+    if isinstance(error, web.HTTPNotFound):
+        return f"there is nothing at {path}"
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return f"{error.method} is not allowed here, only {allowed}"
@@ -239,6 +247,14 @@ def _fill(
     members: Mapping[str, object] | None,
 ) -> None:
     body = {"type": type_, "title": title, "status": answer.status, "detail": detail}
-    answer.body = orjson.dumps({**body, **(members or {})})
+    answer.body = _dumps({**body, **(members or {})})
     answer.content_type = CONTENT_TYPE
     answer.charset = None
+
+
+def _dumps(value: dict[str, object]) -> bytes:
+    """Return JSON; what came in a header and is no UTF-8 is shown as `?`."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

@@ -14,12 +14,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 from aiohttp import web
 
-from sidecar.http import answers, bearer, files, openapi, ops, problems, waiting
+from sidecar.http import answers, bearer, descriptions, files, ops, problems, waiting
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.runtime import threads
@@ -74,8 +73,8 @@ def reader_app(
             web.get("/", _get_content),
             web.get("/raw", _get_raw),
             web.get("/files", files.list_files),
-            web.get("/files/{name:.+}", files.get_file),
-            *ops.ops_routes(lambda: _describe(token=tokens is not None)),
+            web.get(f"/files/{files.NAME}", files.get_file),
+            *ops.ops_routes(lambda: descriptions.reader(token=tokens is not None)),
         ]
     )
     return app
@@ -119,14 +118,15 @@ async def _get_raw(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         found = _found(reader, latest)
+        headers = {**files.SANDBOX, **files.stale_header(latest)}
         if isinstance(found, Content):
-            return files.representation(found, latest)
+            return files.representation(found, headers)
         if found.name is None:
             raise problems.Problem(
                 "no-such-file",
                 f"{latest.watch.path} is a directory: GET /files lists its files, GET /files/NAME has one",
             )
-        return files.representation(found.content(), latest)
+        return files.representation(found.content(), headers)
 
     return await waiting.answer(request, latest.watch, make)
 
@@ -171,49 +171,3 @@ def _beside(path: str, max_size: int) -> Volume | None:
     if path.endswith("/") or directory == "/":
         return None  # to serve a file that lies in / must not mean to serve the machine
     return Volume(directory, max_size=max_size)
-
-
-def _describe(*, token: bool) -> openapi.Object:
-    text: openapi.Object = {
-        "oneOf": [
-            {"type": "string"},
-            {"type": "object", "additionalProperties": {"type": "string"}},
-        ]
-    }
-    whole: openapi.Object = {"type": "string", "format": "binary"}
-    read: list[Any] = [*openapi.CONDITIONAL, openapi.LONG_POLL]
-    parts = openapi.header("Range", "`bytes=FIRST-LAST`: one range; of several none is served")
-    nothing = "Nothing has been published yet"
-    paths = {
-        "/": openapi.get(
-            openapi.operation(
-                "The content, as a JSON string; of a set, an object of names and texts",
-                responses={
-                    200: openapi.json("The content", text),
-                    304: "Not changed",
-                    406: "It is not UTF-8",
-                    503: nothing,
-                },
-                parameters=read,
-            )
-        ),
-        "/raw": openapi.get(
-            openapi.operation(
-                "The content, byte for byte",
-                responses={
-                    200: openapi.content("The bytes", "*/*", whole),
-                    206: "A part",
-                    304: "Not changed",
-                    404: "It is a set of files",
-                    416: "The range lies outside",
-                    503: nothing,
-                },
-                parameters=[*read, parts],
-            )
-        ),
-        **files.describe_files("/files"),
-        **ops.describe_ops(),
-    }
-    return openapi.document(
-        "sidecar reader", "Serves what the writer published last.", paths, token=token
-    )

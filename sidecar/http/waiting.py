@@ -87,11 +87,12 @@ class Waits:
             waits.ring()
 
     @contextmanager
-    def bell(self, request: web.Request, watch: Watch[object]) -> Iterator[Bell]:
-        """Yield a bell that rings for this request: at each change of the watch, and at the end."""
+    def bell(self, request: web.Request, watch: Watch[Any] | None) -> Iterator[Bell]:
+        """Yield a bell that rings for this request: at each change of the watch, and when waiting is over."""
         bell = Bell(lambda: self._over or running.draining() or request.transport is None)
         with ExitStack() as stack:
-            stack.callback(watch.subscribe(bell.ring))
+            if watch is not None:
+                stack.callback(watch.subscribe(bell.ring))
             if isinstance(request.protocol, Connection):
                 stack.callback(request.protocol.on_lost(bell.ring))
             self._bells.add(bell)

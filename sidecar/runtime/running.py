@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from sidecar._errors import ConfigError
 from sidecar.runtime import logging as runtime_logging
+from sidecar.runtime import memory
 
 T = TypeVar("T")
 
@@ -29,6 +30,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 15.0
 """Seconds after which a program that has been told to stop is said to be still running:
 more than `serve` takes to drain, less than the grace period of a Pod."""
+
+_SETTLED = 2.0
+"""Seconds after the start in which a program imports, listens and loads what it needs."""
 
 
 class _Process:
@@ -135,6 +139,7 @@ async def _until_stopped(main: Coroutine[Any, Any, T], stop: _Stop) -> T | None:
     """Await `main` in the task that a signal cancels."""
     if not stop.attach():
         return None
+    settled = asyncio.get_running_loop().call_later(_SETTLED, memory.give_back)
     try:
         return await main
     except asyncio.CancelledError:
@@ -142,6 +147,7 @@ async def _until_stopped(main: Coroutine[Any, Any, T], stop: _Stop) -> T | None:
             return None
         raise
     finally:
+        settled.cancel()
         stop.detach()
 
 

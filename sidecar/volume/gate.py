@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
@@ -107,6 +106,11 @@ class Gate:
     def needs_file(self) -> bool:
         """Whether a content has to lie in a file to be examined: only a command wants that."""
         return self._check is not None
+
+    @property
+    def patience(self) -> float:
+        """The seconds that an examination may rightly take beyond the work itself."""
+        return self._check_timeout if self._check is not None else 0.0
 
     async def examine(self, name: str, path: Path | None, size: int, content: bytes | None) -> None:
         """Return if the content may be published as `name`.
@@ -263,6 +267,8 @@ def _json(text: str) -> list[Any]:
 
 
 def _toml(text: str) -> list[Any]:
+    import tomllib
+
     return [tomllib.loads(text)]
 
 
@@ -338,7 +344,8 @@ def _violations(validator: Validator, documents: Sequence[Any]) -> Iterator[str]
         which = f"document {number}, " if len(documents) > 1 else ""
         try:
             found = sorted(
-                _first(validator.iter_errors(document), MAX_REASONS), key=lambda one: one.json_path
+                _first(validator.iter_errors(document), MAX_REASONS),
+                key=lambda one: _pointer(one.absolute_path),
             )
         except referencing.exceptions.Unresolvable as error:
             raise _errors.PublishError(
@@ -371,6 +378,10 @@ def _validator(path: Path) -> Validator:
     try:
         text = path.read_text(encoding="utf-8")
         (document,) = (_json if path.suffix == ".json" else _load_yaml)(text)
+        if not isinstance(document, dict):
+            document = {
+                "allOf": [document]
+            }  # true, false, or something for the check below to refuse
         kind = jsonschema.validators.validator_for(document, jsonschema.Draft202012Validator)
         kind.check_schema(document)
     except OSError as error:

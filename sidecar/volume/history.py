@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sidecar.disk import atomic
+from sidecar.disk import atomic, beneath
+from sidecar.disk.generations import stamp_of
 from sidecar.volume import snapshot as snapshots
 
 DIRECTORY = "..versions"
@@ -45,20 +47,14 @@ class Version:
         return snapshots.etag(self.version)
 
 
-def stamp_of(entry: str) -> int:
-    """Return the nanoseconds in the name of a generation or of a kept content, 0 if there are none."""
-    digits = entry.rsplit("/", 1)[-1].removeprefix("..").removeprefix(_SET).split("-", 1)[0]
-    return int(digits) if digits.isdecimal() else 0
+def entry_name(stamp: int, version: str) -> str:
+    """Return `<nanoseconds>-<version>`, which sorts by time."""
+    return f"{stamp:020d}-{version}"
 
 
 def version_in(entry: str) -> str:
     """Return the version in the name of a generation or of a kept content."""
     return entry.rsplit("-", 1)[-1]
-
-
-def entry_name(stamp: int, version: str) -> str:
-    """Return `<nanoseconds>-<version>`, which sorts by time."""
-    return f"{stamp:020d}-{version}"
 
 
 def directory_of(name: str) -> str:
@@ -69,94 +65,118 @@ def directory_of(name: str) -> str:
     return f"{DIRECTORY}/{_FILE}{quoted}"
 
 
+def holds(dir_fd: int, name: str, status: os.stat_result) -> bool:
+    """Whether the newest kept content of a loose file is the very file of that status."""
+    with contextlib.suppress(OSError), atomic.inside(dir_fd, directory_of(name)) as fd:
+        entries = os.listdir(fd)
+        return bool(entries) and os.path.samestat(status, _lstat(fd, max(entries)))
+    return False
+
+
 def keep_file(dir_fd: int, name: str, version: str, stamp: int, keep: int) -> None:
-    """Note that `name` now holds `version`, and forget all but the newest `keep` contents.
+    """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
     Best effort: what cannot be linked (a file system without hard links) is not kept.
     """
     if keep <= 0:
         return
-    with contextlib.suppress(OSError), _opened(dir_fd, directory_of(name)) as fd:
+    above, _, leaf = name.rpartition("/")
+    with (
+        contextlib.suppress(OSError),
+        atomic.inside(dir_fd, above) as parent,
+        atomic.inside(dir_fd, directory_of(name), make=True) as fd,
+    ):
         entries = sorted(os.listdir(fd))
-        if not entries or version_in(entries[-1]) != version:
-            entry = entry_name(max(stamp, stamp_of(entries[-1]) + 1 if entries else 0), version)
-            os.link(name, entry, src_dir_fd=dir_fd, dst_dir_fd=fd, follow_symlinks=False)
-            entries.append(entry)
-        for old in entries[:-keep]:
+        if entries and version_in(entries[-1]) == version:
+            atomic.remove_tree(fd, entries.pop())  # published again, because it was in doubt
+        # The clock may have gone back; the order must not.
+        entry = entry_name(max(stamp, stamp_of(entries[-1]) + 1 if entries else 0), version)
+        os.link(leaf, entry, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
+        for old in [*entries, entry][:-keep]:
             atomic.remove_tree(fd, old)
 
 
 def retire(dir_fd: int, generation: str, keep: int) -> None:
-    """Move a generation that is no longer in force into the history; with `keep` 0, remove it."""
-    if keep <= 0:
-        atomic.remove_tree(dir_fd, generation)
-        return
-    with contextlib.suppress(OSError), _opened(dir_fd, DIRECTORY) as fd:
-        atomic.move(dir_fd, generation, fd, generation.removeprefix(".."))
-        entries = sorted(e for e in os.listdir(fd) if e.startswith(_SET))
-        for old in entries[: -max(keep - 1, 0)] if keep > 1 else entries:
-            atomic.remove_tree(fd, old)
+    """Move a generation that is no longer in force into the history; where that is impossible, remove it.
+
+    `keep` counts the one in force.
+    """
+    if keep > 1:
+        with (
+            contextlib.suppress(OSError),
+            atomic.inside(dir_fd, DIRECTORY, make=True) as fd,
+        ):
+            atomic.move(dir_fd, generation, fd, generation.removeprefix(atomic.HIDDEN))
+            for old in sorted(e for e in os.listdir(fd) if e.startswith(_SET))[: 1 - keep]:
+                atomic.remove_tree(fd, old)
+    atomic.remove_tree(dir_fd, generation)
 
 
 def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Version]:
-    """Return the kept contents of a loose file, newest first."""
+    """Return the kept contents of a loose file, newest first; `current` is the version it has now."""
     folder = directory_of(name)
-    return _listed(dir_fd, folder, "", current)
+    with _listing(dir_fd, folder) as (fd, entries):
+        newest_first = sorted(entries, reverse=True)
+        found = [v for e in newest_first if (v := _version(fd, folder, e)) is not None]
+    present = next((v.entry for v in found if v.version == current), None)
+    marked = [replace(v, current=v.entry == present) for v in found]
+    if current is not None and present is None:
+        # Another writer put it there, or ours was killed just before it could note it.
+        marked[:0] = _unkept(dir_fd, name, current)
+    return marked
 
 
-def versions_of_set(dir_fd: int, current: str | None) -> list[Version]:
-    """Return the kept generations of a set, newest first, those in their grace period included."""
-    found = _listed(dir_fd, DIRECTORY, _SET, current)
-    found += _listed(dir_fd, ".", atomic.GENERATION, current)
-    return sorted(found, key=lambda version: stamp_of(version.entry), reverse=True)
-
-
-def _listed(dir_fd: int, folder: str, prefix: str, current: str | None) -> list[Version]:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
-    except OSError:
-        return []
+def versions_of_set(dir_fd: int) -> list[Version]:
+    """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old."""
+    current = atomic.in_force(dir_fd)
     found: list[Version] = []
+    for folder, prefix in ((".", atomic.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            ours = [e for e in entries if e.startswith(prefix)]
+            found += [v for e in ours if (v := _version(fd, folder, e)) is not None]
+    marked = [replace(v, current=v.entry == f"./{current}") for v in found]
+    return sorted(marked, key=lambda v: stamp_of(v.entry), reverse=True)
+
+
+@contextmanager
+def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield a directory of the history and what is in it; nothing where it is missing."""
+    with contextlib.ExitStack() as stack:
+        entries: list[str] = []
+        fd = -1
+        with contextlib.suppress(OSError):
+            fd = stack.enter_context(atomic.inside(dir_fd, folder))
+            entries = os.listdir(fd)
+        yield fd, entries
+
+
+def _version(dir_fd: int, folder: str, entry: str) -> Version | None:
+    """Return one kept content, None if it has been forgotten meanwhile or is none."""
+    stamp = stamp_of(entry)
     try:
-        entries = sorted((e for e in os.listdir(fd) if e.startswith(prefix)), reverse=True)
-        for entry in entries:
-            if not (stamp := stamp_of(entry)):
-                continue
-            version = version_in(entry)
-            files, size = _weight(fd, entry)
-            is_current = version == current and not any(v.current for v in found)
-            found.append(
-                Version(version, stamp / 1e9, size, files, is_current, f"{folder}/{entry}")
-            )
-    finally:
-        os.close(fd)
-    return found
+        files, size = _weight(dir_fd, entry)
+    except OSError:
+        return None
+    if not stamp:
+        return None
+    return Version(version_in(entry), stamp / 1e9, size, files, False, f"{folder}/{entry}")
 
 
 def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
     """Return the number of files and of bytes of a kept content."""
-    try:
-        fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
-    except NotADirectoryError:
-        return 1, os.stat(entry, dir_fd=dir_fd, follow_symlinks=False).st_size
-    except OSError:
-        return 0, 0
-    try:
+    status = _lstat(dir_fd, entry)
+    if not stat.S_ISDIR(status.st_mode):
+        return 1, status.st_size
+    with atomic.inside(dir_fd, entry) as fd:
         sizes = snapshots.names_beneath(fd).values()
         return len(sizes), sum(sizes)
-    finally:
-        os.close(fd)
 
 
-@contextmanager
-def _opened(dir_fd: int, folder: str) -> Iterator[int]:
-    """Open a directory of the history, made where it is missing."""
-    fd = os.dup(dir_fd)
-    try:
-        for part in folder.split("/"):
-            inner = atomic.subdirectory(fd, part)
-            os.close(fd)
-            fd = inner
-        yield fd
-    finally:
-        os.close(fd)
+def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
+    with contextlib.suppress(OSError):
+        status = beneath.stat_beneath(dir_fd, name)
+        yield Version(current, status.st_mtime, status.st_size, 1, True, name)
+
+
+def _lstat(dir_fd: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)

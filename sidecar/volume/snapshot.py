@@ -316,7 +316,7 @@ def unchanged(dir_fd: int, before: Sighting) -> bool:
     try:
         if before.snapshot.name is not None:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
-        if atomic.link_target(dir_fd, atomic.DATA) != mark.generation:
+        if atomic.in_force(dir_fd) != mark.generation:
             return False
         with _pinned(dir_fd, mark.generation) as fd:
             found = {n: s for n, s in _entries(fd) if isinstance(s, beneath.Signature)}
@@ -331,7 +331,7 @@ def names_beneath(dir_fd: int) -> dict[str, int]:
     Raises:
         OSError: the directory cannot be read.
     """
-    with _pinned(dir_fd, atomic.link_target(dir_fd, atomic.DATA)) as fd:
+    with _pinned(dir_fd, atomic.in_force(dir_fd)) as fd:
         return {n: s.size for n, s in _entries(fd) if isinstance(s, beneath.Signature)}
 
 
@@ -351,7 +351,7 @@ def _check_whole(dir_fd: int, directory: str, sighting: Sighting, before: Sighti
                 errno.ENOENT, f"cannot read {directory}: no file has been published there"
             )
         return
-    if atomic.link_target(dir_fd, atomic.DATA) != generation:
+    if atomic.in_force(dir_fd) != generation:
         raise _Vanished
     if before is not None and before.mark.generation == generation:
         lost = before.mark.signatures.keys() - sighting.mark.signatures.keys()
@@ -364,7 +364,7 @@ def _check_whole(dir_fd: int, directory: str, sighting: Sighting, before: Sighti
 
 
 def _load_once(dir_fd: int, directory: str, limit: int, before: Sighting | None) -> Sighting:
-    generation = atomic.link_target(dir_fd, atomic.DATA)
+    generation = atomic.in_force(dir_fd)
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
     contents: dict[str, Content] = {}
@@ -413,7 +413,7 @@ def _pinned(dir_fd: int, generation: str | None) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        beneath.close(fd)
 
 
 def _entries(
@@ -445,7 +445,7 @@ def _entries(
                 try:
                     yield from _entries(fd, f"{name}/", depth + 1)
                 finally:
-                    os.close(fd)
+                    beneath.close(fd)
         except FileNotFoundError:
             continue  # gone, or a link whose target is gone
         except OSError as error:

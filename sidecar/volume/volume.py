@@ -10,10 +10,12 @@ When it is cancelled, it is withdrawn if its content is not visible yet, else it
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +24,15 @@ from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.runtime import metrics, threads
 from sidecar.volume import gate as gates
-from sidecar.volume import history, store
+from sidecar.volume import history, store, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
-from sidecar.volume.store import Conditions, Entry, Publication, Ticket
+from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
 
 R = TypeVar("R")
+
+too_large = terms.too_large
 
 FILE_MODE = 0o644
 KEEP = 10
@@ -74,9 +78,8 @@ class Volume:
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
     ) -> None:
-        self._store = store.Store(
-            os.fspath(path), mode=mode, group=group, keep=keep, grace=grace, max_size=max_size
-        )
+        where = os.path.abspath(path)
+        self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
         self._path = os.fspath(path)
         self._max_size = max_size
         self._gate = gate
@@ -129,14 +132,14 @@ class Volume:
             PublishUncertain: visible, perhaps not durable.
         """
         contents = {name: encoded(content) for name, content in files.items()}
-        conditions = _conditions(if_match, if_none_match)
+        order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
-            store.check_names(contents)
+            terms.check_names(contents)
             self._check_size(self._path, sum(map(len, contents.values())))
             for name, data in contents.items():
                 await self._examine(name, data)
-            return await self._step(self._store.publish, contents, conditions, dry_run=dry_run)
+            return await self._step(self._store.publish, contents, order=order)
 
         return await self._counted(work, dry_run=dry_run)
 
@@ -158,18 +161,18 @@ class Volume:
                 nothing was published.
             PublishUncertain: visible, perhaps not durable.
         """
-        conditions = _conditions(if_match, if_none_match)
+        order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
-            store.check_name(name)
+            terms.check_name(name)
             if isinstance(content, Upload):
                 await self._examine_upload(name, content)
                 staged = content.take()
-                return await self._step(self._store.put, name, staged, conditions, dry_run=dry_run)
+                return await self._step(self._store.put, name, staged, order=order)
             data = encoded(content)
             self._check_size(os.path.join(self._path, name), len(data))
             await self._examine(name, data)
-            return await self._step(self._store.put, name, data, conditions, dry_run=dry_run)
+            return await self._step(self._store.put, name, data, order=order)
 
         return await self._counted(work, dry_run=dry_run)
 
@@ -182,9 +185,7 @@ class Volume:
             FileMissing: there is no such file.
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
-        return await self._step(
-            self._store.delete, name, _conditions(if_match, None), dry_run=dry_run
-        )
+        return await self._step(self._store.delete, name, order=_order(if_match, None, dry_run))
 
     @asynccontextmanager
     async def stage(self, *, limit: int | None = None) -> AsyncIterator[Upload]:
@@ -199,15 +200,12 @@ class Volume:
         ...         await volume.put("large.bin", upload)
         """
         await self._prepare_once()
-        staged, own = await threads.in_thread(self._store.stage)
-        upload = Upload(
-            staged, self._path, self._max_size if limit is None else min(limit, self._max_size)
-        )
+        upload = Upload(self._path, self._max_size if limit is None else min(limit, self._max_size))
         try:
+            await threads.in_thread(upload.open, self._store.stage)
             yield upload
         finally:
-            await threads.in_thread(upload.drop)
-            os.close(own)
+            await upload.end()
 
     async def read(self, name: str) -> Content:
         """Return one file as it is now.
@@ -259,10 +257,10 @@ class Volume:
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
         wanted = version.strip('"')
-        conditions = _conditions(if_match, None)
+        order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
-            return await self._step(self._store.rollback, wanted, name, conditions, dry_run=dry_run)
+            return await self._step(self._store.rollback, wanted, name, order=order)
 
         return await self._counted(work, dry_run=dry_run)
 
@@ -316,37 +314,31 @@ class Volume:
             metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
         return done
 
-    async def _step(self, function: Callable[..., R], *args: Any, dry_run: bool) -> R:
+    async def _step(self, function: Callable[..., R], *args: Any, order: Order) -> R:
         """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
         await self._prepare_once()
-        ticket = Ticket()
-        step = asyncio.ensure_future(threads.in_thread(function, *args, ticket, dry_run=dry_run))
-        try:
-            await asyncio.wait({step})
-        except asyncio.CancelledError:
-            ticket.withdrawn = True
-            while not step.done():
-                try:
-                    await asyncio.wait({step})
-                except asyncio.CancelledError:
-                    continue
-            if step.exception() is None:
-                self._note(step.result(), dry_run=dry_run)
-            raise
-        done = step.result()
-        self._note(done, dry_run=dry_run)
-        return done
 
-    def _note(self, done: object, *, dry_run: bool) -> None:
-        if isinstance(done, Publication) and not dry_run:
-            self._published = done
+        def step() -> R:
+            order.check()
+            done = function(*args, order)
+            # In the thread: however the event loop ends, what happened is known.
+            if isinstance(done, Publication) and not order.dry_run:
+                self._published = done
+            return done
+
+        try:
+            return await _to_its_end(threads.in_thread(step), order.withdraw)
+        except _errors.VolumeUnavailable as error:
+            if error.errno == errno.ENOENT:
+                self._prepared = False  # the directory is gone: the next publish makes it again
+            raise
 
 
 class Upload:
     """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
 
-    def __init__(self, staged: atomic.Staged, directory: str, limit: int) -> None:
-        self._staged = staged
+    def __init__(self, directory: str, limit: int) -> None:
+        self._staged: atomic.Staged | None = None
         self._directory = directory
         self._limit = limit
         self._digest = hashlib.sha256()
@@ -368,7 +360,7 @@ class Upload:
     @property
     def path(self) -> Path:
         """Where the bytes lie while they are examined."""
-        return Path(self._directory, self._staged.name)
+        return Path(self._directory, self._open_file().name)
 
     async def write(self, chunk: bytes) -> None:
         """Append bytes.
@@ -394,21 +386,66 @@ class Upload:
         # Imported here: a program that only reads never needs it.
         import aiofiles
 
+        staged = self._open_file()
         with atomic.publishing(f"receive a content in {self._directory}"):
             if self._file is None:
-                self._file = await aiofiles.open(self._staged.fd, "wb", buffering=0, closefd=False)
+                # A descriptor of its own: nothing that still writes can meet the number of another file.
+                self._file = await _to_its_end(aiofiles.open(os.dup(staged.fd), "wb", buffering=0))
             view = memoryview(data)
             while view:
-                view = view[await self._file.write(view) :]
-        self._staged.size += len(data)
+                view = view[await _to_its_end(self._file.write(view)) :]
+        staged.size += len(data)
 
     def take(self) -> tuple[atomic.Staged, str]:
-        """Return the flushed file and its version; it belongs to the caller now."""
-        return self._staged, self.version
+        """Return the flushed file and its version.
 
-    def drop(self) -> None:
-        """Remove what was not published. Blocking."""
-        self._staged.discard()
+        Raises:
+            PublishError: it was not received whole, or it was published already.
+        """
+        staged = self._open_file()
+        if staged.size != self._size:
+            raise _errors.PublishError(
+                f"cannot publish to {self._directory}: {staged.size} of the {self._size} bytes"
+                " of the content were received (send it again)"
+            )
+        return staged, self.version
+
+    def open(self, stage: Callable[[], atomic.Staged]) -> None:
+        """Make the temporary file. Blocking."""
+        self._staged = stage()
+
+    async def end(self) -> None:
+        """Remove what was not published, whatever happens."""
+        try:
+            if self._file is not None:
+                await _to_its_end(self._file.close())
+        finally:
+            if self._staged is not None:
+                try:
+                    await threads.in_thread(self._staged.discard)
+                finally:
+                    self._staged.discard()  # a cancelled hop may never have begun
+
+    def _open_file(self) -> atomic.Staged:
+        if self._staged is None or self._staged.fd < 0:
+            raise _errors.PublishError(
+                f"cannot publish to {self._directory}: this upload has ended (begin another one)"
+            )
+        return self._staged
+
+
+async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda: None) -> R:
+    """Await work that must not be left running: a cancellation withdraws it, waits for it, and goes on after that."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError as cancelled:
+        withdraw()
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
 
 
 _WRITE_AT_LEAST = 1 << 18
@@ -433,23 +470,17 @@ async def publish_file(
     ...     asyncio.run(publish_file(f"{shared}/config", "debug: true")).changed
     True
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    volume = Volume(directory, mode=mode, group=group, keep=keep)
+    directory, name = os.path.split(path)
+    volume = Volume(directory or os.curdir, mode=mode, group=group, keep=keep)
     return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
 
 
-def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
-    """Return the error for a content above the limit, in bytes."""
-    return _errors.ContentTooLarge(
-        f"cannot publish {where}: the content is larger than the limit of {limit} bytes"
-        " (raise max_size, or publish less)"
-    )
-
-
-def _conditions(
-    if_match: str | Collection[str] | None, if_none_match: str | Collection[str] | None
-) -> Conditions:
-    return Conditions(_tags(if_match), _tags(if_none_match))
+def _order(
+    if_match: str | Collection[str] | None,
+    if_none_match: str | Collection[str] | None,
+    dry_run: bool,
+) -> Order:
+    return Order(Conditions(_tags(if_match), _tags(if_none_match)), dry_run)
 
 
 def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:

@@ -106,7 +106,7 @@ def test_a_bad_value_of_a_variable_names_the_variable(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["write", "--path", "x", "--tls-cert", __file__], "--tls-cert and --tls-key belong"),
+        (["write", "--path", "x", "--tls-key", __file__], "--tls-key is of no use alone"),
         (["read", "--path", "x", "--poll", "--watch", "inotify"], "--poll contradicts"),
         (["publish", "-", "--path", "."], "standard input has no name"),
         (["publish", "no-such-file", "--path", "x"], "cannot read no-such-file: no such file"),

@@ -1,0 +1,114 @@
+"""Ask the reader whether it serves a content yet: what `--confirm` and `Prefer: wait=SECONDS` are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
+
+from sidecar.http import bearer
+from sidecar.http.waiting import WAITS
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.25
+
+
+class Confirm:
+    """A reader that can be asked.
+
+    It is asked with `HEAD` and its own long-poll, so that it answers in the moment it has the content;
+    a server that knows no long-poll is asked again and again instead.
+    Where the writer has a token file, its first token is shown to the reader too.
+    """
+
+    def __init__(self, url: str, tokens: bearer.TokenFile | None) -> None:
+        self._url = url
+        self._tokens = tokens
+        self._session: ClientSession | None = None
+        self._told: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Confirm {self._url}>"
+
+    async def run(self, _: web.Application) -> AsyncIterator[None]:
+        """Hold the connections to the reader open: for `cleanup_ctx`."""
+        async with ClientSession(cookie_jar=DummyCookieJar()) as self._session:
+            yield
+
+    async def wait(
+        self, request: web.Request, etag: str, *, name: str | None, seconds: float
+    ) -> float | None:
+        """Wait until the reader serves `etag`; return the seconds that it took, None if it did not in time.
+
+        `name` is the file to ask for, None for the content at the address itself.
+        It ends early, as if the time were over, when this process drains or the client has gone.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        asking = asyncio.create_task(self._ask(name, etag, started + seconds), name="confirm")
+        try:
+            with request.app[WAITS].bell(request, None) as bell:
+                over = asyncio.create_task(bell.wait(seconds), name="confirm: the end")
+                await asyncio.wait(
+                    {asking, over}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                over.cancel()
+            served = asking.done() and asking.result()
+        finally:
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
+        return loop.time() - started if served else None
+
+    async def _ask(self, name: str | None, etag: str, limit: float) -> bool:
+        """Ask until the answer is the wanted tag, or the time is over."""
+        loop = asyncio.get_running_loop()
+        known: str | None = None
+        pause = _FIRST_PAUSE
+        while (left := limit - loop.time()) > 0:
+            found = await self._head(name, known, left)
+            if found == etag:
+                return True
+            if found is None or found == known:  # no long-poll there, or nothing to wait for
+                await asyncio.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            known = found
+        return False
+
+    async def _head(self, name: str | None, known: str | None, left: float) -> str | None:
+        """Return the tag that is served, as soon as it is not `known` any more."""
+        if self._session is None:
+            raise RuntimeError(f"{self!r} is not running")
+        headers = {"Prefer": f"wait={math.ceil(left)}"}
+        if known is not None:
+            headers["If-None-Match"] = known
+        if self._tokens is not None and (tokens := await self._tokens.tokens()):
+            headers["Authorization"] = f"Bearer {tokens[0].decode('latin-1')}"
+        try:
+            async with self._session.head(
+                self._address(name),
+                headers=headers,
+                timeout=ClientTimeout(total=left + 1),
+                allow_redirects=False,
+            ) as answer:
+                self._tell(f"it answers {answer.status}" if answer.status >= 400 else None)
+                return answer.headers.get("ETag", "").removeprefix("W/") or None
+        except (ClientError, TimeoutError, OSError) as error:
+            self._tell(str(error) or type(error).__name__)
+            return None
+
+    def _address(self, name: str | None) -> str:
+        return self._url if name is None else f"{self._url.rstrip('/')}/files/{quote(name)}"
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what is wrong with the reader, once for each new problem."""
+        if problem is not None and problem != self._told:
+            _log.warning("cannot confirm with %s: %s", self._url, problem)
+        self._told = problem

@@ -1,0 +1,219 @@
+"""What a request to the writer says: its content, its conditions, whether it is meant.
+
+Each function reads one aspect of a request, and raises a problem where it cannot be understood:
+nothing has been changed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from aiohttp import HttpVersion11, web
+
+from sidecar import _errors
+from sidecar.http import answers, problems
+from sidecar.volume.volume import Upload, Volume
+
+BODY_PAUSE: Final = 30.0
+"""Seconds for which a client may send nothing in the middle of a body."""
+
+_SMALL_BODY: Final = 64 << 10
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CODINGS: Final = {"", "identity", "gzip", "deflate"}
+"""Content codings that aiohttp undoes by itself, in every installation."""
+
+
+def content_of(request: web.Request) -> bytes | None:
+    """Return the bytes of `content` in the query, None without it; of several the first counts.
+
+    It is decoded as the article's program does: `+` is a space, `%XX` a byte.
+    Unlike there, what cannot be decoded is refused instead of dropped,
+    and what is no UTF-8 is refused as well: the reader could not answer it as JSON.
+    """
+    # As it came: aiohttp's own `query` replaces what is not UTF-8.
+    raw = request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
+    for pair in raw.split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if _decoded(key) == b"content":
+            return _text(_decoded(value))
+    return None
+
+
+def dry_run(request: web.Request) -> bool:
+    """Tell whether the write is only to be tried."""
+    value = request.query.get("dry_run")
+    if value is None or value.lower() in {"0", "false", "no"}:
+        return False
+    if value.lower() in {"", "1", "true", "yes"}:
+        return True
+    raise problems.Problem("bad-request", f"dry_run is 1 or 0, not {value!r}; nothing was changed")
+
+
+def refuse_other_sites(request: web.Request) -> None:
+    """Refuse what a browser sends for a page of another site, or in advance (Fetch Metadata, W3C)."""
+    if request.headers.get("Sec-Fetch-Site", "") == "cross-site":
+        raise problems.Problem(
+            "cross-site",
+            "a browser sends this for a page of another web site, which must not publish here"
+            " (open the address directly)",
+        )
+    if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
+        raise problems.Problem("cross-site", "a browser sends this in advance; nothing was changed")
+
+
+def refuse_strange_body(request: web.Request) -> None:
+    """Refuse a body that is not the content itself."""
+    if "Content-Range" in request.headers:
+        raise problems.Problem(
+            "bad-request", "a content is published whole: Content-Range cannot be used with PUT"
+        )
+    coding = request.headers.get("Content-Encoding", "").lower()
+    if coding not in _CODINGS:
+        raise problems.Problem(
+            "unsupported-coding",
+            f"cannot undo the content coding {coding!r}; send the plain bytes",
+            headers={"Accept-Encoding": "gzip, deflate, identity"},
+        )
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Entity tags as `Volume` takes them; None where there is no such condition."""
+
+    if_match: Sequence[str] | None
+    if_none_match: Sequence[str] | None
+
+
+async def conditions(request: web.Request, volume: Volume, name: str | None) -> Conditions:
+    """Return what must hold for the write; a date is turned into the tag of what is there now."""
+    try:
+        match = answers.tags_of(request, "If-Match")
+        none_match = answers.tags_of(request, "If-None-Match")
+    except ValueError as error:
+        raise problems.Problem(
+            "bad-request", f"cannot understand the condition: {error}"
+        ) from error
+    if match is None and request.if_unmodified_since is not None:
+        return Conditions(
+            await _unmodified(volume, name, request.if_unmodified_since.timestamp()),
+            _plain_tags(none_match),
+        )
+    # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
+    wanted = None if match is None else ("*",) if match.any else match.tags
+    return Conditions(wanted, _plain_tags(none_match))
+
+
+async def only_if_match(
+    request: web.Request, volume: Volume, name: str | None
+) -> Sequence[str] | None:
+    """Return the tags of `If-Match` where `If-None-Match` cannot be used."""
+    found = await conditions(request, volume, name)
+    if found.if_none_match is not None:
+        raise problems.Problem(
+            "bad-request", "If-None-Match has no meaning here; nothing was changed (use If-Match)"
+        )
+    return found.if_match
+
+
+async def rollback_body(request: web.Request) -> tuple[str, str | None]:
+    """Return `to` and `name` of the body."""
+    wanted = 'the body is a JSON object {"to": ETAG} or {"to": ETAG, "name": NAME}'
+    body = bytearray()
+    while chunk := await _next_chunk(request):
+        body += chunk
+        if len(body) > _SMALL_BODY:
+            raise problems.Problem("content-too-large", wanted)
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise problems.Problem("bad-request", f"{wanted}; it is no JSON: {error}") from error
+    if not isinstance(said, dict) or not {"to"} <= said.keys() <= {"to", "name"}:
+        raise problems.Problem("bad-request", wanted)
+    to, name = said["to"], said.get("name")
+    if not isinstance(to, str) or not isinstance(name, str | None):
+        raise problems.Problem("bad-request", wanted)
+    return to.strip().removeprefix("W/"), name
+
+
+async def continue_later(request: web.Request) -> None:
+    """Do not answer `Expect: 100-continue` yet: only who knows the name and the conditions may."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise problems.Problem(
+            "expectation-failed", "only `Expect: 100-continue` can be met; leave the header out"
+        )
+
+
+async def continue_now(request: web.Request) -> None:
+    """Ask for the body, if the client waits to be asked (RFC 9110 section 10.1.1)."""
+    if "Expect" in request.headers and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # An interim answer is no part of the final one, and aiohttp takes this for its beginning.
+        request.writer.output_size = 0
+
+
+async def receive(request: web.Request, upload: Upload, got_on: Callable[[], None]) -> None:
+    """Stream the body to the disk, and tell of each piece that has got there."""
+    while chunk := await _next_chunk(request):
+        await upload.write(chunk)
+        got_on()
+
+
+def _decoded(part: bytes) -> bytes:
+    if _BAD_ESCAPE.search(part):
+        raise problems.Problem(
+            "bad-request",
+            "the query holds a `%` that two hexadecimal digits do not follow (write `%25` for `%`)",
+        )
+    return urllib.parse.unquote_to_bytes(part.replace(b"+", b" "))
+
+
+def _text(content: bytes) -> bytes:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise problems.Problem(
+            "bad-request",
+            f"`content` is not UTF-8 (byte {error.start}): publish bytes with PUT /files/NAME",
+        ) from error
+    return content
+
+
+async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequence[str] | None:
+    """Return the tag of what is there now if it is not newer than a date."""
+    try:
+        found = await (volume.snapshot() if name is None else volume.read(name))
+    except _errors.ReadError:
+        return None  # there is no date to compare with, and RFC 9110 section 13.1.4 says: ignore it
+    if int(found.modified) > since:
+        raise problems.of(
+            _errors.VersionConflict(
+                f"cannot publish {name or volume.path}: it was changed at"
+                f" {answers.http_date(found.modified)}, after If-Unmodified-Since",
+                found.etag,
+            )
+        )
+    return (found.etag,)
+
+
+def _plain_tags(tags: answers.Tags | None) -> Sequence[str] | None:
+    if tags is None:
+        return None
+    return ("*",) if tags.any else tuple(tag.removeprefix("W/") for tag in tags.tags)
+
+
+async def _next_chunk(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_PAUSE):
+            return await request.content.readany()
+    except TimeoutError as error:
+        problem = problems.Problem(
+            "request-timeout", f"nothing of the body has come for {BODY_PAUSE:g} s"
+        )
+        problem.force_close()
+        raise problem from error

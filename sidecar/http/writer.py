@@ -1,0 +1,292 @@
+"""The writer: what comes over HTTP becomes a file, whole and durable, or an error and nothing.
+
+    GET /?content=TEXT     publishes TEXT, as in the article that this project starts from
+    PUT /files/NAME        publishes a body, streamed to the disk
+    DELETE /files/NAME     removes a file
+    GET /versions          what was published before
+    POST /rollback         publishes one of those again
+    GET /files[/NAME]      what is there now, to be read back
+
+Every write takes `?dry_run=1` and `Prefer: wait=SECONDS`; those of a file take `If-Match` and `If-None-Match`.
+
+A GET that writes is what the article has, and what people try first, so it stays.
+It brings two dangers, which are met here: another web site that makes a visitor's browser send it,
+and a browser that sends it in advance; both say so in a header and are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from sidecar import _errors
+from sidecar.http import answers, bearer, descriptions, files, incoming, ops, problems, waiting
+from sidecar.http.confirm import Confirm
+from sidecar.http.datapath import DataPath
+from sidecar.volume import terms
+from sidecar.volume.gate import Gate
+from sidecar.volume.history import Version
+from sidecar.volume.snapshot import MAX_SIZE
+from sidecar.volume.terms import Publication
+from sidecar.volume.volume import FILE_MODE, KEEP, Volume, too_large
+
+DRY_RUN: Final = "Sidecar-Dry-Run"
+"""The header of an answer to `?dry_run=1`."""
+
+
+def writer_app(
+    path: str | os.PathLike[str],
+    *,
+    gate: Gate | None = None,
+    max_size: int = MAX_SIZE,
+    mode: int = FILE_MODE,
+    group: int | None = None,
+    keep: int = KEEP,
+    confirm: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+) -> web.Application:
+    """Return the writer of a file or a directory as an aiohttp application.
+
+    At its start it creates the directory (mode 0755) and, where `path` is a file that is missing, an empty one.
+
+    Args:
+        path: the file; or the directory, if it exists or ends with `/`, which has no content of its own
+            (`GET /?content=` answers 400), only files.
+        gate: what examines each content before it is published.
+        max_size: bytes that a content may have; more is refused with 413.
+        mode: permissions of the files.
+        group: their group, by number.
+        keep: contents that stay in the history.
+        confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
+            for a file other than the one at `path`, `/files/NAME` beneath it.
+            Where `token_file` is given, its first token is shown to that reader.
+        token_file: a file with the bearer tokens that may write, one a line; probes need none.
+
+    >>> app = web.Application()
+    >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
+    """
+    tokens = bearer.TokenFile(token_file) if token_file is not None else None
+    app = web.Application(
+        middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
+    )
+    directory, primary = _split(os.fspath(path))
+    volume = Volume(directory, mode=mode, group=group, keep=keep, max_size=max_size, gate=gate)
+    writer = app[WRITER] = Writer(
+        volume=volume,
+        primary=primary,
+        max_size=max_size,
+        data_path=DataPath(
+            volume,
+            initial={primary: b""} if primary is not None else {},
+            patience=gate.patience if gate is not None else 0.0,
+        ),
+        confirm=Confirm(confirm, tokens) if confirm is not None else None,
+    )
+    waiting.prepare(app)
+    data_path = writer.data_path
+    ops.health_of(app).add(
+        f"volume {directory}", live=data_path.live, ready=data_path.ready, started=data_path.started
+    )
+    if tokens is not None:
+        app.cleanup_ctx.append(tokens.follow)
+    if writer.confirm is not None:
+        app.cleanup_ctx.append(writer.confirm.run)
+    app.cleanup_ctx.append(data_path.run)
+    app.add_routes(
+        [
+            web.get("/", _get_content),
+            web.get("/files", _list_files),
+            web.get(f"/files/{files.NAME}", _get_file),
+            web.put(f"/files/{files.NAME}", _put_file, expect_handler=incoming.continue_later),
+            web.delete(f"/files/{files.NAME}", _delete_file),
+            web.get("/versions", _get_versions),
+            web.post("/rollback", _post_rollback),
+            *ops.ops_routes(lambda: descriptions.writer(token=tokens is not None)),
+        ]
+    )
+    return app
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What the handlers of one writer share."""
+
+    volume: Volume
+    primary: str | None
+    """The name of the file that `/?content=` publishes; None for a directory."""
+    max_size: int
+    data_path: DataPath
+    confirm: Confirm | None
+
+
+WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
+
+
+# The handlers, in the order of the routes
+
+
+async def _get_content(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    content = incoming.content_of(request)
+    if content is None:
+        raise problems.Problem(
+            "bad-request",
+            "there is no `content` in the query, so nothing was changed"
+            " (publish with GET /?content=TEXT or PUT /files/NAME)",
+        )
+    if writer.primary is None:
+        raise problems.Problem(
+            "bad-request",
+            f"{writer.volume.path} is a directory, so there is no one file that"
+            " `content` could be published to (use PUT /files/NAME)",
+        )
+    incoming.refuse_other_sites(request)
+    name = writer.primary
+    # HEAD asks what a GET would answer, and is safe: it changes nothing.
+    dry_run = incoming.dry_run(request) or request.method == "HEAD"
+    conditions = await incoming.conditions(request, writer.volume, name)
+    with writer.data_path.attempt():
+        done = await writer.volume.put(
+            name,
+            content,
+            if_match=conditions.if_match,
+            if_none_match=conditions.if_none_match,
+            dry_run=dry_run,
+        )
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    return answers.json_answer("ok", status=200 if in_time else 202, headers=headers)
+
+
+async def _list_files(request: web.Request) -> web.Response:
+    entries = await request.app[WRITER].volume.entries()
+    return answers.respond(request, files.listing(entries, {}))
+
+
+async def _get_file(request: web.Request) -> web.Response:
+    name = terms.check_name(request.match_info["name"])
+    try:
+        content = await request.app[WRITER].volume.read(name)
+    except _errors.NothingPublished as error:
+        raise files.no_such_file(name) from error
+    return answers.respond(request, files.representation(content))
+
+
+async def _put_file(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    name = terms.check_name(request.match_info["name"])
+    incoming.refuse_other_sites(request)
+    dry_run = incoming.dry_run(request)
+    incoming.refuse_strange_body(request)
+    if request.content_length is not None and request.content_length > writer.max_size:
+        raise _too_large(writer, name)
+    conditions = await incoming.conditions(request, writer.volume, name)
+    await incoming.continue_now(request)
+    with writer.data_path.attempt() as progress:
+        async with writer.volume.stage() as upload:
+            await incoming.receive(request, upload, progress.made)
+            done = await writer.volume.put(
+                name,
+                upload,
+                if_match=conditions.if_match,
+                if_none_match=conditions.if_none_match,
+                dry_run=dry_run,
+            )
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    if not in_time:
+        return web.Response(status=202, headers=headers)
+    return web.Response(status=201 if done.created else 204, headers=headers)
+
+
+async def _delete_file(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    name = terms.check_name(request.match_info["name"])
+    incoming.refuse_other_sites(request)
+    dry_run = incoming.dry_run(request)
+    wanted = await incoming.only_if_match(request, writer.volume, name)
+    with writer.data_path.attempt():
+        await writer.volume.delete(name, if_match=wanted, dry_run=dry_run)
+    return web.Response(status=204, headers=_said(dry_run=dry_run))
+
+
+async def _get_versions(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    versions = await writer.volume.versions(request.query.get("name", writer.primary))
+    return answers.json_answer([_version_entry(one) for one in versions])
+
+
+async def _post_rollback(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    incoming.refuse_other_sites(request)
+    dry_run = incoming.dry_run(request)
+    to, name = await incoming.rollback_body(request)
+    name = writer.primary if name is None else terms.check_name(name)
+    wanted = await incoming.only_if_match(request, writer.volume, name)
+    with writer.data_path.attempt():
+        done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    state = {
+        "name": name,
+        "etag": done.etag,
+        "changed": done.changed,
+        "size": done.size,
+        "modified": answers.rfc3339(done.modified),
+    }
+    return answers.json_answer(state, status=200 if in_time else 202, headers=headers)
+
+
+# What is answered
+
+
+async def _outcome(
+    request: web.Request, name: str | None, done: Publication, *, dry_run: bool
+) -> tuple[bool, dict[str, str]]:
+    """Return whether the content is where it is wanted, and the headers that say what was done.
+
+    With `Prefer: wait=SECONDS` that is the reader, which is asked for it.
+    """
+    writer = request.app[WRITER]
+    headers = {"ETag": done.etag, **_said(dry_run=dry_run)}
+    seconds = answers.wait_of(request)
+    if seconds is None or writer.confirm is None or dry_run:
+        return True, headers
+    asked = None if name == writer.primary else name
+    took = await writer.confirm.wait(request, done.etag, name=asked, seconds=seconds)
+    headers |= answers.wait_applied(seconds)
+    if took is not None:
+        headers["Server-Timing"] = f"confirm;dur={took * 1000:.1f}"
+    return took is not None, headers
+
+
+def _said(*, dry_run: bool) -> dict[str, str]:
+    return {"Cache-Control": "no-store"} | ({DRY_RUN: "1"} if dry_run else {})
+
+
+def _version_entry(version: Version) -> dict[str, object]:
+    return {
+        "etag": version.etag,
+        "published": answers.rfc3339(version.published),
+        "size": version.size,
+        "files": version.files,
+        "current": version.current,
+    }
+
+
+def _too_large(writer: Writer, name: str) -> problems.Problem:
+    problem = problems.of(too_large(os.path.join(writer.volume.path, name), writer.max_size))
+    problem.force_close()
+    return problem
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    """Return the directory, and the name of the one file if `path` is one."""
+    whole = os.path.abspath(path)
+    if path.endswith("/") or os.path.isdir(whole):
+        return whole, None
+    directory, name = os.path.split(whole)
+    try:
+        return directory, terms.check_name(name)
+    except _errors.NameRefused as error:
+        raise _errors.ConfigError(str(error)) from error

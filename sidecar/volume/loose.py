@@ -1,0 +1,233 @@
+"""Loose files: each is replaced by itself, whole and durable, and has a history of its own.
+
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import time
+
+from sidecar import _errors
+from sidecar.disk import atomic, beneath
+from sidecar.volume import history, terms
+from sidecar.volume import snapshot as snapshots
+from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings
+
+_HASH_CHUNK = 1 << 20
+#: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
+_STAMP_DOUBT_NS = 2_000_000_000
+#: What `open_beneath` says where no file can be read under a name: missing, or a link that leads out.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
+
+
+class LooseFiles:
+    """The files of a directory that belong to no set."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[str, tuple[beneath.Signature, str]] = {}
+        self._durable: dict[str, beneath.Signature] = {}
+        self._doubtful: set[str] = set()
+
+    def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
+        """Publish one file."""
+        where = self._settings.where(name)
+        version, size = terms.weigh(content)
+        status = entry(fd, name)
+        # The old content has to be read only where it matters what it is.
+        same_size = status is not None and status.st_size == size
+        current = (
+            self._current(fd, name, order.conditions) if order.conditions or same_size else None
+        )
+        order.conditions.check(where, current)
+        if status is not None and current == version and self._is_settled(fd, name):
+            return Publication(version, False, False, status.st_mtime, size)
+        with terms.staged(fd, content, where) as staged, atomic.publishing(f"publish {where}"):
+            staged.seal(self._settings.mode, self._settings.group)
+            order.check()
+            if order.dry_run:
+                return Publication(version, True, status is None, time.time(), size)
+            if status is not None:
+                self._keep_found(fd, name, status)
+            self._replace(fd, staged, name, version)
+        return Publication(version, True, status is None, self._note(fd, name, version), size)
+
+    def delete(self, fd: int, name: str, order: Order) -> None:
+        """Remove one file, and the directories that are empty without it."""
+        where = self._settings.where(name)
+        current = self._current(fd, name, order.conditions) if order.conditions else None
+        order.conditions.check(where, current)
+        status = entry(fd, name)
+        if status is None or stat.S_ISDIR(status.st_mode):
+            raise terms.missing(where)
+        order.check()
+        if order.dry_run:
+            return
+        above, _, leaf = name.rpartition("/")
+        with atomic.publishing(f"delete {where}"), atomic.inside(fd, above) as parent:
+            os.unlink(leaf, dir_fd=parent)
+            try:
+                atomic.sync_directory(parent)
+            except OSError as error:
+                raise _errors.PublishUncertain(
+                    f"deleted {where}, but perhaps not durably: syncing its directory failed:"
+                    f" {atomic.remedy(error)} (a power cut may bring it back)",
+                    "",
+                ) from error
+        atomic.prune(fd, above)
+
+    def version(self, fd: int, name: str) -> str | None:
+        """Return the version of a file as it is now, None where there is no regular file.
+
+        Raises:
+            OSError: there is one, and it cannot be read; `EFBIG` if it is larger than the limit.
+        """
+        try:
+            file = beneath.open_beneath(fd, name)
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return None
+            raise
+        try:
+            return self._version_of(file, name)
+        finally:
+            beneath.close(file)
+
+    def entry(self, fd: int, name: str) -> Entry | None:
+        """Return a file with its version, None where it cannot be read."""
+        with contextlib.suppress(OSError):
+            version, status = self.version(fd, name), beneath.stat_beneath(fd, name)
+            if version is not None:
+                return Entry(name, version, status.st_size, status.st_mtime)
+        return None
+
+    def versions(self, fd: int, name: str) -> list[history.Version]:
+        """Return the history of a file, newest first."""
+        current = None
+        with contextlib.suppress(OSError):
+            current = self.version(fd, name)
+        return history.versions_of_file(fd, name, current)[: self._settings.keep]
+
+    def _version_of(self, file: int, name: str) -> str | None:
+        status = os.fstat(file)
+        signature = beneath.Signature.of(status)
+        if (known := self._known.get(name)) is not None and known[0] == signature:
+            return known[1]
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        version = _hash(file, self._settings.max_size)
+        if time.time_ns() - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS:
+            self._known[name] = (signature, version)
+        return version
+
+    def _current(self, fd: int, name: str, conditions: Conditions) -> str | None:
+        """Return the version that is to be replaced; that it cannot be read matters only to a condition."""
+        try:
+            return self.version(fd, name)
+        except OSError as error:
+            if not conditions:
+                return None
+            raise _errors.VolumeUnavailable(
+                error.errno,
+                f"cannot publish {self._settings.where(name)}: what is there cannot be compared with the"
+                f" condition: {beneath.reason(error)}",
+            ) from error
+
+    def _is_settled(self, fd: int, name: str) -> bool:
+        """Whether the content that is visible is durable as well: then there is nothing to publish.
+
+        What this object has not published itself is synced first: its writer may have been killed before it could.
+        """
+        if name in self._doubtful:
+            return False
+        above, _, leaf = name.rpartition("/")
+        with contextlib.suppress(OSError), atomic.inside(fd, above) as parent:
+            file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+            try:
+                signature = beneath.Signature.of(os.fstat(file))
+                if self._durable.get(name) != signature:
+                    atomic.sync_file(file)
+                    atomic.sync_directory(parent)
+                    self._durable[name] = signature
+            finally:
+                beneath.close(file)
+            return True
+        return False
+
+    def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
+        """Rename and sync. After an error in the midst of that, look at what readers see now."""
+        above, _, leaf = name.rpartition("/")
+        with atomic.inside(fd, above, make=True, durable=True) as parent:
+            renamed = False
+            try:
+                staged.replace(leaf, parent)
+                renamed = True
+                atomic.sync_directory(parent)
+            except OSError as error:
+                # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+                in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)
+                if in_doubt and self._shows(fd, name, version, unreadable=renamed):
+                    # A later sync that succeeds proves nothing: the next equal content is published anew.
+                    self._doubtful.add(name)
+                    raise terms.uncertain(self._settings.where(name), version, error) from error
+                raise
+
+    def _shows(self, fd: int, name: str, version: str, *, unreadable: bool) -> bool:
+        """Whether readers see that version; `unreadable` is the answer where nobody can tell."""
+        try:
+            return self.version(fd, name) == version
+        except OSError:
+            return unreadable
+
+    def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
+        """Take a content into the history that is about to be replaced, and that was not put there by us."""
+        keep = self._settings.keep
+        if keep <= 1 or not stat.S_ISREG(status.st_mode) or history.holds(fd, name, status):
+            return
+        with contextlib.suppress(OSError):
+            if (version := self.version(fd, name)) is not None:
+                history.keep_file(fd, name, version, status.st_mtime_ns, keep)
+
+    def _note(self, fd: int, name: str, version: str) -> float:
+        """Keep what was published in the history, and remember that it is durable; return its time."""
+        history.keep_file(fd, name, version, time.time_ns(), self._settings.keep)
+        self._doubtful.discard(name)
+        self._durable.pop(name, None)
+        with contextlib.suppress(OSError):
+            if (status := entry(fd, name)) is not None:
+                # Only now: the link of the history has changed ctime.
+                self._durable[name] = beneath.Signature.of(status)
+                return status.st_mtime
+        return time.time()
+
+
+def entry(fd: int, name: str) -> os.stat_result | None:
+    """Return the status of what lies under a name, a link itself and not its target; None where nothing lies.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    above, _, leaf = name.rpartition("/")
+    try:
+        with atomic.inside(fd, above) as parent:
+            return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise
+
+
+def _hash(file: int, limit: int) -> str:
+    """Return the version of an open file. Raises `OSError` (`EFBIG`) beyond the limit, without reading for ever."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := os.read(file, _HASH_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return digest.hexdigest()[: snapshots.VERSION_DIGITS]

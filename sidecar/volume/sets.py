@@ -1,0 +1,246 @@
+"""The set in force: files that are published together, in the layout of Kubernetes' own volumes.
+
+A change of one file is a new generation, too: the others are taken over into it.
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from sidecar import _errors
+from sidecar.disk import atomic, generations
+from sidecar.volume import history, terms
+from sidecar.volume import snapshot as snapshots
+from sidecar.volume.snapshot import Sighting
+from sidecar.volume.terms import Entry, Given, Order, Publication, Settings
+
+#: Generations in their grace period, at most: a set may be published a thousand times in it.
+_MOST_RETIRING = 16
+
+
+class FileSet:
+    """The one set of a directory, where it has one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seen: Sighting | None = None
+        self._durable: str | None = None
+        self._doubtful = False
+
+    def publish(self, fd: int, files: Mapping[str, bytes], order: Order) -> Publication:
+        """Publish these files, and no others."""
+        path = self._settings.path
+        versions = {name: snapshots.version_of(data) for name, data in files.items()}
+        try:
+            before = self.see(fd)
+        except _errors.ReadError as error:
+            # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
+            if order.conditions:
+                raise _damaged(path, error) from error
+            before = None
+        order.conditions.check(path, before.snapshot.version if before is not None else None)
+        return self._put_in_force(fd, _Wanted(versions, files), before, order)
+
+    def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
+        """Publish the set with one file added or replaced."""
+        where = self._settings.where(name)
+        before = self._see_whole(fd, where)
+        old = _versions(before)
+        order.conditions.check(where, old.get(name))
+        version, size = terms.weigh(content)
+        wanted = {**old, name: version}
+        terms.check_names(wanted)
+        self._check_room(before, name, size)
+        with terms.staged(fd, content, where) as staged:
+            done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order)
+        return Publication(version, done.changed, name not in old, done.modified, size)
+
+    def delete(self, fd: int, name: str, order: Order) -> Publication:
+        """Publish the set without one file."""
+        where = self._settings.where(name)
+        before = self._see_whole(fd, where)
+        versions = _versions(before)
+        order.conditions.check(where, versions.get(name))
+        if versions.pop(name, None) is None:
+            raise terms.missing(where)
+        return self._put_in_force(fd, _Wanted(versions, {}), before, order)
+
+    def see(self, fd: int) -> Sighting:
+        """Return the set in force, read again only where it changed.
+
+        Raises:
+            ReadError: it cannot be read whole.
+        """
+        if self._seen is None or not snapshots.unchanged(fd, self._seen):
+            before, self._seen = self._seen, None
+            path, limit = self._settings.path, self._settings.max_size
+            seen = snapshots.load_directory(fd, path, limit=limit, before=before)
+            for problem in seen.problems.values():
+                raise _errors.ReadError(errno.EIO, problem)
+            self._seen = seen
+        return self._seen
+
+    def entries(self, fd: int) -> list[Entry]:
+        """Return the files of the set."""
+        snapshot = self.see(fd).snapshot
+        found = [snapshot.content(name) for name in sorted(snapshot)]
+        return [Entry(c.name, c.version, len(c.data), c.modified) for c in found]
+
+    def versions(self, fd: int) -> list[history.Version]:
+        """Return the history of the set, newest first."""
+        return history.versions_of_set(fd)[: self._settings.keep]
+
+    def repair(self, fd: int) -> None:
+        """Finish what a killed writer began after its generation came in force."""
+        with contextlib.suppress(_errors.ReadError):  # damaged: publishing a new one is the remedy
+            self._mend_links(fd, list(self.see(fd).snapshot))
+            self._retire(fd, atomic.in_force(fd) or "")
+
+    def _put_in_force(
+        self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
+    ) -> Publication:
+        """Make a generation and switch to it; the one before goes into its grace period."""
+        version, created = snapshots.version_of_set(wanted.versions), atomic.in_force(fd) is None
+        with atomic.publishing(f"publish {self._settings.path}"):
+            same = before if before is not None and before.snapshot.version == version else None
+            if same is not None and (order.dry_run or self._is_settled(fd, wanted.versions)):
+                return Publication(version, False, False, same.snapshot.modified, wanted.size)
+            generations.sweep(fd)
+            new = self._build(fd, wanted)
+            try:
+                order.check()
+                if order.dry_run:
+                    return Publication(version, True, created, time.time(), wanted.size)
+                generation = self._switch(fd, new, wanted.versions, version)
+            finally:
+                atomic.remove_tree(fd, new)  # it has another name by now, if all went well
+        self._durable, self._doubtful = generation, False
+        self._retire(fd, generation)
+        modified = generations.stamp_of(generation) / 1e9
+        return Publication(version, True, created, modified, wanted.size)
+
+    def _build(self, fd: int, wanted: _Wanted) -> str:
+        for content in wanted.fresh.values():
+            if isinstance(content, atomic.Staged):
+                content.seal(self._settings.mode, self._settings.group)
+        return generations.build(
+            fd,
+            wanted.fresh,
+            mode=self._settings.mode,
+            group=self._settings.group,
+            keep=wanted.taken_over,
+        )
+
+    def _switch(self, fd: int, new: str, names: Collection[str], version: str) -> str:
+        """Name a generation, put it in force, bring the visible links in line, and make all of it durable."""
+        # The clock may have gone back; the order of generations must not.
+        stamp = max(time.time_ns(), generations.stamp_of(atomic.in_force(fd) or "") + 1)
+        name = atomic.GENERATION + history.entry_name(stamp, version)
+        links = generations.Links(fd, name, names)
+        switched = False
+        try:
+            atomic.move(fd, new, fd, name)
+            # The link must not become durable before what it points at.
+            atomic.sync_directory(fd)
+            links.switch()
+            switched = True
+            links.finish()
+            atomic.sync_directory(fd)
+        except OSError as error:
+            # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+            with contextlib.suppress(OSError):
+                switched = atomic.in_force(fd) == name
+            if not switched:
+                atomic.remove_tree(fd, name)
+                raise
+            # A later sync that succeeds proves nothing: the next equal set is published anew.
+            self._doubtful = True
+            raise terms.uncertain(self._settings.path, version, error) from error
+        finally:
+            links.discard()
+        return name
+
+    def _is_settled(self, fd: int, names: Collection[str]) -> bool:
+        """Whether the set in force has all its links and is durable: then there is nothing to publish.
+
+        What this object has not published itself is synced first: its writer may have been killed before it could.
+        """
+        if self._doubtful:
+            return False
+        generation = atomic.in_force(fd)
+        with contextlib.suppress(OSError):
+            if self._mend_links(fd, names) or self._durable != generation:
+                atomic.sync_directory(fd)
+            self._durable = generation
+            return True
+        return False
+
+    def _mend_links(self, fd: int, names: Collection[str]) -> bool:
+        """Bring the visible links in line with the set in force, and say whether there was a need to."""
+        links = generations.Links(fd, None, names)
+        needed = links.needed
+        try:
+            links.finish()
+        finally:
+            links.discard()
+        return needed
+
+    def _retire(self, fd: int, current: str) -> None:
+        """Move generations whose grace is over into the history, oldest first."""
+        with contextlib.suppress(OSError):
+            entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION)]
+            retiring = sorted((e for e in entries if e != current), key=generations.stamp_of)
+            over = time.time_ns() - int(self._settings.grace * 1e9)
+            followers = [*retiring, current][1:]
+            for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
+                # What counts is how long it has been out of force: since its successor came.
+                crowded = len(retiring) - position > _MOST_RETIRING
+                if crowded or generations.stamp_of(follower) <= over:
+                    history.retire(fd, entry, self._settings.keep)
+
+    def _see_whole(self, fd: int, where: str) -> Sighting:
+        """Return the set that one file of it is to be changed of: nothing of the rest may be lost."""
+        try:
+            return self.see(fd)
+        except _errors.ReadError as error:
+            raise _damaged(where, error) from error
+
+    def _check_room(self, before: Sighting, name: str, size: int) -> None:
+        """Refuse a file with which the set would be larger than readers take."""
+        others = sum(len(data) for other, data in before.snapshot.items() if other != name)
+        if size + others > self._settings.max_size:
+            raise terms.too_large(self._settings.where(name), self._settings.max_size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A set to be: the versions of all its files, and those that are written anew; the others are taken over."""
+
+    versions: Mapping[str, str]
+    fresh: Mapping[str, bytes | atomic.Staged]
+
+    @property
+    def taken_over(self) -> list[str]:
+        return [name for name in self.versions if name not in self.fresh]
+
+    @property
+    def size(self) -> int:
+        return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _versions(sighting: Sighting) -> dict[str, str]:
+    return {name: sighting.snapshot.content(name).version for name in sighting.snapshot}
+
+
+def _damaged(where: str, error: _errors.ReadError) -> _errors.VolumeUnavailable:
+    return _errors.VolumeUnavailable(
+        error.errno,
+        f"cannot publish {where}: the set in force cannot be read whole, and none of it may be lost:"
+        f" {error.strerror or error} (publish the whole set again, or roll it back)",
+    )

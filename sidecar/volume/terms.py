@@ -1,0 +1,226 @@
+"""What is asked of a volume, and what it answers: names, conditions, orders, publications."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sidecar import _errors
+from sidecar.disk import atomic
+from sidecar.volume import snapshot as snapshots
+
+#: Bytes, or a file that was streamed, with its version.
+Given: TypeAlias = bytes | tuple[atomic.Staged, str]
+
+_LONGEST_NAME = 255
+_LONGEST_PATH = 1024
+#: As deep as snapshots look.
+_DEEPEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a publish did.
+
+    `changed` is False if the content was there already, `created` is True if nothing was there before.
+    `modified` is the time of the content in Unix seconds, `size` its bytes.
+    """
+
+    version: str
+    changed: bool
+    created: bool
+    modified: float
+    size: int
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag: the version in quotes."""
+        return snapshots.etag(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A visible file without its bytes: `size` of them, last changed at `modified` in Unix seconds."""
+
+    name: str
+    version: str
+    size: int
+    modified: float
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag: the version in quotes."""
+        return snapshots.etag(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Entity tags that must, and must not, be in force (RFC 9110 sections 13.1.1 and 13.1.2); `*` is any."""
+
+    if_match: Collection[str] | None = None
+    if_none_match: Collection[str] | None = None
+
+    def __bool__(self) -> bool:
+        return self.if_match is not None or self.if_none_match is not None
+
+    def check(self, where: str, version: str | None) -> None:
+        """Compare with the version in force.
+
+        Raises:
+            VersionConflict: a condition does not hold.
+        """
+        current = snapshots.etag(version) if version is not None else None
+        if self.if_match is not None and not _matches(self.if_match, current):
+            raise _errors.VersionConflict(
+                f"cannot publish {where}: it is {current or 'missing'} now, and the condition wants"
+                f" {' or '.join(self.if_match) or 'nothing'} (read it again, and decide anew)",
+                current,
+            )
+        if self.if_none_match is not None and _matches(self.if_none_match, current):
+            raise _errors.VersionConflict(
+                f"cannot publish {where}: {current} is there already"
+                " (leave the condition out to replace it)",
+                current,
+            )
+
+
+@dataclass(slots=True)
+class Order:
+    """How a change is wanted: under which conditions, for trial only, and whether still at all."""
+
+    conditions: Conditions = Conditions()
+    dry_run: bool = False
+    withdrawn: bool = False
+
+    def withdraw(self) -> None:
+        """Give up what has not become visible yet."""
+        self.withdrawn = True
+
+    def check(self) -> None:
+        """Stop the work if nobody waits for it any more."""
+        if self.withdrawn:
+            raise _errors.PublishError("the publish was cancelled before its content was visible")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for every change of one directory; see `sidecar.Volume`. `path` is absolute."""
+
+    path: str
+    mode: int
+    group: int | None
+    keep: int
+    grace: float
+    max_size: int
+
+    def where(self, name: str) -> str:
+        """Return the path of a file, as messages say it."""
+        return os.path.join(self.path, name)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a file of a volume may have it: a relative path that stays where it is.
+
+    Raises:
+        NameRefused: it is empty, absolute, too long, holds `..`, a control character or bytes that are not UTF-8.
+    """
+    wrong = _wrong_with(name)
+    if wrong:
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise _errors.NameRefused(f"cannot use {shown!r} as the name of a file: {wrong}")
+    return name
+
+
+def check_names(names: Collection[str]) -> None:
+    """Check all names of a set, and that none is a directory for another.
+
+    Raises:
+        NameRefused: as `check_name`.
+    """
+    for name in names:
+        check_name(name)
+        above = name.split("/")
+        for depth in range(1, len(above)):
+            if (prefix := "/".join(above[:depth])) in names:
+                raise _errors.NameRefused(
+                    f"cannot use {name!r} as the name of a file: {prefix!r} is a file of the same set"
+                )
+
+
+def weigh(content: Given) -> tuple[str, int]:
+    """Return version and size of a content that is to be published."""
+    if isinstance(content, bytes):
+        return snapshots.version_of(content), len(content)
+    return content[1], content[0].size
+
+
+@contextmanager
+def staged(fd: int, content: Given, where: str) -> Iterator[atomic.Staged]:
+    """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed."""
+    with atomic.publishing(f"publish {where}"):
+        file = atomic.Staged(fd) if isinstance(content, bytes) else content[0]
+    try:
+        if isinstance(content, bytes):
+            with atomic.publishing(f"publish {where}"):
+                file.write(content)
+        yield file
+    finally:
+        file.discard()
+
+
+def uncertain(where: str, version: str, error: OSError) -> _errors.PublishUncertain:
+    """Return the error for a content that is visible and could not be synced."""
+    return _errors.PublishUncertain(
+        f"published {where}, but perhaps not durably: readers see version {version[:8]},"
+        f" and syncing its directory failed: {atomic.remedy(error)}"
+        " (a power cut may bring the old content back; publish again once the storage is well)",
+        version,
+    )
+
+
+def missing(where: str) -> _errors.FileMissing:
+    """Return the error for a file that was to be deleted."""
+    return _errors.FileMissing(f"cannot delete {where}: there is no such file")
+
+
+def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
+    """Return the error for a content above the limit, in bytes."""
+    return _errors.ContentTooLarge(
+        f"cannot publish {where}: the content is larger than the limit of {limit} bytes"
+        " (raise max_size, or publish less)"
+    )
+
+
+def _wrong_with(name: str) -> str | None:
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    if not name or name.startswith("/") or name.endswith("/"):
+        return "a name is a relative path to a file"
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        return "it holds a control character"
+    if len(raw) > _LONGEST_PATH:
+        return f"it is longer than {_LONGEST_PATH} bytes"
+    if name.count("/") > _DEEPEST:
+        return f"it lies more than {_DEEPEST} directories deep"
+    return next(filter(None, map(_wrong_with_part, name.split("/"))), None)
+
+
+def _wrong_with_part(part: str) -> str | None:
+    if len(part.encode()) > _LONGEST_NAME:
+        return f"a part of it is longer than {_LONGEST_NAME} bytes"
+    if part in ("", "."):
+        return "a part of it is empty"
+    if part.startswith(atomic.HIDDEN):
+        return "parts that begin with `..` are reserved, and none may lead upwards"
+    if part == "lost+found":
+        return "file systems keep that name for themselves"
+    return None
+
+
+def _matches(tags: Collection[str], current: str | None) -> bool:
+    return current is not None and ("*" in tags or current in tags)

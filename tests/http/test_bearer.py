@@ -1,0 +1,111 @@
+"""Tokens: who gets in, and that a file which is gone opens no door."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from httpkit import MakeClient, problem
+from sidecar.http import bearer
+from sidecar.http.reader import reader_app
+from sidecar.http.writer import writer_app
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with one token, which is looked at often."""
+    monkeypatch.setattr(bearer, "RECHECK", 0.01)
+    path = tmp_path / "token"
+    path.write_text("secret\n")
+    return path
+
+
+def with_token(value: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {value}"}
+
+
+async def test_without_the_token_nobody_reads_or_writes(
+    client: MakeClient, tmp_path: Path, token: Path
+) -> None:
+    """401 with a challenge (RFC 6750 section 3), for unknown paths as well; nothing is changed."""
+    reader = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+    writer = await client(writer_app(tmp_path / "config", token_file=token))
+    for path in ("/", "/raw", "/files", "/files/config", "/metrics", "/openapi.json", "/nope"):
+        answer = await reader.get(path)
+        await problem(answer, 401, "unauthorized")
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="sidecar"'
+    for answer in (
+        await writer.get("/?content=1"),
+        await writer.put("/files/config", data=b"1"),
+        await writer.delete("/files/config"),
+        await writer.post("/rollback", json={"to": "x"}),
+    ):
+        await problem(answer, 401, "unauthorized")
+    assert (tmp_path / "config").read_text() == ""
+    assert (await reader.get("/", headers=with_token("secret"))).status == 200
+    assert (await writer.get("/?content=1", headers=with_token("secret"))).status == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Bearer wrong", "Bearer secre", "Bearer secrett", "Bearer", "Bearer ", "secret",
+     "Basic secret", "Bearer secret secret", "Bearer sécret"],
+)  # fmt: skip
+async def test_what_is_not_the_token_is_refused(
+    client: MakeClient, tmp_path: Path, token: Path, value: str
+) -> None:
+    """And is told to be invalid, not missing."""
+    one = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+    answer = await one.get("/", headers={"Authorization": value})
+    await problem(answer, 401, "unauthorized")
+    assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
+
+
+async def test_probes_need_no_token(client: MakeClient, tmp_path: Path, token: Path) -> None:
+    """kubelet has none."""
+    one = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+    for path in ("/livez", "/readyz", "/startupz"):
+        assert (await one.get(path)).status in {200, 503}
+        assert (await one.head(path)).status in {200, 503}
+
+
+async def test_a_token_can_be_replaced_while_serving(
+    client: MakeClient, tmp_path: Path, token: Path
+) -> None:
+    """Each line is one, so the new one can be added before the old one goes."""
+    one = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+
+    async def until(expected: dict[str, int]) -> None:
+        async with asyncio.timeout(5):
+            while expected != {
+                value: (await one.get("/", headers=with_token(value))).status for value in expected
+            }:
+                await asyncio.sleep(0.01)
+
+    await until({"secret": 200, "newer": 401})
+    token.write_text("secret\nnewer\n\n")
+    await until({"secret": 200, "newer": 200})
+    token.write_text("newer")
+    await until({"secret": 401, "newer": 200})
+
+
+@pytest.mark.parametrize("content", [None, "", "\n  \n"])
+async def test_a_file_without_a_token_opens_no_door(
+    client: MakeClient, tmp_path: Path, token: Path, content: str | None
+) -> None:
+    """Missing or empty, at the start or later: nobody gets in, not with an empty token either."""
+    one = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+    assert (await one.get("/", headers=with_token("secret"))).status == 200
+    token.unlink()
+    if content is not None:
+        token.write_text(content)
+    async with asyncio.timeout(5):
+        while (await one.get("/", headers=with_token("secret"))).status != 401:
+            await asyncio.sleep(0.01)
+    for value in ("", "secret", "\n"):
+        headers = {"Authorization": f"Bearer {value.strip()}"}
+        await problem(await one.get("/", headers=headers), 401, "unauthorized")
+    other = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
+    await problem(await other.get("/", headers=with_token("secret")), 401, "unauthorized")

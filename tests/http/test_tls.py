@@ -1,0 +1,165 @@
+"""Certificates: replaced while serving, and no broken pair ever breaks a handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from httpkit import Serve, Served
+from sidecar import _errors
+from sidecar.http import serve as serving
+from sidecar.http import tls
+from sidecar.http.tls import Certificate
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs openssl to make certificates"
+)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """Two certificates for localhost, with their keys, as PEM."""
+    directory = tmp_path_factory.mktemp("pairs")
+    made = []
+    for name in ("first", "second"):
+        cert, key = directory / f"{name}.crt", directory / f"{name}.key"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+             "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost",
+             "-keyout", str(key), "-out", str(cert)],
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
+        made.append((cert.read_text(), key.read_text()))
+    return made
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[str, str], tuple[Path, Path]]:
+    """`install(cert, key)`: the files that are served, replaced."""
+
+    def write(cert: str, key: str) -> tuple[Path, Path]:
+        paths = (tmp_path / "tls.crt", tmp_path / "tls.key")
+        for path, text in zip(paths, (cert, key), strict=True):
+            path.write_text(text)
+        return paths
+
+    return write
+
+
+async def shown(one: Served) -> str:
+    """The certificate that a new connection is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+async def test_https_is_served(
+    served: Serve, pairs: list[tuple[str, str]], install: Callable[..., tuple[Path, Path]]
+) -> None:
+    """The address says so, and the certificate is the one that was given."""
+    cert, key = install(*pairs[0])
+    one = await served(web.Application(), tls_cert=cert, tls_key=key)
+    assert one.url.startswith("https://")
+    assert await shown(one) == pairs[0][0]
+
+
+async def test_certificate_and_key_may_lie_in_one_file(
+    served: Serve, pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """As some tools write them."""
+    both = tmp_path / "both.pem"
+    both.write_text("".join(pairs[0]))
+    one = await served(web.Application(), tls_cert=both)
+    assert await shown(one) == pairs[0][0]
+
+
+async def test_a_new_certificate_is_shown_without_a_restart(
+    served: Serve,
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As cert-manager replaces them."""
+    monkeypatch.setattr(tls, "RECHECK", 0.02)
+    cert, key = install(*pairs[0])
+    one = await served(web.Application(), tls_cert=cert, tls_key=key)
+    install(*pairs[1])
+    async with asyncio.timeout(5):
+        while await shown(one) != pairs[1][0]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_broken_pair_breaks_no_handshake(
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Mismatched, half written, empty, gone: the pair in force stays, and one line says why."""
+    cert, key = install(*pairs[0])
+    certificate = Certificate(cert, key)
+    (first, first_key), (second, second_key) = pairs
+    for bad in ((second, first_key), (first, second_key), (second, ""), (second[:100], second_key)):
+        install(*bad)
+        await certificate.look()
+        await certificate.look()
+        assert await handshake(certificate) == first
+    assert len(caplog.records) >= 1
+    key.unlink()
+    await certificate.look()
+    assert await handshake(certificate) == first
+    install(second, second_key)
+    await certificate.look()
+    assert await handshake(certificate) == second
+
+
+async def handshake(certificate: Certificate) -> str:
+    """The certificate that a server with this context shows."""
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=certificate.context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        task = asyncio.get_running_loop().create_future()
+        task.cancel()
+        return await shown(Served([f"https://127.0.0.1:{port}"], task))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["other", "none", "missing", "encrypted"])
+def test_what_cannot_be_served_is_told_at_the_start(
+    pairs: list[tuple[str, str]], install: Callable[..., tuple[Path, Path]], key: str
+) -> None:
+    """With both paths; an encrypted key asks nobody for a password."""
+    cert, path = install(pairs[0][0], pairs[1][1])
+    if key == "none":
+        path.write_text("")
+    elif key == "missing":
+        path.unlink()
+    elif key == "encrypted":
+        encrypt = ["openssl", "pkey", "-aes256", "-passout", "pass:x"]
+        path.write_bytes(
+            subprocess.run(
+                encrypt, input=pairs[0][1].encode(), check=True, capture_output=True
+            ).stdout
+        )
+    with pytest.raises(_errors.ConfigError, match=r"tls\.key"):
+        Certificate(cert, path)
+
+
+async def test_a_key_without_a_certificate_is_an_error(tmp_path: Path) -> None:
+    """Else the port would be open without TLS."""
+    with pytest.raises(_errors.ConfigError, match="tls_cert"):
+        await serving.serve(web.Application(), tls_key=tmp_path / "key")

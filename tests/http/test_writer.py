@@ -1,0 +1,704 @@
+"""The writer, row by row of its table, and everything that must leave the old content alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import sidecar
+from httpkit import Client, MakeClient, problem, talk
+from sidecar import _errors
+from sidecar.http import answers, datapath, incoming
+from sidecar.http.reader import reader_app
+from sidecar.http.writer import WRITER, writer_app
+from sidecar.volume.gate import Gate
+from sidecar.volume.snapshot import version_of
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The path of the file; its directory is not there yet."""
+    return tmp_path / "shared" / "config"
+
+
+def tag(content: bytes | str) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    return f'"{version_of(data)}"'
+
+
+def left_overs(config: Path) -> list[str]:
+    return [name for name in os.listdir(config.parent) if name.startswith("..tmp")]
+
+
+async def raw_get(one: Client, target: bytes, method: bytes = b"GET") -> tuple[int, bytes]:
+    """Ask for exactly this target; return status and body."""
+    request = method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head, _, body = (await talk(one.server.port, request)).partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+# The start
+
+
+async def test_at_the_start_there_is_a_directory_with_an_empty_file(
+    client: MakeClient, config: Path
+) -> None:
+    """So the first read is the empty text, as in the article."""
+    await client(writer_app(config))
+    assert config.read_bytes() == b""
+    assert config.parent.stat().st_mode & 0o777 == 0o755
+
+
+async def test_content_that_is_there_survives_a_restart(client: MakeClient, config: Path) -> None:
+    """The article's writer began with an empty file each time."""
+    config.parent.mkdir()
+    config.write_text("123")
+    await client(writer_app(config))
+    assert config.read_text() == "123"
+
+
+# GET /?content=
+
+
+async def test_a_text_in_the_query_is_published(client: MakeClient, config: Path) -> None:
+    """`200`, JSON `"ok"`, the ETag that the reader will serve, and nothing for a cache."""
+    one = await client(writer_app(config))
+    answer = await one.get("/?content=123")
+    assert (answer.status, await answer.text()) == (200, '"ok"')
+    assert answer.headers["ETag"] == tag("123")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert config.read_text() == "123"
+
+
+@pytest.mark.parametrize(
+    ("query", "content"),
+    [
+        (b"content=", b""),
+        (b"content", b""),
+        (b"content=a+b%2Bc%20d", b"a b+c d"),
+        (b"content=%C3%A9%0A%00", b"\xc3\xa9\n\0"),
+        (b"content=a;b=c", b"a;b=c"),
+        (b"content=a=b%26c", b"a=b&c"),
+        (b"content=1&content=2", b"1"),
+        (b"x=%zz&content=1", b"1"),
+        (b"c%6Fntent=1", b"1"),
+        (b"content=%EF%BB%BFbom", b"\xef\xbb\xbfbom"),
+        (b"content=" + b"x" * 5000, b"x" * 5000),
+    ],
+)
+async def test_the_query_is_decoded_as_the_article_decodes_it(
+    client: MakeClient, config: Path, query: bytes, content: bytes
+) -> None:
+    """`+` is a space, `%XX` a byte, the first of several counts, and nothing else happens to it."""
+    one = await client(writer_app(config))
+    assert await raw_get(one, b"/?" + query) == (200, b'"ok"')
+    assert config.read_bytes() == content
+
+
+@pytest.mark.parametrize("target", [b"/", b"/?", b"/?Content=1", b"/?dry_run=1"])
+async def test_without_content_nothing_changes(
+    client: MakeClient, config: Path, target: bytes
+) -> None:
+    """`400`: in the article this wiped the file."""
+    one = await client(writer_app(config))
+    await one.get("/?content=123")
+    status, body = await raw_get(one, target)
+    assert (status, b"/problems/bad-request" in body) == (400, True)
+    assert config.read_text() == "123"
+
+
+@pytest.mark.parametrize("value", [b"%ff", b"%zz", b"%", b"a%2", b"%E9t%E9"])
+async def test_what_is_no_text_is_refused_instead_of_mangled(
+    client: MakeClient, config: Path, value: bytes
+) -> None:
+    """Bytes that are not UTF-8, and escapes that are none: 400, and the old content stays."""
+    one = await client(writer_app(config))
+    await one.get("/?content=123")
+    status, _ = await raw_get(one, b"/?content=" + value)
+    assert (status, config.read_text()) == (400, "123")
+
+
+async def test_head_publishes_nothing(client: MakeClient, config: Path) -> None:
+    """HEAD is safe (RFC 9110 section 9.2.1): it says what GET would answer."""
+    one = await client(writer_app(config))
+    answer = await one.head("/?content=123")
+    assert (answer.status, answer.headers["ETag"]) == (200, tag("123"))
+    assert config.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"},
+        {"Purpose": "prefetch"},
+    ],
+)
+async def test_a_browser_publishes_only_what_its_user_asks_for(
+    client: MakeClient, config: Path, headers: dict[str, str]
+) -> None:
+    """Not for a page of another web site, and not in advance."""
+    one = await client(writer_app(config))
+    await problem(await one.get("/?content=1", headers=headers), 403, "cross-site")
+    await problem(await one.put("/files/config", headers=headers, data=b"1"), 403, "cross-site")
+    assert config.read_text() == ""
+    typed = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
+    assert (await one.get("/?content=1", headers=typed)).status == 200
+
+
+# PUT /files/NAME
+
+
+async def test_a_body_is_published_under_its_name(client: MakeClient, config: Path) -> None:
+    """`201` where it is new, `204` where it is replaced or there already; the bytes as they came."""
+    one = await client(writer_app(config))
+    body = bytes(range(256))
+    statuses = [(await one.put("/files/a/b.bin", data=data)).status for data in (body, b"2", b"2")]
+    assert statuses == [201, 204, 204]
+    answer = await one.put("/files/a/b.bin", data=body)
+    assert answer.headers["ETag"] == tag(body)
+    assert (config.parent / "a" / "b.bin").read_bytes() == body
+    read = await one.get("/files/a/b.bin")
+    assert (await read.read(), read.headers["ETag"]) == (body, tag(body))
+
+
+async def test_a_large_body_is_streamed(client: MakeClient, config: Path) -> None:
+    """In pieces of unknown number: chunked, and never in memory as a whole."""
+    one = await client(writer_app(config))
+
+    async def body() -> AsyncIterator[bytes]:
+        for number in range(64):
+            yield bytes([number]) * (1 << 16)
+
+    assert (await one.put("/files/large", data=body())).status == 201
+    assert (config.parent / "large").stat().st_size == 4 << 20
+    assert left_overs(config) == []
+
+
+async def test_a_compressed_body_is_published_as_what_it_means(
+    client: MakeClient, config: Path
+) -> None:
+    """gzip is undone (aiohttp does it); what cannot be undone is refused, never stored as it is."""
+    one = await client(writer_app(config))
+    packed = gzip.compress(b"123")
+    answer = await one.put("/files/a", data=packed, headers={"Content-Encoding": "gzip"})
+    assert (answer.status, answer.headers["ETag"]) == (201, tag("123"))
+    refused = await one.put("/files/a", data=b"x", headers={"Content-Encoding": "compress"})
+    await problem(refused, 415, "unsupported-coding")
+    assert "gzip" in refused.headers["Accept-Encoding"]
+    broken = await one.put("/files/a", data=b"123", headers={"Content-Encoding": "gzip"})
+    await problem(broken, 400, "bad-request")
+    assert (config.parent / "a").read_text() == "123"
+
+
+async def test_a_compressed_bomb_is_held_to_the_limit(client: MakeClient, config: Path) -> None:
+    """What counts is what it unfolds to."""
+    one = await client(writer_app(config, max_size=1 << 20))
+    bomb = gzip.compress(bytes(64 << 20))
+    answer = await one.put("/files/a", data=bomb, headers={"Content-Encoding": "gzip"})
+    await problem(answer, 413, "content-too-large")
+    assert left_overs(config) == []
+
+
+async def test_a_body_above_the_limit_is_refused_before_it_is_read(
+    client: MakeClient, config: Path
+) -> None:
+    """By its Content-Length, at once: `413`, and the connection is given up."""
+    one = await client(writer_app(config, max_size=10))
+    head = b"PUT /files/config HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
+    writer.write(head)
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"Connection: close" in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_body_that_grows_above_the_limit_is_refused(
+    client: MakeClient, config: Path
+) -> None:
+    """Without a Content-Length: as soon as it is too much, and nothing is left of it."""
+    one = await client(writer_app(config, max_size=1000))
+    await one.get("/?content=old")
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(11):
+            yield b"x" * 100
+
+    await problem(await one.put("/files/config", data=body()), 413, "content-too-large")
+    assert (config.read_text(), left_overs(config)) == ("old", [])
+
+
+async def test_a_body_that_breaks_off_is_never_published(client: MakeClient, config: Path) -> None:
+    """The client dies in the middle: the old content stays, and no left-overs."""
+    one = await client(writer_app(config))
+    await one.get("/?content=old")
+    _, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
+    writer.write(b"PUT /files/config HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+    await writer.drain()
+    async with asyncio.timeout(5):
+        while not left_overs(config):
+            await asyncio.sleep(0.01)
+        writer.close()
+        while left_overs(config):
+            await asyncio.sleep(0.01)
+    assert config.read_text() == "old"
+
+
+async def test_a_body_that_never_comes_is_not_waited_for(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`408` after a pause of `BODY_PAUSE` seconds."""
+    monkeypatch.setattr(incoming, "BODY_PAUSE", 0.1)
+    one = await client(writer_app(config))
+    request = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123"
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
+    writer.write(request)
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_asks_first_is_told_before_it_sends(
+    client: MakeClient, config: Path
+) -> None:
+    """`Expect: 100-continue` (RFC 9110 section 10.1.1): refused without a body, or invited to send it."""
+    one = await client(writer_app(config, max_size=10))
+    head = (
+        b"PUT /files/%s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    )
+    for name, size, status in ((b"a", 1000, b"413"), (b"..a", 3, b"400"), (b"a", 3, b"100")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
+        writer.write(head % (name, size))
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            if status == b"100":
+                writer.write(b"123")
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
+        writer.close()
+        await writer.wait_closed()
+    assert (config.parent / "a").read_text() == "123"
+
+
+async def test_an_expectation_that_nobody_knows_is_417(client: MakeClient, config: Path) -> None:
+    """RFC 9110 section 10.1.1."""
+    one = await client(writer_app(config))
+    answer = await one.put("/files/a", data=b"1", headers={"Expect": "tea"})
+    await problem(answer, 417, "expectation-failed")
+
+
+async def test_a_part_of_a_content_cannot_be_published(client: MakeClient, config: Path) -> None:
+    """Content-Range with PUT is refused (RFC 9110 section 14.5), or half a file would replace the whole."""
+    one = await client(writer_app(config))
+    headers = {"Content-Range": "bytes 0-2/10"}
+    await problem(await one.put("/files/config", data=b"123", headers=headers), 400, "bad-request")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..data", "..data/x", "../x", "%2e%2e/x", "%2e%2e%2fx", "a/../../x", "%2Fetc%2Fx", "a" * 300,
+     "a%00b", "a%0ab", "a//b", "a/", "./a"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "GET"])
+async def test_a_name_that_must_not_lie_on_a_volume_is_refused(
+    client: MakeClient, config: Path, name: str, method: str
+) -> None:
+    """`400`, whatever is done with it, and nothing is made anywhere."""
+    one = await client(writer_app(config))
+    before = sorted(config.parent.parent.rglob("*"))
+    status, body = await raw_get(one, f"/files/{name}".encode(), method.encode())
+    assert (status, b'"/problems/bad-name"' in body) == (400, True)
+    assert sorted(config.parent.parent.rglob("*")) == before
+
+
+# Conditions
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If-Match": tag("old")}, 204),
+        ({"If-Match": f'"x", {tag("old")}'}, 204),
+        ({"If-Match": "*"}, 204),
+        ({"If-Match": '"x"'}, 412),
+        ({"If-Match": f"W/{tag('old')}"}, 412),
+        ({"If-Match": "unquoted"}, 400),
+        ({"If-None-Match": "*"}, 412),
+        ({"If-None-Match": tag("old")}, 412),
+        ({"If-None-Match": f"W/{tag('old')}"}, 412),
+        ({"If-None-Match": '"x"'}, 204),
+        ({"If-None-Match": "unquoted"}, 400),
+        ({"If-Unmodified-Since": answers.http_date(1)}, 412),
+        ({"If-Unmodified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}, 204),
+        ({"If-Unmodified-Since": "soon"}, 204),
+    ],
+)
+async def test_a_condition_keeps_writers_apart(
+    client: MakeClient, config: Path, headers: dict[str, str], status: int
+) -> None:
+    """RFC 9110 section 13.1; a failed one says what is there now, and the old content stays."""
+    one = await client(writer_app(config))
+    await one.get("/?content=old")
+    answer = await one.put("/files/config", data=b"new", headers=headers)
+    assert answer.status == status
+    assert config.read_text() == ("new" if status == 204 else "old")
+    if status == 412:
+        found = await problem(answer, 412, "version-conflict")
+        assert found["current"] == answer.headers["ETag"] == tag("old")
+
+
+async def test_of_several_writers_one_wins(client: MakeClient, config: Path) -> None:
+    """Ten that have read the same version, at once: one 204, nine 412, nothing lost."""
+    one = await client(writer_app(config))
+    await one.get("/?content=old")
+
+    async def write(number: int) -> int:
+        headers = {"If-Match": tag("old")}
+        return (await one.put("/files/config", data=f"{number}", headers=headers)).status
+
+    statuses = await asyncio.gather(*(write(number) for number in range(10)))
+    assert sorted(statuses) == [204] + [412] * 9
+    assert config.read_text() == str(statuses.index(204))
+
+
+async def test_only_one_writer_creates(client: MakeClient, config: Path) -> None:
+    """`If-None-Match: *`: the first gets 201, the others 412 with what is there."""
+    one = await client(writer_app(config))
+    headers = {"If-None-Match": "*"}
+    answers_ = [await one.put("/files/new", data=data, headers=headers) for data in (b"1", b"2")]
+    assert [one.status for one in answers_] == [201, 412]
+    assert answers_[1].headers["ETag"] == tag("1")
+
+
+async def test_a_condition_on_what_is_missing_fails_without_a_tag(
+    client: MakeClient, config: Path
+) -> None:
+    """There is no current version to tell."""
+    one = await client(writer_app(config))
+    answer = await one.put("/files/new", data=b"1", headers={"If-Match": "*"})
+    assert (await problem(answer, 412, "version-conflict"))["current"] is None
+    assert "ETag" not in answer.headers
+
+
+# DELETE, versions, rollback
+
+
+async def test_a_file_can_be_deleted(client: MakeClient, config: Path) -> None:
+    """`204`; `404` where it is not; `412` where somebody else was first."""
+    one = await client(writer_app(config))
+    await one.put("/files/a", data=b"1")
+    refused = await one.delete("/files/a", headers={"If-Match": '"x"'})
+    await problem(refused, 412, "version-conflict")
+    assert (await one.delete("/files/a", headers={"If-Match": tag("1")})).status == 204
+    await problem(await one.delete("/files/a"), 404, "no-such-file")
+    assert not (config.parent / "a").exists()
+
+
+async def test_a_condition_without_meaning_is_refused(client: MakeClient, config: Path) -> None:
+    """To ignore it would delete what the client wanted to keep."""
+    one = await client(writer_app(config))
+    await one.put("/files/a", data=b"1")
+    await problem(await one.delete("/files/a", headers={"If-None-Match": "*"}), 400, "bad-request")
+    assert (config.parent / "a").exists()
+
+
+async def test_history_is_listed_and_can_be_published_again(
+    client: MakeClient, config: Path
+) -> None:
+    """Newest first, with the one in force; rollback is a publish of old bytes, with `200` and the state."""
+    one = await client(writer_app(config))
+    for content in "123":
+        await one.get(f"/?content={content}")
+    listed = await (await one.get("/versions")).json()
+    assert [entry["etag"] for entry in listed][:3] == [tag("3"), tag("2"), tag("1")]
+    assert [entry["current"] for entry in listed][:3] == [True, False, False]
+    assert listed[0]["size"] == 1
+    assert listed[0]["published"].endswith("Z")
+    answer = await one.post("/rollback", json={"to": tag("1")})
+    state = await answer.json()
+    assert (answer.status, answer.headers["ETag"]) == (200, tag("1"))
+    assert (state["etag"], state["changed"], state["name"]) == (tag("1"), True, "config")
+    assert config.read_text() == "1"
+
+
+async def test_each_file_has_its_own_history(client: MakeClient, config: Path) -> None:
+    """`?name=`, and `name` in the body of a rollback."""
+    one = await client(writer_app(config))
+    for content in (b"1", b"2"):
+        await one.put("/files/other", data=content)
+    listed = await (await one.get("/versions?name=other")).json()
+    assert [entry["etag"] for entry in listed] == [tag("2"), tag("1")]
+    answer = await one.post("/rollback", json={"to": tag("1"), "name": "other"})
+    assert (answer.status, (config.parent / "other").read_text()) == (200, "1")
+    await problem(await one.get("/versions?name=..data"), 400, "bad-name")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b'{"to": "\\"0123\\""}', 404, "unknown-version"),
+        (b"", 400, "bad-request"),
+        (b"[", 400, "bad-request"),
+        (b"[]", 400, "bad-request"),
+        (b"{}", 400, "bad-request"),
+        (b'{"to": 1}', 400, "bad-request"),
+        (b'{"to": "x", "nam": "config"}', 400, "bad-request"),
+        (b'{"to": "x", "name": "..data"}', 400, "bad-name"),
+        (b"x" * (1 << 20), 413, "content-too-large"),
+    ],
+)
+async def test_a_rollback_that_cannot_be_changes_nothing(
+    client: MakeClient, config: Path, body: bytes, status: int, kind: str
+) -> None:
+    """Unknown versions and bodies that are none of ours."""
+    one = await client(writer_app(config))
+    await one.get("/?content=old")
+    await problem(await one.post("/rollback", data=body), status, kind)
+    assert config.read_text() == "old"
+
+
+async def test_a_rollback_can_be_conditional(client: MakeClient, config: Path) -> None:
+    """`If-Match`, as with every write."""
+    one = await client(writer_app(config))
+    for content in "12":
+        await one.get(f"/?content={content}")
+    refused = await one.post("/rollback", json={"to": tag("1")}, headers={"If-Match": '"x"'})
+    await problem(refused, 412, "version-conflict")
+    assert config.read_text() == "2"
+
+
+# Dry run
+
+
+async def test_a_dry_run_answers_as_it_would_and_changes_nothing(
+    client: MakeClient, config: Path
+) -> None:
+    """On every write, with the same status codes, marked by a header."""
+    one = await client(writer_app(config, gate=Gate(format="json"), max_size=100))
+    await one.get("/?content=1")
+    await one.get("/?content=2")
+    before = sorted((p, p.read_bytes()) for p in config.parent.rglob("*") if p.is_file())
+    asked = [
+        await one.get("/?content=3&dry_run=1"),
+        await one.put("/files/config?dry_run=1", data=b"4"),
+        await one.put("/files/new?dry_run=true", data=b"5"),
+        await one.delete("/files/config?dry_run"),
+        await one.post("/rollback?dry_run=1", json={"to": tag("1")}),
+    ]
+    assert [answer.status for answer in asked] == [200, 204, 201, 204, 200]
+    assert [answer.headers["Sidecar-Dry-Run"] for answer in asked] == ["1"] * 5
+    refused = [
+        await one.get("/?content={&dry_run=1"),
+        await one.put("/files/config?dry_run=1", data=b"6", headers={"If-Match": '"x"'}),
+        await one.delete("/files/nothing?dry_run=1"),
+        await one.post("/rollback?dry_run=1", json={"to": '"x"'}),
+        await one.put("/files/config?dry_run=1", data=b"7" * 1000),
+        await one.put("/files/config?dry_run=maybe", data=b"8"),
+    ]
+    assert [answer.status for answer in refused] == [422, 412, 404, 404, 413, 400]
+    after = sorted((p, p.read_bytes()) for p in config.parent.rglob("*") if p.is_file())
+    assert after == before
+
+
+# The gate and the disk
+
+
+async def test_a_refused_content_says_why_and_changes_nothing(
+    client: MakeClient, config: Path
+) -> None:
+    """`422` with each reason."""
+    one = await client(writer_app(config, gate=Gate(format="json")))
+    await one.put("/files/config", data=b'{"a": 1}')
+    found = await problem(await one.put("/files/config", data=b'{"a": '), 422, "content-refused")
+    assert len(found["reasons"]) == 1
+    assert "line 1" in found["reasons"][0]
+    await problem(await one.get("/?content=nope"), 422, "content-refused")
+    assert config.read_text() == '{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (_errors.VolumeFull(28, "cannot publish it: full"), 507, "volume-full"),
+        (_errors.VolumeUnavailable(30, "cannot publish it: read-only"), 503, "volume-unavailable"),
+        (_errors.PublishError("cannot publish it"), 500, "not-published"),
+        (_errors.PublishUncertain("perhaps not durable", version_of(b"1")), 500, "perhaps-not-durable"),
+        (RuntimeError("secret"), 500, "internal-error"),
+    ],
+)  # fmt: skip
+async def test_each_failure_has_its_own_problem(
+    client: MakeClient,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    kind: str,
+) -> None:
+    """And none of them shows the inside."""
+    one = await client(writer_app(config))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(one.app[WRITER].volume, "put", fail)
+    for answer in (await one.get("/?content=1"), await one.put("/files/config", data=b"1")):
+        found = await problem(answer, status, kind)
+        assert "secret" not in str(found)
+        assert "Errno" not in found["detail"]
+        if kind == "perhaps-not-durable":
+            assert answer.headers["ETag"] == found["etag"] == tag("1")
+
+
+async def test_readiness_follows_the_volume(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off at the first write that the volume does not take; on again by itself; liveness stays."""
+    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
+    one = await client(writer_app(config))
+    assert (await one.get("/readyz")).status == 200
+    volume = one.app[WRITER].volume
+
+    async def fail(*_: object, **__: object) -> None:
+        raise _errors.VolumeUnavailable(30, "cannot publish it: read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(volume, "put", fail)
+        broken.setattr(volume, "stage", fail)
+        await one.get("/?content=1")
+        found = await problem(await one.get("/readyz"), 503, "not-ready")
+        assert "read-only" in found["detail"]
+        assert "Errno" not in found["detail"]
+        assert (await one.get("/livez")).status == 200
+    async with asyncio.timeout(5):
+        while (await one.get("/readyz")).status != 200:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_write_that_hangs_fails_liveness(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that is gone holds the thread in the kernel: a restart on another node may mend it."""
+    monkeypatch.setattr(datapath, "STUCK", 0.05)
+    one = await client(writer_app(config))
+    hanging = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        await hanging.wait()
+        raise _errors.VolumeUnavailable(5, "cannot publish it: input/output error")
+
+    monkeypatch.setattr(one.app[WRITER].volume, "put", hang)
+    asking = asyncio.create_task(one.get("/?content=1"))
+    async with asyncio.timeout(5):
+        while (await one.get("/livez")).status == 200:
+            await asyncio.sleep(0.01)
+    assert "hanging" in (await problem(await one.get("/livez"), 503, "not-live"))["detail"]
+    hanging.set()
+    await asking
+    assert (await one.get("/livez")).status == 200
+
+
+# Confirmation by the reader
+
+
+async def test_a_write_can_wait_until_the_reader_has_it(client: MakeClient, config: Path) -> None:
+    """`Prefer: wait` with `--confirm`: answered once the reader serves it, with the time that took."""
+    reader = await client(reader_app(config))
+    one = await client(writer_app(config, confirm=str(reader.make_url("/"))))
+    for content in "123":
+        answer = await one.get(f"/?content={content}", headers={"Prefer": "wait=10"})
+        assert (answer.status, await answer.json()) == (200, "ok")
+        assert answer.headers["Preference-Applied"] == "wait=10"
+        assert answer.headers["Server-Timing"].startswith("confirm;dur=")
+        assert await (await reader.get("/")).json() == content
+    answer = await one.put("/files/other", data=b"1", headers={"Prefer": "wait=10"})
+    assert (answer.status, "Server-Timing" in answer.headers) == (201, True)
+    answer = await one.post("/rollback", json={"to": tag("1")}, headers={"Prefer": "wait=10"})
+    assert (answer.status, await (await reader.get("/")).json()) == (200, "1")
+
+
+async def test_a_reader_that_is_late_makes_202(client: MakeClient, config: Path) -> None:
+    """Published, durable, and not confirmed in time: nobody listens at that port."""
+    one = await client(writer_app(config, confirm="http://127.0.0.1:9"))
+    started = time.monotonic()
+    answer = await one.get("/?content=1", headers={"Prefer": "wait=0.2"})
+    assert (answer.status, await answer.json()) == (202, "ok")
+    assert answer.headers["Preference-Applied"] == "wait=0.2"
+    assert "Server-Timing" not in answer.headers
+    assert 0.2 <= time.monotonic() - started < 5
+    answer = await one.put("/files/config", data=b"2", headers={"Prefer": "wait=0.1"})
+    assert (answer.status, answer.headers["ETag"], config.read_text()) == (202, tag("2"), "2")
+
+
+async def test_without_a_reader_to_ask_nobody_waits(client: MakeClient, config: Path) -> None:
+    """The preference is ignored, and not said to be applied."""
+    one = await client(writer_app(config))
+    answer = await one.get("/?content=1", headers={"Prefer": "wait=10"})
+    assert (answer.status, "Preference-Applied" in answer.headers) == (200, False)
+
+
+async def test_the_reader_is_shown_the_token(
+    client: MakeClient, config: Path, tmp_path: Path
+) -> None:
+    """Where both ask for one, it is the same."""
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    reader = await client(reader_app(config, token_file=token))
+    confirm = str(reader.make_url("/"))
+    one = await client(writer_app(config, confirm=confirm, token_file=token))
+    headers = {"Prefer": "wait=10", "Authorization": "Bearer secret"}
+    assert (await one.get("/?content=1", headers=headers)).status == 200
+
+
+# A directory, a prefix
+
+
+async def test_a_directory_has_files_and_no_content_of_its_own(
+    client: MakeClient, tmp_path: Path
+) -> None:
+    """`GET /?content=` has no file to go to: 400; within a set PUT publishes the set anew."""
+    volume = sidecar.Volume(tmp_path)
+    await volume.publish({"a": "1", "b": "2"})
+    one = await client(writer_app(tmp_path))
+    await problem(await one.get("/?content=1"), 400, "bad-request")
+    assert (await one.put("/files/b", data=b"3")).status == 204
+    assert dict(await volume.snapshot()) == {"a": b"1", "b": b"3"}
+    versions = await (await one.get("/versions")).json()
+    assert [entry["files"] for entry in versions] == [2, 2]
+    answer = await one.post("/rollback", json={"to": versions[1]["etag"]})
+    assert (answer.status, dict(await volume.snapshot())) == (200, {"a": b"1", "b": b"2"})
+
+
+async def test_what_was_written_can_be_read_back(client: MakeClient, config: Path) -> None:
+    """`GET /files` and `GET /files/NAME`, with the conditions and ranges of the reader."""
+    one = await client(writer_app(config))
+    await one.get("/?content=123")
+    (entry,) = await (await one.get("/files")).json()
+    assert (entry["name"], entry["size"], entry["etag"]) == ("config", 3, tag("123"))
+    answer = await one.get("/files/config", headers={"Range": "bytes=1-"})
+    assert (answer.status, await answer.text()) == (206, "23")
+    assert answer.headers["Content-Security-Policy"] == "sandbox"
+    await problem(await one.get("/files/nothing"), 404, "no-such-file")
+
+
+async def test_the_writer_works_beneath_a_prefix(client: MakeClient, config: Path) -> None:
+    """As a sub-application of a user's own, errors included."""
+    from aiohttp import web
+
+    app = web.Application()
+    app.add_subapp("/config/", writer_app(config))
+    one = await client(app)
+    assert await (await one.get("/config/?content=1")).json() == "ok"
+    assert (await one.put("/config/files/a", data=b"1")).status == 201
+    await problem(await one.get("/config/"), 400, "bad-request")
+    await problem(await one.post("/config/"), 405, "method-not-allowed")

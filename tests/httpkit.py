@@ -1,0 +1,74 @@
+"""What tests of applications import by name: clients, raw sockets, problems."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import ClientResponse, web
+from aiohttp.test_utils import TestClient
+
+from sidecar.http.serve import serve
+
+Client = TestClient[web.Request, web.Application]
+MakeClient = Callable[[web.Application], Awaitable[Client]]
+
+
+async def problem(answer: ClientResponse, status: int, kind: str) -> dict[str, Any]:
+    """Check that an answer is this problem, in the form of RFC 9457, and return it."""
+    body = await answer.json(content_type="application/problem+json")
+    assert (answer.status, body["status"], body["type"]) == (status, status, f"/problems/{kind}")
+    assert body["title"]
+    assert body["detail"]
+    assert "Traceback" not in await answer.text()
+    return dict(body)
+
+
+@dataclass
+class Served:
+    """An application that `serve` runs, on a free port of this machine."""
+
+    addresses: list[str]
+    task: asyncio.Task[None]
+    ended: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.addresses[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    async def stop(self) -> None:
+        """Cancel it, as `run` does at SIGTERM, and wait for its end."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+async def start_serving(app: web.Application, **options: Any) -> Served:
+    """Serve `app` on a free port until `stop`."""
+    up: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+    options = {"host": "127.0.0.1", "port": 0, "drain_delay": 0.0, **options}
+    task = asyncio.create_task(serve(app, ready=lambda urls: up.set_result([*urls]), **options))
+    await asyncio.wait({up, task}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    return Served(up.result(), task)
+
+
+async def talk(port: int, request: bytes) -> bytes:
+    """Send bytes as they are, and return all that comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(15):
+            return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()

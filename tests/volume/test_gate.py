@@ -1,0 +1,311 @@
+"""The gate: what passes, what is refused and why, and that nothing makes it hang or crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from sidecar import _errors
+from sidecar.volume.gate import Format, Gate
+
+
+async def reasons(gate: Gate, content: bytes, name: str = "config") -> tuple[str, ...]:
+    """What the gate has against a content, nothing if it passes."""
+    try:
+        await gate.examine(name, None, len(content), content)
+    except _errors.ContentRefused as refused:
+        return refused.reasons
+    return ()
+
+
+async def checked(command: list[str], path: Path, timeout: float = 10.0) -> tuple[str, ...]:
+    """What a check command has against a staged file."""
+    try:
+        gate = Gate(check=command, check_timeout=timeout)
+        await gate.examine("config", path, path.stat().st_size, None)
+    except _errors.ContentRefused as refused:
+        return refused.reasons
+    return ()
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    path = tmp_path / "staged"
+    path.write_text("content")
+    return path
+
+
+async def test_a_gate_without_conditions_lets_everything_pass() -> None:
+    """Any bytes."""
+    assert await reasons(Gate(), b"\xff\x00") == ()
+
+
+async def test_a_content_of_exactly_the_limit_passes_and_one_more_byte_does_not() -> None:
+    """The limit is inclusive, and has an error of its own."""
+    gate = Gate(max_size=3)
+    assert await reasons(gate, b"123") == ()
+    with pytest.raises(_errors.ContentTooLarge, match="4 bytes, and the limit is 3"):
+        await gate.examine("config", None, 4, b"1234")
+
+
+GOOD: dict[Format, list[bytes]] = {
+    "text": [b"", "é".encode(), b"a\0b"],
+    "json": [b"1", b'{"a": [1, null]}', b' "\xc3\xa9" '],
+    "yaml": [b"", b"a: [1, 2]\nb: &x {c: 1}\nd: *x\n", b"a: 1\n---\nb: 2\n", b'{"a": 1}'],
+    "toml": [b"", b"a = 1\n[b]\nc = 1979-05-27\n"],
+}
+BAD: dict[Format, list[tuple[bytes, str]]] = {
+    "text": [(b"ab\nc\xff", "not UTF-8: byte 0xff at offset 4, line 2")],
+    "json": [
+        (b"", "line 1, column 1"),
+        (b'{"a": 1,\n "b"}', "line 2, column 5"),
+        (b"NaN", "line 1"),
+        (b"{'a': 1}", "line 1, column 2"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "depth"),
+    ],
+    "yaml": [
+        (b"a: [1,\n", "line 2, column 1"),
+        (b"a: 1\nb: c: d\n", "line 2, column 5"),
+        (b"!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"&a [*a]", "an alias refers to the value that it is a part of"),
+        (b"a: \x01", "not valid YAML"),
+        (b"\xff", "not UTF-8"),
+    ],
+    "toml": [
+        (b"a = \nb = 1", "line 1, column 5"),
+        (b"a = 1\na = 2\n", "line 2"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"\xff", "not UTF-8"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("syntax", "content"), [(syntax, one) for syntax, all_ in GOOD.items() for one in all_]
+)
+async def test_good_syntax_passes(syntax: Format, content: bytes) -> None:
+    """Each format, edge cases included."""
+    assert await reasons(Gate(format=syntax), content) == ()
+
+
+@pytest.mark.parametrize(
+    ("syntax", "content", "said"),
+    [(syntax, *one) for syntax, all_ in BAD.items() for one in all_],
+)
+async def test_bad_syntax_is_refused_with_its_place(
+    syntax: Format, content: bytes, said: str
+) -> None:
+    """Line and column where the parser knows them; nesting and aliases end in a refusal, not a crash."""
+    (reason,) = await reasons(Gate(format=syntax), content)
+    assert said in reason
+
+
+async def test_an_alias_bomb_is_refused_at_once() -> None:
+    """A few hundred bytes of YAML that unfold to thousands of millions of values."""
+    names = "abcdefghij"
+    lines = ["a: &a [1,1,1,1,1,1,1,1,1,1]"]
+    lines += [f"{n}: &{n} [{','.join(['*' + p] * 10)}]" for p, n in pairwise(names)]
+    started = time.monotonic()
+    (reason,) = await reasons(Gate(format="yaml"), "\n".join(lines).encode())
+    assert "unfold" in reason
+    assert time.monotonic() - started < 5
+
+
+SCHEMA = """
+{"type": "object", "required": ["port"], "properties":
+ {"port": {"type": "integer"}, "a/b": {"type": "array", "items": {"type": "string"}}}}
+"""
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.json"
+    path.write_text(SCHEMA)
+    return path
+
+
+async def test_every_violation_of_a_schema_is_told_with_its_place(schema: Path) -> None:
+    """As a JSON Pointer (RFC 6901), escapes included."""
+    gate = Gate(schema=schema)
+    assert await reasons(gate, b'{"port": 80}') == ()
+    assert await reasons(gate, b"[]") == ("at the top: [] is not of type 'object'",)
+    found = await reasons(gate, b'{"port": "80", "a/b": ["x", 1]}')
+    assert found == (
+        "at /a~1b/1: 1 is not of type 'string'",
+        "at /port: '80' is not of type 'integer'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ok"),
+    [
+        ("c.json", b'{"port": 80}', True),
+        ("c.yaml", b"port: 80", True),
+        ("c.yml", b"port: x", False),
+        ("c.yaml", b"", False),
+        ("c.yaml", b"port: 80\n---\nport: x\n", False),
+        ("c.toml", b"port = 80", True),
+        ("c.toml", b"port = 1979-05-27", False),
+        ("c", b"port: 80", False),
+    ],
+)
+async def test_the_ending_of_the_name_says_the_syntax(
+    schema: Path, name: str, content: bytes, ok: bool
+) -> None:
+    """Where no format is given; JSON is assumed for all others. Each document of YAML is judged."""
+    assert (await reasons(Gate(schema=schema), content, name) == ()) is ok
+
+
+async def test_dates_are_strings_to_a_schema(tmp_path: Path) -> None:
+    """JSON Schema knows no dates, YAML and TOML do: they count as what JSON would hold."""
+    (tmp_path / "s.yaml").write_text("properties: {at: {type: string}}")
+    gate = Gate(schema=tmp_path / "s.yaml")
+    assert await reasons(gate, b"at: 2026-01-01\n1: x\n", "c.yaml") == ()
+    assert await reasons(gate, b"at = 2026-01-01T00:00:00Z", "c.toml") == ()
+
+
+async def test_long_values_do_not_flood_the_answer(tmp_path: Path) -> None:
+    """Twenty reasons at most, each of bounded length."""
+    (tmp_path / "s.json").write_text('{"items": {"type": "integer"}}')
+    content = b"[" + b",".join([b'"' + b"x" * 5000 + b'"'] * 100) + b"]"
+    found = await reasons(Gate(schema=tmp_path / "s.json"), content)
+    assert len(found) == 20
+    assert max(map(len, found)) < 400
+
+
+async def test_a_schema_is_not_fetched_from_anywhere(tmp_path: Path) -> None:
+    """A reference to another place is an error of the gate, not a request to that place."""
+    (tmp_path / "s.json").write_text('{"$ref": "http://127.0.0.1:9/other.json"}')
+    with pytest.raises(_errors.PublishError, match="not followed"):
+        await Gate(schema=tmp_path / "s.json").examine("c", None, 2, b"{}")
+
+
+@pytest.mark.parametrize("text", ["{", '{"type": "nonsense"}', "[1]", "1"])
+def test_what_is_no_schema_is_told_at_the_start(tmp_path: Path, text: str) -> None:
+    """Before anything is published, and not for each content."""
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(_errors.ConfigError, match=r"s\.json"):
+        Gate(schema=tmp_path / "s.json")
+
+
+def test_a_missing_schema_is_told_at_the_start(tmp_path: Path) -> None:
+    """With its path."""
+    with pytest.raises(_errors.ConfigError, match=r"cannot read the schema .*nothing\.json"):
+        Gate(schema=tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [("jsonschema", {"schema": "s.json"}), ("yaml", {"format": "yaml"}), ("yaml", {"schema": "s.yaml"})],
+)  # fmt: skip
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, options: dict[str, str]
+) -> None:
+    """What to install, when the gate is made."""
+    for name in ("s.json", "s.yaml"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(_errors.ConfigError, match=r"podsidecar\[schema\]"):
+        Gate(**options)  # type: ignore[arg-type]
+
+
+async def test_a_command_that_ends_with_0_lets_pass(staged: Path) -> None:
+    """It gets the path as its last argument, name and path in its environment, and an empty stdin."""
+    script = 'test "$(cat)" = "" && test "$(cat "$1")" = content'
+    script += ' && test "$CONTENT_NAME" = config && test "$CONTENT_PATH" = "$1"'
+    assert await checked(["sh", "-c", script, "sh"], staged) == ()
+
+
+async def test_a_command_that_fails_refuses_with_its_last_words(staged: Path) -> None:
+    """Exit status and the end of what it printed, on either stream."""
+    (reason,) = await checked(["sh", "-c", "echo one; echo two >&2; exit 3"], staged)
+    assert reason == "the check command sh ended with status 3: one; two"
+    (reason,) = await checked(["sh", "-c", "kill -SEGV $$"], staged)
+    assert reason == "the check command sh was killed by signal 11"
+
+
+async def test_a_talkative_command_is_not_blocked(staged: Path) -> None:
+    """More output than a pipe holds: read, and forgotten but for the end."""
+    (reason,) = await checked(["sh", "-c", "yes no | head -c 3000000; exit 1"], staged)
+    assert reason.endswith("no; no; no; no; no")
+
+
+async def test_a_command_that_hangs_is_killed_with_its_children(staged: Path) -> None:
+    """After the time limit, the whole process group; the content is refused."""
+    pids = staged.parent / "pids"
+    script = f"sleep 60 & echo $! $$ > {pids}; wait"
+    started = time.monotonic()
+    (reason,) = await checked(["sh", "-c", script], staged, timeout=0.5)
+    assert reason == "the check command sh did not end within 0.5 s"
+    assert time.monotonic() - started < 5
+    assert [pid for pid in map(int, pids.read_text().split()) if runs(pid)] == []
+
+
+async def test_what_a_command_leaves_behind_is_killed(staged: Path) -> None:
+    """A child in the background keeps neither the gate waiting nor running itself."""
+    pids = staged.parent / "pids"
+    assert await checked(["sh", "-c", f"sleep 60 & echo $! > {pids}"], staged) == ()
+    assert not runs(int(pids.read_text()))
+
+
+async def test_a_cancelled_examination_kills_its_command(staged: Path) -> None:
+    """Nobody waits for the answer any more, and the staged file goes away."""
+    pids = staged.parent / "pids"
+    script = f"echo $$ > {pids}; exec sleep 60"
+    examining = asyncio.create_task(checked(["sh", "-c", script], staged))
+    async with asyncio.timeout(5):
+        while not pids.exists() or not pids.read_text():
+            await asyncio.sleep(0.01)
+    examining.cancel()
+    await asyncio.wait({examining})
+    assert examining.cancelled()
+    assert not runs(int(pids.read_text()))
+
+
+@pytest.mark.parametrize("command", [[], ["/nothing/here"], ["no-such-command-anywhere"]])
+def test_a_command_that_is_not_there_is_told_at_the_start(command: list[str]) -> None:
+    """Before anything is published."""
+    with pytest.raises(_errors.ConfigError, match="check command"):
+        Gate(check=command)
+
+
+async def test_a_command_that_goes_away_later_publishes_nothing(staged: Path) -> None:
+    """The gate cannot do its work: that is no refusal, and no pass either."""
+    tool = staged.parent / "tool"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    gate = Gate(check=[str(tool)])
+    tool.unlink()
+    with pytest.raises(_errors.PublishError, match="cannot be started") as failed:
+        await gate.examine("config", staged, 7, None)
+    assert not isinstance(failed.value, _errors.ContentRefused)
+
+
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"check_timeout": 0.0}])
+def test_a_wrong_option_is_told(options: dict[str, object]) -> None:
+    """With what would be right."""
+    with pytest.raises(_errors.ConfigError):
+        Gate(**options)  # type: ignore[arg-type]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie; it is given a moment to go."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return False
+        if state == "Z":
+            return False
+        time.sleep(0.01)
+    return True
