@@ -125,7 +125,7 @@ def environment(rivals: Path) -> dict[str, str]:
     return os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
 
 
-def sidecar(room: Path, rivals: Path, source: Path, out: Path) -> list[str]:
+def sidecar(room: Path, _: Path, source: Path, out: Path) -> list[str]:
     program = room / "ours.py"
     program.write_text(OURS)
     return [sys.executable, str(program), str(source), str(room / "offsets.json"), str(out)]

@@ -99,7 +99,7 @@ class World:
             self.content.pop(inode, None)
 
     def _lose(self, inode: int) -> None:
-        self.may_miss |= {n for n in self.content.get(inode, ())}
+        self.may_miss |= set(self.content.get(inode, ()))
 
     def rename(self, late: int) -> None:
         """Rename and create; the writer writes some more lines to the old file before it reopens."""

@@ -68,10 +68,15 @@ async def collect(
     A second cancellation ends it without draining.
 
     Args:
+        source: what to read; one collection for each.
+        stages: plain functions from a record to a record, or to None to drop it; in this order.
+        sink: where to, or several.
         labels: what is the same for all lines (the Pod). A callable is asked for each batch.
         dead_letters: where refused records go; by default a file beside the checkpoint.
         budget: bytes in flight, over all sinks. When they are used up, reading stops.
         until_end: end when everything that is there has been delivered.
+        drain_timeout: seconds; stay below the Pod's `terminationGracePeriodSeconds`.
+        drain_quiet: seconds.
 
     Raises:
         ConfigError: no sink, or two of the same name.
@@ -233,9 +238,9 @@ class Collector:
             if any(blocks.values()):
                 news_at = time.monotonic()
             ready = any(source.ready(lane.name) for lane in self.lanes)
-            if not ready and look and (self._draining or self._until_end) and self._all_idle():
-                if await self._is_end(news_at):
-                    return
+            ending = look and not ready and (self._draining or self._until_end)
+            if ending and self._all_idle() and await self._is_end(news_at):
+                return
             if any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes):
                 continue
             await self._pause(due if not self._draining else now + _PACE, last_round)

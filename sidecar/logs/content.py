@@ -119,7 +119,7 @@ class Gzip:
                 return b""
         return self._forward(size)
 
-    def next_data(self, offset: int) -> int | None:
+    def next_data(self, _: int) -> int | None:
         """Decompressed content has no holes that could be skipped."""
         return None
 

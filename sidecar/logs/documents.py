@@ -48,7 +48,12 @@ def document(record: Record) -> dict[str, Any]:
 
 def json_line(record: Record) -> bytes:
     """Return the record as one JSON object, without a line ending."""
-    return dumps(document(record))
+    if record.fields or record.structured:
+        return dumps(document(record))
+    try:
+        return _unparsed(record)
+    except TypeError:  # a lone surrogate that a stage has made
+        return dumps(document(record))
 
 
 def json_lines(batch: Batch) -> bytes:
@@ -107,6 +112,20 @@ def shortened(value: object) -> str:
         return f"<{type(value).__name__}, nested too deep>"
 
 
+def _unparsed(record: Record) -> bytes:
+    """The same as `document`, for the form that most lines have, in half the time."""
+    level = b"" if record.level is None else b'"level":%b,' % orjson.dumps(record.level)
+    labels = b',"labels":%b' % dumps(dict(record.labels)) if record.labels else b""
+    return b'{"time":"%b",%b"message":%b,"file":%b,"offset":%d%b}' % (
+        rfc3339(record.time).encode(),
+        level,
+        orjson.dumps(record.text),
+        _path(record.file),
+        record.offset,
+        labels,
+    )
+
+
 def _block(block: Block, labels: Mapping[str, str]) -> bytes:
     if block.starts is not None or block.offsets is not None:
         return b"".join([json_line(record) + b"\n" for record in block.records(labels)])
@@ -122,8 +141,8 @@ def _block(block: Block, labels: Mapping[str, str]) -> bytes:
     # so that `","` can only stand between two strings.
     messages = orjson.dumps(texts)[2:-2].split(b'","')
     head = b'{"time":"%b","message":"' % rfc3339(block.read_at).encode()
-    middle = b'","file":%b,"offset":' % _string(block.file)
-    tail = b',"labels":%b}\n' % dumps(labels) if labels else b"}\n"
+    middle = b'","file":%b,"offset":' % _path(block.file)
+    tail = b',"labels":%b}\n' % dumps(dict(labels)) if labels else b"}\n"
     return b"".join(
         [
             b"%b%b%b%d%b" % (head, message, middle, offset, tail)
@@ -132,6 +151,7 @@ def _block(block: Block, labels: Mapping[str, str]) -> bytes:
     )
 
 
-def _string(text: str) -> bytes:
+@lru_cache(maxsize=1024)
+def _path(text: str) -> bytes:
     """A path may hold bytes that are not UTF-8, as surrogates: written as U+FFFD, like the text of lines."""
     return orjson.dumps(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

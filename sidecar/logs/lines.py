@@ -22,13 +22,13 @@ _BOMS = (
 
 @dataclass(frozen=True, slots=True)
 class Multiline:
-    """Which lines belong together: a stack trace with its message.
+    r"""Which lines belong together: a stack trace with its message.
 
     A group begins at each line that matches `start`, or ends with each line that matches `end`.
     The last group of a file waits for the next one; after `timeout` seconds without news it is complete.
 
-    >>> Multiline(start=r"\\d{4}-\\d\\d-\\d\\d ")
-    Multiline(start='\\\\d{4}-\\\\d\\\\d-\\\\d\\\\d ', end=None, timeout=1.0, max_lines=1000)
+    >>> Multiline(start=r"\d{4}-\d\d-\d\d ")
+    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000)
     """
 
     start: str | None = None

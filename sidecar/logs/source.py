@@ -43,6 +43,7 @@ class Tail:
         self,
         patterns: Sequence[str],
         checkpoint: str | None,
+        *,
         discovery: Discovery,
         rules: Rules,
         habits: Habits,
@@ -280,6 +281,8 @@ def tail(
     Nothing is opened before `collect` starts.
 
     Args:
+        patterns: which files.
+        exclude: which of them not.
         checkpoint: the file that remembers what has been delivered. Without one, every start begins anew.
         start: where to begin in files that are there at the very first start. Later ones are read whole.
         root: the directory that symbolic links may not leave (default: each pattern's part before the first wildcard).
@@ -308,9 +311,9 @@ def tail(
     return Tail(
         names,
         None if checkpoint is None else os.fspath(checkpoint),
-        Discovery(names, exclude, root=root, beside=archives),
-        Rules(max_line=max_line, encoding=encoding, multiline=multiline),
-        Habits(
+        discovery=Discovery(names, exclude, root=root, beside=archives),
+        rules=Rules(max_line=max_line, encoding=encoding, multiline=multiline),
+        habits=Habits(
             from_end=start == "end",
             rotate_wait=rotate_wait,
             partial_timeout=partial_timeout,
@@ -318,7 +321,7 @@ def tail(
             held_limit=held_limit,
             max_open=_open_limit(),
         ),
-        recheck,
+        recheck=recheck,
     )
 
 

@@ -24,7 +24,7 @@ from sidecar.logs.window import AckWindow
 _BOM_NEEDS = 3
 
 
-class ContentReplaced(Exception):  # noqa: N818 - not an error, a finding
+class ContentReplaced(Exception):
     """The file does not hold any more what was read from it."""
 
 
@@ -236,10 +236,14 @@ class Stream:
             if (short or following is None) and not cursor.flush:
                 cursor.held = True
                 return None  # perhaps space that its writer has reserved and will fill
+            if following is not None:
+                hole = following - cursor.offset  # gigabytes in one step
         if cursor.offset + hole > self._counted:
             self.skipped += hole
             self._counted = cursor.offset + hole
-        self._advance(cursor, raw, hole)
+        cursor.mark = (cursor.mark + bytes(min(hole, MARK)))[-MARK:]
+        cursor.offset += hole
+        self.size = max(self.size, cursor.offset)
         return True
 
     def _cut(

@@ -19,7 +19,7 @@ from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkU
 
 
 class LogFile:
-    """A log as an application writes it, open in append mode, and as rotation treats it. Blocking.
+    r"""A log as an application writes it, open in append mode, and as rotation treats it. Blocking.
 
     >>> import tempfile
     >>> log = LogFile(Path(tempfile.mkdtemp()) / "app.log")
@@ -28,7 +28,7 @@ class LogFile:
     'app.log.1'
     >>> log.write("still to the old file"); log.reopen(); log.write("to the new one")
     >>> log.path.read_text()
-    'to the new one\\n'
+    'to the new one\n'
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -38,7 +38,7 @@ class LogFile:
         self.reopen()
 
     def write(self, *lines: str) -> None:
-        """Append whole lines, in one call of write(2)."""
+        """Append whole lines, in a single system call."""
         self.write_raw("".join(line + "\n" for line in lines).encode())
 
     def write_raw(self, data: bytes) -> None:

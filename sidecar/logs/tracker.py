@@ -15,7 +15,6 @@ The cases, and what tells them apart:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -25,7 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.logs import checkpoint, content as contents, identity
+from sidecar.logs import checkpoint, identity
+from sidecar.logs import content as contents
 from sidecar.logs.discovery import Discovery, Found, Key
 from sidecar.logs.stream import Cursor, Stream
 from sidecar.logs.window import AckWindow

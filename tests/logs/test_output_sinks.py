@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -30,11 +31,8 @@ def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     yield ends
     for fd in ends:
-        with pytest.MonkeyPatch.context():
-            try:
-                os.close(fd)
-            except OSError:
-                pass
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 # standard output
@@ -62,6 +60,13 @@ async def test_a_changed_record_is_written_as_json(pipe: tuple[int, int]) -> Non
     assert json.loads(second)["user"] == "ada"
     await StdoutSink(fd=pipe[1], json=True).write(batch("three"))
     assert json.loads(os.read(pipe[0], 1000))["message"] == "three"
+
+
+async def test_json_within_json_survives_its_escaping(pipe: tuple[int, int]) -> None:
+    """Scenario 44: quotes, backslashes and line ends of the inner document come out as they went in."""
+    inner = json.dumps({"a": 'say "hi"\\\n', "b": {"c": "\u2028\x00"}})
+    await StdoutSink(fd=pipe[1], json=True).write(batch(inner))
+    assert json.loads(os.read(pipe[0], 1000))["message"] == inner
 
 
 async def test_a_record_that_was_put_back_is_not_changed() -> None:
@@ -144,7 +149,12 @@ async def test_a_rotated_output_goes_back_across_the_rotation(tmp_path: Path) ->
     for line in ("second", "third", "fourth"):
         await sink.write(batch(line))
     await sink.close()
-    assert sorted(p.read_text() for p in tmp_path.iterdir()) == ["first\n", "fourth\n", "second\n", "third\n"]
+    assert sorted(p.read_text() for p in tmp_path.iterdir()) == [
+        "first\n",
+        "fourth\n",
+        "second\n",
+        "third\n",
+    ]
 
 
 async def test_old_outputs_are_removed(tmp_path: Path) -> None:

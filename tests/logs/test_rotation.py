@@ -240,6 +240,19 @@ def test_space_reserved_for_later_is_not_skipped(log: LogFile) -> None:
     os.close(fd)
 
 
+def test_offsets_beyond_two_gibibytes_are_offsets_like_others(log: LogFile, state: Path) -> None:
+    """Scenario 43: and a hole of that size costs one step, not two gibibytes of reading."""
+    log.write("one")
+    follower = Follower(log.path, state=state)
+    follower.news()
+    os.truncate(log.path, 3 << 30)
+    log.write("two")
+    assert follower.news() == ["two"]
+    log.write("three")
+    assert follower.restart() == ["three"]
+    assert follower.tail.figures().lag_bytes == 0
+
+
 def test_an_identical_first_kibibyte_does_not_confuse_copytruncate(log: LogFile) -> None:
     """Scenario 12: every file begins with the same long banner."""
     banner = ["=" * 600, "-" * 600]

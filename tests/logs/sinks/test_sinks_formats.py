@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -323,7 +324,7 @@ def test_blocks_and_records_are_written_as_the_same_json() -> None:
         b"tab\t\x00",
         "ü😀".encode(),
     ]
-    for labels in ({}, {"pod": "w"}):
+    for labels in ({}, {"pod": "w"}, MappingProxyType({"pod": "w"})):
         fast = batch(*lines, start=100, file="/log/ü.log")
         slow = Batch(fast.blocks, [r for b in fast.blocks for r in b.records(labels)], labels)
         fast.labels = labels
@@ -337,6 +338,20 @@ def test_whatever_stages_put_into_a_field_can_be_written(value: Any) -> None:
     """An object nobody can serialise must not end the collection."""
     record = stages.add_fields(strange=value)(Record(b"hello"))
     assert orjson.loads(documents.json_line(record))["message"] == "hello"
+
+
+def test_a_line_without_fields_is_written_as_its_document_says() -> None:
+    """The short way and the long way to the same JSON."""
+    plain = Record('"ü" \\ \0'.encode(), file="/log/\udcff", offset=3, time=READ_AT + 5)
+    graded = Record(b"x", file="/log/a", level="warn", labels=MappingProxyType({"pod": "w"}))
+    redacted = stages.redact("secret")(Record(b"a secret", file="/log/a"))
+    surrogate = Record(b"x")
+    surrogate.text = "\ud800"
+    for record in (plain, graded, redacted, surrogate):
+        assert record is not None
+        assert orjson.loads(documents.json_line(record)) == orjson.loads(
+            documents.dumps(documents.document(record))
+        )
 
 
 def test_fields_nested_without_end_can_be_written() -> None:
