@@ -277,14 +277,21 @@ def _ops(collector: Collector, host: str, port: int) -> Any:
 
     app = web.Application()
     ops.health_of(app).add("collector", ready=collector.trouble)
-    app.add_routes(
-        ops.ops_routes(
-            lambda: openapi.document(
-                "sidecar collect", "How the collection is.", ops.describe_ops(), token=False
-            )
-        )
-    )
-    return serve.serve(app, host=host, port=port)
+    titles = {
+        "/livez": "Is it alive?",
+        "/readyz": "Do all sinks take lines?",
+        "/startupz": "Has it started?",
+        "/metrics": "Prometheus' text format",
+        "/openapi.json": "This description",
+    }
+    paths = {
+        path: openapi.get(openapi.operation(title, responses={200: "Yes", 503: "No, and why"}))
+        for path, title in titles.items()
+    }
+    about = openapi.document("sidecar collect", "How the collection is.", paths, token=False)
+    app.add_routes(ops.ops_routes(lambda: about))
+    # No delay at the end: the collection itself drains, and is asked until then.
+    return serve.serve(app, host=host, port=port, drain_delay=0.0)
 
 
 async def _beside(main: Any, server: Any) -> None:

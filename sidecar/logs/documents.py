@@ -39,7 +39,7 @@ def document(record: Record) -> dict[str, Any]:
     if not record.structured:
         made["message"] = record.text
     made.update(record.fields)
-    made.setdefault("file", record.file)
+    made.setdefault("file", _readable(record.file))
     made.setdefault("offset", record.offset)
     if record.labels:
         made.setdefault("labels", dict(record.labels))
@@ -152,6 +152,11 @@ def _block(block: Block, labels: Mapping[str, str]) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _path(text: str) -> bytes:
-    """A path may hold bytes that are not UTF-8, as surrogates: written as U+FFFD, like the text of lines."""
-    return orjson.dumps(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+def _readable(path: str) -> str:
+    """A path may hold bytes that are not UTF-8, as surrogates: they become U+FFFD, like those of lines."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=1024)
+def _path(path: str) -> bytes:
+    return orjson.dumps(_readable(path))

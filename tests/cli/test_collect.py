@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,38 @@ async def test_refused_lines_are_in_the_dead_letters_before_the_position_passes_
     [letter] = [json.loads(line) for line in letters.read_text().splitlines()]
     assert letter["record"]["message"] == "GET /healthz"
     assert "400" in letter["reason"]
+
+
+async def test_probes_and_metrics_are_answered_beside_the_collection(
+    sidecar_process: StartProcess,
+    eventually: Eventually,
+    free_port: int,
+    log: Path,
+    tmp_path: Path,
+) -> None:
+    """`--port`: whoever asks learns that it lives, is ready, and how many lines went through."""
+    url = f"http://127.0.0.1:{free_port}"
+    process = sidecar_process(
+        *(
+            "collect",
+            log,
+            "--checkpoint",
+            tmp_path / "offsets.json",
+            "--sink",
+            f"file://{tmp_path}/out",
+        ),
+        *("--port", free_port, "--host", "127.0.0.1"),
+        until=f"{url}/readyz",
+    )
+    await eventually(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text())
+
+    def lines() -> float:
+        text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
+        return float(re.findall(r"^sidecar_logs_lines_total (\S+)$", text, re.MULTILINE)[0])
+
+    await eventually(lambda: lines() == 3)
+    for path in ("/livez", "/readyz", "/startupz", "/openapi.json"):
+        assert urllib.request.urlopen(url + path, timeout=5).status == 200
+    process.popen.terminate()
+    await eventually(lambda: process.popen.poll() is not None)
+    assert process.popen.returncode == 0, process
