@@ -145,7 +145,7 @@ class HttpSink(BaseSink):
     answer_limit: ClassVar[int] = _SHORT_ANSWER
 
     # Batches of 1 MiB cost as much a line, and 6 MB more of memory (`benchmarks/logs_json.py`).
-    batching = Batching(max_bytes=256 << 10, max_lines=1250, linger=0.05)
+    batching = Batching(max_bytes=256 << 10, max_lines=1250, linger=0.02)
 
     def __init__(
         self,
