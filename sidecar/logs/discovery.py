@@ -173,11 +173,16 @@ class Discovery:
             raise _errors.ReadError(f"cannot tail {path}: it is {beneath.kind_of(mode)}")
         return fd
 
-    def distrust(self, device: int) -> None:
-        """From now on ask stat(2) for the inodes of this device."""
-        self._distrusted.add(device)
-        self._listings.clear()
-        self._last = None
+    def compare(self, path: str, opened: Key) -> None:
+        """A file was opened under another inode than its listing had said: was it renamed, or do listings lie here?"""
+        directory, name = os.path.split(path)
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            listed = next((entry.inode() for entry in entries if entry.name == name), None)
+            status = os.stat(path, follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == opened and listed not in (None, opened[1]):
+                self._distrusted.add(status.st_dev)
+                self._listings.clear()
+                self._last = None
 
     def _root_of(self, path: str) -> str:
         if self._root is not None:

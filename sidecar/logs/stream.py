@@ -80,7 +80,11 @@ class Stream:
     """Bytes of holes that were stepped over and not reported yet."""
     head_bytes: bytes = b""
     restored: Place | None = None
-    """From a checkpoint, and its file has not been found yet: what is known of the furthest place."""
+    """Its file has not been found (again) yet: what is known of the furthest place."""
+    sought: str = "vanished"
+    """What will have happened to its unread bytes if it is never found."""
+    sought_until: float | None = None
+    """Monotonic time at which the search ends. Names move while a rotation is under way."""
     _encoding: Encoding | None = None
     _counted: int = 0
 

@@ -36,6 +36,7 @@ _MOST_REMEMBERED = 1000
 _REMEMBER = 86400.0
 _GZIP_PATIENCE = 10.0
 _FD_RESERVE = 64
+_SEARCH = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Tracker:
     _aliases: dict[Key, Stream] = field(default_factory=dict)
     _suspects: dict[Key, _Suspect] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
+    _unmet: set[Key] = field(default_factory=set)
     _first: bool = True
 
     # -- what is known from before
@@ -141,6 +143,9 @@ class Tracker:
         for path, key in strange:
             if key not in self.by_key and key not in self._aliases:
                 self._meet(path, key, now)
+        for key in [key for key in self._suspects if key in self.found.places]:
+            if key not in self.by_key:
+                self._meet(self.found.places[key][0], key, now)
         self._catch_up(before, now)
         self._give_up(now)
         self._first = False
@@ -162,8 +167,9 @@ class Tracker:
         self._begin(fresh, at_end=False)
         self.by_key[key] = fresh
         stream.key, stream.live = None, False
+        stream.restored, stream.sought = stream.furthest, "truncated"
         _log.info("%s was truncated or replaced; reading it from the beginning", path)
-        self._continue_elsewhere(stream, now, "truncated")
+        self._continue_elsewhere(stream, now)
         self._touch(fresh)
 
     # -- one stream
@@ -232,7 +238,7 @@ class Tracker:
         stream.size = max(stream.size, status.st_size)
         self._touch(stream)
 
-    def _continue_elsewhere(self, stream: Stream, now: float, reason: str) -> None:
+    def _continue_elsewhere(self, stream: Stream, now: float) -> None:
         """Search for the file in which the content of `stream` lives on, and go on there."""
         # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
         unknown = stream.read_by_none and stream.head.length < identity.EVIDENCE
@@ -249,9 +255,13 @@ class Tracker:
                 self._settle(stream, content, key, path, now)
                 return
             content.close()
+        if stream.sought_until is None:
+            stream.sought_until = now + _SEARCH
+        if now < stream.sought_until and not unknown:
+            return
         missing = stream.size - stream.read_by_all
         if missing > 0:
-            self.lose(reason, missing, stream.path)
+            self.lose(stream.sought, missing, stream.path)
         self._bury(stream)
 
     def _related(self, path: str) -> list[str]:
@@ -269,7 +279,7 @@ class Tracker:
     ) -> None:
         self.turns += 1
         stream.attach(content, key, path)
-        stream.restored = None
+        stream.restored = stream.sought_until = None
         stream.live = path in self.found.files
         stream.grew_at = now
         self.by_key[key] = stream
@@ -301,7 +311,7 @@ class Tracker:
         for stream in sorted(waiting, key=lambda s: s.read_by_all, reverse=True):
             if stream.restored is None:
                 continue
-            self._continue_elsewhere(stream, now, "vanished")
+            self._continue_elsewhere(stream, now)
 
     def _is_itself(self, stream: Stream, content: contents.Content) -> bool:
         """Whether the file under the restored device and inode still holds the restored content."""
@@ -332,8 +342,7 @@ class Tracker:
         actual = (status.st_dev, status.st_ino)
         if actual != key:
             content.close()
-            if self._key_of(path) == actual and status.st_dev == key[0]:
-                self.discovery.distrust(status.st_dev)
+            self.discovery.compare(path, actual)
             return
         if self._is_past(path, key, content, status, now):
             return
@@ -365,6 +374,12 @@ class Tracker:
         if any(self._takes_over(stream, path, key, content, now) for stream in related):
             return True
         if any(self._repeats(stream, path, key, content, status) for stream in related):
+            return True
+        original = next((s for s in related if s.content is not None and s.path != path), None)
+        if original is not None and status.st_size == 0:
+            # Nothing yet: the beginning of a copy, perhaps. It is met again when something is in it.
+            self._suspects[key] = _Suspect(path, original, _signature(status))
+            content.close()
             return True
         if all(stream.is_intact() for stream in related):
             return False
@@ -414,23 +429,28 @@ class Tracker:
         Such a file appeared since the last look, or, at the first one, is not older than what the checkpoint knows,
         and its name says that it belongs to a log that we follow.
         """
-        if self.found is before:
+        if self.found is before and not self._unmet:
             return
         known: dict[str, int] = {}
         for stream in self.streams:
             core = identity.core_name(os.path.basename(stream.path))
             known[core] = min(known.get(core, stream.modified_ns), stream.modified_ns)
         appeared = []
-        for key in self.found.places.keys() - before.places.keys():
+        for key in self._unmet | (self.found.places.keys() - before.places.keys()):
+            if key not in self.found.places:
+                continue
             path = self.found.places[key][0]
             core = identity.core_name(os.path.basename(path))
             if core in known and key not in self.by_key and key not in self._aliases:
                 modified = _modified_ns(path)
                 if not self._first or modified >= known[core]:
                     appeared.append((modified, path, key))
+        self._unmet = set()
         for _, path, key in sorted(appeared):
             if key not in self.by_key and path not in self.found.files:
                 self._meet(path, key, now)
+                if not (key in self.by_key or key in self._aliases or key in self._suspects):
+                    self._unmet.add(key)  # renamed just now: under its next name, then
 
     def _compressing(self, path: str, status: os.stat_result) -> bool:
         """Whether the compressed file may still be in the making: its source is there, and it is young."""

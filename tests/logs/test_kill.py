@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -58,21 +58,29 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._pid = 0
 
     def start(self) -> int:
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return int(self._said())
+        self._pid = int(self._said())
+        return self._pid
 
     def ended(self) -> int:
+        self._pid = 0
         return int(self._said())
 
     def _said(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
         self._process.communicate()
 
 
@@ -114,6 +122,22 @@ def log(tmp_path: Path) -> Iterator[LogFile]:
     log.close()
 
 
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Callable[..., Nursery]]:
+    """`nursery(pattern, limit)`: a place to start collectors from, all of which end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(pattern: Path, limit: int = 0) -> Nursery:
+            program = tmp_path / "program.py"
+            program.write_text(PROGRAM)
+            out = tmp_path / "out" / "lines"
+            return stack.enter_context(
+                Nursery(program, pattern, tmp_path / "state" / "offsets.json", out, limit)
+            )
+
+        yield make
+
+
 def delivered(out: Path) -> Counter[int]:
     """The numbers in all generations of the output."""
     lines: list[bytes] = []
@@ -128,17 +152,14 @@ def delivered(out: Path) -> Counter[int]:
 @pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
 @pytest.mark.parametrize("limit", [0, 30_000], ids=["one-file", "rotating-output"])
 def test_killed_at_random_moments_each_line_arrives_exactly_once(
-    tmp_path: Path, log: LogFile, pattern: str, limit: int
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], pattern: str, limit: int
 ) -> None:
     """Scenario 34, goal C1: 4 × 50 SIGKILLs under rotation; nothing lost, nothing twice, nothing torn."""
-    program, out = tmp_path / "program.py", tmp_path / "out" / "lines"
-    program.write_text(PROGRAM)
-    nursery = Nursery(
-        program, log.path.with_name(pattern), tmp_path / "state" / "offsets.json", out, limit
-    )
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path.with_name(pattern), limit)
     chance = random.Random(f"{pattern}{limit}")
     # The first look of all is what everything after it is promised from.
-    pid = nursery.start()
+    pid = collectors.start()
     while not (tmp_path / "state" / "offsets.json").exists():
         time.sleep(0.005)
     killed = 0
@@ -147,15 +168,14 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
             # Now and then it lives long enough to save its checkpoint.
             time.sleep(1.2 if number % 10 == 9 else chance.uniform(0.005, 0.12))
             os.kill(pid, signal.SIGKILL)
-            killed += nursery.ended() == -signal.SIGKILL
-            pid = nursery.start()
+            killed += collectors.ended() == -signal.SIGKILL
+            pid = collectors.start()
     expected = range(writer.count)
     limit_at = time.monotonic() + 10
     while len(delivered(out)) < len(expected) and time.monotonic() < limit_at:
         time.sleep(0.05)
     os.kill(pid, signal.SIGTERM)
-    assert nursery.ended() == 0
-    nursery.close()
+    assert collectors.ended() == 0
     assert killed == 50
     got = delivered(out)
     assert sorted(set(expected) - set(got)) == []
@@ -163,43 +183,41 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
 
 
 def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
-    tmp_path: Path, log: LogFile, wait_for: WaitFor
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
 ) -> None:
     """Scenario 35: then nothing is left for the next start."""
-    program, out = tmp_path / "program.py", tmp_path / "out"
-    program.write_text(PROGRAM)
-    nursery = Nursery(program, log.path, tmp_path / "offsets.json", out, 0)
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path)
     log.write("first")
-    pid = nursery.start()
+    pid = collectors.start()
     wait_for(lambda: out.exists() and out.read_text() == "first\n")
     log.write(*(f"{n} {'.' * 200}" for n in range(50_000)))
     log.close()
     os.kill(pid, signal.SIGTERM)
-    assert nursery.ended() == 0
+    assert collectors.ended() == 0
     assert len(out.read_text().splitlines()) == 50_001
-    nursery.close()
 
 
-def test_told_to_stop_and_killed_soon_after_it_loses_nothing(tmp_path: Path, log: LogFile) -> None:
+def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery]
+) -> None:
     """Scenario 36: the grace period was used up by somebody else."""
-    program, out = tmp_path / "program.py", tmp_path / "out" / "lines"
-    program.write_text(PROGRAM)
-    nursery = Nursery(program, log.path, tmp_path / "offsets.json", out, 0)
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path)
     with Writer(log, "rc") as writer:
         for pause in (0.0, 0.01, 0.05, 0.2):
-            pid = nursery.start()
+            pid = collectors.start()
             time.sleep(0.1)
             os.kill(pid, signal.SIGTERM)
             time.sleep(pause)
             with contextlib.suppress(ProcessLookupError):  # it has made it in time
                 os.kill(pid, signal.SIGKILL)
-            nursery.ended()
+            collectors.ended()
     log.close()
-    pid = nursery.start()
+    pid = collectors.start()
     time.sleep(0.3)
     os.kill(pid, signal.SIGTERM)
-    assert nursery.ended() == 0
-    nursery.close()
+    assert collectors.ended() == 0
     got = delivered(out)
     assert max(got.values()) == 1
     first = min(got)

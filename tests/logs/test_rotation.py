@@ -136,12 +136,15 @@ def test_copytruncate_gives_exactly_the_lines_written(log: LogFile, pattern: str
     assert follower.news() == []
 
 
-def test_a_copy_in_the_making_is_not_taken_for_a_new_log(log: LogFile) -> None:
-    """Scenario 6: between copy and truncation there are two files of the same content."""
-    follower = Follower(log.path.with_name("app.log*"))
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_a_copy_in_the_making_is_not_taken_for_a_new_log(log: LogFile, pattern: str) -> None:
+    """Scenario 6: between copy and truncation there are two files of the same content; the copy begins empty."""
+    follower = Follower(log.path.with_name(pattern))
     log.write(*numbered(1, 2, 3))
     follower.news()
     copy = log.path.with_name("app.log.1")
+    copy.touch()
+    assert follower.news() == []
     copy.write_bytes(log.path.read_bytes()[:100])
     assert follower.news() == []
     copy.write_bytes(log.path.read_bytes())
