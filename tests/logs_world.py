@@ -9,8 +9,9 @@ import gzip
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from sidecar.logs import source
 from sidecar.logs.records import Block
@@ -44,6 +45,9 @@ class World:
         self.garbage: list[bytes] = []
         self.outstanding: list[Block] = []
         self.tail: source.Tail | None = None
+        self.raced = False
+        self.hidden = 0
+        self.coming: list[tuple[int, Callable[[int], None]]] = []
         self.fd = -1
         self._reopen()
 
@@ -83,10 +87,10 @@ class World:
 
     def _shift(self) -> None:
         for extension in ("", ".gz"):
-            oldest = self._name(4, extension)
+            oldest = self._name(12, extension)
             if oldest.exists():
                 self._removed(oldest)
-            for number in range(3, 0, -1):
+            for number in range(11, 0, -1):
                 if self._name(number, extension).exists():
                     os.rename(self._name(number, extension), self._name(number + 1, extension))
 
@@ -154,7 +158,7 @@ class World:
         self.write(late)
 
     def compress(self, number: int) -> None:
-        path = self._name(1 + number % 3)
+        path = self._name(1 + number % 9)
         target = Path(f"{path}.gz")
         if not path.exists() or target.exists():
             return
@@ -176,11 +180,75 @@ class World:
             archives=[str(self.archive)] if self.archive != self.directory else [],
         )
         self.tail._clock = lambda: self.now
+        self._disturb(self.tail)
         self.tail.open()
         self._seen()
         self.save()
 
+    def race(self, kind_and_moment: int) -> None:
+        """Let a rotation happen in the middle of one of the next looks: after so many of its steps on the disk."""
+        moment, kind = divmod(kind_and_moment, 4)
+        steps = [self.rename, self.copytruncate, self._shift_one, self._hide_one]
+        self.coming.append((moment, steps[kind]))
+
+    def _hide_one(self, _: int = 0) -> None:
+        """A directory that is read while names change may miss one of them; see readdir(3)."""
+        self.hidden += 1
+
+    def _disturb(self, tail: source.Tail) -> None:
+        discovery = tail._discovery
+        scan, opened, siblings = discovery.scan, discovery.open, discovery.siblings
+        listed = discovery._fresh
+
+        def disturbed_scan(**options: Any) -> Any:
+            self._tick()
+            found = scan(**options)
+            self._tick()
+            return found
+
+        def disturbed_open(path: str) -> int:
+            self._tick()
+            fd = opened(path)
+            self._tick()
+            return fd
+
+        def disturbed_listing(directory: str, status: os.stat_result) -> Any:
+            listing = listed(directory, status)
+            if self.hidden and listing.inodes:
+                del listing.inodes[sorted(listing.inodes)[self.hidden % len(listing.inodes)]]
+                listing.settled = False
+                self.hidden = 0
+            return listing
+
+        def disturbed_siblings(path: str) -> Any:
+            for sibling in list(siblings(path)):
+                self._tick()
+                yield sibling
+
+        discovery.scan = disturbed_scan  # type: ignore[method-assign]
+        discovery.open = disturbed_open  # type: ignore[method-assign]
+        discovery._fresh = disturbed_listing  # type: ignore[method-assign]
+        discovery.siblings = disturbed_siblings  # type: ignore[method-assign]
+
+    def _tick(self) -> None:
+        due = [step for moment, step in self.coming if moment <= 0]
+        self.coming = [(moment - 1, step) for moment, step in self.coming if moment > 0]
+        for step in due:
+            self.raced = True
+            step(1)
+
+    def _shift_one(self, _: int = 0) -> None:
+        """A rename chain is not one step: for a moment only the older half has its new names."""
+        for number in range(9, 0, -1):
+            if self._name(number).exists() and not self._name(number + 1).exists():
+                os.rename(self._name(number), self._name(number + 1))
+                return
+
     def _seen(self) -> None:
+        """What was there during an undisturbed look is known; what came in the middle of one, perhaps not."""
+        raced, self.raced = self.raced, False
+        if raced:
+            return
         self.known = {
             path.stat().st_ino for path in [*self.directory.iterdir(), *self.archive.iterdir()]
         }
@@ -272,10 +340,12 @@ class World:
             os.close(self.fd)
 
     def check(self) -> None:
+        self.coming.clear()
+        self.hidden = 0
         self.write(1)
         self.start()
-        self.poll()
-        self.poll()
+        for _ in range(3):
+            self.poll()
         everything = set(range(self.next_id))
         lost = everything - set(self.delivered) - self.may_miss
         repeated = {n for n, count in self.delivered.items() if count > 1} - self.may_repeat

@@ -65,8 +65,10 @@ class Tail:
         self._tracker: Tracker | None = None
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
-        # Acknowledgements come from the event loop's thread, everything else from a worker's.
+        # Acknowledgements come from the event loop's thread, everything else from workers'.
         self._lock = threading.Lock()
+        # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
+        self._turn = threading.Lock()
 
     def __repr__(self) -> str:
         count = len(self._tracker.streams) if self._tracker else 0
@@ -105,31 +107,33 @@ class Tail:
 
     def state(self) -> State:
         """Return what a checkpoint written now would hold."""
-        with self._lock:
+        with self._turn, self._lock:
             return State(list(self._require().entries()), dict(self.resume))
 
     # -- looking and reading
 
     def look(self, suspicious: Iterable[str] = ()) -> None:
         """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
-        self._require().look(self._clock(), suspicious)
+        with self._turn:
+            self._require().look(self._clock(), suspicious)
 
     def hint(self, paths: Iterable[str]) -> bool:
         """Look at these files alone, because an event said that they were written.
 
         Return False if one of them lies where only the target of a link can be: then `look` has to find out.
         """
-        tracker, now = self._require(), self._clock()
-        known = True
-        for path in paths:
-            key = tracker.found.keys.get(path)
-            stream = tracker.by_key.get(key) if key is not None else None
-            if stream is not None:
-                tracker.check(stream, now)
-                self._wake(stream)
-            elif os.path.dirname(path) in tracker.found.targets or path in tracker.found.files:
-                known = False
-        return known
+        with self._turn:
+            tracker, now = self._require(), self._clock()
+            known = True
+            for path in paths:
+                key = tracker.found.keys.get(path)
+                stream = tracker.by_key.get(key) if key is not None else None
+                if stream is not None:
+                    tracker.check(stream, now)
+                    self._wake(stream)
+                elif os.path.dirname(path) in tracker.found.targets or path in tracker.found.files:
+                    known = False
+            return known
 
     def hint_all(self) -> None:
         """Anything may have been written: ask every file."""
@@ -157,13 +161,14 @@ class Tail:
     def read(self, lane: str, limit: int) -> list[Block]:
         """Return the next blocks for a lane, at most about `limit` bytes, a turn for each file that has some."""
         ready, blocks = self._ready[lane], list[Block]()
-        while ready and limit > 0:
-            stream = next(iter(ready))
-            del ready[stream]
-            block = self._read_one(stream, lane)
-            if block is not None:
-                blocks.append(block)
-                limit -= len(block.data)
+        with self._turn:
+            while ready and limit > 0:
+                stream = next(iter(ready))
+                del ready[stream]
+                block = self._read_one(stream, lane)
+                if block is not None:
+                    blocks.append(block)
+                    limit -= len(block.data)
         return blocks
 
     def flush(self, *, everything: bool = False) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 
-from sidecar.logs.content import Content, Gzip
+from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
 from sidecar.logs.discovery import Key
 from sidecar.logs.identity import HEAD, MARK, NOTHING, Place, Print, is_continued_by
 from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff
@@ -138,6 +138,8 @@ class Stream:
                 return False
             if head != known:
                 self.head_bytes, self.head = head, Print.of(head)
+            if not known and head.startswith(GZIP_MAGIC):
+                self.content = recognise(self.content.fd)  # it was empty when it was met
         return True
 
     def is_intact(self) -> bool:

@@ -81,11 +81,13 @@ class Tracker:
     _refused: dict[str, str] = field(default_factory=dict)
     _unmet: set[Key] = field(default_factory=set)
     _first: bool = True
+    _resumed: bool = False
 
     # -- what is known from before
 
     def restore(self, state: checkpoint.State) -> None:
         """Take over the streams of a checkpoint. Their files are looked for by the next `look`."""
+        self._resumed = bool(state.entries)
         for entry in state.entries:
             stream = Stream(
                 entry.path,
@@ -207,10 +209,27 @@ class Tracker:
                 self.replaced(stream, now)
                 return
             stream.size = status.st_size
+        was_empty = stream.head.length == 0
         if not stream.learn_head():
             self.replaced(stream, now)
             return
+        if was_empty and stream.head.length and self._turns_out_a_copy(stream, status, now):
+            return
         self._touch(stream)
+
+    def _turns_out_a_copy(self, stream: Stream, status: os.stat_result, now: float) -> bool:
+        """Empty when it was met, and now it begins to repeat another file: give it up again, unread."""
+        content, key = stream.content, stream.key
+        if content is None or key is None or not stream.read_by_none:
+            return False
+        self.streams.remove(stream)
+        del self.by_key[key]
+        if self._is_past(stream.path, key, content, status, now):
+            self.turns += 1
+            return True
+        self.streams.append(stream)
+        self.by_key[key] = stream
+        return False
 
     def _reopen_if_grown(self, stream: Stream, now: float) -> None:
         """A file that was closed for want of descriptors, or because it was quiet, has it grown?"""
@@ -296,28 +315,36 @@ class Tracker:
     def _place_restored(self, now: float) -> None:
         """Find the files of restored streams: first where they were, then where rotation may have put them."""
         waiting = [s for s in self.streams if s.restored is not None and s.gone is None]
-        for stream in waiting:
-            key = stream.key
-            for path in self.found.places.get(key, [])[:1] if key is not None else []:
-                opened = self._open(path)
-                if opened is None:
-                    continue
-                content, status = opened
-                if (status.st_dev, status.st_ino) == key and self._is_itself(stream, content):
-                    self._settle(stream, content, key, path, now)
-                else:
-                    content.close()
         # Who has read most can be told from others best, and chooses first.
-        for stream in sorted(waiting, key=lambda s: s.read_by_all, reverse=True):
-            if stream.restored is None:
-                continue
+        waiting.sort(key=lambda s: s.read_by_all, reverse=True)
+        strangers = [stream for stream in waiting if not self._find_by_key(stream, now)]
+        for stream in strangers:
             self._continue_elsewhere(stream, now)
+
+    def _find_by_key(self, stream: Stream, now: float) -> bool:
+        """Look under the device and inode it had. True also if that has to be done once more."""
+        key = stream.key
+        if key is None or key in self.by_key or key not in self.found.places:
+            return False
+        opened = self._open(self.found.places[key][0])
+        if opened is not None:
+            content, status = opened
+            if (status.st_dev, status.st_ino) == key:
+                if self._is_itself(stream, content):
+                    self._settle(stream, content, key, self.found.places[key][0], now)
+                    return True
+                content.close()
+                return False
+            content.close()
+        # Renamed since the names were listed: the next look knows its new one.
+        if stream.sought_until is None:
+            stream.sought_until = now + _SEARCH
+        return now < stream.sought_until
 
     def _is_itself(self, stream: Stream, content: contents.Content) -> bool:
         """Whether the file under the restored device and inode still holds the restored content."""
-        if stream.head.length == 0:
-            return stream.restored is not None and stream.restored.offset == 0
-        return stream.is_continued_by(content)
+        # One that was empty then may be anything by now, a copy for example: it is met as if for the first time.
+        return stream.head.length > 0 and stream.is_continued_by(content)
 
     def _is_next_home(self, stream: Stream, path: str, content: contents.Content) -> bool:
         """Whether a file that just appeared holds the content of a stream that has lost its own."""
@@ -337,10 +364,13 @@ class Tracker:
             return
         opened = self._open(path)
         if opened is None:
+            self._unmet.add(key)
             return
         content, status = opened
         actual = (status.st_dev, status.st_ino)
         if actual != key:
+            # Renamed since the names were listed: under its next name, then.
+            self._unmet.add(key)
             content.close()
             self.discovery.compare(path, actual)
             return
@@ -349,7 +379,7 @@ class Tracker:
         self._suspects.pop(key, None)
         stream = Stream(path, key, content=content, grew_at=now)
         stream.changed = ()
-        self._begin(stream, at_end=self.habits.from_end and self._first)
+        self._begin(stream, at_end=self.habits.from_end and self._first and not self._resumed)
         self.by_key[key] = stream
         _log.info("reading %s", path)
         self._stat(stream, now)
@@ -358,7 +388,7 @@ class Tracker:
         self, path: str, key: Key, content: contents.Content, status: os.stat_result, now: float
     ) -> bool:
         """Whether the file is (or may soon turn out to be) what another stream has read. Takes `content` if so."""
-        if content.compressed and self._compressing(path, status):
+        if content.compressed and self._compressing(path, content, status):
             content.close()
             return True
         name = os.path.basename(path)
@@ -374,12 +404,6 @@ class Tracker:
         if any(self._takes_over(stream, path, key, content, now) for stream in related):
             return True
         if any(self._repeats(stream, path, key, content, status) for stream in related):
-            return True
-        original = next((s for s in related if s.content is not None and s.path != path), None)
-        if original is not None and status.st_size == 0:
-            # Nothing yet: the beginning of a copy, perhaps. It is met again when something is in it.
-            self._suspects[key] = _Suspect(path, original, _signature(status))
-            content.close()
             return True
         if all(stream.is_intact() for stream in related):
             return False
@@ -436,28 +460,36 @@ class Tracker:
             core = identity.core_name(os.path.basename(stream.path))
             known[core] = min(known.get(core, stream.modified_ns), stream.modified_ns)
         appeared = []
-        for key in self._unmet | (self.found.places.keys() - before.places.keys()):
+        unmet, self._unmet = self._unmet, set()
+        for key in unmet | (self.found.places.keys() - before.places.keys()):
             if key not in self.found.places:
-                continue
+                continue  # when it is listed again, it appears again
             path = self.found.places[key][0]
             core = identity.core_name(os.path.basename(path))
             if core in known and key not in self.by_key and key not in self._aliases:
                 modified = _modified_ns(path)
-                if not self._first or modified >= known[core]:
+                if not self._first or key in unmet or modified >= known[core]:
                     appeared.append((modified, path, key))
-        self._unmet = set()
         for _, path, key in sorted(appeared):
-            if key not in self.by_key and path not in self.found.files:
+            if path in self.found.files:
+                if key in unmet:
+                    self._unmet.add(key)  # tried under that name in this very look
+            elif key not in self.by_key:
                 self._meet(path, key, now)
-                if not (key in self.by_key or key in self._aliases or key in self._suspects):
-                    self._unmet.add(key)  # renamed just now: under its next name, then
 
-    def _compressing(self, path: str, status: os.stat_result) -> bool:
-        """Whether the compressed file may still be in the making: its source is there, and it is young."""
+    def _compressing(self, path: str, content: contents.Content, status: os.stat_result) -> bool:
+        """Whether the archive may still be in the making: it is young, and its source is there."""
         plain, extension = os.path.splitext(path)
-        if time.time() - status.st_mtime > _GZIP_PATIENCE:
+        if not extension or time.time() - status.st_mtime > _GZIP_PATIENCE:
             return False
-        return bool(extension) and self._key_of(plain) is not None
+        if self._key_of(plain) is None or (opened := self._open(plain)) is None:
+            return False
+        source = opened[0]
+        try:
+            head = content.read(0, identity.HEAD)
+            return source.read(0, len(head)) == head
+        finally:
+            source.close()
 
     def _begin(self, stream: Stream, *, at_end: bool) -> None:
         content = stream.content

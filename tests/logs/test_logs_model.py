@@ -22,9 +22,10 @@ STEPS = st.lists(
         st.tuples(
             st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)
         ),
-        st.tuples(st.just("compress"), st.integers(0, 2)),
+        st.tuples(st.just("compress"), st.integers(0, 8)),
         st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
         st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
+        st.tuples(st.just("race"), st.integers(0, 60)),
         st.tuples(st.just("wait"), st.sampled_from([1, 11, 31])),
     ),
     max_size=40,
@@ -101,6 +102,29 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         [
             *[("rename", 1), ("partial", 0), ("start", 0), ("stop", 0)],
             *[("delete", 0), ("compress", 0)],
+        ],
+    ),
+    "renamed between the listing and the opening of the first look": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 4), ("start", 0)],
+    ),
+    "renamed twice around the first look": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 4), ("rename", 0), ("start", 0)],
+    ),
+    "an empty file beside an empty copy is held open": (
+        "app.log*",
+        False,
+        [("copytruncate", 0), ("start", 0), ("delete", 1)],
+    ),
+    "an archive beside a file that is not its source": (
+        "app.log*",
+        False,
+        [
+            *[("write", 1), ("race", 2), ("rename", 0), ("rename", 0)],
+            *[("compress", 1), ("start", 0)],
         ],
     ),
     "truncated, renamed and compressed between two looks": (

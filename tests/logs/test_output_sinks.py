@@ -157,6 +157,21 @@ async def test_a_rotated_output_goes_back_across_the_rotation(tmp_path: Path) ->
     ]
 
 
+async def test_a_kill_in_the_middle_of_a_rotation_is_undone(tmp_path: Path) -> None:
+    """The full file had its new name, and the next one was not there yet."""
+    sink = FileSink(tmp_path / "out", max_bytes=10)
+    await sink.open(None)
+    remembered = (await sink.write(batch("first"))).resume
+    await sink.write(batch("second"))
+    await sink.close()
+    (tmp_path / "out").rename(tmp_path / "out.0")
+    (tmp_path / "out.1").rename(tmp_path / "out.2")
+    (tmp_path / "out.0").rename(tmp_path / "out.1")
+    await sink.open(remembered)
+    await sink.close()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "first\n")]
+
+
 async def test_old_outputs_are_removed(tmp_path: Path) -> None:
     """`keep` of them stay, and one more, into which a restart may have to go back."""
     sink = FileSink(tmp_path / "out", max_bytes=5, keep=2)

@@ -144,7 +144,8 @@ class FileSink(BaseSink):
                 if index and self._max is not None:
                     # We have rotated since. What is younger holds only what comes again.
                     for younger in generations[:index]:
-                        os.unlink(younger)
+                        with contextlib.suppress(FileNotFoundError):  # killed between two renames
+                            os.unlink(younger)
                     os.rename(path, self.path)
                 return
 
