@@ -11,9 +11,10 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
 from sidecar.disk import atomic
@@ -21,6 +22,9 @@ from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
 from sidecar.runtime.threads import in_thread
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -81,6 +85,8 @@ class FileSink(BaseSink):
         self._fd = -1
         self._size = 0
         self._synced = True
+        # `flush` comes from another task than `write`, and so from another thread.
+        self._turn = threading.Lock()
 
     async def open(self, resume: Any) -> dict[str, int]:
         """Open the file, and cut off what was written and not remembered.
@@ -93,15 +99,19 @@ class FileSink(BaseSink):
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json)
-        return Receipt(resume=await in_thread(self._append, pieces))
+        return Receipt(resume=await in_thread(self._in_turn, self._append, pieces))
 
     async def flush(self) -> None:
-        await in_thread(self._sync)
+        await in_thread(self._in_turn, self._sync)
 
     async def close(self) -> None:
-        await in_thread(self._close)
+        await in_thread(self._in_turn, self._close)
 
     # -- blocking
+
+    def _in_turn(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._turn:
+            return function(*args, **kwargs)
 
     def _open(self, resume: _Position | None) -> dict[str, int]:
         atomic.make_directory(os.path.dirname(self.path))
