@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format bench soak clean
+.PHONY: help run test test-all lint format bench soak image image-size chart lock clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ run: $(STAMP)  ## writer, reader and page on this machine
 	@$(BIN)/sidecar demo
 
 test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them
-	$(PYTEST) $(ARGS)
+	@tools/test $(ARGS)
 
 test-all:  ## the tests under every Python of 3.11, 3.12, 3.13 that is here
 	@tools/test-all $(ARGS)
@@ -36,6 +36,28 @@ bench: $(STAMP)  ## measure, and compare with the field
 
 soak: $(STAMP)  ## the tests that take minutes
 	$(PYTEST) -m soak --timeout=1800 $(ARGS)
+
+# What builds and runs it: podman, or ENGINE=docker. BASE is another base image, BUILD are options for the build.
+ENGINE ?= podman
+IMAGE  ?= localhost/sidecar:0.1.0
+
+image:  ## build the image; BASE=…, ENGINE=docker, IMAGE=…
+	$(ENGINE) build $(BUILD) $(if $(BASE),--build-arg BASE=$(BASE)) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE) .
+
+image-size:  ## print how large the image is, and how long its start takes
+	@ENGINE=$(ENGINE) tools/image-size $(IMAGE)
+
+chart: $(STAMP)  ## make the chart's schema and table of values from values.yaml
+	$(BIN)/python charts/generate.py
+
+lock: $(STAMP)  ## lock what the image is made of, by version and hash
+	$(BIN)/python -m pip install --quiet pip-tools
+	$(BIN)/pip-compile $(LOCK) --allow-unsafe --output-file image/build.txt image/build.in
+	$(BIN)/pip-compile $(LOCK) --extra schema --output-file image/requirements.txt pyproject.toml
+
+LOCK := --quiet --upgrade --generate-hashes --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 clean:  ## remove what these commands have made
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -70,6 +71,15 @@ def _not_draining() -> Iterator[None]:
     running._Process.draining = False
     yield
     running._Process.draining = False
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user of this machine can reach and write to; `tmp_path` is the own user's alone."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o777)
+        yield path
 
 
 @pytest.fixture

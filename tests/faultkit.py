@@ -182,7 +182,7 @@ def examine(kind: Kind, directory: Path, run: Run) -> list[str]:
         check(f"{name} is missing or torn by its path", whole)
 
     store = publisher.store_at(str(directory), grace=60.0)  # nothing vanishes into the history
-    store.prepare({})
+    store.prepare({}, Order())
     check("something is left over", not publisher.left_over(str(directory)))
     check("the start has changed the content", publisher.state(str(directory)) == found)
     check("a file of the set is not visible by its path", by_path(directory) == found)

@@ -11,8 +11,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -114,3 +114,18 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def as_user(number: int) -> Iterator[None]:
+    """Be another user for a while, with its group and no other: needs root, and holds for all threads."""
+    groups, group, user = os.getgroups(), os.getegid(), os.geteuid()
+    os.setgroups([])
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+        os.setgroups(groups)

@@ -176,6 +176,8 @@ class Listening:
     tls_key: str | None
     drain_delay: float
     drain_timeout: float
+    head_timeout: float
+    max_connections: int
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def path(what: str) -> Decorator:
 
 
 def listening(*, default: int) -> Decorator:
-    """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS and draining."""
+    """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS, draining and limits."""
 
     @click.pass_context
     def gather(ctx: click.Context, /, **values: Any) -> Listening:
@@ -277,6 +279,20 @@ def listening(*, default: int) -> Decorator:
             metavar="SECONDS",
             default=10.0,
             help="After that, seconds that running requests have to finish.",
+        ),
+        option(
+            "--head-timeout",
+            type=some_seconds,
+            metavar="SECONDS",
+            default=10.0,
+            help="Seconds from the first byte of a request to the end of its head; then 408.",
+        ),
+        option(
+            "--max-connections",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=10_000,
+            help="Connections at a time, if so many files may be open; one more gets 503.",
         ),
     )
 

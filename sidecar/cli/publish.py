@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,6 +31,11 @@ _STDIN = "-"
     help="Publish only over this version (an ETag, with or without quotes); * is any that exists.",
 )
 @options.option(
+    "--if-missing",
+    is_flag=True,
+    help="Publish only where nothing is yet; what is there stays, and that is a success (init containers).",
+)
+@options.option(
     "--dry-run", is_flag=True, help="Validate, say what would happen, and change nothing."
 )
 @options.gating()
@@ -41,6 +46,7 @@ def command(
     source: str,
     path: str,
     if_match: str | None,
+    if_missing: bool,
     dry_run: bool,
     gating: options.Gating,
     keeping: options.Keeping,
@@ -79,11 +85,20 @@ def command(
         max_size=gating.max_size,
         gate=gating.gate(),
     )
-    limit, tag = gating.max_size, _condition(if_match)
+    if if_match and if_missing:
+        raise click.UsageError(
+            "--if-match and --if-missing contradict each other: give one of them"
+        )
+    conditions = {"if_match": _condition(if_match), "if_none_match": "*" if if_missing else None}
     try:
         done = running.run(
-            _publish(volume, source, name, limit=limit, if_match=tag, dry_run=dry_run)
+            _publish(volume, source, name, conditions, limit=gating.max_size, dry_run=dry_run)
         )
+    except _errors.VersionConflict as conflict:
+        if not if_missing or conflict.current is None:
+            raise
+        click.echo(conflict.current.strip('"'))
+        return 0
     except _errors.PublishUncertain as error:
         click.echo(f"sidecar: {error.strerror or error}", err=True)
         return _UNCERTAIN
@@ -118,21 +133,21 @@ async def _publish(
     volume: Volume,
     source: str,
     name: str | None,
+    conditions: Mapping[str, str | None],
     *,
     limit: int,
-    if_match: str | None,
     dry_run: bool,
 ) -> Publication:
     from sidecar.runtime import threads
 
     if name is None:
         files = await threads.in_thread(_read_set, source, limit)
-        return await volume.publish(files, if_match=if_match, dry_run=dry_run)
+        return await volume.publish(files, **conditions, dry_run=dry_run)
     with _opened(source) as file:
         async with volume.stage() as upload:
             while chunk := await threads.in_thread(file.read, _CHUNK):
                 await upload.write(chunk)
-            return await volume.put(name, upload, if_match=if_match, dry_run=dry_run)
+            return await volume.put(name, upload, **conditions, dry_run=dry_run)
 
 
 @contextmanager

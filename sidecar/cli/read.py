@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import options
+from sidecar.cli import light, options
 
 
 @options.command("read")
@@ -33,7 +33,8 @@ def command(
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
     A second signal exits at once.
     """
-    from sidecar.http import reader, serve
+    with light.without_certificates():
+        from sidecar.http import reader, serve
     from sidecar.runtime import running
 
     app = reader.reader_app(path, missing=missing, token_file=token_file, **asdict(watching))

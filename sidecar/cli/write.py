@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import options
+from sidecar.cli import light, options
 
 
 @options.command("write")
@@ -37,7 +37,8 @@ def command(
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
     A second signal exits at once.
     """
-    from sidecar.http import serve, writer
+    with light.without_certificates():
+        from sidecar.http import serve, writer
     from sidecar.runtime import running
 
     app = writer.writer_app(

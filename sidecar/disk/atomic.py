@@ -266,6 +266,9 @@ def sync_directory(dir_fd: int) -> None:
     except OSError as error:
         if error.errno not in _NO_DIRECTORY_SYNC:
             raise
+    # XFS lets this fsync succeed if its log has died just before and taken the change along;
+    # whether it has died, stat(2) tells.
+    os.fstat(dir_fd)
 
 
 def move(from_fd: int, name: str, to_fd: int, target: str) -> None:

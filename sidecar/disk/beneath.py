@@ -73,7 +73,7 @@ class Signature(NamedTuple):
 
 
 class FileRead(NamedTuple):
-    """The bytes of a regular file, and its state before and after they were read."""
+    """The bytes of a regular file, and its state after they were read."""
 
     data: bytes
     signature: Signature
@@ -95,20 +95,25 @@ def mount_point(path: str) -> tuple[str, str]:
     """
     wanted = os.path.abspath(path)
     best, kind = "/", "unknown"
-    try:
-        with open("/proc/self/mountinfo", "rb") as table:
-            lines = table.read().splitlines()
-    except OSError:
-        return best, kind
-    for line in lines:
-        left, _, right = line.partition(b" - ")
-        point = _unescape(left.split(b" ")[4])
+    for mount in _mounts():
         # A later line is mounted over an earlier one at the same point.
-        if len(point) >= len(best) and (
-            wanted == point or wanted.startswith(point.rstrip("/") + "/")
-        ):
-            best, kind = point, right.split(b" ", 1)[0].decode()
+        holds = wanted == mount.point or wanted.startswith(mount.point.rstrip("/") + "/")
+        if holds and len(mount.point) >= len(best):
+            best, kind = mount.point, mount.kind
     return best, kind
+
+
+def filesystem(fd: int) -> str:
+    """Return the type of the file system that an open file lies on, `unknown` where the kernel does not say.
+
+    By the number of its mount in `/proc/self/fdinfo`, so neither links nor other mounts in the way mislead it.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            number = next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), None)
+    except OSError:
+        return "unknown"
+    return next((mount.kind for mount in _mounts() if mount.number == number), "unknown")
 
 
 def open_directory(path: str) -> int:
@@ -178,11 +183,13 @@ def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
         ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
     """
     with reading(where):
-        fd = open_beneath(dir_fd, path)
         try:
-            return read_descriptor(fd, limit, where)
-        finally:
-            close(fd)
+            return _read_once(dir_fd, path, limit, where)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            # NFS: it was replaced on the server between open and read, and a new open finds the new one.
+            return _read_once(dir_fd, path, limit, where)
 
 
 def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
@@ -204,13 +211,16 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
     if len(data) > limit:
         raise _too_large(where, len(data), limit)
     after = os.fstat(fd)
-    signature = Signature.of(after)
-    settled = signature == Signature.of(before) and len(data) == after.st_size
-    return FileRead(data, signature, after.st_nlink, settled)
+    # Not ctime: the file may have been replaced or linked meanwhile, which does not touch its bytes.
+    same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    return FileRead(data, Signature.of(after), after.st_nlink, same and len(data) == after.st_size)
 
 
 def close(fd: int) -> None:
-    """Give back what was only read: an error says nothing about it, and the descriptor is gone; see close(2)."""
+    """Give back what was only read: an error says nothing about it, and the descriptor is gone.
+
+    See close(2), "Dealing with error returns".
+    """
     with contextlib.suppress(OSError):
         os.close(fd)
 
@@ -252,6 +262,14 @@ def reason(error: OSError) -> str:
             return os.strerror(error.errno or 0).lower()
 
 
+def _read_once(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
+    fd = open_beneath(dir_fd, path)
+    try:
+        return read_descriptor(fd, limit, where)
+    finally:
+        close(fd)
+
+
 def _too_large(where: str, size: int, limit: int) -> _errors.ReadError:
     return _errors.ReadError(
         errno.EFBIG,
@@ -273,6 +291,25 @@ def _read_all(fd: int, expected: int, limit: int) -> bytes:
         chunks.append(chunk)
         total += len(chunk)
     return b"".join(chunks)
+
+
+class _Mount(NamedTuple):
+    number: bytes
+    point: str
+    kind: str
+
+
+def _mounts() -> Iterator[_Mount]:
+    """Yield the mounts that this process sees, in the order in which they were made."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            lines = table.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        left, _, right = line.partition(b" - ")
+        fields = left.split(b" ", 5)
+        yield _Mount(fields[0], _unescape(fields[4]), os.fsdecode(right.split(b" ", 1)[0]))
 
 
 def _unescape(field: bytes) -> str:
@@ -344,43 +381,58 @@ _kernel = _Kernel()
 def _walk(dir_fd: int, path: str, flags: int) -> int:
     """Resolve beneath the directory without help of the kernel, one component at a time.
 
-    `..` goes back along the descriptors that led here, never by name,
-    so a directory that is renamed meanwhile cannot carry the walk outside.
+    Each component is held open before it is looked at, and what is opened in the end is the very thing
+    that was looked at: names that change meanwhile cannot carry the walk outside.
     """
-    if path.startswith("/"):
-        raise OSError(errno.EXDEV, "absolute path", path)
-    if not path:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    parts = _parts(path)
+    if path.endswith(("/", "/.")):
+        flags |= os.O_DIRECTORY
     trail = [os.dup(dir_fd)]
-    parts = deque(path.split("/"))
     links = 0
     try:
         while parts:
             part = parts.popleft()
-            if part in ("", "."):
-                continue
             if part == "..":
-                if len(trail) == 1:
-                    raise OSError(errno.EXDEV, "leads out of the volume", path)
-                close(trail.pop())
+                _step_back(trail, path)
                 continue
-            look = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1])
-            if stat.S_ISLNK(os.fstat(look).st_mode):
-                close(look)
-                links += 1
-                target = os.readlink(part, dir_fd=trail[-1])
-                if links > _MAX_LINKS or target.startswith("/"):
-                    code = errno.ELOOP if links > _MAX_LINKS else errno.EXDEV
-                    raise OSError(code, "leads out of the volume", path)
-                parts.extendleft(reversed(target.split("/")))
+            trail.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1]))
+            if not stat.S_ISLNK(os.fstat(trail[-1]).st_mode):
                 continue
-            if not any(p not in ("", ".") for p in parts) and not flags & os.O_DIRECTORY:
-                close(look)
-                if parts:
-                    flags |= os.O_DIRECTORY  # a trailing slash asks for a directory
-                return os.open(part, flags | os.O_NOFOLLOW, dir_fd=trail[-1])
-            trail.append(look)
-        return os.open(".", (flags & ~os.O_NOFOLLOW), dir_fd=trail[-1])
+            links += 1
+            if links > _MAX_LINKS or (not parts and flags & os.O_NOFOLLOW):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink("", dir_fd=trail[-1])
+            close(trail.pop())
+            if not parts and target.endswith("/"):
+                flags |= os.O_DIRECTORY
+            parts.extendleft(reversed(_parts(target)))
+        return _reopen(trail[-1], flags)
     finally:
         for fd in trail:
             close(fd)
+
+
+def _parts(path: str) -> deque[str]:
+    if path.startswith("/"):
+        raise OSError(errno.EXDEV, "absolute path", path)
+    if not path:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return deque(part for part in path.split("/") if part not in ("", "."))
+
+
+def _step_back(trail: list[int], path: str) -> None:
+    """Go back along the descriptors that led here: never by name, which may mean another directory by now."""
+    if not stat.S_ISDIR(os.fstat(trail[-1]).st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    if len(trail) == 1:
+        raise OSError(errno.EXDEV, "leads out of the volume", path)
+    close(trail.pop())
+
+
+def _reopen(fd: int, flags: int) -> int:
+    """Open what an `O_PATH` descriptor stands for, for reading; see proc(5) on `/proc/self/fd`."""
+    if not flags & os.O_PATH:
+        return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW)
+    if flags & os.O_DIRECTORY and not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return os.dup(fd)

@@ -8,33 +8,86 @@ Three sources behind one small protocol, `Hints`:
 `InotifyHints` on Linux, which wakes nobody while nothing happens;
 `WatchfilesHints` elsewhere;
 `PollHints`, which gives none, for where events cannot be trusted.
+All of them ring a `Bell` or are waited for together with one, so that one thread can wait for everything at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
+import select
+import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 Mode = Literal["inotify", "watchfiles", "poll"]
 
 #: Changes made on another machine, or behind the mount, send no events here.
 REMOTE = frozenset(
-    "9p afs ceph cifs fuse glusterfs gpfs lustre nfs nfs4 pvfs2 smb2 smb3 smbfs virtiofs vboxsf".split()
+    (
+        *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "drvfs", "fakeowner", "fuse"),
+        *("gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs", "prl_fs"),
+        *("pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
+    )
 )
 
+_EVENT = struct.Struct("iIII")  # struct inotify_event without its name
+_QUEUE_PART = 1 << 16
 _WATCHFILES_DEBOUNCE_MS = 50
 _WATCHFILES_STEP_MS = 5
-_WATCHFILES_ROUND_MS = 1000
+#: A first round without a change is the only sign that it watches.
+_WATCHFILES_ROUND_MS = 50
+_WATCHFILES_START = 2.0
+#: A watcher that has worked for so long failed because of an event, not because it cannot work.
+_WATCHFILES_LIVED = 1.0
 
 
 def is_remote(filesystem: str) -> bool:
     """Whether files of this type of file system can change without an event (`fuse.sshfs` too)."""
     return filesystem.split(".", 1)[0] in REMOTE
+
+
+class Bell:
+    """Wakes the one thread that waits for it, from any other: a pipe that can be polled."""
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._in, False)
+        os.set_blocking(self._out, False)
+        # Without it a late `ring` could write into a descriptor that has become somebody else's.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ring(self) -> None:
+        """End the wait that is going on, or the next one. No error after `close`."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._in, b"!")
+
+    def wait(self, seconds: float, fd: int | None) -> None:
+        """Wait until somebody rings, `fd` becomes readable, or the time is over."""
+        poll = select.poll()
+        poll.register(self._out, select.POLLIN)
+        if fd is not None:
+            poll.register(fd, select.POLLIN)
+        ready = poll.poll(math.ceil(max(seconds, 0.0) * 1000) if seconds < _QUEUE_PART else None)
+        if any(one == self._out for one, _ in ready):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._out, _QUEUE_PART)
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._in)
+                os.close(self._out)
 
 
 class Event(NamedTuple):
@@ -59,28 +112,38 @@ class Inotify:
     DELETE = 0x200
     DELETE_SELF = 0x400
     MOVE_SELF = 0x800
-    ATTRIB = 0x4
     UNMOUNT = 0x2000
     OVERFLOW = 0x4000
     IGNORED = 0x8000
-    ONLYDIR = 0x1000000
-    #: What can change the content of a directory's files, or the directory itself.
-    CHANGES = (
-        CREATE | MODIFY | CLOSE_WRITE | MOVED_FROM | MOVED_TO | DELETE | DELETE_SELF | MOVE_SELF
-    )
+    #: Of a directory that has been added before, the masks are joined.
+    MASK_ADD = 0x20000000
+    #: What can bring, take away or replace entries of a directory, or the directory itself.
+    ENTRIES = CREATE | MOVED_FROM | MOVED_TO | DELETE | DELETE_SELF | MOVE_SELF
+    #: What can change the content of a directory's files as well.
+    CHANGES = ENTRIES | MODIFY | CLOSE_WRITE
 
     def __init__(self) -> None:
         # Imported here: it exists on Linux alone, and polling must do without it.
         import asyncinotify
 
+        class Instance(asyncinotify.Inotify):
+            """Its events are read by us, so it has to be told which watches have ended."""
+
+            def forget(self, number: int) -> None:
+                watch = self._watches.pop(number, None)
+                if watch is not None:
+                    with contextlib.suppress(OSError):
+                        self.rm_watch(watch)
+
         self._mask = asyncinotify.Mask
-        self._inotify = asyncinotify.Inotify(cache_size=64, sync_timeout=0)
-        self._watches: dict[int, asyncinotify.Watch] = {}
+        self._inotify = Instance()
+        self._fd = self._inotify.fd
+        os.set_blocking(self._fd, False)  # asyncinotify 4.4 takes O_CLOEXEC for O_NONBLOCK
 
     @property
     def fd(self) -> int:
         """The descriptor, readable while events wait."""
-        return self._inotify.fd
+        return self._fd
 
     def add(self, path: str, mask: int = CHANGES) -> int:
         """Watch a directory and return the number that its events will carry.
@@ -90,25 +153,24 @@ class Inotify:
         Raises:
             OSError: `ENOSPC` at the limit of watches, else as inotify_add_watch(2).
         """
-        watch = self._inotify.add_watch(path, self._mask(mask))
-        self._watches[watch.wd] = watch
-        return watch.wd
+        return self._inotify.add_watch(path, self._mask(mask)).wd
 
     def remove(self, number: int) -> None:
         """Stop watching; no error if the kernel has dropped the watch already."""
-        watch = self._watches.pop(number, None)
-        if watch is not None:
-            with contextlib.suppress(OSError):
-                self._inotify.rm_watch(watch)
+        self._inotify.forget(number)
 
     def drain(self) -> list[Event]:
-        """Return all events that wait, in order; none is waited for."""
+        """Return the events that wait, in order; none is waited for."""
         events: list[Event] = []
-        while (event := self._inotify.sync_get()) is not None:
-            # The event of an overflow belongs to no watch.
-            number = event.watch.wd if event.watch is not None else -1
-            name = os.fsencode(event.name) if event.name is not None else b""
-            events.append(Event(number, int(event.mask), name))
+        full = True
+        while full:
+            try:
+                # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
+                data = os.read(self._fd, _QUEUE_PART)
+            except BlockingIOError:
+                break
+            full = len(data) > _QUEUE_PART // 2
+            events += _parsed(data)
         return events
 
     def close(self) -> None:
@@ -116,19 +178,34 @@ class Inotify:
         self._inotify.close()
 
 
+def _parsed(data: bytes) -> list[Event]:
+    events: list[Event] = []
+    position = 0
+    while position < len(data):
+        watch, mask, _, length = _EVENT.unpack_from(data, position)
+        position += _EVENT.size
+        events.append(Event(watch, mask, data[position : position + length].rstrip(b"\0")))
+        position += length
+    return events
+
+
 #: Events of a watched directory itself that end the watch, or make it one of another path.
 _GONE = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
 #: Of these the last one tells in what state a name is.
-_KINDS = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
+STATES = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
 
 
 @dataclass(frozen=True)
 class Target:
-    """A directory to watch, open as `fd`, and the names in it that matter (None: all)."""
+    """A directory to watch, open as `fd`, and the names in it that matter (None: all).
+
+    One that is only on the `way` to the content is watched for its entries, not for what is written to them.
+    """
 
     fd: int
     path: str
     names: frozenset[bytes] | None
+    way: bool = False
 
     def wants(self, name: bytes) -> bool:
         """Whether an event of that name is a reason to look; `..tmp-…` and old generations never are."""
@@ -139,39 +216,40 @@ class Target:
 
 @dataclass
 class Activity:
-    """What has been seen since the last look.
-
-    `created` holds names that were made and not written since: by a link, or by a writer that has only begun;
-    `written` names that were written in place and not closed yet,
-    `closed` names whose writer has closed them, `replaced` names that came by rename.
-    """
+    """What has been seen since the last `drain`."""
 
     count: int = 0
+    """Events of names that matter."""
+    urgent: bool = False
+    """One of them is a reason to look now: not only that somebody has written, and is not done."""
     lost: bool = False
-    """The queue overflowed, or a watched directory went away: anything may have happened."""
-    created: frozenset[bytes] = frozenset()
-    written: frozenset[bytes] = frozenset()
-    closed: frozenset[bytes] = frozenset()
-    replaced: frozenset[bytes] = frozenset()
-
-    @property
-    def relevant(self) -> bool:
-        return bool(self.count or self.lost)
+    """The queue overflowed: anything may have happened."""
+    moved: bool = False
+    """A watched directory is gone, or has another name."""
+    arrived: bool = False
+    """The directory of the content, or a link on the way to it, came by rename: what it holds was made before."""
+    last: dict[bytes, int] = field(default_factory=dict)
+    """For each name the last one of `STATES`."""
+    kinds: dict[bytes, int] = field(default_factory=dict)
+    """For each name all of its events, joined."""
 
 
 class Hints(Protocol):
-    """A source of hints. `wake` may be called from any thread, and as often as it likes."""
+    """A source of hints, used by one thread."""
 
     mode: Mode
+    fd: int | None
+    """A descriptor that is readable while hints wait, None if the bell is rung instead."""
 
     def arm(self, targets: Sequence[Target]) -> None:
         """Watch these directories instead of those before. Raises `OSError` at a limit."""
 
-    def listen(self, wake: Callable[[], None]) -> int | None:
-        """Begin; return a descriptor that becomes readable, or None if `wake` is called instead."""
-
     def drain(self) -> Activity:
-        """Return what was seen since the last call, without waiting."""
+        """Return what was seen since the last call, without waiting.
+
+        Raises:
+            OSError: the source has failed, and gives no more hints.
+        """
 
     def close(self) -> None:
         """End, and give everything back."""
@@ -182,46 +260,51 @@ class InotifyHints:
 
     mode: Mode = "inotify"
 
-    def __init__(self) -> None:
+    def __init__(self, _: Bell) -> None:
         self._inotify = Inotify()
-        self._targets: dict[int, Target] = {}
+        self.fd: int | None = self._inotify.fd
+        self._targets: dict[int, list[Target]] = {}
 
     def arm(self, targets: Sequence[Target]) -> None:
-        before = set(self._targets)
-        now: dict[int, Target] = {}
+        before, self._targets = set(self._targets), {}
         for target in targets:
-            number = self._inotify.add(f"/proc/self/fd/{target.fd}")
-            # Two targets may be one directory: then every name of both matters.
-            now[number] = _merge(now[number], target) if number in now else target
-        for number in before - set(now):
+            mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
+            number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
+            # Two targets may be one directory, each with the names that it wants.
+            self._targets.setdefault(number, []).append(target)
+        for number in before - set(self._targets):
             self._inotify.remove(number)
-        self._targets = now
-
-    def listen(self, wake: Callable[[], None]) -> int | None:
-        return self._inotify.fd
 
     def drain(self) -> Activity:
-        count, lost = 0, False
-        last: dict[bytes, int] = {}
+        seen = Activity()
         for event in self._inotify.drain():
-            lost = lost or bool(event.mask & Inotify.OVERFLOW)
-            target = self._targets.get(event.watch)
-            if target is None:
-                continue
-            if not event.name:
-                lost = lost or bool(event.mask & _GONE)
-            elif target.wants(event.name):
-                count += 1
-                if kind := event.mask & _KINDS:
-                    last[event.name] = kind
-        by_kind = {
-            kind: frozenset(name for name, mask in last.items() if mask & kind)
-            for kind in (Inotify.CREATE, Inotify.MODIFY, Inotify.CLOSE_WRITE, Inotify.MOVED_TO)
-        }
-        return Activity(count, lost, *by_kind.values())
+            seen.lost = seen.lost or bool(event.mask & Inotify.OVERFLOW)
+            for target in self._targets.get(event.watch, ()):
+                if event.name:
+                    _note(seen, target, event)
+                else:
+                    seen.moved = seen.moved or bool(event.mask & _GONE)
+            if event.mask & Inotify.IGNORED:
+                self._targets.pop(event.watch, None)
+                self._inotify.remove(event.watch)
+        seen.urgent = seen.urgent or seen.lost or seen.moved
+        return seen
 
     def close(self) -> None:
         self._inotify.close()
+
+
+def _note(seen: Activity, target: Target, event: Event) -> None:
+    if not target.wants(event.name):
+        return
+    seen.count += 1
+    seen.urgent = seen.urgent or event.mask & Inotify.CHANGES != Inotify.MODIFY
+    if target.way:
+        seen.arrived = bool(event.mask & Inotify.MOVED_TO)
+        return
+    seen.kinds[event.name] = seen.kinds.get(event.name, 0) | event.mask & Inotify.CHANGES
+    if state := event.mask & STATES:
+        seen.last[event.name] = state
 
 
 class WatchfilesHints:
@@ -229,41 +312,44 @@ class WatchfilesHints:
 
     mode: Mode = "watchfiles"
 
-    def __init__(self) -> None:
+    def __init__(self, bell: Bell) -> None:
+        self.fd: int | None = None
+        self._bell = bell
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._ready = threading.Event()
         self._lock = threading.Lock()
-        self._seen = 0
-        self._lost = False
+        self._seen = Activity()
+        self._error: Exception | None = None
         self._paths: dict[str, Target] = {}
-        self._wake: Callable[[], None] = _nothing
 
     def arm(self, targets: Sequence[Target]) -> None:
         self._end_thread()
         self._paths = {target.path: target for target in targets}
-        self._start_thread()
-
-    def listen(self, wake: Callable[[], None]) -> int | None:
-        self._wake = wake
-        self._start_thread()
-        return None
-
-    def drain(self) -> Activity:
-        with self._lock:
-            seen, lost = self._seen, self._lost
-            self._seen, self._lost = 0, False
-        return Activity(count=seen, lost=lost)
-
-    def close(self) -> None:
-        self._end_thread()
-
-    def _start_thread(self) -> None:
-        if self._paths and self._wake is not _nothing and self._thread is None:
+        if self._paths:
             self._stop = threading.Event()
             self._thread = threading.Thread(
                 target=self._run, args=(self._stop,), name="sidecar-watchfiles", daemon=True
             )
+            self._ready.clear()
             self._thread.start()
+            self._ready.wait(_WATCHFILES_START)
+            self._raise_error()
+
+    def drain(self) -> Activity:
+        with self._lock:
+            seen, self._seen = self._seen, Activity()
+        self._raise_error()
+        return seen
+
+    def close(self) -> None:
+        self._end_thread()
+
+    def _raise_error(self) -> None:
+        with self._lock:
+            error, self._error = self._error, None
+        if error is not None:
+            raise OSError(getattr(error, "errno", None) or errno.EIO, str(error)) from error
 
     def _end_thread(self) -> None:
         if self._thread is not None:
@@ -272,23 +358,35 @@ class WatchfilesHints:
             self._thread = None
 
     def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                self._watch(stop)
+            except Exception as error:  # noqa: BLE001 (whatever that library raises, the source must not die unseen)
+                # One file name that is not UTF-8 is enough: everything must be looked at, and it begins again.
+                failed = time.monotonic() - started < _WATCHFILES_LIVED
+                self._take(0, lost=True, error=error if failed else None)
+                self._ready.set()
+                if failed:
+                    return
+
+    def _watch(self, stop: threading.Event) -> None:
         import watchfiles
 
-        try:
-            for changes in watchfiles.watch(
-                *self._paths,
-                watch_filter=None,
-                debounce=_WATCHFILES_DEBOUNCE_MS,
-                step=_WATCHFILES_STEP_MS,
-                rust_timeout=_WATCHFILES_ROUND_MS,
-                stop_event=stop,
-                recursive=False,
-                force_polling=False,
-                raise_interrupt=False,
-            ):
-                self._note(sum(self._matters(path) for _, path in changes), lost=False)
-        except Exception:  # a name that is not UTF-8, a directory that is gone: look, and arm again
-            self._note(0, lost=True)
+        for changes in watchfiles.watch(
+            *self._paths,
+            watch_filter=None,
+            debounce=_WATCHFILES_DEBOUNCE_MS,
+            step=_WATCHFILES_STEP_MS,
+            rust_timeout=_WATCHFILES_ROUND_MS,
+            yield_on_timeout=True,
+            stop_event=stop,
+            recursive=False,
+            force_polling=False,
+            raise_interrupt=False,
+        ):
+            self._take(sum(self._matters(path) for _, path in changes))
+            self._ready.set()
 
     def _matters(self, path: str) -> bool:
         directory, name = os.path.split(path)
@@ -296,12 +394,15 @@ class WatchfilesHints:
         # macOS reports the real path: where no directory matches, every change is a hint.
         return target is None or target.wants(os.fsencode(name))
 
-    def _note(self, seen: int, *, lost: bool) -> None:
+    def _take(self, count: int, *, lost: bool = False, error: Exception | None = None) -> None:
+        if not count and not lost:
+            return
         with self._lock:
-            self._seen += seen
-            self._lost = self._lost or lost
-        if seen or lost:
-            self._wake()
+            self._seen.count += count
+            self._seen.urgent = True
+            self._seen.lost = self._seen.lost or lost
+            self._error = self._error or error
+        self._bell.ring()
 
 
 class PollHints:
@@ -309,10 +410,10 @@ class PollHints:
 
     mode: Mode = "poll"
 
-    def arm(self, targets: Sequence[Target]) -> None: ...
+    def __init__(self, _: Bell) -> None:
+        self.fd: int | None = None
 
-    def listen(self, wake: Callable[[], None]) -> int | None:
-        return None
+    def arm(self, targets: Sequence[Target]) -> None: ...
 
     def drain(self) -> Activity:
         return Activity()
@@ -327,26 +428,18 @@ def best_mode(filesystem: str) -> Mode:
     return "inotify" if sys.platform == "linux" else "watchfiles"
 
 
-def source(mode: Mode) -> Hints:
+def source(mode: Mode, bell: Bell) -> Hints:
     """Make the source of hints of that mode.
 
     Raises:
-        OSError: `EMFILE` where no further inotify instance is to be had.
+        OSError: `EMFILE` where no further inotify instance is to be had, `ENOSYS` where there is no such source at all.
     """
-    made: dict[Mode, Callable[[], Any]] = {
+    made: dict[Mode, Callable[[Bell], Hints]] = {
         "inotify": InotifyHints,
         "watchfiles": WatchfilesHints,
         "poll": PollHints,
     }
-    hints: Hints = made[mode]()
-    return hints
-
-
-def _merge(first: Target, second: Target) -> Target:
-    if first.names is None or second.names is None:
-        return Target(first.fd, first.path, None)
-    return Target(first.fd, first.path, first.names | second.names)
-
-
-def _nothing() -> None:
-    """Stands for the wake-up of a source that nobody listens to yet."""
+    try:
+        return made[mode](bell)
+    except (ImportError, RuntimeError) as error:
+        raise OSError(errno.ENOSYS, f"{mode} cannot be used here: {error}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from sidecar.http import problems
+from sidecar.http import lane, problems
 from sidecar.runtime import threads
 
 _log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class TokenFile:
     def middleware(self) -> Middleware:
         """Return a middleware that answers 401 without a valid token, except where `open_to_all` says so."""
 
+        @lane.transparent
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             if not getattr(request.match_info.handler, _OPEN, False):

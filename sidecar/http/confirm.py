@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import math
+import ssl
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 
 from sidecar.http import bearer
 from sidecar.http.waiting import WAITS
+from sidecar.runtime import threads
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,10 @@ class Confirm:
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         """Hold the connections to the reader open: for `cleanup_ctx`."""
-        async with ClientSession(cookie_jar=DummyCookieJar()) as self._session:
+        # A context of its own: the one that aiohttp makes at its import may have no certificates.
+        tls = await threads.in_thread(ssl.create_default_context)
+        connector = TCPConnector(ssl=tls)
+        async with ClientSession(connector=connector, cookie_jar=DummyCookieJar()) as self._session:
             yield
 
     async def wait(

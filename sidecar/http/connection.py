@@ -1,4 +1,6 @@
-"""What a connection of ours does beyond aiohttp's: problems instead of tracebacks, a count, an orderly end.
+"""What a connection of ours does beyond aiohttp's.
+
+Problems instead of tracebacks, a count, an orderly end, answers from the lane, a limit for the head of a request.
 
 It works beneath every application that `serve` runs, also one that knows nothing of `sidecar`.
 """
@@ -7,30 +9,55 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import http_exceptions, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 
+from sidecar.http import guard as guards
 from sidecar.http import problems
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
     import asyncio
 
+    from aiohttp.streams import StreamReader
     from aiohttp.web_request import BaseRequest
+
+    from sidecar.http.guard import Guard
+    from sidecar.http.lane import Lane
 
 _log = logging.getLogger(__name__)
 
+_END = b"\r\n\r\n"
+
+
+class Taker(Protocol):
+    """Who has taken a connection over."""
+
+    def resumed(self) -> None:
+        """All that was written has been sent, after it could not be for a while."""
+
+    def lost(self) -> None:
+        """The connection is gone."""
+
 
 class Connection(web.RequestHandler):
-    """The protocol of one connection; `all_` holds those that are open."""
+    """The protocol of one connection; `guard` holds those that are open.
 
-    __slots__ = ("_all", "_lost")
+    What the parser has begun and not finished cannot be asked of it. So it is concluded from what went in and came out:
+    bytes that ended with an empty line, and of which the last came out as a request without a body,
+    leave it between two requests. In doubt it is held to be somewhere else.
+    """
+
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "_taken", "_taker", "offered")  # fmt: skip
 
     def __init__(
         self,
         server: web.Server,
-        all_: set[Connection],
+        guard: Guard,
+        lane: Lane | None,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -43,32 +70,125 @@ class Connection(web.RequestHandler):
             max_line_size=max_line_size,
             access_log=None,  # type: ignore[arg-type]  # None is what AppRunner documents for "off"
         )
-        self._all = all_
-        self._lost: dict[object, Callable[[], None]] = {}
+        self._guard = guard
+        self._lane = lane
+        self.offered: int | None = None
+        """The lane's generation at which a handler has offered its answer to be remembered."""
+        self._clean = True
+        """The parser stands between two requests."""
+        self._at_boundary = True
+        """The same, and all requests have been answered."""
+        self._alone: bytes | None = None
+        """The bytes of the request under way, if they came alone and complete."""
+        self._body: StreamReader | None = None
+        """The body that is still coming in, as far as is known."""
+        self._refused = False
+        self._taker: Taker | None = None
+        self._taken: asyncio.Transport | None = None
+        self._lost: dict[object, Callable[[], None]] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered, or an answer has not left this process yet."""
-        unsent = self.transport is not None and self.transport.get_write_buffer_size() > 0
+        transport = self.transport or self._taken
+        unsent = transport is not None and transport.get_write_buffer_size() > 0
         return self._request_in_progress or bool(self._messages) or unsent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._all.add(self)
+        if self._guard.full:
+            self._refuse(transport)  # type: ignore[arg-type]  # a transport of a stream
+            return
+        self._guard.connections.add(self)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._guard.head_ends(self)
+        if self._refused:
+            self._refused = False
+            self._guard.refused_is_gone()
         super().connection_lost(exc)
-        self._all.discard(self)
-        for callback in list(self._lost.values()):
+        self._guard.connections.discard(self)
+        for callback in list((self._lost or {}).values()):
             callback()
+        if self._taker is not None:
+            self._taken = None
+            self._taker.lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer from the lane where that is possible, else let aiohttp do its work."""
+        at_boundary = self._at_boundary
+        if (
+            at_boundary
+            and self._lane is not None
+            and (waiter := self._waiter) is not None
+            and not waiter.done()  # it is when the connection is being closed
+            and not self._paused  # aiohttp waits for a client that does not take its answers
+            and (wire := self._lane.find(data)) is not None
+        ):
+            self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            return
+        if self._force_close or self._close:
+            if self._refused and self.transport is not None:
+                self.transport.close()
+            return
+        self._at_boundary = self._clean = False
+        self._alone = None
+        if self._upgraded:
+            super().data_received(data)
+            return
+        in_body = self._body is not None and not self._body.is_eof()
+        before = len(self._messages)
+        super().data_received(data)
+        self._conclude(data, before, in_body=in_body)
+        if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
+            self._alone = data
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taker is not None:
+            self._taker.resumed()
+
+    def take(self, taker: Taker) -> asyncio.Transport | None:
+        """Hand the connection over for good, when an answer that has no end has begun; None if it is gone.
+
+        aiohttp holds two tasks, a request and an answer as long as a handler runs: twice of what the connection needs.
+        So the handler returns, its answer calls this instead of ending, and aiohttp finds nothing to close.
+        """
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            self._taken, self._taker = transport, taker
+            self._close = True  # what the client still says is dropped
+            self._messages.clear()
+            self._parser = None
+        return transport
+
+    def head_is_late(self) -> bool:
+        """Answer 408 and close, unless an earlier request is still being answered."""
+        transport = self.transport
+        if transport is None:
+            return True
+        if self._refused:
+            transport.close()
+            return True
+        if self._request_in_progress or self._messages:
+            return False
+        limit = self._guard.head_timeout
+        metrics.HTTP_REQUESTS_TOTAL.labels("408").inc()
+        transport.write(
+            guards.answer("request-timeout", f"the head was not complete after {limit:g} s")
+        )
+        self.force_close()
+        return True
 
     def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when the client has gone; returns what ends that."""
         key = object()
-        self._lost[key] = callback
+        lost = self._lost = self._lost or {}
+        lost[key] = callback
 
         def remove() -> None:
-            self._lost.pop(key, None)
+            lost.pop(key, None)
 
         return remove
 
@@ -76,9 +196,8 @@ class Connection(web.RequestHandler):
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPExpectationFailed):
-            resp = problems.from_http(
-                resp, request.path
-            )  # aiohttp raises it outside of all middlewares
+            # aiohttp raises it outside of all middlewares.
+            resp = problems.from_http(resp, request.path)
         answer: object = resp  # a handler of a user may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")
@@ -87,9 +206,45 @@ class Connection(web.RequestHandler):
             undecided = "Expect" in request.headers and not request.content.is_eof()
             if running.draining() or undecided:
                 answer.force_close()
+        offered, self.offered = self.offered, None
         sent, reset = await super().finish_response(request, resp, start_time)
+        if self._clean and not self._messages and not reset:
+            self._at_boundary = True
+            if (
+                offered is not None
+                and self._lane is not None
+                and self._alone is not None
+                and isinstance(sent, web.Response)
+            ):
+                self._lane.keep(self._alone, request, sent, offered)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
+
+    def _conclude(self, data: bytes, before: int, *, in_body: bool) -> None:
+        """Conclude from bytes, and from what has come out of the parser for them, where it stands."""
+        held_back = self._upgraded or self._buffer_paused or self._reading_paused
+        if len(self._messages) == before:
+            if data and not in_body and not held_back:
+                self._guard.head_begins(self)  # only a head can have taken them
+            return
+        self._guard.head_ends(self)
+        message: Any
+        message, payload = self._messages[-1]
+        self._body = None if payload is EMPTY_PAYLOAD else payload
+        if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
+            return
+        self._clean = data.endswith(_END) and not message.upgrade
+        if data and not self._clean:
+            self._guard.head_begins(self)
+
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        self._force_close = True
+        if not self._guard.refuse(transport):
+            transport.close()
+            return
+        self._refused = True
+        self.transport = transport
+        self._guard.head_begins(self)
 
     def log_exception(self, *args: object, exc_info: object = None, **options: object) -> None:
         if isinstance(exc_info, web.RequestPayloadError):

@@ -19,6 +19,7 @@ from sidecar.http.openapi import (
     query,
 )
 
+_EVENTS: Object = {"type": "string"}
 _BINARY: Object = {"type": "string", "format": "binary"}
 _TAG: Object = {"type": "string", "description": "An entity tag, with its quotes"}
 _TIME: Object = {"type": "string", "format": "date-time"}
@@ -126,7 +127,15 @@ def reader(*, token: bool) -> Object:
         },
         parameters=[*_CONDITIONAL, _RANGE],
     )
-    paths = {"/": get(text), "/raw": get(raw), **_files(), **_ops()}
+    events = operation(
+        "Server-sent events: `content` with the entity tag as id and the data of `GET /`"
+        " (`null` where that is no text), `stale` and `fresh`",
+        responses={200: content("Events, until either side ends", "text/event-stream", _EVENTS)},
+        parameters=[header("Last-Event-ID", "The entity tag that is known: it is not sent again")],
+    )
+    paths = {
+        "/": get(text), "/raw": get(raw), "/events": get(events), **_files(), **_ops(),
+    }  # fmt: skip
     return document("sidecar reader", "Serves what the writer published last.", paths, token=token)
 
 

@@ -128,7 +128,12 @@ async def get_file(request: web.Request) -> web.Response:
             raise no_such_file(name) from error
         return representation(content, {**shelf.headers, **stale_header(latest)})
 
-    return await waiting.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
+    def in_memory() -> bool:
+        return name in latest.snapshot
+
+    return await waiting.answer(
+        request, latest.watch, make, recheck=_DISK_RECHECK, in_memory=in_memory
+    )
 
 
 def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:

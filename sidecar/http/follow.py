@@ -10,7 +10,7 @@ from typing import Any, Generic, overload
 
 from aiohttp import web
 
-from sidecar.http import ops, problems
+from sidecar.http import lane, ops, problems
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 from sidecar.volume.watch import Watch, WatchMode
@@ -127,10 +127,12 @@ def follow(
         async with opened as one:
             app[key] = Latest(one)
             remove = _report(app, one, required=required)
+            forget = one.subscribe(lane.forget)
             await _first_look(one)
             try:
                 yield
             finally:
+                forget()
                 remove()
 
     return context

@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from sidecar import _errors
+from sidecar.http import lane
 from sidecar.volume import snapshot as snapshots
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
     # Reading
     "nothing-published": Kind(503, "Nothing has been published yet"),
     # The service itself
+    "too-many-connections": Kind(503, "Too many connections"),
     "internal-error": Kind(500, "The service has failed"),
     "not-live": Kind(503, "Not alive"),
     "not-ready": Kind(503, "Not ready"),
@@ -180,6 +182,7 @@ def client_has_gone(request: web.BaseRequest) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
+@lane.transparent
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""

@@ -4,6 +4,7 @@
     GET /raw           its bytes
     GET /files         all files of the volume
     GET /files/NAME    one of them
+    GET /events        each change, as it happens
 
 Every answer has the content's strong `ETag`, the same that the writer gave for it.
 The last good content is served for ever; `Sidecar-Stale` says so when the volume does not hold it any more.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
@@ -21,6 +23,7 @@ from aiohttp import web
 from sidecar.http import answers, bearer, descriptions, files, ops, problems, waiting
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
+from sidecar.http.stream import Stream
 from sidecar.runtime import threads
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
@@ -72,6 +75,7 @@ def reader_app(
         [
             web.get("/", _get_content),
             web.get("/raw", _get_raw),
+            web.get("/events", _get_events),
             web.get("/files", files.list_files),
             web.get(f"/files/{files.NAME}", files.get_file),
             *ops.ops_routes(lambda: descriptions.reader(token=tokens is not None)),
@@ -88,6 +92,8 @@ class Reader:
     """What is served as long as nothing has been published."""
     image: tuple[Snapshot[None] | Content, bytes] | None = None
     """The JSON of the content that was served last: it is made once for each version."""
+    stream: Stream | None = None
+    """Those who listen to changes, once there has been one."""
 
 
 READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
@@ -98,19 +104,59 @@ async def _get_content(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         found = _found(reader, latest)
-        if reader.image is None or reader.image[0] is not found:
-            size = found.size if isinstance(found, Snapshot) else 0
-            body = _as_json(found) if size <= _SMALL else await threads.in_thread(_as_json, found)
-            reader.image = (found, body)
         return Representation(
-            body=reader.image[1],
+            body=await _json_of(reader, found),
             etag=found.etag,
             modified=found.modified,
             content_type=answers.JSON,
             headers=files.stale_header(latest),
         )
 
-    return await waiting.answer(request, latest.watch, make)
+    return await waiting.answer(request, latest.watch, make, in_memory=lambda: True)
+
+
+async def _get_events(request: web.Request) -> web.StreamResponse:
+    reader = request.app[READER]
+    if reader.stream is None:
+        reader.stream = Stream(
+            _Told(reader, request.app[following.LATEST]), request.app[waiting.WAITS]
+        )
+    return await reader.stream.answer(request)
+
+
+class _Told:
+    """The content of a reader, as its event stream tells of it."""
+
+    def __init__(self, reader: Reader, latest: following.Latest[None]) -> None:
+        self._reader = reader
+        self._latest = latest
+
+    @property
+    def stale(self) -> str | None:
+        return self._latest.stale
+
+    async def image(self) -> tuple[str, bytes] | None:
+        try:
+            found = _found(self._reader, self._latest)
+        except following.NothingYet:
+            return None
+        try:
+            return found.etag, await _json_of(self._reader, found)
+        except problems.Problem:  # it is no text
+            return found.etag, b"null"
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._latest.watch.subscribe(callback)
+
+
+async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes:
+    """Return the content as JSON, made once for each version."""
+    if reader.image is None or reader.image[0] is not found:
+        size = found.size if isinstance(found, Snapshot) else 0
+        body = _as_json(found) if size <= _SMALL else await threads.in_thread(_as_json, found)
+        reader.image = (found, body)
+        return body
+    return reader.image[1]
 
 
 async def _get_raw(request: web.Request) -> web.Response:
@@ -128,7 +174,7 @@ async def _get_raw(request: web.Request) -> web.Response:
             )
         return files.representation(found.content(), headers)
 
-    return await waiting.answer(request, latest.watch, make)
+    return await waiting.answer(request, latest.watch, make, in_memory=lambda: True)
 
 
 def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:

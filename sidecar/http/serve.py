@@ -1,8 +1,4 @@
-"""Serve an application until it is told to stop, and then end in order.
-
-aiohttp has no time limit of its own for the head of a request:
-a client that never finishes one holds its connection until the keep-alive time is over.
-"""
+"""Serve an application until it is told to stop, and then end in order."""
 
 from __future__ import annotations
 
@@ -18,8 +14,11 @@ from functools import partial
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import listening
+from sidecar.http import guard as guards
+from sidecar.http import lane, listening
 from sidecar.http.connection import Connection
+from sidecar.http.guard import Guard, Guarded
+from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
 from sidecar.http.waiting import Waits
 from sidecar.runtime import running, threads
@@ -47,6 +46,8 @@ async def serve(
     tls_key: str | os.PathLike[str] | None = None,
     drain_delay: float = 1.0,
     drain_timeout: float = 10.0,
+    head_timeout: float = guards.HEAD_TIMEOUT,
+    max_connections: int = guards.MAX_CONNECTIONS,
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """Serve an aiohttp application until this is cancelled, as `sidecar.run` does at SIGTERM.
@@ -65,6 +66,10 @@ async def serve(
         tls_key: its private key (PEM), if that is in a file of its own.
         drain_delay: seconds between "not ready" and the end of listening.
         drain_timeout: seconds that requests under way may still take.
+        head_timeout: seconds from the first byte of a request to the end of its head;
+            then it is answered with 408, and its connection closed.
+        max_connections: connections at a time; one more is answered with 503 and closed.
+            It is less where the process may not open as many files (`ulimit -n`).
         ready: called with the addresses as soon as they are served.
 
     Raises:
@@ -90,7 +95,8 @@ async def serve(
         if certificate is not None:
             await stack.enter_async_context(certificate.followed())
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
-        await _run(app, places, ready, drain)
+        guard = Guard(head_timeout=head_timeout, max_connections=max_connections)
+        await _run(app, places, guard, ready, drain)
 
 
 @dataclass(frozen=True)
@@ -122,17 +128,17 @@ async def _certificate(
 async def _run(
     app: web.Application,
     places: Sequence[_Place],
+    guard: Guard,
     ready: Callable[[Sequence[str]], None] | None,
-    drain: Callable[[Sequence[asyncio.Server], set[Connection]], Awaitable[None]],
+    drain: Callable[[Sequence[asyncio.Server], set[Guarded]], Awaitable[None]],
 ) -> None:
     """Start the application, listen, and end both, whatever happens in between."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIME)
-    connections: set[Connection] = set()
     servers: list[asyncio.Server] = []
     try:
         await runner.setup()
         for place in places:
-            servers.append(await _listen(runner, connections, place))  # noqa: PERF401 (those before one that fails must be known)
+            servers.append(await _listen(runner, guard, place))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [place.address for place in places]
         _log.info("listening on %s", ", ".join(addresses))
         if ready is not None:
@@ -141,25 +147,26 @@ async def _run(
     finally:
         try:
             if servers:
-                await drain(servers, connections)
+                await drain(servers, guard.connections)
         finally:
             for server in servers:
                 server.close()
             await runner.cleanup()
 
 
-async def _listen(
-    runner: web.AppRunner, connections: set[Connection], place: _Place
-) -> asyncio.Server:
+async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     server = runner.server
     if server is None:
         raise RuntimeError("the application is not set up")
 
+    answers = Lane()
+
     def connection() -> Connection:
         return Connection(
             server,
-            connections,
+            guard,
+            answers,
             loop=loop,
             keepalive_timeout=KEEP_ALIVE,
             max_line_size=LONGEST_LINE,
@@ -179,13 +186,14 @@ async def _listen(
 
 async def _drain(
     servers: Sequence[asyncio.Server],
-    connections: set[Connection],
+    connections: set[Guarded],
     *,
     delay: float,
     timeout: float,
 ) -> None:
     """Become not ready, let that get around, stop listening, and finish what was begun."""
     running.start_draining()
+    lane.forget()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     await asyncio.sleep(delay)

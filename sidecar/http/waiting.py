@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from aiohttp import web
 
-from sidecar.http import answers, problems
+from sidecar.http import answers, lane, problems
 from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.connection import Connection
 from sidecar.runtime import metrics, running
@@ -39,14 +40,17 @@ async def answer(
     make: Make,
     *,
     recheck: float = WAIT_LIMIT,
+    in_memory: Callable[[], bool] = lambda: False,
 ) -> web.Response:
     """Answer a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once it is something new.
 
     New is what the request's `If-None-Match` does not name, and any content where there was none.
     `recheck` is the number of seconds between looks for changes of which the watch does not tell.
+    `in_memory` says whether there are none: then the answer can be remembered for the same request.
     """
     seconds = answers.wait_of(request)
     known = answers.if_none_match(request)
+    generation = lane.generation()
     found = await _attempt(make)
     if seconds is not None and _is_old(found, known):
         loop = asyncio.get_running_loop()
@@ -64,7 +68,16 @@ async def answer(
         raise found
     response = answers.respond(request, found)
     response.headers.update(applied)
+    # A date that is still to come is sent as the present one, so it would be another each time.
+    if seconds is None and found.modified <= time.time() and in_memory():
+        lane.offer(request, generation)
     return response
+
+
+class Rings(Protocol):
+    """What is rung when waiting is over."""
+
+    def ring(self) -> None: ...
 
 
 class Waits:
@@ -74,7 +87,7 @@ class Waits:
 
     def __init__(self) -> None:
         self._over = False
-        self._bells: set[Bell] = set()
+        self._bells: set[Rings] = set()
         self._everywhere.add(self)
 
     def __repr__(self) -> str:
@@ -95,10 +108,18 @@ class Waits:
                 stack.callback(watch.subscribe(bell.ring))
             if isinstance(request.protocol, Connection):
                 stack.callback(request.protocol.on_lost(bell.ring))
-            self._bells.add(bell)
-            stack.callback(self._bells.discard, bell)
+            self.add(bell)
+            stack.callback(self.discard, bell)
             with metrics.SUBSCRIBERS.track_inprogress():
                 yield bell
+
+    def add(self, bell: Rings) -> None:
+        """Ring this one, too."""
+        self._bells.add(bell)
+
+    def discard(self, bell: Rings) -> None:
+        """Do so no longer."""
+        self._bells.discard(bell)
 
     def ring(self) -> None:
         """Let every waiting request look again."""

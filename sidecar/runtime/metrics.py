@@ -132,11 +132,18 @@ def track(source: ContentSource) -> Callable[[], None]:
     return _SOURCES.add(source)
 
 
+def before_scrape(hand_in: Callable[[], None]) -> None:
+    """Call `hand_in` before each exposition: for counts that are kept elsewhere until somebody asks."""
+    _HAND_IN.append(hand_in)
+
+
 def exposition() -> tuple[bytes, str]:
     """Return all metrics in Prometheus' text format, and the content type of it.
 
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
+    for hand_in in _HAND_IN:
+        hand_in()
     return generate_latest(_Scrape()), CONTENT_TYPE
 
 
@@ -194,6 +201,7 @@ def _announce() -> None:
 
 
 _SOURCES = _Sources()
+_HAND_IN: list[Callable[[], None]] = []
 REGISTRY.register(_SOURCES)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)

@@ -112,6 +112,28 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
     atomic.remove_tree(dir_fd, generation)
 
 
+def forget(dir_fd: int) -> bool:
+    """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room."""
+    forgotten = False
+    with contextlib.suppress(OSError), atomic.inside(dir_fd, DIRECTORY) as fd:
+        for entry in os.listdir(fd):
+            if entry.startswith(_SET):
+                atomic.remove_tree(fd, entry)
+                forgotten = True
+            elif entry.startswith(_FILE):
+                forgotten = _forget_old(fd, entry) or forgotten
+    return forgotten
+
+
+def _forget_old(dir_fd: int, folder: str) -> bool:
+    with contextlib.suppress(OSError), atomic.inside(dir_fd, folder) as fd:
+        *old, _ = sorted(os.listdir(fd)) or [""]
+        for entry in old:
+            atomic.remove_tree(fd, entry)
+        return bool(old)
+    return False
+
+
 def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Version]:
     """Return the kept contents of a loose file, newest first; `current` is the version it has now."""
     folder = directory_of(name)
@@ -175,7 +197,7 @@ def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
 def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
     with contextlib.suppress(OSError):
         status = beneath.stat_beneath(dir_fd, name)
-        yield Version(current, status.st_mtime, status.st_size, 1, True, name)
+        yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)
 
 
 def _lstat(dir_fd: int, name: str) -> os.stat_result:

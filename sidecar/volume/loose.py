@@ -46,7 +46,7 @@ class LooseFiles:
         )
         order.conditions.check(where, current)
         if status is not None and current == version and self._is_settled(fd, name):
-            return Publication(version, False, False, status.st_mtime, size)
+            return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
         with terms.staged(fd, content, where) as staged, atomic.publishing(f"publish {where}"):
             staged.seal(self._settings.mode, self._settings.group)
             order.check()
@@ -103,7 +103,7 @@ class LooseFiles:
         with contextlib.suppress(OSError):
             version, status = self.version(fd, name), beneath.stat_beneath(fd, name)
             if version is not None:
-                return Entry(name, version, status.st_size, status.st_mtime)
+                return Entry(name, version, status.st_size, status.st_mtime_ns / 1e9)
         return None
 
     def versions(self, fd: int, name: str) -> list[history.Version]:
@@ -202,7 +202,7 @@ class LooseFiles:
             if (status := entry(fd, name)) is not None:
                 # Only now: the link of the history has changed ctime.
                 self._durable[name] = beneath.Signature.of(status)
-                return status.st_mtime
+                return status.st_mtime_ns / 1e9
         return time.time()
 
 
@@ -217,7 +217,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
         with atomic.inside(fd, above) as parent:
             return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _NOTHING_THERE:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
 

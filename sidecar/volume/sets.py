@@ -38,7 +38,8 @@ class FileSet:
         path = self._settings.path
         versions = {name: snapshots.version_of(data) for name, data in files.items()}
         try:
-            before = self.see(fd)
+            # Loose files are no set, even if they are the very files of this one.
+            before = self.see(fd) if atomic.in_force(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
             if order.conditions:
@@ -102,6 +103,13 @@ class FileSet:
             self._mend_links(fd, list(self.see(fd).snapshot))
             self._retire(fd, atomic.in_force(fd) or "")
 
+    def retire_early(self, fd: int) -> bool:
+        """Take generations into the history before their grace is over, all but the newest of them."""
+        early = _retiring(fd, atomic.in_force(fd) or "")[:-1]
+        for entry in early:
+            history.retire(fd, entry, self._settings.keep)
+        return bool(early)
+
     def _put_in_force(
         self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
     ) -> Publication:
@@ -122,7 +130,7 @@ class FileSet:
                 atomic.remove_tree(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
         self._retire(fd, generation)
-        modified = generations.stamp_of(generation) / 1e9
+        modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
     def _build(self, fd: int, wanted: _Wanted) -> str:
@@ -194,8 +202,7 @@ class FileSet:
     def _retire(self, fd: int, current: str) -> None:
         """Move generations whose grace is over into the history, oldest first."""
         with contextlib.suppress(OSError):
-            entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION)]
-            retiring = sorted((e for e in entries if e != current), key=generations.stamp_of)
+            retiring = _retiring(fd, current)
             over = time.time_ns() - int(self._settings.grace * 1e9)
             followers = [*retiring, current][1:]
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
@@ -232,6 +239,20 @@ class _Wanted:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _retiring(fd: int, current: str) -> list[str]:
+    """Return the generations that are out of force, oldest first."""
+    entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION) and e != current]
+    return sorted(entries, key=generations.stamp_of)
+
+
+def _newest(fd: int, generation: str, names: Collection[str]) -> float:
+    """Return the time that readers see of what was published."""
+    with contextlib.suppress(OSError):
+        times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
+        return max(times, default=generations.stamp_of(generation)) / 1e9
+    return time.time()
 
 
 def _versions(sighting: Sighting) -> dict[str, str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -14,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeVar
@@ -30,6 +29,10 @@ MAX_SIZE = 64 << 20
 _STAMP_DOUBT = 2.0
 _SET_RETRIES = 20
 _MAX_DEPTH = 32
+#: What a name costs in memory beside its content: so many bytes of `limit` must stand behind each.
+_BYTES_A_NAME = 1024
+_LEAST_NAMES = 1000
+_MOST_NAMES = 1 << 20
 
 
 def version_of(content: bytes) -> str:
@@ -93,21 +96,18 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     (b'hello', 'hello', 1)
     """
 
-    __slots__ = ("_files", "_single", "value", "version")
+    __slots__ = ("_files", "_single", "_value", "_version")
 
-    version: str
-    value: T
-    """What `schema=` made of the content; None without a schema."""
-
-    def __init__(self, files: Mapping[str, Content], *, single: bool, value: T) -> None:
+    def __init__(
+        self, files: Mapping[str, Content], *, single: bool, value: T, version: str | None = None
+    ) -> None:
         self._files = dict(files)
         self._single = single
-        self.value = value
-        if single:
-            (content,) = self._files.values()
-            self.version = content.version
-        else:
-            self.version = version_of_set({n: c.version for n, c in self._files.items()})
+        self._value = value
+        if version is None:
+            versions = self.versions()
+            version = next(iter(versions.values())) if single else version_of_set(versions)
+        self._version = version
 
     @staticmethod
     def of(files: Mapping[str, bytes | str], *, single: bool = False) -> Snapshot[None]:
@@ -141,9 +141,19 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return f"<Snapshot version={self.version[:8]} {what}>"
 
     @property
+    def version(self) -> str:
+        """The version: 32 hex digits, the same wherever the content is the same."""
+        return self._version
+
+    @property
+    def value(self) -> T:
+        """What `schema=` made of the content; None without a schema."""
+        return self._value
+
+    @property
     def etag(self) -> str:
         """The strong entity tag: the version in quotes."""
-        return etag(self.version)
+        return etag(self._version)
 
     @property
     def name(self) -> str | None:
@@ -206,30 +216,31 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         >>> sorted(Snapshot.of({"a": b"1", "c": b"3"}).changed(old))
         ['b', 'c']
         """
-        before = since._files if since is not None else {}
-        names = self._files.keys() | before.keys()
-        return frozenset(
-            name
-            for name in names
-            if name not in before
-            or name not in self._files
-            or before[name].version != self._files[name].version
-        )
+        before = since.versions() if since is not None else {}
+        return frozenset(name for name, _ in before.items() ^ self.versions().items())
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of each file, by name."""
+        return {name: content.version for name, content in self._files.items()}
 
     def with_value(self, parse: Callable[[Snapshot[Any]], Any]) -> Snapshot[Any]:
         """Return the same content with `value` set to what `parse` makes of it."""
-        return Snapshot(self._files, single=self._single, value=parse(self))
+        return Snapshot(self._files, single=self._single, value=parse(self), version=self._version)
 
 
 class Mark(NamedTuple):
     """What was seen on the disk, to tell without reading whether it is still the same."""
 
-    signatures: Mapping[str, beneath.Signature]
+    directory: tuple[int, int]
+    """Device and inode of the directory."""
     generation: str | None
-    first_seen: float
-    """Monotonic seconds of the first read that met these signatures."""
-    sure: bool
-    """False while the coarse clock of a file system could hide a further change."""
+    """What `..data` pointed at, None for files that lie loose."""
+    signatures: Mapping[str, beneath.Signature]
+    """The state of each file that was read."""
+    folders: Mapping[str, beneath.Signature]
+    """The state of each directory that was listed: it changes when names come, go or are replaced."""
+    doubtful: Mapping[str, float]
+    """Names that a coarse clock could hide a further change of, since when (monotonic seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,26 +249,23 @@ class Sighting:
 
     snapshot: Snapshot[None]
     mark: Mark
-    settled: bool
-    """False if a file changed while it was read."""
-    in_place: frozenset[str]
-    """Names whose inode is the one seen before with other bytes: somebody rewrites in place."""
-    appeared: frozenset[str]
-    """Names that had no file before."""
+    unsettled: frozenset[str]
+    """Names that changed while they were read."""
+    linked: frozenset[str]
+    """Names of files that have another name too: they were not made where they were found."""
     problems: Mapping[str, str]
     """Why a name of a directory could not be read, in words; its last good content stands in."""
 
     def without(self, held: frozenset[str], before: Sighting | None) -> Sighting:
         """Return the same look with the content of `held` names as it was before, or without them."""
         files = {n: self.snapshot.content(n) for n in self.snapshot if n not in held}
-        if before is not None:
-            files |= {n: before.snapshot.content(n) for n in held if n in before.snapshot}
-        snapshot = Snapshot(dict(sorted(files.items())), single=False, value=None)
-        old = before.mark.signatures if before is not None else {}
         signatures = {n: s for n, s in self.mark.signatures.items() if n not in held}
-        signatures |= {n: old[n] for n in held if n in old}
-        mark = self.mark._replace(signatures=signatures, sure=False)
-        return replace(self, snapshot=snapshot, mark=mark)
+        if before is not None:
+            old = before.mark.signatures
+            files |= {n: before.snapshot.content(n) for n in held if n in before.snapshot}
+            signatures |= {n: old[n] for n in held if n in old}
+        snapshot = Snapshot(dict(sorted(files.items())), single=False, value=None)
+        return replace(self, snapshot=snapshot, mark=self.mark._replace(signatures=signatures))
 
 
 def load_file(
@@ -269,17 +277,20 @@ def load_file(
         NothingPublished: there is no such file.
         ReadError: it must not or cannot be read.
     """
-    found = beneath.read_beneath(dir_fd, name, limit, os.path.join(directory, name))
-    content = _content(found, name, before)
-    mark = _mark({name: found.signature}, None, before)
-    return Sighting(
-        Snapshot({name: content}, single=True, value=None),
-        mark,
-        found.settled,
-        _in_place(mark, before),
-        _appeared(mark, before),
-        {},
-    )
+    where = os.path.join(directory, name)
+    with beneath.reading(where):
+        for _ in range(_SET_RETRIES):
+            generation = _generation(dir_fd, name)
+            try:
+                found = beneath.read_beneath(dir_fd, name, limit, where)
+            except _errors.NothingPublished:
+                if generation is None or generation == _generation(dir_fd, name):
+                    raise
+                continue  # the link was followed, and its target replaced and removed before it was opened
+            reading = _Reading()
+            reading.take(name, found, before)
+            return _sighting(dir_fd, generation, _Listing(), reading, before, single=True)
+    raise _restless(where)
 
 
 def load_directory(dir_fd: int, directory: str, *, limit: int, before: Sighting | None) -> Sighting:
@@ -289,29 +300,33 @@ def load_directory(dir_fd: int, directory: str, *, limit: int, before: Sighting 
     pinned by its descriptor, so they belong together whatever is published meanwhile.
     Files whose signature is the one of `before` are not read again.
     What is no regular file, leads out of the volume, or exceeds `limit` together with the files before it
-    is a problem of that name alone, and the last good content stands in for it.
+    is a problem of that name alone, and the last good content stands in for it,
+    except in a generation, whose files are shown together or not at all.
 
     Raises:
-        NothingPublished: generations are replaced faster than one can be read.
-        ReadError: the directory cannot be read.
+        NothingPublished: there is no file, or generations are replaced faster than one can be read.
+        ReadError: the directory cannot be read, or a generation has lost a file.
     """
-    for _ in range(_SET_RETRIES):
-        with contextlib.suppress(_Vanished), beneath.reading(directory):
-            sighting = _load_once(dir_fd, directory, limit, before)
-            _check_whole(dir_fd, directory, sighting, before)
-            return sighting
-    raise _errors.NothingPublished(
-        errno.ENOENT, f"cannot read {directory}: its files come and go faster than they can be read"
-    )
+    with beneath.reading(directory):
+        for _ in range(_SET_RETRIES):
+            generation = atomic.in_force(dir_fd)
+            try:
+                return _load_once(dir_fd, directory, generation, limit, before)
+            except OSError:
+                if generation == atomic.in_force(dir_fd):
+                    raise
+                # It was being removed, and another one is in force.
+    raise _restless(directory)
 
 
-def unchanged(dir_fd: int, before: Sighting) -> bool:
+def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
     """Whether everything still has the signatures of `before`; nothing is read.
 
     False where signatures alone cannot tell: within two seconds of a change, as file systems' clocks are coarse.
+    `quick` asks the directories alone, which finds what came, went or was replaced, and not what was rewritten.
     """
     mark = before.mark
-    if not mark.sure:
+    if mark.doubtful:
         return False
     try:
         if before.snapshot.name is not None:
@@ -319,10 +334,11 @@ def unchanged(dir_fd: int, before: Sighting) -> bool:
         if atomic.in_force(dir_fd) != mark.generation:
             return False
         with _pinned(dir_fd, mark.generation) as fd:
-            found = {n: s for n, s in _entries(fd) if isinstance(s, beneath.Signature)}
-    except OSError:
+            if quick:
+                return all(_signature(fd, name or ".") == s for name, s in mark.folders.items())
+            return _list(fd).files == mark.signatures
+    except (OSError, _errors.ReadError):
         return False
-    return found == mark.signatures
 
 
 def names_beneath(dir_fd: int) -> dict[str, int]:
@@ -332,77 +348,159 @@ def names_beneath(dir_fd: int) -> dict[str, int]:
         OSError: the directory cannot be read.
     """
     with _pinned(dir_fd, atomic.in_force(dir_fd)) as fd:
-        return {n: s.size for n, s in _entries(fd) if isinstance(s, beneath.Signature)}
+        return {name: signature.size for name, signature in _list(fd).files.items()}
 
 
-class _Vanished(Exception):
-    """A file of a generation went away while it was read: a newer one is in force."""
+@dataclass(slots=True)
+class _Listing:
+    """The visible names of a directory and of those in it, before anything is read."""
+
+    files: dict[str, beneath.Signature] = field(default_factory=dict)
+    folders: dict[str, beneath.Signature] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
-def _check_whole(dir_fd: int, directory: str, sighting: Sighting, before: Sighting | None) -> None:
-    """Refuse a set that was read while somebody was removing it.
+@dataclass(slots=True)
+class _Reading:
+    """What reading the names of a listing has brought."""
 
-    Publishers remove a generation only after the link has left it, so a link that stayed proves that it is whole.
-    """
-    generation = sighting.mark.generation
-    if generation is None:
-        if not sighting.snapshot and not sighting.problems:
-            raise _errors.NothingPublished(
-                errno.ENOENT, f"cannot read {directory}: no file has been published there"
-            )
-        return
-    if atomic.in_force(dir_fd) != generation:
-        raise _Vanished
-    if before is not None and before.mark.generation == generation:
-        lost = before.mark.signatures.keys() - sighting.mark.signatures.keys()
-        if lost:
-            raise _errors.ReadError(
-                errno.ENOENT,
-                f"cannot read {directory}: {generation} has lost {min(lost)}"
-                " (a generation never changes; publish the set again)",
-            )
+    contents: dict[str, Content] = field(default_factory=dict)
+    signatures: dict[str, beneath.Signature] = field(default_factory=dict)
+    unsettled: set[str] = field(default_factory=set)
+    linked: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+    def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
+        self.contents[name], self.signatures[name] = content, signature
+
+    def take(self, name: str, found: beneath.FileRead, before: Sighting | None) -> int:
+        """Add the bytes of a file, and return how many they are."""
+        self.keep(name, found.signature, _content(found, name, before))
+        if not found.settled:
+            self.unsettled.add(name)
+        if found.links > 1:
+            self.linked.add(name)
+        return len(found.data)
 
 
-def _load_once(dir_fd: int, directory: str, limit: int, before: Sighting | None) -> Sighting:
-    generation = atomic.in_force(dir_fd)
+def _load_once(
+    dir_fd: int, directory: str, generation: str | None, limit: int, before: Sighting | None
+) -> Sighting:
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
-    contents: dict[str, Content] = {}
-    signatures: dict[str, beneath.Signature] = {}
-    problems: dict[str, str] = {}
-    settled, room = True, limit
     with _pinned(dir_fd, generation) as pinned:
-        for name, entry in _entries(pinned):
-            if isinstance(entry, str):
-                problems[name] = f"cannot read {os.path.join(directory, name)}: {entry}"
-                continue
-            kept = _kept(name, entry, before)
-            if kept is None:
-                try:
-                    found = beneath.read_beneath(pinned, name, room, os.path.join(directory, name))
-                except _errors.NothingPublished as error:
-                    if generation is not None:
-                        raise _Vanished from error
-                    continue  # deleted between the listing and the reading
-                except _errors.ReadError as error:
-                    problems[name] = str(error)
-                    continue
-                kept, entry = _content(found, name, before), found.signature
-                settled = settled and found.settled
-            contents[name], signatures[name] = kept, entry
-            room -= len(kept.data)
-    if before is not None:
+        listing = _list(pinned, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
+        if generation is not None and generation != atomic.in_force(dir_fd):
+            # Publishers remove a generation only after the link has left it: what is listed may lack files.
+            raise _restless(directory)
+        reading = _read(pinned, directory, listing, limit, before)
+    problems = {
+        name: f"cannot read {os.path.join(directory, name)}: {why}"
+        for name, why in listing.problems.items()
+    }
+    if generation is not None:
+        _check_whole(directory, generation, reading, problems, before)
+    elif not reading.contents and not problems:
+        raise _errors.NothingPublished(
+            errno.ENOENT, f"cannot read {directory}: no file has been published there"
+        )
+    elif before is not None:
         for name in problems.keys() & before.snapshot.keys():
-            contents[name] = before.snapshot.content(name)
-    mark = _mark(signatures, generation, before)
-    return Sighting(
-        Snapshot(dict(sorted(contents.items())), single=False, value=None),
-        mark,
-        settled,
-        _in_place(mark, before) if generation is None else frozenset(),
-        _appeared(mark, before) if generation is None else frozenset(),
-        problems,
+            reading.contents[name] = before.snapshot.content(name)
+    listing.problems = problems
+    return _sighting(dir_fd, generation, listing, reading, before, single=False)
+
+
+def _read(
+    pinned: int, directory: str, listing: _Listing, limit: int, before: Sighting | None
+) -> _Reading:
+    """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
+    reading, room = _Reading(), limit
+    for name, signature in listing.files.items():
+        kept = _kept(name, signature, before)
+        if kept is not None:
+            reading.keep(name, signature, kept)
+            room -= len(kept.data)
+            continue
+        try:
+            if signature.size > room:
+                listing.problems[name] = (
+                    f"its {signature.size} bytes are more than what is left of the limit of {limit}"
+                    " for all files together (raise max_size)"
+                )
+                continue
+            found = beneath.read_beneath(pinned, name, room, os.path.join(directory, name))
+            room -= reading.take(name, found, before)
+        except _errors.NothingPublished:
+            reading.missing.add(name)  # deleted between the listing and the reading
+        except _errors.ReadError as error:
+            listing.problems[name] = str(error).partition(": ")[2]
+    return reading
+
+
+def _check_whole(
+    directory: str,
+    generation: str,
+    reading: _Reading,
+    problems: Mapping[str, str],
+    before: Sighting | None,
+) -> None:
+    """Refuse a generation that lacks what it held, or whose files cannot all be read any more.
+
+    The old content of one file must not stand beside the new content of the others.
+    """
+    known = before.snapshot.keys() if before is not None else frozenset[str]()
+    for name in problems.keys() & known:
+        raise _errors.ReadError(errno.EIO, problems[name])
+    lost = set(reading.missing)
+    if before is not None and before.mark.generation == generation:
+        lost |= known - reading.contents.keys()
+    if lost:
+        raise _errors.ReadError(
+            errno.ENOENT,
+            f"cannot read {directory}: {generation} has lost {min(lost)}"
+            " (a generation never changes; publish the set again)",
+        )
+
+
+def _sighting(
+    dir_fd: int,
+    generation: str | None,
+    listing: _Listing,
+    reading: _Reading,
+    before: Sighting | None,
+    *,
+    single: bool,
+) -> Sighting:
+    status = os.fstat(dir_fd)
+    mark = Mark(
+        (status.st_dev, status.st_ino),
+        generation,
+        reading.signatures,
+        listing.folders,
+        _doubtful(reading.signatures, before),
     )
+    return Sighting(
+        Snapshot(dict(sorted(reading.contents.items())), single=single, value=None),
+        mark,
+        frozenset(reading.unsettled),
+        frozenset(reading.linked),
+        listing.problems,
+    )
+
+
+def _restless(where: str) -> _errors.NothingPublished:
+    return _errors.NothingPublished(
+        errno.ENOENT, f"cannot read {where}: its files come and go faster than they can be read"
+    )
+
+
+def _generation(dir_fd: int, name: str) -> str | None:
+    """Return the generation that a file is read from, None for one that lies loose."""
+    link = atomic.link_target(dir_fd, name)
+    if link is None or not link.startswith(atomic.DATA + "/"):
+        return None
+    return atomic.in_force(dir_fd)
 
 
 @contextmanager
@@ -416,45 +514,70 @@ def _pinned(dir_fd: int, generation: str | None) -> Iterator[int]:
         beneath.close(fd)
 
 
-def _entries(
-    dir_fd: int, prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, beneath.Signature | str]]:
-    """Yield each visible name, in order, with its signature, or with what is wrong about it.
+def _list(dir_fd: int, most: int = _MOST_NAMES) -> _Listing:
+    """List the visible names of a directory, in order, with their signatures or with what is wrong about them.
 
     Left out: what begins with `..`, names that are not UTF-8 (no URL could say them), links to directories,
     and the `lost+found` that a new file system brings.
     """
-    with os.scandir(dir_fd) as listing:
-        found = sorted((e for e in listing if _visible(e.name)), key=lambda e: e.name)
-    for entry in found:
+    listing = _Listing()
+    _list_into(listing, dir_fd, "", most)
+    return listing
+
+
+def _list_into(listing: _Listing, dir_fd: int, prefix: str, most: int) -> None:
+    listing.folders[prefix.rstrip("/")] = beneath.Signature.of(os.fstat(dir_fd))
+    for entry in _visible_entries(dir_fd, most - len(listing.files) - len(listing.problems)):
         name = prefix + entry.name
         try:
-            status = beneath.stat_beneath(dir_fd, entry.name)
-            if not stat.S_ISDIR(status.st_mode):
-                regular = stat.S_ISREG(status.st_mode)
-                yield (
-                    name,
-                    beneath.Signature.of(status)
-                    if regular
-                    else f"it is {beneath.kind_of(status.st_mode)}, and only regular files are read",
-                )
-            elif not entry.is_symlink() and depth < _MAX_DEPTH:
-                fd = beneath.open_beneath(
-                    dir_fd, entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                )
-                try:
-                    yield from _entries(fd, f"{name}/", depth + 1)
-                finally:
-                    beneath.close(fd)
+            link = entry.is_symlink()
+            # A link has to be resolved with care; everything else is what it is.
+            status = (
+                beneath.stat_beneath(dir_fd, entry.name)
+                if link
+                else entry.stat(follow_symlinks=False)
+            )
+            if stat.S_ISREG(status.st_mode):
+                listing.files[name] = beneath.Signature.of(status)
+            elif not stat.S_ISDIR(status.st_mode):
+                kind = beneath.kind_of(status.st_mode)
+                listing.problems[name] = f"it is {kind}, and only regular files are read"
+            elif not link and name.count("/") < _MAX_DEPTH:
+                _list_folder(listing, dir_fd, entry.name, name, most)
         except FileNotFoundError:
             continue  # gone, or a link whose target is gone
         except OSError as error:
-            yield name, beneath.reason(error)
+            listing.problems[name] = beneath.reason(error)
+
+
+def _list_folder(listing: _Listing, dir_fd: int, entry: str, name: str, most: int) -> None:
+    fd = beneath.open_beneath(dir_fd, entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _list_into(listing, fd, name + "/", most)
+    finally:
+        beneath.close(fd)
+
+
+def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
+    """Return the visible entries of a directory, in order; more than `most` are refused before they fill the memory."""
+    found: list[os.DirEntry[str]] = []
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            if _visible(entry.name):
+                found.append(entry)
+                if len(found) > most:
+                    raise _errors.ReadError(
+                        errno.EFBIG,
+                        "cannot read it: it holds more files than fit into memory (raise max_size)",
+                    )
+    return sorted(found, key=lambda entry: entry.name)
 
 
 def _visible(name: str) -> bool:
     if name.startswith(atomic.HIDDEN) or name == "lost+found":
         return False
+    if name.isascii():
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -468,43 +591,32 @@ def _signature(dir_fd: int, name: str) -> beneath.Signature:
 
 def _kept(name: str, now: beneath.Signature, before: Sighting | None) -> Content | None:
     """Return the content read before, if the signature proves that it is still the same."""
-    if before is None or not before.mark.sure or before.mark.signatures.get(name) != now:
+    if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
         return None
     return before.snapshot.content(name)
 
 
-def _mark(
-    signatures: dict[str, beneath.Signature], generation: str | None, before: Sighting | None
-) -> Mark:
-    """Note what was seen; it is sure once a read has happened two seconds after the last change.
+def _doubtful(
+    signatures: Mapping[str, beneath.Signature], before: Sighting | None
+) -> dict[str, float]:
+    """Return the names that must be read again although their signature stays the same.
 
-    By the clock of the files where that is plausible, else by our own:
+    A signature is sure once the file has been read two seconds after its last change,
+    by the clock of the files where that is plausible, else by our own:
     a file dated in the future must not be read again for ever.
     """
     now = time.monotonic()
-    first_seen = now
-    if before is not None and before.mark.signatures == signatures:
-        first_seen = before.mark.first_seen
     horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
-    old = all(max(s.mtime_ns, s.ctime_ns) < horizon for s in signatures.values())
-    return Mark(signatures, generation, first_seen, old or now - first_seen >= _STAMP_DOUBT)
-
-
-def _in_place(mark: Mark, before: Sighting | None) -> frozenset[str]:
-    old = before.mark.signatures if before is not None else {}
-    return frozenset(
-        name
-        for name, now in mark.signatures.items()
-        if name in old
-        and old[name].identity == now.identity
-        # A further hard link changes ctime alone: the bytes were not touched.
-        and (old[name].mtime_ns, old[name].size) != (now.mtime_ns, now.size)
-    )
-
-
-def _appeared(mark: Mark, before: Sighting | None) -> frozenset[str]:
-    old = before.mark.signatures if before is not None else {}
-    return frozenset(mark.signatures.keys() - old.keys())
+    doubtful: dict[str, float] = {}
+    for name, signature in signatures.items():
+        if signature.mtime_ns < horizon and signature.ctime_ns < horizon:
+            continue
+        since = now
+        if before is not None and before.mark.signatures.get(name) == signature:
+            since = before.mark.doubtful.get(name, now - _STAMP_DOUBT)
+        if now - since < _STAMP_DOUBT:
+            doubtful[name] = since
+    return doubtful
 
 
 def _content(found: beneath.FileRead, name: str, before: Sighting | None) -> Content:

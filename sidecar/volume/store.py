@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, generations
@@ -20,6 +22,10 @@ from sidecar.volume import history, loose, sets, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import Content, Snapshot
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings, check_name
+
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT = 10.0
 _MUTEX_PAUSE = 0.05
@@ -36,14 +42,15 @@ class Store:
         self._set = sets.FileSet(settings)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
+        self._identity: tuple[int, int] | None = None
 
-    def prepare(self, initial: Mapping[str, bytes]) -> int:
+    def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
         with atomic.publishing(f"prepare {self._path}"):
             atomic.make_directory(self._path)
         for name in initial:
             self._refuse_single_mount(check_name(name))
-        with self._writing(Order()) as fd, atomic.publishing(f"prepare {self._path}"):
+        with self._writing(order) as fd, atomic.publishing(f"prepare {self._path}"):
             swept = atomic.sweep(fd) + generations.sweep(fd)
             if _has_set(fd):
                 self._set.repair(fd)
@@ -55,33 +62,51 @@ class Store:
                 self.put(name, initial[name], Order(Conditions(if_none_match=("*",))))
         return swept
 
-    def stage(self) -> atomic.Staged:
+    def stage(self, order: Order) -> atomic.Staged:
         """Make a temporary file to stream into."""
-        with self._writing(Order()) as fd, atomic.publishing(f"publish to {self._path}"):
-            return atomic.Staged(fd)
+
+        def stage(fd: int) -> atomic.Staged:
+            with atomic.publishing(f"publish to {self._path}"):
+                return atomic.Staged(fd)
+
+        with self._writing(order) as fd:
+            return self._with_room(fd, stage)
 
     def put(self, name: str, content: Given, order: Order) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
-        with self._writing(order) as fd:
+
+        def put(fd: int) -> Publication:
             if _has_set(fd):
                 return self._set.put(fd, name, content, order)
             return self._loose.put(fd, name, content, order)
+
+        with self._writing(order) as fd:
+            return self._with_room(fd, put, again=isinstance(content, bytes))
 
     def publish(self, files: Mapping[str, bytes], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""
         terms.check_names(files)
         with self._writing(order) as fd:
-            return self._set.publish(fd, files, order)
+            return self._with_room(fd, lambda fd: self._set.publish(fd, files, order))
 
     def delete(self, name: str, order: Order) -> Publication | None:
         """Remove one file; return the set that is left, None for a loose file."""
         check_name(name)
-        with self._writing(order) as fd:
+
+        def delete(fd: int) -> Publication | None:
             if _has_set(fd):
                 return self._set.delete(fd, name, order)
             self._loose.delete(fd, name, order)
             return None
+
+        with self._writing(order) as fd:
+            return self._with_room(fd, delete)
+
+    def make_room(self) -> bool:
+        """Forget what was published before, and say whether that has freed anything."""
+        with self._writing(Order()) as fd:
+            return self._forget(fd)
 
     def read(self, name: str) -> Content:
         """Read one file, from the set where there is one.
@@ -155,7 +180,24 @@ class Store:
         Raises:
             PublishError: it would fail now, and why.
         """
-        self.stage().discard()
+        self.stage(Order()).discard()
+
+    def _with_room(self, fd: int, work: Callable[[int], R], *, again: bool = True) -> R:
+        """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
+        try:
+            return work(fd)
+        except _errors.VolumeFull:
+            # A file that was streamed is gone by now: only its sender can try again.
+            if not self._forget(fd) or not again:
+                raise
+        return work(fd)
+
+    def _forget(self, fd: int) -> bool:
+        retired = _has_set(fd) and self._set.retire_early(fd)
+        forgotten = history.forget(fd) or retired
+        if forgotten:
+            _log.warning("%s is full: forgot older versions to make room", self._path)
+        return forgotten
 
     def _read_in_force(self, fd: int, name: str) -> beneath.FileRead:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
@@ -195,7 +237,7 @@ class Store:
     def _reading(self) -> Iterator[int]:
         """Open the directory; every error of the operating system is one of reading it."""
         with beneath.reading(self._path):
-            fd = beneath.open_directory(self._path)
+            fd = self._open()
             try:
                 yield fd
             finally:
@@ -207,7 +249,7 @@ class Store:
         end = time.monotonic() + _LOCK_TIMEOUT
         with self._alone(end, order), atomic.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
-                fd = beneath.open_directory(self._path)
+                fd = self._open()
                 try:
                     timeout = max(end - time.monotonic(), 0.0)
                     with atomic.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
@@ -220,6 +262,17 @@ class Store:
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
         )
+
+    def _open(self) -> int:
+        """Open the directory; if it is the one of the last time, without asking again where its mount begins."""
+        if self._identity is not None:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            if _identity(fd) == self._identity:
+                return fd
+            beneath.close(fd)
+        fd = beneath.open_directory(self._path)
+        self._identity = _identity(fd)
+        return fd
 
     @contextmanager
     def _alone(self, end: float, order: Order) -> Iterator[None]:
@@ -240,6 +293,16 @@ class Store:
 
 def _has_set(fd: int) -> bool:
     return atomic.in_force(fd) is not None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return device and inode of a directory that has just been opened; it is closed if that fails."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        beneath.close(fd)
+        raise
+    return status.st_dev, status.st_ino
 
 
 def _is_still(path: str, fd: int) -> bool:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.runtime import metrics, threads
+from sidecar.volume import commit, history, store, terms
 from sidecar.volume import gate as gates
-from sidecar.volume import history, store, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
@@ -57,6 +57,9 @@ class Volume:
         max_size: bytes that one content may have.
         gate: what examines each content before it is published.
 
+    Raises:
+        ConfigError: `mode` has more in it than permissions.
+
     >>> import asyncio, tempfile
     >>> async def main() -> None:
     ...     with tempfile.TemporaryDirectory() as shared:
@@ -78,6 +81,10 @@ class Volume:
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
     ) -> None:
+        if mode & ~0o777:
+            raise _errors.ConfigError(
+                f"mode {mode:#o} is not one for a file (permissions are octal, as in 0o644)"
+            )
         where = os.path.abspath(path)
         self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
         self._path = os.fspath(path)
@@ -85,6 +92,7 @@ class Volume:
         self._gate = gate
         self._prepared = False
         self._published: Publication | None = None
+        self._commits = commit.Commits(self._put_alone)
 
     def __repr__(self) -> str:
         version = self._published.version[:8] if self._published is not None else None
@@ -109,7 +117,8 @@ class Volume:
             VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
         """
         files = {name: encoded(content) for name, content in (initial or {}).items()}
-        await threads.in_thread(self._store.prepare, files)
+        order = Order()
+        await _to_its_end(threads.in_thread(self._store.prepare, files, order), order.withdraw)
         self._prepared = True
 
     async def publish(
@@ -172,9 +181,14 @@ class Volume:
             data = encoded(content)
             self._check_size(os.path.join(self._path, name), len(data))
             await self._examine(name, data)
-            return await self._step(self._store.put, name, data, order=order)
+            if dry_run or order.conditions:
+                return await self._put_alone(name, data, order)
+            return await self._commits.put(name, data)
 
         return await self._counted(work, dry_run=dry_run)
+
+    async def _put_alone(self, name: str, data: bytes, order: Order | None = None) -> Publication:
+        return await self._step(self._store.put, name, data, order=order or Order())
 
     async def delete(
         self, name: str, *, if_match: str | Collection[str] | None = None, dry_run: bool = False
@@ -200,9 +214,12 @@ class Volume:
         ...         await volume.put("large.bin", upload)
         """
         await self._prepare_once()
-        upload = Upload(self._path, self._max_size if limit is None else min(limit, self._max_size))
+        most = self._max_size if limit is None else min(limit, self._max_size)
+        upload = Upload(self._store, self._path, most)
         try:
-            await threads.in_thread(upload.open, self._store.stage)
+            order = Order()
+            opening = threads.in_thread(upload.open, order)
+            await _to_its_end(opening, order.withdraw)
             yield upload
         finally:
             await upload.end()
@@ -337,7 +354,8 @@ class Volume:
 class Upload:
     """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
 
-    def __init__(self, directory: str, limit: int) -> None:
+    def __init__(self, where: store.Store, directory: str, limit: int) -> None:
+        self._store = where
         self._staged: atomic.Staged | None = None
         self._directory = directory
         self._limit = limit
@@ -383,18 +401,25 @@ class Upload:
         data, self._pending, self._pending_size = b"".join(self._pending), [], 0
         if not data:
             return
-        # Imported here: a program that only reads never needs it.
-        import aiofiles
-
         staged = self._open_file()
         with atomic.publishing(f"receive a content in {self._directory}"):
             if self._file is None:
-                # A descriptor of its own: nothing that still writes can meet the number of another file.
-                self._file = await _to_its_end(aiofiles.open(os.dup(staged.fd), "wb", buffering=0))
+                self._file = _streaming(staged.fd)
             view = memoryview(data)
             while view:
-                view = view[await _to_its_end(self._file.write(view)) :]
+                view = view[await self._write_some(view) :]
         staged.size += len(data)
+
+    async def _write_some(self, view: memoryview) -> int:
+        """Write what fits; on a full volume older versions give way to a content that is coming in."""
+        try:
+            return int(await _to_its_end(self._file.write(view)))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not await threads.in_thread(self._store.make_room):
+                raise
+        return int(await _to_its_end(self._file.write(view)))
 
     def take(self) -> tuple[atomic.Staged, str]:
         """Return the flushed file and its version.
@@ -410,9 +435,9 @@ class Upload:
             )
         return staged, self.version
 
-    def open(self, stage: Callable[[], atomic.Staged]) -> None:
+    def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
-        self._staged = stage()
+        self._staged = self._store.stage(order)
 
     async def end(self) -> None:
         """Remove what was not published, whatever happens."""
@@ -432,6 +457,15 @@ class Upload:
                 f"cannot publish to {self._directory}: this upload has ended (begin another one)"
             )
         return self._staged
+
+
+def _streaming(fd: int) -> Any:
+    """Return the file behind a descriptor with methods to await."""
+    # Imported here: a program that only reads never needs it.
+    from aiofiles.threadpool import wrap
+
+    # A descriptor of its own: nothing that still writes can meet the number of another file.
+    return wrap(os.fdopen(os.dup(fd), "wb", buffering=0))
 
 
 async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda: None) -> R:

@@ -5,43 +5,37 @@ So the watch heals by itself: a directory that is removed and comes back, a queu
 a limit that is reached, a file system that sends no events.
 The last good content is kept in memory for ever; what happened to its source is told by `stale`.
 
-    Eye      blocking: opens the directory, looks, says what to watch
-    _judge   decides, without I/O, what a look is worth
-    Watch    the loop that joins them, and what users hold in their hands
+Looking and judging is the work of a `Lookout`, in a thread of its own.
+Here is what users hold in their hands: what it has told, in their event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, overload
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Generic, get_args, overload
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, events
-from sidecar.runtime import metrics, threads
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume.snapshot import MAX_SIZE, Sighting, Snapshot, T
+from sidecar.disk import events
+from sidecar.runtime import metrics
+from sidecar.volume import lookout
+from sidecar.volume.lookout import Lookout, News
+from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 
 logger = logging.getLogger(__name__)
 
-WatchMode = Literal["auto", "inotify", "watchfiles", "poll"]
+WatchMode = lookout.WatchMode
 
-#: Seconds without events after which a file that was rewritten in place is taken to be complete.
-_SETTLE = 1.0
-#: The same where events say that its writer still has it open.
-_PATIENCE = 10.0
-#: At the start a file younger than this may still be in the hands of a plain writer.
-_YOUNG = 0.2
-_UNSETTLED_PAUSE = 0.002
-_REARM_AFTER = 5.0
+#: Seconds after which a look that is still going on is told as a failure.
 _HANGING = 30.0
+#: Seconds that leaving waits for the thread: one that hangs in the kernel must not keep the program.
+_GOODBYE = 2.0
 
 
 class Watch(Generic[T]):
@@ -56,11 +50,14 @@ class Watch(Generic[T]):
 
     Args:
         path: the file, or the directory for a set; a directory that does not exist yet ends with `/`.
-        schema: called with each snapshot; what it returns becomes `snapshot.value`,
+        schema: called with each snapshot, in the event loop; what it returns becomes `snapshot.value`,
             and a version for which it raises is refused, so the last good one stays.
         watch: where hints come from; `auto` knows which file systems send no events.
         recheck: seconds between looks without a hint, in every mode.
         max_size: bytes that may be held in memory; what is larger is refused.
+
+    Raises:
+        ConfigError: an argument makes no sense.
 
     >>> async def latest(path: str) -> bytes:
     ...     async for snapshot in Watch(path):
@@ -77,23 +74,19 @@ class Watch(Generic[T]):
         recheck: float = 1.0,
         max_size: int = MAX_SIZE,
     ) -> None:
-        if recheck <= 0:
-            raise _errors.ConfigError(f"recheck must be more than 0 seconds, not {recheck!r}")
-        self._eye = Eye(os.fspath(path), max_size)
+        self._path = os.fspath(path)
+        _check(self._path, watch, recheck)
         self._schema = schema
-        self._wanted = watch
-        self._recheck = recheck
+        self._lookout = partial(Lookout, self._path, wanted=watch, recheck=recheck, limit=max_size)
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None
-        self._users = 0
-        self._task: asyncio.Task[None] | None = None
-        self._looked = asyncio.Event()
-        self._changed: asyncio.Future[None] | None = None
-        self._subscribers: dict[object, Callable[[], None]] = {}
-        self._hints: events.Hints = events.PollHints()
-        self._busy_since: float | None = None
-        self._stop_tracking: Callable[[], None] = lambda: None
+        self._refusal: str | None = None
         self._death: str | None = None
+        self._users = 0
+        self._run: _Run | None = None
+        self._stop_tracking: Callable[[], None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._subscribers: dict[object, Callable[[], None]] = {}
 
     def __repr__(self) -> str:
         version = self._snapshot.version[:8] if self._snapshot is not None else None
@@ -103,7 +96,7 @@ class Watch(Generic[T]):
     @property
     def path(self) -> str:
         """The path as it was given."""
-        return self._eye.path
+        return self._path
 
     @property
     def snapshot(self) -> Snapshot[T] | None:
@@ -123,17 +116,27 @@ class Watch(Generic[T]):
     @property
     def stale(self) -> str | None:
         """Why `snapshot` is not what the disk holds now, in words; None while it is."""
-        return self._problem if self._snapshot is not None else None
+        return self.problem if self._snapshot is not None else None
 
     @property
     def problem(self) -> str | None:
         """What the last look found wrong, whether there is an older content or not."""
-        return self._problem
+        return self._problem or self._refusal
 
     @property
     def mode(self) -> events.Mode:
         """Where hints come from at present."""
-        return self._hints.mode
+        return self._run.lookout.mode if self._run is not None else "poll"
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the path is polled although events are wanted, None while there are events."""
+        return self._run.lookout.fallback if self._run is not None else None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has entered it."""
+        return self._users > 0
 
     @property
     def failure(self) -> str | None:
@@ -141,10 +144,10 @@ class Watch(Generic[T]):
 
         An absent file or directory is no failure.
         """
-        if self._death is not None:
+        if self._death is not None or self._run is None:
             return self._death
-        if self._busy_since is not None and time.monotonic() - self._busy_since > _HANGING:
-            hanging = time.monotonic() - self._busy_since
+        since = self._run.lookout.busy_since
+        if since is not None and (hanging := time.monotonic() - since) > _HANGING:
             return (
                 f"a look at {self.path} has been hanging for {hanging:.0f} s (is its storage gone?)"
             )
@@ -154,11 +157,16 @@ class Watch(Generic[T]):
         """Call `callback` after each change of `snapshot` or `stale`; return what ends that."""
         key = object()
         self._subscribers[key] = callback
-        return lambda: void(self._subscribers.pop(key, None))
+
+        def end() -> None:
+            self._subscribers.pop(key, None)
+
+        return end
 
     async def looked(self) -> None:
         """Wait for the first look to be over, whatever it found."""
-        await self._looked.wait()
+        while self._run is None or not self._run.looked:
+            await self._next_change()
 
     async def changed(self, etag: str | None, timeout: float) -> Snapshot[T] | None:
         """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds."""
@@ -170,32 +178,28 @@ class Watch(Generic[T]):
         return None if found is None or found.etag == etag else found
 
     async def __aenter__(self) -> Watch[T]:
-        self._users += 1
-        if self._task is None:
+        if self._run is None:
             self._death = None
+            self._run = _Run(self._lookout, self._receive)
             self._stop_tracking = metrics.track(self)
-            self._task = asyncio.create_task(self._supervise(), name=f"watch {self.path}")
+        self._users += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._users -= 1
-        if self._users:
+        if self._users or self._run is None:
             return
-        task = self._task
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-            if self._task is task:
-                self._task = None
-                self._stop_tracking()
-        if self._users and self._task is None:
-            # Somebody entered while the last one was leaving: begin again for them.
-            self._users -= 1
-            await self.__aenter__()
+        # Whoever enters while this run is ending begins with another one.
+        run, self._run = self._run, None
+        if self._stop_tracking is not None:
+            self._stop_tracking()
+        await run.end()
 
     async def __aiter__(self) -> AsyncIterator[Snapshot[T]]:
         last: str | None = None
         async with self:
+            # What an earlier run has left behind may be old.
+            await self.looked()
             while True:
                 while self._snapshot is None or self._snapshot.version == last:
                     await self._next_change()
@@ -203,211 +207,119 @@ class Watch(Generic[T]):
                 yield self._snapshot
 
     async def _next_change(self) -> None:
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._changed)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
 
     def _tell(self) -> None:
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
         for callback in list(self._subscribers.values()):
             try:
                 callback()
             except Exception:  # one subscriber's fault must not reach the others, nor the watch
                 logger.exception("a subscriber of %s failed", self.path)
 
-    async def _supervise(self) -> None:
-        """Keep the loop alive: whatever ends it is counted, told once, and it begins again."""
-        while True:
-            try:
-                await self._follow()
-            except Exception as error:
-                metrics.WATCH_ERRORS_TOTAL.inc()
-                logger.exception("the watch of %s failed and begins again", self.path)
-                self._death = f"the watch of {self.path} fails: {error}"
-                await asyncio.sleep(self._recheck)
-            finally:
-                self._hints.close()
-                self._hints = events.PollHints()
-                await threads.in_thread(self._eye.close)
+    def _receive(self, run: _Run, news: News) -> None:
+        """Take over what the lookout has found, in the event loop."""
+        if run is not self._run:
+            return  # it is ending, and another one may have begun
+        before, problem = self._snapshot, self.problem
+        state = (self._death, run.looked)
+        self._death = news.death
+        if news.death is None:
+            run.looked = True
+            self._problem = news.problem
+            if news.snapshot is not None:
+                self._take(news.snapshot, hinted=news.hinted)
+            if self.problem != problem:
+                self._log_problem(first=before is None, missing=news.missing)
+        if (before, problem, *state) != (self._snapshot, self.problem, self._death, run.looked):
+            self._tell()
 
-    async def _follow(self) -> None:
-        """Look, judge, tell, and wait for a hint or for the clock: one round after the other."""
-        state = _State(seen=_Seen())
-        wake = asyncio.Event()
-        with self._listening(state, wake):
-            while True:
-                by_hint = state.seen.anything
-                wake.clear()
-                if self._rearm_is_due(state):
-                    await self._rearm(state, wake)
-                pause = await self._round(state, by_hint=by_hint)
-                self._looked.set()
-                self._death = None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await wake.wait()
-
-    async def _round(self, state: _State, *, by_hint: bool) -> float:
-        """Look once and act on it; return the seconds until the next look without a hint."""
-        before, state.seen.anything = state.before, False
-        state.hinted = state.hinted or by_hint
-        self._busy_since = time.monotonic()
-        try:
-            sighting = await threads.in_thread(self._eye.look, before, by_hint or state.unsure)
-        except _errors.ReadError as error:
-            state.unsure = True
-            self._set_problem(str(error))
-            return self._recheck
-        finally:
-            self._busy_since = None
-            self._drain(state)
-            if self._eye.moved:
-                state.rearm_at = 0.0
-        if sighting is None:
-            if before is not None and not state.refused:
-                self._set_problem(next(iter(before.problems.values()), None))
-            return self._recheck
-        verdict = _judge(sighting, state, self._hints.mode, time.monotonic())
-        if verdict.accept is not None:
-            state.accepted(verdict.accept)
-            self._take(verdict.accept, state)
-            state.hinted = False
-        state.unsure = verdict.pause is not None
-        return min(self._recheck, verdict.pause if verdict.pause is not None else self._recheck)
-
-    def _take(self, sighting: Sighting, state: _State) -> None:
-        """Make an accepted look the content that users see, if it is another one."""
-        found = sighting.snapshot
-        problem = next(iter(sighting.problems.values()), None)
+    def _take(self, found: Snapshot[None], *, hinted: bool) -> None:
+        """Make what was found the content that users see, if it is another one and the schema accepts it."""
+        self._refusal = None
         if self._snapshot is not None and found == self._snapshot:
-            state.refused = None
-            self._set_problem(problem)
-            return
-        if state.refused == found.version:
             return
         try:
             value: Any = self._schema(found) if self._schema is not None else None
-        except Exception as error:
-            state.refused = found.version
-            metrics.WATCH_ERRORS_TOTAL.inc()
-            self._set_problem(
+        except Exception as error:  # noqa: BLE001 (a schema says no by raising whatever it likes)
+            self._refusal = (
                 f"the schema refuses version {found.version[:8]} of {self.path}: {error}"
             )
             return
-        state.refused = None
-        first = self._snapshot is None
-        self._snapshot = found.with_value(lambda _: value)
-        if not first:
+        if self._snapshot is not None:
             metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - found.modified))
-            if not state.hinted and self._hints.mode != "poll":
+            if not hinted and self.mode != "poll":
                 metrics.POLL_RESCUES_TOTAL.inc()
+        self._snapshot = found.with_value(lambda _: value)
         logger.debug("%s is now version %s", self.path, found.version[:8])
-        self._problem = None
-        self._set_problem(problem, tell=False)
-        self._tell()
 
-    def _set_problem(self, problem: str | None, *, tell: bool = True) -> None:
-        """Note what is wrong, with one line in the log for each new problem and each recovery."""
-        if problem == self._problem:
-            return
+    def _log_problem(self, *, first: bool, missing: bool) -> None:
+        """Write one line for each new problem and each recovery, and count what is one."""
+        problem = self.problem
         if problem is None:
-            logger.info("%s can be read again", self.path)
+            logger.info("%s can be read%s", self.path, "" if first else " again")
+        elif first and missing:
+            logger.info("%s; waiting for it", problem)
         else:
             metrics.WATCH_ERRORS_TOTAL.inc()
-            logger.warning(
-                "%s%s", problem, "; the last good content stays" if self._snapshot else ""
-            )
-        self._problem = problem
-        if tell:
-            self._tell()
+            logger.warning("%s%s", problem, "" if first else "; the last good content stays")
 
-    @contextmanager
-    def _listening(self, state: _State, wake: asyncio.Event) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._deafen(state)
 
-    def _deafen(self, state: _State) -> None:
-        if state.reader is not None:
-            asyncio.get_running_loop().remove_reader(state.reader)
-            state.reader = None
+class _Run:
+    """The time from the first user's entering to the last one's leaving: one loop, one lookout."""
 
-    def _rearm_is_due(self, state: _State) -> bool:
-        return time.monotonic() >= state.rearm_at or self._eye.moved
+    def __init__(self, make: Callable[..., Lookout], receive: Callable[[_Run, News], None]) -> None:
+        self.looked = False
+        """The first look is over."""
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.lookout = make(tell=self._tell, ended=self._ended)
+        self.lookout.start()
 
-    async def _rearm(self, state: _State, wake: asyncio.Event) -> None:
-        """Point the hints at the directories of now; fall back to polling where that fails."""
-        targets, filesystem = await threads.in_thread(self._eye.targets)
-        wanted = events.best_mode(filesystem) if self._wanted == "auto" else self._wanted
-        state.rearm_at = float("inf")
-        try:
-            if self._hints.mode != wanted:
-                self._deafen(state)
-                self._hints.close()
-                self._hints = events.PollHints()
-                self._hints = await threads.in_thread(events.source, wanted)
-                self._listen(state, wake)
-            await threads.in_thread(self._hints.arm, targets)
-            if state.fallen_back:
-                logger.info("%s is watched by %s again", self.path, wanted)
-            state.fallen_back = False
-        except OSError as error:
-            self._fall_back(state, error)
-        finally:
-            for target in targets:
-                os.close(target.fd)
-        # Whatever happened before the watch was armed has sent no event.
-        state.seen.lost()
-        state.unsure = True
+    async def end(self) -> None:
+        """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
+        self.lookout.stop()
+        limit = self._loop.time() + _GOODBYE
+        cancelled: asyncio.CancelledError | None = None
+        while not self._over.done() and (left := limit - self._loop.time()) > 0:
+            try:
+                await asyncio.wait({self._over}, timeout=left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if self._over.done():
+            self.lookout.join()
+        else:
+            logger.warning("a look at %s hangs and is left to itself", self.lookout.path)
+        if cancelled is not None:
+            raise cancelled
 
-    def _fall_back(self, state: _State, error: OSError) -> None:
-        """Poll until the limit is lifted; say so once."""
-        self._deafen(state)
-        self._hints.close()
-        self._hints = events.PollHints()
-        state.rearm_at = time.monotonic() + _REARM_AFTER
-        metrics.WATCH_ERRORS_TOTAL.inc()
-        if not state.fallen_back:
-            logger.warning(
-                "cannot watch %s by events: %s; it is polled every %g s instead",
-                self.path,
-                _limit(error),
-                self._recheck,
-            )
-        state.fallen_back = True
+    def _tell(self, news: News) -> None:
+        self._soon(self._receive, self, news)
 
-    def _listen(self, state: _State, wake: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
+    def _ended(self) -> None:
+        self._soon(self._over.set_result, None)
 
-        def ready() -> None:
-            if self._drain(state):
-                wake.set()
+    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
-        def ready_from_thread() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed already
-                loop.call_soon_threadsafe(ready)
 
-        state.reader = self._hints.listen(ready_from_thread)
-        if state.reader is not None:
-            loop.add_reader(state.reader, ready)
-
-    def _drain(self, state: _State) -> bool:
-        """Take over what the hints have seen; return whether there was anything."""
-        try:
-            activity = self._hints.drain()
-        except OSError as error:
-            self._fall_back(state, error)
-            return True
-        if activity.count:
-            metrics.WATCH_EVENTS_TOTAL.inc(activity.count)
-        if activity.lost:
-            metrics.WATCH_ERRORS_TOTAL.inc()
-            state.rearm_at = 0.0
-        state.seen.add(activity)
-        return activity.relevant
+def _check(path: str, watch: str, recheck: float) -> None:
+    if not recheck > 0:
+        raise _errors.ConfigError(f"recheck must be more than 0 seconds, not {recheck!r}")
+    if watch not in get_args(WatchMode):
+        modes = ", ".join(get_args(WatchMode))
+        raise _errors.ConfigError(f"watch must be one of {modes}, not {watch!r}")
+    if not path or "\0" in path:
+        raise _errors.ConfigError(f"cannot watch {path!r}: that is no path")
 
 
 @overload
@@ -469,248 +381,5 @@ async def shared(
         async with one:
             yield one
     finally:
-        if not one._users:
+        if not one.in_use:
             _shared.pop(key, None)
-
-
-class Eye:
-    """Looks at one path, blocking: for use in a thread, one call at a time.
-
-    It holds the directory open, notices when the path means another directory by now,
-    and never follows a link out of the volume.
-    """
-
-    def __init__(self, path: str, limit: int) -> None:
-        self.path = path
-        self.moved = False
-        """The path means another directory than the one that hints are armed for."""
-        self._limit = limit
-        self._whole = os.path.abspath(path)
-        self._decided = path.endswith("/")
-        self._single = not self._decided
-        self._fd = -1
-        self._identity: tuple[int, int] | None = None
-        self._armed: object = None
-
-    def look(self, before: Sighting | None, thoroughly: bool) -> Sighting | None:
-        """Read what is there; None if it is what `before` saw. `thoroughly`: do not trust signatures.
-
-        Raises:
-            NothingPublished: there is nothing.
-            ReadError: what is there is not fit to be read.
-        """
-        try:
-            with beneath.reading(self.path):
-                self._open()
-            if before is not None and (before.snapshot.name is not None) is not self._single:
-                before = None
-            if before is not None and not thoroughly and snapshots.unchanged(self._fd, before):
-                return None
-            found = self._load(before)
-            self._decided = True
-            return found
-        finally:
-            self.moved = self._arming() != self._armed
-
-    def targets(self) -> tuple[list[events.Target], str]:
-        """Return what to watch, with descriptors that the caller closes, and the file system's type.
-
-        The directory, for its files, and the directory above, for the directory itself.
-        """
-        with contextlib.suppress(OSError, _errors.ReadError):
-            self._open()
-        arming = self._arming()
-        found: list[events.Target] = []
-        above, own = os.path.split(self._directory())
-        with contextlib.suppress(OSError):
-            fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            found.append(events.Target(fd, above, frozenset((os.fsencode(own),))))
-        if self._fd >= 0:
-            found.append(events.Target(os.dup(self._fd), self._directory(), arming[1]))
-        self._armed, self.moved = arming, False
-        return found, beneath.mount_point(self._directory())[1]
-
-    def close(self) -> None:
-        """Give the descriptor back; the next look opens again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._identity, self._armed = -1, None, None
-
-    def _load(self, before: Sighting | None) -> Sighting:
-        if self._single:
-            folder, name = os.path.split(self._whole)
-            return snapshots.load_file(self._fd, folder, name, limit=self._limit, before=before)
-        return snapshots.load_directory(self._fd, self._whole, limit=self._limit, before=before)
-
-    def _directory(self) -> str:
-        return os.path.dirname(self._whole) if self._single else self._whole
-
-    def _open(self) -> None:
-        """See to it that the descriptor is that of the directory which the path means now."""
-        if not self._decided:
-            # Until something good has been read, what lies there decides.
-            single = not os.path.isdir(self._whole)
-            if single is not self._single:
-                self._single = single
-                self._drop()
-        directory = self._directory()
-        try:
-            status = os.stat(directory)
-        except OSError:
-            self._drop()
-            raise
-        if self._fd >= 0 and self._identity == (status.st_dev, status.st_ino):
-            return
-        self._drop()
-        if self._single:
-            self._fd = beneath.open_directory(directory)
-        else:
-            # The last component may be a link, as git-sync's: followed, but not out of its directory.
-            above = beneath.open_directory(os.path.dirname(directory))
-            try:
-                own = os.path.basename(directory) or "."
-                self._fd = beneath.open_beneath(above, own, os.O_RDONLY | os.O_DIRECTORY)
-            finally:
-                os.close(above)
-        status = os.fstat(self._fd)
-        self._identity = (status.st_dev, status.st_ino)
-
-    def _drop(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._identity = -1, None
-
-    def _arming(self) -> tuple[tuple[int, int] | None, frozenset[bytes] | None]:
-        """Describe what has to be watched: the directory, and the names in it (None: all of them)."""
-        if not self._single or self._fd < 0:
-            return self._identity, None
-        name = os.path.basename(self._whole)
-        link = atomic.link_target(self._fd, name)
-        if link is not None and not link.startswith(atomic.DATA + "/"):
-            return self._identity, None
-        return self._identity, frozenset((os.fsencode(name), os.fsencode(atomic.DATA)))
-
-
-@dataclass
-class _Seen:
-    """What events have told since the last content was accepted."""
-
-    anything: bool = True
-    begun: set[str] = field(default_factory=set)
-    open: set[str] = field(default_factory=set)
-    complete: set[str] = field(default_factory=set)
-
-    def add(self, activity: events.Activity) -> None:
-        if activity.lost:
-            self.lost()
-        self.anything = self.anything or activity.relevant
-        for kind, raws in (
-            (self.begun, activity.created),
-            (self.open, activity.written),
-            (self.complete, activity.closed | activity.replaced),
-        ):
-            for name in map(os.fsdecode, raws):
-                self._forget(name)
-                kind.add(name)
-
-    def _forget(self, name: str) -> None:
-        for kind in (self.begun, self.open, self.complete):
-            kind.discard(name)
-
-    def lost(self) -> None:
-        """Events are missing: nothing is known of who writes what."""
-        self.anything = True
-        self.begun.clear()
-        self.open.clear()
-        self.complete.clear()
-
-
-@dataclass
-class _State:
-    """What one run of the loop remembers between its rounds."""
-
-    seen: _Seen
-    before: Sighting | None = None
-    unsure: bool = False
-    hinted: bool = False
-    """An event has come since the last content was accepted: if not, the clock has rescued it."""
-    refused: str | None = None
-    rearm_at: float = 0.0
-    fallen_back: bool = False
-    reader: int | None = None
-    held: dict[str, tuple[beneath.Signature, float]] = field(default_factory=dict)
-
-    def accepted(self, sighting: Sighting) -> None:
-        self.before = sighting
-        self.seen.complete.clear()
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """What a look is worth: the part that may be shown, and when to look again."""
-
-    accept: Sighting | None
-    pause: float | None
-
-
-def _judge(sighting: Sighting, state: _State, mode: events.Mode, now: float) -> _Verdict:
-    """Decide which names of a look may be shown, and which may be in the middle of a rewrite.
-
-    A name that came by rename is complete. One that was rewritten in place, or just made,
-    is complete once its writer closed it; where no event told of that, once it has been still for a while.
-    """
-    if not sighting.settled:
-        return _Verdict(None, _UNSETTLED_PAUSE)
-    state.held, before = {}, state.held
-    waits: dict[str, float] = {}
-    for name, patience in _doubts(sighting, state, mode).items():
-        signature = sighting.mark.signatures[name]
-        known = before.get(name)
-        since = known[1] if known is not None and known[0] == signature else now
-        state.held[name] = (signature, since)
-        if since + patience > now:
-            waits[name] = since + patience - now
-        else:
-            state.seen.open.discard(name)
-    if not waits:
-        return _Verdict(sighting, None)
-    pause = min(waits.values())
-    alone = sighting.snapshot.name is not None
-    if alone or (state.before is None and not waits.keys() <= state.seen.open):
-        return _Verdict(None, pause)
-    return _Verdict(sighting.without(frozenset(waits), state.before), pause)
-
-
-def _doubts(sighting: Sighting, state: _State, mode: events.Mode) -> dict[str, float]:
-    """Return the names that may be in the middle of a rewrite, and how long they must be still."""
-    seen, signatures = state.seen, sighting.mark.signatures
-    if state.before is not None:
-        doubts = dict.fromkeys((sighting.in_place | sighting.appeared) - seen.complete, _SETTLE)
-    elif mode == "poll":
-        doubts = {}
-    else:
-        doubts = {name: _YOUNG for name in signatures if _is_young(signatures[name])}
-    for name in seen.begun & signatures.keys():
-        if signatures[name].size:
-            doubts.pop(name, None)  # not written since it was made, and not empty: a link
-        else:
-            doubts[name] = _SETTLE
-    return doubts | dict.fromkeys(seen.open & signatures.keys(), _PATIENCE)
-
-
-def _is_young(signature: beneath.Signature) -> bool:
-    return 0 <= time.time() - signature.mtime_ns / 1e9 < _YOUNG
-
-
-def _limit(error: OSError) -> str:
-    match error.errno:
-        case errno.EMFILE:
-            return "no inotify instance is left for this user (raise fs.inotify.max_user_instances)"
-        case errno.ENOSPC:
-            return "no inotify watch is left for this user (raise fs.inotify.max_user_watches)"
-        case _:
-            return str(error)
-
-
-def void(_: object) -> None:
-    """Drop a value where a callback must return None."""

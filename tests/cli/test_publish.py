@@ -177,6 +177,20 @@ def test_a_condition_that_does_not_hold_is_a_failure(command: Command, tmp_path:
     assert (tmp_path / "config").read_text() == "new"
 
 
+def test_if_missing_publishes_once_and_leaves_what_is_there(
+    command: Command, tmp_path: Path
+) -> None:
+    """An init container runs at each start of its Pod, and must not take back what was written since."""
+    (tmp_path / "source").mkdir()
+    for text in ("first", "second"):
+        (tmp_path / "source" / "a").write_text(text)
+        for source, path in (("source/a", "file"), ("source", "set/")):
+            done = command("publish", source, "--path", path, "--if-missing")
+            assert done == (0, version_of(b"first") + "\n" if path == "file" else done[1], "")
+    assert (tmp_path / "file").read_text() == "first"
+    assert visible(tmp_path / "set") == {"a": "first"}
+
+
 def test_a_dry_run_validates_and_changes_nothing(command: Command, tmp_path: Path) -> None:
     """The version that it would have, or the refusal that it would get."""
     (tmp_path / "config").write_text("old")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -265,3 +267,17 @@ def test_kubernetes_own_variables_do_not_configure_it(name: str, serve, tmp_path
     }
     (tmp_path / "config").write_text("1")
     assert serve(name, "--path", "config", env=env).get("/livez")[0] == 200
+
+
+def test_a_server_starts_without_the_certificates_of_a_client() -> None:
+    """They would be 2 MB of each reader; the class that loads them is left as it was."""
+    code = (
+        "import ssl, sidecar.cli.light as light\n"
+        "real = ssl.SSLContext.load_default_certs\n"
+        "with light.without_certificates():\n"
+        "    import aiohttp.connector as connector\n"
+        "assert ssl.SSLContext.load_default_certs is real\n"
+        "assert connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509'] == 0\n"
+        "assert ssl.create_default_context().cert_store_stats()['x509'] > 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -52,16 +52,16 @@ def store_at(directory: str, *, grace: float = 0.0) -> Store:
 def begin(kind: Kind, directory: str) -> Callable[[], object]:
     """Publish what is old, and return what publishes the new. Every path has been walked once by then."""
     store = store_at(directory)
-    store.prepare({})
+    store.prepare({}, Order())
     old, new = STATES[kind]
     if kind in ("set", "in-set", "prepare"):
-        for files in (NEW_SET, OLD_SET, NEW_SET, OLD_SET):
+        for files in (NEW_SET, OLD_SET):
             store.publish(files, Order())
         if kind == "prepare":
             leave_behind(directory)
     else:
         for name, data in old.items():
-            for content in (b"older", b"oldest", data):
+            for content in (b"older", data):
                 store.put(name, content, Order())
     return {
         "file": lambda: store.put("config", new["config"], Order()),
@@ -71,7 +71,7 @@ def begin(kind: Kind, directory: str) -> Callable[[], object]:
         "in-set": lambda: store.put("sub/b", new["sub/b"], Order()),
         "transition": lambda: store.publish(new, Order()),
         "delete": lambda: store.delete("config", Order()),
-        "prepare": lambda: store.prepare({}),
+        "prepare": lambda: store.prepare({}, Order()),
     }[kind]
 
 
@@ -88,7 +88,7 @@ def leave_behind(directory: str) -> None:
 
 def upload(store: Store, directory: str, data: bytes) -> object:
     """Receive a content in three pieces, as `Volume.stage` does."""
-    staged = store.stage()
+    staged = store.stage(Order())
     try:
         for start in range(0, len(data), 4096):
             with atomic.publishing(f"receive a content in {directory}"):

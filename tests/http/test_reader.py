@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 import sidecar
 from httpkit import Client, MakeClient, problem, talk
@@ -194,6 +195,15 @@ async def test_a_file_in_the_root_directory_does_not_open_the_machine(tmp_path: 
     assert reader._beside(f"{tmp_path}/config", 1) is not None
 
 
+async def test_nothing_is_read_beside_a_set(client: MakeClient, tmp_path: Path) -> None:
+    """The files of a set are all there is; those beside its directory are nobody's business."""
+    place(tmp_path / "secret", "secret")
+    place(tmp_path / "set" / "a", "1")
+    one = await client(reader_app(tmp_path / "set"))
+    await problem(await one.get("/files/secret"), 404, "no-such-file")
+    assert [e["name"] for e in await (await one.get("/files")).json()] == ["a"]
+
+
 async def test_nothing_is_read_beside_a_path_that_was_never_a_file(
     client: MakeClient, tmp_path: Path
 ) -> None:
@@ -264,7 +274,8 @@ async def test_a_long_poll_answers_with_the_new_content(
     done, _ = await asyncio.wait({waiting}, timeout=0.2)
     assert not done
     await sidecar.publish_file(config, "new")
-    answer = await waiting
+    async with asyncio.timeout(10):
+        answer = await waiting
     assert (answer.status, answer.headers["Preference-Applied"]) == (200, "wait=30")
     assert answer.headers["ETag"] != known
 
@@ -299,7 +310,8 @@ async def test_the_first_content_can_be_waited_for(client: MakeClient, config: P
     done, _ = await asyncio.wait({waiting}, timeout=0.1)
     assert not done
     await sidecar.publish_file(config, "first")
-    assert await (await waiting).json() == "first"
+    async with asyncio.timeout(10):
+        assert await (await waiting).json() == "first"
 
 
 async def test_a_change_beside_the_content_is_waited_for_too(
@@ -314,7 +326,8 @@ async def test_a_change_beside_the_content_is_waited_for_too(
     done, _ = await asyncio.wait({waiting}, timeout=0.1)
     assert not done
     await sidecar.publish_file(config.parent / "other", "new")
-    assert await (await waiting).text() == "new"
+    async with asyncio.timeout(10):
+        assert await (await waiting).text() == "new"
 
 
 async def test_the_probes_know_the_content(client: MakeClient, config: Path) -> None:
@@ -358,8 +371,6 @@ async def test_an_unknown_path_is_a_problem(client: MakeClient, config: Path) ->
 
 async def test_the_reader_works_beneath_a_prefix(client: MakeClient, config: Path) -> None:
     """As a sub-application of a user's own, errors included."""
-    from aiohttp import web
-
     place(config, "123")
     app = web.Application()
     app.add_subapp("/config/", reader_app(config))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from sidecar.http import serve as serving
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
 from sidecar.runtime import metrics, running
-from support import Eventually
+from support import Eventually, StartProcess
 
 
 @pytest.fixture
@@ -34,7 +36,10 @@ def slow() -> web.Application:
         await asyncio.sleep(float(request.query["seconds"]))
         return web.Response(text="late")
 
-    async def much(_: web.Request) -> web.Response:
+    async def much(request: web.Request) -> web.Response:
+        # The handler is done at once, and all of it lies in a buffer.
+        assert request.transport is not None
+        request.transport.set_write_buffer_limits(high=1 << 30)
         return web.Response(body=bytes(32 << 20))
 
     async def count(request: web.Request) -> web.Response:
@@ -332,8 +337,45 @@ async def test_a_long_answer_to_a_slow_client_is_not_cut_off(
     while chunk := await reader.read(1 << 18):
         received += len(chunk)
         await asyncio.sleep(0.002)
+        if received < 8 << 20:
+            assert not stopping.done()
     assert received == 32 << 20
     await stopping
+    writer.close()
+    await writer.wait_closed()
+
+
+LONG_ANSWER = """
+import sidecar
+from aiohttp import web
+
+async def much(request: web.Request) -> web.Response:
+    request.transport.set_write_buffer_limits(high=1 << 30)
+    return web.Response(body=bytes(32 << 20))
+
+app = web.Application()
+app.add_routes([web.get("/", much)])
+sidecar.run(sidecar.serve(app, host="127.0.0.1", port={port}, drain_delay=0.0))
+"""
+
+
+async def test_a_process_ends_after_the_last_byte_has_left_it(
+    start_process: StartProcess, tmp_path: Path, free_port: int
+) -> None:
+    """What lies in a buffer when the loop is closed is lost: a real SIGTERM, and a client that dawdles."""
+    program = tmp_path / "program.py"
+    program.write_text(LONG_ANSWER.format(port=free_port))
+    process = start_process(sys.executable, program, until="listening on")
+    reader, writer = await asyncio.open_connection("127.0.0.1", free_port, limit=1 << 14)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await head_of(reader)
+    process.send(signal.SIGTERM)
+    received = 0
+    while chunk := await reader.read(1 << 16):
+        received += len(chunk)
+        await asyncio.sleep(0.001)
+    assert received == 32 << 20
+    assert process.wait() == 0
     writer.close()
     await writer.wait_closed()
 

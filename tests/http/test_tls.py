@@ -16,6 +16,7 @@ from httpkit import Serve, Served
 from sidecar import _errors
 from sidecar.http import serve as serving
 from sidecar.http import tls
+from sidecar.http.reader import reader_app
 from sidecar.http.tls import Certificate
 
 pytestmark = pytest.mark.skipif(
@@ -163,3 +164,34 @@ async def test_a_key_without_a_certificate_is_an_error(tmp_path: Path) -> None:
     """Else the port would be open without TLS."""
     with pytest.raises(_errors.ConfigError, match="tls_cert"):
         await serving.serve(web.Application(), tls_key=tmp_path / "key")
+
+
+async def test_repeated_requests_slow_heads_and_events_are_the_same_over_tls(
+    served: Serve, pairs: list[tuple[str, str]], install: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """What is written straight to the connection is encrypted as all else."""
+    cert, key = install(*pairs[0])
+    config = tmp_path / "config"
+    config.write_text("123")
+    one = await served(reader_app(config), tls_cert=cert, tls_key=key, head_timeout=0.3)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+    async with asyncio.timeout(10):
+        for _ in range(4):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 200 OK" in await reader.readuntil(b'\r\n\r\n"123"')
+        writer.write(b"GET /")
+        assert b" 408 " in await reader.read()
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+        writer.write(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b'data: "123"\n\n')
+        draft = tmp_path / "draft"
+        draft.write_text("456")
+        draft.rename(config)
+        await reader.readuntil(b'data: "456"\n\n')
+        one.task.cancel()
+        assert (await reader.read()).endswith(b"0\r\n\r\n")
+    writer.close()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 import sidecar
 from httpkit import Client, MakeClient, problem, talk
@@ -627,6 +628,22 @@ async def test_a_write_can_wait_until_the_reader_has_it(client: MakeClient, conf
     assert (answer.status, await (await reader.get("/")).json()) == (200, "1")
 
 
+async def test_any_server_with_etags_can_confirm(client: MakeClient, config: Path) -> None:
+    """One that knows no long-poll is asked again, with what it said last, until it has the content."""
+    asked: list[str | None] = []
+
+    async def behind(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("If-None-Match"))
+        return web.Response(headers={"ETag": tag("old") if len(asked) < 4 else f"W/{tag('new')}"})
+
+    stub = web.Application()
+    stub.add_routes([web.get("/content", behind)])
+    other = await client(stub)
+    one = await client(writer_app(config, confirm=str(other.make_url("/content"))))
+    answer = await one.get("/?content=new", headers={"Prefer": "wait=10"})
+    assert (answer.status, asked) == (200, [None, tag("old"), tag("old"), tag("old")])
+
+
 async def test_a_reader_that_is_late_makes_202(client: MakeClient, config: Path) -> None:
     """Published, durable, and not confirmed in time: nobody listens at that port."""
     one = await client(writer_app(config, confirm="http://127.0.0.1:9"))
@@ -693,8 +710,6 @@ async def test_what_was_written_can_be_read_back(client: MakeClient, config: Pat
 
 async def test_the_writer_works_beneath_a_prefix(client: MakeClient, config: Path) -> None:
     """As a sub-application of a user's own, errors included."""
-    from aiohttp import web
-
     app = web.Application()
     app.add_subapp("/config/", writer_app(config))
     one = await client(app)

@@ -203,7 +203,7 @@ def test_a_signal_while_the_handlers_are_being_set_is_not_lost(
                     os.kill(os.getpid(), args[0])
                 self.add_signal_handler = super().add_signal_handler
         class Runner(asyncio.Runner):
-            def __init__(self):
+            def __init__(self, **_):
                 super().__init__(loop_factory=Loop)
         asyncio.Runner = Runner
         async def main():

@@ -1,0 +1,250 @@
+{{/*
+The public templates, for the Pods of other charts (examples/chart shows one):
+
+    containers:
+      {{- include "sidecar.writer.container" . | nindent 6 }}
+      {{- include "sidecar.reader.container" . | nindent 6 }}
+    volumes:
+      {{- include "sidecar.sharedVolume" . | nindent 6 }}
+
+Each gives items of a list. `.` is the context of the chart that depends on this one; under an alias give `.Subcharts.ALIAS`.
+*/}}
+{{- define "sidecar.writer.container" -}}
+{{- include "sidecar.container" (list (get (.Subcharts | default dict) "sidecar" | default .) "writer") -}}
+{{- end }}
+
+{{- define "sidecar.reader.container" -}}
+{{- include "sidecar.container" (list (get (.Subcharts | default dict) "sidecar" | default .) "reader") -}}
+{{- end }}
+
+{{- define "sidecar.sharedVolume" -}}
+{{- $root := get (.Subcharts | default dict) "sidecar" | default . -}}
+{{- with include "sidecar.volume" $root }}{{ . }}
+{{ end }}
+{{- include "sidecar.otherVolumes" $root -}}
+{{- end }}
+
+{{/* An init container that lays the initial content onto the volume; nothing where no initial content is given. */}}
+{{- define "sidecar.initialContent.container" -}}
+{{- $root := get (.Subcharts | default dict) "sidecar" | default . -}}
+{{- if include "sidecar.hasInitialContent" $root -}}
+{{- $path := include "sidecar.path" (list $root "writer") -}}
+- name: {{ $root.Values.writer.name }}-initial
+  {{- include "sidecar.container.common" (list $root "writer") | nindent 2 }}
+  args:
+    - publish
+    - {{ include "sidecar.initialContent.source" $root }}
+    - --path={{ $path }}
+    - --mode={{ $root.Values.writer.mode }}
+    - --if-missing
+  {{- with $root.Values.writer.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - name: {{ $root.Values.volume.name }}
+      mountPath: {{ $root.Values.volume.mountPath }}
+    - name: initial-content
+      mountPath: /etc/sidecar/initial
+      readOnly: true
+{{- end -}}
+{{- end }}
+
+{{/* ---- from here on private: (list ROOT "writer"|"reader") ---- */}}
+
+{{- define "sidecar.container" -}}
+{{- $root := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- $values := index $root.Values $role -}}
+{{- $scheme := ternary "https" "http" (not (empty $root.Values.tls.secret)) -}}
+- name: {{ $values.name }}
+  {{- include "sidecar.container.common" . | nindent 2 }}
+  {{- if $values.native }}
+  restartPolicy: Always
+  {{- end }}
+  args:
+    {{- include "sidecar.args" . | nindent 4 }}
+  {{- with $values.env }}
+  env:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  ports:
+    - name: {{ $values.name }}
+      containerPort: {{ $values.port }}
+      protocol: TCP
+      {{- with $values.hostPort }}
+      hostPort: {{ . }}
+      {{- end }}
+  {{- range $probe, $url := dict "startupProbe" "/startupz" "livenessProbe" "/livez" "readinessProbe" "/readyz" }}
+  {{- with get $root.Values.probes (trimSuffix "Probe" $probe) }}
+  {{ $probe }}:
+    {{- if eq $root.Values.probes.type "exec" }}
+    exec:
+      command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port $url | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
+    {{- else }}
+    httpGet: {path: {{ $url }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
+    {{- end }}
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
+  {{- with $values.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - name: {{ $root.Values.volume.name }}
+      mountPath: {{ $root.Values.volume.mountPath }}
+      {{- if eq $role "reader" }}
+      readOnly: true
+      {{- end }}
+    {{- if and (eq $role "writer") $values.schema }}
+    - name: config
+      mountPath: /etc/sidecar/config
+      readOnly: true
+    {{- end }}
+    {{- if $values.token.secret }}
+    - name: {{ $role }}-token
+      mountPath: /etc/sidecar/token
+      readOnly: true
+    {{- end }}
+    {{- if $root.Values.tls.secret }}
+    - name: tls
+      mountPath: /etc/sidecar/tls
+      readOnly: true
+    {{- end }}
+    {{- with $values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "sidecar.container.common" -}}
+{{- $root := index . 0 -}}
+{{- $values := index $root.Values (index . 1) -}}
+image: {{ include "sidecar.image" $root | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+{{- with mustMergeOverwrite (dict) (deepCopy $root.Values.containerSecurityContext) $values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Arguments: each value that has the name of an option is that option; null and "" leave its default. */}}
+{{- define "sidecar.args" -}}
+{{- $root := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- $values := index $root.Values $role -}}
+- {{ ternary "write" "read" (eq $role "writer") }}
+- {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
+- --port={{ $values.port }}
+{{- range $name := ternary (list "maxSize" "format" "check" "checkTimeout" "mode" "group" "keep") (list "missing" "maxSize" "watch" "recheck") (eq $role "writer") }}
+{{- $value := index $values $name }}
+{{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "missing"))) }}
+- {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
+{{- end }}
+{{- end }}
+{{- if eq $role "writer" }}
+{{- if $values.schema }}
+- --schema=/etc/sidecar/config/schema.json
+{{- end }}
+{{- if $values.confirm }}
+- --confirm={{ $values.confirm }}
+{{- else if $root.Values.reader.enabled }}
+- --confirm={{ ternary "https" "http" (not (empty $root.Values.tls.secret)) }}://localhost:{{ $root.Values.reader.port }}
+{{- end }}
+{{- end }}
+{{- if $values.token.secret }}
+- --token-file=/etc/sidecar/token/{{ $values.token.key }}
+{{- end }}
+{{- if $root.Values.tls.secret }}
+- --tls-cert=/etc/sidecar/tls/tls.crt
+- --tls-key=/etc/sidecar/tls/tls.key
+{{- end }}
+- --drain-delay={{ include "sidecar.number" $root.Values.drain.delay }}
+- --drain-timeout={{ include "sidecar.number" $root.Values.drain.timeout }}
+- --log-level={{ $root.Values.log.level }}
+- --log-format={{ $root.Values.log.format }}
+{{- with $values.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The source of the initial content, in the container. */}}
+{{- define "sidecar.initialContent.source" -}}
+{{- with .Values.initialContent -}}
+{{- if .files -}}/etc/sidecar/initial
+{{- else if .text -}}/etc/sidecar/initial/{{ base (include "sidecar.path" (list $ "writer")) }}
+{{- else if .key -}}/etc/sidecar/initial/{{ .key }}
+{{- else -}}/etc/sidecar/initial
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The shared volume; nothing where a StatefulSet makes it from its own template. */}}
+{{- define "sidecar.volume" -}}
+{{- $kind := include "sidecar.volumeKind" . -}}
+{{- $volume := .Values.volume -}}
+{{- if eq $kind "hostPath" -}}
+- name: {{ $volume.name }}
+  hostPath:
+    path: {{ $volume.hostPath.path }}
+    {{- with $volume.hostPath.type }}
+    type: {{ . }}
+    {{- end }}
+{{- else if eq $kind "persistentVolumeClaim" -}}
+{{- if or $volume.persistentVolumeClaim.existingClaim (ne .Values.workload.kind "StatefulSet") (not .Values.enabled) -}}
+- name: {{ $volume.name }}
+  persistentVolumeClaim:
+    claimName: {{ include "sidecar.claimName" . }}
+{{- end -}}
+{{- else if eq $kind "source" -}}
+- name: {{ $volume.name }}
+  {{- toYaml $volume.source | nindent 2 }}
+{{- else -}}
+- name: {{ $volume.name }}
+  {{- if or $volume.emptyDir.sizeLimit $volume.emptyDir.medium }}
+  emptyDir:
+    {{- with $volume.emptyDir.sizeLimit }}
+    sizeLimit: {{ . }}
+    {{- end }}
+    {{- with $volume.emptyDir.medium }}
+    medium: {{ . }}
+    {{- end }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end -}}
+{{- end }}
+
+{{/* What our containers mount beside it. */}}
+{{- define "sidecar.otherVolumes" -}}
+{{- if include "sidecar.hasInitialContent" . }}
+- name: initial-content
+  {{- if .Values.initialContent.secret }}
+  secret:
+    secretName: {{ .Values.initialContent.secret }}
+  {{- else }}
+  configMap:
+    name: {{ .Values.initialContent.configMap | default (printf "%s-initial" (include "sidecar.fullname" .)) }}
+  {{- end }}
+{{- end }}
+{{- if and .Values.writer.enabled .Values.writer.schema }}
+- name: config
+  configMap:
+    name: {{ include "sidecar.fullname" . }}-config
+{{- end }}
+{{- range $role := list "writer" "reader" }}
+{{- $values := index $.Values $role }}
+{{- if and $values.enabled $values.token.secret }}
+- name: {{ $role }}-token
+  secret:
+    secretName: {{ $values.token.secret }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+{{- with .Values.tls.secret }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}

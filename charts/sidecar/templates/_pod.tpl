@@ -1,0 +1,94 @@
+{{/* Metadata and spec of the Pod, for all four kinds of workload. */}}
+{{- define "sidecar.pod.labels" -}}
+{{- $own := mustMergeOverwrite (include "sidecar.labels" (list . (dict)) | fromYaml) .Values.pod.labels (include "sidecar.selectorLabels" . | fromYaml) -}}
+{{- toYaml $own -}}
+{{- end }}
+
+{{/* The checksums make a new Pod when what it reads at its start has changed. */}}
+{{- define "sidecar.pod.annotations" -}}
+{{- $own := mustMergeOverwrite (dict) .Values.annotations .Values.pod.annotations -}}
+{{- if not (hasKey $own "kubectl.kubernetes.io/default-container") -}}
+{{- $_ := set $own "kubectl.kubernetes.io/default-container" (ternary .Values.reader.name .Values.writer.name .Values.reader.enabled) -}}
+{{- end -}}
+{{- if and (or .Values.initialContent.text .Values.initialContent.files) (ne .Values.workload.kind "Pod") -}}
+{{- $_ := set $own "checksum/initial-content" (toJson .Values.initialContent | sha256sum) -}}
+{{- end -}}
+{{- if and .Values.writer.enabled .Values.writer.schema (ne .Values.workload.kind "Pod") -}}
+{{- $_ := set $own "checksum/config" (.Values.writer.schema | sha256sum) -}}
+{{- end -}}
+{{- toYaml $own -}}
+{{- end }}
+
+{{- define "sidecar.pod.spec" -}}
+{{- $root := . -}}
+serviceAccountName: {{ include "sidecar.serviceAccountName" . }}
+automountServiceAccountToken: {{ .Values.serviceAccount.automountToken }}
+# A Service named "sidecar" would set variables SIDECAR_*, which are ours.
+enableServiceLinks: false
+restartPolicy: {{ .Values.pod.restartPolicy }}
+terminationGracePeriodSeconds: {{ .Values.pod.terminationGracePeriodSeconds }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.pod }}
+{{- with .securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if kindIs "bool" .hostUsers }}
+hostUsers: {{ .hostUsers }}
+{{- end }}
+{{- range $key := list "priorityClassName" "runtimeClassName" "dnsPolicy" }}
+{{- with get $root.Values.pod $key }}
+{{ $key }}: {{ . }}
+{{- end }}
+{{- end }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "dnsConfig" "hostAliases" }}
+{{- with get $root.Values.pod $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- with .topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{- toYaml . | nindent 4 }}
+    {{- if not .labelSelector }}
+    labelSelector:
+      matchLabels:
+        {{- include "sidecar.selectorLabels" $root | nindent 8 }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- $init := list (include "sidecar.initialContent.container" .) -}}
+{{- $main := list -}}
+{{- range $role := list "writer" "reader" -}}
+{{- $values := index $root.Values $role -}}
+{{- if $values.enabled -}}
+{{- $container := include "sidecar.container" (list $root $role) -}}
+{{- if $values.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.initContainers }}{{ $init = append $init (toYaml .) }}{{ end -}}
+{{- with .Values.extraContainers }}{{ $main = append $main (toYaml .) }}{{ end -}}
+{{- with without $init "" }}
+initContainers:
+  {{- range . }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- end }}
+containers:
+  {{- range $main }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- $volumes := list (include "sidecar.volume" .) (include "sidecar.otherVolumes" . | trim) -}}
+{{- with .Values.extraVolumes }}{{ $volumes = append $volumes (toYaml .) }}{{ end -}}
+{{- with without $volumes "" }}
+volumes:
+  {{- range . }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}

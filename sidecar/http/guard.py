@@ -1,0 +1,149 @@
+"""Limits that aiohttp does not have: the time for the head of a request, and the number of connections.
+
+Without the first, a client that never finishes a head holds its connection until the keep-alive time is over;
+without the second, so do as many as there are descriptors, and then nobody is answered any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from typing import Protocol
+
+from sidecar.http import problems
+from sidecar.runtime import metrics
+from sidecar.runtime.logging import rate_limited
+
+HEAD_TIMEOUT = 10.0
+"""Seconds from the first byte of a request to the end of its head."""
+MAX_CONNECTIONS = 10_000
+"""Connections at a time. One that is idle costs about 6 KiB."""
+
+_RESERVE = 64
+"""Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open."""
+_LINGERING = 64
+"""Refused connections at a time that are held until their answer can be read."""
+_SAID_EVERY = 10.0
+
+_log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
+
+
+class Guarded(Protocol):
+    """What a guard has to do with a connection."""
+
+    def head_is_late(self) -> bool:
+        """End the connection, whose request did not come; False if it has to be asked again later."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+
+
+class Guard:
+    """The open connections of one server, and those that are owed the rest of a head.
+
+    There is one timer for all of them, and only while there is something to wait for.
+    """
+
+    def __init__(self, *, head_timeout: float, max_connections: int) -> None:
+        self.connections: set[Guarded] = set()
+        self.head_timeout = head_timeout
+        self.max_connections = min(max_connections, _descriptors())
+        self._heads: dict[Guarded, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._lingering = 0
+
+    def __repr__(self) -> str:
+        return f"<Guard connections={len(self.connections)} heads={len(self._heads)}>"
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more connection."""
+        return len(self.connections) >= self.max_connections
+
+    def head_begins(self, connection: Guarded) -> None:
+        """Wait for the rest of a head from now on; if it has begun before, from then on."""
+        if connection in self._heads:
+            return
+        loop = asyncio.get_running_loop()
+        self._heads[connection] = loop.time() + self.head_timeout
+        if self._timer is None:
+            self._timer = loop.call_later(self.head_timeout, self._sweep)
+
+    def head_ends(self, connection: Guarded) -> None:
+        """Wait for it no longer: it is complete, or its connection is gone."""
+        if self._heads.pop(connection, None) is not None and not self._heads:
+            self._stop()
+
+    def refuse(self, transport: asyncio.Transport) -> bool:
+        """Answer 503 to one connection too many; False if there is not even room for that.
+
+        The caller closes once the client has said something, or says nothing for long:
+        at a connection that is closed with unread bytes the kernel drops the answer as well.
+        """
+        _log.warning(
+            "refusing connections: %d are open, and more are not allowed"
+            " (see --max-connections, and `ulimit -n`)",
+            len(self.connections),
+        )
+        metrics.HTTP_REQUESTS_TOTAL.labels("503").inc()
+        if self._lingering >= _LINGERING:
+            return False
+        self._lingering += 1
+        transport.write(
+            answer("too-many-connections", f"more than {self.max_connections} are open at a time")
+        )
+        return True
+
+    def refused_is_gone(self) -> None:
+        self._lingering -= 1
+
+    def _sweep(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for connection in list(self._late(loop.time())):
+            del self._heads[connection]
+            if not connection.head_is_late():
+                self._heads[connection] = loop.time() + self.head_timeout
+        if self._heads:
+            self._timer = loop.call_at(next(iter(self._heads.values())), self._sweep)
+
+    def _late(self, now: float) -> Iterator[Guarded]:
+        # The limit is the same for all, so they are in order.
+        for connection, limit in self._heads.items():
+            if limit > now + 0.01:
+                return
+            yield connection
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def answer(kind: str, detail: str) -> bytes:
+    """Return a complete answer for a connection at which there is no request to answer, and none will follow."""
+    problem = problems.Problem(kind, detail)
+    body = problem.body if isinstance(problem.body, bytes) else b""
+    lines = [
+        f"HTTP/1.1 {problem.status} {problem.reason}",
+        f"Content-Type: {problems.CONTENT_TYPE}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        f"Date: {formatdate(time.time(), usegmt=True)}",
+        "Server: sidecar",
+        "Connection: close",
+    ]
+    if problem.status == 503:
+        lines.append(f"Retry-After: {problems.RETRY_AFTER}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def _descriptors() -> int:
+    """Return the number of connections for which this process has descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (1 << 30 if soft == resource.RLIM_INFINITY else soft) - _RESERVE)

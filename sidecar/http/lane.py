@@ -1,0 +1,259 @@
+"""The express lane: a request that was answered before, byte for byte, is answered again without a thought.
+
+A reader serves one content to clients that ask in the same words each time.
+So the complete bytes of a request are remembered, and with them the complete bytes that aiohttp has answered,
+until something changes: the content, its staleness, the process that begins to drain.
+What is remembered has been parsed, checked and answered by aiohttp at the same place;
+the lane itself understands nothing of HTTP, so it cannot understand it differently.
+
+    handler            says that an answer depends on nothing but the request and what `forget` is called for
+    Connection         asks for an answer while no request is under way, and hands in what aiohttp has sent
+    Lane               keeps them, within bounds, and sets `Date` anew each second (RFC 9110 section 6.6.1)
+
+What is left out, because an answer could differ from one time to the next or does not end with the request:
+a request that shows a token, expects, upgrades, has a body or asks for a range;
+an application with a middleware or a signal that is not ours, for it may want to see each request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import weakref
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from aiohttp.http import HttpVersion11
+
+from sidecar.runtime import metrics
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+#: Bounds of what is remembered: a client that asks in ever new words must not fill the memory.
+_MOST_ANSWERS = 1024
+_MOST_BYTES = 4 << 20
+_MOST_SEEN = 4096
+_LONGEST_REQUEST = 4 << 10
+_LONGEST_ANSWER = 1 << 20
+#: aiohttp takes 128; what is left out of the key must not make it more.
+_MOST_LINES = 64
+
+_NEVER: Final = (
+    "Authorization",  # each time, the token is asked for anew
+    "Content-Length",
+    "Expect",
+    "If-Range",
+    "Range",
+    "Transfer-Encoding",
+    "Upgrade",
+)
+#: Lines that proxies write differently each time and that no handler of ours reads. A line is left out of the key
+#: only as a whole: visible ASCII, and what follows is a line of its own and not its continuation.
+_HARMLESS = re.compile(
+    rb"\r\n(?:traceparent|tracestate|baggage|b3|x-b3-[a-z]{1,20}|uber-trace-id|sentry-trace"
+    rb"|x-request-id|x-correlation-id|x-amzn-trace-id|x-cloud-trace-context"
+    rb"|x-forwarded-for|x-real-ip): [!-~](?:[ -~]{0,510}[!-~])?(?=\r\n[^ \t])",
+    re.IGNORECASE,
+)
+_DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
+_TRANSPARENT = "_sidecar_transparent"
+
+_M = TypeVar("_M")
+
+
+class _Answer(NamedTuple):
+    """The bytes before and after the value of `Date`, and what to count."""
+
+    before: bytes
+    after: bytes
+    code: str
+
+
+class Lane:
+    """Answers by the complete bytes of their request, of one place that is listened at.
+
+    One place: the same bytes may mean something else at another port, with or without TLS.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[bytes, _Answer] = {}
+        self._wires: dict[bytes, tuple[bytes, str]] = {}
+        self._seen: set[int] = set()
+        self._second = 0
+        self._bytes = 0
+        _ALL.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Lane answers={len(self._answers)} bytes={self._bytes}>"
+
+    def find(self, request: bytes) -> bytes | None:
+        """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
+        now = int(time.time())
+        if now != self._second:
+            self._wires.clear()
+            self._second = now
+        found = self._wires.get(request)
+        if found is None:
+            if not self._answers:
+                return None
+            found = self._date(request, now)
+            if found is None:
+                return None
+        wire, code = found
+        _COUNTS[code] = _COUNTS.get(code, 0) + 1
+        return wire
+
+    def keep(
+        self, data: bytes, request: BaseRequest, response: web.Response, generation: int
+    ) -> None:
+        """Remember what aiohttp has sent for these bytes, unless something has changed meanwhile.
+
+        That is done at the second time: what is asked for once is not worth the memory.
+        """
+        if generation != _Now.generation or not _can_be_kept(data, request, response):
+            return
+        answer = _wire(request, response)
+        if answer is None:
+            return
+        key = _key(data)
+        if key in self._answers or not self._is_known(key):
+            return
+        size = len(key) + len(answer.before) + len(answer.after)
+        if self._bytes + size > _MOST_BYTES or len(self._answers) >= _MOST_ANSWERS:
+            self.clear()
+        self._answers[key] = answer
+        self._bytes += size
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        self._answers.clear()
+        self._wires.clear()
+        self._bytes = 0
+
+    def _date(self, request: bytes, now: int) -> tuple[bytes, str] | None:
+        key = _key(request)
+        wire = self._wires.get(key)
+        if wire is not None:
+            return wire
+        answer = self._answers.get(key)
+        if answer is None:
+            return None
+        date = formatdate(now, usegmt=True).encode()
+        wire = self._wires[key] = (answer.before + date + answer.after, answer.code)
+        return wire
+
+    def _is_known(self, key: bytes) -> bool:
+        mark = hash(key)
+        if mark in self._seen:
+            return True
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(mark)
+        return False
+
+
+class _Now:
+    """Grows with each `forget`: an answer that was begun before it is not kept after it."""
+
+    generation = 0
+
+
+_ALL: weakref.WeakSet[Lane] = weakref.WeakSet()
+_COUNTS: dict[str, int] = {}
+_handed_in: dict[str, int] = {}
+_handing_in = threading.Lock()
+
+
+def generation() -> int:
+    """Return the number of the present state of everything: ask before looking at what is answered with."""
+    return _Now.generation
+
+
+def forget() -> None:
+    """Forget every answer of this process: something that they depend on has changed."""
+    _Now.generation += 1
+    for lane in list(_ALL):
+        lane.clear()
+
+
+def offer(request: web.Request, generation: int) -> None:
+    """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
+
+    `generation` is that of before the handler looked at what it answers with.
+    It is not taken up where an application around the handler has a middleware or a signal of its own.
+    """
+    protocol: Any = request.protocol
+    if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
+        protocol.offered = generation
+
+
+def transparent(middleware: _M) -> _M:
+    """Mark a middleware that does nothing to an answer that a handler has offered."""
+    setattr(middleware, _TRANSPARENT, True)
+    return middleware
+
+
+def _is_ours(app: web.Application) -> bool:
+    return not app.on_response_prepare and all(
+        getattr(middleware, _TRANSPARENT, False) for middleware in app.middlewares
+    )
+
+
+def _can_be_kept(data: bytes, request: BaseRequest, response: web.Response) -> bool:
+    return (
+        len(data) <= _LONGEST_REQUEST
+        and request.method in ("GET", "HEAD")
+        and request.version == HttpVersion11
+        and response.status in (200, 304)
+        and response.keep_alive is True
+        and not any(name in request.headers for name in _NEVER)
+    )
+
+
+def _wire(request: BaseRequest, response: web.Response) -> _Answer | None:
+    """Return a response as aiohttp has written it, around the value of `Date`; None if that cannot be known.
+
+    The number of bytes that aiohttp has counted proves it: nothing was sent besides, and nothing in another form.
+    """
+    body = response.body if request.method != "HEAD" and response.status == 200 else None
+    if not isinstance(body, bytes | None) or len(body or b"") > _LONGEST_ANSWER:
+        return None
+    lines = [f"HTTP/1.1 {response.status} {response.reason}"]
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    before, found, after = "\r\n".join(lines).partition("\r\nDate: ")
+    answer = _Answer(
+        (before + found).encode(),
+        after[_DATE_LENGTH:].encode() + b"\r\n\r\n" + (body or b""),
+        str(response.status),
+    )
+    sent = len(answer.before) + _DATE_LENGTH + len(answer.after)
+    return answer if found and sent == response.body_length else None
+
+
+def _key(request: bytes) -> bytes:
+    """Return the request without the lines that change nothing."""
+    if (
+        len(request) > _LONGEST_REQUEST
+        or not request.endswith(b"\r\n\r\n")
+        or request.count(b"\r\n\r\n") != 1
+        or request.count(b"\r\n") > _MOST_LINES
+    ):
+        return request
+    return _HARMLESS.sub(b"", request)
+
+
+def _hand_in_counts() -> None:
+    """Add to the metrics what was counted here, where one more call a request would be felt.
+
+    It runs in a thread beside the loop that counts: the numbers only grow, and are never taken away from it.
+    """
+    with _handing_in:
+        for code, count in list(_COUNTS.items()):
+            metrics.HTTP_REQUESTS_TOTAL.labels(code).inc(count - _handed_in.get(code, 0))
+            _handed_in[code] = count
+
+
+metrics.before_scrape(_hand_in_counts)

@@ -1,0 +1,182 @@
+"""Look at one path again and again, and know which directories have to be watched for it.
+
+Blocking, for one thread. The directory is held open between two looks,
+so its inode cannot become another directory's, and a path that means another directory by now is noticed.
+No link is followed out of the volume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.disk import atomic, beneath, events
+from sidecar.volume import snapshot as snapshots
+from sidecar.volume.snapshot import Sighting
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What has to be watched at present; it changes when the path comes to mean something else."""
+
+    directory: tuple[int, int] | None
+    """Device and inode of the directory that holds the content, None while there is none."""
+    names: frozenset[bytes] | None
+    """The names in it that matter, None for all of them."""
+    ways: frozenset[tuple[str, str]]
+    """Directories above it, and in each the entry that leads on: a link, the directory itself, or what is missing."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Entries whose events tell of a file that is known by another name."""
+
+
+class Eye:
+    """Looks at one path: a file, or a directory for a set."""
+
+    def __init__(self, path: str, limit: int) -> None:
+        self.path = path
+        self._limit = limit
+        self._whole = os.path.abspath(path)
+        self._decided = path.endswith("/")
+        self._single = not self._decided
+        self._fd = -1
+        self._identity: tuple[int, int] | None = None
+
+    def turn(self) -> Outlook:
+        """Open the directory that the path means now, and tell what has to be watched.
+
+        Nothing is raised: where there is no directory, `look` will say why.
+        """
+        with contextlib.suppress(OSError):
+            self._open()
+        names, aliases = self._entries()
+        return Outlook(self._identity, names, frozenset(self._ways()), aliases)
+
+    def look(
+        self, before: Sighting | None, *, thoroughly: bool, quick: bool = False
+    ) -> Sighting | None:
+        """Read what is there; None if it is what `before` saw.
+
+        `thoroughly`: do not trust signatures. `quick`: trust those of the directories, in a set.
+
+        Raises:
+            NothingPublished: there is nothing.
+            ReadError: what is there is not fit to be read.
+        """
+        try:
+            with beneath.reading(self.path):
+                if self._fd < 0:
+                    self._open()
+            return self._look(before, thoroughly=thoroughly, quick=quick)
+        except _errors.ReadError as error:
+            if error.errno == errno.ESTALE:
+                self.close()  # NFS has forgotten the directory that is held open
+            raise
+
+    @contextmanager
+    def targets(self, outlook: Outlook) -> Iterator[list[events.Target]]:
+        """Open the directories to watch, until the block ends."""
+        with contextlib.ExitStack() as opened:
+            found: list[events.Target] = []
+            for above, name in sorted(outlook.ways):
+                with contextlib.suppress(OSError):  # it is missing too, and has a gap above it
+                    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    opened.callback(beneath.close, fd)
+                    found.append(events.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
+            if self._fd >= 0:
+                found.append(events.Target(self._fd, self._directory(), outlook.names))
+            yield found
+
+    def filesystem(self) -> str:
+        """Return the type of the file system that is looked at."""
+        if self._fd >= 0:
+            return beneath.filesystem(self._fd)
+        return beneath.mount_point(self._directory())[1]
+
+    def close(self) -> None:
+        """Give the descriptor back; the next look opens again."""
+        if self._fd >= 0:
+            beneath.close(self._fd)
+        self._fd, self._identity = -1, None
+
+    def _look(self, before: Sighting | None, *, thoroughly: bool, quick: bool) -> Sighting | None:
+        if before is not None and (before.snapshot.name is not None) is not self._single:
+            before = None
+        if before is not None and not thoroughly:
+            same = before.mark.directory == self._identity
+            if same and snapshots.unchanged(self._fd, before, quick=quick):
+                return None
+        found = self._load(before)
+        self._decided = True
+        return found
+
+    def _load(self, before: Sighting | None) -> Sighting:
+        if self._single:
+            folder, name = os.path.split(self._whole)
+            return snapshots.load_file(self._fd, folder, name, limit=self._limit, before=before)
+        return snapshots.load_directory(self._fd, self._whole, limit=self._limit, before=before)
+
+    def _directory(self) -> str:
+        return os.path.dirname(self._whole) if self._single else self._whole
+
+    def _open(self) -> None:
+        """See to it that the descriptor is that of the directory which the path means now."""
+        if not self._decided:
+            # Until something good has been read, what lies there decides.
+            single = not os.path.isdir(self._whole)
+            if single is not self._single:
+                self._single = single
+                self.close()
+        directory = self._directory()
+        try:
+            status = os.stat(directory)
+        except OSError:
+            self.close()
+            raise
+        if self._identity != (status.st_dev, status.st_ino):
+            self.close()
+            self._fd = self._opened(directory)
+            status = os.fstat(self._fd)
+            self._identity = (status.st_dev, status.st_ino)
+
+    def _opened(self, directory: str) -> int:
+        if self._single:
+            return beneath.open_directory(directory)
+        # The last component may be a link, as git-sync's: followed, but not out of its directory.
+        above = beneath.open_directory(os.path.dirname(directory))
+        try:
+            own = os.path.basename(directory) or "."
+            return beneath.open_beneath(above, own, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            beneath.close(above)
+
+    def _entries(self) -> tuple[frozenset[bytes] | None, dict[str, str]]:
+        """Return the names that matter in the directory, and which of them stand for others."""
+        if not self._single or self._fd < 0:
+            return None, {}
+        name = os.path.basename(self._whole)
+        link = atomic.link_target(self._fd, name)
+        if link is None or link.startswith(atomic.DATA + "/"):
+            return frozenset((os.fsencode(name), os.fsencode(atomic.DATA))), {atomic.DATA: name}
+        # Whatever a link leads to may be exchanged on the way: every event is a reason to look.
+        return None, {} if "/" in link else {link: name}
+
+    def _ways(self) -> list[tuple[str, str]]:
+        """Return what leads to the directory and can be exchanged: links, the directory itself, or the first gap."""
+        directory = self._directory()
+        found = [os.path.split(directory)]
+        path = "/"
+        for part in directory.split("/")[1:]:
+            here, path = path, os.path.join(path, part)
+            try:
+                link = stat.S_ISLNK(os.lstat(path).st_mode)
+            except OSError:
+                return [*found, (here, part)]
+            if link:
+                found.append((here, part))
+        return found

@@ -1,0 +1,265 @@
+"""Decide which part of a look may be shown, and when to look again. No I/O.
+
+What came by rename is whole. What is rewritten in place is whole once its writer has closed it,
+and only events tell of that, so they are kept here as evidence for each name.
+Evidence counts if it was there before the look began and nothing came after it:
+a file that was closed while it was being read may have been read half.
+Where there is no evidence, a file must have been still for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sidecar.disk import beneath, events
+from sidecar.volume.snapshot import Sighting
+
+_MADE = events.Inotify.CREATE
+_WRITTEN = events.Inotify.MODIFY
+_CLOSED = events.Inotify.CLOSE_WRITE
+_CAME = events.Inotify.MOVED_TO
+#: What may happen to a name while it is read without any doubt about the bytes: old and new ones are whole.
+_HARMLESS = _CLOSED | _CAME
+
+#: Seconds without a change after which a file that was rewritten in place is taken to be complete.
+SETTLE = 1.0
+#: The same where events say that its writer has closed it: the next one's first bytes show before their event.
+CONFIRM = 0.005
+#: The same where events say that its writer still has it open; longer than that is told as a problem.
+PATIENCE = 10.0
+#: A file that is new, and of which no event told, may still be in the hands of its writer for so long.
+YOUNG = 0.1
+#: Names that vanish one after the other are `rm -rf` at work: it must be over before the rest is shown.
+VANISHING = 0.1
+_VANISHING_MOST = 2.0
+#: No stillness is enough: only the next look, which follows at once, can tell.
+_AGAIN = -1.0
+_MOST_NAMES = 1 << 16
+
+
+@dataclass
+class Evidence:
+    """What events have told of names whose content has not been accepted since."""
+
+    last: dict[str, int] = field(default_factory=dict)
+    """The state of each name by its last event."""
+    known: dict[str, int] = field(default_factory=dict)
+    """The same when the look began."""
+    late: dict[str, int] = field(default_factory=dict)
+    """All events of each name since then, joined."""
+    arrived: bool = False
+    """The directory as a whole came by rename."""
+
+    def add(self, activity: events.Activity, aliases: Mapping[str, str]) -> None:
+        """Take over what events have told."""
+        if activity.lost:
+            self.forget()
+        self.arrived = activity.arrived or (self.arrived and not activity.moved)
+        if len(self.last) > _MOST_NAMES:
+            self.forget()  # a neighbour makes names without end: none of them is worth the memory
+        for raw, kinds in activity.kinds.items():
+            name = os.fsdecode(raw)
+            name = aliases.get(name, name)
+            self.late[name] = self.late.get(name, 0) | kinds
+            if raw in activity.last:
+                self.last[name] = activity.last[raw]
+
+    def look_begins(self) -> None:
+        """Tell apart what was known before a look from what happens during it."""
+        self.known = dict(self.last)
+        self.late.clear()
+
+    def forget(self) -> None:
+        """Forget all names: events are missing, so nothing is known of who writes what."""
+        self.last.clear()
+        self.known.clear()
+        self.late.clear()
+
+    def close(self, name: str) -> None:
+        """Take a name for closed although no event said so."""
+        self.last.pop(name, None)
+
+    def settle(self, present: Mapping[str, object], waiting: Mapping[str, object]) -> None:
+        """Forget what has been accepted, and what is not there."""
+        self.last = {
+            name: state
+            for name, state in self.last.items()
+            if name in present and (name in waiting or name in self.late or state == _WRITTEN)
+        }
+        self.arrived = False
+
+
+@dataclass
+class Held:
+    """Since when names have been waited for, in monotonic seconds."""
+
+    still: dict[str, tuple[beneath.Signature, float]] = field(default_factory=dict)
+    """For each name the state in which it was last found, since when."""
+    since: dict[str, float] = field(default_factory=dict)
+    """For each name since when it has not been accepted."""
+    gone: frozenset[str] = frozenset()
+    gone_still: float = 0.0
+    gone_since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look is worth: the part that may be shown, and when to look again."""
+
+    accept: Sighting | None
+    pause: float | None
+    """Seconds until a look will tell more; None if there is nothing to wait for."""
+    problem: str | None = None
+    """Why the newest content cannot be shown although it has been waited for long enough."""
+
+
+@dataclass
+class Judge:
+    """Decides for one path, look after look."""
+
+    path: str
+    evidence: Evidence = field(default_factory=Evidence)
+    held: Held = field(default_factory=Held)
+
+    def decide(self, sighting: Sighting, before: Sighting | None, now: float) -> Verdict:
+        """Return what of a look may be shown; `before` is what was accepted last."""
+        first = before is None or before.mark.directory != sighting.mark.directory
+        waits = self._waits(sighting, before, first=first, now=now)
+        if pause := self._vanishing(sighting, before, first=first, now=now):
+            return Verdict(None, pause)
+        if not waits:
+            self.evidence.settle(sighting.mark.signatures, waits)
+            return Verdict(sighting, None)
+        pause, problem = min(waits.values()), self._impatience(now)
+        in_writing = all(self.evidence.last.get(name) == _WRITTEN for name in waits)
+        if sighting.snapshot.name is not None or (first and not in_writing):
+            return Verdict(None, pause, problem)
+        shown = sighting.without(frozenset(waits), before)
+        if not shown.snapshot:
+            return Verdict(None, pause, problem)
+        self.evidence.settle(sighting.mark.signatures, waits)
+        return Verdict(shown, pause, problem)
+
+    def _waits(
+        self, sighting: Sighting, before: Sighting | None, *, first: bool, now: float
+    ) -> dict[str, float]:
+        """Return the names that must not be shown yet, and for how many seconds more."""
+        waits: dict[str, float] = {}
+        still, since = self.held.still, self.held.since
+        self.held.still, self.held.since = {}, {}
+        for name, needed in self._doubts(sighting, before, first=first).items():
+            signature = sighting.mark.signatures[name]
+            known = still.get(name)
+            begun = known[1] if known is not None and known[0] == signature else now
+            self.held.still[name] = signature, begun
+            self.held.since[name] = since.get(name, now)
+            if needed == _AGAIN:
+                waits[name] = 0.0
+            elif (left := begun + needed - now) > 0:
+                waits[name] = left
+            else:
+                self.evidence.close(name)
+        return waits
+
+    def _doubts(
+        self, sighting: Sighting, before: Sighting | None, *, first: bool
+    ) -> dict[str, float]:
+        """Return the names that may be in the middle of a rewrite, and how long they must be still."""
+        mark = sighting.mark
+        # A generation is complete before `..data` points at it.
+        fresh = mark.generation is not None and (
+            first or before is None or before.mark.generation != mark.generation
+        )
+        if fresh or (first and self.evidence.arrived):
+            return {}
+        old = {} if before is None or first else before.mark.signatures
+        doubts: dict[str, float] = {}
+        for name, signature in mark.signatures.items():
+            known = old.get(name)
+            if known is not None and not _altered(known, signature):
+                continue
+            if before is not None and before.snapshot.get(name) == sighting.snapshot[name]:
+                continue  # whatever is going on, these are the bytes that are shown already
+            if needed := self._needed(name, known, sighting, first=first):
+                doubts[name] = needed
+        return doubts
+
+    def _needed(
+        self, name: str, old: beneath.Signature | None, sighting: Sighting, *, first: bool
+    ) -> float:
+        """Return for how many seconds a file that is new or altered must be still to be believed."""
+        signature, evidence = sighting.mark.signatures[name], self.evidence
+        known, last = evidence.known.get(name), evidence.last.get(name)
+        late = evidence.late.get(name, 0)
+        proven = known in (_CLOSED, _CAME) and not late & ~_HARMLESS
+        if last == _WRITTEN:
+            return PATIENCE
+        if name in sighting.unsettled or (late and not proven):
+            return _AGAIN if last in (_CLOSED, _CAME) else SETTLE
+        if proven and known == _CAME:
+            return 0.0
+        if proven:
+            # Truncating shows long before its event on a busy disk: an empty file is nearly always the first half.
+            return CONFIRM if signature.size else SETTLE
+        if last == _MADE:
+            return 0.0 if _was_linked(name, sighting) else SETTLE
+        if old is None and first:
+            return YOUNG if 0 <= _age(signature) < YOUNG else 0.0
+        if old is None or old.identity == signature.identity:
+            return SETTLE
+        return YOUNG if 0 <= _age(signature) < YOUNG else 0.0
+
+    def _vanishing(
+        self, sighting: Sighting, before: Sighting | None, *, first: bool, now: float
+    ) -> float | None:
+        """Return how long to wait for a removal to be over, None where nothing is being removed."""
+        gone: frozenset[str] = frozenset()
+        if before is not None and not first and sighting.mark.generation is None:
+            gone = frozenset(before.snapshot.keys() - sighting.snapshot.keys())
+        held = self.held
+        if not held.gone:
+            held.gone_since = now
+        if held.gone != gone:
+            held.gone, held.gone_still = gone, now
+        if not gone:
+            return None
+        end = min(held.gone_still + VANISHING, held.gone_since + _VANISHING_MOST)
+        return end - now if end > now else None
+
+    def _impatience(self, now: float) -> str | None:
+        """Say which name has been waited for in vain."""
+        late = [name for name, since in self.held.since.items() if now - since >= PATIENCE]
+        if not late:
+            return None
+        return (
+            f"cannot read {self.path}: {min(late)} has been rewritten in place for more than"
+            f" {PATIENCE:g} s without an end (replace it by rename, or close it after writing)"
+        )
+
+
+def _altered(old: beneath.Signature, new: beneath.Signature) -> bool:
+    """Whether the bytes may be others: a further link or another mode changes ctime alone."""
+    return old._replace(ctime_ns=0) != new._replace(ctime_ns=0)
+
+
+def _was_linked(name: str, sighting: Sighting) -> bool:
+    """Whether a name that was made, and not written to since, is a link to a file that was complete before.
+
+    While a file is being written, both of its times go together.
+    """
+    signature = sighting.mark.signatures[name]
+    if not signature.size:
+        return False
+    return (
+        name in sighting.linked
+        or signature.mtime_ns != signature.ctime_ns
+        or _age(signature) >= SETTLE
+    )
+
+
+def _age(signature: beneath.Signature) -> float:
+    """Seconds since the last change of the bytes, by the wall clock: negative for a file from the future."""
+    return time.time() - signature.mtime_ns / 1e9

@@ -1,0 +1,311 @@
+"""One thread that follows one path: waits for a hint or for the clock, looks, judges, and tells.
+
+It owns everything it needs, its descriptors too, and shares nothing with whoever started it but `tell`:
+so a new lookout can begin while an old one is still ending, and one that hangs in the kernel hurts nobody.
+
+A thread, and no task with hops into a pool: the thread that is woken by the event is the one that reads the file,
+which takes two of three changes of thread out of the way of a new content.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sidecar import _errors
+from sidecar.disk import events
+from sidecar.runtime import metrics
+from sidecar.volume.eye import Eye, Outlook
+from sidecar.volume.judge import VANISHING, YOUNG, Judge, Verdict
+from sidecar.volume.snapshot import Sighting, Snapshot
+
+logger = logging.getLogger(__name__)
+
+WatchMode = Literal["auto", "inotify", "watchfiles", "poll"]
+
+_REARM_AFTER = 5.0
+#: Comparing thousands of files must not take more than this part of the time while events work.
+_SHARE_OF_TIME = 0.02
+#: Wake-ups a second for names that do not matter, from where on they are taken together.
+_NOISE = 200
+_NOISE_PAUSE = 0.005
+
+
+@dataclass(frozen=True)
+class News:
+    """What a lookout tells: only what is different from what it told before."""
+
+    snapshot: Snapshot[None] | None = None
+    """The content, if it is another one than that told last."""
+    problem: str | None = None
+    """What is wrong at present."""
+    missing: bool = False
+    """What is wrong is that there is nothing."""
+    hinted: bool = True
+    """Events have told of the change; if not, the clock has rescued it."""
+    death: str | None = None
+    """Why nothing is looked at any more."""
+
+
+class Lookout:
+    """Follows a path from `start` until `stop`; `tell` is called in its thread."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        wanted: WatchMode,
+        recheck: float,
+        limit: int,
+        tell: Callable[[News], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self.path = path
+        self.busy_since: float | None = None
+        """Since when a look has been going on, in monotonic seconds."""
+        self.fallback: str | None = None
+        """Why events that are wanted cannot be had."""
+        self._wanted = wanted
+        self._recheck = recheck
+        self._tell = tell
+        self._ended = ended
+        self._bell = events.Bell()
+        self._hints: events.Hints = events.PollHints(self._bell)
+        self._eye = Eye(path, limit)
+        self._judge = Judge(path)
+        self._stopping = False
+        self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
+        self._armed: Outlook | None = None
+        self._rearm_at = 0.0
+        self._before: Sighting | None = None
+        self._unsure = True
+        self._urgent = True
+        self._hinted = True
+        self._full_at = 0.0
+        self._missing_since: float | None = None
+        self._told: tuple[str | None, str | None] | None = None
+        self._noise = 0
+        self._noise_until = 0.0
+
+    @property
+    def mode(self) -> events.Mode:
+        """Where hints come from at present."""
+        return self._hints.mode
+
+    def start(self) -> None:
+        """Begin, in a thread that does not keep the program alive."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end, from any other one; it calls `ended` as its last act."""
+        self._stopping = True
+        self._bell.ring()
+
+    def join(self) -> None:
+        """Wait for the thread, which has called `ended`: it is as good as gone."""
+        self._thread.join()
+
+    def run(self) -> None:
+        """Look, judge, tell, and wait: one round after the other until `stop`."""
+        try:
+            while not self._stopping:
+                self._sleep(self._round_or_death())
+        finally:
+            self._hints.close()
+            self._eye.close()
+            self._bell.close()
+            self._ended()
+
+    def _round_or_death(self) -> float:
+        """Do one round; whatever ends it is counted, told once, and it begins again."""
+        self.busy_since = time.monotonic()
+        try:
+            return self._round()
+        except Exception as error:
+            death = f"the watch of {self.path} fails: {error!r}"
+            if self._told != (None, death):
+                metrics.WATCH_ERRORS_TOTAL.inc()
+                logger.exception("the watch of %s failed and begins again", self.path)
+                self._told = (None, death)
+                self._tell(News(death=death))
+            self._armed, self._before, self._unsure = None, None, True
+            return self._recheck
+        finally:
+            self.busy_since = None
+
+    def _round(self) -> float:
+        """Look once and act on it; return the seconds until the next look without a hint."""
+        self._drain()
+        by_hint, self._urgent = self._urgent, False
+        self._hinted = self._hinted or by_hint
+        outlook = self._eye.turn()
+        if outlook != self._armed or time.monotonic() >= self._rearm_at:
+            self._arm(outlook)
+        self._judge.evidence.look_begins()
+        try:
+            sighting = self._look(thoroughly=by_hint or self._unsure)
+        except _errors.ReadError as error:
+            return self._miss(error)
+        finally:
+            self._drain()
+        self._missing_since = None
+        if sighting is None:
+            self._hinted = False
+            before = self._before
+            self._report(None, next(iter(before.problems.values()), None) if before else None)
+            return self._recheck
+        return self._act(sighting)
+
+    def _look(self, *, thoroughly: bool) -> Sighting | None:
+        """Look; where comparing takes long, and events work, compare all the files less often."""
+        before, started = self._before, time.monotonic()
+        sparing = before is not None and self._hints.mode != "poll" and not before.problems
+        quick = sparing and not thoroughly and started < self._full_at
+        sighting = self._eye.look(before, thoroughly=thoroughly, quick=quick)
+        now = time.monotonic()
+        if sighting is not None:
+            self._full_at = 0.0
+        elif not quick:
+            self._full_at = now + (now - started) / _SHARE_OF_TIME
+        return sighting
+
+    def _act(self, sighting: Sighting) -> float:
+        verdict = self._judge.decide(sighting, self._before, time.monotonic())
+        accepted = verdict.accept
+        problem = verdict.problem or next(iter(sighting.problems.values()), None)
+        self._unsure = verdict.pause is not None
+        if accepted is not None:
+            self._before = accepted
+            self._report(accepted.snapshot, problem)
+            self._hinted = self._hinted and self._unsure
+        elif verdict.problem is not None or (self._told is None and not self._briefly(verdict)):
+            self._report(None, verdict.problem)
+        return min(self._recheck, self._recheck if verdict.pause is None else verdict.pause)
+
+    @staticmethod
+    def _briefly(verdict: Verdict) -> bool:
+        """Whether a first content is only a moment away: then the first look is not over yet."""
+        return verdict.pause is not None and verdict.pause < 2 * YOUNG
+
+    def _miss(self, error: _errors.ReadError) -> float:
+        """Tell why nothing can be read; a gap between the old file and the new one is no reason yet."""
+        self._unsure = True
+        missing = isinstance(error, _errors.NothingPublished)
+        now = time.monotonic()
+        if not missing:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        if missing and self._before is not None and self._missing_since is not None:
+            left = self._missing_since + VANISHING - now
+            if left > 0:
+                return left
+        self._report(None, str(error), missing=missing)
+        return self._recheck
+
+    def _report(
+        self, snapshot: Snapshot[None] | None, problem: str | None, *, missing: bool = False
+    ) -> None:
+        version = snapshot.version if snapshot is not None else None
+        old = self._told
+        if old is not None and (version is None or version == old[0]) and problem == old[1]:
+            return
+        known = old[0] if old is not None else None
+        self._told = (version or known, problem)
+        self._tell(News(snapshot if version != known else None, problem, missing, self._hinted))
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for a hint that matters, for `stop`, or until the time is over."""
+        end = min(time.monotonic() + seconds, self._rearm_at)
+        while not self._stopping and not self._urgent:
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            self._bell.wait(left, self._hints.fd)
+            if not self._drain():
+                self._bear_noise()
+
+    def _drain(self) -> bool:
+        """Take over what the hints have seen; return whether any of it matters."""
+        aliases = self._armed.aliases if self._armed is not None else {}
+        try:
+            activity = self._hints.drain()
+        except OSError as error:
+            self._fall_back(error)
+            activity = events.Activity(urgent=True)
+        if activity.count:
+            metrics.WATCH_EVENTS_TOTAL.inc(activity.count)
+        if activity.lost:
+            metrics.WATCH_ERRORS_TOTAL.inc()
+            logger.warning("events of %s were lost: everything is looked at", self.path)
+        if activity.lost or activity.moved:
+            self._armed = None
+        self._judge.evidence.add(activity, aliases)
+        self._urgent = self._urgent or activity.urgent
+        matters = activity.urgent or activity.count > 0
+        self._hinted = self._hinted or matters
+        return matters
+
+    def _bear_noise(self) -> None:
+        """Let a neighbour who writes other files all the time not wake us each time."""
+        now = time.monotonic()
+        if now > self._noise_until:
+            self._noise, self._noise_until = 0, now + 1.0
+        self._noise += 1
+        if self._noise > _NOISE:
+            time.sleep(_NOISE_PAUSE)
+
+    def _arm(self, outlook: Outlook) -> None:
+        """Point the hints at the directories of now; fall back to polling where that fails."""
+        self._rearm_at = float("inf")
+        try:
+            wanted = self._wanted
+            if wanted == "auto":
+                wanted = events.best_mode(self._eye.filesystem())
+            if self._hints.mode != wanted:
+                self._change_hints(wanted)
+            with self._eye.targets(outlook) as targets:
+                self._hints.arm(targets)
+            if self.fallback is not None:
+                logger.info("%s is watched by %s again", self.path, wanted)
+            self.fallback = None
+        except OSError as error:
+            self._fall_back(error)
+        self._armed = outlook
+        # What happened before the watch was armed has sent no event.
+        self._judge.evidence.forget()
+        self._unsure = self._hinted = True
+
+    def _change_hints(self, mode: events.Mode) -> None:
+        self._hints.close()
+        self._hints = events.PollHints(self._bell)
+        self._hints = events.source(mode, self._bell)
+
+    def _fall_back(self, error: OSError) -> None:
+        """Poll until the limit is lifted; say so once."""
+        self._change_hints("poll")
+        self._rearm_at = time.monotonic() + _REARM_AFTER
+        if self.fallback is None:
+            metrics.WATCH_ERRORS_TOTAL.inc()
+            logger.warning(
+                "cannot watch %s by events: %s; it is polled every %g s instead",
+                self.path,
+                _limit(error),
+                self._recheck,
+            )
+        self.fallback = _limit(error)
+
+
+def _limit(error: OSError) -> str:
+    match error.errno:
+        case errno.EMFILE:
+            return "no inotify instance is left for this user (raise fs.inotify.max_user_instances)"
+        case errno.ENOSPC:
+            return "no inotify watch is left for this user (raise fs.inotify.max_user_watches)"
+        case _:
+            return error.strerror or str(error)

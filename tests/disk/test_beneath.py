@@ -1,0 +1,286 @@
+"""Opening and reading what lies on a volume, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sidecar import NothingPublished, ReadError
+from sidecar.disk import beneath
+
+LIMIT = 1 << 20
+needs_openat2 = pytest.mark.skipif(
+    not beneath.openat2_works(), reason="this kernel has no openat2 to compare with"
+)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a directory with a file, a directory, and links inside of it."""
+    (tmp_path / "config").write_text("content")
+    (tmp_path / "..gen-1").mkdir()
+    (tmp_path / "..gen-1" / "key").write_text("of the set")
+    (tmp_path / "..data").symlink_to("..gen-1")
+    (tmp_path / "key").symlink_to("..data/key")
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=["openat2", "walk"], autouse=True)
+def _resolver(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = beneath._kernel.available
+    beneath._kernel.available = before and request.param == "openat2"
+    yield
+    beneath._kernel.available = before
+
+
+def test_files_and_links_inside_are_read(volume: int) -> None:
+    """The `..data` layout is made of links."""
+    assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
+    assert beneath.read_beneath(volume, "key", LIMIT, "key").data == b"of the set"
+    assert beneath.read_beneath(volume, "./..gen-1/../config", LIMIT, "config").data == b"content"
+
+
+def test_what_is_missing_is_an_error_of_its_own(volume: int) -> None:
+    """Nothing is there, against: something is there that is not fit."""
+    with pytest.raises(NothingPublished, match="/shared/none: nothing has been published there"):
+        beneath.read_beneath(volume, "none", LIMIT, "/shared/none")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("..", "leads out of the volume"),
+        ("../outside", "leads out of the volume"),
+        ("..gen-1/../../outside", "leads out of the volume"),
+        ("/etc/passwd", "leads out of the volume"),
+        ("config/", "a part of the path is a file"),
+        ("config/x", "a part of the path is a file"),
+        ("config/..", "a part of the path is a file"),
+        ("..gen-1", "it is a directory"),
+    ],
+)
+def test_what_is_refused_is_refused_with_its_reason(volume: int, path: str, reason: str) -> None:
+    """The path as the user knows it, and why."""
+    with pytest.raises(ReadError, match=f"cannot read /shared/x: .*{reason}"):
+        beneath.read_beneath(volume, path, LIMIT, "/shared/x")
+
+
+def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
+    """Neither after a success nor after any failure, at any step."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "out").symlink_to("../../etc/passwd")
+    os.mkfifo(tmp_path / "fifo")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in ("config", "key", "loop", "out", "fifo", "none", "..gen-1", "config/x", "..", ""):
+        for act in (
+            lambda p: os.close(beneath.open_beneath(volume, p)),
+            lambda p: beneath.stat_beneath(volume, p),
+            lambda p: beneath.read_beneath(volume, p, 3, p),
+        ):
+            with contextlib.suppress(OSError):
+                act(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, beneath._CHUNK, beneath._CHUNK * 2 + 1])
+def test_the_limit_is_exact(tmp_path: Path, size: int) -> None:
+    """As many bytes as the limit are read, one more is refused, whatever the size said before."""
+    (tmp_path / "file").write_bytes(b"x" * size)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        assert len(beneath.read_descriptor(fd, size, "file").data) == size
+        os.lseek(fd, 0, os.SEEK_SET)
+        if size:
+            with pytest.raises(
+                ReadError, match=rf"{size} bytes are more than the limit of {size - 1}"
+            ):
+                beneath.read_descriptor(fd, size - 1, "file")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("claimed", [0, 3, 10, 50])
+def test_bytes_are_read_to_the_end_whatever_the_size_said(tmp_path: Path, claimed: int) -> None:
+    """A file may grow or shrink between the two calls; files of /proc have no size at all."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    assert beneath._read_all(fd, claimed, LIMIT) == b"0123456789"
+    os.lseek(fd, 0, os.SEEK_SET)
+    assert len(beneath._read_all(fd, claimed, 5)) <= max(6, claimed)
+    os.close(fd)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes may be of two contents; a rename over it, or another link, leaves them alone."""
+    path = tmp_path / "config"
+    path.write_text("old")
+    os.utime(path, (1, 1))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    read_all = beneath._read_all
+    assert beneath.read_beneath(fd, "config", LIMIT, "config").settled
+
+    def meanwhile(change: str) -> bool:
+        def read(fd: int, expected: int, limit: int) -> bytes:
+            data = read_all(fd, expected, limit)
+            {"rewrite": lambda: path.write_text("new"), "link": lambda: os.link(path, f"{path}.2")}[
+                change
+            ]()
+            return data
+
+        monkeypatch.setattr(beneath, "_read_all", read)
+        return beneath.read_beneath(tmp_fd, "config", LIMIT, "config").settled
+
+    tmp_fd = fd
+    assert meanwhile("link")
+    assert not meanwhile("rewrite")
+    os.close(fd)
+
+
+def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
+    volume: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was replaced on the server between open and read."""
+    read_all, calls = beneath._read_all, []
+
+    def stale_at_first(fd: int, expected: int, limit: int) -> bytes:
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_all(fd, expected, limit)
+
+    monkeypatch.setattr(beneath, "_read_all", stale_at_first)
+    assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
+
+
+def test_looking_at_a_fifo_does_not_open_it(volume: int, tmp_path: Path) -> None:
+    """`stat_beneath` never waits for a writer, and follows links inside only."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to-fifo").symlink_to("fifo")
+    assert stat.S_ISFIFO(beneath.stat_beneath(volume, "fifo").st_mode)
+    assert stat.S_ISFIFO(beneath.stat_beneath(volume, "to-fifo").st_mode)
+    assert beneath.stat_beneath(volume, "key").st_size == len("of the set")
+
+
+def test_no_link_is_followed_where_none_is_wanted(volume: int) -> None:
+    """`O_NOFOLLOW` means the last component, as in openat2(2)."""
+    with pytest.raises(OSError, match=r".") as caught:
+        beneath.open_beneath(volume, "..data", os.O_RDONLY | os.O_NOFOLLOW)
+    assert caught.value.errno == errno.ELOOP
+    os.close(beneath.open_beneath(volume, "..data/key", os.O_RDONLY | os.O_NOFOLLOW))
+
+
+NAMES = ["a", "b", "c"]
+TARGETS = st.lists(st.sampled_from([*NAMES, "..", ".", ""]), min_size=1, max_size=4).map("/".join)
+
+
+@needs_openat2
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    links=st.lists(st.tuples(st.sampled_from(NAMES), TARGETS), max_size=5),
+    path=TARGETS,
+    flags=st.sampled_from([os.O_RDONLY, os.O_RDONLY | os.O_DIRECTORY, os.O_PATH]),
+    data=st.data(),
+)
+def test_the_walk_goes_where_the_kernel_goes(
+    tmp_path_factory: pytest.TempPathFactory,
+    links: list[tuple[str, str]],
+    path: str,
+    flags: int,
+    data: st.DataObject,
+) -> None:
+    """On any tree of files, directories and links: the same file, or a refusal of the same kind."""
+    root = tmp_path_factory.mktemp("root") / "volume"
+    root.mkdir()
+    (root / "a").mkdir()
+    (root / "a" / "b").write_text("file")
+    (root / "b").write_text("file")
+    for place, target in links:
+        where = data.draw(st.sampled_from([root, root / "a"])) / place
+        if target and not os.path.lexists(where):
+            where.symlink_to(target)
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert _outcome(fd, path, flags, kernel=True) == _outcome(fd, path, flags, kernel=False)
+    finally:
+        os.close(fd)
+
+
+def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
+    beneath._kernel.available = kernel
+    try:
+        opened = beneath.open_beneath(fd, path, flags)
+    except OSError as error:
+        return error.errno
+    try:
+        return beneath.Signature.of(os.fstat(opened)).identity
+    finally:
+        os.close(opened)
+
+
+def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
+    """Some seccomp filters answer EPERM: it is tried once."""
+    kernel = beneath._Kernel()
+    kernel._syscall = lambda *_: -1
+    assert not kernel.available
+
+
+def test_the_mount_that_holds_a_path_is_the_nearest_above_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By whole components; the last one mounted at a point counts; spaces are escaped in the table."""
+    table = tmp_path / "mountinfo"
+    table.write_bytes(
+        b"1 0 8:1 / / rw - ext4 /dev/a rw\n"
+        b"2 1 8:2 / /shared rw shared:1 - tmpfs none rw\n"
+        b"3 2 8:3 / /shared rw - nfs4 server:/ rw\n"
+        b"4 1 8:4 / /with\\040space rw - fuse.sshfs host rw\n"
+    )
+    real = open
+
+    def fake(file: object, *args: object, **kwargs: object) -> object:
+        return real(table if file == "/proc/self/mountinfo" else file, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", fake)
+    assert beneath.mount_point("/shared/config") == ("/shared", "nfs4")
+    assert beneath.mount_point("/shared-not") == ("/", "ext4")
+    assert beneath.mount_point("/with space/x") == ("/with space", "fuse.sshfs")
+    table.unlink()
+    assert beneath.mount_point("/shared/config") == ("/", "unknown")
+
+
+@pytest.mark.root
+def test_the_file_system_of_a_directory_is_that_of_its_mount(tmp_path: Path) -> None:
+    """Whatever links lead there."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (tmp_path / "link").symlink_to("mounted")
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        fd = os.open(tmp_path / "link", os.O_RDONLY)
+        assert beneath.filesystem(fd) == "tmpfs"
+        os.close(fd)
+        assert beneath.mount_point(str(mounted / "x"))[1] == "tmpfs"
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+    assert beneath.filesystem(-1) == "unknown"
+
+
+def test_every_reason_says_what_to_change() -> None:
+    """Words, not numbers."""
+    for code in (errno.EXDEV, errno.EACCES, errno.ENXIO, errno.ENOTDIR, errno.EMFILE, errno.EIO):
+        said = beneath.reason(OSError(code, "x"))
+        assert "Errno" not in said
+        assert len(said) > 10

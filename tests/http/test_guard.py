@@ -1,0 +1,243 @@
+"""Heads that never end and connections without number: what aiohttp leaves open, and `serve` closes."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from httpkit import Serve, talk
+from parity import Peer, settled
+from sidecar.http.guard import Guard
+from support import Eventually, StartProcess
+
+ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def hello(request: web.Request) -> web.Response:
+    await request.read()
+    return web.Response(text="hello")
+
+
+@pytest.fixture
+def app() -> web.Application:
+    one = web.Application()
+    one.router.add_route("*", "/", hello)
+    return one
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"G",
+        b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx" + ASK + b"GET",
+    ],
+)
+async def test_a_head_that_does_not_end_is_answered_with_408(
+    served: Serve, app: web.Application, head: bytes
+) -> None:
+    """Also behind requests that were complete; and then the connection is closed."""
+    one = await served(app, head_timeout=0.2)
+    begun = time.monotonic()
+    answers = await talk(one.port, head)
+    assert 0.15 < time.monotonic() - begun < 1.2
+    last = answers[answers.rindex(b"HTTP/1.1") :]
+    assert last.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-timeout" in last
+    assert b"\r\nConnection: close\r\n" in last
+
+
+async def test_one_byte_now_and_then_wins_no_time(served: Serve, app: web.Application) -> None:
+    """The limit counts from the first byte."""
+    one = await served(app, head_timeout=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    begun = time.monotonic()
+    writer.write(b"GET / HTTP/1.1\r\nX: ")
+    answer = asyncio.create_task(reader.read())
+    async with asyncio.timeout(5):
+        while not answer.done():
+            writer.write(b"x")
+            await asyncio.wait({answer}, timeout=0.02)
+    assert time.monotonic() - begun < 1.3
+    assert answer.result().startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+async def test_a_slow_body_is_not_a_slow_head(served: Serve, app: web.Application) -> None:
+    """An upload takes the time it takes."""
+    one = await served(app, head_timeout=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        writer.write(b"x")
+    assert b" 200 OK" in await reader.readuntil(b"hello")
+    await asyncio.sleep(0.3)  # nor is what follows it
+    writer.write(ASK)
+    assert b" 200 OK" in await reader.readuntil(b"hello")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        ASK,
+        ASK + ASK,
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+    ],
+)
+async def test_an_idle_connection_is_not_taken_for_a_slow_one(
+    served: Serve, app: web.Application, request_: bytes
+) -> None:
+    """Between two requests there is no head that could be late; and the timer is off."""
+    one = await served(app, head_timeout=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(request_)
+    await asyncio.sleep(0.5)  # five times the limit
+    writer.write(ASK.replace(b"/ ", b"/nothing "))
+    while b" 404 " not in (head := await reader.readuntil(b"\r\n\r\n")):
+        assert b" 408 " not in head
+    writer.close()
+
+
+async def test_a_late_head_does_not_cut_off_the_answer_before_it(served: Serve) -> None:
+    """The one under way is finished; then the rest of the next is waited for once more."""
+
+    async def slow(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.5)
+        return web.Response(text="slow")
+
+    app = web.Application()
+    app.router.add_get("/", slow)
+    one = await served(app, head_timeout=0.2)
+    answers = await talk(one.port, ASK + b"GET")
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert b"slowHTTP/1.1 408 " in answers
+
+
+async def test_nothing_is_timed_while_no_head_is_incomplete(app: web.Application) -> None:
+    """A process at rest is not woken up."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    assert runner.server is not None
+    guard = Guard(head_timeout=60, max_connections=10)
+    wire = Peer(runner.server, guard, None).connect()
+    await settled(wire)
+    assert guard._timer is None
+    wire.protocol.data_received(ASK[:5])
+    assert guard._timer is not None
+    wire.protocol.data_received(ASK[5:])
+    assert guard._timer is None
+    wire.protocol.data_received(ASK[:5])
+    wire.close()
+    await settled(wire)
+    assert guard._timer is None
+    await runner.cleanup()
+
+
+async def test_one_connection_too_many_is_told_so(
+    served: Serve, app: web.Application, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """503 and closed, with one line in the log; as soon as there is room again, it is used."""
+    one = await served(app, max_connections=2)
+    held = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(2)]
+    for reader, writer in held:
+        writer.write(ASK)
+        await reader.readuntil(b"hello")
+    refused = await asyncio.gather(*(talk(one.port, ASK) for _ in range(100)))
+    told = [answer for answer in refused if answer.startswith(b"HTTP/1.1 503 ")]
+    assert len(told) >= 64
+    assert all(b"/problems/too-many-connections" in answer for answer in told)
+    assert all(answer in (b"", *told) for answer in refused)
+    assert [r.message.partition(":")[0] for r in caplog.records] == ["refusing connections"]
+    assert (await talk(one.port, ASK)).startswith(b"HTTP/1.1 503 "), "those are gone, there is room"
+    held[0][1].close()
+
+    async def again() -> bool:
+        return b"200 OK" in await talk(
+            one.port, ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
+
+    async with asyncio.timeout(5):
+        while not await again():
+            await asyncio.sleep(0.01)
+    held[1][1].close()
+
+
+async def test_one_who_is_refused_and_stays_silent_is_closed(
+    served: Serve, app: web.Application
+) -> None:
+    """It holds its descriptor no longer than a head may take."""
+    one = await served(app, max_connections=1, head_timeout=0.2)
+    first = await asyncio.open_connection("127.0.0.1", one.port)
+    first[1].write(ASK)
+    await first[0].readuntil(b"hello")
+    assert (await talk(one.port, b"")).startswith(b"HTTP/1.1 503 ")
+    first[1].close()
+
+
+def test_there_are_no_more_connections_than_descriptors() -> None:
+    """Whatever is configured: some are left for files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert Guard(head_timeout=1, max_connections=1 << 40).max_connections < soft
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process have as many descriptors as it may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 20_000), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+async def test_a_thousand_slow_heads_slow_nobody_else_down(
+    sidecar_process: StartProcess, tmp_path: Path, free_port: int
+) -> None:
+    """Each is closed within the limit and a second; meanwhile a good client is answered as before."""
+    (tmp_path / "config").write_text("123")
+    url = f"http://127.0.0.1:{free_port}"
+    sidecar_process(
+        "read", "--path", tmp_path / "config", "--host", "127.0.0.1", "--port", free_port,
+        "--head-timeout", 3, until=url,
+    )  # fmt: skip
+
+    async def slow() -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
+        begun = time.monotonic()
+        writer.write(ASK[:20])
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        return time.monotonic() - begun
+
+    tasks = [asyncio.create_task(slow()) for _ in range(1000)]
+    await asyncio.sleep(1)  # until all are connected: that is the work of this process
+    reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
+    times = []
+    while not any(task.done() for task in tasks):
+        begun = time.perf_counter()
+        writer.write(ASK)
+        await reader.readuntil(b'"123"')
+        times.append(time.perf_counter() - begun)
+        await asyncio.sleep(0.005)
+    writer.close()
+    lasted = await asyncio.gather(*tasks)
+    assert min(lasted) > 2.9
+    assert max(lasted) < 4.0 + 1.0, "the limit, a second, and another for this machine"
+    p99 = statistics.quantiles(times, n=100)[98]
+    assert p99 < 0.25, f"{p99 * 1e3:.1f} ms"
+    print(f"good client: p50 {statistics.median(times) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")

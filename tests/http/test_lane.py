@@ -1,0 +1,410 @@
+"""The lane and aiohttp cannot be told apart, and what the lane remembers is never out of date."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from httpkit import Serve, problem
+from parity import GOOD, VECTORS, Peer, conversations, dates_removed, peer, settled
+from sidecar.http import lane as lanes
+from sidecar.http.connection import Connection
+from sidecar.http.files import files_app
+from sidecar.http.lane import Lane
+from sidecar.http.reader import reader_app
+from sidecar.runtime import metrics, running
+from sidecar.volume.snapshot import version_of
+from support import Eventually
+
+ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+Pair = tuple[Peer, Peer]
+
+
+def place(path: Path, content: str) -> Path:
+    """Put a file there whose writer is long gone: the watch takes it at the first look."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    past = time.time() - 60
+    os.utime(path, (past, past))
+    return path
+
+
+def tag(content: str) -> str:
+    return f'"{version_of(content.encode())}"'
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A file with a content."""
+    return place(tmp_path / "shared" / "config", "123")
+
+
+@pytest_asyncio.fixture
+async def fast(config: Path) -> AsyncIterator[Peer]:
+    """A reader with the lane."""
+    async with peer(reader_app(config), Lane()) as one:
+        yield one
+
+
+@pytest_asyncio.fixture
+async def both(fast: Peer, config: Path) -> AsyncIterator[Pair]:
+    """A reader with the lane, and one without, of the same file."""
+    async with peer(reader_app(config), None) as plain:
+        yield fast, plain
+
+
+async def differences(pair: Pair, *, seed: int, count: int, etag: str) -> list[object]:
+    """Return the conversations in which a client could tell one from the other, at most five."""
+    fast, plain = pair
+    found: list[object] = []
+    for pieces, eager in conversations(seed, count, etag):
+        one = await fast.talk(pieces, eager=eager)
+        other = await plain.talk(pieces, eager=eager)
+        if one != other or b"HTTP/1.1 5" in one.written or b"HTTP/1.0 5" in one.written:
+            found.append((pieces, eager, one, other))
+            if len(found) == 5:
+                break
+    return found
+
+
+@pytest.mark.slow
+async def test_no_conversation_tells_the_lane_from_aiohttp(
+    both: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some 10,000 generated requests: the same bytes but for dates, the same end, no 5xx, nothing in the log."""
+    found = []
+    find = Lane.find
+
+    def counted(lane: Lane, request: bytes) -> bytes | None:
+        wire = find(lane, request)
+        found.append(wire is not None)
+        return wire
+
+    monkeypatch.setattr(Lane, "find", counted)
+    with caplog.at_level(logging.INFO):
+        assert await differences(both, seed=1, count=4_000, etag=tag("123")) == []
+    assert found.count(True) > 1_000, "the lane has answered too little for that to mean anything"
+    assert caplog.records == []
+
+
+@pytest.mark.soak
+async def test_no_conversation_of_many_tells_the_lane_from_aiohttp(
+    both: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some 100,000 requests, others each time; the seed is in the failure."""
+    seed = int.from_bytes(os.urandom(4))
+    with caplog.at_level(logging.INFO):
+        assert (seed, await differences(both, seed=seed, count=40_000, etag=tag("123"))) == (
+            seed,
+            [],
+        )
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("vector", [*VECTORS, *GOOD], ids=lambda vector: repr(vector[:60]))
+async def test_each_known_attack_is_answered_as_aiohttp_does_it(both: Pair, vector: bytes) -> None:
+    """Three times, so that it is in the lane if it can be; whole, and cut after each byte."""
+    fast, plain = both
+    expected = await plain.talk([vector] * 3 + [ASK], eager=False)
+    for _ in range(2):
+        assert await fast.talk([vector] * 3 + [ASK], eager=False) == expected
+    if len(vector) < 500:
+        bytes_ = [vector[at : at + 1] for at in range(len(vector))] + [ASK, ASK]
+        assert await fast.talk(bytes_, eager=True) == await plain.talk(bytes_, eager=True)
+
+
+async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> None:
+    """With the bytes that aiohttp has sent, and a date of its own."""
+    assert fast.lane is not None
+    wire = fast.connect()
+    for _ in range(2):
+        assert fast.lane.find(ASK) is None
+        await fast.talk([ASK], eager=False)
+    found = fast.lane.find(ASK)
+    assert found is not None
+    assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
+    assert b"\r\nDate: " in found
+    wire.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/raw", "/files/config"])
+async def test_the_answers_of_one_connection_come_from_the_lane_again_after_others(
+    fast: Peer, path: str
+) -> None:
+    """A request in two pieces, one with a body, two at once: after each the lane is back."""
+    assert fast.lane is not None
+    ask = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    await fast.talk([ask] * 3, eager=False)
+    wire = fast.connect()
+    for others in (
+        [ask[:9], ask[9:]],
+        [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", ask],
+        [ask + ask],
+        [b"\r\n" + ask],
+    ):
+        for piece in others:
+            await settled(wire)
+            wire.protocol.data_received(piece)
+        await settled(wire)
+        wire.written.clear()
+        wire.protocol.data_received(ask)
+        assert wire.written, f"not from the lane after {others}"
+    wire.close()
+
+
+async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None:
+    """Proxies add a trace to each request: none of our answers depends on it."""
+    assert fast.lane is not None
+
+    def ask(trace: int) -> bytes:
+        return (
+            b"GET / HTTP/1.1\r\nHost: a\r\ntraceparent: 00-%032x-01\r\nX-Request-ID: %d\r\n\r\n"
+            % (
+                trace,
+                trace,
+            )
+        )
+
+    for trace in range(2):
+        await fast.talk([ask(trace)], eager=False)
+    assert fast.lane.find(ask(3)) is not None
+    assert fast.lane.find(ask(4).replace(b"Host: a", b"Host: b")) is None
+    assert fast.lane.find(ask(5).replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n")) is None
+
+
+async def test_a_change_ends_what_is_remembered(
+    fast: Peer, config: Path, eventually: Eventually
+) -> None:
+    """And so does the loss of the file: the next answer says that it is stale."""
+    assert fast.lane is not None
+    await fast.talk([ASK] * 3, eager=False)
+    before = lanes.generation()
+    config.write_text("456")
+    await eventually(lambda: lanes.generation() > before)
+    assert fast.lane.find(ASK) is None
+    assert b'"456"' in (await fast.talk([ASK] * 3, eager=False)).written
+    before = lanes.generation()
+    config.unlink()
+    await eventually(lambda: lanes.generation() > before)
+    assert b"Sidecar-Stale: " in (await fast.talk([ASK], eager=False)).written
+
+
+async def test_a_generation_that_is_over_is_not_kept() -> None:
+    """Whatever was offered before the last `forget`."""
+
+    async def handler(request: web.Request) -> web.Response:
+        generation = lanes.generation()
+        lanes.forget()
+        lanes.offer(request, generation)
+        return web.Response(text="old")
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with peer(app, Lane()) as one:
+        await one.talk([ASK] * 3, eager=False)
+        assert one.lane.find(ASK) is None
+
+
+async def test_what_was_fetched_with_a_token_is_never_remembered(
+    tmp_path: Path, config: Path
+) -> None:
+    """The token is asked for each time, so one that was taken back opens nothing."""
+    token = place(tmp_path / "token", "secret")
+    ask = ASK[:-2] + b"Authorization: Bearer secret\r\n\r\n"
+    async with peer(reader_app(config, token_file=token), Lane()) as one:
+        outcome = await one.talk([ask] * 3 + [ASK] * 3, eager=False)
+        assert (outcome.written.count(b" 200 "), outcome.written.count(b" 401 ")) == (3, 3)
+        assert (one.lane.find(ask), one.lane.find(ASK)) == (None, None)
+
+
+async def test_two_places_do_not_share_answers(config: Path, tmp_path: Path, served: Serve) -> None:
+    """The same bytes, at two ports of one process."""
+    other = place(tmp_path / "other" / "config", "456")
+    first, second = await served(reader_app(config)), await served(reader_app(other))
+    for _ in range(3):
+        assert b'"123"' in await exchange(first.port)
+        assert b'"456"' in await exchange(second.port)
+
+
+async def exchange(port: int, request: bytes = ASK) -> bytes:
+    """Send one request again and again on a connection, until the lane must have it; return the last answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = b""
+    for _ in range(3):
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0])
+        head += await reader.readexactly(length)
+    writer.close()
+    return head
+
+
+@pytest.mark.parametrize("around", ["middleware", "signal", "parent"])
+async def test_an_application_that_wants_to_see_each_request_sees_it(
+    config: Path, around: str
+) -> None:
+    """A middleware or a signal of a user: an audit, a limit of a rate, a header that is new each time."""
+    seen = []
+
+    @web.middleware
+    async def audit(request: web.Request, handler: object) -> web.StreamResponse:
+        seen.append(request.path)
+        answer: web.StreamResponse = await handler(request)  # type: ignore[operator]
+        return answer
+
+    async def sign(_: web.Request, response: web.StreamResponse) -> None:
+        seen.append(response.status)
+
+    app = reader_app(config)
+    ask = ASK
+    if around == "middleware":
+        app.middlewares.append(audit)
+    elif around == "signal":
+        app.on_response_prepare.append(sign)
+    else:
+        parent = web.Application(middlewares=[audit])
+        parent.add_subapp("/config/", app)
+        app, ask = parent, ASK.replace(b"GET /", b"GET /config/")
+    async with peer(app, Lane()) as one:
+        await one.talk([ask] * 5, eager=False)
+    assert len(seen) == 5
+
+
+async def test_a_mounted_reader_has_the_lane_too(config: Path) -> None:
+    """In an application without middlewares of its own, under whatever prefix."""
+    parent = web.Application()
+    parent.add_subapp("/config/", reader_app(config))
+    parent.add_subapp("/site/", files_app(config.parent))
+    async with peer(parent, Lane()) as one:
+        for path in (b"GET /config/", b"GET /site/config"):
+            ask = ASK.replace(b"GET /", path)
+            await one.talk([ask] * 2, eager=False)
+            assert one.lane.find(ask) is not None
+
+
+async def test_a_date_that_is_still_to_come_is_not_remembered(config: Path) -> None:
+    """It is sent as the present one, which is another each time."""
+    future = time.time() + 3600
+    os.utime(config, (future, future))
+    async with peer(reader_app(config), Lane()) as one:
+        outcome = await one.talk([ASK] * 3, eager=False)
+        assert outcome.written.count(b" 200 OK") == 3
+        assert one.lane.find(ASK) is None
+
+
+async def test_what_the_lane_answers_is_counted(fast: Peer) -> None:
+    """Each once, however often somebody scrapes."""
+
+    def count() -> float:
+        metrics.exposition()
+        return metrics.HTTP_REQUESTS_TOTAL.labels("200")._value.get()  # type: ignore[no-any-return]
+
+    before = count()
+    await fast.talk([ASK] * 10, eager=False)
+    assert count() - before == 10
+    assert count() - before == 10
+
+
+async def test_one_who_asks_in_ever_new_words_fills_nothing(fast: Peer) -> None:
+    """And takes the place of nobody who asks twice."""
+    assert fast.lane is not None
+    await fast.talk([ASK] * 2, eager=False)
+    for number in range(3000):
+        await fast.talk([ASK.replace(b"GET /", b"GET /?%d" % number)], eager=False)
+    assert fast.lane.find(ASK) is not None
+    assert "answers=1 " in repr(fast.lane)
+
+
+async def test_who_does_not_read_is_not_sent_more(
+    config: Path, served: Serve, eventually: Eventually
+) -> None:
+    """A megabyte for each forty bytes: what is unsent stays that of one answer or two, and others are served."""
+    place(config, "x" * 900_000)
+    one = await served(reader_app(config))
+    _, writer = await asyncio.open_connection("127.0.0.1", one.port, limit=1 << 10)
+    writer.write(ASK.replace(b"GET /", b"GET /raw") * 500)
+    await eventually(lambda: unsent() > 0)
+    for _ in range(3):
+        assert b'"xxx' in await exchange(one.port)
+    assert unsent() < 2_000_000
+    writer.transport.abort()
+    await eventually(lambda: unsent() == 0)
+
+
+async def test_the_lane_answers_nobody_who_does_not_read(fast: Peer) -> None:
+    """What the transport cannot get rid of is not added to: aiohttp waits after one answer."""
+    await fast.talk([ASK] * 3, eager=False)
+    wire = fast.connect()
+    await settled(wire)
+    wire.protocol.pause_writing()
+    for _ in range(20):
+        wire.protocol.data_received(ASK)
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert wire.written.count(b"HTTP/1.1 200") == 1
+    wire.protocol.resume_writing()
+    await settled(wire)
+    assert wire.written.count(b"HTTP/1.1 200") == 20
+    wire.close()
+
+
+def unsent() -> int:
+    """Return the bytes that wait in the connections of this process."""
+    found = [one for one in gc.get_objects() if isinstance(one, Connection)]
+    return sum(one.transport.get_write_buffer_size() for one in found if one.transport)
+
+
+async def test_the_end_is_announced_on_connections_that_the_lane_serves(
+    fast: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draining: what was remembered said `keep-alive`."""
+    assert fast.lane is not None
+    await fast.talk([ASK] * 3, eager=False)
+    monkeypatch.setattr(running._Process, "draining", True)
+    lanes.forget()
+    outcome = await fast.talk([ASK], eager=False)
+    assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)
+    assert fast.lane.find(ASK) is None
+
+
+async def test_an_unknown_path_is_still_a_problem(served: Serve, config: Path) -> None:
+    """Only what a handler offers is remembered."""
+    import aiohttp
+
+    one = await served(reader_app(config))
+    async with aiohttp.ClientSession() as session:
+        for _ in range(3):
+            await problem(await session.get(f"{one.url}/nothing"), 404, "not-found")
+
+
+async def test_a_unix_socket_has_the_lane_as_a_port_has(
+    served: Serve, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its own: what was answered at the port is asked of aiohttp here."""
+    path = tmp_path / "socket"
+    await served(reader_app(config), unix_socket=path)
+    found = []
+    find = Lane.find
+
+    def noted(lane: Lane, request: bytes) -> bytes | None:
+        wire = find(lane, request)
+        found.append(wire is not None)
+        return wire
+
+    monkeypatch.setattr(Lane, "find", noted)
+    reader, writer = await asyncio.open_unix_connection(path)
+    for _ in range(4):
+        writer.write(ASK)
+        assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(5) == b'"123"'
+    assert found[-2:] == [True, True]
+    writer.close()

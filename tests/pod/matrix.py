@@ -1,0 +1,227 @@
+"""Sets of values that people use, each with a name; all of them are rendered, linted and validated."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import yaml
+
+from pod import chart, tools
+
+_OWN = {
+    "name": "app",
+    "image": "registry.example/app:1",
+    "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+}
+
+MATRIX: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "the article": yaml.safe_load((tools.CHART / "values-article.yaml").read_text()),
+    "stateful set with a claim a Pod": {
+        "workload": {"kind": "StatefulSet", "replicas": 3, "strategy": {"type": "OnDelete"}},
+        "volume": {
+            "persistentVolumeClaim": {
+                "size": "1Gi",
+                "storageClassName": "fast",
+                "annotations": {"a": "b"},
+            }
+        },
+    },
+    "daemon set on a path of the node": {
+        "workload": {"kind": "DaemonSet"},
+        "volume": {"hostPath": {"path": "/var/lib/shared", "type": "DirectoryOrCreate"}},
+        "pod": {
+            "tolerations": [{"operator": "Exists"}],
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+        },
+    },
+    "bare Pod": {"workload": {"kind": "Pod"}, "pod": {"restartPolicy": "OnFailure"}},
+    "volume in memory": {"volume": {"emptyDir": {"medium": "Memory", "sizeLimit": "32Mi"}}},
+    "new claim": {"volume": {"persistentVolumeClaim": {"size": "1Gi", "keep": True}}},
+    "new claim for many nodes": {
+        "workload": {"replicas": 3},
+        "volume": {"persistentVolumeClaim": {"size": "10Gi", "accessModes": ["ReadWriteMany"]}},
+    },
+    "existing claim": {"volume": {"persistentVolumeClaim": {"existingClaim": "mine"}}},
+    "any volume source": {
+        "volume": {"source": {"nfs": {"server": "nfs.example", "path": "/export"}}}
+    },
+    "reader of a ConfigMap": {
+        "writer": {"enabled": False},
+        "workload": {"replicas": 2},
+        "path": "/shared/",
+        "volume": {"source": {"configMap": {"name": "app"}}},
+        "autoscaling": {
+            "enabled": True,
+            "metrics": [],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}},
+        },
+        "podDisruptionBudget": {"enabled": True},
+    },
+    "writer alone": {"reader": {"enabled": False}},
+    "containers of one's own": {
+        "extraContainers": [_OWN],
+        "initContainers": [
+            {**_OWN, "name": "first"},
+            {**_OWN, "name": "beside", "restartPolicy": "Always"},
+        ],
+        "extraVolumes": [{"name": "more", "emptyDir": {}}],
+        "networkPolicy": {"extraIngress": [{"ports": [{"port": 9000, "protocol": "TCP"}]}]},
+        "service": {"extraPorts": [{"name": "app", "port": 9000, "targetPort": 9000}]},
+    },
+    "native sidecars": {
+        "writer": {"native": True},
+        "reader": {"native": True},
+        "extraContainers": [_OWN],
+    },
+    "initial text": {"initialContent": {"text": "hello\nworld: 1.10\n"}},
+    "initial files": {
+        "path": "/shared/site/",
+        "initialContent": {"files": {"index.html": "<h1>", "a.css": "b {}"}},
+    },
+    "initial content of a ConfigMap": {"initialContent": {"configMap": "first", "key": "a.txt"}},
+    "initial content of a Secret": {"initialContent": {"secret": "first"}},
+    "node ports": {
+        "service": {"type": "NodePort", "externalTrafficPolicy": "Local"},
+        "writer": {"service": {"nodePort": 30080}},
+        "reader": {"service": {"nodePort": 30081, "port": 80}},
+    },
+    "load balancer": {
+        "service": {
+            "type": "LoadBalancer",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+            "ipFamilyPolicy": "PreferDualStack",
+            "annotations": {"a": "b"},
+        }
+    },
+    "ingress": {
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "hosts": [
+                {
+                    "host": "a.example",
+                    "paths": [
+                        {"path": "/", "to": "reader"},
+                        {"path": "/w", "pathType": "Exact", "to": "writer"},
+                    ],
+                }
+            ],
+            "tls": [{"hosts": ["a.example"], "secretName": "tls"}],
+        }
+    },
+    "route of a gateway": {
+        "httpRoute": {
+            "enabled": True,
+            "parentRefs": [{"name": "gateway"}],
+            "hostnames": ["a.example"],
+        }
+    },
+    "guarded": {
+        "tls": {"secret": "certificate"},
+        "writer": {"token": {"secret": "tokens", "key": "write"}},
+        "reader": {"token": {"secret": "tokens", "key": "read"}},
+        "metrics": {"podMonitor": {"enabled": True}},
+    },
+    "gate": {
+        "writer": {
+            "format": "json",
+            "schema": '{"type": "object"}',
+            "check": "python3 -m json.tool",
+            "checkTimeout": 0.5,
+            "maxSize": "1Mi",
+            "keep": 0,
+            "group": 1000,
+            "mode": "640",
+        }
+    },
+    "watch": {"reader": {"watch": "poll", "recheck": 0.25, "missing": "", "maxSize": 1048576}},
+    "observed": {
+        "metrics": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "podMonitor": {
+                "enabled": True,
+                "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
+            },
+            "prometheusRule": {
+                "enabled": True,
+                "contentAgeSeconds": 3600,
+                "alertLabels": {"team": "a"},
+            },
+            "dashboard": {"enabled": True},
+        }
+    },
+    "placed": {
+        "pod": {
+            "priorityClassName": "high",
+            "runtimeClassName": "gvisor",
+            "hostUsers": False,
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                }
+            ],
+            "affinity": {
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}
+            },
+            "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+            "hostAliases": [{"ip": "127.0.0.1", "hostnames": ["a.example"]}],
+        },
+        "workload": {"replicas": 3},
+        "podDisruptionBudget": {"enabled": True, "minAvailable": "50%"},
+    },
+    "named": {
+        "fullnameOverride": "other",
+        "labels": {"team": "a"},
+        "annotations": {"note": "b"},
+        "selectorLabels": {"app": "other"},
+        "pod": {"labels": {"c": "d"}, "annotations": {"e": "f"}},
+        "workload": {"labels": {"g": "h"}, "annotations": {"i": "j"}},
+        "serviceAccount": {"name": "somebody", "annotations": {"k": "l"}},
+        "image": {
+            "repository": "registry.example/sidecar",
+            "digest": "sha256:" + "0" * 64,
+            "pullSecrets": [{"name": "p"}],
+        },
+    },
+    "asked by the kubelet": {"probes": {"type": "http", "startup": None}},
+    "closed": {
+        "networkPolicy": {
+            "writerFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
+            "readerFrom": [{"podSelector": {"matchLabels": {"a": "b"}}}],
+            "egress": [{"to": [{"podSelector": {}}]}],
+        },
+        "serviceAccount": {"create": False},
+        "service": {"enabled": False},
+        "tests": {"enabled": False},
+    },
+    "more objects": {
+        "extraObjects": [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "{{ .Release.Name }}-more"},
+                "data": {},
+            }
+        ]
+    },
+    "as a library": {
+        "enabled": False,
+        "initialContent": {"text": "x"},
+        "volume": {"persistentVolumeClaim": {"size": "1Gi"}},
+    },
+}
+
+
+def rendered(name: str, major: int = 4) -> list[chart.Object]:
+    """Return what the chart makes of this set of values; each is rendered once a run."""
+    return deepcopy(_rendered(name, major))
+
+
+@cache
+def _rendered(name: str, major: int) -> list[chart.Object]:
+    return chart.render(MATRIX[name], major=major)

@@ -1,0 +1,118 @@
+"""A wrong value is refused, in words: which value, and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pod import chart
+
+CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "port as text": ({"writer": {"port": "http"}}, ("writer", "port", "string", "integer")),
+    "port out of range": ({"reader": {"port": 70000}}, ("reader", "port", "65535|65,535")),
+    "unknown key": ({"writer": {"prot": 1}}, ("writer", "prot", "port")),
+    "unknown key at the top": ({"wirter": {}}, ("wirter", "writer")),
+    "hostPath without path": (
+        {"volume": {"hostPath": {"type": "Directory"}}},
+        ("volume.hostPath.path", "/data"),
+    ),
+    "hostPath that is relative": (
+        {"volume": {"hostPath": {"path": "data"}}},
+        ("volume.hostPath.path", "absolute"),
+    ),
+    "node port out of range": (
+        {"writer": {"service": {"nodePort": 80}}},
+        ("nodePort", "30000|30,000"),
+    ),
+    "node port of no node": (
+        {"writer": {"service": {"nodePort": 30080}}},
+        ("writer.service.nodePort", "service.type", "NodePort"),
+    ),
+    "claim and path of the node": (
+        {"volume": {"hostPath": {"path": "/data"}, "persistentVolumeClaim": {"size": "1Gi"}}},
+        ("volume.hostPath and volume.persistentVolumeClaim", "at most one"),
+    ),
+    "two claims": (
+        {"volume": {"persistentVolumeClaim": {"size": "1Gi", "existingClaim": "a"}}},
+        ("persistentVolumeClaim", "existingClaim", "size"),
+    ),
+    "two sources": (
+        {"volume": {"source": {"nfs": {}, "csi": {}}}},
+        ("volume.source", "csi, nfs", "one source"),
+    ),
+    "size that is none": ({"volume": {"emptyDir": {"sizeLimit": "much"}}}, ("sizeLimit",)),
+    "kind that is none": (
+        {"workload": {"kind": "Job"}},
+        ("workload", "kind", "Deployment", "StatefulSet", "Pod"),
+    ),
+    "path outside of the volume": (
+        {"path": "/elsewhere/a"},
+        ("/elsewhere/a", "/shared/", "volume.mountPath"),
+    ),
+    "same port twice": ({"writer": {"port": 8081}}, ("writer.port", "reader.port", "8081")),
+    "same name twice": ({"writer": {"name": "reader"}}, ("writer.name", "reader.name")),
+    "no container": (
+        {"writer": {"enabled": False}, "reader": {"enabled": False}},
+        ("writer.enabled", "extraContainers"),
+    ),
+    "deployment that never restarts": (
+        {"pod": {"restartPolicy": "Never"}},
+        ("pod.restartPolicy", "Always", "Pod"),
+    ),
+    "grace too short": (
+        {"pod": {"terminationGracePeriodSeconds": 10}},
+        ("terminationGracePeriodSeconds", "15"),
+    ),
+    "writer on a ConfigMap": (
+        {"volume": {"source": {"configMap": {"name": "a"}}}},
+        ("volume.source.configMap", "writer.enabled=false"),
+    ),
+    "scaled writer": (
+        {"autoscaling": {"enabled": True}},
+        ("autoscaling.enabled", "writer.enabled=false"),
+    ),
+    "scaled daemon set": (
+        {"autoscaling": {"enabled": True}, "workload": {"kind": "DaemonSet"}},
+        ("autoscaling.enabled", "Deployment or StatefulSet"),
+    ),
+    "two initial contents": (
+        {"initialContent": {"text": "a", "secret": "b"}},
+        ("initialContent.text and initialContent.secret",),
+    ),
+    "route without a gateway": (
+        {"httpRoute": {"enabled": True}},
+        ("httpRoute.parentRefs", "- name"),
+    ),
+    "ingress without a service": (
+        {"ingress": {"enabled": True}, "service": {"enabled": False}},
+        ("ingress.enabled", "service.enabled"),
+    ),
+    "digest that is none": ({"image": {"digest": "latest"}}, ("image", "digest", "sha256")),
+    "mode that is none": ({"writer": {"mode": "rw"}}, ("writer", "mode", "[0-7]")),
+    "flag as text": ({"writer": {"enabled": "yes please"}}, ("writer", "enabled", "boolean")),
+}
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, major: int) -> None:
+    """Both Helms refuse it, and say all that a person needs to correct it."""
+    values, words = CASES[name]
+    done = chart.template(values, major=major, check=False)
+    assert done.returncode != 0
+    for word in words:
+        assert any(one in done.stderr for one in word.split("|")), (
+            f"{word!r} is not in: {done.stderr}"
+        )
+    assert "nil pointer" not in done.stderr
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_native_sidecars_are_refused_where_kubernetes_does_not_know_them(major: int) -> None:
+    """Before 1.29 the field is dropped, and the Pod would wait for ever for its first container to end."""
+    done = chart.template(
+        {"writer": {"native": True}}, "--kube-version=1.28.0", major=major, check=False
+    )
+    assert done.returncode != 0
+    assert "writer.native needs Kubernetes 1.29" in done.stderr

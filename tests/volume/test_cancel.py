@@ -1,0 +1,202 @@
+"""A cancelled publish either did not happen or is complete, `Volume.published` tells which, and nothing goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from sidecar import _errors
+from sidecar.disk import atomic
+from sidecar.volume.snapshot import version_of
+from sidecar.volume.volume import Volume
+
+ROUNDS = 60
+
+Publish = Callable[[Volume, str], Awaitable[object]]
+
+
+async def put(volume: Volume, content: str) -> object:
+    return await volume.put("config", content)
+
+
+async def publish(volume: Volume, content: str) -> object:
+    return await volume.publish({"config": content, f"name-{content}": "x", "same": "x"})
+
+
+async def put_in_set(volume: Volume, content: str) -> object:
+    if "same" not in await volume.names():
+        await volume.publish({"config": "first", "same": "x"})
+    return await volume.put("config", content)
+
+
+async def stream(volume: Volume, content: str) -> object:
+    async with volume.stage() as upload:
+        for _ in range(4):
+            await upload.write(content.encode() * 20_000)
+        return await volume.put("config", upload)
+
+
+def temporary(path: Path) -> list[str]:
+    return [name for name in os.listdir(path) if name.startswith("..tmp-")]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another writer holds the lock of the directory."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("way", [put, publish, put_in_set, stream], ids=lambda way: way.__name__)
+async def test_a_publish_cancelled_at_any_moment_happened_or_did_not(
+    tmp_path: Path, way: Publish
+) -> None:
+    """Never half of it, never in doubt which, never a file or a descriptor left over."""
+    volume = Volume(tmp_path, keep=2, grace=0.0)
+    begin = time.perf_counter()
+    await way(volume, "start")
+    usual = time.perf_counter() - begin
+    before, chance = open_files(), random.Random(2024)
+    outcomes = set()
+    for number in range(ROUNDS):
+        told = volume.published
+        task = asyncio.ensure_future(way(volume, str(number)))
+        # Each fourth is cancelled before it can have begun: a loaded machine would never show that.
+        await asyncio.sleep(chance.random() * usual if number % 4 else 0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert volume.published is not None
+        shown = await volume.snapshot()
+        in_set = (tmp_path / "..data").is_symlink()
+        whole_set = in_set and volume.published.version == shown.version
+        assert whole_set or volume.published.version == version_of(shown["config"])
+        outcomes.add(volume.published is not told)
+        assert temporary(tmp_path) == []
+    assert open_files() == before
+    assert outcomes == {True, False}, "one of the two outcomes was never tried"
+
+
+async def test_nothing_goes_on_after_a_cancelled_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cancellation is raised when the thread has ended, and not before."""
+    volume = Volume(tmp_path)
+    await volume.put("config", "old")
+    begun, go_on, ended = (threading.Event() for _ in range(3))
+    real = atomic.sync_directory
+
+    def slow(fd: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        real(fd)
+        ended.set()
+
+    monkeypatch.setattr(atomic, "sync_directory", slow)
+    task = asyncio.ensure_future(volume.put("config", "new"))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+    # It was visible when the cancellation came, so it was finished.
+    assert volume.published is not None
+    assert volume.published.version == version_of(b"new")
+
+
+async def test_a_publish_that_is_cancelled_and_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the cause of the cancellation."""
+    volume = Volume(tmp_path)
+    await volume.put("config", "old")
+    begun = threading.Event()
+
+    def fail(_: int) -> None:
+        begun.set()
+        time.sleep(0.05)
+        raise OSError(5, "error")
+
+    monkeypatch.setattr(atomic, "sync_directory", fail)
+    task = asyncio.ensure_future(volume.put("config", "new"))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert isinstance(caught.value.__cause__, _errors.PublishUncertain)
+
+
+@pytest.mark.parametrize("way", [put, publish, stream], ids=lambda way: way.__name__)
+async def test_a_publish_that_waits_for_a_neighbour_can_be_cancelled(
+    tmp_path: Path, way: Publish
+) -> None:
+    """At once, not when the neighbour lets go."""
+    volume = Volume(tmp_path)
+    await volume.prepare()
+    with held(tmp_path):
+        task = asyncio.ensure_future(way(volume, "x"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        begin = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - begin < 2
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_stuck_neighbour_is_an_error_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each of those that wait, not for one after the other."""
+    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 0.3)
+    volume = Volume(tmp_path)
+    await volume.prepare()
+    with held(tmp_path):
+        begin = time.monotonic()
+        waiting = [volume.put("config", str(number)) for number in range(8)]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert time.monotonic() - begin < 2
+    assert {type(one) for one in found} == {_errors.VolumeUnavailable}
+    await volume.put("config", "x")
+
+
+async def test_a_loop_that_ends_in_the_midst_of_a_publish_waits_for_it(tmp_path: Path) -> None:
+    """`asyncio.run` cancels every task at once; what happened is known all the same."""
+    volume = Volume(tmp_path, keep=0)
+    asked = [0]
+
+    async def main() -> None:
+        async def forever() -> None:
+            while True:
+                asked[0] += 1
+                await volume.put("config", str(asked[0]))
+
+        task = asyncio.ensure_future(forever())
+        await asyncio.sleep(0.1)
+        del task  # nobody awaits it: the end of the loop cancels it
+
+    await asyncio.to_thread(asyncio.run, main())
+    assert volume.published is not None
+    assert volume.published.version == version_of((tmp_path / "config").read_bytes())
+    assert temporary(tmp_path) == []

@@ -1,0 +1,140 @@
+"""Group commit: one publish for all that wait, and an acknowledgement that keeps its meaning."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sidecar import Publication, PublishError, VersionConflict, Volume
+from sidecar.volume.commit import Commits
+from sidecar.volume.snapshot import version_of
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+class Disk:
+    """Publishes when it is told to, and notes what."""
+
+    def __init__(self) -> None:
+        self.published: list[bytes] = []
+        self.turn = asyncio.Semaphore(0)
+        self.error: Exception | None = None
+
+    async def publish(self, name: str, data: bytes) -> Publication:
+        await self.turn.acquire()
+        if self.error is not None:
+            raise self.error
+        self.published.append(data)
+        return Publication(version_of(data), True, False, 1.0, len(data))
+
+
+async def test_of_the_contents_that_wait_only_the_last_is_written() -> None:
+    """The first is under way, so four wait: two publishes for five acknowledgements."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    puts = [asyncio.create_task(commits.put("config", b"%d" % n)) for n in range(5)]
+    await asyncio.sleep(0)
+    disk.turn.release()
+    disk.turn.release()
+
+    done = await asyncio.gather(*puts)
+
+    assert disk.published in ([b"4"], [b"0", b"4"])
+    assert [one.version for one in done] == [version_of(b"%d" % n) for n in range(5)]
+
+
+async def test_names_do_not_wait_for_each_other() -> None:
+    """Each name has its own publish under way."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    puts = [asyncio.create_task(commits.put(name, name.encode())) for name in ("a", "b")]
+    disk.turn.release()
+    disk.turn.release()
+
+    await asyncio.gather(*puts)
+
+    assert sorted(disk.published) == [b"a", b"b"]
+
+
+async def test_an_error_reaches_everybody_who_waited_for_that_publish() -> None:
+    """Nothing was published for any of them, so none is told that it was; the next one is tried anew."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    disk.error = PublishError("the disk is gone")
+    puts = [asyncio.create_task(commits.put("config", b"%d" % n)) for n in range(3)]
+    for _ in puts:
+        disk.turn.release()
+
+    outcomes = await asyncio.gather(*puts, return_exceptions=True)
+    assert [str(one) for one in outcomes] == ["the disk is gone"] * 3
+
+    disk.error = None
+    disk.turn.release()
+    assert (await commits.put("config", b"again")).version == version_of(b"again")
+
+
+async def test_a_content_that_still_waits_is_withdrawn_when_its_caller_is_cancelled() -> None:
+    """It is never written, and the one under way is not disturbed."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    first = asyncio.create_task(commits.put("config", b"first"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(commits.put("config", b"second"))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait({second})
+    disk.turn.release()
+    await first
+
+    assert second.cancelled()
+    assert disk.published == [b"first"]
+
+
+async def test_a_publish_goes_on_for_those_who_still_wait_for_it() -> None:
+    """One of two in the same round is cancelled: the other is acknowledged, and learns nothing of it."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    first, one, other = (
+        asyncio.create_task(commits.put("config", data)) for data in (b"first", b"one", b"other")
+    )
+    await asyncio.sleep(0)
+    disk.turn.release()
+    await first
+    other.cancel()
+    await asyncio.sleep(0)
+    disk.turn.release()
+
+    assert (await one).version == version_of(b"one")
+    await asyncio.wait({other})
+    assert other.cancelled()
+    assert disk.published == [b"first", b"other"]
+
+
+async def test_64_writers_share_the_syncs_of_a_real_volume(tmp_path: Path) -> None:
+    """All are acknowledged, the last one is there, and history holds what became visible."""
+    volume = Volume(tmp_path, keep=100)
+    await volume.put("config", "before")
+
+    done = await asyncio.gather(*(volume.put("config", f"content {n}") for n in range(64)))
+
+    seen = [one.version for one in await volume.versions("config")]
+    assert (await volume.read("config")).data == b"content 63"
+    assert [one.version for one in done] == [version_of(b"content %d" % n) for n in range(64)]
+    assert seen[0] == version_of(b"content 63")
+    assert len(seen) < 20
+
+
+async def test_conditions_are_never_grouped(tmp_path: Path) -> None:
+    """Of many who replace the same version one wins, and the others are told who did."""
+    volume = Volume(tmp_path)
+    first = await volume.put("config", "first")
+
+    outcomes = await asyncio.gather(
+        *(volume.put("config", f"{n}", if_match=first.etag) for n in range(10)),
+        return_exceptions=True,
+    )
+
+    assert sum(isinstance(one, Publication) for one in outcomes) == 1
+    assert sum(isinstance(one, VersionConflict) for one in outcomes) == 9

@@ -1,0 +1,221 @@
+"""What was published before stays for a while, and can be published again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from sidecar import _errors
+from sidecar.volume.snapshot import Snapshot, version_of
+from sidecar.volume.volume import Volume
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    return Volume(tmp_path)
+
+
+def kept(path: Path, name: str = "config") -> list[Path]:
+    """The kept contents of a loose file, oldest first."""
+    return sorted((path / "..versions" / f"file-{name}").iterdir())
+
+
+async def test_the_last_contents_of_a_file_are_kept_as_hard_links(tmp_path: Path) -> None:
+    """Newest first, the present one included; nothing is copied."""
+    volume = Volume(tmp_path, keep=3)
+    for content in "12345":
+        await volume.put("config", content)
+    found = await volume.versions("config")
+    assert [v.version for v in found] == [version_of(c) for c in (b"5", b"4", b"3")]
+    assert [v.current for v in found] == [True, False, False]
+    assert [(v.size, v.files, v.etag) for v in found] == [(1, 1, f'"{v.version}"') for v in found]
+    assert [path.read_text() for path in kept(tmp_path)] == ["3", "4", "5"]
+    assert kept(tmp_path)[-1].samefile(tmp_path / "config")
+
+
+async def test_the_last_generations_of_a_set_are_kept(tmp_path: Path) -> None:
+    """Those in their grace period and those after it, in one list."""
+    for content in "12345":
+        await Volume(tmp_path, keep=3, grace=0.0 if content < "5" else 60.0).publish({"a": content})
+    found = await Volume(tmp_path, keep=3).versions()
+    assert [v.version for v in found] == [Snapshot.of({"a": c}).version for c in "543"]
+    assert [(v.current, v.size, v.files) for v in found] == [
+        (True, 1, 1),
+        (False, 1, 1),
+        (False, 1, 1),
+    ]
+
+
+@pytest.mark.parametrize("name", ["config", None])
+async def test_only_the_newest_of_equal_contents_is_current(
+    volume: Volume, name: str | None
+) -> None:
+    """A, then B, then A again: three entries, one of them in force."""
+    for content in "ABA":
+        await (volume.put("config", content) if name else volume.publish({"config": content}))
+    assert [v.current for v in await volume.versions(name)] == [True, False, False]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+async def test_without_history_nothing_is_kept(tmp_path: Path, keep: int) -> None:
+    """`keep` counts the present content, too."""
+    volume = Volume(tmp_path, keep=keep, grace=0.0)
+    for content in "12":
+        await volume.put("config", content)
+    assert len(await volume.versions("config")) == keep
+    for content in "34":
+        await volume.publish({"config": content})
+    assert len(await volume.versions()) == keep
+    assert not list(tmp_path.glob("..versions/gen-*"))
+
+
+async def test_a_file_is_rolled_back(volume: Volume, tmp_path: Path) -> None:
+    """By version or entity tag; it is another publish, of old bytes."""
+    old = await volume.put("config", "old")
+    new = await volume.put("config", "new")
+    done = await volume.rollback(old.etag, name="config")
+    assert (done.version, done.changed, volume.published) == (old.version, True, done)
+    assert (tmp_path / "config").read_text() == "old"
+    assert (await volume.rollback(new.version, name="config")).version == new.version
+    assert not (await volume.rollback(new.version, name="config")).changed
+
+
+async def test_a_set_is_rolled_back_as_a_whole(volume: Volume) -> None:
+    """Names that came later are gone, names that went are back."""
+    old = await volume.publish({"a": "1", "sub/gone": "1"})
+    await volume.publish({"a": "2", "new": "2"})
+    await volume.rollback(old.etag, if_match=(await volume.snapshot()).etag)
+    assert dict(await volume.snapshot()) == {"a": b"1", "sub/gone": b"1"}
+
+
+async def test_a_rollback_obeys_its_condition(volume: Volume) -> None:
+    """Somebody may have published meanwhile; and a trial changes nothing."""
+    old = await volume.put("config", "old")
+    await volume.put("config", "new")
+    with pytest.raises(_errors.VersionConflict):
+        await volume.rollback(old.etag, name="config", if_match=old.etag)
+    await volume.rollback(old.etag, name="config", dry_run=True)
+    assert (await volume.read("config")).data == b"new"
+
+
+async def test_an_unknown_version_is_an_error(volume: Volume) -> None:
+    """Never held, or forgotten since."""
+    await volume.put("config", "x")
+    for name in ("config", "other", None):
+        with pytest.raises(_errors.UnknownVersion, match="does not hold it"):
+            await volume.rollback("0" * 32, name=name)
+
+
+async def test_a_deleted_file_can_be_brought_back(volume: Volume, tmp_path: Path) -> None:
+    """Its history outlives it."""
+    done = await volume.put("sub/config", "x")
+    await volume.delete("sub/config")
+    assert [v.current for v in await volume.versions("sub/config")] == [False]
+    await volume.rollback(done.version, name="sub/config")
+    assert (tmp_path / "sub" / "config").read_text() == "x"
+
+
+@pytest.mark.parametrize("where", ["file", "set"])
+async def test_an_altered_content_is_not_rolled_back_to(
+    volume: Volume, tmp_path: Path, where: str
+) -> None:
+    """A neighbour can write to the history; what is published must be what its name says."""
+    if where == "file":
+        old = await volume.put("a", "old")
+        await volume.put("a", "new")
+        target, name = kept(tmp_path, "a")[0], "a"
+    else:
+        old = await volume.publish({"a": "old"})
+        await volume.publish({"a": "new"})
+        target, name = min(tmp_path.glob("..gen-*")) / "a", None
+    target.chmod(0o600)
+    target.write_text("evil")
+    with pytest.raises(_errors.UnknownVersion, match="altered"):
+        await volume.rollback(old.version, name=name)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+async def test_an_altered_content_that_was_kept_twice_is_found_in_its_other_copy(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """The same content may have been published more than once."""
+    for content in ("old", "between", "old", "new"):
+        await volume.put("config", content)
+    kept(tmp_path)[2].write_text("evil")
+    await volume.rollback(version_of(b"old"), name="config")
+    assert (tmp_path / "config").read_text() == "old"
+
+
+async def test_a_content_that_a_naive_writer_left_is_kept_when_it_is_replaced(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Listed as the present one before that, so that it can be gone back to."""
+    (tmp_path / "config").write_text("theirs")
+    theirs = version_of(b"theirs")
+    (only,) = await volume.versions("config")
+    assert (only.version, only.current, only.size) == (theirs, True, 6)
+    await volume.put("config", "ours")
+    assert [v.version for v in await volume.versions("config")] == [version_of(b"ours"), theirs]
+    await volume.rollback(theirs, name="config")
+    assert (tmp_path / "config").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("planted", ["file", "link"])
+async def test_a_history_that_cannot_be_kept_does_not_stop_a_publish(
+    tmp_path: Path, open_path: Path, planted: str
+) -> None:
+    """Nor is a planted link followed, nor do generations pile up instead."""
+    if planted == "file":
+        (tmp_path / "..versions").write_text("in the way")
+    else:
+        (tmp_path / "..versions").symlink_to(open_path)
+    volume = Volume(tmp_path, grace=0.0)
+    for content in "12":
+        await volume.put("config", content)
+    for content in "345":
+        await volume.publish({"config": content})
+    assert len(list(tmp_path.glob("..gen-*"))) == 1
+    assert len(await volume.versions()) == 1
+    assert list(open_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("others", ["a/b", "a%2Fb", "a", "a/b/c", "x" * 250, "x" * 251, "A"])
+async def test_histories_of_different_names_are_apart(
+    volume: Volume, tmp_path: Path, others: str
+) -> None:
+    """Whatever characters and lengths they have."""
+    names = [n for n in ("a/b", "a%2Fb", "a", "a/b/c", "x" * 250, "x" * 251, "A") if n != others]
+    await volume.put(others, "mine")
+    for name in names:
+        assert await volume.versions(name) == []
+
+
+async def test_the_history_can_be_listed_while_it_changes(volume: Volume) -> None:
+    """Contents are forgotten at the same time: no error, and always one in force."""
+    volume = Volume(volume.path, keep=2, grace=0.0)
+    await volume.publish({"a": "0"})
+    done = asyncio.Event()
+
+    async def publish() -> None:
+        for number in range(60):
+            await volume.publish({"a": str(number)})
+        done.set()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(publish())
+        while not done.is_set():
+            found = await Volume(volume.path, keep=2).versions()
+            assert sum(v.current for v in found) <= 1
+    assert len(await volume.versions()) == 2
+
+
+async def test_strangers_in_the_history_are_ignored(volume: Volume, tmp_path: Path) -> None:
+    """A file that somebody put there is no version."""
+    await volume.put("config", "x")
+    (kept(tmp_path)[0].parent / "notes.txt").write_text("theirs")
+    os.mkfifo(tmp_path / "..versions" / "gen-fifo")
+    assert len(await volume.versions("config")) == 1
+    assert await volume.versions() == []
