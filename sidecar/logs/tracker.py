@@ -468,7 +468,9 @@ class Tracker:
             core = identity.core_name(os.path.basename(path))
             if core in known and key not in self.by_key and key not in self._aliases:
                 modified = _modified_ns(path)
-                if not self._first or key in unmet or modified >= known[core]:
+                if not modified:
+                    self._unmet.add(key)  # renamed since it was listed
+                elif not self._first or key in unmet or modified >= known[core]:
                     appeared.append((modified, path, key))
         for _, path, key in sorted(appeared):
             if path in self.found.files:

@@ -109,6 +109,11 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         False,
         [("start", 0), ("stop", 0), ("race", 4), ("start", 0)],
     ),
+    "renamed on between the listing and the question for its age": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 0), ("race", 10), ("start", 0)],
+    ),
     "renamed twice around the first look": (
         "app.log",
         False,
