@@ -4,6 +4,8 @@
     ConfigMapVolume(path).update({...})                              a directory as kubelet keeps it
     rewrite_in_place(path, "…", pause)                               a writer that does it wrong
     await until(lambda: …)                                           wait for a condition, with a limit
+    LogFile(path).write("a line")                                    a log that rotates, in every way there is
+    MemorySink()                                                     a sink that keeps lines, and fails when told to
 
 Nothing here is a fake of `sidecar`: your code runs on the real thing, on a real file system.
 """
@@ -21,10 +23,18 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.volume.snapshot import encoded
 from sidecar.volume.volume import Volume
 
-__all__ = ["ConfigMapVolume", "rewrite_in_place", "temporary_volume", "until"]
+__all__ = [
+    "ConfigMapVolume",
+    "LogFile",
+    "MemorySink",
+    "rewrite_in_place",
+    "temporary_volume",
+    "until",
+]
 
 _DATA = "..data"
 _PAUSE = 0.002

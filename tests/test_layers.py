@@ -28,7 +28,7 @@ ONLY = {
     "watchfiles": ("disk/events",),
     "pythonjsonlogger": ("runtime/logging",),
     "jsonschema": ("volume/gate",),
-    "yaml": ("volume/gate",),
+    "yaml": ("volume/gate", "logs/config"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {

@@ -1,0 +1,310 @@
+"""What `sidecar collect` does, apart from its options: run, dry run, check, status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import click
+import orjson
+
+from sidecar import _errors
+from sidecar.logs import checkpoint, documents
+from sidecar.logs.collector import Collector
+from sidecar.logs.config import Pipeline, load, multiline, parse_spec
+from sidecar.logs.records import Record, Stage
+from sidecar.runtime import running
+
+_CHUNK = 1 << 20
+
+
+def pipeline(config_file: str | None, given: Mapping[str, Any], *, as_json: bool) -> Pipeline:
+    """Return the pipeline that a configuration file and the flags over it describe.
+
+    Files and sinks of the command line replace those of the file; stages come after those of the file.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    base = load(config_file) if config_file else Pipeline()
+    stages = [
+        *[parse_spec(one) for one in given.get("parse", ())],
+        *[{name: one} for name in ("keep", "drop", "redact") for one in given.get(name, ())],
+    ]
+    if added := _pairs("--add", given.get("add", ())):
+        stages.append({"add": added})
+    return base.with_values(
+        files=given.get("files") or None,
+        sinks=given.get("sink"),
+        stages=[*base.stages, *stages],
+        multiline=_multiline(given),
+        labels={**base.labels, **_pairs("--label", given.get("label", ()))},
+        json=as_json or None,
+        archives=given.get("archive"),
+        dead_letters=given.get("dead_letter"),
+        **{name: given.get(name) for name in _SAME_NAME},
+    )
+
+
+_SAME_NAME = (
+    "checkpoint",
+    "exclude",
+    "start",
+    "root",
+    "encoding",
+    "max_line",
+    "podinfo",
+    "budget",
+    "drain_timeout",
+)
+
+
+def run(
+    pipeline: Pipeline, sink_defaults: Mapping[str, Any], *, once: bool, host: str, port: int | None
+) -> int:
+    """Collect until SIGTERM, or to the end of what is there."""
+    collector = Collector(
+        pipeline.source(),
+        pipeline.make_stages(),
+        pipeline.make_sinks(sink_defaults),
+        labels=pipeline.make_labels(),
+        dead_letters=pipeline.make_dead_letters(),
+        budget=pipeline.budget,
+    )
+
+    async def collect() -> None:
+        await collector.run(until_end=once, drain_timeout=pipeline.drain_timeout)
+
+    running.run(collect() if port is None else _beside(collect(), _ops(collector, host, port)))
+    return 0
+
+
+def check(pipeline: Pipeline, sink_defaults: Mapping[str, Any]) -> int:
+    """Make everything a run would make, open nothing, and say what it is."""
+    pipeline.source()
+    count = len(pipeline.make_stages())
+    names = [sink.name for sink in pipeline.make_sinks(sink_defaults)]
+    if len(set(names)) < len(names):
+        raise _errors.ConfigError(f"two sinks have the same name: {', '.join(names)}")
+    click.echo(f"files       {' '.join(pipeline.files)}")
+    click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
+    click.echo(f"stages      {', '.join(map(_worded, pipeline.stages)) if count else 'none'}")
+    for name in names:
+        click.echo(f"sink        {name}")
+    return 0
+
+
+def dry_run(pipeline: Pipeline, path: str) -> int:
+    """Print what the pipeline makes of one file. Sums up on stderr, so that stdout is JSON alone."""
+    if not os.path.isfile(path):
+        raise _errors.ConfigError(f"--dry-run: {path} is no file that is there")
+    stages = pipeline.make_stages()
+    labels = pipeline.make_labels()()
+    # The name is meant as it stands, whatever signs of a pattern it holds.
+    literal = "".join(f"[{sign}]" if sign in "*?[{" else sign for sign in os.path.abspath(path))
+    source = _without_checkpoint(pipeline, literal)
+    seen = dropped = changed = 0
+    out = sys.stdout.buffer
+    source.open()
+    try:
+        while blocks := source.read("", _CHUNK) or _last(source):
+            for block in blocks:
+                for record in block.records(labels):
+                    seen += 1
+                    result = _through(record, stages)
+                    if result is None:
+                        dropped += 1
+                        continue
+                    changed += result.changed
+                    out.write(documents.json_line(result) + b"\n")
+            source.acknowledge("", blocks)
+        out.flush()
+    finally:
+        source.close()
+    click.echo(
+        f"{seen} records: {seen - dropped} pass ({changed} changed), {dropped} dropped", err=True
+    )
+    return 0
+
+
+def print_status(path: str, *, as_json: bool) -> int:
+    """Print position and lag of each file of a checkpoint, for each sink."""
+    state = _state(path)
+    rows = [row for entry in state.entries for row in _rows(entry)]
+    if as_json:
+        click.echo(orjson.dumps({"checkpoint": path, "files": rows}, option=orjson.OPT_INDENT_2))
+        return 0
+    titles = ("FILE", "SINK", "POSITION", "SIZE", "LAG", "STATE")
+    cells = [
+        (
+            row["file"],
+            row["sink"],
+            f"{row['position']:,}",
+            f"{row['size']:,}",
+            f"{row['lag']:,}",
+            row["state"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[at]) for line in [titles, *cells]) for at in range(len(titles))]
+    for line in [titles, *cells]:
+        padded = [
+            text.rjust(width) if at in (2, 3, 4) else text.ljust(width)
+            for at, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(padded).rstrip())
+    waiting = sum(row["lag"] for row in rows)
+    click.echo(f"{len(state.entries)} files, {waiting:,} bytes to deliver")
+    return 0
+
+
+def _through(record: Record, stages: Sequence[Stage]) -> Record | None:
+    result: Record | None = record
+    for stage in stages:
+        if result is None:
+            return None
+        result = stage(result)
+    return result
+
+
+def _without_checkpoint(pipeline: Pipeline, pattern: str) -> Any:
+    return replace(
+        pipeline, files=[pattern], exclude=(), checkpoint=None, start="beginning"
+    ).source()
+
+
+def _last(source: Any) -> Any:
+    """What is held back: the last line without a newline, the last group."""
+    source.flush(everything=True)
+    return source.read("", _CHUNK)
+
+
+def _state(path: str) -> checkpoint.State:
+    problem = f"cannot read the checkpoint {path}"
+    for candidate in (path, path + checkpoint.PREVIOUS):
+        try:
+            with open(candidate, "rb") as file:
+                return checkpoint.decode(file.read())
+        except OSError as error:
+            problem = f"cannot read the checkpoint {path}: {error.strerror}"
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"{candidate} is no checkpoint: {error}"
+            click.echo(f"sidecar: {problem}", err=True)
+    raise _errors.SidecarError(problem)
+
+
+def _rows(entry: checkpoint.Entry) -> list[dict[str, Any]]:
+    path, size, state = _whereabouts(entry)
+    return [
+        {
+            "file": path,
+            "sink": sink,
+            "position": place.offset,
+            "size": size,
+            "lag": max(size - place.offset, 0),
+            "state": state,
+        }
+        for sink, place in sorted(entry.places.items())
+    ]
+
+
+def _whereabouts(entry: checkpoint.Entry) -> tuple[str, int, str]:
+    """Find the file by its inode, under its name or another one in the same directory."""
+    if entry.gone is not None:
+        return entry.path, entry.size, "gone, delivered"
+    if (size := _size_if_same(entry.path, entry)) is not None:
+        return entry.path, size, "there"
+    directory = os.path.dirname(entry.path)
+    with contextlib.suppress(OSError), os.scandir(directory) as neighbours:
+        for one in neighbours:
+            if one.inode() == entry.inode and (size := _size_if_same(one.path, entry)) is not None:
+                return one.path, size, "rotated"
+    return entry.path, entry.size, "not found"
+
+
+def _size_if_same(path: str, entry: checkpoint.Entry) -> int | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    same = (found.st_dev, found.st_ino) == (entry.device, entry.inode)
+    # Of a compressed file only the compressed size could be seen.
+    return max(found.st_size, entry.size) if same else None
+
+
+def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise _errors.ConfigError(f"{flag} {one!r}: write it as NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _multiline(given: Mapping[str, Any]) -> Any:
+    start, end = given.get("multiline"), given.get("multiline_end")
+    if start is None and end is None:
+        return None
+    try:
+        return multiline(
+            {"end": end}
+            if start is None
+            else start
+            if end is None
+            else {"start": start, "end": end}
+        )
+    except (TypeError, ValueError) as error:
+        raise _errors.ConfigError(f"--multiline: {error}") from error
+
+
+def _worded(stage: Mapping[str, Any] | str) -> str:
+    if isinstance(stage, str):
+        return stage
+    return ", ".join(f"{name} {value}" for name, value in stage.items())
+
+
+def _ops(collector: Collector, host: str, port: int) -> Any:
+    """Answer probes and scrapes. The HTTP server is only imported where somebody wants it."""
+    from aiohttp import web
+
+    from sidecar.http import openapi, ops, serve
+
+    app = web.Application()
+    ops.health_of(app).add("collector", ready=collector.trouble)
+    titles = {
+        "/livez": "Is it alive?",
+        "/readyz": "Do all sinks take lines?",
+        "/startupz": "Has it started?",
+        "/metrics": "Prometheus' text format",
+        "/openapi.json": "This description",
+    }
+    paths = {
+        path: openapi.get(openapi.operation(title, responses={200: "Yes", 503: "No, and why"}))
+        for path, title in titles.items()
+    }
+    about = openapi.document("sidecar collect", "How the collection is.", paths, token=False)
+    app.add_routes(ops.ops_routes(lambda: about))
+    # No delay at the end: the collection itself drains, and is asked until then.
+    return serve.serve(app, host=host, port=port, drain_delay=0.0)
+
+
+async def _beside(main: Any, server: Any) -> None:
+    """Run the collection, with a server as long as it lasts; the error of either ends both."""
+    work = asyncio.create_task(main, name="collect")
+    answers = asyncio.create_task(server, name="ops")
+    try:
+        await asyncio.wait({work, answers}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # The server goes last: until the end somebody may want to know how far it is.
+        for task in (work, answers):
+            task.cancel()
+            await asyncio.wait({task})
+    for task in (work, answers):
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error

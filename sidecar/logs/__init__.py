@@ -1,0 +1,113 @@
+"""Collect log files: follow them through every rotation, pass the lines through stages, deliver them, lose none.
+
+    source = logs.tail("/var/log/app/*.log", checkpoint="/state/offsets.json")
+    await logs.collect(source, logs.parse_json, sink=logs.StdoutSink())
+
+The names below are public; the modules they live in may change.
+Each is imported when it is first used: a collector that writes to standard output never loads an HTTP client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sidecar.logs.collector import Collector as Collector
+    from sidecar.logs.collector import Summary as Summary
+    from sidecar.logs.collector import collect as collect
+    from sidecar.logs.lines import Multiline as Multiline
+    from sidecar.logs.metadata import PodMetadata as PodMetadata
+    from sidecar.logs.records import Batch as Batch
+    from sidecar.logs.records import Block as Block
+    from sidecar.logs.records import Record as Record
+    from sidecar.logs.records import Stage as Stage
+    from sidecar.logs.sinks.base import ACCEPTED as ACCEPTED
+    from sidecar.logs.sinks.base import BaseSink as BaseSink
+    from sidecar.logs.sinks.base import Batching as Batching
+    from sidecar.logs.sinks.base import Receipt as Receipt
+    from sidecar.logs.sinks.base import Rejected as Rejected
+    from sidecar.logs.sinks.base import Sink as Sink
+    from sidecar.logs.sinks.base import SinkUnavailable as SinkUnavailable
+    from sidecar.logs.sinks.deadletter import DeadLetterFile as DeadLetterFile
+    from sidecar.logs.sinks.elasticsearch import ElasticsearchSink as ElasticsearchSink
+    from sidecar.logs.sinks.file import FileSink as FileSink
+    from sidecar.logs.sinks.loki import LokiSink as LokiSink
+    from sidecar.logs.sinks.ndjson import NdjsonSink as NdjsonSink
+    from sidecar.logs.sinks.otlp import OtlpSink as OtlpSink
+    from sidecar.logs.sinks.stdout import StdoutSink as StdoutSink
+    from sidecar.logs.source import Tail as Tail
+    from sidecar.logs.source import tail as tail
+    from sidecar.logs.stages.changing import add_fields as add_fields
+    from sidecar.logs.stages.changing import redact as redact
+    from sidecar.logs.stages.levels import find_level as find_level
+    from sidecar.logs.stages.parsing import CRI_LINES as CRI_LINES
+    from sidecar.logs.stages.parsing import parse_cri as parse_cri
+    from sidecar.logs.stages.parsing import parse_json as parse_json
+    from sidecar.logs.stages.parsing import parse_logfmt as parse_logfmt
+    from sidecar.logs.stages.parsing import parse_regex as parse_regex
+    from sidecar.logs.stages.selecting import drop as drop
+    from sidecar.logs.stages.selecting import keep as keep
+    from sidecar.logs.stages.times import find_time as find_time
+    from sidecar.logs.stages.times import parse_time as parse_time
+
+_ROOMS = {
+    # Collect
+    "tail": "sidecar.logs.source",
+    "Tail": "sidecar.logs.source",
+    "Multiline": "sidecar.logs.lines",
+    "collect": "sidecar.logs.collector",
+    "Collector": "sidecar.logs.collector",
+    "Summary": "sidecar.logs.collector",
+    # What flows
+    "Record": "sidecar.logs.records",
+    "Block": "sidecar.logs.records",
+    "Batch": "sidecar.logs.records",
+    "Stage": "sidecar.logs.records",
+    # Stages
+    "parse_json": "sidecar.logs.stages.parsing",
+    "parse_logfmt": "sidecar.logs.stages.parsing",
+    "parse_regex": "sidecar.logs.stages.parsing",
+    "parse_cri": "sidecar.logs.stages.parsing",
+    "CRI_LINES": "sidecar.logs.stages.parsing",
+    "keep": "sidecar.logs.stages.selecting",
+    "drop": "sidecar.logs.stages.selecting",
+    "redact": "sidecar.logs.stages.changing",
+    "add_fields": "sidecar.logs.stages.changing",
+    "find_level": "sidecar.logs.stages.levels",
+    "find_time": "sidecar.logs.stages.times",
+    "parse_time": "sidecar.logs.stages.times",
+    "PodMetadata": "sidecar.logs.metadata",
+    # Sinks
+    "StdoutSink": "sidecar.logs.sinks.stdout",
+    "FileSink": "sidecar.logs.sinks.file",
+    "NdjsonSink": "sidecar.logs.sinks.ndjson",
+    "LokiSink": "sidecar.logs.sinks.loki",
+    "ElasticsearchSink": "sidecar.logs.sinks.elasticsearch",
+    "OtlpSink": "sidecar.logs.sinks.otlp",
+    "DeadLetterFile": "sidecar.logs.sinks.deadletter",
+    # Sinks of one's own
+    "Sink": "sidecar.logs.sinks.base",
+    "BaseSink": "sidecar.logs.sinks.base",
+    "Batching": "sidecar.logs.sinks.base",
+    "Receipt": "sidecar.logs.sinks.base",
+    "Rejected": "sidecar.logs.sinks.base",
+    "SinkUnavailable": "sidecar.logs.sinks.base",
+    "ACCEPTED": "sidecar.logs.sinks.base",
+}
+
+__all__ = [*_ROOMS]  # noqa: PLE0604 (a name twice is a name that can differ)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        room = _ROOMS[name]
+    except KeyError:
+        raise AttributeError(f"module 'sidecar.logs' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

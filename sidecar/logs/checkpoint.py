@@ -1,0 +1,230 @@
+"""What survives a restart: for each content, who it is, and how far each sink has it.
+
+One JSON document with a version and a checksum, replaced whole and durably.
+The generation before it stays beside it, so that a file that a power cut, a full disk or a neighbour has damaged
+costs at most the second between two saves.
+Nothing found here stops the start: what cannot be used is said once and set aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import stat
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sidecar import _errors
+from sidecar.disk import atomic
+from sidecar.logs.identity import Place, Print
+
+VERSION = 1
+PREVIOUS = ".previous"
+_LARGEST = 64 << 20
+_MODE = 0o600
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One content: identity, and the place of each sink by the sink's name."""
+
+    file_id: str
+    path: str
+    device: int
+    inode: int
+    head: Print
+    size: int
+    places: dict[str, Place]
+    modified_ns: int = 0
+    gone: float | None = None
+    """Unix time at which the file had vanished, everything read; kept to recognise its compressed copy."""
+
+    @property
+    def furthest(self) -> Place:
+        return max(self.places.values(), key=lambda place: place.offset, default=Place(0))
+
+    @property
+    def lowest(self) -> int:
+        return min((place.offset for place in self.places.values()), default=0)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a checkpoint holds."""
+
+    entries: list[Entry] = field(default_factory=list)
+    resume: dict[str, Any] = field(default_factory=dict)
+    """The last `Receipt.resume` of each sink."""
+
+
+class Checkpoint:
+    """A checkpoint file. `path` None keeps nothing: every start begins anew."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self._last: bytes | None = None
+
+    def load(self) -> State:
+        """Return the saved state; the generation before it, or an empty one, where it is damaged or missing."""
+        if self.path is None:
+            return State()
+        _sweep(os.path.dirname(os.path.abspath(self.path)))
+        for path in (self.path, self.path + PREVIOUS):
+            try:
+                return decode(_read(path))
+            except FileNotFoundError:
+                continue
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+            ) as error:
+                _log.error("checkpoint %s cannot be used (%s); trying what is left", path, error)
+                self._set_aside(path)
+        return State()
+
+    def save(self, state: State) -> bool:
+        """Write the state if it differs from the last one written; return whether it did.
+
+        Raises:
+            OSError: the old checkpoint is untouched.
+        """
+        if self.path is None:
+            return False
+        data = encode(state)
+        if data == self._last:
+            return False
+        directory, name = os.path.split(os.path.abspath(self.path))
+        atomic.make_directory(directory)
+        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            staged = atomic.Staged(dir_fd)
+            try:
+                staged.write(data)
+                staged.seal(_MODE, None)
+                _keep_previous(dir_fd, name)
+                staged.replace(name, dir_fd)
+            finally:
+                staged.discard()
+            atomic.sync_directory(dir_fd)
+        finally:
+            os.close(dir_fd)
+        self._last = data
+        return True
+
+    def _set_aside(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.replace(path, path + ".damaged")
+
+
+def encode(state: State) -> bytes:
+    """Return the document: one line of checksum, then JSON that people can read."""
+    document = {
+        "version": VERSION,
+        "files": [_entry_out(entry) for entry in state.entries],
+        "sinks": state.resume,
+    }
+    body = json.dumps(document, indent=1, sort_keys=True).encode()
+    return b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body)
+
+
+def decode(data: bytes) -> State:
+    """Return the state of a document.
+
+    Raises:
+        ValueError: torn, changed, of another version, or not one of ours.
+    """
+    head, newline, rest = data.partition(b"\n")
+    body, closing, _ = rest.rpartition(b"\n}")
+    if not newline or not closing or not head.startswith(b'{"crc32": "'):
+        raise ValueError("it is not a checkpoint, or cut off")
+    if head[11:19] != b"%08x" % zlib.crc32(body):
+        raise ValueError("its checksum is wrong")
+    document = json.loads(body)
+    if document["version"] != VERSION:
+        raise ValueError(f"it has version {document['version']}, this program reads {VERSION}")
+    return State([_entry_in(raw) for raw in document["files"]], dict(document["sinks"]))
+
+
+def _entry_out(entry: Entry) -> dict[str, Any]:
+    raw: dict[str, Any] = {
+        "id": entry.file_id,
+        "path": entry.path,
+        "device": entry.device,
+        "inode": entry.inode,
+        "size": entry.size,
+        "modified_ns": entry.modified_ns,
+        "head": [entry.head.length, entry.head.digest],
+        "places": {
+            name: [place.offset, place.mark.length, place.mark.digest]
+            for name, place in entry.places.items()
+        },
+    }
+    if entry.gone is not None:
+        raw["gone"] = entry.gone
+    return raw
+
+
+def _entry_in(raw: Mapping[str, Any]) -> Entry:
+    places = {
+        str(name): Place(int(offset), Print(int(length), str(digest)))
+        for name, (offset, length, digest) in raw["places"].items()
+    }
+    length, digest = raw["head"]
+    gone = raw.get("gone")
+    return Entry(
+        file_id=str(raw["id"]),
+        path=str(raw["path"]),
+        device=int(raw["device"]),
+        inode=int(raw["inode"]),
+        head=Print(int(length), str(digest)),
+        size=int(raw["size"]),
+        places=places,
+        modified_ns=int(raw["modified_ns"]),
+        gone=None if gone is None else float(gone),
+    )
+
+
+def _sweep(directory: str) -> None:
+    """Remove what a kill in the middle of a save has left."""
+    with contextlib.suppress(OSError, _errors.SidecarError):
+        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with atomic.locked(dir_fd, timeout=1.0, where=directory):
+                atomic.sweep(dir_fd)
+        finally:
+            os.close(dir_fd)
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > _LARGEST:
+            raise ValueError(f"it has {status.st_size} bytes, more than any checkpoint")
+        with os.fdopen(os.dup(fd), "rb") as handle:
+            return handle.read(_LARGEST)
+    finally:
+        os.close(fd)
+
+
+def _keep_previous(dir_fd: int, name: str) -> None:
+    """Give the present checkpoint a second name, in one step: there is never a moment without one."""
+    temporary = atomic.TEMPORARY + name + PREVIOUS
+    with contextlib.suppress(OSError):
+        os.unlink(temporary, dir_fd=dir_fd)
+    with contextlib.suppress(OSError):
+        # No previous one at the first save, and none on file systems without hard links.
+        os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        atomic.move(dir_fd, temporary, dir_fd, name + PREVIOUS)

@@ -1,0 +1,369 @@
+"""`collect`: from a source through stages to sinks, until it is told to stop.
+
+One task reads, one task for each sink delivers, one saves the checkpoint.
+The reader stops at the budget of a sink, so the files themselves are the buffer;
+the checkpoint follows what the sinks have acknowledged, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar import _errors
+from sidecar.logs.hints import DirectoryHints, Noticed
+from sidecar.logs.lane import DeadLetters, Lane
+from sidecar.logs.records import Block, Stage
+from sidecar.logs.sinks.base import Rejected, Sink
+from sidecar.logs.sinks.deadletter import DeadLetterFile
+from sidecar.logs.source import Tail
+from sidecar.runtime import metrics
+from sidecar.runtime.threads import in_thread
+
+_log = logging.getLogger(__name__)
+
+_ROUND = 1 << 20
+"""Bytes that one hop to the disk reads for a sink."""
+_PACE = 0.02
+"""Seconds between two rounds for events: a writer of single lines must not cost a core, and nobody waits longer."""
+_POLL = 0.25
+_SAVE_EVERY = 1.0
+_DEAD_LETTERS = ".dead-letters.ndjson"
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a collection did."""
+
+    lines: int = 0
+    size: int = 0
+    """Bytes, as they came."""
+    refused: int = 0
+    """Records that a sink has refused for good."""
+
+
+async def collect(
+    source: Tail,
+    *stages: Stage,
+    sink: Sink | Sequence[Sink],
+    labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+    dead_letters: DeadLetters | None = None,
+    budget: int = 8 << 20,
+    until_end: bool = False,
+    drain_timeout: float = 20.0,
+    drain_quiet: float = 0.5,
+) -> Summary:
+    """Ship every line of the source through the stages to the sinks, for ever.
+
+    The position of a file moves only past what all its sinks have acknowledged,
+    so a line is delivered again rather than lost; each sink has its own progress, and none waits for another.
+    When the call is cancelled (SIGTERM under `sidecar.run`) it reads to the end, delivers, saves, and then ends:
+    after `drain_quiet` seconds without a new line, at once where no writer has the files open,
+    at the latest after `drain_timeout`. What is not delivered by then is delivered after the next start.
+    A second cancellation ends it without draining.
+
+    Args:
+        source: what to read; one collection for each.
+        stages: plain functions from a record to a record, or to None to drop it; in this order.
+        sink: where to, or several.
+        labels: what is the same for all lines (the Pod). A callable is asked for each batch.
+        dead_letters: where refused records go; by default a file beside the checkpoint.
+        budget: bytes in flight, over all sinks. When they are used up, reading stops.
+        until_end: end when everything that is there has been delivered.
+        drain_timeout: seconds; stay below the Pod's `terminationGracePeriodSeconds`.
+        drain_quiet: seconds.
+
+    Raises:
+        ConfigError: no sink, or two of the same name.
+        Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
+    """
+    collector = Collector(
+        source,
+        stages,
+        sink if isinstance(sink, Sequence) else [sink],
+        labels=labels,
+        dead_letters=dead_letters,
+        budget=budget,
+    )
+    return await collector.run(
+        until_end=until_end, drain_timeout=drain_timeout, drain_quiet=drain_quiet
+    )
+
+
+class Collector:
+    """A collection with a state that probes can ask for. `collect` is one of these, run at once."""
+
+    def __init__(
+        self,
+        source: Tail,
+        stages: Sequence[Stage],
+        sinks: Sequence[Sink],
+        *,
+        labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+        dead_letters: DeadLetters | None = None,
+        budget: int = 8 << 20,
+    ) -> None:
+        names = [sink.name for sink in sinks]
+        if not names or len(set(names)) < len(names):
+            raise _errors.ConfigError(
+                f"a collection needs sinks, each with a name of its own, not {names}"
+            )
+        if dead_letters is None and source.checkpoint_path is not None:
+            dead_letters = DeadLetterFile(source.checkpoint_path + _DEAD_LETTERS)
+        self.source = source
+        self.summary = Summary()
+        made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
+        self.lanes = [
+            Lane(
+                sink,
+                stages,
+                budget=max(budget // len(sinks), 1),
+                labels=made,
+                dead_letters=dead_letters,
+                acknowledged=self._acknowledged,
+                refused=self._refused,
+            )
+            for sink in sinks
+        ]
+        self._hints: DirectoryHints | None = None
+        self._wake = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._started = self._draining = False
+        self._until_end = False
+        self._quiet = 0.0
+        self._reported: dict[str, int] = {}
+        self._save_failure: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Collector {self.source!r} → {', '.join(lane.name for lane in self.lanes)}>"
+
+    @property
+    def started(self) -> bool:
+        """The files have been looked for, and the sinks are open. For a startup probe."""
+        return self._started
+
+    def trouble(self, patience: float = 60.0) -> str | None:
+        """Return what keeps lines from being delivered for longer than `patience` seconds. For a readiness probe."""
+        for lane in self.lanes:
+            if lane.trouble_since is not None and time.monotonic() - lane.trouble_since > patience:
+                return f"{lane.name} has taken nothing for more than {patience:g} s: {lane.trouble}"
+        return self._save_failure
+
+    async def run(
+        self, *, until_end: bool = False, drain_timeout: float = 20.0, drain_quiet: float = 0.5
+    ) -> Summary:
+        """Collect. See `collect`."""
+        self._until_end, self._quiet = until_end, drain_quiet
+        await in_thread(self.source.open, [lane.name for lane in self.lanes])
+        opened: list[Lane] = []
+        try:
+            self._hints = await in_thread(DirectoryHints)
+            for lane in self.lanes:
+                begun = await lane.sink.open(self.source.resume.get(lane.name))
+                opened.append(lane)
+                if begun is not None:
+                    self.source.resume[lane.name] = begun
+            # Before the first line is delivered: a kill right after it must find where it began.
+            await self._save()
+            self._started = True
+            await self._work(drain_timeout)
+        finally:
+            await self._end(opened)
+        return self.summary
+
+    # -- the tasks
+
+    async def _work(self, drain_timeout: float) -> None:
+        tasks = [
+            asyncio.create_task(self._read(), name="logs-read"),
+            asyncio.create_task(self._keep_saving(), name="logs-save"),
+            *(asyncio.create_task(lane.run(), name=f"logs-{lane.name}") for lane in self.lanes),
+        ]
+        try:
+            try:
+                await self._until_finished(tasks, None)
+            except asyncio.CancelledError:
+                self._draining = True
+                self._wake.set()
+                for lane in self.lanes:
+                    lane.hurry()
+                await self._until_finished(tasks, drain_timeout)
+                raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _until_finished(self, tasks: list[asyncio.Task[None]], timeout: float | None) -> None:
+        """Wait for the reader's end, or the first error."""
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            _log.warning(
+                "not everything was delivered within %g s; the rest follows at the next start",
+                timeout,
+            )
+        for task in done:
+            if (error := task.exception()) is not None:
+                if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                    raise error.exceptions[0] from None
+                raise error
+
+    async def _read(self) -> None:
+        """Read, whenever there may be something and a sink has room; end when there is no more to come."""
+        source, last_look, last_round, turns = self.source, 0.0, 0.0, -1
+        news_at = time.monotonic()
+        while True:
+            now = time.monotonic()
+            due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
+            look = now >= due or self._draining or (self._until_end and self._all_idle())
+            wanted = {lane.name: min(lane.room, _ROUND) for lane in self.lanes if lane.room > 0}
+            self._wake.clear()
+            last_round = now
+            blocks = await in_thread(self._round, wanted, look)
+            if source.turns != turns:
+                turns = source.turns
+                self._dirty.set()
+            if look:
+                last_look = now
+                self._report()
+            self._listen()
+            for lane in self.lanes:
+                lane.offer(blocks.get(lane.name, ()))
+            if any(blocks.values()):
+                news_at = time.monotonic()
+            ready = any(source.ready(lane.name) for lane in self.lanes)
+            ending = look and not ready and (self._draining or self._until_end)
+            if ending and self._all_idle() and await self._is_end(news_at):
+                return
+            if any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes):
+                continue
+            await self._pause(due if not self._draining else now + _PACE, last_round)
+
+    async def _is_end(self, news_at: float) -> bool:
+        if self._until_end and not self._draining:
+            await in_thread(self.source.flush, everything=True)
+        else:
+            await in_thread(self.source.flush)
+        if any(self.source.ready(lane.name) for lane in self.lanes):
+            return False
+        if self._until_end or time.monotonic() - news_at >= self._quiet:
+            return True
+        return await in_thread(self.source.is_abandoned)
+
+    async def _pause(self, due: float, last_round: float) -> None:
+        timeout = due - time.monotonic()
+        if self._until_end:
+            timeout = min(timeout, _PACE)
+        if timeout > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+        rest = last_round + _PACE - time.monotonic()
+        if rest > 0 and not self._draining:
+            await asyncio.sleep(rest)
+
+    def _round(self, wanted: Mapping[str, int], look: bool) -> dict[str, list[Block]]:
+        """One hop to the disk: take the hints, look where they point, read what there is room for."""
+        hints = self._hints
+        noticed = hints.drain() if hints is not None else Noticed()
+        source = self.source
+        if look or noticed.changed or noticed.overflow:
+            if noticed.overflow:
+                metrics.WATCH_ERRORS_TOTAL.inc()
+                source.hint_all()
+            source.look(suspicious=noticed.changed)
+            if hints is not None:
+                hints.watch(source.directories)
+        if noticed.written and not source.hint(noticed.written):
+            source.look()
+        return {name: source.read(name, limit) for name, limit in wanted.items()}
+
+    def _listen(self) -> None:
+        """Be woken by the next event; not before the round that takes them all."""
+        if self._hints is None or self._hints.fd is None:
+            return
+        loop, fd = asyncio.get_running_loop(), self._hints.fd
+
+        def woken() -> None:
+            loop.remove_reader(fd)
+            self._wake.set()
+
+        loop.add_reader(fd, woken)
+
+    async def _keep_saving(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await self._save()
+            await asyncio.sleep(_SAVE_EVERY)
+
+    async def _save(self) -> None:
+        self._dirty.clear()
+        try:
+            state = await in_thread(self.source.state)
+            # What the checkpoint says must be durable in the sinks before the checkpoint says so.
+            for lane in self.lanes:
+                await lane.sink.flush()
+            await in_thread(self.source.save, state)
+        except OSError as error:
+            self._dirty.set()
+            failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {error}"
+            if self._save_failure != failure:
+                _log.error("%s; collecting goes on, a restart would deliver lines again", failure)
+            self._save_failure = failure
+        else:
+            self._save_failure = None
+
+    async def _end(self, opened: Sequence[Lane]) -> None:
+        if self._hints is not None:
+            if self._hints.fd is not None:
+                asyncio.get_running_loop().remove_reader(self._hints.fd)
+            self._hints.close()
+        if len(opened) == len(self.lanes):
+            await self._save()
+        self._report()
+        for lane in opened:
+            await lane.sink.close()
+        await in_thread(self.source.close)
+
+    # -- what the lanes say
+
+    def _all_idle(self) -> bool:
+        return all(lane.idle for lane in self.lanes)
+
+    def _acknowledged(self, lane: Lane, blocks: Sequence[Block], resume: Any) -> None:
+        self.source.acknowledge(lane.name, blocks, resume)
+        size, count = sum(len(b.data) for b in blocks), sum(b.lines for b in blocks)
+        if lane is self.lanes[0]:
+            self.summary.lines += count
+            self.summary.size += size
+            metrics.LOGS_LINES_TOTAL.inc(count)
+            metrics.LOGS_BYTES_TOTAL.inc(size)
+        self._dirty.set()
+        self._wake.set()
+
+    def _refused(self, lane: Lane, rejected: Sequence[Rejected]) -> None:
+        self.summary.refused += len(rejected)
+        if lane.has_dead_letters:
+            return
+        size = sum(len(one.record.raw) for one in rejected)
+        _log.error(
+            "%s refused %d records for good: %s", lane.name, len(rejected), rejected[0].reason
+        )
+        metrics.LOGS_LOST_BYTES_TOTAL.labels("refused").inc(size)
+
+    def _report(self) -> None:
+        source = self.source
+        figures = source.figures()
+        metrics.LOGS_LAG_BYTES.set(figures.lag_bytes)
+        metrics.LOGS_LAG_SECONDS.set(figures.lag_seconds)
+        metrics.LOGS_UNACKED_BYTES.set(figures.unacknowledged_bytes)
+        for reason, size in source.lost.items():
+            if news := size - self._reported.get(reason, 0):
+                metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)
+                self._reported[reason] = size

@@ -1,0 +1,334 @@
+r"""A pipeline as data: what a configuration file or a command line asks for, and the parts made of it.
+
+    files: ["/var/log/app/*.log"]
+    checkpoint: /state/offsets.json
+    stages:
+      - parse: json
+      - drop: /healthz
+      - redact: 'password=\S+'
+      - add: {site: berlin}
+    sinks:
+      - stdout
+      - url: loki+http://loki:3100
+        tenant: shop
+
+Everything is checked before anything is opened: names, patterns, addresses, certificates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from sidecar._errors import ConfigError
+from sidecar.logs import stages, values
+from sidecar.logs.lines import Multiline
+from sidecar.logs.metadata import DIRECTORY, PodMetadata
+from sidecar.logs.records import Stage
+from sidecar.logs.sinks import addresses
+from sidecar.logs.sinks.base import Sink
+from sidecar.logs.sinks.deadletter import DeadLetterFile
+from sidecar.logs.source import Tail, tail
+
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Which files, through which stages, to which sinks."""
+
+    files: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    checkpoint: str | None = None
+    start: Literal["beginning", "end"] = "beginning"
+    archives: Sequence[str] = ()
+    root: str | None = None
+    encoding: str = "utf-8"
+    max_line: int = 1 << 20
+    multiline: Multiline | None = None
+    stages: Sequence[Mapping[str, Any] | str] = ()
+    """As they stand in the file: `{"parse": "json"}`, `"level"`."""
+    sinks: Sequence[Mapping[str, Any] | str] = ()
+    json: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    podinfo: str = DIRECTORY
+    """Where the downward API's files are, if there are any."""
+    annotations: Sequence[str] = ()
+    dead_letters: str | None = None
+    budget: int = 8 << 20
+    drain_timeout: float = 20.0
+
+    def with_values(self, **given: Any) -> Pipeline:
+        """Return a pipeline with these values instead; None leaves what there is."""
+        return replace(self, **{name: one for name, one in given.items() if one is not None})
+
+    def source(self) -> Tail:
+        """Make the source.
+
+        Raises:
+            ConfigError: no files, or a value that cannot work.
+        """
+        if not self.files:
+            raise ConfigError(
+                "no files to collect: name some, as in sidecar collect '/var/log/app/*.log'"
+            )
+        return tail(
+            *self.files,
+            checkpoint=self.checkpoint,
+            exclude=self.exclude,
+            start=self.start,
+            root=self.root,
+            archives=self.archives,
+            multiline=self.multiline or self._lines_of_stages(),
+            encoding=self.encoding,
+            max_line=self.max_line,
+        )
+
+    def make_stages(self) -> list[Stage]:
+        """Make the stages.
+
+        Raises:
+            ConfigError: no such stage, or a pattern that is not valid.
+        """
+        made: list[Stage] = []
+        for number, spec in enumerate(self.stages, 1):
+            made += _stages(spec, f"stage {number}")
+        return made
+
+    def make_sinks(self, defaults: Mapping[str, Any] | None = None) -> list[Sink]:
+        """Make the sinks, standard output if none is named. `defaults` are for options that several kinds know.
+
+        Raises:
+            ConfigError: no such sink or option, or certificates that cannot be read.
+        """
+        return [
+            _sink(spec, f"sink {number}", json=self.json, defaults=defaults or {})
+            for number, spec in enumerate(self.sinks or ["stdout"], 1)
+        ]
+
+    def make_labels(self) -> Callable[[], Mapping[str, str]]:
+        """Return what gives the labels of the Pod as they are now, those of the configuration over them."""
+        pod = PodMetadata(self.podinfo, annotations=self.annotations)
+        if not self.labels:
+            return lambda: pod.labels
+        cached: list[tuple[Mapping[str, str], Mapping[str, str]]] = []
+
+        def labels() -> Mapping[str, str]:
+            now = pod.labels
+            if not cached or cached[0][0] is not now:
+                cached[:] = [(now, {**now, **self.labels})]
+            return cached[0][1]
+
+        return labels
+
+    def make_dead_letters(self) -> DeadLetterFile | None:
+        """Make the file for refused records, None for the one beside the checkpoint."""
+        return None if self.dead_letters is None else DeadLetterFile(self.dead_letters)
+
+    def _lines_of_stages(self) -> Multiline | None:
+        """Long lines of a container runtime come in pieces, which belong together before they are parsed."""
+        wants_cri = any(
+            isinstance(one, Mapping) and one.get("parse") == "cri" for one in self.stages
+        )
+        return stages.CRI_LINES if wants_cri else None
+
+
+def load(path: str | os.PathLike[str]) -> Pipeline:
+    """Read a pipeline from a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or holds a name or value that means nothing;
+            the message says where.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigError(
+            "a configuration file needs PyYAML: pip install 'podsidecar[schema]'"
+        ) from error
+    where = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = file.read(_LARGEST)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the configuration {where}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    try:
+        found = yaml.safe_load(document)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = getattr(error, "problem", None) or error
+        raise ConfigError(f"{where}{place}: no YAML: {said}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: expected a mapping that begins with `files:` or `sinks:`")
+    return Pipeline(**values.read(found, _READERS, where))
+
+
+def parse_spec(text: str) -> Mapping[str, Any]:
+    r"""Turn what stands behind `--parse` into a stage.
+
+    >>> parse_spec("json"), parse_spec(r"regex:(?P<level>\w+)")
+    ({'parse': 'json'}, {'parse': {'regex': '(?P<level>\\w+)'}})
+    """
+    kind, colon, rest = text.partition(":")
+    return {"parse": {kind: rest}} if colon else {"parse": kind}
+
+
+def _sink(spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any]) -> Sink:
+    if isinstance(spec, str):
+        return addresses.sink(spec, json=json, defaults=defaults)
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("url"), str):
+        raise ConfigError(f"{where}: expected an address, or a mapping with `url:`, not {spec!r}")
+    options = {name: value for name, value in spec.items() if name != "url"}
+    return addresses.sink(spec["url"], options, json=json, defaults=defaults)
+
+
+def _stages(spec: Any, where: str) -> list[Stage]:
+    name, given = _named(spec, where)
+    if name not in _MAKERS:
+        near = values.nearest(name, _MAKERS)
+        raise ConfigError(f"{where}: there is no stage {name!r} ({near})")
+    try:
+        return _MAKERS[name](given)
+    except (TypeError, ValueError) as error:  # a ConfigError, too
+        raise ConfigError(f"{where} ({name}): {error}") from error
+
+
+def _named(spec: Any, where: str) -> tuple[str, Any]:
+    if isinstance(spec, str):
+        return spec, None
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        name, given = next(iter(spec.items()))
+        return str(name), given
+    raise ConfigError(
+        f"{where}: expected one name with its value, as in `parse: json`, not {spec!r}"
+    )
+
+
+def _parse(given: Any) -> list[Stage]:
+    """What a parser finds may say the level and the time as well: both are looked for, and change no line."""
+    found: list[Stage] = [stages.find_level, stages.find_time]
+    match given:
+        case "json":
+            return [stages.parse_json, *found]
+        case "logfmt":
+            return [stages.parse_logfmt, *found]
+        case "cri":
+            return [stages.parse_cri, stages.find_level]  # the time is that of the runtime
+        case "none" | "text":
+            return found
+        case {"regex": str(pattern)}:
+            return [stages.parse_regex(pattern), *found]
+    raise ValueError(f"{given!r} is no form: json, logfmt, cri, text or regex:PATTERN")
+
+
+def _redact(given: Any) -> list[Stage]:
+    if isinstance(given, dict):
+        read = values.read(given, {"pattern": values.text, "with": values.text}, "redact")
+        if "pattern" not in read:
+            raise ValueError("`pattern:` is missing")
+        return [stages.redact(read["pattern"], read.get("with", "***"))]
+    return [stages.redact(pattern) for pattern in values.patterns(given)]
+
+
+def _time(given: Any) -> list[Stage]:
+    if given is None:
+        return [stages.find_time]
+    readers: values.Readers = {"field": values.text, "format": values.text, "zone": values.text}
+    read = values.read({"field": given} if isinstance(given, str) else given, readers, "time")
+    if "field" not in read:
+        raise ValueError("`field:` is missing")
+    return [stages.parse_time(**read)]
+
+
+def _add(given: Any) -> list[Stage]:
+    if not isinstance(given, dict) or not given:
+        raise TypeError(f"{given!r} is no mapping (name: value)")
+    return [stages.add_fields(**{str(name): value for name, value in given.items()})]
+
+
+def _keep(given: Any) -> list[Stage]:
+    return [stages.keep(pattern) for pattern in values.patterns(given)]
+
+
+def _drop(given: Any) -> list[Stage]:
+    return [stages.drop(pattern) for pattern in values.patterns(given)]
+
+
+def _level(_given: Any) -> list[Stage]:
+    return [stages.find_level]
+
+
+_MAKERS: Mapping[str, Callable[[Any], list[Stage]]] = {
+    "parse": _parse,
+    "level": _level,
+    "time": _time,
+    "keep": _keep,
+    "drop": _drop,
+    "redact": _redact,
+    "add": _add,
+}
+
+
+def multiline(given: Any) -> Multiline:
+    """Read a rule for groups of lines: a pattern for their first line, `cri`, or a mapping.
+
+    Raises:
+        ValueError: it is none of these, or the pattern is not valid.
+    """
+    if given == "cri":
+        return stages.CRI_LINES
+    if isinstance(given, str):
+        given = {"start": given}
+    if not isinstance(given, dict):
+        raise TypeError(f"{given!r} is no rule: give the pattern of a first line")
+    readers: values.Readers = {
+        "start": values.text,
+        "end": values.text,
+        "timeout": values.seconds,
+        "max_lines": values.count,
+    }
+    try:
+        return Multiline(**values.read(given, readers, "multiline"))
+    except ConfigError:
+        raise
+    except Exception as error:  # `re.error` is no ValueError before Python 3.13
+        raise ValueError(str(error)) from error
+
+
+def _start(given: Any) -> Literal["beginning", "end"]:
+    if given not in ("beginning", "end"):
+        raise ValueError(f"{given!r} is neither beginning nor end")
+    return cast('Literal["beginning", "end"]', given)
+
+
+def _list(given: Any) -> list[Any]:
+    if not isinstance(given, list):
+        raise TypeError(f"{given!r} is no list")
+    return given
+
+
+_READERS: values.Readers = {
+    "files": values.patterns,
+    "exclude": values.patterns,
+    "checkpoint": values.text,
+    "start": _start,
+    "archives": values.patterns,
+    "root": values.text,
+    "encoding": values.text,
+    "max_line": values.size,
+    "multiline": multiline,
+    "stages": _list,
+    "sinks": _list,
+    "json": values.truth,
+    "labels": values.mapping,
+    "podinfo": values.text,
+    "annotations": values.patterns,
+    "dead_letters": values.text,
+    "budget": values.size,
+    "drain_timeout": values.seconds,
+}

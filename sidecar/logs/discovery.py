@@ -1,0 +1,315 @@
+"""Which files are there: globs with `**`, braces and excludes, looked up again and again at little cost.
+
+A directory is listed again only when its modification time says that names came or went,
+so that looking at a thousand quiet files costs one `stat` a directory.
+Listings carry inodes, which is how a file is found again under its next name.
+
+Blocking; knows names and inodes, opens through `sidecar.disk.beneath`, reads no content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.disk import beneath
+
+Key = tuple[int, int]
+"""Device and inode."""
+
+_MAGIC = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RACY_NS = 100_000_000
+"""A directory that changed so recently may change again within the same tick of its clock."""
+_MOST_DIRECTORIES = 100_000
+
+
+@dataclass(slots=True)
+class Listing:
+    """The entries of a directory, as of one moment."""
+
+    device: int
+    changed_ns: int
+    settled: bool
+    inodes: dict[str, int] = field(default_factory=dict)
+    directories: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Found:
+    """What one scan found."""
+
+    files: dict[str, Key] = field(default_factory=dict)
+    """The paths that match, with what they name (links resolved)."""
+    places: dict[Key, list[str]] = field(default_factory=dict)
+    """Every entry of the directories looked at, matching or not, by what it names."""
+    keys: dict[str, Key] = field(default_factory=dict)
+    """The same by path."""
+    directories: dict[str, None] = field(default_factory=dict)
+    """All that should be watched, in order."""
+    targets: set[str] = field(default_factory=set)
+    """Those of them that only hold what links point to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    base: str
+    parts: tuple[str | re.Pattern[str] | None, ...]
+    """Below the base: a name, a pattern for a name, or None for `**`."""
+
+
+class Discovery:
+    """The files that some patterns name, now and after each further `scan`.
+
+    `root` is the directory that links must not leave: by default, for each pattern, its part before the first wildcard.
+    """
+
+    def __init__(
+        self,
+        patterns: Iterable[str],
+        exclude: Iterable[str] = (),
+        *,
+        root: str | None = None,
+        beside: Iterable[str] = (),
+    ) -> None:
+        self.patterns = [p for pattern in patterns for p in _expand(pattern)]
+        if not self.patterns:
+            raise _errors.ConfigError("no log file is named: give a path or a pattern")
+        self._compiled = [_compile(pattern) for pattern in self.patterns]
+        self._exclude = [_excluder(pattern) for pattern in exclude]
+        self._root = os.path.abspath(root) if root is not None else None
+        self._beside = [os.path.abspath(path) for path in beside]
+        self._listings: dict[str, Listing] = {}
+        self._last: Found | None = None
+        self._distrusted: set[int] = set()
+        """Devices whose listings give other inodes than stat(2) does (some overlays)."""
+
+    def scan(self, *, suspicious: Iterable[str] = ()) -> Found:
+        """Look once. Directories in `suspicious` are listed again, whatever their times say."""
+        for path in suspicious:
+            if self._listings.pop(path, None) is not None:
+                self._last = None
+        if self._last is not None and not self._last.targets and self._is_unchanged():
+            return self._last
+        found = Found()
+        seen: dict[str, Listing] = {}
+        for pattern in self._compiled:
+            for path, key in self._walk(pattern.base, pattern.parts, found, seen):
+                if not self._excluded(path):
+                    found.files[path] = key
+        for path in self._beside:
+            self._list(path, found, seen)
+        for directory, listing in seen.items():
+            for name, inode in listing.inodes.items():
+                found.keys[os.path.join(directory, name)] = (listing.device, inode)
+        found.keys.update(found.files)
+        for path, key in found.keys.items():
+            found.places.setdefault(key, []).append(path)
+        for directory in found.targets:
+            found.directories.setdefault(directory)
+        found.targets -= seen.keys()
+        self._listings = seen
+        self._last = found if seen.keys() == found.directories.keys() else None
+        return found
+
+    def _is_unchanged(self) -> bool:
+        """Whether every directory that was listed is as it was. Links are another matter: their targets move."""
+        try:
+            return all(
+                known.settled and not known.links and os.stat(path).st_mtime_ns == known.changed_ns
+                for path, known in self._listings.items()
+            )
+        except OSError:
+            return False
+
+    def siblings(self, path: str) -> Iterator[str]:
+        """Yield the files in which a rotation may have put the content of `path`: beside it, and one level below."""
+        directory = os.path.dirname(path)
+        scratch: dict[str, Listing] = {}
+        for place in dict.fromkeys([directory, *self._beside]):
+            if self._listings.pop(place, None) is not None:
+                self._last = None
+            listing = self._list(place, Found(), scratch)
+            if listing is None:
+                continue
+            below = [os.path.join(place, name) for name in listing.directories[:100]]
+            for each in [place, *below]:
+                inner = listing if each == place else self._list(each, Found(), scratch)
+                for name in inner.inodes if inner is not None else ():
+                    yield os.path.join(each, name)
+
+    def open(self, path: str) -> int:
+        """Open a file that a scan has found, and nothing else than a regular file beneath the root.
+
+        Raises:
+            OSError: as openat2(2).
+            ReadError: it is no regular file.
+        """
+        root = self._root_of(path)
+        root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fd = beneath.open_beneath(root_fd, os.path.relpath(path, root))
+            except OSError:
+                if not os.path.islink(path):
+                    raise
+                # An absolute link is fine as long as it ends inside; the kernel still guards the way there.
+                real_root = os.path.realpath(root)
+                target = os.path.relpath(os.path.realpath(path), real_root)
+                fd = beneath.open_beneath(root_fd, target)
+        finally:
+            os.close(root_fd)
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            raise _errors.ReadError(f"cannot tail {path}: it is {beneath.kind_of(mode)}")
+        return fd
+
+    def compare(self, path: str, opened: Key) -> None:
+        """A file was opened under another inode than its listing had said: was it renamed, or do listings lie here?"""
+        directory, name = os.path.split(path)
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            listed = next((entry.inode() for entry in entries if entry.name == name), None)
+            status = os.stat(path, follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == opened and listed not in (None, opened[1]):
+                self._distrusted.add(status.st_dev)
+                self._listings.clear()
+                self._last = None
+
+    def _root_of(self, path: str) -> str:
+        if self._root is not None:
+            return self._root
+        inside = [p.base for p in self._compiled if path.startswith(p.base.rstrip("/") + "/")]
+        inside += [d for d in self._beside if path.startswith(d + "/")]
+        return max(inside, key=len, default=os.path.dirname(path))
+
+    def _excluded(self, path: str) -> bool:
+        return any(pattern.fullmatch(path) for pattern in self._exclude)
+
+    def _walk(
+        self,
+        directory: str,
+        parts: Sequence[str | re.Pattern[str] | None],
+        found: Found,
+        seen: dict[str, Listing],
+    ) -> Iterator[tuple[str, Key]]:
+        listing = self._list(directory, found, seen)
+        if listing is None or len(seen) > _MOST_DIRECTORIES:
+            return
+        part, rest = parts[0], parts[1:]
+        if part is None:
+            yield from self._walk(directory, rest, found, seen)
+            for name in listing.directories:
+                if not name.startswith("."):
+                    yield from self._walk(os.path.join(directory, name), parts, found, seen)
+            return
+        if rest:
+            for name in [*listing.directories, *listing.links]:
+                if _fits(part, name):
+                    path = os.path.join(directory, name)
+                    if name not in listing.links or os.path.isdir(path):
+                        yield from self._walk(path, rest, found, seen)
+            return
+        yield from self._matching(directory, listing, part, found)
+
+    def _matching(
+        self, directory: str, listing: Listing, part: str | re.Pattern[str], found: Found
+    ) -> Iterator[tuple[str, Key]]:
+        for name in [part] if isinstance(part, str) else list(listing.inodes):
+            if name in listing.inodes and _fits(part, name):
+                yield os.path.join(directory, name), (listing.device, listing.inodes[name])
+        for name in listing.links:
+            if _fits(part, name):
+                path = os.path.join(directory, name)
+                with contextlib.suppress(OSError):
+                    status = os.stat(path)
+                    if stat.S_ISREG(status.st_mode):
+                        found.targets.add(os.path.dirname(os.path.realpath(path)))
+                        yield path, (status.st_dev, status.st_ino)
+
+    def _list(self, directory: str, found: Found, seen: dict[str, Listing]) -> Listing | None:
+        if directory in seen:
+            return seen[directory]
+        try:
+            status = os.stat(directory)
+            known = self._listings.get(directory)
+            if known is None or not known.settled or known.changed_ns != status.st_mtime_ns:
+                known = self._fresh(directory, status)
+        except OSError:
+            # Not there yet: the nearest parent that is there tells when it comes.
+            parent = directory
+            while (parent := os.path.dirname(parent)) and not os.path.isdir(parent):
+                if parent == os.path.dirname(parent):
+                    return None
+            found.directories.setdefault(parent)
+            return None
+        seen[directory] = known
+        found.directories.setdefault(directory)
+        return known
+
+    def _fresh(self, directory: str, status: os.stat_result) -> Listing:
+        settled = time.time_ns() - status.st_mtime_ns > _RACY_NS
+        listing = Listing(status.st_dev, status.st_mtime_ns, settled)
+        ask = status.st_dev in self._distrusted
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_symlink():
+                        listing.links.append(entry.name)
+                    elif entry.is_dir(follow_symlinks=False):
+                        listing.directories.append(entry.name)
+                    elif entry.is_file(follow_symlinks=False):
+                        listing.inodes[entry.name] = (
+                            entry.stat(follow_symlinks=False).st_ino if ask else entry.inode()
+                        )
+        return listing
+
+
+def _expand(pattern: str) -> list[str]:
+    """Return the patterns that braces stand for: `{a,b}.log` is `a.log` and `b.log`."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [os.path.abspath(pattern)] if pattern else []
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [each for option in match[1].split(",") for each in _expand(head + option + tail)]
+
+
+def _compile(pattern: str) -> _Pattern:
+    names = pattern.split("/")[1:]
+    fixed = 0
+    while fixed < len(names) - 1 and not _MAGIC.search(names[fixed]):
+        fixed += 1
+    parts: list[str | re.Pattern[str] | None] = []
+    for name in names[fixed:]:
+        if name == "**":
+            if not parts or parts[-1] is not None:
+                parts.append(None)
+        else:
+            parts.append(re.compile(fnmatch.translate(name)) if _MAGIC.search(name) else name)
+    if parts[-1] is None:
+        parts.append(re.compile(".*", re.DOTALL))
+    return _Pattern("/" + "/".join(names[:fixed]), tuple(parts))
+
+
+def _excluder(pattern: str) -> re.Pattern[str]:
+    """A pattern without a slash means a name in any directory."""
+    if "/" not in pattern:
+        return re.compile(r"(?s:.*/)" + fnmatch.translate(pattern))
+    return re.compile(fnmatch.translate(os.path.abspath(pattern)))
+
+
+def _fits(part: str | re.Pattern[str], name: str) -> bool:
+    if isinstance(part, str):
+        return name == part
+    # As in a shell, a wildcard does not stand for a leading dot.
+    if name.startswith(".") and not part.pattern.startswith(r"(?s:\."):
+        return False
+    return part.fullmatch(name) is not None

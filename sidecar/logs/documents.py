@@ -1,0 +1,162 @@
+"""A record as one JSON object: the same shape in every sink that speaks JSON, and in dead letters.
+
+    {"time": "2026-11-23T13:21:51.123456789Z", "level": "info", "message": "the line",
+     "file": "/var/log/app/app.log", "offset": 4711, "labels": {"pod": "web-0"}}
+
+A line that a parser has understood stands there by its fields instead of `message`.
+What the application wrote wins: where its own fields are called `time`, `level` or `file`, ours step back.
+`file` and `offset` name the line, so whoever receives one twice can tell.
+
+Blocks that no stage has looked at never become records here: that is what makes JSON cheap.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import orjson
+
+from sidecar.logs.records import Batch, Block, Record
+
+_OPTIONS = orjson.OPT_NON_STR_KEYS
+_SECOND = 1_000_000_000
+
+
+def document(record: Record) -> dict[str, Any]:
+    """Return what the record says, as an object of its own.
+
+    >>> document(Record(b"hello", file="/log/app", offset=6, level="info"))
+    {'time': '1970-01-01T00:00:00.000000000Z', 'level': 'info', 'message': 'hello', 'file': '/log/app', 'offset': 6}
+    """
+    made: dict[str, Any] = {"time": rfc3339(record.time)}
+    if record.level is not None:
+        made["level"] = record.level
+    if not record.structured:
+        made["message"] = record.text
+    made.update(record.fields)
+    made.setdefault("file", _readable(record.file))
+    made.setdefault("offset", record.offset)
+    if record.labels:
+        made.setdefault("labels", dict(record.labels))
+    return made
+
+
+def json_line(record: Record) -> bytes:
+    """Return the record as one JSON object, without a line ending."""
+    if record.fields or record.structured:
+        return dumps(document(record))
+    try:
+        return _unparsed(record)
+    except TypeError:  # a lone surrogate that a stage has made
+        return dumps(document(record))
+
+
+def json_lines(batch: Batch) -> bytes:
+    """Return the batch as JSON objects, each with its newline."""
+    if not batch.raw:
+        return b"".join([json_line(record) + b"\n" for record in batch.records()])
+    return b"".join([_block(block, batch.labels) for block in batch.blocks])
+
+
+def dumps(value: Mapping[str, Any]) -> bytes:
+    """Encode as JSON whatever stages have put together; it always succeeds.
+
+    What JSON has no word for is written as text (`str`).
+    A value that cannot be written at all (a circle, nested too deep) becomes its `repr`, shortened.
+    """
+    try:
+        return orjson.dumps(value, default=str, option=_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        # Lone surrogates, integers beyond 64 bits, more than 254 levels: rare, and the standard library can.
+        return _slowly(value)
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """Write Unix nanoseconds as RFC 3339, UTC, all nine digits.
+
+    >>> rfc3339(1_700_000_000_000_000_001)
+    '2023-11-14T22:13:20.000000001Z'
+    """
+    second, rest = divmod(nanoseconds, _SECOND)
+    return f"{_to_the_second(second)}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _to_the_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _slowly(value: Mapping[str, Any]) -> bytes:
+    made = []
+    for key, one in value.items():
+        try:
+            encoded = json.dumps(
+                one, default=str, skipkeys=True, allow_nan=False, ensure_ascii=False
+            )
+        except (TypeError, ValueError, RecursionError):
+            encoded = json.dumps(shortened(one), ensure_ascii=False)
+        made.append(f"{json.dumps(str(key), ensure_ascii=False)}:{encoded}")
+    return f"{{{','.join(made)}}}".encode("utf-8", "replace")
+
+
+def shortened(value: object) -> str:
+    """Return the `repr` of anything, cut off; a circle has none."""
+    try:
+        return repr(value)[:1024]
+    except RecursionError:
+        return f"<{type(value).__name__}, nested too deep>"
+
+
+def _unparsed(record: Record) -> bytes:
+    """The same as `document`, for the form that most lines have, in half the time."""
+    level = b"" if record.level is None else b'"level":%b,' % orjson.dumps(record.level)
+    labels = b',"labels":%b' % dumps(dict(record.labels)) if record.labels else b""
+    return b'{"time":"%b",%b"message":%b,"file":%b,"offset":%d%b}' % (
+        rfc3339(record.time).encode(),
+        level,
+        orjson.dumps(record.text),
+        _path(record.file),
+        record.offset,
+        labels,
+    )
+
+
+def _block(block: Block, labels: Mapping[str, str]) -> bytes:
+    if block.starts is not None or block.offsets is not None:
+        return b"".join([json_line(record) + b"\n" for record in block.records(labels)])
+    pieces = block.data.split(b"\n")
+    pieces.pop()
+    offsets = accumulate(map(len, pieces), lambda at, length: at + length + 1, initial=block.start)
+    text = block.data[:-1].decode("utf-8", "replace")
+    if "\r" in text:
+        texts = [one.removesuffix("\r") for one in text.split("\n")]
+    else:
+        texts = text.split("\n")
+    # One call for all lines. Inside a JSON string every quote follows a backslash,
+    # so that `","` can only stand between two strings.
+    messages = orjson.dumps(texts)[2:-2].split(b'","')
+    head = b'{"time":"%b","message":"' % rfc3339(block.read_at).encode()
+    middle = b'","file":%b,"offset":' % _path(block.file)
+    tail = b',"labels":%b}\n' % dumps(dict(labels)) if labels else b"}\n"
+    return b"".join(
+        [
+            b"%b%b%b%d%b" % (head, message, middle, offset, tail)
+            for message, offset in zip(messages, offsets, strict=False)
+        ]
+    )
+
+
+@lru_cache(maxsize=1024)
+def _readable(path: str) -> str:
+    """A path may hold bytes that are not UTF-8, as surrogates: they become U+FFFD, like those of lines."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=1024)
+def _path(path: str) -> bytes:
+    return orjson.dumps(_readable(path))

@@ -1,0 +1,116 @@
+"""Which files were written, which directories changed: what inotify says, in the terms of a tail.
+
+Hints only save time. Where there are none (network file systems, limits reached),
+`polling` is true and the looks come more often instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sidecar.disk import beneath, events
+
+_log = logging.getLogger(__name__)
+_WRITTEN = events.Inotify.MODIFY | events.Inotify.CLOSE_WRITE
+
+
+@dataclass(slots=True)
+class Noticed:
+    """What has happened since the last time."""
+
+    written: set[str] = field(default_factory=set)
+    """Paths of files."""
+    changed: set[str] = field(default_factory=set)
+    """Paths of directories in which names came or went."""
+    overflow: bool = False
+
+
+class DirectoryHints:
+    """Watches directories. Every method is quick and none waits."""
+
+    def __init__(self) -> None:
+        self._inotify: events.Inotify | None = None
+        self._watched: dict[str, int] = {}
+        self._paths: dict[int, str] = {}
+        self._silent: set[str] = set()
+        """Directories of which no events can be had."""
+        try:
+            self._inotify = events.Inotify()
+        except (OSError, ImportError) as error:
+            _log.warning("no change events (%s): looking more often instead", error)
+
+    @property
+    def fd(self) -> int | None:
+        """Readable while hints wait; None where there are no hints."""
+        return self._inotify.fd if self._inotify is not None else None
+
+    @property
+    def polling(self) -> bool:
+        """Whether some of the directories give no events."""
+        return self._inotify is None or bool(self._silent)
+
+    def watch(self, directories: Sequence[str]) -> None:
+        """Watch these directories, and no others any more."""
+        if self._inotify is None or self._watched.keys() | self._silent == set(directories):
+            return
+        for path in self._watched.keys() - set(directories):
+            self._drop(path)
+        self._silent &= set(directories)
+        for path in directories:
+            if path not in self._watched:
+                self._add(self._inotify, path)
+
+    def drain(self) -> Noticed:
+        """Return what has been noticed since the last call."""
+        noticed = Noticed()
+        if self._inotify is None:
+            return noticed
+        for event in self._inotify.drain():
+            if event.mask & events.Inotify.OVERFLOW:
+                noticed.overflow = True
+            path = self._paths.get(event.watch)
+            if path is None:
+                continue
+            if event.mask & _WRITTEN and event.name:
+                noticed.written.add(os.path.join(path, os.fsdecode(event.name)))
+                continue
+            noticed.changed.add(path)
+            gone = events.Inotify.IGNORED | events.Inotify.DELETE_SELF | events.Inotify.MOVE_SELF
+            if event.mask & gone:
+                self._drop(path)
+        return noticed
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    def _add(self, inotify: events.Inotify, path: str) -> None:
+        try:
+            if events.is_remote(beneath.mount_point(os.path.realpath(path))[1]):
+                self._silent.add(path)
+                return
+            number = inotify.add(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                if path not in self._silent:
+                    _log.warning(
+                        "no change events for %s (%s): looking more often instead", path, error
+                    )
+                self._silent.add(path)
+            return
+        self._silent.discard(path)
+        self._watched[path] = number
+        self._paths[number] = path
+
+    def _drop(self, path: str) -> None:
+        number = self._watched.pop(path, None)
+        if number is not None:
+            self._paths.pop(number, None)
+            if self._inotify is not None:
+                self._inotify.remove(number)

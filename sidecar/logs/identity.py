@@ -1,0 +1,116 @@
+"""Which content is this? No single property of a file answers that, so four of them do together.
+
+Inodes are reused, names move, first lines repeat, files shrink and grow again.
+A content is recognised by its head (up to 1 KiB, as much as there is),
+by the bytes just before the offset up to which it was read (up to 1 KiB again), by a size that reaches the offset,
+and by device and inode, which decide where to look first and are never enough alone.
+
+Pure functions and values; nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+HEAD = 1024
+"""Bytes of the head that count. Less is used while the file is smaller."""
+MARK = 1024
+"""Bytes before the offset that count: as a rule more than a line, since many lines end alike."""
+EVIDENCE = 64
+"""A content of fewer bytes may well begin again by chance: an application that writes `started`."""
+
+
+class Readable(Protocol):
+    """A content that can be read anywhere: `sidecar.logs.content` has them."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset` on; fewer only at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Print:
+    """Length and digest of some bytes: enough to recognise them, not to read them in a checkpoint."""
+
+    length: int
+    digest: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Print:
+        return cls(len(data), hashlib.blake2b(data, digest_size=12).hexdigest())
+
+    def matches(self, data: bytes) -> bool:
+        """Whether `data` begins with the bytes this was made of."""
+        return len(data) >= self.length and Print.of(data[: self.length]) == self
+
+
+NOTHING = Print.of(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a content was read: the offset, and what stands just before it."""
+
+    offset: int
+    mark: Print = NOTHING
+
+    @classmethod
+    def of(cls, offset: int, mark: bytes) -> Place:
+        return cls(offset, Print.of(mark[-MARK:]))
+
+
+def is_continued_by(head: Print, place: Place, content: Readable) -> bool:
+    """Whether `content` is the one that had this head and was read up to this place.
+
+    False for a content of which nothing is known: an empty head fits everything.
+    """
+    if head.length == 0:
+        return False
+    if not head.matches(content.read(0, head.length)):
+        return False
+    start = place.offset - place.mark.length
+    before = content.read(start, place.mark.length)
+    return len(before) == place.mark.length and place.mark.matches(before)
+
+
+def is_copy(copy: Readable, copy_size: int, original: Readable) -> bool:
+    """Whether `copy` (perhaps still growing) repeats the beginning of `original`.
+
+    Head and end are compared, not everything between: a copy of a large file must not cost reading it twice.
+    """
+    if copy_size == 0:
+        return False
+    head = min(copy_size, 4 * HEAD)
+    tail = max(copy_size - 4 * HEAD, 0)
+    return _same(copy, original, 0, head) and _same(copy, original, tail, copy_size - tail)
+
+
+def _same(one: Readable, other: Readable, offset: int, size: int) -> bool:
+    expected = one.read(offset, size)
+    return len(expected) == size and other.read(offset, size) == expected
+
+
+_ROTATION = re.compile(
+    r"""(?: [-._]?(?:gz|tmp|old|bak|orig) $        # what compressing and copying append
+          | [-._@]\d[\d_T:.-]* (?=\.|$) )           # a number, a date
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def core_name(name: str) -> str:
+    """Return what rotation leaves of a file name.
+
+    >>> {core_name(n) for n in ("app.log", "app.log.1", "app.log.2.gz", "app-20260101.log", "app.log-20260101.gz")}
+    {'app.log'}
+    """
+    while (shorter := _ROTATION.sub("", name)) != name and shorter:
+        name = shorter
+    return name
+
+
+def are_related(one: str, other: str) -> bool:
+    """Whether the names may be of one log file and its rotated past."""
+    return core_name(one) == core_name(other)

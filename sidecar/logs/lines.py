@@ -1,0 +1,179 @@
+"""Cut bytes into whole lines, without looking at each of them where nobody asks for that.
+
+Plain functions over bytes: how much of what was read makes a block, what has to wait,
+where overlong lines, holes and groups of lines begin and end.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.logs import patterns
+
+NEWLINE = b"\n"
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Multiline:
+    r"""Which lines belong together: a stack trace with its message.
+
+    A group begins at each line that matches `start`, or ends with each line that matches `end`.
+    The last group of a file waits for the next one; after `timeout` seconds without news it is complete.
+
+    >>> Multiline(start=r"\d{4}-\d\d-\d\d ")
+    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000)
+    """
+
+    start: str | None = None
+    end: str | None = None
+    timeout: float = 1.0
+    max_lines: int = 1000
+    """A group of more lines is cut, so that a rule that never matches cannot hold a file back for ever."""
+
+    def __post_init__(self) -> None:
+        if (self.start is None) == (self.end is None):
+            raise ValueError("multiline needs either start or end, and not both")
+        patterns.compiled(self.start or self.end or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How many of the bytes that were read make a block."""
+
+    size: int
+    newline: bool = False
+    """The block needs a newline that the file does not have: a piece of an overlong line, or the very last line."""
+    starts: Sequence[int] | None = None
+
+
+def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
+    """Return the longest run of whole lines at the beginning of `raw`, None if it has to wait for more.
+
+    A line of more than `max_line` bytes comes alone, in pieces. `final` lets the last line go without its newline.
+    A block ends where a hole of NUL bytes begins a line.
+    """
+    size = raw.rfind(NEWLINE) + 1
+    if size == 0:
+        if len(raw) > max_line:
+            return Cut(max_line, newline=True)
+        return Cut(len(raw), newline=True) if final and raw else None
+    # One byte is searched for many times faster than two, and hardly a log holds it.
+    if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
+        size = hole + 1
+    if size <= max_line:
+        return Cut(size)
+    start = 0
+    while size - start > max_line + 1:
+        end = raw.rfind(NEWLINE, start, min(start + max_line + 1, size))
+        if end < 0:
+            return Cut(start) if start else Cut(max_line, newline=True)
+        start = end + 1
+    return Cut(size)
+
+
+def leading_hole(raw: bytes) -> int:
+    """Return how many NUL bytes `raw` begins with."""
+    return len(raw) - len(raw.lstrip(b"\0"))
+
+
+class Grouper:
+    """Finds where groups of lines begin. Stateless between calls: what is not complete is read again."""
+
+    def __init__(self, rule: Multiline) -> None:
+        self.rule = rule
+        self._start = patterns.compiled(rule.start) if rule.start is not None else None
+        self._end = patterns.compiled(rule.end) if rule.end is not None else None
+
+    def cut(self, lines: bytes, *, final: bool) -> Cut | None:
+        """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
+        starts: list[int] = []
+        position, in_group = 0, 0
+        open_group = False
+        for line in lines.splitlines(keepends=True) if b"\r" not in lines else _split(lines):
+            begins = in_group == 0 or in_group >= self.rule.max_lines
+            if self._start is not None and self._start.found_in(line.rstrip(b"\r\n")):
+                begins = True
+            if begins:
+                starts.append(position)
+                in_group = 0
+            in_group += 1
+            position += len(line)
+            open_group = True
+            if self._end is not None and self._end.found_in(line.rstrip(b"\r\n")):
+                in_group, open_group = 0, False
+        if not starts:
+            return None
+        if open_group and not final and in_group < self.rule.max_lines:
+            last = starts.pop()
+            return Cut(last, starts=starts) if starts else None
+        return Cut(len(lines), starts=starts)
+
+
+def _split(lines: bytes) -> list[bytes]:
+    """Split at newlines alone: a carriage return in the middle of a line is no line ending."""
+    return [line + NEWLINE for line in lines.split(NEWLINE)[:-1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the bytes of a file become UTF-8 lines."""
+
+    name: str
+    skip: int = 0
+    """Bytes of a byte order mark at the beginning."""
+
+    @property
+    def plain(self) -> bool:
+        """True where the bytes are passed on as they are."""
+        return self.name == "utf-8"
+
+    @property
+    def newline(self) -> bytes:
+        return NEWLINE.decode().encode(self.name)
+
+    def cut(self, raw: bytes, max_line: int, *, final: bool) -> Cut | None:
+        """As `cut_lines`, for this encoding; the size is in bytes of the file."""
+        width = len(self.newline)
+        if width == 1:
+            return cut_lines(raw, max_line, final=final)
+        end = raw.rfind(self.newline)
+        while end >= 0 and end % width:
+            end = raw.rfind(self.newline, 0, end + width - 1)
+        if end >= 0:
+            return Cut(end + width)
+        if len(raw) > max_line:
+            return Cut(max_line - max_line % width, newline=True)
+        whole = len(raw) - len(raw) % width
+        return Cut(whole, newline=True) if final and whole else None
+
+    def to_utf8(self, raw: bytes, start: int) -> tuple[bytes, list[int]]:
+        """Return the lines in UTF-8, and where each of them begins in the file."""
+        text = raw.decode(self.name, "replace")
+        lines = text.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        offsets = []
+        width = len(self.newline)
+        for line in lines:
+            offsets.append(start)
+            start += len(line.encode(self.name, "replace")) + width
+        return "".join(line + "\n" for line in lines).encode("utf-8", "replace"), offsets
+
+
+def sniff(head: bytes, declared: str) -> Encoding:
+    """Return the encoding of a file that begins so: a byte order mark overrules what was declared.
+
+    Raises:
+        LookupError: Python knows no encoding of the declared name.
+    """
+    for bom, name in _BOMS:
+        if head.startswith(bom):
+            return Encoding(name, len(bom))
+    return Encoding(codecs.lookup(declared).name)

@@ -1,0 +1,159 @@
+"""From an address to a sink: `stdout`, `file:///path`, `loki+https://host`, … with options.
+
+Options stand in a configuration file, or behind `#` in the address itself, which no receiver ever sees:
+
+    loki+https://logs.example.com#tenant=shop&token_file=/run/secrets/token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from sidecar._errors import ConfigError
+from sidecar.logs import values
+from sidecar.logs.sinks.base import Batching, Sink
+
+FORMS = "stdout, file:///path, http(s)://…, loki+http(s)://…, elasticsearch+http(s)://…, otlp+http(s)://…"
+
+_FILE = {
+    "json": values.truth,
+    "max_bytes": values.size,
+    "keep": values.count,
+    "mode": values.octal,
+    "name": values.text,
+}
+_HTTP = {
+    "name": values.text,
+    "gzip": values.truth,
+    "timeout": values.seconds,
+    "headers": values.mapping,
+    "user": values.text,
+    "password_file": values.text,
+    "token_file": values.text,
+    "ca_file": values.text,
+    "cert_file": values.text,
+    "key_file": values.text,
+    "max_body": values.size,
+    "batch_bytes": values.size,
+    "batch_lines": values.count,
+    "linger": values.seconds,
+    "concurrency": values.count,
+}
+_OWN: Mapping[str, values.Readers] = {
+    "stdout": {"json": values.truth, "name": values.text},
+    "file": _FILE,
+    "ndjson": _HTTP,
+    "loki": {
+        **_HTTP,
+        "tenant": values.text,
+        "labels": values.mapping,
+        "label_fields": values.texts,
+        "metadata_fields": values.texts,
+    },
+    "elasticsearch": {**_HTTP, "index": values.text},
+    "otlp": {**_HTTP, "resource": values.mapping, "retry_status": values.counts},
+}
+_BATCHING = {
+    "batch_bytes": "max_bytes",
+    "batch_lines": "max_lines",
+    "linger": "linger",
+    "concurrency": "concurrency",
+}
+_KINDS = {"": "ndjson", "ndjson": "ndjson", "loki": "loki", "otlp": "otlp"}
+_KINDS |= {"elasticsearch": "elasticsearch", "opensearch": "elasticsearch"}
+
+
+def sink(
+    address: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    json: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> Sink:
+    """Make the sink that an address names.
+
+    `json` is for sinks that write lines as they came; `defaults` count where the sink knows the option
+    and neither `options` nor the address say it.
+
+    Raises:
+        ConfigError: no such form, no such option, or a value that cannot work.
+
+    >>> sink("loki+http://loki:3100#tenant=shop")
+    <LokiSink http://loki:3100/loki/api/v1/push>
+    """
+    bare, kind, in_address = _split(address)
+    known = _OWN[kind]
+    given: dict[str, Any] = {
+        name: value for name, value in (defaults or {}).items() if name in known
+    }
+    if set(given) & {"token_file"} and ("user" in {**(options or {}), **in_address} or "@" in bare):
+        del given["token_file"]
+    given |= {**(options or {}), **in_address}
+    made = values.read(given, known, f"the sink {_shown(bare)}")
+    if kind == "stdout":
+        from sidecar.logs.sinks.stdout import StdoutSink
+
+        return StdoutSink(**{"json": json, **made})
+    if kind == "file":
+        from sidecar.logs.sinks.file import FileSink
+
+        return FileSink(urlsplit(bare).path, **{"json": json, **made})
+    return _http(kind, bare, made)
+
+
+def _split(address: str) -> tuple[str, str, dict[str, str]]:
+    """Return the address without its options, the kind of sink, and the options."""
+    bare, _, fragment = address.partition("#")
+    options = dict(parse_qsl(fragment, keep_blank_values=True))
+    if bare in ("stdout", "-", "stdout://"):
+        return "stdout", "stdout", options
+    scheme, colon, _ = bare.partition("://")
+    if colon and scheme == "file":
+        parts = urlsplit(bare)
+        if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
+            raise ConfigError(f"{bare!r} names no file: write file:///path, with three slashes")
+        return bare, "file", options
+    kind, _, inner = scheme.rpartition("+")
+    if colon and inner in ("http", "https") and kind in _KINDS:
+        return bare, _KINDS[kind], options
+    raise ConfigError(f"{_shown(bare)!r} is no sink: it is one of {FORMS}")
+
+
+def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
+    from sidecar.logs.sinks.delivery import HttpSink
+
+    batching = {
+        word: made.pop(option) for option, word in _BATCHING.items() if made.get(option) is not None
+    }
+    if batching:
+        default = HttpSink.batching
+        made["batching"] = Batching(
+            max_bytes=batching.get("max_bytes", default.max_bytes),
+            max_lines=batching.get("max_lines", default.max_lines),
+            linger=batching.get("linger", default.linger),
+            concurrency=batching.get("concurrency", default.concurrency),
+        )
+    match kind:
+        case "loki":
+            from sidecar.logs.sinks.loki import LokiSink
+
+            return LokiSink(address, **made)
+        case "elasticsearch":
+            from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
+
+            return ElasticsearchSink(address, **made)
+        case "otlp":
+            from sidecar.logs.sinks.otlp import OtlpSink
+
+            return OtlpSink(address, **made)
+    from sidecar.logs.sinks.ndjson import NdjsonSink
+
+    return NdjsonSink(address, **made)
+
+
+def _shown(address: str) -> str:
+    """Return the address without what may be a password."""
+    scheme, slashes, rest = address.partition("://")
+    return scheme + slashes + rest.rpartition("@")[2]

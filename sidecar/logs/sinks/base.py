@@ -1,0 +1,135 @@
+"""What every sink promises, and what it may rely on.
+
+    open(resume)  →  write(batch), write(batch), …  →  flush()  →  close()
+
+* `write` returns when the receiver *has* the batch. The returned `Receipt` is the acknowledgement:
+  the position of the files moves past the batch because of it, and only because of it.
+* Retrying belongs to the sink, for only the sink knows what of a batch has arrived already
+  (Elasticsearch answers for each item). A sink with nothing to remember raises `SinkUnavailable` instead:
+  the collector then waits (growing pauses, or `retry_after`) and gives it the same batch again, for ever.
+* What the receiver refuses for good goes into `Receipt.rejected`.
+  The collector writes it to the dead-letter file *before* the position passes it.
+* Any other exception ends the collection: the batch is not acknowledged and is read again at the next start.
+* `write` may be cancelled at any await. The batch then counts as not acknowledged.
+
+Back-pressure needs nothing from a sink: the collector holds at most its byte budget,
+and stops reading while a sink is slow. The file is the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from sidecar._errors import SidecarError
+from sidecar.logs.records import Batch, Record
+
+
+class SinkUnavailable(SidecarError, OSError):
+    """The receiver cannot take anything now; the batch is to be tried again.
+
+    `retry_after` is the pause the receiver has asked for, in seconds, None if it named none.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that the receiver will never take, and why."""
+
+    record: Record
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The acknowledgement of one batch."""
+
+    rejected: Sequence[Rejected] = ()
+    resume: Any = None
+    """Anything JSON can hold. It is saved in the checkpoint together with the offsets of this very batch,
+    and given to `open` after a restart: a sink that can go back to it delivers exactly once (the file sink does)."""
+
+
+ACCEPTED = Receipt()
+"""All of it has arrived, nothing was refused, nothing to remember."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How the collector fills batches for a sink."""
+
+    max_bytes: int = 1 << 20
+    """A batch is sent when it holds so many bytes of lines (as they came) …"""
+    max_lines: int | None = None
+    """… or so many lines …"""
+    linger: float = 0.0
+    """… or when its first line is so old, in seconds. 0: whatever is there is sent at once,
+    and batches grow by themselves while the sink is busy."""
+    concurrency: int = 1
+    """How many batches may be on their way at once. More than one gives up the order of lines."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where log lines go. Implement these six, or inherit `BaseSink` and write only `write`."""
+
+    name: str
+    """Identifies the sink's own progress in the checkpoint: unique among the sinks of one collection,
+    the same after a restart. Never holds a secret."""
+    batching: Batching
+    takes_blocks: bool
+    """True: `write` can deal with a batch nobody has split into lines (`batch.raw`). Only a hint to the reader of
+    the code: `batch.records()` always works."""
+
+    async def open(self, resume: Any) -> Any:
+        """Get ready. `resume` is the last saved `Receipt.resume`, None at the first start.
+
+        Returns what `resume` is to be before the first batch, None where there is nothing to remember.
+        It is saved before anything is delivered.
+        """
+
+    async def write(self, batch: Batch) -> Receipt:
+        """Deliver the batch; return when it has arrived."""
+
+    async def flush(self) -> None:
+        """Make durable what has been acknowledged. Called before each save of the checkpoint."""
+
+    async def close(self) -> None:
+        """Let go of everything. Called once, also after errors; never with a `write` under way."""
+
+
+class BaseSink:
+    """The usual answers, so that a sink of one's own is one method.
+
+    >>> class Collected(BaseSink):
+    ...     name = "collected"
+    ...     def __init__(self) -> None:
+    ...         self.texts: list[str] = []
+    ...     async def write(self, batch: Batch) -> Receipt:
+    ...         self.texts += [record.text for record in batch.records()]
+    ...         return ACCEPTED
+    """
+
+    name: str = "sink"
+    batching: Batching = Batching()
+    takes_blocks: bool = False
+
+    async def open(self, resume: Any) -> Any:
+        """Nothing to open."""
+
+    async def write(self, batch: Batch) -> Receipt:
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        """Nothing is held back."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"

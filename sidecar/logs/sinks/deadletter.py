@@ -1,0 +1,134 @@
+"""The file for lines that a receiver will never take.
+
+One JSON object a line: who refused it, when, why, and the record as it was to be delivered
+(not the raw line: a stage may have taken a secret out of it).
+
+    {"rejected_at": "…", "sink": "loki+http://loki:3100", "reason": "400: line too long", "record": {…}}
+
+`write` returns when the lines are durable. Only then may the position pass them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import orjson
+
+from sidecar.disk import atomic
+from sidecar.logs import documents
+from sidecar.logs.sinks.base import Rejected, SinkUnavailable
+from sidecar.runtime import metrics
+from sidecar.runtime.threads import in_thread
+
+_log = logging.getLogger(__name__)
+_LOST = "dead_letters_full"
+# O_SYNC: a write returns when it is on the disk, data and size (open(2)).
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_SYNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class DeadLetterFile:
+    """Appends refused records to a file.
+
+    A file that would grow beyond `max_bytes` becomes `PATH.1` first and replaces the one of that name:
+    what that held is lost then, which is logged and counted (`sidecar_logs_lost_bytes_total`).
+    A volume that fills up would take the whole Pod down, healthy lines included.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 << 20) -> None:
+        self.path = os.fspath(path)
+        self.max_bytes = max_bytes
+
+    def __repr__(self) -> str:
+        return f"<DeadLetterFile {self.path}>"
+
+    async def write(self, sink: str, rejected: Sequence[Rejected]) -> None:
+        """Append the records and sync; all of them are on disk when this returns.
+
+        Raises:
+            SinkUnavailable: the file cannot be written now (volume full, read-only).
+                None of the records may be passed; try again later.
+        """
+        if not rejected:
+            return
+        now = documents.rfc3339(time.time_ns())
+        lines = b"".join([_letter(now, sink, one) for one in rejected])
+        try:
+            await in_thread(self._append, lines)
+        except OSError as error:
+            raise SinkUnavailable(
+                f"cannot write dead letters to {self.path}: {error.strerror or error}"
+                " (lines that were refused wait until that is mended)"
+            ) from error
+        metrics.LOGS_DEAD_LETTERS_TOTAL.inc(len(rejected))
+        first = rejected[0]
+        _log.warning(
+            "%s refused %d lines, the first at %s:%d: %s; they are in %s",
+            sink,
+            len(rejected),
+            first.record.file,
+            first.record.offset,
+            first.reason,
+            self.path,
+        )
+
+    def _append(self, lines: bytes) -> None:
+        directory, name = os.path.split(os.path.abspath(self.path))
+        atomic.make_directory(directory)
+        dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._is_full(dir_fd, name, len(lines)):
+                self._turn_over(dir_fd, name)
+            fd = os.open(name, _FLAGS, 0o640, dir_fd=dir_fd)
+            try:
+                is_new = os.fstat(fd).st_size == 0
+                _write_all(fd, lines)
+            finally:
+                os.close(fd)
+            if is_new:
+                atomic.sync_directory(dir_fd)
+        finally:
+            os.close(dir_fd)
+
+    def _is_full(self, dir_fd: int, name: str, more: int) -> bool:
+        size = _size(dir_fd, name)
+        return size > 0 and size + more > self.max_bytes
+
+    def _turn_over(self, dir_fd: int, name: str) -> None:
+        lost = _size(dir_fd, f"{name}.1")
+        atomic.move(dir_fd, name, dir_fd, f"{name}.1")
+        if lost:
+            metrics.LOGS_LOST_BYTES_TOTAL.labels(_LOST).inc(lost)
+            _log.error(
+                "%s is full again (%d bytes), and its last generation is lost: %d bytes of dead letters",
+                self.path,
+                self.max_bytes,
+                lost,
+            )
+
+
+def _letter(now: str, sink: str, one: Rejected) -> bytes:
+    record = orjson.Fragment(documents.json_line(one.record))
+    letter = {"rejected_at": now, "sink": sink, "reason": one.reason, "record": record}
+    return orjson.dumps(letter) + b"\n"
+
+
+def _size(dir_fd: int, name: str) -> int:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _write_all(fd: int, lines: bytes) -> None:
+    """Write, or leave the file as it was: half a line would spoil the next one."""
+    before = os.fstat(fd).st_size
+    try:
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    except OSError:
+        os.ftruncate(fd, before)
+        raise

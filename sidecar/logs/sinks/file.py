@@ -1,0 +1,236 @@
+"""Lines to a file that rotates, each exactly once.
+
+The checkpoint remembers, with the positions of the sources, how long the output was when they were true.
+What a killed collector has written beyond that is cut off at the next start, before it is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from sidecar import _errors
+from sidecar.disk import atomic
+from sidecar.logs.records import Batch
+from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
+from sidecar.logs.sinks.output import output_of
+from sidecar.runtime.threads import in_thread
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_MOST_PIECES = 512  # below IOV_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """A length of a file that is known by device and inode, whatever it is called by now."""
+
+    device: int
+    inode: int
+    size: int
+
+    @classmethod
+    def of(cls, raw: Any) -> _Position | None:
+        """Return what `resume` holds, None if it is nothing of ours."""
+        try:
+            return cls(int(raw["device"]), int(raw["inode"]), int(raw["size"]))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+
+class FileSink(BaseSink):
+    """Appends each line to a file: as it came where no stage changed it, else as a JSON object.
+
+    Together with a checkpoint each line arrives exactly once, also when the collector is killed.
+    The file belongs to the sink alone: what others append to it may be cut off at the next start.
+    If something else renames it (logrotate), the sink goes on in a new file.
+    While the volume is full, nothing is lost and nothing half written: the sink waits.
+
+    Args:
+        path: the file. Its directory is made if it is missing.
+        json: write every line as a JSON object.
+        max_bytes: begin a new file when this one has become so large; None: never.
+        keep: how many full ones to keep, as `PATH.1` (the youngest), `PATH.2`, …
+        mode: permissions of new files.
+    """
+
+    takes_blocks = True
+    batching = Batching(max_bytes=1 << 20)
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        json: bool = False,
+        max_bytes: int | None = None,
+        keep: int = 5,
+        mode: int = 0o644,
+        name: str | None = None,
+    ) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise _errors.ConfigError(f"max_bytes must be at least 1, not {max_bytes}")
+        self.path = os.path.abspath(path)
+        self.name = name or f"file://{self.path}"
+        self._json, self._max, self._keep, self._mode = json, max_bytes, keep, mode
+        self._fd = -1
+        self._size = 0
+        self._synced = True
+        # `flush` comes from another task than `write`, and so from another thread.
+        self._turn = threading.Lock()
+
+    async def open(self, resume: Any) -> dict[str, int]:
+        """Open the file, and cut off what was written and not remembered.
+
+        Raises:
+            SidecarError: another collector has the file open.
+            OSError: as open(2).
+        """
+        return await in_thread(self._open, _Position.of(resume))
+
+    async def write(self, batch: Batch) -> Receipt:
+        pieces = output_of(batch, json=self._json)
+        return Receipt(resume=await in_thread(self._in_turn, self._append, pieces))
+
+    async def flush(self) -> None:
+        await in_thread(self._in_turn, self._sync)
+
+    async def close(self) -> None:
+        await in_thread(self._in_turn, self._close)
+
+    # -- blocking
+
+    def _in_turn(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._turn:
+            return function(*args, **kwargs)
+
+    def _open(self, resume: _Position | None) -> dict[str, int]:
+        atomic.make_directory(os.path.dirname(self.path))
+        if resume is not None:
+            self._cut_back(resume)
+        self._begin()
+        return self._position()
+
+    def _position(self) -> dict[str, int]:
+        status = os.fstat(self._fd)
+        return {"device": status.st_dev, "inode": status.st_ino, "size": self._size}
+
+    def _begin(self) -> None:
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+        fd = os.open(self.path, flags, self._mode)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise _errors.SidecarError(
+                f"cannot write to {self.path}: another collector does (give each its own file)"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        self._fd, self._size = fd, os.fstat(fd).st_size
+
+    def _cut_back(self, known: _Position) -> None:
+        """Undo what was written after the position that the checkpoint knows."""
+        generations = [self.path, *(self._numbered(n) for n in range(1, self._keep + 2))]
+        for index, path in enumerate(generations):
+            with contextlib.suppress(OSError):
+                status = os.stat(path, follow_symlinks=False)
+                if (status.st_dev, status.st_ino) != (known.device, known.inode):
+                    continue
+                if status.st_size > known.size:
+                    os.truncate(path, known.size)
+                    _log.info("cut %d repeated bytes off %s", status.st_size - known.size, path)
+                if index and self._max is not None:
+                    # We have rotated since. What is younger holds only what comes again.
+                    for younger in generations[:index]:
+                        with contextlib.suppress(FileNotFoundError):  # killed between two renames
+                            os.unlink(younger)
+                    os.rename(path, self.path)
+                return
+
+    def _append(self, pieces: Sequence[bytes]) -> dict[str, int]:
+        self._follow_path()
+        if self._max is not None and self._size and self._size + sum(map(len, pieces)) > self._max:
+            self._rotate()
+        before = self._size
+        try:
+            for part in _parts(pieces):
+                self._size += _write_all(self._fd, part)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, before)
+            self._size = before
+            if error.errno not in _FULL:
+                raise
+            raise SinkUnavailable(
+                f"cannot write to {self.path}: {os.strerror(error.errno or 0).lower()}"
+                " (free some space; lines wait meanwhile)"
+            ) from error
+        self._synced = False
+        return self._position()
+
+    def _follow_path(self) -> None:
+        """Somebody else may have renamed or removed the file: then lines belong into a new one."""
+        ours = os.fstat(self._fd)
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            self._close()
+            self._begin()
+        elif ours.st_size != self._size:
+            self._size = ours.st_size  # truncated in place
+
+    def _rotate(self) -> None:
+        self._close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._numbered(self._keep + 1))
+        # One more than asked for stays until the next rotation: a restart may have to go back into it.
+        for number in range(self._keep, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._numbered(number), self._numbered(number + 1))
+        os.rename(self.path, self._numbered(1))
+        self._begin()
+
+    def _sync(self) -> None:
+        if self._fd >= 0 and not self._synced:
+            self._synced = True
+            os.fdatasync(self._fd)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._sync()
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _numbered(self, number: int) -> str:
+        return f"{self.path}.{number}"
+
+
+def _parts(pieces: Sequence[bytes]) -> Iterator[list[memoryview]]:
+    for start in range(0, len(pieces), _MOST_PIECES):
+        yield [memoryview(piece) for piece in pieces[start : start + _MOST_PIECES] if piece]
+
+
+def _write_all(fd: int, pieces: list[memoryview]) -> int:
+    total = 0
+    while pieces:
+        written = os.writev(fd, pieces)
+        total += written
+        while pieces and written >= len(pieces[0]):
+            written -= len(pieces.pop(0))
+        if written:
+            pieces[0] = pieces[0][written:]
+    return total

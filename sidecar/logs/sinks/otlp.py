@@ -1,0 +1,230 @@
+"""OpenTelemetry's logs over HTTP, in JSON (https://opentelemetry.io/docs/specs/otlp/#otlphttp).
+
+What the JSON form asks for, and what is easily missed: names in lowerCamelCase, 64-bit numbers as strings,
+severity as a number, trace ids in hexadecimal and not in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from importlib import metadata
+from typing import Any, ClassVar
+
+import orjson
+
+from sidecar.logs import documents
+from sidecar.logs.records import Record
+from sidecar.logs.sinks import texts
+from sidecar.logs.sinks.delivery import (
+    Answer,
+    Bad,
+    Delivered,
+    Hopeless,
+    HttpSink,
+    Later,
+    TooLarge,
+    Verdict,
+    judged_by_status,
+)
+
+RETRYABLE = frozenset({429, 502, 503, 504})
+"""The only statuses after which the specification lets a client try again."""
+
+_SEVERITY = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+# https://opentelemetry.io/docs/specs/semconv/resource/k8s/
+_RESOURCE = {
+    "namespace": "k8s.namespace.name",
+    "pod": "k8s.pod.name",
+    "pod_uid": "k8s.pod.uid",
+    "pod_ip": "k8s.pod.ip",
+    "container": "k8s.container.name",
+    "node": "k8s.node.name",
+    "service_account": "k8s.serviceaccount.name",
+}
+_SERVICE = ("app.kubernetes.io/name", "app", "container")
+_TRACE = re.compile(r"[0-9a-fA-F]{32}")
+_SPAN = re.compile(r"[0-9a-fA-F]{16}")
+_TRACE_FIELDS = ("trace_id", "traceId", "traceid", "trace.id")
+_SPAN_FIELDS = ("span_id", "spanId", "spanid", "span.id")
+_DEEP = 32
+
+
+class OtlpSink(HttpSink):
+    """Exports log records to an OpenTelemetry collector, or to anything that speaks OTLP/HTTP.
+
+    The body is the line, or its message where a parser has found one; other fields become attributes.
+    Labels of the Pod become attributes of the resource.
+
+    Args:
+        resource: attributes of the resource, over those that are known from labels.
+            `service.name` comes from `OTEL_SERVICE_NAME`, else from the labels.
+        retry_status: statuses besides 429, 502, 503 and 504 after which to try again, against the specification:
+            some receivers answer 500 when they are only busy.
+
+    All other arguments are those of `HttpSink`.
+    """
+
+    content_type: ClassVar[str] = "application/json"
+    standard_path: ClassVar[str] = "/v1/logs"
+    answer_limit: ClassVar[int] = 4 << 20
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        resource: Mapping[str, str] | None = None,
+        retry_status: Collection[int] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(url, **options)
+        self._resource = dict(resource or {})
+        self._retryable = RETRYABLE | frozenset(retry_status)
+        self._scope = {"name": "sidecar.logs", "version": _version()}
+
+    def encode(self, records: Sequence[Record]) -> bytes:
+        observed = str(time.time_ns())
+        resources: dict[int, tuple[Mapping[str, str], list[dict[str, Any]]]] = {}
+        for record in records:
+            group = resources.setdefault(id(record.labels), (record.labels, []))
+            group[1].append(_log_record(record, observed))
+        made = [
+            {
+                "resource": {"attributes": _attributes(self._resource_of(labels))},
+                "scopeLogs": [{"scope": self._scope, "logRecords": group}],
+            }
+            for labels, group in resources.values()
+        ]
+        return orjson.dumps({"resourceLogs": made})
+
+    def judge(self, answer: Answer, count: int) -> Verdict:
+        status = answer.status
+        if status in self._retryable:
+            return Later(str(answer), answer.retry_after)
+        if 200 <= status < 300:
+            return _partial(answer, count)
+        if status >= 500:
+            return Hopeless(str(answer))
+        verdict = judged_by_status(answer)
+        if isinstance(verdict, Bad | TooLarge):
+            return verdict
+        if status in (408, 425):
+            return Hopeless(str(answer))
+        return verdict
+
+    def _resource_of(self, labels: Mapping[str, str]) -> dict[str, str]:
+        found = {_RESOURCE.get(name, f"k8s.pod.label.{name}"): one for name, one in labels.items()}
+        service = os.environ.get("OTEL_SERVICE_NAME") or next(
+            (labels[name] for name in _SERVICE if labels.get(name)), None
+        )
+        if service:
+            found["service.name"] = service
+        return {**found, **self._resource}
+
+
+def _partial(answer: Answer, count: int) -> Verdict:
+    """A success may be partial, and must not be tried again; which records it means is not said."""
+    try:
+        partial = orjson.loads(answer.body or b"{}").get("partialSuccess") or {}
+        rejected = int(partial.get("rejectedLogRecords") or 0)
+    except (ValueError, TypeError, AttributeError):
+        return Delivered()  # a 2xx is an acknowledgement, whatever its text
+    if rejected <= 0:
+        return Delivered()
+    said = f"partial success: {rejected} of {count} refused, it is not said which"
+    return Hopeless(f"{said}: {str(partial.get('errorMessage') or 'no reason given')[:300]}")
+
+
+def _log_record(record: Record, observed: str) -> dict[str, Any]:
+    message, fields = texts.message(record)
+    attributes = _attributes(
+        {
+            "log.file.path": record.file,
+            "log.file.name": os.path.basename(record.file),
+            "log.record.offset": record.offset,
+        }
+    )
+    made: dict[str, Any] = {"timeUnixNano": str(record.time), "observedTimeUnixNano": observed}
+    if record.level is not None and record.level in _SEVERITY:
+        made["severityNumber"] = _SEVERITY[record.level]
+        made["severityText"] = record.level.upper()
+    if message is None:
+        made["body"] = any_value(fields)
+    else:
+        made["body"] = {"stringValue": _clean(message)}
+        attributes += _attributes(fields)
+    if fields:
+        _add_id(made, "traceId", _TRACE, fields, _TRACE_FIELDS)
+        _add_id(made, "spanId", _SPAN, fields, _SPAN_FIELDS)
+    made["attributes"] = attributes
+    return made
+
+
+def _add_id(
+    made: dict[str, Any],
+    name: str,
+    form: re.Pattern[str],
+    fields: Mapping[str, Any],
+    candidates: Sequence[str],
+) -> None:
+    for candidate in candidates:
+        value = fields.get(candidate)
+        if isinstance(value, str) and form.fullmatch(value) and value.strip("0"):
+            made[name] = value.lower()
+            return
+
+
+def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"key": _clean(str(key)), "value": any_value(one)}
+        for key, one in values.items()
+        if one is not None
+    ]
+
+
+def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a table)
+    """Write a value as OTLP's AnyValue. Members that are null are left out.
+
+    >>> any_value({"n": 1})
+    {'kvlistValue': {'values': [{'key': 'n', 'value': {'intValue': '1'}}]}}
+    """
+    match value:
+        case str():
+            return {"stringValue": _clean(value)}
+        case bool():
+            return {"boolValue": value}
+        case int() if -(2**63) <= value < 2**63:
+            return {"intValue": str(value)}
+        case float() if math.isfinite(value):
+            return {"doubleValue": value}
+        case bytes():
+            return {"bytesValue": base64.b64encode(value).decode()}
+        case None:
+            # `{}` is what the schema says, and some receivers refuse the whole request for it.
+            return {"stringValue": "null"}
+        case dict() if depth < _DEEP:
+            pairs = [
+                {"key": _clean(str(key)), "value": any_value(one, depth + 1)}
+                for key, one in value.items()
+                if one is not None
+            ]
+            return {"kvlistValue": {"values": pairs}}
+        case list() | tuple() if depth < _DEEP:
+            return {"arrayValue": {"values": [any_value(one, depth + 1) for one in value]}}
+    return {"stringValue": _clean(documents.shortened(value))}
+
+
+def _clean(text: str) -> str:
+    """JSON and protobuf have no word for lone surrogates (names of files, what stages make)."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("podsidecar")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,338 @@
+"""`tail`: the source of a collection, from patterns to blocks, with the checkpoint that goes with it.
+
+All of it is blocking and free of any event loop: one call is one unit of work for one thread.
+`collect` drives it; tests drive it without a clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from sidecar import _errors
+from sidecar.logs import lines
+from sidecar.logs.checkpoint import Checkpoint, State
+from sidecar.logs.content import Gzip
+from sidecar.logs.discovery import Discovery
+from sidecar.logs.records import Block
+from sidecar.logs.stream import ContentReplaced, Rules, Stream
+from sidecar.logs.tracker import Habits, Tracker
+
+_log = logging.getLogger(__name__)
+
+
+class Figures(NamedTuple):
+    """How far a tail is behind its files."""
+
+    lag_bytes: int
+    """Bytes on the disk that are not acknowledged by all."""
+    unacknowledged_bytes: int
+    """Bytes that were read and are not acknowledged."""
+    lag_seconds: float
+    """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
+
+
+class Tail:
+    """The log files that some patterns name, followed through every rotation. Made by `tail`."""
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        checkpoint: str | None,
+        *,
+        discovery: Discovery,
+        rules: Rules,
+        habits: Habits,
+        recheck: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self.patterns = tuple(patterns)
+        self.checkpoint_path = checkpoint
+        self.recheck = recheck
+        self.multiline_timeout = rules.multiline.timeout if rules.multiline else None
+        self.resume: dict[str, Any] = {}
+        """The last `Receipt.resume` of each sink, as loaded and as acknowledged since."""
+        self.lost: dict[str, int] = {}
+        """Bytes that could never be read, by reason."""
+        self._discovery, self._rules, self._habits = discovery, rules, habits
+        self._grouper = lines.Grouper(rules.multiline) if rules.multiline else None
+        self._checkpoint = Checkpoint(checkpoint)
+        self._tracker: Tracker | None = None
+        self._ready: dict[str, dict[Stream, None]] = {}
+        self._streams_of: dict[tuple[str, int], Stream] = {}
+        # Acknowledgements come from the event loop's thread, everything else from workers'.
+        self._lock = threading.Lock()
+        # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
+        self._turn = threading.Lock()
+
+    def __repr__(self) -> str:
+        count = len(self._tracker.streams) if self._tracker else 0
+        return f"<Tail {' '.join(self.patterns)} files={count}>"
+
+    # -- life
+
+    def open(self, lanes: Sequence[str] = ("",)) -> None:
+        """Load the checkpoint and look for the first time. Each lane gets its own progress."""
+        if self._tracker is not None:
+            raise RuntimeError("this tail is in use already: make one for each collection")
+        self._ready = {lane: {} for lane in lanes}
+        self._tracker = Tracker(self._discovery, tuple(lanes), self._habits, self._wake, self._lose)
+        state = self._checkpoint.load()
+        self.resume = dict(state.resume)
+        self._tracker.restore(state)
+        self._tracker.look(self._clock())
+
+    def close(self) -> None:
+        """Close all files. The checkpoint is not saved by this."""
+        if self._tracker is not None:
+            for stream in self._tracker.streams:
+                stream.detach()
+            self._tracker = None
+            self._ready, self._streams_of = {}, {}
+
+    def save(self, state: State | None = None) -> bool:
+        """Write the checkpoint if something has changed; return whether it did.
+
+        `state` is what `state()` returned a moment ago; by default what it would return now.
+
+        Raises:
+            OSError: the last checkpoint is untouched.
+        """
+        return self._checkpoint.save(self.state() if state is None else state)
+
+    def state(self) -> State:
+        """Return what a checkpoint written now would hold."""
+        with self._turn, self._lock:
+            return State(list(self._require().entries()), dict(self.resume))
+
+    # -- looking and reading
+
+    def look(self, suspicious: Iterable[str] = ()) -> None:
+        """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
+        with self._turn:
+            self._require().look(self._clock(), suspicious)
+
+    def hint(self, paths: Iterable[str]) -> bool:
+        """Look at these files alone, because an event said that they were written.
+
+        Return False if one of them lies where only the target of a link can be: then `look` has to find out.
+        """
+        with self._turn:
+            tracker, now = self._require(), self._clock()
+            known = True
+            for path in paths:
+                key = tracker.found.keys.get(path)
+                stream = tracker.by_key.get(key) if key is not None else None
+                if stream is not None:
+                    tracker.check(stream, now)
+                    self._wake(stream)
+                elif os.path.dirname(path) in tracker.found.targets or path in tracker.found.files:
+                    known = False
+            return known
+
+    def hint_all(self) -> None:
+        """Anything may have been written: ask every file."""
+        for stream in list(self._require().streams):
+            self._wake(stream)
+
+    def is_abandoned(self) -> bool:
+        """Whether surely nobody can write to any of the files any more."""
+        return all(s.is_abandoned() for s in self._streams() if s.content is not None)
+
+    @property
+    def turns(self) -> int:
+        """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
+        return self._require().turns
+
+    @property
+    def directories(self) -> list[str]:
+        """The directories in which something may change."""
+        return list(self._require().found.directories)
+
+    def ready(self, lane: str) -> bool:
+        """Whether a file may have something to read for this lane."""
+        return bool(self._ready[lane])
+
+    def read(self, lane: str, limit: int) -> list[Block]:
+        """Return the next blocks for a lane, at most about `limit` bytes, a turn for each file that has some."""
+        ready, blocks = self._ready[lane], list[Block]()
+        with self._turn:
+            while ready and limit > 0:
+                stream = next(iter(ready))
+                del ready[stream]
+                block = self._read_one(stream, lane)
+                if block is not None:
+                    blocks.append(block)
+                    limit -= len(block.data)
+        return blocks
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Take what is held back as complete, where its writer is gone (or everywhere)."""
+        for stream in list(self._require().streams):
+            held = [cursor for cursor in stream.cursors.values() if cursor.held]
+            if held and (everything or stream.is_abandoned()):
+                for cursor in held:
+                    cursor.flush = True
+                self._wake(stream)
+
+    def acknowledge(self, lane: str, blocks: Iterable[Block], resume: Any = None) -> None:
+        """Move the positions of a lane past these blocks, as far as there is no gap before them."""
+        with self._lock:
+            for block in blocks:
+                self._streams_of.pop((lane, id(block))).windows[lane].acknowledge(block)
+            if resume is not None:
+                self.resume[lane] = resume
+
+    # -- figures
+
+    def figures(self) -> Figures:
+        """Return how far behind this tail is, in one pass."""
+        now_ns, now = time.time_ns(), self._clock()
+        behind = unacknowledged = 0
+        oldest = 0.0
+        for stream in self._streams():
+            windows = stream.windows.values()
+            lag = max([stream.size - window.offset for window in windows], default=0)
+            if lag <= 0:
+                continue
+            behind += lag
+            unacknowledged += sum(window.unacknowledged for window in windows)
+            read = min((w.oldest.read_at for w in windows if w.oldest is not None), default=None)
+            waiting = now - stream.grew_at if read is None else (now_ns - read) / 1e9
+            oldest = max(oldest, waiting)
+        return Figures(behind, unacknowledged, oldest)
+
+    def positions(self) -> Mapping[str, tuple[int, int]]:
+        """Return offset and size of each file that is there, by path."""
+        return {s.path: (s.acknowledged_by_all, s.size) for s in self._streams()}
+
+    # -- inside
+
+    def _streams(self) -> list[Stream]:
+        if self._tracker is None:
+            return []
+        return [s for s in list(self._tracker.streams) if s.gone is None]
+
+    def _require(self) -> Tracker:
+        if self._tracker is None:
+            raise RuntimeError("this tail is not open")
+        return self._tracker
+
+    def _read_one(self, stream: Stream, lane: str) -> Block | None:
+        tracker = self._require()
+        try:
+            block, more = stream.next_block(lane, self._rules, self._grouper)
+        except ContentReplaced:
+            tracker.replaced(stream, self._clock())
+            return None
+        except OSError as error:
+            _log.error("cannot read %s: %s", stream.path, error)
+            return None
+        if stream.skipped:
+            self._lose("hole", stream.skipped, stream.path)
+            stream.skipped = 0
+        self._report_damage(stream)
+        if block is None:
+            return None
+        with self._lock:
+            stream.windows[lane].sent(block)
+            self._streams_of[lane, id(block)] = stream
+        if more:
+            self._ready[lane][stream] = None
+        return block
+
+    def _report_damage(self, stream: Stream) -> None:
+        content = stream.content
+        if isinstance(content, Gzip) and content.damaged and not content.reported:
+            content.reported = True
+            _log.error(
+                "%s is damaged behind byte %d: %s", stream.path, stream.size, content.damaged
+            )
+            self._lose("damaged", os.fstat(content.fd).st_size, stream.path)
+
+    def _wake(self, stream: Stream) -> None:
+        for ready in self._ready.values():
+            ready[stream] = None
+
+    def _lose(self, reason: str, size: int, path: str) -> None:
+        self.lost[reason] = self.lost.get(reason, 0) + size
+        level = logging.INFO if reason == "hole" else logging.ERROR
+        _log.log(level, "%d bytes of %s cannot be read any more (%s)", size, path, reason)
+
+
+def tail(
+    *patterns: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    exclude: Sequence[str] = (),
+    start: Literal["beginning", "end"] = "beginning",
+    root: str | None = None,
+    archives: Sequence[str] = (),
+    multiline: lines.Multiline | None = None,
+    encoding: str = "utf-8",
+    max_line: int = 1 << 20,
+    recheck: float = 1.0,
+    rotate_wait: float = 30.0,
+    partial_timeout: float | None = 10.0,
+    held_limit: int = 1 << 30,
+) -> Tail:
+    """Follow log files: all that match a pattern, now and later, through every kind of rotation.
+
+    Patterns know `*`, `?`, `[…]`, `{a,b}` and `**`; `exclude` takes patterns for paths, or for bare names.
+    Nothing is opened before `collect` starts.
+
+    Args:
+        patterns: which files.
+        exclude: which of them not.
+        checkpoint: the file that remembers what has been delivered. Without one, every start begins anew.
+        start: where to begin in files that are there at the very first start. Later ones are read whole.
+        root: the directory that symbolic links may not leave (default: each pattern's part before the first wildcard).
+        archives: directories to which rotation moves or copies files (`olddir`), apart from those of the patterns.
+        multiline: which lines form one record.
+        encoding: of files without a byte order mark. Lines are handed on in UTF-8.
+        max_line: a longer line is handed on in pieces of so many bytes.
+        recheck: seconds between two looks at everything, whatever the events said.
+        rotate_wait: a rotated file is given up after so many seconds without a write, once it has been read.
+        partial_timeout: a last line without a newline is taken as complete after so many quiet seconds; None: never.
+        held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them.
+
+    Raises:
+        ConfigError: no pattern, an unknown encoding, a limit that cannot work.
+
+    >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
+    <Tail /var/log/app/*.log files=0>
+    """
+    try:
+        lines.sniff(b"", encoding)
+    except LookupError as error:
+        raise _errors.ConfigError(f"no encoding is called {encoding!r}") from error
+    if max_line < 1 or recheck <= 0:
+        raise _errors.ConfigError("max_line must be at least 1, and recheck more than 0 seconds")
+    names = [os.fspath(pattern) for pattern in patterns]
+    return Tail(
+        names,
+        None if checkpoint is None else os.fspath(checkpoint),
+        discovery=Discovery(names, exclude, root=root, beside=archives),
+        rules=Rules(max_line=max_line, encoding=encoding, multiline=multiline),
+        habits=Habits(
+            from_end=start == "end",
+            rotate_wait=rotate_wait,
+            partial_timeout=partial_timeout,
+            group_timeout=multiline.timeout if multiline else None,
+            held_limit=held_limit,
+            max_open=_open_limit(),
+        ),
+        recheck=recheck,
+    )
+
+
+def _open_limit() -> int:
+    """At most half of the descriptors that the process may have: sinks and probes need some too."""
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(min(soft // 2, 4096), 1)

@@ -1,0 +1,34 @@
+"""Steps between file and sink: plain functions from a record to a record, or to None.
+
+Parsing says what is in a line, selecting which lines go on, changing what they say.
+A stage never fails on a line: what it does not understand it passes on as it came.
+"""
+
+from __future__ import annotations
+
+from sidecar.logs.stages.changing import add_fields, redact
+from sidecar.logs.stages.levels import find_level
+from sidecar.logs.stages.parsing import (
+    CRI_LINES,
+    parse_cri,
+    parse_json,
+    parse_logfmt,
+    parse_regex,
+)
+from sidecar.logs.stages.selecting import drop, keep
+from sidecar.logs.stages.times import find_time, parse_time
+
+__all__ = [
+    "CRI_LINES",
+    "add_fields",
+    "drop",
+    "find_level",
+    "find_time",
+    "keep",
+    "parse_cri",
+    "parse_json",
+    "parse_logfmt",
+    "parse_regex",
+    "parse_time",
+    "redact",
+]

@@ -1,0 +1,160 @@
+"""What a line holds: JSON, CRI, logfmt, or what a pattern finds in it.
+
+Parsing changes nothing: a parsed line that no other stage touches still goes out as it came.
+Lines of another form pass on unparsed. Applications print stack traces between their JSON lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from sidecar._errors import ConfigError
+from sidecar.logs import patterns
+from sidecar.logs.lines import Multiline
+from sidecar.logs.records import Record, Stage
+from sidecar.logs.stages import times
+
+CRI_LINES = Multiline(
+    # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.
+    end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)"
+)
+"""Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
+
+_CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOTALL)
+# Possessive, and a word without `=` is a match as well: what was read once is never read again,
+# or a line of 200,000 digits would take hours.
+_PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def parse_json(record: Record) -> Record:
+    """Take the members of a JSON object as the record's fields.
+
+    >>> parse_json(Record(b'{"status": 200}')).fields
+    {'status': 200}
+    >>> parse_json(Record(b"no JSON")).fields
+    {}
+    """
+    return _parse(record, _json)
+
+
+def parse_logfmt(record: Record) -> Record:
+    r"""Take `name=value` and `name="value with \" in it"` as fields; values are text.
+
+    >>> parse_logfmt(Record(b'level=info msg="it works" took=3ms')).fields
+    {'level': 'info', 'msg': 'it works', 'took': '3ms'}
+    """
+    return _parse(record, _logfmt)
+
+
+def parse_regex(pattern: str) -> Stage:
+    r"""Make a stage that takes the named groups of the first match as fields.
+
+    The pattern is one for RE2, which takes time in proportion to the line, whatever the line holds.
+
+    Raises:
+        ConfigError: the pattern is not valid, or names no group.
+
+    >>> parse_regex(r"(?P<verb>[A-Z]+) (?P<path>\S+)")(Record(b"GET /users/7 200")).fields
+    {'verb': 'GET', 'path': '/users/7'}
+    """
+    compiled = patterns.compiled(pattern)
+    if not compiled.names:
+        raise ConfigError(
+            f"the pattern {pattern!r} names nothing to take: write (?P<name>…) around what is wanted"
+        )
+
+    def parse(raw: bytes) -> dict[str, Any]:
+        return dict(compiled.groups(raw.decode("utf-8", "replace")) or {})
+
+    def stage(record: Record) -> Record:
+        return _parse(record, parse)
+
+    return stage
+
+
+def parse_cri(record: Record) -> Record:
+    """Take away what the container runtime has put before a line: time, stream, flag.
+
+    Lines longer than 16 KiB come in pieces, with the flag P. Tailed with `CRI_LINES` they arrive as one record,
+    and are joined here.
+    (https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md)
+
+    >>> record = parse_cri(Record(b"2026-11-23T13:21:51.5Z stderr F it failed"))
+    >>> record.text, record.fields, record.time
+    ('it failed', {'stream': 'stderr'}, 1795440111500000000)
+    """
+    match = _CRI.fullmatch(record.raw) if b"\n" not in record.raw else None
+    if match is None:
+        return _join(record)
+    stamp, stream, _flags, content = match.groups()
+    _take(record, stamp, stream, content)
+    return record
+
+
+def _join(record: Record) -> Record:
+    lines = record.raw.split(b"\n")
+    pieces = [_CRI.fullmatch(line.removesuffix(b"\r")) for line in lines]
+    if not any(pieces):
+        return record
+    # The streams of a container are written one line at a time: pieces of the other one may lie between.
+    text = bytearray()
+    for line, piece in zip(lines, pieces, strict=True):
+        if piece is None:
+            text += line
+            continue
+        text += piece[4]
+        if not piece[3].startswith(b"P"):
+            text += b"\n"
+    first = next(piece for piece in pieces if piece)
+    _take(record, first[1], first[2], bytes(text).removesuffix(b"\n"))
+    return record
+
+
+def _take(record: Record, stamp: bytes, stream: bytes, content: bytes) -> None:
+    record.text = content.decode("utf-8", "replace")
+    record.fields = {**record.fields, "stream": stream.decode()}
+    moment = times.nanoseconds(stamp.decode("ascii", "replace"))
+    if moment is not None:
+        record.time = moment
+
+
+def _parse(record: Record, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
+    """Parse the text as the stages before have left it, and keep the fields they have added."""
+    raw = record.raw
+    if record.fields or record.changed:
+        raw = record.text.encode("utf-8", "replace")
+    found = parse(raw)
+    if found:
+        record.parsed({**record.fields, **found}, parse)
+    return record
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    if raw.lstrip()[:1] != b"{":
+        return {}
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _logfmt(raw: bytes) -> dict[str, Any]:
+    text = raw.decode("utf-8", "replace")
+    return {
+        name: _unescaped(quoted) if quoted else plain
+        for name, pair, quoted, plain in _PAIR.findall(text)
+        if pair
+    }
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), text)

@@ -1,0 +1,50 @@
+"""Which lines go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.logs import patterns
+from sidecar.logs.records import Record, Stage
+
+
+def keep(what: str | Callable[[Record], bool]) -> Stage:
+    """Make a stage that passes only the lines in which a pattern is found, or for which a function says yes.
+
+    Raises:
+        ConfigError: no valid pattern (see `sidecar.logs.patterns`).
+
+    >>> errors = keep("ERROR")
+    >>> errors(Record(b"INFO started")) is None
+    True
+    """
+    wanted = _test(what)
+
+    def stage(record: Record) -> Record | None:
+        return record if wanted(record) else None
+
+    return stage
+
+
+def drop(what: str | Callable[[Record], bool]) -> Stage:
+    """Make a stage that drops the lines in which a pattern is found, or for which a function says yes.
+
+    Raises:
+        ConfigError: no valid pattern (see `sidecar.logs.patterns`).
+
+    >>> drop("/healthz")(Record(b"GET /healthz 200")) is None
+    True
+    """
+    unwanted = _test(what)
+
+    def stage(record: Record) -> Record | None:
+        return None if unwanted(record) else record
+
+    return stage
+
+
+def _test(what: str | Callable[[Record], bool]) -> Callable[[Record], bool]:
+    if callable(what):
+        return what
+    pattern = patterns.compiled(what)
+    return lambda record: pattern.found(record.text)

@@ -1,0 +1,135 @@
+"""When a line was written, by what the line says."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, tzinfo
+from functools import lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sidecar._errors import ConfigError
+from sidecar.logs.records import Record, Stage
+
+_FIELDS = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "asctime", "t")
+_SECOND = 1_000_000_000
+_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?(Z|z| ?[+-]\d\d:?\d\d)?"
+)
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
+_LATEST = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+
+
+def find_time(record: Record) -> Record:
+    """Set the record's time from the usual fields, else from the beginning of its text.
+
+    Understood: RFC 3339 and ISO 8601 to the nanosecond, Unix time in seconds, ms, µs or ns.
+    A time without a zone is UTC. A line that names none keeps the time at which it was read.
+
+    >>> find_time(Record(b"2026-11-23T13:21:51.000000007Z hello")).time
+    1795440111000000007
+    """
+    if record.fields:
+        for name in _FIELDS:
+            if name in record.fields and (moment := _moment(record.fields[name])) is not None:
+                record.time = moment
+                return record
+    if not record.structured:
+        moment = nanoseconds(record.text[:40].lstrip("["))
+        if moment is not None:
+            record.time = moment
+    return record
+
+
+def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> Stage:  # noqa: A002 (the word of strptime)
+    """Make a stage that sets the record's time from one field.
+
+    `format` is one of `datetime.strptime`; without it the forms of `find_time` are understood.
+    `zone` (`Europe/Berlin`) is for times that name none themselves.
+
+    Raises:
+        ConfigError: there is no such zone.
+
+    >>> stage = parse_time("at", "%d/%b/%Y:%H:%M:%S %z")
+    >>> stage(Record(b"", fields={"at": "10/Oct/2000:13:55:36 -0700"})).time
+    971211336000000000
+    """
+    try:
+        local: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ConfigError(f"no time zone {zone!r}: write it like Europe/Berlin") from error
+
+    def stage(record: Record) -> Record:
+        value = record.fields.get(field)
+        if value is None:
+            return record
+        given = _by_format(str(value), format, local) if format else _moment(value, local)
+        if given is not None:
+            record.time = given
+        return record
+
+    return stage
+
+
+def nanoseconds(text: str, zone: tzinfo = UTC) -> int | None:
+    """Read the time at the beginning of a text; None if there is none.
+
+    >>> nanoseconds("2026-11-23 13:21:51,250 +0100")
+    1795436511250000000
+    """
+    match = _ISO.match(text)
+    if match is None:
+        return None
+    date, clock, fraction, offset = match.groups()
+    second = _second(f"{date}T{clock}", (offset or "").strip(), zone)
+    if second is None:
+        return None
+    return second * _SECOND + (int(fraction.ljust(9, "0")) if fraction else 0)
+
+
+# Lines come in order: the second is that of the line before, nearly always.
+@lru_cache(maxsize=1024)
+def _second(moment: str, offset: str, zone: tzinfo) -> int | None:
+    try:
+        parsed = datetime.fromisoformat(moment + ("+00:00" if offset in ("Z", "z") else offset))
+    except ValueError:
+        return None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=zone)
+    second = parsed.timestamp()
+    return int(second) if _EARLIEST <= second < _LATEST else None
+
+
+def _moment(value: Any, zone: tzinfo = UTC) -> int | None:
+    if isinstance(value, str):
+        moment = nanoseconds(value, zone)
+        if moment is not None:
+            return moment
+        try:
+            value = float(value) if "." in value else int(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return _unix(value)
+
+
+def _unix(value: float) -> int | None:
+    """Seconds, ms, µs or ns: between 1990 and 2200 the four ranges do not meet."""
+    for unit in (_SECOND, 1_000_000, 1_000, 1):
+        if _EARLIEST * _SECOND <= value * unit < _LATEST * _SECOND:
+            if isinstance(value, int):
+                return value * unit
+            whole = int(value)
+            return whole * unit + round((value - whole) * unit)
+    return None
+
+
+def _by_format(text: str, form: str, zone: tzinfo) -> int | None:
+    try:
+        parsed = datetime.strptime(text, form)  # noqa: DTZ007 (the zone follows)
+    except ValueError:
+        return None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=zone)
+    return int(parsed.replace(microsecond=0).timestamp()) * _SECOND + parsed.microsecond * 1000

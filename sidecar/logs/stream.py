@@ -1,0 +1,317 @@
+"""One content on its way: a sequence of bytes that keeps its positions whatever happens to its file.
+
+A stream is not a path and not an inode. Rotation gives it another name, `copytruncate` another file,
+compression another form; the positions stay.
+For each lane (a sink's own progress) there is a cursor, how far it was read,
+and a window, how far it was acknowledged.
+
+Blocking reads; no decision about which file belongs to which stream: see `sidecar.logs.tracker`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
+from sidecar.logs.discovery import Key
+from sidecar.logs.identity import HEAD, MARK, NOTHING, Place, Print, is_continued_by
+from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff
+from sidecar.logs.records import Block
+from sidecar.logs.window import AckWindow
+
+_BOM_NEEDS = 3
+
+
+class ContentReplaced(Exception):
+    """The file does not hold any more what was read from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How bytes become blocks."""
+
+    max_line: int = 1 << 20
+    chunk: int = 1 << 17
+    encoding: str = "utf-8"
+    multiline: Multiline | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Cursor:
+    """How far a lane has read."""
+
+    offset: int
+    mark: bytes = b""
+    held: bool = False
+    """Bytes lie behind the offset that are no whole line yet."""
+    flush: bool = False
+    """What is held is to be taken as complete."""
+    at_end: bool = False
+    """The last read has found nothing more."""
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One content, its file for now, and its positions."""
+
+    path: str
+    key: Key | None
+    head: Print = NOTHING
+    content: Content | None = None
+    size: int = 0
+    """As last seen; of a compressed file: how far it was read."""
+    live: bool = True
+    """The patterns name it; it may grow at any time."""
+    deleted: bool = False
+    gone: float | None = None
+    """Unix time since which there is no file and nothing left to read: only remembered."""
+    file_id: str = ""
+    parent_id: str = ""
+    changed: tuple[int, ...] = ()
+    modified_ns: int = 0
+    """The youngest modification time seen: what rotation has made since is not older."""
+    grew_at: float = 0.0
+    """Monotonic time of the last sign of life."""
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    windows: dict[str, AckWindow] = field(default_factory=dict)
+    skipped: int = 0
+    """Bytes of holes that were stepped over and not reported yet."""
+    head_bytes: bytes = b""
+    restored: Place | None = None
+    """Its file has not been found (again) yet: what is known of the furthest place."""
+    sought: str = "vanished"
+    """What will have happened to its unread bytes if it is never found."""
+    sought_until: float | None = None
+    """Monotonic time at which the search ends. Names move while a rotation is under way."""
+    _encoding: Encoding | None = None
+    _counted: int = 0
+
+    @property
+    def read_by_all(self) -> int:
+        return min((cursor.offset for cursor in self.cursors.values()), default=0)
+
+    @property
+    def read_by_none(self) -> bool:
+        return not any(cursor.offset for cursor in self.cursors.values())
+
+    @property
+    def acknowledged_by_all(self) -> int:
+        return min((window.offset for window in self.windows.values()), default=0)
+
+    @property
+    def furthest(self) -> Place:
+        """The place of the lane that has read most: what a continuation is recognised by."""
+        cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
+        return Place(0) if cursor is None else Place.of(cursor.offset, cursor.mark)
+
+    @property
+    def settled(self) -> bool:
+        """Everything that was read is acknowledged, and all lanes have read equally far."""
+        ends = {c.offset for c in self.cursors.values()} | {w.offset for w in self.windows.values()}
+        return len(ends) <= 1
+
+    def attach(self, content: Content, key: Key, path: str) -> None:
+        """Go on with this file, at the positions there are. The caller has made sure that it is the right one."""
+        self.detach()
+        self.content, self.key, self.path = content, key, path
+        self.deleted, self.gone, self.changed = False, None, ()
+        self.head_bytes = content.read(0, HEAD)
+        self.head = Print.of(self.head_bytes)
+        for cursor in self.cursors.values():
+            start = max(cursor.offset - MARK, 0)
+            cursor.mark = content.read(start, cursor.offset - start)
+
+    def detach(self) -> None:
+        """Let go of the file, if there is one."""
+        if self.content is not None:
+            self.content.close()
+            self.content = None
+
+    def learn_head(self) -> bool:
+        """Know as much of the head as there is by now. False if the head known so far is not there any more."""
+        known = self.head_bytes
+        if self.content is not None and len(known) < HEAD:
+            head = self.content.read(0, HEAD)
+            if not head.startswith(known):
+                return False
+            if head != known:
+                self.head_bytes, self.head = head, Print.of(head)
+            if not known and head.startswith(GZIP_MAGIC):
+                self.content = recognise(self.content.fd)  # it was empty when it was met
+        return True
+
+    def is_intact(self) -> bool:
+        """Whether the file still holds what was read from it."""
+        content = self.content
+        if content is None:
+            return True
+        if content.read(0, len(self.head_bytes)) != self.head_bytes:
+            return False
+        return all(
+            content.read(c.offset - len(c.mark), len(c.mark)) == c.mark
+            for c in self.cursors.values()
+        )
+
+    def is_continued_by(self, content: Content) -> bool:
+        """Whether that file holds this content, at least up to the furthest position."""
+        return is_continued_by(self.head, self.restored or self.furthest, content)
+
+    def is_held_by(self, content: Content) -> bool:
+        """Whether that file holds all of this content, what has not been read yet included."""
+        if not self.is_continued_by(content):
+            return False
+        if self.content is None:
+            return True
+        start = max(self.size - MARK, 0)
+        end = self.content.read(start, self.size - start)
+        return content.read(start, len(end)) == end
+
+    def is_abandoned(self) -> bool:
+        """Whether surely nobody can write to the file any more."""
+        return self.content is not None and self.content.has_no_writer()
+
+    def next_block(
+        self, lane: str, rules: Rules, grouper: Grouper | None
+    ) -> tuple[Block | None, bool]:
+        """Read on for a lane. Return the next block, if there is one, and whether it is worth asking again at once.
+
+        Raises:
+            ContentReplaced: the bytes before the position are not those that were read.
+            OSError: as pread(2).
+        """
+        cursor = self.cursors[lane]
+        size = rules.chunk
+        while True:
+            raw = self._read(cursor, size)
+            short = len(raw) < size
+            skipped = self._skip(cursor, raw, short, rules.encoding)
+            if skipped is None:
+                return None, False
+            if skipped:
+                continue
+            cut = self._cut(cursor, raw, rules, grouper, short)
+            if cut is not None:
+                break
+            if short:
+                cursor.held, cursor.at_end = bool(raw), True
+                return None, False
+            # The line (or the group) is longer than what was read: read as much as it may have.
+            size = max(size * 2, rules.max_line + 1)
+        more = not short or cut.size < len(raw)
+        cursor.at_end = not more
+        return self._block(cursor, raw, cut), more
+
+    def _read(self, cursor: Cursor, size: int) -> bytes:
+        content = self.content
+        if content is None:
+            return b""
+        back = len(cursor.mark)
+        if content.compressed:
+            # Decompression goes forward: the mark comes first.
+            before = content.read(cursor.offset - back, back) if back else b""
+            raw = content.read(cursor.offset, size)
+        else:
+            # The mark comes last: what was read is of the old content, if the old mark is still there after it.
+            raw = content.read(cursor.offset, size)
+            before = content.read(cursor.offset - back, back) if back else b""
+        if before != cursor.mark or (cursor.offset == 0 and not raw.startswith(self.head_bytes)):
+            raise ContentReplaced(self.path)
+        known = len(self.head_bytes)
+        if known < HEAD and cursor.offset <= known < cursor.offset + len(raw):
+            self.head_bytes = self.head_bytes[: cursor.offset] + raw[: HEAD - cursor.offset]
+            self.head = Print.of(self.head_bytes)
+        return raw
+
+    def _skip(self, cursor: Cursor, raw: bytes, short: bool, declared: str) -> bool | None:
+        """Step over a byte order mark or a hole. True: read again; None: wait; False: nothing to skip."""
+        if self._encoding is None:
+            if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
+                cursor.held = bool(raw)
+                return None
+            self._encoding = sniff(self.head_bytes or raw, declared)
+        if cursor.offset == 0 and self._encoding.skip:
+            self._advance(cursor, raw, self._encoding.skip)
+            return True
+        if raw[:1] != b"\0" or not self._encoding.plain:
+            return False
+        hole = leading_hole(raw)
+        if hole == len(raw):
+            following = self.content.next_data(cursor.offset + hole) if self.content else None
+            if (short or following is None) and not cursor.flush:
+                cursor.held = True
+                return None  # perhaps space that its writer has reserved and will fill
+            if following is not None:
+                hole = following - cursor.offset  # gigabytes in one step
+        if cursor.offset + hole > self._counted:
+            self.skipped += hole
+            self._counted = cursor.offset + hole
+        cursor.mark = (cursor.mark + bytes(min(hole, MARK)))[-MARK:]
+        cursor.offset += hole
+        self.size = max(self.size, cursor.offset)
+        return True
+
+    def _cut(
+        self, cursor: Cursor, raw: bytes, rules: Rules, grouper: Grouper | None, short: bool
+    ) -> Cut | None:
+        if self._encoding is None:
+            return None
+        ended = isinstance(self.content, Gzip) and (
+            self.content.ended or self.content.damaged is not None
+        )
+        final = short and (cursor.flush or ended)
+        cut = self._encoding.cut(raw, rules.max_line, final=final)
+        if cut is None or grouper is None or cut.newline or not self._encoding.plain:
+            return cut
+        too_long = len(raw) > rules.max_line
+        return grouper.cut(raw[: cut.size], final=(final and cut.size == len(raw)) or too_long)
+
+    def _block(self, cursor: Cursor, raw: bytes, cut: Cut) -> Block:
+        start = cursor.offset
+        taken = raw[: cut.size] if cut.size < len(raw) else raw
+        self._advance(cursor, raw, cut.size)
+        cursor.held = cut.size < len(raw)
+        if not cursor.held:
+            cursor.flush = False
+        data, offsets = taken + b"\n" if cut.newline else taken, None
+        if self._encoding is not None and not self._encoding.plain:
+            data, offsets = self._encoding.to_utf8(taken, start)
+        if not self.file_id:
+            self.file_id = self._make_id()
+        return Block(
+            data=data,
+            file=self.path,
+            file_id=self.file_id,
+            start=start,
+            end=cursor.offset,
+            read_at=time.time_ns(),
+            mark=cursor.mark,
+            starts=cut.starts,
+            offsets=offsets,
+        )
+
+    def _advance(self, cursor: Cursor, raw: bytes, size: int) -> None:
+        end = raw[max(size - MARK, 0) : size]
+        cursor.mark = end if len(end) == MARK else (cursor.mark + end)[-MARK:]
+        cursor.offset += size
+        self.size = max(self.size, cursor.offset)
+
+    def _make_id(self) -> str:
+        """The same after a kill before the first checkpoint, another for another content of the same inode."""
+        first_line = self.head_bytes.partition(b"\n")[0]
+        device, inode = self.key or (0, 0)
+        seed = f"{device}:{inode}:{self.parent_id}:".encode() + first_line
+        return hashlib.blake2b(seed, digest_size=8).hexdigest()
+
+    def __repr__(self) -> str:
+        kind = (
+            "gone"
+            if self.gone
+            else "deleted"
+            if self.deleted
+            else "live"
+            if self.live
+            else "rotated"
+        )
+        return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"

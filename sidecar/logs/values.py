@@ -1,0 +1,139 @@
+"""Values as people write them in a configuration file or behind a flag: sizes, times, lists.
+
+Each reader takes a value that YAML has already given a type, or a text, and returns what the code wants.
+What cannot be read is a `TypeError` or a `ValueError` with half a sentence; `read` adds where it stood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from sidecar._errors import ConfigError
+
+Readers = Mapping[str, Callable[[Any], Any]]
+
+_SIZE = re.compile(r"(\d+) ?([kmg]i?|)b?", re.ASCII | re.IGNORECASE)
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(ms|s|m|h|)", re.ASCII)
+_TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True}
+_TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
+
+
+def read(given: Mapping[str, Any], readers: Readers, where: str) -> dict[str, Any]:
+    """Read each value by the reader of its name.
+
+    Raises:
+        ConfigError: a name that no reader has (the nearest one is suggested), or a value that cannot be read.
+
+    >>> read({"timeout": "10s"}, {"timeout": seconds}, "here")
+    {'timeout': 10.0}
+    >>> read({"timout": 1}, {"timeout": seconds}, "the sink")
+    Traceback (most recent call last):
+    sidecar._errors.ConfigError: the sink: there is no 'timout' (did you mean timeout?)
+    """
+    made = {}
+    for name, value in given.items():
+        if name not in readers:
+            raise ConfigError(f"{where}: there is no {name!r} ({nearest(str(name), readers)})")
+        try:
+            made[name] = readers[name](value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {name}: {error}") from error
+    return made
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names may have been meant, or what they are."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+
+
+def text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"{value!r} is no text")
+    return str(value)
+
+
+def texts(value: Any) -> list[str]:
+    """A list, or one text with commas."""
+    if isinstance(value, str):
+        return [one.strip() for one in value.split(",") if one.strip()]
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return [text(one) for one in value]
+
+
+def patterns(value: Any) -> list[str]:
+    """A list, or one text as it stands: patterns may hold commas."""
+    return [value] if isinstance(value, str) else texts(value)
+
+
+def counts(value: Any) -> list[int]:
+    return [count(one) for one in (value if isinstance(value, list) else texts(str(value)))]
+
+
+def mapping(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no mapping (name: value)")
+    return {str(name): text(one) for name, one in value.items()}
+
+
+def anything(value: Any) -> Any:
+    return value
+
+
+def truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    found = _TRUTHS.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return found
+
+
+def count(value: Any) -> int:
+    if isinstance(value, bool) or not str(value).isascii() or not str(value).isdigit():
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
+
+
+def octal(value: Any) -> int:
+    """Permissions as chmod(1) takes them. YAML 1.1 has read an unquoted 0644 as octal already."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (
+            value
+            if value > 0o777 or not re.fullmatch("[0-7]{3}", str(value))
+            else int(str(value), 8)
+        )
+    if not re.fullmatch("0?[0-7]{3}", str(value)):
+        raise ValueError(f"{value!r} is no file mode: write it like '0644'")
+    return int(str(value), 8)
+
+
+def size(value: Any) -> int:
+    """Bytes, with the suffixes of Kubernetes.
+
+    >>> size("1Mi"), size(512)
+    (1048576, 512)
+    """
+    found = _SIZE.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no size: bytes, or a number with k, M, G, Ki, Mi or Gi")
+    return int(found[1]) * _SIZES[found[2].lower()]
+
+
+def seconds(value: Any) -> float:
+    """Seconds, or a number with a unit.
+
+    >>> seconds("500ms"), seconds(2)
+    (0.5, 2.0)
+    """
+    found = _TIME.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no time: seconds, or a number with ms, s, m or h")
+    return float(found[1]) * _TIMES[found[2]]

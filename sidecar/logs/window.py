@@ -1,0 +1,73 @@
+"""The position of one file towards one sink: it moves only over what has been acknowledged without a gap."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from sidecar.logs.identity import NOTHING, Place
+from sidecar.logs.records import Block
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    block: Block
+    acknowledged: bool = False
+
+
+class AckWindow:
+    r"""What has been handed to a sink and not been acknowledged, in the order of the file.
+
+    >>> window = AckWindow(Place(0))
+    >>> first, second = (Block(b"a\n", "f", "id", start, start + 2, 0) for start in (0, 2))
+    >>> window.sent(first); window.sent(second)
+    >>> window.acknowledge(second); window.place.offset      # the first is still missing
+    0
+    >>> window.acknowledge(first); window.place.offset
+    4
+    """
+
+    __slots__ = ("_mark", "_place", "_sent", "offset")
+
+    def __init__(self, place: Place) -> None:
+        self.offset = place.offset
+        """Everything before it has been acknowledged."""
+        self._place: Place | None = place
+        self._mark = b""
+        self._sent: deque[_Sent] = deque()
+
+    @property
+    def place(self) -> Place:
+        """The acknowledged place, as the checkpoint keeps it. Hashed only when somebody asks."""
+        if self._place is None:
+            self._place = Place.of(self.offset, self._mark)
+        return self._place
+
+    @property
+    def oldest(self) -> Block | None:
+        """The first block that has not been acknowledged."""
+        return self._sent[0].block if self._sent else None
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of the file that were handed out and not acknowledged."""
+        return self._sent[-1].block.end - self.offset if self._sent else 0
+
+    def sent(self, block: Block) -> None:
+        """Remember that the block has been handed out."""
+        self._sent.append(_Sent(block))
+
+    def acknowledge(self, block: Block) -> None:
+        """Take the block as delivered, and move as far as there is no gap."""
+        for entry in self._sent:
+            if entry.block is block:
+                entry.acknowledged = True
+                break
+        while self._sent and self._sent[0].acknowledged:
+            done = self._sent.popleft().block
+            self.offset = done.end
+            self._mark = done.mark
+            self._place = None
+
+
+START = Place(0, NOTHING)

@@ -1,0 +1,305 @@
+"""`sidecar collect`: the pipeline on a command line or in a file, its dry run, its check, its status, its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cli.commands import Command
+from logs.fakes.loki import FakeLoki
+from logs.fakes.ndjson import FakeNdjson
+from logs.fakes.receiver import Broken, Busy
+from sidecar.cli import main
+from support import Eventually, StartProcess
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log" / "app.log"
+    path.parent.mkdir()
+    path.write_text('{"level":"warn","msg":"hello","user":"ada"}\nGET /healthz\nlast\n')
+    return path
+
+
+def test_lines_go_to_standard_output_as_they_came(command: Command, log: Path) -> None:
+    result = command("collect", log.parent / "*.log", "--once")
+    assert (result.code, result.out) == (0, log.read_text())
+
+
+def test_a_second_run_with_a_checkpoint_delivers_only_what_is_new(
+    command: Command, log: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state" / "offsets.json"
+    command("collect", log, "--once", "--checkpoint", state)
+    with log.open("a") as file:
+        file.write("new\n")
+    assert command("collect", log, "--once", "--checkpoint", state).out == "new\n"
+
+
+def test_stages_run_in_the_order_that_the_help_gives(command: Command, log: Path) -> None:
+    """Lines that a stage has changed are JSON, the others are as they came."""
+    result = command(
+        *("collect", log, "--once", "--parse", "json"),
+        *("--drop", "/healthz", "--redact", "ada", "--redact", "hel+o"),
+    )
+    first, second = result.out.splitlines()
+    made = json.loads(first)
+    assert (made["user"], made["msg"], made["level"]) == ("***", "***", "warn")
+    assert second == "last"
+
+
+def test_every_line_is_json_if_that_is_asked_for(command: Command, log: Path) -> None:
+    result = command("collect", log, "--once", "--json", "--label", "site=b", "--add", "n=1")
+    made = [json.loads(line) for line in result.out.splitlines()]
+    assert [one["message"] for one in made] == log.read_text().splitlines()
+    assert {one["labels"]["site"] for one in made} == {"b"}
+    assert {one["n"] for one in made} == {"1"}
+
+
+def test_repeated_options_stand_in_a_variable_one_a_line(command: Command, log: Path) -> None:
+    """Patterns hold spaces: only a line break separates them."""
+    result = command("collect", log, "--once", env={"SIDECAR_COLLECT_DROP": "GET /h\n^last$"})
+    assert result.out.splitlines() == [log.read_text().splitlines()[0]]
+
+
+CONFIG = """\
+files: {log}
+checkpoint: {state}
+stages:
+  - parse: json
+  - drop: /healthz
+  - redact: {{pattern: ada, with: "<user>"}}
+  - add: {{site: berlin, n: 3}}
+sinks:
+  - url: file://{out}
+    json: true
+"""
+
+
+@pytest.fixture
+def config(log: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "pipeline.yaml"
+    out, state = tmp_path / "out", tmp_path / "offsets.json"
+    path.write_text(CONFIG.format(log=log, state=state, out=out))
+    return path
+
+
+def test_a_file_describes_the_pipeline_and_flags_win_over_it(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    assert command("collect", "--config", config, "--once").code == 0
+    made = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [one.get("user") for one in made] == ["<user>", None]
+    assert {(one["site"], one["n"]) for one in made} == {("berlin", 3)}
+
+    flags = ("--sink", "stdout", "--drop", "last", "--checkpoint", tmp_path / "other.json")
+    result = command("collect", "--config", config, "--once", *flags)
+    assert len(result.out.splitlines()) == 1
+
+
+def test_the_check_says_what_a_configuration_means_and_opens_nothing(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    result = command("collect", "--config", config, "--check-config")
+    assert result.code == 0
+    assert f"file://{tmp_path / 'out'}" in result.out
+    assert "parse json, drop /healthz" in result.out
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "offsets.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("files: [a\n", "line 2, column 1"),
+        ("fils: a\n", "did you mean files?"),
+        ("- a\n", "expected a mapping"),
+        ("files: a\nstages: [{pars: json}]\n", "did you mean parse?"),
+        ("files: a\nstages: [{parse: xml}]\n", "stage 1 (parse): 'xml' is no form"),
+        ("files: a\nstages: [{drop: '('}]\n", "stage 1 (drop): the pattern '('"),
+        ("files: a\nstages: [{drop: a, keep: b}]\n", "expected one name"),
+        ("files: a\nsinks: [{url: 'loki+http://h', tennant: x}]\n", "did you mean tenant?"),
+        ("files: a\nsinks: [ftp://h]\n", "is no sink"),
+        ("files: a\nsinks: [stdout, stdout]\n", "same name"),
+        ("files: a\nmax_line: many\n", "max_line: 'many' is no size"),
+        ("files: a\nmultiline: '('\n", "multiline"),
+        ("files: a\nstart: middle\n", "neither beginning nor end"),
+        ("sinks: [stdout]\n", "no files to collect"),
+        ("files: a\nencoding: klingon\n", "klingon"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_place_and_hint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, document: str, said: str
+) -> None:
+    """Exit code 2 and one line, before anything is opened."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(document)
+    assert main.run(["collect", "--config", str(path), "--check-config"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_dry_run_shows_what_the_pipeline_makes_of_a_file(
+    command: Command, config: Path, log: Path, tmp_path: Path
+) -> None:
+    """JSON alone on stdout, the sum on stderr; nothing is sent, nothing is remembered."""
+    odd = tmp_path / "odd [name]*.txt"
+    odd.write_text(log.read_text() + "no newline at the end")
+    result = command("collect", "--config", config, "--dry-run", odd)
+    made = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 0
+    assert [one.get("message", one.get("msg")) for one in made] == [
+        "hello",
+        "last",
+        "no newline at the end",
+    ]
+    assert "4 records: 3 pass (3 changed), 1 dropped" in result.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "offsets.json").exists()
+
+
+def test_the_status_is_a_table_of_positions_and_lag(
+    command: Command, log: Path, tmp_path: Path
+) -> None:
+    """By checkpoint and files alone: it may be asked from outside, while the collector runs."""
+    state = tmp_path / "offsets.json"
+    size = log.stat().st_size
+    command("collect", log, "--once", "--checkpoint", state)
+    log.rename(log.with_suffix(".1"))
+    with log.with_suffix(".1").open("a") as file:
+        file.write("x" * 999 + "\n")
+    result = command("collect", "--status", state)
+    titles, row, total = result.out.splitlines()
+    assert titles.split() == ["FILE", "SINK", "POSITION", "SIZE", "LAG", "STATE"]
+    assert row.split() == [
+        str(log.with_suffix(".1")),
+        "stdout",
+        str(size),
+        f"{size + 1000:,}",
+        "1,000",
+        "rotated",
+    ]
+    assert total == "1 files, 1,000 bytes to deliver"
+
+    [entry] = json.loads(command("collect", "--status", state, "--json").out)["files"]
+    assert (entry["position"], entry["lag"]) == (size, 1000)
+
+
+def test_the_status_of_a_damaged_checkpoint_is_that_of_the_one_before(
+    command: Command, log: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "offsets.json"
+    command("collect", log, "--once", "--checkpoint", state)
+    (tmp_path / "offsets.json.previous").write_bytes(state.read_bytes())
+    state.write_bytes(b"\0" * 100)
+    result = command("collect", "--status", state)
+    assert result.code == 0
+    assert str(log) in result.out
+    assert "no checkpoint" in result.err
+
+    result = command("collect", "--status", tmp_path / "missing.json")
+    assert result.code == 1
+    assert "missing.json" in result.err
+
+
+async def test_sigterm_delivers_what_is_there_and_exits_with_0(
+    sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
+) -> None:
+    """The receiver is busy at first; lines written just before the signal arrive, too."""
+    async with FakeLoki() as loki:
+        loki.next(Busy("0"), Broken(503))
+        process = sidecar_process(
+            *("collect", log, "--checkpoint", tmp_path / "offsets.json"),
+            *("--sink", f"loki+{loki.address}#tenant=shop"),
+        )
+        await eventually(lambda: len(loki.texts) == 3)
+        with log.open("a") as file:
+            file.write("".join(f"line {number}\n" for number in range(1000)))
+        process.popen.terminate()
+        await eventually(lambda: process.popen.poll() is not None)
+
+        assert process.popen.returncode == 0, process
+        assert loki.texts[3:] == [f"line {number}" for number in range(1000)]
+        assert loki.wrong == []
+        assert {request.headers["X-Scope-OrgID"] for request in loki.requests} == {"shop"}
+
+
+async def test_sinks_have_progress_of_their_own(
+    sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
+) -> None:
+    """A receiver that is away does not hold back the others, and gets its lines later."""
+    out = tmp_path / "out"
+    async with FakeNdjson() as away, FakeNdjson() as there:
+        await away.refuse()
+        process = sidecar_process(
+            *("collect", log, "--checkpoint", tmp_path / "offsets.json"),
+            *("--sink", away.address, "--sink", there.address, "--sink", f"file://{out}"),
+        )
+        await eventually(lambda: len(there.texts) == 3 and out.exists() and out.read_text())
+        assert away.texts == []
+        await away.listen()
+        await eventually(lambda: len(away.texts) == 3)
+        process.popen.terminate()
+        await eventually(lambda: process.popen.poll() is not None)
+
+        assert process.popen.returncode == 0, process
+        assert out.read_text() == log.read_text()
+
+
+async def test_refused_lines_are_in_the_dead_letters_before_the_position_passes_them(
+    sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
+) -> None:
+    """Killed at any time, a line is delivered, or in the dead letters, or still ahead of the position."""
+    letters = tmp_path / "dead.ndjson"
+    async with FakeNdjson(poison=lambda text: "healthz" in text) as fake:
+        process = sidecar_process(
+            *("collect", log, "--checkpoint", tmp_path / "offsets.json"),
+            *("--sink", fake.address, "--dead-letter", letters),
+        )
+        await eventually(lambda: len(fake.texts) == 2 and letters.exists() and letters.read_text())
+        process.popen.kill()
+        await eventually(lambda: process.popen.poll() is not None)
+
+    [letter] = [json.loads(line) for line in letters.read_text().splitlines()]
+    assert letter["record"]["message"] == "GET /healthz"
+    assert "400" in letter["reason"]
+
+
+async def test_probes_and_metrics_are_answered_beside_the_collection(
+    sidecar_process: StartProcess,
+    eventually: Eventually,
+    free_port: int,
+    log: Path,
+    tmp_path: Path,
+) -> None:
+    """`--port`: whoever asks learns that it lives, is ready, and how many lines went through."""
+    url = f"http://127.0.0.1:{free_port}"
+    process = sidecar_process(
+        *(
+            "collect",
+            log,
+            "--checkpoint",
+            tmp_path / "offsets.json",
+            "--sink",
+            f"file://{tmp_path}/out",
+        ),
+        *("--port", free_port, "--host", "127.0.0.1"),
+        until=f"{url}/readyz",
+    )
+    await eventually(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text())
+
+    def lines() -> float:
+        text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
+        return float(re.findall(r"^sidecar_logs_lines_total (\S+)$", text, re.MULTILINE)[0])
+
+    await eventually(lambda: lines() == 3)
+    for path in ("/livez", "/readyz", "/startupz", "/openapi.json"):
+        assert urllib.request.urlopen(url + path, timeout=5).status == 200
+    process.popen.terminate()
+    await eventually(lambda: process.popen.poll() is not None)
+    assert process.popen.returncode == 0, process

@@ -1,0 +1,329 @@
+"""Stages: what they find in a line, and that no line can stall or break them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar._errors import ConfigError
+from sidecar.logs import documents, stages
+from sidecar.logs.lines import Grouper
+from sidecar.logs.records import Record
+
+CRI_P = b"2026-11-23T13:21:51.5Z stdout P "
+CRI_F = b"2026-11-23T13:21:51.6Z stdout F "
+
+
+def record(raw: str | bytes, **options: Any) -> Record:
+    return Record(raw.encode() if isinstance(raw, str) else raw, file="/log/a", **options)
+
+
+# -- parsing
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", "", "[1]", '{"a":', "3", '{"a": NaN}', "nul\0", '"text"']
+)
+def test_a_line_that_is_no_json_object_passes_as_it_came(line: str) -> None:
+    """Stack traces between JSON lines are lines, too."""
+    parsed = stages.parse_json(record(line))
+    assert (parsed.fields, parsed.changed, parsed.text) == ({}, False, line)
+
+
+def test_parsing_alone_changes_no_line() -> None:
+    """stdout and file sinks write a parsed line as it came."""
+    for stage, line in [
+        (stages.parse_json, '{"b": 1,  "a": [1, {"c": null}]}'),
+        (stages.parse_logfmt, 'a=1 b="two words"'),
+        (stages.parse_regex(r"(?P<a>\w+)"), "hello there"),
+        (stages.find_level, "ERROR x"),
+        (stages.find_time, "2026-01-01T00:00:00Z x"),
+    ]:
+        result = stage(record(line))
+        assert result is not None
+        assert not result.changed, line
+
+
+def test_a_change_deep_in_a_parsed_line_is_noticed() -> None:
+    parsed = stages.parse_json(record('{"a": [1, {"b": "x"}]}'))
+    parsed.fields["a"][1]["b"] = "y"
+    assert parsed.changed
+
+
+def test_json_inside_of_a_line_that_was_changed_before_is_parsed_as_changed() -> None:
+    """CRI around JSON: the inner line counts, and the stream stays beside its fields."""
+    wrapped = stages.parse_json(stages.parse_cri(record(CRI_F + b'{"msg":"say \\"hi\\""}')))
+    assert wrapped.fields == {"stream": "stdout", "msg": 'say "hi"'}
+    assert wrapped.changed
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("a=1 b=2", {"a": "1", "b": "2"}),
+        ('msg="two words" n=3', {"msg": "two words", "n": "3"}),
+        (r'msg="a \"b\" \n c"', {"msg": 'a "b" \n c'}),
+        ("a= b=1", {"a": "", "b": "1"}),
+        ('a="unclosed b=1', {"a": "", "b": "1"}),
+        ("no pairs at all", {}),
+        ("", {}),
+    ],
+)
+def test_logfmt_is_read(line: str, fields: dict[str, str]) -> None:
+    assert stages.parse_logfmt(record(line)).fields == fields
+
+
+def test_groups_of_a_pattern_become_fields_and_those_that_took_no_part_do_not() -> None:
+    stage = stages.parse_regex(r"^(?P<verb>\S+) (?P<path>\S+)(?: (?P<status>\d+))?")
+    parsed = stage(record("GET /ü"))
+    assert parsed is not None
+    assert parsed.fields == {"verb": "GET", "path": "/ü"}
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?=x)y", r"(a)\1", "no groups", "(unnamed)"])
+def test_a_pattern_that_cannot_work_is_refused_before_the_start(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="pattern"):
+        stages.parse_regex(pattern)
+
+
+# -- bounded in time
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(?P<x>(a*)*b)", r"(.*a){12}$"])
+def test_no_line_can_stall_a_pattern(pattern: str) -> None:
+    """With backtracking the first of these takes longer than the age of the universe."""
+    line = "a" * 200_000 + "!"
+    began = time.process_time()
+    stages.drop(pattern)(record(line))
+    stages.redact(pattern)(record(line))
+    assert time.process_time() - began < 5.0
+
+
+@pytest.mark.parametrize("line", ["a=" * 100_000, '="' * 100_000, "\\" * 200_000, "[" * 200_000, "{" * 100_000, '{"a":' * 100_000, "9" * 200_000, " " * 200_000], ids=lambda line: line[:5])  # fmt: skip
+def test_no_line_can_stall_a_parser(line: str) -> None:
+    """Long runs of what a grammar begins with."""
+    began = time.process_time()
+    for stage in (
+        stages.parse_json,
+        stages.parse_logfmt,
+        stages.parse_cri,
+        stages.find_level,
+        stages.find_time,
+    ):
+        stage(record(line))
+        stage(record(CRI_F + line.encode()))
+    assert time.process_time() - began < 2.0
+
+
+@given(st.binary(max_size=200), st.sampled_from(["", '{"a":"', "2026-11-23T13:21:51Z stdout F "]))
+def test_stages_pass_every_line_whatever_bytes_it_holds(raw: bytes, prefix: str) -> None:
+    """An exception in a stage would end the collection: no bytes may cause one."""
+    result: Record | None = record(prefix.encode() + raw)
+    for stage in (
+        stages.parse_cri,
+        stages.parse_json,
+        stages.parse_logfmt,
+        stages.find_level,
+        stages.find_time,
+        stages.parse_time("time"),
+        stages.parse_time("ts", "%Y"),
+        stages.redact(r"\d+"),
+        stages.add_fields(a=1),
+        stages.keep(""),
+    ):
+        assert result is not None
+        result = stage(result)
+    assert result is not None
+    assert documents.json_line(result)
+
+
+# -- CRI
+
+
+def test_the_pieces_of_a_long_line_are_joined() -> None:
+    """The runtime cuts at 16 KiB; tailed with CRI_LINES the pieces are one record."""
+    raw = CRI_P + b"one, \n" + CRI_P + b"two, \n" + CRI_F + b"three"
+    joined = stages.parse_cri(record(raw))
+    assert joined.text == "one, two, three"
+    assert joined.fields == {"stream": "stdout"}
+
+
+def test_lines_of_a_container_are_grouped_to_their_last_piece() -> None:
+    """P waits for F; every other line, also one that is no CRI, stands alone."""
+    lines = [
+        CRI_F + b"alone",
+        CRI_P + b"cut",
+        CRI_F + b"rest",
+        b"no CRI at all",
+        b"",
+        b"word",
+        CRI_F + b"",
+        CRI_P + b"still open",
+    ]
+    data = b"".join(line + b"\n" for line in lines)
+    cut = Grouper(stages.CRI_LINES).cut(data, final=False)
+    assert cut is not None
+    assert cut.starts is not None
+    pieces = [data[a:b] for a, b in zip(cut.starts, [*cut.starts[1:], cut.size], strict=True)]
+    assert pieces == [
+        lines[0] + b"\n",
+        lines[1] + b"\n" + lines[2] + b"\n",
+        *[line + b"\n" for line in lines[3:7]],
+    ]
+
+
+def test_a_piece_of_the_other_stream_between_is_not_lost() -> None:
+    raw = CRI_P + b"out " + b"\n" + CRI_F.replace(b"stdout", b"stderr") + b"err\n" + CRI_F + b"put"
+    assert stages.parse_cri(record(raw)).text == "out err\nput"
+
+
+def test_a_line_that_is_no_cri_passes_as_it_came() -> None:
+    assert not stages.parse_cri(record("2026 nonsense")).changed
+
+
+# -- level and time
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("2026-01-01 12:00:00 WARNING x", "warn"),
+        ("[error] x", "error"),
+        ("level=debug msg=x", "debug"),
+        ('lvl="eror" x', "error"),
+        ("E1123 13:21:51.000000 1 file.go:1] x", "error"),
+        ("the error was mine", None),
+        ("INFORMATION x", None),
+        ("x" * 300 + " ERROR", None),
+    ],
+)
+def test_the_level_is_found_in_text(line: str, level: str | None) -> None:
+    assert stages.find_level(record(line)).level == level
+
+
+@pytest.mark.parametrize(
+    ("fields", "level"),
+    [
+        ({"level": "Warning"}, "warn"),
+        ({"severity": "CRITICAL"}, "fatal"),
+        ({"level": 30}, "info"),
+        ({"level": 50}, "error"),
+        ({"level": None, "lvl": "dbg"}, "debug"),
+        ({"level": {"a": 1}}, None),
+        ({"level": True}, None),
+        ({"msg": "ERROR"}, None),
+    ],
+)
+def test_the_level_is_found_in_fields(fields: dict[str, Any], level: str | None) -> None:
+    made = record("x")
+    made.parsed(fields, lambda _raw: fields)
+    assert stages.find_level(made).level == level
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2026-11-23T13:21:51Z", 1_795_440_111_000_000_000),
+        ("2026-11-23T13:21:51.123456789Z", 1_795_440_111_123_456_789),
+        ("2026-11-23 14:21:51,5+01:00", 1_795_440_111_500_000_000),
+        ("2026-11-23 14:21:51 +0100", 1_795_440_111_000_000_000),
+        (1_795_440_111, 1_795_440_111_000_000_000),
+        (1_795_440_111.25, 1_795_440_111_250_000_000),
+        (1_795_440_111_123, 1_795_440_111_123_000_000),
+        ("1795440111123456789", 1_795_440_111_123_456_789),
+        ("yesterday", 7),
+        ("2026-13-99T99:99:99Z", 7),
+        (True, 7),
+        (12, 7),
+        (1e300, 7),
+        (float("nan"), 7),
+        ([], 7),
+        ("9" * 5000, 7),
+    ],
+)
+def test_the_time_is_found_in_a_field(value: Any, expected: int) -> None:
+    """What is no time leaves the time at which the line was read."""
+    made = record("x", time=7)
+    made.parsed({"ts": value}, lambda _raw: {})
+    assert stages.find_time(made).time == expected
+
+
+def test_a_time_in_a_format_of_ones_own_and_in_a_zone() -> None:
+    stage = stages.parse_time("at", "%d.%m.%Y %H:%M:%S", zone="Europe/Berlin")
+    result = stage(record("x", fields={"at": "23.11.2026 14:21:51"}))
+    assert result is not None
+    assert result.time == 1_795_440_111_000_000_000
+    with pytest.raises(ConfigError, match="zone"):
+        stages.parse_time("at", zone="Nowhere/At_All")
+
+
+# -- selecting and changing
+
+
+def test_lines_are_kept_and_dropped_by_pattern_or_by_function() -> None:
+    healthz, other = record("GET /healthz 200"), record("GET / 200")
+    assert stages.drop("/healthz")(healthz) is None
+    assert stages.drop("/healthz")(other) is other
+    assert stages.keep(r"GET /\w+ ")(healthz) is healthz
+    assert stages.keep(r"GET /\w+ ")(other) is None
+    assert stages.drop(lambda one: one.level == "debug")(record("x", level="debug")) is None
+
+
+def test_a_secret_is_taken_out_of_text_and_of_every_field() -> None:
+    """Nested, in lists, in names, in numbers: wherever it stands."""
+    line = (
+        '{"msg":"card 4111111111111111","deep":[{"card":4111111111111111,"4111111111111111":"x"}]}'
+    )
+    result = stages.redact("4111111111111111")(stages.parse_json(record(line)))
+    assert result is not None
+    assert "4111111111111111" not in documents.json_line(result).decode() + result.text
+    assert result.fields["msg"] == "card ***"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"user":"ada","password":"s3cret"}',
+        '{"user": "ada", "password": "s3cret"}',
+        '{"token":"1","password":"s3cret"}',
+    ],
+)
+def test_a_secret_that_only_a_pattern_across_fields_finds_does_not_leak(line: str) -> None:
+    """`"password":"…"` matches the text and no value: the record goes on as text."""
+    stage = stages.redact(r'"password": ?"[^"]*"|"token":"1"')
+    result = stage(stages.parse_json(record(line)))
+    assert result is not None
+    assert "s3cret" not in documents.json_line(result).decode() + result.text
+
+
+def test_a_secret_hidden_by_escapes_in_the_text_is_found_in_the_field() -> None:
+    result = stages.redact("s3cret")(stages.parse_json(record(r'{"a":"s3cr\u0065t"}')))
+    assert result is not None
+    assert b"s3cret" not in documents.json_line(result)
+
+
+def test_a_replacement_that_matches_its_own_pattern_keeps_the_fields() -> None:
+    stage = stages.redact(r"password=\S+", "password=***")
+    result = stage(stages.parse_json(record('{"msg":"x password=abc","n":1}')))
+    assert result is not None
+    assert result.fields == {"msg": "x password=***", "n": 1}
+
+
+def test_groups_may_stand_in_the_replacement_and_a_wrong_one_is_refused() -> None:
+    result = stages.redact(r"(\d{4})\d{8}(\d{4})", r"\1…\2")(record("card 4111111111111111"))
+    assert result is not None
+    assert result.text == "card 4111…1111"
+    for wrong in (r"\3", r"\g<name>"):
+        with pytest.raises(ConfigError, match="does not have"):
+            stages.redact(r"(\d{4})", wrong)
+
+
+def test_added_fields_make_a_record_changed_and_win() -> None:
+    result = stages.add_fields(site="b", n=2)(stages.parse_json(record('{"n":1,"a":0}')))
+    assert result is not None
+    assert result.fields == {"n": 2, "a": 0, "site": "b"}
+    assert result.changed

@@ -1,0 +1,455 @@
+"""The whole run: lanes, budget, acknowledgement, drain. Scenarios 10, 32, 33, 35, 38, 41, 46."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sidecar
+from sidecar import logs
+from sidecar.disk import events
+from sidecar.logs.checkpoint import Checkpoint
+from sidecar.logs.collector import Collector
+from sidecar.logs.sinks.deadletter import DeadLetterFile
+from sidecar.logs.testing import LogFile, MemorySink
+from sidecar.runtime import metrics
+from support import Eventually
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def offsets(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "offsets.json"
+
+
+@contextlib.asynccontextmanager
+async def collecting(collector: Collector, **options: Any) -> Any:
+    """A collection in the background; at the end it is told to stop, and drains."""
+    task = asyncio.create_task(collector.run(**options))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_everything_there_is_delivered_and_the_call_ends(log: LogFile, offsets: Path) -> None:
+    """`until_end`: for jobs; the second run has nothing to do."""
+    log.write("one", "two")
+    log.write_raw(b"three")
+    sink = MemorySink()
+    summary = await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=sink, until_end=True)
+    assert sink.lines == ["one", "two", "three"]
+    assert (summary.lines, summary.size, summary.refused) == (3, 14, 0)
+    again = MemorySink()
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=again, until_end=True)
+    assert again.lines == []
+
+
+async def test_lines_pass_the_stages_in_order(log: LogFile) -> None:
+    """A stage changes a record, replaces it or drops it; what is dropped is done with."""
+    log.write("keep me", "drop me", "keep me too")
+
+    def shout(record: logs.Record) -> logs.Record:
+        record.text = record.text.upper()
+        return record
+
+    def drop(record: logs.Record) -> logs.Record | None:
+        return None if record.text.startswith("DROP") else record
+
+    sink = MemorySink()
+    await logs.collect(logs.tail(log.path), shout, drop, sink=sink, until_end=True)
+    assert sink.lines == ["KEEP ME", "KEEP ME TOO"]
+
+
+async def test_a_new_line_is_delivered_at_once(log: LogFile, eventually: Eventually) -> None:
+    """Not at the next re-check, which is a minute away here."""
+    sink = MemorySink()
+    async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
+        for number in range(5):
+            log.write(f"line {number}")
+            await eventually(lambda n=number: len(sink.lines) == n + 1, timeout=1)
+
+
+async def test_new_files_and_rotations_need_no_recheck(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """Events of directories are hints to look at once."""
+    sink = MemorySink()
+    pattern = log.path.parent / "**" / "*.log"
+    async with collecting(Collector(logs.tail(pattern, recheck=60), [], [sink])):
+        log.write("one")
+        await eventually(lambda: sink.lines == ["one"])
+        log.rotate()
+        log.write("two")
+        log.reopen()
+        log.write("three")
+        await eventually(lambda: sorted(sink.lines) == ["one", "three", "two"])
+        other = LogFile(log.path.parent / "new" / "deep" / "b.log")
+        other.write("four")
+        await eventually(lambda: "four" in sink.lines)
+        other.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC])
+async def test_without_events_lines_arrive_all_the_same(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Scenario 41: no inotify instance, no watch; then looking more often has to do."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    method = "__init__" if code == errno.EMFILE else "add"
+    monkeypatch.setattr(events.Inotify, method, refuse)
+    sink = MemorySink()
+    async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
+        log.write("one")
+        await eventually(lambda: sink.lines == ["one"], timeout=5)
+
+
+async def test_a_lost_event_costs_one_recheck(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario 41: hints may be missed, the truth is on the disk."""
+    monkeypatch.setattr(events.Inotify, "drain", lambda _: [])
+    sink = MemorySink()
+    async with collecting(Collector(logs.tail(log.path, recheck=0.1), [], [sink])):
+        log.write("one")
+        await eventually(lambda: sink.lines == ["one"], timeout=5)
+
+
+async def test_an_overflow_of_events_is_followed_by_a_look_at_everything(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario 41: the events that were dropped may have named any file."""
+    overflow = events.Event(-1, events.Inotify.OVERFLOW, b"")
+    drained = events.Inotify.drain
+
+    def drain(self: events.Inotify) -> list[events.Event]:
+        return [overflow] if drained(self) else []
+
+    monkeypatch.setattr(events.Inotify, "drain", drain)
+    sink = MemorySink()
+    async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
+        for number in range(3):
+            log.write(f"{number}")
+            await eventually(lambda n=number: len(sink.lines) == n + 1)
+
+
+# when the sink does not take it
+
+
+async def test_the_position_follows_only_what_was_acknowledged(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """A batch that hangs is read again after the restart."""
+    log.write("one")
+    sink = MemorySink()
+    collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink])
+    async with collecting(collector, drain_timeout=0.1):
+        await eventually(lambda: sink.lines == ["one"])
+        sink.hang()
+        log.write("two")
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
+    (entry,) = Checkpoint(str(offsets)).load().entries
+    assert entry.lowest == 4
+    again = MemorySink()
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=again, until_end=True)
+    assert again.lines == ["two"]
+
+
+async def test_a_sink_that_is_unavailable_is_tried_again(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """Scenario 32: nothing lost, nothing twice, and a probe can say what is wrong."""
+    log.write("one", "two")
+    sink = MemorySink()
+    sink.fail("no route to host")
+    collector = Collector(logs.tail(log.path), [], [sink])
+    async with collecting(collector):
+        await eventually(lambda: collector.trouble(patience=0.01) is not None)
+        assert "no route to host" in (collector.trouble(patience=0.01) or "")
+        sink.recover()
+        await eventually(lambda: sink.lines == ["one", "two"])
+        assert collector.trouble(patience=0) is None
+
+
+async def test_a_blocked_sink_stops_the_reading_at_the_budget(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """The file is the buffer: memory does not grow with what is written."""
+    for _ in range(100):
+        log.write(*["x" * 999] * 100)
+    sink = MemorySink()
+    sink.hang()
+    collector = Collector(logs.tail(log.path, max_line=10_000), [], [sink], budget=1 << 20)
+    async with collecting(collector):
+        await eventually(lambda: collector.lanes[0].room <= 0)
+        held = collector.lanes[0].held
+        log.write("more")
+        await asyncio.sleep(0.1)
+        assert collector.lanes[0].held == held < 2 << 20
+        assert collector.source.figures().lag_bytes == 10_000_005
+        sink.recover()
+        await eventually(lambda: len(sink.lines) == 10_001)
+
+
+async def test_truncated_while_the_sink_was_blocked(log: LogFile, eventually: Eventually) -> None:
+    """Scenario 10: what was read is delivered, what was not is counted, the new lines come."""
+    sink = MemorySink()
+    sink.hang()
+    collector = Collector(logs.tail(log.path), [], [sink])
+    async with collecting(collector):
+        log.write("one")
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes > 0)
+        log.truncate()
+        log.write("two and more")
+        sink.recover()
+        await eventually(lambda: sink.lines == ["one", "two and more"])
+
+
+async def test_rotated_three_times_while_the_sink_was_down(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """Scenario 33: all generations are found and delivered, in whatever order."""
+    sink = MemorySink()
+    sink.fail()
+    collector = Collector(logs.tail(log.path), [], [sink])
+    async with collecting(collector):
+        await eventually(lambda: collector.started)
+        for number in range(3):
+            log.write(f"generation {number}")
+            log.rotate()
+            log.reopen()
+        log.write("generation 3")
+        sink.recover()
+        await eventually(lambda: sorted(sink.lines) == [f"generation {n}" for n in range(4)])
+
+
+async def test_refused_records_are_in_the_dead_letters_before_the_position_passes(
+    log: LogFile, offsets: Path
+) -> None:
+    """One poisoned line does not hold back the rest, and is not gone either."""
+    log.write("good", "poison", "good too")
+    sink = MemorySink(refuse=lambda record: "bad" if record.text == "poison" else None)
+    summary = await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=sink, until_end=True)
+    assert sink.lines == ["good", "good too"]
+    assert summary.refused == 1
+    assert "poison" in Path(f"{offsets}.dead-letters.ndjson").read_text()
+
+
+async def test_a_dead_letter_file_that_cannot_be_written_holds_the_position(
+    log: LogFile, tmp_path: Path, offsets: Path, eventually: Eventually
+) -> None:
+    """Passing the record then would be losing it."""
+    log.write("poison")
+    (tmp_path / "file").touch()
+    dead = DeadLetterFile(tmp_path / "file" / "cannot-be-there")
+    sink = MemorySink(refuse=lambda _: "bad")
+    collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink], dead_letters=dead)
+    async with collecting(collector, drain_timeout=0.1):
+        await eventually(lambda: collector.trouble(patience=0.01) is not None)
+        assert collector.source.figures().unacknowledged_bytes == 7
+
+
+async def test_sinks_progress_independently(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """A dead sink holds back no other; after a restart each gets what it has not had."""
+    good, dead = MemorySink("good"), MemorySink("dead")
+    dead.hang()
+    log.write(*(str(n) for n in range(100)))
+    collector = Collector(
+        logs.tail(log.path, checkpoint=offsets, max_line=50), [], [good, dead], budget=200
+    )
+    async with collecting(collector, drain_timeout=0.1):
+        await eventually(lambda: len(good.lines) == 100)
+    good, dead = MemorySink("good"), MemorySink("dead")
+    source = logs.tail(log.path, checkpoint=offsets)
+    await logs.collect(source, sink=[good, dead], until_end=True)
+    assert good.lines == []
+    assert dead.lines == [str(n) for n in range(100)]
+
+
+async def test_a_batch_waits_for_its_company(log: LogFile, eventually: Eventually) -> None:
+    """`linger`: several lines in one batch, but none waits longer than that."""
+    sink = MemorySink(batching=logs.Batching(linger=0.2))
+    async with collecting(Collector(logs.tail(log.path), [], [sink])):
+        for number in range(5):
+            log.write(str(number))
+            await asyncio.sleep(0.01)
+        await eventually(lambda: len(sink.lines) == 5)
+        assert sink.batches == 1
+
+
+async def test_batches_that_overtake_each_other_do_not_lose_the_gap(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """With several batches on their way, the position stays before the first that is missing."""
+
+    class Odd(MemorySink):
+        async def write(self, batch: logs.Batch) -> logs.Receipt:
+            if batch.records()[0].text.startswith("0"):
+                await asyncio.Event().wait()
+            return await super().write(batch)
+
+    sink = Odd(batching=logs.Batching(max_lines=1, concurrency=3))
+    collector = Collector(logs.tail(log.path, checkpoint=offsets, max_line=3), [], [sink])
+    async with collecting(collector, drain_timeout=0.1):
+        log.write("000")
+        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
+        log.write("111")
+        await eventually(lambda: sink.lines == ["111"])
+        assert collector.source.figures().unacknowledged_bytes == 8
+    (entry,) = Checkpoint(str(offsets)).load().entries
+    assert entry.lowest == 0
+
+
+# errors and ends
+
+
+async def test_an_error_of_a_stage_ends_the_run_and_saves_what_was_done(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """The line on which it failed is still there after the repair."""
+
+    def fragile(record: logs.Record) -> logs.Record:
+        if record.text == "two":
+            raise ZeroDivisionError
+        return record
+
+    sink = MemorySink()
+    task = asyncio.create_task(
+        logs.collect(logs.tail(log.path, checkpoint=offsets), fragile, sink=sink)
+    )
+    log.write("one")
+    await eventually(lambda: sink.lines == ["one"])
+    log.write("two")
+    with pytest.raises(ZeroDivisionError):
+        await task
+    assert sink.closed
+    again = MemorySink()
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=again, until_end=True)
+    assert again.lines == ["two"]
+
+
+async def test_told_to_stop_it_reads_to_the_end_first(log: LogFile, eventually: Eventually) -> None:
+    """Scenario 35: a backlog, and lines written while it drains."""
+    sink = MemorySink()
+    collector = Collector(logs.tail(log.path, recheck=60), [], [sink])
+    async with collecting(collector):
+        await eventually(lambda: collector.started)
+        log.write(*(str(n) for n in range(50_000)))
+    assert len(sink.lines) == 50_000
+
+
+async def test_a_last_line_without_newline_is_delivered_at_the_end_if_its_writer_is_gone(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """The last words of an application that has ended."""
+    sink = MemorySink()
+    log.write_raw(b"one\nlast words")
+    async with collecting(Collector(logs.tail(log.path), [], [sink])):
+        await eventually(lambda: sink.lines == ["one"])
+        log.close()
+    assert sink.lines == ["one", "last words"]
+
+
+async def test_a_line_whose_writer_is_there_is_not_torn_at_the_end(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """It is completed after the restart, once."""
+    sink = MemorySink()
+    log.write_raw(b"one\nhalf a ")
+    async with collecting(Collector(logs.tail(log.path, checkpoint=offsets), [], [sink])):
+        await eventually(lambda: sink.lines == ["one"])
+    log.write_raw(b"line\n")
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=sink, until_end=True)
+    assert sink.lines == ["one", "half a line"]
+
+
+async def test_the_end_leaves_no_descriptor_and_no_task(log: LogFile, offsets: Path) -> None:
+    """Scenario 46: also when it is cancelled while a write is blocked."""
+    before, tasks = set(os.listdir("/proc/self/fd")), asyncio.all_tasks()
+    sink = MemorySink()
+    sink.hang()
+    log.write("one")
+    async with collecting(
+        Collector(logs.tail(log.path, checkpoint=offsets), [], [sink]), drain_timeout=0.05
+    ):
+        await asyncio.sleep(0.05)
+    assert asyncio.all_tasks() == tasks
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_second_cancellation_does_not_wait_for_the_drain(log: LogFile) -> None:
+    """Somebody is in a hurry."""
+    sink = MemorySink()
+    sink.hang()
+    log.write("one")
+    task = asyncio.create_task(logs.collect(logs.tail(log.path), sink=sink, drain_timeout=60))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+
+
+async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
+    log: LogFile, offsets: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario 39: lines are delivered, a probe says what is wrong, saving is tried again."""
+
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sink = MemorySink()
+    collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink])
+    with monkeypatch.context() as planted:
+        planted.setattr(Checkpoint, "save", full)
+        async with collecting(collector):
+            log.write("one")
+            await eventually(lambda: sink.lines == ["one"])
+            await eventually(lambda: "No space" in (collector.trouble() or ""))
+
+
+async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:
+    """Their progress could not be told apart."""
+    with pytest.raises(sidecar.ConfigError, match="a name of its own"):
+        await logs.collect(logs.tail(log.path), sink=[MemorySink(), MemorySink()])
+
+
+async def test_metrics_tell_lines_bytes_and_lag(log: LogFile, eventually: Eventually) -> None:
+    """What DESIGN 5 promises, after a real run."""
+
+    def value(name: str) -> float:
+        return metrics.REGISTRY.get_sample_value(name) or 0.0
+
+    lines, size = value("sidecar_logs_lines_total"), value("sidecar_logs_bytes_total")
+    sink = MemorySink()
+    sink.hang()
+    async with collecting(Collector(logs.tail(log.path, recheck=0.02), [], [sink])):
+        log.write("one", "two")
+        await eventually(lambda: value("sidecar_logs_lag_bytes") == 8)
+        await eventually(lambda: value("sidecar_logs_unacked_bytes") == 8)
+        await eventually(lambda: value("sidecar_logs_lag_seconds") > 0)
+        sink.recover()
+        await eventually(lambda: value("sidecar_logs_lag_bytes") == 0)
+    assert value("sidecar_logs_lines_total") - lines == 2
+    assert value("sidecar_logs_bytes_total") - size == 8

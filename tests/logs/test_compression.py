@@ -1,0 +1,149 @@
+"""Rotated files that were compressed: scenarios 13–15."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from logs_support import Follower
+from sidecar.logs.testing import LogFile
+
+PAD = "." * 70
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+def numbered(*numbers: int) -> list[str]:
+    return [f"{number:04d} {PAD}" for number in numbers]
+
+
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+@pytest.mark.parametrize("kill", [False, True])
+def test_what_was_compressed_while_stopped_continues_at_the_same_offset(
+    log: LogFile, tmp_path: Path, pattern: str, kill: bool
+) -> None:
+    """Scenario 13: half of it was read as a plain file, the rest is in the archive."""
+    follower = Follower(log.path.with_name(pattern), state=tmp_path / "offsets.json")
+    log.write(*numbered(1, 2))
+    follower.news()
+    follower.tail.save()
+    if kill:
+        follower.kill()
+    else:
+        follower.stop()
+    log.write(*numbered(3))
+    log.compress(log.rotate())
+    log.reopen()
+    log.write(*numbered(4))
+    assert sorted(follower.start()) == numbered(3, 4)
+
+
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_an_archive_of_a_file_that_was_read_is_not_read_again(log: LogFile, pattern: str) -> None:
+    """Scenario 13, `delaycompress`: compressed one rotation later; no duplicates, no garbage."""
+    follower = Follower(log.path.with_name(pattern))
+    for number in range(4):
+        log.write(*numbered(number))
+        follower.news()
+        previous = log.path.with_name("app.log.1")
+        if previous.exists():
+            log.compress(previous).rename(log.path.with_name(f"app.log.{number + 1}.gz"))
+            follower.news()
+        log.rotate()
+        log.reopen()
+    assert follower.later(60) == []
+    assert follower.seen == numbered(0, 1, 2, 3)
+
+
+def test_an_archive_in_the_making_waits_for_its_end(log: LogFile) -> None:
+    """Half an archive beside its source is neither a new log nor damage."""
+    follower = Follower(log.path.with_name("app.log*"))
+    log.write(*numbered(*range(500)))
+    follower.news()
+    rotated = log.rotate()
+    log.reopen()
+    packed = gzip.compress(rotated.read_bytes())
+    archive = rotated.with_name("app.log.1.gz")
+    archive.write_bytes(packed[: len(packed) // 2])
+    assert follower.news() == []
+    archive.write_bytes(packed)
+    assert follower.news() == []
+    rotated.unlink()
+    assert follower.news() == []
+    assert follower.tail.lost == {}
+
+
+def test_copied_compressed_and_truncated_is_finished_from_the_archive(log: LogFile) -> None:
+    """`copytruncate` with `compress`: by the time anybody looks, the plain copy is gone."""
+    follower = Follower(log.path)
+    log.write(*numbered(1))
+    follower.news()
+    log.write(*numbered(2))
+    log.compress(log.copytruncate())
+    log.write(*numbered(3))
+    follower.news()
+    assert sorted(follower.seen) == numbered(1, 2, 3)
+
+
+def test_archives_from_before_the_first_start_are_read_once(tmp_path: Path) -> None:
+    """A pattern that names archives means them."""
+    with gzip.open(tmp_path / "old.log.gz", "wb") as archive:
+        archive.write(b"one\ntwo\n")
+    follower = Follower(tmp_path / "*.log*", state=tmp_path / "offsets.json")
+    assert follower.news() == ["one", "two"]
+    assert follower.restart() == []
+
+
+def test_members_of_an_archive_are_read_one_after_the_other(tmp_path: Path) -> None:
+    """Scenario 14: concatenated archives are one archive, and zeros behind it are padding."""
+    packed = gzip.compress(b"one\ntw") + gzip.compress(b"o\nthree") + bytes(512)
+    (tmp_path / "a.log").write_bytes(packed)
+    follower = Follower(tmp_path / "a.log")
+    assert follower.news() == ["one", "two", "three"]
+
+
+def test_a_damaged_archive_gives_what_can_be_read_and_is_counted(tmp_path: Path) -> None:
+    """Scenario 15: its neighbours are not harmed."""
+    lines = b"".join(b"%d %s\n" % (n, os.urandom(40).hex().encode()) for n in range(2000))
+    packed = bytearray(gzip.compress(lines))
+    packed[len(packed) // 2 : len(packed) // 2 + 40] = bytes(40)
+    (tmp_path / "a.log.gz").write_bytes(packed)
+    (tmp_path / "b.log").write_text("fine\n")
+    follower = Follower(tmp_path / "*.log*")
+    got = follower.news()
+    assert "fine" in got
+    assert any(line.startswith("0 ") for line in got)
+    assert follower.tail.lost["damaged"] > 0
+    assert follower.later(60) == []
+
+
+def test_a_cut_off_archive_gives_what_can_be_read(tmp_path: Path) -> None:
+    """Scenario 15: as a full disk leaves it."""
+    packed = gzip.compress(b"".join(b"%d\n" % n for n in range(10_000)))
+    (tmp_path / "a.log.gz").write_bytes(packed[:-3000])
+    follower = Follower(tmp_path / "*.gz")
+    got = follower.news()
+    assert got[:3] == ["0", "1", "2"]
+    assert str(len(got)).startswith("".join(follower.later(60)))
+
+
+def test_a_large_archive_is_read_in_pieces(tmp_path: Path) -> None:
+    """The end of one read is the beginning of the next, wherever the members and lines lie."""
+    lines = [f"{n} {PAD}" for n in range(20_000)]
+    with (tmp_path / "a.log.gz").open("wb") as out:
+        for start in range(0, len(lines), 5000):
+            with gzip.GzipFile(fileobj=out, mode="wb") as member:
+                member.write("".join(f"{line}\n" for line in lines[start : start + 5000]).encode())
+    follower = Follower(tmp_path / "*.gz")
+    assert follower.news() == lines
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,251 @@
+"""Which files are found, and how they are opened: scenarios 22–25, 40, 42 and the hostile volume."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sidecar
+from logs_support import Follower
+from sidecar.logs import source
+from sidecar.logs.discovery import Discovery
+from sidecar.logs.testing import LogFile
+
+PAD = "." * 70
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{path.name}\n")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.log", {"a.log"}),
+        ("*.log", {"a.log", "b.log"}),
+        ("?.log", {"a.log", "b.log"}),
+        ("[!a].log", {"b.log"}),
+        ("{a,c}.{log,txt}", {"a.log", "c.txt"}),
+        ("**/*.log", {"a.log", "b.log", "x/d.log", "x/y/e.log"}),
+        ("x/**", {"x/d.log", "x/y/e.log"}),
+        ("*/*/e.log", {"x/y/e.log"}),
+        (".h*", {".hidden.log"}),
+        ("missing/*.log", set()),
+    ],
+)
+def test_patterns_name_what_a_shell_would(tmp_path: Path, pattern: str, expected: set[str]) -> None:
+    """Wildcards, classes, braces, any depth; a leading dot is named expressly or not at all."""
+    touch(
+        *(tmp_path / n for n in ("a.log", "b.log", "c.txt", ".hidden.log", "x/d.log", "x/y/e.log"))
+    )
+    found = Discovery([str(tmp_path / pattern)]).scan()
+    assert {os.path.relpath(path, tmp_path) for path in found.files} == expected
+
+
+def test_excluded_files_are_left_alone(tmp_path: Path) -> None:
+    """Scenario 25: by name in any directory, or by path."""
+    touch(*(tmp_path / n for n in ("a.log", "debug.log", "x/debug.log", "x/b.log", "y/c.log")))
+    pattern = str(tmp_path / "**" / "*.log")
+    found = Discovery([pattern], exclude=["debug.*", str(tmp_path / "y" / "*")]).scan()
+    assert {os.path.relpath(path, tmp_path) for path in found.files} == {"a.log", "x/b.log"}
+
+
+def test_files_and_directories_that_come_later_are_found(tmp_path: Path) -> None:
+    """Scenario 23: also where the directory of the pattern itself is not there yet."""
+    follower = Follower(tmp_path / "log" / "**" / "*.log")
+    assert follower.news() == []
+    touch(tmp_path / "log" / "a.log")
+    assert follower.news() == ["a.log"]
+    touch(tmp_path / "log" / "new" / "deep" / "b.log")
+    assert follower.news() == ["b.log"]
+
+
+def test_a_tree_that_comes_and_goes_leaves_nothing_open(tmp_path: Path) -> None:
+    """Scenario 23: trees of temporary directories."""
+    follower = Follower(tmp_path / "**" / "*.log", rotate_wait=1)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        file = tmp_path / f"job{number}" / "out.log"
+        touch(file)
+        file.write_text(f"job {number} {PAD}\n")
+        follower.news()
+        file.unlink()
+        file.parent.rmdir()
+    follower.later(5)
+    assert len(follower.seen) == 20
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# 22: links
+
+
+def test_a_link_is_followed_and_its_new_target_is_read(tmp_path: Path) -> None:
+    """Scenario 22: `current` points to the file of the day."""
+    touch(tmp_path / "data" / "monday", tmp_path / "data" / "tuesday")
+    link = tmp_path / "current.log"
+    link.symlink_to("data/monday")
+    follower = Follower(link)
+    assert follower.news() == ["monday"]
+    with (tmp_path / "data" / "monday").open("a") as monday:
+        monday.write("late on monday\n")
+    other = tmp_path / "other"
+    other.symlink_to("data/tuesday")
+    other.rename(link)
+    assert sorted(follower.news()) == ["late on monday", "tuesday"]
+
+
+def test_the_target_of_a_link_may_rotate_be_truncated_and_removed(tmp_path: Path) -> None:
+    """Scenario 22."""
+    target = LogFile(tmp_path / "data" / "app.log")
+    (tmp_path / "current").symlink_to("data/app.log")
+    follower = Follower(tmp_path / "current")
+    target.write("one")
+    follower.news()
+    target.rotate()
+    target.write("two")
+    target.reopen()
+    target.write("three")
+    follower.news()
+    target.truncate()
+    target.write("four")
+    follower.news()
+    target.delete()
+    target.reopen()
+    target.write("five " + PAD)
+    follower.news()
+    assert follower.seen == ["one", "two", "three", "four", "five " + PAD]
+    target.close()
+
+
+def test_a_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    """A log collector is a confused deputy: whoever plants a link must not read the collector's secrets."""
+    (tmp_path / "secret").write_text("secret\n")
+    inside = tmp_path / "log"
+    inside.mkdir()
+    (inside / "a.log").symlink_to("../secret")
+    (inside / "b.log").symlink_to(tmp_path / "secret")
+    (inside / "c.log").write_text("fine\n")
+    assert Follower(inside / "*.log").news() == ["fine"]
+
+
+def test_a_link_may_lead_as_far_as_root_permits(tmp_path: Path) -> None:
+    """As the links of /var/log/containers do: absolute, into a neighbouring directory."""
+    touch(tmp_path / "pods" / "0.log")
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers" / "web.log").symlink_to(tmp_path / "pods" / "0.log")
+    follower = Follower(tmp_path / "containers" / "*.log", root=str(tmp_path))
+    assert follower.news() == ["0.log"]
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    """A FIFO, a socket, a directory, a link in a circle and a name that is not UTF-8: none of them blocks or stops."""
+    os.mkfifo(tmp_path / "fifo.log")
+    (tmp_path / "link.log").symlink_to("fifo.log")
+    (tmp_path / "loop.log").symlink_to("loop.log")
+    (tmp_path / "dir.log").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.log"))
+        with open(os.fsencode(tmp_path) + b"/\xff.log", "wb") as strange:
+            strange.write(b"strange name\n")
+        touch(tmp_path / "good.log")
+        assert sorted(Follower(tmp_path / "*.log").news()) == ["good.log", "strange name"]
+
+
+# 24, 40: not readable, no descriptors
+
+
+def test_a_file_that_cannot_be_opened_now_is_opened_later(
+    log: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario 24: no permission, then permission. Planted, since root may read everything."""
+    log.write("one")
+    opened = Discovery.open
+
+    def refuse(self: Discovery, path: str) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Discovery, "open", refuse)
+    follower = Follower(log.path)
+    assert follower.news() == []
+    monkeypatch.setattr(Discovery, "open", opened)
+    assert follower.news() == ["one"]
+
+
+def test_more_files_than_descriptors_lose_nothing(tmp_path: Path) -> None:
+    """Scenario 40: quiet files are closed to make room, and opened again when they grow."""
+    logs = [tmp_path / f"{chr(97 + n % 26)}{n}.log" for n in range(300)]
+    used = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for generation in range(2):
+        for path in logs:
+            with path.open("a") as file:
+                file.write(f"{path.name} {generation} {PAD}\n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        follower = Follower(tmp_path / "*.log")
+        for generation in range(2, 5):
+            follower.news()
+            for path in logs:
+                with path.open("a") as file:
+                    file.write(f"{path.name} {generation} {PAD}\n")
+        for _ in range(20):
+            follower.news()
+        follower.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(follower.seen) == sorted(f"{p.name} {g} {PAD}" for p in logs for g in range(5))
+
+
+# 25, 42
+
+
+def test_reading_may_begin_at_the_end_of_what_is_there(log: LogFile) -> None:
+    """`start="end"`: existing files from their end on, in whole lines; files that come later from their beginning."""
+    log.write_raw(b"old\nold too\nbegun ")
+    follower = Follower(log.path.with_name("*.log"), start="end")
+    touch(log.path.with_name("later.log"))
+    log.write_raw(b"and done\n")
+    assert sorted(follower.news()) == ["begun and done", "later.log"]
+
+
+def test_an_old_file_that_becomes_active_again_is_read(log: LogFile) -> None:
+    """Scenario 25: age does not matter, growth does."""
+    follower = Follower(log.path, start="end")
+    os.utime(log.path, (1, 1))
+    follower.later(100_000)
+    log.write("back again")
+    assert follower.news() == ["back again"]
+
+
+def test_a_busy_file_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    """Scenario 42: each file has its turn before any has a second one."""
+    (tmp_path / "busy.log").write_bytes(b"x" * 99 + b"\n" + (b"y" * 99 + b"\n") * 50_000)
+    for number in range(9):
+        (tmp_path / f"quiet{number}.log").write_text("hello\n")
+    tail = source.tail(str(tmp_path / "*.log"))
+    tail.open()
+    first = tail.read("", 1 << 18)
+    assert {Path(block.file).name for block in first} >= {f"quiet{n}.log" for n in range(9)}
+    tail.close()
+
+
+def test_no_pattern_and_unknown_encodings_are_refused() -> None:
+    """Said at once, not at the first line."""
+    with pytest.raises(sidecar.ConfigError, match="no log file is named"):
+        source.tail()
+    with pytest.raises(sidecar.ConfigError, match="no encoding is called 'klingon'"):
+        source.tail("/x", encoding="klingon")

@@ -1,0 +1,226 @@
+"""SIGKILL and SIGTERM at any moment: scenarios 34–36, goal C1. Real processes, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from sidecar.logs.testing import LogFile
+from support import WaitFor, environment
+
+PROGRAM = """
+import os, sys
+import sidecar
+from sidecar import logs
+from sidecar.logs.sinks.file import FileSink
+
+pattern, state, out, limit = sys.argv[1:]
+sidecar.run, logs.tail, logs.collect  # imported here, not in each child
+
+async def main():
+    source = logs.tail(pattern, checkpoint=state)
+    sink = FileSink(out, max_bytes=int(limit) or None, keep=1000)
+    await logs.collect(source, sink=sink)
+
+# Forking a process that has everything imported: 200 starts would take a minute else.
+while (line := sys.stdin.readline()):
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        sidecar.run(main())
+        sys.exit(0)
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Nursery:
+    """Starts collectors, one after the other."""
+
+    def __init__(self, program: Path, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, program, *map(str, arguments)],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._pid = 0
+
+    def start(self) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        self._pid = int(self._said())
+        return self._pid
+
+    def ended(self) -> int:
+        self._pid = 0
+        return int(self._said())
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+class Writer:
+    """Writes numbered lines all the time and rotates, now by rename, now by copytruncate."""
+
+    def __init__(self, log: LogFile, kinds: str) -> None:
+        self.log, self.kinds, self.count = log, kinds, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        chance = random.Random(len(self.kinds))
+        while not self._stop.is_set():
+            for _ in range(chance.randrange(1, 20)):
+                burst = range(self.count, self.count + chance.randrange(1, 30))
+                self.log.write(*(f"{n:08d} {'.' * (n % 120)}" for n in burst))
+                self.count = burst.stop
+                self._stop.wait(0.005)
+            if chance.choice(self.kinds) == "r":
+                self.log.rotate()
+                self.log.reopen()
+            else:
+                self.log.copytruncate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Callable[..., Nursery]]:
+    """`nursery(pattern, limit)`: a place to start collectors from, all of which end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(pattern: Path, limit: int = 0) -> Nursery:
+            program = tmp_path / "program.py"
+            program.write_text(PROGRAM)
+            out = tmp_path / "out" / "lines"
+            return stack.enter_context(
+                Nursery(program, pattern, tmp_path / "state" / "offsets.json", out, limit)
+            )
+
+        yield make
+
+
+def delivered(out: Path) -> Counter[int]:
+    """The numbers in all generations of the output."""
+    lines: list[bytes] = []
+    for path in out.parent.glob(out.name + "*"):
+        with contextlib.suppress(FileNotFoundError):  # rotated just now
+            lines += path.read_bytes().splitlines()
+    assert all(len(line) == 9 + int(line[:8]) % 120 for line in lines), "a torn line"
+    return Counter(int(line[:8]) for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+@pytest.mark.parametrize("limit", [0, 30_000], ids=["one-file", "rotating-output"])
+def test_killed_at_random_moments_each_line_arrives_exactly_once(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], pattern: str, limit: int
+) -> None:
+    """Scenario 34, goal C1: 4 × 50 SIGKILLs under rotation; nothing lost, nothing twice, nothing torn."""
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path.with_name(pattern), limit)
+    chance = random.Random(f"{pattern}{limit}")
+    # The first look of all is what everything after it is promised from.
+    pid = collectors.start()
+    while not (tmp_path / "state" / "offsets.json").exists():
+        time.sleep(0.005)
+    killed = 0
+    with Writer(log, "rc") as writer:
+        for number in range(50):
+            # Now and then it lives long enough to save its checkpoint.
+            time.sleep(1.2 if number % 10 == 9 else chance.uniform(0.005, 0.12))
+            os.kill(pid, signal.SIGKILL)
+            killed += collectors.ended() == -signal.SIGKILL
+            pid = collectors.start()
+    expected = range(writer.count)
+    limit_at = time.monotonic() + 10
+    while len(delivered(out)) < len(expected) and time.monotonic() < limit_at:
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGTERM)
+    assert collectors.ended() == 0
+    assert killed == 50
+    got = delivered(out)
+    assert sorted(set(expected) - set(got)) == []
+    assert sorted(n for n, count in got.items() if count > 1) == []
+
+
+def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+) -> None:
+    """Scenario 35: then nothing is left for the next start."""
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path)
+    log.write("first")
+    pid = collectors.start()
+    wait_for(lambda: out.exists() and out.read_text() == "first\n")
+    log.write(*(f"{n} {'.' * 200}" for n in range(50_000)))
+    log.close()
+    os.kill(pid, signal.SIGTERM)
+    assert collectors.ended() == 0
+    assert len(out.read_text().splitlines()) == 50_001
+
+
+def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery]
+) -> None:
+    """Scenario 36: the grace period was used up by somebody else."""
+    out = tmp_path / "out" / "lines"
+    collectors = nursery(log.path)
+    with Writer(log, "rc") as writer:
+        for pause in (0.0, 0.01, 0.05, 0.2):
+            pid = collectors.start()
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(pause)
+            with contextlib.suppress(ProcessLookupError):  # it has made it in time
+                os.kill(pid, signal.SIGKILL)
+            collectors.ended()
+    log.close()
+    pid = collectors.start()
+    limit_at = time.monotonic() + 15
+    while max(delivered(out), default=0) < writer.count - 1 and time.monotonic() < limit_at:
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGTERM)
+    assert collectors.ended() == 0
+    got = delivered(out)
+    assert max(got.values()) == 1
+    assert sorted(got) == list(range(min(got), writer.count))

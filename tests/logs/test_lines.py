@@ -1,0 +1,205 @@
+"""Where lines begin and end: scenarios 26–31."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logs_support import Follower
+from sidecar.logs import lines
+from sidecar.logs.lines import Multiline
+from sidecar.logs.testing import LogFile
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+def test_a_restart_at_a_line_boundary_neither_loses_nor_repeats(
+    log: LogFile, tmp_path: Path
+) -> None:
+    """Scenario 26."""
+    follower = Follower(log.path, state=tmp_path / "offsets.json")
+    log.write("one")
+    follower.news()
+    log.write("two")
+    assert follower.restart() == ["two"]
+
+
+def test_a_line_begun_before_a_restart_is_completed_once(log: LogFile, tmp_path: Path) -> None:
+    """Scenario 26: half a line is held back, whatever happens meanwhile."""
+    follower = Follower(log.path, state=tmp_path / "offsets.json")
+    log.write_raw(b"one\nhalf a li")
+    assert follower.news() == ["one"]
+    assert follower.restart() == []
+    log.write_raw(b"ne\n")
+    assert follower.news() == ["half a line"]
+    assert follower.restart() == []
+
+
+def test_a_line_written_byte_by_byte_is_one_line(log: LogFile) -> None:
+    """Scenario 27."""
+    follower = Follower(log.path)
+    for byte in b"one\r\n":
+        assert follower.news() == []
+        log.write_raw(bytes([byte]))
+    assert follower.news() == ["one"]
+
+
+def test_a_last_line_without_a_newline_comes_when_nothing_follows(log: LogFile) -> None:
+    """Scenario 28: held back at first, since more may come; not for ever."""
+    follower = Follower(log.path, partial_timeout=10)
+    log.write_raw(b"one\nthe last words")
+    assert follower.news() == ["one"]
+    assert follower.later(5) == []
+    assert follower.later(6) == ["the last words"]
+    log.write_raw(b" and more\n")
+    assert follower.news() == [" and more"]
+
+
+def test_the_last_line_of_a_rotated_file_comes_without_its_newline(log: LogFile) -> None:
+    """Scenario 28: nobody writes to it any more."""
+    follower = Follower(log.path, rotate_wait=5, partial_timeout=None)
+    log.write_raw(b"cut off")
+    follower.news()
+    log.rotate()
+    log.reopen()
+    follower.news()
+    assert follower.later(6) == ["cut off"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\n\n\n", ["", "", ""]),
+        (b"one\r\n\r\ntwo\r\n", ["one", "", "two"]),
+        (b"a\rb\n", ["a\rb"]),
+        (codecs.BOM_UTF8 + "grün\n".encode(), ["grün"]),
+        (b"bad \xff\xfe byte\n", ["bad \ufffd\ufffd byte"]),
+        (codecs.BOM_UTF16_LE + "grün\r\nzwei\n".encode("utf-16-le"), ["grün", "zwei"]),
+        (
+            codecs.BOM_UTF16_BE + "\u0a0a\u0d0a\nzwei\n".encode("utf-16-be"),
+            ["\u0a0a\u0d0a", "zwei"],
+        ),
+        (b"\0 not a hole? yes, one\n", [" not a hole? yes, one"]),
+        (b"in the \0 middle\n", ["in the \0 middle"]),
+    ],
+)
+def test_encodings_and_line_endings(log: LogFile, content: bytes, expected: list[str]) -> None:
+    """Scenario 29: what is not UTF-8 is replaced, never lost; a byte order mark tells the encoding."""
+    follower = Follower(log.path)
+    log.write_raw(content)
+    assert follower.news() == expected
+
+
+def test_a_declared_encoding_is_handed_on_as_utf8(log: LogFile) -> None:
+    """Scenario 29: with the offsets of the file, not of the translation."""
+    follower = Follower(log.path, encoding="latin-1")
+    log.write_raw("grün\nöl\n".encode("latin-1"))
+    (block,) = (
+        follower.tail.read("", 1000) or (follower.tail.look(), *follower.tail.read("", 1000))[1:]
+    )
+    records = list(block.records())
+    assert [(r.text, r.offset, r.end) for r in records] == [("grün", 0, 5), ("öl", 5, 8)]
+
+
+@pytest.mark.parametrize("length", [99, 100, 101, 10_000])
+def test_a_line_around_the_limit_harms_no_neighbour(log: LogFile, length: int) -> None:
+    """Scenario 30: a longer line comes in pieces; nothing of it is lost."""
+    follower = Follower(log.path, max_line=100)
+    log.write("before", "x" * length, "after")
+    got = follower.news()
+    assert (got[0], got[-1]) == ("before", "after")
+    assert "".join(got[1:-1]) == "x" * length
+    assert all(len(line) <= 100 for line in got)
+    assert len(got) == 2 + -(-length // 100)
+
+
+def test_a_line_longer_than_one_read_comes_whole(log: LogFile) -> None:
+    """Scenario 30: the limit counts, not the size of a read."""
+    follower = Follower(log.path, max_line=1 << 20)
+    log.write("a", "x" * 900_000, "b")
+    assert [len(line) for line in follower.news()] == [1, 900_000, 1]
+
+
+@given(
+    st.lists(st.one_of(st.text("ab\r\0ü", max_size=30), st.just("x" * 90)), max_size=30),
+    st.integers(1, 40),
+)
+def test_cutting_loses_no_byte(texts: list[str], step: int) -> None:
+    """Whatever is read at once: the blocks, put together, are what was written."""
+    whole = "".join(text.replace("\n", "") + "\n" for text in texts).encode()
+    out, start, end = b"", 0, 0
+    while start < len(whole):
+        end = min(end + step, len(whole))
+        cut = lines.cut_lines(whole[start:end], 50, final=False)
+        if cut is not None:
+            assert 0 < cut.size <= end - start
+            out += whole[start : start + cut.size]
+            start += cut.size
+    assert out == whole
+
+
+# 31: groups
+
+TRACE = Multiline(start=r"^\d{4} ", timeout=1.0)
+
+
+def test_a_stack_trace_is_one_record(log: LogFile) -> None:
+    """Scenario 31: a group is complete when the next one begins, or when nothing more comes."""
+    follower = Follower(log.path, multiline=TRACE)
+    log.write("0001 error", "  at a", "  at b", "0002 fine")
+    assert follower.news() == ["0001 error\n  at a\n  at b"]
+    assert follower.later(1.5) == ["0002 fine"]
+
+
+def test_a_group_that_ends_with_a_line_needs_no_waiting(log: LogFile) -> None:
+    """Scenario 31: the other kind of rule, a backslash at the end of all lines but the last."""
+    follower = Follower(log.path, multiline=Multiline(end=r"[^\\]$"))
+    log.write("a \\", "b \\", "c", "d", "e \\")
+    assert follower.news() == ["a \\\nb \\\nc", "d"]
+
+
+def test_a_group_is_not_torn_by_a_restart(log: LogFile, tmp_path: Path) -> None:
+    """Scenario 31: the checkpoint stays before the group."""
+    follower = Follower(log.path, state=tmp_path / "offsets.json", multiline=TRACE)
+    log.write("0001 error", "  at a")
+    assert follower.news() == []
+    assert follower.restart() == []
+    log.write("  at b", "0002 fine")
+    assert follower.news() == ["0001 error\n  at a\n  at b"]
+
+
+def test_a_group_is_finished_in_the_rotated_file(log: LogFile) -> None:
+    """Scenario 31: rotation in the middle of a group."""
+    follower = Follower(log.path, multiline=TRACE)
+    log.write("0001 error", "  at a")
+    follower.news()
+    log.rotate()
+    log.write("  at b")
+    log.reopen()
+    log.write("0002 fine")
+    follower.news()
+    assert sorted(follower.later(1.5)) == ["0001 error\n  at a\n  at b", "0002 fine"]
+
+
+def test_a_rule_that_never_matches_holds_nothing_back_for_ever(log: LogFile) -> None:
+    """A group has at most so many lines."""
+    follower = Follower(log.path, multiline=Multiline(start="never", max_lines=3))
+    log.write(*"abcdefg")
+    assert follower.news() == ["a\nb\nc", "d\ne\nf"]
+
+
+@pytest.mark.parametrize("options", [{}, {"start": "a", "end": "b"}])
+def test_a_rule_needs_exactly_one_pattern(options: dict[str, str]) -> None:
+    """Anything else would not say what it means."""
+    with pytest.raises(ValueError, match="either start or end"):
+        Multiline(**options)

@@ -1,0 +1,146 @@
+"""Whatever a writer, its rotation and a collector do in whatever order: no line is lost, none comes twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from logs_world import Step, World
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 40)),
+        st.tuples(st.just("partial"), st.integers(0, 80)),
+        st.tuples(
+            st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)
+        ),
+        st.tuples(st.just("compress"), st.integers(0, 8)),
+        st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
+        st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
+        st.tuples(st.just("race"), st.integers(0, 60)),
+        st.tuples(st.just("wait"), st.sampled_from([1, 11, 31])),
+    ),
+    max_size=40,
+)
+PATTERNS = st.sampled_from(["app.log", "app.log*", "**/app.log*"])
+RUNS = int(os.environ.get("MODEL_RUNS", "2000"))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory where there is one: the model syncs thousands of times."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="sidecar-model-", dir=base))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def play(pattern: str, olddir: bool, steps: list[Step]) -> None:
+    with scratch() as directory:
+        World(directory, pattern, olddir=olddir).run(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(PATTERNS, st.booleans(), STEPS)
+def test_no_order_of_events_loses_or_repeats_a_line(
+    pattern: str, olddir: bool, steps: list[Step]
+) -> None:
+    """Random steps; then the collector runs to the end and all lines are counted by their number."""
+    play(pattern, olddir, steps)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@settings(max_examples=10 * RUNS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(PATTERNS, st.booleans(), STEPS)
+def test_no_order_of_events_loses_or_repeats_a_line_in_the_long_run(
+    pattern: str, olddir: bool, steps: list[Step]
+) -> None:
+    """The same, ten times as often."""
+    play(pattern, olddir, steps)
+
+
+FOUND: dict[str, tuple[str, bool, list[Step]]] = {
+    "copied and truncated before the first line was looked at": (
+        "app.log",
+        False,
+        [("start", 0), ("write", 1), ("copytruncate", 0)],
+    ),
+    "compressed before its first line was looked at": (
+        "app.log",
+        False,
+        [("start", 0), ("rename", 1), ("compress", 0)],
+    ),
+    "an unread archive outlived the waiting time": (
+        "app.log",
+        False,
+        [
+            *[("start", 0), ("rename", 1), ("kill", 0), ("rename", 0)],
+            *[("compress", 1), ("start", 0), ("wait", 31)],
+        ],
+    ),
+    "closed for being quiet, then compressed": (
+        "app.log",
+        False,
+        [("rename", 1), ("start", 0), ("poll", 0), ("wait", 31), ("look", 0), ("compress", 0)],
+    ),
+    "one byte of a line is no evidence": (
+        "app.log*",
+        False,
+        [
+            *[("rename", 1), ("partial", 0), ("start", 0), ("stop", 0)],
+            *[("delete", 0), ("compress", 0)],
+        ],
+    ),
+    "renamed between the listing and the opening of the first look": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 4), ("start", 0)],
+    ),
+    "renamed on between the listing and the question for its age": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 0), ("race", 10), ("start", 0)],
+    ),
+    "renamed twice around the first look": (
+        "app.log",
+        False,
+        [("start", 0), ("stop", 0), ("race", 4), ("rename", 0), ("start", 0)],
+    ),
+    "an empty file beside an empty copy is held open": (
+        "app.log*",
+        False,
+        [("copytruncate", 0), ("start", 0), ("delete", 1)],
+    ),
+    "an archive beside a file that is not its source": (
+        "app.log*",
+        False,
+        [
+            *[("write", 1), ("race", 2), ("rename", 0), ("rename", 0)],
+            *[("compress", 1), ("start", 0)],
+        ],
+    ),
+    "truncated, renamed and compressed between two looks": (
+        "app.log*",
+        False,
+        [("write", 16), ("start", 0), ("copytruncate", 0), ("rename", 1), ("compress", 0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_the_model_has_found_stays_mended(case: str) -> None:
+    """Each failure of the random model, kept under a name of its own."""
+    play(*FOUND[case])

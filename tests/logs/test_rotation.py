@@ -1,0 +1,396 @@
+"""Rotation, truncation and identity: scenarios 1–12 and 16–21 of the list, each counted line by line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from logs_support import Follower
+from sidecar.logs.testing import LogFile
+
+PAD = "." * 70
+"""Long enough to be recognised by: the identity of a few bytes is a guess."""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "log" / "app.log")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "offsets.json"
+
+
+def numbered(*numbers: int) -> list[str]:
+    return [f"{number:04d} {PAD}" for number in numbers]
+
+
+# 1-5: rename
+
+
+def test_lines_to_the_old_and_to_the_new_file_all_arrive_after_a_rename(log: LogFile) -> None:
+    """Scenario 1: the application writes to the renamed file until it reopens."""
+    follower = Follower(log.path)
+    log.write("before")
+    assert follower.news() == ["before"]
+    log.rotate()
+    log.write("to the old file")
+    log.reopen()
+    log.write("to the new file")
+    assert follower.news() == ["to the old file", "to the new file"]
+
+
+def test_several_renames_between_two_looks_lose_nothing(log: LogFile) -> None:
+    """Scenario 2: what lived only between two looks lies outside the pattern, and is read all the same."""
+    follower = Follower(log.path)
+    for number in range(5):
+        log.write(f"generation {number}")
+        log.rotate()
+        log.reopen()
+    log.write("last")
+    assert sorted(follower.news()) == [*(f"generation {n}" for n in range(5)), "last"]
+
+
+def test_many_files_rotating_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Scenario 3: a hundred logs, each rotated three times."""
+    logs = [LogFile(tmp_path / f"app-{chr(97 + n % 26)}{n}.log") for n in range(100)]
+    follower = Follower(tmp_path / "*.log")
+    for generation in range(3):
+        for n, log in enumerate(logs):
+            log.write(f"{n} {generation}")
+            log.rotate()
+            log.write(f"{n} {generation} late")
+            log.reopen()
+        follower.news()
+    follower.news()
+    expected = [f"{n} {g}{end}" for n in range(100) for g in range(3) for end in ("", " late")]
+    assert sorted(follower.seen) == sorted(expected)
+    for log in logs:
+        log.close()
+
+
+def test_a_write_to_the_old_file_arrives_even_after_the_waiting_time(log: LogFile) -> None:
+    """Scenario 4: a rotated file that is quiet is closed, and looked at all the same while it has a name."""
+    follower = Follower(log.path, rotate_wait=5)
+    log.write("one")
+    follower.news()
+    log.rotate()
+    follower.news()
+    assert follower.later(60) == []
+    log.write("an hour later")
+    assert follower.later(60) == ["an hour later"]
+
+
+def test_rotated_while_stopped_gives_the_rest_of_the_old_and_all_of_the_new(
+    log: LogFile, state: Path
+) -> None:
+    """Scenario 5: what was read is not read again."""
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1, 2))
+    follower.news()
+    follower.stop()
+    log.write(*numbered(3))
+    log.rotate()
+    log.reopen()
+    log.write(*numbered(4))
+    assert sorted(follower.start()) == numbered(3, 4)
+
+
+def test_rotated_twice_while_stopped_gives_also_what_was_never_seen(
+    log: LogFile, state: Path
+) -> None:
+    """Scenario 5, twice: the file in between was born and rotated while nobody looked."""
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1))
+    follower.news()
+    follower.stop()
+    for number in (2, 3):
+        log.write(*numbered(number))
+        log.rotate()
+        log.reopen()
+    log.write(*numbered(4))
+    assert sorted(follower.start()) == numbered(2, 3, 4)
+
+
+# 6-12: truncation
+
+
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_copytruncate_gives_exactly_the_lines_written(log: LogFile, pattern: str) -> None:
+    """Scenario 6: the copy may be matched by the pattern or not; the rest is read from it either way."""
+    follower = Follower(log.path.with_name(pattern))
+    log.write("one")
+    follower.news()
+    log.write("two")
+    log.copytruncate()
+    log.write("three")
+    follower.news()
+    assert follower.seen == ["one", "two", "three"]
+    assert follower.news() == []
+
+
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_a_copy_in_the_making_is_not_taken_for_a_new_log(log: LogFile, pattern: str) -> None:
+    """Scenario 6: between copy and truncation there are two files of the same content; the copy begins empty."""
+    follower = Follower(log.path.with_name(pattern))
+    log.write(*numbered(1, 2, 3))
+    follower.news()
+    copy = log.path.with_name("app.log.1")
+    copy.touch()
+    assert follower.news() == []
+    copy.write_bytes(log.path.read_bytes()[:100])
+    assert follower.news() == []
+    copy.write_bytes(log.path.read_bytes())
+    assert follower.news() == []
+    log.truncate()
+    log.write(*numbered(4))
+    assert follower.news() == numbered(4)
+
+
+def test_a_file_that_begins_like_another_is_read_as_soon_as_it_differs(tmp_path: Path) -> None:
+    """The other side of it: a second worker that has begun with the same line is no copy."""
+    first, second = LogFile(tmp_path / "app-1.log"), LogFile(tmp_path / "app-2.log")
+    follower = Follower(tmp_path / "app-*.log")
+    first.write("started", "one")
+    follower.news()
+    second.write("started")
+    follower.news()
+    second.write("two")
+    follower.news()
+    assert sorted(follower.seen) == ["one", "started", "started", "two"]
+    first.close()
+    second.close()
+
+
+def test_a_writer_that_kept_its_descriptor_is_followed_after_copytruncate(log: LogFile) -> None:
+    """Scenario 7: the application never reopens."""
+    follower = Follower(log.path)
+    for number in range(4):
+        log.write(*numbered(number))
+        follower.news()
+        log.copytruncate()
+    log.write(*numbered(4))
+    follower.news()
+    assert follower.seen == numbered(*range(5))
+
+
+def test_copytruncate_while_stopped_is_finished_from_the_copy(log: LogFile, state: Path) -> None:
+    """Scenario 8: the copy lies outside the pattern."""
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1))
+    follower.news()
+    follower.stop()
+    log.write(*numbered(2))
+    log.copytruncate()
+    log.write(*numbered(3))
+    assert sorted(follower.start()) == numbered(2, 3)
+
+
+def test_truncated_and_grown_past_the_old_offset_is_read_from_the_beginning(log: LogFile) -> None:
+    """Scenario 9: the size says nothing, the bytes before the offset do."""
+    follower = Follower(log.path)
+    log.write("old line")
+    follower.news()
+    log.truncate()
+    log.write("first new line, longer than all there was", "second")
+    assert follower.news() == ["first new line, longer than all there was", "second"]
+
+
+def test_truncated_and_grown_while_stopped_is_read_from_the_beginning(
+    log: LogFile, state: Path
+) -> None:
+    """Scenario 9 across a restart."""
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1))
+    follower.news()
+    follower.stop()
+    log.truncate()
+    log.write(*numbered(2, 3, 4))
+    assert follower.start() == numbered(2, 3, 4)
+
+
+def test_a_hole_left_by_a_writer_without_append_is_skipped_and_counted(log: LogFile) -> None:
+    """Scenario 11: after copytruncate such a writer goes on at its old offset."""
+    fd = os.open(log.path, os.O_WRONLY)
+    follower = Follower(log.path)
+    os.write(fd, b"one\ntwo\n")
+    follower.news()
+    log.truncate()
+    follower.news()
+    os.write(fd, b"three\n")
+    assert follower.news() == ["three"]
+    assert follower.tail.lost == {"hole": 8}
+    os.close(fd)
+
+
+def test_space_reserved_for_later_is_not_skipped(log: LogFile) -> None:
+    """A file that its writer has enlarged ahead is no hole: the bytes come later, in place."""
+    fd = os.open(log.path, os.O_WRONLY)
+    follower = Follower(log.path)
+    os.ftruncate(fd, 4096)
+    assert follower.news() == []
+    os.write(fd, b"one\n")
+    assert follower.news() == ["one"]
+    os.write(fd, b"two\n")
+    assert follower.news() == ["two"]
+    os.close(fd)
+
+
+def test_offsets_beyond_two_gibibytes_are_offsets_like_others(log: LogFile, state: Path) -> None:
+    """Scenario 43: and a hole of that size costs one step, not two gibibytes of reading."""
+    log.write("one")
+    follower = Follower(log.path, state=state)
+    follower.news()
+    os.truncate(log.path, 3 << 30)
+    log.write("two")
+    assert follower.news() == ["two"]
+    log.write("three")
+    assert follower.restart() == ["three"]
+    assert follower.tail.figures().lag_bytes == 0
+
+
+def test_an_identical_first_kibibyte_does_not_confuse_copytruncate(log: LogFile) -> None:
+    """Scenario 12: every file begins with the same long banner."""
+    banner = ["=" * 600, "-" * 600]
+    follower = Follower(log.path.with_name("app.log*"))
+    for number in range(3):
+        log.write(*banner, *numbered(number))
+        follower.news()
+        log.write(*numbered(number + 10))
+        log.copytruncate()
+    follower.news()
+    got = [line for line in follower.seen if line not in banner]
+    assert sorted(got) == sorted(numbered(0, 10, 1, 11, 2, 12))
+
+
+# 16-21: identity
+
+
+def test_a_reused_inode_is_read_from_the_beginning(log: LogFile, state: Path) -> None:
+    """Scenario 16: deleted and made again at once, the checkpoint knows the old one."""
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1, 2))
+    follower.news()
+    follower.stop()
+    log.delete()
+    log.reopen()
+    log.write(*numbered(3, 4, 5))
+    assert follower.start() == numbered(3, 4, 5)
+
+
+def test_deleted_and_made_again_is_read_from_the_beginning(log: LogFile) -> None:
+    """Scenario 17, and its hard case: the new file begins with the very same line."""
+    follower = Follower(log.path)
+    log.write("started")
+    follower.news()
+    log.delete()
+    log.reopen()
+    log.write("started")
+    assert follower.news() == ["started"]
+
+
+def test_unread_bytes_of_a_deleted_file_are_read(log: LogFile) -> None:
+    """Scenario 18: the file is open, so its content is there."""
+    follower = Follower(log.path)
+    log.write("one")
+    follower.news()
+    log.write("two")
+    log.delete()
+    log.write("three, to a file without a name")
+    assert follower.news() == ["two", "three, to a file without a name"]
+
+
+def test_a_deleted_file_is_let_go_after_the_waiting_time(log: LogFile) -> None:
+    """Scenario 18: its space must come back."""
+    follower = Follower(log.path, rotate_wait=5)
+    log.write("one")
+    follower.news()
+    log.delete()
+    log.close()
+    follower.news()
+    follower.later(6)
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)
+    ]
+    assert not [target for target in held if target.startswith(str(log.path))]
+
+
+def _is_link(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_a_file_replaced_by_one_of_the_same_content_is_not_read_again(log: LogFile) -> None:
+    """Scenario 19: as editors and rsync do it."""
+    follower = Follower(log.path)
+    log.write(*numbered(1, 2))
+    follower.news()
+    copy = log.path.with_name("tmp")
+    copy.write_bytes(log.path.read_bytes())
+    copy.rename(log.path)
+    assert follower.news() == []
+    log.reopen()
+    log.write(*numbered(3))
+    assert follower.news() == numbered(3)
+
+
+def test_a_file_replaced_by_one_of_new_content_is_read(log: LogFile) -> None:
+    """Scenario 19, the other half."""
+    follower = Follower(log.path)
+    log.write(*numbered(1, 2))
+    follower.news()
+    other = log.path.with_name("tmp")
+    other.write_text("something else\n")
+    other.rename(log.path)
+    assert follower.news() == ["something else"]
+
+
+def test_moved_away_truncated_and_moved_back_is_read_from_the_beginning(log: LogFile) -> None:
+    """Scenario 20."""
+    follower = Follower(log.path)
+    log.write("one", "two")
+    follower.news()
+    away = log.path.with_name("away")
+    log.path.rename(away)
+    os.truncate(away, 0)
+    away.rename(log.path)
+    log.write("three")
+    assert follower.news() == ["three"]
+
+
+def test_files_with_the_same_first_line_are_different_files(tmp_path: Path, state: Path) -> None:
+    """Scenario 21: headers repeat, and empty files are all alike; across a restart too."""
+    logs = [LogFile(tmp_path / "log" / f"{name}.log") for name in ("a", "b", "c")]
+    follower = Follower(tmp_path / "log" / "*.log", state=state)
+    for log in logs[:2]:
+        log.write("time,level,message")
+    follower.news()
+    follower.restart()
+    for log in logs:
+        log.write(f"only in {log.path.name}")
+    assert sorted(follower.news()) == ["only in a.log", "only in b.log", "only in c.log"]
+    assert follower.restart() == []
+    for log in logs:
+        log.close()
+
+
+def test_rotation_into_another_directory_is_followed(log: LogFile, state: Path) -> None:
+    """`olddir`, on another device as well: then the file is a copy with another inode."""
+    old = log.path.parent / "old"
+    old.mkdir()
+    follower = Follower(log.path, state=state)
+    log.write(*numbered(1))
+    follower.news()
+    follower.stop()
+    log.write(*numbered(2))
+    shutil.copy2(log.path, old / "app.log.1")
+    log.delete()
+    log.reopen()
+    log.write(*numbered(3))
+    assert sorted(follower.start()) == numbered(2, 3)

@@ -1,0 +1,60 @@
+"""A collector without a clock or a loop: each call of `news` is one look, one read to the end, one acknowledgement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sidecar.logs import source
+
+
+class Follower:
+    """Follows files step by step; `restart` and `kill` begin again from the checkpoint."""
+
+    def __init__(self, *patterns: object, state: Path | None = None, **options: Any) -> None:
+        self._made = (tuple(str(pattern) for pattern in patterns), state, options)
+        self.now = 1000.0
+        self.seen: list[str] = []
+        self.tail = self._start()
+
+    def _start(self) -> source.Tail:
+        patterns, state, options = self._made
+        tail = source.tail(*patterns, checkpoint=state, **options)
+        tail._clock = lambda: self.now
+        tail.open()
+        return tail
+
+    def news(self, *, acknowledge: bool = True, look: bool = True) -> list[str]:
+        """Return the lines that have come since the last time."""
+        if look:
+            self.tail.look()
+        lines: list[str] = []
+        while blocks := self.tail.read("", 1 << 20):
+            if acknowledge:
+                self.tail.acknowledge("", blocks)
+            lines += [record.text for block in blocks for record in block.records()]
+        self.seen += lines
+        return lines
+
+    def later(self, seconds: float) -> list[str]:
+        """Return what comes after so many seconds."""
+        self.now += seconds
+        self.tail.look()
+        return self.news()
+
+    def stop(self) -> None:
+        self.tail.save()
+        self.tail.close()
+
+    def restart(self) -> list[str]:
+        """Stop in order, start again, and return what comes."""
+        self.stop()
+        return self.start()
+
+    def start(self) -> list[str]:
+        self.tail = self._start()
+        return self.news()
+
+    def kill(self) -> None:
+        """Nothing is saved any more."""
+        self.tail.close()

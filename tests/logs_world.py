@@ -1,0 +1,356 @@
+"""A writer, its rotations and a collector in one process, driven step by step and without a clock.
+
+Every line carries a number. `World.check` counts them: none lost, none twice, but for what each fault permits.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sidecar.logs import source
+from sidecar.logs.records import Block
+
+Step = tuple[str, int]
+
+
+class World:
+    """One log, `app.log`, and whatever happens to it."""
+
+    def __init__(
+        self, directory: Path, pattern: str = "app.log", *, pad: int = 64, olddir: bool = False
+    ) -> None:
+        self.directory, self.pattern, self.pad = directory, pattern, pad
+        self.log = directory / "app.log"
+        self.archive = directory / "old" if olddir else directory
+        self.archive.mkdir(parents=True, exist_ok=True)
+        self.now = 1000.0
+        self.next_id = 0
+        self.pending = b""
+        self.delivered: Counter[int] = Counter()
+        self.unsaved: Counter[int] = Counter()
+        self.may_repeat: set[int] = set()
+        self.may_miss: set[int] = set()
+        self.content: dict[int, list[int]] = {}
+        """The lines of each inode that is there."""
+        self.known: set[int] = set()
+        """The inodes that the collector has had a chance to open since they appeared."""
+        self.chain_known = self.chain_saved = False
+        """The collector, or its checkpoint, knows a file of this log: so it notices what rotation has made since."""
+        self.garbage: list[bytes] = []
+        self.outstanding: list[Block] = []
+        self.tail: source.Tail | None = None
+        self.raced = False
+        self.hidden = 0
+        self.coming: list[tuple[int, Callable[[int], None]]] = []
+        self.fd = -1
+        self._reopen()
+
+    # -- the application
+
+    def _reopen(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.content.setdefault(os.fstat(self.fd).st_ino, [])
+
+    def _line(self) -> bytes:
+        number = self.next_id
+        self.next_id += 1
+        self.content[os.fstat(self.fd).st_ino].append(number)
+        return f"{number:08d} ".encode() + b"x" * (self.pad - 10 + number % 7) + b"\n"
+
+    def write(self, count: int) -> None:
+        """Whole lines; the first completes a line that was begun."""
+        data = self.pending
+        self.pending = b""
+        data += b"".join(self._line() for _ in range(count))
+        os.write(self.fd, data)
+
+    def partial(self, size: int) -> None:
+        """Begin a line."""
+        self.write(0)
+        line = self._line()
+        size = 1 + size % (len(line) - 1)
+        os.write(self.fd, line[:size])
+        self.pending = line[size:]
+
+    # -- rotation
+
+    def _name(self, number: int, extension: str = "") -> Path:
+        return self.archive / f"app.log.{number}{extension}"
+
+    def _shift(self) -> None:
+        for extension in ("", ".gz"):
+            oldest = self._name(12, extension)
+            if oldest.exists():
+                self._removed(oldest)
+            for number in range(11, 0, -1):
+                if self._name(number, extension).exists():
+                    os.rename(self._name(number, extension), self._name(number + 1, extension))
+
+    def _removed(self, path: Path) -> None:
+        inode = path.stat().st_ino
+        if self.tail is None or inode not in self.known:
+            self._lose(inode)
+        path.unlink()
+        if inode not in self.known:
+            self.content.pop(inode, None)
+
+    def _lose(self, inode: int) -> None:
+        self.may_miss |= set(self.content.get(inode, ()))
+
+    def rename(self, late: int) -> None:
+        """Rename and create; the writer writes some more lines to the old file before it reopens."""
+        self._hide()
+        self._shift()
+        os.rename(self.log, self._name(1))
+        self.write(late)
+        self._hide()
+        self._reopen()
+
+    def _hide(self) -> None:
+        """The log's present content goes where the patterns do not look."""
+        covered = self.pattern.startswith("**") or (
+            self.pattern.endswith("*") and self.archive == self.directory
+        )
+        if not self.chain_known and not covered:
+            self._lose(self.log_inode())
+
+    def log_inode(self) -> int:
+        return os.fstat(self.fd).st_ino
+
+    def copytruncate(self, late: int) -> None:
+        self.write(0)
+        self._hide()
+        self._shift()
+        copy = self._name(1)
+        shutil.copyfile(self.log, copy)
+        inode = self.log.stat().st_ino
+        self.content[copy.stat().st_ino] = self.content[inode]
+        self.content[inode] = []
+        os.truncate(self.log, 0)
+        self.write(late)
+
+    def delete(self, late: int) -> None:
+        """Remove the log; the writer writes on into the nameless file, then begins a new one."""
+        self.write(0)
+        inode = self.log.stat().st_ino
+        held = self.tail is not None and inode in self.known
+        self.write(late)
+        if not held:
+            self._lose(inode)
+        self.log.unlink()
+        self._reopen()
+
+    def truncate(self, late: int) -> None:
+        """Without a copy: what has not been read is gone."""
+        self.write(0)
+        inode = self.log.stat().st_ino
+        self._lose(inode)
+        os.truncate(self.log, 0)
+        self.content[inode] = []
+        self.write(late)
+
+    def compress(self, number: int) -> None:
+        path = self._name(1 + number % 9)
+        target = Path(f"{path}.gz")
+        if not path.exists() or target.exists():
+            return
+        inode = path.stat().st_ino
+        with path.open("rb") as plain, gzip.open(target, "wb", compresslevel=1) as packed:
+            shutil.copyfileobj(plain, packed)
+        self.content[target.stat().st_ino] = self.content[inode]
+        path.unlink()
+
+    # -- the collector
+
+    def start(self, _: int = 0) -> None:
+        if self.tail is not None:
+            return
+        self.tail = source.tail(
+            str(self.directory / self.pattern),
+            checkpoint=self.directory / "state" / "offsets.json",
+            partial_timeout=None,
+            archives=[str(self.archive)] if self.archive != self.directory else [],
+        )
+        self.tail._clock = lambda: self.now
+        self._disturb(self.tail)
+        self.tail.open()
+        self._seen()
+        self.save()
+
+    def race(self, kind_and_moment: int) -> None:
+        """Let a rotation happen in the middle of one of the next looks: after so many of its steps on the disk."""
+        moment, kind = divmod(kind_and_moment, 4)
+        steps = [self.rename, self.copytruncate, self._shift_one, self._hide_one]
+        self.coming.append((moment, steps[kind]))
+
+    def _hide_one(self, _: int = 0) -> None:
+        """A directory that is read while names change may miss one of them; see readdir(3)."""
+        self.hidden += 1
+
+    def _disturb(self, tail: source.Tail) -> None:
+        discovery = tail._discovery
+        scan, opened, siblings = discovery.scan, discovery.open, discovery.siblings
+        listed = discovery._fresh
+
+        def disturbed_scan(**options: Any) -> Any:
+            self._tick()
+            found = scan(**options)
+            self._tick()
+            return found
+
+        def disturbed_open(path: str) -> int:
+            self._tick()
+            fd = opened(path)
+            self._tick()
+            return fd
+
+        def disturbed_listing(directory: str, status: os.stat_result) -> Any:
+            listing = listed(directory, status)
+            if self.hidden and listing.inodes:
+                del listing.inodes[sorted(listing.inodes)[self.hidden % len(listing.inodes)]]
+                listing.settled = False
+                self.hidden = 0
+            return listing
+
+        def disturbed_siblings(path: str) -> Any:
+            for sibling in list(siblings(path)):
+                self._tick()
+                yield sibling
+
+        discovery.scan = disturbed_scan  # type: ignore[method-assign]
+        discovery.open = disturbed_open  # type: ignore[method-assign]
+        discovery._fresh = disturbed_listing  # type: ignore[method-assign]
+        discovery.siblings = disturbed_siblings  # type: ignore[method-assign]
+
+    def _tick(self) -> None:
+        due = [step for moment, step in self.coming if moment <= 0]
+        self.coming = [(moment - 1, step) for moment, step in self.coming if moment > 0]
+        for step in due:
+            self.raced = True
+            step(1)
+
+    def _shift_one(self, _: int = 0) -> None:
+        """A rename chain is not one step: for a moment only the older half has its new names."""
+        for number in range(9, 0, -1):
+            if self._name(number).exists() and not self._name(number + 1).exists():
+                os.rename(self._name(number), self._name(number + 1))
+                return
+
+    def _seen(self) -> None:
+        """What was there during an undisturbed look is known; what came in the middle of one, perhaps not."""
+        raced, self.raced = self.raced, False
+        if raced:
+            return
+        self.known = {
+            path.stat().st_ino for path in [*self.directory.iterdir(), *self.archive.iterdir()]
+        }
+        self.chain_known = True
+
+    def look(self, _: int = 0) -> None:
+        if self.tail is not None:
+            self.tail.look()
+            self._seen()
+
+    def read(self, count: int) -> None:
+        """Read some, and hand it to the sink: delivered, not yet acknowledged."""
+        if self.tail is not None:
+            self.outstanding += self.tail.read("", 1 + count * 100)
+
+    def acknowledge(self, count: int) -> None:
+        """The sink has taken some of what it was given."""
+        if self.tail is None:
+            return
+        done, self.outstanding = self.outstanding[:count], self.outstanding[count:]
+        for block in done:
+            for line in block.data.splitlines():
+                if len(line) < self.pad - 10 or not line[:8].isdigit():
+                    self.garbage.append(line)
+                    continue
+                self.delivered[int(line[:8])] += 1
+                self.unsaved[int(line[:8])] += 1
+        self.tail.acknowledge("", done)
+
+    def save(self, _: int = 0) -> None:
+        if self.tail is not None:
+            self.tail.save()
+            self.chain_saved = self.chain_known
+            self.unsaved.clear()
+
+    def poll(self, _: int = 0) -> None:
+        """As a healthy collector does all the time."""
+        if self.tail is None:
+            return
+        self.look()
+        for _ in range(1000):
+            self.read(1000)
+            if not self.outstanding:
+                break
+            self.acknowledge(len(self.outstanding))
+
+    def stop(self, _: int = 0) -> None:
+        """SIGTERM: read to the end, deliver, save."""
+        if self.tail is None:
+            return
+        self.poll()
+        self.save()
+        self._close()
+
+    def kill(self, _: int = 0) -> None:
+        """SIGKILL: the sink has what it acknowledged, the checkpoint says what it last said."""
+        if self.tail is None:
+            return
+        self.may_repeat |= set(self.unsaved)
+        self.chain_known = self.chain_saved
+        gone = {inode for inode in self.content if inode not in self._linked()}
+        for inode in gone:
+            self._lose(inode)
+        self._close()
+
+    def _linked(self) -> set[int]:
+        return {p.stat().st_ino for p in [*self.directory.iterdir(), *self.archive.iterdir()]}
+
+    def _close(self) -> None:
+        assert self.tail is not None
+        self.tail.close()
+        self.tail = None
+        self.outstanding, self.known = [], set()
+        self.unsaved.clear()
+
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    # -- the account
+
+    def run(self, steps: Iterable[Step]) -> None:
+        try:
+            for name, argument in steps:
+                getattr(self, name)(argument)
+            self.check()
+        finally:
+            if self.tail is not None:
+                self.tail.close()
+            os.close(self.fd)
+
+    def check(self) -> None:
+        self.coming.clear()
+        self.hidden = 0
+        self.write(1)
+        self.start()
+        for _ in range(3):
+            self.poll()
+        everything = set(range(self.next_id))
+        lost = everything - set(self.delivered) - self.may_miss
+        repeated = {n for n, count in self.delivered.items() if count > 1} - self.may_repeat
+        assert not self.garbage, f"garbage {self.garbage[:3]}"
+        assert not lost, f"lost {sorted(lost)}"
+        assert not repeated, f"repeated {sorted(repeated)}"
+        limited = {n for n, count in self.delivered.items() if count > 1 + len(self.may_repeat)}
+        assert not limited
