@@ -271,6 +271,16 @@ def sync_directory(dir_fd: int) -> None:
     os.fstat(dir_fd)
 
 
+def sync_data(fd: int) -> None:
+    """Make the bytes of an open file durable, and its size; see fdatasync(2)."""
+    os.fdatasync(fd)
+
+
+def rename(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file another name, in place of what has that name. It is not synced."""
+    os.replace(path, target)
+
+
 def move(from_fd: int, name: str, to_fd: int, target: str) -> None:
     """Rename an entry from one directory of the volume to another."""
     os.rename(name, target, src_dir_fd=from_fd, dst_dir_fd=to_fd)

@@ -123,7 +123,7 @@ class Checkpoint:
 
     def _set_aside(self, path: str) -> None:
         with contextlib.suppress(OSError):
-            os.replace(path, path + ".damaged")
+            atomic.rename(path, path + ".damaged")
 
 
 def encode(state: State) -> bytes:

@@ -156,7 +156,7 @@ class FileSink(BaseSink):
                     for younger in generations[:index]:
                         with contextlib.suppress(FileNotFoundError):  # killed between two renames
                             os.unlink(younger)
-                    os.rename(path, self.path)
+                    atomic.rename(path, self.path)
                 return
 
     def _append(self, pieces: Sequence[bytes]) -> dict[str, int]:
@@ -200,14 +200,14 @@ class FileSink(BaseSink):
         # One more than asked for stays until the next rotation: a restart may have to go back into it.
         for number in range(self._keep, 0, -1):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(self._numbered(number), self._numbered(number + 1))
-        os.rename(self.path, self._numbered(1))
+                atomic.rename(self._numbered(number), self._numbered(number + 1))
+        atomic.rename(self.path, self._numbered(1))
         self._begin()
 
     def _sync(self) -> None:
         if self._fd >= 0 and not self._synced:
             self._synced = True
-            os.fdatasync(self._fd)
+            atomic.sync_data(self._fd)
 
     def _close(self) -> None:
         if self._fd >= 0:
