@@ -65,12 +65,12 @@ def directory_of(name: str) -> str:
     return f"{DIRECTORY}/{_FILE}{quoted}"
 
 
-def holds(dir_fd: int, name: str, status: os.stat_result) -> bool:
-    """Whether the newest kept content of a loose file is the very file of that status."""
+def newest(dir_fd: int, name: str) -> str | None:
+    """Return the version that was kept last of a loose file, None if there is none."""
     with contextlib.suppress(OSError), atomic.inside(dir_fd, directory_of(name)) as fd:
         entries = os.listdir(fd)
-        return bool(entries) and os.path.samestat(status, _lstat(fd, max(entries)))
-    return False
+        return version_in(max(entries)) if entries else None
+    return None
 
 
 def keep_file(dir_fd: int, name: str, version: str, stamp: int, keep: int) -> None:

@@ -32,6 +32,7 @@ class LooseFiles:
         self._settings = settings
         self._known: dict[str, tuple[beneath.Signature, str]] = {}
         self._durable: dict[str, beneath.Signature] = {}
+        self._kept: dict[str, beneath.Signature] = {}
         self._doubtful: set[str] = set()
 
     def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
@@ -186,11 +187,13 @@ class LooseFiles:
 
     def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
-        keep = self._settings.keep
-        if keep <= 1 or not stat.S_ISREG(status.st_mode) or history.holds(fd, name, status):
+        keep, ours = self._settings.keep, self._kept.get(name) == beneath.Signature.of(status)
+        if keep <= 1 or ours or not stat.S_ISREG(status.st_mode):
             return
         with contextlib.suppress(OSError):
-            if (version := self.version(fd, name)) is not None:
+            # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
+            version = self.version(fd, name)
+            if version is not None and version != history.newest(fd, name):
                 history.keep_file(fd, name, version, status.st_mtime_ns, keep)
 
     def _note(self, fd: int, name: str, version: str) -> float:
@@ -198,10 +201,11 @@ class LooseFiles:
         history.keep_file(fd, name, version, time.time_ns(), self._settings.keep)
         self._doubtful.discard(name)
         self._durable.pop(name, None)
+        self._kept.pop(name, None)
         with contextlib.suppress(OSError):
             if (status := entry(fd, name)) is not None:
                 # Only now: the link of the history has changed ctime.
-                self._durable[name] = beneath.Signature.of(status)
+                self._durable[name] = self._kept[name] = beneath.Signature.of(status)
                 return status.st_mtime_ns / 1e9
         return time.time()
 

@@ -163,6 +163,19 @@ async def test_a_content_that_a_naive_writer_left_is_kept_when_it_is_replaced(
     assert (tmp_path / "config").read_text() == "theirs"
 
 
+async def test_a_content_that_was_rewritten_in_place_is_kept_as_what_it_is(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """It shares its inode with what we kept, which is gone by that; nothing is ever called what it is not."""
+    ours = await volume.put("config", "ours")
+    (tmp_path / "config").write_text("theirs")
+    await volume.put("config", "new")
+    await volume.rollback(version_of(b"theirs"), name="config")
+    assert (tmp_path / "config").read_text() == "theirs"
+    with pytest.raises(_errors.UnknownVersion, match="altered"):
+        await volume.rollback(ours.version, name="config")
+
+
 @pytest.mark.parametrize("planted", ["file", "link"])
 async def test_a_history_that_cannot_be_kept_does_not_stop_a_publish(
     tmp_path: Path, open_path: Path, planted: str
