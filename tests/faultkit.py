@@ -85,7 +85,7 @@ class Publisher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+            env={**os.environ, "PYTHONPATH": ":".join((str(TESTS.parent), *sys.path))},
         )
 
     def close(self) -> None:

@@ -150,7 +150,8 @@ class Staged:
         self.name = temporary_name()
         self.size = 0
         self._fd = -1
-        self._dir_fd = os.dup(dir_fd)
+        # Opened anew, not dup(2)ed: it must not share the lock of the caller.
+        self._dir_fd = open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)

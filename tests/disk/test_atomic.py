@@ -44,7 +44,7 @@ def failing(error: int, calls: list[int] | None = None) -> Callable[..., None]:
     return fail
 
 
-@pytest.fixture(params=[0o077, 0o000, 0o777], ids=oct)
+@pytest.fixture(params=[0o077, 0o000], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever the umask is."""
     before = os.umask(request.param)
@@ -321,8 +321,6 @@ def staging(directory: Path) -> subprocess.Popen[str]:
 @pytest.mark.usefixtures("umask")
 def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
     """The other containers must be able to enter it, and all that are above it."""
-    if os.geteuid() and os.umask(0) == 0o777:
-        pytest.skip("nobody but root can make directories with such a umask")
     atomic.make_directory(str(tmp_path / "a" / "b"))
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
