@@ -403,7 +403,7 @@ def _walk(dir_fd: int, path: str, flags: int) -> int:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             target = os.readlink("", dir_fd=trail[-1])
             close(trail.pop())
-            if not parts and target.endswith("/"):
+            if not parts and target.endswith(("/", "/.")):
                 flags |= os.O_DIRECTORY
             parts.extendleft(reversed(_parts(target)))
         return _reopen(trail[-1], flags)

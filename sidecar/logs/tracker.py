@@ -225,6 +225,9 @@ class Tracker:
         self.streams.remove(stream)
         del self.by_key[key]
         if self._is_past(stream.path, key, content, status, now):
+            stream.content = (
+                None  # it is another's now, or closed: who was woken already must find nothing here
+            )
             self.turns += 1
             return True
         self.streams.append(stream)

@@ -154,6 +154,23 @@ def test_a_copy_in_the_making_is_not_taken_for_a_new_log(log: LogFile, pattern: 
     assert follower.news() == numbered(4)
 
 
+def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> None:
+    """An event says that it was written, at the moment at which the original is truncated."""
+    follower = Follower(log.path.with_name("app.log*"))
+    log.write(*numbered(1, 2))
+    follower.news()
+    log.write(*numbered(3))
+    copy = log.path.with_name("app.log.1")
+    copy.touch()
+    follower.tail.look()
+    copy.write_bytes(log.path.read_bytes())
+    log.truncate()
+    follower.tail.hint([str(log.path)])
+    follower.tail.hint([str(copy)])
+    assert follower.news(look=False) == numbered(3)
+    assert follower.news() == []
+
+
 def test_a_file_that_begins_like_another_is_read_as_soon_as_it_differs(tmp_path: Path) -> None:
     """The other side of it: a second worker that has begun with the same line is no copy."""
     first, second = LogFile(tmp_path / "app-1.log"), LogFile(tmp_path / "app-2.log")
