@@ -8,7 +8,6 @@ Who sends requests over TLS from these commands makes a context of its own (see 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,13 +15,14 @@ from contextlib import contextmanager
 @contextmanager
 def without_certificates() -> Iterator[None]:
     """Import the rooms of HTTP inside of this."""
+    import ssl  # here, because a list of the commands must not pay for it
+
+    def nothing(self: ssl.SSLContext, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
+        """Load no certificates."""
+
     real = ssl.SSLContext.load_default_certs
-    ssl.SSLContext.load_default_certs = _nothing  # type: ignore[method-assign]
+    ssl.SSLContext.load_default_certs = nothing  # type: ignore[method-assign]
     try:
         yield
     finally:
         ssl.SSLContext.load_default_certs = real  # type: ignore[method-assign]
-
-
-def _nothing(self: ssl.SSLContext, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
-    """Load no certificates."""

@@ -70,7 +70,9 @@ def test_no_error_of_ours_is_forgotten() -> None:
         for error, _ in mark.args[1]
         for name in [type(error)]
     }
-    assert tested == set(every_error())
+    # Errors of log collection never meet HTTP, and are known here only if their module was imported.
+    ours = {error for error in every_error() if error.__module__ == "sidecar._errors"}
+    assert tested == ours
 
 
 @pytest.fixture
