@@ -37,8 +37,11 @@ REMOTE = frozenset(
     )
 )
 
+#: Seconds from where on a time limit is none: poll(2) counts milliseconds in an int.
+_LONG = 1e6
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
-_QUEUE_PART = 1 << 16
+_FEW_EVENTS = 1 << 12
+_MANY_EVENTS = 1 << 16
 _WATCHFILES_DEBOUNCE_MS = 50
 _WATCHFILES_STEP_MS = 5
 #: A first round without a change is the only sign that it watches.
@@ -76,10 +79,10 @@ class Bell:
         poll.register(self._out, select.POLLIN)
         if fd is not None:
             poll.register(fd, select.POLLIN)
-        ready = poll.poll(math.ceil(max(seconds, 0.0) * 1000) if seconds < _QUEUE_PART else None)
+        ready = poll.poll(math.ceil(max(seconds, 0.0) * 1000) if seconds < _LONG else None)
         if any(one == self._out for one, _ in ready):
             with contextlib.suppress(BlockingIOError):
-                os.read(self._out, _QUEUE_PART)
+                os.read(self._out, _MANY_EVENTS)
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -162,16 +165,17 @@ class Inotify:
     def drain(self) -> list[Event]:
         """Return the events that wait, in order; none is waited for."""
         events: list[Event] = []
-        full = True
-        while full:
+        size = _FEW_EVENTS
+        while True:
             try:
                 # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
-                data = os.read(self._fd, _QUEUE_PART)
+                data = os.read(self._fd, size)
             except BlockingIOError:
-                break
-            full = len(data) > _QUEUE_PART // 2
+                return events
             events += _parsed(data)
-        return events
+            if len(data) < size // 2:
+                return events
+            size = _MANY_EVENTS
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -225,7 +229,7 @@ class Activity:
     lost: bool = False
     """The queue overflowed: anything may have happened."""
     moved: bool = False
-    """A watched directory is gone, or has another name."""
+    """The path may mean another directory: a watched one is gone or has another name, or an entry on the way changed."""
     arrived: bool = False
     """The directory of the content, or a link on the way to it, came by rename: what it holds was made before."""
     last: dict[bytes, int] = field(default_factory=dict)
@@ -300,6 +304,7 @@ def _note(seen: Activity, target: Target, event: Event) -> None:
     seen.count += 1
     seen.urgent = seen.urgent or event.mask & Inotify.CHANGES != Inotify.MODIFY
     if target.way:
+        seen.moved = True
         seen.arrived = bool(event.mask & Inotify.MOVED_TO)
         return
     seen.kinds[event.name] = seen.kinds.get(event.name, 0) | event.mask & Inotify.CHANGES

@@ -42,6 +42,9 @@ class Eye:
         self.path = path
         self._limit = limit
         self._whole = os.path.abspath(path)
+        self._place = os.path.split(self._whole)
+        self._linked = True
+        """The file may be a link: as long as nobody has looked, and after that if it is one."""
         self._decided = path.endswith("/")
         self._single = not self._decided
         self._fd = -1
@@ -69,8 +72,8 @@ class Eye:
             ReadError: what is there is not fit to be read.
         """
         try:
-            with beneath.reading(self.path):
-                if self._fd < 0:
+            if self._fd < 0:
+                with beneath.reading(self.path):
                     self._open()
             return self._look(before, thoroughly=thoroughly, quick=quick)
         except _errors.ReadError as error:
@@ -117,12 +120,13 @@ class Eye:
 
     def _load(self, before: Sighting | None) -> Sighting:
         if self._single:
-            folder, name = os.path.split(self._whole)
-            return snapshots.load_file(self._fd, folder, name, limit=self._limit, before=before)
+            return snapshots.load_file(
+                self._fd, *self._place, limit=self._limit, before=before, linked=self._linked
+            )
         return snapshots.load_directory(self._fd, self._whole, limit=self._limit, before=before)
 
     def _directory(self) -> str:
-        return os.path.dirname(self._whole) if self._single else self._whole
+        return self._place[0] if self._single else self._whole
 
     def _open(self) -> None:
         """See to it that the descriptor is that of the directory which the path means now."""
@@ -159,8 +163,9 @@ class Eye:
         """Return the names that matter in the directory, and which of them stand for others."""
         if not self._single or self._fd < 0:
             return None, {}
-        name = os.path.basename(self._whole)
+        name = self._place[1]
         link = atomic.link_target(self._fd, name)
+        self._linked = link is not None
         if link is None or link.startswith(atomic.DATA + "/"):
             return frozenset((os.fsencode(name), os.fsencode(atomic.DATA))), {atomic.DATA: name}
         # Whatever a link leads to may be exchanged on the way: every event is a reason to look.

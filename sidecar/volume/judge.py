@@ -57,7 +57,8 @@ class Evidence:
         """Take over what events have told."""
         if activity.lost:
             self.forget()
-        self.arrived = activity.arrived or (self.arrived and not activity.moved)
+        if activity.moved:
+            self.arrived = activity.arrived
         if len(self.last) > _MOST_NAMES:
             self.forget()  # a neighbour makes names without end: none of them is worth the memory
         for raw, kinds in activity.kinds.items():
@@ -156,7 +157,7 @@ class Judge:
             begun = known[1] if known is not None and known[0] == signature else now
             self.held.still[name] = signature, begun
             self.held.since[name] = since.get(name, now)
-            if needed == _AGAIN:
+            if needed == _AGAIN or (name in sighting.unsettled and now - begun >= needed):
                 waits[name] = 0.0
             elif (left := begun + needed - now) > 0:
                 waits[name] = left
@@ -177,13 +178,10 @@ class Judge:
             return {}
         old = {} if before is None or first else before.mark.signatures
         doubts: dict[str, float] = {}
-        for name, signature in mark.signatures.items():
-            known = old.get(name)
-            if known is not None and not _altered(known, signature):
-                continue
-            if before is not None and before.snapshot.get(name) == sighting.snapshot[name]:
-                continue  # whatever is going on, these are the bytes that are shown already
-            if needed := self._needed(name, known, sighting, first=first):
+        for name in mark.signatures:
+            if name not in sighting.unsettled and _is_shown(name, sighting, before):
+                continue  # whatever is going on, these bytes are good: they were accepted before
+            if needed := self._needed(name, old.get(name), sighting, first=first):
                 doubts[name] = needed
         return doubts
 
@@ -240,9 +238,11 @@ class Judge:
         )
 
 
-def _altered(old: beneath.Signature, new: beneath.Signature) -> bool:
-    """Whether the bytes may be others: a further link or another mode changes ctime alone."""
-    return old._replace(ctime_ns=0) != new._replace(ctime_ns=0)
+def _is_shown(name: str, sighting: Sighting, before: Sighting | None) -> bool:
+    """Whether the bytes are those that were accepted last. Signatures do not tell: a clock may stand still."""
+    if before is None or name not in before.snapshot:
+        return False
+    return before.snapshot.content(name).version == sighting.snapshot.content(name).version
 
 
 def _was_linked(name: str, sighting: Sighting) -> bool:

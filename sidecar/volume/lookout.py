@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 WatchMode = Literal["auto", "inotify", "watchfiles", "poll"]
 
 _REARM_AFTER = 5.0
+#: Between two looks without a hint, however soon the second one is wanted.
+_LEAST_PAUSE = 0.001
+_AFTER_YOU = 0.0005
 #: Comparing thousands of files must not take more than this part of the time while events work.
 _SHARE_OF_TIME = 0.02
 #: Wake-ups a second for names that do not matter, from where on they are taken together.
@@ -89,6 +92,7 @@ class Lookout:
         self._full_at = 0.0
         self._missing_since: float | None = None
         self._told: tuple[str | None, str | None] | None = None
+        self._counted = 0
         self._noise = 0
         self._noise_until = 0.0
 
@@ -140,12 +144,31 @@ class Lookout:
 
     def _round(self) -> float:
         """Look once and act on it; return the seconds until the next look without a hint."""
-        self._drain()
         by_hint, self._urgent = self._urgent, False
-        self._hinted = self._hinted or by_hint
+        # A new content of the directory that is watched is told first, and the way there checked after that.
+        at_once = by_hint and self._armed is not None
+        if not at_once:
+            self._turn()
+        pause = self._observe(by_hint=by_hint)
+        if at_once:
+            # The event loop needs the interpreter now: what is left to do here would keep it waiting.
+            time.sleep(_AFTER_YOU)
+            if self._turn():
+                self._urgent = True
+        metrics.WATCH_EVENTS_TOTAL.inc(self._counted)
+        self._counted = 0
+        return pause
+
+    def _turn(self) -> bool:
+        """Turn to the directory that the path means now; return whether that is another one than before."""
         outlook = self._eye.turn()
-        if outlook != self._armed or time.monotonic() >= self._rearm_at:
-            self._arm(outlook)
+        if outlook == self._armed and time.monotonic() < self._rearm_at:
+            return False
+        self._arm(outlook)
+        return True
+
+    def _observe(self, *, by_hint: bool) -> float:
+        self._hinted = self._hinted or by_hint
         self._judge.evidence.look_begins()
         try:
             sighting = self._look(thoroughly=by_hint or self._unsure)
@@ -185,7 +208,9 @@ class Lookout:
             self._hinted = self._hinted and self._unsure
         elif verdict.problem is not None or (self._told is None and not self._briefly(verdict)):
             self._report(None, verdict.problem)
-        return min(self._recheck, self._recheck if verdict.pause is None else verdict.pause)
+        if verdict.pause is None:
+            return self._recheck
+        return min(self._recheck, max(verdict.pause, _LEAST_PAUSE))
 
     @staticmethod
     def _briefly(verdict: Verdict) -> bool:
@@ -238,8 +263,7 @@ class Lookout:
         except OSError as error:
             self._fall_back(error)
             activity = events.Activity(urgent=True)
-        if activity.count:
-            metrics.WATCH_EVENTS_TOTAL.inc(activity.count)
+        self._counted += activity.count
         if activity.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
             logger.warning("events of %s were lost: everything is looked at", self.path)

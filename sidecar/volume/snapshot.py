@@ -269,9 +269,15 @@ class Sighting:
 
 
 def load_file(
-    dir_fd: int, directory: str, name: str, *, limit: int, before: Sighting | None
+    dir_fd: int,
+    directory: str,
+    name: str,
+    *,
+    limit: int,
+    before: Sighting | None,
+    linked: bool = True,
 ) -> Sighting:
-    """Read one file beneath an open directory.
+    """Read one file beneath an open directory. One that is not `linked` is known to be no link.
 
     Raises:
         NothingPublished: there is no such file.
@@ -280,7 +286,7 @@ def load_file(
     where = os.path.join(directory, name)
     with beneath.reading(where):
         for _ in range(_SET_RETRIES):
-            generation = _generation(dir_fd, name)
+            generation = _generation(dir_fd, name) if linked else None
             try:
                 found = beneath.read_beneath(dir_fd, name, limit, where)
             except _errors.NothingPublished:

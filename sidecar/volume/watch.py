@@ -235,30 +235,36 @@ class Watch(Generic[T]):
             run.looked = True
             self._problem = news.problem
             if news.snapshot is not None:
-                self._take(news.snapshot, hinted=news.hinted)
-            if self.problem != problem:
-                self._log_problem(first=before is None, missing=news.missing)
+                self._take(news.snapshot)
         if (before, problem, *state) != (self._snapshot, self.problem, self._death, run.looked):
             self._tell()
+        # Whoever waits for the content comes first, and the books after that.
+        if self.problem != problem:
+            self._log_problem(first=before is None, missing=news.missing)
+        if before is not None and self._snapshot is not before:
+            self._count(rescued=not news.hinted)
 
-    def _take(self, found: Snapshot[None], *, hinted: bool) -> None:
+    def _take(self, found: Snapshot[None]) -> None:
         """Make what was found the content that users see, if it is another one and the schema accepts it."""
         self._refusal = None
         if self._snapshot is not None and found == self._snapshot:
             return
-        try:
-            value: Any = self._schema(found) if self._schema is not None else None
-        except Exception as error:  # noqa: BLE001 (a schema says no by raising whatever it likes)
-            self._refusal = (
-                f"the schema refuses version {found.version[:8]} of {self.path}: {error}"
-            )
-            return
-        if self._snapshot is not None:
-            metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - found.modified))
-            if not hinted and self.mode != "poll":
-                metrics.POLL_RESCUES_TOTAL.inc()
-        self._snapshot = found.with_value(lambda _: value)
+        accepted: Snapshot[Any] = found
+        if self._schema is not None:
+            try:
+                accepted = found.with_value(self._schema)
+            except Exception as error:  # noqa: BLE001 (a schema says no by raising whatever it likes)
+                self._refusal = (
+                    f"the schema refuses version {found.version[:8]} of {self.path}: {error}"
+                )
+                return
+        self._snapshot = accepted
         logger.debug("%s is now version %s", self.path, found.version[:8])
+
+    def _count(self, *, rescued: bool) -> None:
+        metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - (self.modified or 0.0)))
+        if rescued and self.mode != "poll":
+            metrics.POLL_RESCUES_TOTAL.inc()
 
     def _log_problem(self, *, first: bool, missing: bool) -> None:
         """Write one line for each new problem and each recovery, and count what is one."""

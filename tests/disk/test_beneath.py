@@ -165,6 +165,17 @@ def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
     assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
 
 
+def test_a_file_over_the_limit_is_not_read_at_all(
+    volume: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size says so before; the message names the whole size, not where reading stopped."""
+    (tmp_path / "giant").touch()
+    os.truncate(tmp_path / "giant", 1 << 40)
+    monkeypatch.setattr(beneath, "_read_all", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ReadError, match=f"{1 << 40} bytes are more than the limit of {LIMIT}"):
+        beneath.read_beneath(volume, "giant", LIMIT, "giant")
+
+
 def test_looking_at_a_fifo_does_not_open_it(volume: int, tmp_path: Path) -> None:
     """`stat_beneath` never waits for a writer, and follows links inside only."""
     os.mkfifo(tmp_path / "fifo")

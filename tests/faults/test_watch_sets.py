@@ -100,7 +100,7 @@ class Readers:
 
 
 def last(process: Process) -> int | None:
-    return int(process.output.split()[1]) if "last" in process.output else None
+    return int(process.output.split()[1]) if process.output.endswith("\n") else None
 
 
 async def test_no_reader_meets_a_mixed_or_partial_set(

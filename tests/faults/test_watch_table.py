@@ -309,6 +309,21 @@ async def test_the_bound_is_that_of_the_re_check(tmp_path: Path, path: str) -> N
         await seen.converge({"config": "new"} if path.endswith("/") else "new")
 
 
+async def test_a_file_that_becomes_a_link_is_followed_through_it(tmp_path: Path) -> None:
+    """From then on events of another name count, and none is waited for by the clock."""
+    path, real = tmp_path / "config", tmp_path / "real"
+    replace(path, "0")
+    async with consumer(path, recheck=3600) as seen:
+        await seen.converge("0")
+        replace(real, "1")
+        (tmp_path / "..link").symlink_to("real")
+        (tmp_path / "..link").rename(path)
+        await seen.converge("1")
+        for number in range(2, 5):
+            replace(real, str(number))
+            await seen.converge(str(number))
+
+
 async def test_hints_of_the_wrong_name_wake_nobody_up(tmp_path: Path) -> None:
     """Temporary files of publishers and old generations are no reason to look."""
     replace(tmp_path / "config", "0")

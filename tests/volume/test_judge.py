@@ -138,6 +138,26 @@ def test_a_file_that_changed_while_it_was_read_is_read_again() -> None:
     assert one.decide(torn, HERE, 100.0).pause == pytest.approx(SETTLE)
 
 
+@pytest.mark.parametrize("known", [CLOSED, CAME])
+def test_a_whole_rewrite_during_the_look_is_read_again(known: int) -> None:
+    """It was closed before and is closed now, and what was read lies between: only the next look can tell."""
+    one = Judge("/shared/a")
+    tell(one, known)
+    one.evidence.add(Activity(last={b"a": CLOSED}, kinds={b"a": WRITTEN | CLOSED}), {})
+    assert one.decide(look(NEW), HERE, 100.0).pause == 0.0
+
+
+def test_bytes_count_and_not_signatures() -> None:
+    """Old bytes with a new signature are nothing new, unless they were read while they changed; new bytes are always doubted."""
+    one = Judge("/shared/a")
+    tell(one)
+    again = look(file("old", age=0), unsettled=frozenset({"a"}))
+    assert one.decide(again, HERE, 100.0).accept is None
+    tell(one)
+    signature = file("old")[1]
+    assert one.decide(look(("odd", signature)), HERE, 100.0).pause == pytest.approx(SETTLE)
+
+
 def test_a_first_look_trusts_what_is_not_fresh() -> None:
     """Of what happened before there is no event."""
     for age, wait in ((None, None), (0.0, YOUNG)):
@@ -197,7 +217,7 @@ def test_another_directory_is_a_first_look() -> None:
     tell(one)
     assert one.decide(new, before, 100.0).accept is None
     one = Judge("/shared")
-    one.evidence.add(Activity(count=1, urgent=True, arrived=True), {})
+    one.evidence.add(Activity(count=1, moved=True, arrived=True), {})
     one.evidence.look_begins()
     assert one.decide(new, before, 100.0).accept is new
 

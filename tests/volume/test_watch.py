@@ -21,6 +21,7 @@ from sidecar.runtime import metrics
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import watch as watches
 from sidecar.volume.eye import Eye
+from sidecar.volume.lookout import News
 from sidecar.volume.watch import Watch, shared, watch
 from watching import BOUND, MODES, consumer, content, descriptors, remove, replace, threads
 
@@ -344,6 +345,21 @@ async def test_a_watch_can_be_entered_again_and_again(path: Path) -> None:
             replace(path, f"{number} again")
             assert await one.changed(one.etag, BOUND)
     await until(lambda: not threads(), timeout=BOUND)
+
+
+async def test_a_run_that_has_ended_is_not_heard_any_more(path: Path) -> None:
+    """Its last news may arrive when the next one has begun."""
+    one = Watch(path)
+    async with one:
+        await one.looked()
+        old = one._run
+    async with one:
+        await one.looked()
+        assert old is not None
+        one._receive(old, News(Snapshot.of({"config": "old"}, single=True), "old", death="old"))
+        assert (one.stale, one.failure) == (None, None)
+        assert one.snapshot is not None
+        assert one.snapshot.text() == "0"
 
 
 async def test_a_watch_that_is_entered_again_begins_with_the_present(path: Path) -> None:
