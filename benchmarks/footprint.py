@@ -1,6 +1,6 @@
-"""A reader at rest: the time to its first answer, its memory, its CPU.
+"""A reader at rest: the time to its first answer, its memory, its CPU; and what sets of many files cost.
 
-python benchmarks/footprint.py [--rounds 5]
+python benchmarks/footprint.py [--rounds 5] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,8 +16,20 @@ import time
 import urllib.request
 from pathlib import Path
 
+from _rows import Row, cpu_seconds, report, resident, switches
+
 SETTLE = 3.0
 IDLE = 10.0
+SETS = (1, 100, 10_000)
+
+CONSUMER = """
+import asyncio, sys
+import sidecar
+async def main():
+    async for snapshot in sidecar.watch(sys.argv[1]):
+        print(len(snapshot), flush=True)
+asyncio.run(main())
+"""
 
 
 def free_port() -> int:
@@ -43,24 +55,34 @@ def start(path: Path, port: int) -> tuple[subprocess.Popen[bytes], float]:
             time.sleep(0.002)
 
 
-def resident(pid: int) -> int:
-    """Return the resident memory in KiB, as ps(1) shows it."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads, from the scheduler's own count in nanoseconds."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+def consume(count: int) -> tuple[float, float, float]:
+    """Return share of a core, wake-ups a second and MiB of a program that follows a set of so many files."""
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(count):
+            Path(directory, f"file-{number}").write_text(str(number))
+        process = subprocess.Popen(
+            [sys.executable, "-c", CONSUMER, directory], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert int(process.stdout.readline()) == count
+            time.sleep(2 * SETTLE)
+            woken, spent = switches(process.pid), cpu_seconds(process.pid)
+            time.sleep(IDLE)
+            share = (cpu_seconds(process.pid) - spent) / IDLE
+            return share, (switches(process.pid) - woken) / IDLE, resident(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     firsts: list[float] = []
-    sizes: list[int] = []
+    sizes: list[float] = []
     shares: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config")
@@ -76,12 +98,22 @@ def main() -> None:
                 shares.append((cpu_seconds(process.pid) - before) / IDLE)
             process.terminate()
             process.wait()
+    rows = [
+        Row("sidecar read: first answer", statistics.median(firsts), "s", 0.6),
+        Row("sidecar read: memory at rest", statistics.median(sizes), "MiB", 45),
+        Row("sidecar read: share of a core at rest", shares[0] * 100, "%", 0.1),
+    ]
+    for count in SETS:
+        share, woken, size = consume(count)
+        rows += [
+            Row(f"set of {count:,} files: share of a core at rest", share * 100, "%"),
+            Row(f"set of {count:,} files: wake-ups at rest", woken, "1/s"),
+            Row(f"set of {count:,} files: memory", size, "MiB"),
+        ]
+    report(rows, options.json)
     print(
-        f"sidecar read: first answer after {statistics.median(firsts):.2f} s"
-        f" (best {min(firsts):.2f}, worst {max(firsts):.2f});"
-        f" {statistics.median(sizes)} KiB resident; {shares[0]:.3%} of a core at rest"
+        f"on {os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}"
     )
-    print(f"on {os.cpu_count()} cores, Python {sys.version.split()[0]}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From the rename to the reader's memory: `sidecar.watch` beside `watchfiles` at its defaults, in one run.
 
-    python benchmarks/propagation.py [--publishes 100]
+    python benchmarks/propagation.py [--publishes 100] [--json FILE]
 
 The writer is a process of its own and puts the time of the rename into the content.
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 import watchfiles
+from _rows import Row, cpu_seconds, percentile, report, switches
 
 import sidecar
 
@@ -73,36 +72,69 @@ async def measure(contents: AsyncIterator[bytes], path: Path, publishes: int) ->
     return delays
 
 
-async def wake_ups(path: Path) -> float:
-    """Return the voluntary context switches a second of a process that only watches."""
-    async with sidecar.watch(path) as watch:
-        await watch.looked()
-        await asyncio.sleep(3)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
-        await asyncio.sleep(IDLE)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / IDLE
+IDLER = """
+import asyncio, os, sys
+import sidecar, watchfiles
+async def main(kind, path, recheck):
+    if kind == "watchfiles":
+        async for _ in watchfiles.awatch(os.path.dirname(path)):
+            pass
+    async with sidecar.watch(path, watch=kind, recheck=recheck) as watch:
+        await asyncio.Event().wait()
+asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+"""
+
+
+def idle(kind: str, recheck: float = 1.0) -> tuple[float, float]:
+    """Return the wake-ups a second, and the share of a core, of a process to which nothing happens."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "config")
+        path.write_text("0 0")
+        process = subprocess.Popen([sys.executable, "-c", IDLER, kind, path, str(recheck)])
+        try:
+            time.sleep(4)  # past the seconds in which a fresh file is read once more
+            woken, spent = switches(process.pid), cpu_seconds(process.pid)
+            time.sleep(IDLE)
+            return (
+                (switches(process.pid) - woken) / IDLE,
+                (cpu_seconds(process.pid) - spent) / IDLE,
+            )
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--publishes", type=int, default=100)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    delays: dict[str, list[float]] = {}
     for name, follow in (("sidecar.watch", by_sidecar), ("watchfiles", by_watchfiles)):
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory, "config")
             path.write_text("0 0")
-            delays = sorted(sidecar.run(measure(follow(path), path, options.publishes)) or [])
-        p99 = delays[int(len(delays) * 0.99)]
-        print(
-            f"{name:14} median {statistics.median(delays):7.3f} ms, p99 {p99:7.3f} ms,"
-            f" worst {delays[-1]:7.3f} ms ({len(delays)} of {options.publishes} contents seen)"
-        )
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "config")
-        path.write_text("0 0")
-        rate = sidecar.run(wake_ups(path))
-    print(f"at rest, re-check every second: {rate:.1f} voluntary context switches a second")
-    print(f"on {os.cpu_count()} cores")
+            delays[name] = sidecar.run(measure(follow(path), path, options.publishes)) or []
+    ours, theirs = delays["sidecar.watch"], delays["watchfiles"]
+    peer = "watchfiles"
+    rows = [
+        Row(f"rename → memory, {name}", percentile(ours, at), "ms", goal, percentile(theirs, at), peer)
+        for name, at, goal in (("median", 50, 1.0), ("p99", 99, 5.0), ("worst", 100, None))
+    ]  # fmt: skip
+    woken, spent = idle("inotify")
+    woken_there, spent_there = idle("watchfiles")
+    apart, _ = idle("inotify", recheck=3600)
+    rows += [
+        Row("at rest: wake-ups, re-check each second", woken, "1/s", 1.5, woken_there, peer),
+        Row("at rest: wake-ups apart from it", apart, "1/s", 0.2, woken_there, peer),
+        Row("at rest: wake-ups when polling", idle("poll")[0], "1/s", 1.5),
+        Row("at rest: share of a core", spent * 100, "%", 0.1, spent_there * 100, peer),
+    ]
+    report(rows, options.json)
+    print(
+        f"{len(ours)} of {options.publishes} contents seen, {len(theirs)} by watchfiles;", end=" "
+    )
+    print(f"on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
