@@ -83,7 +83,7 @@ class PublishUncertain(SidecarError, OSError):
     """The new content is visible, but a power cut may still take it back.
 
     The rename happened and the directory could not be synced afterwards.
-    The file was read back: `version` is what readers see now.
+    The file was read back: `version` is what readers see now, empty where a file was deleted.
     """
 
     def __init__(self, message: str, version: str) -> None:

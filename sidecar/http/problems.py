@@ -222,6 +222,8 @@ def _conflict(detail: str, current: str | None) -> Problem:
 
 
 def _uncertain(detail: str, version: str) -> Problem:
+    if not version:  # a file was deleted: there is nothing to name
+        return Problem("perhaps-not-durable", detail)
     tag = snapshots.etag(version)
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
 

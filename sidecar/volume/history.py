@@ -112,6 +112,17 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
     atomic.remove_tree(dir_fd, generation)
 
 
+def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
+    """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
+    total = 0
+    with contextlib.suppress(OSError, RecursionError):
+        for _, _, files, fd in os.fwalk(folder, dir_fd=dir_fd):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += _lstat(fd, name).st_size
+    return total
+
+
 def forget(dir_fd: int) -> bool:
     """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room."""
     forgotten = False

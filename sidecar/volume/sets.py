@@ -58,6 +58,10 @@ class FileSet:
         wanted = {**old, name: version}
         terms.check_names(wanted)
         self._check_room(before, name, size)
+        if wanted == old:
+            done = self._put_in_force(fd, _Wanted(old, {}), before, order)
+            modified = before.snapshot.modified_of(name)
+            return Publication(version, done.changed, False, modified, size)
         with terms.staged(fd, content, where) as staged:
             done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order)
         return Publication(version, done.changed, name not in old, done.modified, size)
@@ -103,12 +107,9 @@ class FileSet:
             self._mend_links(fd, list(self.see(fd).snapshot))
             self._retire(fd, atomic.in_force(fd) or "")
 
-    def retire_early(self, fd: int) -> bool:
-        """Take generations into the history before their grace is over, all but the newest of them."""
-        early = _retiring(fd, atomic.in_force(fd) or "")[:-1]
-        for entry in early:
-            history.retire(fd, entry, self._settings.keep)
-        return bool(early)
+    def expendable(self, fd: int) -> list[str]:
+        """Return the generations in their grace that may go early: all but the one before the present."""
+        return _retiring(fd, atomic.in_force(fd) or "")[:-1]
 
     def _put_in_force(
         self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order

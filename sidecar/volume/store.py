@@ -70,7 +70,7 @@ class Store:
                 return atomic.Staged(fd)
 
         with self._writing(order) as fd:
-            return self._with_room(fd, stage)
+            return self._with_room(fd, stage, order)
 
     def put(self, name: str, content: Given, order: Order) -> Publication:
         """Publish one file, loose or within the set that is in force."""
@@ -82,13 +82,17 @@ class Store:
             return self._loose.put(fd, name, content, order)
 
         with self._writing(order) as fd:
-            return self._with_room(fd, put, again=isinstance(content, bytes))
+            size, again = terms.weigh(content)[1], isinstance(content, bytes)
+            return self._with_room(fd, put, order, size=size, again=again)
 
     def publish(self, files: Mapping[str, bytes], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""
         terms.check_names(files)
+        size = sum(map(len, files.values()))
         with self._writing(order) as fd:
-            return self._with_room(fd, lambda fd: self._set.publish(fd, files, order))
+            return self._with_room(
+                fd, lambda fd: self._set.publish(fd, files, order), order, size=size
+            )
 
     def delete(self, name: str, order: Order) -> Publication | None:
         """Remove one file; return the set that is left, None for a loose file."""
@@ -101,12 +105,12 @@ class Store:
             return None
 
         with self._writing(order) as fd:
-            return self._with_room(fd, delete)
+            return self._with_room(fd, delete, order)
 
-    def make_room(self) -> bool:
-        """Forget what was published before, and say whether that has freed anything."""
+    def make_room(self, size: int) -> bool:
+        """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
         with self._writing(Order()) as fd:
-            return self._forget(fd)
+            return self._forget(fd, size)
 
     def read(self, name: str) -> Content:
         """Read one file, from the set where there is one.
@@ -153,8 +157,12 @@ class Store:
                 return self._set.versions(fd)
             return self._loose.versions(fd, name)
 
-    def rollback(self, version: str, name: str | None, order: Order) -> Publication:
-        """Publish an older content again, after checking that it is what its name says."""
+    def kept(self, version: str, name: str | None) -> tuple[dict[str, bytes], bool]:
+        """Return an older content by names, and whether it is a set, after checking that it is what its name says.
+
+        Raises:
+            UnknownVersion: the history does not hold it, or it was altered since.
+        """
         where = self._settings.where(name) if name is not None else self._path
         kept = [one for one in self.versions(name) if one.version == version]
         if not kept:
@@ -166,13 +174,13 @@ class Store:
             readable = (old for one in kept if (old := self._read_kept(fd, one)) is not None)
             old = next(readable, None)
         if isinstance(old, Snapshot):
-            return self.publish(dict(old), order)
+            return dict(old), True
         if old is None or name is None:
             raise _errors.UnknownVersion(
                 f"cannot roll {where} back to {snapshots.etag(version)}: what was kept of it is altered"
                 " or cannot be read (publish the old content from its source)"
             )
-        return self.put(name, old, order)
+        return {name: old}, False
 
     def writable(self) -> None:
         """Try what a publish needs, and leave nothing behind.
@@ -182,19 +190,26 @@ class Store:
         """
         self.stage(Order()).discard()
 
-    def _with_room(self, fd: int, work: Callable[[int], R], *, again: bool = True) -> R:
+    def _with_room(
+        self, fd: int, work: Callable[[int], R], order: Order, *, size: int = 0, again: bool = True
+    ) -> R:
         """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
         try:
             return work(fd)
         except _errors.VolumeFull:
             # A file that was streamed is gone by now: only its sender can try again.
-            if not self._forget(fd) or not again:
+            if order.dry_run or not self._forget(fd, size) or not again:
                 raise
         return work(fd)
 
-    def _forget(self, fd: int) -> bool:
-        retired = _has_set(fd) and self._set.retire_early(fd)
-        forgotten = history.forget(fd) or retired
+    def _forget(self, fd: int, size: int) -> bool:
+        expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)
+        kept = history.weight(fd) + sum(history.weight(fd, entry) for entry in expendable)
+        if volume.f_bavail * volume.f_frsize + kept < size:
+            return False  # too large all the same: nothing has to be lost for it
+        for entry in expendable:
+            atomic.remove_tree(fd, entry)
+        forgotten = history.forget(fd) or bool(expendable)
         if forgotten:
             _log.warning("%s is full: forgot older versions to make room", self._path)
         return forgotten

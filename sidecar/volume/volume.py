@@ -52,7 +52,7 @@ class Volume:
         path: the directory.
         mode: permissions of the files, whatever the umask.
         group: their group by number, as with `fsGroup`; None leaves it to the directory.
-        keep: contents that stay in the history, the present one included.
+        keep: contents that stay in the history, the present one included; on a full volume they give way.
         grace: seconds that a replaced set stays where it was, for readers in the middle of it.
         max_size: bytes that one content may have.
         gate: what examines each content before it is published.
@@ -271,13 +271,20 @@ class Volume:
 
         Raises:
             UnknownVersion: the history does not hold it, or it was altered since.
+            ContentRefused: the gate, as it is by now, refuses it.
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
         wanted = version.strip('"')
         order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
-            return await self._step(self._store.rollback, wanted, name, order=order)
+            files, is_set = await threads.in_thread(self._store.kept, wanted, name)
+            for file, data in files.items():
+                await self._examine(file, data)
+            if is_set:
+                return await self._step(self._store.publish, files, order=order)
+            ((file, data),) = files.items()
+            return await self._step(self._store.put, file, data, order=order)
 
         return await self._counted(work, dry_run=dry_run)
 
@@ -417,7 +424,7 @@ class Upload:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not await threads.in_thread(self._store.make_room):
+            if not await threads.in_thread(self._store.make_room, len(view)):
                 raise
         return int(await _to_its_end(self._file.write(view)))
 

@@ -101,6 +101,23 @@ async def test_the_history_gives_way_to_a_new_content(
 
 
 @pytest.mark.root
+async def test_a_content_that_is_too_large_all_the_same_costs_no_history(tmp_path: Path) -> None:
+    """Whoever may publish must not be able to take the way back from others; nor does a trial."""
+    with tmpfs(tmp_path / "mnt", "size=1m") as path:
+        volume = Volume(path)
+        for content in "123":
+            await volume.put("config", content * 100_000)
+        for attempt in (
+            volume.put("config", "x" * 2_000_000),
+            volume.publish({"a": "x" * 2_000_000}),
+            volume.put("config", "x" * 800_000, dry_run=True),
+        ):
+            with pytest.raises(_errors.VolumeFull):
+                await attempt
+            assert len(await volume.versions("config")) == 3
+
+
+@pytest.mark.root
 async def test_a_volume_without_inodes_keeps_the_old_set(tmp_path: Path) -> None:
     """A set needs one for each file, directory and new name."""
     with tmpfs(tmp_path / "mnt", "size=4m,nr_inodes=24") as path:

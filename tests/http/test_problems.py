@@ -75,6 +75,13 @@ def test_no_error_of_ours_is_forgotten() -> None:
     assert tested == ours
 
 
+def test_a_deletion_that_is_not_durable_names_no_version() -> None:
+    """There is no content whose entity tag could be said."""
+    found = problems.of(_errors.PublishUncertain("deleted, but perhaps not durably", ""))
+    assert "ETag" not in found.headers
+    assert b"etag" not in found.body
+
+
 @pytest.fixture
 def failing() -> web.Application:
     """An application whose handler raises what the query names."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
+from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import Snapshot, version_of
 from sidecar.volume.volume import Volume
 
@@ -99,6 +100,23 @@ async def test_a_rollback_obeys_its_condition(volume: Volume) -> None:
         await volume.rollback(old.etag, name="config", if_match=old.etag)
     await volume.rollback(old.etag, name="config", dry_run=True)
     assert (await volume.read("config")).data == b"new"
+
+
+async def test_a_rollback_asks_the_gate_that_is_there_now(tmp_path: Path) -> None:
+    """A content that was good once may be refused by now: what is there stays."""
+    before = Volume(tmp_path)
+    old = await before.put("config", "no JSON at all")
+    await before.put("config", "{}")
+    strict = Volume(tmp_path, gate=Gate(format="json"))
+    with pytest.raises(_errors.ContentRefused):
+        await strict.rollback(old.etag, name="config")
+    assert (await strict.read("config")).data == b"{}"
+
+    first = await before.publish({"a.json": "no JSON", "b.json": "{}"})
+    await before.publish({"a.json": "{}"})
+    with pytest.raises(_errors.ContentRefused):
+        await strict.rollback(first.etag)
+    assert dict(await strict.snapshot()) == {"a.json": b"{}"}
 
 
 async def test_an_unknown_version_is_an_error(volume: Volume) -> None:
