@@ -110,8 +110,7 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
         "tls_key",
         "token_file",
     }
-    # The limits of connections are for `extraArgs`: their defaults are meant to be left alone.
-    beside = {"help", "host", "unix_socket", "poll", "head_timeout", "max_connections"}
+    beside = {"help", "host", "unix_socket", "poll"}
     options = {option.name for option in command.params} - elsewhere - beside
     camel = {re.sub(r"_(.)", lambda letter: letter[1].upper(), name) for name in options if name}
     assert camel - values[role].keys() == set()
