@@ -41,7 +41,7 @@ def test_the_first_signal_cancels_and_the_clean_end_is_exit_0(
         async def main():
             try:
                 print("up", running.draining())
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0.01)
                 print("cleaned up, draining:", running.draining())
@@ -54,14 +54,16 @@ def test_the_first_signal_cancels_and_the_clean_end_is_exit_0(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("busy", ["await asyncio.sleep(60)", "time.sleep(60)", "while True: pass"])
+@pytest.mark.parametrize(
+    "busy", ["await asyncio.Event().wait()", "time.sleep(60)", "while True: pass"]
+)
 def test_the_second_signal_exits_at_once(program: StartProcess, number: int, busy: str) -> None:
     """Second signal: exit code 128 + n now, whether the clean-up awaits, blocks or spins."""
     process = program(f"""
         async def main():
             try:
                 print("up")
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             finally:
                 print("cleaning up")
                 {busy}
@@ -81,7 +83,7 @@ def test_a_blocked_loop_drains_at_once_and_stops_when_it_can(program: StartProce
             while not running.draining():
                 pass
             print("saw it")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         running.run(main())
         """)
     process.send(signal.SIGTERM)
@@ -95,7 +97,7 @@ def test_an_error_of_the_clean_up_comes_out(program: StartProcess) -> None:
         async def main():
             try:
                 print("up")
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             finally:
                 raise OSError("could not flush")
         running.run(main())
@@ -114,7 +116,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
         async def stubborn():
             while True:
                 try:
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 except asyncio.CancelledError:
                     print("no")
         async def main():
@@ -125,7 +127,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
     process.send(signal.SIGTERM)
     process.wait_until("has swallowed asyncio.CancelledError")
     line = (tmp_path / "program.py").read_text().splitlines().index(
-        "            await asyncio.sleep(60)"
+        "            await asyncio.Event().wait()"
     ) + 1
     assert f"program.py:{line};" in process.output
     assert process.output.count("no\n") == 1
@@ -140,7 +142,7 @@ def test_every_ends_even_where_the_cancellation_was_swallowed(program: StartProc
             async for now in running.every(0.01):
                 try:
                     print("up")
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 except asyncio.CancelledError:
                     print("swallowed")
             print("after the loop")
@@ -208,7 +210,7 @@ def test_a_signal_while_the_handlers_are_being_set_is_not_lost(
         asyncio.Runner = Runner
         async def main():
             print("waiting")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         running.run(main())
         """,
         until=None,
@@ -222,7 +224,7 @@ def test_a_second_signal_counts_when_main_has_already_ended(program: StartProces
         import threading
         async def main():
             print("up")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         running.run(main())
         threading.Thread(target=time.sleep, args=[60]).start()
         print("main has ended")
@@ -241,7 +243,7 @@ def test_process_1_of_a_container_obeys_both_signals(
     path = tmp_path / "program.py"
     path.write_text(
         "import asyncio, os, time\nfrom sidecar.runtime import running\n"
-        "async def main():\n    print('up as', os.getpid())\n    await asyncio.sleep(60)\n"
+        "async def main():\n    print('up as', os.getpid())\n    await asyncio.Event().wait()\n"
         "running.run(main())\nprint('main has ended')\ntime.sleep(60)\n"
     )
     process = start_process("unshare", "--pid", "--fork", sys.executable, path, until="up as 1\n")
@@ -320,7 +322,7 @@ def test_run_configures_logging_where_nobody_has(program: StartProcess) -> None:
     process = program("""
         async def main():
             print("up")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         running.run(main())
         """)
     process.send(signal.SIGTERM)
