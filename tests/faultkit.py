@@ -205,7 +205,7 @@ def history_of(store: Store, names: list[str], *, in_set: bool) -> list[str]:
             )
         for version in versions:
             try:
-                store.rollback(version.version, name, Order(dry_run=True))
+                store.kept(version.version, name)
             except _errors.SidecarError as error:
                 wrong.append(str(error))
     return wrong
