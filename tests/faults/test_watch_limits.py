@@ -40,6 +40,7 @@ def test_an_overflow_of_the_queue_loses_no_content(
     process = start_process(sys.executable, HERE / "consumer.py", path, 0.5, mode)
     wait_for(lambda: state(process).get("text") == "before")
     process.send(signal.SIGSTOP)
+    wait_for(lambda: _is_stopped(process.pid))
     _fill_the_queue(tmp_path)
     replace(path, "after")
     process.send(signal.SIGCONT)
@@ -49,6 +50,12 @@ def test_an_overflow_of_the_queue_loses_no_content(
     if mode == "inotify":
         wait_for(lambda: state(process)["errors"] >= 1)
         assert said(process, "were lost") == 1
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread has stopped: until then one may still empty the queue."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(")")[2].split()[0] == "T" for text in stats)
 
 
 def _fill_the_queue(directory: Path) -> None:
