@@ -36,7 +36,7 @@ def main() -> int:
             failed.append(name)
         if found.exists():
             results[name] = json.loads(found.read_text())
-    rows = [Row(**row) for one in results.values() if isinstance(one, list) for row in one]
+    rows = [Row(**row) for one in results.values() for row in one.get("rows", [])]
     if rows:
         print(f"== all of it\n{table(rows)}")
     (RESULTS / "all.json").write_text(json.dumps(results, indent=2))

@@ -1,16 +1,23 @@
-"""Numbers as rows: ours, beside another one and beside the goal; one table for people, JSON for machines."""
+"""Numbers as rows and curves: ours, beside another one and beside the goal; a table for people, JSON for machines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number; `goal` is the most that it should be, `peer` the same of whom `peer_name` says."""
+    """One number, beside the same of a peer.
+
+    `goal` is the most that it should be, `least` the least; of several rounds `low` and `high` are the spread.
+    `goal_ratio` and `least_ratio` are the same for what it is divided by that of the peer: a ratio of one run
+    holds on another machine too, a number alone hardly.
+    """
 
     what: str
     ours: float
@@ -18,17 +25,51 @@ class Row:
     goal: float | None = None
     peer: float | None = None
     peer_name: str = ""
+    least: float | None = None
+    low: float | None = None
+    high: float | None = None
+    goal_ratio: float | None = None
+    least_ratio: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ours / self.peer if self.peer else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goals are met, None where there is none."""
+        bounds = [(self.ours, self.goal, self.least)]
+        if self.ratio is not None:
+            bounds.append((self.ratio, self.goal_ratio, self.least_ratio))
+        held = [value <= most for value, most, _ in bounds if most is not None]
+        held += [value >= least for value, _, least in bounds if least is not None]
+        return all(held) if held else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a number grows with another one: a point is (x, y), a series has a name."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def of_rounds(what: str, ours: Sequence[float], unit: str, **more: Any) -> Row:
+    """Return the row of several rounds: the median, and the spread around it."""
+    return Row(what, statistics.median(ours), unit, low=min(ours), high=max(ours), **more)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as text for a terminal."""
-    lines = [("", "ours", "", "goal", "", "peer", "")]
+    lines = [("", "ours", "", "from–to", "peer", "", "goal", "")]
     for row in rows:
-        goal = "" if row.goal is None else f"≤ {row.goal:g}"
-        met = "" if row.goal is None else "ok" if row.ours <= row.goal else "MISSED"
+        spread = "" if row.low is None else f"{row.low:,.3g}–{row.high:,.3g}"
         peer = "" if row.peer is None else f"{row.peer:,.3g} {row.peer_name}"
-        ratio = f"{row.ours / row.peer:.3f}×" if row.peer else ""
-        lines.append((row.what, f"{row.ours:,.3g}", row.unit, goal, met, peer, ratio))
+        ratio = f"{row.ratio:.3f}×" if row.ratio is not None else ""
+        met = {None: "", True: "ok", False: "MISSED"}[row.met]
+        lines.append((row.what, f"{row.ours:,.3g}", row.unit, spread, peer, ratio, _goal(row), met))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -39,11 +80,12 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def report(rows: Sequence[Row], path: Path | None) -> None:
-    """Print the rows, and write them where `--json` says."""
-    print(table(rows))
+def report(rows: Sequence[Row], path: Path | None, curves: Sequence[Curve] = ()) -> None:
+    """Print the rows, and write them and the curves where `--json` says."""
+    print(table(rows), flush=True)
     if path is not None:
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        found = {"rows": list(map(asdict, rows)), "curves": list(map(asdict, curves))}
+        path.write_text(json.dumps(found, indent=2))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -70,3 +112,13 @@ def resident(pid: int) -> float:
     """Return the resident memory in MiB, as ps(1) has it in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("\nVmRSS:")[1].split()[0]) / 1024
+
+
+def _goal(row: Row) -> str:
+    parts = [
+        *([f"≤ {row.goal:g}"] if row.goal is not None else []),
+        *([f"≥ {row.least:g}"] if row.least is not None else []),
+        *([f"≤ {row.goal_ratio:g}×"] if row.goal_ratio is not None else []),
+        *([f"≥ {row.least_ratio:g}×"] if row.least_ratio is not None else []),
+    ]
+    return ", ".join(parts)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from _rows import Row, cpu_seconds, report, resident, switches
+from _servers import free_port
 
 SETTLE = 3.0
 IDLE = 10.0
@@ -30,13 +30,6 @@ async def main():
         print(len(snapshot), flush=True)
 asyncio.run(main())
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def start(path: Path, port: int) -> tuple[subprocess.Popen[bytes], float]:
