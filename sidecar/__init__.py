@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sidecar._errors import ContentTooLarge as ContentTooLarge
     from sidecar._errors import FileMissing as FileMissing
     from sidecar._errors import NameRefused as NameRefused
+    from sidecar._errors import NameTaken as NameTaken
     from sidecar._errors import NothingPublished as NothingPublished
     from sidecar._errors import PublishError as PublishError
     from sidecar._errors import PublishUncertain as PublishUncertain
@@ -86,6 +87,7 @@ _ROOMS = {
     "ContentTooLarge": "sidecar._errors",
     "VersionConflict": "sidecar._errors",
     "NameRefused": "sidecar._errors",
+    "NameTaken": "sidecar._errors",
     "FileMissing": "sidecar._errors",
     "PublishUncertain": "sidecar._errors",
     "ReadError": "sidecar._errors",

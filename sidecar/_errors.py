@@ -8,6 +8,7 @@
     │   │   └── ContentTooLarge
     │   ├── VersionConflict                           somebody else published first
     │   ├── NameRefused                 (ValueError)  not a name that may lie on a volume
+    │   │   └── NameTaken                             something else is in the way of it
     │   └── FileMissing                 (LookupError) there is nothing of that name to delete
     ├── PublishUncertain                (OSError)     visible, but perhaps not durable
     ├── ReadError                       (OSError)     something is there, and it is not fit to be read
@@ -73,6 +74,13 @@ class VersionConflict(PublishError):
 
 class NameRefused(PublishError, ValueError):
     """The name is empty, too long, leaves the volume, or begins with `..`."""
+
+
+class NameTaken(NameRefused):
+    """Something else is in the way: a directory in the place of the file, or no directory where its path needs one.
+
+    Nothing is wrong with the volume: any other name can be published.
+    """
 
 
 class FileMissing(PublishError, LookupError):

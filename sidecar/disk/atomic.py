@@ -62,7 +62,8 @@ _REMEDIES: Mapping[int, str] = {
     errno.EBUSY: _OWN_MOUNT,
     errno.EXDEV: _OWN_MOUNT,
     errno.ENOENT: "the directory does not exist (is the volume mounted there?)",
-    errno.ENOTDIR: "a part of the path is a file or a link, not a directory",
+    errno.ENOTDIR: "a part of the path is a file or a link, not a directory"
+    " (remove it or choose another name)",
     errno.ELOOP: "a part of the path is a symbolic link (remove it)",
     errno.EISDIR: "a directory lies in the place of the file (remove it or choose another name)",
     errno.ENAMETOOLONG: "the name is too long for this file system",
@@ -72,6 +73,10 @@ _REMEDIES: Mapping[int, str] = {
     errno.ENFILE: _NO_DESCRIPTOR,
     errno.EFBIG: "the file would be larger than the file system or RLIMIT_FSIZE permits",
 }
+
+
+#: What stands in the way of one name, and of no other.
+_IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
 
 class GroupRefused(PermissionError):
@@ -95,6 +100,26 @@ def publishing(what: str) -> Iterator[None]:
     except OSError as error:
         kind = _errors.VolumeFull if error.errno in _FULL else _errors.VolumeUnavailable
         raise kind(error.errno, f"cannot {what}: {remedy(error)}") from error
+
+
+@contextmanager
+def placing(what: str) -> Iterator[None]:
+    """As `publishing`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
+
+    Raises:
+        NameTaken: `ENOTDIR`, `ELOOP`, `EISDIR`.
+        NameRefused: `ENAMETOOLONG`: this file system takes less than others.
+        VolumeFull, VolumeUnavailable: as `publishing`.
+    """
+    with publishing(what):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _IN_THE_WAY and not isinstance(error, _errors.SidecarError):
+                raise _errors.NameTaken(f"cannot {what}: {remedy(error)}") from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise _errors.NameRefused(f"cannot {what}: {remedy(error)}") from error
+            raise
 
 
 def remedy(error: OSError) -> str:

@@ -95,15 +95,13 @@ class Links:
     def __init__(self, dir_fd: int, generation: str | None, names: Collection[str]) -> None:
         self._dir_fd = dir_fd
         self._staged: dict[str, str] = {}
-        entries = {name.split("/", 1)[0] for name in names}
+        entries = _top(names)
         self._obsolete = [entry for entry in _visible(dir_fd) if entry not in entries]
         try:
             if generation is not None:
                 self._stage(DATA, generation)
-            for entry in sorted(entries):
-                if atomic.link_target(dir_fd, entry) != _through_data(entry):
-                    _check_place(dir_fd, entry, names)
-                    self._stage(entry, _through_data(entry))
+            for entry in _to_be_linked(dir_fd, names):
+                self._stage(entry, _through_data(entry))
         except BaseException:
             self.discard()
             raise
@@ -255,6 +253,27 @@ class _Builder:
                 self._dir_fd, where, os.O_RDONLY | os.O_DIRECTORY
             )
         return self._sources[path]
+
+
+def check_places(dir_fd: int, names: Collection[str]) -> None:
+    """Raise what `Links` would, and make nothing.
+
+    Raises:
+        OSError: `EISDIR` if a directory with other files lies in the place of a link.
+    """
+    _to_be_linked(dir_fd, names)
+
+
+def _to_be_linked(dir_fd: int, names: Collection[str]) -> list[str]:
+    """Return the entries that have no link yet, each with a place for it."""
+    missing = [e for e in sorted(_top(names)) if atomic.link_target(dir_fd, e) != _through_data(e)]
+    for entry in missing:
+        _check_place(dir_fd, entry, names)
+    return missing
+
+
+def _top(names: Collection[str]) -> set[str]:
+    return {name.split("/", 1)[0] for name in names}
 
 
 def _through_data(entry: str) -> str:

@@ -94,6 +94,7 @@ _NOT_YET = "Nothing has been published yet"
 _REFUSALS: dict[int, str | Object] = {
     202: "Published, and not confirmed in time",
     400: "Not understood; nothing was changed",
+    409: "A directory is in the place of the file, or a file in that of a directory",
     412: "Somebody else has published first",
     413: "Too large",
     422: "Refused; `reasons` says why",

@@ -59,6 +59,7 @@ KINDS: Mapping[str, Kind] = {
     "expectation-failed": Kind(417, "The expectation cannot be met"),
     "head-too-large": Kind(431, "A header is too long"),
     # Publishing
+    "name-taken": Kind(409, "Something else is in the way of this name"),
     "version-conflict": Kind(412, "Somebody else has published first"),
     "content-refused": Kind(422, "The content is refused"),
     "not-published": Kind(500, "Nothing has been published"),
@@ -206,6 +207,7 @@ def _kind_of(error: _errors.SidecarError) -> str:
     table: tuple[tuple[type[_errors.SidecarError], str], ...] = (
         (_errors.VolumeFull, "volume-full"),
         (_errors.VolumeUnavailable, "volume-unavailable"),
+        (_errors.NameTaken, "name-taken"),
         (_errors.NameRefused, "bad-name"),
         (_errors.FileMissing, "no-such-file"),
         (_errors.UnknownVersion, "unknown-version"),

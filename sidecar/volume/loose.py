@@ -48,7 +48,8 @@ class LooseFiles:
         order.conditions.check(where, current)
         if status is not None and current == version and self._is_settled(fd, name):
             return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
-        with terms.staged(fd, content, where) as staged, atomic.publishing(f"publish {where}"):
+        with terms.staged(fd, content, where) as staged, atomic.placing(f"publish {where}"):
+            _check_place(fd, name, status)
             staged.seal(self._settings.mode, self._settings.group)
             order.check()
             if order.dry_run:
@@ -224,6 +225,16 @@ def entry(fd: int, name: str) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
+
+
+def _check_place(fd: int, name: str, status: os.stat_result | None) -> None:
+    """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
+    if status is not None:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        return
+    with contextlib.suppress(FileNotFoundError), atomic.inside(fd, name.rpartition("/")[0]):
+        pass
 
 
 def _hash(file: int, limit: int) -> str:

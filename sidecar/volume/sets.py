@@ -123,6 +123,7 @@ class FileSet:
             generations.sweep(fd)
             new = self._build(fd, wanted)
             try:
+                self._check_places(fd, wanted.versions)
                 order.check()
                 if order.dry_run:
                     return Publication(version, True, created, time.time(), wanted.size)
@@ -145,6 +146,13 @@ class FileSet:
             group=self._settings.group,
             keep=wanted.taken_over,
         )
+
+    def _check_places(self, fd: int, names: Collection[str]) -> None:
+        try:
+            generations.check_places(fd, names)
+        except IsADirectoryError as error:
+            where = self._settings.where(os.fspath(error.filename))
+            raise _errors.NameTaken(f"cannot publish {where}: {atomic.remedy(error)}") from error
 
     def _switch(self, fd: int, new: str, names: Collection[str], version: str) -> str:
         """Name a generation, put it in force, bring the visible links in line, and make all of it durable."""

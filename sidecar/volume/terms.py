@@ -139,13 +139,14 @@ def check_names(names: Collection[str]) -> None:
 
     Raises:
         NameRefused: as `check_name`.
+        NameTaken: one of them is a directory for another.
     """
     for name in names:
         check_name(name)
         above = name.split("/")
         for depth in range(1, len(above)):
             if (prefix := "/".join(above[:depth])) in names:
-                raise _errors.NameRefused(
+                raise _errors.NameTaken(
                     f"cannot use {name!r} as the name of a file: {prefix!r} is a file of the same set"
                 )
 

@@ -46,6 +46,7 @@ def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
         (_errors.ContentTooLarge("m"), 413),
         (_errors.VersionConflict("m", '"1"'), 412),
         (_errors.NameRefused("m"), 400),
+        (_errors.NameTaken("m"), 409),
         (_errors.FileMissing("m"), 404),
         (_errors.PublishError("m"), 500),
         (_errors.PublishUncertain("m", "0123"), 500),

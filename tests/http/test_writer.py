@@ -323,6 +323,22 @@ async def test_a_name_that_must_not_lie_on_a_volume_is_refused(
     assert sorted(config.parent.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("query", ["", "?dry_run=1"])
+@pytest.mark.parametrize("name", ["config/below", "directory"])
+async def test_a_name_that_is_taken_is_no_fault_of_the_volume(
+    client: MakeClient, config: Path, name: str, query: str
+) -> None:
+    """`409`, and ready all the same: no client may take a writer out of service by a name."""
+    one = await client(writer_app(config))
+    await one.get("/?content=kept")
+    (config.parent / "directory").mkdir()
+    answer = await one.put(f"/files/{name}{query}", data=b"x")
+    found = await problem(answer, 409, "name-taken")
+    assert str(config.parent / name) in found["detail"]
+    assert (await one.get("/readyz")).status == 200
+    assert config.read_text() == "kept"
+
+
 # Conditions
 
 

@@ -277,7 +277,7 @@ async def test_a_planted_directory_link_is_not_followed(volume: Volume, open_pat
     (open_path / "secret").write_text("outside")
     await volume.prepare()
     Path(volume.path, "sub").symlink_to(open_path)
-    with pytest.raises(_errors.VolumeUnavailable, match="not a directory"):
+    with pytest.raises(_errors.NameTaken, match="not a directory"):
         await volume.put("sub/config", "x")
     with pytest.raises(_errors.FileMissing):
         await volume.delete("sub/secret")
@@ -299,9 +299,19 @@ async def test_a_directory_in_the_place_of_the_file_is_named(
 ) -> None:
     """It may hold anything: it is not ours to remove."""
     (tmp_path / "config").mkdir()
-    with pytest.raises(_errors.VolumeUnavailable, match="a directory lies in the place"):
-        await volume.put("config", "x")
+    for dry_run in (True, False):
+        with pytest.raises(_errors.NameTaken, match="a directory lies in the place"):
+            await volume.put("config", "x", dry_run=dry_run)
     assert entries(tmp_path) == ["config"]
+
+
+async def test_a_file_in_the_place_of_a_directory_is_named(volume: Volume, tmp_path: Path) -> None:
+    """It is a content, too, and stays; a trial finds out as well."""
+    await volume.put("config", "content")
+    for dry_run in (True, False):
+        with pytest.raises(_errors.NameTaken, match="config/x: a part of the path is a file"):
+            await volume.put("config/x", "x", dry_run=dry_run)
+    assert (tmp_path / "config").read_text() == "content"
 
 
 async def test_a_planted_giant_is_replaced_without_being_read(

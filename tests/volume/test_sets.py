@@ -214,7 +214,7 @@ async def test_a_name_cannot_be_a_file_and_a_directory(
     volume: Volume, tmp_path: Path, files: dict[str, str]
 ) -> None:
     """Refused before anything is written."""
-    with pytest.raises(_errors.NameRefused, match="is a file of the same set"):
+    with pytest.raises(_errors.NameTaken, match="is a file of the same set"):
         await volume.publish(files)
     assert os.listdir(tmp_path) == []
 
@@ -366,8 +366,9 @@ async def test_a_directory_with_other_files_is_not_replaced(
     else:
         (tmp_path / "sub" / "deeper").mkdir()
         (tmp_path / "sub" / "deeper" / "theirs").write_text("other")
-    with pytest.raises(_errors.VolumeUnavailable, match="a directory lies in the place"):
-        await volume.publish({"a": "1", "sub/ours": "2"})
+    for dry_run in (True, False):
+        with pytest.raises(_errors.NameTaken, match="sub: a directory lies in the place"):
+            await volume.publish({"a": "1", "sub/ours": "2"}, dry_run=dry_run)
     assert sorted(os.listdir(tmp_path)) == ["..versions", "sub"]
     assert (tmp_path / "sub" / "ours").read_text() == "loose"
 
