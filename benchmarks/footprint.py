@@ -92,8 +92,8 @@ def main() -> None:
             process.terminate()
             process.wait()
     rows = [
-        Row("sidecar read: first answer", statistics.median(firsts), "s", 0.6),
-        Row("sidecar read: memory at rest", statistics.median(sizes), "MiB", 45),
+        Row("sidecar read: first answer", statistics.median(firsts), "s", 0.5),
+        Row("sidecar read: memory at rest", statistics.median(sizes), "MiB", 40),
         Row("sidecar read: share of a core at rest", shares[0] * 100, "%", 0.1),
     ]
     for count in SETS:

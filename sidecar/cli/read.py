@@ -33,7 +33,7 @@ def command(
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
     A second signal exits at once.
     """
-    with light.without_certificates():
+    with light.server_alone():
         from sidecar.http import reader, serve
     from sidecar.runtime import running
 

@@ -10,7 +10,8 @@ import ssl
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+import aiohttp
+from aiohttp import web
 
 from sidecar.http import bearer
 from sidecar.http.waiting import WAITS
@@ -33,7 +34,7 @@ class Confirm:
     def __init__(self, url: str, tokens: bearer.TokenFile | None) -> None:
         self._url = url
         self._tokens = tokens
-        self._session: ClientSession | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._told: str | None = None
 
     def __repr__(self) -> str:
@@ -43,8 +44,9 @@ class Confirm:
         """Hold the connections to the reader open: for `cleanup_ctx`."""
         # A context of its own: the one that aiohttp makes at its import may have no certificates.
         tls = await threads.in_thread(ssl.create_default_context)
-        connector = TCPConnector(ssl=tls)
-        async with ClientSession(connector=connector, cookie_jar=DummyCookieJar()) as self._session:
+        connector = aiohttp.TCPConnector(ssl=tls)
+        cookies = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(connector=connector, cookie_jar=cookies) as self._session:
             yield
 
     async def wait(
@@ -100,12 +102,12 @@ class Confirm:
             async with self._session.head(
                 self._address(name),
                 headers=headers,
-                timeout=ClientTimeout(total=left + 1),
+                timeout=aiohttp.ClientTimeout(total=left + 1),
                 allow_redirects=False,
             ) as answer:
                 self._tell(f"it answers {answer.status}" if answer.status >= 400 else None)
                 return answer.headers.get("ETag", "").removeprefix("W/") or None
-        except (ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._tell(str(error) or type(error).__name__)
             return None
 

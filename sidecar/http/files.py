@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -30,7 +30,6 @@ from sidecar.volume import snapshot as snapshots
 from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
 from sidecar.volume.terms import Entry
-from sidecar.volume.volume import Volume
 from sidecar.volume.watch import WatchMode
 
 SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
@@ -62,6 +61,14 @@ _CODED: Final = {
 }
 
 
+class Beside(Protocol):
+    """A directory whose files are not followed, and read when they are asked for; a `Volume` is one."""
+
+    async def entries(self) -> list[Entry]: ...
+
+    async def read(self, name: str) -> Content: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Shelf:
     """What an application serves files from, and with which headers.
@@ -70,7 +77,7 @@ class Shelf:
     Where that is a single file, the others of its directory come from `beside`, when they are asked for.
     """
 
-    beside: Volume | None
+    beside: Beside | None
     headers: Mapping[str, str]
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
+from aiohttp.http import HttpVersion11
 
 from sidecar import _errors
 from sidecar.http import answers, problems

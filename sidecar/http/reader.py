@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
@@ -27,8 +28,11 @@ from sidecar.http.stream import Stream
 from sidecar.runtime import threads
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
-from sidecar.volume.volume import Volume
 from sidecar.volume.watch import WatchMode
+
+if TYPE_CHECKING:
+    from sidecar.volume.terms import Entry
+    from sidecar.volume.volume import Volume
 
 _SMALL = 1 << 20
 """Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
@@ -211,9 +215,34 @@ def _stand_in(missing: str | None) -> Content | None:
     return Content("missing.txt", data, snapshots.version_of(data), time.time())
 
 
-def _beside(path: str, max_size: int) -> Volume | None:
+class _Beside:
+    """The directory around a file: what can read it can publish as well, and is imported when it is needed."""
+
+    def __init__(self, directory: str, max_size: int) -> None:
+        self._directory = directory
+        self._max_size = max_size
+        self._opened: Volume | None = None
+
+    async def entries(self) -> list[Entry]:
+        return await (await self._volume()).entries()
+
+    async def read(self, name: str) -> Content:
+        return await (await self._volume()).read(name)
+
+    async def _volume(self) -> Volume:
+        if self._opened is None:
+            self._opened = await threads.in_thread(self._open)
+        return self._opened
+
+    def _open(self) -> Volume:
+        from sidecar.volume.volume import Volume
+
+        return Volume(self._directory, max_size=self._max_size)
+
+
+def _beside(path: str, max_size: int) -> _Beside | None:
     """Return the directory around a file; whether the path is one is known once it has been read."""
     directory = os.path.dirname(os.path.abspath(path))
     if path.endswith("/") or directory == "/":
         return None  # to serve a file that lies in / must not mean to serve the machine
-    return Volume(directory, max_size=max_size)
+    return _Beside(directory, max_size)

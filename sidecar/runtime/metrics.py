@@ -14,18 +14,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
-from prometheus_client.metrics_core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.metrics import Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
 
 REGISTRY = CollectorRegistry()
 
@@ -142,6 +135,9 @@ def exposition() -> tuple[bytes, str]:
 
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
+    # Here, because it brings three web servers, which a process that nobody scrapes has no use for.
+    from prometheus_client.exposition import generate_latest
+
     for hand_in in _HAND_IN:
         hand_in()
     return generate_latest(_Scrape()), CONTENT_TYPE

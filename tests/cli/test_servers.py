@@ -269,15 +269,47 @@ def test_kubernetes_own_variables_do_not_configure_it(name: str, serve, tmp_path
     assert serve(name, "--path", "config", env=env).get("/livez")[0] == 200
 
 
-def test_a_server_starts_without_the_certificates_of_a_client() -> None:
-    """They would be 2 MB of each reader; the class that loads them is left as it was."""
-    code = (
-        "import ssl, sidecar.cli.light as light\n"
-        "real = ssl.SSLContext.load_default_certs\n"
-        "with light.without_certificates():\n"
-        "    import aiohttp.connector as connector\n"
-        "assert ssl.SSLContext.load_default_certs is real\n"
-        "assert connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509'] == 0\n"
-        "assert ssl.create_default_context().cert_store_stats()['x509'] > 0\n"
-    )
+def in_a_process(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_a_reader_has_no_more_in_its_memory_than_it_needs() -> None:
+    """No client, no code that publishes, no second web server, no C++: 5 MB of each reader."""
+    in_a_process(
+        "import sys, sidecar.cli.light as light\n"
+        "with light.server_alone():\n"
+        "    from sidecar.http import reader, serve\n"
+        "app = reader.reader_app('/tmp/config')\n"
+        "unwanted = {'aiohttp.client', 'aiohttp.connector', 'aiohttp.cookiejar', 'http.server', 'wsgiref',\n"
+        "            'frozenlist._frozenlist', 'sidecar.volume.volume', 'sidecar.volume.gate'}\n"
+        "assert not unwanted & set(sys.modules), unwanted & set(sys.modules)\n"
+    )
+
+
+def test_a_server_has_the_client_as_soon_as_it_asks_for_it() -> None:
+    """It is that of aiohttp, without the certificates of the system; what was changed for it is as it was."""
+    in_a_process(
+        "import os, ssl, sidecar.cli.light as light\n"
+        "from importlib.metadata import version\n"
+        "before, real = dict(os.environ), ssl.SSLContext.load_default_certs\n"
+        "with light.server_alone():\n"
+        "    from sidecar.http import serve, writer\n"
+        "import aiohttp\n"
+        "assert aiohttp.__version__ == version('aiohttp')\n"
+        "assert aiohttp.web is serve.web and aiohttp.http.SERVER_SOFTWARE.endswith(aiohttp.__version__)\n"
+        "from aiohttp import ClientSession, client\n"
+        "assert ClientSession is client.ClientSession and set(aiohttp.__all__) <= set(dir(aiohttp))\n"
+        "assert aiohttp.connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509'] == 0\n"
+        "assert ssl.SSLContext.load_default_certs is real and dict(os.environ) == before\n"
+        "assert ssl.create_default_context().cert_store_stats()['x509'] > 0\n"
+        "assert not hasattr(aiohttp, 'no_such_name')\n"
+    )
+
+
+def test_in_a_program_of_a_user_aiohttp_is_what_it_is() -> None:
+    """Only the commands go without its client."""
+    in_a_process(
+        "import sys, sidecar\n"
+        "sidecar.reader_app, sidecar.writer_app, sidecar.serve\n"
+        "assert 'aiohttp.client' in sys.modules and 'sidecar.cli.light' not in sys.modules\n"
+    )
