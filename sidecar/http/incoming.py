@@ -7,6 +7,7 @@ nothing has been changed by then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from aiohttp.http import HttpVersion11
 
 from sidecar import _errors
 from sidecar.http import answers, problems
+from sidecar.volume import terms
 from sidecar.volume.volume import Upload, Volume
 
 BODY_PAUSE: Final = 30.0
@@ -44,6 +46,25 @@ def content_of(request: web.Request) -> bytes | None:
         if _decoded(key) == b"content":
             return _text(_decoded(value))
     return None
+
+
+def name_of(request: web.Request) -> str:
+    """Return the name of the file that the address says.
+
+    What is no `%XX`, or no UTF-8, is refused: aiohttp would take its signs for the name.
+
+    Raises:
+        NameRefused: no file may have that name.
+    """
+    path = request.raw_path.partition("?")[0].encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        if not _BAD_ESCAPE.search(path):
+            urllib.parse.unquote_to_bytes(path).decode()
+            return terms.check_name(request.match_info["name"])
+    raise _errors.NameRefused(
+        f"cannot use {request.match_info['name']!r} as the name of a file:"
+        " in the address it is UTF-8, with `%XX` for each byte that is no letter (`%25` for `%`)"
+    )
 
 
 def dry_run(request: web.Request) -> bool:

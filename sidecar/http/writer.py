@@ -166,7 +166,7 @@ async def _list_files(request: web.Request) -> web.Response:
 
 
 async def _get_file(request: web.Request) -> web.Response:
-    name = terms.check_name(request.match_info["name"])
+    name = incoming.name_of(request)
     try:
         content = await request.app[WRITER].volume.read(name)
     except _errors.NothingPublished as error:
@@ -176,7 +176,7 @@ async def _get_file(request: web.Request) -> web.Response:
 
 async def _put_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = terms.check_name(request.match_info["name"])
+    name = incoming.name_of(request)
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     incoming.refuse_strange_body(request)
@@ -202,7 +202,7 @@ async def _put_file(request: web.Request) -> web.Response:
 
 async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = terms.check_name(request.match_info["name"])
+    name = incoming.name_of(request)
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     wanted = await incoming.only_if_match(request, writer.volume, name)

@@ -309,7 +309,7 @@ async def test_a_part_of_a_content_cannot_be_published(client: MakeClient, confi
 @pytest.mark.parametrize(
     "name",
     ["..data", "..data/x", "../x", "%2e%2e/x", "%2e%2e%2fx", "a/../../x", "%2Fetc%2Fx", "a" * 300,
-     "a%00b", "a%0ab", "a//b", "a/", "./a"],
+     "a%00b", "a%0ab", "a//b", "a/", "./a", "%ff", "%C3", "%zz", "100%"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "GET"])
 async def test_a_name_that_must_not_lie_on_a_volume_is_refused(
