@@ -144,7 +144,7 @@ async def _publish(
         files = await threads.in_thread(_read_set, source, limit)
         return await volume.publish(files, **conditions, dry_run=dry_run)
     with _opened(source) as file:
-        async with volume.stage() as upload:
+        async with volume.stage(name) as upload:
             while chunk := await threads.in_thread(file.read, _CHUNK):
                 await upload.write(chunk)
             return await volume.put(name, upload, **conditions, dry_run=dry_run)

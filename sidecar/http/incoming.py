@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -215,8 +216,9 @@ async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequenc
     if int(found.modified) > since:
         raise problems.of(
             _errors.VersionConflict(
-                f"cannot publish {name or volume.path}: it was changed at"
-                f" {answers.http_date(found.modified)}, after If-Unmodified-Since",
+                f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
+                f" {answers.http_date(found.modified)}, after If-Unmodified-Since"
+                " (read it again, and decide anew)",
                 found.etag,
             )
         )

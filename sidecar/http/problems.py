@@ -194,7 +194,9 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.HTTPException as error:
         raise from_http(error, request.path) from error
     except web.RequestPayloadError as error:
-        detail = f"the body of the request cannot be read: {error}"
+        # aiohttp says "400, message:" before what its parser has found.
+        found = str(error).rpartition("message:")[2].strip()
+        detail = f"the body of the request cannot be read: {found}; nothing was changed"
         raise Problem("bad-request", detail) from error
     except Exception as error:
         # Nobody is there to be answered, or half an answer is out already: what is left is to end.

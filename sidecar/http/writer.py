@@ -185,7 +185,7 @@ async def _put_file(request: web.Request) -> web.Response:
     conditions = await incoming.conditions(request, writer.volume, name)
     await incoming.continue_now(request)
     with writer.data_path.attempt() as progress:
-        async with writer.volume.stage() as upload:
+        async with writer.volume.stage(name) as upload:
             await incoming.receive(request, upload, progress.made)
             done = await writer.volume.put(
                 name,

@@ -112,8 +112,16 @@ class Gate:
         """The seconds that an examination may rightly take beyond the work itself."""
         return self._check_timeout if self._check is not None else 0.0
 
-    async def examine(self, name: str, path: Path | None, size: int, content: bytes | None) -> None:
-        """Return if the content may be published as `name`.
+    async def examine(
+        self,
+        name: str,
+        path: Path | None,
+        size: int,
+        content: bytes | None,
+        *,
+        where: str | None = None,
+    ) -> None:
+        """Return if the content may be published as `name`, which messages call `where`.
 
         `path` is the staged file, `content` its bytes where the caller has them at hand;
         without `needs_file` the bytes alone will do.
@@ -123,18 +131,19 @@ class Gate:
             ContentRefused: something else is wrong with it; `reasons` says what.
             PublishError: the gate itself could not do its work.
         """
+        where = name if where is None else where
         if self._max_size is not None and size > self._max_size:
             raise _errors.ContentTooLarge(
-                f"cannot publish {name}: it has {size} bytes, and the limit is {self._max_size}"
+                f"cannot publish {where}: it has {size} bytes, and the limit is {self._max_size}"
                 " (make it smaller, or raise max_size)"
             )
         syntax = self._format or (_SUFFIXES.get(PurePosixPath(name).suffix, "json"))
         if self._format is not None or self._schema is not None:
             reasons = await threads.in_thread(self._read, path, content, syntax)
-            _refuse_if(name, reasons)
+            _refuse_if(where, reasons)
         if self._check is not None and path is not None:
-            reasons = await self._run_check(self._check, name, path)
-            _refuse_if(name, reasons)
+            reasons = await self._run_check(self._check, name, path, where)
+            _refuse_if(where, reasons)
 
     def _read(self, path: Path | None, content: bytes | None, syntax: Format) -> list[str]:
         """Return what is wrong with syntax and structure."""
@@ -156,7 +165,9 @@ class Gate:
         except ValueError as error:
             return [f"not valid {syntax.upper()}: {error}"]
 
-    async def _run_check(self, command: Sequence[str], name: str, path: Path) -> list[str]:
+    async def _run_check(
+        self, command: Sequence[str], name: str, path: Path, where: str
+    ) -> list[str]:
         environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
         with _Output() as output:
             try:
@@ -171,7 +182,7 @@ class Gate:
                 )
             except OSError as error:
                 raise _errors.PublishError(
-                    f"cannot publish {name}: the check command {command[0]} cannot be started:"
+                    f"cannot publish {where}: the check command {command[0]} cannot be started:"
                     f" {error.strerror} (is it still there, and executable?)"
                 ) from error
             try:
@@ -185,11 +196,11 @@ class Gate:
             return [] if status == 0 else [_verdict(command[0], status, output.read())]
 
 
-def _refuse_if(name: str, reasons: Sequence[str]) -> None:
+def _refuse_if(where: str, reasons: Sequence[str]) -> None:
     if reasons:
         first, more = reasons[0], len(reasons) - 1
         others = f" (and {more} more)" if more else ""
-        raise _errors.ContentRefused(f"cannot publish {name}: {first}{others}", reasons)
+        raise _errors.ContentRefused(f"cannot publish {where}: {first}{others}", reasons)
 
 
 def _command(check: Sequence[str]) -> Sequence[str]:

@@ -42,13 +42,16 @@ class LooseFiles:
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
         same_size = status is not None and status.st_size == size
+        what = f"publish {where}"
         current = (
-            self._current(fd, name, order.conditions) if order.conditions or same_size else None
+            self._current(fd, name, what, order.conditions)
+            if order.conditions or same_size
+            else None
         )
-        order.conditions.check(where, current)
+        order.conditions.check(what, current)
         if status is not None and current == version and self._is_settled(fd, name):
             return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
-        with terms.staged(fd, content, where) as staged, atomic.placing(f"publish {where}"):
+        with terms.staged(fd, content, where) as staged, atomic.placing(what):
             _check_place(fd, name, status)
             staged.seal(self._settings.mode, self._settings.group)
             order.check()
@@ -62,8 +65,9 @@ class LooseFiles:
     def delete(self, fd: int, name: str, order: Order) -> None:
         """Remove one file, and the directories that are empty without it."""
         where = self._settings.where(name)
-        current = self._current(fd, name, order.conditions) if order.conditions else None
-        order.conditions.check(where, current)
+        what = f"delete {where}"
+        current = self._current(fd, name, what, order.conditions) if order.conditions else None
+        order.conditions.check(what, current)
         status = entry(fd, name)
         if status is None or stat.S_ISDIR(status.st_mode):
             raise terms.missing(where)
@@ -71,7 +75,7 @@ class LooseFiles:
         if order.dry_run:
             return
         above, _, leaf = name.rpartition("/")
-        with atomic.publishing(f"delete {where}"), atomic.inside(fd, above) as parent:
+        with atomic.publishing(what), atomic.inside(fd, above) as parent:
             os.unlink(leaf, dir_fd=parent)
             try:
                 atomic.sync_directory(parent)
@@ -127,7 +131,7 @@ class LooseFiles:
             self._known[name] = (signature, version)
         return version
 
-    def _current(self, fd: int, name: str, conditions: Conditions) -> str | None:
+    def _current(self, fd: int, name: str, what: str, conditions: Conditions) -> str | None:
         """Return the version that is to be replaced; that it cannot be read matters only to a condition."""
         try:
             return self.version(fd, name)
@@ -136,8 +140,8 @@ class LooseFiles:
                 return None
             raise _errors.VolumeUnavailable(
                 error.errno,
-                f"cannot publish {self._settings.where(name)}: what is there cannot be compared with the"
-                f" condition: {beneath.reason(error)}",
+                f"cannot {what}: what is there cannot be compared with the condition:"
+                f" {beneath.reason(error)}",
             ) from error
 
     def _is_settled(self, fd: int, name: str) -> bool:

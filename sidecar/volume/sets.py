@@ -45,7 +45,9 @@ class FileSet:
             if order.conditions:
                 raise _damaged(path, error) from error
             before = None
-        order.conditions.check(path, before.snapshot.version if before is not None else None)
+        order.conditions.check(
+            f"publish {path}", before.snapshot.version if before is not None else None
+        )
         return self._put_in_force(fd, _Wanted(versions, files), before, order)
 
     def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
@@ -53,7 +55,7 @@ class FileSet:
         where = self._settings.where(name)
         before = self._see_whole(fd, where)
         old = _versions(before)
-        order.conditions.check(where, old.get(name))
+        order.conditions.check(f"publish {where}", old.get(name))
         version, size = terms.weigh(content)
         wanted = {**old, name: version}
         terms.check_names(wanted)
@@ -71,7 +73,7 @@ class FileSet:
         where = self._settings.where(name)
         before = self._see_whole(fd, where)
         versions = _versions(before)
-        order.conditions.check(where, versions.get(name))
+        order.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise terms.missing(where)
         return self._put_in_force(fd, _Wanted(versions, {}), before, order)

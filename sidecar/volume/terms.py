@@ -66,8 +66,8 @@ class Conditions:
     def __bool__(self) -> bool:
         return self.if_match is not None or self.if_none_match is not None
 
-    def check(self, where: str, version: str | None) -> None:
-        """Compare with the version in force.
+    def check(self, what: str, version: str | None) -> None:
+        """Compare with the version in force. `what` completes "cannot …", as in "publish /shared/config".
 
         Raises:
             VersionConflict: a condition does not hold.
@@ -75,13 +75,13 @@ class Conditions:
         current = snapshots.etag(version) if version is not None else None
         if self.if_match is not None and not _matches(self.if_match, current):
             raise _errors.VersionConflict(
-                f"cannot publish {where}: it is {current or 'missing'} now, and the condition wants"
+                f"cannot {what}: it is {current or 'missing'} now, and the condition wants"
                 f" {' or '.join(self.if_match) or 'nothing'} (read it again, and decide anew)",
                 current,
             )
         if self.if_none_match is not None and _matches(self.if_none_match, current):
             raise _errors.VersionConflict(
-                f"cannot publish {where}: {current} is there already"
+                f"cannot {what}: {current} is there already"
                 " (leave the condition out to replace it)",
                 current,
             )
@@ -215,7 +215,7 @@ def _wrong_with_part(part: str) -> str | None:
     if len(part.encode()) > _LONGEST_NAME:
         return f"a part of it is longer than {_LONGEST_NAME} bytes"
     if part in ("", "."):
-        return "a part of it is empty"
+        return "a part of it is empty, or `.`"
     if part.startswith(atomic.HIDDEN):
         return "parts that begin with `..` are reserved, and none may lead upwards"
     if part == "lost+found":

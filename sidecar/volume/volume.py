@@ -202,20 +202,22 @@ class Volume:
         return await self._step(self._store.delete, name, order=_order(if_match, None, dry_run))
 
     @asynccontextmanager
-    async def stage(self, *, limit: int | None = None) -> AsyncIterator[Upload]:
+    async def stage(
+        self, name: str | None = None, *, limit: int | None = None
+    ) -> AsyncIterator[Upload]:
         """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
 
-        `limit` in bytes defaults to the volume's `max_size`.
+        `name` is for messages, where it is known already; `limit` in bytes defaults to the volume's `max_size`.
 
         >>> async def receive(volume: Volume, chunks: list[bytes]) -> None:
-        ...     async with volume.stage() as upload:
+        ...     async with volume.stage("large.bin") as upload:
         ...         for chunk in chunks:
         ...             await upload.write(chunk)
         ...         await volume.put("large.bin", upload)
         """
         await self._prepare_once()
         most = self._max_size if limit is None else min(limit, self._max_size)
-        upload = Upload(self._store, self._path, most)
+        upload = Upload(self._store, self._path, name, most)
         try:
             order = Order()
             opening = threads.in_thread(upload.open, order)
@@ -312,16 +314,18 @@ class Volume:
         if self._gate is None:
             return
         if not self._gate.needs_file:
-            await self._gate.examine(name, None, len(data), data)
+            where = os.path.join(self._path, name)
+            await self._gate.examine(name, None, len(data), data, where=where)
             return
-        async with self.stage() as upload:
+        async with self.stage(name) as upload:
             await upload.write(data)
             await self._examine_upload(name, upload, data)
 
     async def _examine_upload(self, name: str, upload: Upload, data: bytes | None = None) -> None:
         await upload.flush()
         if self._gate is not None:
-            await self._gate.examine(name, upload.path, upload.size, data)
+            where = os.path.join(self._path, name)
+            await self._gate.examine(name, upload.path, upload.size, data, where=where)
 
     async def _counted(self, work: Callable[[], Any], *, dry_run: bool) -> Publication:
         """Do the work, remember what it published, and count how it ended."""
@@ -361,8 +365,9 @@ class Volume:
 class Upload:
     """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
 
-    def __init__(self, where: store.Store, directory: str, limit: int) -> None:
+    def __init__(self, where: store.Store, directory: str, name: str | None, limit: int) -> None:
         self._store = where
+        self._where = directory if name is None else os.path.join(directory, name)
         self._staged: atomic.Staged | None = None
         self._directory = directory
         self._limit = limit
@@ -396,7 +401,7 @@ class Upload:
         """
         self._size += len(chunk)
         if self._size > self._limit:
-            raise too_large(self._directory, self._limit)
+            raise too_large(self._where, self._limit)
         self._digest.update(chunk)
         self._pending.append(chunk)
         self._pending_size += len(chunk)
@@ -409,7 +414,7 @@ class Upload:
         if not data:
             return
         staged = self._open_file()
-        with atomic.publishing(f"receive a content in {self._directory}"):
+        with atomic.publishing(f"publish {self._where}"):
             if self._file is None:
                 self._file = _streaming(staged.fd)
             view = memoryview(data)
@@ -437,7 +442,7 @@ class Upload:
         staged = self._open_file()
         if staged.size != self._size:
             raise _errors.PublishError(
-                f"cannot publish to {self._directory}: {staged.size} of the {self._size} bytes"
+                f"cannot publish {self._where}: {staged.size} of the {self._size} bytes"
                 " of the content were received (send it again)"
             )
         return staged, self.version
@@ -461,7 +466,7 @@ class Upload:
     def _open_file(self) -> atomic.Staged:
         if self._staged is None or self._staged.fd < 0:
             raise _errors.PublishError(
-                f"cannot publish to {self._directory}: this upload has ended (begin another one)"
+                f"cannot publish {self._where}: this upload has ended (begin another one)"
             )
         return self._staged
 

@@ -194,7 +194,8 @@ async def test_a_compressed_body_is_published_as_what_it_means(
     await problem(refused, 415, "unsupported-coding")
     assert "gzip" in refused.headers["Accept-Encoding"]
     broken = await one.put("/files/a", data=b"123", headers={"Content-Encoding": "gzip"})
-    await problem(broken, 400, "bad-request")
+    found = await problem(broken, 400, "bad-request")
+    assert "Can not decode content-encoding: gzip; nothing was changed" in found["detail"]
     assert (config.parent / "a").read_text() == "123"
 
 
@@ -234,7 +235,8 @@ async def test_a_body_that_grows_above_the_limit_is_refused(
         for _ in range(11):
             yield b"x" * 100
 
-    await problem(await one.put("/files/config", data=body()), 413, "content-too-large")
+    found = await problem(await one.put("/files/config", data=body()), 413, "content-too-large")
+    assert str(config) in found["detail"]
     assert (config.read_text(), left_overs(config)) == ("old", [])
 
 
@@ -371,6 +373,8 @@ async def test_a_condition_keeps_writers_apart(
     assert answer.status == status
     assert config.read_text() == ("new" if status == 204 else "old")
     if status == 412:
+        assert str(config) in (await problem(answer, 412, "version-conflict"))["detail"]
+    if status == 412:
         found = await problem(answer, 412, "version-conflict")
         assert found["current"] == answer.headers["ETag"] == tag("old")
 
@@ -416,7 +420,8 @@ async def test_a_file_can_be_deleted(client: MakeClient, config: Path) -> None:
     one = await client(writer_app(config))
     await one.put("/files/a", data=b"1")
     refused = await one.delete("/files/a", headers={"If-Match": '"x"'})
-    await problem(refused, 412, "version-conflict")
+    found = await problem(refused, 412, "version-conflict")
+    assert f"cannot delete {config.parent / 'a'}" in found["detail"]
     assert (await one.delete("/files/a", headers={"If-Match": tag("1")})).status == 204
     await problem(await one.delete("/files/a"), 404, "no-such-file")
     assert not (config.parent / "a").exists()
@@ -540,6 +545,7 @@ async def test_a_refused_content_says_why_and_changes_nothing(
     found = await problem(await one.put("/files/config", data=b'{"a": '), 422, "content-refused")
     assert len(found["reasons"]) == 1
     assert "line 1" in found["reasons"][0]
+    assert str(config) in found["detail"]
     await problem(await one.get("/?content=nope"), 422, "content-refused")
     assert config.read_text() == '{"a": 1}'
 

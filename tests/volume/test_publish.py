@@ -598,11 +598,11 @@ async def test_a_full_disk_in_the_middle_of_a_stream_is_told_so(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the descriptor under the writing thread is never that of another file."""
-    async with volume.stage() as upload:
+    async with volume.stage("config") as upload:
         await upload.write(b"x" * 300_000)
         with Path("/dev/full").open("wb", buffering=0) as full:
             os.dup2(full.fileno(), upload._file.fileno())
-        with pytest.raises(_errors.VolumeFull, match="no space"):
+        with pytest.raises(_errors.VolumeFull, match=f"cannot publish {tmp_path}/config: no space"):
             await upload.write(b"x" * 300_000)
         with pytest.raises(_errors.PublishError):
             await volume.put("config", upload)
