@@ -56,14 +56,14 @@ def load(
     return Load(
         answered,
         float(_found(r"Requests/sec:\s+([\d.]+)", printed)),
-        _milliseconds(_found(r"50%\s+(\S+)", printed)),
-        _milliseconds(_found(r"99%\s+(\S+)", printed)),
+        _milliseconds(_found(r"^ +50% +(\S+)", printed)),
+        _milliseconds(_found(r"^ +99% +(\S+)", printed)),
         spent / answered * 1e6,
     )
 
 
 def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
+    found = re.search(pattern, text, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"wrk says no {pattern!r}: {text}")
     return found[1]

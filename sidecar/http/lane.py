@@ -17,6 +17,7 @@ an application with a middleware or a signal that is not ours, for it may want t
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -65,11 +66,20 @@ _M = TypeVar("_M")
 
 
 class _Answer(NamedTuple):
-    """The bytes before and after the value of `Date`, and what to count."""
+    """The bytes before and after the value of `Date`, and where it is counted."""
 
     before: bytes
     after: bytes
-    code: str
+    counter: _Count
+
+
+class _Count:
+    """How many answers of one code the lane has given. It only grows, and another thread may read it."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
 
 
 class Lane:
@@ -80,10 +90,10 @@ class Lane:
 
     def __init__(self) -> None:
         self._answers: dict[bytes, _Answer] = {}
-        self._wires: dict[bytes, tuple[bytes, str]] = {}
+        self._wires: dict[bytes, tuple[bytes, _Count]] = {}
         self._seen: set[int] = set()
-        self._second = 0
         self._bytes = 0
+        self._tick: asyncio.TimerHandle | None = None
         _ALL.add(self)
 
     def __repr__(self) -> str:
@@ -91,19 +101,11 @@ class Lane:
 
     def find(self, request: bytes) -> bytes | None:
         """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
-        now = int(time.time())
-        if now != self._second:
-            self._wires.clear()
-            self._second = now
         found = self._wires.get(request)
-        if found is None:
-            if not self._answers:
-                return None
-            found = self._date(request, now)
-            if found is None:
-                return None
-        wire, code = found
-        _COUNTS[code] = _COUNTS.get(code, 0) + 1
+        if found is None and (not self._answers or (found := self._date(request)) is None):
+            return None
+        wire, count = found
+        count.number += 1
         return wire
 
     def keep(
@@ -133,17 +135,27 @@ class Lane:
         self._wires.clear()
         self._bytes = 0
 
-    def _date(self, request: bytes, now: int) -> tuple[bytes, str] | None:
+    def _date(self, request: bytes) -> tuple[bytes, _Count] | None:
         key = _key(request)
-        wire = self._wires.get(key)
-        if wire is not None:
-            return wire
+        found = self._wires.get(key)
+        if found is not None:
+            return found
         answer = self._answers.get(key)
         if answer is None:
             return None
-        date = formatdate(now, usegmt=True).encode()
-        wire = self._wires[key] = (answer.before + date + answer.after, answer.code)
-        return wire
+        now = time.time()
+        if self._tick is None:
+            # Armed by the first answer of a second, and by that alone: at rest nobody is woken.
+            rest = 1.0 - now % 1.0
+            self._tick = asyncio.get_running_loop().call_later(rest, self._next_second)
+        date = formatdate(int(now), usegmt=True).encode()
+        found = (answer.before + date + answer.after, answer.counter)
+        self._wires[key] = found
+        return found
+
+    def _next_second(self) -> None:
+        self._tick = None
+        self._wires.clear()
 
     def _is_known(self, key: bytes) -> bool:
         mark = hash(key)
@@ -162,7 +174,7 @@ class _Now:
 
 
 _ALL: weakref.WeakSet[Lane] = weakref.WeakSet()
-_COUNTS: dict[str, int] = {}
+_COUNTS: dict[str, _Count] = {}
 _handed_in: dict[str, int] = {}
 _handing_in = threading.Lock()
 
@@ -227,7 +239,7 @@ def _wire(request: BaseRequest, response: web.Response) -> _Answer | None:
     answer = _Answer(
         (before + found).encode(),
         after[_DATE_LENGTH:].encode() + b"\r\n\r\n" + (body or b""),
-        str(response.status),
+        _COUNTS.setdefault(str(response.status), _Count()),
     )
     sent = len(answer.before) + _DATE_LENGTH + len(answer.after)
     return answer if found and sent == response.body_length else None
@@ -252,8 +264,9 @@ def _hand_in_counts() -> None:
     """
     with _handing_in:
         for code, count in list(_COUNTS.items()):
-            metrics.HTTP_REQUESTS_TOTAL.labels(code).inc(count - _handed_in.get(code, 0))
-            _handed_in[code] = count
+            number = count.number
+            metrics.HTTP_REQUESTS_TOTAL.labels(code).inc(number - _handed_in.get(code, 0))
+            _handed_in[code] = number
 
 
 metrics.before_scrape(_hand_in_counts)
