@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -67,6 +68,27 @@ def test_the_transcript_of_the_article(serve, wait_for: WaitFor) -> None:
     wait_for(lambda: reader.get() == (200, '"123"'))
     assert writer.process.stop() == 0
     assert reader.process.stop() == 0
+
+
+@pytest.mark.root
+def test_process_1_obeys_a_signal_while_it_is_still_importing(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """The kernel drops one that nobody handles: a Pod that is stopped while it starts would wait for SIGKILL."""
+    (tmp_path / "orjson.py").write_text("import time\nprint('importing')\ntime.sleep(60)\n")
+    command = (sys.executable, "-m", "sidecar.cli.main", "read", "--path", tmp_path / "config")
+    process = start_process(
+        "unshare",
+        "--pid",
+        "--fork",
+        *command,
+        env={"PYTHONPATH": str(tmp_path)},
+        until="importing\n",
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    (inner,) = [int(pid) for pid in children.read_text().split()]
+    os.kill(inner, signal.SIGTERM)
+    assert process.wait(5.0) == 143
 
 
 def test_a_reader_alone_says_what_it_is_told_to_say(serve) -> None:
