@@ -39,6 +39,7 @@ _TRANSCRIPT = (
 @options.command("demo")
 @options.option(
     "--path",
+    type=options.some_path,
     metavar="PATH",
     help="File that both share; a temporary one, which is removed at the end, if none is given.",
 )

@@ -159,6 +159,13 @@ def http_url(value: str) -> str:
     return value
 
 
+def some_path(value: str) -> str:
+    """Take a path that is not empty: what an unset variable of a script leaves would be the working directory."""
+    if not value:
+        raise click.BadParameter("'' is no path (is a variable of the script not set?)")
+    return value
+
+
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -229,7 +236,7 @@ class Watching:
 
 def path(what: str) -> Decorator:
     """Add `--path`, without a default: what is to be shared is nobody's guess."""
-    return option("--path", required=True, metavar="PATH", help=what)
+    return option("--path", required=True, type=some_path, metavar="PATH", help=what)
 
 
 def listening(*, default: int) -> Decorator:

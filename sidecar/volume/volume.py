@@ -37,6 +37,8 @@ too_large = terms.too_large
 FILE_MODE = 0o644
 KEEP = 10
 GRACE = 30.0
+#: fchown(2) takes the last number of 32 bits for "leave it as it is".
+_HIGHEST_GROUP = 2**32 - 2
 
 
 class Volume:
@@ -58,7 +60,7 @@ class Volume:
         gate: what examines each content before it is published.
 
     Raises:
-        ConfigError: `mode` has more in it than permissions.
+        ConfigError: `path` is empty, `mode` has more in it than permissions, or there can be no such `group`.
 
     >>> import asyncio, tempfile
     >>> async def main() -> None:
@@ -81,10 +83,7 @@ class Volume:
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
     ) -> None:
-        if mode & ~0o777:
-            raise _errors.ConfigError(
-                f"mode {mode:#o} is not one for a file (permissions are octal, as in 0o644)"
-            )
+        _check(os.fspath(path), mode, group)
         where = os.path.abspath(path)
         self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
         self._path = os.fspath(path)
@@ -519,6 +518,19 @@ async def publish_file(
     directory, name = os.path.split(path)
     volume = Volume(directory or os.curdir, mode=mode, group=group, keep=keep)
     return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
+
+
+def _check(path: str, mode: int, group: int | None) -> None:
+    if not path:
+        raise _errors.ConfigError("'' is no path: name the directory of the volume")
+    if mode & ~0o777:
+        raise _errors.ConfigError(
+            f"mode {mode:#o} is not one for a file (permissions are octal, as in 0o644)"
+        )
+    if group is not None and not 0 <= group <= _HIGHEST_GROUP:
+        raise _errors.ConfigError(
+            f"there is no group {group}: their numbers end at {_HIGHEST_GROUP}"
+        )
 
 
 def _order(

@@ -108,6 +108,10 @@ def test_a_bad_value_of_a_variable_names_the_variable(
     [
         (["write", "--path", "x", "--tls-key", __file__], "--tls-key is of no use alone"),
         (["read", "--path", "x", "--poll", "--watch", "inotify"], "--poll contradicts"),
+        (["read", "--path", ""], "--path: '' is no path"),
+        (["write", "--path", ""], "--path: '' is no path"),
+        (["doctor", "--path", ""], "--path: '' is no path"),
+        (["write", "--path", "x", "--group", "4294967295"], "there is no group 4294967295"),
         (["publish", "-", "--path", "."], "standard input has no name"),
         (["publish", "no-such-file", "--path", "x"], "cannot read no-such-file: no such file"),
     ],

@@ -127,6 +127,19 @@ def test_a_mode_that_is_not_octal_is_refused(tmp_path: Path) -> None:
         Volume(tmp_path, mode=644)
 
 
+@pytest.mark.parametrize("group", [-1, 2**32 - 1])
+def test_a_group_that_the_kernel_would_pass_over_is_refused(tmp_path: Path, group: int) -> None:
+    """To fchown(2) they mean "leave it as it is": the files would have another group than was asked for."""
+    with pytest.raises(_errors.ConfigError, match=f"there is no group {group}"):
+        Volume(tmp_path, group=group)
+
+
+def test_an_empty_path_is_no_volume() -> None:
+    """It would be the working directory, by accident."""
+    with pytest.raises(_errors.ConfigError, match="'' is no path"):
+        Volume("")
+
+
 async def test_publish_file_takes_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative ones too; the directory is made."""
     monkeypatch.chdir(tmp_path)
