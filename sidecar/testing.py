@@ -113,6 +113,11 @@ def rewrite_in_place(path: str | os.PathLike[str], content: bytes | str, pause: 
     """Do what careless programs do: truncate the file, write half, wait `pause` seconds, write the rest. Blocking.
 
     A test that survives this as a neighbour survives most of them.
+
+    >>> path = Path(tempfile.mkdtemp(), "config")
+    >>> rewrite_in_place(path, "a: 2", pause=0.01)
+    >>> path.read_text()
+    'a: 2'
     """
     data = encoded(content)
     half = len(data) // 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
+from sidecar import logs, testing
 from support import StartProcess, WaitFor
 
 ROOT = Path(__file__).parent.parent
@@ -127,13 +128,22 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
     assert not imported(at_start_only=True) & extras
 
 
-@pytest.mark.parametrize("name", sidecar.__all__)
-def test_each_public_name_exists_and_says_what_it_is(name: str) -> None:
-    """A docstring each: the contract is where people look for it."""
-    value = getattr(sidecar, name)
-    if inspect.isclass(value) or callable(value):
-        doc = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
-        assert doc, f"sidecar.{name} has no docstring"
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (module.__name__, name)
+        for module in (sidecar, logs, testing)
+        for name in module.__all__
+        if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
+    ],
+)
+def test_each_public_name_says_what_it_is_and_shows_it(module: str, name: str) -> None:
+    """A docstring each, with an example: the contract is where people look for it. An error needs no example."""
+    value = getattr(importlib.import_module(module), name)
+    doc = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert doc, f"{module}.{name} has no docstring"
+    is_error = inspect.isclass(value) and issubclass(value, Exception)
+    assert is_error or ">>> " in doc, f"{module}.{name} has no example"
 
 
 def test_type_checkers_see_the_names_that_there_are() -> None:

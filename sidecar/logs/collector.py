@@ -38,7 +38,11 @@ _DEAD_LETTERS = ".dead-letters.ndjson"
 
 @dataclass(slots=True)
 class Summary:
-    """What a collection did."""
+    """What a collection did.
+
+    >>> Summary(lines=2, size=8).refused
+    0
+    """
 
     lines: int = 0
     size: int = 0
@@ -81,6 +85,18 @@ async def collect(
     Raises:
         ConfigError: no sink, or two of the same name.
         Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
+
+    >>> import tempfile
+    >>> from sidecar import testing
+    >>> from sidecar.logs.source import tail
+    >>> async def main(directory: str) -> list[str]:
+    ...     testing.LogFile(f"{directory}/app.log").write("one", "two")
+    ...     sink = testing.MemorySink()
+    ...     await collect(tail(f"{directory}/*.log"), sink=sink, until_end=True)
+    ...     return sink.lines
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     asyncio.run(main(directory))
+    ['one', 'two']
     """
     collector = Collector(
         source,
@@ -96,7 +112,13 @@ async def collect(
 
 
 class Collector:
-    """A collection with a state that probes can ask for. `collect` is one of these, run at once."""
+    """A collection with a state that probes can ask for. `collect` is one of these, run at once.
+
+    >>> from sidecar import testing
+    >>> from sidecar.logs.source import tail
+    >>> Collector(tail("/var/log/app/*.log"), [], [testing.MemorySink()]).summary
+    Summary(lines=0, size=0, refused=0)
+    """
 
     def __init__(
         self,

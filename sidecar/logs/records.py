@@ -147,9 +147,13 @@ a stage that may fail on a line decides itself what becomes of that line.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Whole lines of one file, as bytes.
+    r"""Whole lines of one file, as bytes.
 
     `data` always ends with a newline, even where the file did not (its last line, a piece of an overlong line).
+
+    >>> block = Block(b"one\ntwo\n", "/log/a", "id", start=0, end=8, read_at=0)
+    >>> [(record.text, record.offset) for record in block.records()]
+    [('one', 0), ('two', 4)]
     """
 
     data: bytes
@@ -210,7 +214,12 @@ def _groups(data: bytes, starts: Sequence[int]) -> list[bytes]:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What a sink gets at once. Acknowledged as a whole, given again as a whole after a failure."""
+    r"""What a sink gets at once. Acknowledged as a whole, given again as a whole after a failure.
+
+    >>> batch = Batch([Block(b"one\ntwo\n", "/log/a", "id", start=0, end=8, read_at=0)])
+    >>> batch.raw, batch.size, len(batch.records())
+    (True, 8, 2)
+    """
 
     blocks: Sequence[Block]
     """What the batch covers, in the order of the files. Blocks of several files may be mixed."""

@@ -37,7 +37,11 @@ class Figures(NamedTuple):
 
 
 class Tail:
-    """The log files that some patterns name, followed through every rotation. Made by `tail`."""
+    """The log files that some patterns name, followed through every rotation. Made by `tail`.
+
+    >>> tail("/var/log/app/*.log").patterns
+    ('/var/log/app/*.log',)
+    """
 
     def __init__(
         self,

@@ -31,7 +31,12 @@ _LONGEST = 200
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A content that was published: when (Unix seconds), how large (bytes), of how many files."""
+    """A content that was published: when (Unix seconds), how large (bytes), of how many files.
+
+    >>> before = [Version("2", 9.0, 10, 1, current=True), Version("1", 8.0, 12, 1, current=False)]
+    >>> [one.etag for one in before if not one.current]
+    ['"1"']
+    """
 
     version: str
     published: float

@@ -72,7 +72,11 @@ def encoded(content: bytes | str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of one file, with its version and the time of its last change in Unix seconds."""
+    """The bytes of one file, with its version and the time of its last change in Unix seconds.
+
+    >>> Content("config", b"123", version_of(b"123"), modified=1.5).etag
+    '"a665a45920422f9d417e4867efdc4fb8"'
+    """
 
     name: str
     data: bytes

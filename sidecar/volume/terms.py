@@ -27,6 +27,10 @@ class Publication:
 
     `changed` is False if the content was there already, `created` is True if nothing was there before.
     `modified` is the time of the content in Unix seconds, `size` its bytes.
+
+    >>> done = Publication("a665a459", changed=True, created=False, modified=1.5, size=3)
+    >>> done.etag
+    '"a665a459"'
     """
 
     version: str

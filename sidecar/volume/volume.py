@@ -362,7 +362,12 @@ class Volume:
 
 
 class Upload:
-    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`."""
+    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`.
+
+    >>> async def hold(upload: Upload, chunk: bytes) -> str:
+    ...     await upload.write(chunk)
+    ...     return f"{upload.size} bytes, version {upload.version}"
+    """
 
     def __init__(self, where: store.Store, directory: str, name: str | None, limit: int) -> None:
         self._store = where

@@ -39,7 +39,11 @@ class SinkUnavailable(SidecarError, OSError):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that the receiver will never take, and why."""
+    """A record that the receiver will never take, and why.
+
+    >>> Rejected(Record(b"from last year"), "timestamp too old").reason
+    'timestamp too old'
+    """
 
     record: Record
     reason: str
@@ -47,7 +51,11 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The acknowledgement of one batch."""
+    """The acknowledgement of one batch.
+
+    >>> Receipt(resume={"size": 4096}).rejected
+    ()
+    """
 
     rejected: Sequence[Rejected] = ()
     resume: Any = None
@@ -61,7 +69,11 @@ ACCEPTED = Receipt()
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How the collector fills batches for a sink."""
+    """How the collector fills batches for a sink.
+
+    >>> Batching(max_lines=500, linger=0.2).concurrency
+    1
+    """
 
     max_bytes: int = 1 << 20
     """A batch is sent when it holds so many bytes of lines (as they came) …"""
@@ -76,7 +88,11 @@ class Batching:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where log lines go. Implement these six, or inherit `BaseSink` and write only `write`."""
+    """Where log lines go. Implement these six, or inherit `BaseSink` and write only `write`.
+
+    >>> isinstance(BaseSink(), Sink)
+    True
+    """
 
     name: str
     """Identifies the sink's own progress in the checkpoint: unique among the sinks of one collection,

@@ -35,6 +35,9 @@ class DeadLetterFile:
     A file that would grow beyond `max_bytes` becomes `PATH.1` first and replaces the one of that name:
     what that held is lost then, which is logged and counted (`sidecar_logs_lost_bytes_total`).
     A volume that fills up would take the whole Pod down, healthy lines included.
+
+    >>> DeadLetterFile("/state/refused.ndjson", max_bytes=16 << 20)
+    <DeadLetterFile /state/refused.ndjson>
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 << 20) -> None:

@@ -43,6 +43,9 @@ class ElasticsearchSink(HttpSink):
             else it is `logs-sidecar-default`, which the built-in templates of Elasticsearch make a data stream.
 
     All other arguments are those of `HttpSink`.
+
+    >>> ElasticsearchSink("https://search:9200", index="shop", user="shop", password_file="/run/password").url
+    'https://search:9200/_bulk'
     """
 
     content_type: ClassVar[str] = "application/x-ndjson"

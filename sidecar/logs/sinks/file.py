@@ -62,6 +62,9 @@ class FileSink(BaseSink):
         max_bytes: begin a new file when this one has become so large; None: never.
         keep: how many full ones to keep, as `PATH.1` (the youngest), `PATH.2`, …
         mode: permissions of new files.
+
+    >>> FileSink("/shared/all.log", max_bytes=64 << 20, keep=3).name
+    'file:///shared/all.log'
     """
 
     takes_blocks = True

@@ -41,6 +41,9 @@ class LokiSink(HttpSink):
         metadata_fields: fields that become structured metadata of the line.
 
     All other arguments are those of `HttpSink`.
+
+    >>> LokiSink("http://loki:3100", labels={"app": "shop"}, label_fields=["level"]).url
+    'http://loki:3100/loki/api/v1/push'
     """
 
     content_type: ClassVar[str] = "application/json"

@@ -17,6 +17,9 @@ class NdjsonSink(HttpSink):
     `Idempotency-Key` is the same when a batch is sent again, so that a receiver may know it:
     an answer that got lost on its way is no difference to one that was never given.
     Lines say `file` and `offset` too, which name a line for good.
+
+    >>> NdjsonSink("http://user:secret@receiver/lines", gzip=True).name
+    'http://receiver/lines'
     """
 
     content_type: ClassVar[str] = "application/x-ndjson"

@@ -67,6 +67,9 @@ class OtlpSink(HttpSink):
             some receivers answer 500 when they are only busy.
 
     All other arguments are those of `HttpSink`.
+
+    >>> OtlpSink("http://collector:4318", resource={"service.name": "shop"}).url
+    'http://collector:4318/v1/logs'
     """
 
     content_type: ClassVar[str] = "application/json"

@@ -38,6 +38,9 @@ class StdoutSink(BaseSink):
 
     Raises:
         BrokenPipeError: from `write`, and so from `collect`: nobody will read standard output any more.
+
+    >>> StdoutSink(json=True).name
+    'stdout'
     """
 
     takes_blocks = True
