@@ -180,6 +180,17 @@ def test_a_file_system_that_cannot_sync_directories_is_no_error(
         atomic.sync_directory(fd)
 
 
+def test_a_directory_that_is_gone_after_its_sync_was_not_synced(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XFS lets the sync succeed although its log has just died; only stat(2) tells."""
+    with monkeypatch.context() as dead:
+        dead.setattr(os, "fstat", failing(errno.EIO))
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (its number says which)
+            atomic.sync_directory(fd)
+    assert caught.value.errno == errno.EIO
+
+
 # The lock
 
 
@@ -326,6 +337,25 @@ def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
+def test_the_names_of_new_directories_are_synced(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is lost with the directory that holds it: each one above is synced, the outermost first."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    atomic.make_directory(str(tmp_path / "a" / "b"))
+    assert synced == [".", "a"]
+    synced.clear()
+    with atomic.inside(fd, "c/d", make=True, durable=True):
+        assert synced == [".", "c"]
+
+
 def test_an_existing_directory_is_left_as_it_is(tmp_path: Path) -> None:
     """Whoever made it has chosen its mode."""
     os.chmod(tmp_path, 0o750)
@@ -386,6 +416,18 @@ def test_empty_directories_are_pruned_upwards(fd: int, tmp_path: Path) -> None:
     (tmp_path / "a" / "other").write_bytes(b"")
     atomic.prune(fd, "a/b/c")
     assert os.listdir(tmp_path / "a") == ["other"]
+
+
+@pytest.mark.root
+def test_a_directory_that_is_a_mount_of_its_own_is_no_single_file(tmp_path: Path) -> None:
+    """That is what every volume is."""
+    for name in ("source", "volume"):
+        (tmp_path / name).mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "source", tmp_path / "volume"], check=True)
+    try:
+        assert not atomic.is_single_file_mount(str(tmp_path / "volume"))
+    finally:
+        subprocess.run(["umount", tmp_path / "volume"], check=True)
 
 
 @pytest.mark.root
