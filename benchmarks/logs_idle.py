@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAM = """
@@ -74,9 +75,13 @@ def idle(room: Path, count: int, seconds: float) -> None:
     times = []
     with (logs / "app00042.log").open("ab", buffering=0) as log:
         for number in range(200):
-            begun, size = time.monotonic(), out.stat().st_size
+            begun, before_it = time.monotonic(), out.stat().st_size
+
+            def grown(size: int = before_it) -> bool:
+                return out.stat().st_size > size
+
             log.write(b"line %d\n" % number)
-            wait(lambda size=size: out.stat().st_size > size, pause=0.0005)
+            wait(grown, pause=0.0005)
             times.append((time.monotonic() - begun) * 1000)
             time.sleep(0.03)
     p99 = statistics.quantiles(times, n=100)[98]
@@ -127,7 +132,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait(condition, pause: float = 0.02) -> None:
+def wait(condition: Callable[[], object], pause: float = 0.02) -> None:
     limit = time.monotonic() + 60
     while not condition():
         if time.monotonic() > limit:

@@ -72,7 +72,8 @@ def values(chart: Path = CHART) -> list[Value]:
     """Return all values that have a description, in the order of the file."""
     text = (chart / "values.yaml").read_text()
     lines = text.splitlines()
-    return list(_walk(yaml.compose(text, Loader=yaml.SafeLoader), lines, ()))
+    top = yaml.compose(text, Loader=yaml.SafeLoader)
+    return [] if top is None else list(_walk(top, lines, ()))
 
 
 def schema(chart: Path = CHART) -> dict[str, Any]:

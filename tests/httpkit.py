@@ -56,7 +56,8 @@ async def start_serving(app: web.Application, **options: Any) -> Served:
     up: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
     options = {"host": "127.0.0.1", "port": 0, "drain_delay": 0.0, **options}
     task = asyncio.create_task(serve(app, ready=lambda urls: up.set_result([*urls]), **options))
-    await asyncio.wait({up, task}, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {up, task}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
     return Served(up.result(), task)

@@ -188,7 +188,12 @@ class World:
     def race(self, kind_and_moment: int) -> None:
         """Let a rotation happen in the middle of one of the next looks: after so many of its steps on the disk."""
         moment, kind = divmod(kind_and_moment, 4)
-        steps = [self.rename, self.copytruncate, self._shift_one, self._hide_one]
+        steps: list[Callable[[int], None]] = [
+            self.rename,
+            self.copytruncate,
+            self._shift_one,
+            self._hide_one,
+        ]
         self.coming.append((moment, steps[kind]))
 
     def _hide_one(self, _: int = 0) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, get_args, overload
@@ -195,7 +195,7 @@ class Watch(Generic[T]):
             self._stop_tracking()
         await run.end()
 
-    async def __aiter__(self) -> AsyncIterator[Snapshot[T]]:
+    async def __aiter__(self) -> AsyncGenerator[Snapshot[T], None]:
         last: str | None = None
         async with self:
             # What an earlier run has left behind may be old.

@@ -244,7 +244,7 @@ def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
 def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
     """Some seccomp filters answer EPERM: it is tried once."""
     kernel = beneath._Kernel()
-    kernel._syscall = lambda *_: -1
+    kernel._syscall = lambda *_: -1  # type: ignore[assignment]
     assert not kernel.available
 
 

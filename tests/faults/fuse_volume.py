@@ -18,7 +18,7 @@ from typing import Any
 import mfusepy
 
 
-class Volume(mfusepy.Operations):  # type: ignore[misc]
+class Volume(mfusepy.Operations):
     """Read-only, without any cache."""
 
     def __init__(self, source: str, control: str) -> None:

@@ -115,8 +115,9 @@ async def test_no_reader_meets_a_mixed_or_partial_set(
         readers.finish()
         assert readers.wrong == []
         number = last(process)
-        await until(lambda: seen[-1]["all"] == b"%d" % number, timeout=BOUND)
         assert number is not None
+        newest = b"%d" % number
+        await until(lambda: seen[-1]["all"] == newest, timeout=BOUND)
         assert number > FLIPS / 10  # on a machine that others use as well
     assert min(readers.counts) > 100
     assert len(seen) > 50

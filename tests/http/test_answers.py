@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -22,7 +23,7 @@ EARLIER = "Tue, 14 Nov 2023 22:13:19 GMT"
 BODY = b"0123456789"
 
 
-def ask(method: str = "GET", body: bytes = BODY, **headers: str) -> web.Response:
+def ask(method: str = "GET", body: bytes = BODY, **headers: Any) -> web.Response:
     """The answer to a request with these headers (`If_Match` for `If-Match`)."""
     request = make_mocked_request(
         method, "/", headers={name.replace("_", "-"): value for name, value in headers.items()}
@@ -32,7 +33,7 @@ def ask(method: str = "GET", body: bytes = BODY, **headers: str) -> web.Response
     )
 
 
-def status(**headers: str) -> int:
+def status(**headers: Any) -> int:
     try:
         return ask(**headers).status
     except Problem as problem:

@@ -253,7 +253,7 @@ async def test_an_application_that_wants_to_see_each_request_sees_it(
     config: Path, around: str
 ) -> None:
     """A middleware or a signal of a user: an audit, a limit of a rate, a header that is new each time."""
-    seen = []
+    seen: list[str | int] = []
 
     @web.middleware
     async def audit(request: web.Request, handler: object) -> web.StreamResponse:
@@ -306,7 +306,7 @@ async def test_what_the_lane_answers_is_counted(fast: Peer) -> None:
 
     def count() -> float:
         metrics.exposition()
-        return metrics.HTTP_REQUESTS_TOTAL.labels("200")._value.get()  # type: ignore[no-any-return]
+        return metrics.HTTP_REQUESTS_TOTAL.labels("200")._value.get()
 
     before = count()
     await fast.talk([ASK] * 10, eager=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from httpkit import MakeClient
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
 
-APPS = {"reader": reader_app, "writer": writer_app}
+APPS: dict[str, Callable[[Path], web.Application]] = {"reader": reader_app, "writer": writer_app}
 
 
 def routes(app: web.Application) -> dict[str, set[str]]:

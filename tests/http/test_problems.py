@@ -25,6 +25,7 @@ def every_error(base: type[_errors.SidecarError] = _errors.SidecarError) -> Iter
 def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
     """Type, title, status and detail; the media type; the status of the table."""
     made = problems.Problem(kind, "what was attempted", members={"more": 1})
+    assert isinstance(made.body, bytes)
     body = orjson.loads(made.body)
     assert made.content_type == "application/problem+json"
     assert body == {
@@ -80,6 +81,7 @@ def test_a_deletion_that_is_not_durable_names_no_version() -> None:
     """There is no content whose entity tag could be said."""
     found = problems.of(_errors.PublishUncertain("deleted, but perhaps not durably", ""))
     assert "ETag" not in found.headers
+    assert isinstance(found.body, bytes)
     assert b"etag" not in found.body
 
 

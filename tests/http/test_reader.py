@@ -162,7 +162,7 @@ async def test_a_name_that_leads_anywhere_else_is_not_found(
     one = await client(reader_app(f"{config.parent}/" if whole else config))
     # As it stands: a client of aiohttp would tidy the path up first.
     request = f"GET /files/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    head, _, body = (await talk(one.server.port, request.encode())).partition(b"\r\n\r\n")
+    head, _, body = (await talk(one.server.port or 0, request.encode())).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 404 ")
     assert b"application/problem+json" in head
     assert b'"status":404' in body

@@ -87,8 +87,12 @@ async def test_a_busy_port_is_told_with_the_way_out(served: Serve, slow: web.App
     """Before the application starts, with the port and the option."""
     one = await served(slow)
     started = []
+
+    async def start(_: web.Application) -> None:
+        started.append(1)
+
     other = web.Application()
-    other.on_startup.append(lambda _: started.append(1))  # type: ignore[arg-type]
+    other.on_startup.append(start)
     with pytest.raises(_errors.ConfigError, match=rf"port {one.port} is in use .*--port"):
         await serving.serve(other, host="127.0.0.1", port=one.port)
     assert started == []

@@ -72,7 +72,7 @@ async def listen(one: Served) -> AsyncIterator[Open]:
         opened.append(await EventSource.open(one.port, **options))  # type: ignore[arg-type]
         return opened[-1]
 
-    yield open_  # type: ignore[misc]
+    yield open_
     for source in opened:
         source.close()
 
@@ -237,7 +237,7 @@ async def test_a_slow_one_gets_the_newest_and_holds_one_message_at_most(
     raw.setblocking(False)
     slow = EventSource(*await asyncio.open_connection(sock=raw))
     slow.head = await slow.reader.readuntil(b"\r\n\r\n")
-    got = []
+    got: list[str] = []
     while not got or got[-1] != "7":
         event = await slow.next()
         assert event is not None
@@ -320,7 +320,8 @@ async def test_head_and_other_servers_of_the_application(
     session = await client(app)
     assert (await session.head("/events")).headers["Content-Type"] == "text/event-stream"
     answer = await session.get("/events")
-    parser, events = Parser(), []
+    parser = Parser()
+    events: list[Event] = []
     place(config, "2")
     async with asyncio.timeout(10):
         while len(events) < 2:

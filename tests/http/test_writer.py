@@ -40,7 +40,7 @@ def left_overs(config: Path) -> list[str]:
 async def raw_get(one: Client, target: bytes, method: bytes = b"GET") -> tuple[int, bytes]:
     """Ask for exactly this target; return status and body."""
     request = method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    head, _, body = (await talk(one.server.port, request)).partition(b"\r\n\r\n")
+    head, _, body = (await talk(one.server.port or 0, request)).partition(b"\r\n\r\n")
     return int(head.split()[1]), body
 
 

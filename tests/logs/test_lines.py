@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,7 @@ def test_a_declared_encoding_is_handed_on_as_utf8(log: LogFile) -> None:
     (block,) = (
         follower.tail.read("", 1000) or (follower.tail.look(), *follower.tail.read("", 1000))[1:]
     )
+    assert block is not None
     records = list(block.records())
     assert [(r.text, r.offset, r.end) for r in records] == [("grün", 0, 5), ("öl", 5, 8)]
 
@@ -199,7 +201,7 @@ def test_a_rule_that_never_matches_holds_nothing_back_for_ever(log: LogFile) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"start": "a", "end": "b"}])
-def test_a_rule_needs_exactly_one_pattern(options: dict[str, str]) -> None:
+def test_a_rule_needs_exactly_one_pattern(options: dict[str, Any]) -> None:
     """Anything else would not say what it means."""
     with pytest.raises(ValueError, match="either start or end"):
         Multiline(**options)

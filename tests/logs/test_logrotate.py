@@ -37,7 +37,13 @@ class Rotation:
         config = self.directory / "config"
         config.write_text("\n  ".join([f"{self.log.path} {{", *BASICS, *lines]) + "\n}\n")
         config.chmod(0o644)
-        command = [LOGROTATE, "--force", "--state", self.directory / "state", config]
+        command: list[str | Path] = [
+            LOGROTATE,
+            "--force",
+            "--state",
+            self.directory / "state",
+            config,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         if not {"copytruncate", "copy"} & set(lines):

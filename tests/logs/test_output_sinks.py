@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,13 @@ async def test_old_outputs_are_removed(tmp_path: Path) -> None:
 async def test_a_foreign_resume_is_ignored(tmp_path: Path) -> None:
     """Another inode, nonsense, nothing: the file stays as it is."""
     (tmp_path / "out").write_text("mine\n")
-    for resume in ({"device": 1, "inode": 2, "size": 0}, "nonsense", [], {"size": None}):
+    resumes: tuple[Any, ...] = (
+        {"device": 1, "inode": 2, "size": 0},
+        "nonsense",
+        [],
+        {"size": None},
+    )
+    for resume in resumes:
         sink = FileSink(tmp_path / "out")
         await sink.open(resume)
         await sink.close()

@@ -24,7 +24,7 @@ def template(
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run `helm template` with these values on standard input."""
-    command = (
+    command: tuple[str | Path, ...] = (
         tools.helm(major),
         "template",
         release,

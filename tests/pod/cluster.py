@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -88,7 +89,7 @@ def kubectl(state: Path, arguments: list[str]) -> int:
     return 2
 
 
-def _containers(pod: str) -> list[dict[str, object]]:
+def _containers(pod: str) -> list[dict[str, Any]]:
     listed = json.loads(_podman("ps", "--all", f"--filter=pod={pod}", "--format=json"))
     return [one for one in listed if not one["IsInfra"]]
 

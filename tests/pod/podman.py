@@ -152,7 +152,7 @@ def http_call(
         raise OSError(f"broken answer: {error!r}") from error
 
 
-def get(url: str, **headers: str) -> Answer:
+def get(url: str, **headers: Any) -> Answer:
     return http_call("GET", url, **headers)
 
 

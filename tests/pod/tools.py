@@ -47,7 +47,7 @@ def run(
     **options: object,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; fails the test with its output if it fails, unless `check` is False."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [str(part) for part in command],
         input=input,
         capture_output=True,

@@ -4,6 +4,7 @@ A `type: ignore` marks what must be refused; strict mode complains about each on
 """
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,6 +61,8 @@ async def watching() -> None:
     async for parsed in sidecar.watch(Path("/shared"), schema=parse):
         assert_type(parsed, sidecar.Snapshot[Settings])
         assert_type(parsed.value.colour, str)
+    async with aclosing(aiter(sidecar.watch("/shared"))) as versions:
+        assert_type(await anext(versions), sidecar.Snapshot[None])
     async with sidecar.Volume("/shared").watch(recheck=5.0) as following:
         assert_type(following, sidecar.Watch[None])
         assert_type(following.snapshot, sidecar.Snapshot[None] | None)

@@ -117,6 +117,7 @@ def test_what_was_still_for_long_enough_is_believed(case: str) -> None:
     kinds, late, found, wait = CASES[case]
     one = Judge("/shared/a")
     tell(one, *kinds, late=late)
+    assert wait is not None
     assert one.decide(look(found), HERE, 100.0).accept is None
     one.evidence.look_begins()
     text, signature = found
@@ -225,13 +226,14 @@ def test_another_directory_is_a_first_look() -> None:
 def test_waiting_without_an_end_is_told_as_a_problem() -> None:
     """The reader of a log file must not believe that all is well."""
     one = Judge("/shared/a")
+    said = None
     for second in range(int(PATIENCE) + 2):
         tell(one, WRITTEN)
         found = look(file("x" * (second + 4), age=0))
-        verdict = one.decide(found, HERE, 100.0 + second)
-        assert (verdict.problem is not None) == (second >= PATIENCE)
-    assert verdict.problem is not None
-    assert verdict.problem.startswith("cannot read /shared/a: a has been rewritten in place")
+        said = one.decide(found, HERE, 100.0 + second).problem
+        assert (said is not None) == (second >= PATIENCE)
+    assert said is not None
+    assert said.startswith("cannot read /shared/a: a has been rewritten in place")
 
 
 def test_lost_events_leave_no_evidence() -> None:

@@ -345,7 +345,7 @@ async def test_a_planted_giant_is_replaced_without_being_read(
 
 async def test_the_first_start_publishes_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
     """Content that is there survives every restart."""
-    initial = {"config": b"", "other": "first"}
+    initial: dict[str, bytes | str] = {"config": b"", "other": "first"}
     await Volume(tmp_path / "new").prepare(initial=initial)
     await Volume(tmp_path / "new").put("config", "published")
     await Volume(tmp_path / "new").prepare(initial=initial)

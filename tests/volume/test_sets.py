@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -459,7 +460,7 @@ async def test_no_room_for_a_new_name_is_found_before_the_switch(
     made = iter(range(100))
     real = os.symlink
 
-    def symlink(target: str, path: str, **options: int) -> None:
+    def symlink(target: str, path: str, **options: Any) -> None:
         if next(made) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(target, path, **options)

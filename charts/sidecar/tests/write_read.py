@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 
 WRITER, READER = os.environ["WRITER"], os.environ["READER"]
 # One name for all runs: the history of a file stays when it is deleted.
@@ -18,7 +19,7 @@ ANYBODY = ssl.create_default_context()
 ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE
 
 
-def ask(method, url, role, body=None):
+def ask(method: str, url: str, role: str, body: bytes | None = None) -> tuple[int, bytes]:
     request = urllib.request.Request(f"{url}/files/{NAME}", data=body, method=method)
     if path := os.environ.get(f"{role}_TOKEN_FILE"):
         request.add_header("Authorization", "Bearer " + open(path).read().strip())
@@ -29,12 +30,19 @@ def ask(method, url, role, body=None):
         return error.code, error.read()
 
 
-def until(expected, what, *request):
+def until(
+    expected: Callable[[int, bytes], bool],
+    what: str,
+    method: str,
+    url: str,
+    role: str,
+    body: bytes | None = None,
+) -> None:
     """Repeat the request for 30 seconds: behind the Service there may be several Pods, and a start takes a moment."""
     end = time.monotonic() + 30
     while True:
         try:
-            answer = ask(*request)
+            answer = ask(method, url, role, body)
         except OSError as error:
             answer = 0, str(error).encode()
         if expected(*answer):
@@ -42,7 +50,7 @@ def until(expected, what, *request):
             return
         if time.monotonic() > end:
             sys.exit(
-                f"FAILED: {what}: {request[0]} {request[1]}/files/{NAME} answered {answer[0]} {answer[1][:500]!r}"
+                f"FAILED: {what}: {method} {url}/files/{NAME} answered {answer[0]} {answer[1][:500]!r}"
             )
         time.sleep(0.2)
 

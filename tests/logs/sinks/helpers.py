@@ -37,7 +37,7 @@ async def deliver(sink: Any, given: Batch, *, tries: int = 50) -> Receipt:
     """Write until it is acknowledged, without the collector's pauses; keeps what was said on the way."""
     for _ in range(tries):
         try:
-            return await sink.write(given)  # type: ignore[no-any-return]
+            return await sink.write(given)
         except SinkUnavailable as error:
             said.append(error)
             await asyncio.sleep(0)

@@ -129,6 +129,7 @@ async def test_a_line_whose_fields_a_stage_has_changed_goes_to_loki_as_json() ->
     """And one that was only parsed goes as it came."""
     plain = stages.parse_json(Record(b'{"a": 1}'))
     changed = stages.redact("s3cret")(stages.parse_json(Record(b'{"a": "s3cret"}')))
+    assert changed is not None
     async with FakeLoki() as loki, opened(LokiSink(loki.address)) as sink:
         await sink.write(records(plain, changed))
 
@@ -337,6 +338,7 @@ def test_blocks_and_records_are_written_as_the_same_json() -> None:
 def test_whatever_stages_put_into_a_field_can_be_written(value: Any) -> None:
     """An object nobody can serialise must not end the collection."""
     record = stages.add_fields(strange=value)(Record(b"hello"))
+    assert record is not None
     assert orjson.loads(documents.json_line(record))["message"] == "hello"
 
 
@@ -358,6 +360,7 @@ def test_fields_nested_without_end_can_be_written() -> None:
     deep: dict[str, Any] = {}
     deep["itself"] = deep
     record = stages.add_fields(deep=deep)(Record(b"hello"))
+    assert record is not None
     assert orjson.loads(documents.json_line(record))["message"] == "hello"
 
 
