@@ -351,6 +351,8 @@ def test_the_names_of_new_directories_are_synced(
     monkeypatch.setattr(os, "fsync", note)
     atomic.make_directory(str(tmp_path / "a" / "b"))
     assert synced == [".", "a"]
+    atomic.make_directory(str(tmp_path / "a" / "b"))  # whose maker may have been killed before
+    assert synced == [".", "a", "a"]
     synced.clear()
     with atomic.inside(fd, "c/d", make=True, durable=True):
         assert synced == [".", "c"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -165,6 +167,16 @@ def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
     assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
 
 
+def test_a_file_that_holds_more_than_it_says_is_held_to_the_limit() -> None:
+    """Files of the kernel have size 0, and one that grows has more than a moment before."""
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        with pytest.raises(ReadError, match="11 bytes are more than the limit of 10"):
+            beneath.read_descriptor(fd, 10, "file")
+    finally:
+        os.close(fd)
+
+
 def test_a_file_over_the_limit_is_not_read_at_all(
     volume: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +258,23 @@ def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
     kernel = beneath._Kernel()
     kernel._syscall = lambda *_: -1  # type: ignore[assignment]
     assert not kernel.available
+
+
+@needs_openat2
+def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
+    """openat2(2) answers EAGAIN where a `..` met a rename; that is over in a moment."""
+    kernel, answers = beneath._Kernel(), iter([errno.EAGAIN, errno.EINTR])
+    ask = kernel._syscall
+
+    def interrupted(*arguments: Any) -> int:
+        if (code := next(answers, None)) is None:
+            return int(ask(*arguments))
+        ctypes.set_errno(code)
+        return -1
+
+    kernel._syscall = interrupted  # type: ignore[assignment]
+    beneath.close(kernel.open(volume, "config", os.O_RDONLY))
+    assert next(answers, None) is None
 
 
 def test_the_mount_that_holds_a_path_is_the_nearest_above_it(

@@ -92,6 +92,7 @@ CASES = {
         None,
     ),
     "made by a link to an old file": ([MADE], 0, NEW, None),
+    "made by a link to an old file, empty": ([MADE], 0, file("", inode=2), SETTLE),
     "no event, rewritten in place": ([], 0, PLACE, SETTLE),
     "no event, another file, fresh": ([], 0, file("new", inode=2, age=0), YOUNG),
     "no event, another file, old": ([], 0, NEW, None),
@@ -221,6 +222,53 @@ def test_another_directory_is_a_first_look() -> None:
     one.evidence.add(Activity(count=1, moved=True, arrived=True), {})
     one.evidence.look_begins()
     assert one.decide(new, before, 100.0).accept is new
+
+
+def test_what_happens_in_the_middle_of_a_look_is_not_forgotten_for_what_comes_after() -> None:
+    """Begun anew and closed again while it was read: the bytes may be half of each."""
+    one = Judge("/shared/a")
+    tell(one, WRITTEN, CLOSED)
+    for kind in (WRITTEN, CLOSED):
+        one.evidence.add(Activity(count=1, last={b"a": kind}, kinds={b"a": kind}), {})
+    verdict = one.decide(look(PLACE), HERE, 100.0)
+    assert (verdict.accept, verdict.pause) == (None, 0.0)
+
+
+def test_a_rename_during_a_look_is_evidence_for_the_next_one() -> None:
+    """The content before it is shown, and the one after it needs no wait."""
+    one = Judge("/shared/a")
+    tell(one, CAME, late=CAME)
+    first = look(NEW)
+    assert one.decide(first, HERE, 100.0).accept is first
+    one.evidence.look_begins()
+    second = look(file("newer", inode=3, age=0))
+    assert one.decide(second, first, 100.0).accept is second
+
+
+def test_what_changed_while_it_was_read_is_never_shown() -> None:
+    """However long it has been still: the bytes at hand are not those of now."""
+    one = Judge("/shared/a")
+    torn = look(PLACE, unsettled=frozenset("a"))
+    for now in (100.0, 100.0 + 2 * SETTLE):
+        tell(one)
+        assert one.decide(torn, HERE, now).accept is None
+
+
+def test_a_name_that_is_made_as_one_more_link_is_complete() -> None:
+    """A file with two names was written before it got the second one."""
+    one = Judge("/shared/a")
+    tell(one, MADE)
+    linked = look(file("new", inode=2, age=0), linked=frozenset("a"))
+    assert one.decide(linked, HERE, 100.0).accept is linked
+
+
+def test_names_that_a_new_generation_does_not_have_are_gone_at_once() -> None:
+    """The set was switched as a whole: nobody is in the middle of removing files."""
+    one = Judge("/shared/")
+    tell(one)
+    before = look(file(), file(), single=False, generation="..gen-1")
+    after = look(file(inode=2), single=False, generation="..gen-2")
+    assert one.decide(after, before, 100.0).accept is after
 
 
 def test_waiting_without_an_end_is_told_as_a_problem() -> None:
