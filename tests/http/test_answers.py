@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from sidecar.http import answers
 from sidecar.http.answers import Representation, Tags
@@ -31,6 +32,15 @@ def ask(method: str = "GET", body: bytes = BODY, **headers: Any) -> web.Response
     return answers.respond(
         request, Representation(body, TAG, MODIFIED, "text/plain", ranges=True, headers={"X": "y"})
     )
+
+
+def test_a_header_in_several_lines_is_one_list() -> None:
+    """Proxies split and join them (RFC 9110 section 5.3)."""
+    headers = CIMultiDict([("If-None-Match", '"x"'), ("If-None-Match", TAG)])
+    request = make_mocked_request("GET", "/", headers=headers)
+    known = answers.if_none_match(request)
+    assert known is not None
+    assert known.match(TAG)
 
 
 def status(**headers: Any) -> int:

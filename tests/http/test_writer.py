@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,19 @@ async def test_content_that_is_there_survives_a_restart(client: MakeClient, conf
     assert config.read_text() == "123"
 
 
+@pytest.mark.root
+async def test_a_single_file_mount_ends_the_start(client: MakeClient, tmp_path: Path) -> None:
+    """No time mends a `subPath`: the container must fail where somebody looks, with the reason."""
+    for name in ("source", "config"):
+        (tmp_path / name).write_text("1")
+    subprocess.run(["mount", "--bind", tmp_path / "source", tmp_path / "config"], check=True)
+    try:
+        with pytest.raises(_errors.VolumeUnavailable, match="subPath"):
+            await client(writer_app(tmp_path / "config"))
+    finally:
+        subprocess.run(["umount", tmp_path / "config"], check=True)
+
+
 # GET /?content=
 
 
@@ -74,6 +88,7 @@ async def test_a_text_in_the_query_is_published(client: MakeClient, config: Path
     assert (answer.status, await answer.text()) == (200, '"ok"')
     assert answer.headers["ETag"] == tag("123")
     assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert config.read_text() == "123"
 
 
@@ -294,6 +309,25 @@ async def test_a_client_that_asks_first_is_told_before_it_sends(
     assert (config.parent / "a").read_text() == "123"
 
 
+async def test_a_failure_after_the_invitation_is_answered_too(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`100 Continue` is no answer: what goes wrong after it has a status of its own."""
+    one = await client(writer_app(config))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setattr(one.app[WRITER].volume, "put", fail)
+    request = (
+        b"PUT /files/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n123"
+    )
+    answer = await talk(one.server.port or 0, request)
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 ")
+    assert b'"/problems/internal-error"' in answer
+
+
 async def test_an_expectation_that_nobody_knows_is_417(client: MakeClient, config: Path) -> None:
     """RFC 9110 section 10.1.1."""
     one = await client(writer_app(config))
@@ -410,6 +444,15 @@ async def test_a_condition_on_what_is_missing_fails_without_a_tag(
     answer = await one.put("/files/new", data=b"1", headers={"If-Match": "*"})
     assert (await problem(answer, 412, "version-conflict"))["current"] is None
     assert "ETag" not in answer.headers
+
+
+async def test_a_date_is_no_condition_where_there_is_nothing(
+    client: MakeClient, config: Path
+) -> None:
+    """It has no date that could be compared (RFC 9110 section 13.1.4)."""
+    one = await client(writer_app(config))
+    headers = {"If-Unmodified-Since": answers.http_date(1)}
+    assert (await one.put("/files/new", data=b"1", headers=headers)).status == 201
 
 
 # DELETE, versions, rollback
@@ -583,8 +626,16 @@ async def test_each_failure_has_its_own_problem(
             assert answer.headers["ETag"] == found["etag"] == tag("1")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        _errors.VolumeUnavailable(30, "cannot publish it: read-only file system"),
+        _errors.VolumeFull(28, "cannot publish it: full, or read-only"),
+        _errors.PublishUncertain("perhaps not durable: read-only by now", version_of(b"1")),
+    ],
+)
 async def test_readiness_follows_the_volume(
-    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Off at the first write that the volume does not take; on again by itself; liveness stays."""
     monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
@@ -593,7 +644,7 @@ async def test_readiness_follows_the_volume(
     volume = one.app[WRITER].volume
 
     async def fail(*_: object, **__: object) -> None:
-        raise _errors.VolumeUnavailable(30, "cannot publish it: read-only file system")
+        raise error
 
     with monkeypatch.context() as broken:
         broken.setattr(volume, "put", fail)
@@ -606,6 +657,30 @@ async def test_readiness_follows_the_volume(
     async with asyncio.timeout(5):
         while (await one.get("/readyz")).status != 200:
             await asyncio.sleep(0.01)
+
+
+async def test_a_volume_that_comes_late_is_prepared_when_it_is_there(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not started until then, whatever has been written meanwhile; and what was written stays."""
+    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
+    prepare, late = sidecar.Volume.prepare, [True]
+
+    async def wait(self: sidecar.Volume, *, initial: dict[str, bytes] | None = None) -> None:
+        if initial and late:
+            raise _errors.VolumeUnavailable(30, "cannot prepare it: read-only file system")
+        await prepare(self, initial=initial)
+
+    monkeypatch.setattr(sidecar.Volume, "prepare", wait)
+    one = await client(writer_app(config))
+    await problem(await one.get("/readyz"), 503, "not-ready")
+    assert (await one.get("/?content=early")).status == 200
+    await problem(await one.get("/startupz"), 503, "not-started")
+    late.clear()
+    async with asyncio.timeout(5):
+        while (await one.get("/startupz")).status != 200:
+            await asyncio.sleep(0.01)
+    assert config.read_text() == "early"
 
 
 async def test_a_write_that_hangs_fails_liveness(
