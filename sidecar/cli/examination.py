@@ -62,7 +62,6 @@ class Patient:
     """The file's name in it, None where the path is a directory."""
     filesystem: str = "unknown"
     writable: bool = False
-    events_come: bool = False
     size: int = 0
     entries: list[str] = field(default_factory=list)
 

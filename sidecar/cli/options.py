@@ -42,8 +42,8 @@ class Command(click.Command):
     def __init__(self, name: str, **attributes: Any) -> None:
         super().__init__(name, **attributes)
         for option in self.params:
-            if isinstance(option, Option) and option.name:
-                option.envvar = variables.name(name, option.name)
+            if isinstance(option, Option):
+                option.envvar = variables.name(name, option.opts[0].lstrip("-"))
                 option.show_envvar = True
 
 

@@ -22,9 +22,9 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
 def name(command: str, option: str) -> str:
-    """Return the variable of an option.
+    """Return the variable of an option, which has the words of the flag.
 
-    >>> name("write", "max_size")
+    >>> name("write", "max-size")
     'SIDECAR_WRITE_MAX_SIZE'
     """
     return f"{PREFIX}{command}_{option}".upper().replace("-", "_")

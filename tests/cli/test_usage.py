@@ -211,7 +211,9 @@ def test_every_option_has_a_help_text_and_a_variable(name: str) -> None:
         if isinstance(option, click.Option):
             assert option.help, f"{name} {option.opts} has no help"
             assert option.help.endswith("."), option.help
-            assert option.envvar == variables.name(name, str(option.name))
+            (flag,) = [one for one in option.opts if one.startswith("--")]
+            words = f"sidecar {name} {flag[2:]}".upper()
+            assert option.envvar == words.replace(" ", "_").replace("-", "_")
             assert option.show_envvar
     assert command.get_short_help_str()
 
