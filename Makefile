@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(STAMP)  ## writer and reader on this machine
+run: $(STAMP)  ## writer, reader and page on this machine
 	@$(BIN)/sidecar demo
 
 test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them

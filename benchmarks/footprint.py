@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from _rows import Row, cpu_seconds, report, resident, switches
-from _servers import free_port
+from _servers import available, free_port, gin, plain_aiohttp, side_by_side
 
 SETTLE = 3.0
 IDLE = 10.0
@@ -69,6 +69,18 @@ def consume(count: int) -> tuple[float, float, float]:
             process.wait()
 
 
+def beside() -> dict[str, float]:
+    """Return the MiB of others that serve the same file, by name; plain aiohttp is always there."""
+    found: dict[str, float] = {}
+    with side_by_side(
+        available({"gin": gin("reader"), "aiohttp": plain_aiohttp}), b"123"
+    ) as places:
+        time.sleep(SETTLE)
+        for name, (pid, _) in places.items():
+            found[name] = resident(pid)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -91,9 +103,14 @@ def main() -> None:
                 shares.append((cpu_seconds(process.pid) - before) / IDLE)
             process.terminate()
             process.wait()
+    peers = beside()
+    memory = statistics.median(sizes)
     rows = [
         Row("sidecar read: first answer", statistics.median(firsts), "s", 0.5),
-        Row("sidecar read: memory at rest", statistics.median(sizes), "MiB", 40),
+        *(
+            Row("sidecar read: memory at rest", memory, "MiB", 40, peer=size, peer_name=name)
+            for name, size in peers.items()
+        ),
         Row("sidecar read: share of a core at rest", shares[0] * 100, "%", 0.1),
     ]
     for count in SETS:

@@ -1,15 +1,13 @@
 """MB a CPU second from a file to a file, beside rsyslog (imfile) and syslog-ng, in one run on one core.
 
-    python benchmarks/logs_files.py [--megabytes 300] [--rivals DIR]
+    python benchmarks/logs_files.py [--megabytes 300] [--rivals DIR] [--json FILE]
 
 Every program starts with the complete file, and is counted until the output is complete:
 user and system time of the whole process, less what it needs to start and to copy a single line.
 Offsets are saved by all of them; ours only after the output has them.
 
-The two packages exclude each other in Debian, so unpack them beside each other:
-
-    apt-get download rsyslog libestr0 libfastjson4 liblognorm5 syslog-ng-core libivykis0 libnet1 libwrap0
-    for package in *.deb; do dpkg -x "$package" DIR; done
+The two packages exclude each other in Debian, so both are unpacked beside each other, into a cache;
+`--rivals DIR` names a directory where that has been done.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import argparse
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +24,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _rows import Row, cpu_seconds, of_rounds, report
+
 Start = Callable[[Path, Path, Path, Path], "list[str] | None"]
 
 GOAL = 4.0
+PACKAGES = (
+    *("rsyslog", "libestr0", "libfastjson4", "liblognorm5"),
+    *("syslog-ng-core", "libivykis0", "libnet1", "libwrap0", "libpcre3"),
+)
 OURS = """
 import sys
 import sidecar
@@ -60,26 +65,59 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--rivals", type=Path, default=Path("/"))
+    parser.add_argument("--rivals", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    rivals = options.rivals or unpacked()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    rows: list[Row] = []
     for width in (256, 1024):
-        print(f"{options.megabytes} MB in lines of {width} bytes; MB a CPU second:")
-        rates = {}
-        for name, start in (("rsyslog", rsyslog), ("syslog-ng", syslog_ng), ("sidecar", sidecar)):
-            begun = measure(start, options.rivals, width, width)
-            spent = measure(start, options.rivals, options.megabytes * 1_000_000, width)
-            if begun is None or spent is None:
-                print(f"  {name:10} not installed")
-                continue
-            rates[name] = options.megabytes / max(spent - begun, 0.01)
-            print(f"  {name:10} {rates[name]:7.0f}   (start: {begun:.2f} s)")
-        if len(rates) > 1:
-            best = max(rate for name, rate in rates.items() if name != "sidecar")
-            ratio = rates["sidecar"] / best
-            print(
-                f"  {ratio:.1f}× the faster rival (goal {GOAL:g}×: {'met' if ratio >= GOAL else 'MISSED'})"
+        rates: dict[str, list[float]] = {}
+        for number in range(options.rounds):
+            print(f"lines of {width} bytes: round {number + 1} of {options.rounds}", flush=True)
+            for name, start in (
+                ("rsyslog", rsyslog),
+                ("syslog-ng", syslog_ng),
+                ("sidecar", sidecar),
+            ):
+                begun = measure(start, rivals, width, width)
+                spent = measure(start, rivals, options.megabytes * 1_000_000, width)
+                if begun is None or spent is None:
+                    print(f"left out: {name} is not installed")
+                    continue
+                rates.setdefault(name, []).append(options.megabytes / max(spent - begun, 0.01))
+        ours = rates.pop("sidecar")
+        rows += [
+            of_rounds(
+                f"file → file, {width}-byte lines",
+                ours,
+                "MB/CPU s",
+                peer=statistics.median(theirs),
+                peer_name=name,
+                least_ratio=GOAL,
             )
+            for name, theirs in rates.items()
+        ] or [of_rounds(f"file → file, {width}-byte lines", ours, "MB/CPU s")]
+    report(rows, options.json)
+
+
+def unpacked() -> Path:
+    """Return a directory with both rivals as Debian has them; without apt-get, what is installed has to do."""
+    place = Path(tempfile.gettempdir()) / f"sidecar-bench-rivals-{os.getuid()}"
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        return Path("/")
+    if not (place / "usr/sbin/syslog-ng").exists():
+        place.mkdir(exist_ok=True)
+        print(f"unpacking {', '.join(PACKAGES)} into {place}", flush=True)
+        subprocess.run(
+            ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *PACKAGES],
+            cwd=place,
+            check=False,
+        )
+        for package in place.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", package, place], check=True)
+    return place
 
 
 def measure(start: Start, rivals: Path, size: int, width: int) -> float | None:
@@ -96,7 +134,10 @@ def measure(start: Start, rivals: Path, size: int, width: int) -> float | None:
         if command is None:
             return None
         process = subprocess.Popen(
-            command, env=environment(rivals), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            env=os.environ if start is sidecar else environment(rivals),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         limit = time.monotonic() + 120
         while not out.exists() or out.stat().st_size < size:
@@ -109,11 +150,6 @@ def measure(start: Start, rivals: Path, size: int, width: int) -> float | None:
         process.send_signal(signal.SIGTERM)
         process.wait()
         return spent
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def environment(rivals: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What a collector costs while little happens: idle files, the way of one new line, a dead sink.
 
-    python benchmarks/logs_idle.py [--files 1000] [--seconds 10] [--dead 60]
+    python benchmarks/logs_idle.py [--files 1000] [--seconds 10] [--dead 60] [--json FILE]
 
 Each figure is of a process of its own: `sidecar.logs` and standard output or a file, nothing else.
 """
@@ -8,7 +8,6 @@ Each figure is of a process of its own: `sidecar.logs` and standard output or a 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from _rows import Row, cpu_seconds, percentile, report
 
 PROGRAM = """
 import sys
@@ -48,15 +49,17 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--dead", type=float, default=60)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        idle(Path(directory), options.files, options.seconds)
+        rows = idle(Path(directory), options.files, options.seconds)
     if options.dead:
         with tempfile.TemporaryDirectory() as directory:
-            dead(Path(directory), options.dead)
+            rows += dead(Path(directory), options.dead)
+    report(rows, options.json)
 
 
-def idle(room: Path, count: int, seconds: float) -> None:
+def idle(room: Path, count: int, seconds: float) -> list[Row]:
     logs = room / "log"
     logs.mkdir()
     for number in range(count):
@@ -68,10 +71,10 @@ def idle(room: Path, count: int, seconds: float) -> None:
     before = cpu_seconds(process.pid)
     time.sleep(seconds)
     share = (cpu_seconds(process.pid) - before) / seconds
-    print(
-        f"{count} idle files: {share:.2%} of a core, {rss(process.pid):.1f} MB resident"
-        f" (goal 1 % and 45 MB: {verdict(share <= 0.01 and rss(process.pid) <= 45)})"
-    )
+    rows = [
+        Row(f"collect, {count:,} idle files: share of a core", share * 100, "%", 1.0),
+        Row(f"collect, {count:,} idle files: memory", rss(process.pid), "MB", 45.0),
+    ]
     times = []
     with (logs / "app00042.log").open("ab", buffering=0) as log:
         for number in range(200):
@@ -84,15 +87,15 @@ def idle(room: Path, count: int, seconds: float) -> None:
             wait(grown, pause=0.0005)
             times.append((time.monotonic() - begun) * 1000)
             time.sleep(0.03)
-    p99 = statistics.quantiles(times, n=100)[98]
-    print(
-        f"new line → sink: p50 {statistics.median(times):.1f} ms, p99 {p99:.1f} ms, most {max(times):.1f} ms"
-        f" (goal p99 100 ms: {verdict(p99 <= 100)})"
-    )
+    rows += [
+        Row("collect, new line → sink, median", statistics.median(times), "ms"),
+        Row("collect, new line → sink, p99", percentile(times, 99), "ms", 100.0),
+    ]
     stop(process)
+    return rows
 
 
-def dead(room: Path, seconds: float) -> None:
+def dead(room: Path, seconds: float) -> list[Row]:
     log, out, alive = room / "app.log", room / "out", room / "alive"
     log.write_bytes(b"")
     process = start(room, log, out, alive)
@@ -110,12 +113,12 @@ def dead(room: Path, seconds: float) -> None:
     wait(lambda: out.exists() and out.stat().st_size >= log.stat().st_size)
     lines = out.read_bytes().splitlines()
     complete = [int(line[:8]) for line in lines] == list(range(written))
-    print(
-        f"sink dead for {seconds:g} s at {written / seconds:,.0f} lines/s: {growth:+.1f} MB resident,"
-        f" then {'all' if complete else 'NOT ALL'} of {written:,} lines in order"
-        f" (goal 10 MB: {verdict(growth <= 10 and complete)})"
-    )
     stop(process)
+    what = f"collect, sink dead for {seconds:g} s at {written / seconds:,.0f} lines/s"
+    return [
+        Row(f"{what}: growth", growth, "MB", 10.0),
+        Row(f"{what}: lines lost or twice", 0.0 if complete else 1.0, "", 0.0),
+    ]
 
 
 def start(room: Path, *arguments: Path) -> subprocess.Popen[bytes]:
@@ -144,20 +147,11 @@ def total(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
-
-
 def rss(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1000
     return 0.0
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

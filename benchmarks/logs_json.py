@@ -1,6 +1,6 @@
 """Lines a CPU second from a file to a receiver of JSON, gzip included, offsets acknowledged.
 
-    python benchmarks/logs_json.py [--lines 500000] [--width 256]
+    python benchmarks/logs_json.py [--lines 500000] [--width 256] [--json FILE]
 
 The receiver is a process of its own: what is counted is our process alone, all its threads, by `time.process_time`.
 The file lies in memory (/dev/shm) where there is one, so that no disk is measured.
@@ -16,8 +16,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from _rows import Row, report
 from aiohttp import web
 
 from sidecar import logs
@@ -34,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--lines", type=int, default=500_000)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     queue: Any = multiprocessing.Queue()
     receiver = multiprocessing.Process(target=receive, args=(queue,), daemon=True)
@@ -43,17 +46,14 @@ def main() -> None:
         plain, as_json = os.path.join(room, "plain.log"), os.path.join(room, "json.log")
         write(plain, options.lines, options.width, text_line)
         write(as_json, options.lines, options.width, json_line)
-        print(f"{options.lines:,} lines of {options.width} bytes; lines a CPU second, ours alone:")
-        print(f"  {'encode and gzip, no file, no HTTP':44} {encode_only(plain):>9,.0f}")
+        what = f"{options.width}-byte lines as JSON"
+        rows = [Row(f"{what}: encode and gzip alone", encode_only(plain), "lines/CPU s")]
         url = f"http://127.0.0.1:{port}"
         for name, file, stages, sink in cases(plain, as_json, url):
             rate = asyncio.run(ship(file, stages, sink, os.path.join(room, f"{name}.json")))
-            verdict = (
-                ""
-                if name != "ndjson"
-                else f"  (goal {GOAL:,}: {'met' if rate >= GOAL else 'MISSED'})"
-            )
-            print(f"  {name:44} {rate:>9,.0f}{verdict}")
+            least = GOAL if name == "ndjson" else None
+            rows.append(Row(f"{what}: {name}", rate, "lines/CPU s", least=least))
+    report(rows, options.json)
     receiver.terminate()
 
 

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from aiohttp import web
@@ -138,6 +140,13 @@ async def peer(app: web.Application, lane: Lane | None) -> Any:
 
 def dates_removed(data: bytes) -> bytes:
     return _DATE.sub(b"", data)
+
+
+def date_of(data: bytes) -> datetime:
+    """Return the time that an answer says it is of."""
+    found = _DATE.search(data)
+    assert found is not None
+    return parsedate_to_datetime(found[0].partition(b": ")[2].decode())
 
 
 #: Each vector of aiohttp's advisories that can be put into bytes, and what every proxy fears.

@@ -26,7 +26,7 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
 @options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
 def command(path: str, role: Literal["read", "write", "both"], as_json: bool) -> int:
-    """Say what a volume can do, what is wrong with it, how to mend it.
+    """Say what the volume at PATH can do, what is wrong with it, and how to mend that.
 
     Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
     It tries a publish under names that nobody reads, and removes them again.

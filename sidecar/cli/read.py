@@ -26,9 +26,8 @@ def command(
     watching: options.Watching,
     token_file: str | None,
 ) -> None:
-    """Serve the file or directory at PATH by HTTP.
+    """Serve the file or directory at PATH by HTTP, always the newest content that is whole.
 
-    An answer is always the newest content that is whole.
     PATH need not be there yet, and may go away again: the last good content stays.
 
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.

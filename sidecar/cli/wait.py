@@ -28,9 +28,8 @@ from sidecar.cli import options
 def command(
     path: str, timeout: float, etag: str | None, min_size: int, gating: options.Gating
 ) -> int:
-    """Wait until PATH is there and valid.
+    """Wait until PATH is there and valid, and exit with 0; exit with 1 after --timeout.
 
-    Exits with 0 then, and with 1 after --timeout.
     What it still waits for, and why, is told on stderr every few seconds.
     On success the version is printed, which is the ETag without its quotes.
     Stopped by a signal, it does not exit with 0: an init container that was stopped has not succeeded.

@@ -99,6 +99,11 @@ class Lane:
     def __repr__(self) -> str:
         return f"<Lane answers={len(self._answers)} bytes={self._bytes}>"
 
+    @property
+    def ticking(self) -> bool:
+        """Whether a timer will clear what is dated: only after an answer, never at rest."""
+        return self._tick is not None
+
     def find(self, request: bytes) -> bytes | None:
         """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
         found = self._wires.get(request)

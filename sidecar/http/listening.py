@@ -24,10 +24,8 @@ def tcp(host: str, port: int) -> list[socket.socket]:
     """Bind all addresses of a host; `::` takes IPv4 as well, as people expect of it.
 
     Raises:
-        ConfigError: the port is none, busy or not permitted, or no such address is on this machine.
+        ConfigError: the port is busy, not permitted, or no such address is on this machine.
     """
-    if not 0 <= port < 65536:
-        raise _errors.ConfigError(f"{port} is no port: they are 1 to 65535, and 0 is any free one")
     bound: list[socket.socket] = []
     try:
         for family, address in _addresses(host, port):

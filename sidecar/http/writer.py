@@ -282,8 +282,6 @@ def _too_large(writer: Writer, name: str) -> problems.Problem:
 
 def _split(path: str) -> tuple[str, str | None]:
     """Return the directory, and the name of the one file if `path` is one."""
-    if not path:
-        raise _errors.ConfigError("'' is no path: name the file or the directory to write to")
     whole = os.path.abspath(path)
     if path.endswith("/") or os.path.isdir(whole):
         return whole, None

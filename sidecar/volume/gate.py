@@ -61,7 +61,7 @@ class Gate:
 
     Raises:
         ConfigError: the schema cannot be read or is none, the command is not found,
-            a limit makes no sense, or the extra `schema` is needed and not installed.
+            or the extra `schema` is needed and not installed.
 
     >>> Gate(format="json", max_size=1 << 20)
     <Gate max_size=1048576 format=json>
@@ -80,8 +80,6 @@ class Gate:
             raise _errors.ConfigError(
                 f"unknown format {format!r}: it is one of {', '.join(FORMATS)}"
             )
-        if max_size is not None and max_size < 0:
-            raise _errors.ConfigError(f"max_size must be 0 or more, not {max_size!r}")
         if check_timeout <= 0:
             raise _errors.ConfigError(
                 f"check_timeout must be more than 0 seconds, not {check_timeout!r}"

@@ -58,7 +58,7 @@ class FileSet:
         order.conditions.check(f"publish {where}", old.get(name))
         version, size = terms.weigh(content)
         wanted = {**old, name: version}
-        _refuse_taken(name, old, where)
+        terms.check_names(wanted)
         self._check_room(before, name, size)
         if wanted == old:
             done = self._put_in_force(fd, _Wanted(old, {}), before, order)
@@ -264,22 +264,6 @@ def _newest(fd: int, generation: str, names: Collection[str]) -> float:
         times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
         return max(times, default=generations.stamp_of(generation)) / 1e9
     return time.time()
-
-
-def _refuse_taken(name: str, others: Collection[str], where: str) -> None:
-    """Refuse a name that is a directory for another one of the set, or needs another one as its directory."""
-    above = name.split("/")
-    for depth in range(1, len(above)):
-        if (prefix := "/".join(above[:depth])) in others:
-            raise _errors.NameTaken(
-                f"cannot publish {where}: {prefix} is a file of the same set"
-                " (delete it or choose another name)"
-            )
-    if any(other.startswith(f"{name}/") for other in others):
-        raise _errors.NameTaken(
-            f"cannot publish {where}: files of the same set lie beneath it"
-            " (delete them or choose another name)"
-        )
 
 
 def _versions(sighting: Sighting) -> dict[str, str]:

@@ -60,8 +60,7 @@ class Volume:
         gate: what examines each content before it is published.
 
     Raises:
-        ConfigError: `path` is empty, `mode` has more in it than permissions, there can be no such `group`,
-            or a limit is less than nothing.
+        ConfigError: `path` is empty, `mode` has more in it than permissions, or there can be no such `group`.
 
     >>> import asyncio, tempfile
     >>> async def main() -> None:
@@ -85,9 +84,6 @@ class Volume:
         gate: gates.Gate | None = None,
     ) -> None:
         _check(os.fspath(path), mode, group)
-        for option, value in (("keep", keep), ("grace", grace), ("max_size", max_size)):
-            if not value >= 0:
-                raise _errors.ConfigError(f"{option} must be 0 or more, not {value!r}")
         where = os.path.abspath(path)
         self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
         self._path = os.fspath(path)
@@ -135,7 +131,7 @@ class Volume:
         """Publish a whole set: readers see all of these files change at once, and no others remain in it.
 
         The set is durable when this returns. A set that is in force already is left alone.
-        `if_match` and `if_none_match` compare with the entity tag of the set in force; its version does as well.
+        `if_match` and `if_none_match` compare with the entity tag of the set in force.
 
         Raises:
             ContentRefused: the gate refused a file.
@@ -551,11 +547,9 @@ def _order(
 
 
 def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:
-    """Return entity tags; a version, which has no quotes, stands for its tag."""
     if tags is None:
         return None
-    given = (tags,) if isinstance(tags, str) else tags
-    return tuple(one if one == "*" or '"' in one else snapshots.etag(one) for one in given)
+    return (tags,) if isinstance(tags, str) else tuple(tags)
 
 
 def _result(error: _errors.SidecarError) -> str:

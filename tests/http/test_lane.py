@@ -15,7 +15,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from httpkit import Serve, problem
-from parity import GOOD, VECTORS, Peer, conversations, dates_removed, peer, settled
+from parity import GOOD, VECTORS, Peer, conversations, date_of, dates_removed, peer, settled
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
@@ -134,6 +134,20 @@ async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> No
     assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
     assert b"\r\nDate: " in found
     wire.close()
+
+
+async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: Eventually) -> None:
+    """RFC 9110 section 6.6.1: the time of the answer, not of the first one. No timer is left while nobody asks."""
+    lane = fast.lane
+    assert lane is not None
+    await fast.talk([ASK] * 2, eager=False)
+    first = lane.find(ASK)
+    assert first is not None
+    await eventually(lambda: lane.find(ASK) != first, timeout=3.0)
+    second = lane.find(ASK)
+    assert second is not None
+    assert date_of(second) > date_of(first)
+    await eventually(lambda: lane.ticking is False, timeout=3.0)
 
 
 @pytest.mark.parametrize("path", ["/", "/raw", "/files/config"])

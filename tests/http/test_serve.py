@@ -102,8 +102,6 @@ async def test_an_address_that_is_not_here_is_told(slow: web.Application) -> Non
     """192.0.2.0/24 is on no machine (RFC 5737)."""
     with pytest.raises(_errors.ConfigError, match=r"192\.0\.2\.1.*--host"):
         await serving.serve(slow, host="192.0.2.1", port=0)
-    with pytest.raises(_errors.ConfigError, match="99999 is no port"):
-        await serving.serve(slow, port=99999)
     with pytest.raises(_errors.ConfigError, match="no such address"):
         await serving.serve(slow, host="no such host", port=0)
 

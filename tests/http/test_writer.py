@@ -78,12 +78,6 @@ async def test_a_single_file_mount_ends_the_start(client: MakeClient, tmp_path: 
         subprocess.run(["umount", tmp_path / "config"], check=True)
 
 
-def test_an_empty_path_is_no_writer() -> None:
-    """It would be the working directory, by accident."""
-    with pytest.raises(_errors.ConfigError, match="'' is no path"):
-        writer_app("")
-
-
 # GET /?content=
 
 

@@ -56,17 +56,6 @@ async def volume(request: pytest.FixtureRequest, tmp_path: Path) -> Volume:
     return volume
 
 
-async def test_a_version_is_as_good_as_its_tag(tmp_path: Path) -> None:
-    """Who holds a `Publication` or a `Content` has both, and no quotes to think of."""
-    volume = Volume(tmp_path)
-    first = await volume.put("config", "1")
-    await volume.put("config", "2", if_match=first.version)
-    with pytest.raises(_errors.VersionConflict, match=f'wants "{first.version}"'):
-        await volume.put("config", "3", if_match=[first.version])
-    with pytest.raises(_errors.VersionConflict):
-        await volume.put("config", "3", if_none_match=(await volume.read("config")).version)
-
-
 async def test_a_content_that_is_still_there_may_be_replaced(volume: Volume) -> None:
     """By one of the tags, or by any."""
     etag = (await volume.read("config")).etag

@@ -295,7 +295,7 @@ async def test_a_command_that_goes_away_later_publishes_nothing(staged: Path) ->
     assert not isinstance(failed.value, _errors.ContentRefused)
 
 
-@pytest.mark.parametrize("options", [{"format": "xml"}, {"check_timeout": 0.0}, {"max_size": -1}])
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"check_timeout": 0.0}])
 def test_a_wrong_option_is_told(options: dict[str, object]) -> None:
     """With what would be right."""
     with pytest.raises(_errors.ConfigError):

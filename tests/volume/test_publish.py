@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,18 +56,6 @@ async def test_what_is_published_is_read(volume: Volume, content: bytes | str) -
     found = await volume.read("config")
     assert (found.data, found.version, found.etag) == (data, done.version, done.etag)
     assert (done.size, done.modified) == (len(data), found.modified)
-
-
-@pytest.mark.parametrize("content", [5, None, ["a"], 1.5, True])
-async def test_what_is_neither_bytes_nor_text_is_refused(
-    volume: Volume, tmp_path: Path, content: Any
-) -> None:
-    """`bytes(5)` is five zeros: nobody means that by a 5."""
-    with pytest.raises(TypeError, match="a content is bytes or text, not"):
-        await volume.put("count", content)
-    with pytest.raises(TypeError, match="a content is bytes or text, not"):
-        await volume.publish({"count": content})
-    assert entries(tmp_path) == []
 
 
 async def test_a_publication_says_what_it_did(volume: Volume) -> None:
@@ -145,14 +132,6 @@ def test_a_group_that_the_kernel_would_pass_over_is_refused(tmp_path: Path, grou
     """To fchown(2) they mean "leave it as it is": the files would have another group than was asked for."""
     with pytest.raises(_errors.ConfigError, match=f"there is no group {group}"):
         Volume(tmp_path, group=group)
-
-
-@pytest.mark.parametrize("option", ["keep", "grace", "max_size"])
-def test_a_limit_below_nothing_is_refused(tmp_path: Path, option: str) -> None:
-    """Where it would show is far from where it was written."""
-    limits: dict[str, Any] = {option: -1}
-    with pytest.raises(_errors.ConfigError, match=f"{option} must be 0 or more, not -1"):
-        Volume(tmp_path, **limits)
 
 
 def test_an_empty_path_is_no_volume() -> None:

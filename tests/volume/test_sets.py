@@ -245,24 +245,6 @@ async def test_one_file_of_a_set_is_published_with_the_others(
     assert (tmp_path / "sub" / "b").stat().st_ino == inode
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("a/b", "a/b: a is a file of the same set"),
-        ("sub", "sub: files of the same set lie beneath"),
-    ],
-)
-async def test_one_file_of_a_set_cannot_take_the_place_of_others(
-    volume: Volume, tmp_path: Path, name: str, said: str
-) -> None:
-    """They would be gone, and nobody has asked for that."""
-    await volume.publish({"a": "1", "sub/c": "1"})
-    for dry_run in (True, False):
-        with pytest.raises(_errors.NameTaken, match=f"cannot publish {tmp_path}/{said}"):
-            await volume.put(name, "2", dry_run=dry_run)
-    assert dict(await volume.snapshot()) == {"a": b"1", "sub/c": b"1"}
-
-
 async def test_one_file_of_a_set_is_deleted_and_the_others_stay(
     volume: Volume, tmp_path: Path
 ) -> None:
