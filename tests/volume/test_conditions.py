@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sidecar import _errors
+from sidecar.disk import beneath
+from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import as_user
 
@@ -112,6 +115,21 @@ async def test_a_set_is_compared_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(_errors.VersionConflict):
         await volume.publish({"a": "2", "b": "1"}, if_match=first.etag)
     await volume.publish({"a": "2", "b": "2"}, if_match=(await volume.snapshot()).etag)
+
+
+async def test_a_change_within_one_tick_of_the_clock_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems' clocks are coarse: two contents of one moment can have one signature."""
+    now = time.time_ns()
+    same = beneath.Signature(1, 1, 3, now, now)
+    monkeypatch.setattr(beneath.Signature, "of", lambda _: same)
+    volume = Volume(tmp_path)
+    for content in ("old", "new"):
+        (tmp_path / "config").write_text(content)
+        with pytest.raises(_errors.VersionConflict) as caught:
+            await volume.put("config", "lost", if_match='"other"')
+        assert caught.value.current == f'"{version_of(content.encode())}"'
 
 
 @pytest.mark.root
