@@ -196,9 +196,10 @@ def respond(request: web.Request, representation: Representation) -> web.Respons
 
 def _answer(status: int, body: memoryview, headers: dict[str, str]) -> web.Response:
     """Answer with bytes; many of them in pieces, so that a slow client costs a piece and no second copy."""
+    # Said here, because aiohttp leaves it out where HEAD asks for an empty content.
+    headers["Content-Length"] = str(len(body))
     if len(body) <= _PIECE:
         return web.Response(status=status, body=bytes(body), headers=headers)
-    headers["Content-Length"] = str(len(body))
     return web.Response(status=status, body=_pieces(body), headers=headers)
 
 
