@@ -60,6 +60,15 @@ async def test_only_the_newest_of_equal_contents_is_current(
     assert [v.current for v in await volume.versions(name)] == [True, False, False]
 
 
+async def test_a_content_is_kept_once_whatever_happens_to_its_file(tmp_path: Path) -> None:
+    """Another writer, another mode: that is no version."""
+    await Volume(tmp_path).put("config", "1")
+    (tmp_path / "config").chmod(0o600)
+    await Volume(tmp_path).put("config", "2")
+    found = await Volume(tmp_path).versions("config")
+    assert [one.version for one in found] == [version_of(b"2"), version_of(b"1")]
+
+
 @pytest.mark.parametrize("keep", [0, 1])
 async def test_without_history_nothing_is_kept(tmp_path: Path, keep: int) -> None:
     """`keep` counts the present content, too."""
