@@ -159,7 +159,8 @@ def print_status(path: str, *, as_json: bool) -> int:
         ]
         click.echo("  ".join(padded).rstrip())
     waiting = sum(row["lag"] for row in rows)
-    click.echo(f"{len(state.entries)} files, {waiting:,} bytes to deliver")
+    count = len(state.entries)
+    click.echo(f"{count} file{'s' * (count != 1)}, {waiting:,} bytes to deliver")
     return 0
 
 

@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PATIENCE = 15.0
+_PATIENCE = 25.0
 """Seconds after which a program that has been told to stop is said to be still running:
-more than `serve` takes to drain, less than the grace period of a Pod."""
+more than `serve` and `logs.collect` take to drain, less than the grace period of a Pod."""
 
 _SETTLED = 2.0
 """Seconds after the start in which a program imports, listens and loads what it needs."""

@@ -184,7 +184,7 @@ def test_the_status_is_a_table_of_positions_and_lag(
         "1,000",
         "rotated",
     ]
-    assert total == "1 files, 1,000 bytes to deliver"
+    assert total == "1 file, 1,000 bytes to deliver"
 
     [entry] = json.loads(command("collect", "--status", state, "--json").out)["files"]
     assert (entry["position"], entry["lag"]) == (size, 1000)

@@ -1,6 +1,7 @@
 """The end of a program: real processes, real signals."""
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -11,6 +12,8 @@ from textwrap import dedent
 
 import pytest
 
+import sidecar
+from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.runtime import running
 from support import Process, StartProcess
@@ -233,6 +236,16 @@ def test_a_second_signal_counts_when_main_has_already_ended(program: StartProces
     process.wait_until("main has ended")
     process.send(signal.SIGTERM)
     assert process.wait(2.0) == 143
+
+
+def test_no_drain_of_ours_is_taken_for_a_program_that_hangs() -> None:
+    """The reminder is for clean-up that never ends: who reads it looks for a mistake."""
+    serving, collecting = (
+        {name: one.default for name, one in inspect.signature(function).parameters.items()}
+        for function in (sidecar.serve, logs.collect)
+    )
+    assert serving["drain_delay"] + serving["drain_timeout"] < running._PATIENCE
+    assert collecting["drain_timeout"] + collecting["drain_quiet"] < running._PATIENCE
 
 
 @pytest.mark.root
