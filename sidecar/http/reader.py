@@ -12,15 +12,19 @@ The last good content is served for ever; `Sidecar-Stale` says so when the volum
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
+from sidecar import _errors
+from sidecar.disk import atomic
 from sidecar.http import answers, bearer, descriptions, files, ops, problems, waiting
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
@@ -49,6 +53,8 @@ def reader_app(
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
 
+    It does not start on a file that is a mount of its own (`subPath`): what replaces that is never seen there.
+
     Args:
         path: the file, or the directory for a set. With a file, the others of its directory
             can be had under `/files`, unless that directory is the root of the file system.
@@ -70,6 +76,7 @@ def reader_app(
     app[files.SHELF] = files.Shelf(_beside(os.fspath(path), max_size), files.SANDBOX)
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
+    app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
     app.cleanup_ctx.append(
         following.follow(
             path, required=missing is None, watch=watch, recheck=recheck, max_size=max_size
@@ -101,6 +108,16 @@ class Reader:
 
 
 READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
+
+
+async def _refuse_single_mount(path: str, _: web.Application) -> None:
+    """Raise where the container should rather fail than serve an old content for ever."""
+    if await threads.in_thread(atomic.is_single_file_mount, path):
+        raise _errors.ReadError(
+            errno.EBUSY,
+            f"cannot follow {path}: the file is a mount of its own (subPath), which never shows"
+            " what replaces it (mount the directory instead)",
+        )
 
 
 async def _get_content(request: web.Request) -> web.Response:

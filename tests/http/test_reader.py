@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -54,6 +55,20 @@ async def test_the_content_is_a_json_string_with_its_validators(
     assert answer.headers["ETag"] == tag('1"2\u00e9')
     assert answer.headers["Last-Modified"] == answers.http_date(config.stat().st_mtime)
     assert answer.headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.root
+async def test_a_single_file_mount_ends_the_start(client: MakeClient, config: Path) -> None:
+    """A `subPath` shows the content of the start for ever: that must not look like a reader that works."""
+    place(config, "1")
+    source = config.parent / "source"
+    source.write_text("1")
+    subprocess.run(["mount", "--bind", source, config], check=True)
+    try:
+        with pytest.raises(sidecar.ReadError, match=r"subPath.*mount the directory"):
+            await client(reader_app(config))
+    finally:
+        subprocess.run(["umount", config], check=True)
 
 
 @pytest.mark.parametrize("path", ["/", "/raw", "/files", "/files/config", "/livez", "/metrics"])
