@@ -144,12 +144,16 @@ def exposition() -> tuple[bytes, str]:
 
 
 class _Sources(Collector):
+    """The metrics of contents, in processes that follow one: elsewhere "no watch" would look like a dead one."""
+
     def __init__(self) -> None:
         self._sources: dict[object, ContentSource] = {}
+        self._follows = False
 
     def add(self, source: ContentSource) -> Callable[[], None]:
         key = object()
         self._sources[key] = source
+        self._follows = True
 
         def stop() -> None:
             self._sources.pop(key, None)
@@ -171,13 +175,14 @@ class _Sources(Collector):
         stale = GaugeMetricFamily(
             "sidecar_content_stale", "1 if any content in memory may be out of date"
         )
-        stale.add_metric([], any(one.stale is not None for one in sources))
         mode = GaugeMetricFamily(
             "sidecar_watch_mode", "1 for each source of hints in use", labels=["mode"]
         )
-        in_use = {one.mode for one in sources}
-        for name in WATCH_MODES:
-            mode.add_metric([name], name in in_use)
+        if self._follows:
+            stale.add_metric([], any(one.stale is not None for one in sources))
+            in_use = {one.mode for one in sources}
+            for name in WATCH_MODES:
+                mode.add_metric([name], name in in_use)
         return age, info, stale, mode
 
 

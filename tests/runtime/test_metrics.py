@@ -124,6 +124,17 @@ def test_of_several_sources_the_worst_is_told() -> None:
     assert values("sidecar_content_stale") == {"": 0.0}
 
 
+def test_who_follows_no_content_has_no_dead_watch() -> None:
+    """Neither a writer nor a collector says that no mode is in use: an alert would take it for a watch that died."""
+    sources = metrics._Sources()
+    told = {one.name: one.samples for one in sources.collect()}
+    assert told["sidecar_watch_mode"] == told["sidecar_content_stale"] == []
+
+    sources.add(Source())()
+    told = {one.name: one.samples for one in sources.collect()}
+    assert [one.value for one in told["sidecar_watch_mode"]] == [0, 0, 0]
+
+
 def test_a_clock_that_runs_behind_gives_no_negative_age() -> None:
     """A file from a node whose clock is ahead is new, not older than new."""
     stop = metrics.track(Source(modified=time.time() + 60))
