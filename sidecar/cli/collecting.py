@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -19,6 +19,9 @@ from sidecar.logs.collector import Collector
 from sidecar.logs.config import Pipeline, load, multiline, parse_spec
 from sidecar.logs.records import Record, Stage
 from sidecar.runtime import running
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _CHUNK = 1 << 20
 
@@ -272,12 +275,24 @@ def _worded(stage: Mapping[str, Any] | str) -> str:
 
 def _ops(collector: Collector, host: str, port: int) -> Any:
     """Answer probes and scrapes. The HTTP server is only imported where somebody wants it."""
+    from sidecar.http import serve
+
+    # No delay at the end: the collection itself drains, and is asked until then.
+    return serve.serve(ops_app(collector), host=host, port=port, drain_delay=0.0)
+
+
+def ops_app(collector: Collector) -> web.Application:
+    """Return what answers probes and scrapes for a collection."""
     from aiohttp import web
 
-    from sidecar.http import openapi, ops, serve
+    from sidecar.http import openapi, ops
 
     app = web.Application()
-    ops.health_of(app).add("collector", ready=collector.trouble)
+    ops.health_of(app).add(
+        "collector",
+        ready=collector.trouble,
+        started=lambda: None if collector.started else "the files are still being looked for",
+    )
     titles = {
         "/livez": "Is it alive?",
         "/readyz": "Do all sinks take lines?",
@@ -291,8 +306,7 @@ def _ops(collector: Collector, host: str, port: int) -> Any:
     }
     about = openapi.document("sidecar collect", "How the collection is.", paths, token=False)
     app.add_routes(ops.ops_routes(lambda: about))
-    # No delay at the end: the collection itself drains, and is asked until then.
-    return serve.serve(app, host=host, port=port, drain_delay=0.0)
+    return app
 
 
 async def _beside(main: Any, server: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import urllib.request
@@ -13,7 +14,10 @@ from cli.commands import Command
 from logs.fakes.loki import FakeLoki
 from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.receiver import Broken, Busy
-from sidecar.cli import main
+from sidecar import logs
+from sidecar.cli import collecting, main
+from sidecar.http import ops
+from sidecar.logs.collector import Collector
 from support import Eventually, StartProcess
 
 
@@ -300,6 +304,25 @@ async def test_probes_and_metrics_are_answered_beside_the_collection(
     await eventually(lambda: lines() == 3)
     for path in ("/livez", "/readyz", "/startupz", "/openapi.json"):
         assert urllib.request.urlopen(url + path, timeout=5).status == 200
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
+    assert (
+        "sidecar_watch_mode{" not in text
+    )  # it watches no content, so nobody can take its watch for dead
     process.popen.terminate()
     await eventually(lambda: process.popen.poll() is not None)
     assert process.popen.returncode == 0, process
+
+
+async def test_a_startup_probe_waits_until_the_files_have_been_looked_for(
+    log: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    """`/startupz` says no before that: a native sidecar lets the application begin when it says yes."""
+    collector = Collector(logs.tail(log), [], [logs.FileSink(tmp_path / "out")])
+    health = ops.health_of(collecting.ops_app(collector))
+    assert not health.report("started").ok
+    assert health.report("live").ok
+
+    collection = asyncio.create_task(collector.run())
+    await eventually(lambda: health.report("started").ok)
+    collection.cancel()
+    await asyncio.wait([collection])
