@@ -68,7 +68,7 @@ def test_it_runs_as_any_user_with_a_read_only_root_and_no_capability(image: str,
     assert re.fullmatch(r"sidecar \d+\.\d+\.\d+\S*\n", done.stdout)
 
 
-@pytest.mark.parametrize("role", ["write", "read", "publish", "wait", "check", "doctor"])
+@pytest.mark.parametrize("role", ["write", "read", "collect", "publish", "wait", "check", "doctor"])
 def test_it_knows_all_roles(image: str, role: str) -> None:
     """One image: the argument is the role."""
     done = podman.podman("run", "--rm", *HARDENED, image, role, "--help")
@@ -91,6 +91,7 @@ def test_what_a_start_imports_is_compiled(image: str) -> None:
     program = (
         "import os, sys, importlib.util as u;"
         "import sidecar.cli.main, sidecar.cli.check, sidecar.http.reader, sidecar.http.writer, sidecar.http.serve;"
+        "import yaml, sidecar.cli.collecting, sidecar.logs.sinks.delivery, sidecar.logs.sinks.stdout;"
         "files = [m.__file__ for m in list(sys.modules.values()) if (getattr(m, '__file__', None) or '').endswith('.py')];"
         "print(sorted(f for f in files if not os.path.exists(u.cache_from_source(f))))"
     )
