@@ -27,6 +27,9 @@ import yaml
 CHART = Path(__file__).parent / "sidecar"
 BEGIN, END = "<!-- values: made by charts/generate.py -->", "<!-- end of values -->"
 
+STAGES = ("parse", "level", "time", "keep", "drop", "redact", "add")
+"""The stages of `sidecar collect`, docs/logs.md."""
+
 DEFINITIONS: dict[str, Any] = {
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
     "optionalPort": {"type": ["integer", "null"], "minimum": 1, "maximum": 65535},
@@ -35,6 +38,11 @@ DEFINITIONS: dict[str, Any] = {
     "quantity": {
         "type": ["string", "integer"],
         "pattern": "^([0-9]+([.][0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?)?$",
+    },
+    "optionalSize": {
+        "type": ["string", "integer", "null"],
+        "pattern": "^[0-9]+(k|M|G|Ki|Mi|Gi)?$",
+        "minimum": 1,
     },
     "optionalSeconds": {"type": ["number", "null"], "minimum": 0.001},
     "duration": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
@@ -47,6 +55,14 @@ DEFINITIONS: dict[str, Any] = {
             "pathType": {"enum": ["Prefix", "Exact", "ImplementationSpecific"]},
             "to": {"enum": ["reader", "writer"]},
         },
+    },
+    "stage": {
+        "type": ["string", "object"],
+        "minLength": 1,
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": {"const": f"left out: there are only {', '.join(STAGES)}"},
+        "properties": {name: {} for name in STAGES},
     },
 }
 
@@ -87,7 +103,8 @@ def schema(chart: Path = CHART) -> dict[str, Any]:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart sidecar",
         **root,
-        "definitions": {"route": DEFINITIONS["route"]},
+        # Those that items of lists refer to; all others are written out.
+        "definitions": {name: DEFINITIONS[name] for name in ("route", "stage")},
     }
 
 

@@ -16,6 +16,24 @@ _OWN = {
     "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
 }
 
+# An application that writes log files, hardened as ours are.
+_APP = {
+    "name": "app",
+    "image": "registry.example/app:1",
+    "securityContext": {
+        "runAsUser": 20000,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    },
+    "volumeMounts": [{"name": "shared", "mountPath": "/var/log/app"}],
+}
+_LOGS_ONLY: dict[str, Any] = {
+    "writer": {"enabled": False},
+    "reader": {"enabled": False},
+    "volume": {"mountPath": "/var/log/app"},
+    "extraContainers": [_APP],
+}
+
 MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
     "the article": yaml.safe_load((tools.CHART / "values-article.yaml").read_text()),
@@ -213,6 +231,96 @@ MATRIX: dict[str, dict[str, Any]] = {
         "enabled": False,
         "initialContent": {"text": "x"},
         "volume": {"persistentVolumeClaim": {"size": "1Gi"}},
+    },
+    "collector beside writer and reader": {"collector": {"enabled": True}},
+    "logs only": {**_LOGS_ONLY, "collector": {"enabled": True}},
+    "collector as an ordinary container": {
+        **_LOGS_ONLY,
+        "collector": {"enabled": True, "native": False, "podinfo": False, "stopDelay": 3},
+    },
+    "collector with all that it knows": {
+        **_LOGS_ONLY,
+        "extraVolumes": [{"name": "archive", "emptyDir": {}}],
+        "collector": {
+            "enabled": True,
+            "files": ["*.log*", "/archive/**/*.json"],
+            "exclude": ["debug.log"],
+            "start": "end",
+            "archives": ["/archive/old"],
+            "root": "/archive",
+            "encoding": "latin-1",
+            "maxLine": 1048576,
+            "multiline": {"start": r"^\d{4}-", "timeout": "1s"},
+            "stages": [
+                {"parse": {"regex": r"(?P<status>\d+) (?P<path>\S+)"}},
+                "level",
+                {"drop": "/healthz"},
+                {"redact": {"pattern": r"card=\d+", "with": "<&>"}},
+                {"add": {"team": "shop"}},
+            ],
+            "sinks": [
+                "stdout",
+                "file:///archive/out/app.log",
+                {
+                    "url": "loki+https://loki.example",
+                    "token_file": "/etc/sidecar/secrets/loki.example/token",
+                    "max_body": 1048576,
+                    "label_fields": ["tier"],
+                },
+                "otlp+http://otlp.example:4318#timeout=5s",
+            ],
+            "json": True,
+            "labels": {"site": "berlin"},
+            "annotations": ["note"],
+            "deadLetters": "/archive/refused.ndjson",
+            "budget": "16Mi",
+            "drainTimeout": 2.5,
+            "secrets": ["loki.example", "other"],
+            "token": {"secret": "tokens", "key": "write"},
+            "caFile": "/etc/sidecar/secrets/other/ca.crt",
+            "tenant": "shop",
+            "readiness": True,
+            "extraArgs": ["--once"],
+            "env": [{"name": "TZ", "value": "UTC"}],
+            "extraVolumeMounts": [{"name": "archive", "mountPath": "/archive"}],
+        },
+        "tls": {"secret": "certificate"},
+        "metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}},
+    },
+    "collector with a claim for its checkpoint": {
+        **_LOGS_ONLY,
+        "collector": {
+            "enabled": True,
+            "checkpoint": {"persistentVolumeClaim": {"size": "2Gi", "keep": True}},
+        },
+    },
+    "collector with a claim that is there": {
+        **_LOGS_ONLY,
+        "collector": {
+            "enabled": True,
+            "checkpoint": {"persistentVolumeClaim": {"existingClaim": "mine"}},
+        },
+    },
+    "collectors of a stateful set": {
+        **_LOGS_ONLY,
+        "workload": {"kind": "StatefulSet", "replicas": 2},
+        "volume": {"persistentVolumeClaim": {"size": "1Gi"}},
+        "collector": {
+            "enabled": True,
+            "files": ["/shared/*.log*"],
+            "checkpoint": {"persistentVolumeClaim": {"size": "2Gi"}},
+        },
+    },
+    "collector with its checkpoint on the shared claim": {
+        "volume": {"persistentVolumeClaim": {"existingClaim": "mine"}},
+        "collector": {"enabled": True, "service": {"enabled": True}},
+    },
+    "collector as a library": {
+        "enabled": False,
+        "collector": {
+            "enabled": True,
+            "checkpoint": {"persistentVolumeClaim": {"size": "1Gi"}},
+        },
     },
 }
 

@@ -114,6 +114,11 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
     options = {option.name for option in command.params} - elsewhere - beside
     camel = {re.sub(r"_(.)", lambda letter: letter[1].upper(), name) for name in options if name}
     assert camel - values[role].keys() == set()
+    # A value that is there and does nothing would be worse than none.
+    given = {name: _sample(role, name) for name in camel - {"path", "port"}}
+    taken = chart.container(chart.render({role: given}), role)["args"]
+    flags = {f"--{name.replace('_', '-')}" for name in options if name}
+    assert flags - {one.partition("=")[0] for one in taken} == set()
     arguments = " ".join(chart.container(chart.render(), role)["args"])
     for name in elsewhere - {"tls_cert", "tls_key", "token_file"}:
         assert f"--{name.replace('_', '-')}=" in arguments
@@ -122,9 +127,14 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) -> None:
     """What the chart passes is parsed by the command itself: no flag that it does not know, no value it refuses."""
-    from sidecar.cli import publish, read, write
+    from sidecar.cli import collect, publish, read, write
 
-    commands = {"write": write.command, "read": read.command, "publish": publish.command}
+    commands = {
+        "write": write.command,
+        "read": read.command,
+        "publish": publish.command,
+        "collect": collect.command,
+    }
     for _, spec in chart.pod_specs(rendered(name)):
         for container in chart.containers(spec):
             first, *arguments = container.get("args", [""])
@@ -246,6 +256,18 @@ def test_notes_are_for_this_release() -> None:
     assert "kubectl port-forward --namespace here service/demo-sidecar 9090:9090 8081:8081" in notes
     assert 'curl "http://localhost:9090/?content=123"' in notes
     assert "helm test --namespace here demo" in notes
+
+
+def _sample(role: str, name: str) -> Any:
+    """A value that the schema lets pass, and that is not the default."""
+    schema = json.loads((tools.CHART / "values.schema.json").read_text())
+    found = schema["properties"][role]["properties"][name]
+    if "enum" in found:
+        return found["enum"][-1]
+    types = {found["type"]} if isinstance(found["type"], str) else set(found["type"])
+    if types & {"integer", "number"}:
+        return 7
+    return True if "boolean" in types else "0600"
 
 
 def _sorted(objects: list[chart.Object]) -> list[str]:

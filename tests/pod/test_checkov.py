@@ -66,6 +66,20 @@ def test_with_an_image_of_ones_registry_nothing_fails(checkov: str, tmp_path: Pa
     assert failed(checkov, chart.template(values).stdout, tmp_path) == set()
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_collector_fails_nothing_but_what_the_readme_argues(
+    checkov: str, tmp_path: Path, native: bool
+) -> None:
+    """Beside writer and reader, as a native sidecar and as an ordinary container: no readiness probe is on purpose."""
+    values = {
+        "image": {"digest": "sha256:" + "0" * 64, "pullPolicy": "Always"},
+        "tests": {"enabled": False},
+        "collector": {"enabled": True, "native": native},
+    }
+    found = {check for check, _ in failed(checkov, chart.template(values).stdout, tmp_path)}
+    assert found == (set() if native else {"CKV_K8S_9"})
+
+
 def test_it_would_find_a_hole(checkov: str, tmp_path: Path) -> None:
     """The check itself: a privileged container is found."""
     values = {"containerSecurityContext": {"privileged": True}}

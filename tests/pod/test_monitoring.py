@@ -13,13 +13,6 @@ from pod.matrix import rendered
 
 promql = pytest.importorskip("promql_parser", reason="needs the package promql-parser")
 
-# DESIGN section 5; what collects logs and reloads comes later, under these names.
-LATER = {
-    "sidecar_logs_lag_seconds",
-    "sidecar_logs_lost_bytes_total",
-    "sidecar_logs_lines_total",
-    "sidecar_reload_total",
-}
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
@@ -67,7 +60,7 @@ def test_every_metric_exists() -> None:
         for name in re.findall(
             r"\b(?:sidecar|process)_[a-z_]+", re.sub(r'"[^"]*"', "", expression)
         ):
-            assert name in exposed | LATER | PROCESS, expression
+            assert name in exposed | PROCESS, expression
 
 
 def test_every_alert_says_what_happened_and_how_bad_it_is() -> None:
@@ -84,6 +77,8 @@ def test_every_alert_says_what_happened_and_how_bad_it_is() -> None:
         "SidecarWatchDead",
         "SidecarPublishRefused",
         "SidecarLogsLag",
+        "SidecarLogsLost",
+        "SidecarLogsRefused",
     } <= set(names)
 
 

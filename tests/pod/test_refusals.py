@@ -90,6 +90,105 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "digest that is none": ({"image": {"digest": "latest"}}, ("image", "digest", "sha256")),
     "mode that is none": ({"writer": {"mode": "rw"}}, ("writer", "mode", "[0-7]")),
+    "collector without files": (
+        {"collector": {"enabled": True, "files": []}},
+        ("collector.files", "*.log*"),
+    ),
+    "log files on no volume": (
+        {"collector": {"enabled": True, "files": ["/var/log/app/*.log"]}},
+        ("collector.files", "/var/log/app/*.log", "/shared/", "collector.extraVolumeMounts"),
+    ),
+    "collector on the port of another": (
+        {"collector": {"enabled": True, "port": 8081}},
+        ("reader.port and collector.port", "8081"),
+    ),
+    "collector with the name of another": (
+        {"collector": {"enabled": True, "name": "writer"}},
+        ("writer.name and collector.name",),
+    ),
+    "collector beside nothing": (
+        {
+            "writer": {"enabled": False},
+            "reader": {"enabled": False},
+            "collector": {"enabled": True},
+        },
+        ("collector.native", "extraContainers", "init container"),
+    ),
+    "stage that is none": (
+        {"collector": {"stages": [{"pasre": "json"}]}},
+        ("collector", "stages", "pasre", "parse, level"),
+    ),
+    "receiver without address": (
+        {"collector": {"sinks": [{"tenant": "shop"}]}},
+        ("collector", "sinks", "url"),
+    ),
+    "unknown key of the collector": (
+        {"collector": {"paths": ["*.log"]}},
+        ("collector", "paths", "files"),
+    ),
+    "size of a line that is none": (
+        {"collector": {"maxLine": "long"}},
+        ("collector", "maxLine", "Ki|Mi"),
+    ),
+    "password in a ConfigMap": (
+        {"collector": {"enabled": True, "sinks": ["https://ada:secret@logs.example/in"]}},
+        ("collector.sinks", "…@logs.example", "collector.secrets", "password_file"),
+    ),
+    "file where nothing can be written": (
+        {"collector": {"enabled": True, "sinks": ["file:///archive/app.log"]}},
+        ("collector.sinks", "file:///archive/app.log", "collector.extraVolumeMounts"),
+    ),
+    "refused lines where nothing can be written": (
+        {"collector": {"enabled": True, "deadLetters": "/shared/refused"}},
+        ("collector.deadLetters", "/var/lib/sidecar/"),
+    ),
+    "two places for a checkpoint": (
+        {
+            "collector": {
+                "enabled": True,
+                "checkpoint": {"volume": "shared", "persistentVolumeClaim": {"size": "1Gi"}},
+            }
+        },
+        ("collector.checkpoint.volume", "collector.checkpoint.persistentVolumeClaim"),
+    ),
+    "claim for a checkpoint that is not named": (
+        {"collector": {"enabled": True, "checkpoint": {"volume": "persistentVolumeClaim"}}},
+        ("collector.checkpoint.persistentVolumeClaim.existingClaim", "size"),
+    ),
+    "checkpoint on a ConfigMap": (
+        {
+            "writer": {"enabled": False},
+            "volume": {"source": {"configMap": {"name": "a"}}},
+            "collector": {"enabled": True, "checkpoint": {"volume": "shared"}},
+        },
+        ("collector.checkpoint.volume", "volume.source.configMap", "emptyDir"),
+    ),
+    "several collectors of the same files": (
+        {
+            "workload": {"replicas": 2},
+            "volume": {"source": {"nfs": {"server": "a", "path": "/"}}},
+            "collector": {"enabled": True},
+        },
+        ("collector.enabled", "workload.replicas=1", "volume.emptyDir"),
+    ),
+    "several collectors on one checkpoint": (
+        {
+            "workload": {"kind": "DaemonSet"},
+            "collector": {
+                "enabled": True,
+                "checkpoint": {"persistentVolumeClaim": {"existingClaim": "a"}},
+            },
+        },
+        ("collector.checkpoint.persistentVolumeClaim", "StatefulSet"),
+    ),
+    "grace too short for the last lines": (
+        {"collector": {"enabled": True, "drainTimeout": 20}},
+        ("terminationGracePeriodSeconds is 30", "collector.drainTimeout", "35"),
+    ),
+    "grace too short for an ordinary collector": (
+        {"collector": {"enabled": True, "native": False, "stopDelay": 25}},
+        ("terminationGracePeriodSeconds is 30", "collector.stopDelay", "35"),
+    ),
     "flag as text": ({"writer": {"enabled": "yes please"}}, ("writer", "enabled", "boolean")),
 }
 
@@ -109,10 +208,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, major: int) -> N
 
 
 @pytest.mark.parametrize("major", [3, 4])
-def test_native_sidecars_are_refused_where_kubernetes_does_not_know_them(major: int) -> None:
+@pytest.mark.parametrize(
+    ("role", "values"),
+    [("writer", {"writer": {"native": True}}), ("collector", {"collector": {"enabled": True}})],
+)
+def test_native_sidecars_are_refused_where_kubernetes_does_not_know_them(
+    role: str, values: dict[str, Any], major: int
+) -> None:
     """Before 1.29 the field is dropped, and the Pod would wait for ever for its first container to end."""
-    done = chart.template(
-        {"writer": {"native": True}}, "--kube-version=1.28.0", major=major, check=False
-    )
+    done = chart.template(values, "--kube-version=1.28.0", major=major, check=False)
     assert done.returncode != 0
-    assert "writer.native needs Kubernetes 1.29" in done.stderr
+    assert f"{role}.native needs Kubernetes 1.29" in done.stderr

@@ -4,6 +4,8 @@ The public templates, for the Pods of other charts (examples/chart shows one):
     containers:
       {{- include "sidecar.writer.container" . | nindent 6 }}
       {{- include "sidecar.reader.container" . | nindent 6 }}
+    initContainers:
+      {{- include "sidecar.collector.container" . | nindent 6 }}
     volumes:
       {{- include "sidecar.sharedVolume" . | nindent 6 }}
 
@@ -75,18 +77,7 @@ Each gives items of a list. `.` is the context of the chart that depends on this
       {{- with $values.hostPort }}
       hostPort: {{ . }}
       {{- end }}
-  {{- range $probe, $url := dict "startupProbe" "/startupz" "livenessProbe" "/livez" "readinessProbe" "/readyz" }}
-  {{- with get $root.Values.probes (trimSuffix "Probe" $probe) }}
-  {{ $probe }}:
-    {{- if eq $root.Values.probes.type "exec" }}
-    exec:
-      command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port $url | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
-    {{- else }}
-    httpGet: {path: {{ $url }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
-    {{- end }}
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- end }}
+  {{- include "sidecar.probes" (list $root $values $scheme (list "startup" "liveness" "readiness")) | trim | nindent 2 }}
   {{- with $values.resources }}
   resources:
     {{- toYaml . | nindent 4 }}
@@ -115,6 +106,26 @@ Each gives items of a list. `.` is the context of the chart that depends on this
     {{- with $values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+{{- end }}
+
+{{/* Probes: (list ROOT CONTAINER-VALUES SCHEME NAMES). */}}
+{{- define "sidecar.probes" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 1 -}}
+{{- $scheme := index . 2 -}}
+{{- $urls := dict "startup" "/startupz" "liveness" "/livez" "readiness" "/readyz" -}}
+{{- range $name := index . 3 }}
+{{- with get $root.Values.probes $name }}
+{{ $name }}Probe:
+  {{- if eq $root.Values.probes.type "exec" }}
+  exec:
+    command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port (get $urls $name) | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
+  {{- else }}
+  httpGet: {path: {{ get $urls $name }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
+  {{- end }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "sidecar.container.common" -}}
@@ -232,7 +243,7 @@ securityContext:
   configMap:
     name: {{ include "sidecar.fullname" . }}-config
 {{- end }}
-{{- range $role := list "writer" "reader" }}
+{{- range $role := list "writer" "reader" "collector" }}
 {{- $values := index $.Values $role }}
 {{- if and $values.enabled $values.token.secret }}
 - name: {{ $role }}-token
@@ -246,5 +257,8 @@ securityContext:
   secret:
     secretName: {{ . }}
     defaultMode: 0440
+{{- end }}
+{{- if .Values.collector.enabled }}
+{{ include "sidecar.collector.volumes" . }}
 {{- end }}
 {{- end }}

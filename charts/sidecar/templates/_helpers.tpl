@@ -91,6 +91,11 @@ metadata:
 {{- first (append $set "emptyDir") -}}
 {{- end }}
 
+{{/* Whether the volume is one that nobody can write to. */}}
+{{- define "sidecar.readOnlySource" -}}
+{{- if and (eq (include "sidecar.volumeKind" .) "source") (has (keys .Values.volume.source | first) (list "configMap" "secret" "projected" "downwardAPI" "image")) }}true{{ end -}}
+{{- end }}
+
 {{/* Whether each Pod has content of its own, which the other Pods do not see. */}}
 {{- define "sidecar.ownVolume" -}}
 {{- $kind := include "sidecar.volumeKind" . -}}

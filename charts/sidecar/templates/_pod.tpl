@@ -8,15 +8,30 @@
 {{- define "sidecar.pod.annotations" -}}
 {{- $own := mustMergeOverwrite (dict) .Values.annotations .Values.pod.annotations -}}
 {{- if not (hasKey $own "kubectl.kubernetes.io/default-container") -}}
-{{- $_ := set $own "kubectl.kubernetes.io/default-container" (ternary .Values.reader.name .Values.writer.name .Values.reader.enabled) -}}
+{{- $names := list -}}
+{{- range $role := list "reader" "writer" "collector" }}{{ with index $.Values $role }}{{ if .enabled }}{{ $names = append $names .name }}{{ end }}{{ end }}{{ end -}}
+{{- if and .Values.extraContainers (not (or .Values.reader.enabled .Values.writer.enabled)) -}}
+{{- /* The collector is beside the application, not the other way round. */}}
+{{- $names = prepend $names (first .Values.extraContainers).name -}}
 {{- end -}}
-{{- if and (or .Values.initialContent.text .Values.initialContent.files) (ne .Values.workload.kind "Pod") -}}
-{{- $_ := set $own "checksum/initial-content" (toJson .Values.initialContent | sha256sum) -}}
+{{- with $names }}{{ $_ := set $own "kubectl.kubernetes.io/default-container" (first .) }}{{ end -}}
 {{- end -}}
-{{- if and .Values.writer.enabled .Values.writer.schema (ne .Values.workload.kind "Pod") -}}
-{{- $_ := set $own "checksum/config" (.Values.writer.schema | sha256sum) -}}
+{{- if ne .Values.workload.kind "Pod" -}}
+{{- $own = mustMergeOverwrite $own (include "sidecar.checksums.of" . | fromYaml) -}}
 {{- end -}}
 {{- toYaml $own -}}
+{{- end }}
+
+{{- define "sidecar.checksums.of" -}}
+{{- if or .Values.initialContent.text .Values.initialContent.files }}
+checksum/initial-content: {{ toJson .Values.initialContent | sha256sum }}
+{{- end }}
+{{- if and .Values.writer.enabled .Values.writer.schema }}
+checksum/config: {{ .Values.writer.schema | sha256sum }}
+{{- end }}
+{{- if .Values.collector.enabled }}
+checksum/collector: {{ include "sidecar.collector.pipeline" . | sha256sum }}
+{{- end }}
 {{- end }}
 
 {{- define "sidecar.pod.spec" -}}
@@ -70,6 +85,10 @@ topologySpreadConstraints:
 {{- $container := include "sidecar.container" (list $root $role) -}}
 {{- if $values.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
 {{- end -}}
+{{- end -}}
+{{- if .Values.collector.enabled -}}
+{{- $container := include "sidecar.collector" . -}}
+{{- if .Values.collector.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
 {{- end -}}
 {{- with .Values.initContainers }}{{ $init = append $init (toYaml .) }}{{ end -}}
 {{- with .Values.extraContainers }}{{ $main = append $main (toYaml .) }}{{ end -}}

@@ -31,28 +31,36 @@ Each message names the value, what it is, and what is allowed.
 {{- fail (printf "\n\nThe path of the %s is %q, which is not in the shared volume: it must begin with %s (volume.mountPath)." $role $path $inside) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.writer.enabled .Values.reader.enabled -}}
-{{- if eq (int .Values.writer.port) (int .Values.reader.port) -}}
-{{- fail (printf "\n\nwriter.port and reader.port are both %d: the containers of a Pod share its network, so give them different ones." (int .Values.writer.port)) -}}
+{{- range $pair := list (list "writer" "reader") (list "writer" "collector") (list "reader" "collector") -}}
+{{- $one := index $.Values (first $pair) -}}
+{{- $other := index $.Values (last $pair) -}}
+{{- if and $one.enabled $other.enabled -}}
+{{- if eq (int $one.port) (int $other.port) -}}
+{{- fail (printf "\n\n%s.port and %s.port are both %d: the containers of a Pod share its network, so give them different ones." (first $pair) (last $pair) (int $one.port)) -}}
 {{- end -}}
-{{- if eq .Values.writer.name .Values.reader.name -}}
-{{- fail (printf "\n\nwriter.name and reader.name are both %q: give them different ones." .Values.writer.name) -}}
+{{- if eq $one.name $other.name -}}
+{{- fail (printf "\n\n%s.name and %s.name are both %q: give them different ones." (first $pair) (last $pair) $one.name) -}}
 {{- end -}}
 {{- end -}}
-{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.extraContainers) -}}
-{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled or extraContainers." -}}
 {{- end -}}
-{{- range $role := list "writer" "reader" -}}
+{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.extraContainers) -}}
+{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled or extraContainers." -}}
+{{- end -}}
+{{- $native := list -}}
+{{- range $role := list "writer" "reader" "collector" -}}
 {{- $values := index $.Values $role -}}
+{{- if and $values.enabled $values.native }}{{ $native = append $native (printf "%s.native" $role) }}{{ end -}}
 {{- if and $values.native $values.enabled (semverCompare "<1.29.0-0" $.Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "\n\n%s.native needs Kubernetes 1.29, and this is %s." $role $.Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- if and $values.service.nodePort (eq $.Values.service.type "ClusterIP") -}}
+{{- if and (get $values.service "nodePort") (eq $.Values.service.type "ClusterIP") -}}
 {{- fail (printf "\n\n%s.service.nodePort is set, and service.type is ClusterIP: it must be NodePort or LoadBalancer." $role) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.writer.enabled .Values.reader.enabled .Values.writer.native .Values.reader.native (not .Values.extraContainers) -}}
-{{- fail "\n\nwriter.native and reader.native are both set, and there are no extraContainers: a Pod needs one container that is no init container." -}}
+{{- $ordinary := .Values.extraContainers -}}
+{{- range $role := list "writer" "reader" "collector" }}{{ with index $.Values $role }}{{ if and .enabled (not .native) }}{{ $ordinary = list $role }}{{ end }}{{ end }}{{ end -}}
+{{- if not $ordinary -}}
+{{- fail (printf "\n\n%s: nothing else runs in the Pod, and a Pod needs one container that is no init container; set one of them to false, or add extraContainers." (join " and " $native)) -}}
 {{- end -}}
 {{- if and (ne $kind "Pod") (ne .Values.pod.restartPolicy "Always") -}}
 {{- fail (printf "\n\npod.restartPolicy is %s: a %s restarts its Pods Always; others are for workload.kind Pod." .Values.pod.restartPolicy $kind) -}}
@@ -61,11 +69,11 @@ Each message names the value, what it is, and what is allowed.
 {{- if le (float64 .Values.pod.terminationGracePeriodSeconds) (float64 $drain) -}}
 {{- fail (printf "\n\npod.terminationGracePeriodSeconds is %v: it must be greater than drain.delay and drain.timeout together (%v), or running requests are killed." .Values.pod.terminationGracePeriodSeconds $drain) -}}
 {{- end -}}
-{{- if and .Values.writer.enabled (eq $volume "source") -}}
-{{- $source := keys .Values.volume.source | first -}}
-{{- if has $source (list "configMap" "secret" "projected" "downwardAPI" "image") -}}
-{{- fail (printf "\n\nvolume.source.%s cannot be written to: set writer.enabled=false, or take another volume." $source) -}}
+{{- if and .Values.writer.enabled (include "sidecar.readOnlySource" .) -}}
+{{- fail (printf "\n\nvolume.source.%s cannot be written to: set writer.enabled=false, or take another volume." (keys .Values.volume.source | first)) -}}
 {{- end -}}
+{{- if .Values.collector.enabled -}}
+{{- include "sidecar.collector.validate" . -}}
 {{- end -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- if not (has $kind (list "Deployment" "StatefulSet")) -}}
@@ -99,4 +107,65 @@ Each message names the value, what it is, and what is allowed.
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.service.enabled) -}}
 {{- fail "\n\nmetrics.serviceMonitor.enabled needs service.enabled; without a Service take metrics.podMonitor." -}}
 {{- end -}}
+{{- end }}
+
+{{- define "sidecar.collector.validate" -}}
+{{- $values := .Values.collector -}}
+{{- $checkpoint := include "sidecar.collector.checkpointKind" . -}}
+{{- $mounted := list (printf "%s/" (trimSuffix "/" .Values.volume.mountPath)) -}}
+{{- $writable := list (printf "%s/" (include "sidecar.collector.directory" .)) -}}
+{{- range $values.extraVolumeMounts -}}
+{{- $place := printf "%s/" (trimSuffix "/" .mountPath) -}}
+{{- $mounted = append $mounted $place -}}
+{{- if not .readOnly }}{{ $writable = append $writable $place }}{{ end -}}
+{{- end -}}
+{{- if not $values.files -}}
+{{- fail "\n\ncollector.files is empty: name the log files, as [\"*.log*\"]." -}}
+{{- end -}}
+{{- range include "sidecar.collector.files" . | fromJsonArray -}}
+{{- if not (include "sidecar.inside" (list . $mounted)) -}}
+{{- fail (printf "\n\ncollector.files: %q is on no volume that the collector mounts: it must begin with %s (volume.mountPath), or with a mountPath of collector.extraVolumeMounts." . (first $mounted)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.deadLetters (not (include "sidecar.inside" (list $values.deadLetters $writable))) -}}
+{{- fail (printf "\n\ncollector.deadLetters is %q, where the collector cannot write: it must be in %s, or in a mountPath of collector.extraVolumeMounts." $values.deadLetters (first $writable)) -}}
+{{- end -}}
+{{- range $values.sinks -}}
+{{- $url := include "sidecar.collector.url" . -}}
+{{- if regexMatch "://[^/?#]*:[^/?#]*@" $url -}}
+{{- fail (printf "\n\ncollector.sinks: %s has a password in its address, which would lie in a ConfigMap: put it into a Secret, name that in collector.secrets, and give the receiver `user` and `password_file: /etc/sidecar/secrets/NAME/KEY`." (regexReplaceAll "://[^/?#]*@" $url "://…@")) -}}
+{{- end -}}
+{{- if and (hasPrefix "file://" $url) (not (include "sidecar.inside" (list (trimPrefix "file://" $url) $writable))) -}}
+{{- fail (printf "\n\ncollector.sinks: %s is where the collector cannot write: it must be on a volume of collector.extraVolumeMounts that is not readOnly." $url) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $checkpoint "shared") (include "sidecar.readOnlySource" .) -}}
+{{- fail (printf "\n\ncollector.checkpoint.volume is shared, and volume.source.%s cannot be written to: take emptyDir or persistentVolumeClaim." (keys .Values.volume.source | first)) -}}
+{{- end -}}
+{{- $many := or (eq .Values.workload.kind "DaemonSet") (and (has .Values.workload.kind (list "Deployment" "StatefulSet")) (or .Values.autoscaling.enabled (gt (int .Values.workload.replicas) 1))) -}}
+{{- $common := include "sidecar.collector.common" . -}}
+{{- if and $many (contains "files" $common) -}}
+{{- fail "\n\ncollector.enabled: several Pods share the volume with the log files, and the collector of each would deliver every line; set workload.replicas=1 (without autoscaling), or give each Pod a volume of its own (volume.emptyDir, or a StatefulSet with volume.persistentVolumeClaim.size)." -}}
+{{- end -}}
+{{- if and $many (contains "checkpoint" $common) -}}
+{{- fail "\n\ncollector.checkpoint.persistentVolumeClaim: several Pods would share the one checkpoint; set workload.replicas=1, or workload.kind StatefulSet with collector.checkpoint.persistentVolumeClaim.size, which gives each Pod a claim." -}}
+{{- end -}}
+{{- $before := $values.stopDelay -}}
+{{- $what := "collector.stopDelay" -}}
+{{- if $values.native -}}
+{{- $before = 0 -}}
+{{- if or (and .Values.writer.enabled (not .Values.writer.native)) (and .Values.reader.enabled (not .Values.reader.native)) -}}
+{{- $before = addf .Values.drain.delay .Values.drain.timeout -}}
+{{- end -}}
+{{- $what = "drain.delay, drain.timeout" -}}
+{{- end -}}
+{{- if le (float64 .Values.pod.terminationGracePeriodSeconds) (addf $before $values.drainTimeout) -}}
+{{- fail (printf "\n\npod.terminationGracePeriodSeconds is %v: it must be greater than %s and collector.drainTimeout together (%v), or the collector is killed before it has delivered the last lines." .Values.pod.terminationGracePeriodSeconds $what (addf $before $values.drainTimeout)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether a path is in one of these directories, which end in a slash: (list PATH DIRECTORIES). */}}
+{{- define "sidecar.inside" -}}
+{{- $path := index . 0 -}}
+{{- range index . 1 }}{{ if hasPrefix . $path }}true{{ end }}{{ end -}}
 {{- end }}
