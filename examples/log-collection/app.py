@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import signal
-import sys
+import threading
 import time
 from logging.handlers import RotatingFileHandler
 
@@ -25,7 +25,8 @@ class Json(logging.Formatter):
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: end.set())
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # Renames app.log to app.log.1, app.log.1 to app.log.2, … and deletes the fourth: the collector has to keep up.
     handler = RotatingFileHandler(path, maxBytes=64 * 1024, backupCount=3)
@@ -34,12 +35,14 @@ def main() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     number = 0
-    while not limit or number < limit:
+    while not end.wait(1 / rate) and (not limit or number < limit):
         number += 1
         log.info("order %d for customer card=4111111111111111", number)
         if number % 10 == 0:
             log.info("GET /healthz 200")
-        time.sleep(1 / rate)
+    if end.is_set():
+        # What matters most is often what is written last.
+        log.info("closed after order %d", number)
 
 
 if __name__ == "__main__":

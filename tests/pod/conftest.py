@@ -30,6 +30,16 @@ def readers_image(image: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def shops_image(alone: None) -> str:
+    """The application of examples/log-collection, which knows nothing of ours."""
+    return podman.build(
+        "localhost/sidecar-shop:latest",
+        tools.ROOT / "examples" / "log-collection",
+        BASE=podman.base(),
+    )
+
+
+@pytest.fixture(scope="session")
 def writers_image(image: str) -> str:
     """The same of examples/writer."""
     return podman.build(

@@ -16,6 +16,8 @@ from pod import chart, cluster, podman, tools
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 README = (tools.CHART / "README.md").read_text()
+LOGS = (tools.ROOT / "docs" / "logs.md").read_text()
+LOG_COLLECTION = (tools.ROOT / "examples" / "log-collection" / "README.md").read_text()
 
 
 class Shell:
@@ -65,10 +67,10 @@ def shell(image: str) -> Iterator[Shell]:
     shutil.rmtree(directory)
 
 
-def blocks(heading: str) -> list[tuple[str, str]]:
+def blocks(heading: str, page: str = README) -> list[tuple[str, str]]:
     """Return the commands below a heading, each with what it is said to print."""
     section = re.split(
-        r"^##+ ", README.partition(f" {heading}\n")[2], maxsplit=1, flags=re.MULTILINE
+        r"^##+ ", page.partition(f" {heading}\n")[2], maxsplit=1, flags=re.MULTILINE
     )[0]
     found = []
     for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL):
@@ -90,6 +92,23 @@ def test_the_commands_of_the_readme_say_what_it_says(shell: Shell, heading: str)
         said = shell.run(command.replace("--set ", f"--set volume.hostPath.path={shell.volume},"))
         if output:
             assert said.splitlines()[-len(output.splitlines()) :] == output.splitlines(), command
+
+
+@pytest.mark.parametrize("heading", ["In a cluster, with the chart", "Without a cluster"])
+def test_the_commands_of_the_log_collection_show_the_lines(
+    shell: Shell, shops_image: str, heading: str
+) -> None:
+    """Each is run in its order; `logs` shows what the application wrote, `--status` where the collector is."""
+    commands = blocks(heading, LOG_COLLECTION)
+    assert len(commands) >= 5
+    for typed, _ in commands:
+        command = typed.replace("podman build", "podman build --quiet --build-arg BASE=$BASE")
+        if "--status" in command:
+            podman.until(lambda command=command: "/var/log/app/app.log" in shell.run(command))
+        elif " logs " in command:
+            podman.until(lambda command=command: '"order 1 for' in shell.run(command))
+        else:
+            shell.run(command)
 
 
 def test_the_commands_of_the_notes_work(shell: Shell) -> None:
@@ -121,10 +140,11 @@ def test_the_notes_of_node_ports_name_the_node(shell: Shell) -> None:
 
 
 def test_the_values_of_the_readme_render() -> None:
-    """Each YAML block of the README is a values file that the chart takes."""
+    """Each YAML block of the README, and that of the page on logs, is a values file that the chart takes."""
     import yaml
 
     found = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(found) >= 5
+    found += re.findall(r"```yaml values\n(.*?)```", LOGS, re.DOTALL)
+    assert len(found) >= 9
     for block in found:
         chart.render(yaml.safe_load(block))
