@@ -17,6 +17,8 @@ from typing import Self
 
 import pytest
 
+from sidecar.logs.checkpoint import decode
+from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.testing import LogFile
 from support import WaitFor, environment
 
@@ -187,6 +189,23 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
     got = delivered(out)
     assert sorted(set(expected) - set(got)) == []
     assert sorted(n for n, count in got.items() if count > 1) == []
+
+
+def test_killed_more_often_than_once_a_second_it_gets_on(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+) -> None:
+    """Scenario 34: a crash loop with a backlog. What a life has delivered must not all be done again by the next."""
+    out, state = tmp_path / "out" / "lines", tmp_path / "state" / "offsets.json"
+    log.write_raw(b"".join(b"%08d %s\n" % (n, b"." * 1000) for n in range(100_000)))
+    collectors = nursery(log.path)
+    for _ in range(3):
+        pid = collectors.start()
+        wait_for(lambda: out.exists() and out.stat().st_size > 0)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        collectors.ended()
+    [entry] = decode(state.read_bytes()).entries
+    assert entry.lowest > 3 * FileSink.batching.max_bytes, "no more than the first batch of each"
 
 
 def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
