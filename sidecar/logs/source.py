@@ -229,6 +229,11 @@ class Tail:
 
     def _read_one(self, stream: Stream, lane: str) -> Block | None:
         tracker = self._require()
+        if not stream.head.length:
+            # Nothing was there to judge it by. Its first bytes may show that it is a copy: not to be read then.
+            tracker.check(stream, self._clock())
+            if not stream.head.length:
+                return None
         try:
             block, more = stream.next_block(lane, self._rules, self._grouper)
         except ContentReplaced:

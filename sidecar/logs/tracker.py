@@ -210,7 +210,7 @@ class Tracker:
                 return
             stream.size = status.st_size
         was_empty = stream.head.length == 0
-        if not stream.learn_head():
+        if not stream.learn_head(status.st_size):
             self.replaced(stream, now)
             return
         if was_empty and stream.head.length and self._turns_out_a_copy(stream, status, now):
@@ -264,19 +264,13 @@ class Tracker:
         """Search for the file in which the content of `stream` lives on, and go on there."""
         # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
         unknown = stream.read_by_none and stream.head.length < identity.EVIDENCE
-        for path in [] if unknown else self._related(stream.path):
-            key = self._key_of(path)
-            if key is None or key in self.by_key:
-                continue
-            opened = self._open(path)
-            if opened is None:
-                continue
-            content, status = opened
-            key = (status.st_dev, status.st_ino)
-            if key not in self.by_key and stream.is_continued_by(content):
-                self._settle(stream, content, key, path, now)
-                return
-            content.close()
+        related = [] if unknown else self._related(stream.path)
+        found = self._first_that(related, stream.is_continued_by)
+        if found is None and (found := self._first_that(related, stream.ends_early_in)):
+            stream.shorten(found[0])
+        if found is not None:
+            self._settle(stream, *found, now)
+            return
         if stream.sought_until is None:
             stream.sought_until = now + _SEARCH
         if now < stream.sought_until and not unknown:
@@ -285,6 +279,21 @@ class Tracker:
         if missing > 0:
             self.lose(stream.sought, missing, stream.path)
         self._bury(stream)
+
+    def _first_that(
+        self, paths: Iterable[str], fits: Callable[[contents.Content], bool]
+    ) -> tuple[contents.Content, Key, str] | None:
+        """Open the files that no stream has, one after the other, until one fits."""
+        for path in paths:
+            key = self._key_of(path)
+            if key is None or key in self.by_key or (opened := self._open(path)) is None:
+                continue
+            content, status = opened
+            key = (status.st_dev, status.st_ino)
+            if key not in self.by_key and fits(content):
+                return content, key, path
+            content.close()
+        return None
 
     def _related(self, path: str) -> list[str]:
         """The files that may be the rotated past of `path`, the youngest first."""
@@ -381,8 +390,8 @@ class Tracker:
             return
         self._suspects.pop(key, None)
         stream = Stream(path, key, content=content, grew_at=now)
-        stream.changed = ()
-        self._begin(stream, at_end=self.habits.from_end and self._first and not self._resumed)
+        at_end = self.habits.from_end and self._first and not self._resumed
+        self._begin(stream, at_end=at_end, judged=status.st_size)
         self.by_key[key] = stream
         _log.info("reading %s", path)
         self._stat(stream, now)
@@ -441,7 +450,7 @@ class Tracker:
             if not stream.is_held_by(content) and not _is_archived_copy(content, original):
                 return False
             self._aliases[key] = stream
-        elif original.compressed or (stream.deleted and path == stream.path):
+        elif stream.deleted and path == stream.path:
             return False
         elif identity.is_copy(content, status.st_size, original):
             self._suspects[key] = _Suspect(path, stream, _signature(status))
@@ -470,11 +479,15 @@ class Tracker:
             path = self.found.places[key][0]
             core = identity.core_name(os.path.basename(path))
             if core in known and key not in self.by_key and key not in self._aliases:
-                modified = _modified_ns(path)
-                if not modified:
+                try:
+                    status = os.stat(path)
+                except OSError:
                     self._unmet.add(key)  # renamed since it was listed
-                elif not self._first or key in unmet or modified >= known[core]:
-                    appeared.append((modified, path, key))
+                    continue
+                # An empty one may be a copy that has just been begun: nothing in it can be read twice.
+                young = status.st_mtime_ns >= known[core] or not status.st_size
+                if not self._first or key in unmet or young:
+                    appeared.append((status.st_mtime_ns, path, key))
         for _, path, key in sorted(appeared):
             if path in self.found.files:
                 if key in unmet:
@@ -496,12 +509,14 @@ class Tracker:
         finally:
             source.close()
 
-    def _begin(self, stream: Stream, *, at_end: bool) -> None:
+    def _begin(self, stream: Stream, *, at_end: bool, judged: int = identity.HEAD) -> None:
         content = stream.content
         if content is None:
             return
         size = os.fstat(content.fd).st_size
-        stream.head_bytes = content.read(0, identity.HEAD)
+        # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
+        known = identity.HEAD if content.compressed else min(judged, identity.HEAD)
+        stream.head_bytes = content.read(0, known)
         stream.head = identity.Print.of(stream.head_bytes)
         offset, mark = 0, b""
         if at_end and not content.compressed:
