@@ -149,6 +149,11 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         False,
         [("write", 1), ("copying", 0), ("start", 0), ("compress", 0)],
     ),
+    "half of a copy was there at the first look": (
+        "app.log*",
+        False,
+        [("copying", 0), ("write", 1), ("copying", 0), ("start", 0), ("poll", 0)],
+    ),
     "read between copy and truncation": (
         "app.log",
         False,
