@@ -133,7 +133,7 @@ class Stream:
             cursor.mark = _mark_at(content, cursor.offset)
 
     def shorten(self, content: Content) -> None:
-        """Take back what was read beyond the end of a file that holds only the beginning of this content."""
+        """Take back what was seen beyond the end of a file that holds only the beginning of this content."""
         end = content.measure()
         mark = _mark_at(content, end)
         for cursor in self.cursors.values():
@@ -182,9 +182,9 @@ class Stream:
         return is_continued_by(self.head, self.restored or self.furthest, content)
 
     def ends_early_in(self, content: Content) -> bool:
-        """Whether that file holds the beginning of this content, and not all that was read of it."""
-        size = content.measure()
-        if not EVIDENCE <= size < self.furthest.offset or not self.head_bytes:
+        """Whether that file holds the beginning of this content, and not all that was seen of it."""
+        size, seen = content.measure(), max(self.furthest.offset, len(self.head_bytes))
+        if not EVIDENCE <= size < seen or not self.head_bytes:
             return False
         head = content.read(0, len(self.head_bytes))
         if not self.head_bytes.startswith(head):

@@ -154,6 +154,14 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         False,
         [("copying", 0), ("write", 1), ("copying", 0), ("start", 0), ("poll", 0)],
     ),
+    "written between copy and truncation, and not read when it was truncated": (
+        "app.log",
+        False,
+        [
+            *[("copying", 0), ("partial", 0), ("copying", 0), ("partial", 0)],
+            *[("copying", 0), ("write", 1), ("start", 0)],
+        ],
+    ),
     "read between copy and truncation": (
         "app.log",
         False,
