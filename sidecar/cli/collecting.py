@@ -55,6 +55,7 @@ _SAME_NAME = (
     "checkpoint",
     "exclude",
     "start",
+    "ignore_older",
     "root",
     "encoding",
     "max_line",

@@ -43,6 +43,7 @@ class Pipeline:
     exclude: Sequence[str] = ()
     checkpoint: str | None = None
     start: Literal["beginning", "end"] = "beginning"
+    ignore_older: float | None = None
     archives: Sequence[str] = ()
     root: str | None = None
     encoding: str = "utf-8"
@@ -79,6 +80,7 @@ class Pipeline:
             checkpoint=self.checkpoint,
             exclude=self.exclude,
             start=self.start,
+            ignore_older=self.ignore_older,
             root=self.root,
             archives=self.archives,
             multiline=self.multiline or self._lines_of_stages(),
@@ -317,6 +319,7 @@ _READERS: values.Readers = {
     "exclude": values.patterns,
     "checkpoint": values.text,
     "start": _start,
+    "ignore_older": values.seconds,
     "archives": values.patterns,
     "root": values.text,
     "encoding": values.text,

@@ -22,6 +22,7 @@ class Habits:
     """When files are given up, and where reading begins."""
 
     from_end: bool = False
+    ignore_older: float | None = None
     rotate_wait: float = 30.0
     partial_timeout: float | None = 10.0
     group_timeout: float | None = None

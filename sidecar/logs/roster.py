@@ -6,6 +6,7 @@ Who takes which step is decided elsewhere; here the books stay right.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -28,6 +29,8 @@ class Suspect:
     path: str
     of: Stream
     seen: tuple[int, ...]
+    content: Content | None = None
+    """Open while it has too few bytes to be sure: it may yet turn out to be a log, and lose its name before."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class Roster:
     suspects: dict[Key, Suspect] = field(default_factory=dict)
     turns: int = 0
     """Grows whenever a stream begins, moves or ends."""
+    families: dict[str, dict[Stream, None]] = field(default_factory=dict)
+    """The streams by what rotation leaves of their names."""
 
     def knows(self, key: Key) -> bool:
         """Whether somebody reads this file, or need not."""
@@ -55,14 +60,30 @@ class Roster:
 
     def relatives(self, path: str) -> list[Stream]:
         """Return the streams of which this file may be the rotated past, or the next home."""
-        name = os.path.basename(path)
-        return [s for s in self.streams if identity.are_related(name, os.path.basename(s.path))]
+        return list(self.families.get(_family(path), ()))
 
     # -- steps
 
-    def begin(
-        self, stream: Stream, key: Key, *, at_end: bool = False, judged: int = identity.HEAD
-    ) -> None:
+    def add(self, stream: Stream) -> None:
+        """Take in a stream, with or without a file."""
+        self.streams.append(stream)
+        self.families.setdefault(_family(stream.path), {})[stream] = None
+        if stream.content is not None and stream.key is not None:
+            self.by_key[stream.key] = stream
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream altogether."""
+        self.streams.remove(stream)
+        self._leave_family(stream)
+        self._unlink(stream)
+
+    def rename(self, stream: Stream, path: str) -> None:
+        """Its file has another name now."""
+        self._leave_family(stream)
+        stream.path = path
+        self.families.setdefault(_family(path), {})[stream] = None
+
+    def begin(self, stream: Stream, *, at_end: bool = False, judged: int = identity.HEAD) -> None:
         """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
         content = stream.content
         if content is None:
@@ -80,31 +101,37 @@ class Roster:
         for lane in self.lanes:
             stream.cursors[lane] = Cursor(offset, mark)
             stream.windows[lane] = AckWindow(identity.Place.of(offset, mark))
-        self.streams.append(stream)
-        self.by_key[key] = stream
-        self.suspects.pop(key, None)
+        self.add(stream)
+        if stream.key is not None:
+            self.clear_of_suspicion(stream.key)
         self.turns += 1
 
     def settle(self, stream: Stream, content: Content, key: Key, path: str, now: float) -> None:
         """Let a stream go on in this file."""
         level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
         self._unlink(stream)
+        self.rename(stream, path)
         stream.attach(content, key, path)
         stream.restored = stream.sought_until = None
         stream.live = path in self.found.files
         stream.grew_at = now
         self.by_key[key] = stream
         self.aliases.pop(key, None)
-        self.suspects.pop(key, None)
+        self.clear_of_suspicion(key)
         self.turns += 1
         _log.log(level, "the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
         self.wake(stream)
 
-    def withdraw(self, stream: Stream) -> None:
-        """Take a stream back of which nothing was read: its file is another's."""
-        self.streams.remove(stream)
-        self._unlink(stream)
-        self.turns += 1
+    def suspect(self, key: Key, suspect: Suspect) -> None:
+        """Leave a file alone while it only repeats another."""
+        self.clear_of_suspicion(key)
+        self.suspects[key] = suspect
+
+    def clear_of_suspicion(self, key: Key) -> None:
+        """It is known by now what the file is."""
+        suspect = self.suspects.pop(key, None)
+        if suspect is not None and suspect.content is not None:
+            suspect.content.close()
 
     def bury(self, stream: Stream) -> None:
         """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
@@ -117,7 +144,21 @@ class Roster:
     def tidy(self, there: Container[Key]) -> None:
         """Forget what was known of files that are not there any more."""
         self.aliases = {key: s for key, s in self.aliases.items() if key in there}
-        self.suspects = {key: s for key, s in self.suspects.items() if key in there}
+        for key in [key for key in self.suspects if key not in there]:
+            self.clear_of_suspicion(key)
+
+    def close(self) -> None:
+        """Close all files."""
+        for stream in self.streams:
+            stream.detach()
+        self.tidy(())
+
+    def _leave_family(self, stream: Stream) -> None:
+        name = _family(stream.path)
+        family = self.families[name]
+        del family[stream]
+        if not family:
+            del self.families[name]
 
     def _unlink(self, stream: Stream) -> None:
         if stream.key is not None and self.by_key.get(stream.key) is stream:
@@ -145,7 +186,7 @@ class Roster:
                 stream.windows[lane] = AckWindow(place)
             # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
             stream.restored = entry.furthest
-            self.streams.append(stream)
+            self.add(stream)
 
     def entries(self) -> Iterator[checkpoint.Entry]:
         """Yield what a checkpoint should keep."""
@@ -162,6 +203,11 @@ class Roster:
                 modified_ns=stream.modified_ns,
                 gone=stream.gone,
             )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _family(path: str) -> str:
+    return identity.core_name(os.path.basename(path))
 
 
 def _after_last_newline(content: Content, size: int) -> int:

@@ -34,7 +34,7 @@ class Search:
         fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
         fresh.parent_id = stream.file_id or stream.parent_id
         fresh.content = recognise(content.fd)
-        self.roster.begin(fresh, key)
+        self.roster.begin(fresh)
         stream.key, stream.live = None, False
         stream.restored, stream.sought = stream.furthest, "truncated"
         _log.info("%s was truncated or replaced; reading it from the beginning", path)

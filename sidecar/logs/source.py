@@ -97,8 +97,7 @@ class Tail:
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
         if self._tracker is not None:
-            for stream in self._tracker.roster.streams:
-                stream.detach()
+            self._tracker.roster.close()
             self._tracker = None
             self._ready, self._streams_of = {}, {}
 
@@ -282,6 +281,7 @@ def tail(
     checkpoint: str | os.PathLike[str] | None = None,
     exclude: Sequence[str] = (),
     start: Literal["beginning", "end"] = "beginning",
+    ignore_older: float | None = None,
     root: str | None = None,
     archives: Sequence[str] = (),
     multiline: lines.Multiline | None = None,
@@ -302,6 +302,7 @@ def tail(
         exclude: which of them not.
         checkpoint: the file that remembers what has been delivered. Without one, every start begins anew.
         start: where to begin in files that are there at the very first start. Later ones are read whole.
+        ignore_older: of those, begin at the end of each that has not been written for so many seconds.
         root: the directory that symbolic links may not leave (default: each pattern's part before the first wildcard).
         archives: directories to which rotation moves or copies files (`olddir`), apart from those of the patterns.
         multiline: which lines form one record.
@@ -332,6 +333,7 @@ def tail(
         rules=Rules(max_line=max_line, encoding=encoding, multiline=multiline),
         habits=Habits(
             from_end=start == "end",
+            ignore_older=ignore_older,
             rotate_wait=rotate_wait,
             partial_timeout=partial_timeout,
             group_timeout=multiline.timeout if multiline else None,

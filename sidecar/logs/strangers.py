@@ -45,7 +45,10 @@ class Strangers:
         if stranger.content.compressed and self._is_compressing(stranger):
             stranger.content.close()
             return True
-        related = self.roster.relatives(stranger.path)
+        if not stranger.status.st_size:
+            return False  # judged by its first bytes, once there are some
+        beginning = stranger.content.read(0, identity.EVIDENCE)
+        related = [s for s in self.roster.relatives(stranger.path) if s.may_begin_with(beginning)]
         for stream in related:
             if not stream.is_intact():
                 # Truncated unnoticed: this may be its copy, and there is a new stream to compare with.
@@ -99,8 +102,13 @@ class Strangers:
         elif stream.deleted and stranger.path == stream.path:
             return False
         elif identity.is_copy(content, stranger.status.st_size, original):
-            suspect = Suspect(stranger.path, stream, stranger.signature)
-            self.roster.suspects[stranger.key] = suspect
+            unsure = stranger.status.st_size < identity.EVIDENCE
+            suspect = Suspect(
+                stranger.path, stream, stranger.signature, content if unsure else None
+            )
+            self.roster.suspect(stranger.key, suspect)
+            if unsure:
+                return True
         else:
             return False
         content.close()

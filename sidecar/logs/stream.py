@@ -177,6 +177,11 @@ class Stream:
             for c in self.cursors.values()
         )
 
+    def may_begin_with(self, data: bytes) -> bool:
+        """Whether that may be the beginning of what was read. Quick: a thousand logs are compared with each other."""
+        known = self.head_bytes[: len(data)]
+        return data.startswith(known)
+
     def is_continued_by(self, content: Content) -> bool:
         """Whether that file holds this content, at least up to the furthest position."""
         return is_continued_by(self.head, self.restored or self.furthest, content)

@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from sidecar.logs import identity, retiring
+from sidecar.logs import retiring
 from sidecar.logs.checkpoint import State
 from sidecar.logs.discovery import Discovery, Found, Key
 from sidecar.logs.opening import Opener
@@ -122,7 +122,7 @@ class Tracker:
         names = found.places.get(stream.key, []) if stream.key is not None else []
         if names and stream.path not in names:
             matching = [name for name in names if name in found.files]
-            stream.path = (matching or names)[0]
+            self.roster.rename(stream, (matching or names)[0])
         stream.live = any(name in found.files for name in names)
         if stream.content is None:
             stream.deleted = not names
@@ -135,14 +135,13 @@ class Tracker:
         content, key = stream.content, stream.key
         if content is None or key is None or not stream.read_by_none:
             return False
-        roster = self.roster
-        roster.withdraw(stream)
+        self.roster.remove(stream)
+        self.roster.turns += 1
         if self._strangers.is_past(Stranger(stream.path, key, content, status), now):
             # It is another's now, or closed: who was woken already must find nothing here.
             stream.content = None
             return True
-        roster.streams.append(stream)
-        roster.by_key[key] = stream
+        self.roster.add(stream)
         return False
 
     def _reopen_if_grown(self, stream: Stream, now: float) -> None:
@@ -178,9 +177,15 @@ class Tracker:
         for path, key in sorted(strange, key=lambda one: (-_size(one[0]), len(one[0]))):
             if not roster.knows(key):
                 self._meet(path, key, now)
-        for key in [key for key in roster.suspects if key in roster.found.places]:
-            if key not in roster.by_key:
+        for key, suspect in list(roster.suspects.items()):
+            if key in roster.by_key:
+                continue
+            if key in roster.found.places:
                 self._meet(roster.found.places[key][0], key, now)
+            elif suspect.content is not None:
+                # It has lost its name before it was clear what it is.
+                content, suspect.content = suspect.content, None
+                self._judge(Stranger(suspect.path, key, content, os.fstat(content.fd)), now)
 
     def _meet(self, path: str, key: Key, now: float) -> None:
         """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
@@ -198,13 +203,22 @@ class Tracker:
             content.close()
             self._discovery.compare(path, actual)
             return
-        if self._strangers.is_past(Stranger(path, key, content, status), now):
+        self._judge(Stranger(path, key, content, status), now)
+
+    def _judge(self, stranger: Stranger, now: float) -> None:
+        if self._strangers.is_past(stranger, now):
             return
-        stream = Stream(path, key, content=content, grew_at=now)
-        at_end = self._habits.from_end and self._first and not self._resumed
-        self.roster.begin(stream, key, at_end=at_end, judged=status.st_size)
-        _log.info("reading %s", path)
+        stream = Stream(stranger.path, stranger.key, content=stranger.content, grew_at=now)
+        at_end = self._first and not self._resumed and self._is_skipped(stranger.status)
+        self.roster.begin(stream, at_end=at_end, judged=stranger.status.st_size)
+        _log.info("reading %s", stranger.path)
         self.check(stream, now)
+
+    def _is_skipped(self, status: os.stat_result) -> bool:
+        """Whether nobody wants what a file held at the very first start."""
+        oldest = self._habits.ignore_older
+        too_old = oldest is not None and time.time() - status.st_mtime > oldest
+        return self._habits.from_end or too_old
 
     def _catch_up(self, before: Found, now: float) -> None:
         """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.
@@ -226,17 +240,13 @@ class Tracker:
     def _appeared(self, before: Found, unmet: set[Key]) -> list[tuple[str, Key]]:
         """The files that nobody reads, and that rotation may have made since the last look, the oldest first."""
         roster = self.roster
-        known: dict[str, int] = {}
-        for stream in roster.streams:
-            core = identity.core_name(os.path.basename(stream.path))
-            known[core] = min(known.get(core, stream.modified_ns), stream.modified_ns)
         appeared = []
         for key in unmet | (roster.found.places.keys() - before.places.keys()):
             if key not in roster.found.places:
                 continue  # when it is listed again, it appears again
             path = roster.found.places[key][0]
-            core = identity.core_name(os.path.basename(path))
-            if core not in known or roster.knows(key):
+            relatives = roster.relatives(path)
+            if not relatives or roster.knows(key):
                 continue
             try:
                 status = os.stat(path)
@@ -244,7 +254,8 @@ class Tracker:
                 self._unmet.add(key)  # renamed since it was listed
                 continue
             # An empty one may be a copy that has just been begun: nothing in it can be read twice.
-            young = status.st_mtime_ns >= known[core] or not status.st_size
+            known = min(stream.modified_ns for stream in relatives)
+            young = status.st_mtime_ns >= known or not status.st_size
             if not self._first or key in unmet or young:
                 appeared.append((status.st_mtime_ns, path, key))
         return [(path, key) for _, path, key in sorted(appeared)]
@@ -265,7 +276,7 @@ class Tracker:
                     stream.detach()  # looked at by its path from now on
         self._limit_held()
         for stream in retiring.long_gone(roster.streams, time.time()):
-            roster.streams.remove(stream)
+            roster.remove(stream)
         roster.tidy(roster.found.places)
         for stream in retiring.vanished(roster.streams, roster.found.places):
             roster.bury(stream)

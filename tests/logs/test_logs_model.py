@@ -149,6 +149,11 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         False,
         [("write", 1), ("copying", 0), ("start", 0), ("compress", 0)],
     ),
+    "one byte that another log begins with, too, and then deleted": (
+        "app.log*",
+        False,
+        [("rename", 1), ("partial", 0), ("start", 0), ("delete", 0)],
+    ),
     "half of a copy was there at the first look": (
         "app.log*",
         False,

@@ -59,14 +59,18 @@ def test_several_renames_between_two_looks_lose_nothing(log: LogFile) -> None:
     assert sorted(follower.news()) == [*(f"generation {n}" for n in range(5)), "last"]
 
 
-def test_many_files_rotating_at_once_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copied", [False, True], ids=["renamed", "copied"])
+def test_many_files_rotating_at_once_lose_nothing(tmp_path: Path, copied: bool) -> None:
     """Scenario 3: a hundred logs, each rotated three times."""
     logs = [LogFile(tmp_path / f"app-{chr(97 + n % 26)}{n}.log") for n in range(100)]
     follower = Follower(tmp_path / "*.log")
     for generation in range(3):
         for n, log in enumerate(logs):
             log.write(f"{n} {generation}")
-            log.rotate()
+            if copied:
+                log.copytruncate()
+            else:
+                log.rotate()
             log.write(f"{n} {generation} late")
             log.reopen()
         follower.news()
@@ -83,7 +87,8 @@ def test_a_write_to_the_old_file_arrives_even_after_the_waiting_time(log: LogFil
     log.write("one")
     follower.news()
     log.rotate()
-    follower.news()
+    log.write("soon after")
+    assert follower.later(3) == ["soon after"]
     assert follower.later(60) == []
     log.write("an hour later")
     assert follower.later(60) == ["an hour later"]
