@@ -5,15 +5,18 @@ Every line carries a number. `World.check` counts them: none lost, none twice, b
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from sidecar.logs import source
+from sidecar.logs.content import Plain
 from sidecar.logs.records import Block
 
 Step = tuple[str, int]
@@ -48,6 +51,8 @@ class World:
         self.raced = False
         self.hidden = 0
         self.coming: list[tuple[int, Callable[[int], None]]] = []
+        self.copy_coming: list[int] = []
+        self._copy: Iterator[None] | None = None
         self.fd = -1
         self._reopen()
 
@@ -82,6 +87,39 @@ class World:
 
     # -- rotation
 
+    def copying(self, _: int = 0) -> None:
+        """One step of a copytruncate that takes its time: an empty copy, a half, a whole one, the truncation."""
+        if self._copy is None:
+            self._copy = self._copy_in_steps()
+        if next(self._copy, self) is self:
+            self._copy = None
+
+    def _copy_in_steps(self) -> Iterator[None]:
+        self._hide()
+        self._shift()
+        inode, copy = self.log_inode(), self._name(1)
+        copy.touch()
+        self.content[copy.stat().st_ino] = self.content[inode]
+        yield
+        with copy.open("wb", buffering=0) as out:
+            out.write(self.log.read_bytes()[: self.log.stat().st_size // 2])
+        yield
+        self.write(0)
+        with copy.open("ab", buffering=0) as out:
+            out.write(self.log.read_bytes()[copy.stat().st_size :])
+        copied = list(self.content[inode])
+        yield
+        # What is written between the end of the copy and the truncation is lost, if nobody has read it by then.
+        self.write(0)
+        self._hide()
+        self.may_miss |= set(self.content[inode]) - set(copied)
+        self.content[copy.stat().st_ino], self.content[inode] = copied, []
+        os.truncate(self.log, 0)
+
+    def _finish_copy(self) -> None:
+        while self._copy is not None:
+            self.copying()
+
     def _name(self, number: int, extension: str = "") -> Path:
         return self.archive / f"app.log.{number}{extension}"
 
@@ -107,6 +145,7 @@ class World:
 
     def rename(self, late: int) -> None:
         """Rename and create; the writer writes some more lines to the old file before it reopens."""
+        self._finish_copy()
         self._hide()
         self._shift()
         os.rename(self.log, self._name(1))
@@ -126,6 +165,7 @@ class World:
         return os.fstat(self.fd).st_ino
 
     def copytruncate(self, late: int) -> None:
+        self._finish_copy()
         self.write(0)
         self._hide()
         self._shift()
@@ -139,6 +179,7 @@ class World:
 
     def delete(self, late: int) -> None:
         """Remove the log; the writer writes on into the nameless file, then begins a new one."""
+        self._finish_copy()
         self.write(0)
         inode = self.log.stat().st_ino
         held = self.tail is not None and inode in self.known
@@ -150,6 +191,7 @@ class World:
 
     def truncate(self, late: int) -> None:
         """Without a copy: what has not been read is gone."""
+        self._finish_copy()
         self.write(0)
         inode = self.log.stat().st_ino
         self._lose(inode)
@@ -158,6 +200,7 @@ class World:
         self.write(late)
 
     def compress(self, number: int) -> None:
+        self._finish_copy()
         path = self._name(1 + number % 9)
         target = Path(f"{path}.gz")
         if not path.exists() or target.exists():
@@ -195,6 +238,10 @@ class World:
             self._hide_one,
         ]
         self.coming.append((moment, steps[kind]))
+
+    def copy_race(self, moment: int) -> None:
+        """Let the next step of a copy happen in the middle of a look or a read, between any two questions to the disk."""
+        self.copy_coming.append(moment)
 
     def _hide_one(self, _: int = 0) -> None:
         """A directory that is read while names change may miss one of them; see readdir(3)."""
@@ -235,7 +282,26 @@ class World:
         discovery._fresh = disturbed_listing  # type: ignore[method-assign]
         discovery.siblings = disturbed_siblings  # type: ignore[method-assign]
 
+    @contextlib.contextmanager
+    def _disturbed_reads(self) -> Iterator[None]:
+        read = Plain.read
+
+        def disturbed(content: Plain, offset: int, size: int) -> bytes:
+            self._copy_tick()
+            return read(content, offset, size)
+
+        with mock.patch.object(Plain, "read", disturbed):
+            yield
+
+    def _copy_tick(self) -> None:
+        due = sum(moment <= 0 for moment in self.copy_coming)
+        self.copy_coming = [moment - 1 for moment in self.copy_coming if moment > 0]
+        for _ in range(due):
+            self.raced = True
+            self.copying()
+
     def _tick(self) -> None:
+        self._copy_tick()
         due = [step for moment, step in self.coming if moment <= 0]
         self.coming = [(moment - 1, step) for moment, step in self.coming if moment > 0]
         for step in due:
@@ -336,9 +402,10 @@ class World:
 
     def run(self, steps: Iterable[Step]) -> None:
         try:
-            for name, argument in steps:
-                getattr(self, name)(argument)
-            self.check()
+            with self._disturbed_reads():
+                for name, argument in steps:
+                    getattr(self, name)(argument)
+                self.check()
         finally:
             if self.tail is not None:
                 self.tail.close()
@@ -346,6 +413,8 @@ class World:
 
     def check(self) -> None:
         self.coming.clear()
+        self.copy_coming.clear()
+        self._finish_copy()
         self.hidden = 0
         self.write(1)
         self.start()

@@ -58,6 +58,12 @@ _LINE = _Line()
     help="Where to begin in files that are there at the very first start.",
 )
 @options.option(
+    "--ignore-older",
+    type=options.seconds,
+    metavar="SECONDS",
+    help="Of those, begin at the end of each that has not been written for so long.",
+)
+@options.option(
     "--archive",
     type=_LINE,
     multiple=True,

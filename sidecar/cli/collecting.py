@@ -58,6 +58,7 @@ _SAME_NAME = (
     "checkpoint",
     "exclude",
     "start",
+    "ignore_older",
     "root",
     "encoding",
     "max_line",

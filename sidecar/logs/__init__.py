@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from sidecar.logs.stages.changing import add_fields as add_fields
     from sidecar.logs.stages.changing import redact as redact
     from sidecar.logs.stages.levels import find_level as find_level
-    from sidecar.logs.stages.parsing import CRI_LINES as CRI_LINES
     from sidecar.logs.stages.parsing import parse_cri as parse_cri
     from sidecar.logs.stages.parsing import parse_json as parse_json
     from sidecar.logs.stages.parsing import parse_logfmt as parse_logfmt
     from sidecar.logs.stages.parsing import parse_regex as parse_regex
+    from sidecar.logs.stages.pieces import CRI_LINES as CRI_LINES
     from sidecar.logs.stages.selecting import drop as drop
     from sidecar.logs.stages.selecting import keep as keep
     from sidecar.logs.stages.times import find_time as find_time
@@ -69,7 +69,7 @@ _ROOMS = {
     "parse_logfmt": "sidecar.logs.stages.parsing",
     "parse_regex": "sidecar.logs.stages.parsing",
     "parse_cri": "sidecar.logs.stages.parsing",
-    "CRI_LINES": "sidecar.logs.stages.parsing",
+    "CRI_LINES": "sidecar.logs.stages.pieces",
     "keep": "sidecar.logs.stages.selecting",
     "drop": "sidecar.logs.stages.selecting",
     "redact": "sidecar.logs.stages.changing",

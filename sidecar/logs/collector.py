@@ -33,6 +33,8 @@ _PACE = 0.02
 """Seconds between two rounds for events: a writer of single lines must not cost a core, and nobody waits longer."""
 _POLL = 0.25
 _SAVE_EVERY = 1.0
+_SAVE_SOON = 0.05
+"""Seconds to the second save. Pauses double from there: who is killed every second must get on all the same."""
 _DEAD_LETTERS = ".dead-letters.ndjson"
 
 
@@ -238,7 +240,8 @@ class Collector:
 
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
-        source, last_look, last_round, turns = self.source, 0.0, 0.0, -1
+        source, last_look, last_round = self.source, 0.0, 0.0
+        turns = source.turns
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
@@ -319,10 +322,12 @@ class Collector:
         loop.add_reader(fd, woken)
 
     async def _keep_saving(self) -> None:
+        pause = _SAVE_SOON
         while True:
             await self._dirty.wait()
             await self._save()
-            await asyncio.sleep(_SAVE_EVERY)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _SAVE_EVERY)
 
     async def _save(self) -> None:
         self._dirty.clear()

@@ -43,6 +43,7 @@ class Pipeline:
     exclude: Sequence[str] = ()
     checkpoint: str | None = None
     start: Literal["beginning", "end"] = "beginning"
+    ignore_older: float | None = None
     archives: Sequence[str] = ()
     root: str | None = None
     encoding: str = "utf-8"
@@ -79,6 +80,7 @@ class Pipeline:
             checkpoint=self.checkpoint,
             exclude=self.exclude,
             start=self.start,
+            ignore_older=self.ignore_older,
             root=self.root,
             archives=self.archives,
             multiline=self.multiline or self._lines_of_stages(),
@@ -132,7 +134,7 @@ class Pipeline:
         wants_cri = any(
             isinstance(one, Mapping) and one.get("parse") == "cri" for one in self.stages
         )
-        return stages.CRI_LINES if wants_cri else None
+        return _cri_lines() if wants_cri else None
 
 
 def load(path: str | os.PathLike[str]) -> Pipeline:
@@ -281,7 +283,7 @@ def multiline(given: Any) -> Multiline:
         ValueError: it is none of these, or the pattern is not valid.
     """
     if given == "cri":
-        return stages.CRI_LINES
+        return _cri_lines()
     if isinstance(given, str):
         given = {"start": given}
     if not isinstance(given, dict):
@@ -298,6 +300,12 @@ def multiline(given: Any) -> Multiline:
         raise
     except Exception as error:  # `re.error` is no ValueError before Python 3.13
         raise ValueError(str(error)) from error
+
+
+def _cri_lines() -> Multiline:
+    from sidecar.logs.stages.pieces import CRI_LINES
+
+    return CRI_LINES
 
 
 def _start(given: Any) -> Literal["beginning", "end"]:
@@ -317,6 +325,7 @@ _READERS: values.Readers = {
     "exclude": values.patterns,
     "checkpoint": values.text,
     "start": _start,
+    "ignore_older": values.seconds,
     "archives": values.patterns,
     "root": values.text,
     "encoding": values.text,

@@ -38,6 +38,10 @@ class Plain:
             data += more
         return data
 
+    def measure(self) -> int:
+        """Return the length of the content."""
+        return os.fstat(self.fd).st_size
+
     def next_data(self, offset: int) -> int | None:
         """Return where the next bytes that are no hole begin; None if there are none, or nobody knows."""
         with contextlib.suppress(OSError):

@@ -10,8 +10,10 @@ Pure functions and values; nothing here opens a file.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
+from array import array
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +92,53 @@ def is_copy(copy: Readable, copy_size: int, original: Readable) -> bool:
 def _same(one: Readable, other: Readable, offset: int, size: int) -> bool:
     expected = one.read(offset, size)
     return len(expected) == size and other.read(offset, size) == expected
+
+
+class Landmarks:
+    """What stands at some places of a content that was read, as hashes: to recognise its beginning where it ends early.
+
+    `copytruncate` under a busy writer leaves a copy that is shorter than what a quick reader has read.
+    Places are a sixteenth of the way apart, the last 64 of them are kept: a kilobyte a file.
+
+    >>> landmarks = Landmarks()
+    >>> landmarks.passed(0, bytes(range(256)) * 32, 8192)
+    >>> landmarks
+    <Landmarks 8, the last at 8192>
+    """
+
+    _MOST = 64
+    _APART = 4
+    _BYTES = 256
+
+    __slots__ = ("_hashes", "_offsets")
+
+    def __init__(self) -> None:
+        self._offsets, self._hashes = array("q"), array("q")
+
+    def passed(self, start: int, data: bytes, size: int) -> None:
+        """Remember places in the first `size` bytes of `data`, which stand at `start`."""
+        last = self._offsets[-1] if self._offsets else 0
+        while (
+            place := max(last + max(HEAD, last >> self._APART), start + self._BYTES)
+        ) <= start + size:
+            at = place - start
+            self._offsets.append(place)
+            self._hashes.append(hash(data[at - self._BYTES : at]))
+            last = place
+        if len(self._offsets) > self._MOST:
+            del self._offsets[: -self._MOST], self._hashes[: -self._MOST]
+
+    def fit(self, content: Readable, size: int) -> bool:
+        """Whether the last place before `size` looks as it did. False if none is known."""
+        index = bisect.bisect_right(self._offsets, size) - 1
+        if index < 0:
+            return False
+        there = content.read(self._offsets[index] - self._BYTES, self._BYTES)
+        return len(there) == self._BYTES and hash(there) == self._hashes[index]
+
+    def __repr__(self) -> str:
+        last = self._offsets[-1] if self._offsets else 0
+        return f"<Landmarks {len(self._offsets)}, the last at {last}>"
 
 
 _ROTATION = re.compile(

@@ -19,8 +19,9 @@ from sidecar.logs.checkpoint import Checkpoint, State
 from sidecar.logs.content import Gzip
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.records import Block
+from sidecar.logs.retiring import Habits
 from sidecar.logs.stream import ContentReplaced, Rules, Stream
-from sidecar.logs.tracker import Habits, Tracker
+from sidecar.logs.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Tail:
         self._turn = threading.Lock()
 
     def __repr__(self) -> str:
-        count = len(self._tracker.streams) if self._tracker else 0
+        count = len(self._tracker.roster.streams) if self._tracker else 0
         return f"<Tail {' '.join(self.patterns)} files={count}>"
 
     # -- life
@@ -85,7 +86,9 @@ class Tail:
         if self._tracker is not None:
             raise RuntimeError("this tail is in use already: make one for each collection")
         self._ready = {lane: {} for lane in lanes}
-        self._tracker = Tracker(self._discovery, tuple(lanes), self._habits, self._wake, self._lose)
+        self._tracker = Tracker(
+            self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
+        )
         state = self._checkpoint.load()
         self.resume = dict(state.resume)
         self._tracker.restore(state)
@@ -94,8 +97,7 @@ class Tail:
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
         if self._tracker is not None:
-            for stream in self._tracker.streams:
-                stream.detach()
+            self._tracker.roster.close()
             self._tracker = None
             self._ready, self._streams_of = {}, {}
 
@@ -112,7 +114,7 @@ class Tail:
     def state(self) -> State:
         """Return what a checkpoint written now would hold."""
         with self._turn, self._lock:
-            return State(list(self._require().entries()), dict(self.resume))
+            return State(list(self._require().roster.entries()), dict(self.resume))
 
     # -- looking and reading
 
@@ -128,20 +130,20 @@ class Tail:
         """
         with self._turn:
             tracker, now = self._require(), self._clock()
-            known = True
+            roster, known = tracker.roster, True
             for path in paths:
-                key = tracker.found.keys.get(path)
-                stream = tracker.by_key.get(key) if key is not None else None
+                key = roster.found.keys.get(path)
+                stream = roster.by_key.get(key) if key is not None else None
                 if stream is not None:
                     tracker.check(stream, now)
                     self._wake(stream)
-                elif os.path.dirname(path) in tracker.found.targets or path in tracker.found.files:
+                elif os.path.dirname(path) in roster.found.targets or path in roster.found.files:
                     known = False
             return known
 
     def hint_all(self) -> None:
         """Anything may have been written: ask every file."""
-        for stream in list(self._require().streams):
+        for stream in list(self._require().roster.streams):
             self._wake(stream)
 
     def is_abandoned(self) -> bool:
@@ -151,12 +153,12 @@ class Tail:
     @property
     def turns(self) -> int:
         """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
-        return self._require().turns
+        return self._require().roster.turns
 
     @property
     def directories(self) -> list[str]:
         """The directories in which something may change."""
-        return list(self._require().found.directories)
+        return list(self._require().roster.found.directories)
 
     def ready(self, lane: str) -> bool:
         """Whether a file may have something to read for this lane."""
@@ -177,7 +179,7 @@ class Tail:
 
     def flush(self, *, everything: bool = False) -> None:
         """Take what is held back as complete, where its writer is gone (or everywhere)."""
-        for stream in list(self._require().streams):
+        for stream in list(self._require().roster.streams):
             held = [cursor for cursor in stream.cursors.values() if cursor.held]
             if held and (everything or stream.is_abandoned()):
                 for cursor in held:
@@ -220,7 +222,7 @@ class Tail:
     def _streams(self) -> list[Stream]:
         if self._tracker is None:
             return []
-        return [s for s in list(self._tracker.streams) if s.gone is None]
+        return [s for s in list(self._tracker.roster.streams) if s.gone is None]
 
     def _require(self) -> Tracker:
         if self._tracker is None:
@@ -229,6 +231,11 @@ class Tail:
 
     def _read_one(self, stream: Stream, lane: str) -> Block | None:
         tracker = self._require()
+        if not stream.head.length:
+            # Nothing was there to judge it by. Its first bytes may show that it is a copy: not to be read then.
+            tracker.check(stream, self._clock())
+            if not stream.head.length:
+                return None
         try:
             block, more = stream.next_block(lane, self._rules, self._grouper)
         except ContentReplaced:
@@ -274,6 +281,7 @@ def tail(
     checkpoint: str | os.PathLike[str] | None = None,
     exclude: Sequence[str] = (),
     start: Literal["beginning", "end"] = "beginning",
+    ignore_older: float | None = None,
     root: str | None = None,
     archives: Sequence[str] = (),
     multiline: lines.Multiline | None = None,
@@ -294,6 +302,7 @@ def tail(
         exclude: which of them not.
         checkpoint: the file that remembers what has been delivered. Without one, every start begins anew.
         start: where to begin in files that are there at the very first start. Later ones are read whole.
+        ignore_older: of those, begin at the end of each that has not been written for so many seconds.
         root: the directory that symbolic links may not leave (default: each pattern's part before the first wildcard).
         archives: directories to which rotation moves or copies files (`olddir`), apart from those of the patterns.
         multiline: which lines form one record.
@@ -324,6 +333,7 @@ def tail(
         rules=Rules(max_line=max_line, encoding=encoding, multiline=multiline),
         habits=Habits(
             from_end=start == "end",
+            ignore_older=ignore_older,
             rotate_wait=rotate_wait,
             partial_timeout=partial_timeout,
             group_timeout=multiline.timeout if multiline else None,

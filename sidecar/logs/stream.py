@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 
 from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
 from sidecar.logs.discovery import Key
-from sidecar.logs.identity import HEAD, MARK, NOTHING, Place, Print, is_continued_by
+from sidecar.logs.identity import (
+    EVIDENCE,
+    HEAD,
+    MARK,
+    NOTHING,
+    Landmarks,
+    Place,
+    Print,
+    is_continued_by,
+)
 from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff
 from sidecar.logs.records import Block
 from sidecar.logs.window import AckWindow
@@ -87,6 +96,7 @@ class Stream:
     """Monotonic time at which the search ends. Names move while a rotation is under way."""
     _encoding: Encoding | None = None
     _counted: int = 0
+    _landmarks: Landmarks = field(default_factory=Landmarks)
 
     @property
     def read_by_all(self) -> int:
@@ -120,8 +130,18 @@ class Stream:
         self.head_bytes = content.read(0, HEAD)
         self.head = Print.of(self.head_bytes)
         for cursor in self.cursors.values():
-            start = max(cursor.offset - MARK, 0)
-            cursor.mark = content.read(start, cursor.offset - start)
+            cursor.mark = _mark_at(content, cursor.offset)
+
+    def shorten(self, content: Content) -> None:
+        """Take back what was seen beyond the end of a file that holds only the beginning of this content."""
+        end = content.measure()
+        mark = _mark_at(content, end)
+        for cursor in self.cursors.values():
+            if cursor.offset > end:
+                cursor.offset, cursor.mark, cursor.held = end, mark, False
+        for window in self.windows.values():
+            window.shorten(end, mark)
+        self.size = end
 
     def detach(self) -> None:
         """Let go of the file, if there is one."""
@@ -129,17 +149,20 @@ class Stream:
             self.content.close()
             self.content = None
 
-    def learn_head(self) -> bool:
-        """Know as much of the head as there is by now. False if the head known so far is not there any more."""
-        known = self.head_bytes
-        if self.content is not None and len(known) < HEAD:
-            head = self.content.read(0, HEAD)
+    def learn_head(self, size: int) -> bool:
+        """Know as much of the head as a file of this size has. False if what was known is not there any more.
+
+        Not more, even if there is: the caller judges the file by this size.
+        """
+        known, content = self.head_bytes, self.content
+        if content is not None and len(known) < HEAD:
+            head = content.read(0, HEAD if content.compressed else min(HEAD, size))
             if not head.startswith(known):
                 return False
             if head != known:
                 self.head_bytes, self.head = head, Print.of(head)
             if not known and head.startswith(GZIP_MAGIC):
-                self.content = recognise(self.content.fd)  # it was empty when it was met
+                self.content = recognise(content.fd)  # it was empty when it was met
         return True
 
     def is_intact(self) -> bool:
@@ -154,9 +177,24 @@ class Stream:
             for c in self.cursors.values()
         )
 
+    def may_begin_with(self, data: bytes) -> bool:
+        """Whether that may be the beginning of what was read. Quick: a thousand logs are compared with each other."""
+        known = self.head_bytes[: len(data)]
+        return data.startswith(known)
+
     def is_continued_by(self, content: Content) -> bool:
         """Whether that file holds this content, at least up to the furthest position."""
         return is_continued_by(self.head, self.restored or self.furthest, content)
+
+    def ends_early_in(self, content: Content) -> bool:
+        """Whether that file holds the beginning of this content, and not all that was seen of it."""
+        size, seen = content.measure(), max(self.furthest.offset, len(self.head_bytes))
+        if not EVIDENCE <= size < seen or not self.head_bytes:
+            return False
+        head = content.read(0, len(self.head_bytes))
+        if not self.head_bytes.startswith(head):
+            return False
+        return len(head) == size or self._landmarks.fit(content, size)
 
     def is_held_by(self, content: Content) -> bool:
         """Whether that file holds all of this content, what has not been read yet included."""
@@ -292,6 +330,7 @@ class Stream:
         )
 
     def _advance(self, cursor: Cursor, raw: bytes, size: int) -> None:
+        self._landmarks.passed(cursor.offset, raw, size)
         end = raw[max(size - MARK, 0) : size]
         cursor.mark = end if len(end) == MARK else (cursor.mark + end)[-MARK:]
         cursor.offset += size
@@ -315,3 +354,8 @@ class Stream:
             else "rotated"
         )
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
+
+
+def _mark_at(content: Content, offset: int) -> bytes:
+    start = max(offset - MARK, 0)
+    return content.read(start, offset - start)

@@ -12,6 +12,8 @@ from sidecar.logs.records import Block
 @dataclass(slots=True, eq=False)
 class _Sent:
     block: Block
+    end: int
+    mark: bytes
     acknowledged: bool = False
 
 
@@ -51,11 +53,11 @@ class AckWindow:
     @property
     def unacknowledged(self) -> int:
         """Bytes of the file that were handed out and not acknowledged."""
-        return self._sent[-1].block.end - self.offset if self._sent else 0
+        return self._sent[-1].end - self.offset if self._sent else 0
 
     def sent(self, block: Block) -> None:
         """Remember that the block has been handed out."""
-        self._sent.append(_Sent(block))
+        self._sent.append(_Sent(block, block.end, block.mark))
 
     def acknowledge(self, block: Block) -> None:
         """Take the block as delivered, and move as far as there is no gap."""
@@ -64,10 +66,19 @@ class AckWindow:
                 entry.acknowledged = True
                 break
         while self._sent and self._sent[0].acknowledged:
-            done = self._sent.popleft().block
-            self.offset = done.end
-            self._mark = done.mark
-            self._place = None
+            done = self._sent.popleft()
+            self._move(done.end, done.mark)
+
+    def shorten(self, end: int, mark: bytes) -> None:
+        """The content lives on in a file that ends here: what was handed out behind it has no place there."""
+        for entry in self._sent:
+            if entry.end > end:
+                entry.end, entry.mark = end, mark
+        if self.offset > end:
+            self._move(end, mark)
+
+    def _move(self, offset: int, mark: bytes) -> None:
+        self.offset, self._mark, self._place = offset, mark, None
 
 
 START = Place(0, NOTHING)

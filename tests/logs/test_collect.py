@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.runtime import metrics
 from support import Eventually
+
+PAD = "." * 70
 
 
 @pytest.fixture
@@ -239,6 +242,54 @@ async def test_rotated_three_times_while_the_sink_was_down(
         log.write("generation 3")
         sink.recover()
         await eventually(lambda: sorted(sink.lines) == [f"generation {n}" for n in range(4)])
+
+
+async def test_what_waits_for_a_sink_waits_over_a_restart(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """Scenario 45: there is no spool that could get lost; the files are it, those that were rotated meanwhile too."""
+    sink = MemorySink()
+    sink.fail()
+    collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink])
+    async with collecting(collector, drain_timeout=0.1):
+        await eventually(lambda: collector.started)
+        log.write(*(f"{n} {PAD}" for n in range(1000)))
+        await eventually(lambda: collector.lanes[0].trouble is not None)
+        log.rotate()
+        log.reopen()
+        log.write(*(f"{n} {PAD}" for n in range(1000, 2000)))
+    again = MemorySink()
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=again, until_end=True)
+    assert sink.lines == []
+    assert sorted(again.lines) == sorted(f"{n} {PAD}" for n in range(2000))
+
+
+async def test_another_configuration_under_load_loses_and_repeats_nothing(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """Scenario 37: stopped and started with other labels and stages while lines are written, five times."""
+    sinks, written = [], itertools.count()
+
+    async def write() -> None:
+        while True:
+            log.write(*(f"{next(written)} {PAD}" for _ in range(20)))
+            await asyncio.sleep(0)
+
+    writer = asyncio.create_task(write())
+    for number in range(5):
+        sink = MemorySink()
+        sinks.append(sink)
+        stages = [logs.add_fields(run=number), logs.parse_json][number % 2 :]
+        source = logs.tail(log.path, checkpoint=offsets)
+        labels = {"run": str(number)}
+        async with collecting(Collector(source, stages, [sink], labels=labels), drain_timeout=0.3):
+            await eventually(lambda one=sink: len(one.lines) > 100)
+    writer.cancel()
+    last = MemorySink()
+    await logs.collect(logs.tail(log.path, checkpoint=offsets), sink=last, until_end=True)
+    lines = [line for sink in [*sinks, last] for line in sink.lines]
+    assert lines == [f"{number} {PAD}" for number in range(next(written))]
+    assert [sink.records[0].labels["run"] for sink in sinks] == ["0", "1", "2", "3", "4"]
 
 
 async def test_refused_records_are_in_the_dead_letters_before_the_position_passes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +223,26 @@ def test_reading_may_begin_at_the_end_of_what_is_there(log: LogFile) -> None:
     assert sorted(follower.news()) == ["begun and done", "later.log"]
 
 
+def test_files_that_were_old_at_the_first_start_are_read_from_their_end(
+    log: LogFile, tmp_path: Path
+) -> None:
+    """Scenario 25: `ignore_older`. What comes later is read whole, however old it says it is."""
+    old, later = log.path.with_name("old.log"), log.path.with_name("later.log")
+    touch(log.path, old)
+    os.utime(old, (1, 1))
+    follower = Follower(log.path.with_name("*.log"), ignore_older=60, state=tmp_path / "offsets")
+    assert follower.news() == ["app.log"]
+    with old.open("a") as file:
+        file.write("active again\n")
+    touch(later)
+    os.utime(later, (1, 1))
+    assert sorted(follower.news()) == ["active again", "later.log"]
+    follower.stop()
+    touch(log.path.with_name("meanwhile.log"))
+    os.utime(log.path.with_name("meanwhile.log"), (1, 1))
+    assert follower.start() == ["meanwhile.log"]
+
+
 def test_an_old_file_that_becomes_active_again_is_read(log: LogFile) -> None:
     """Scenario 25: age does not matter, growth does."""
     follower = Follower(log.path, start="end")
@@ -241,6 +262,29 @@ def test_a_busy_file_does_not_keep_others_waiting(tmp_path: Path) -> None:
     first = tail.read("", 1 << 18)
     assert {Path(block.file).name for block in first} >= {f"quiet{n}.log" for n in range(9)}
     tail.close()
+
+
+def test_thousands_of_idle_files_cost_little_and_delay_no_busy_one(tmp_path: Path) -> None:
+    """Scenario 42: in CPU time, which others on this machine do not change: a look at 5,000 files, a line of one."""
+    for number in range(5000):
+        (tmp_path / f"{number}.log").write_text(f"{number}\n")
+    follower = Follower(tmp_path / "*.log")
+    assert len(follower.news()) == 5000
+    while not follower.tail._discovery._is_unchanged():
+        follower.tail.look()  # directories that were written just now are listed again
+    begun = time.process_time()
+    for _ in range(10):
+        follower.tail.look()
+    assert time.process_time() - begun < 10 * 0.05, "a look every second costs more than 5 %"
+
+    begun = time.process_time()
+    with (tmp_path / "4711.log").open("a") as busy:
+        for number in range(100):
+            busy.write(f"line {number}\n")
+            busy.flush()
+            assert follower.tail.hint([busy.name])
+            assert follower.news(look=False) == [f"line {number}"]
+    assert time.process_time() - begun < 100 * 0.005, "a line costs more than 5 ms"
 
 
 def test_no_pattern_and_unknown_encodings_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -12,26 +13,36 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 import pytest
+from aiohttp import web
 
+from logs.fakes.ndjson import FakeNdjson
+from logs.fakes.receiver import Request
+from sidecar.logs.checkpoint import decode
+from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.testing import LogFile
-from support import WaitFor, environment
+from support import Eventually, WaitFor, environment
 
 PROGRAM = """
 import os, sys
 import sidecar
 from sidecar import logs
 from sidecar.logs.sinks.file import FileSink
+from sidecar.logs.sinks.ndjson import NdjsonSink
 
 pattern, state, out, limit = sys.argv[1:]
 sidecar.run, logs.tail, logs.collect  # imported here, not in each child
 
 async def main():
     source = logs.tail(pattern, checkpoint=state)
-    sink = FileSink(out, max_bytes=int(limit) or None, keep=1000)
+    if out.startswith("http"):
+        sink = NdjsonSink(out)
+    else:
+        sink = FileSink(out, max_bytes=int(limit) or None, keep=1000)
     await logs.collect(source, sink=sink)
 
 # Forking a process that has everything imported: 200 starts would take a minute else.
@@ -124,13 +135,13 @@ def log(tmp_path: Path) -> Iterator[LogFile]:
 
 @pytest.fixture
 def nursery(tmp_path: Path) -> Iterator[Callable[..., Nursery]]:
-    """`nursery(pattern, limit)`: a place to start collectors from, all of which end with the test."""
+    """`nursery(pattern)`: a place to start collectors from, all of which end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(pattern: Path, limit: int = 0) -> Nursery:
+        def make(pattern: Path, limit: int = 0, out: str | None = None) -> Nursery:
             program = tmp_path / "program.py"
             program.write_text(PROGRAM)
-            out = tmp_path / "out" / "lines"
+            out = out or str(tmp_path / "out" / "lines")
             return stack.enter_context(
                 Nursery(program, pattern, tmp_path / "state" / "offsets.json", out, limit)
             )
@@ -154,12 +165,21 @@ def written(out: Path) -> list[bytes]:
     return lines
 
 
+SOAK = [pytest.mark.soak, pytest.mark.timeout(900)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
 @pytest.mark.parametrize("limit", [0, 30_000], ids=["one-file", "rotating-output"])
+@pytest.mark.parametrize("kills", [50, pytest.param(500, marks=SOAK)])
 def test_killed_at_random_moments_each_line_arrives_exactly_once(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], pattern: str, limit: int
+    tmp_path: Path,
+    log: LogFile,
+    nursery: Callable[..., Nursery],
+    pattern: str,
+    limit: int,
+    kills: int,
 ) -> None:
     """Scenario 34, goal C1: 4 × 50 SIGKILLs under rotation; nothing lost, nothing twice, nothing torn."""
     out = tmp_path / "out" / "lines"
@@ -171,8 +191,8 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
         time.sleep(0.005)
     killed = 0
     with Writer(log, "rc") as writer:
-        for number in range(50):
-            # Now and then it lives long enough to save its checkpoint.
+        for number in range(kills):
+            # Now and then it lives long enough to save its checkpoint several times.
             time.sleep(1.2 if number % 10 == 9 else chance.uniform(0.005, 0.12))
             os.kill(pid, signal.SIGKILL)
             killed += collectors.ended() == -signal.SIGKILL
@@ -183,10 +203,77 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
         time.sleep(0.05)
     os.kill(pid, signal.SIGTERM)
     assert collectors.ended() == 0
-    assert killed == 50
+    assert killed == kills
     got = delivered(out)
     assert sorted(set(expected) - set(got)) == []
     assert sorted(n for n, count in got.items() if count > 1) == []
+
+
+class Times(FakeNdjson):
+    """Remembers when each line came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came: dict[int, list[float]] = {}
+
+    def take(self, request: Request) -> web.Response:
+        before = len(self.texts)
+        answer = super().take(request)
+        for text in self.texts[before:]:
+            self.came.setdefault(int(text[:8]), []).append(time.monotonic())
+        return answer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kills", [60, pytest.param(600, marks=SOAK)])
+async def test_killed_at_random_moments_a_receiver_misses_no_line_and_sees_one_window_again(
+    tmp_path: Path,
+    log: LogFile,
+    nursery: Callable[..., Nursery],
+    eventually: Eventually,
+    kills: int,
+) -> None:
+    """Scenario 34: what comes again was delivered after the last save, which is a second before the kill at most."""
+    chance, killed = random.Random(kills), []
+    async with Times() as receiver:
+        collectors = nursery(log.path.with_name("app.log*"), out=receiver.address)
+        pid = await asyncio.to_thread(collectors.start)
+        await eventually((tmp_path / "state" / "offsets.json").exists)
+        with Writer(log, "rc") as writer:
+            for number in range(kills):
+                await asyncio.sleep(1.5 if number % 10 == 9 else chance.uniform(0.005, 0.2))
+                os.kill(pid, signal.SIGKILL)
+                killed.append(time.monotonic())
+                await asyncio.to_thread(collectors.ended)
+                pid = await asyncio.to_thread(collectors.start)
+        await eventually(lambda: len(receiver.came) == writer.count, timeout=30)
+        os.kill(pid, signal.SIGTERM)
+        assert await asyncio.to_thread(collectors.ended) == 0
+    assert sorted(receiver.came) == list(range(writer.count))
+    assert receiver.wrong == []
+    for number, times in receiver.came.items():
+        for first, again in pairwise(times):
+            windows = [kill - first for kill in killed if first <= kill + 0.05 <= again + 0.05]
+            assert windows, f"line {number} came twice without a kill"
+            assert min(windows) < 2, f"line {number} was delivered {min(windows):.1f} s before"
+
+
+def test_killed_more_often_than_once_a_second_it_gets_on(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+) -> None:
+    """Scenario 34: a crash loop with a backlog. What a life has delivered must not all be done again by the next."""
+    out, state = tmp_path / "out" / "lines", tmp_path / "state" / "offsets.json"
+    log.write_raw(b"".join(b"%08d %s\n" % (n, b"." * 1000) for n in range(100_000)))
+    collectors = nursery(log.path)
+    for _ in range(3):
+        pid = collectors.start()
+        wait_for(lambda: out.exists() and out.stat().st_size > 0)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        collectors.ended()
+    [entry] = decode(state.read_bytes()).entries
+    assert entry.lowest > 3 * FileSink.batching.max_bytes, "no more than the first batch of each"
 
 
 def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(

@@ -26,6 +26,8 @@ STEPS = st.lists(
         st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
         st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
         st.tuples(st.just("race"), st.integers(0, 60)),
+        st.tuples(st.just("copying"), st.just(0)),
+        st.tuples(st.just("copy_race"), st.integers(0, 30)),
         st.tuples(st.just("wait"), st.sampled_from([1, 11, 31])),
     ),
     max_size=40,
@@ -136,6 +138,39 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
         "app.log*",
         False,
         [("write", 16), ("start", 0), ("copytruncate", 0), ("rename", 1), ("compress", 0)],
+    ),
+    "copying was under way at the first look": (
+        "app.log",
+        False,
+        [("delete", 0), ("copying", 0), ("partial", 0), ("start", 0)],
+    ),
+    "copying was under way at the first look, and compressed before the second": (
+        "app.log",
+        False,
+        [("write", 1), ("copying", 0), ("start", 0), ("compress", 0)],
+    ),
+    "one byte that another log begins with, too, and then deleted": (
+        "app.log*",
+        False,
+        [("rename", 1), ("partial", 0), ("start", 0), ("delete", 0)],
+    ),
+    "half of a copy was there at the first look": (
+        "app.log*",
+        False,
+        [("copying", 0), ("write", 1), ("copying", 0), ("start", 0), ("poll", 0)],
+    ),
+    "written between copy and truncation, and not read when it was truncated": (
+        "app.log",
+        False,
+        [
+            *[("copying", 0), ("partial", 0), ("copying", 0), ("partial", 0)],
+            *[("copying", 0), ("write", 1), ("start", 0)],
+        ],
+    ),
+    "read between copy and truncation": (
+        "app.log",
+        False,
+        [("write", 1), ("start", 0), *[("copying", 0)] * 3, ("write", 1), ("read", 0)],
     ),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from logs_support import Follower
+from sidecar.logs.content import Plain
 from sidecar.logs.testing import LogFile
 
 PAD = "." * 70
@@ -58,14 +59,18 @@ def test_several_renames_between_two_looks_lose_nothing(log: LogFile) -> None:
     assert sorted(follower.news()) == [*(f"generation {n}" for n in range(5)), "last"]
 
 
-def test_many_files_rotating_at_once_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copied", [False, True], ids=["renamed", "copied"])
+def test_many_files_rotating_at_once_lose_nothing(tmp_path: Path, copied: bool) -> None:
     """Scenario 3: a hundred logs, each rotated three times."""
     logs = [LogFile(tmp_path / f"app-{chr(97 + n % 26)}{n}.log") for n in range(100)]
     follower = Follower(tmp_path / "*.log")
     for generation in range(3):
         for n, log in enumerate(logs):
             log.write(f"{n} {generation}")
-            log.rotate()
+            if copied:
+                log.copytruncate()
+            else:
+                log.rotate()
             log.write(f"{n} {generation} late")
             log.reopen()
         follower.news()
@@ -82,7 +87,8 @@ def test_a_write_to_the_old_file_arrives_even_after_the_waiting_time(log: LogFil
     log.write("one")
     follower.news()
     log.rotate()
-    follower.news()
+    log.write("soon after")
+    assert follower.later(3) == ["soon after"]
     assert follower.later(60) == []
     log.write("an hour later")
     assert follower.later(60) == ["an hour later"]
@@ -169,6 +175,72 @@ def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> N
     follower.tail.hint([str(copy)])
     assert follower.news(look=False) == numbered(3)
     assert follower.news() == []
+
+
+@pytest.mark.parametrize("touched", [False, True], ids=["new", "met-empty"])
+def test_a_copy_that_fills_while_it_is_looked_at_is_read_by_one_stream_only(
+    log: LogFile, monkeypatch: pytest.MonkeyPatch, touched: bool
+) -> None:
+    """Scenario 6: empty when its size was asked for, complete at the first read. It was judged as an empty file."""
+    follower = Follower(log.path.with_name("app.log*"))
+    log.write(*numbered(1, 2, 3))
+    follower.news()
+    copy = log.path.with_name("app.log.1")
+    copy.touch()
+    if touched:
+        follower.news()
+        os.utime(copy)
+    read = Plain.read
+
+    def filled_meanwhile(self: Plain, offset: int, size: int) -> bytes:
+        if os.path.sameopenfile(self.fd, copying.fileno()) and not copying.tell():
+            copying.write(log.path.read_bytes())
+        return read(self, offset, size)
+
+    with copy.open("ab", buffering=0) as copying, monkeypatch.context() as planted:
+        planted.setattr(Plain, "read", filled_meanwhile)
+        assert follower.news() == []
+        assert copying.tell()
+    log.truncate()
+    log.write(*numbered(4))
+    assert follower.news() == numbered(4)
+
+
+@pytest.mark.parametrize("lines", [1, 20, 5000], ids=["one", "some", "many"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_a_copy_that_ends_before_what_was_read_is_not_read_again(
+    log: LogFile, state: Path, pattern: str, compressed: bool, lines: int
+) -> None:
+    """Scenario 6: lines written while logrotate was between copy and truncation, and read at once by us."""
+    follower = Follower(log.path.with_name(pattern), state=state)
+    log.write(*numbered(*range(lines)))
+    copy = log.path.with_name("app.log.1")
+    shutil.copyfile(log.path, copy)
+    log.write("between copy and truncation")
+    assert len(follower.news()) == lines + 1
+    log.truncate()
+    if compressed:
+        log.compress(copy)
+    log.write("after it")
+    assert follower.news() == ["after it"]
+    assert follower.restart() == []
+
+
+def test_a_rotated_log_with_the_same_beginning_is_no_short_copy(log: LogFile) -> None:
+    """The other side of it: born and rotated between two looks, with a banner that all of them have."""
+    banner = ["=" * 600, "-" * 600]
+    follower = Follower(log.path)
+    log.write(*banner, *numbered(*range(100)))
+    follower.news()
+    log.truncate()
+    log.delete()
+    log.reopen()
+    log.write(*banner, *numbered(*range(500, 550)))
+    log.rotate()
+    log.reopen()
+    log.write("last")
+    assert set(follower.news()) == {*banner, *numbered(*range(500, 550)), "last"}
 
 
 def test_a_file_that_begins_like_another_is_read_as_soon_as_it_differs(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import compression
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable
+from sidecar.runtime import memory
 
 _log = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ class HttpSink(BaseSink):
     # -- the promises of `Sink`
 
     async def open(self, resume: Any) -> None:  # noqa: ARG002 (others remember something)
+        memory.keep_no_large()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max(self.batching.concurrency, 1), ssl=self._tls, ttl_dns_cache=30

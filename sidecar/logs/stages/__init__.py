@@ -9,7 +9,6 @@ from __future__ import annotations
 from sidecar.logs.stages.changing import add_fields, redact
 from sidecar.logs.stages.levels import find_level
 from sidecar.logs.stages.parsing import (
-    CRI_LINES,
     parse_cri,
     parse_json,
     parse_logfmt,
@@ -19,7 +18,6 @@ from sidecar.logs.stages.selecting import drop, keep
 from sidecar.logs.stages.times import find_time, parse_time
 
 __all__ = [
-    "CRI_LINES",
     "add_fields",
     "drop",
     "find_level",

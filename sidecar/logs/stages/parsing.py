@@ -14,15 +14,8 @@ import orjson
 
 from sidecar._errors import ConfigError
 from sidecar.logs import patterns
-from sidecar.logs.lines import Multiline
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages import times
-
-CRI_LINES = Multiline(
-    # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.
-    end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)"
-)
-"""Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
 
 _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOTALL)
 # Possessive, and a word without `=` is a match as well: what was read once is never read again,

@@ -73,7 +73,7 @@ async def test_every_line_arrives_once_and_in_order(pair: Pair) -> None:
     ids=str,
 )
 async def test_a_receiver_that_fails_gets_the_same_batch_again(pair: Pair, fault: Any) -> None:
-    """Nothing is acknowledged before it has been taken, and what was taken and not answered is no duplicate."""
+    """Scenario 32. Nothing is acknowledged before it has been taken, and what was taken and not answered is no duplicate."""
     fake, make = pair()
     async with fake, opened(make(fake.address)) as sink:
         fake.next(fault, fault)
@@ -89,7 +89,7 @@ async def test_a_receiver_that_fails_gets_the_same_batch_again(pair: Pair, fault
 
 
 async def test_a_server_error_is_waited_out_except_where_that_is_forbidden(pair: Pair) -> None:
-    """500 means later; OTLP's specification alone forbids to try again: then the dead letters have the lines."""
+    """Scenario 32. 500 means later; OTLP's specification alone forbids to try again: then the dead letters have the lines."""
     fake, make = pair()
     async with fake, opened(make(fake.address)) as sink:
         fake.next(Broken(500))
@@ -104,7 +104,7 @@ async def test_a_server_error_is_waited_out_except_where_that_is_forbidden(pair:
 
 
 async def test_a_receiver_that_hangs_is_left_after_the_time_limit(pair: Pair) -> None:
-    """No request outlives its timeout; the batch is given again."""
+    """Scenario 32. No request outlives its timeout; the batch is given again."""
     fake, make = pair()
     async with fake, opened(make(fake.address, timeout=0.2)) as sink:
         fake.next(Hang())
@@ -115,7 +115,7 @@ async def test_a_receiver_that_hangs_is_left_after_the_time_limit(pair: Pair) ->
 
 
 async def test_a_receiver_that_reads_slowly_is_waited_for(pair: Pair) -> None:
-    """Slow is not broken: one request, one delivery."""
+    """Scenario 32. Slow is not broken: one request, one delivery."""
     fake, make = pair()
     async with fake, opened(make(fake.address, gzip=False)) as sink:
         fake.next(SlowRead(200_000))
@@ -128,7 +128,7 @@ async def test_a_receiver_that_reads_slowly_is_waited_for(pair: Pair) -> None:
 async def test_a_receiver_that_refuses_connections_is_unavailable_until_it_listens(
     pair: Pair,
 ) -> None:
-    """A closed port is no error of ours: the same batch arrives once the port is open again."""
+    """Scenario 32. A closed port is no error of ours: the same batch arrives once the port is open again."""
     fake, make = pair()
     async with fake, opened(make(fake.address)) as sink:
         await fake.refuse()
@@ -142,7 +142,7 @@ async def test_a_receiver_that_refuses_connections_is_unavailable_until_it_liste
 
 
 async def test_the_pause_asked_for_reaches_the_collector(pair: Pair) -> None:
-    """Retry-After goes on as `retry_after`, a little more rather than less, five minutes at most."""
+    """Scenario 32. Retry-After goes on as `retry_after`, a little more rather than less, five minutes at most."""
     fake, make = pair()
     async with fake, opened(make(fake.address)) as sink:
         fake.next(Busy("7"), Busy("999999"), Busy())
@@ -162,7 +162,7 @@ async def test_the_pause_asked_for_reaches_the_collector(pair: Pair) -> None:
 
 
 async def test_poison_is_given_back_and_its_neighbours_arrive(pair: Pair) -> None:
-    """A refused record comes back with the reason; all others of its batch arrive, once."""
+    """Scenario 32. A refused record comes back with the reason; all others of its batch arrive, once."""
     poison = {"line 3", "line 96"}
     fake, make = pair(poison=lambda text: text in poison)
     async with fake, opened(make(fake.address)) as sink:

@@ -41,7 +41,7 @@ def test_labels_are_read_from_the_downward_apis_files(tmp_path: Path) -> None:
 
 
 def test_edited_labels_are_seen_without_a_restart(tmp_path: Path) -> None:
-    """At most once in `recheck` seconds, and the mapping stays the same object in between."""
+    """Scenario 37. At most once in `recheck` seconds, and the mapping stays the same object in between."""
     clock = Clock()
     publish(tmp_path, "..1", {"labels": 'app="web"\n'})
     metadata = PodMetadata(tmp_path, environ={}, clock=clock)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.logs import documents, stages
 from sidecar.logs.lines import Grouper
@@ -165,7 +166,7 @@ def test_lines_of_a_container_are_grouped_to_their_last_piece() -> None:
         CRI_P + b"still open",
     ]
     data = b"".join(line + b"\n" for line in lines)
-    cut = Grouper(stages.CRI_LINES).cut(data, final=False)
+    cut = Grouper(logs.CRI_LINES).cut(data, final=False)
     assert cut is not None
     assert cut.starts is not None
     pieces = [data[a:b] for a, b in zip(cut.starts, [*cut.starts[1:], cut.size], strict=True)]

@@ -1,0 +1,83 @@
+"""Open log files, make room for their descriptors, and say once which cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.logs.content import Content, recognise
+from sidecar.logs.discovery import Discovery, Key
+
+_log = logging.getLogger(__name__)
+
+_FD_RESERVE = 64
+
+Opened = tuple[Content, os.stat_result]
+
+
+@dataclass(slots=True)
+class Opener:
+    """Opens what a scan has found."""
+
+    discovery: Discovery
+    make_room: Callable[[int], bool]
+    """Closes so many files that nobody needs just now; returns whether there were any."""
+    _refused: dict[str, str] = field(default_factory=dict)
+
+    def open(self, path: str) -> Opened | None:
+        """Open a file, or say once why it cannot be."""
+        try:
+            fd = self._open_fd(path)
+        except (OSError, _errors.ReadError) as error:
+            if not isinstance(error, FileNotFoundError):
+                self._refuse(path, str(error))
+            return None
+        self._refused.pop(path, None)
+        try:
+            return recognise(fd), os.fstat(fd)
+        except OSError as error:
+            os.close(fd)
+            self._refuse(path, str(error))
+            return None
+
+    def first_that(
+        self, fits: Callable[[Content], bool], paths: Iterable[str], taken: Container[Key]
+    ) -> tuple[Content, Key, str] | None:
+        """Open files one after the other until one fits. Those that are taken are not asked."""
+        for path in paths:
+            key = key_of(path)
+            if key is None or key in taken or (opened := self.open(path)) is None:
+                continue
+            content, status = opened
+            key = (status.st_dev, status.st_ino)
+            if key not in taken and fits(content):
+                return content, key, path
+            content.close()
+        return None
+
+    def _open_fd(self, path: str) -> int:
+        try:
+            return self.discovery.open(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.make_room(_FD_RESERVE):
+                raise
+        return self.discovery.open(path)
+
+    def _refuse(self, path: str, reason: str) -> None:
+        if self._refused.get(path) != reason:
+            self._refused[path] = reason
+            _log.warning("cannot read %s: %s; trying again later", path, reason)
+
+
+def key_of(path: str) -> Key | None:
+    """Return device and inode of a regular file, None for anything else."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,96 @@
+"""What may be let go: decided from what is known of the streams, without a look at the disk.
+
+Plain functions that return whom it concerns; `sidecar.logs.tracker` then flushes, closes and forgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+
+from sidecar.logs.discovery import Key
+from sidecar.logs.stream import Cursor, Stream
+
+MOST_REMEMBERED = 1000
+"""Contents without a file that are kept in mind, to recognise a copy that appears later …"""
+REMEMBER = 86400.0
+"""… and for how many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """When files are given up, and where reading begins."""
+
+    from_end: bool = False
+    ignore_older: float | None = None
+    rotate_wait: float = 30.0
+    partial_timeout: float | None = 10.0
+    group_timeout: float | None = None
+    held_limit: int = 1 << 30
+    max_open: int = 4096
+
+
+def waiting_for_nothing(stream: Stream, habits: Habits, now: float) -> list[Cursor]:
+    """Return the cursors whose last line (or group) has waited long enough for its end."""
+    quiet = now - stream.grew_at
+    past = stream.deleted or not stream.live
+    limits = [habits.rotate_wait if past else habits.partial_timeout, habits.group_timeout]
+    if not any(limit is not None and quiet >= limit for limit in limits):
+        return []
+    return [c for c in stream.cursors.values() if c.held and not c.flush]
+
+
+def is_done_with(stream: Stream, habits: Habits, now: float) -> bool:
+    """Whether a rotated or deleted file has been quiet for long, and all of it has been read and acknowledged."""
+    if stream.live and not stream.deleted:
+        return False
+    return now - stream.grew_at >= habits.rotate_wait and _is_finished(stream)
+
+
+def _is_finished(stream: Stream) -> bool:
+    cursors = stream.cursors.values()
+    if not stream.settled or any(cursor.held for cursor in cursors):
+        return False
+    if stream.content is not None and stream.content.compressed:
+        return all(cursor.at_end for cursor in cursors)
+    return stream.read_by_all >= stream.size
+
+
+def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:
+    """Yield the deleted files, with their unread bytes, that keep more space in use than is permitted."""
+    held = [s for s in streams if s.deleted and s.content is not None]
+    total = sum(s.size - s.read_by_all for s in held)
+    for stream in held:
+        if total <= limit:
+            return
+        unread = stream.size - stream.read_by_all
+        total -= unread
+        yield stream, unread
+
+
+def long_gone(streams: Iterable[Stream], unix_time: float) -> list[Stream]:
+    """Return the contents without a file of which nobody needs to know any more."""
+    gone = [s for s in streams if s.gone is not None and s.settled]
+    surplus, old = len(gone) - MOST_REMEMBERED, unix_time - REMEMBER
+    return [s for index, s in enumerate(gone) if index < surplus or (s.gone or 0) < old]
+
+
+def vanished(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
+    """Return the closed files that have lost their last name."""
+    closed = (s for s in streams if s.content is None and s.gone is None and s.restored is None)
+    return [s for s in closed if s.key not in there]
+
+
+def closable(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
+    """Return the open files that may be closed, the quietest first: they are opened again when they grow."""
+    idle = [
+        s
+        for s in streams
+        if s.content is not None
+        and not s.deleted
+        and s.key in there
+        and not s.content.compressed
+        and s.read_by_all >= s.size
+        and s.changed
+    ]
+    return sorted(idle, key=lambda s: s.grew_at)

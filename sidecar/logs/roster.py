@@ -1,0 +1,222 @@
+"""Which streams there are, and which file each of them reads now.
+
+The steps between two states of that: a stream begins, goes on in another file, loses its last one.
+Who takes which step is decided elsewhere; here the books stay right.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+
+from sidecar.logs import checkpoint, identity
+from sidecar.logs.content import Content
+from sidecar.logs.discovery import Found, Key
+from sidecar.logs.stream import Cursor, Stream
+from sidecar.logs.window import AckWindow
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A file that has so far repeated the beginning of another: a copy, most probably."""
+
+    path: str
+    of: Stream
+    seen: tuple[int, ...]
+    content: Content | None = None
+    """Open while it has too few bytes to be sure: it may yet turn out to be a log, and lose its name before."""
+
+
+@dataclass(slots=True)
+class Roster:
+    """The streams of one collection."""
+
+    lanes: tuple[str, ...]
+    wake: Callable[[Stream], None]
+    """Called for each stream that may have something to read."""
+    lose: Callable[[str, int, str], None]
+    """Called with reason, bytes and path for what can never be read."""
+    found: Found = field(default_factory=Found)
+    """What the last scan of the directories has found."""
+    streams: list[Stream] = field(default_factory=list)
+    by_key: dict[Key, Stream] = field(default_factory=dict)
+    aliases: dict[Key, Stream] = field(default_factory=dict)
+    """Archives that hold nothing but what a stream reads from its own file."""
+    suspects: dict[Key, Suspect] = field(default_factory=dict)
+    turns: int = 0
+    """Grows whenever a stream begins, moves or ends."""
+    families: dict[str, dict[Stream, None]] = field(default_factory=dict)
+    """The streams by what rotation leaves of their names."""
+
+    def knows(self, key: Key) -> bool:
+        """Whether somebody reads this file, or need not."""
+        return key in self.by_key or key in self.aliases
+
+    def relatives(self, path: str) -> list[Stream]:
+        """Return the streams of which this file may be the rotated past, or the next home."""
+        return list(self.families.get(_family(path), ()))
+
+    # -- steps
+
+    def add(self, stream: Stream) -> None:
+        """Take in a stream, with or without a file."""
+        self.streams.append(stream)
+        self.families.setdefault(_family(stream.path), {})[stream] = None
+        if stream.content is not None and stream.key is not None:
+            self.by_key[stream.key] = stream
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream altogether."""
+        self.streams.remove(stream)
+        self._leave_family(stream)
+        self._unlink(stream)
+
+    def rename(self, stream: Stream, path: str) -> None:
+        """Its file has another name now."""
+        self._leave_family(stream)
+        stream.path = path
+        self.families.setdefault(_family(path), {})[stream] = None
+
+    def begin(self, stream: Stream, *, at_end: bool = False, judged: int = identity.HEAD) -> None:
+        """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
+        content = stream.content
+        if content is None:
+            return
+        # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
+        known = identity.HEAD if content.compressed else min(judged, identity.HEAD)
+        stream.head_bytes = content.read(0, known)
+        stream.head = identity.Print.of(stream.head_bytes)
+        offset, mark = 0, b""
+        if at_end and not content.compressed:
+            # From the beginning of the last line on, if it is not complete.
+            offset = _after_last_newline(content, content.measure())
+            start = max(offset - identity.MARK, 0)
+            mark = content.read(start, offset - start)
+        for lane in self.lanes:
+            stream.cursors[lane] = Cursor(offset, mark)
+            stream.windows[lane] = AckWindow(identity.Place.of(offset, mark))
+        self.add(stream)
+        if stream.key is not None:
+            self.clear_of_suspicion(stream.key)
+        self.turns += 1
+
+    def settle(self, stream: Stream, content: Content, key: Key, path: str, now: float) -> None:
+        """Let a stream go on in this file."""
+        level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
+        self._unlink(stream)
+        self.rename(stream, path)
+        stream.attach(content, key, path)
+        stream.restored = stream.sought_until = None
+        stream.live = path in self.found.files
+        stream.grew_at = now
+        self.by_key[key] = stream
+        self.aliases.pop(key, None)
+        self.clear_of_suspicion(key)
+        self.turns += 1
+        _log.log(level, "the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
+        self.wake(stream)
+
+    def suspect(self, key: Key, suspect: Suspect) -> None:
+        """Leave a file alone while it only repeats another."""
+        self.clear_of_suspicion(key)
+        self.suspects[key] = suspect
+
+    def clear_of_suspicion(self, key: Key) -> None:
+        """It is known by now what the file is."""
+        suspect = self.suspects.pop(key, None)
+        if suspect is not None and suspect.content is not None:
+            suspect.content.close()
+
+    def bury(self, stream: Stream) -> None:
+        """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
+        stream.detach()
+        self._unlink(stream)
+        stream.live, stream.deleted = False, True
+        stream.gone = time.time()
+        self.turns += 1
+
+    def tidy(self, there: Container[Key]) -> None:
+        """Forget what was known of files that are not there any more."""
+        self.aliases = {key: s for key, s in self.aliases.items() if key in there}
+        for key in [key for key in self.suspects if key not in there]:
+            self.clear_of_suspicion(key)
+
+    def close(self) -> None:
+        """Close all files."""
+        for stream in self.streams:
+            stream.detach()
+        self.tidy(())
+
+    def _leave_family(self, stream: Stream) -> None:
+        name = _family(stream.path)
+        family = self.families[name]
+        del family[stream]
+        if not family:
+            del self.families[name]
+
+    def _unlink(self, stream: Stream) -> None:
+        if stream.key is not None and self.by_key.get(stream.key) is stream:
+            del self.by_key[stream.key]
+
+    # -- over a restart
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Take over the streams of a checkpoint. Their files have to be looked for."""
+        for entry in state.entries:
+            stream = Stream(
+                entry.path,
+                (entry.device, entry.inode),
+                head=entry.head,
+                size=entry.size,
+                live=False,
+            )
+            stream.file_id, stream.gone = entry.file_id, entry.gone
+            stream.modified_ns = entry.modified_ns
+            for lane in self.lanes:
+                place = entry.places.get(lane) or min(
+                    entry.places.values(), key=lambda p: p.offset, default=identity.Place(0)
+                )
+                stream.cursors[lane] = Cursor(place.offset)
+                stream.windows[lane] = AckWindow(place)
+            # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
+            stream.restored = entry.furthest
+            self.add(stream)
+
+    def entries(self) -> Iterator[checkpoint.Entry]:
+        """Yield what a checkpoint should keep."""
+        for stream in self.streams:
+            key = stream.key or (0, 0)
+            yield checkpoint.Entry(
+                file_id=stream.file_id,
+                path=stream.path,
+                device=key[0],
+                inode=key[1],
+                head=stream.head,
+                size=stream.size,
+                places={lane: window.place for lane, window in stream.windows.items()},
+                modified_ns=stream.modified_ns,
+                gone=stream.gone,
+            )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _family(path: str) -> str:
+    return identity.core_name(os.path.basename(path))
+
+
+def _after_last_newline(content: Content, size: int) -> int:
+    step = 1 << 16
+    end = size
+    while end > 0:
+        start = max(end - step, 0)
+        found = content.read(start, end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

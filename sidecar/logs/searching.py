@@ -1,0 +1,118 @@
+"""Where does a content live on whose file is gone, truncated or overwritten, or was seen before a restart?"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from sidecar.logs import identity
+from sidecar.logs.content import Content, recognise
+from sidecar.logs.opening import Opener
+from sidecar.logs.roster import Roster
+from sidecar.logs.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds to search: names move while a rotation is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Finds streams another file."""
+
+    roster: Roster
+    opener: Opener
+
+    def replaced(self, stream: Stream, now: float) -> None:
+        """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
+        content, key, path = stream.content, stream.key, stream.path
+        if content is None or key is None:
+            return
+        stream.content = None
+        fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
+        fresh.parent_id = stream.file_id or stream.parent_id
+        fresh.content = recognise(content.fd)
+        self.roster.begin(fresh)
+        stream.key, stream.live = None, False
+        stream.restored, stream.sought = stream.furthest, "truncated"
+        _log.info("%s was truncated or replaced; reading it from the beginning", path)
+        self.go_on_elsewhere(stream, now)
+        self.roster.wake(fresh)
+
+    def place_restored(self, now: float) -> None:
+        """Find the files of restored streams: first where they were, then where rotation may have put them."""
+        waiting = [s for s in self.roster.streams if s.restored is not None and s.gone is None]
+        # Who has read most can be told from others best, and chooses first.
+        waiting.sort(key=lambda s: s.read_by_all, reverse=True)
+        strangers = [stream for stream in waiting if not self._find_by_key(stream, now)]
+        for stream in strangers:
+            self.go_on_elsewhere(stream, now)
+
+    def go_on_elsewhere(self, stream: Stream, now: float) -> None:
+        """Search for the file in which the content of `stream` lives on, and go on there."""
+        # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
+        unknown = stream.read_by_none and stream.head.length < identity.EVIDENCE
+        if not unknown and self._settle_in_a_relative(stream, now):
+            return
+        if stream.sought_until is None:
+            stream.sought_until = now + _PATIENCE
+        if now < stream.sought_until and not unknown:
+            return
+        missing = stream.size - stream.read_by_all
+        if missing > 0:
+            self.roster.lose(stream.sought, missing, stream.path)
+        self.roster.bury(stream)
+
+    def _settle_in_a_relative(self, stream: Stream, now: float) -> bool:
+        paths, taken = self._relatives(stream.path), self.roster.by_key
+        home = self.opener.first_that(stream.is_continued_by, paths, taken)
+        if home is None:
+            home = self.opener.first_that(stream.ends_early_in, paths, taken)
+            if home is None:
+                return False
+            stream.shorten(home[0])
+        self.roster.settle(stream, *home, now)
+        return True
+
+    def _relatives(self, path: str) -> list[str]:
+        """The files that may be the rotated past of `path`, the youngest first."""
+        name = os.path.basename(path)
+        siblings = self.opener.discovery.siblings(path)
+        names = [p for p in siblings if identity.are_related(name, os.path.basename(p))]
+        return sorted(names, key=_modified_ns, reverse=True)
+
+    def _find_by_key(self, stream: Stream, now: float) -> bool:
+        """Look under the device and inode it had. True also if that has to be done once more."""
+        key, places = stream.key, self.roster.found.places
+        if key is None or key in self.roster.by_key or key not in places:
+            return False
+        path = places[key][0]
+        opened = self.opener.open(path)
+        if opened is not None:
+            content, status = opened
+            if (status.st_dev, status.st_ino) == key:
+                if _is_itself(stream, content):
+                    self.roster.settle(stream, content, key, path, now)
+                    return True
+                content.close()
+                return False
+            content.close()
+        # Renamed since the names were listed: the next look knows its new one.
+        if stream.sought_until is None:
+            stream.sought_until = now + _PATIENCE
+        return now < stream.sought_until
+
+
+def _is_itself(stream: Stream, content: Content) -> bool:
+    """Whether the file under the restored device and inode still holds the restored content."""
+    # One that was empty then may be anything by now, a copy for example: it is met as if for the first time.
+    return stream.head.length > 0 and stream.is_continued_by(content)
+
+
+def _modified_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

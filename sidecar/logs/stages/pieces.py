@@ -1,0 +1,14 @@
+"""The rule that puts together what a container runtime has cut.
+
+A file of its own: its pattern loads RE2, 2.5 MB for everybody who has no use for it.
+"""
+
+from __future__ import annotations
+
+from sidecar.logs.lines import Multiline
+
+CRI_LINES = Multiline(
+    # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.
+    end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)"
+)
+"""Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
