@@ -114,12 +114,13 @@ class Peer:
 async def settled(wire: Wire) -> None:
     """Wait until all that was received is answered, or waits for bytes that are missing."""
     one = wire.protocol
-    for _ in range(10_000):
-        await asyncio.sleep(0)
+    for turn in range(10_000):
+        # What goes to the disk takes longer than some turns of the loop.
+        await asyncio.sleep(0 if turn < 100 else 0.0005)
         if wire.closed:
             if one._task_handler is None:
                 return
-        elif one._waiter is not None and not one._waiter.done() and not one._messages:
+        elif one._waiter is not None and not one._waiter.done() and not one.busy:
             return
         elif one._request_in_progress and one._body is not None and not one._body.is_eof():
             return  # the handler waits for a body
@@ -255,12 +256,118 @@ _ALPHABET = [
 ]  # fmt: skip
 
 
-def conversations(seed: int, count: int, etag: str) -> Iterator[tuple[list[bytes], bool]]:
+#: Writes that are fit for the lane, and those that only look like it.
+WRITES: tuple[bytes, ...] = (
+    *(b"GET /?content=%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(20)),
+    *(
+        b"GET /?content=%s HTTP/1.1\r\nHost: a\r\n\r\n" % value
+        for value in (
+            b"",
+            b"a+b",
+            b"%20%2B+%26%3D%23%25",
+            b"%c3%a9%E2%82%AC",
+            b"%00",
+            b"-._~!$'()*,/:=?@",
+            b"a=b=c",
+            b"?content=x",
+            b"x" * 3000,
+            b"%41" * 500,
+        )
+    ),
+    b"GET /?content=5 HTTP/1.1\r\nHost: a\r\nUser-Agent: x/1\r\nAccept: */*\r\n\r\n",
+    b"GET /?content=6 HTTP/1.1\r\nHost: a\r\nUser-Agent: x/1\r\nAccept: */*\r\n\r\n",
+    b"GET /?content=7 HTTP/1.1\r\nHost: a\r\ntraceparent: 00-1\r\nAccept: */*\r\n\r\n",
+    b"GET /?content=8 HTTP/1.1\r\nHost: a\r\ntraceparent: 00-22\r\nAccept: */*\r\n\r\n",
+    b"GET /?content=9 HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+    b"GET /?content=10 HTTP/1.1\r\nHost: a\r\nSec-Fetch-Site: same-origin\r\n\r\n",
+)
+NO_WRITES: tuple[bytes, ...] = (
+    *(
+        b"GET /?%s HTTP/1.1\r\nHost: a\r\n\r\n" % query
+        for query in (
+            b"content=%zz",
+            b"content=%",
+            b"content=%4",
+            b"content=%ff",
+            b"content=%C3",
+            b"content=\xc3\xa9",
+            b"content=\xff",
+            b"content=a b",
+            b"content=a;b",
+            b'content="a"',
+            b"content=a#b",
+            b"content=a%0d%0aX",
+            b"content=1&content=2",
+            b"content=3&dry_run=1",
+            b"dry_run=1&content=3",
+            b"content=3&dry_run=maybe",
+            b"a=b&content=4",
+            b"%63ontent=1&?content=5",
+            b"?content=5",
+            b"a?content=5",
+            b"a&?content=5",
+            b"content",
+            b"Content=5",
+            b"content%3D5",
+            b"",
+        )
+    ),
+    *(
+        b"GET /?content=11 HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n" % line
+        for line in (
+            b"If-None-Match: *",
+            b"If-Match: *",
+            b"If-Match: TAG",
+            b"If-Match: nonsense",
+            b"If-Unmodified-Since: Sun, 06 Nov 2044 08:49:37 GMT",
+            b"Prefer: wait=1",
+            b"Sec-Fetch-Site: cross-site",
+            b"Sec-Purpose: prefetch",
+            b"Purpose: prefetch",
+            b"Connection: close",
+            b"Expect: 100-continue",
+            b"Expect: other",
+            b"Content-Length: 0",
+            b"Content-Length: 3\r\n\r\nabc",
+            b"Transfer-Encoding: chunked\r\n\r\n0",
+            b"Connection: upgrade\r\nUpgrade: h2c",
+            b"Authorization: Bearer x",
+            b"Range: bytes=0-1",
+            b"Host: b",
+            b"traceparent: 00-1\r\n folded",
+            b"X: " + b"y" * 9000,
+        )
+    ),
+    b"GET /?content=" + b"z" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"HEAD /?content=12 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /?content=12 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+    b"GET /?content=12 HTTP/1.0\r\n\r\n",
+    b"GET /?content=12 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"GET /?content=12 HTTP/1.1\r\n\r\n",
+    b"GET /?content=12 HTTP/1.1\nHost: a\n\n",
+    b"GET /x?content=12 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET //?content=12 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://b/?content=12 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET ?content=12 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"PUT /files/config HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nput",
+    b"DELETE /files/config HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /?content=13 HTTP/1.1\r\nHost: a\r\n\r\n" * 40,
+)
+
+
+def conversations(
+    seed: int,
+    count: int,
+    etag: str,
+    good: Sequence[bytes] = GOOD,
+    vectors: Sequence[bytes] = VECTORS,
+) -> Iterator[tuple[list[bytes], bool]]:
     """Yield so many conversations: pieces to send, and whether to send them without waiting."""
     chance = random.Random(seed)
-    known = [one.replace(b"TAG", etag.encode()) for one in GOOD]
+    known = [one.replace(b"TAG", etag.encode()) for one in good]
+    strange = [one.replace(b"TAG", etag.encode()) for one in vectors]
     for _ in range(count):
-        said = [_one(chance, known) for _ in range(chance.choice((1, 1, 2, 2, 3, 5)))]
+        said = [_one(chance, known, strange) for _ in range(chance.choice((1, 1, 2, 2, 3, 5)))]
         if chance.random() < 0.3:
             said *= 3  # what is kept is kept at the second time, and found at the third
         if chance.random() < 0.5:
@@ -268,13 +375,13 @@ def conversations(seed: int, count: int, etag: str) -> Iterator[tuple[list[bytes
         yield _cut(chance, said), chance.random() < 0.4
 
 
-def _one(chance: random.Random, known: Sequence[bytes]) -> bytes:
+def _one(chance: random.Random, known: Sequence[bytes], strange: Sequence[bytes]) -> bytes:
     draw = chance.random()
     if draw < 0.08:  # the beginning of the next one in the same piece
         return chance.choice(known) + chance.choice(known)[: chance.randrange(1, 40)]
     if draw < 0.45:
         return chance.choice(known)
-    base = chance.choice(VECTORS) if draw < 0.65 else chance.choice(known)
+    base = chance.choice(strange) if draw < 0.65 else chance.choice(known)
     return base if draw < 0.55 else _mutated(chance, base)
 
 

@@ -223,6 +223,7 @@ class Keeping:
     mode: int
     group: int | None
     keep: int
+    durability: Literal["full", "none"]
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,7 @@ def gating() -> Decorator:
 
 
 def keeping() -> Decorator:
-    """Add what becomes of files: `--mode`, `--group`, `--keep`."""
+    """Add what becomes of files: `--mode`, `--group`, `--keep`, `--durability`."""
 
     def gather(**values: Any) -> Keeping:
         return Keeping(**values)
@@ -353,6 +354,12 @@ def keeping() -> Decorator:
             metavar="N",
             default=10,
             help="Versions to keep for a rollback.",
+        ),
+        option(
+            "--durability",
+            type=click.Choice(["full", "none"]),
+            default="full",
+            help="full: on the disk before it is acknowledged; none: a power cut may take it back, or leave it torn.",
         ),
     )
 

@@ -82,6 +82,7 @@ def command(
         mode=keeping.mode,
         group=keeping.group,
         keep=keeping.keep,
+        durability=keeping.durability,
         max_size=gating.max_size,
         gate=gating.gate(),
     )

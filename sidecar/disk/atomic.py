@@ -196,15 +196,16 @@ class Staged:
         write_all(self._fd, data)
         self.size += len(data)
 
-    def seal(self, mode: int, group: int | None) -> None:
-        """Give it mode and group, sync it, and close it. Any error means: drop it.
+    def seal(self, mode: int, group: int | None, *, durable: bool = True) -> None:
+        """Give it mode and group, sync it unless it need not be durable, and close it. Any error means: drop it.
 
         Raises:
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
         check_size(self._fd, self.size)
         give(self._fd, mode, group)
-        sync_file(self._fd)
+        if durable:
+            sync_file(self._fd)
         # NFS and FUSE report a full disk only here, and close(2) must not be called twice.
         fd, self._fd = self._fd, -1
         os.close(fd)

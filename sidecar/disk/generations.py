@@ -60,8 +60,9 @@ def build(
     mode: int,
     group: int | None,
     keep: Collection[str] = (),
+    durable: bool = True,
 ) -> str:
-    """Write a generation under a temporary name, whole and synced, and return that name.
+    """Write a generation under a temporary name, whole and synced unless it need not be, and return that name.
 
     `keep` names files that are taken over from the generation in force, as hard links where those work.
 
@@ -71,7 +72,7 @@ def build(
     name = atomic.temporary_name()
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     try:
-        with _Builder(dir_fd, name, mode, group) as builder:
+        with _Builder(dir_fd, name, mode, group, durable) as builder:
             for path, content in files.items():
                 builder.add(path, content)
             for path in keep:
@@ -163,7 +164,8 @@ def sweep(dir_fd: int) -> int:
 class _Builder:
     """Fills one generation: its directories as they are needed, its files in batches."""
 
-    def __init__(self, dir_fd: int, name: str, mode: int, group: int | None) -> None:
+    def __init__(self, dir_fd: int, name: str, mode: int, group: int | None, durable: bool) -> None:
+        self._durable = durable
         self._mode = mode
         self._group = group
         self._dir_fd = dir_fd
@@ -203,8 +205,9 @@ class _Builder:
         self._sync_pending()
         for fd in self._directories.values():
             atomic.give(fd, atomic.keep_setgid(fd), self._group)
-        for fd in reversed(self._directories.values()):
-            atomic.sync_directory(fd)
+        if self._durable:
+            for fd in reversed(self._directories.values()):
+                atomic.sync_directory(fd)
 
     def _copy(self, source: int, directory: int, name: str) -> None:
         old = beneath.open_beneath(source, name, os.O_RDONLY | os.O_NOFOLLOW)
@@ -228,12 +231,13 @@ class _Builder:
         atomic.give(fd, self._mode, self._group)
         if len(self._pending) >= _BATCH:
             self._sync_pending()
-        else:
+        elif self._durable:
             atomic.begin_sync(fd)
 
     def _sync_pending(self) -> None:
         while self._pending:
-            atomic.sync_file(self._pending[0])
+            if self._durable:
+                atomic.sync_file(self._pending[0])
             os.close(self._pending.pop(0))  # NFS and FUSE report a full disk only here
 
     def _directory(self, path: str) -> int:

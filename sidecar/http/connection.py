@@ -1,36 +1,42 @@
 """What a connection of ours does beyond aiohttp's.
 
-Problems instead of tracebacks, a count, an orderly end, answers from the lane, a limit for the head of a request.
+Problems instead of tracebacks, a count, an orderly end, answers and writes by the lane,
+a limit for the head of a request.
 
 It works beneath every application that `serve` runs, also one that knows nothing of `sidecar`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import http_exceptions, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from sidecar import _errors
 from sidecar.http import guard as guards
+from sidecar.http import lane as lanes
 from sidecar.http import problems
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiohttp.streams import StreamReader
     from aiohttp.web_request import BaseRequest
 
     from sidecar.http.guard import Guard
-    from sidecar.http.lane import Lane
+    from sidecar.http.lane import Form, Lane, Write
+    from sidecar.volume.commit import Outcome
 
 _log = logging.getLogger(__name__)
 
 _END = b"\r\n\r\n"
+_MOST_HELD_BACK = 64 << 10
+"""Bytes that a client may send on while its write is under way, before it is not listened to any more."""
 
 
 class Taker(Protocol):
@@ -43,6 +49,16 @@ class Taker(Protocol):
         """The connection is gone."""
 
 
+@dataclass(eq=False, slots=True)
+class _Writing:
+    """A write of the lane that is under way: the request, the form that it fills, what has come after it."""
+
+    request: bytes
+    form: Form
+    withdraw: Callable[[], None]
+    held_back: bytearray = field(default_factory=bytearray)
+
+
 class Connection(web.RequestHandler):
     """The protocol of one connection; `guard` holds those that are open.
 
@@ -51,7 +67,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "_taken", "_taker", "offered")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "_taken", "_taker", "_writing", "offered", "outcome")  # fmt: skip
 
     def __init__(
         self,
@@ -72,8 +88,11 @@ class Connection(web.RequestHandler):
         )
         self._guard = guard
         self._lane = lane
-        self.offered: int | None = None
-        """The lane's generation at which a handler has offered its answer to be remembered."""
+        self.offered: int | Write | None = None
+        """What a handler has offered to be remembered: the lane's generation of its answer, or how to write."""
+        self.outcome: Outcome | None = None
+        """What became already of the request that aiohttp has been given."""
+        self._writing: _Writing | None = None
         self._clean = True
         """The parser stands between two requests."""
         self._at_boundary = True
@@ -116,22 +135,30 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
-        at_boundary = self._at_boundary
+        if self._writing is not None:
+            self._hold_back(self._writing, data)
+            return
         if (
-            at_boundary
+            self._at_boundary
             and self._lane is not None
             and (waiter := self._waiter) is not None
             and not waiter.done()  # it is when the connection is being closed
             and not self._paused  # aiohttp waits for a client that does not take its answers
-            and (wire := self._lane.find(data)) is not None
         ):
-            self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-            return
+            if (wire := self._lane.find(data)) is not None:
+                self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                return
+            if self._write(self._lane, data):
+                return
+        self._give_to_aiohttp(data)
+
+    def _give_to_aiohttp(self, data: bytes) -> None:
         if self._force_close or self._close:
             if self._refused and self.transport is not None:
                 self.transport.close()
             return
+        at_boundary = self._at_boundary
         self._at_boundary = self._clean = False
         self._alone = None
         if self._upgraded:
@@ -143,6 +170,62 @@ class Connection(web.RequestHandler):
         self._conclude(data, before, in_body=in_body)
         if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
             self._alone = data
+
+    def _write(self, lane: Lane, data: bytes) -> bool:
+        """Begin a write that the lane can do; False if it is one for aiohttp."""
+        # The longest that the first line alone may be: no limit of the parser can be met then.
+        if len(data) > self.max_line_size or (found := lane.find_form(data)) is None:
+            return False
+        form, value = found
+        if running.draining() or (withdraw := form.write(value, self._written)) is None:
+            return False
+        self._writing = _Writing(data, form, withdraw)
+        self._request_in_progress = True  # as aiohttp has it while a handler runs
+        return True
+
+    def _hold_back(self, writing: _Writing, data: bytes) -> None:
+        """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
+        writing.held_back += data
+        if len(writing.held_back) > _MOST_HELD_BACK:
+            self._pause_transport_reading()
+
+    def _written(self, outcome: Outcome) -> None:
+        """Answer a write that has ended, and go on with what was held back."""
+        writing, self._writing = self._writing, None
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        if writing is None or self._lane is None:
+            return
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            _count_for_nobody(outcome)
+            return
+        if not (isinstance(outcome, BaseException) or running.draining()):
+            transport.write(self._lane.fill(writing.form, outcome.etag))
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        elif isinstance(outcome, asyncio.CancelledError):
+            self.force_close()
+            return
+        else:
+            self.outcome = outcome
+            self._give_to_aiohttp(writing.request)
+        if writing.held_back:
+            if len(writing.held_back) > _MOST_HELD_BACK:
+                self._resume_transport_reading()
+            self.data_received(bytes(writing.held_back))
+
+    def _process_keepalive(self) -> None:
+        # aiohttp knows of no request while the lane writes, and takes the connection for an idle one.
+        if self._writing is not None:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Wait for what is under way, as aiohttp does for its handlers, and give it up after that."""
+        await super().shutdown(timeout)
+        if self._writing is not None:
+            self._writing.withdraw()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -207,6 +290,7 @@ class Connection(web.RequestHandler):
             if running.draining() or undecided:
                 answer.force_close()
         offered, self.offered = self.offered, None
+        self.outcome = None
         sent, reset = await super().finish_response(request, resp, start_time)
         if self._clean and not self._messages and not reset:
             self._at_boundary = True
@@ -216,7 +300,8 @@ class Connection(web.RequestHandler):
                 and self._alone is not None
                 and isinstance(sent, web.Response)
             ):
-                self._lane.keep(self._alone, request, sent, offered)
+                keep = self._lane.keep if isinstance(offered, int) else self._lane.keep_form
+                keep(self._alone, request, sent, offered)  # type: ignore[arg-type]  # each has its own
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 
@@ -273,6 +358,14 @@ class Connection(web.RequestHandler):
         answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
+
+
+def _count_for_nobody(outcome: Outcome) -> None:
+    """Count the answer to somebody who has gone meanwhile."""
+    if not isinstance(outcome, BaseException):
+        lanes.count("200")
+    elif isinstance(outcome, _errors.SidecarError):
+        lanes.count(str(problems.of(outcome).status))
 
 
 def _problem(

@@ -22,6 +22,7 @@ STUCK = 60.0
 PROBE_EVERY = 5.0
 """Seconds between attempts to write, while the last one has failed."""
 _PROBE = bytes(64 << 10)
+_VOLUME_ERRORS = (_errors.VolumeFull, _errors.VolumeUnavailable, _errors.PublishUncertain)
 
 
 class Progress:
@@ -67,21 +68,28 @@ class DataPath:
     @contextmanager
     def attempt(self) -> Iterator[Progress]:
         """Note how the write inside goes; it tells of the progress that it makes."""
-        progress = Progress()
-        self._attempts.add(progress)
+        progress, error = self.begin(), None
         try:
             yield progress
-        except (
-            _errors.VolumeFull,
-            _errors.VolumeUnavailable,
-            _errors.PublishUncertain,
-        ) as error:
-            self._set(problems.message(error))
+        except BaseException as raised:
+            error = raised
             raise
-        else:
-            self._set(None)
         finally:
-            self._attempts.discard(progress)
+            self.end(progress, error)
+
+    def begin(self) -> Progress:
+        """Note that a write has begun; the caller says by `end` how it went."""
+        progress = Progress()
+        self._attempts.add(progress)
+        return progress
+
+    def end(self, progress: Progress, error: BaseException | None) -> None:
+        """Note how a write went. An error that is not the volume's says nothing about the volume."""
+        self._attempts.discard(progress)
+        if error is None:
+            self._set(None)
+        elif isinstance(error, _VOLUME_ERRORS):
+            self._set(problems.message(error))
 
     def live(self) -> str | None:
         """Say what is stuck: what a restart could mend."""

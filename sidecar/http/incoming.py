@@ -29,6 +29,7 @@ BODY_PAUSE: Final = 30.0
 
 _SMALL_BODY: Final = 64 << 10
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ASKING: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
 _CODINGS: Final = {"", "identity", "gzip", "deflate"}
 """Content codings that aiohttp undoes by itself, in every installation."""
 
@@ -45,7 +46,7 @@ def content_of(request: web.Request) -> bytes | None:
     for pair in raw.split(b"&"):
         key, _, value = pair.partition(b"=")
         if _decoded(key) == b"content":
-            return _text(_decoded(value))
+            return decoded(value)
     return None
 
 
@@ -66,6 +67,16 @@ def name_of(request: web.Request) -> str:
         f"cannot use {request.match_info['name']!r} as the name of a file:"
         " in the address it is UTF-8, with `%XX` for each byte that is no letter (`%25` for `%`)"
     )
+
+
+def decoded(value: bytes) -> bytes:
+    """Return the content that a value in the query stands for."""
+    return _text(_decoded(value))
+
+
+def unconditional(request: web.Request) -> bool:
+    """Whether nothing is asked of the state before the write, or of the reader after it."""
+    return not any(name in request.headers for name in _ASKING)
 
 
 def dry_run(request: web.Request) -> bool:
@@ -188,6 +199,8 @@ async def receive(request: web.Request, upload: Upload, got_on: Callable[[], Non
 
 
 def _decoded(part: bytes) -> bytes:
+    if b"%" not in part:
+        return part.replace(b"+", b" ")
     if _BAD_ESCAPE.search(part):
         raise problems.Problem(
             "bad-request",

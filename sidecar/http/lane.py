@@ -10,6 +10,17 @@ the lane itself understands nothing of HTTP, so it cannot understand it differen
     Connection         asks for an answer while no request is under way, and hands in what aiohttp has sent
     Lane               keeps them, within bounds, and sets `Date` anew each second (RFC 9110 section 6.6.1)
 
+A writer is sent another content each time. There all but the value of `content` is remembered,
+as a form whose answer differs in nothing but `ETag` and `Date`, and the value is taken only
+if it is made of signs that mean nothing but themselves, wherever they stand in it:
+
+    handler            says `offer_writes`: what would publish another value in the place of this one
+    Connection         lets it be published, and holds back what else comes until it has ended
+    Lane               fills in the answer
+
+Where that ends in any other way than well, aiohttp gets the request after all, and its handler the outcome
+(`outcome_of`), in the place of publishing a second time: what it then answers needs no code of its own.
+
 What is left out, because an answer could differ from one time to the next or does not end with the request:
 a request that shows a token, expects, upgrades, has a body or asks for a range;
 an application with a middleware or a signal that is not ours, for it may want to see each request.
@@ -22,8 +33,9 @@ import re
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from aiohttp.http import HttpVersion11
 
@@ -33,10 +45,13 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.web_request import BaseRequest
 
+    from sidecar.volume.commit import Outcome
+
 #: Bounds of what is remembered: a client that asks in ever new words must not fill the memory.
 _MOST_ANSWERS = 1024
 _MOST_BYTES = 4 << 20
 _MOST_SEEN = 4096
+_MOST_FORMS = 128
 _LONGEST_REQUEST = 4 << 10
 _LONGEST_ANSWER = 1 << 20
 #: aiohttp takes 128; what is left out of the key must not make it more.
@@ -60,6 +75,11 @@ _HARMLESS = re.compile(
     re.IGNORECASE,
 )
 _DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
+#: The value of `content` may be made of these: what the query of an address may hold (RFC 3986 section 3.4),
+#: without `&` and `;`, at which some divide it. Whether the escapes are right, the handler's own code says.
+_VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$'()*+,/:=?@%"
+_BEFORE_VALUE: Final = b"?content="
+_AFTER_VALUE: Final = b" HTTP/1.1\r\n"
 _TRANSPARENT = "_sidecar_transparent"
 
 _M = TypeVar("_M")
@@ -82,6 +102,22 @@ class _Count:
         self.number = 0
 
 
+Write: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
+"""Publishes the value of `content` as it stands in an address, and tells what became of it, once, later.
+
+Returns what withdraws it; None if it cannot be done in this way, and nothing has begun."""
+
+
+class Form(NamedTuple):
+    """The answer to a write, around the values of `ETag` and `Date`, and what publishes another content."""
+
+    write: Write
+    before: bytes
+    between: bytes
+    after: bytes
+    counter: _Count
+
+
 class Lane:
     """Answers by the complete bytes of their request, of one place that is listened at.
 
@@ -91,13 +127,16 @@ class Lane:
     def __init__(self) -> None:
         self._answers: dict[bytes, _Answer] = {}
         self._wires: dict[bytes, tuple[bytes, _Count]] = {}
+        self._forms: dict[tuple[bytes, bytes], Form] = {}
+        self._form_date = b""
         self._seen: set[int] = set()
         self._bytes = 0
         self._tick: asyncio.TimerHandle | None = None
         _ALL.add(self)
 
     def __repr__(self) -> str:
-        return f"<Lane answers={len(self._answers)} bytes={self._bytes}>"
+        forms = f" forms={len(self._forms)}" if self._forms else ""
+        return f"<Lane answers={len(self._answers)} bytes={self._bytes}{forms}>"
 
     @property
     def ticking(self) -> bool:
@@ -120,7 +159,11 @@ class Lane:
 
         That is done at the second time: what is asked for once is not worth the memory.
         """
-        if generation != _Now.generation or not _can_be_kept(data, request, response):
+        if (
+            generation != _Now.generation
+            or len(data) > _LONGEST_REQUEST
+            or not _can_be_kept(request, response)
+        ):
             return
         answer = _wire(request, response)
         if answer is None:
@@ -133,6 +176,45 @@ class Lane:
             self.clear()
         self._answers[key] = answer
         self._bytes += size
+
+    def find_form(self, request: bytes) -> tuple[Form, bytes] | None:
+        """Return the form that these bytes fill, and the value of `content` in them; None: ask aiohttp."""
+        if not self._forms or (parts := _divide(request)) is None:
+            return None
+        before, value, after = parts
+        form = self._forms.get((before, after)) or self._forms.get((before, _key(after)))
+        return None if form is None else (form, value)
+
+    def fill(self, form: Form, etag: str) -> bytes:
+        """Return the complete answer to a write that has ended well, dated now, and count it."""
+        if not self._form_date:
+            self._form_date = self._dated_now()
+        form.counter.number += 1
+        return b"".join((form.before, etag.encode(), form.between, self._form_date, form.after))
+
+    def keep_form(
+        self, data: bytes, request: BaseRequest, response: web.Response, write: Write
+    ) -> None:
+        """Remember what aiohttp has answered to a write, and all of it but the content, at the second time.
+
+        Nothing that changes is in it, so it need not be forgotten; what it publishes with lives as long as the server.
+        """
+        parts = _divide(data)
+        if parts is None or request.method != "GET" or response.status != 200:
+            return
+        before, _, after = parts
+        key = (before, _key(after))
+        if (
+            key in self._forms
+            or len(before) + len(after) > _LONGEST_REQUEST
+            or not _can_be_kept(request, response)
+            or (form := _form(request, response, write)) is None
+            or not self._is_known(b"".join(key))
+        ):
+            return
+        if len(self._forms) >= _MOST_FORMS:
+            self._forms.clear()
+        self._forms[key] = form
 
     def clear(self) -> None:
         """Forget every answer."""
@@ -148,19 +230,23 @@ class Lane:
         answer = self._answers.get(key)
         if answer is None:
             return None
+        found = (answer.before + self._dated_now() + answer.after, answer.counter)
+        self._wires[key] = found
+        return found
+
+    def _dated_now(self) -> bytes:
+        """Return the value of `Date`, which is the same until `_next_second`."""
         now = time.time()
         if self._tick is None:
             # Armed by the first answer of a second, and by that alone: at rest nobody is woken.
             rest = 1.0 - now % 1.0
             self._tick = asyncio.get_running_loop().call_later(rest, self._next_second)
-        date = formatdate(int(now), usegmt=True).encode()
-        found = (answer.before + date + answer.after, answer.counter)
-        self._wires[key] = found
-        return found
+        return formatdate(int(now), usegmt=True).encode()
 
     def _next_second(self) -> None:
         self._tick = None
         self._wires.clear()
+        self._form_date = b""
 
     def _is_known(self, key: bytes) -> bool:
         mark = hash(key)
@@ -196,6 +282,11 @@ def forget() -> None:
         lane.clear()
 
 
+def count(code: str) -> None:
+    """Count an answer that was given without aiohttp."""
+    _COUNTS.setdefault(code, _Count()).number += 1
+
+
 def offer(request: web.Request, generation: int) -> None:
     """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
 
@@ -205,6 +296,23 @@ def offer(request: web.Request, generation: int) -> None:
     protocol: Any = request.protocol
     if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
         protocol.offered = generation
+
+
+def offer_writes(request: web.Request, write: Write) -> None:
+    """Say, in a handler, that another value of `content` in this request would do nothing but `write` it.
+
+    The answer to a write that ends well depends on nothing else, and differs in its `ETag` alone.
+    It is not taken up where an application around the handler has a middleware or a signal of its own.
+    """
+    protocol: Any = request.protocol
+    if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
+        protocol.offered = write
+
+
+def outcome_of(request: web.Request) -> Outcome | None:
+    """Return, in a handler, what became of this very request already; None: it is for the handler to do it."""
+    outcome: Outcome | None = getattr(request.protocol, "outcome", None)
+    return outcome
 
 
 def transparent(middleware: _M) -> _M:
@@ -219,10 +327,9 @@ def _is_ours(app: web.Application) -> bool:
     )
 
 
-def _can_be_kept(data: bytes, request: BaseRequest, response: web.Response) -> bool:
+def _can_be_kept(request: BaseRequest, response: web.Response) -> bool:
     return (
-        len(data) <= _LONGEST_REQUEST
-        and request.method in ("GET", "HEAD")
+        request.method in ("GET", "HEAD")
         and request.version == HttpVersion11
         and response.status in (200, 304)
         and response.keep_alive is True
@@ -248,6 +355,29 @@ def _wire(request: BaseRequest, response: web.Response) -> _Answer | None:
     )
     sent = len(answer.before) + _DATE_LENGTH + len(answer.after)
     return answer if found and sent == response.body_length else None
+
+
+def _form(request: BaseRequest, response: web.Response, write: Write) -> Form | None:
+    """Return the answer to a write with two places left open; None if it has not got them."""
+    wire, tag = _wire(request, response), response.headers.get("ETag")
+    if wire is None or tag is None:
+        return None
+    before, found, between = wire.before.partition(f"\r\nETag: {tag}\r\n".encode())
+    if not found:
+        return None
+    return Form(write, before + b"\r\nETag: ", b"\r\n" + between, wire.after, wire.counter)
+
+
+def _divide(request: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Return what stands before the value of `content`, the value, and what follows it; None if it is not alone."""
+    query, end = request.find(b"?"), request.find(_AFTER_VALUE)
+    if not request.startswith(_BEFORE_VALUE, query):
+        return None
+    start = query + len(_BEFORE_VALUE)
+    value = request[start:end]
+    if end < start or value.translate(None, _VALUE):
+        return None
+    return request[:start], value, request[end:]
 
 
 def _key(request: bytes) -> bytes:

@@ -17,21 +17,34 @@ and a browser that sends it in advance; both say so in a header and are refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import answers, bearer, descriptions, files, incoming, ops, problems, waiting
+from sidecar.http import (
+    answers,
+    bearer,
+    descriptions,
+    files,
+    incoming,
+    lane,
+    ops,
+    problems,
+    waiting,
+)
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.volume import terms
+from sidecar.volume.commit import Outcome
 from sidecar.volume.gate import Gate
 from sidecar.volume.history import Version
 from sidecar.volume.snapshot import MAX_SIZE
 from sidecar.volume.terms import Publication
-from sidecar.volume.volume import FILE_MODE, KEEP, Volume, too_large
+from sidecar.volume.volume import FILE_MODE, KEEP, Durability, Volume, too_large
 
 DRY_RUN: Final = "Sidecar-Dry-Run"
 """The header of an answer to `?dry_run=1`."""
@@ -45,6 +58,7 @@ def writer_app(
     mode: int = FILE_MODE,
     group: int | None = None,
     keep: int = KEEP,
+    durability: Durability = "full",
     confirm: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
 ) -> web.Application:
@@ -60,6 +74,7 @@ def writer_app(
         mode: permissions of the files.
         group: their group, by number.
         keep: contents that stay in the history.
+        durability: `none` answers before the disk has the content, as for `sidecar.Volume`.
         confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
             for a file other than the one at `path`, `/files/NAME` beneath it.
             Where `token_file` is given, its first token is shown to that reader.
@@ -73,7 +88,15 @@ def writer_app(
         middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
     )
     directory, primary = _split(os.fspath(path))
-    volume = Volume(directory, mode=mode, group=group, keep=keep, max_size=max_size, gate=gate)
+    volume = Volume(
+        directory,
+        mode=mode,
+        group=group,
+        keep=keep,
+        max_size=max_size,
+        gate=gate,
+        durability=durability,
+    )
     writer = app[WRITER] = Writer(
         volume=volume,
         primary=primary,
@@ -121,6 +144,23 @@ class Writer:
     data_path: DataPath
     confirm: Confirm | None
 
+    def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
+        """Publish a value of `content` for the lane; None if it is not fit for that. See `lane.Write`."""
+        try:
+            content = incoming.decoded(value)
+        except problems.Problem:
+            return None
+
+        def ended(outcome: Outcome) -> None:
+            self.data_path.end(progress, outcome if isinstance(outcome, BaseException) else None)
+            tell(outcome)
+
+        wish = self.volume.put_soon(self.primary or "", content, ended)
+        if wish is None:
+            return None
+        progress = self.data_path.begin()
+        return partial(self.volume.withdraw, wish)
+
 
 WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
 
@@ -147,16 +187,22 @@ async def _get_content(request: web.Request) -> web.Response:
     name = writer.primary
     # HEAD asks what a GET would answer, and is safe: it changes nothing.
     dry_run = incoming.dry_run(request) or request.method == "HEAD"
-    conditions = await incoming.conditions(request, writer.volume, name)
-    with writer.data_path.attempt():
-        done = await writer.volume.put(
-            name,
-            content,
-            if_match=conditions.if_match,
-            if_none_match=conditions.if_none_match,
-            dry_run=dry_run,
-        )
+    done = lane.outcome_of(request)
+    if done is None:
+        conditions = await incoming.conditions(request, writer.volume, name)
+        with writer.data_path.attempt():
+            done = await writer.volume.put(
+                name,
+                content,
+                if_match=conditions.if_match,
+                if_none_match=conditions.if_none_match,
+                dry_run=dry_run,
+            )
+    if isinstance(done, BaseException):
+        raise done
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    if not dry_run and incoming.unconditional(request):
+        lane.offer_writes(request, writer.write)
     return answers.json_answer("ok", status=200 if in_time else 202, headers=headers)
 
 

@@ -112,6 +112,11 @@ class Gate:
         """The seconds that an examination may rightly take beyond the work itself."""
         return self._check_timeout if self._check is not None else 0.0
 
+    def passes(self, size: int) -> bool:
+        """Whether a content of that size passes unseen: nothing is asked of it but its size."""
+        seen = self._format is not None or self._schema is not None or self._check is not None
+        return not seen and (self._max_size is None or size <= self._max_size)
+
     async def examine(
         self,
         name: str,

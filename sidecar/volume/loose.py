@@ -53,7 +53,7 @@ class LooseFiles:
             return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
         with terms.staged(fd, content, where) as staged, atomic.placing(what):
             _check_place(fd, name, status)
-            staged.seal(self._settings.mode, self._settings.group)
+            staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
             order.check()
             if order.dry_run:
                 return Publication(version, True, status is None, time.time(), size)
@@ -78,7 +78,7 @@ class LooseFiles:
         with atomic.publishing(what), atomic.inside(fd, above) as parent:
             os.unlink(leaf, dir_fd=parent)
             try:
-                atomic.sync_directory(parent)
+                self._settings.sync_directory(parent)
             except OSError as error:
                 raise _errors.PublishUncertain(
                     f"deleted {where}, but perhaps not durably: syncing its directory failed:"
@@ -151,6 +151,8 @@ class LooseFiles:
         """
         if name in self._doubtful:
             return False
+        if not self._settings.durable:
+            return True
         above, _, leaf = name.rpartition("/")
         with contextlib.suppress(OSError), atomic.inside(fd, above) as parent:
             file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
@@ -168,12 +170,12 @@ class LooseFiles:
     def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
         """Rename and sync. After an error in the midst of that, look at what readers see now."""
         above, _, leaf = name.rpartition("/")
-        with atomic.inside(fd, above, make=True, durable=True) as parent:
+        with atomic.inside(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
                 staged.replace(leaf, parent)
                 renamed = True
-                atomic.sync_directory(parent)
+                self._settings.sync_directory(parent)
             except OSError as error:
                 # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
                 in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)

@@ -140,13 +140,16 @@ class FileSet:
     def _build(self, fd: int, wanted: _Wanted) -> str:
         for content in wanted.fresh.values():
             if isinstance(content, atomic.Staged):
-                content.seal(self._settings.mode, self._settings.group)
+                content.seal(
+                    self._settings.mode, self._settings.group, durable=self._settings.durable
+                )
         return generations.build(
             fd,
             wanted.fresh,
             mode=self._settings.mode,
             group=self._settings.group,
             keep=wanted.taken_over,
+            durable=self._settings.durable,
         )
 
     def _check_places(self, fd: int, names: Collection[str]) -> None:
@@ -166,11 +169,11 @@ class FileSet:
         try:
             atomic.move(fd, new, fd, name)
             # The link must not become durable before what it points at.
-            atomic.sync_directory(fd)
+            self._settings.sync_directory(fd)
             links.switch()
             switched = True
             links.finish()
-            atomic.sync_directory(fd)
+            self._settings.sync_directory(fd)
         except OSError as error:
             # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
             with contextlib.suppress(OSError):
@@ -195,7 +198,7 @@ class FileSet:
         generation = atomic.in_force(fd)
         with contextlib.suppress(OSError):
             if self._mend_links(fd, names) or self._durable != generation:
-                atomic.sync_directory(fd)
+                self._settings.sync_directory(fd)
             self._durable = generation
             return True
         return False

@@ -55,7 +55,7 @@ class Store:
             if _has_set(fd):
                 self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
-            atomic.sync_directory(fd)
+            self._settings.sync_directory(fd)
             missing = [name for name in initial if loose.entry(fd, name) is None]
         for name in missing:
             with contextlib.suppress(_errors.VersionConflict):

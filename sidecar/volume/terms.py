@@ -119,10 +119,17 @@ class Settings:
     keep: int
     grace: float
     max_size: int
+    durable: bool = True
+    """Whether files and directories are synced, so that a power cut takes nothing back."""
 
     def where(self, name: str) -> str:
         """Return the path of a file, as messages say it."""
         return os.path.join(self.path, name)
+
+    def sync_directory(self, dir_fd: int) -> None:
+        """Make the names of a directory durable, where that is wanted."""
+        if self.durable:
+            atomic.sync_directory(dir_fd)
 
 
 def check_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """Publish to a directory that containers share: one file, or a set of files that belong together.
 
-When a publish returns, the content is visible and durable.
+When a publish returns, the content is visible and durable, unless `durability="none"` gives the latter up.
 When it raises, it did not happen (`PublishError`),
 or it is visible and perhaps not durable (`PublishUncertain`); it is never half of it.
 When it is cancelled, it is withdrawn if its content is not visible yet, else it is finished first;
@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from sidecar import _errors
 from sidecar.disk import atomic
@@ -27,12 +27,16 @@ from sidecar.volume import commit, history, store, terms
 from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
+from sidecar.volume.commit import Outcome, Wish
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
 from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
 
 R = TypeVar("R")
 
 too_large = terms.too_large
+
+Durability = Literal["full", "none"]
+DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
 
 FILE_MODE = 0o644
 KEEP = 10
@@ -58,9 +62,14 @@ class Volume:
         grace: seconds that a replaced set stays where it was, for readers in the middle of it.
         max_size: bytes that one content may have.
         gate: what examines each content before it is published.
+        durability: `full`: what a publish has returned for survives a power cut.
+            `none` spares both syncs of the disk: readers still see the old content or the new one, whole,
+            and a killed process loses nothing, but after a power cut, or a crash of the kernel,
+            an older content may be there, or on some file systems an empty or torn one.
 
     Raises:
-        ConfigError: `path` is empty, `mode` has more in it than permissions, or there can be no such `group`.
+        ConfigError: `path` is empty, `mode` has more in it than permissions,
+            or there can be no such `group` or `durability`.
 
     >>> import asyncio, tempfile
     >>> async def main() -> None:
@@ -82,10 +91,15 @@ class Volume:
         grace: float = GRACE,
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
+        durability: Durability = "full",
     ) -> None:
         _check(os.fspath(path), mode, group)
+        if durability not in DURABILITIES:
+            raise _errors.ConfigError(f"unknown durability {durability!r}: it is full or none")
         where = os.path.abspath(path)
-        self._store = store.Store(Settings(where, mode, group, keep, grace, max_size))
+        self._store = store.Store(
+            Settings(where, mode, group, keep, grace, max_size, durability == "full")
+        )
         self._path = os.fspath(path)
         self._max_size = max_size
         self._gate = gate
@@ -185,6 +199,28 @@ class Volume:
             return await self._commits.put(name, data)
 
         return await self._counted(work, dry_run=dry_run)
+
+    def put_soon(self, name: str, content: bytes, tell: Callable[[Outcome], None]) -> Wish | None:
+        """Publish one file as `put` does, and `tell` what became of it, instead of letting a task wait for that.
+
+        For a server that answers many at a time; `name` is one that `put` takes.
+        None where more is to be done than to write: the volume is not prepared, or the gate wants to see the content.
+        Then nothing has begun, and nothing is told: use `put`.
+        """
+        unseen = self._gate is None or self._gate.passes(len(content))
+        if not (self._prepared and unseen and len(content) <= self._max_size):
+            return None
+        started = time.perf_counter()
+
+        def ended(outcome: Outcome) -> None:
+            _count(outcome, started)
+            tell(outcome)
+
+        return self._commits.wish(name, content, ended)
+
+    def withdraw(self, wish: Wish) -> None:
+        """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
+        self._commits.withdraw(wish)
 
     async def _put_alone(self, name: str, data: bytes, order: Order | None = None) -> Publication:
         return await self._step(self._store.put, name, data, order=order or Order())
@@ -334,11 +370,10 @@ class Volume:
             done: Publication = await work()
         except _errors.SidecarError as error:
             if not dry_run:
-                metrics.PUBLISH_TOTAL.labels(_result(error)).inc()
+                _count(error, started)
             raise
         if not dry_run:
-            metrics.PUBLISH_TOTAL.labels("published" if done.changed else "unchanged").inc()
-            metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
+            _count(done, started)
         return done
 
     async def _step(self, function: Callable[..., R], *args: Any, order: Order) -> R:
@@ -499,6 +534,8 @@ async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda:
 
 
 _WRITE_AT_LEAST = 1 << 18
+#: Looked up once: this is counted for each of thousands a second.
+_PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
 
 
 async def publish_file(
@@ -508,6 +545,7 @@ async def publish_file(
     mode: int = FILE_MODE,
     group: int | None = None,
     keep: int = KEEP,
+    durability: Durability = "full",
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
 ) -> Publication:
@@ -521,7 +559,9 @@ async def publish_file(
     True
     """
     directory, name = os.path.split(path)
-    volume = Volume(directory or os.curdir, mode=mode, group=group, keep=keep)
+    volume = Volume(
+        directory or os.curdir, mode=mode, group=group, keep=keep, durability=durability
+    )
     return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
 
 
@@ -550,6 +590,15 @@ def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:
     if tags is None:
         return None
     return (tags,) if isinstance(tags, str) else tuple(tags)
+
+
+def _count(outcome: Outcome, started: float) -> None:
+    """Count a publish that has ended, and the time that it has taken if it went well."""
+    if isinstance(outcome, Publication):
+        (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
+        metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
+    elif isinstance(outcome, _errors.SidecarError):
+        metrics.PUBLISH_TOTAL.labels(_result(outcome)).inc()
 
 
 def _result(error: _errors.SidecarError) -> str:

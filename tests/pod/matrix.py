@@ -151,6 +151,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "checkTimeout": 0.5,
             "maxSize": "1Mi",
             "keep": 0,
+            "durability": "none",
             "group": 1000,
             "mode": "640",
         }

@@ -19,10 +19,12 @@ class Disk:
 
     def __init__(self) -> None:
         self.published: list[bytes] = []
+        self.begun = asyncio.Event()
         self.turn = asyncio.Semaphore(0)
         self.error: Exception | None = None
 
     async def publish(self, name: str, data: bytes) -> Publication:
+        self.begun.set()
         await self.turn.acquire()
         if self.error is not None:
             raise self.error
@@ -80,7 +82,7 @@ async def test_a_content_that_still_waits_is_withdrawn_when_its_caller_is_cancel
     disk = Disk()
     commits = Commits(disk.publish)
     first = asyncio.create_task(commits.put("config", b"first"))
-    await asyncio.sleep(0)
+    await disk.begun.wait()
     second = asyncio.create_task(commits.put("config", b"second"))
     await asyncio.sleep(0)
     second.cancel()
@@ -96,12 +98,13 @@ async def test_a_publish_goes_on_for_those_who_still_wait_for_it() -> None:
     """One of two in the same round is cancelled: the other is acknowledged, and learns nothing of it."""
     disk = Disk()
     commits = Commits(disk.publish)
-    first, one, other = (
-        asyncio.create_task(commits.put("config", data)) for data in (b"first", b"one", b"other")
-    )
-    await asyncio.sleep(0)
+    first = asyncio.create_task(commits.put("config", b"first"))
+    await disk.begun.wait()
+    one, other = (asyncio.create_task(commits.put("config", data)) for data in (b"one", b"other"))
+    disk.begun.clear()
     disk.turn.release()
     await first
+    await disk.begun.wait()
     other.cancel()
     await asyncio.sleep(0)
     disk.turn.release()

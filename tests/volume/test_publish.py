@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -650,3 +651,40 @@ async def test_a_clock_that_goes_back_does_not_turn_the_order_round(
     assert [v.current for v in await volume.versions()] == [True, False, False]
     await Volume(volume.path).prepare()
     assert (await volume.snapshot()).text("config") == "6"
+
+
+@pytest.mark.parametrize("durability", ["full", "none"])
+async def test_without_durability_nothing_is_synced_and_all_else_is_the_same(
+    tmp_path: Path, durability: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way to publish: the same publications, names, contents and history, with syncs or without any."""
+    synced: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or sync(fd))
+    volume = Volume(tmp_path, durability=durability)
+    await volume.prepare()
+    synced.clear()
+    done = [await volume.put("config", "one"), await volume.put("deep/er", "two")]
+    async with volume.stage() as upload:
+        await upload.write(b"three")
+        done.append(await volume.put("config", upload))
+    done += [
+        await volume.put("config", "three"),
+        await volume.rollback(done[0].etag, name="config"),
+    ]
+    await volume.delete("deep/er")
+    assert [one.changed for one in done] == [True, True, True, False, True]
+    assert entries(tmp_path) == ["config"]
+    assert len(await volume.versions("config")) == 3
+    done = [await volume.publish({"a": "1", "b": "2"}), await volume.publish({"a": "1", "b": "2"})]
+    await volume.put("a", "3")
+    await volume.delete("b")
+    assert [one.changed for one in done] == [True, False]
+    assert dict(await volume.snapshot()) == {"a": b"3"}
+    assert bool(synced) is (durability == "full")
+
+
+async def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
+    """Before anything is done with it."""
+    with pytest.raises(_errors.ConfigError, match="full or none"):
+        Volume(tmp_path, durability="some")  # type: ignore[arg-type]
