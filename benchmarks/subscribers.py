@@ -1,34 +1,41 @@
-"""Event streams: how soon all have a change, what one costs, and whether a storm of changes ends on the last.
+"""Those who wait for a change, as event streams and as long-polls: how soon all have it, and what one costs.
 
-    python benchmarks/subscribers.py --subscribers 10000 --json result.json
+    python benchmarks/subscribers.py [--subscribers 10000] [--json FILE]
 
-Server and clients have a core each, where there are two. The peer is an aiohttp application of twenty lines
-that does the same with a handler for each client: same event loop, same way to notice a change.
+And whether a storm of changes ends on the last one for everybody.
+The peer is an aiohttp application of thirty lines that does the same with a handler for each client:
+same event loop, same way to notice a change.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import resource
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
+from _rows import Row, cpu_seconds, of_rounds, report, resident
+from _servers import cores, free_port, running, sidecar
+
+SETTLE = 3.0
+"""Seconds before memory is measured: after its start, a program of ours gives some back."""
 
 PLAIN = """
 import asyncio, json, sys, uvloop
 from aiohttp import web
 import sidecar
 path, port = sys.argv[1], int(sys.argv[2])
-class Now: event = None; wire = b""
+class Now: event = None; wire = b""; etag = text = ""
 async def events(request):
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
@@ -43,11 +50,16 @@ async def events(request):
                 return response
             continue
         await waiting.wait()
+async def poll(request):
+    while request.headers.get("If-None-Match") == Now.etag:
+        await Now.event.wait()
+    return web.json_response(Now.text, headers={"ETag": Now.etag})
 async def follow(app):
     Now.event = asyncio.Event()
     async def run():
         async for snapshot in sidecar.watch(path):
             Now.wire = f"id: {snapshot.etag}\\nevent: content\\ndata: {json.dumps(snapshot.text())}\\n\\n".encode()
+            Now.etag, Now.text = snapshot.etag, snapshot.text()
             event, Now.event = Now.event, asyncio.Event()
             event.set()
     task = asyncio.create_task(run())
@@ -55,7 +67,7 @@ async def follow(app):
     task.cancel()
 app = web.Application()
 app.cleanup_ctx.append(follow)
-app.add_routes([web.get("/events", events)])
+app.add_routes([web.get("/events", events), web.get("/", poll)])
 async def main():
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -65,23 +77,51 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
 """
 
 
-class Listener(asyncio.Protocol):
-    """One client: it remembers when it has last been told, and of what."""
+class Client(asyncio.Protocol):
+    """Remembers whether it has what is wanted."""
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.tail = b""
+        self.transport: Any = None
         self.done = False
 
+    def has(self, found: bool) -> None:
+        if found and not self.done:
+            self.done = True
+            self.crowd.one_has_it()
+
+
+class Listener(Client):
+    """Hears of each change over a stream of events."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        super().__init__(crowd)
+        self.tail = b""
+
     def connection_made(self, transport: Any) -> None:
+        self.transport = transport
         transport.write(b"GET /events HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")
 
     def data_received(self, data: bytes) -> None:
         self.crowd.messages += data.count(b"\nevent: content\n")
         self.tail = (self.tail + data)[-len(self.crowd.wanted) - 64 :]
-        if not self.done and self.crowd.wanted in self.tail:
-            self.done = True
-            self.crowd.one_has_it()
+        self.has(b"data: " + self.crowd.wanted + b"\n" in self.tail)
+
+
+class Poller(Client):
+    """Asks for something newer than it has, and asks again when it was answered."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self.crowd.messages += 1
+        self.has(data.endswith(self.crowd.wanted))
+        etag = data[data.lower().index(b"\r\netag: ") + 8 :].split(b"\r\n", 1)[0]
+        self.transport.write(
+            b"GET / HTTP/1.1\r\nHost: a\r\nPrefer: wait=60\r\nIf-None-Match: %b\r\n\r\n" % etag
+        )
 
 
 class Crowd:
@@ -89,14 +129,13 @@ class Crowd:
 
     def __init__(self) -> None:
         self.wanted = b"-"
-        self.members: list[Listener] = []
-        self.transports: list[asyncio.Transport] = []
+        self.members: list[Client] = []
         self.messages = 0
         self.missing = 0
         self.all = asyncio.Event()
 
     def want(self, text: str) -> None:
-        self.wanted = f'data: "{text}"\n'.encode()
+        self.wanted = f'"{text}"'.encode()
         self.missing = len(self.members)
         self.all.clear()
         for member in self.members:
@@ -107,20 +146,24 @@ class Crowd:
         if not self.missing:
             self.all.set()
 
-    async def grow(self, port: int, count: int) -> None:
+    async def grow(self, kind: type[Client], port: int, count: int) -> None:
         loop = asyncio.get_running_loop()
-        self.wanted = b'data: "start"\n'
+        self.wanted = b'"start"'
         self.missing = count
         for begun in range(0, count, 100):
             made = await asyncio.gather(
                 *(
-                    loop.create_connection(lambda: Listener(self), "127.0.0.1", port)
+                    loop.create_connection(lambda: kind(self), "127.0.0.1", port)
                     for _ in range(min(100, count - begun))
                 )
             )
-            self.transports += [one[0] for one in made]
             self.members += [one[1] for one in made]
         await asyncio.wait_for(self.all.wait(), 60)
+
+    async def leave(self) -> None:
+        for member in self.members:
+            member.transport.abort()
+        await asyncio.sleep(1)
 
 
 def place(path: Path, text: str) -> None:
@@ -129,161 +172,122 @@ def place(path: Path, text: str) -> None:
     draft.rename(path)
 
 
-def rss(pid: int) -> int:
-    """Return resident bytes."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))
+@dataclass
+class Told:
+    """What a change has cost: seconds until all had it, µs of CPU and KiB of memory for each of them."""
+
+    seconds: list[float]
+    cost: float
+    each: float
 
 
-def cpu(pid: int) -> float:
-    """Return the processor's seconds that a process has used: they do not depend on what else runs here."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def measure(port: int, pid: int, path: Path, subscribers: int, rounds: int) -> dict[str, Any]:
-    crowd = Crowd()
-    before = rss(pid)
-    await crowd.grow(port, subscribers)
+async def tell(
+    kind: type[Client], port: int, pid: int, path: Path, count: int, rounds: int
+) -> Told:
+    place(path, "start")
+    await asyncio.sleep(SETTLE)
+    crowd, before = Crowd(), resident(pid)
+    await crowd.grow(kind, port, count)
     await asyncio.sleep(1)
-    each = (rss(pid) - before) / subscribers
-    times = []
-    spent = cpu(pid)
+    each = (resident(pid) - before) * 1024 / count
+    times: list[float] = []
+    spent = cpu_seconds(pid)
     for number in range(rounds):
         crowd.want(f"round {number}")
         begun = time.perf_counter()
         place(path, f"round {number}")
         await asyncio.wait_for(crowd.all.wait(), 30)
         times.append(time.perf_counter() - begun)
-        await asyncio.sleep(0.3)
-    spent = cpu(pid) - spent
-    for transport in crowd.transports:
-        transport.abort()
-    return {
-        "subscribers": subscribers,
-        "bytes_each": round(each),
-        "cpu_each_us": round(spent / rounds / subscribers * 1e6, 1),
-        "told_all_s": {
-            "median": statistics.median(times),
-            "worst": max(times),
-            "rounds": rounds,
-        },
-    }
+        await asyncio.sleep(0.5)
+    cost = (cpu_seconds(pid) - spent) / rounds / count * 1e6
+    await crowd.leave()
+    return Told(times, cost, each)
 
 
-async def storm(port: int, path: Path, subscribers: int, changes: int) -> dict[str, Any]:
-    """1,000 changes a second: who ends on the last, and how long after it."""
+async def storm(port: int, path: Path, count: int, changes: int) -> tuple[float, int, float]:
+    """Make 1,000 changes a second; return seconds until all had the last, who missed it, and messages each."""
     place(path, "start")
     await asyncio.sleep(0.5)
     crowd = Crowd()
-    await crowd.grow(port, subscribers)
+    await crowd.grow(Listener, port, count)
     crowd.messages = 0
     crowd.want(f"change {changes - 1}")
     begun = time.perf_counter()
     for number in range(changes):
         place(path, f"change {number}")
         await asyncio.sleep(max(0.0, begun + (number + 1) / 1000 - time.perf_counter()))
-    lasted = time.perf_counter() - begun
-    late = 0.0
-    try:
+    ended = time.perf_counter()
+    with suppress(TimeoutError):
         await asyncio.wait_for(crowd.all.wait(), 30)
-        late = time.perf_counter() - begun - lasted
-    except TimeoutError:
-        pass
-    for transport in crowd.transports:
-        transport.abort()
-    return {
-        "subscribers": subscribers,
-        "changes_per_s": round(changes / lasted),
-        "missed_the_last": crowd.missing,
-        "all_have_it_after_s": round(late, 4),
-        "messages_each": round(crowd.messages / subscribers, 1),
+    late = time.perf_counter() - ended
+    await crowd.leave()
+    return late, crowd.missing, crowd.messages / count
+
+
+@contextmanager
+def plain(room: Path, port: int) -> Iterator[int]:
+    with running([sys.executable, "-c", PLAIN, str(room / "config"), str(port)], port) as pid:
+        yield pid
+
+
+def run(server: Callable[[Path, int], Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what one server does, started anew for each: memory that was used before is used again."""
+    count, rounds = options.subscribers, options.rounds
+    works: dict[str, Callable[[int, int, Path], Any]] = {
+        "streams": lambda pid, port, path: tell(Listener, port, pid, path, count, rounds),
+        "polls": lambda pid, port, path: tell(Poller, port, pid, path, count, rounds),
+        "storm": lambda _, port, path: storm(port, path, options.storm, 2000),
     }
-
-
-def serve(kind: str, path: Path, port: int) -> subprocess.Popen[bytes]:
-    command = (
-        [sys.executable, "-m", "sidecar.cli", "read", "--path", path, "--host", "127.0.0.1",
-         "--port", port, "--max-connections", 100_000, "--drain-delay", 0, "--log-level", "warning"]
-        if kind == "sidecar"
-        else [sys.executable, "-c", PLAIN, path, port]
-    )  # fmt: skip
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
-    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
-    for _ in range(1000):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            time.sleep(3)  # past the start: it gives memory back then
-            return process
-    raise RuntimeError(f"{kind} does not listen")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def run(kind: str, subscribers: int, rounds: int, stormed: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "config"
-        place(path, "start")
-        port = free_port()
-        process = serve(kind, path, port)
-        cores = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, {max(cores)})
-            import uvloop
-
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                found = runner.run(measure(port, process.pid, path, subscribers, rounds))
-                if stormed:
-                    found["storm"] = runner.run(storm(port, path, stormed, 2000))
-            return found
-        finally:
-            os.sched_setaffinity(0, cores)
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    found = {}
+    here = os.sched_getaffinity(0)
+    for name, work in works.items():
+        with tempfile.TemporaryDirectory() as directory:
+            path, port = Path(directory) / "config", free_port()
+            place(path, "start")
+            with server(Path(directory), port) as pid:
+                os.sched_setaffinity(0, {cores()[1]})
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    found[name] = runner.run(work(pid, port, path))
+                os.sched_setaffinity(0, here)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subscribers", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--storm", type=int, default=1000, help="subscribers of the storm, 0: none")
+    parser.add_argument("--storm", type=int, default=1000, help="subscribers of the storm")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     room = (1 << 30 if hard == resource.RLIM_INFINITY else hard) - 200
-    subscribers = min(options.subscribers, room)
-    if subscribers < options.subscribers:
-        print(f"only {subscribers} subscribers: this user may not open more files")
-    results = {
-        kind: run(kind, subscribers, options.rounds, options.storm)
-        for kind in ("aiohttp", "sidecar")
-    }
-    for kind, found in results.items():
-        told, rush = found["told_all_s"], found.get("storm")
-        print(
-            f"{kind:8} {found['subscribers']} subscribers: {found['bytes_each'] / 1024:.1f} KiB each,"
-            f" {found['cpu_each_us']} µs of CPU to tell one,"
-            f" all told after {told['median']:.3f} s (worst {told['worst']:.3f})"
-        )
-        if rush:
-            print(
-                f"{'':8} {rush['changes_per_s']} changes/s, {rush['subscribers']} subscribers:"
-                f" {rush['missed_the_last']} miss the last, all have it {rush['all_have_it_after_s']} s after it,"
-                f" {rush['messages_each']} messages each"
-            )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    if room < options.subscribers:
+        print(f"only {room} subscribers: this user may not open more files")
+        options.subscribers = room
+    theirs = run(plain, options)
+    ours = run(sidecar("read", "--max-connections", "100000"), options)
+    peer = "aiohttp"
+    rows: list[Row] = []
+    for kind, name, goal in (("streams", "event streams", 10.0), ("polls", "long-polls", None)):
+        mine, other = ours[kind], theirs[kind]
+        what = f"{options.subscribers:,} {name}"
+        rows += [
+            of_rounds(f"{what}: all have a change after", mine.seconds, "s", goal=0.5,
+                      peer=statistics.median(other.seconds), peer_name=peer),
+            Row(f"{what}: the worst of {options.rounds} changes", max(mine.seconds), "s", 0.5,
+                max(other.seconds), peer),
+            Row(f"{what}: CPU to tell one", mine.cost, "µs", None, other.cost, peer),
+            Row(f"{what}: memory of one", mine.each, "KiB", goal, other.each, peer),
+        ]  # fmt: skip
+    late, missing, messages = ours["storm"]
+    rows += [
+        Row(f"1,000 changes/s, {options.storm:,} streams: all have the last after", late, "s", 0.5,
+            theirs["storm"][0], peer),
+        Row("… streams that miss it", missing, "", 0, theirs["storm"][1], peer),
+        Row("… messages to each, of 2,000 changes", messages, "", None, theirs["storm"][2], peer),
+    ]  # fmt: skip
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

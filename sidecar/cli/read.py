@@ -35,7 +35,8 @@ def command(
     """
     with light.server_alone():
         from sidecar.http import reader, serve
-    from sidecar.runtime import running
+    from sidecar.runtime import memory, running
 
+    memory.collect_seldom()
     app = reader.reader_app(path, missing=missing, token_file=token_file, **asdict(watching))
     running.run(serve.serve(app, **asdict(listening)))

@@ -39,8 +39,9 @@ def command(
     """
     with light.server_alone():
         from sidecar.http import serve, writer
-    from sidecar.runtime import running
+    from sidecar.runtime import memory, running
 
+    memory.collect_seldom()
     app = writer.writer_app(
         path,
         gate=gating.gate(),

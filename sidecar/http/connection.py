@@ -104,7 +104,7 @@ class Connection(web.RequestHandler):
         self._refused = False
         self._taker: Taker | None = None
         self._taken: asyncio.Transport | None = None
-        self._lost: dict[object, Callable[[], None]] | None = None
+        self._lost: set[Callable[[], None]] | None = None
 
     @property
     def busy(self) -> bool:
@@ -127,7 +127,7 @@ class Connection(web.RequestHandler):
             self._guard.refused_is_gone()
         super().connection_lost(exc)
         self._guard.connections.discard(self)
-        for callback in list((self._lost or {}).values()):
+        for callback in list(self._lost or ()):
             callback()
         if self._taker is not None:
             self._taken = None
@@ -264,16 +264,15 @@ class Connection(web.RequestHandler):
         self.force_close()
         return True
 
-    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back when the client has gone; returns what ends that."""
-        key = object()
-        lost = self._lost = self._lost or {}
-        lost[key] = callback
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call back when the client has gone, unless `off_lost` has been called before."""
+        self._lost = self._lost or set()
+        self._lost.add(callback)
 
-        def remove() -> None:
-            lost.pop(key, None)
-
-        return remove
+    def off_lost(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        if self._lost is not None:
+            self._lost.discard(callback)
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None

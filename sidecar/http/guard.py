@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from itertools import islice
 from typing import Protocol
 
 from sidecar.http import problems
@@ -21,13 +22,15 @@ from sidecar.runtime.logging import rate_limited
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""
 MAX_CONNECTIONS = 10_000
-"""Connections at a time. One that is idle costs about 6 KiB."""
+"""Connections at a time. One that is idle costs about 7 KiB."""
 
 _RESERVE = 64
 """Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open."""
 _LINGERING = 64
 """Refused connections at a time that are held until their answer can be read."""
 _SAID_EVERY = 10.0
+_SLICE = 50
+"""Late heads that are ended before others get their turn: two milliseconds."""
 
 _log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
 
@@ -105,7 +108,8 @@ class Guard:
     def _sweep(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        for connection in list(self._late(loop.time())):
+        # Whoever sends thousands of them at once must not be ended at once: each takes 40 µs of all others' time.
+        for connection in list(islice(self._late(loop.time()), _SLICE)):
             del self._heads[connection]
             if not connection.head_is_late():
                 self._heads[connection] = loop.time() + self.head_timeout

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +150,32 @@ async def test_nothing_is_timed_while_no_head_is_incomplete(app: web.Application
     await runner.cleanup()
 
 
+async def test_late_heads_without_number_leave_others_their_turn() -> None:
+    """They are ended a few at a time, all of them at once as far as their clients can tell."""
+    guard = Guard(head_timeout=0.01, max_connections=1000)
+    loop = asyncio.get_running_loop()
+    ended: list[int] = []
+    turns = 0
+
+    class Head:
+        busy = False
+
+        def head_is_late(self) -> bool:
+            ended.append(turns)
+            return True
+
+    for _ in range(1000):
+        guard.head_begins(Head())
+    begun = loop.time()
+    async with asyncio.timeout(5):
+        while len(ended) < 1000:
+            await asyncio.sleep(0)
+            turns += 1
+    assert loop.time() - begun < 0.5
+    assert max(Counter(ended).values()) <= 50
+    assert guard._timer is None
+
+
 async def test_one_connection_too_many_is_told_so(
     served: Serve, app: web.Application, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -241,3 +271,23 @@ async def test_a_thousand_slow_heads_slow_nobody_else_down(
     p99 = statistics.quantiles(times, n=100)[98]
     assert p99 < 0.25, f"{p99 * 1e3:.1f} ms"
     print(f"good client: p50 {statistics.median(times) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_a_minute_of_a_thousand_slow_heads_beside_ten_thousand_idle_connections(
+    tmp_path: Path,
+) -> None:
+    """The numbers of `benchmarks/connections.py`: closed in time, 8 KiB each, good clients below 10 ms."""
+    benchmark = Path(__file__).parents[2] / "benchmarks/connections.py"
+    command = [sys.executable, benchmark, "--alone", "--json", tmp_path / "found.json"]
+    subprocess.run(command, check=True)
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert len([row for row in rows if row["goal"] is not None]) >= 6
+    missed = [
+        row
+        for row in rows
+        if (row["goal"] is not None and row["ours"] > row["goal"])
+        or (row["least"] is not None and row["ours"] < row["least"])
+    ]
+    assert not missed

@@ -1,0 +1,147 @@
+"""Thousands of requests that wait for one change: all are woken by it, and nobody else has to wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sidecar.http.waiting import WAITS, Bell, Waits, prepare
+from sidecar.runtime import metrics
+
+
+class Source:
+    """What is waited for; it changes when it is told to."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    def change(self) -> None:
+        for callback in list(self.callbacks):
+            callback()
+
+
+@pytest.fixture
+def source() -> Any:
+    return Source()
+
+
+@pytest.fixture
+async def waits() -> Waits:
+    app = web.Application()
+    prepare(app)
+    return app[WAITS]
+
+
+def request() -> Any:
+    """As much of a request as is looked at, of a server that is not ours."""
+    return SimpleNamespace(protocol=None, transport=object())
+
+
+def waiting() -> float:
+    value = metrics.REGISTRY.get_sample_value("sidecar_subscribers")
+    assert value is not None
+    return value
+
+
+class Waiters:
+    """So many requests, and the turn of the event loop in which each was woken."""
+
+    def __init__(self, waits: Waits, source: Any, count: int) -> None:
+        self.waits = waits
+        self.source = source
+        self.turn = 0
+        self.woken: list[int] = []
+        self.last = [-1] * count
+        self.tasks = [asyncio.create_task(self.one(number)) for number in range(count)]
+
+    async def one(self, number: int) -> None:
+        with self.waits.bell(request(), self.source) as bell:
+            while not bell.over:
+                await bell.wait(60)
+                self.woken.append(self.turn)
+                self.last[number] = self.turn
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.woken) < count:
+                await asyncio.sleep(0)
+                self.turn += 1
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+
+
+async def test_those_who_wait_leave_others_their_turn(waits: Waits, source: Any) -> None:
+    """A few are woken at a time; a probe that comes in meanwhile is answered after the first of them."""
+    waiters = Waiters(waits, source, 1000)
+    await asyncio.sleep(0)
+    assert waiting() == 1000
+    source.change()
+    await waiters.until(1000)
+    assert max(Counter(waiters.woken).values()) <= 50
+    await waiters.end()
+    assert waiting() == 0
+    assert source.callbacks == []
+
+
+async def test_a_change_while_they_are_being_woken_wakes_all_of_them_again(
+    waits: Waits, source: Any
+) -> None:
+    """Whoever has been answered with the change before must not miss this one."""
+    waiters = Waiters(waits, source, 200)
+    await asyncio.sleep(0)
+    source.change()
+    await waiters.until(100)
+    changed = waiters.turn
+    source.change()
+    await waiters.until(300)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert min(waiters.last) >= changed
+    await waiters.end()
+
+
+async def test_who_leaves_before_its_turn_is_not_waited_for(waits: Waits, source: Any) -> None:
+    """Its client has gone away, and with the last of them the watch is let go."""
+    waiters = Waiters(waits, source, 200)
+    await asyncio.sleep(0)
+    source.change()
+    await waiters.end()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert waiters.woken == []
+    assert source.callbacks == []
+
+
+async def test_the_end_wakes_those_without_a_watch_too(waits: Waits) -> None:
+    """An application that shuts down answers whoever still waits."""
+    waiters = Waiters(waits, None, 3)
+    await asyncio.sleep(0)
+    await waits.shut_down(web.Application())
+    await asyncio.wait(waiters.tasks, timeout=5)
+    assert len(waiters.woken) == 3
+
+
+async def test_a_bell_that_nobody_rings_is_waited_for_no_longer_than_said(
+    waits: Waits, source: Any
+) -> None:
+    """And one that has been rung before is not waited for at all."""
+    with Bell(waits, request(), source) as bell:
+        begun = asyncio.get_running_loop().time()
+        await bell.wait(0.05)
+        assert 0.04 < asyncio.get_running_loop().time() - begun < 1
+        source.change()
+        async with asyncio.timeout(1):
+            await bell.wait(60)
