@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import subscribers
 from _rows import Curve, Row, report
@@ -135,8 +136,12 @@ def by_subscribers() -> Points:
     """Return the milliseconds until all are told of one change, by subscribers."""
     told: Points = []
     for count in SUBSCRIBERS:
-        found = subscribers.run("sidecar", count, 5, 0)
-        told.append((count, found["told_all_s"]["median"] * 1000))
+
+        def work(pid: int, port: int, path: Path, count: int = count) -> Any:
+            return subscribers.tell(subscribers.Listener, port, pid, path, count, 5)
+
+        found = subscribers.alone(sidecar("read", "--max-connections", "100000"), work)
+        told.append((count, statistics.median(found.seconds) * 1000))
         print(f"{count:,} subscribers: all told after {told[-1][1]:.1f} ms", flush=True)
     return told
 

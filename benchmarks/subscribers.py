@@ -25,7 +25,7 @@ from typing import Any
 
 import uvloop
 from _rows import Row, cpu_seconds, of_rounds, report, resident
-from _servers import cores, free_port, running, sidecar
+from _servers import Server, cores, free_port, running, sidecar
 
 SETTLE = 3.0
 """Seconds before memory is measured: after its start, a program of ours gives some back."""
@@ -230,7 +230,7 @@ def plain(room: Path, port: int) -> Iterator[int]:
         yield pid
 
 
-def run(server: Callable[[Path, int], Any], options: argparse.Namespace) -> dict[str, Any]:
+def run(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Return what one server does, started anew for each: memory that was used before is used again."""
     count, rounds = options.subscribers, options.rounds
     works: dict[str, Callable[[int, int, Path], Any]] = {
@@ -238,18 +238,22 @@ def run(server: Callable[[Path, int], Any], options: argparse.Namespace) -> dict
         "polls": lambda pid, port, path: tell(Poller, port, pid, path, count, rounds),
         "storm": lambda _, port, path: storm(port, path, options.storm, 2000),
     }
-    found = {}
+    return {name: alone(server, work) for name, work in works.items()}
+
+
+def alone(server: Server, work: Callable[[int, int, Path], Any]) -> Any:
+    """Start a server, and return what a crowd on the other core finds out about it."""
     here = os.sched_getaffinity(0)
-    for name, work in works.items():
-        with tempfile.TemporaryDirectory() as directory:
-            path, port = Path(directory) / "config", free_port()
-            place(path, "start")
-            with server(Path(directory), port) as pid:
-                os.sched_setaffinity(0, {cores()[1]})
+    with tempfile.TemporaryDirectory() as directory:
+        path, port = Path(directory) / "config", free_port()
+        place(path, "start")
+        with server(Path(directory), port) as pid:
+            os.sched_setaffinity(0, {cores()[1]})
+            try:
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    found[name] = runner.run(work(pid, port, path))
+                    return runner.run(work(pid, port, path))
+            finally:
                 os.sched_setaffinity(0, here)
-    return found
 
 
 def main() -> None:

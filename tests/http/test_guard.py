@@ -280,7 +280,7 @@ def test_a_minute_of_a_thousand_slow_heads_beside_ten_thousand_idle_connections(
 ) -> None:
     """The numbers of `benchmarks/connections.py`: closed in time, 8 KiB each, good clients below 10 ms."""
     benchmark = Path(__file__).parents[2] / "benchmarks/connections.py"
-    command = [sys.executable, benchmark, "--alone", "--json", tmp_path / "found.json"]
+    command = [sys.executable, str(benchmark), "--alone", "--json", str(tmp_path / "found.json")]
     subprocess.run(command, check=True)
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert len([row for row in rows if row["goal"] is not None]) >= 6
