@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sidecar._errors import ConfigError as ConfigError
+    from sidecar._errors import ContentAltered as ContentAltered
     from sidecar._errors import ContentRefused as ContentRefused
     from sidecar._errors import ContentTooLarge as ContentTooLarge
     from sidecar._errors import FileMissing as FileMissing
@@ -92,6 +93,7 @@ _ROOMS = {
     "PublishUncertain": "sidecar._errors",
     "ReadError": "sidecar._errors",
     "NothingPublished": "sidecar._errors",
+    "ContentAltered": "sidecar._errors",
     "UnknownVersion": "sidecar._errors",
     "ConfigError": "sidecar._errors",
 }

@@ -12,7 +12,8 @@
     │   └── FileMissing                 (LookupError) there is nothing of that name to delete
     ├── PublishUncertain                (OSError)     visible, but perhaps not durable
     ├── ReadError                       (OSError)     something is there, and it is not fit to be read
-    │   └── NothingPublished                          nothing is there yet
+    │   ├── NothingPublished                          nothing is there yet
+    │   └── ContentAltered                            a large content was rewritten in place since it was read
     ├── UnknownVersion                  (LookupError) the history does not hold that version
     └── ConfigError                     (ValueError)  an option is wrong
 
@@ -108,6 +109,13 @@ class ReadError(SidecarError, OSError):
 
 class NothingPublished(ReadError):
     """Nothing has been published there yet."""
+
+
+class ContentAltered(ReadError):
+    """A large content is not what it was: it was rewritten in place, or taken away, after it had been read.
+
+    Small ones are held in memory, and large ones stay on the disk.
+    """
 
 
 class UnknownVersion(SidecarError, LookupError):

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.disk import pinned
+from sidecar.disk.beneath import FileRead
+
 Condition = Callable[[], object]
 WaitFor = Callable[..., None]
 Eventually = Callable[..., Awaitable[None]]
@@ -114,6 +117,13 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
+    """Read a file of at most 1 MiB as everything of ours does."""
+    found = pinned.read(dir_fd, path, limit, where)
+    assert isinstance(found, FileRead)
+    return found
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sidecar import _errors
 from sidecar.cli import options
 
 if TYPE_CHECKING:
+    from sidecar.volume.snapshot import Content
     from sidecar.volume.terms import Publication
     from sidecar.volume.volume import Volume
 
@@ -160,7 +161,7 @@ def _opened(source: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_set(source: str, max_size: int) -> dict[str, bytes]:
+def _read_set(source: str, max_size: int) -> dict[str, Content]:
     """Read a directory as it is at one moment; a ConfigMap's, too."""
     from sidecar.disk import beneath
     from sidecar.volume import snapshot
@@ -175,7 +176,8 @@ def _read_set(source: str, max_size: int) -> dict[str, bytes]:
         os.close(fd)
     for problem in sighting.problems.values():
         raise _errors.SidecarError(f"{source} is not published: {problem}")
-    return dict(sighting.snapshot)
+    files = sighting.whole()
+    return {name: files.content(name) for name in files}
 
 
 @contextmanager

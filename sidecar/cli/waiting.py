@@ -77,10 +77,12 @@ class Waiting:
         return await self._refusal(snapshot, gate)
 
     async def _refusal(self, snapshot: Snapshot[None], gate: Gate) -> str | None:
-        for name, data in snapshot.items():
+        for name in snapshot:
+            content = snapshot.content(name)
+            data = None if content.is_large else content.data
             where = self._path if snapshot.name else os.path.join(self._path, name)
             try:
-                await gate.examine(name, Path(where), len(data), data)
+                await gate.examine(name, Path(where), content.size, data)
             except _errors.ContentRefused as refused:
                 return f"{name}: {refused.reasons[0]}"
             except _errors.PublishError as error:

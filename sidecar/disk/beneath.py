@@ -172,27 +172,10 @@ def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
         close(fd)
 
 
-def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
-    """Read a regular file beneath the directory, at most `limit` bytes.
+def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
+    """Read an open file from its beginning, at most `limit` bytes.
 
     `where` is the path that error messages name.
-
-    Raises:
-        NothingPublished: nothing is there.
-        ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
-    """
-    with reading(where):
-        try:
-            return _read_once(dir_fd, path, limit, where)
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            # NFS: it was replaced on the server between open and read, and a new open finds the new one.
-            return _read_once(dir_fd, path, limit, where)
-
-
-def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
-    """Read an open file from its beginning, as `read_beneath` does.
 
     Raises:
         ReadError: it is no regular file, or larger than the limit.
@@ -267,14 +250,6 @@ def reason(error: OSError) -> str:
             return "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
         case _:
             return os.strerror(error.errno or 0).lower()
-
-
-def _read_once(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
-    fd = open_beneath(dir_fd, path)
-    try:
-        return read_descriptor(fd, limit, where)
-    finally:
-        close(fd)
 
 
 def _too_large(where: str, size: int, limit: int) -> _errors.ReadError:

@@ -19,9 +19,10 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import NoReturn, Self
 
-from sidecar.disk import atomic, beneath
+from sidecar.disk import atomic, beneath, pinned
 from sidecar.disk.atomic import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
@@ -55,7 +56,7 @@ def is_generation(entry: str) -> bool:
 
 def build(
     dir_fd: int,
-    files: Mapping[str, bytes | atomic.Staged],
+    files: Mapping[str, bytes | atomic.Staged | pinned.Copy],
     *,
     mode: int,
     group: int | None,
@@ -67,6 +68,7 @@ def build(
     `keep` names files that are taken over from the generation in force, as hard links where those work.
 
     Raises:
+        ContentAltered: a file that is to be copied is not what it was.
         OSError: whatever the file system says; nothing is left of it then.
     """
     name = atomic.temporary_name()
@@ -180,13 +182,17 @@ class _Builder:
         for fd in (*self._pending, *self._directories.values(), *self._sources.values()):
             beneath.close(fd)
 
-    def add(self, path: str, content: bytes | atomic.Staged) -> None:
+    def add(self, path: str, content: bytes | atomic.Staged | pinned.Copy) -> None:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
         if isinstance(content, atomic.Staged):
             content.replace(name, directory)
             return
         fd = self._create(directory, name)
+        if isinstance(content, pinned.Copy):
+            pinned.copy(*content, partial(atomic.write_all, fd))
+            self._complete(fd, content.file.size)
+            return
         atomic.write_all(fd, content)
         self._complete(fd, len(content))
 

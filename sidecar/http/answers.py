@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
-from aiohttp import web
+from aiohttp import payload, web
 
 from sidecar.http import problems
 
@@ -35,6 +35,20 @@ _PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?'
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,3})?", re.ASCII)
 
 
+class Body(Protocol):
+    """Bytes that are not in memory."""
+
+    @property
+    def size(self) -> int:
+        """Their number."""
+
+    def check(self) -> None:
+        """Raise `ContentAltered` if they cannot be had any more."""
+
+    def payload(self, part: slice) -> payload.Payload:
+        """Return a part of them, to be sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Representation:
     """The bytes that can be sent, and what is said about them in every answer, 304 included.
@@ -42,12 +56,26 @@ class Representation:
     `modified` is in Unix seconds. `ranges` says whether a part of the bytes may be asked for.
     """
 
-    body: bytes
+    body: bytes | Body
     etag: str
     modified: float
     content_type: str
     ranges: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self.body) if isinstance(self.body, bytes) else self.body.size
+
+    def check(self) -> None:
+        """Return if the bytes can be sent now.
+
+        Raises:
+            ContentAltered: a large file was rewritten in place, and the watch has not met the new content yet.
+        """
+        if not isinstance(self.body, bytes):
+            self.body.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,30 +205,35 @@ def respond(request: web.Request, representation: Representation) -> web.Respons
 
     Raises:
         Problem: 412 if a condition fails, 416 if the range lies outside.
+        ContentAltered: as `Representation.check`; who knows the content already is told so all the same.
     """
     headers = _validators(representation)
     if _is_known(request, representation):
         return web.Response(status=304, headers=headers)
+    representation.check()
     headers["Content-Type"] = representation.content_type
     headers["X-Content-Type-Options"] = "nosniff"
-    body = memoryview(representation.body)
+    body, whole = representation.body, slice(0, representation.size)
     if not representation.ranges:
-        return _answer(200, body, headers)
+        return _answer(200, body, whole, headers)
     headers["Accept-Ranges"] = "bytes"
     part = _range(request, representation)
     if part is None:
-        return _answer(200, body, headers)
-    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(body)}"
-    return _answer(206, body[part], headers)
+        return _answer(200, body, whole, headers)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{whole.stop}"
+    return _answer(206, body, part, headers)
 
 
-def _answer(status: int, body: memoryview, headers: dict[str, str]) -> web.Response:
+def _answer(status: int, body: bytes | Body, part: slice, headers: dict[str, str]) -> web.Response:
     """Answer with bytes; many of them in pieces, so that a slow client costs a piece and no second copy."""
     # Said here, because aiohttp leaves it out where HEAD asks for an empty content.
-    headers["Content-Length"] = str(len(body))
-    if len(body) <= _PIECE:
-        return web.Response(status=status, body=bytes(body), headers=headers)
-    return web.Response(status=status, body=_pieces(body), headers=headers)
+    headers["Content-Length"] = str(part.stop - part.start)
+    if not isinstance(body, bytes):
+        return web.Response(status=status, body=body.payload(part), headers=headers)
+    view = memoryview(body)[part]
+    if len(view) <= _PIECE:
+        return web.Response(status=status, body=bytes(view), headers=headers)
+    return web.Response(status=status, body=_pieces(view), headers=headers)
 
 
 async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
@@ -253,7 +286,7 @@ def _range(request: web.Request, representation: Representation) -> slice | None
     found = _RANGE.fullmatch(value)
     if found is None or found[1] == found[2] == "":
         return None
-    size = len(representation.body)
+    size = representation.size
     part = _part(found[1], found[2], size)
     if part is None:
         return None

@@ -1,6 +1,7 @@
 """Serve the files of a volume: a list, and the bytes of each.
 
 What is served lies in memory, or is opened beneath the volume; a name never leads anywhere else.
+Files of more than 1 MiB are sent from the disk.
 
 Anybody who can write to the volume decides what is in these files, and they are sent from the address of the application.
 So a browser is told to take each as the type that is said, and to run nothing in it:
@@ -13,6 +14,7 @@ import codecs
 import contextlib
 import mimetypes
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,10 +24,13 @@ import orjson
 from aiohttp import web
 
 from sidecar import _errors
+from sidecar.disk.pinned import Pinned
 from sidecar.http import answers, problems, waiting
 from sidecar.http import follow as following
-from sidecar.http.answers import Representation
+from sidecar.http.answers import Body, Representation
 from sidecar.http.follow import Latest
+from sidecar.http.sending import FilePart
+from sidecar.runtime import threads
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
@@ -41,6 +46,7 @@ NAME: Final = r"{name:[\s\S]+}"
 
 _DISK_RECHECK = 0.25
 _SAMPLE = 64 << 10
+_KINDS: weakref.WeakKeyDictionary[Pinned, str] = weakref.WeakKeyDictionary()
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -73,7 +79,7 @@ class Beside(Protocol):
 class Shelf:
     """What an application serves files from, and with which headers.
 
-    The files of the content that is followed come from memory.
+    The files of the content that is followed come from memory, or, large ones, from the disk.
     Where that is a single file, the others of its directory come from `beside`, when they are asked for.
     """
 
@@ -133,7 +139,7 @@ async def get_file(request: web.Request) -> web.Response:
             content = await _content(shelf, latest, terms.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
-        return representation(content, {**shelf.headers, **stale_header(latest)})
+        return await representation(content, {**shelf.headers, **stale_header(latest)})
 
     def in_memory() -> bool:
         return name in latest.snapshot
@@ -143,16 +149,44 @@ async def get_file(request: web.Request) -> web.Response:
     )
 
 
-def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:
-    """Return the bytes of one file as they are sent."""
+async def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:
+    """Return the bytes of one file as they are sent: from memory, or from the disk where it is large.
+
+    Raises:
+        ContentAltered: a large file is not what it was.
+    """
+    held = content.held
+    body: bytes | Body
+    if isinstance(held, bytes):
+        body, kind = held, content_type(content.name, held)
+    else:
+        body = FileBody(held if isinstance(held, Pinned) else await threads.in_thread(held.open))
+        kind = await _type_of_large(content.name, body.file)
     return Representation(
-        body=content.data,
+        body=body,
         etag=content.etag,
         modified=content.modified,
-        content_type=content_type(content.name, content.data),
+        content_type=kind,
         ranges=True,
         headers=headers,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """A file on the disk, as the body of an answer."""
+
+    file: Pinned
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def check(self) -> None:
+        self.file.check()
+
+    def payload(self, part: slice) -> FilePart:
+        return FilePart(self.file, part)
 
 
 def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representation:
@@ -189,6 +223,16 @@ def no_such_file(name: str) -> problems.Problem:
     )
 
 
+async def _type_of_large(name: str, file: Pinned) -> str:
+    """Return `content_type` of a file that is not in memory: its beginning is read once."""
+    kind = _KINDS.get(file)
+    if kind is None:
+        # One byte more than what is looked at: it is not the whole.
+        beginning = await threads.in_thread(file.read, 0, _SAMPLE + 1)
+        kind = _KINDS[file] = content_type(name, beginning)
+    return kind
+
+
 def content_type(name: str, data: bytes) -> str:
     """Guess the type of a file by its name; without a known ending, by whether it is text.
 
@@ -210,9 +254,7 @@ def content_type(name: str, data: bytes) -> str:
 async def _entries(shelf: Shelf, latest: Latest[None]) -> list[Entry]:
     snapshot = latest.snapshot
     contents = [snapshot.content(name) for name in snapshot]
-    found = {
-        one.name: Entry(one.name, one.version, len(one.data), one.modified) for one in contents
-    }
+    found = {one.name: Entry(one.name, one.version, one.size, one.modified) for one in contents}
     if shelf.beside is not None and snapshot.name is not None:
         # The last good content stays in the list even where its directory is gone.
         with contextlib.suppress(_errors.ReadError):

@@ -68,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
     "volume-full": Kind(507, "The volume is full"),
     # Reading
     "nothing-published": Kind(503, "Nothing has been published yet"),
+    "content-altered": Kind(503, "A large content is being rewritten"),
     # The service itself
     "too-many-connections": Kind(503, "Too many connections"),
     "internal-error": Kind(500, "The service has failed"),
@@ -137,7 +138,7 @@ def of(error: _errors.SidecarError) -> Problem:
             return Problem("content-refused", detail, members={"reasons": list(error.reasons)})
         case _errors.PublishUncertain():
             return _uncertain(detail, error.version)
-        case _errors.VolumeUnavailable() | _errors.NothingPublished():
+        case _errors.VolumeUnavailable() | _errors.NothingPublished() | _errors.ContentAltered():
             retry = {"Retry-After": RETRY_AFTER}
             return Problem(_kind_of(error), detail, headers=retry)
         case _:
@@ -214,6 +215,7 @@ def _kind_of(error: _errors.SidecarError) -> str:
         (_errors.FileMissing, "no-such-file"),
         (_errors.UnknownVersion, "unknown-version"),
         (_errors.NothingPublished, "nothing-published"),
+        (_errors.ContentAltered, "content-altered"),
         (_errors.ReadError, "unfit-to-read"),
         (_errors.PublishError, "not-published"),
     )

@@ -12,20 +12,29 @@ The last good content is served for ever; `Sidecar-Stale` says so when the volum
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 
 from sidecar import _errors
 from sidecar.disk import atomic
-from sidecar.http import answers, bearer, descriptions, files, ops, problems, waiting
+from sidecar.http import (
+    answers,
+    bearer,
+    descriptions,
+    files,
+    jsontext,
+    ops,
+    problems,
+    waiting,
+)
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.stream import Stream
@@ -40,6 +49,8 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 20
 """Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
+_MOST_TOLD = 4 << 20
+"""Bytes up to which an event has the content in it: whoever listens to a larger one asks for it."""
 
 
 def reader_app(
@@ -62,7 +73,7 @@ def reader_app(
         token_file: a file with the bearer tokens that may read, one a line; probes need none.
         watch: where hints come from, as for `sidecar.watch`.
         recheck: seconds between looks without a hint.
-        max_size: bytes that may be held in memory.
+        max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
 
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
@@ -101,8 +112,11 @@ class Reader:
 
     stand_in: Content | None
     """What is served as long as nothing has been published."""
-    image: tuple[Snapshot[None] | Content, bytes] | None = None
-    """The JSON of the content that was served last: it is made once for each version."""
+    image: tuple[Snapshot[None] | Content, bytes | jsontext.Streamed | str] | None = None
+    """The JSON of the content that was served last: it is made once for each version.
+    Of a large one it is known how long it is, or why there is none."""
+    weighing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large content is read for that: it is done once, however many ask."""
     stream: Stream | None = None
     """Those who listen to changes, once there has been one."""
 
@@ -151,6 +165,7 @@ class _Told:
     def __init__(self, reader: Reader, latest: following.Latest[None]) -> None:
         self._reader = reader
         self._latest = latest
+        self._last: tuple[Snapshot[None] | Content, bytes] | None = None
 
     @property
     def stale(self) -> str | None:
@@ -161,23 +176,60 @@ class _Told:
             found = _found(self._reader, self._latest)
         except following.NothingYet:
             return None
+        if self._last is None or self._last[0] is not found:
+            self._last = (found, await self._json(found))
+        return found.etag, self._last[1]
+
+    async def _json(self, found: Snapshot[None] | Content) -> bytes:
+        """Return the JSON as it is told: whole, in memory, for however many listen; `null` where there is none."""
+        if found.size > _MOST_TOLD:
+            return b"null"
         try:
-            return found.etag, await _json_of(self._reader, found)
-        except problems.Problem:  # it is no text
-            return found.etag, b"null"
+            if jsontext.is_large(found):
+                return await threads.in_thread(jsontext.dumped, found)
+            image = await _json_of(self._reader, found)
+        except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
+            return b"null"
+        return image if isinstance(image, bytes) else b"null"
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         return self._latest.watch.subscribe(callback)
 
 
-async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes:
-    """Return the content as JSON, made once for each version."""
-    if reader.image is None or reader.image[0] is not found:
-        size = found.size if isinstance(found, Snapshot) else 0
-        body = _as_json(found) if size <= _SMALL else await threads.in_thread(_as_json, found)
+async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | jsontext.Streamed:
+    """Return the content as JSON, made once for each version; where it is large, as something that can be sent.
+
+    Raises:
+        Problem: 406 where it is no text.
+        ContentAltered: a large file is not what it was.
+    """
+    if reader.image is not None and reader.image[0] is found:
+        body = reader.image[1]
+    elif jsontext.is_large(found):
+        body = await _weighed(reader, found)
+    else:
+        in_loop = found.size <= _SMALL
+        body = (
+            jsontext.dumped(found) if in_loop else await threads.in_thread(jsontext.dumped, found)
+        )
         reader.image = (found, body)
-        return body
-    return reader.image[1]
+    if isinstance(body, str):
+        raise problems.Problem("not-text", body)
+    return body
+
+
+async def _weighed(
+    reader: Reader, found: Snapshot[None] | Content
+) -> bytes | jsontext.Streamed | str:
+    async with reader.weighing:
+        if reader.image is None or reader.image[0] is not found:
+            body: jsontext.Streamed | str
+            try:
+                body = await threads.in_thread(jsontext.streamed, found)
+            except problems.Problem as problem:
+                body = problem.detail
+            reader.image = (found, body)
+        return reader.image[1]
 
 
 async def _get_raw(request: web.Request) -> web.Response:
@@ -187,13 +239,13 @@ async def _get_raw(request: web.Request) -> web.Response:
         found = _found(reader, latest)
         headers = {**files.SANDBOX, **files.stale_header(latest)}
         if isinstance(found, Content):
-            return files.representation(found, headers)
+            return await files.representation(found, headers)
         if found.name is None:
             raise problems.Problem(
                 "no-such-file",
                 f"{latest.watch.path} is a directory: GET /files lists its files, GET /files/NAME has one",
             )
-        return files.representation(found.content(), headers)
+        return await files.representation(found.content(), headers)
 
     return await waiting.answer(request, latest.watch, make, in_memory=lambda: True)
 
@@ -203,26 +255,6 @@ def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | C
     if latest.watch.snapshot is None and reader.stand_in is not None:
         return reader.stand_in
     return latest.snapshot
-
-
-def _as_json(found: Snapshot[None] | Content) -> bytes:
-    """Return a content as JSON text; raises `Problem` 406 where it is no text."""
-    if isinstance(found, Content):
-        return orjson.dumps(_text(found))
-    if found.name is not None:
-        return orjson.dumps(_text(found.content()))
-    return orjson.dumps({name: _text(found.content(name)) for name in found})
-
-
-def _text(content: Content) -> str:
-    try:
-        return content.data.decode()
-    except UnicodeDecodeError as error:
-        raise problems.Problem(
-            "not-text",
-            f"{content.name} is not UTF-8 (offset {error.start}), so there is no JSON string for it;"
-            " GET /raw or /files/NAME has the bytes",
-        ) from error
 
 
 def _stand_in(missing: str | None) -> Content | None:

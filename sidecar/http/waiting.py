@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 
 from aiohttp import web
 
+from sidecar import _errors
 from sidecar.http import answers, lane, problems
 from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.connection import Connection
@@ -226,6 +227,8 @@ async def _attempt(make: Make) -> Representation | problems.Problem:
     """Return what there is; that there is nothing yet is a result as well, for something may come."""
     try:
         return await make()
+    except _errors.ContentAltered as error:
+        return problems.of(error)
     except problems.Problem as problem:
         if problem.kind != "nothing-published":
             raise
@@ -233,9 +236,13 @@ async def _attempt(make: Make) -> Representation | problems.Problem:
 
 
 def _is_old(found: Representation | problems.Problem, known: Tags | None) -> bool:
-    if isinstance(found, problems.Problem):
+    if isinstance(found, problems.Problem) or (known is not None and known.match(found.etag)):
         return True
-    return known is not None and known.match(found.etag)
+    try:
+        found.check()
+    except _errors.ContentAltered:
+        return True  # it cannot be sent, and another one will come
+    return False
 
 
 WAITS: web.AppKey[Waits] = web.AppKey("sidecar.waits", Waits)

@@ -217,7 +217,7 @@ async def _get_file(request: web.Request) -> web.Response:
         content = await request.app[WRITER].volume.read(name)
     except _errors.NothingPublished as error:
         raise files.no_such_file(name) from error
-    return answers.respond(request, files.representation(content))
+    return answers.respond(request, await files.representation(content))
 
 
 async def _put_file(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,9 +38,10 @@ class Outlook:
 class Eye:
     """Looks at one path: a file, or a directory for a set."""
 
-    def __init__(self, path: str, limit: int) -> None:
+    def __init__(self, path: str, limit: int, working: Callable[[], None]) -> None:
         self.path = path
         self._limit = limit
+        self._working = working
         self._whole = os.path.abspath(path)
         self._place = os.path.split(self._whole)
         self._linked = True
@@ -121,9 +122,16 @@ class Eye:
     def _load(self, before: Sighting | None) -> Sighting:
         if self._single:
             return snapshots.load_file(
-                self._fd, *self._place, limit=self._limit, before=before, linked=self._linked
+                self._fd,
+                *self._place,
+                limit=self._limit,
+                before=before,
+                linked=self._linked,
+                working=self._working,
             )
-        return snapshots.load_directory(self._fd, self._whole, limit=self._limit, before=before)
+        return snapshots.load_directory(
+            self._fd, self._whole, limit=self._limit, before=before, working=self._working
+        )
 
     def _directory(self) -> str:
         return self._place[0] if self._single else self._whole

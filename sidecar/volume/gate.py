@@ -9,6 +9,7 @@ The gate judges one file and changes nothing; it knows neither the volume nor it
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
 import shutil
@@ -37,6 +38,7 @@ _SUFFIXES: Mapping[str, Format] = {
 }
 _REASON_LENGTH = 300
 _OUTPUT_BYTES = 16 << 10
+_PIECE = 1 << 18
 #: A document whose aliases unfold to more values than this is an attack, not a configuration
 #: (https://en.wikipedia.org/wiki/Billion_laughs_attack).
 _MAX_VALUES = 1_000_000
@@ -151,7 +153,12 @@ class Gate:
             _refuse_if(where, reasons)
 
     def _read(self, path: Path | None, content: bytes | None, syntax: Format) -> list[str]:
-        """Return what is wrong with syntax and structure."""
+        """Return what is wrong with syntax and structure.
+
+        Text is read piece by piece. Whatever has to be parsed must fit into memory, several times.
+        """
+        if content is None and path is not None and syntax == "text" and self._schema is None:
+            return list(_not_text(path))
         raw = content if content is not None else Path(path or os.devnull).read_bytes()
         try:
             text = raw.decode()
@@ -269,6 +276,27 @@ def _verdict(command: str, status: int, output: bytes) -> str:
         if said
         else f"the check command {command} {how}"
     )
+
+
+def _not_text(path: Path) -> Iterator[str]:
+    """Yield what keeps a file from being UTF-8, if anything does."""
+    decoder, offset, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
+    with path.open("rb") as file:
+        while True:
+            piece = file.read(_PIECE)
+            kept = len(decoder.getstate()[0])
+            try:
+                decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError as error:
+                wrong = error.object[error.start]
+                lines += error.object.count(b"\n", kept, error.start)
+                where = f"offset {offset - kept + error.start}, line {lines}"
+                yield f"not UTF-8: byte 0x{wrong:02x} at {where}"
+                return
+            if not piece:
+                return
+            offset += len(piece)
+            lines += piece.count(b"\n")
 
 
 def _text(_: str) -> list[Any]:

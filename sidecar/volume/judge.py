@@ -175,7 +175,7 @@ class Judge:
             first or before is None or before.mark.generation != mark.generation
         )
         if fresh or (first and self.evidence.arrived):
-            return {}
+            return dict.fromkeys(sighting.unread, _AGAIN)
         old = {} if before is None or first else before.mark.signatures
         doubts: dict[str, float] = {}
         for name in mark.signatures:

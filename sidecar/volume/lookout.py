@@ -44,7 +44,7 @@ class News:
     """What a lookout tells: only what is different from what it told before."""
 
     snapshot: Snapshot[None] | None = None
-    """The content, if it is another one than that told last."""
+    """The content, if it is another one than that told last, or lies in other large files."""
     problem: str | None = None
     """What is wrong at present."""
     missing: bool = False
@@ -53,6 +53,10 @@ class News:
     """Events have told of the change; if not, the clock has rescued it."""
     death: str | None = None
     """Why nothing is looked at any more."""
+
+
+class _Stopped(Exception):
+    """There is no point any more in what was being read."""
 
 
 class Lookout:
@@ -70,7 +74,7 @@ class Lookout:
     ) -> None:
         self.path = path
         self.busy_since: float | None = None
-        """Since when a look has been going on, in monotonic seconds."""
+        """Since when a look has been going on, or has read the last piece of a large file, in monotonic seconds."""
         self.fallback: str | None = None
         """Why events that are wanted cannot be had."""
         self._wanted = wanted
@@ -79,7 +83,7 @@ class Lookout:
         self._ended = ended
         self._bell = events.Bell()
         self._hints: events.Hints = events.PollHints(self._bell)
-        self._eye = Eye(path, limit)
+        self._eye = Eye(path, limit, self._get_on)
         self._judge = Judge(path)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
@@ -92,6 +96,7 @@ class Lookout:
         self._full_at = 0.0
         self._missing_since: float | None = None
         self._told: tuple[str | None, str | None] | None = None
+        self._shown: Snapshot[None] | None = None
         self._counted = 0
         self._noise = 0
         self._noise_until = 0.0
@@ -130,6 +135,8 @@ class Lookout:
         self.busy_since = time.monotonic()
         try:
             return self._round()
+        except _Stopped:
+            return 0.0
         except Exception as error:
             death = f"the watch of {self.path} fails: {error!r}"
             if self._told != (None, death):
@@ -141,6 +148,12 @@ class Lookout:
             return self._recheck
         finally:
             self.busy_since = None
+
+    def _get_on(self) -> None:
+        """Note that a large file is being read, and that nothing hangs; stop where nobody waits for it any more."""
+        if self._stopping:
+            raise _Stopped
+        self.busy_since = time.monotonic()
 
     def _round(self) -> float:
         """Look once and act on it; return the seconds until the next look without a hint."""
@@ -238,11 +251,21 @@ class Lookout:
     ) -> None:
         version = snapshot.version if snapshot is not None else None
         old = self._told
-        if old is not None and (version is None or version == old[0]) and problem == old[1]:
+        moved = (
+            snapshot is not None
+            and self._shown is not None
+            and snapshot.holds_others_than(self._shown)
+        )
+        same = version is None or (old is not None and version == old[0])
+        if old is not None and same and not moved and problem == old[1]:
             return
         known = old[0] if old is not None else None
         self._told = (version or known, problem)
-        self._tell(News(snapshot if version != known else None, problem, missing, self._hinted))
+        if version == known and not moved:
+            snapshot = None
+        if snapshot is not None:
+            self._shown = snapshot
+        self._tell(News(snapshot, problem, missing, self._hinted))
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a hint that matters, for `stop`, or until the time is over."""

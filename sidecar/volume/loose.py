@@ -13,7 +13,7 @@ import stat
 import time
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath
+from sidecar.disk import atomic, beneath, pinned
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings
@@ -28,8 +28,9 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.E
 class LooseFiles:
     """The files of a directory that belong to no set."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, digests: pinned.Digests) -> None:
         self._settings = settings
+        self._digests = digests
         self._known: dict[str, tuple[beneath.Signature, str]] = {}
         self._durable: dict[str, beneath.Signature] = {}
         self._kept: dict[str, beneath.Signature] = {}
@@ -126,8 +127,11 @@ class LooseFiles:
             return known[1]
         if not stat.S_ISREG(status.st_mode):
             return None
+        if (digest := self._digests.get(signature)) is not None:
+            return digest
+        begun = time.time_ns()
         version = _hash(file, self._settings.max_size)
-        if time.time_ns() - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS:
+        if is_sure(signature, begun):
             self._known[name] = (signature, version)
         return version
 
@@ -212,9 +216,17 @@ class LooseFiles:
         with contextlib.suppress(OSError):
             if (status := entry(fd, name)) is not None:
                 # Only now: the link of the history has changed ctime.
-                self._durable[name] = self._kept[name] = beneath.Signature.of(status)
+                self._durable[name] = self._kept[name] = signature = beneath.Signature.of(status)
+                if signature.size > pinned.LARGE:
+                    # Nobody rewrites so much within one tick of a clock.
+                    self._digests.note(signature, version)
                 return status.st_mtime_ns / 1e9
         return time.time()
+
+
+def is_sure(signature: beneath.Signature, begun: int) -> bool:
+    """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
+    return begun - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS
 
 
 def entry(fd: int, name: str) -> os.stat_result | None:

@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sidecar import _errors
-from sidecar.disk import atomic, generations
+from sidecar.disk import atomic, generations, pinned
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
-from sidecar.volume.snapshot import Sighting
+from sidecar.volume.snapshot import Content, Sighting
 from sidecar.volume.terms import Entry, Given, Order, Publication, Settings
 
 #: Generations in their grace period, at most: a set may be published a thousand times in it.
@@ -33,10 +33,10 @@ class FileSet:
         self._durable: str | None = None
         self._doubtful = False
 
-    def publish(self, fd: int, files: Mapping[str, bytes], order: Order) -> Publication:
+    def publish(self, fd: int, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish these files, and no others."""
         path = self._settings.path
-        versions = {name: snapshots.version_of(data) for name, data in files.items()}
+        versions = {name: terms.weigh(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
             before = self.see(fd) if atomic.in_force(fd) is not None else None
@@ -90,6 +90,7 @@ class FileSet:
             seen = snapshots.load_directory(fd, path, limit=limit, before=before)
             for problem in seen.problems.values():
                 raise _errors.ReadError(errno.EIO, problem)
+            seen.whole()
             self._seen = seen
         return self._seen
 
@@ -97,7 +98,7 @@ class FileSet:
         """Return the files of the set."""
         snapshot = self.see(fd).snapshot
         found = [snapshot.content(name) for name in sorted(snapshot)]
-        return [Entry(c.name, c.version, len(c.data), c.modified) for c in found]
+        return [Entry(c.name, c.version, c.size, c.modified) for c in found]
 
     def versions(self, fd: int) -> list[history.Version]:
         """Return the history of the set, newest first."""
@@ -145,7 +146,7 @@ class FileSet:
                 )
         return generations.build(
             fd,
-            wanted.fresh,
+            {name: _material(content) for name, content in wanted.fresh.items()},
             mode=self._settings.mode,
             group=self._settings.group,
             keep=wanted.taken_over,
@@ -234,7 +235,8 @@ class FileSet:
 
     def _check_room(self, before: Sighting, name: str, size: int) -> None:
         """Refuse a file with which the set would be larger than readers take."""
-        others = sum(len(data) for other, data in before.snapshot.items() if other != name)
+        own = before.snapshot.get_content(name)
+        others = before.snapshot.size - (own.size if own is not None else 0)
         if size + others > self._settings.max_size:
             raise terms.too_large(self._settings.where(name), self._settings.max_size)
 
@@ -244,7 +246,7 @@ class _Wanted:
     """A set to be: the versions of all its files, and those that are written anew; the others are taken over."""
 
     versions: Mapping[str, str]
-    fresh: Mapping[str, bytes | atomic.Staged]
+    fresh: Mapping[str, bytes | atomic.Staged | Content]
 
     @property
     def taken_over(self) -> list[str]:
@@ -253,6 +255,15 @@ class _Wanted:
     @property
     def size(self) -> int:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
+
+
+def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged | pinned.Copy:
+    """Return a content as a generation is built of it."""
+    if not isinstance(content, Content):
+        return content
+    if isinstance(content.held, bytes):
+        return content.held
+    return pinned.Copy(content.held, content.version)
 
 
 def _retiring(fd: int, current: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What a volume held at one moment: an immutable mapping of names to bytes, with a version.
 
-`load` reads it from the disk, a file or a directory, without ever mixing two contents.
+`load_file` and `load_directory` read it from the disk without ever mixing two contents.
+Large files are not held in memory but open: see `sidecar.disk.pinned`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath
+from sidecar.disk import atomic, beneath, pinned
 
 T = TypeVar("T", default=None)
+
+#: A file that is too large to be held in memory.
+Large: TypeAlias = pinned.Pinned | pinned.Named
 
 VERSION_DIGITS = 32
 MAX_SIZE = 64 << 20
@@ -56,6 +60,10 @@ def version_of_set(versions: Mapping[str, str]) -> str:
     return digest.hexdigest()[:VERSION_DIGITS]
 
 
+def _go_on() -> None:
+    """Read a large file without asking anybody."""
+
+
 def etag(version: str) -> str:
     """Return the strong entity tag of a version (RFC 9110 section 8.8.3).
 
@@ -72,16 +80,38 @@ def encoded(content: bytes | str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of one file, with its version and the time of its last change in Unix seconds.
+    """One file, with its version and the time of its last change in Unix seconds.
+
+    `held` are its bytes, or, above 1 MiB, the file itself where it was read from a volume.
 
     >>> Content("config", b"123", version_of(b"123"), modified=1.5).etag
     '"a665a45920422f9d417e4867efdc4fb8"'
     """
 
     name: str
-    data: bytes
+    held: bytes | Large
     version: str
     modified: float
+
+    @property
+    def data(self) -> bytes:
+        """The bytes. Those of a large file are read from the disk now, all of them, and each time anew.
+
+        Raises:
+            ContentAltered: a large file was rewritten in place since.
+            OSError: it cannot be read.
+        """
+        return self.held if isinstance(self.held, bytes) else self.held.whole()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.held) if isinstance(self.held, bytes) else self.held.size
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it lies on the disk and not in memory."""
+        return not isinstance(self.held, bytes)
 
     @property
     def etag(self) -> str:
@@ -94,6 +124,10 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     Names are relative paths with `/`. The snapshot of a single file has one name, `snapshot.name`.
     `version` is the same for the same content everywhere: in the writer, in the reader, on every machine.
+
+    A file of more than 1 MiB that was read from a volume is held open and not in memory:
+    each access to its bytes reads them again, blocking, and raises `ContentAltered`
+    if somebody has rewritten it in place meanwhile. A file that was replaced or deleted is still there.
 
     >>> one = Snapshot.of({"greeting.txt": b"hello"})
     >>> one["greeting.txt"], one.text("greeting.txt"), len(one)
@@ -125,6 +159,9 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     def __getitem__(self, name: str) -> bytes:
         return self._files[name].data
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # the one of `Mapping` would read the file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -177,7 +214,7 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     @property
     def size(self) -> int:
         """The sum of the sizes in bytes."""
-        return sum(len(content.data) for content in self._files.values())
+        return sum(content.size for content in self._files.values())
 
     def content(self, name: str | None = None) -> Content:
         """Return bytes, version and time of one file; without a name, of the only one.
@@ -191,6 +228,17 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         if not self._single:
             raise TypeError(f"{self!r} is of a directory: say which file is meant")
         return next(iter(self._files.values()))
+
+    def get_content(self, name: str) -> Content | None:
+        """Return one file, None if there is none of that name."""
+        return self._files.get(name)
+
+    def holds_others_than(self, before: Snapshot[Any]) -> bool:
+        """Whether the same content lies in other large files by now: those of `before` may be gone."""
+        return any(
+            content.is_large and (old := before.get_content(name)) and old.held is not content.held
+            for name, content in self._files.items()
+        )
 
     def text(self, name: str | None = None, encoding: str = "utf-8") -> str:
         """Return a file's content as text.
@@ -259,6 +307,21 @@ class Sighting:
     """Names of files that have another name too: they were not made where they were found."""
     problems: Mapping[str, str]
     """Why a name of a directory could not be read, in words; its last good content stands in."""
+    unread: frozenset[str] = frozenset()
+    """Unsettled names of large files that were not read to the end: they have no version."""
+
+    def whole(self) -> Snapshot[None]:
+        """Return the snapshot, for one who looks only once.
+
+        Raises:
+            ReadError: a large file changed while it was read.
+        """
+        for name in self.unread:
+            raise _errors.ReadError(
+                errno.EBUSY,
+                f"cannot read {name}: it changes while it is read (is it being written?)",
+            )
+        return self.snapshot
 
     def without(self, held: frozenset[str], before: Sighting | None) -> Sighting:
         """Return the same look with the content of `held` names as it was before, or without them."""
@@ -280,8 +343,11 @@ def load_file(
     limit: int,
     before: Sighting | None,
     linked: bool = True,
+    working: Callable[[], None] = _go_on,
 ) -> Sighting:
     """Read one file beneath an open directory. One that is not `linked` is known to be no link.
+
+    `working` is called now and then while a large file is read; it ends that by raising.
 
     Raises:
         NothingPublished: there is no such file.
@@ -291,20 +357,27 @@ def load_file(
     with beneath.reading(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
+            reading = _Reading(before, working)
             try:
-                found = beneath.read_beneath(dir_fd, name, limit, where)
+                if not _keep_large(reading, dir_fd, name):
+                    reading.read(dir_fd, name, limit, where)
             except _errors.NothingPublished:
                 if generation is None or generation == _generation(dir_fd, name):
                     raise
                 continue  # the link was followed, and its target replaced and removed before it was opened
-            reading = _Reading()
-            reading.take(name, found, before)
-            return _sighting(dir_fd, generation, _Listing(), reading, before, single=True)
+            return _sighting(dir_fd, generation, _Listing(), reading, single=True)
     raise _restless(where)
 
 
-def load_directory(dir_fd: int, directory: str, *, limit: int, before: Sighting | None) -> Sighting:
-    """Read all files beneath an open directory.
+def load_directory(
+    dir_fd: int,
+    directory: str,
+    *,
+    limit: int,
+    before: Sighting | None,
+    working: Callable[[], None] = _go_on,
+) -> Sighting:
+    """Read all files beneath an open directory; `working` as for `load_file`.
 
     Where there is a `..data`, they are those of the generation in force,
     pinned by its descriptor, so they belong together whatever is published meanwhile.
@@ -321,7 +394,8 @@ def load_directory(dir_fd: int, directory: str, *, limit: int, before: Sighting 
         for _ in range(_SET_RETRIES):
             generation = atomic.in_force(dir_fd)
             try:
-                return _load_once(dir_fd, directory, generation, limit, before)
+                reading = _Reading(before, working)
+                return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
                 if generation == atomic.in_force(dir_fd):
                     raise
@@ -343,7 +417,7 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
         if atomic.in_force(dir_fd) != mark.generation:
             return False
-        with _pinned(dir_fd, mark.generation) as fd:
+        with _opened(dir_fd, mark.generation) as fd:
             if quick:
                 return all(_signature(fd, name or ".") == s for name, s in mark.folders.items())
             return _list(fd).files == mark.signatures
@@ -357,7 +431,7 @@ def names_beneath(dir_fd: int) -> dict[str, int]:
     Raises:
         OSError: the directory cannot be read.
     """
-    with _pinned(dir_fd, atomic.in_force(dir_fd)) as fd:
+    with _opened(dir_fd, atomic.in_force(dir_fd)) as fd:
         return {name: signature.size for name, signature in _list(fd).files.items()}
 
 
@@ -374,36 +448,68 @@ class _Listing:
 class _Reading:
     """What reading the names of a listing has brought."""
 
+    before: Sighting | None
+    working: Callable[[], None]
+    directory: pinned.Directory | None = None
+    """The one that is read, held open: for large files that are not, because too many are already."""
     contents: dict[str, Content] = field(default_factory=dict)
     signatures: dict[str, beneath.Signature] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    begun: dict[str, float] = field(default_factory=dict)
+    """Since when large files have been read, in monotonic seconds: it may take longer than clocks are coarse."""
     linked: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
 
     def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
 
-    def take(self, name: str, found: beneath.FileRead, before: Sighting | None) -> int:
-        """Add the bytes of a file, and return how many they are."""
-        self.keep(name, found.signature, _content(found, name, before))
-        if not found.settled:
-            self.unsettled.add(name)
+    def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
+        """Read a file, and return how many bytes it has."""
+        begun = time.monotonic()
+        found = pinned.read(dir_fd, name, limit, where, working=self.working)
         if found.links > 1:
             self.linked.add(name)
-        return len(found.data)
+        if isinstance(found, pinned.LargeRead):
+            self.begun[name] = begun
+            self._take_large(name, found)
+        else:
+            self.keep(name, found.signature, _content(found, name, self.before))
+            if not found.settled:
+                self.unsettled.add(name)
+        return self.contents[name].size
+
+    def _take_large(self, name: str, found: pinned.LargeRead) -> None:
+        if found.digest is None:
+            self.unsettled.add(name)
+            self.unread.add(name)
+        file: Large = found.file
+        if self.directory is not None and not pinned.room():
+            file = pinned.Named(self.directory, name, found.signature, found.file.where)
+        version = (found.digest or "")[:VERSION_DIGITS]
+        modified = found.signature.mtime_ns / 1e9
+        old = self.before.snapshot.get_content(name) if self.before is not None else None
+        if old is not None and old.version == version and _is_same_file(old, found.signature):
+            file = old.held  # type: ignore[assignment]  # only large ones are the same file
+        self.keep(name, found.signature, Content(name, file, version, modified))
 
 
 def _load_once(
-    dir_fd: int, directory: str, generation: str | None, limit: int, before: Sighting | None
+    dir_fd: int,
+    directory: str,
+    generation: str | None,
+    limit: int,
+    reading: _Reading,
 ) -> Sighting:
+    before = reading.before
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
-    with _pinned(dir_fd, generation) as pinned:
-        listing = _list(pinned, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
+    with _opened(dir_fd, generation) as held:
+        listing = _list(held, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
         if generation is not None and generation != atomic.in_force(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)
-        reading = _read(pinned, directory, listing, limit, before)
+        _read(held, directory, listing, limit, reading)
     problems = {
         name: f"cannot read {os.path.join(directory, name)}: {why}"
         for name, why in listing.problems.items()
@@ -418,19 +524,17 @@ def _load_once(
         for name in problems.keys() & before.snapshot.keys():
             reading.contents[name] = before.snapshot.content(name)
     listing.problems = problems
-    return _sighting(dir_fd, generation, listing, reading, before, single=False)
+    return _sighting(dir_fd, generation, listing, reading, single=False)
 
 
-def _read(
-    pinned: int, directory: str, listing: _Listing, limit: int, before: Sighting | None
-) -> _Reading:
+def _read(dir_fd: int, directory: str, listing: _Listing, limit: int, reading: _Reading) -> None:
     """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
-    reading, room = _Reading(), limit
+    room = limit
     for name, signature in listing.files.items():
-        kept = _kept(name, signature, before)
+        kept = _kept(name, signature, reading.before)
         if kept is not None:
             reading.keep(name, signature, kept)
-            room -= len(kept.data)
+            room -= kept.size
             continue
         try:
             if signature.size > room:
@@ -439,13 +543,13 @@ def _read(
                     " for all files together (raise max_size)"
                 )
                 continue
-            found = beneath.read_beneath(pinned, name, room, os.path.join(directory, name))
-            room -= reading.take(name, found, before)
+            if reading.directory is None and signature.size > pinned.LARGE:
+                reading.directory = pinned.Directory(os.dup(dir_fd))
+            room -= reading.read(dir_fd, name, room, os.path.join(directory, name))
         except _errors.NothingPublished:
             reading.missing.add(name)  # deleted between the listing and the reading
         except _errors.ReadError as error:
             listing.problems[name] = str(error).partition(": ")[2]
-    return reading
 
 
 def _check_whole(
@@ -478,17 +582,22 @@ def _sighting(
     generation: str | None,
     listing: _Listing,
     reading: _Reading,
-    before: Sighting | None,
     *,
     single: bool,
 ) -> Sighting:
+    for name in reading.unread if generation is not None else ():
+        raise _errors.ReadError(
+            errno.EBUSY,
+            f"cannot read {name}: it changes while it is read"
+            " (a generation never changes; publish the set again)",
+        )
     status = os.fstat(dir_fd)
     mark = Mark(
         (status.st_dev, status.st_ino),
         generation,
         reading.signatures,
         listing.folders,
-        _doubtful(reading.signatures, before),
+        _doubtful(reading),
     )
     return Sighting(
         Snapshot(dict(sorted(reading.contents.items())), single=single, value=None),
@@ -496,6 +605,7 @@ def _sighting(
         frozenset(reading.unsettled),
         frozenset(reading.linked),
         listing.problems,
+        frozenset(reading.unread),
     )
 
 
@@ -514,7 +624,7 @@ def _generation(dir_fd: int, name: str) -> str | None:
 
 
 @contextmanager
-def _pinned(dir_fd: int, generation: str | None) -> Iterator[int]:
+def _opened(dir_fd: int, generation: str | None) -> Iterator[int]:
     """Open the directory whose files count: the target of `..data`, else the directory itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     fd = beneath.open_beneath(dir_fd, "." if generation is None else atomic.DATA, flags)
@@ -606,25 +716,46 @@ def _kept(name: str, now: beneath.Signature, before: Sighting | None) -> Content
     return before.snapshot.content(name)
 
 
-def _doubtful(
-    signatures: Mapping[str, beneath.Signature], before: Sighting | None
-) -> dict[str, float]:
+def _keep_large(reading: _Reading, dir_fd: int, name: str) -> bool:
+    """Keep a large file that is still the same, without reading it again; small ones are believed by their bytes."""
+    before = reading.before
+    if before is None or not before.snapshot.content().is_large:
+        return False
+    now = _signature(dir_fd, name)
+    kept = _kept(name, now, before)
+    if kept is not None:
+        reading.keep(name, now, kept)
+    return kept is not None
+
+
+def _is_same_file(old: Content, now: beneath.Signature) -> bool:
+    """Whether a large content lies in this very file, which was not written to since."""
+    if isinstance(old.held, bytes):
+        return False
+    was = old.held.signature
+    return (was.identity, was.size, was.mtime_ns) == (now.identity, now.size, now.mtime_ns)
+
+
+def _doubtful(reading: _Reading) -> dict[str, float]:
     """Return the names that must be read again although their signature stays the same.
 
     A signature is sure once the file has been read two seconds after its last change,
     by the clock of the files where that is plausible, else by our own:
     a file dated in the future must not be read again for ever.
+    What counts is when its reading began: a large one may have changed behind it since.
     """
-    now = time.monotonic()
+    before, now = reading.before, time.monotonic()
     horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
     doubtful: dict[str, float] = {}
-    for name, signature in signatures.items():
-        if signature.mtime_ns < horizon and signature.ctime_ns < horizon:
+    for name, signature in reading.signatures.items():
+        begun = reading.begun.get(name, now)
+        then = horizon - int((now - begun) * 1e9)
+        if signature.mtime_ns < then and signature.ctime_ns < then:
             continue
-        since = now
+        since = begun
         if before is not None and before.mark.signatures.get(name) == signature:
             since = before.mark.doubtful.get(name, now - _STAMP_DOUBT)
-        if now - since < _STAMP_DOUBT:
+        if begun - since < _STAMP_DOUBT:
             doubtful[name] = since
     return doubtful
 
@@ -632,7 +763,7 @@ def _doubtful(
 def _content(found: beneath.FileRead, name: str, before: Sighting | None) -> Content:
     """Make the content; bytes that equal those before are compared, not hashed again."""
     modified = found.signature.mtime_ns / 1e9
-    if before is not None and name in before.snapshot and before.snapshot[name] == found.data:
-        old = before.snapshot.content(name)
-        return Content(name, old.data, old.version, modified)
+    old = before.snapshot.get_content(name) if before is not None else None
+    if old is not None and old.held == found.data:
+        return Content(name, old.held, old.version, modified)
     return Content(name, found.data, version_of(found.data), modified)

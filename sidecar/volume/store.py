@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, generations
+from sidecar.disk import atomic, beneath, generations, pinned
 from sidecar.volume import history, loose, sets, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import Content, Snapshot
@@ -38,7 +38,8 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = settings.path
-        self._loose = loose.LooseFiles(settings)
+        self._digests = pinned.Digests()
+        self._loose = loose.LooseFiles(settings, self._digests)
         self._set = sets.FileSet(settings)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
@@ -82,13 +83,13 @@ class Store:
             return self._loose.put(fd, name, content, order)
 
         with self._writing(order) as fd:
-            size, again = terms.weigh(content)[1], isinstance(content, bytes)
+            size, again = terms.weigh(content)[1], not isinstance(content, tuple)
             return self._with_room(fd, put, order, size=size, again=again)
 
-    def publish(self, files: Mapping[str, bytes], order: Order) -> Publication:
+    def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""
         terms.check_names(files)
-        size = sum(map(len, files.values()))
+        size = sum(map(terms.size, files.values()))
         with self._writing(order) as fd:
             return self._with_room(
                 fd, lambda fd: self._set.publish(fd, files, order), order, size=size
@@ -120,9 +121,7 @@ class Store:
         """
         check_name(name)
         with self._reading() as fd:
-            found = self._read_in_force(fd, name)
-        version = snapshots.version_of(found.data)
-        return Content(name, found.data, version, found.signature.mtime_ns / 1e9)
+            return self._read_in_force(fd, name)
 
     def names(self) -> dict[str, int]:
         """Return the visible files and their sizes; none where the directory is missing."""
@@ -146,7 +145,7 @@ class Store:
         """Read the whole directory."""
         with self._reading() as fd:
             limit = self._settings.max_size
-            return snapshots.load_directory(fd, self._path, limit=limit, before=None).snapshot
+            return snapshots.load_directory(fd, self._path, limit=limit, before=None).whole()
 
     def versions(self, name: str | None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first."""
@@ -157,7 +156,7 @@ class Store:
                 return self._set.versions(fd)
             return self._loose.versions(fd, name)
 
-    def kept(self, version: str, name: str | None) -> tuple[dict[str, bytes], bool]:
+    def kept(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
         """Return an older content by names, and whether it is a set, after checking that it is what its name says.
 
         Raises:
@@ -174,7 +173,7 @@ class Store:
             readable = (old for one in kept if (old := self._read_kept(fd, one)) is not None)
             old = next(readable, None)
         if isinstance(old, Snapshot):
-            return dict(old), True
+            return {name: old.content(name) for name in old}, True
         if old is None or name is None:
             raise _errors.UnknownVersion(
                 f"cannot roll {where} back to {snapshots.etag(version)}: what was kept of it is altered"
@@ -214,28 +213,44 @@ class Store:
             _log.warning("%s is full: forgot older versions to make room", self._path)
         return forgotten
 
-    def _read_in_force(self, fd: int, name: str) -> beneath.FileRead:
+    def _read_in_force(self, fd: int, name: str) -> Content:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
             generation = atomic.in_force(fd)
             path = f"{atomic.DATA}/{name}" if generation is not None else name
             try:
-                return beneath.read_beneath(
-                    fd, path, self._settings.max_size, self._settings.where(name)
-                )
+                return self._read(fd, path, name)
             except _errors.NothingPublished:
                 if atomic.in_force(fd) == generation:
                     raise
 
-    def _read_kept(self, fd: int, kept: history.Version) -> bytes | Snapshot[None] | None:
+    def _read(self, fd: int, path: str, name: str) -> Content:
+        """Read the file at `path` as `name`. A large one is held open, and its version remembered."""
+        begun, where = time.time_ns(), self._settings.where(name)
+        found = pinned.read(fd, path, self._settings.max_size, where, known=self._digests)
+        modified = found.signature.mtime_ns / 1e9
+        if isinstance(found, beneath.FileRead):
+            return Content(name, found.data, snapshots.version_of(found.data), modified)
+        if found.digest is None:
+            raise _errors.ReadError(
+                errno.EBUSY,
+                f"cannot read {where}: it changes while it is read (is it being written?)",
+            )
+        version = found.digest[: snapshots.VERSION_DIGITS]
+        if loose.is_sure(found.signature, begun):
+            self._digests.note(found.signature, version)
+        return Content(name, found.file, version, modified)
+
+    def _read_kept(self, fd: int, kept: history.Version) -> Content | Snapshot[None] | None:
         """Return a content of the history: a file's or a set's, None if it is not what its name says."""
         where, limit = self._settings.where(kept.entry), self._settings.max_size
         with contextlib.suppress(_errors.ReadError), beneath.reading(where):
             if not generations.is_generation(kept.entry):
-                data = beneath.read_beneath(fd, kept.entry, limit, where).data
-                return data if snapshots.version_of(data) == kept.version else None
+                one = self._read(fd, kept.entry, kept.entry)
+                return one if one.version == kept.version else None
             with atomic.inside(fd, kept.entry) as generation:
-                old = snapshots.load_directory(generation, where, limit=limit, before=None).snapshot
+                seen = snapshots.load_directory(generation, where, limit=limit, before=None)
+                old = seen.whole()
             return old if old.version == kept.version else None
         return None
 

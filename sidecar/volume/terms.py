@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, pinned
 from sidecar.volume import snapshot as snapshots
 
-#: Bytes, or a file that was streamed, with its version.
-Given: TypeAlias = bytes | tuple[atomic.Staged, str]
+#: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
+Given: TypeAlias = bytes | tuple[atomic.Staged, str] | snapshots.Content
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
@@ -166,21 +166,44 @@ def weigh(content: Given) -> tuple[str, int]:
     """Return version and size of a content that is to be published."""
     if isinstance(content, bytes):
         return snapshots.version_of(content), len(content)
+    if isinstance(content, snapshots.Content):
+        return content.version, content.size
     return content[1], content[0].size
+
+
+def size(content: Given) -> int:
+    """Return the bytes of a content that is to be published."""
+    if isinstance(content, bytes):
+        return len(content)
+    return content.size if isinstance(content, snapshots.Content) else content[0].size
 
 
 @contextmanager
 def staged(fd: int, content: Given, where: str) -> Iterator[atomic.Staged]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed."""
     with atomic.publishing(f"publish {where}"):
-        file = atomic.Staged(fd) if isinstance(content, bytes) else content[0]
+        file = content[0] if isinstance(content, tuple) else atomic.Staged(fd)
     try:
-        if isinstance(content, bytes):
-            with atomic.publishing(f"publish {where}"):
+        with atomic.publishing(f"publish {where}"):
+            if isinstance(content, bytes):
                 file.write(content)
+            elif isinstance(content, snapshots.Content):
+                write(content, file.write)
         yield file
     finally:
         file.discard()
+
+
+def write(content: snapshots.Content, into: Callable[[bytes], object]) -> None:
+    """Hand a content to `into`, a large one in pieces.
+
+    Raises:
+        ContentAltered: it is not what its version says any more.
+    """
+    if isinstance(content.held, bytes):
+        into(content.held)
+    else:
+        pinned.copy(content.held, content.version, into)
 
 
 def uncertain(where: str, version: str, error: OSError) -> _errors.PublishUncertain:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, pinned
 from sidecar.runtime import metrics, threads
 from sidecar.volume import commit, history, store, terms
 from sidecar.volume import gate as gates
@@ -136,7 +136,7 @@ class Volume:
 
     async def publish(
         self,
-        files: Mapping[str, bytes | str],
+        files: Mapping[str, bytes | str | Content],
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -145,20 +145,22 @@ class Volume:
         """Publish a whole set: readers see all of these files change at once, and no others remain in it.
 
         The set is durable when this returns. A set that is in force already is left alone.
+        A `Content` that was read from a volume is copied piece by piece where it is large.
         `if_match` and `if_none_match` compare with the entity tag of the set in force.
 
         Raises:
             ContentRefused: the gate refused a file.
+            ContentAltered: a large `Content` is not what it was.
             VersionConflict: a condition does not hold.
             VolumeFull, VolumeUnavailable: the operating system refused.
             PublishUncertain: visible, perhaps not durable.
         """
-        contents = {name: encoded(content) for name, content in files.items()}
+        contents = {name: _given(content) for name, content in files.items()}
         order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
             terms.check_names(contents)
-            self._check_size(self._path, sum(map(len, contents.values())))
+            self._check_size(self._path, sum(map(terms.size, contents.values())))
             for name, data in contents.items():
                 await self._examine(name, data)
             return await self._step(self._store.publish, contents, order=order)
@@ -168,7 +170,7 @@ class Volume:
     async def put(
         self,
         name: str,
-        content: bytes | str | Upload,
+        content: bytes | str | Content | Upload,
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -176,9 +178,11 @@ class Volume:
     ) -> Publication:
         """Publish one file: readers see the old content or the new one, and the new one is durable.
 
-        `content` may be an `Upload` that was streamed with `stage`.
+        `content` may be an `Upload` that was streamed with `stage`,
+        or a `Content` that was read from a volume; a large one is copied piece by piece.
 
         Raises:
+            ContentAltered: a large `Content` is not what it was; nothing was published.
             NameRefused, ContentRefused, ContentTooLarge, VersionConflict, VolumeFull, VolumeUnavailable:
                 nothing was published.
             PublishUncertain: visible, perhaps not durable.
@@ -189,12 +193,13 @@ class Volume:
             terms.check_name(name)
             if isinstance(content, Upload):
                 await self._examine_upload(name, content)
+                await content.settle()
                 staged = content.take()
                 return await self._step(self._store.put, name, staged, order=order)
-            data = encoded(content)
-            self._check_size(os.path.join(self._path, name), len(data))
+            data = _given(content)
+            self._check_size(os.path.join(self._path, name), terms.size(data))
             await self._examine(name, data)
-            if dry_run or order.conditions:
+            if dry_run or order.conditions or isinstance(data, Content):
                 return await self._put_alone(name, data, order)
             return await self._commits.put(name, data)
 
@@ -222,7 +227,9 @@ class Volume:
         """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
         self._commits.withdraw(wish)
 
-    async def _put_alone(self, name: str, data: bytes, order: Order | None = None) -> Publication:
+    async def _put_alone(
+        self, name: str, data: bytes | Content, order: Order | None = None
+    ) -> Publication:
         return await self._step(self._store.put, name, data, order=order or Order())
 
     async def delete(
@@ -262,7 +269,7 @@ class Volume:
             await upload.end()
 
     async def read(self, name: str) -> Content:
-        """Return one file as it is now.
+        """Return one file as it is now; a large one is held open and not in memory: see `Content`.
 
         Raises:
             NameRefused: no file can have that name.
@@ -315,7 +322,8 @@ class Volume:
         order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
-            files, is_set = await threads.in_thread(self._store.kept, wanted, name)
+            kept, is_set = await threads.in_thread(self._store.kept, wanted, name)
+            files = {file: _given(content) for file, content in kept.items()}
             for file, data in files.items():
                 await self._examine(file, data)
             if is_set:
@@ -323,7 +331,13 @@ class Volume:
             ((file, data),) = files.items()
             return await self._step(self._store.put, file, data, order=order)
 
-        return await self._counted(work, dry_run=dry_run)
+        try:
+            return await self._counted(work, dry_run=dry_run)
+        except _errors.ContentAltered as error:
+            raise _errors.UnknownVersion(
+                f"cannot roll {self._path} back to {snapshots.etag(wanted)}: what was kept of it is altered"
+                " (publish the old content from its source)"
+            ) from error
 
     async def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
@@ -344,17 +358,21 @@ class Volume:
         if size > self._max_size:
             raise too_large(where, self._max_size)
 
-    async def _examine(self, name: str, data: bytes) -> None:
-        """Ask the gate about bytes; only where a command wants to see a file they are staged for it."""
+    async def _examine(self, name: str, data: bytes | Content) -> None:
+        """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
         if self._gate is None:
             return
-        if not self._gate.needs_file:
+        if isinstance(data, bytes) and not self._gate.needs_file:
             where = os.path.join(self._path, name)
             await self._gate.examine(name, None, len(data), data, where=where)
             return
         async with self.stage(name) as upload:
-            await upload.write(data)
-            await self._examine_upload(name, upload, data)
+            if isinstance(data, bytes):
+                await upload.write(data)
+                await self._examine_upload(name, upload, data)
+            else:
+                await upload.copy(data)
+                await self._examine_upload(name, upload)
 
     async def _examine_upload(self, name: str, upload: Upload, data: bytes | None = None) -> None:
         await upload.flush()
@@ -414,6 +432,7 @@ class Upload:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._size = 0
+        self._settled = 0
         self._file: Any = None
 
     @property
@@ -424,12 +443,24 @@ class Upload:
     @property
     def version(self) -> str:
         """The version of what was received so far."""
-        return self._digest.hexdigest()[: snapshots.VERSION_DIGITS]
+        digest = self._digest.copy()
+        for chunk in self._pending:
+            digest.update(chunk)
+        return digest.hexdigest()[: snapshots.VERSION_DIGITS]
 
     @property
     def path(self) -> Path:
         """Where the bytes lie while they are examined."""
         return Path(self._directory, self._open_file().name)
+
+    async def copy(self, content: Content) -> None:
+        """Append a content that was read from a volume. Raises `ContentAltered`, and as `write`."""
+        if isinstance(content.held, bytes):
+            await self.write(content.held)
+            return
+        file = await threads.in_thread(content.held.open)
+        for start in range(0, file.size, pinned.PIECE):
+            await self.write(await threads.in_thread(file.read, start, pinned.PIECE))
 
     async def write(self, chunk: bytes) -> None:
         """Append bytes.
@@ -441,7 +472,6 @@ class Upload:
         self._size += len(chunk)
         if self._size > self._limit:
             raise too_large(self._where, self._limit)
-        self._digest.update(chunk)
         self._pending.append(chunk)
         self._pending_size += len(chunk)
         if self._pending_size >= _WRITE_AT_LEAST:
@@ -456,10 +486,40 @@ class Upload:
         with atomic.publishing(f"publish {self._where}"):
             if self._file is None:
                 self._file = _streaming(staged.fd)
-            view = memoryview(data)
-            while view:
-                view = view[await self._write_some(view) :]
+            hashing = asyncio.ensure_future(self._hash(data))
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[await self._write_some(view) :]
+            finally:
+                await _to_its_end(hashing)
         staged.size += len(data)
+        if staged.size - self._settled >= _SETTLE_EVERY:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Bring what was received to the disk, if it is much: the volume must not be locked for as long as that takes.
+
+        Raises:
+            VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
+        """
+        staged = self._open_file()
+        if staged.size - self._settled < pinned.LARGE:
+            return
+        with atomic.publishing(f"publish {self._where}"):
+            try:
+                await _to_its_end(threads.in_thread(atomic.sync_data, staged.fd))
+            except OSError:
+                staged.discard()  # a failed sync is never repeated
+                raise
+        self._settled = staged.size
+
+    async def _hash(self, data: bytes) -> None:
+        """Go on with the digest, beside the writing; many bytes not in the event loop."""
+        if len(data) < _HASHED_AT_ONCE:
+            self._digest.update(data)
+        else:
+            await threads.in_thread(self._digest.update, data)
 
     async def _write_some(self, view: memoryview) -> int:
         """Write what fits; on a full volume older versions give way to a content that is coming in."""
@@ -536,6 +596,10 @@ async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda:
 _WRITE_AT_LEAST = 1 << 18
 #: Looked up once: this is counted for each of thousands a second.
 _PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
+#: Bytes whose digest takes a tenth of a millisecond: less than changing to a thread and back.
+_HASHED_AT_ONCE = 1 << 17
+#: Bytes that may wait in the page cache: at the end no other writer waits for more than these.
+_SETTLE_EVERY = 64 << 20
 
 
 async def publish_file(
@@ -584,6 +648,13 @@ def _order(
     dry_run: bool,
 ) -> Order:
     return Order(Conditions(_tags(if_match), _tags(if_none_match)), dry_run)
+
+
+def _given(content: bytes | str | Content) -> bytes | Content:
+    """Return the bytes of what is in memory, and what is large as it is."""
+    if isinstance(content, Content):
+        return content.held if isinstance(content.held, bytes) else content
+    return encoded(content)
 
 
 def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:

@@ -54,7 +54,8 @@ class Watch(Generic[T]):
             and a version for which it raises is refused, so the last good one stays.
         watch: where hints come from; `auto` knows which file systems send no events.
         recheck: seconds between looks without a hint, in every mode.
-        max_size: bytes that may be held in memory; what is larger is refused.
+        max_size: bytes that are read; what is larger is refused. Files of more than 1 MiB stay on the disk:
+            see `sidecar.Snapshot`.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -241,13 +242,16 @@ class Watch(Generic[T]):
         # Whoever waits for the content comes first, and the books after that.
         if self.problem != problem:
             self._log_problem(first=before is None, missing=news.missing)
-        if before is not None and self._snapshot is not before:
+        if before is not None and self._snapshot != before:
             self._count(rescued=not news.hinted)
 
     def _take(self, found: Snapshot[None]) -> None:
         """Make what was found the content that users see, if it is another one and the schema accepts it."""
         self._refusal = None
-        if self._snapshot is not None and found == self._snapshot:
+        known = self._snapshot
+        if known is not None and found == known:
+            if found.holds_others_than(known):
+                self._snapshot = found.with_value(lambda _: known.value)
             return
         accepted: Snapshot[Any] = found
         if self._schema is not None:

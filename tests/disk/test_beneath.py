@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sidecar import NothingPublished, ReadError
 from sidecar.disk import beneath
+from support import read_beneath
 
 LIMIT = 1 << 20
 needs_openat2 = pytest.mark.skipif(
@@ -48,15 +49,15 @@ def _resolver(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def test_files_and_links_inside_are_read(volume: int) -> None:
     """The `..data` layout is made of links."""
-    assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
-    assert beneath.read_beneath(volume, "key", LIMIT, "key").data == b"of the set"
-    assert beneath.read_beneath(volume, "./..gen-1/../config", LIMIT, "config").data == b"content"
+    assert read_beneath(volume, "config", LIMIT, "config").data == b"content"
+    assert read_beneath(volume, "key", LIMIT, "key").data == b"of the set"
+    assert read_beneath(volume, "./..gen-1/../config", LIMIT, "config").data == b"content"
 
 
 def test_what_is_missing_is_an_error_of_its_own(volume: int) -> None:
     """Nothing is there, against: something is there that is not fit."""
     with pytest.raises(NothingPublished, match="/shared/none: nothing has been published there"):
-        beneath.read_beneath(volume, "none", LIMIT, "/shared/none")
+        read_beneath(volume, "none", LIMIT, "/shared/none")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_what_is_missing_is_an_error_of_its_own(volume: int) -> None:
 def test_what_is_refused_is_refused_with_its_reason(volume: int, path: str, reason: str) -> None:
     """The path as the user knows it, and why."""
     with pytest.raises(ReadError, match=f"cannot read /shared/x: .*{reason}"):
-        beneath.read_beneath(volume, path, LIMIT, "/shared/x")
+        read_beneath(volume, path, LIMIT, "/shared/x")
 
 
 def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
         for act in (
             lambda p: os.close(beneath.open_beneath(volume, p)),
             lambda p: beneath.stat_beneath(volume, p),
-            lambda p: beneath.read_beneath(volume, p, 3, p),
+            lambda p: read_beneath(volume, p, 3, p),
         ):
             with contextlib.suppress(OSError):
                 act(path)
@@ -132,7 +133,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
     os.utime(path, (1, 1))
     fd = os.open(tmp_path, os.O_RDONLY)
     read_all = beneath._read_all
-    assert beneath.read_beneath(fd, "config", LIMIT, "config").settled
+    assert read_beneath(fd, "config", LIMIT, "config").settled
 
     def meanwhile(change: str) -> bool:
         def read(fd: int, expected: int, limit: int) -> bytes:
@@ -143,7 +144,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
             return data
 
         monkeypatch.setattr(beneath, "_read_all", read)
-        return beneath.read_beneath(tmp_fd, "config", LIMIT, "config").settled
+        return read_beneath(tmp_fd, "config", LIMIT, "config").settled
 
     tmp_fd = fd
     assert meanwhile("link")
@@ -164,7 +165,7 @@ def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
         return read_all(fd, expected, limit)
 
     monkeypatch.setattr(beneath, "_read_all", stale_at_first)
-    assert beneath.read_beneath(volume, "config", LIMIT, "config").data == b"content"
+    assert read_beneath(volume, "config", LIMIT, "config").data == b"content"
 
 
 def test_a_file_that_holds_more_than_it_says_is_held_to_the_limit() -> None:
@@ -185,7 +186,7 @@ def test_a_file_over_the_limit_is_not_read_at_all(
     os.truncate(tmp_path / "giant", 1 << 40)
     monkeypatch.setattr(beneath, "_read_all", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ReadError, match=f"{1 << 40} bytes are more than the limit of {LIMIT}"):
-        beneath.read_beneath(volume, "giant", LIMIT, "giant")
+        read_beneath(volume, "giant", LIMIT, "giant")
 
 
 def test_looking_at_a_fifo_does_not_open_it(volume: int, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from sidecar import _errors
 from sidecar.disk import beneath
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import snapshot as snapshots
-from support import Process, StartProcess
+from support import Process, StartProcess, read_beneath
 from watching import BOUND, consumer, descriptors, replace
 
 SECRET = "root:x:0:0 from outside"
@@ -295,7 +295,7 @@ def test_no_race_of_the_name_reads_anything_else(
     while not is_over(process):
         for _ in range(200):
             try:
-                read = beneath.read_beneath(fd, "config", LIMIT, "config")
+                read = read_beneath(fd, "config", LIMIT, "config")
                 assert read.data == b"good"
                 found["good"] += 1
             except _errors.ReadError:
@@ -321,7 +321,7 @@ def test_no_race_of_a_directory_leads_outside(
     while not is_over(process):
         for _ in range(50):
             try:
-                contents.add(beneath.read_beneath(fd, "deep/config", LIMIT, "config").data)
+                contents.add(read_beneath(fd, "deep/config", LIMIT, "config").data)
             except _errors.ReadError:
                 refused += 1
             found = snapshots.load_directory(fd, "volume", limit=LIMIT, before=None)

@@ -52,6 +52,7 @@ def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
         (_errors.PublishError("m"), 500),
         (_errors.PublishUncertain("m", "0123"), 500),
         (_errors.NothingPublished(2, "m"), 503),
+        (_errors.ContentAltered(5, "m"), 503),
         (_errors.ReadError(13, "m"), 404),
         (_errors.UnknownVersion("m"), 404),
         (_errors.ConfigError("m"), 500),

@@ -13,9 +13,18 @@ from aiohttp import web
 
 import sidecar
 from httpkit import Client, MakeClient, problem, talk
-from sidecar.http import answers, reader
+from sidecar.disk import pinned
+from sidecar.http import answers, jsontext, reader
 from sidecar.http.reader import reader_app
 from sidecar.volume.snapshot import version_of
+
+
+@pytest.fixture(autouse=True, params=["in memory", "on the disk"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where contents are: a large one is answered with from the disk, and nobody may see a difference."""
+    if request.param == "on the disk":
+        monkeypatch.setattr(pinned, "LARGE", -1)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -401,14 +410,14 @@ async def test_the_reader_works_beneath_a_prefix(client: MakeClient, config: Pat
     await problem(await one.get("/config/nope"), 404, "not-found")
 
 
-async def test_a_large_content_becomes_json_once_for_each_version(
+async def test_a_large_content_is_weighed_as_json_once_for_each_version(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image is kept: a second request costs no second conversion."""
+    """It is weighed once: a second request costs no second look at whether it is text, and how long."""
     place(config, "x" * (2 << 20))
     made = []
-    as_json = reader._as_json
-    monkeypatch.setattr(reader, "_as_json", lambda found: made.append(found) or as_json(found))
+    streamed = jsontext.streamed
+    monkeypatch.setattr(jsontext, "streamed", lambda found: made.append(found) or streamed(found))
     one = await client(reader_app(config))
     for _ in range(3):
         assert len(await (await one.get("/")).json()) == 2 << 20

@@ -253,6 +253,7 @@ async def test_who_takes_nothing_for_long_is_let_go(
     """Its connection is as good as dead, and holds a message."""
     monkeypatch.setattr(streams, "HEARTBEAT", 0.05)
     monkeypatch.setattr(streams, "_PATIENCE", 0.2)
+    monkeypatch.setattr(readers, "_MOST_TOLD", 1 << 30)  # more than all buffers on the way take
     raw = socket.create_connection(("127.0.0.1", one.port))
     raw.sendall(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
     quick = await listen()

@@ -51,6 +51,7 @@ def look(
         more.get("unsettled", frozenset()),
         more.get("linked", frozenset()),
         {},
+        more.get("unread", frozenset()),
     )
 
 
@@ -209,6 +210,21 @@ def test_names_that_vanish_are_waited_for() -> None:
     tell(one)
     assert one.decide(two_left, before, 100.0).accept is None
     assert one.decide(one_left, before, 102.0).accept is one_left
+
+
+def test_what_was_not_read_to_its_end_is_never_shown() -> None:
+    """A large file that changed meanwhile has no version: not even a directory that came whole can vouch for it."""
+    before = look(file("old"), single=False)
+    new = look(
+        file("x", inode=5), single=False, directory=2,
+        unsettled=frozenset("a"), unread=frozenset("a"),
+    )  # fmt: skip
+    one = Judge("/shared")
+    one.evidence.add(Activity(count=1, moved=True, arrived=True), {})
+    one.evidence.look_begins()
+    verdict = one.decide(new, before, 100.0)
+    assert verdict.accept is None or "a" not in verdict.accept.snapshot
+    assert verdict.pause is not None
 
 
 def test_another_directory_is_a_first_look() -> None:

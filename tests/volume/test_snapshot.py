@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import NothingPublished, Snapshot
-from sidecar.disk import beneath
+from sidecar.disk import pinned
 from sidecar.testing import ConfigMapVolume
 from sidecar.volume import snapshot as snapshots
 from watching import replace
@@ -124,13 +125,13 @@ def test_what_is_unchanged_is_not_read_again(
     for number in range(50):
         (tmp_path / str(number)).write_text("old")
     reads: list[str] = []
-    read = beneath.read_beneath
+    read = pinned.read
 
-    def count(dir_fd: int, name: str, limit: int, where: str) -> beneath.FileRead:
+    def count(dir_fd: int, name: str, limit: int, where: str, **more: Any) -> Any:
         reads.append(name)
-        return read(dir_fd, name, limit, where)
+        return read(dir_fd, name, limit, where, **more)
 
-    monkeypatch.setattr(beneath, "read_beneath", count)
+    monkeypatch.setattr(pinned, "read", count)
     first = load(fd)
     assert len(reads) == 50
     assert not snapshots.unchanged(fd, first)
