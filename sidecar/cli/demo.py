@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Self
 
@@ -20,6 +21,7 @@ import click
 
 from sidecar import _errors
 from sidecar.cli import options, probe, variables
+from sidecar.runtime import parent
 
 _START = 15.0
 _END = 15.0
@@ -106,7 +108,7 @@ class _Processes:
                 env=ours,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (this process has one thread)
+                preexec_fn=partial(parent.end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
             )
         )
 
@@ -146,14 +148,6 @@ class _Processes:
             except (subprocess.TimeoutExpired, _Stopped):
                 process.kill()
                 process.wait()
-
-
-def _end_with_parent() -> None:
-    """Have this child get SIGTERM when its parent dies, even by SIGKILL; see prctl(2), PR_SET_PDEATHSIG."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class _Stopped(BaseException):

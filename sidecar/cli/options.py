@@ -174,7 +174,7 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens, and how it ends."""
+    """Where a server listens, what it bears, and how it ends."""
 
     host: str
     port: int | None
@@ -185,6 +185,7 @@ class Listening:
     drain_timeout: float
     head_timeout: float
     max_connections: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def path(what: str) -> Decorator:
 
 
 def listening(*, default: int) -> Decorator:
-    """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS, draining and limits."""
+    """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS, draining, limits and workers."""
 
     @click.pass_context
     def gather(ctx: click.Context, /, **values: Any) -> Listening:
@@ -300,7 +301,14 @@ def listening(*, default: int) -> Decorator:
             type=click.IntRange(min=1),
             metavar="N",
             default=10_000,
-            help="Connections at a time, if so many files may be open; one more gets 503.",
+            help="Connections at a time of each worker, if so many files may be open; one more gets 503.",
+        ),
+        option(
+            "--workers",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=1,
+            help="Processes that serve, for as many cores: about so many times the requests, and 10 MiB each.",
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import light, options
+from sidecar.cli import light, options, serving
 
 
 @options.command("read")
@@ -34,9 +34,9 @@ def command(
     A second signal exits at once.
     """
     with light.server_alone():
-        from sidecar.http import reader, serve
-    from sidecar.runtime import memory, running
+        from sidecar.http import reader
+    from sidecar.runtime import memory
 
     memory.collect_seldom()
     app = reader.reader_app(path, missing=missing, token_file=token_file, **asdict(watching))
-    running.run(serve.serve(app, **asdict(listening)))
+    serving.run(app, listening)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import light, options
+from sidecar.cli import light, options, serving
 
 
 @options.command("write")
@@ -38,8 +38,8 @@ def command(
     A second signal exits at once.
     """
     with light.server_alone():
-        from sidecar.http import serve, writer
-    from sidecar.runtime import memory, running
+        from sidecar.http import writer
+    from sidecar.runtime import memory
 
     memory.collect_seldom()
     app = writer.writer_app(
@@ -50,4 +50,4 @@ def command(
         confirm=confirm,
         token_file=token_file,
     )
-    running.run(serve.serve(app, **asdict(listening)))
+    serving.run(app, listening)

@@ -67,7 +67,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_refused", "_taken", "_taker", "_writing", "offered", "outcome")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_made", "_refused", "_taken", "_taker", "_writing", "offered", "outcome")  # fmt: skip
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Connection(web.RequestHandler):
         """The bytes of the request under way, if they came alone and complete."""
         self._body: StreamReader | None = None
         """The body that is still coming in, as far as is known."""
+        self._made = 0.0
         self._refused = False
         self._taker: Taker | None = None
         self._taken: asyncio.Transport | None = None
@@ -113,12 +114,18 @@ class Connection(web.RequestHandler):
         unsent = transport is not None and transport.get_write_buffer_size() > 0
         return self._request_in_progress or bool(self._messages) or unsent
 
+    @property
+    def fresh(self) -> bool:
+        """Whether its first request has not come yet."""
+        return self._next_keepalive_close_time == self._made and self.transport is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._guard.full:
             self._refuse(transport)  # type: ignore[arg-type]  # a transport of a stream
             return
         self._guard.connections.add(self)
         super().connection_made(transport)
+        self._made = self._next_keepalive_close_time  # each request sets it anew
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._guard.head_ends(self)

@@ -45,6 +45,10 @@ class Guarded(Protocol):
     def busy(self) -> bool:
         """Whether a request is being answered."""
 
+    @property
+    def fresh(self) -> bool:
+        """Whether its first request has not come yet."""
+
 
 class Guard:
     """The open connections of one server, and those that are owed the rest of a head.

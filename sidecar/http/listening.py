@@ -10,6 +10,8 @@ import errno
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,8 @@ from sidecar import _errors
 
 SOCKET_MODE = 0o660
 """Who may connect to a unix socket: user and group, as with an `fsGroup` that containers share."""
+BACKLOG = 1024
+"""Connections that may wait until somebody takes them."""
 
 
 def tcp(host: str, port: int) -> list[socket.socket]:
@@ -39,6 +43,37 @@ def tcp(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
+def tcp_of_several(host: str, port: int, count: int) -> list[list[socket.socket]]:
+    """Bind all addresses of a host for each of so many processes; the kernel spreads the connections evenly.
+
+    On one socket that all share, whoever wakes up first takes what is there: of 64 connections one process
+    got from 6 to 32, with a socket each from 25 to 32. See `SO_REUSEPORT` in
+    https://man7.org/linux/man-pages/man7/socket.7.html.
+
+    `SO_REUSEPORT` would let any other program of the same user take a share of the connections, and nobody would know.
+    So the first socket listens without it; from then on the port is busy for whoever does not ask to share it,
+    and that is what another `sidecar` finds.
+
+    Raises:
+        ConfigError: as for `tcp`.
+    """
+    groups = [tcp(host, port)]
+    try:
+        for _ in range(count - 1):
+            groups.append([])
+            for first in groups[0]:
+                groups[-1].append(_twin(first, host))
+        for first in groups[0]:
+            with _told(host, first.getsockname()[1]):
+                first.listen(BACKLOG)
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        for one in (one for group in groups for one in group):
+            one.close()
+        raise
+    return groups
+
+
 @contextmanager
 def unix(path: str) -> Iterator[socket.socket]:
     """Bind a unix socket, whose file goes away at the end. One that nobody listens at any more is replaced.
@@ -56,14 +91,53 @@ def unix(path: str) -> Iterator[socket.socket]:
         raise _errors.ConfigError(
             f"cannot listen on the socket {path}: {error.strerror} (choose another path)"
         ) from error
-    ours = _identity(path)
+    ours, owner = _identity(path), os.getpid()
     try:
         yield one
     finally:
         one.close()
         with contextlib.suppress(OSError):
-            if _identity(path) == ours:
+            # A process that was forked meanwhile has the socket, but the file is not its own.
+            if os.getpid() == owner and _identity(path) == ours:
                 os.unlink(path)
+
+
+def begin_no_more(one: socket.socket) -> None:
+    """Let the kernel begin no further connections at a socket that listens, before it is closed.
+
+    Between the last `accept` and `close` another connection could be made, and would be reset with its request.
+    With this its first packet is dropped: the client repeats it a second later, and finds that nobody listens.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes  # a fifth of a megabyte: only for those who come here
+
+    program = ctypes.create_string_buffer(_DROP_SYN)
+    described = struct.pack("@HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
+    with contextlib.suppress(OSError):  # a sandbox that does not allow it
+        one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+
+
+def begin_again(one: socket.socket) -> None:
+    """Undo `begin_no_more`, at a socket that another process has ended with and that is still there."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # there is no filter
+            one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+#: Names that the `socket` module does not have, see https://docs.kernel.org/networking/filter.html.
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
+#: At a TCP socket a filter sees segments from their header on; byte 13 holds the flags, and 2 is SYN.
+_DROP_SYN = b"".join(
+    struct.pack("@HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load that byte
+        (0x45, 0, 1, 2),  # is it a SYN?
+        (0x06, 0, 0, 0),  # then take nothing of it
+        (0x06, 0, 0, 0xFFFFFFFF),  # else take all
+    )
+)
 
 
 def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, tuple[Any, ...]]]:
@@ -83,20 +157,42 @@ def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, tup
 
 
 def _bind(
-    family: socket.AddressFamily, address: tuple[Any, ...], host: str, port: int
+    family: socket.AddressFamily,
+    address: tuple[Any, ...],
+    host: str,
+    port: int,
+    *,
+    shared: bool = False,
 ) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
-        one.bind(address)
-    except OSError as error:
+        with _told(host, port):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+            one.bind(address)
+    except BaseException:
         one.close()
+        raise
+    return one
+
+
+def _twin(first: socket.socket, host: str) -> socket.socket:
+    """Bind another socket to the same address, to share its connections."""
+    address = first.getsockname()
+    return _bind(socket.AddressFamily(first.family), address, host, address[1], shared=True)
+
+
+@contextmanager
+def _told(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise _errors.ConfigError(
             f"cannot listen on {host}:{port}: {_remedy(error, port)}"
         ) from error
-    return one
 
 
 def _remedy(error: OSError, port: int) -> str:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sidecar.http import answers, bearer, openapi, problems
 from sidecar.runtime import health as healths
-from sidecar.runtime import metrics, threads
+from sidecar.runtime import metrics, siblings, threads
 
 HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
 """The checks of an application; `follow` and the writer add theirs to it."""
@@ -72,7 +72,7 @@ def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
 
     async def probe(request: web.Request) -> web.Response:
         asked = health or request.config_dict.get(HEALTH) or healths.Health()
-        report = asked.report(kind)
+        report = await _of_all(kind, asked.report(kind))
         details = request.config_dict.get(DETAILS) or {}
         found = {
             "checks": dict(report.checks),
@@ -86,7 +86,35 @@ def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
     return web.get(path, bearer.open_to_all(probe))
 
 
+async def _of_all(kind: healths.Kind, own: healths.Report) -> healths.Report:
+    """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
+    if siblings.alone():
+        return own
+    checks = dict(own.checks)
+    try:
+        said: dict[str, dict[str, str] | None] = await siblings.ask(kind)
+    except siblings.NoAnswer as error:
+        checks["workers"] = str(error)
+    else:
+        del said[str(siblings.number())]
+        for number, found in said.items():
+            if found is None:
+                checks[f"worker {number}"] = "it does not answer (is its event loop blocked?)"
+            else:
+                wrong = {name: text for name, text in found.items() if text != healths.OK}
+                checks |= {f"worker {number}: {name}": text for name, text in wrong.items()}
+    return healths.Report(all(text == healths.OK for text in checks.values()), checks)
+
+
 async def _metrics(_: web.Request) -> web.Response:
     # In a thread: it reads /proc.
-    body, content_type = await threads.in_thread(metrics.exposition)
+    if siblings.alone():
+        body, content_type = await threads.in_thread(metrics.exposition)
+    else:
+        try:
+            families = await siblings.ask(siblings.METRICS)
+        except siblings.NoAnswer as error:
+            # The numbers of one worker alone would look like counters that went back.
+            raise problems.Problem("not-ready", str(error)) from error
+        body, content_type = await threads.in_thread(metrics.written, families)
     return web.Response(body=body, headers={"Content-Type": content_type})

@@ -169,7 +169,8 @@ class _Passage:
             raise _NotPossible from error
         protocol = self._transport.get_protocol()
         if isinstance(protocol, Connection):
-            self._forget = protocol.on_lost(self._ring)
+            protocol.on_lost(self._ring)
+            self._forget = lambda: protocol.off_lost(self._ring)
         return self
 
     def __exit__(self, *_: object) -> None:

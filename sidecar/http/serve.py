@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -30,10 +33,13 @@ KEEP_ALIVE = 75.0
 LONGEST_LINE = 64 << 10
 """Bytes of a request line: `GET /?content=TEXT` has its content in it."""
 
-_BACKLOG = 1024
 _HANDSHAKE_TIME = 10.0
+#: `listening` removes the file of a unix socket, and other processes may listen there as well.
+_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _CANCEL_TIME = 1.0
 _GLANCE = 0.01
+_FIRST_WORDS = 0.25
+"""Seconds that a new connection has for its first request when listening ends: a few round trips."""
 
 
 async def serve(
@@ -81,22 +87,64 @@ async def serve(
     if port is None and unix_socket is None:
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:
-        certificate = await _certificate(tls_cert, tls_key)
-        places: list[_Place] = []
+        certificate = await threads.in_thread(certificate_of, tls_cert, tls_key)
+        bound: list[socket.socket] = []
         if port is not None:
-            for one in await threads.in_thread(listening.tcp, host, port):
+            bound += await threads.in_thread(listening.tcp, host, port)
+            for one in bound:
                 stack.callback(one.close)
-                places.append(_Place(one, certificate))
         if unix_socket is not None:
             opened = listening.unix(os.fspath(unix_socket))
-            one = await threads.in_thread(opened.__enter__)
+            bound.append(await threads.in_thread(opened.__enter__))
             stack.push(opened.__exit__)
-            places.append(_Place(one, None))
+        await serve_at(
+            app,
+            bound,
+            certificate,
+            drain_delay=drain_delay,
+            drain_timeout=drain_timeout,
+            head_timeout=head_timeout,
+            max_connections=max_connections,
+            ready=ready,
+        )
+
+
+async def serve_at(
+    app: web.Application,
+    bound: Sequence[socket.socket],
+    certificate: Certificate | None,
+    *,
+    drain_delay: float,
+    drain_timeout: float,
+    head_timeout: float,
+    max_connections: int,
+    ready: Callable[[Sequence[str]], None] | None = None,
+) -> None:
+    """Serve at sockets that are bound already, as `serve` does; whoever has bound them closes them, too."""
+    async with AsyncExitStack() as stack:
         if certificate is not None:
             await stack.enter_async_context(certificate.followed())
+        places = [
+            _Place(one, None if one.family == socket.AF_UNIX else certificate) for one in bound
+        ]
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
         guard = Guard(head_timeout=head_timeout, max_connections=max_connections)
         await _run(app, places, guard, ready, drain)
+
+
+def certificate_of(
+    cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
+) -> Certificate | None:
+    """Read the certificate that is shown at ports, None if there is to be none.
+
+    Raises:
+        ConfigError: it cannot be read, the key does not fit, or there is nothing but a key.
+    """
+    if cert is not None:
+        return Certificate(cert, key)
+    if key is not None:
+        raise _errors.ConfigError("there is a TLS key and no certificate: give tls_cert too")
+    return None
 
 
 @dataclass(frozen=True)
@@ -115,30 +163,20 @@ class _Place:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-async def _certificate(
-    cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
-) -> Certificate | None:
-    if cert is None:
-        if key is not None:
-            raise _errors.ConfigError("there is a TLS key and no certificate: give tls_cert too")
-        return None
-    return await threads.in_thread(Certificate, cert, key)
-
-
 async def _run(
     app: web.Application,
     places: Sequence[_Place],
     guard: Guard,
     ready: Callable[[Sequence[str]], None] | None,
-    drain: Callable[[Sequence[asyncio.Server], set[Guarded]], Awaitable[None]],
+    drain: Callable[[Sequence[_Listener], set[Guarded]], Awaitable[None]],
 ) -> None:
     """Start the application, listen, and end both, whatever happens in between."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIME)
-    servers: list[asyncio.Server] = []
+    listeners: list[_Listener] = []
     try:
         await runner.setup()
         for place in places:
-            servers.append(await _listen(runner, guard, place))  # noqa: PERF401 (those before one that fails must be known)
+            listeners.append(await _listen(runner, guard, place))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [place.address for place in places]
         _log.info("listening on %s", ", ".join(addresses))
         if ready is not None:
@@ -146,15 +184,42 @@ async def _run(
         await asyncio.get_running_loop().create_future()  # until this task is cancelled
     finally:
         try:
-            if servers:
-                await drain(servers, guard.connections)
+            if listeners:
+                await drain(listeners, guard.connections)
         finally:
-            for server in servers:
-                server.close()
+            for listener in listeners:
+                listener.server.close()
             await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> asyncio.Server:
+@dataclass(frozen=True)
+class _Listener:
+    """A place that is listened at."""
+
+    place: _Place
+    server: asyncio.Server
+    options: Mapping[str, Any]
+    """What connections there are made with."""
+
+    async def end(self) -> list[asyncio.Task[Any]]:
+        """Listen no longer, and serve the connections that nobody has accepted yet: the kernel would reset them."""
+        loop = asyncio.get_running_loop()
+        waiting = []
+        listening.begin_no_more(self.place.socket)
+        with contextlib.suppress(OSError):  # there is none left
+            for _ in range(listening.BACKLOG):
+                waiting.append(self.place.socket.accept()[0])  # noqa: PERF401 (those before the error count)
+        tasks = [
+            asyncio.ensure_future(loop.connect_accepted_socket(sock=one, **self.options))
+            for one in waiting
+        ]
+        # asyncio has accepted some, too, and would drop those that a closed server has not got to know.
+        await asyncio.sleep(0)
+        self.server.close()
+        return tasks
+
+
+async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> _Listener:
     loop = asyncio.get_running_loop()
     server = runner.server
     if server is None:
@@ -172,20 +237,19 @@ async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> asyncio
             max_line_size=LONGEST_LINE,
         )
 
+    options: dict[str, Any] = {"protocol_factory": connection}
+    if place.certificate is not None:
+        options |= {"ssl": place.certificate.context, "ssl_handshake_timeout": _HANDSHAKE_TIME}
+    where: dict[str, Any] = {"sock": place.socket, "backlog": listening.BACKLOG}
     if place.socket.family == socket.AF_UNIX:
-        return await loop.create_unix_server(connection, sock=place.socket, backlog=_BACKLOG)
-    certificate = place.certificate
-    return await loop.create_server(
-        connection,
-        sock=place.socket,
-        backlog=_BACKLOG,
-        ssl=certificate.context if certificate is not None else None,
-        ssl_handshake_timeout=_HANDSHAKE_TIME if certificate is not None else None,
-    )
+        made = await loop.create_unix_server(**options, **where, **_KEEP_FILE)
+    else:
+        made = await loop.create_server(**options, **where)
+    return _Listener(place, made, options)
 
 
 async def _drain(
-    servers: Sequence[asyncio.Server],
+    listeners: Sequence[_Listener],
     connections: set[Guarded],
     *,
     delay: float,
@@ -197,15 +261,22 @@ async def _drain(
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     await asyncio.sleep(delay)
-    for server in servers:
-        server.close()
+    accepted = [task for listener in listeners for task in await listener.end()]
     Waits.end_all()
     # What is left is finished here and not by aiohttp: that would drop the bodies that are still coming in,
     # and end with answers that have not left this process.
     loop = asyncio.get_running_loop()
     limit = loop.time() + timeout
+    if accepted:
+        await asyncio.wait(accepted, timeout=timeout)
     await asyncio.sleep(0)
-    while (busy := sum(one.busy for one in connections)) and loop.time() < limit:  # noqa: ASYNC110 (a write buffer rings no bell)
+    # A client that has just connected has its first request on the way.
+    first_words = min(limit, loop.time() + _FIRST_WORDS)
+    while (busy := sum(one.busy for one in connections)) or (
+        loop.time() < first_words and any(one.fresh for one in connections)
+    ):
+        if loop.time() >= limit:
+            break
         await asyncio.sleep(_GLANCE)
     if busy:
         _log.warning("%d requests were not finished within %g s and are cut off", busy, timeout)

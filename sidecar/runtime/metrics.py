@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from prometheus_client.metrics import Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+
+Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
+"""Name, help text, type, and samples with name, labels and value: a metric as data that JSON can hold."""
 
 REGISTRY = CollectorRegistry()
 
@@ -67,6 +70,11 @@ HTTP_REQUESTS_TOTAL = Counter(
 )
 SUBSCRIBERS = Gauge(
     "sidecar_subscribers", "Clients that wait for the next version", registry=REGISTRY
+)
+WORKER_RESTARTS_TOTAL = Counter(
+    "sidecar_worker_restarts_total",
+    "Workers that have ended and were replaced (--workers)",
+    registry=REGISTRY,
 )
 
 # Reloading
@@ -143,6 +151,28 @@ def exposition() -> tuple[bytes, str]:
     return generate_latest(_Scrape()), CONTENT_TYPE
 
 
+def collected() -> list[Family]:
+    """Return all metrics as data, to be added up with those of other processes (`totals`)."""
+    for hand_in in _HAND_IN:
+        hand_in()
+    return [
+        (
+            one.name,
+            one.documentation,
+            one.type,
+            [(sample.name, sample.labels, sample.value) for sample in one.samples],
+        )
+        for one in _Scrape().collect()
+    ]
+
+
+def written(families: Iterable[Family]) -> tuple[bytes, str]:
+    """Return what was collected as `exposition` would."""
+    from prometheus_client.exposition import generate_latest
+
+    return generate_latest(_Collected(families)), CONTENT_TYPE
+
+
 class _Sources(Collector):
     """The metrics of contents, in processes that follow one: elsewhere "no watch" would look like a dead one."""
 
@@ -184,6 +214,18 @@ class _Sources(Collector):
             for name in WATCH_MODES:
                 mode.add_metric([name], name in in_use)
         return age, info, stale, mode
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        for name, documentation, kind, samples in self._families:
+            metric = Metric(name, documentation, kind)
+            for sample, labels, value in samples:
+                metric.add_sample(sample, labels, value)
+            yield metric
 
 
 class _Scrape(Collector):

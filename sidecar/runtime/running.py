@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class _Process:
     """What is true of this process as a whole. A plain attribute: a signal handler must take no lock."""
 
     draining = False
+    stop: _Stop | None = None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T | None:
@@ -70,7 +72,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
         if not logging.getLogger().handlers:
             runtime_logging.configure()
         _Process.draining = False
-        stop = _Stop()
+        stop = _Process.stop = _Stop()
         with _handlers(stop), asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(_until_stopped(main, stop))
     finally:
@@ -107,6 +109,36 @@ def draining() -> bool:
 def start_draining() -> None:
     """Say that the process is about to stop: from now on it is not ready for new work."""
     _Process.draining = True
+
+
+def stop() -> None:
+    """End the program of `run` as the first SIGTERM does; if it has been told already, do nothing.
+
+    To be called in its event loop.
+    """
+    if _Process.stop is not None:
+        _Process.stop.cancel(signal.SIGTERM)
+
+
+@contextmanager
+def signals(*numbers: int) -> Iterator[socket.socket]:
+    """Let signals arrive at a socket, one byte each, for a program that waits without an event loop."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _noted) for number in numbers}
+        try:
+            yield reader
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            signal.set_wakeup_fd(wakeup)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the byte at the socket is the message."""
 
 
 async def _grid(seconds: float) -> AsyncGenerator[datetime, None]:
@@ -174,10 +206,10 @@ class _Stop:
         for number in _SIGNALS:
             # Python runs a handler between two bytecodes; the loop may be asleep by then.
             # What the loop adds is the wake-up, what `on_signal` adds is that it needs no loop.
-            loop.add_signal_handler(number, self._cancel, number)
+            loop.add_signal_handler(number, self.cancel, number)
             signal.signal(number, self.on_signal)
         if self.requested:
-            loop.call_soon(self._cancel, self.requested)  # it came while we were arming
+            loop.call_soon(self.cancel, self.requested)  # it came while we were arming
         return True
 
     def detach(self) -> None:
@@ -189,7 +221,7 @@ class _Stop:
         self.requested = signal.Signals(number)
         start_draining()
 
-    def _cancel(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         if self.requested is None:
             self._request(number)  # it came after the loop's handler and before ours
         if self._task is None or self._reminder:

@@ -16,8 +16,9 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Serve, problem, talk
+from httpkit import Serve, problem, start_serving, talk
 from sidecar import _errors
+from sidecar.http import listening
 from sidecar.http import serve as serving
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
@@ -296,6 +297,59 @@ async def test_a_refused_upload_does_not_confuse_the_connection(
 
 
 # The end
+
+
+def test_connections_that_nobody_has_accepted_are_served_at_the_end(slow: web.Application) -> None:
+    """They are made by the kernel, and their requests are sent: a reset would be an error of ours."""
+
+    async def main() -> None:
+        one = await start_serving(slow)
+        clients = [socket.create_connection(("127.0.0.1", one.port), timeout=10) for _ in range(50)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await one.stop()  # the loop has not run since they came, and uvloop accepts one at a time
+        for client in clients:
+            with client, client.makefile("rb") as answer:
+                assert answer.read().endswith(b"quick")
+
+    with asyncio.Runner(loop_factory=running._new_loop) as runner:
+        runner.run(main())
+
+
+async def test_a_client_that_has_just_connected_may_ask_at_the_end(
+    served: Serve, slow: web.Application
+) -> None:
+    """Its request is on the way; but one that has been answered before has had its turn."""
+    one = await served(slow)
+    fresh = await asyncio.open_connection("127.0.0.1", one.port)
+    idle = await asyncio.open_connection("127.0.0.1", one.port)
+    idle[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await head_of(idle[0])
+    one.task.cancel()
+    await asyncio.sleep(serving._FIRST_WORDS / 5)
+    fresh[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert "Connection: close" in await head_of(fresh[0])
+    begin = asyncio.get_running_loop().time()
+    await asyncio.wait({one.task})
+    assert asyncio.get_running_loop().time() - begin < serving._FIRST_WORDS / 2
+    for _, writer in (fresh, idle):
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has filters at sockets")
+def test_a_socket_can_be_kept_from_beginning_connections() -> None:
+    """What is there is accepted, what comes is not answered, so nothing is lost by closing it; and it can be undone."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = socket.create_connection(listener.getsockname(), timeout=10)
+        listening.begin_no_more(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.1)
+        with there, listener.accept()[0] as accepted:
+            there.sendall(b"still here")
+            assert accepted.recv(100) == b"still here"
+        listening.begin_again(listener)
+        socket.create_connection(listener.getsockname(), timeout=10).close()
 
 
 async def test_the_end_is_in_order(

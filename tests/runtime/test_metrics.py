@@ -22,6 +22,7 @@ CONTRACT = {
     "sidecar_poll_rescues_total",
     "sidecar_http_requests_total",
     "sidecar_subscribers",
+    "sidecar_worker_restarts_total",
     "sidecar_reload_total",
     "sidecar_reload_last_success_timestamp_seconds",
     "sidecar_logs_lines_total",

@@ -147,7 +147,7 @@ securityContext:
 - {{ ternary "write" "read" (eq $role "writer") }}
 - {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
 - --port={{ $values.port }}
-{{- range $name := ternary (list "maxSize" "headTimeout" "maxConnections" "format" "check" "checkTimeout" "mode" "group" "keep" "durability") (list "missing" "maxSize" "headTimeout" "maxConnections" "watch" "recheck") (eq $role "writer") }}
+{{- range $name := ternary (list "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "durability") (list "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck") (eq $role "writer") }}
 {{- $value := index $values $name }}
 {{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "missing"))) }}
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}

@@ -1,0 +1,179 @@
+"""A process among several that do the same work: what it asks the others, and what it tells them.
+
+Their parent (`runtime/workers`) starts them and passes questions and answers on; they never speak to each other.
+A process that is alone, as most programs are, has no siblings: nothing of this is used.
+
+A message is one packet with one JSON array:
+
+    ["started"]                     worker → parent     the work is being done from now on
+    ["ask", id, topic]              worker → parent     what do all say about this?
+    ["question", id, topic]         parent → worker     what do you say?
+    ["answer", id, said]            worker → parent     this
+    ["answers", id, said]           parent → worker     what all have said
+    ["stop"]                        parent → worker     as the first SIGTERM
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, TypeAlias
+
+from sidecar._errors import SidecarError
+from sidecar.runtime import logging as runtime_logging
+from sidecar.runtime import parent, running
+
+Answer: TypeAlias = Callable[[], Awaitable[object]]
+"""What this process says about a topic, as data that JSON can hold."""
+
+METRICS = "metrics"
+"""The topic whose answers are numbers, and added up; about others the answer is what each worker has said."""
+PATIENCE = 0.5
+"""Seconds in which a worker has to answer: less than a probe of Kubernetes waits."""
+LARGEST = 1 << 20
+"""Bytes of a message."""
+
+_log = logging.getLogger(__name__)
+
+
+class NoAnswer(SidecarError):
+    """The parent does not answer: it has been stopped, or the machine has no time for it."""
+
+
+class _Process:
+    """What is true of this process as a whole."""
+
+    link: Link | None = None
+
+
+def alone() -> bool:
+    """Tell whether this process has no siblings."""
+    return _Process.link is None
+
+
+def number() -> int:
+    """Return the number of this process among its siblings, from 1 on; 0 if it is alone."""
+    return _Process.link.number if _Process.link is not None else 0
+
+
+async def ask(topic: str) -> Any:
+    """Return what the parent has gathered about a topic from all workers, this one included.
+
+    Raises:
+        NoAnswer: nothing came in time.
+    """
+    if _Process.link is None:
+        raise NoAnswer("this process has no siblings to ask")
+    return await _Process.link.ask(topic)
+
+
+def join(number: int, link: socket.socket, parent_pid: int) -> None:
+    """Be worker `number` of a parent from now on, and no longer than it lives; for `runtime/workers`."""
+    # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
+    parent.end_with(parent_pid, signal.SIGKILL)
+    _Process.link = Link(number, link)
+    runtime_logging.name_worker(number)
+
+
+def started() -> None:
+    """Tell the parent that the work is being done."""
+    if _Process.link is not None:
+        _Process.link.send("started")
+
+
+@contextmanager
+def listening(answers: dict[str, Answer]) -> Iterator[None]:
+    """Answer questions, and end when the parent says so, as long as the block runs; needs a running loop."""
+    if _Process.link is None:
+        yield
+        return
+    with _Process.link.open(answers):
+        yield
+
+
+class Link:
+    """The worker's end of the line to its parent."""
+
+    def __init__(self, number: int, link: socket.socket) -> None:
+        self.number = number
+        self._socket = link
+        self._socket.setblocking(False)
+        self._answers: dict[str, Answer] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._ids = count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Link of worker {self.number} asked={len(self._asked)}>"
+
+    @contextmanager
+    def open(self, answers: dict[str, Answer]) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        self._answers = answers
+        loop.add_reader(self._socket, self._read)
+        try:
+            yield
+        finally:
+            loop.remove_reader(self._socket)
+            for task in self._tasks:
+                task.cancel()
+
+    async def ask(self, topic: str) -> Any:
+        asked = next(self._ids)
+        future = self._asked[asked] = asyncio.get_running_loop().create_future()
+        try:
+            self.send("ask", asked, topic)
+            # The parent waits as long for a worker that says nothing, and then answers without it.
+            async with asyncio.timeout(2 * PATIENCE):
+                return await future
+        except TimeoutError as error:
+            raise NoAnswer(
+                f"the parent process {os.getppid()} of the workers does not answer"
+            ) from error
+        finally:
+            del self._asked[asked]
+
+    def send(self, *message: object) -> None:
+        # A parent that takes nothing more is missed by whoever waits for its answer.
+        with contextlib.suppress(OSError):
+            self._socket.send(pack(message))
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(LARGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            _log.warning("the parent process is gone")
+            running.stop()
+            return
+        match json.loads(data):
+            case ["question", int(asked), str(topic)]:
+                task = asyncio.create_task(self._answer(asked, topic), name=f"answer on {topic}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case ["answers", int(asked), said]:
+                future = self._asked.get(asked)
+                if future is not None and not future.done():
+                    future.set_result(said)
+            case ["stop"]:
+                running.stop()
+
+    async def _answer(self, asked: int, topic: str) -> None:
+        self.send("answer", asked, await self._answers[topic]())
+
+
+def pack(message: object) -> bytes:
+    """Return a message as a packet."""
+    return json.dumps(message, separators=(",", ":")).encode()

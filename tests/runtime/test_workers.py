@@ -1,0 +1,111 @@
+"""Several processes under one parent: how they begin, are replaced and end; with the smallest of workers."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from support import Process, StartProcess
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="needs Linux")
+
+
+@pytest.fixture
+def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
+    """Run a text as what each worker does, `number` being its own."""
+
+    def start(text: str, *, size: int = 2, before: str = "", until: str | None = None) -> Process:
+        path = tmp_path / "program.py"
+        path.write_text(
+            dedent("""
+                import asyncio, os, sys, time
+                from sidecar.runtime import logging, running, siblings, workers
+                logging.configure()
+                workers._FIRST_PAUSE = 0.01
+                """)
+            + dedent(before)
+            + f"number = workers.begin({size}, release=lambda: print('released', flush=True))\n"
+            + dedent(text)
+        )
+        return sidecar_process(path, until=until)
+
+    return start
+
+
+SERVE = """
+    async def main():
+        with siblings.listening({}):
+            siblings.started()
+            await asyncio.Event().wait()
+    running.run(main())
+    """
+
+
+def test_each_worker_returns_with_its_number_and_ends_with_the_parent(
+    program: StartProcess,
+) -> None:
+    """The parent alone gives up what it holds, and the program ends with 0."""
+    process = program(f"print('I am', number, flush=True)\n{dedent(SERVE)}", until="all 2 workers")
+    assert sorted(re.findall(r"I am (\d)", process.output)) == ["1", "2"]
+    assert process.stop() == 0
+    assert process.output.count("released") == 1
+
+
+def test_a_first_worker_that_cannot_start_ends_the_program(program: StartProcess) -> None:
+    """With its status, and without the others: what is wrong with all of them is said once."""
+    process = program("print('no', flush=True); sys.exit(7)", size=4)
+    assert process.wait() == 7
+    assert process.output.count("no\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "how"),
+    [("os._exit(3)", 3, "with 3"), ("os.kill(os.getpid(), 9)", 128 + 9, "by SIGKILL")],
+)
+def test_a_worker_that_dies_again_and_again_ends_the_program(
+    program: StartProcess, end: str, status: int, how: str
+) -> None:
+    """After five times within a minute, with growing pauses; the others drain first."""
+    process = program(f"if number == 2: siblings.started(); {end}\n{dedent(SERVE)}")
+    assert process.wait() == status
+    assert process.output.count("worker 2 (process") == 5
+    assert f"has ended {how}, the 5th time within 60 s: giving up" in process.output
+    pauses = re.findall(r"another one begins (?:now|in (\S+) s)", process.output)
+    assert pauses == ["", "0.01", "0.02", "0.04"]
+    assert "running[1]: SIGTERM: draining" in process.output
+
+
+def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -> None:
+    """A worker that the kernel kills once a day is replaced each time."""
+    process = program(
+        f"if number == 2 and len(os.listdir('.')) < 12:\n"
+        f"    open(f'{{time.time()}}', 'w').close(); os._exit(1)\n{dedent(SERVE)}",
+        before="import tempfile; os.chdir(tempfile.mkdtemp()); workers.WINDOW = 0.0\n",
+    )
+    process.wait_until("all 2 workers have started")
+    assert process.output.count("another one begins") == 12
+    assert process.stop() == 0
+
+
+def test_what_nobody_waits_for_is_waited_for(program: StartProcess, wait_for) -> None:
+    """As process 1 of a container the parent gets the orphans of all others; they must not stay as zombies."""
+    process = program(
+        SERVE,
+        until="all 2 workers",
+        before="""
+            import ctypes
+            ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as if it were process 1
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    time.sleep(0.5); os._exit(0)
+                os._exit(0)
+            os.wait()
+            """,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == 2)
+    assert process.stop() == 0
