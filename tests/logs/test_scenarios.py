@@ -90,8 +90,9 @@ def played() -> dict[int, list[str]]:
 
 def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
     for node in ast.walk(module):
-        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if function and node.name.startswith("test_"):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name.startswith("test_"):
             yield node.name, ast.get_docstring(node) or ""
 
 
