@@ -310,6 +310,7 @@ class World:
 
     def _shift_one(self, _: int = 0) -> None:
         """A rename chain is not one step: for a moment only the older half has its new names."""
+        self._finish_copy()
         for number in range(9, 0, -1):
             if self._name(number).exists() and not self._name(number + 1).exists():
                 os.rename(self._name(number), self._name(number + 1))
@@ -390,6 +391,9 @@ class World:
 
     def _close(self) -> None:
         assert self.tail is not None
+        if self._copy is not None:
+            # Read past the end of a copy, and gone before the truncation: the next start cannot tell what it is.
+            self.may_repeat |= set(self.content[self.log_inode()])
         self.tail.close()
         self.tail = None
         self.outstanding, self.known = [], set()

@@ -130,7 +130,7 @@ def reader(*, token: bool) -> Object:
     )
     events = operation(
         "Server-sent events: `content` with the entity tag as id and the data of `GET /`"
-        " (`null` where that is no text), `stale` and `fresh`",
+        " (`null` where that is no text, or more than 4 MiB), `stale` and `fresh`",
         responses={200: content("Events, until either side ends", "text/event-stream", _EVENTS)},
         parameters=[header("Last-Event-ID", "The entity tag that is known: it is not sent again")],
     )

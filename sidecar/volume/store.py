@@ -45,6 +45,11 @@ class Store:
         self._mutex = threading.Lock()
         self._identity: tuple[int, int] | None = None
 
+    @property
+    def durable(self) -> bool:
+        """Whether what is published here is to survive a power cut."""
+        return self._settings.durable
+
     def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
         with atomic.publishing(f"prepare {self._path}"):

@@ -498,13 +498,13 @@ class Upload:
             await self.settle()
 
     async def settle(self) -> None:
-        """Bring what was received to the disk, if it is much: the volume must not be locked for as long as that takes.
+        """Bring what was received to the disk, if it is much and is to be durable: no lock is held for as long as that takes.
 
         Raises:
             VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
         """
         staged = self._open_file()
-        if staged.size - self._settled < pinned.LARGE:
+        if not self._store.durable or staged.size - self._settled < pinned.LARGE:
             return
         with atomic.publishing(f"publish {self._where}"):
             try:

@@ -280,12 +280,25 @@ async def test_a_failed_sync_ends_an_upload_for_good(
     async with volume.stage() as upload:
         await upload.write(LARGE)
         monkeypatch.setattr(atomic, "sync_data", fail)
-        with pytest.raises(PublishError, match="receive"):
+        with pytest.raises(PublishError, match=r"cannot publish .*input/output error"):
             await volume.put("config", upload)
         monkeypatch.undo()
         with pytest.raises(PublishError, match="ended"):
             await volume.put("config", upload)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_large_upload_is_not_synced_where_it_need_not_be_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`durability="none"` has no sync at all, whatever the size."""
+    synced: list[int] = []
+    volume = Volume(tmp_path, durability="none")
+    monkeypatch.setattr(atomic, "sync_data", synced.append)
+    async with volume.stage() as upload:
+        await upload.write(LARGE)
+        await volume.put("config", upload)
+    assert (synced, (tmp_path / "config").read_bytes()) == ([], LARGE)
 
 
 def test_a_snapshot_in_memory_stays_there() -> None:
