@@ -190,17 +190,20 @@ def _last(source: Any) -> Any:
 
 
 def _state(path: str) -> checkpoint.State:
-    problem = f"cannot read the checkpoint {path}"
+    problems = []
     for candidate in (path, path + checkpoint.PREVIOUS):
         try:
             with open(candidate, "rb") as file:
-                return checkpoint.decode(file.read())
+                state = checkpoint.decode(file.read())
         except OSError as error:
-            problem = f"cannot read the checkpoint {path}: {error.strerror}"
+            problems.append(f"cannot read the checkpoint {candidate}: {error.strerror}")
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"{candidate} is no checkpoint: {error}"
-            click.echo(f"sidecar: {problem}", err=True)
-    raise _errors.SidecarError(problem)
+            problems.append(f"{candidate} is no checkpoint: {error}")
+        else:
+            for problem in problems:
+                click.echo(f"sidecar: {problem}", err=True)
+            return state
+    raise _errors.SidecarError(problems[0])
 
 
 def _rows(entry: checkpoint.Entry) -> list[dict[str, Any]]:

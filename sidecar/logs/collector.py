@@ -185,6 +185,8 @@ class Collector:
         """Collect. See `collect`."""
         self._until_end, self._quiet = until_end, drain_quiet
         await in_thread(self.source.open, [lane.name for lane in self.lanes])
+        if not self.source.positions():
+            _log.warning("no file matches %s yet", " ".join(self.source.patterns))
         opened: list[Lane] = []
         try:
             self._hints = await in_thread(DirectoryHints)

@@ -187,10 +187,11 @@ class Lane:
             try:
                 result = await attempt()
             except SinkUnavailable as error:
+                said = str(error).removeprefix(f"{self.name}: ")
                 if self.trouble is None:
                     self.trouble_since = time.monotonic()
-                    _log.warning("%s takes nothing now: %s; trying again", self.name, error)
-                self.trouble = str(error)
+                    _log.warning("%s takes nothing now: %s; trying again", self.name, said)
+                self.trouble = said
                 # Spread out, so that a fleet does not come back in step.
                 await asyncio.sleep(error.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, _LONGEST_PAUSE)

@@ -211,6 +211,20 @@ def test_the_status_of_a_damaged_checkpoint_is_that_of_the_one_before(
     assert "missing.json" in result.err
 
 
+def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path: Path) -> None:
+    """As a newcomer meets it: no checkpoint, no such file, no such directory."""
+    result = command("collect", "--status", log)
+    assert result.code == 1
+    assert result.err == f"sidecar: {log} is no checkpoint: it is not a checkpoint, or cut off\n"
+
+    result = command("collect", tmp_path / "*.txt", "--once")
+    assert f"no file matches {tmp_path}/*.txt yet" in result.err
+
+    result = command("collect", log, "--once", "--sink", f"file://{log}/out")
+    assert result.code == 1
+    assert f"sidecar: cannot write to {log}/out: " in result.err
+
+
 async def test_sigterm_delivers_what_is_there_and_exits_with_0(
     sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
 ) -> None:

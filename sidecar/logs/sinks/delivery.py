@@ -381,6 +381,10 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 def _said(error: BaseException, timeout: float) -> str:
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no answer within {timeout:g} s"
+    if type(error) is aiohttp.ClientConnectorError:  # its kin say more: a name, a certificate
+        number = error.os_error.errno or 0
+        why = os.strerror(number).lower() if number > 0 else str(error.os_error)
+        return f"cannot connect to {error.host}:{error.port}: {why}"
     return str(error) or type(error).__name__
 
 

@@ -95,10 +95,15 @@ class FileSink(BaseSink):
         """Open the file, and cut off what was written and not remembered.
 
         Raises:
-            SidecarError: another collector has the file open.
-            OSError: as open(2).
+            SidecarError: another collector has the file open, or it cannot be opened.
         """
-        return await in_thread(self._open, _Position.of(resume))
+        try:
+            return await in_thread(self._open, _Position.of(resume))
+        except OSError as error:
+            why = os.strerror(error.errno or 0).lower()
+            raise _errors.SidecarError(
+                f"cannot write to {self.path}: {why} (is a volume missing, or mounted for reading only?)"
+            ) from error
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json)
