@@ -28,6 +28,11 @@ PAGE = DOCS / "benchmarks.md"
 MARK = (
     "<!-- From here on written by `make bench ARGS=--docs`: measure again, and do not edit. -->\n"
 )
+#: What the pictures show, for those who do not see them.
+ALT = {
+    "overview": "Throughput, CPU time, latency, durable writes, propagation and memory beside the field",
+    "growth": "How cost grows with size, files of a set, subscribers and kept versions",
+}
 
 
 def main() -> int:
@@ -56,9 +61,10 @@ def main() -> int:
     print(f"== all of it\n{table(rows)}\n{machine()}")
     draw(rows, curves, RESULTS)
     if options.docs:
-        draw(rows, curves, DOCS / "plots")
+        plots = draw(rows, curves, DOCS / "plots")
+        shown = "".join(f"![{ALT[path.stem]}](plots/{path.name})\n\n" for path in plots)
         head = PAGE.read_text().partition(MARK)[0]
-        PAGE.write_text(f"{head}{MARK}\n{machine()}\n\n{markdown(rows)}\n")
+        PAGE.write_text(f"{head}{MARK}\n{machine()}\n\n{shown}{markdown(rows)}\n")
     if failed:
         print(f"== could not be measured: {', '.join(failed)}")
     return bool(failed)
@@ -75,14 +81,17 @@ def run(script: Path) -> dict[str, Any] | None:
     return result
 
 
-def draw(rows: list[Row], curves: list[Curve], directory: Path) -> None:
+def draw(rows: list[Row], curves: list[Curve], directory: Path) -> list[Path]:
+    """Draw what there is, and return the pictures."""
     try:
         import _plots
     except ImportError:
         print("== no plots: matplotlib is not installed (pip install matplotlib)")
-        return
-    for path in _plots.draw(rows, curves, directory):
+        return []
+    drawn: list[Path] = _plots.draw(rows, curves, directory)
+    for path in drawn:
         print(f"== drawn: {path.relative_to(HERE.parent)}")
+    return drawn
 
 
 def machine() -> str:

@@ -21,6 +21,7 @@ OVERVIEW = (
     ("Requests a second, one core", "1/s", (("GET /, 3 bytes: requests a second", ""),)),
     ("CPU for GET /", "µs a request", (("GET /, 3 bytes: CPU a request", ""),)),
     ("99th percentile of GET /", "ms", (("GET /, 3 bytes: p99", ""),)),
+    ("Writes a second, 64 clients", "1/s", (("writes a second, 64 clients, durable", ""),)),
     ("From rename to memory, p99", "ms", (("rename → memory, p99", ""),)),
     ("Memory at rest", "MiB", (("sidecar read: memory at rest", ""),)),
 )
@@ -31,18 +32,25 @@ def draw(rows: Sequence[Row], curves: Sequence[Curve], directory: Path) -> list[
     directory.mkdir(parents=True, exist_ok=True)
     # The same numbers make the same file, byte for byte: no date, no random names.
     with mpl.rc_context({"svg.hashsalt": "sidecar", "svg.fonttype": "none", "font.size": 9}):
-        drawn = [_overview(rows, directory / "overview.svg")] if rows else []
+        shown = any(_bars(rows, wanted) for *_, wanted in OVERVIEW)
+        drawn = [_overview(rows, directory / "overview.svg")] if shown else []
         return drawn + ([_growth(curves, directory / "growth.svg")] if curves else [])
 
 
 def _overview(rows: Sequence[Row], path: Path) -> Path:
-    figure, panels = plt.subplots(1, len(OVERVIEW), figsize=(12, 2.6), layout="constrained")
-    for panel, (title, unit, wanted) in zip(panels, OVERVIEW, strict=True):
-        bars = _bars(rows, wanted)
+    measured = [
+        (title, unit, bars) for title, unit, wanted in OVERVIEW if (bars := _bars(rows, wanted))
+    ]
+    figure, panels = plt.subplots(
+        1, len(measured), figsize=(12, 2.6), layout="constrained", squeeze=False
+    )
+    for panel, (title, unit, bars) in zip(panels[0], measured, strict=True):
         panel.set_title(title, fontsize=9)
         panel.set_ylabel(unit)
         panel.bar(range(len(bars)), list(bars.values()), color=[_colour(name) for name in bars])
-        panel.set_xticks(range(len(bars)), list(bars), rotation=20)
+        panel.set_xticks(
+            range(len(bars)), [name.replace(", ", ",\n") for name in bars], rotation=20
+        )
         _bare(panel)
     return _saved(figure, path)
 
@@ -60,8 +68,10 @@ def _bars(rows: Sequence[Row], wanted: Sequence[tuple[str, str]]) -> dict[str, f
 
 
 def _growth(curves: Sequence[Curve], path: Path) -> Path:
-    figure, panels = plt.subplots(1, len(curves), figsize=(12, 2.6), layout="constrained")
-    for panel, curve in zip(panels if len(curves) > 1 else [panels], curves, strict=True):
+    figure, panels = plt.subplots(
+        1, len(curves), figsize=(12, 2.6), layout="constrained", squeeze=False
+    )
+    for panel, curve in zip(panels[0], curves, strict=True):
         panel.set_title(curve.title, fontsize=9)
         panel.set_xlabel(curve.x)
         panel.set_ylabel(curve.y)

@@ -73,6 +73,21 @@ def test_the_same_numbers_draw_the_same_plots(rows: Any, tmp_path: Path) -> None
     assert b"nginx" in drawn[0][0]
 
 
+def test_a_picture_shows_only_what_was_measured(rows: Any, tmp_path: Path) -> None:
+    """An empty panel would read as nothing, and an overview of nothing is not drawn."""
+    pytest.importorskip("matplotlib")
+    import _plots
+
+    served = rows.Row("GET /, 3 bytes: p99", 1.0, "ms", peer=2.0, peer_name="nginx")
+    other = rows.Row("file → file", 1.0, "MB/CPU s")
+
+    (overview,) = _plots.draw([served, other], [], tmp_path)
+    text = overview.read_text()
+    assert "99th percentile" in text
+    assert "Memory at rest" not in text
+    assert _plots.draw([other], [], tmp_path) == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_page_tells_of_each_benchmark(script: Path) -> None:
     """And each says what it measures, and writes its numbers where it is told to."""
