@@ -21,7 +21,7 @@ from typing import Literal
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, events
-from sidecar.volume import history, snapshot
+from sidecar.volume import history, loading, snapshot
 
 State = Literal["ok", "note", "wrong"]
 Role = Literal["read", "write"]
@@ -371,11 +371,11 @@ def _content(patient: Patient) -> Iterator[Finding]:
         )
     try:
         if patient.name is None:
-            sighting = snapshot.load_directory(
+            sighting = loading.load_directory(
                 patient.fd, patient.directory, limit=snapshot.MAX_SIZE, before=None
             )
         else:
-            sighting = snapshot.load_file(
+            sighting = loading.load_file(
                 patient.fd, patient.directory, patient.name, limit=snapshot.MAX_SIZE, before=None
             )
     except _errors.NothingPublished:

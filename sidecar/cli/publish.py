@@ -164,12 +164,12 @@ def _opened(source: str) -> Iterator[BinaryIO]:
 def _read_set(source: str, max_size: int) -> dict[str, Content]:
     """Read a directory as it is at one moment; a ConfigMap's, too."""
     from sidecar.disk import beneath
-    from sidecar.volume import snapshot
+    from sidecar.volume import loading
 
     with _reading(source):
         fd = beneath.open_directory(source)
     try:
-        sighting = snapshot.load_directory(fd, source, limit=max_size, before=None)
+        sighting = loading.load_directory(fd, source, limit=max_size, before=None)
     except _errors.NothingPublished:
         raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
     finally:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, events
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume.snapshot import Sighting
+from sidecar.volume import loading
+from sidecar.volume.sighting import Sighting
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Eye:
             before = None
         if before is not None and not thoroughly:
             same = before.mark.directory == self._identity
-            if same and snapshots.unchanged(self._fd, before, quick=quick):
+            if same and loading.unchanged(self._fd, before, quick=quick):
                 return None
         found = self._load(before)
         self._decided = True
@@ -121,7 +121,7 @@ class Eye:
 
     def _load(self, before: Sighting | None) -> Sighting:
         if self._single:
-            return snapshots.load_file(
+            return loading.load_file(
                 self._fd,
                 *self._place,
                 limit=self._limit,
@@ -129,7 +129,7 @@ class Eye:
                 linked=self._linked,
                 working=self._working,
             )
-        return snapshots.load_directory(
+        return loading.load_directory(
             self._fd, self._whole, limit=self._limit, before=before, working=self._working
         )
 

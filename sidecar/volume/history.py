@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.disk import atomic, beneath
 from sidecar.disk.generations import stamp_of
+from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
 
 DIRECTORY = "..versions"
@@ -206,7 +207,7 @@ def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
     with atomic.inside(dir_fd, entry) as fd:
-        sizes = snapshots.names_beneath(fd).values()
+        sizes = listing.names_beneath(fd).values()
         return len(sizes), sum(sizes)
 
 

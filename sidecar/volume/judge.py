@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sidecar.disk import beneath, events
-from sidecar.volume.snapshot import Sighting
+from sidecar.volume.sighting import Sighting
 
 _MADE = events.Inotify.CREATE
 _WRITTEN = events.Inotify.MODIFY

@@ -22,7 +22,8 @@ from sidecar.disk import events
 from sidecar.runtime import metrics
 from sidecar.volume.eye import Eye, Outlook
 from sidecar.volume.judge import VANISHING, YOUNG, Judge, Verdict
-from sidecar.volume.snapshot import Sighting, Snapshot
+from sidecar.volume.sighting import Sighting
+from sidecar.volume.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

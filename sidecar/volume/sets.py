@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from sidecar import _errors
 from sidecar.disk import atomic, generations, pinned
-from sidecar.volume import history, terms
+from sidecar.volume import history, loading, terms
 from sidecar.volume import snapshot as snapshots
-from sidecar.volume.snapshot import Content, Sighting
+from sidecar.volume.sighting import Sighting
+from sidecar.volume.snapshot import Content
 from sidecar.volume.terms import Entry, Given, Order, Publication, Settings
 
 #: Generations in their grace period, at most: a set may be published a thousand times in it.
@@ -84,10 +85,10 @@ class FileSet:
         Raises:
             ReadError: it cannot be read whole.
         """
-        if self._seen is None or not snapshots.unchanged(fd, self._seen):
+        if self._seen is None or not loading.unchanged(fd, self._seen):
             before, self._seen = self._seen, None
             path, limit = self._settings.path, self._settings.max_size
-            seen = snapshots.load_directory(fd, path, limit=limit, before=before)
+            seen = loading.load_directory(fd, path, limit=limit, before=before)
             for problem in seen.problems.values():
                 raise _errors.ReadError(errno.EIO, problem)
             seen.whole()

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, generations, pinned
-from sidecar.volume import history, loose, sets, terms
+from sidecar.volume import history, listing, loading, loose, sets, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import Content, Snapshot
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings, check_name
@@ -131,7 +131,7 @@ class Store:
     def names(self) -> dict[str, int]:
         """Return the visible files and their sizes; none where the directory is missing."""
         with contextlib.suppress(_errors.NothingPublished), self._reading() as fd:
-            return snapshots.names_beneath(fd)
+            return listing.names_beneath(fd)
         return {}
 
     def entries(self) -> list[Entry]:
@@ -143,14 +143,14 @@ class Store:
         with self._reading() as fd:
             if _has_set(fd):
                 return self._set.entries(fd)
-            found = [self._loose.entry(fd, name) for name in sorted(snapshots.names_beneath(fd))]
+            found = [self._loose.entry(fd, name) for name in sorted(listing.names_beneath(fd))]
             return [entry for entry in found if entry is not None]
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""
         with self._reading() as fd:
             limit = self._settings.max_size
-            return snapshots.load_directory(fd, self._path, limit=limit, before=None).whole()
+            return loading.load_directory(fd, self._path, limit=limit, before=None).whole()
 
     def versions(self, name: str | None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first."""
@@ -254,7 +254,7 @@ class Store:
                 one = self._read(fd, kept.entry, kept.entry)
                 return one if one.version == kept.version else None
             with atomic.inside(fd, kept.entry) as generation:
-                seen = snapshots.load_directory(generation, where, limit=limit, before=None)
+                seen = loading.load_directory(generation, where, limit=limit, before=None)
                 old = seen.whole()
             return old if old.version == kept.version else None
         return None

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from sidecar.disk import beneath
-from sidecar.volume import snapshot as snapshots
+from sidecar.volume import loading
 
 #: As large as it takes for a copy to be seen half done.
 FILLING = 2000
@@ -46,7 +46,7 @@ def read_file(directory: str) -> Mapping[str, bytes]:
 def read_pinned(directory: str) -> Mapping[str, bytes]:
     fd = beneath.open_directory(directory)
     try:
-        return snapshots.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
+        return loading.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
     finally:
         os.close(fd)
 

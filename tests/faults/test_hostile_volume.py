@@ -21,7 +21,7 @@ import pytest
 from sidecar import _errors
 from sidecar.disk import beneath
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import snapshot as snapshots
+from sidecar.volume import loading
 from support import Process, StartProcess, read_beneath
 from watching import BOUND, consumer, descriptors, replace
 
@@ -324,7 +324,7 @@ def test_no_race_of_a_directory_leads_outside(
                 contents.add(read_beneath(fd, "deep/config", LIMIT, "config").data)
             except _errors.ReadError:
                 refused += 1
-            found = snapshots.load_directory(fd, "volume", limit=LIMIT, before=None)
+            found = loading.load_directory(fd, "volume", limit=LIMIT, before=None)
             contents |= set(found.snapshot.values())
     os.close(fd)
     assert contents == {b"good"}
@@ -357,7 +357,7 @@ def test_many_fifos_block_no_thread(volume: Path) -> None:
         os.mkfifo(volume / f"fifo-{number}")
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
     began = time.monotonic()
-    found = snapshots.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    found = loading.load_directory(fd, str(volume), limit=LIMIT, before=None)
     os.close(fd)
     assert time.monotonic() - began < BOUND
     assert len(found.problems) == 200
@@ -369,10 +369,10 @@ def test_thousands_of_files_cost_what_the_limit_permits(volume: Path) -> None:
     for number in range(3000):
         (volume / f"{number:05}").touch()
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
-    found = snapshots.load_directory(fd, str(volume), limit=4 << 20, before=None)
+    found = loading.load_directory(fd, str(volume), limit=4 << 20, before=None)
     assert len(found.snapshot) == 3001
     with pytest.raises(_errors.ReadError, match="more files"):
-        snapshots.load_directory(fd, str(volume), limit=LIMIT, before=found)
+        loading.load_directory(fd, str(volume), limit=LIMIT, before=found)
     os.close(fd)
 
 

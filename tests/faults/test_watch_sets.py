@@ -13,7 +13,8 @@ import pytest
 
 from sidecar import NothingPublished, Snapshot
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import snapshot as snapshots
+from sidecar.volume import loading
+from sidecar.volume.sighting import Sighting
 from support import Process, StartProcess
 from watching import BOUND, consumer
 
@@ -48,18 +49,18 @@ def volume(tmp_path: Path) -> Path:
     return tmp_path
 
 
-Read = Callable[[int, "snapshots.Sighting | None"], "snapshots.Sighting"]
+Read = Callable[[int, Sighting | None], Sighting]
 
 
-def read_set(fd: int, before: snapshots.Sighting | None) -> snapshots.Sighting:
-    found = snapshots.load_directory(fd, "/shared", limit=LIMIT, before=before)
+def read_set(fd: int, before: Sighting | None) -> Sighting:
+    found = loading.load_directory(fd, "/shared", limit=LIMIT, before=before)
     assert is_whole(found.snapshot), dict(found.snapshot)
     assert not found.problems
     return found
 
 
-def read_key(fd: int, before: snapshots.Sighting | None) -> snapshots.Sighting:
-    found = snapshots.load_file(fd, "/shared", "all", limit=LIMIT, before=before)
+def read_key(fd: int, before: Sighting | None) -> Sighting:
+    found = loading.load_file(fd, "/shared", "all", limit=LIMIT, before=before)
     assert found.snapshot.data.isdigit()
     return found
 
@@ -81,7 +82,7 @@ class Readers:
 
     def _run(self, number: int, read: Read) -> None:
         fd = os.open(self._directory, os.O_RDONLY)
-        before: snapshots.Sighting | None = None
+        before: Sighting | None = None
         while not self._stop.wait(0.001):
             try:
                 before = read(fd, before if number % 2 else None)

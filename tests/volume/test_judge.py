@@ -10,7 +10,8 @@ from sidecar.disk import beneath, events
 from sidecar.disk.events import Activity, Inotify
 from sidecar.volume import judge
 from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, YOUNG, Judge
-from sidecar.volume.snapshot import Content, Mark, Sighting, Snapshot, version_of
+from sidecar.volume.sighting import Mark, Sighting
+from sidecar.volume.snapshot import Content, Snapshot, version_of
 
 NOW = 1_000_000_000.0
 OLD = NOW - 1000

@@ -21,7 +21,7 @@ from sidecar import (
 )
 from sidecar.disk import atomic, pinned
 from sidecar.testing import until
-from sidecar.volume import snapshot as snapshots
+from sidecar.volume import loading
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.watch import Watch
 from watching import consumer, descriptors
@@ -107,7 +107,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking once a second must not cost a gigabyte of reading each time."""
-    monkeypatch.setattr(snapshots, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.0)
     hashed: list[str] = []
     digest = pinned._digest
     monkeypatch.setattr(pinned, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
@@ -142,7 +142,7 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read in the first tick may have changed in it, however long the rest has taken."""
-    monkeypatch.setattr(snapshots, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.05)
     (tmp_path / "config").write_bytes(LARGE)
     end = time.monotonic() + 0.2
 
@@ -151,11 +151,9 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
             pass
 
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    seen = snapshots.load_file(
-        fd, "/shared", "config", limit=1 << 30, before=None, working=take_long
-    )
+    seen = loading.load_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
     assert "config" in seen.mark.doubtful
-    again = snapshots.load_file(fd, "/shared", "config", limit=1 << 30, before=seen)
+    again = loading.load_file(fd, "/shared", "config", limit=1 << 30, before=seen)
     assert not again.mark.doubtful
     os.close(fd)
 

@@ -1,0 +1,117 @@
+"""Which names of a directory count: what consumers may see, before anything of it is read.
+
+Left out is what begins with `..`, names that are not UTF-8 (no URL could say them), links to directories,
+and the `lost+found` that a new file system brings.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.disk import atomic, beneath
+
+_MAX_DEPTH = 32
+_MOST_NAMES = 1 << 20
+
+
+@dataclass(slots=True)
+class Listing:
+    """The visible names of a directory and of those in it, before anything is read."""
+
+    files: dict[str, beneath.Signature] = field(default_factory=dict)
+    folders: dict[str, beneath.Signature] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def names_beneath(dir_fd: int) -> dict[str, int]:
+    """Return the visible regular files of an open directory, with their sizes in bytes.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    with opened(dir_fd, atomic.in_force(dir_fd)) as fd:
+        return {name: signature.size for name, signature in list_visible(fd).files.items()}
+
+
+@contextmanager
+def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
+    """Open the directory whose files count: the target of `..data`, else the directory itself."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    fd = beneath.open_beneath(dir_fd, "." if generation is None else atomic.DATA, flags)
+    try:
+        yield fd
+    finally:
+        beneath.close(fd)
+
+
+def list_visible(dir_fd: int, most: int = _MOST_NAMES) -> Listing:
+    """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
+    listing = Listing()
+    _list_into(listing, dir_fd, "", most)
+    return listing
+
+
+def _list_into(listing: Listing, dir_fd: int, prefix: str, most: int) -> None:
+    listing.folders[prefix.rstrip("/")] = beneath.Signature.of(os.fstat(dir_fd))
+    for entry in _visible_entries(dir_fd, most - len(listing.files) - len(listing.problems)):
+        name = prefix + entry.name
+        try:
+            link = entry.is_symlink()
+            # A link has to be resolved with care; everything else is what it is.
+            status = (
+                beneath.stat_beneath(dir_fd, entry.name)
+                if link
+                else entry.stat(follow_symlinks=False)
+            )
+            if stat.S_ISREG(status.st_mode):
+                listing.files[name] = beneath.Signature.of(status)
+            elif not stat.S_ISDIR(status.st_mode):
+                kind = beneath.kind_of(status.st_mode)
+                listing.problems[name] = f"it is {kind}, and only regular files are read"
+            elif not link and name.count("/") < _MAX_DEPTH:
+                _list_folder(listing, dir_fd, entry.name, name, most)
+        except FileNotFoundError:
+            continue  # gone, or a link whose target is gone
+        except OSError as error:
+            listing.problems[name] = beneath.reason(error)
+
+
+def _list_folder(listing: Listing, dir_fd: int, entry: str, name: str, most: int) -> None:
+    fd = beneath.open_beneath(dir_fd, entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _list_into(listing, fd, name + "/", most)
+    finally:
+        beneath.close(fd)
+
+
+def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
+    """Return the visible entries of a directory, in order; more than `most` are refused before they fill the memory."""
+    found: list[os.DirEntry[str]] = []
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            if _is_visible(entry.name):
+                found.append(entry)
+                if len(found) > most:
+                    raise _errors.ReadError(
+                        errno.EFBIG,
+                        "cannot read it: it holds more files than fit into memory (raise max_size)",
+                    )
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _is_visible(name: str) -> bool:
+    if name.startswith(atomic.HIDDEN) or name == "lost+found":
+        return False
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

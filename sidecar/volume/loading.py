@@ -1,0 +1,362 @@
+"""Read what a volume holds, from the disk, without ever mixing two contents.
+
+What was read before is read again only where its signature cannot prove that it is still the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.disk import atomic, beneath, pinned
+from sidecar.volume.listing import Listing, list_visible, opened
+from sidecar.volume.sighting import Mark, Sighting
+from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, Snapshot, version_of
+
+#: File systems stamp in ticks, FAT in two seconds; so soon after a change an equal signature proves nothing.
+_STAMP_DOUBT = 2.0
+_SET_RETRIES = 20
+#: What a name costs in memory beside its content: so many bytes of `limit` must stand behind each.
+_BYTES_A_NAME = 1024
+_LEAST_NAMES = 1000
+
+
+def _go_on() -> None:
+    """Read a large file without asking anybody."""
+
+
+def load_file(
+    dir_fd: int,
+    directory: str,
+    name: str,
+    *,
+    limit: int,
+    before: Sighting | None,
+    linked: bool = True,
+    working: Callable[[], None] = _go_on,
+) -> Sighting:
+    """Read one file beneath an open directory. One that is not `linked` is known to be no link.
+
+    `working` is called now and then while a large file is read; it ends that by raising.
+
+    Raises:
+        NothingPublished: there is no such file.
+        ReadError: it must not or cannot be read.
+    """
+    where = os.path.join(directory, name)
+    with beneath.reading(where):
+        for _ in range(_SET_RETRIES):
+            generation = _generation(dir_fd, name) if linked else None
+            reading = _Reading(before, working)
+            try:
+                if not _keep_large(reading, dir_fd, name):
+                    reading.read(dir_fd, name, limit, where)
+            except _errors.NothingPublished:
+                if generation is None or generation == _generation(dir_fd, name):
+                    raise
+                continue  # the link was followed, and its target replaced and removed before it was opened
+            return _sighting(dir_fd, generation, Listing(), reading, single=True)
+    raise _restless(where)
+
+
+def load_directory(
+    dir_fd: int,
+    directory: str,
+    *,
+    limit: int,
+    before: Sighting | None,
+    working: Callable[[], None] = _go_on,
+) -> Sighting:
+    """Read all files beneath an open directory; `working` as for `load_file`.
+
+    Where there is a `..data`, they are those of the generation in force,
+    pinned by its descriptor, so they belong together whatever is published meanwhile.
+    Files whose signature is the one of `before` are not read again.
+    What is no regular file, leads out of the volume, or exceeds `limit` together with the files before it
+    is a problem of that name alone, and the last good content stands in for it,
+    except in a generation, whose files are shown together or not at all.
+
+    Raises:
+        NothingPublished: there is no file, or generations are replaced faster than one can be read.
+        ReadError: the directory cannot be read, or a generation has lost a file.
+    """
+    with beneath.reading(directory):
+        for _ in range(_SET_RETRIES):
+            generation = atomic.in_force(dir_fd)
+            try:
+                reading = _Reading(before, working)
+                return _load_once(dir_fd, directory, generation, limit, reading)
+            except OSError:
+                if generation == atomic.in_force(dir_fd):
+                    raise
+                # It was being removed, and another one is in force.
+    raise _restless(directory)
+
+
+def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
+    """Whether everything still has the signatures of `before`; nothing is read.
+
+    False where signatures alone cannot tell: within two seconds of a change, as file systems' clocks are coarse.
+    `quick` asks the directories alone, which finds what came, went or was replaced, and not what was rewritten.
+    """
+    mark = before.mark
+    if mark.doubtful:
+        return False
+    try:
+        if before.snapshot.name is not None:
+            return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
+        if atomic.in_force(dir_fd) != mark.generation:
+            return False
+        with opened(dir_fd, mark.generation) as fd:
+            if quick:
+                return all(_signature(fd, name or ".") == s for name, s in mark.folders.items())
+            return list_visible(fd).files == mark.signatures
+    except (OSError, _errors.ReadError):
+        return False
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What reading the names of a listing has brought."""
+
+    before: Sighting | None
+    working: Callable[[], None]
+    directory: pinned.Directory | None = None
+    """The one that is read, held open: for large files that are not, because too many are already."""
+    contents: dict[str, Content] = field(default_factory=dict)
+    signatures: dict[str, beneath.Signature] = field(default_factory=dict)
+    unsettled: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    begun: dict[str, float] = field(default_factory=dict)
+    """Since when large files have been read, in monotonic seconds: it may take longer than clocks are coarse."""
+    linked: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+    def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
+        self.contents[name], self.signatures[name] = content, signature
+
+    def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
+        """Read a file, and return how many bytes it has."""
+        begun = time.monotonic()
+        found = pinned.read(dir_fd, name, limit, where, working=self.working)
+        if found.links > 1:
+            self.linked.add(name)
+        if isinstance(found, pinned.LargeRead):
+            self.begun[name] = begun
+            self._take_large(name, found)
+        else:
+            self.keep(name, found.signature, _content(found, name, self.before))
+            if not found.settled:
+                self.unsettled.add(name)
+        return self.contents[name].size
+
+    def _take_large(self, name: str, found: pinned.LargeRead) -> None:
+        if found.digest is None:
+            self.unsettled.add(name)
+            self.unread.add(name)
+        file: Large = found.file
+        if self.directory is not None and not pinned.room():
+            file = pinned.Named(self.directory, name, found.signature, found.file.where)
+        version = (found.digest or "")[:VERSION_DIGITS]
+        modified = found.signature.mtime_ns / 1e9
+        old = self.before.snapshot.get_content(name) if self.before is not None else None
+        if old is not None and old.version == version and _is_same_file(old, found.signature):
+            file = old.held  # type: ignore[assignment]  # only large ones are the same file
+        self.keep(name, found.signature, Content(name, file, version, modified))
+
+
+def _load_once(
+    dir_fd: int,
+    directory: str,
+    generation: str | None,
+    limit: int,
+    reading: _Reading,
+) -> Sighting:
+    before = reading.before
+    if generation is None and os.fstat(dir_fd).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    with opened(dir_fd, generation) as held:
+        listing = list_visible(held, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
+        if generation is not None and generation != atomic.in_force(dir_fd):
+            # Publishers remove a generation only after the link has left it: what is listed may lack files.
+            raise _restless(directory)
+        _read(held, directory, listing, limit, reading)
+    problems = {
+        name: f"cannot read {os.path.join(directory, name)}: {why}"
+        for name, why in listing.problems.items()
+    }
+    if generation is not None:
+        _check_whole(directory, generation, reading, problems, before)
+    elif not reading.contents and not problems:
+        raise _errors.NothingPublished(
+            errno.ENOENT, f"cannot read {directory}: no file has been published there"
+        )
+    elif before is not None:
+        for name in problems.keys() & before.snapshot.keys():
+            reading.contents[name] = before.snapshot.content(name)
+    listing.problems = problems
+    return _sighting(dir_fd, generation, listing, reading, single=False)
+
+
+def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: _Reading) -> None:
+    """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
+    room = limit
+    for name, signature in listing.files.items():
+        kept = _kept(name, signature, reading.before)
+        if kept is not None:
+            reading.keep(name, signature, kept)
+            room -= kept.size
+            continue
+        try:
+            if signature.size > room:
+                listing.problems[name] = (
+                    f"its {signature.size} bytes are more than what is left of the limit of {limit}"
+                    " for all files together (raise max_size)"
+                )
+                continue
+            if reading.directory is None and signature.size > pinned.LARGE:
+                reading.directory = pinned.Directory(os.dup(dir_fd))
+            room -= reading.read(dir_fd, name, room, os.path.join(directory, name))
+        except _errors.NothingPublished:
+            reading.missing.add(name)  # deleted between the listing and the reading
+        except _errors.ReadError as error:
+            listing.problems[name] = str(error).partition(": ")[2]
+
+
+def _check_whole(
+    directory: str,
+    generation: str,
+    reading: _Reading,
+    problems: Mapping[str, str],
+    before: Sighting | None,
+) -> None:
+    """Refuse a generation that lacks what it held, or whose files cannot all be read any more.
+
+    The old content of one file must not stand beside the new content of the others.
+    """
+    known = before.snapshot.keys() if before is not None else frozenset[str]()
+    for name in problems.keys() & known:
+        raise _errors.ReadError(errno.EIO, problems[name])
+    lost = set(reading.missing)
+    if before is not None and before.mark.generation == generation:
+        lost |= known - reading.contents.keys()
+    if lost:
+        raise _errors.ReadError(
+            errno.ENOENT,
+            f"cannot read {directory}: {generation} has lost {min(lost)}"
+            " (a generation never changes; publish the set again)",
+        )
+
+
+def _sighting(
+    dir_fd: int,
+    generation: str | None,
+    listing: Listing,
+    reading: _Reading,
+    *,
+    single: bool,
+) -> Sighting:
+    for name in reading.unread if generation is not None else ():
+        raise _errors.ReadError(
+            errno.EBUSY,
+            f"cannot read {name}: it changes while it is read"
+            " (a generation never changes; publish the set again)",
+        )
+    status = os.fstat(dir_fd)
+    mark = Mark(
+        (status.st_dev, status.st_ino),
+        generation,
+        reading.signatures,
+        listing.folders,
+        _doubtful(reading),
+    )
+    return Sighting(
+        Snapshot(dict(sorted(reading.contents.items())), single=single, value=None),
+        mark,
+        frozenset(reading.unsettled),
+        frozenset(reading.linked),
+        listing.problems,
+        frozenset(reading.unread),
+    )
+
+
+def _restless(where: str) -> _errors.NothingPublished:
+    return _errors.NothingPublished(
+        errno.ENOENT, f"cannot read {where}: its files come and go faster than they can be read"
+    )
+
+
+def _generation(dir_fd: int, name: str) -> str | None:
+    """Return the generation that a file is read from, None for one that lies loose."""
+    link = atomic.link_target(dir_fd, name)
+    if link is None or not link.startswith(atomic.DATA + "/"):
+        return None
+    return atomic.in_force(dir_fd)
+
+
+def _signature(dir_fd: int, name: str) -> beneath.Signature:
+    return beneath.Signature.of(beneath.stat_beneath(dir_fd, name))
+
+
+def _kept(name: str, now: beneath.Signature, before: Sighting | None) -> Content | None:
+    """Return the content read before, if the signature proves that it is still the same."""
+    if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
+        return None
+    return before.snapshot.content(name)
+
+
+def _keep_large(reading: _Reading, dir_fd: int, name: str) -> bool:
+    """Keep a large file that is still the same, without reading it again; small ones are believed by their bytes."""
+    before = reading.before
+    if before is None or not before.snapshot.content().is_large:
+        return False
+    now = _signature(dir_fd, name)
+    kept = _kept(name, now, before)
+    if kept is not None:
+        reading.keep(name, now, kept)
+    return kept is not None
+
+
+def _is_same_file(old: Content, now: beneath.Signature) -> bool:
+    """Whether a large content lies in this very file, which was not written to since."""
+    if isinstance(old.held, bytes):
+        return False
+    was = old.held.signature
+    return (was.identity, was.size, was.mtime_ns) == (now.identity, now.size, now.mtime_ns)
+
+
+def _doubtful(reading: _Reading) -> dict[str, float]:
+    """Return the names that must be read again although their signature stays the same.
+
+    A signature is sure once the file has been read two seconds after its last change,
+    by the clock of the files where that is plausible, else by our own:
+    a file dated in the future must not be read again for ever.
+    What counts is when its reading began: a large one may have changed behind it since.
+    """
+    before, now = reading.before, time.monotonic()
+    horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
+    doubtful: dict[str, float] = {}
+    for name, signature in reading.signatures.items():
+        begun = reading.begun.get(name, now)
+        then = horizon - int((now - begun) * 1e9)
+        if signature.mtime_ns < then and signature.ctime_ns < then:
+            continue
+        since = begun
+        if before is not None and before.mark.signatures.get(name) == signature:
+            since = before.mark.doubtful.get(name, now - _STAMP_DOUBT)
+        if begun - since < _STAMP_DOUBT:
+            doubtful[name] = since
+    return doubtful
+
+
+def _content(found: beneath.FileRead, name: str, before: Sighting | None) -> Content:
+    """Make the content; bytes that equal those before are compared, not hashed again."""
+    modified = found.signature.mtime_ns / 1e9
+    old = before.snapshot.get_content(name) if before is not None else None
+    if old is not None and old.held == found.data:
+        return Content(name, old.held, old.version, modified)
+    return Content(name, found.data, version_of(found.data), modified)

@@ -1,0 +1,67 @@
+"""One look at the disk: what was found, how far it can be trusted, and by what it is known again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from sidecar import _errors
+from sidecar.disk import beneath
+from sidecar.volume.snapshot import Snapshot
+
+
+class Mark(NamedTuple):
+    """What was seen on the disk, to tell without reading whether it is still the same."""
+
+    directory: tuple[int, int]
+    """Device and inode of the directory."""
+    generation: str | None
+    """What `..data` pointed at, None for files that lie loose."""
+    signatures: Mapping[str, beneath.Signature]
+    """The state of each file that was read."""
+    folders: Mapping[str, beneath.Signature]
+    """The state of each directory that was listed: it changes when names come, go or are replaced."""
+    doubtful: Mapping[str, float]
+    """Names that a coarse clock could hide a further change of, since when (monotonic seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One look at the disk: a snapshot, and how far it can be trusted."""
+
+    snapshot: Snapshot[None]
+    mark: Mark
+    unsettled: frozenset[str]
+    """Names that changed while they were read."""
+    linked: frozenset[str]
+    """Names of files that have another name too: they were not made where they were found."""
+    problems: Mapping[str, str]
+    """Why a name of a directory could not be read, in words; its last good content stands in."""
+    unread: frozenset[str] = frozenset()
+    """Unsettled names of large files that were not read to the end: they have no version."""
+
+    def whole(self) -> Snapshot[None]:
+        """Return the snapshot, for one who looks only once.
+
+        Raises:
+            ReadError: a large file changed while it was read.
+        """
+        for name in self.unread:
+            raise _errors.ReadError(
+                errno.EBUSY,
+                f"cannot read {name}: it changes while it is read (is it being written?)",
+            )
+        return self.snapshot
+
+    def without(self, held: frozenset[str], before: Sighting | None) -> Sighting:
+        """Return the same look with the content of `held` names as it was before, or without them."""
+        files = {n: self.snapshot.content(n) for n in self.snapshot if n not in held}
+        signatures = {n: s for n, s in self.mark.signatures.items() if n not in held}
+        if before is not None:
+            old = before.mark.signatures
+            files |= {n: before.snapshot.content(n) for n in held if n in before.snapshot}
+            signatures |= {n: old[n] for n in held if n in old}
+        snapshot = Snapshot(dict(sorted(files.items())), single=False, value=None)
+        return replace(self, snapshot=snapshot, mark=self.mark._replace(signatures=signatures))
