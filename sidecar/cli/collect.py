@@ -143,6 +143,13 @@ _LINE = _Line()
     help="Bytes in flight, all sinks together; when they are used up, reading stops.",
 )
 @options.option(
+    "--held-limit",
+    type=options.size,
+    default="1Gi",
+    help="Unread bytes of deleted files that may be kept on the volume for a sink that is away; "
+    "beyond it the oldest file is given up, loudly.",
+)
+@options.option(
     "--drain-timeout",
     type=options.seconds,
     metavar="SECONDS",

@@ -64,6 +64,7 @@ _SAME_NAME = (
     "max_line",
     "podinfo",
     "budget",
+    "held_limit",
     "drain_timeout",
 )
 

@@ -59,6 +59,7 @@ class Pipeline:
     annotations: Sequence[str] = ()
     dead_letters: str | None = None
     budget: int = 8 << 20
+    held_limit: int = 1 << 30
     drain_timeout: float = 20.0
 
     def with_values(self, **given: Any) -> Pipeline:
@@ -86,6 +87,7 @@ class Pipeline:
             multiline=self.multiline or self._lines_of_stages(),
             encoding=self.encoding,
             max_line=self.max_line,
+            held_limit=self.held_limit,
         )
 
     def make_stages(self) -> list[Stage]:
@@ -339,5 +341,6 @@ _READERS: values.Readers = {
     "annotations": values.patterns,
     "dead_letters": values.text,
     "budget": values.size,
+    "held_limit": values.size,
     "drain_timeout": values.seconds,
 }

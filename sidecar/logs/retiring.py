@@ -58,12 +58,12 @@ def _is_finished(stream: Stream) -> bool:
 
 def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:
     """Yield the deleted files, with their unread bytes, that keep more space in use than is permitted."""
-    held = [s for s in streams if s.deleted and s.content is not None]
-    total = sum(s.size - s.read_by_all for s in held)
-    for stream in held:
+    deleted = [s for s in streams if s.deleted and s.content is not None]
+    held = [(s, unread) for s in deleted if (unread := s.size - s.read_by_all) > 0]
+    total = sum(unread for _, unread in held)
+    for stream, unread in held:
         if total <= limit:
             return
-        unread = stream.size - stream.read_by_all
         total -= unread
         yield stream, unread
 

@@ -311,7 +311,8 @@ def tail(
         recheck: seconds between two looks at everything, whatever the events said.
         rotate_wait: a rotated file is given up after so many seconds without a write, once it has been read.
         partial_timeout: a last line without a newline is taken as complete after so many quiet seconds; None: never.
-        held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them.
+        held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them;
+            beyond it the oldest file is given up, with an error and as `lost` (`deleted`).
 
     Raises:
         ConfigError: no pattern, an unknown encoding, a limit that cannot work.
@@ -325,6 +326,8 @@ def tail(
         raise _errors.ConfigError(f"no encoding is called {encoding!r}") from error
     if max_line < 1 or recheck <= 0:
         raise _errors.ConfigError("max_line must be at least 1, and recheck more than 0 seconds")
+    if held_limit < 1:
+        raise _errors.ConfigError(f"held_limit must be at least 1 byte, not {held_limit}")
     names = [os.fspath(pattern) for pattern in patterns]
     return Tail(
         names,

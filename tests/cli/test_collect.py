@@ -105,6 +105,17 @@ def test_a_file_describes_the_pipeline_and_flags_win_over_it(
     assert len(result.out.splitlines()) == 1
 
 
+def test_the_limit_of_deleted_files_is_taken_from_file_and_flag(config: Path) -> None:
+    """What a full volume is guarded by reaches the source; without a word it is 1 GiB."""
+    with config.open("a") as file:
+        file.write("held_limit: 64Mi\n")
+    for given, limit in (({}, 64 << 20), ({"held_limit": 1 << 20}, 1 << 20)):
+        tail = collecting.pipeline(str(config), given, as_json=False).source()
+        assert tail._habits.held_limit == limit
+    tail = collecting.pipeline(None, {"files": ["a"]}, as_json=False).source()
+    assert tail._habits.held_limit == 1 << 30
+
+
 def test_the_check_says_what_a_configuration_means_and_opens_nothing(
     command: Command, config: Path, tmp_path: Path
 ) -> None:

@@ -291,5 +291,7 @@ def test_no_pattern_and_unknown_encodings_are_refused() -> None:
     """Said at once, not at the first line."""
     with pytest.raises(sidecar.ConfigError, match="no log file is named"):
         source.tail()
+    with pytest.raises(sidecar.ConfigError, match="held_limit must be at least 1"):
+        source.tail("/log/*", held_limit=0)
     with pytest.raises(sidecar.ConfigError, match="no encoding is called 'klingon'"):
         source.tail("/x", encoding="klingon")

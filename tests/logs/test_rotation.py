@@ -411,6 +411,31 @@ def test_a_deleted_file_is_let_go_after_the_waiting_time(log: LogFile) -> None:
     assert not [target for target in held if target.startswith(str(log.path))]
 
 
+def test_beyond_the_limit_the_oldest_unread_deleted_file_is_given_up(
+    log: LogFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scenario 33: a sink that is away must not fill the volume. What is lost is counted, and said;
+    a deleted file that has been read keeps nothing back, and goes on.
+    """
+    length = len(numbered(0)[0]) + 1
+    follower = Follower(log.path, held_limit=2 * length + 10)
+    log.write("read in time")
+    follower.news()
+    writer = log.path.open("a")
+    for number in range(4):
+        log.delete()
+        log.reopen()
+        log.write(*numbered(number))
+        follower.tail.look()
+    log.delete()
+    follower.tail.look()
+    assert follower.tail.lost == {"deleted": 2 * length}
+    with writer:
+        writer.write("goes on\n")
+    assert sorted(follower.news()) == [*numbered(2, 3), "goes on"]
+    assert "raise held_limit" in caplog.text
+
+
 def _is_link(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 

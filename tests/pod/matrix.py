@@ -275,6 +275,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "annotations": ["note"],
             "deadLetters": "/archive/refused.ndjson",
             "budget": "16Mi",
+            "heldLimit": "64Mi",
             "drainTimeout": 2.5,
             "secrets": ["loki.example", "other"],
             "token": {"secret": "tokens", "key": "write"},

@@ -43,6 +43,7 @@ def test_the_program_takes_the_file_that_the_chart_makes(name: str, tmp_path: Pa
     assert found.stages == given.get("stages", ())
     assert found.sinks == given.get("sinks", ())
     assert found.max_line == given.get("maxLine", 1 << 20)
+    assert found.held_limit == (64 << 20 if "heldLimit" in given else 1 << 30)
     assert found.drain_timeout == given["drainTimeout"]
     assert all(one.startswith("/") for one in found.files)
 

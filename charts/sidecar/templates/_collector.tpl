@@ -154,7 +154,7 @@ The collector: its container, what it mounts, and the pipeline that it is given.
 files:
   {{- include "sidecar.collector.files" . | fromJsonArray | toYaml | nindent 2 }}
 checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
-{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "json" "deadLetters" "budget" "drainTimeout" }}
+{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" }}
 {{- $value := index $values $name }}
 {{- if or $value (kindIs "float64" $value) (kindIs "int64" $value) }}
 {{ dict (snakecase $name) $value | toYaml }}
