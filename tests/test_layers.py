@@ -24,8 +24,8 @@ ONLY = {
     "aiohttp": ("http/", "reload/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("runtime/metrics",),
-    "asyncinotify": ("disk/events",),
-    "watchfiles": ("disk/events",),
+    "asyncinotify": ("disk/inotify",),
+    "watchfiles": ("disk/portable",),
     "pythonjsonlogger": ("runtime/logging",),
     "jsonschema": ("volume/gate",),
     "yaml": ("volume/gate", "logs/config"),
@@ -149,9 +149,8 @@ def test_what_one_place_does_no_other_does(owners: tuple[str, ...]) -> None:
 
 
 def test_the_disk_knows_no_event_loop() -> None:
-    """Plain blocking functions, testable without a loop; only the hints need to wake one."""
-    knowing = {place(path, ROOT) for path in files(ROOT / "disk") if "asyncio" in imports(path)}
-    assert knowing <= {"disk/events"}
+    """Plain blocking functions, testable without a loop."""
+    assert [place(path, ROOT) for path in files(ROOT / "disk") if "asyncio" in imports(path)] == []
 
 
 @pytest.mark.parametrize(

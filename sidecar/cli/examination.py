@@ -21,6 +21,7 @@ from typing import Literal
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, events
+from sidecar.disk.inotify import Inotify
 from sidecar.volume import history, loading, snapshot
 
 State = Literal["ok", "note", "wrong"]
@@ -433,7 +434,7 @@ def _events(patient: Patient) -> Iterator[Finding]:
 
 def _provoke_event(dir_fd: int) -> bool:
     opened = 0x20  # IN_OPEN, see inotify(7)
-    inotify = events.Inotify()
+    inotify = Inotify()
     try:
         inotify.add(f"/proc/self/fd/{dir_fd}", opened)
         os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd))

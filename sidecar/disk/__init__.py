@@ -3,6 +3,6 @@
 `beneath` opens and reads without ever leaving a volume,
 `atomic` is the only place that renames and syncs,
 `generations` lays sets of files out as kubelet does,
-`events` reports hints that something may have changed.
+`hints` says what a hint of a change is; `inotify` and `portable` give some, `events` chooses between them.
 Higher floors call them in a thread, one unit of work in one hop.
 """

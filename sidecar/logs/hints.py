@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sidecar.disk import beneath, events
+from sidecar.disk.inotify import Inotify
 
 _log = logging.getLogger(__name__)
-_WRITTEN = events.Inotify.MODIFY | events.Inotify.CLOSE_WRITE
+_WRITTEN = Inotify.MODIFY | Inotify.CLOSE_WRITE
 
 
 @dataclass(slots=True)
@@ -33,13 +34,13 @@ class DirectoryHints:
     """Watches directories. Every method is quick and none waits."""
 
     def __init__(self) -> None:
-        self._inotify: events.Inotify | None = None
+        self._inotify: Inotify | None = None
         self._watched: dict[str, int] = {}
         self._paths: dict[int, str] = {}
         self._silent: set[str] = set()
         """Directories of which no events can be had."""
         try:
-            self._inotify = events.Inotify()
+            self._inotify = Inotify()
         except (OSError, ImportError) as error:
             _log.warning("no change events (%s): looking more often instead", error)
 
@@ -70,7 +71,7 @@ class DirectoryHints:
         if self._inotify is None:
             return noticed
         for event in self._inotify.drain():
-            if event.mask & events.Inotify.OVERFLOW:
+            if event.mask & Inotify.OVERFLOW:
                 noticed.overflow = True
             path = self._paths.get(event.watch)
             if path is None:
@@ -79,7 +80,7 @@ class DirectoryHints:
                 noticed.written.add(os.path.join(path, os.fsdecode(event.name)))
                 continue
             noticed.changed.add(path)
-            gone = events.Inotify.IGNORED | events.Inotify.DELETE_SELF | events.Inotify.MOVE_SELF
+            gone = Inotify.IGNORED | Inotify.DELETE_SELF | Inotify.MOVE_SELF
             if event.mask & gone:
                 self._drop(path)
         return noticed
@@ -90,7 +91,7 @@ class DirectoryHints:
             self._inotify.close()
             self._inotify = None
 
-    def _add(self, inotify: events.Inotify, path: str) -> None:
+    def _add(self, inotify: Inotify, path: str) -> None:
         try:
             if events.is_remote(beneath.mount_point(os.path.realpath(path))[1]):
                 self._silent.add(path)

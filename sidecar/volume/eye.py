@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, events
+from sidecar.disk import atomic, beneath, hints
 from sidecar.volume import loading
 from sidecar.volume.sighting import Sighting
 
@@ -83,17 +83,17 @@ class Eye:
             raise
 
     @contextmanager
-    def targets(self, outlook: Outlook) -> Iterator[list[events.Target]]:
+    def targets(self, outlook: Outlook) -> Iterator[list[hints.Target]]:
         """Open the directories to watch, until the block ends."""
         with contextlib.ExitStack() as opened:
-            found: list[events.Target] = []
+            found: list[hints.Target] = []
             for above, name in sorted(outlook.ways):
                 with contextlib.suppress(OSError):  # it is missing too, and has a gap above it
                     fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                     opened.callback(beneath.close, fd)
-                    found.append(events.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
+                    found.append(hints.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
             if self._fd >= 0:
-                found.append(events.Target(self._fd, self._directory(), outlook.names))
+                found.append(hints.Target(self._fd, self._directory(), outlook.names))
             yield found
 
     def filesystem(self) -> str:

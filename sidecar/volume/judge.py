@@ -14,13 +14,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidecar.disk import beneath, events
+from sidecar.disk import beneath, hints
+from sidecar.disk.inotify import Inotify
 from sidecar.volume.sighting import Sighting
 
-_MADE = events.Inotify.CREATE
-_WRITTEN = events.Inotify.MODIFY
-_CLOSED = events.Inotify.CLOSE_WRITE
-_CAME = events.Inotify.MOVED_TO
+_MADE = Inotify.CREATE
+_WRITTEN = Inotify.MODIFY
+_CLOSED = Inotify.CLOSE_WRITE
+_CAME = Inotify.MOVED_TO
 #: What may happen to a name while it is read without any doubt about the bytes: old and new ones are whole.
 _HARMLESS = _CLOSED | _CAME
 
@@ -53,7 +54,7 @@ class Evidence:
     arrived: bool = False
     """The directory as a whole came by rename."""
 
-    def add(self, activity: events.Activity, aliases: Mapping[str, str]) -> None:
+    def add(self, activity: hints.Activity, aliases: Mapping[str, str]) -> None:
         """Take over what events have told."""
         if activity.lost:
             self.forget()

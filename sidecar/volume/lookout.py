@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidecar import _errors
-from sidecar.disk import events
+from sidecar.disk import bell, events, hints
 from sidecar.runtime import metrics
 from sidecar.volume.eye import Eye, Outlook
 from sidecar.volume.judge import VANISHING, YOUNG, Judge, Verdict
@@ -82,8 +82,8 @@ class Lookout:
         self._recheck = recheck
         self._tell = tell
         self._ended = ended
-        self._bell = events.Bell()
-        self._hints: events.Hints = events.PollHints(self._bell)
+        self._bell = bell.Bell()
+        self._hints: hints.Hints = hints.PollHints(self._bell)
         self._eye = Eye(path, limit, self._get_on)
         self._judge = Judge(path)
         self._stopping = False
@@ -103,7 +103,7 @@ class Lookout:
         self._noise_until = 0.0
 
     @property
-    def mode(self) -> events.Mode:
+    def mode(self) -> hints.Mode:
         """Where hints come from at present."""
         return self._hints.mode
 
@@ -286,7 +286,7 @@ class Lookout:
             activity = self._hints.drain()
         except OSError as error:
             self._fall_back(error)
-            activity = events.Activity(urgent=True)
+            activity = hints.Activity(urgent=True)
         self._counted += activity.count
         if activity.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
@@ -329,9 +329,9 @@ class Lookout:
         self._judge.evidence.forget()
         self._unsure = self._hinted = True
 
-    def _change_hints(self, mode: events.Mode) -> None:
+    def _change_hints(self, mode: hints.Mode) -> None:
         self._hints.close()
-        self._hints = events.PollHints(self._bell)
+        self._hints = hints.PollHints(self._bell)
         self._hints = events.source(mode, self._bell)
 
     def _fall_back(self, error: OSError) -> None:

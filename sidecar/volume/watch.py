@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Generic, get_args, overload
 
 from sidecar import _errors
-from sidecar.disk import events
+from sidecar.disk import hints
 from sidecar.runtime import metrics
 from sidecar.volume import lookout
 from sidecar.volume.lookout import Lookout, News
@@ -125,7 +125,7 @@ class Watch(Generic[T]):
         return self._problem or self._refusal
 
     @property
-    def mode(self) -> events.Mode:
+    def mode(self) -> hints.Mode:
         """Where hints come from at present."""
         return self._run.lookout.mode if self._run is not None else "poll"
 

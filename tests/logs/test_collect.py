@@ -15,7 +15,7 @@ import pytest
 
 import sidecar
 from sidecar import logs
-from sidecar.disk import events
+from sidecar.disk import inotify
 from sidecar.logs.checkpoint import Checkpoint
 from sidecar.logs.collector import Collector
 from sidecar.logs.sinks.deadletter import DeadLetterFile
@@ -118,7 +118,7 @@ async def test_without_events_lines_arrive_all_the_same(
         raise OSError(code, os.strerror(code))
 
     method = "__init__" if code == errno.EMFILE else "add"
-    monkeypatch.setattr(events.Inotify, method, refuse)
+    monkeypatch.setattr(inotify.Inotify, method, refuse)
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
         log.write("one")
@@ -129,7 +129,7 @@ async def test_a_lost_event_costs_one_recheck(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenario 41: hints may be missed, the truth is on the disk."""
-    monkeypatch.setattr(events.Inotify, "drain", lambda _: [])
+    monkeypatch.setattr(inotify.Inotify, "drain", lambda _: [])
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=0.1), [], [sink])):
         log.write("one")
@@ -140,13 +140,13 @@ async def test_an_overflow_of_events_is_followed_by_a_look_at_everything(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenario 41: the events that were dropped may have named any file."""
-    overflow = events.Event(-1, events.Inotify.OVERFLOW, b"")
-    drained = events.Inotify.drain
+    overflow = inotify.Event(-1, inotify.Inotify.OVERFLOW, b"")
+    drained = inotify.Inotify.drain
 
-    def drain(self: events.Inotify) -> list[events.Event]:
+    def drain(self: inotify.Inotify) -> list[inotify.Event]:
         return [overflow] if drained(self) else []
 
-    monkeypatch.setattr(events.Inotify, "drain", drain)
+    monkeypatch.setattr(inotify.Inotify, "drain", drain)
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
         for number in range(3):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.disk import beneath, events
-from sidecar.disk.events import Activity, Inotify
+from sidecar.disk import beneath
+from sidecar.disk.hints import Activity
+from sidecar.disk.inotify import Inotify
 from sidecar.volume import judge
 from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, YOUNG, Judge
 from sidecar.volume.sighting import Mark, Sighting
@@ -346,6 +347,6 @@ def test_the_bits_are_those_of_the_kernel() -> None:
     import asyncinotify
 
     for name in ("CREATE", "MODIFY", "CLOSE_WRITE", "MOVED_TO", "MOVED_FROM", "DELETE"):
-        assert getattr(events.Inotify, name) == int(getattr(asyncinotify.Mask, name))
+        assert getattr(Inotify, name) == int(getattr(asyncinotify.Mask, name))
     for ours, theirs in (("OVERFLOW", "Q_OVERFLOW"), ("MASK_ADD", "MASK_ADD")):
-        assert getattr(events.Inotify, ours) == int(getattr(asyncinotify.Mask, theirs, 0x20000000))
+        assert getattr(Inotify, ours) == int(getattr(asyncinotify.Mask, theirs, 0x20000000))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sidecar import ConfigError, Snapshot
-from sidecar.disk import beneath, events
+from sidecar.disk import beneath, inotify
 from sidecar.runtime import metrics
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import watch as watches
@@ -125,7 +125,7 @@ async def test_the_last_good_content_survives_its_file(
 @pytest.fixture
 def another_user() -> Iterator[Path]:
     """The process is no longer root, in a directory that it may use."""
-    events.Inotify().close()  # its modules may lie where that user cannot read
+    inotify.Inotify().close()  # its modules may lie where that user cannot read
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o755)
     os.seteuid(65532)
@@ -570,7 +570,7 @@ async def test_what_no_event_told_is_counted_as_a_rescue(
         path.chmod(0o600)
         await asyncio.sleep(0.3)
         assert metric("sidecar_poll_rescues_total") == before
-        monkeypatch.setattr(events.Inotify, "drain", lambda _: [])
+        monkeypatch.setattr(inotify.Inotify, "drain", lambda _: [])
         lookout = seen.watch._run.lookout  # type: ignore[union-attr]
         await until(lambda: not lookout._hinted, timeout=BOUND)
         replace(path, "2")

@@ -1,0 +1,92 @@
+"""Hints that something on a volume may have changed: what is watched, what is told, and who tells it.
+
+An event is never the truth, only a reason to look: queues overflow, watches die with their directory,
+and file systems of other machines send nothing at all (inotify(7), "Limitations and caveats").
+So a source of hints may miss anything, and whoever uses one looks again on a slow clock as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from sidecar.disk.bell import Bell
+
+Mode = Literal["inotify", "watchfiles", "poll"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A directory to watch, open as `fd`, and the names in it that matter (None: all).
+
+    One that is only on the `way` to the content is watched for its entries, not for what is written to them.
+    """
+
+    fd: int
+    path: str
+    names: frozenset[bytes] | None
+    way: bool = False
+
+    def wants(self, name: bytes) -> bool:
+        """Whether an event of that name is a reason to look; `..tmp-…` and old generations never are."""
+        if self.names is not None:
+            return name in self.names
+        return not name.startswith(b"..") or name == b"..data"
+
+
+@dataclass
+class Activity:
+    """What has been seen since the last `drain`."""
+
+    count: int = 0
+    """Events of names that matter."""
+    urgent: bool = False
+    """One of them is a reason to look now: not only that somebody has written, and is not done."""
+    lost: bool = False
+    """The queue overflowed: anything may have happened."""
+    moved: bool = False
+    """The path may mean another directory: a watched one is gone or has another name, or an entry on the way changed."""
+    arrived: bool = False
+    """The directory of the content, or a link on the way to it, came by rename: what it holds was made before."""
+    last: dict[bytes, int] = field(default_factory=dict)
+    """For each name the last one of `inotify.STATES`."""
+    kinds: dict[bytes, int] = field(default_factory=dict)
+    """For each name all of its events, joined."""
+
+
+class Hints(Protocol):
+    """A source of hints, used by one thread."""
+
+    mode: Mode
+    fd: int | None
+    """A descriptor that is readable while hints wait, None if the bell is rung instead."""
+
+    def arm(self, targets: Sequence[Target]) -> None:
+        """Watch these directories instead of those before. Raises `OSError` at a limit."""
+
+    def drain(self) -> Activity:
+        """Return what was seen since the last call, without waiting.
+
+        Raises:
+            OSError: the source has failed, and gives no more hints.
+        """
+
+    def close(self) -> None:
+        """End, and give everything back."""
+
+
+class PollHints:
+    """No hints at all: the re-check finds every change."""
+
+    mode: Mode = "poll"
+
+    def __init__(self, _: Bell) -> None:
+        self.fd: int | None = None
+
+    def arm(self, targets: Sequence[Target]) -> None: ...
+
+    def drain(self) -> Activity:
+        return Activity()
+
+    def close(self) -> None: ...

@@ -1,0 +1,175 @@
+"""inotify(7): events of directories, and the hints that are made of them. Linux alone has it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sidecar.disk.bell import Bell
+from sidecar.disk.hints import Activity, Mode, Target
+
+_EVENT = struct.Struct("iIII")  # struct inotify_event without its name
+_FEW_EVENTS = 1 << 12
+_MANY_EVENTS = 1 << 16
+
+
+class Event(NamedTuple):
+    """One inotify event: where (`watch`), what (`mask`, see inotify(7)), and the entry's raw name."""
+
+    watch: int
+    mask: int
+    name: bytes
+
+
+class Inotify:
+    """An inotify descriptor: `add` directories, `drain` events without waiting.
+
+    Names are bytes: whatever a neighbour calls its files, the reader of events survives it.
+    """
+
+    CREATE = 0x100
+    MODIFY = 0x2
+    CLOSE_WRITE = 0x8
+    MOVED_FROM = 0x40
+    MOVED_TO = 0x80
+    DELETE = 0x200
+    DELETE_SELF = 0x400
+    MOVE_SELF = 0x800
+    UNMOUNT = 0x2000
+    OVERFLOW = 0x4000
+    IGNORED = 0x8000
+    #: Of a directory that has been added before, the masks are joined.
+    MASK_ADD = 0x20000000
+    #: What can bring, take away or replace entries of a directory, or the directory itself.
+    ENTRIES = CREATE | MOVED_FROM | MOVED_TO | DELETE | DELETE_SELF | MOVE_SELF
+    #: What can change the content of a directory's files as well.
+    CHANGES = ENTRIES | MODIFY | CLOSE_WRITE
+
+    def __init__(self) -> None:
+        # Imported here: it exists on Linux alone, and polling must do without it.
+        import asyncinotify
+
+        class Instance(asyncinotify.Inotify):
+            """Its events are read by us, so it has to be told which watches have ended."""
+
+            def forget(self, number: int) -> None:
+                watch = self._watches.pop(number, None)
+                if watch is not None:
+                    with contextlib.suppress(OSError):
+                        self.rm_watch(watch)
+
+        self._mask = asyncinotify.Mask
+        self._inotify = Instance()
+        self._fd = self._inotify.fd
+        os.set_blocking(self._fd, False)  # asyncinotify 4.4 takes O_CLOEXEC for O_NONBLOCK
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, readable while events wait."""
+        return self._fd
+
+    def add(self, path: str, mask: int = CHANGES) -> int:
+        """Watch a directory and return the number that its events will carry.
+
+        `/proc/self/fd/N` watches the very directory that is open, whatever its name is by now.
+
+        Raises:
+            OSError: `ENOSPC` at the limit of watches, else as inotify_add_watch(2).
+        """
+        return self._inotify.add_watch(path, self._mask(mask)).wd
+
+    def remove(self, number: int) -> None:
+        """Stop watching; no error if the kernel has dropped the watch already."""
+        self._inotify.forget(number)
+
+    def drain(self) -> list[Event]:
+        """Return the events that wait, in order; none is waited for."""
+        events: list[Event] = []
+        size = _FEW_EVENTS
+        while True:
+            try:
+                # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
+                data = os.read(self._fd, size)
+            except BlockingIOError:
+                return events
+            events += _parsed(data)
+            if len(data) < size // 2:
+                return events
+            size = _MANY_EVENTS
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._inotify.close()
+
+
+def _parsed(data: bytes) -> list[Event]:
+    events: list[Event] = []
+    position = 0
+    while position < len(data):
+        watch, mask, _, length = _EVENT.unpack_from(data, position)
+        position += _EVENT.size
+        events.append(Event(watch, mask, data[position : position + length].rstrip(b"\0")))
+        position += length
+    return events
+
+
+#: Events of a watched directory itself that end the watch, or make it one of another path.
+_GONE = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
+#: Of these the last one tells in what state a name is.
+STATES = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
+
+
+class InotifyHints:
+    """Hints by inotify(7): no thread, no polling, no wake-up while nothing happens."""
+
+    mode: Mode = "inotify"
+
+    def __init__(self, _: Bell) -> None:
+        self._inotify = Inotify()
+        self.fd: int | None = self._inotify.fd
+        self._targets: dict[int, list[Target]] = {}
+
+    def arm(self, targets: Sequence[Target]) -> None:
+        before, self._targets = set(self._targets), {}
+        for target in targets:
+            mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
+            number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
+            # Two targets may be one directory, each with the names that it wants.
+            self._targets.setdefault(number, []).append(target)
+        for number in before - set(self._targets):
+            self._inotify.remove(number)
+
+    def drain(self) -> Activity:
+        seen = Activity()
+        for event in self._inotify.drain():
+            seen.lost = seen.lost or bool(event.mask & Inotify.OVERFLOW)
+            for target in self._targets.get(event.watch, ()):
+                if event.name:
+                    _note(seen, target, event)
+                else:
+                    seen.moved = seen.moved or bool(event.mask & _GONE)
+            if event.mask & Inotify.IGNORED:
+                self._targets.pop(event.watch, None)
+                self._inotify.remove(event.watch)
+        seen.urgent = seen.urgent or seen.lost or seen.moved
+        return seen
+
+    def close(self) -> None:
+        self._inotify.close()
+
+
+def _note(seen: Activity, target: Target, event: Event) -> None:
+    if not target.wants(event.name):
+        return
+    seen.count += 1
+    seen.urgent = seen.urgent or event.mask & Inotify.CHANGES != Inotify.MODIFY
+    if target.way:
+        seen.moved = True
+        seen.arrived = bool(event.mask & Inotify.MOVED_TO)
+        return
+    seen.kinds[event.name] = seen.kinds.get(event.name, 0) | event.mask & Inotify.CHANGES
+    if state := event.mask & STATES:
+        seen.last[event.name] = state

@@ -1,0 +1,118 @@
+"""Hints by the `watchfiles` library, for systems without inotify."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from sidecar.disk.bell import Bell
+from sidecar.disk.hints import Activity, Mode, Target
+
+_DEBOUNCE_MS = 50
+_STEP_MS = 5
+#: A first round without a change is the only sign that it watches.
+_ROUND_MS = 50
+_START = 2.0
+#: A watcher that has worked for so long failed because of an event, not because it cannot work.
+_LIVED = 1.0
+
+
+class WatchfilesHints:
+    """What `watchfiles` tells. A thread waits for it."""
+
+    mode: Mode = "watchfiles"
+
+    def __init__(self, bell: Bell) -> None:
+        self.fd: int | None = None
+        self._bell = bell
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._seen = Activity()
+        self._error: Exception | None = None
+        self._paths: dict[str, Target] = {}
+
+    def arm(self, targets: Sequence[Target]) -> None:
+        self._end_thread()
+        self._paths = {target.path: target for target in targets}
+        if self._paths:
+            self._stop = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stop,), name="sidecar-watchfiles", daemon=True
+            )
+            self._ready.clear()
+            self._thread.start()
+            self._ready.wait(_START)
+            self._raise_error()
+
+    def drain(self) -> Activity:
+        with self._lock:
+            seen, self._seen = self._seen, Activity()
+        self._raise_error()
+        return seen
+
+    def close(self) -> None:
+        self._end_thread()
+
+    def _raise_error(self) -> None:
+        with self._lock:
+            error, self._error = self._error, None
+        if error is not None:
+            raise OSError(getattr(error, "errno", None) or errno.EIO, str(error)) from error
+
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                self._watch(stop)
+            except Exception as error:  # noqa: BLE001 (whatever that library raises, the source must not die unseen)
+                # One file name that is not UTF-8 is enough: everything must be looked at, and it begins again.
+                failed = time.monotonic() - started < _LIVED
+                self._take(0, lost=True, error=error if failed else None)
+                self._ready.set()
+                if failed:
+                    return
+
+    def _watch(self, stop: threading.Event) -> None:
+        import watchfiles
+
+        for changes in watchfiles.watch(
+            *self._paths,
+            watch_filter=None,
+            debounce=_DEBOUNCE_MS,
+            step=_STEP_MS,
+            rust_timeout=_ROUND_MS,
+            yield_on_timeout=True,
+            stop_event=stop,
+            recursive=False,
+            force_polling=False,
+            raise_interrupt=False,
+        ):
+            self._take(sum(self._matters(path) for _, path in changes))
+            self._ready.set()
+
+    def _matters(self, path: str) -> bool:
+        directory, name = os.path.split(path)
+        target = self._paths.get(directory)
+        # macOS reports the real path: where no directory matches, every change is a hint.
+        return target is None or target.wants(os.fsencode(name))
+
+    def _take(self, count: int, *, lost: bool = False, error: Exception | None = None) -> None:
+        if not count and not lost:
+            return
+        with self._lock:
+            self._seen.count += count
+            self._seen.urgent = True
+            self._seen.lost = self._seen.lost or lost
+            self._error = self._error or error
+        self._bell.ring()

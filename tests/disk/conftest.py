@@ -1,0 +1,25 @@
+"""What several tests of hints need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.disk.bell import Bell
+
+
+@pytest.fixture
+def bell() -> Iterator[Bell]:
+    one = Bell()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    opened = os.open(tmp_path, os.O_RDONLY)
+    yield opened
+    os.close(opened)
