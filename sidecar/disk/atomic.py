@@ -30,6 +30,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from sidecar import _errors
 from sidecar.disk import beneath
@@ -39,6 +40,8 @@ DATA = "..data"
 TEMPORARY = "..tmp-"
 GENERATION = "..gen-"
 DIRECTORY_MODE = 0o755
+DEEPEST: Final = 64
+"""Directories within each other that are looked into; a name of ours has half as many."""
 _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
 _FOREIGN_AGE = 3600.0
@@ -442,6 +445,20 @@ def remove_tree(dir_fd: int, name: str) -> None:
             shutil.rmtree(name, ignore_errors=True, dir_fd=dir_fd)
         else:
             os.unlink(name, dir_fd=dir_fd)
+
+
+def walk(
+    dir_fd: int, folder: str, *, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str], int]]:
+    """Yield of a directory, and of each beneath it, its path, directories, files and descriptor; follow no link.
+
+    It is `os.fwalk`, to a depth of `DEEPEST`: the directories there are named, and not gone into.
+    Each that it is in holds a descriptor, and a neighbour can nest more than a process may open.
+    """
+    for path, directories, files, fd in os.fwalk(folder, dir_fd=dir_fd, onerror=onerror):
+        yield path, directories, files, fd
+        if path.count("/") >= DEEPEST:
+            directories.clear()
 
 
 def is_single_file_mount(path: str) -> bool:

@@ -307,15 +307,13 @@ def _check_place(dir_fd: int, entry: str, names: Collection[str]) -> None:
 
 
 def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
-    try:
-        return any(path not in names for path in _files_in(dir_fd, entry))
-    except RecursionError:  # nested deeper than any name of a set
-        return True
+    return any(path not in names for path in _files_in(dir_fd, entry))
 
 
 def _files_in(dir_fd: int, entry: str) -> Iterator[str]:
-    for path, _, files, fd in os.fwalk(entry, dir_fd=dir_fd, onerror=_raise):
-        yield from (f"{path}/{name}" for name in files)
+    for path, directories, files, fd in atomic.walk(dir_fd, entry, onerror=_raise):
+        deeper = directories if path.count("/") >= atomic.DEEPEST else ()
+        yield from (f"{path}/{name}" for name in (*files, *deeper))
         with os.scandir(fd) as listing:
             yield from (f"{path}/{link.name}" for link in listing if link.is_symlink())
 

@@ -121,8 +121,8 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
 def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
     """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
     total = 0
-    with contextlib.suppress(OSError, RecursionError):
-        for _, _, files, fd in os.fwalk(folder, dir_fd=dir_fd):
+    with contextlib.suppress(OSError):
+        for _, _, files, fd in atomic.walk(dir_fd, folder):
             for name in files:
                 with contextlib.suppress(OSError):
                     total += _lstat(fd, name).st_size

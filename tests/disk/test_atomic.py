@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, generations
 from support import as_user
 
 
@@ -296,18 +296,37 @@ def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
     assert os.listdir(open_path) == ["..tmp-young"]
 
 
-def test_a_tree_deeper_than_any_recursion_does_no_harm(fd: int, tmp_path: Path) -> None:
-    """A neighbour can plant one; the sweep goes on without a traceback."""
+def plant_deep_tree(fd: int, top: str) -> None:
+    """Nest directories deeper than any recursion may go."""
     inner = os.dup(fd)
-    for name in ["..tmp-deep", *(["d"] * 1500)]:
+    for name in [top, *(["d"] * 1500)]:
         os.mkdir(name, dir_fd=inner)
         above, inner = inner, os.open(name, os.O_RDONLY, dir_fd=inner)
         os.close(above)
     os.close(inner)
+
+
+def test_a_tree_deeper_than_any_recursion_does_no_harm(fd: int, tmp_path: Path) -> None:
+    """A neighbour can plant one; the sweep goes on without a traceback."""
+    plant_deep_tree(fd, "..tmp-deep")
     (tmp_path / "..tmp-file").write_bytes(b"")
     atomic.sweep(fd)
     subprocess.run(["rm", "-rf", tmp_path / "..tmp-deep"], check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_walk_ends_in_a_tree_deeper_than_any_recursion(fd: int, tmp_path: Path) -> None:
+    """No error, and not one descriptor for each level; a set cannot take its place either."""
+    plant_deep_tree(fd, "deep")
+    before = len(os.listdir("/proc/self/fd"))
+    walked = [(path, len(os.listdir("/proc/self/fd"))) for path, *_ in atomic.walk(fd, "deep")]
+    path, opened = walked[-1]
+    assert path == "deep" + "/d" * atomic.DEEPEST
+    assert opened < before + 100
+    with pytest.raises(IsADirectoryError):
+        generations.check_places(fd, ["deep/a", "deep" + "/d" * 32])
+    assert len(os.listdir("/proc/self/fd")) == before
+    subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
 
 
 def staging(directory: Path) -> subprocess.Popen[str]:
