@@ -192,6 +192,10 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return await handler(request)
     except _errors.SidecarError as error:
         raise of(error) from error
+    except web.HTTPNotFound as error:
+        if request.method == "OPTIONS" and request.path == "*":
+            return _options(request.app)
+        raise from_http(error, request.path) from error
     except web.HTTPException as error:
         raise from_http(error, request.path) from error
     except web.RequestPayloadError as error:
@@ -204,6 +208,12 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         if client_has_gone(request) or request.writer.output_size > 0:
             raise
         raise internal_error(error) from error
+
+
+def _options(app: web.Application) -> web.Response:
+    """Answer what asks for no resource but for the server: what it can do at all (RFC 9110 section 9.3.7)."""
+    methods = {route.method for route in app.router.routes()} - {"*"}
+    return web.Response(status=204, headers={"Allow": ",".join(sorted(methods | {"OPTIONS"}))})
 
 
 def _kind_of(error: _errors.SidecarError) -> str:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Client, MakeClient, problem, talk
+from httpkit import Client, MakeClient, Serve, problem, talk
 from sidecar.disk import pinned
 from sidecar.http import answers, jsontext, reader
 from sidecar.http.reader import reader_app
@@ -382,6 +382,16 @@ async def test_a_dead_watch_fails_liveness(
     monkeypatch.setattr(sidecar.Watch, "failure", "the watch of config fails: planted")
     found = await problem(await one.get("/livez"), 503, "not-live")
     assert "planted" in found["detail"]
+
+
+async def test_options_of_the_server_as_a_whole_are_told(served: Serve, config: Path) -> None:
+    """`OPTIONS *` asks for no resource (RFC 9110 section 9.3.7); a path that is not there stays an error."""
+    one = await served(reader_app(config))
+    ask = b"OPTIONS %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await talk(one.port, ask % b"*")
+    assert answer.startswith(b"HTTP/1.1 204 No Content\r\nAllow: GET,HEAD,OPTIONS\r\n")
+    assert b"\r\nContent-Length:" not in answer
+    assert (await talk(one.port, ask % b"/nothing")).startswith(b"HTTP/1.1 404 ")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
