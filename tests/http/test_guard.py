@@ -81,13 +81,15 @@ async def test_a_slow_body_is_not_a_slow_head(served: Serve, app: web.Applicatio
     one = await served(app, head_timeout=0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    answer = asyncio.create_task(reader.readuntil(b"hello"))
     for _ in range(5):
-        await asyncio.sleep(0.1)
+        await asyncio.wait({answer}, timeout=0.1)
         writer.write(b"x")
-    assert b" 200 OK" in await reader.readuntil(b"hello")
-    await asyncio.sleep(0.3)  # nor is what follows it
+    assert b" 200 OK" in await answer
+    answer = asyncio.create_task(reader.readuntil(b"hello"))
+    assert await asyncio.wait({answer}, timeout=0.3) == (set(), {answer})  # nor is what follows it
     writer.write(ASK)
-    assert b" 200 OK" in await reader.readuntil(b"hello")
+    assert b" 200 OK" in await answer
     writer.close()
 
 

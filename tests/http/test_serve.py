@@ -25,6 +25,8 @@ from sidecar.http.writer import writer_app
 from sidecar.runtime import metrics, running
 from support import Eventually, StartProcess
 
+BEGUN: web.AppKey[asyncio.Event] = web.AppKey("begun", asyncio.Event)
+
 
 @pytest.fixture
 def slow() -> web.Application:
@@ -34,6 +36,7 @@ def slow() -> web.Application:
         return web.Response(text="quick")
 
     async def later(request: web.Request) -> web.Response:
+        request.app[BEGUN].set()
         await asyncio.sleep(float(request.query["seconds"]))
         return web.Response(text="late")
 
@@ -50,6 +53,7 @@ def slow() -> web.Application:
         raise RuntimeError("the inside")
 
     app = web.Application(client_max_size=1 << 30)
+    app[BEGUN] = asyncio.Event()
     app.add_routes(
         [
             web.get("/", quick),
@@ -67,6 +71,11 @@ def slow() -> web.Application:
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
+
+
+def waiting() -> float | None:
+    """How many requests wait for a change."""
+    return metrics.REGISTRY.get_sample_value("sidecar_subscribers")
 
 
 async def head_of(reader: asyncio.StreamReader) -> str:
@@ -376,7 +385,7 @@ async def test_a_request_under_way_is_finished(
     """Whatever it is doing when the end comes."""
     one = await served(slow)
     asking = asyncio.create_task(http.get(f"{one.url}/later?seconds=0.5"))
-    await asyncio.sleep(0.1)
+    await slow[BEGUN].wait()
     await one.stop()
     answer = await asking
     assert (answer.status, await answer.text()) == (200, "late")
@@ -438,14 +447,16 @@ async def test_a_process_ends_after_the_last_byte_has_left_it(
     await writer.wait_closed()
 
 
-async def test_a_body_that_is_coming_in_is_received(served: Serve, tmp_path: Path) -> None:
+async def test_a_body_that_is_coming_in_is_received(
+    served: Serve, tmp_path: Path, eventually: Eventually
+) -> None:
     """An upload that began before the end is published, not dropped half-way."""
     one = await served(writer_app(tmp_path / "config"))
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     writer.write(b"PUT /files/config HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
-    await asyncio.sleep(0.1)
+    await eventually(lambda: list(tmp_path.glob("..tmp-*")))
     stopping = asyncio.create_task(one.stop())
-    await asyncio.sleep(0.2)
+    await eventually(running.draining)
     writer.write(b"67890")
     assert (await head_of(reader)).startswith("HTTP/1.1 204 ")
     await stopping
@@ -460,7 +471,7 @@ async def test_a_request_that_takes_too_long_is_cut_off(
     """After `drain_timeout`: the grace period of a Pod is not endless."""
     one = await served(slow, drain_timeout=0.2)
     asking = asyncio.create_task(http.get(f"{one.url}/later?seconds=60"))
-    await asyncio.sleep(0.1)
+    await slow[BEGUN].wait()
     started = time.monotonic()
     await one.stop()
     assert time.monotonic() - started < 5
@@ -469,17 +480,17 @@ async def test_a_request_that_takes_too_long_is_cut_off(
 
 
 async def test_who_waits_for_a_change_gets_an_answer(
-    served: Serve, tmp_path: Path, http: aiohttp.ClientSession
+    served: Serve, tmp_path: Path, http: aiohttp.ClientSession, eventually: Eventually
 ) -> None:
     """A long-poll of five minutes does not hold up the end: 304 now. New ones do not wait at all."""
     done = await sidecar.publish_file(tmp_path / "config", "123")
     one = await served(reader_app(tmp_path / "config"), drain_delay=0.3)
     headers = {"If-None-Match": done.etag, "Prefer": "wait=300"}
     asking = asyncio.create_task(http.get(one.url, headers=headers))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: waiting() == 1)
     started = time.monotonic()
     one.task.cancel()
-    await asyncio.sleep(0.05)
+    await eventually(running.draining)
     assert (await http.get(one.url, headers=headers)).status == 304
     assert (await asking).status == 304
     await asyncio.wait({one.task})
@@ -487,13 +498,13 @@ async def test_who_waits_for_a_change_gets_an_answer(
 
 
 async def test_who_waits_for_a_confirmation_is_told_that_there_was_none_yet(
-    served: Serve, tmp_path: Path, http: aiohttp.ClientSession
+    served: Serve, tmp_path: Path, http: aiohttp.ClientSession, eventually: Eventually
 ) -> None:
     """The content is published: `202`, not a broken connection."""
     one = await served(writer_app(tmp_path / "config", confirm="http://127.0.0.1:9/"))
     url = f"{one.url}/?content=1"
     asking = asyncio.create_task(http.get(url, headers={"Prefer": "wait=300"}))
-    await asyncio.sleep(0.2)
+    await eventually(lambda: waiting() == 1)
     await one.stop()
     assert (await asking).status == 202
     assert (tmp_path / "config").read_text() == "1"
@@ -503,10 +514,6 @@ async def test_who_has_gone_does_not_wait_any_more(
     served: Serve, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A client that breaks off its long-poll leaves nothing behind."""
-
-    def waiting() -> float | None:
-        return metrics.REGISTRY.get_sample_value("sidecar_subscribers")
-
     done = await sidecar.publish_file(tmp_path / "config", "123")
     one = await served(reader_app(tmp_path / "config"))
     _, writer = await asyncio.open_connection("127.0.0.1", one.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -99,13 +100,17 @@ def test_what_nobody_waits_for_is_waited_for(program: StartProcess, wait_for) ->
         before="""
             import ctypes
             ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as if it were process 1
+            import signal
             if os.fork() == 0:
                 if os.fork() == 0:
-                    time.sleep(0.5); os._exit(0)
+                    print("orphan:", os.getpid(), flush=True); signal.pause()
                 os._exit(0)
             os.wait()
             """,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    (orphan,) = re.findall(r"orphan: (\d+)", process.output)
+    assert orphan in children.read_text().split()
+    os.kill(int(orphan), signal.SIGTERM)
     wait_for(lambda: len(children.read_text().split()) == 2)
     assert process.stop() == 0
