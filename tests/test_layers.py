@@ -27,8 +27,8 @@ ONLY = {
     "asyncinotify": ("disk/inotify",),
     "watchfiles": ("disk/portable",),
     "pythonjsonlogger": ("runtime/logging",),
-    "jsonschema": ("volume/gate",),
-    "yaml": ("volume/gate", "logs/config"),
+    "jsonschema": ("volume/schema",),
+    "yaml": ("volume/syntax", "logs/config"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from itertools import pairwise
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.gate import Format, Gate
+from sidecar.volume.gate import Gate
+from sidecar.volume.syntax import Format
 
 
 async def reasons(gate: Gate, content: bytes, name: str = "config") -> tuple[str, ...]:
@@ -22,23 +22,6 @@ async def reasons(gate: Gate, content: bytes, name: str = "config") -> tuple[str
     except _errors.ContentRefused as refused:
         return refused.reasons
     return ()
-
-
-async def checked(command: list[str], path: Path, timeout: float = 10.0) -> tuple[str, ...]:
-    """What a check command has against a staged file."""
-    try:
-        gate = Gate(check=command, check_timeout=timeout)
-        await gate.examine("config", path, path.stat().st_size, None)
-    except _errors.ContentRefused as refused:
-        return refused.reasons
-    return ()
-
-
-@pytest.fixture
-def staged(tmp_path: Path) -> Path:
-    path = tmp_path / "staged"
-    path.write_text("content")
-    return path
 
 
 async def test_a_gate_without_conditions_lets_everything_pass() -> None:
@@ -223,94 +206,8 @@ def test_a_missing_extra_is_named(
         Gate(**options)  # type: ignore[arg-type]
 
 
-async def test_a_command_that_ends_with_0_lets_pass(staged: Path) -> None:
-    """It gets the path as its last argument, name and path in its environment, and an empty stdin."""
-    script = 'test "$(cat)" = "" && test "$(cat "$1")" = content'
-    script += ' && test "$CONTENT_NAME" = config && test "$CONTENT_PATH" = "$1"'
-    assert await checked(["sh", "-c", script, "sh"], staged) == ()
-
-
-async def test_a_command_that_fails_refuses_with_its_last_words(staged: Path) -> None:
-    """Exit status and the end of what it printed, on either stream."""
-    (reason,) = await checked(["sh", "-c", "echo one; echo two >&2; exit 3"], staged)
-    assert reason == "the check command sh ended with status 3: one; two"
-    (reason,) = await checked(["sh", "-c", "kill -SEGV $$"], staged)
-    assert reason == "the check command sh was killed by signal 11"
-
-
-async def test_a_talkative_command_is_not_blocked(staged: Path) -> None:
-    """More output than a pipe holds: read, and forgotten but for the end."""
-    (reason,) = await checked(["sh", "-c", "yes no | head -c 3000000; exit 1"], staged)
-    assert reason.endswith("no; no; no; no; no")
-
-
-async def test_a_command_that_hangs_is_killed_with_its_children(staged: Path) -> None:
-    """After the time limit, the whole process group; the content is refused."""
-    pids = staged.parent / "pids"
-    script = f"sleep 60 & echo $! $$ > {pids}; wait"
-    started = time.monotonic()
-    (reason,) = await checked(["sh", "-c", script], staged, timeout=0.5)
-    assert reason == "the check command sh did not end within 0.5 s"
-    assert time.monotonic() - started < 5
-    assert [pid for pid in map(int, pids.read_text().split()) if runs(pid)] == []
-
-
-async def test_what_a_command_leaves_behind_is_killed(staged: Path) -> None:
-    """A child in the background keeps neither the gate waiting nor running itself."""
-    pids = staged.parent / "pids"
-    assert await checked(["sh", "-c", f"sleep 60 & echo $! > {pids}"], staged) == ()
-    assert not runs(int(pids.read_text()))
-
-
-async def test_a_cancelled_examination_kills_its_command(staged: Path) -> None:
-    """Nobody waits for the answer any more, and the staged file goes away."""
-    pids = staged.parent / "pids"
-    script = f"echo $$ > {pids}; exec sleep 60"
-    examining = asyncio.create_task(checked(["sh", "-c", script], staged))
-    async with asyncio.timeout(5):
-        while not pids.exists() or not pids.read_text():
-            await asyncio.sleep(0.01)
-    examining.cancel()
-    await asyncio.wait({examining})
-    assert examining.cancelled()
-    assert not runs(int(pids.read_text()))
-
-
-@pytest.mark.parametrize("command", [[], ["/nothing/here"], ["no-such-command-anywhere"]])
-def test_a_command_that_is_not_there_is_told_at_the_start(command: list[str]) -> None:
-    """Before anything is published."""
-    with pytest.raises(_errors.ConfigError, match="check command"):
-        Gate(check=command)
-
-
-async def test_a_command_that_goes_away_later_publishes_nothing(staged: Path) -> None:
-    """The gate cannot do its work: that is no refusal, and no pass either."""
-    tool = staged.parent / "tool"
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    gate = Gate(check=[str(tool)])
-    tool.unlink()
-    with pytest.raises(_errors.PublishError, match="cannot be started") as failed:
-        await gate.examine("config", staged, 7, None)
-    assert not isinstance(failed.value, _errors.ContentRefused)
-
-
 @pytest.mark.parametrize("options", [{"format": "xml"}, {"check_timeout": 0.0}])
 def test_a_wrong_option_is_told(options: dict[str, object]) -> None:
     """With what would be right."""
     with pytest.raises(_errors.ConfigError):
         Gate(**options)  # type: ignore[arg-type]
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie; it is given a moment to go."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return False
-        if state == "Z":
-            return False
-        time.sleep(0.01)
-    return True
