@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options, probe
+from sidecar.cli import options, probe, values
 
 
 @options.command("check")
 @click.argument("url")
 @options.option(
     "--timeout",
-    type=options.some_seconds,
+    type=values.some_seconds,
     metavar="SECONDS",
     default=1.0,
     help="Seconds until the answer must be there.",
 )
 @options.option(
     "--ca",
-    type=options.EXISTING_FILE,
+    type=values.EXISTING_FILE,
     help="Authority (PEM) that must have signed the server's certificate.",
 )
 @options.option("--insecure", is_flag=True, help="Accept any certificate.")

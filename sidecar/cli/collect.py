@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sidecar.cli import options
+from sidecar.cli import options, values
 
 
 class _Line(click.ParamType[str]):
@@ -59,7 +59,7 @@ _LINE = _Line()
 )
 @options.option(
     "--ignore-older",
-    type=options.seconds,
+    type=values.seconds,
     metavar="SECONDS",
     help="Of those, begin at the end of each that has not been written for so long.",
 )
@@ -78,7 +78,7 @@ _LINE = _Line()
 )
 @options.option("--encoding", default="utf-8", help="Of files without a byte order mark.")
 @options.option(
-    "--max-line", type=options.size, default="1Mi", help="Longer lines are passed on in pieces."
+    "--max-line", type=values.size, default="1Mi", help="Longer lines are passed on in pieces."
 )
 @options.option(
     "--multiline",
@@ -138,20 +138,20 @@ _LINE = _Line()
 @options.option("--tenant", help="X-Scope-OrgID for Loki.")
 @options.option(
     "--budget",
-    type=options.size,
+    type=values.size,
     default="8Mi",
     help="Bytes in flight, all sinks together; when they are used up, reading stops.",
 )
 @options.option(
     "--held-limit",
-    type=options.size,
+    type=values.size,
     default="1Gi",
     help="Unread bytes of deleted files that may be kept on the volume for a sink that is away; "
     "beyond it the oldest file is given up, loudly.",
 )
 @options.option(
     "--drain-timeout",
-    type=options.seconds,
+    type=values.seconds,
     metavar="SECONDS",
     default=20.0,
     help="After SIGTERM, seconds to deliver what is there.",
@@ -178,7 +178,7 @@ _LINE = _Line()
 )
 @options.option(
     "--port",
-    type=options.port,
+    type=values.port,
     help="Answer /livez, /readyz, /startupz and /metrics on this port.",
 )
 @options.option(

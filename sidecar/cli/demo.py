@@ -20,7 +20,7 @@ from typing import Self
 import click
 
 from sidecar import _errors
-from sidecar.cli import options, probe, variables
+from sidecar.cli import options, probe, values, variables
 from sidecar.runtime import parent
 
 _START = 15.0
@@ -41,7 +41,7 @@ _TRANSCRIPT = (
 @options.command("demo")
 @options.option(
     "--path",
-    type=options.some_path,
+    type=values.some_path,
     metavar="PATH",
     help="File that both share; a temporary one, which is removed at the end, if none is given.",
 )
@@ -52,10 +52,10 @@ _TRANSCRIPT = (
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
 @options.option(
-    "--writer-port", type=options.port, metavar="PORT", default=8080, help="Port of the writer."
+    "--writer-port", type=values.port, metavar="PORT", default=8080, help="Port of the writer."
 )
 @options.option(
-    "--reader-port", type=options.port, metavar="PORT", default=8081, help="Port of the reader."
+    "--reader-port", type=values.port, metavar="PORT", default=8081, help="Port of the reader."
 )
 @options.logging(level="warning")
 @click.pass_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options
+from sidecar.cli import options, values
 
 
 @options.command("wait")
@@ -12,14 +12,14 @@ from sidecar.cli import options
     "File that must be there, or directory that must hold one (if it is not there yet: end it with /)."
 )
 @options.option(
-    "--timeout", type=options.seconds, default=60.0, help="Seconds to wait; 0 looks once."
+    "--timeout", type=values.seconds, default=60.0, help="Seconds to wait; 0 looks once."
 )
 @options.option(
     "--etag", help="Wait for this very version, as `publish` prints it or a writer's ETag says it."
 )
 @options.option(
     "--min-size",
-    type=options.size,
+    type=values.size,
     default="0",
     help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import light, options, serving
+from sidecar.cli import light, options, serving, values
 
 
 @options.command("write")
@@ -14,7 +14,7 @@ from sidecar.cli import light, options, serving
 @options.keeping()
 @options.option(
     "--confirm",
-    type=options.http_url,
+    type=values.http_url,
     metavar="URL",
     help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
 )

@@ -1,0 +1,116 @@
+"""Kinds of values: each takes what was written on a command line or in a variable, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+
+
+def size(value: str) -> int:
+    """Take a number of bytes, with the suffixes of Kubernetes.
+
+    >>> size("64Mi"), size("10M"), size("1k"), size("512")
+    (67108864, 10000000, 1000, 512)
+    """
+    found = re.fullmatch(r"(\d+) ?([kmg]i?|)b?", value.strip(), re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(
+            f"{value!r} is no size: bytes, or a number with k, M, G, Ki, Mi or Gi"
+        )
+    return int(found[1]) * _BYTES[found[2].lower()]
+
+
+def seconds(value: str) -> float:
+    """Take a time in seconds, or with a unit.
+
+    >>> seconds("0.5"), seconds("500ms"), seconds("10s"), seconds("2m")
+    (0.5, 0.5, 10.0, 120.0)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?(ms|s|m|h|)", str(value).strip(), re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no time: seconds, or a number with ms, s, m or h")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def some_seconds(value: str) -> float:
+    """Take a time that is not zero."""
+    time = seconds(value)
+    if not time:
+        raise click.BadParameter("0 is too short: it must be more")
+    return time
+
+
+def port(value: str) -> int:
+    """Take a TCP port, 0 for any free one."""
+    text = str(value).strip()
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise click.BadParameter(
+            f"{value!r} is no port: a number from 1 to 65535, or 0 for any free one"
+        )
+    return int(text)
+
+
+def mode(value: str) -> int:
+    """Take file permissions in octal, as chmod(1) does.
+
+    >>> oct(mode("0644")), oct(mode("640"))
+    ('0o644', '0o640')
+    """
+    found = re.fullmatch(r"(?:0o?)?([0-7]{3})", value.strip(), re.ASCII)
+    if found is None:
+        raise click.BadParameter(
+            f"{value!r} is no file mode: three octal digits, as in 0644 or 640"
+        )
+    return int(found[1], 8)
+
+
+def group(value: str) -> int:
+    """Take a group by number, or by name where this machine has one of that name."""
+    if value.isascii() and value.isdigit():
+        return int(value)
+    import grp
+
+    try:
+        return grp.getgrnam(value).gr_gid
+    except KeyError:
+        raise click.BadParameter(
+            f"{value!r} is no group of this machine: give its number"
+        ) from None
+
+
+def command_line(value: str) -> tuple[str, ...]:
+    """Take a command in one string: split as a shell would, to be run without one."""
+    import shlex
+    import shutil
+
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} cannot be split into words: {str(error).lower()}"
+        ) from None
+    if not words:
+        raise click.BadParameter("the command is empty")
+    if shutil.which(words[0]) is None:
+        raise click.BadParameter(f"there is no program {words[0]!r} that could be run here")
+    return tuple(words)
+
+
+def http_url(value: str) -> str:
+    """Take an address that begins with http:// or https://."""
+    if not re.match(r"https?://[^/]", value):
+        raise click.BadParameter(f"{value!r} is no address: it must begin with http:// or https://")
+    return value
+
+
+def some_path(value: str) -> str:
+    """Take a path that is not empty: what an unset variable of a script leaves would be the working directory."""
+    if not value:
+        raise click.BadParameter("'' is no path (is a variable of the script not set?)")
+    return value
