@@ -1,13 +1,6 @@
 """Delivering a batch over HTTP: what all HTTP sinks share.
 
-A sink says how records become a body, and what an answer means; this says what follows from it:
-
-    Delivered    it has arrived
-    Later        nothing was taken: the same again, after a pause
-    TooLarge     in halves
-    Bad          something in it is refused: in halves, until what is refused stands alone and is given back
-    Hopeless     all of it is refused, and asking again is forbidden
-    Itemised     an answer for each record
+A sink says how records become a body, and what an answer means (see `verdicts`); this does what follows from it.
 
 What of a batch has arrived is remembered while the rest waits:
 `write` raises `SinkUnavailable`, the collector pauses and calls it again with the same batch.
@@ -19,25 +12,32 @@ and the one that would fit best costs 5 MB of memory.)
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import random
-import ssl
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch, Record
-from sidecar.logs.sinks import compression
+from sidecar.logs.sinks import compression, destination
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable
+from sidecar.logs.sinks.verdicts import (
+    Answer,
+    Bad,
+    Delivered,
+    Hopeless,
+    Itemised,
+    Later,
+    TooLarge,
+    Verdict,
+    judged_by_status,
+    parse_retry_after,
+)
 from sidecar.runtime import memory
 
 _log = logging.getLogger(__name__)
@@ -45,62 +45,6 @@ _log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 300.0
 """Seconds; a receiver that asks for more is asked again after these."""
 _SHORT_ANSWER = 64 << 10
-_REASON = 300
-_LATER = frozenset({408, 425, 429})
-_MISDIRECTED = frozenset({401, 403, 404, 405, 407, 415})
-"""No record is at fault: credentials, address or form are. Waiting loudly loses nothing; refusing would bury every line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back."""
-
-    status: int
-    body: bytes
-    retry_after: float | None = None
-
-    def __str__(self) -> str:
-        text = " ".join(self.body[: 2 * _REASON].decode("utf-8", "replace").split())[:_REASON]
-        return f"HTTP {self.status}" + (f": {text}" if text else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    reason: str
-    after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TooLarge:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hopeless:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Itemised:
-    """Positions of the records that are refused (and why), and of those to send again."""
-
-    refused: Sequence[tuple[int, str]]
-    again: Sequence[int]
-    reason: str = ""
-    after: float | None = None
-
-
-Verdict = Delivered | Later | TooLarge | Bad | Hopeless | Itemised
 
 
 @dataclass(slots=True, eq=False)
@@ -165,14 +109,16 @@ class HttpSink(BaseSink):
         max_body: int = 8 << 20,
         batching: Batching | None = None,
     ) -> None:
-        self.url, credentials = _address(url, self.standard_path)
+        self.url, credentials = destination.address(url, self.standard_path)
         self.name = name or self.url
         if timeout <= 0 or max_body <= 0:
             raise ConfigError(f"{self.name}: timeout and max_body must be more than 0")
         self._gzip, self._timeout, self._max_body = gzip, timeout, max_body
-        self._credentials = _Credentials(self.name, credentials, user, password_file, token_file)
+        self._credentials = destination.Credentials(
+            self.name, credentials, user, password_file, token_file
+        )
         self._fixed_headers = {**(headers or {}), "Content-Type": self.content_type}
-        self._tls = _tls(self.name, ca_file, cert_file, key_file)
+        self._tls = destination.tls(self.name, ca_file, cert_file, key_file)
         self._session: aiohttp.ClientSession | None = None
         self._works: dict[int, _Work] = {}
         if batching is not None:
@@ -287,42 +233,6 @@ class HttpSink(BaseSink):
             )
 
 
-def judged_by_status(answer: Answer) -> Verdict:
-    """Judge by the status alone, as most receivers mean it."""
-    status = answer.status
-    if 200 <= status < 300:
-        return Delivered()
-    if status in _LATER or status >= 500:
-        return Later(str(answer), answer.retry_after)
-    if status in _MISDIRECTED or 300 <= status < 400:
-        return Later(f"{answer} (check address and credentials)", answer.retry_after)
-    if status == 413:
-        return TooLarge(str(answer))
-    return Bad(str(answer))
-
-
-def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the pause that a `Retry-After` asks for, in seconds (RFC 9110, 10.2.3); None for none or nonsense.
-
-    >>> parse_retry_after("120")
-    120.0
-    >>> parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    0.0
-    """
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
-
-
 def _begun(batch: Batch) -> _Work:
     records = None if batch.raw else batch.records()
     return _Work(batch, [_Part(records)] if batch.blocks and records != [] else [], [])
@@ -386,82 +296,3 @@ def _said(error: BaseException, timeout: float) -> str:
         why = os.strerror(number).lower() if number > 0 else str(error.os_error)
         return f"cannot connect to {error.host}:{error.port}: {why}"
     return str(error) or type(error).__name__
-
-
-def _address(url: str, standard_path: str) -> tuple[str, str | None]:
-    """Return the URL to post to, and the credentials that stood in it as `user:password`."""
-    try:
-        parts = urlsplit(url)
-        scheme = parts.scheme.rpartition("+")[2]
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{url!r} is no URL: {error}") from error
-    if scheme not in ("http", "https") or not host:
-        raise ConfigError(f"{url!r} is no URL for a sink: write it like http://host:port/path")
-    credentials = None
-    if parts.username is not None:
-        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    path = parts.path
-    if standard_path and not path.rstrip("/").endswith(standard_path):
-        path = path.rstrip("/") + standard_path
-    host = f"[{host}]" if ":" in host else host
-    place = host if port is None else f"{host}:{port}"
-    return urlunsplit((scheme, place, path or "/", parts.query, "")), credentials
-
-
-class _Credentials:
-    """What goes into `Authorization`, looked up for each request: files may be rotated."""
-
-    def __init__(
-        self,
-        sink: str,
-        in_url: str | None,
-        user: str | None,
-        password_file: str | os.PathLike[str] | None,
-        token_file: str | os.PathLike[str] | None,
-    ) -> None:
-        ways = [in_url is not None, user is not None, token_file is not None]
-        if sum(ways) > 1:
-            raise ConfigError(f"{sink}: give either user and password, or token_file")
-        if (user is None) != (password_file is None):
-            raise ConfigError(f"{sink}: user and password_file go together")
-        self._sink, self._in_url, self._user = sink, in_url, user
-        self._password_file, self._token_file = password_file, token_file
-
-    def headers(self) -> dict[str, str]:
-        if self._token_file is not None:
-            return {"Authorization": f"Bearer {_secret(self._sink, self._token_file)}"}
-        pair = self._in_url
-        if self._password_file is not None:
-            pair = f"{self._user}:{_secret(self._sink, self._password_file)}"
-        if pair is None:
-            return {}
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-
-
-def _secret(sink: str, path: str | os.PathLike[str]) -> str:
-    """Read a small file on a volume in memory: not worth a thread."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(64 << 10).strip()
-    except OSError as error:
-        raise SinkUnavailable(
-            f"{sink}: cannot read the secret in {os.fspath(path)}: {error.strerror}"
-        ) from error
-
-
-def _tls(
-    sink: str,
-    ca_file: str | os.PathLike[str] | None,
-    cert_file: str | os.PathLike[str] | None,
-    key_file: str | os.PathLike[str] | None,
-) -> ssl.SSLContext | bool:
-    if ca_file is None and cert_file is None:
-        return True
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if cert_file is not None:
-            context.load_cert_chain(cert_file, key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{sink}: cannot use the certificates: {error}") from error
-    return context

@@ -21,14 +21,8 @@ from sidecar._errors import ConfigError
 from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Receipt, Rejected
-from sidecar.logs.sinks.delivery import (
-    Answer,
-    HttpSink,
-    Itemised,
-    Later,
-    Verdict,
-    judged_by_status,
-)
+from sidecar.logs.sinks.delivery import HttpSink
+from sidecar.logs.sinks.verdicts import Answer, Itemised, Later, Verdict, judged_by_status
 
 _ALREADY_THERE = 409
 _PASSING = frozenset({401, 403, 429})

@@ -15,7 +15,8 @@ import orjson
 
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import texts
-from sidecar.logs.sinks.delivery import Answer, HttpSink, Later, Verdict, judged_by_status
+from sidecar.logs.sinks.delivery import HttpSink
+from sidecar.logs.sinks.verdicts import Answer, Later, Verdict, judged_by_status
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _MOST_LABELS = 15

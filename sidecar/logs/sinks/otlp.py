@@ -20,12 +20,12 @@ from sidecar import __version__
 from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import texts
-from sidecar.logs.sinks.delivery import (
+from sidecar.logs.sinks.delivery import HttpSink
+from sidecar.logs.sinks.verdicts import (
     Answer,
     Bad,
     Delivered,
     Hopeless,
-    HttpSink,
     Later,
     TooLarge,
     Verdict,

@@ -1,0 +1,90 @@
+"""Where an HTTP sink posts to, and how both sides know whom they talk to: address, credentials, certificates."""
+
+from __future__ import annotations
+
+import base64
+import os
+import ssl
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from sidecar._errors import ConfigError
+from sidecar.logs.sinks.base import SinkUnavailable
+
+
+def address(url: str, standard_path: str) -> tuple[str, str | None]:
+    """Return the URL to post to, and the credentials that stood in it as `user:password`."""
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme.rpartition("+")[2]
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is no URL: {error}") from error
+    if scheme not in ("http", "https") or not host:
+        raise ConfigError(f"{url!r} is no URL for a sink: write it like http://host:port/path")
+    credentials = None
+    if parts.username is not None:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    path = parts.path
+    if standard_path and not path.rstrip("/").endswith(standard_path):
+        path = path.rstrip("/") + standard_path
+    host = f"[{host}]" if ":" in host else host
+    place = host if port is None else f"{host}:{port}"
+    return urlunsplit((scheme, place, path or "/", parts.query, "")), credentials
+
+
+class Credentials:
+    """What goes into `Authorization`, looked up for each request: files may be rotated."""
+
+    def __init__(
+        self,
+        sink: str,
+        in_url: str | None,
+        user: str | None,
+        password_file: str | os.PathLike[str] | None,
+        token_file: str | os.PathLike[str] | None,
+    ) -> None:
+        ways = [in_url is not None, user is not None, token_file is not None]
+        if sum(ways) > 1:
+            raise ConfigError(f"{sink}: give either user and password, or token_file")
+        if (user is None) != (password_file is None):
+            raise ConfigError(f"{sink}: user and password_file go together")
+        self._sink, self._in_url, self._user = sink, in_url, user
+        self._password_file, self._token_file = password_file, token_file
+
+    def headers(self) -> dict[str, str]:
+        if self._token_file is not None:
+            return {"Authorization": f"Bearer {_secret(self._sink, self._token_file)}"}
+        pair = self._in_url
+        if self._password_file is not None:
+            pair = f"{self._user}:{_secret(self._sink, self._password_file)}"
+        if pair is None:
+            return {}
+        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _secret(sink: str, path: str | os.PathLike[str]) -> str:
+    """Read a small file on a volume in memory: not worth a thread."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(64 << 10).strip()
+    except OSError as error:
+        raise SinkUnavailable(
+            f"{sink}: cannot read the secret in {os.fspath(path)}: {error.strerror}"
+        ) from error
+
+
+def tls(
+    sink: str,
+    ca_file: str | os.PathLike[str] | None,
+    cert_file: str | os.PathLike[str] | None,
+    key_file: str | os.PathLike[str] | None,
+) -> ssl.SSLContext | bool:
+    if ca_file is None and cert_file is None:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if cert_file is not None:
+            context.load_cert_chain(cert_file, key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{sink}: cannot use the certificates: {error}") from error
+    return context

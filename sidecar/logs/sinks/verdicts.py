@@ -1,0 +1,109 @@
+"""What came back from a receiver, and what follows from it: one of six verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+_REASON = 300
+_LATER = frozenset({408, 425, 429})
+_MISDIRECTED = frozenset({401, 403, 404, 405, 407, 415})
+"""No record is at fault: credentials, address or form are. Waiting loudly loses nothing; refusing would bury every line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    body: bytes
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        text = " ".join(self.body[: 2 * _REASON].decode("utf-8", "replace").split())[:_REASON]
+        return f"HTTP {self.status}" + (f": {text}" if text else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """It has arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Nothing was taken: the same again, after a pause."""
+
+    reason: str
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """To be sent in halves."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Something in it is refused: in halves, until what is refused stands alone and is given back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """All of it is refused, and asking again is forbidden."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Itemised:
+    """An answer for each record: positions of those that are refused (and why), and of those to send again."""
+
+    refused: Sequence[tuple[int, str]]
+    again: Sequence[int]
+    reason: str = ""
+    after: float | None = None
+
+
+Verdict = Delivered | Later | TooLarge | Bad | Hopeless | Itemised
+
+
+def judged_by_status(answer: Answer) -> Verdict:
+    """Judge by the status alone, as most receivers mean it."""
+    status = answer.status
+    if 200 <= status < 300:
+        return Delivered()
+    if status in _LATER or status >= 500:
+        return Later(str(answer), answer.retry_after)
+    if status in _MISDIRECTED or 300 <= status < 400:
+        return Later(f"{answer} (check address and credentials)", answer.retry_after)
+    if status == 413:
+        return TooLarge(str(answer))
+    return Bad(str(answer))
+
+
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Return the pause that a `Retry-After` asks for, in seconds (RFC 9110, 10.2.3); None for none or nonsense.
+
+    >>> parse_retry_after("120")
+    120.0
+    >>> parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
+    0.0
+    """
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
