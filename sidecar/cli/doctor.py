@@ -9,7 +9,7 @@ import click
 from sidecar.cli import options
 
 if TYPE_CHECKING:
-    from sidecar.cli.examination import Finding
+    from sidecar.cli.examination.findings import Finding
 
 _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red")}
 
@@ -31,18 +31,18 @@ def command(path: str, role: Literal["read", "write", "both"], as_json: bool) ->
     Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
     It tries a publish under names that nobody reads, and removes them again.
     """
-    from sidecar.cli import examination
+    from sidecar.cli.examination import course, findings
 
-    wanted = set(examination.BOTH if role == "both" else (role,))
-    findings = []
-    for finding in examination.examine(path):
+    wanted = set(findings.BOTH if role == "both" else (role,))
+    found = []
+    for finding in course.examine(path):
         if wanted & set(finding.roles):
-            findings.append(finding)
+            found.append(finding)
             if not as_json:
                 _print(finding)
-    wrong = [one for one in findings if one.state == "wrong"]
+    wrong = [one for one in found if one.state == "wrong"]
     if as_json:
-        _print_json(path, role, findings)
+        _print_json(path, role, found)
     else:
         purpose = {"read": "reading", "write": "writing"}.get(role, "reading and writing")
         sum_up = f"{len(wrong)} thing{'s' * (len(wrong) != 1)} wrong" if wrong else "fit"

@@ -1,0 +1,94 @@
+"""What an examination finds, in words: of whom, what, and what to do about it."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sidecar import _errors
+from sidecar.disk import atomic
+
+State = Literal["ok", "note", "wrong"]
+Role = Literal["read", "write"]
+BOTH: tuple[Role, ...] = ("read", "write")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, what was found, and what to do about it."""
+
+    subject: str
+    state: State
+    text: str
+    remedy: str | None = None
+    roles: tuple[Role, ...] = BOTH
+    """Whom it concerns: what only a writer needs does not fail a reader."""
+
+
+@dataclass
+class Patient:
+    """The path under examination, and what the examinations have learned about it."""
+
+    path: str
+    directory: str = ""
+    """The directory that counts, empty as long as there is none."""
+    fd: int = -1
+    name: str | None = None
+    """The file's name in it, None where the path is a directory."""
+    filesystem: str = "unknown"
+    writable: bool = False
+    size: int = 0
+    entries: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, _errors.SidecarError):
+        return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return atomic.remedy(error) if isinstance(error, OSError) else str(error)
+
+
+def permission_remedy() -> str:
+    return (
+        f"give it to user {os.geteuid()} or group {os.getegid()},"
+        " or set fsGroup in the Pod's securityContext"
+    )
+
+
+def rights(status: os.stat_result) -> str:
+    group = _name(lambda: grp.getgrgid(status.st_gid).gr_name)
+    return (
+        f"owner {user_of(status.st_uid)}, group {status.st_gid}{group},"
+        f" mode {stat.S_IMODE(status.st_mode):04o}"
+    )
+
+
+def user_of(number: int) -> str:
+    return f"{number}{_name(lambda: pwd.getpwuid(number).pw_name)}"
+
+
+def _name(look_up: Callable[[], str]) -> str:
+    """Return a name in brackets; a slim image often has none for a number."""
+    try:
+        return f" ({look_up()})"
+    except KeyError:
+        return ""
+
+
+def amount(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    rest = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if rest < 1024 or unit == "TiB":
+            return f"{count} {unit}" if unit == "bytes" else f"{rest:.1f} {unit}"
+        rest /= 1024
+    return f"{count} bytes"

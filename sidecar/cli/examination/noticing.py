@@ -1,0 +1,88 @@
+"""Whether a change is noticed: by events, if they arrive, and within the limits of the node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+from collections.abc import Iterator
+
+from sidecar.cli.examination.findings import (
+    Finding,
+    Patient,
+    reason,
+)
+from sidecar.disk import events
+from sidecar.disk.inotify import Inotify
+
+_EVENT_TIMEOUT = 1.0
+_FEW_WATCHES = 1024
+_LIMITS = "/proc/sys/fs/inotify/"
+
+
+def arrivals(patient: Patient) -> Iterator[Finding]:
+    """Whether events arrive, by provoking one: opening the directory does that, and needs no right to write."""
+    if events.is_remote(patient.filesystem):
+        yield Finding(
+            "events",
+            "note",
+            f"{patient.filesystem} tells nothing of changes made on other machines: readers poll here",
+            "see --recheck for how often",
+            roles=("read",),
+        )
+        return
+    if sys.platform != "linux":
+        yield Finding("events", "note", "no inotify on this system: watchfiles is used instead")
+        return
+    try:
+        arrived = _provoke_event(patient.fd)
+    except OSError as error:
+        yield Finding(
+            "events",
+            "note",
+            f"inotify refuses: {reason(error)}; readers poll, and try again",
+            "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches on the node",
+            roles=("read",),
+        )
+        return
+    yield Finding(
+        "events",
+        "ok" if arrived else "note",
+        "inotify events arrive"
+        if arrived
+        else "inotify accepts a watch, and its events do not arrive",
+        None if arrived else "let readers poll: --watch poll",
+        roles=("read",),
+    )
+
+
+def _provoke_event(dir_fd: int) -> bool:
+    opened = 0x20  # IN_OPEN, see inotify(7)
+    inotify = Inotify()
+    try:
+        inotify.add(f"/proc/self/fd/{dir_fd}", opened)
+        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd))
+        readable, _, _ = select.select([inotify.fd], [], [], _EVENT_TIMEOUT)
+        return bool(readable and inotify.drain())
+    finally:
+        inotify.close()
+
+
+def limits(_: Patient) -> Iterator[Finding]:
+    """The node's limits of inotify, which all its containers share for each user."""
+    found: dict[str, int] = {}
+    for name in ("max_user_watches", "max_user_instances", "max_queued_events"):
+        with contextlib.suppress(OSError, ValueError), open(_LIMITS + name, "rb") as file:
+            found[name] = int(file.read())
+    if not found:
+        return
+    text = ", ".join(f"{name} {value}" for name, value in found.items())
+    few = found.get("max_user_watches", _FEW_WATCHES) < _FEW_WATCHES
+    yield Finding(
+        "limits",
+        "note" if few else "ok",
+        f"fs.inotify: {text}",
+        "raise fs.inotify.max_user_watches on the node" if few else None,
+        roles=("read",),
+    )

@@ -1,0 +1,164 @@
+"""Where the path leads: who asks, what lies there, on which mount, and whether it may be used."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+from sidecar.cli.examination.findings import (
+    Finding,
+    Patient,
+    permission_remedy,
+    reason,
+    rights,
+    user_of,
+)
+from sidecar.disk import atomic, beneath
+
+
+def process() -> Finding:
+    """Who we are, because most of what follows depends on it."""
+    groups = sorted({os.getegid(), *os.getgroups()})
+    names = ", ".join(map(str, groups))
+    return Finding("process", "ok", f"user {user_of(os.geteuid())}, groups {names}")
+
+
+def path(patient: Patient) -> Iterator[Finding]:
+    """What lies at the path; opens the directory that counts."""
+    whole = patient.path
+    plain = whole.rstrip("/") or "/"
+    try:
+        status = os.stat(plain)
+    except FileNotFoundError:
+        yield from _missing(patient, plain)
+        return
+    except OSError as error:
+        yield Finding(
+            "path", "wrong", f"{plain} cannot be looked at: {reason(error)}", permission_remedy()
+        )
+        return
+    if stat.S_ISDIR(status.st_mode):
+        patient.directory = plain
+        yield Finding("path", "ok", f"a directory, {rights(status)}")
+    elif stat.S_ISREG(status.st_mode) and not whole.endswith("/"):
+        patient.directory, patient.name = os.path.split(plain)
+        patient.size = status.st_size
+        yield Finding("path", "ok", f"a file of {status.st_size} bytes, {rights(status)}")
+    else:
+        yield Finding(
+            "path",
+            "wrong",
+            f"{beneath.kind_of(status.st_mode)}, and only regular files and directories can be shared",
+            "remove it, or name another path",
+        )
+        return
+    yield from _open(patient)
+
+
+def _missing(patient: Patient, plain: str) -> Iterator[Finding]:
+    """Nothing is there: the nearest directory above tells whether a writer can make it."""
+    parent = os.path.dirname(plain)
+    if os.path.islink(plain):
+        yield Finding(
+            "path",
+            "wrong",
+            f"a symbolic link to {os.readlink(plain)}, which does not exist",
+            "remove the link, or make what it points to",
+        )
+    elif not patient.path.endswith("/") and os.path.isdir(parent):
+        patient.directory, patient.name = os.path.split(plain)
+        yield Finding("path", "note", "not there yet: a writer makes it, and a reader waits for it")
+        yield from _open(patient)
+    else:
+        while not os.path.isdir(parent):
+            parent = os.path.dirname(parent)
+        can = os.access(parent, os.W_OK | os.X_OK, effective_ids=True)
+        yield Finding("path", "note", "not there yet: a reader waits for it", roles=("read",))
+        yield Finding(
+            "path",
+            "note" if can else "wrong",
+            f"not there yet: a writer would have to make it in {parent}"
+            + ("" if can else ", which it may not write"),
+            "make sure that the volume is mounted; then this is not where it is mounted"
+            if can
+            else permission_remedy(),
+            roles=("write",),
+        )
+
+
+def _open(patient: Patient) -> Iterator[Finding]:
+    try:
+        patient.fd = beneath.open_directory(patient.directory)
+        patient.entries = os.listdir(patient.fd)
+    except OSError as error:
+        patient.close()
+        yield Finding(
+            "directory",
+            "wrong",
+            f"{patient.directory} cannot be opened: {reason(error)}",
+            permission_remedy(),
+        )
+        return
+    if patient.name is not None:
+        yield Finding("directory", "ok", f"{patient.directory}, {rights(os.fstat(patient.fd))}")
+
+
+def mount(patient: Patient) -> Iterator[Finding]:
+    """Where the volume begins, of which kind it is, and whether it is only a file of one."""
+    plain = patient.path.rstrip("/") or "/"
+    if atomic.is_single_file_mount(plain):
+        yield Finding(
+            "mount",
+            "wrong",
+            "the file is a mount of its own (subPath): it cannot be replaced, and never shows an update",
+            "mount the directory that holds it, without subPath",
+        )
+        return
+    point, patient.filesystem = beneath.mount_point(patient.directory or plain)
+    where = f"{patient.filesystem}, mounted at {point}"
+    if point == "/":
+        yield Finding(
+            "mount",
+            "note",
+            f"{where}: this is the root file system, not a volume",
+            "in a Pod, mount a volume there that both containers share; on one machine this is fine",
+        )
+    elif patient.filesystem == "overlay":
+        yield Finding(
+            "mount", "note", f"{where}: a container's own layer, which no other container sees"
+        )
+    else:
+        yield Finding("mount", "ok", where)
+    if patient.fd >= 0 and os.fstatvfs(patient.fd).f_flag & os.ST_RDONLY:
+        yield Finding(
+            "mount",
+            "wrong",
+            "mounted read-only",
+            "mount it without readOnly in the container that writes",
+            roles=("write",),
+        )
+
+
+def access(patient: Patient) -> Iterator[Finding]:
+    """Whether this user may read and write, by the kernel's own judgement."""
+    here = f"/proc/self/fd/{patient.fd}" if sys.platform == "linux" else patient.directory
+    if not os.access(here, os.R_OK | os.X_OK, effective_ids=True):
+        yield Finding(
+            "access",
+            "wrong",
+            f"{patient.directory} may not be read",
+            permission_remedy(),
+            ("read",),
+        )
+    patient.writable = os.access(here, os.W_OK | os.X_OK, effective_ids=True)
+    read_only = os.fstatvfs(patient.fd).f_flag & os.ST_RDONLY
+    if not patient.writable and not read_only:
+        yield Finding(
+            "access",
+            "wrong",
+            f"{patient.directory} may not be written",
+            permission_remedy(),
+            ("write",),
+        )

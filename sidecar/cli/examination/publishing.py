@@ -1,0 +1,119 @@
+"""What a writer needs: room, each step of a publish, and nothing in its way."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+
+from sidecar import _errors
+from sidecar.cli.examination.findings import (
+    Finding,
+    Patient,
+    amount,
+    reason,
+)
+from sidecar.disk import atomic
+
+_OLD = 60.0
+"""Seconds after which a temporary file is taken to be left over: no publish takes as long."""
+_SLOW_SYNC = 0.1
+_TIGHT_SPACE = 1 << 20
+_TIGHT_INODES = 16
+
+
+def space(patient: Patient) -> Iterator[Finding]:
+    """Room for the new content beside the old. Some file systems do not count inodes and say 0 of 0."""
+    numbers = os.fstatvfs(patient.fd)
+    free, inodes = numbers.f_bavail * numbers.f_frsize, numbers.f_favail
+    counts_inodes = numbers.f_files > 0
+    text = f"{amount(free)} free" + (f", {inodes} inodes free" if counts_inodes else "")
+    if free == 0 or (counts_inodes and inodes == 0):
+        yield Finding(
+            "space", "wrong", text, "enlarge the volume, or delete something", roles=("write",)
+        )
+    elif free < max(patient.size, _TIGHT_SPACE) or (counts_inodes and inodes < _TIGHT_INODES):
+        yield Finding(
+            "space",
+            "note",
+            f"{text}: a publish needs room for the new content beside the old",
+            "enlarge the volume",
+            roles=("write",),
+        )
+    else:
+        yield Finding("space", "ok", text)
+
+
+def write(patient: Patient) -> Iterator[Finding]:
+    """Try a publish in small: every step of it, timed, under names that nobody reads."""
+    if not patient.writable:
+        return
+    names = [f"{atomic.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
+    staged: atomic.Staged | None = None
+    begin = time.perf_counter()
+    try:
+        with atomic.locked(patient.fd, timeout=5.0, where=patient.directory):
+            staged = atomic.Staged(patient.fd)
+            staged.write(b"sidecar doctor was here\n")
+            staged.seal(0o644, None)
+            linked = _try_link(patient.fd, staged, names[1])
+            staged.replace(names[0], patient.fd)
+            atomic.sync_directory(patient.fd)
+    except (OSError, _errors.SidecarError) as error:
+        yield Finding("publish", "wrong", f"a publish fails: {reason(error)}", roles=("write",))
+        return
+    finally:
+        if staged is not None:
+            staged.discard()
+        for name in names:
+            atomic.remove_tree(patient.fd, name)
+    took = time.perf_counter() - begin
+    slow = took > _SLOW_SYNC
+    yield Finding(
+        "publish",
+        "note" if slow else "ok",
+        f"write, fsync, rename, fsync of the directory work, in {took * 1e3:.1f} ms",
+        "every publish waits for this storage; a faster storage class helps" if slow else None,
+        roles=("write",),
+    )
+    if linked is not None:
+        yield Finding(
+            "history",
+            "note",
+            f"hard links do not work here ({linked}): single files have no history to roll back to",
+            roles=("write",),
+        )
+
+
+def _try_link(dir_fd: int, staged: atomic.Staged, name: str) -> str | None:
+    try:
+        staged.link_into(dir_fd, name)
+    except OSError as error:
+        return reason(error)
+    return None
+
+
+def left_overs(patient: Patient) -> Iterator[Finding]:
+    """What killed writers have left behind, of ours and of kubelet's."""
+    found = [
+        name
+        for name in patient.entries
+        if (name.startswith(atomic.TEMPORARY) or name == "..data_tmp") and _is_old(patient.fd, name)
+    ]
+    if found:
+        yield Finding(
+            "left-overs",
+            "note",
+            f"{len(found)} of a writer that was killed: {', '.join(sorted(found)[:3])}",
+            "the next start of a writer sweeps what is ours; they do no harm until then",
+            roles=("write",),
+        )
+
+
+def _is_old(dir_fd: int, name: str) -> bool:
+    try:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return time.time() - status.st_mtime > _OLD

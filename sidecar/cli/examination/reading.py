@@ -1,0 +1,106 @@
+"""What a reader finds: how the files are laid out, whether they can be read, and by which means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sidecar import _errors
+from sidecar.cli.examination.findings import (
+    Finding,
+    Patient,
+    amount,
+    reason,
+)
+from sidecar.disk import atomic, beneath
+from sidecar.volume import history, loading, snapshot
+
+_SHOWN = 5
+
+
+def layout(patient: Patient) -> Iterator[Finding]:
+    """How the files are laid out, which tells who publishes here."""
+    generation = atomic.link_target(patient.fd, atomic.DATA)
+    if generation is None:
+        links = [n for n in patient.entries if not n.startswith(".") and _is_link(patient.fd, n)]
+        if ".worktrees" in patient.entries:
+            text = f"a volume of git-sync; name its link: {', '.join(sorted(links)) or 'not there yet'}"
+        else:
+            files = sum(not n.startswith(atomic.HIDDEN) for n in patient.entries)
+            text = f"loose files, {files} {'entry' if files == 1 else 'entries'}"
+        yield Finding("layout", "ok", text)
+    elif generation.startswith(atomic.GENERATION):
+        yield Finding("layout", "ok", f"a set published by sidecar, generation {generation}")
+    else:
+        yield Finding(
+            "layout",
+            "ok",
+            f"a ConfigMap, Secret or projected volume, written by kubelet ({generation})",
+        )
+        yield Finding(
+            "layout",
+            "wrong",
+            "kubelet owns this volume and overwrites what others publish in it",
+            "publish to a volume of its own, such as an emptyDir",
+            roles=("write",),
+        )
+    if history.DIRECTORY in patient.entries:
+        yield Finding("history", "ok", f"kept under {history.DIRECTORY}")
+
+
+def content(patient: Patient) -> Iterator[Finding]:
+    """Read it the way a reader does, which refuses what must not be served."""
+    unspeakable = [n for n in patient.entries if not _is_text(n)]
+    if unspeakable and patient.name is None:
+        yield Finding(
+            "names",
+            "note",
+            f"{len(unspeakable)} of the names are not UTF-8 and are left out",
+            "rename them",
+            roles=("read",),
+        )
+    try:
+        if patient.name is None:
+            sighting = loading.load_directory(
+                patient.fd, patient.directory, limit=snapshot.MAX_SIZE, before=None
+            )
+        else:
+            sighting = loading.load_file(
+                patient.fd, patient.directory, patient.name, limit=snapshot.MAX_SIZE, before=None
+            )
+    except _errors.NothingPublished:
+        yield Finding("content", "note", "nothing has been published yet")
+        return
+    except (OSError, _errors.SidecarError) as error:
+        yield Finding("content", "wrong", reason(error), roles=("read",))
+        return
+    problems = list(sighting.problems.values())
+    for problem in problems[:_SHOWN]:
+        yield Finding("content", "wrong", problem, roles=("read",))
+    if len(problems) > _SHOWN:
+        more = f"{len(problems) - _SHOWN} more files that must not or cannot be read"
+        yield Finding("content", "wrong", more, roles=("read",))
+    found = sighting.snapshot
+    files = "one file" if len(found) == 1 else f"{len(found)} files"
+    yield Finding("content", "ok", f"{files}, {amount(found.size)}, version {found.version}")
+
+
+def opening() -> Finding:
+    if beneath.openat2_works():
+        return Finding("openat2", "ok", "the kernel itself keeps reads inside the volume")
+    return Finding(
+        "openat2",
+        "ok",
+        "not available (kernel before 5.6, or seccomp): paths are walked with a check at each step",
+    )
+
+
+def _is_link(dir_fd: int, name: str) -> bool:
+    return atomic.link_target(dir_fd, name) is not None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
