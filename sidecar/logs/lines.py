@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from sidecar.logs import patterns
 
 NEWLINE = b"\n"
+_LONGEST_CHARACTER = 4
+"""Bytes of UTF-8."""
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -56,13 +58,13 @@ class Cut:
 def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
     """Return the longest run of whole lines at the beginning of `raw`, None if it has to wait for more.
 
-    A line of more than `max_line` bytes comes alone, in pieces. `final` lets the last line go without its newline.
-    A block ends where a hole of NUL bytes begins a line.
+    A line of more than `max_line` bytes comes alone, in pieces of whole characters.
+    `final` lets the last line go without its newline. A block ends where a hole of NUL bytes begins a line.
     """
     size = raw.rfind(NEWLINE) + 1
     if size == 0:
         if len(raw) > max_line:
-            return Cut(max_line, newline=True)
+            return _piece(raw, max_line)
         return Cut(len(raw), newline=True) if final and raw else None
     # One byte is searched for many times faster than two, and hardly a log holds it.
     if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
@@ -73,9 +75,18 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
     while size - start > max_line + 1:
         end = raw.rfind(NEWLINE, start, min(start + max_line + 1, size))
         if end < 0:
-            return Cut(start) if start else Cut(max_line, newline=True)
+            return Cut(start) if start else _piece(raw, max_line)
         start = end + 1
     return Cut(size)
+
+
+def _piece(raw: bytes, most: int) -> Cut:
+    """Return the beginning of an overlong line, without the first bytes of a character that does not fit any more."""
+    size = most
+    while most - size < _LONGEST_CHARACTER - 1 and size > 1 and raw[size] & 0xC0 == 0x80:
+        size -= 1
+    whole = raw[size] & 0xC0 != 0x80
+    return Cut(size if whole else most, newline=True)
 
 
 def leading_hole(raw: bytes) -> int:
@@ -138,8 +149,11 @@ class Encoding:
     def newline(self) -> bytes:
         return NEWLINE.decode().encode(self.name)
 
-    def cut(self, raw: bytes, max_line: int, *, final: bool) -> Cut | None:
-        """As `cut_lines`, for this encoding; the size is in bytes of the file."""
+    def cut(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Cut | None:
+        """As `cut_lines`, for this encoding; the size is in bytes of the file.
+
+        `ended`: a last character of which there is only a part goes, too: there will never be more of it.
+        """
         width = len(self.newline)
         if width == 1:
             return cut_lines(raw, max_line, final=final)
@@ -150,8 +164,29 @@ class Encoding:
             return Cut(end + width)
         if len(raw) > max_line:
             return Cut(max_line - max_line % width, newline=True)
-        whole = len(raw) - len(raw) % width
+        whole = len(raw) if ended else len(raw) - len(raw) % width
         return Cut(whole, newline=True) if final and whole else None
+
+    def grouped(self, lines: bytes, grouper: Grouper, *, final: bool) -> Cut | None:
+        """As `Grouper.cut`, for lines in this encoding: `starts` are places in the lines as UTF-8."""
+        if self.plain:
+            return grouper.cut(lines, final=final)
+        text, _ = self.to_utf8(lines, 0)
+        cut = grouper.cut(text, final=final)
+        if cut is None or cut.size == len(text):
+            return cut and Cut(len(lines), starts=cut.starts)
+        return Cut(self._behind(lines, text.count(NEWLINE, 0, cut.size)), starts=cut.starts)
+
+    def _behind(self, raw: bytes, lines: int) -> int:
+        """Return where the line after so many lines begins."""
+        newline, end = self.newline, 0
+        while lines > 0:
+            end = raw.find(newline, end) + len(newline)
+            if end % len(newline) == 0:
+                lines -= 1
+            else:  # the end of one character and the beginning of the next
+                end -= len(newline) - 1
+        return end
 
     def to_utf8(self, raw: bytes, start: int) -> tuple[bytes, list[int]]:
         """Return the lines in UTF-8, and where each of them begins in the file."""

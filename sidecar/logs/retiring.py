@@ -34,10 +34,16 @@ def waiting_for_nothing(stream: Stream, habits: Habits, now: float) -> list[Curs
     """Return the cursors whose last line (or group) has waited long enough for its end."""
     quiet = now - stream.grew_at
     past = stream.deleted or not stream.live
-    limits = [habits.rotate_wait if past else habits.partial_timeout, habits.group_timeout]
-    if not any(limit is not None and quiet >= limit for limit in limits):
-        return []
-    return [c for c in stream.cursors.values() if c.held and not c.flush]
+    of_line = habits.rotate_wait if past else habits.partial_timeout
+    of_group = habits.group_timeout
+
+    def is_over(cursor: Cursor) -> bool:
+        if of_line is not None and quiet >= of_line:
+            return True
+        # A group can be complete while its file is quiet; a line without its end is not.
+        return of_group is not None and quiet >= of_group and not cursor.torn
+
+    return [c for c in stream.cursors.values() if c.held and not c.flush and is_over(c)]
 
 
 def is_done_with(stream: Stream, habits: Habits, now: float) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
@@ -54,7 +55,9 @@ class Cursor:
     offset: int
     mark: bytes = b""
     held: bool = False
-    """Bytes lie behind the offset that are no whole line yet."""
+    """Bytes lie behind the offset that are no whole line (or group) yet."""
+    torn: bool = False
+    """The last line of what is held has no end yet."""
     flush: bool = False
     """What is held is to be taken as complete."""
     at_end: bool = False
@@ -233,7 +236,10 @@ class Stream:
             if cut is not None:
                 break
             if short:
-                cursor.held, cursor.at_end = bool(raw), True
+                # What cannot be taken as complete (half a character) waits for no one.
+                cursor.held = bool(raw) and not cursor.flush
+                cursor.torn = not self._is_whole(raw)
+                cursor.flush, cursor.at_end = False, True
                 return None, False
             # The line (or the group) is longer than what was read: read as much as it may have.
             size = max(size * 2, rules.max_line + 1)
@@ -299,22 +305,35 @@ class Stream:
             self.content.ended or self.content.damaged is not None
         )
         final = short and (cursor.flush or ended)
-        cut = self._encoding.cut(raw, rules.max_line, final=final)
-        if cut is None or grouper is None or cut.newline or not self._encoding.plain:
+        ended = ended or self.deleted or not self.live
+        cut = self._encoding.cut(raw, rules.max_line, final=final, ended=ended)
+        if cut is None or grouper is None or cut.newline:
             return cut
         too_long = len(raw) > rules.max_line
-        return grouper.cut(raw[: cut.size], final=(final and cut.size == len(raw)) or too_long)
+        rest = raw[cut.size :]
+        if final and rest and not too_long and rest[:1] != b"\0":
+            # The last line has no end, and is the end of its group all the same.
+            grouped = self._encoding.grouped(raw + self._encoding.newline, grouper, final=True)
+            return grouped and Cut(len(raw), newline=True, starts=grouped.starts)
+        return self._encoding.grouped(raw[: cut.size], grouper, final=final or too_long)
+
+    def _is_whole(self, raw: bytes) -> bool:
+        """Whether the bytes end with a line's end."""
+        newline = self._encoding.newline if self._encoding is not None else b"\n"
+        return raw.endswith(newline) and len(raw) % len(newline) == 0
 
     def _block(self, cursor: Cursor, raw: bytes, cut: Cut) -> Block:
         start = cursor.offset
         taken = raw[: cut.size] if cut.size < len(raw) else raw
         self._advance(cursor, raw, cut.size)
-        cursor.held = cut.size < len(raw)
+        cursor.held, cursor.torn = cut.size < len(raw), not self._is_whole(raw)
         if not cursor.held:
             cursor.flush = False
         data, offsets = taken + b"\n" if cut.newline else taken, None
         if self._encoding is not None and not self._encoding.plain:
             data, offsets = self._encoding.to_utf8(taken, start)
+            if cut.starts is not None:
+                offsets = _of_groups(data, cut.starts, offsets)
         if not self.file_id:
             self.file_id = self._make_id()
         return Block(
@@ -354,6 +373,16 @@ class Stream:
             else "rotated"
         )
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
+
+
+def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:
+    """Return the offsets of the lines with which groups begin."""
+    found, line, place = [], 0, 0
+    for start in starts:
+        line += data.count(b"\n", place, start)
+        place = start
+        found.append(offsets[line])
+    return found
 
 
 def _mark_at(content: Content, offset: int) -> bytes:

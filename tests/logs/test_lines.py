@@ -125,6 +125,50 @@ def test_a_line_around_the_limit_harms_no_neighbour(log: LogFile, length: int) -
     assert len(got) == 2 + -(-length // 100)
 
 
+def test_a_piece_of_an_overlong_line_ends_with_a_whole_character(log: LogFile) -> None:
+    """Scenario 30: whoever asks for text must not find U+FFFD where the line had none."""
+    follower = Follower(log.path, max_line=100)
+    text = "aaä€😀" * 100
+    log.write(text, "after")
+    got = follower.news()
+    assert ("".join(got[:-1]), got[-1]) == (text, "after")
+    assert all(90 < len(piece.encode()) <= 100 for piece in got[:-2])
+
+
+def test_a_piece_of_what_is_no_utf8_has_the_full_length(log: LogFile) -> None:
+    """Scenario 30: bytes that look like the middle of characters, without end."""
+    follower = Follower(log.path, max_line=100)
+    log.write_raw(b"\x80" * 250 + b"\n")
+    assert [len(piece) for piece in follower.news()] == [100, 100, 50]
+
+
+def test_half_a_character_holds_back_neither_the_end_nor_its_other_half(log: LogFile) -> None:
+    """Scenario 29: UTF-16, cut in the middle. It is not lost, and nothing waits for it in vain."""
+    follower = Follower(log.path, encoding="utf-16-le", partial_timeout=10)
+    whole = "one\ntwo\n".encode("utf-16-le")
+    log.write_raw(whole[:9])
+    assert follower.news() == ["one"]
+    assert follower.later(10.5) == []
+    follower.tail.flush(everything=True)
+    assert follower.news() == []
+    follower.tail.flush(everything=True)
+    assert not follower.tail.ready(""), "--once would ask for ever"
+    log.write_raw(whole[9:])
+    assert follower.news() == ["two"]
+
+
+def test_half_a_character_at_the_end_of_a_deleted_file_does_not_keep_it_open(log: LogFile) -> None:
+    """Scenario 29: nobody can complete it any more, so it is replaced, and the file is done with."""
+    follower = Follower(log.path, encoding="utf-16-le", rotate_wait=5)
+    log.write_raw("one\n".encode("utf-16-le") + b"t")
+    assert follower.news() == ["one"]
+    log.delete()
+    follower.news()
+    assert follower.later(5.5) == ["\ufffd"]
+    assert follower.later(5.5) == []
+    assert follower.tail.positions() == {}
+
+
 def test_a_line_longer_than_one_read_comes_whole(log: LogFile) -> None:
     """Scenario 30: the limit counts, not the size of a read."""
     follower = Follower(log.path, max_line=1 << 20)
@@ -191,6 +235,49 @@ def test_a_group_is_finished_in_the_rotated_file(log: LogFile) -> None:
     log.write("0002 fine")
     follower.news()
     assert sorted(follower.later(1.5)) == ["0001 error\n  at a\n  at b", "0002 fine"]
+
+
+@pytest.mark.parametrize(
+    "lines", ["0001 error\n  at a", "0001 error\n  at a\n0002 fi", "  at a\n  at"]
+)
+def test_a_group_whose_last_line_has_no_newline_comes_when_nothing_follows(
+    log: LogFile, lines: str
+) -> None:
+    """Scenarios 28 and 31: the trace of an application that has crashed. Half a line waits longer than a group."""
+    follower = Follower(log.path, multiline=TRACE, partial_timeout=10)
+    log.write_raw(lines.encode())
+    assert follower.news() + follower.later(1.5) == []
+    assert follower.later(9) == lines.replace("\n0002", "|0002").split("|")
+
+
+def test_the_last_group_of_a_deleted_file_comes_without_its_newline(log: LogFile) -> None:
+    """Scenarios 18, 28 and 31 at once."""
+    follower = Follower(log.path, multiline=TRACE, rotate_wait=5)
+    log.write_raw(b"0001 error\n  at a\n  at")
+    log.delete()
+    assert follower.news() == []
+    assert follower.later(5.5) == ["0001 error\n  at a\n  at"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be"])
+def test_groups_are_found_in_every_encoding(log: LogFile, encoding: str) -> None:
+    """Scenarios 29 and 31: with the offsets of the file."""
+    follower = Follower(log.path, multiline=TRACE, encoding=encoding)
+    texts = [
+        "0001 früh Ċ" if "16" in encoding else "0001 früh",
+        "  at a",
+        "0002 spät",
+        "  at b",
+        "0003 end",
+    ]
+    data = [f"{text}\n".encode(encoding) for text in texts]
+    log.write_raw(b"".join(data))
+    follower.tail.look()
+    records = [record for block in follower.tail.read("", 1000) for record in block.records()]
+    assert [record.text for record in records] == ["\n".join(texts[:2]), "\n".join(texts[2:4])]
+    places = [len(b"".join(data[:count])) for count in (0, 2, 4)]
+    assert [(r.offset, r.end) for r in records] == [(places[0], places[1]), (places[1], places[2])]
+    assert follower.later(1.5) == ["0003 end"]
 
 
 def test_a_rule_that_never_matches_holds_nothing_back_for_ever(log: LogFile) -> None:
