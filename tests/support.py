@@ -36,11 +36,10 @@ class Process:
         with self._output.open("wb") as output:
             self.popen: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # its children end with it
-                **options,  # type: ignore[call-overload]
+                **{"stdin": subprocess.DEVNULL} | options,  # type: ignore[call-overload]
             )
 
     @property

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,12 +13,10 @@ from sidecar import _errors
 from sidecar.cli import options
 
 if TYPE_CHECKING:
-    from sidecar.volume.snapshot import Content
     from sidecar.volume.terms import Publication
     from sidecar.volume.volume import Volume
 
 _UNCERTAIN = 3
-_CHUNK = 1 << 20
 _STDIN = "-"
 
 
@@ -140,53 +137,14 @@ async def _publish(
     limit: int,
     dry_run: bool,
 ) -> Publication:
+    from sidecar.cli import source as sources
     from sidecar.runtime import threads
 
     if name is None:
-        files = await threads.in_thread(_read_set, source, limit)
+        files = await threads.in_thread(sources.read_set, source, limit)
         return await volume.publish(files, **conditions, dry_run=dry_run)
-    with _opened(source) as file:
-        async with volume.stage(name) as upload:
-            while chunk := await threads.in_thread(file.read, _CHUNK):
-                await upload.write(chunk)
+    with sources.opened(None if source == _STDIN else source) as fd:
+        async with volume.stage(name) as upload, aclosing(sources.pieces(fd)) as pieces:
+            async for piece in pieces:
+                await upload.write(piece)
             return await volume.put(name, upload, **conditions, dry_run=dry_run)
-
-
-@contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    if source == _STDIN:
-        yield sys.stdin.buffer
-        return
-    with _reading(source), open(source, "rb") as file:
-        yield file
-
-
-def _read_set(source: str, max_size: int) -> dict[str, Content]:
-    """Read a directory as it is at one moment; a ConfigMap's, too."""
-    from sidecar.disk import beneath
-    from sidecar.volume import loading
-
-    with _reading(source):
-        fd = beneath.open_directory(source)
-    try:
-        sighting = loading.load_directory(fd, source, limit=max_size, before=None)
-    except _errors.NothingPublished:
-        raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
-    finally:
-        os.close(fd)
-    for problem in sighting.problems.values():
-        raise _errors.SidecarError(f"{source} is not published: {problem}")
-    files = sighting.whole()
-    return {name: files.content(name) for name in files}
-
-
-@contextmanager
-def _reading(source: str) -> Iterator[None]:
-    """Tell an error of the source from one of the volume."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, _errors.SidecarError):
-            raise
-        why = (error.strerror or str(error)).lower()
-        raise _errors.ConfigError(f"cannot read {source}: {why}") from error

@@ -12,6 +12,7 @@ import pytest
 from cli.commands import Command
 from sidecar.disk import beneath
 from sidecar.volume.snapshot import version_of
+from support import StartProcess
 
 
 def visible(directory: Path) -> dict[str, str]:
@@ -56,6 +57,40 @@ def test_standard_input_is_published_bytes_and_all(command: Command, tmp_path: P
     content = os.urandom(3 << 20)
     assert command("publish", "-", "--path", "config", stdin=content).code == 0
     assert (tmp_path / "config").read_bytes() == content
+
+
+def test_a_fifo_is_published_once_its_writer_has_ended(
+    sidecar_process: StartProcess, tmp_path: Path
+) -> None:
+    """Whoever writes to it may come late, and may be slow: nothing is published before it has ended."""
+    fifo, config = tmp_path / "fifo", tmp_path / "config"
+    os.mkfifo(fifo)
+    process = sidecar_process("publish", fifo, "--path", config)
+    with fifo.open("wb") as writer:
+        for piece in (b"a", b"b", b"c"):
+            writer.write(piece)
+            writer.flush()
+        assert not config.exists()
+    assert process.wait(20) == 0
+    assert config.read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("source", ["fifo", "-"])
+def test_the_first_signal_ends_the_wait_for_a_source(
+    source: str, sidecar_process: StartProcess, tmp_path: Path
+) -> None:
+    """Nobody has written, and perhaps nobody ever will: one signal is enough, and says that nothing was published."""
+    os.mkfifo(tmp_path / "fifo")
+    silent, writer = os.pipe()
+    process = sidecar_process(
+        "publish", source, "--path", "config", cwd=tmp_path, stdin=silent,
+        until=lambda: any(name.startswith("..tmp-") for name in os.listdir(tmp_path)),
+    )  # fmt: skip
+    assert process.stop() == 1
+    assert f"stopped by a signal; {source} was not published" in process.output
+    assert os.listdir(tmp_path) == ["fifo"]
+    os.close(silent)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("path", ["shared", "shared/"])
