@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _END = b"\r\n\r\n"
 _MOST_HELD_BACK = 64 << 10
+_TOO_MANY = "Too many headers received"
+"""What aiohttp says of more than 128: it has no class of its own for that."""
 """Bytes that a client may send on while its write is under way, before it is not listened to any more."""
 
 
@@ -386,9 +388,16 @@ def _problem(
         case http_exceptions.InvalidURLError():
             return problems.Problem(
                 "bad-request",
-                "the address holds a character that must be written as %XX"
-                " (curl does it with -G --data-urlencode content=TEXT)",
+                "the address is no path that begins with `/`, or holds a character that must be written"
+                " as %XX (curl does it with -G --data-urlencode content=TEXT)",
             )
+        case http_exceptions.ContentEncodingError():
+            return problems.Problem(
+                "unsupported-coding",
+                "the content coding of the body cannot be undone; send the plain bytes",
+            )
+        case http_exceptions.BadHttpMessage() if _TOO_MANY in (message, exc.message):
+            return problems.Problem("head-too-large", "it has too many headers")
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
             _log.debug("cannot understand a request: %s", exc)

@@ -30,8 +30,6 @@ BODY_PAUSE: Final = 30.0
 _SMALL_BODY: Final = 64 << 10
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ASKING: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
-_CODINGS: Final = {"", "identity", "gzip", "deflate"}
-"""Content codings that aiohttp undoes by itself, in every installation."""
 
 
 def content_of(request: web.Request) -> bytes | None:
@@ -107,12 +105,20 @@ def refuse_strange_body(request: web.Request) -> None:
         raise problems.Problem(
             "bad-request", "a content is published whole: Content-Range cannot be used with PUT"
         )
-    coding = request.headers.get("Content-Encoding", "").lower()
-    if coding not in _CODINGS:
+    # aiohttp undoes gzip, but takes one that was cut short for whole: half a file would be published as if it were all.
+    codings = request.headers.getall("Content-Encoding", ())
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
         raise problems.Problem(
             "unsupported-coding",
-            f"cannot undo the content coding {coding!r}; send the plain bytes",
-            headers={"Accept-Encoding": "gzip, deflate, identity"},
+            f"the content coding {', '.join(codings)!r} is not undone; send the plain bytes",
+            headers={"Accept-Encoding": "identity"},
+        )
+    # Here it undoes the last one only: the content would be what the others made of it.
+    transfer = request.headers.get("Transfer-Encoding", "chunked")
+    if transfer.strip().lower() != "chunked":
+        raise problems.Problem(
+            "unsupported-transfer",
+            f"the transfer coding {transfer!r} is not undone, only `chunked`; send the plain bytes",
         )
 
 

@@ -57,7 +57,8 @@ KINDS: Mapping[str, Kind] = {
     "unsupported-coding": Kind(415, "The content coding is not supported"),
     "range-not-satisfiable": Kind(416, "The range lies outside the content"),
     "expectation-failed": Kind(417, "The expectation cannot be met"),
-    "head-too-large": Kind(431, "A header is too long"),
+    "head-too-large": Kind(431, "The headers are too long, or too many"),
+    "unsupported-transfer": Kind(501, "The transfer coding is not supported"),
     # Publishing
     "name-taken": Kind(409, "Something else is in the way of this name"),
     "version-conflict": Kind(412, "Somebody else has published first"),

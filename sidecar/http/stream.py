@@ -45,6 +45,7 @@ _SLICE: Final = 200
 _COMMENT: Final = b":\n\n"
 
 HEADERS: Final[Mapping[str, str]] = {
+    "Server": "sidecar",  # as everywhere; it is sent before the connection could set it
     "Content-Type": "text/event-stream",  # which is always UTF-8
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # nginx as a proxy would wait for 4 KiB

@@ -178,6 +178,13 @@ async def test_a_socket_that_a_killed_process_left_is_replaced(
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "bad-request"),
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", 431, "head-too-large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 200 + b"\r\n", 431, "head-too-large"),
+        (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
+        (
+            b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Encoding: br\r\n\r\nx",
+            415,
+            "unsupported-coding",
+        ),
         (b"PUT /nope HTTP/1.1\r\nHost: x\r\nExpect: \xff\r\n\r\n", 417, "expectation-failed"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad-request"),
     ],

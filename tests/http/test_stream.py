@@ -97,6 +97,14 @@ async def test_the_content_comes_at_once_and_each_time_it_changes(
     assert 1000 <= (source.parser.retry or 0) <= 3000
 
 
+async def test_a_stream_does_not_tell_what_it_is_made_of(listen: Open) -> None:
+    """As no other answer does: aiohttp would name its version and that of Python."""
+    source = await listen()
+    assert [line for line in source.head.split(b"\r\n") if line.startswith(b"Server:")] == [
+        b"Server: sidecar"
+    ]
+
+
 @pytest.mark.parametrize("kept", ["{}", "W/{}", "bare"])
 async def test_who_comes_back_is_sent_nothing_twice(listen: Open, config: Path, kept: str) -> None:
     """`Last-Event-ID` is the present one: the next event is the next change."""
