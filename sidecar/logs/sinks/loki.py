@@ -27,6 +27,8 @@ _TOO_MANY_VALUES = frozenset({"pod_uid", "pod_ip", "pod-template-hash", "control
 """Labels that would make a stream of its own for each Pod and tell nothing that `pod` does not."""
 _BLOCKED = 260
 _FILES = 10_000
+_TIMES = 2_000
+"""So many other times may lie between two equal ones, at least."""
 
 
 class LokiSink(HttpSink):
@@ -66,22 +68,18 @@ class LokiSink(HttpSink):
         super().__init__(url, headers=headers, **options)
         self._labels = dict(labels or {})
         self._label_fields, self._metadata_fields = tuple(label_fields), tuple(metadata_fields)
-        self._last: dict[str, tuple[int, int]] = {}
+        self._times = _Times()
 
     def prepare(self, batch: Batch) -> None:
         """Give each record a time of its own."""
-        last = self._last
+        distinct = self._times.distinct
         for record in batch.records():
-            moment = _distinct(record.time, last.get(record.file))
-            last[record.file] = moment
-            record.time = moment[1]
-        for file in list(last)[: max(len(last) - _FILES, 0)]:
-            del last[file]
+            record.time = distinct(record.file, record.time)
 
     def encode(self, records: Sequence[Record]) -> bytes:
         streams: dict[object, tuple[dict[str, str], list[list[Any]]]] = {}
         for record in records:
-            own = [str(record.fields.get(name)) for name in self._label_fields]
+            own = [_text(record.fields.get(name)) for name in self._label_fields]
             key = (id(record.labels), record.file, record.level, *own)
             stream = streams.get(key)
             if stream is None:
@@ -104,8 +102,8 @@ class LokiSink(HttpSink):
         if record.level is not None:
             found["level"] = record.level
         for name in self._label_fields:
-            if (value := record.fields.get(name)) is not None:
-                found[name] = str(value)
+            if (value := _text(record.fields.get(name))) is not None:
+                found[name] = value
         wanted = [*self._labels, *self._label_fields, *_FIRST]
         found |= self._labels
         names = sorted(found, key=lambda one: (_rank(one, wanted), one))
@@ -124,18 +122,46 @@ class LokiSink(HttpSink):
         }
 
 
-def _distinct(moment: int, before: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the time as it is and as it is sent: a little later where the one before would be met."""
-    if before is None:
-        return moment, moment
-    original, sent = before
-    if original <= moment <= sent:
-        return moment, sent + 1
-    return moment, moment
+class _Times:
+    """Makes equal times of one file distinct, those that come back later, too: a line between may have an older one.
+
+    >>> times = _Times()
+    >>> [times.distinct("/log/a", moment) for moment in (50, 50, 7, 50, 51)]
+    [50, 51, 7, 52, 53]
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}
+        """By file: the time as it is and as it was sent, of the line before."""
+        self._young: dict[tuple[str, int], int] = {}
+        self._old: dict[tuple[str, int], int] = {}
+        """Times that were left for others, with the last one sent for each. Two generations: forgetting costs nothing."""
+
+    def distinct(self, file: str, moment: int) -> int:
+        """Return the time, or a little later where one that was sent would be met."""
+        original, sent = self._last.get(file, (0, -1))
+        if not original <= moment <= sent:
+            self._leave(file, original, sent)
+            key = (file, moment)
+            sent = self._young.get(key) or self._old.get(key) or moment - 1
+            original = moment
+        self._last[file] = original, sent + 1
+        return sent + 1
+
+    def _leave(self, file: str, original: int, sent: int) -> None:
+        self._young[file, original] = sent
+        if len(self._young) >= _TIMES:
+            self._young, self._old = {}, self._young
+            for name in list(self._last)[: max(len(self._last) - _FILES, 0)]:
+                del self._last[name]
 
 
 def _rank(name: str, wanted: Sequence[str]) -> int:
     return wanted.index(name) if name in wanted else len(wanted)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _label_name(name: str) -> str:

@@ -38,6 +38,29 @@ async def test_equal_lines_read_at_once_are_all_kept_by_loki() -> None:
         assert [moment for moment, _ in values] == sorted({moment for moment, _ in values})
 
 
+async def test_equal_lines_are_kept_by_loki_when_a_line_between_them_is_older() -> None:
+    """The times of a log go back and forth: threads, a line with a time among others without."""
+    times = (50, 50, 7, 50, 60, 7, 50)
+    async with FakeLoki() as loki, opened(LokiSink(loki.address)) as sink:
+        for _ in range(2):
+            await sink.write(records(*(Record(b"tick", file="/log/a", time=t) for t in times)))
+
+        assert loki.texts == ["tick"] * 14
+        assert loki.repeated == 0
+
+
+async def test_a_field_that_says_none_and_one_that_is_missing_make_two_streams() -> None:
+    """Python's applications write `None` as a text."""
+    lines = (b'{"tier":"None"}', b'{"tier":null}', b'{"tier":"None"}')
+    async with (
+        FakeLoki() as loki,
+        opened(LokiSink(loki.address, label_fields=["tier"])) as sink,
+    ):
+        await sink.write(records(*(stages.parse_json(Record(line)) for line in lines)))
+
+        assert sorted(len(values) for values in loki.streams.values()) == [1, 2]
+
+
 async def test_times_stay_the_same_however_often_a_batch_is_sent() -> None:
     """A lost answer makes no duplicates, also when the batch is cut up afterwards."""
     async with (
