@@ -161,5 +161,15 @@ def core_name(name: str) -> str:
 
 
 def are_related(one: str, other: str) -> bool:
-    """Whether the names may be of one log file and its rotated past."""
-    return core_name(one) == core_name(other)
+    """Whether the names may be of one log file and its rotated past. Some scripts put another extension in place.
+
+    >>> [are_related("app.log", other) for other in ("app.log.1", "app.bak", "app.1", "app.err", "other.bak")]
+    [True, True, True, False, False]
+    """
+    first, second = core_name(one), core_name(other)
+    return first == second or _stem(first) == second or first == _stem(second)
+
+
+def _stem(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and stem and extension.isalpha() else name

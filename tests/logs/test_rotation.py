@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 from collections.abc import Iterator
@@ -343,6 +344,22 @@ def test_offsets_beyond_two_gibibytes_are_offsets_like_others(log: LogFile, stat
     log.write("three")
     assert follower.restart() == ["three"]
     assert follower.tail.figures().lag_bytes == 0
+
+
+@pytest.mark.parametrize("copy", ["app.bak", "app.old", "app.1", "app.20261125.gz"])
+def test_a_copy_with_another_extension_is_finished(log: LogFile, copy: str) -> None:
+    """Scenario 6: `cp app.log app.bak && : > app.log` in a script of the application's."""
+    follower = Follower(log.path)
+    lines = [f"line {number}" for number in range(100)]
+    log.write(*lines[:50])
+    follower.news()
+    log.write(*lines[50:])
+    data = log.path.read_bytes()
+    (log.path.parent / copy).write_bytes(gzip.compress(data) if copy.endswith(".gz") else data)
+    log.truncate()
+    log.write("new")
+    follower.news()
+    assert sorted(follower.seen) == sorted([*lines, "new"])
 
 
 def test_an_identical_first_kibibyte_does_not_confuse_copytruncate(log: LogFile) -> None:
