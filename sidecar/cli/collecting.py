@@ -91,14 +91,18 @@ def run(
 
 def check(pipeline: Pipeline, sink_defaults: Mapping[str, Any]) -> int:
     """Make everything a run would make, open nothing, and say what it is."""
-    pipeline.source()
-    count = len(pipeline.make_stages())
-    names = [sink.name for sink in pipeline.make_sinks(sink_defaults)]
+    source, made, sinks = (
+        pipeline.source(),
+        pipeline.make_stages(),
+        pipeline.make_sinks(sink_defaults),
+    )
+    names = [sink.name for sink in sinks]
     if len(set(names)) < len(names):
         raise _errors.ConfigError(f"two sinks have the same name: {', '.join(names)}")
+    Collector(source, made, sinks, dead_letters=pipeline.make_dead_letters())
     click.echo(f"files       {' '.join(pipeline.files)}")
     click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
-    click.echo(f"stages      {', '.join(map(_worded, pipeline.stages)) if count else 'none'}")
+    click.echo(f"stages      {', '.join(map(_worded, pipeline.stages)) if made else 'none'}")
     for name in names:
         click.echo(f"sink        {name}")
     return 0

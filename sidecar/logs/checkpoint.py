@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from sidecar.logs.identity import Place, Print
 
 VERSION = 1
 PREVIOUS = ".previous"
+_DAMAGED = ".damaged"
 _LARGEST = 64 << 20
 _MODE = 0o600
 
@@ -69,6 +70,14 @@ class Checkpoint:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._last: bytes | None = None
+
+    @property
+    def files(self) -> Sequence[str]:
+        """All that may ever be written."""
+        if self.path is None:
+            return ()
+        both = (self.path, self.path + PREVIOUS)
+        return (*both, *(path + _DAMAGED for path in both))
 
     def load(self) -> State:
         """Return the saved state; the generation before it, or an empty one, where it is damaged or missing."""
@@ -123,7 +132,7 @@ class Checkpoint:
 
     def _set_aside(self, path: str) -> None:
         with contextlib.suppress(OSError):
-            atomic.rename(path, path + ".damaged")
+            atomic.rename(path, path + _DAMAGED)
 
 
 def encode(state: State) -> bytes:

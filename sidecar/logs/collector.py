@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from sidecar import _errors
 from sidecar.logs.hints import DirectoryHints, Noticed
 from sidecar.logs.lane import DeadLetters, Lane
 from sidecar.logs.records import Block, Stage
-from sidecar.logs.sinks.base import Rejected, Sink
+from sidecar.logs.sinks.base import BaseSink, Rejected, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Tail
 from sidecar.runtime import metrics
@@ -140,6 +140,7 @@ class Collector:
         if dead_letters is None and source.checkpoint_path is not None:
             dead_letters = DeadLetterFile(source.checkpoint_path + _DEAD_LETTERS)
         self.source = source
+        source.leave_out(_own_files(source, sinks, dead_letters))
         self.summary = Summary()
         made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
         self.lanes = [
@@ -396,3 +397,15 @@ class Collector:
             if news := size - self._reported.get(reason, 0):
                 metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)
                 self._reported[reason] = size
+
+
+def _own_files(
+    source: Tail, sinks: Sequence[Sink], dead_letters: DeadLetters | None
+) -> Iterator[str]:
+    """Yield what this collection itself writes to."""
+    for sink in sinks:
+        if isinstance(sink, BaseSink):
+            yield from sink.own_files
+    if isinstance(dead_letters, DeadLetterFile):
+        yield dead_letters.path
+    yield from source.own_files

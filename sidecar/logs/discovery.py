@@ -15,11 +15,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.disk import beneath
+from sidecar.logs.identity import core_name
 
 Key = tuple[int, int]
 """Device and inode."""
@@ -84,13 +85,20 @@ class Discovery:
         if not self.patterns:
             raise _errors.ConfigError("no log file is named: give a path or a pattern")
         self._compiled = [_compile(pattern) for pattern in self.patterns]
-        self._exclude = [_excluder(pattern) for pattern in exclude]
+        self._exclude = [_excluder(p) for pattern in exclude for p in _braces(pattern)]
+        self._own: set[tuple[str, str]] = set()
         self._root = os.path.abspath(root) if root is not None else None
         self._beside = [os.path.abspath(path) for path in beside]
         self._listings: dict[str, Listing] = {}
         self._last: Found | None = None
         self._distrusted: set[int] = set()
         """Devices whose listings give other inodes than stat(2) does (some overlays)."""
+
+    def leave_out(self, path: str) -> bool:
+        """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
+        directory, name = os.path.split(os.path.abspath(path))
+        self._own.add((os.path.realpath(directory), core_name(name)))
+        return os.path.abspath(path) in self.patterns
 
     def scan(self, *, suspicious: Iterable[str] = ()) -> Found:
         """Look once. Directories in `suspicious` are listed again, whatever their times say."""
@@ -192,7 +200,14 @@ class Discovery:
         return max(inside, key=len, default=os.path.dirname(path))
 
     def _excluded(self, path: str) -> bool:
-        return any(pattern.fullmatch(path) for pattern in self._exclude)
+        return self._is_own(path) or any(excludes(path) for excludes in self._exclude)
+
+    def _is_own(self, path: str) -> bool:
+        directory, name = os.path.split(path)
+        core = core_name(name)
+        return any(core == own for _, own in self._own) and (
+            (os.path.realpath(directory), core) in self._own
+        )
 
     def _walk(
         self,
@@ -274,12 +289,17 @@ class Discovery:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the patterns that braces stand for: `{a,b}.log` is `a.log` and `b.log`."""
+    """Return the whole patterns that braces stand for."""
+    return [os.path.abspath(each) for each in _braces(pattern) if each]
+
+
+def _braces(pattern: str) -> list[str]:
+    """Return what braces stand for: `{a,b}.log` is `a.log` and `b.log`."""
     match = _BRACES.search(pattern)
     if match is None:
-        return [os.path.abspath(pattern)] if pattern else []
+        return [pattern]
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [each for option in match[1].split(",") for each in _expand(head + option + tail)]
+    return [each for option in match[1].split(",") for each in _braces(head + option + tail)]
 
 
 def _compile(pattern: str) -> _Pattern:
@@ -299,11 +319,28 @@ def _compile(pattern: str) -> _Pattern:
     return _Pattern("/" + "/".join(names[:fixed]), tuple(parts))
 
 
-def _excluder(pattern: str) -> re.Pattern[str]:
-    """A pattern without a slash means a name in any directory."""
+def _excluder(pattern: str) -> Callable[[str], bool]:
+    """A pattern without a slash means a name in any directory; with one it is as those of files."""
     if "/" not in pattern:
-        return re.compile(r"(?s:.*/)" + fnmatch.translate(pattern))
-    return re.compile(fnmatch.translate(os.path.abspath(pattern)))
+        name = re.compile(fnmatch.translate(pattern))
+        return lambda path: name.fullmatch(os.path.basename(path)) is not None
+    compiled = _compile(os.path.abspath(pattern))
+    base = compiled.base.rstrip("/") + "/"
+    return lambda path: (
+        path.startswith(base) and _covers(compiled.parts, path[len(base) :].split("/"))
+    )
+
+
+def _covers(parts: Sequence[str | re.Pattern[str] | None], names: Sequence[str]) -> bool:
+    if not parts:
+        return not names
+    part, rest = parts[0], parts[1:]
+    if part is None:
+        return any(_covers(rest, names[skipped:]) for skipped in range(len(names)))
+    if not names:
+        return False
+    fits = part == names[0] if isinstance(part, str) else part.fullmatch(names[0]) is not None
+    return fits and _covers(rest, names[1:])
 
 
 def _fits(part: str | re.Pattern[str], name: str) -> bool:

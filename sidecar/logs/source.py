@@ -94,6 +94,23 @@ class Tail:
         self._tracker.restore(state)
         self._tracker.look(self._clock())
 
+    @property
+    def own_files(self) -> Sequence[str]:
+        """What this tail writes to: the checkpoint, the one before, and what was set aside."""
+        return self._checkpoint.files
+
+    def leave_out(self, paths: Iterable[str]) -> None:
+        """Never collect these files, whatever the patterns say: each line would make another one, without end.
+
+        Raises:
+            ConfigError: a pattern names one of them, and nothing else.
+        """
+        for path in paths:
+            if self._discovery.leave_out(path):
+                raise _errors.ConfigError(
+                    f"{path} cannot be collected: this collection writes to it (as sink, checkpoint or dead letters)"
+                )
+
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
         if self._tracker is not None:

@@ -480,6 +480,27 @@ async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
             await eventually(lambda: "No space" in (collector.trouble() or ""))
 
 
+async def test_what_the_collection_writes_itself_is_not_collected(tmp_path: Path) -> None:
+    """Each line would make another one, without end; rotated or not, by whatever way the directory is reached."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "way").symlink_to("log")
+    for name in ("app.log", "out.log", "out.log.1", "out.log.2.gz"):
+        (tmp_path / "log" / name).write_text(f"{name}\n")
+    sink = logs.FileSink(tmp_path / "way" / "out.log", max_bytes=20)
+    source = logs.tail(tmp_path / "log" / "*", checkpoint=tmp_path / "log" / "offsets.json")
+    summary = await logs.collect(source, sink=sink, until_end=True)
+    assert summary.lines == 1
+    assert (tmp_path / "log" / "out.log").read_text() == "out.log\napp.log\n"
+
+
+@pytest.mark.parametrize("own", ["out.log", "offsets.json", "offsets.json.dead-letters.ndjson"])
+def test_a_file_named_for_reading_and_for_writing_is_refused(tmp_path: Path, own: str) -> None:
+    """A checkpoint would move an application's log out of its way."""
+    source = logs.tail(tmp_path / own, checkpoint=tmp_path / "offsets.json")
+    with pytest.raises(sidecar.ConfigError, match=f"{own} cannot be collected"):
+        Collector(source, [], [logs.FileSink(tmp_path / "out.log")])
+
+
 async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:
     """Their progress could not be told apart."""
     with pytest.raises(sidecar.ConfigError, match="a name of its own"):

@@ -65,6 +65,32 @@ def test_excluded_files_are_left_alone(tmp_path: Path) -> None:
     assert {os.path.relpath(path, tmp_path) for path in found.files} == {"a.log", "x/b.log"}
 
 
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ("*.log", {"x/b.log", "x/y/c.log"}),
+        ("x/*.log", {"a.log", "x/y/c.log"}),
+        ("**/b.log", {"a.log", "x/y/c.log"}),
+        ("**/*.log", set()),
+        ("x/**", {"a.log"}),
+        ("{a,x/b}.log", {"x/y/c.log"}),
+    ],
+)
+def test_an_excluded_path_is_a_pattern_as_those_of_files(
+    tmp_path: Path, exclude: str, left: set[str]
+) -> None:
+    """Scenario 25: a star ends at a slash, two of them may be no directory; nothing more is left out than is said."""
+    touch(*(tmp_path / n for n in ("a.log", "x/b.log", "x/y/c.log")))
+    found = Discovery([str(tmp_path / "**" / "*.log")], exclude=[f"{tmp_path}/{exclude}"]).scan()
+    assert {os.path.relpath(path, tmp_path) for path in found.files} == left
+
+
+def test_an_excluded_name_knows_braces(tmp_path: Path) -> None:
+    touch(*(tmp_path / n for n in ("a.log", "b.log", "x/a.log", "x/c.log")))
+    found = Discovery([str(tmp_path / "**" / "*.log")], exclude=["{a,b}.log"]).scan()
+    assert {os.path.relpath(path, tmp_path) for path in found.files} == {"x/c.log"}
+
+
 def test_files_and_directories_that_come_later_are_found(tmp_path: Path) -> None:
     """Scenario 23: also where the directory of the pattern itself is not there yet."""
     follower = Follower(tmp_path / "log" / "**" / "*.log")

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
 from sidecar.logs import values
-from sidecar.logs.sinks.base import Batching, Sink
+from sidecar.logs.sinks.base import Batching, Sink, shown
 
 FORMS = "stdout, file:///path, http(s)://…, loki+http(s)://…, elasticsearch+http(s)://…, otlp+http(s)://…"
 
@@ -91,7 +91,7 @@ def sink(
     if set(given) & {"token_file"} and ("user" in {**(options or {}), **in_address} or "@" in bare):
         del given["token_file"]
     given |= {**(options or {}), **in_address}
-    made = values.read(given, known, f"the sink {_shown(bare)}")
+    made = values.read(given, known, f"the sink {shown(bare)}")
     if kind == "stdout":
         from sidecar.logs.sinks.stdout import StdoutSink
 
@@ -118,7 +118,7 @@ def _split(address: str) -> tuple[str, str, dict[str, str]]:
     kind, _, inner = scheme.rpartition("+")
     if colon and inner in ("http", "https") and kind in _KINDS:
         return bare, _KINDS[kind], options
-    raise ConfigError(f"{_shown(bare)!r} is no sink: it is one of {FORMS}")
+    raise ConfigError(f"{shown(bare)!r} is no sink: it is one of {FORMS}")
 
 
 def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
@@ -151,9 +151,3 @@ def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
     from sidecar.logs.sinks.ndjson import NdjsonSink
 
     return NdjsonSink(address, **made)
-
-
-def _shown(address: str) -> str:
-    """Return the address without what may be a password."""
-    scheme, slashes, rest = address.partition("://")
-    return scheme + slashes + rest.rpartition("@")[2]

@@ -18,6 +18,7 @@ and stops reading while a sink is slow. The file is the buffer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +36,23 @@ class SinkUnavailable(SidecarError, OSError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+_VALUE = re.compile(r"=[^&;]*")
+
+
+def shown(url: str) -> str:
+    """Return a URL as people may see it: without credentials, and without the values of its query.
+
+    A key for the receiver stands there often enough. It is no part of a sink's name in the checkpoint either:
+    a new key must not make a new sink, which would get everything again.
+
+    >>> shown("https://ada:secret@logs.example.com/in?api_key=secret&source=shop")
+    'https://logs.example.com/in?api_key=***&source=***'
+    """
+    rest, question, query = url.partition("?")
+    scheme, slashes, place = rest.partition("://")
+    return f"{scheme}{slashes}{place.rpartition('@')[2]}{question}{_VALUE.sub('=***', query)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +152,8 @@ class BaseSink:
     name: str = "sink"
     batching: Batching = Batching()
     takes_blocks: bool = False
+    own_files: Sequence[str] = ()
+    """What the sink writes to: never collected, nor what rotation leaves of it."""
 
     async def open(self, resume: Any) -> Any:
         """Nothing to open."""

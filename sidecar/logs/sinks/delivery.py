@@ -25,7 +25,7 @@ import aiohttp
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import compression, destination
-from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable
+from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable, shown
 from sidecar.logs.sinks.verdicts import (
     Answer,
     Bad,
@@ -71,7 +71,7 @@ class HttpSink(BaseSink):
 
     Args:
         url: may hold `user:password@`; the standard path is appended where it is missing.
-        name: identifies the sink in the checkpoint; by default the URL without credentials.
+        name: identifies the sink in the checkpoint; by default the URL without credentials and without the values of a query.
         gzip: compress bodies. A receiver that answers 415 gets them plain from then on.
         timeout: seconds for a request, from connecting to the last byte of the answer.
         headers: sent with each request.
@@ -110,9 +110,12 @@ class HttpSink(BaseSink):
         batching: Batching | None = None,
     ) -> None:
         self.url, credentials = destination.address(url, self.standard_path)
-        self.name = name or self.url
+        self.name = name or shown(self.url)
         if timeout <= 0 or max_body <= 0:
             raise ConfigError(f"{self.name}: timeout and max_body must be more than 0")
+        for header, value in (headers or {}).items():
+            if not f"{header}{value}".isprintable():
+                raise ConfigError(f"{self.name}: the header {header!r} must be one line of text")
         self._gzip, self._timeout, self._max_body = gzip, timeout, max_body
         self._credentials = destination.Credentials(
             self.name, credentials, user, password_file, token_file

@@ -8,7 +8,7 @@ import ssl
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sidecar._errors import ConfigError
-from sidecar.logs.sinks.base import SinkUnavailable
+from sidecar.logs.sinks.base import SinkUnavailable, shown
 
 
 def address(url: str, standard_path: str) -> tuple[str, str | None]:
@@ -18,9 +18,11 @@ def address(url: str, standard_path: str) -> tuple[str, str | None]:
         scheme = parts.scheme.rpartition("+")[2]
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no URL: {error}") from error
+        raise ConfigError(f"{shown(url)!r} is no URL: {error}") from None
     if scheme not in ("http", "https") or not host:
-        raise ConfigError(f"{url!r} is no URL for a sink: write it like http://host:port/path")
+        raise ConfigError(
+            f"{shown(url)!r} is no URL for a sink: write it like http://host:port/path"
+        )
     credentials = None
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -64,13 +66,17 @@ class Credentials:
 
 def _secret(sink: str, path: str | os.PathLike[str]) -> str:
     """Read a small file on a volume in memory: not worth a thread."""
+    where = f"{sink}: cannot read the secret in {os.fspath(path)}"
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read(64 << 10).strip()
+            secret = file.read(64 << 10).strip()
     except OSError as error:
-        raise SinkUnavailable(
-            f"{sink}: cannot read the secret in {os.fspath(path)}: {error.strerror}"
-        ) from error
+        raise SinkUnavailable(f"{where}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SinkUnavailable(f"{where}: it is no text") from None
+    if not secret.isprintable() or not secret:
+        raise SinkUnavailable(f"{where}: it must be one line of text")
+    return secret
 
 
 def tls(
@@ -81,10 +87,14 @@ def tls(
 ) -> ssl.SSLContext | bool:
     if ca_file is None and cert_file is None:
         return True
+    what = f"the certificates in ca_file {ca_file}"
     try:
         context = ssl.create_default_context(cafile=ca_file)
         if cert_file is not None:
+            what = f"the certificate in cert_file {cert_file}"
+            what += "" if key_file is None else f" with key_file {key_file}"
             context.load_cert_chain(cert_file, key_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{sink}: cannot use the certificates: {error}") from error
+        said = error.strerror or error
+        raise ConfigError(f"{sink}: cannot use {what}: {said}") from error
     return context

@@ -84,6 +84,7 @@ class FileSink(BaseSink):
             raise _errors.ConfigError(f"max_bytes must be at least 1, not {max_bytes}")
         self.path = os.path.abspath(path)
         self.name = name or f"file://{self.path}"
+        self.own_files = (self.path,)
         self._json, self._max, self._keep, self._mode = json, max_bytes, keep, mode
         self._fd = -1
         self._size = 0

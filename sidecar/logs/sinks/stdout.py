@@ -49,6 +49,7 @@ class StdoutSink(BaseSink):
     def __init__(self, *, json: bool = False, fd: int = 1, name: str = "stdout") -> None:
         self.name = name
         self._json, self._fd = json, fd
+        self.own_files = _file_behind(fd)
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json)
@@ -61,6 +62,16 @@ class StdoutSink(BaseSink):
             await asyncio.wait({work})
             raise
         return ACCEPTED
+
+
+def _file_behind(fd: int) -> Sequence[str]:
+    """Return the file to which standard output goes, if it goes to one (`> all.log`)."""
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return (os.readlink(f"/proc/self/fd/{fd}"),)
+    except OSError:
+        pass  # it is closed, which `write` will tell, or there is no /proc
+    return ()
 
 
 def _write_all(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:

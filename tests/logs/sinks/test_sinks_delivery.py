@@ -290,6 +290,31 @@ async def test_credentials_come_from_the_url_or_from_files_and_are_never_shown(
         assert sent == ["Basic YWRhOnMzY3JAdA==", "Bearer first", "Bearer second"]
 
 
+def test_a_key_in_the_query_travels_and_is_never_shown() -> None:
+    """Nor is it part of the name in the checkpoint: with a new key, all would be delivered once more."""
+    sink = NdjsonSink("http://h/in?api_key=secret&source=shop")
+    assert sink.url == "http://h/in?api_key=secret&source=shop"
+    assert sink.name == "http://h/in?api_key=***&source=***"
+    assert "secret" not in repr(sink)
+
+
+@pytest.mark.parametrize("content", [b"", b"two\nlines", b"\xff"])
+async def test_a_token_that_no_header_can_hold_is_waited_for(
+    tmp_path: Path, content: bytes
+) -> None:
+    """The file may be half written; a wrong one must not end the collection."""
+    token = tmp_path / "token"
+    token.write_bytes(content)
+    async with opened(NdjsonSink("http://127.0.0.1:1", token_file=token)) as sink:
+        with pytest.raises(SinkUnavailable, match="cannot read the secret"):
+            await sink.write(batch("a"))
+
+
+def test_a_header_of_several_lines_is_refused_before_the_start() -> None:
+    with pytest.raises(ConfigError, match="the header 'X-Team' must be one line"):
+        NdjsonSink("http://h", headers={"X-Team": "a\nb"})
+
+
 async def test_a_missing_token_file_is_waited_for(tmp_path: Path) -> None:
     """A secret that is not mounted yet costs a pause, no line."""
     async with (
@@ -336,7 +361,7 @@ def test_wrong_certificates_are_found_before_the_start(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match="certificates"):
         NdjsonSink("https://h", ca_file=tmp_path / "ca.pem")
-    with pytest.raises(ConfigError, match="certificates"):
+    with pytest.raises(ConfigError, match=r"certificates in ca_file .*missing\.pem: No such file"):
         NdjsonSink("https://h", ca_file=tmp_path / "missing.pem")
 
 

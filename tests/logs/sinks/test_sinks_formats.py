@@ -408,6 +408,8 @@ def test_what_the_application_wrote_wins_over_what_we_know() -> None:
         ("http://h#gzip=perhaps", "neither true nor false"),
         ("http://h#timeout=soon", "no time"),
         ("http://u:secret@h#nonsense=1", "http://h"),
+        ("http://h?key=secret#nonsense=1", r"http://h\?key=\*\*\*"),
+        ("http://u:secret@h:99999", "Port out of range"),
     ],
 )
 def test_a_wrong_address_is_refused_with_a_hint(address: str, said_about: str) -> None:
