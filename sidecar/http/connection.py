@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +40,8 @@ _MOST_HELD_BACK = 64 << 10
 _TOO_MANY = "Too many headers received"
 """What aiohttp says of more than 128: it has no class of its own for that."""
 """Bytes that a client may send on while its write is under way, before it is not listened to any more."""
+_MOST_PIECES = 64
+"""The same, in how many pieces they come: a small one takes more memory than its bytes."""
 
 
 class Taker(Protocol):
@@ -58,7 +61,12 @@ class _Writing:
     request: bytes
     form: Form
     withdraw: Callable[[], None]
-    held_back: bytearray = field(default_factory=bytearray)
+    held_back: deque[bytes] = field(default_factory=deque)
+
+    @property
+    def full(self) -> bool:
+        """Whether more is held back than one client is given; small pieces cost more than their bytes."""
+        return sum(map(len, self.held_back)) > _MOST_HELD_BACK or len(self.held_back) > _MOST_PIECES
 
 
 class Connection(web.RequestHandler):
@@ -194,8 +202,8 @@ class Connection(web.RequestHandler):
 
     def _hold_back(self, writing: _Writing, data: bytes) -> None:
         """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
-        writing.held_back += data
-        if len(writing.held_back) > _MOST_HELD_BACK:
+        writing.held_back.append(data)
+        if writing.full:
             self._pause_transport_reading()
 
     def _written(self, outcome: Outcome) -> None:
@@ -219,10 +227,15 @@ class Connection(web.RequestHandler):
         else:
             self.outcome = outcome
             self._give_to_aiohttp(writing.request)
-        if writing.held_back:
-            if len(writing.held_back) > _MOST_HELD_BACK:
-                self._resume_transport_reading()
-            self.data_received(bytes(writing.held_back))
+        if writing.full:
+            self._resume_transport_reading()
+        # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
+        waiting = writing.held_back
+        while waiting:
+            self.data_received(waiting.popleft())
+            if (again := self._writing) is not None:
+                again.held_back = waiting
+                break
 
     def _process_keepalive(self) -> None:
         # aiohttp knows of no request while the lane writes, and takes the connection for an idle one.
