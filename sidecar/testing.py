@@ -46,6 +46,7 @@ async def temporary_volume(
 ) -> AsyncIterator[Volume]:
     """Enter a volume in a new directory, with `files` published one by one; it is removed at the end.
 
+    >>> import asyncio
     >>> async def test_my_consumer() -> None:
     ...     async with temporary_volume({"config": "a: 1"}) as volume:
     ...         await volume.put("config", "a: 2")
@@ -68,6 +69,8 @@ class ConfigMapVolume:
     The directory before is removed at once, as kubelet does it, so a reader in the middle of it finds files gone.
     See https://pkg.go.dev/k8s.io/kubernetes/pkg/volume/util#AtomicWriter.
 
+    >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as path:
     ...     config = ConfigMapVolume(path)
     ...     config.update({"level": "debug"})
@@ -114,9 +117,10 @@ def rewrite_in_place(path: str | os.PathLike[str], content: bytes | str, pause: 
 
     A test that survives this as a neighbour survives most of them.
 
-    >>> path = Path(tempfile.mkdtemp(), "config")
-    >>> rewrite_in_place(path, "a: 2", pause=0.01)
-    >>> path.read_text()
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("r") as config:
+    ...     rewrite_in_place(config.name, "a: 2", pause=0.01)
+    ...     config.read()
     'a: 2'
     """
     data = encoded(content)
@@ -133,6 +137,7 @@ async def until(condition: Callable[[], object], *, timeout: float = 10.0) -> No
     Raises:
         TimeoutError: it was not, for `timeout` seconds.
 
+    >>> import asyncio
     >>> asyncio.run(until(lambda: True))
     """
     async with asyncio.timeout(timeout):

@@ -16,10 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import sidecar
+from sidecar import logs, testing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -98,6 +100,23 @@ def test_examples_in_docstrings_run(name: str) -> None:
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
 
     assert failed == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module in (sidecar, logs, testing) for name in module.__all__],
+    ids=lambda one: getattr(one, "__name__", one),
+)
+def test_an_example_of_a_public_name_needs_no_more_than_public_names(
+    module: ModuleType, name: str
+) -> None:
+    """Whoever pastes it has imported the name, and perhaps its neighbours; all else the example imports itself."""
+    public = {name: getattr(module, name) for name in module.__all__}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder().find(public[name], name, module=False, globs=public):
+        runner.run(test)
+
+    assert runner.summarize(verbose=False).failed == 0
 
 
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: str(page.relative_to(ROOT)))

@@ -212,15 +212,3 @@ def test_a_reader_at_rest_stays_under_45_megabytes(
         return int(Path(f"/proc/{reader.pid}/statm").read_text().split()[1]) * 4
 
     wait_for(lambda: resident() < 45_000)
-
-
-def test_every_example_in_a_docstring_runs() -> None:
-    """`>>>` in the documentation of a module is a promise like any other."""
-    import doctest
-
-    failed = [
-        name
-        for name in map(module_name, FILES)
-        if not name.endswith("__main__") and doctest.testmod(importlib.import_module(name)).failed
-    ]
-    assert failed == []

@@ -106,6 +106,10 @@ def files_app(
     Browsers are told to run nothing of it, as anybody who writes to the volume could have put it there;
     `trusted=True` lifts that, for a site with scripts of its own.
 
+    Raises:
+        ConfigError: when the application starts: an argument makes no sense.
+
+    >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_subapp("/site/", files_app("/shared"))
     """

@@ -22,6 +22,7 @@ FIRST_LOOK = 1.0
 class Latest(Generic[T]):
     """The newest content of one file or directory, in memory.
 
+    >>> from aiohttp import web
     >>> async def version(request: web.Request) -> web.Response:
     ...     return web.json_response(request.app[LATEST].snapshot.version)
     """
@@ -114,6 +115,10 @@ def follow(
     started and ready as soon as there is a content (unless `required` is False).
     Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
 
+    Raises:
+        ConfigError: when the application starts: an argument makes no sense.
+
+    >>> from aiohttp import web
     >>> app = web.Application()
     >>> app.cleanup_ctx.append(follow("/shared"))
     """

@@ -34,6 +34,7 @@ def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
     to which `sidecar.follow` adds its own. A process that drains is not ready.
     They need no token.
 
+    >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_routes(health_routes())
     """

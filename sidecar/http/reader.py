@@ -75,6 +75,10 @@ def reader_app(
         recheck: seconds between looks without a hint.
         max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
 
+    Raises:
+        ConfigError: when the application starts: an argument makes no sense.
+
+    >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
     """

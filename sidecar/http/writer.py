@@ -80,6 +80,11 @@ def writer_app(
             Where `token_file` is given, its first token is shown to that reader.
         token_file: a file with the bearer tokens that may write, one a line; probes need none.
 
+    Raises:
+        ConfigError: an argument makes no sense. What is wrong with the volume is no error here:
+            it is said by `/readyz` and the answers, until it is mended.
+
+    >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
@@ -328,6 +333,8 @@ def _too_large(writer: Writer, name: str) -> problems.Problem:
 
 def _split(path: str) -> tuple[str, str | None]:
     """Return the directory, and the name of the one file if `path` is one."""
+    if not path:
+        raise _errors.ConfigError("'' is no path: name the file, or the directory")
     whole = os.path.abspath(path)
     if path.endswith("/") or os.path.isdir(whole):
         return whole, None

@@ -88,13 +88,12 @@ async def collect(
         ConfigError: no sink, or two of the same name.
         Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
 
-    >>> import tempfile
-    >>> from sidecar import testing
-    >>> from sidecar.logs.source import tail
+    >>> import asyncio, tempfile
+    >>> from sidecar import logs, testing
     >>> async def main(directory: str) -> list[str]:
     ...     testing.LogFile(f"{directory}/app.log").write("one", "two")
     ...     sink = testing.MemorySink()
-    ...     await collect(tail(f"{directory}/*.log"), sink=sink, until_end=True)
+    ...     await logs.collect(logs.tail(f"{directory}/*.log"), sink=sink, until_end=True)
     ...     return sink.lines
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     asyncio.run(main(directory))
@@ -116,9 +115,8 @@ async def collect(
 class Collector:
     """A collection with a state that probes can ask for. `collect` is one of these, run at once.
 
-    >>> from sidecar import testing
-    >>> from sidecar.logs.source import tail
-    >>> Collector(tail("/var/log/app/*.log"), [], [testing.MemorySink()]).summary
+    >>> from sidecar import logs, testing
+    >>> logs.Collector(logs.tail("/var/log/app/*.log"), [], [testing.MemorySink()]).summary
     Summary(lines=0, size=0, refused=0)
     """
 

@@ -22,12 +22,13 @@ class LogFile:
     r"""A log as an application writes it, open in append mode, and as rotation treats it. Blocking.
 
     >>> import tempfile
-    >>> log = LogFile(Path(tempfile.mkdtemp()) / "app.log")
-    >>> log.write("one", "two")
-    >>> log.rotate().name
-    'app.log.1'
-    >>> log.write("still to the old file"); log.reopen(); log.write("to the new one")
-    >>> log.path.read_text()
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     log = LogFile(f"{directory}/app.log")
+    ...     log.write("one", "two")
+    ...     print(log.rotate().name)
+    ...     log.write("still to the old file"); log.reopen(); log.write("to the new one")
+    ...     log.path.read_text()
+    app.log.1
     'to the new one\n'
     """
 

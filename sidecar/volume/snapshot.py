@@ -68,7 +68,7 @@ class Content:
 
     `held` are its bytes, or, above 1 MiB, the file itself where it was read from a volume.
 
-    >>> Content("config", b"123", version_of(b"123"), modified=1.5).etag
+    >>> Snapshot.of({"config": "123"}).content("config").etag
     '"a665a45920422f9d417e4867efdc4fb8"'
     """
 

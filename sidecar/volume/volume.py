@@ -617,6 +617,10 @@ async def publish_file(
 
     The directory is created where it is missing.
 
+    Raises:
+        ConfigError: an argument makes no sense.
+        PublishError, PublishUncertain: as `Volume.put`.
+
     >>> import asyncio, tempfile
     >>> with tempfile.TemporaryDirectory() as shared:
     ...     asyncio.run(publish_file(f"{shared}/config", "debug: true")).changed

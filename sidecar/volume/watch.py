@@ -363,6 +363,9 @@ def watch(
     The present state comes first, then each distinct version once; a slow consumer gets the newest.
     Nothing is raised while there is nothing to read: the loop waits. See `Watch` for the arguments.
 
+    Raises:
+        ConfigError: an argument makes no sense.
+
     >>> async def first(path: str) -> str:
     ...     async for snapshot in watch(path):
     ...         return snapshot.text()

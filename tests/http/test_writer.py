@@ -48,6 +48,12 @@ async def raw_get(one: Client, target: bytes, method: bytes = b"GET") -> tuple[i
 # The start
 
 
+def test_an_empty_path_is_refused() -> None:
+    """What an unset variable leaves must not make the working directory the volume."""
+    with pytest.raises(_errors.ConfigError, match="'' is no path"):
+        writer_app("")
+
+
 async def test_at_the_start_there_is_a_directory_with_an_empty_file(
     client: MakeClient, config: Path
 ) -> None:
