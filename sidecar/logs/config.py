@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sidecar._errors import ConfigError
 from sidecar.logs import stages, values
@@ -31,6 +31,9 @@ from sidecar.logs.sinks import addresses
 from sidecar.logs.sinks.base import Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Tail, tail
+
+if TYPE_CHECKING:
+    import yaml
 
 _LARGEST = 1 << 20
 
@@ -161,15 +164,35 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
             f"cannot read the configuration {where}: {getattr(error, 'strerror', None) or error}"
         ) from error
     try:
-        found = yaml.safe_load(document)
+        found = yaml.load(document, Loader=_loader())  # noqa: S506 (it is a safe one)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         said = getattr(error, "problem", None) or error
-        raise ConfigError(f"{where}{place}: no YAML: {said}") from error
+        said = said if isinstance(error, yaml.constructor.ConstructorError) else f"no YAML: {said}"
+        raise ConfigError(f"{where}{place}: {said}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: expected a mapping that begins with `files:` or `sinks:`")
     return Pipeline(**values.read(found, _READERS, where))
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    """A safe loader that refuses a name said twice: of two lists of stages YAML would take the second without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+            names = set()
+            for key, _ in node.value:
+                name = (key.tag, str(key.value))
+                if name in names and key.value != "<<":
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark
+                    )
+                names.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def parse_spec(text: str) -> Mapping[str, Any]:
@@ -297,7 +320,7 @@ def multiline(given: Any) -> Multiline:
         "max_lines": values.count,
     }
     try:
-        return Multiline(**values.read(given, readers, "multiline"))
+        return Multiline(**values.read(given, readers, "the rule"))
     except ConfigError:
         raise
     except Exception as error:  # `re.error` is no ValueError before Python 3.13

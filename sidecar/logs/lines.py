@@ -41,7 +41,7 @@ class Multiline:
 
     def __post_init__(self) -> None:
         if (self.start is None) == (self.end is None):
-            raise ValueError("multiline needs either start or end, and not both")
+            raise ValueError("a rule needs either start or end, and not both")
         patterns.compiled(self.start or self.end or "")
 
 

@@ -55,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is no text (put it in quotes)")
     return str(value)
 
 
@@ -80,7 +80,13 @@ def counts(value: Any) -> list[int]:
 def mapping(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is no mapping (name: value)")
-    return {str(name): text(one) for name, one in value.items()}
+    made = {}
+    for name, one in value.items():
+        try:
+            made[str(name)] = text(one)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
+    return made
 
 
 def anything(value: Any) -> Any:

@@ -145,6 +145,17 @@ def test_the_check_says_what_a_configuration_means_and_opens_nothing(
         ("files: a\nstart: middle\n", "neither beginning nor end"),
         ("sinks: [stdout]\n", "no files to collect"),
         ("files: a\nencoding: klingon\n", "klingon"),
+        (
+            "stages: [{redact: x}]\nfiles: a\nstages: []\n",
+            "line 3, column 1: 'stages' stands here twice",
+        ),
+        ("files: a\nlabels: {tier: gold, blue: true}\n", "labels: blue: True is no text"),
+        ("files: a\nmultiline: {timeout: 1s}\n", "multiline: a rule needs either start or end"),
+        ("files: a\nmultiline: {strt: a}\n", "multiline: the rule: there is no 'strt'"),
+        ("files: a\nstages: [{time: {field: at, format: '%Q'}}]\n", "'Q' is a bad directive"),
+        ("files: a\nsinks: [{url: 'https://h', ca_file: /none}]\n", "ca_file /none: No such file"),
+        ("files: a\nsinks: ['file:///tmp/a']\nfiles: [/tmp/a]\n", "twice"),
+        ("files: /tmp/a\nsinks: ['file:///tmp/a']\n", "/tmp/a cannot be collected"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_place_and_hint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -16,6 +16,10 @@ _SECOND = 1_000_000_000
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?(Z|z| ?[+-]\d\d:?\d\d)?"
 )
+_YEARS = "YyGcxs"
+_DAYS = "djUWVuaAwbBm" + _YEARS
+"""Directives of strptime that say a year, and a date at all."""
+_DAY = timedelta(days=1)
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 
@@ -45,10 +49,12 @@ def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> S
     """Make a stage that sets the record's time from one field.
 
     `format` is one of `datetime.strptime`; without it the forms of `find_time` are understood.
+    A format without a year (syslog's `%b %d %H:%M:%S`), or without a date, means the last such moment
+    before the line was read, give or take a day.
     `zone` (`Europe/Berlin`) is for times that name none themselves.
 
     Raises:
-        ConfigError: there is no such zone.
+        ConfigError: there is no such zone, or the format can never fit.
 
     >>> stage = parse_time("at", "%d/%b/%Y:%H:%M:%S %z")
     >>> stage(Record(b"", fields={"at": "10/Oct/2000:13:55:36 -0700"})).time
@@ -58,12 +64,16 @@ def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> S
         local: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise ConfigError(f"no time zone {zone!r}: write it like Europe/Berlin") from error
+    if format:
+        _check(format)
 
     def stage(record: Record) -> Record:
         value = record.fields.get(field)
         if value is None:
             return record
-        given = _by_format(str(value), format, local) if format else _moment(value, local)
+        given = (
+            _by_format(str(value), format, local, record.time) if format else _moment(value, local)
+        )
         if given is not None:
             record.time = given
         return record
@@ -125,11 +135,43 @@ def _unix(value: float) -> int | None:
     return None
 
 
-def _by_format(text: str, form: str, zone: tzinfo) -> int | None:
+def _by_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
     try:
-        parsed = datetime.strptime(text, form)  # noqa: DTZ007 (the zone follows)
-    except ValueError:
+        if not _names(form, _DAYS):
+            read = datetime.fromtimestamp(read_at // _SECOND, zone)
+            parsed = _parsed(f"{read:%Y-%m-%d} {text}", f"%Y-%m-%d {form}", zone)
+            if parsed - read > _DAY / 2:
+                parsed -= _DAY
+        elif not _names(form, _YEARS):
+            read = datetime.fromtimestamp(read_at // _SECOND, zone)
+            # With the year in the text, since 29 February is no day of the year that strptime would take.
+            parsed = _parsed(f"{read.year} {text}", f"%Y {form}", zone)
+            if parsed - read > _DAY:
+                parsed = _parsed(f"{read.year - 1} {text}", f"%Y {form}", zone)
+        else:
+            parsed = _parsed(text, form, zone)
+        second = int(parsed.replace(microsecond=0).timestamp())
+    except (ValueError, OverflowError):
         return None
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=zone)
-    return int(parsed.replace(microsecond=0).timestamp()) * _SECOND + parsed.microsecond * 1000
+    if not _EARLIEST <= second < _LATEST:
+        return None
+    return second * _SECOND + parsed.microsecond * 1000
+
+
+def _parsed(text: str, form: str, zone: tzinfo) -> datetime:
+    parsed = datetime.strptime(text, form)  # noqa: DTZ007 (the zone follows)
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=zone)
+
+
+def _names(form: str, directives: str) -> bool:
+    return any(sign in directives for sign in re.findall("%(.)", form))
+
+
+def _check(form: str) -> None:
+    """Write a moment in this format, and read it: a directive that strptime does not know fits no line."""
+    sample = datetime(2026, 11, 23, 13, 21, 51, 250_000, tzinfo=UTC)
+    try:
+        datetime.strptime(sample.strftime(form), form)  # noqa: DTZ007
+    except ValueError as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"the format {form!r} cannot be used: {said}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -251,6 +252,38 @@ def test_the_time_is_found_in_a_field(value: Any, expected: int) -> None:
     made = record("x", time=7)
     made.parsed({"ts": value}, lambda _raw: {})
     assert stages.find_time(made).time == expected
+
+
+@pytest.mark.parametrize(
+    ("read", "form", "text", "meant"),
+    [
+        ("2026-11-23 13:21:51", "%b %d %H:%M:%S", "Nov 23 13:21:50", "2026-11-23 13:21:50"),
+        ("2026-11-23 13:21:51", "%b %d %H:%M:%S", "Nov 24 00:00:10", "2026-11-24 00:00:10"),
+        ("2027-01-01 00:00:01", "%b %d %H:%M:%S", "Dec 31 23:59:59", "2026-12-31 23:59:59"),
+        ("2028-02-29 12:00:00", "%b %d %H:%M:%S", "Feb 29 11:59:59", "2028-02-29 11:59:59"),
+        ("2027-03-01 12:00:00", "%b %d %H:%M:%S", "Feb 29 11:59:59", "2027-03-01 12:00:00"),
+        ("2026-11-23 13:21:51", "%H:%M:%S", "13:21:50", "2026-11-23 13:21:50"),
+        ("2026-11-24 00:00:01", "%H:%M:%S", "23:59:59", "2026-11-23 23:59:59"),
+        ("2026-11-23 13:21:51", "%Y %H", "0001 13", "2026-11-23 13:21:51"),
+    ],
+)
+def test_a_time_without_a_year_or_a_date_means_the_last_such_moment(
+    read: str, form: str, text: str, meant: str
+) -> None:
+    """strptime says 1900, and receivers refuse what is so old. What is no moment leaves the time of reading."""
+
+    def moment(given: str) -> int:
+        return int(datetime.fromisoformat(f"{given}+00:00").timestamp()) * 10**9
+
+    record = Record(b"", fields={"at": text}, time=moment(read))
+    stages.parse_time("at", form)(record)
+    assert record.time == moment(meant)
+
+
+def test_a_format_that_can_fit_no_time_is_refused() -> None:
+    """Otherwise every line would keep the time at which it was read, and nobody would be told."""
+    with pytest.raises(ConfigError, match="'e' is a bad directive"):
+        stages.parse_time("at", "%b %e %H:%M:%S")
 
 
 def test_a_time_in_a_format_of_ones_own_and_in_a_zone() -> None:
