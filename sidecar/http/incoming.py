@@ -100,7 +100,13 @@ def refuse_other_sites(request: web.Request) -> None:
 
 
 def refuse_strange_body(request: web.Request) -> None:
-    """Refuse a body that is not the content itself."""
+    """Refuse a body that is not the content itself, and one that was forgotten."""
+    if request.headers.keys().isdisjoint({"Content-Length", "Transfer-Encoding"}):
+        # `curl -X PUT URL`: HTTP calls that an empty body, and the content would be gone.
+        raise problems.Problem(
+            "length-required",
+            "there is no body, so nothing was changed (an empty content has `Content-Length: 0`)",
+        )
     if "Content-Range" in request.headers:
         raise problems.Problem(
             "bad-request", "a content is published whole: Content-Range cannot be used with PUT"

@@ -52,6 +52,7 @@ KINDS: Mapping[str, Kind] = {
     "method-not-allowed": Kind(405, "The method is not allowed here"),
     "not-text": Kind(406, "The content is not text"),
     "request-timeout": Kind(408, "The request did not arrive in time"),
+    "length-required": Kind(411, "The request has no body"),
     "content-too-large": Kind(413, "The content is too large"),
     "uri-too-long": Kind(414, "The address is too long"),
     "unsupported-coding": Kind(415, "The content coding is not supported"),

@@ -242,6 +242,21 @@ async def test_a_compressed_body_is_never_published(
     assert left_overs(config) == []
 
 
+async def test_a_put_without_a_body_does_not_empty_the_file(
+    client: MakeClient, config: Path
+) -> None:
+    """As a GET without `content` does not: who means an empty content says how long it is."""
+    one = await client(writer_app(config))
+    (config.parent / "a").write_text("precious")
+    head = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    answer = await talk(one.server.port or 0, head + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 411 ")
+    assert b"/problems/length-required" in answer
+    assert (config.parent / "a").read_text() == "precious"
+    assert b" 204 " in await talk(one.server.port or 0, head + b"Content-Length: 0\r\n\r\n")
+    assert (config.parent / "a").read_text() == ""
+
+
 async def test_a_body_with_an_empty_coding_is_plain(client: MakeClient, config: Path) -> None:
     """`identity` is no coding at all."""
     one = await client(writer_app(config))
