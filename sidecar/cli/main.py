@@ -24,10 +24,24 @@ USAGE = 2
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    _fill_standard_descriptors()
     # Before all that is still to be imported: to process 1 of a container the kernel drops a signal
     # that nobody handles, and a Pod that is stopped while it starts would wait for SIGKILL.
     signal.signal(signal.SIGTERM, _end_at_once)
     sys.exit(run(sys.argv[1:]))
+
+
+def _fill_standard_descriptors() -> None:
+    """Put something in place of a closed stdin, stdout or stderr, before another file gets its number.
+
+    Whatever writes to standard output would write into that file; and uvloop aborts the process.
+    What is written to a stdout that was closed still fails: lines must not be taken for delivered.
+    """
+    for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_RDWR)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest number that is free
 
 
 def run(arguments: list[str]) -> int:

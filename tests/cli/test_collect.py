@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from logs.fakes.receiver import Broken, Busy
 from sidecar import logs
 from sidecar.cli import collecting, main
 from sidecar.http import ops
+from sidecar.logs import checkpoint
 from sidecar.logs.collector import Collector
 from support import Eventually, StartProcess
 
@@ -245,6 +247,38 @@ def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path
     result = command("collect", log, "--once", "--sink", f"file://{log}/out")
     assert result.code == 1
     assert f"sidecar: cannot write to {log}/out: " in result.err
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_a_program_without_stdin_or_stderr_collects_as_any_other(
+    start_process: StartProcess, log: Path, tmp_path: Path, closed: str
+) -> None:
+    """As daemons start programs: files of ours must not get the numbers of the three that everybody uses."""
+    process = start_process(
+        *("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "sidecar.cli.main"),
+        *("collect", log, "--sink", f"file://{tmp_path}/out", "--once"),
+    )
+    assert process.wait() == 0
+    assert (tmp_path / "out").read_text() == log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("into", "why"),
+    [(">&-", "bad file descriptor"), (">/dev/full", "no space left on device")],
+)
+def test_lines_that_standard_output_does_not_take_are_not_taken_for_delivered(
+    start_process: StartProcess, log: Path, tmp_path: Path, into: str, why: str
+) -> None:
+    """The reason in one line, a failing exit, and the position where it was."""
+    state = tmp_path / "offsets.json"
+    process = start_process(
+        *("sh", "-c", f'exec "$@" {into}', "sh", sys.executable, "-m", "sidecar.cli.main"),
+        *("collect", log, "--checkpoint", state, "--once"),
+    )
+    assert process.wait() == 1
+    assert process.output.splitlines()[-1] == f"sidecar: cannot write to standard output: {why}"
+    [entry] = checkpoint.decode(state.read_bytes()).entries
+    assert entry.lowest == 0
 
 
 async def test_sigterm_delivers_what_is_there_and_exits_with_0(

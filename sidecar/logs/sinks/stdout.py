@@ -15,6 +15,7 @@ import termios
 import threading
 from collections.abc import Sequence
 
+from sidecar._errors import SidecarError
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.output import output_of
@@ -38,6 +39,7 @@ class StdoutSink(BaseSink):
 
     Raises:
         BrokenPipeError: from `write`, and so from `collect`: nobody will read standard output any more.
+        SidecarError: in the same way: it is closed, or a file on a volume that is full.
 
     >>> StdoutSink(json=True).name
     'stdout'
@@ -57,6 +59,11 @@ class StdoutSink(BaseSink):
         work = asyncio.create_task(in_thread(_write_all, self._fd, pieces, stop))
         try:
             await asyncio.shield(work)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            why = os.strerror(error.errno or 0).lower()
+            raise SidecarError(f"cannot write to standard output: {why}") from error
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait({work})
