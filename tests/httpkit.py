@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 
 from sidecar.http.serve import serve
+from sidecar.volume.snapshot import encoded, etag, version_of
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[[web.Application], Awaitable[Client]]
+
+
+def place(path: Path, content: bytes | str) -> Path:
+    """Replace a file as a publisher does, a minute ago: the watch takes it at the first look."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name("..draft")
+    draft.write_bytes(encoded(content))
+    past = time.time() - 60
+    os.utime(draft, (past, past))
+    draft.rename(path)
+    return path
+
+
+def tag(content: bytes | str) -> str:
+    """The entity tag that writer and reader give it."""
+    return etag(version_of(encoded(content)))
 
 
 async def problem(answer: ClientResponse, status: int, kind: str) -> dict[str, Any]:

@@ -7,6 +7,13 @@ from typing import Any
 
 from sidecar.logs import source
 
+PAD = "." * 70
+"""Long enough to be recognised by: the identity of a few bytes is a guess."""
+
+
+def numbered(*numbers: int) -> list[str]:
+    return [f"{number:04d} {PAD}" for number in numbers]
+
 
 class Follower:
     """Follows files step by step; `restart` and `kill` begin again from the checkpoint."""

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from httpkit import Serve, problem
+from httpkit import Serve, place, problem, tag
 from parity import GOOD, VECTORS, Peer, conversations, date_of, dates_removed, peer, settled
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
@@ -22,24 +22,10 @@ from sidecar.http.files import files_app
 from sidecar.http.lane import Lane
 from sidecar.http.reader import reader_app
 from sidecar.runtime import metrics, running
-from sidecar.volume.snapshot import version_of
 from support import Eventually
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 Pair = tuple[Peer, Peer]
-
-
-def place(path: Path, content: str) -> Path:
-    """Put a file there whose writer is long gone: the watch takes it at the first look."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    past = time.time() - 60
-    os.utime(path, (past, past))
-    return path
-
-
-def tag(content: str) -> str:
-    return f'"{version_of(content.encode())}"'
 
 
 @pytest.fixture

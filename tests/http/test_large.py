@@ -12,7 +12,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,14 +24,14 @@ from hypothesis import strategies as st
 
 import sidecar
 from eventsource import EventSource
-from httpkit import MakeClient, Serve, Served, problem
+from httpkit import MakeClient, Serve, Served, place, problem, tag
 from sidecar.disk import pinned
 from sidecar.disk.beneath import Signature
 from sidecar.http import answers, jsontext, problems, sending
 from sidecar.http import reader as readers
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
-from sidecar.volume.snapshot import Content, Snapshot, version_of
+from sidecar.volume.snapshot import Content, Snapshot
 from support import Eventually, Process, StartProcess
 from watching import descriptors
 
@@ -47,19 +46,6 @@ def path(tmp_path: Path) -> Path:
     """A large file whose writer is long gone."""
     (tmp_path / "shared").mkdir()
     return place(tmp_path / "shared" / "large.bin", DATA)
-
-
-def place(path: Path, data: bytes) -> Path:
-    temporary = path.with_name("..new")
-    temporary.write_bytes(data)
-    past = time.time() - 60
-    os.utime(temporary, (past, past))
-    temporary.rename(path)
-    return path
-
-
-def tag(data: bytes) -> str:
-    return f'"{version_of(data)}"'
 
 
 class Slow:

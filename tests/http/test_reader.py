@@ -12,11 +12,10 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Client, MakeClient, Serve, problem, talk
+from httpkit import Client, MakeClient, Serve, place, problem, tag, talk
 from sidecar.disk import pinned
 from sidecar.http import answers, jsontext, reader
 from sidecar.http.reader import reader_app
-from sidecar.volume.snapshot import version_of
 
 
 @pytest.fixture(autouse=True, params=["in memory", "on the disk"])
@@ -32,20 +31,6 @@ def config(tmp_path: Path) -> Path:
     """The path of a file on a volume that has nothing yet."""
     (tmp_path / "shared").mkdir()
     return tmp_path / "shared" / "config"
-
-
-def place(path: Path, content: bytes | str) -> Path:
-    """Put a file there whose writer is long gone: the watch takes it at the first look."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    past = time.time() - 60
-    os.utime(path, (past, past))
-    return path
-
-
-def tag(content: bytes | str) -> str:
-    data = content.encode() if isinstance(content, str) else content
-    return f'"{version_of(data)}"'
 
 
 async def serves(client: Client, content: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from eventsource import Event, EventSource, Parser
-from httpkit import MakeClient, Serve, Served
+from httpkit import MakeClient, Serve, Served, place, tag
 from sidecar.http import reader as readers
 from sidecar.http import stream as streams
 from sidecar.http.reader import reader_app
@@ -26,22 +25,6 @@ from sidecar.volume.snapshot import version_of
 from support import Eventually, StartProcess
 
 Open: TypeAlias = Callable[..., "asyncio.Future[EventSource]"]
-
-
-def place(path: Path, content: str | bytes) -> Path:
-    """Replace the file, as a publisher does it."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(".draft")
-    draft.write_bytes(data)
-    past = time.time() - 60
-    os.utime(draft, (past, past))
-    draft.rename(path)
-    return path
-
-
-def tag(content: str) -> str:
-    return f'"{version_of(content.encode())}"'
 
 
 def content(text: str) -> Event:

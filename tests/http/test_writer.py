@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Client, MakeClient, problem, talk
+from httpkit import Client, MakeClient, problem, tag, talk
 from sidecar import _errors
 from sidecar.http import answers, datapath, incoming
 from sidecar.http.reader import reader_app
@@ -27,11 +27,6 @@ from sidecar.volume.snapshot import version_of
 def config(tmp_path: Path) -> Path:
     """The path of the file; its directory is not there yet."""
     return tmp_path / "shared" / "config"
-
-
-def tag(content: bytes | str) -> str:
-    data = content.encode() if isinstance(content, str) else content
-    return f'"{version_of(data)}"'
 
 
 def left_overs(config: Path) -> list[str]:

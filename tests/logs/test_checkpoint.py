@@ -7,26 +7,16 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from logs_support import Follower
+from logs_support import PAD, Follower
 from sidecar.disk import atomic
 from sidecar.logs import checkpoint
 from sidecar.logs.checkpoint import Checkpoint, Entry, State
 from sidecar.logs.identity import Place, Print
 from sidecar.logs.testing import LogFile
-
-PAD = "." * 70
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
 
 
 @pytest.fixture

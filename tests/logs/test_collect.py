@@ -7,13 +7,13 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sidecar
+from logs_support import PAD
 from sidecar import logs
 from sidecar.disk import inotify
 from sidecar.logs.checkpoint import Checkpoint
@@ -22,15 +22,6 @@ from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.runtime import metrics
 from support import Eventually
-
-PAD = "." * 70
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
 
 
 @pytest.fixture

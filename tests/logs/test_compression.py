@@ -5,26 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from logs_support import Follower
+from logs_support import PAD, Follower, numbered
 from sidecar.logs.testing import LogFile
-
-PAD = "." * 70
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
-
-
-def numbered(*numbers: int) -> list[str]:
-    return [f"{number:04d} {PAD}" for number in numbers]
 
 
 @pytest.mark.parametrize("pattern", ["app.log", "app.log*"])

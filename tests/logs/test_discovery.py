@@ -6,25 +6,15 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sidecar
-from logs_support import Follower
+from logs_support import PAD, Follower
 from sidecar.logs import source
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.testing import LogFile
-
-PAD = "." * 70
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
 
 
 def touch(*paths: Path) -> None:

@@ -127,13 +127,6 @@ class Writer:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
-
-
-@pytest.fixture
 def nursery(tmp_path: Path) -> Iterator[Callable[..., Nursery]]:
     """`nursery(pattern)`: a place to start collectors from, all of which end with the test."""
     with contextlib.ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from logs_support import Follower
 from sidecar.logs import lines
 from sidecar.logs.lines import Multiline
 from sidecar.logs.testing import LogFile
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
 
 
 def test_a_restart_at_a_line_boundary_neither_loses_nor_repeats(

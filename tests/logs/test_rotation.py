@@ -5,33 +5,18 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from logs_support import Follower
+from logs_support import Follower, numbered
 from sidecar.logs.content import Plain
 from sidecar.logs.testing import LogFile
-
-PAD = "." * 70
-"""Long enough to be recognised by: the identity of a few bytes is a guess."""
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[LogFile]:
-    log = LogFile(tmp_path / "log" / "app.log")
-    yield log
-    log.close()
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state" / "offsets.json"
-
-
-def numbered(*numbers: int) -> list[str]:
-    return [f"{number:04d} {PAD}" for number in numbers]
 
 
 # 1-5: rename

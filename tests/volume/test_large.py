@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from httpkit import place
 from sidecar import (
     ContentAltered,
     ContentRefused,
@@ -28,15 +29,6 @@ from watching import consumer, descriptors
 
 LARGE = b"large \xc3\xa9 " * 300_000
 OTHER = b"other \xc3\xa9 " * 300_000
-
-
-def place(path: Path, data: bytes) -> Path:
-    """Put a file there whose writer is long gone."""
-    temporary = path.with_name("..new")
-    temporary.write_bytes(data)
-    os.utime(temporary, (1_700_000_000, 1_700_000_000))
-    temporary.rename(path)
-    return path
 
 
 async def test_a_large_file_is_followed_as_a_small_one_is(tmp_path: Path) -> None:
