@@ -17,10 +17,10 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import uvloop
+from _options import arguments
 from _rows import Row, cpu_seconds, percentile, report, resident
 from _servers import available, cores, nginx, plain_aiohttp, side_by_side, sidecar
 
@@ -237,13 +237,9 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--idle", type=int, default=10_000)
-    parser.add_argument("--slow", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser = arguments(__doc__, idle=10_000, slow=1000, seconds=60.0)
     parser.add_argument("--alone", action="store_true", help="leave the peers out")
     parser.add_argument("--crowd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

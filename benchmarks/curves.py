@@ -7,7 +7,6 @@ Each point is a median. What should not grow (a publish with the number of kept 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import subscribers
+from _options import arguments
 from _rows import Curve, Row, report
 from _servers import free_port, sidecar
 
@@ -147,12 +147,7 @@ def by_subscribers() -> Points:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, repeat=5).parse_args()
     publish, lag, raw = asyncio.run(by_size(options.repeat))
     set_publish, set_lag = asyncio.run(by_files(options.repeat))
     kept_publish, kept_list = asyncio.run(by_kept(options.repeat))

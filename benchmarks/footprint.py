@@ -5,7 +5,6 @@ python benchmarks/footprint.py [--rounds 5] [--json FILE]
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from _options import arguments
 from _rows import Row, cpu_seconds, report, resident, switches
 from _servers import available, free_port, gin, plain_aiohttp, side_by_side
 
@@ -82,10 +82,7 @@ def beside() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=5).parse_args()
     firsts: list[float] = []
     sizes: list[float] = []
     shares: list[float] = []

@@ -9,7 +9,6 @@ Memory is the highest that the kernel has seen (`VmHWM`), against that before th
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import socket
@@ -22,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from _options import arguments
 from _rows import Row, cpu_seconds, of_rounds, percentile, report, resident
 from _servers import available, cores, nginx, side_by_side, sidecar
 
@@ -195,10 +195,8 @@ def config_of(pid: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument("--size", type=int, default=1024, help="MiB")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     content = content_of(options.size)
     rows = list(beside_nginx(content, options.rounds))

@@ -12,7 +12,6 @@ The two packages exclude each other in Debian, so both are unpacked beside each 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _options import arguments
 from _rows import Row, cpu_seconds, of_rounds, report
 
 Start = Callable[[Path, Path, Path, Path], "list[str] | None"]
@@ -61,13 +61,8 @@ log {{ source(s); destination(d); flags(flow-control); }};
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--megabytes", type=int, default=300)
+    parser = arguments(__doc__, megabytes=300, rounds=3)
     parser.add_argument("--rivals", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rivals = options.rivals or unpacked()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

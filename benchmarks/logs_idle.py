@@ -7,7 +7,6 @@ Each figure is of a process of its own: `sidecar.logs` and standard output or a 
 
 from __future__ import annotations
 
-import argparse
 import signal
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _options import arguments
 from _rows import Row, cpu_seconds, percentile, report
 
 PROGRAM = """
@@ -43,14 +43,7 @@ sidecar.run(main())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--files", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--dead", type=float, default=60)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, files=1000, seconds=10.0, dead=60.0).parse_args()
     with tempfile.TemporaryDirectory() as directory:
         rows = idle(Path(directory), options.files, options.seconds)
     if options.dead:

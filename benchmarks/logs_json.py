@@ -8,7 +8,6 @@ The file lies in memory (/dev/shm) where there is one, so that no disk is measur
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import multiprocessing
@@ -16,9 +15,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from _options import arguments
 from _rows import Row, report
 from aiohttp import web
 
@@ -31,13 +30,7 @@ GOAL = 200_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--lines", type=int, default=500_000)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, lines=500_000, width=256).parse_args()
     queue: Any = multiprocessing.Queue()
     receiver = multiprocessing.Process(target=receive, args=(queue,), daemon=True)
     receiver.start()

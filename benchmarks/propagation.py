@@ -7,7 +7,6 @@ The writer is a process of its own and puts the time of the rename into the cont
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import subprocess
@@ -19,6 +18,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 import watchfiles
+from _options import arguments
 from _rows import Row, cpu_seconds, percentile, report, switches
 
 import sidecar
@@ -105,10 +105,7 @@ def idle(kind: str, recheck: float = 1.0) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--publishes", type=int, default=100)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, publishes=100).parse_args()
     delays: dict[str, list[float]] = {}
     for name, follow in (("sidecar.watch", by_sidecar), ("watchfiles", by_watchfiles)):
         with tempfile.TemporaryDirectory() as directory:

@@ -9,13 +9,12 @@ What is not installed is left out, and said.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 
 from _load import Load, load
+from _options import arguments
 from _rows import Row, report
 from _servers import available, gin, nginx, plain_aiohttp, side_by_side, sidecar
 
@@ -30,11 +29,7 @@ KNOW_TAGS = ("sidecar", "nginx")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=5, seconds=2).parse_args()
     servers = available(
         {
             "sidecar": sidecar("read"),

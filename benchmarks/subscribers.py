@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from _options import arguments
 from _rows import Row, cpu_seconds, of_rounds, report, resident
 from _servers import Server, cores, free_port, running, sidecar
 
@@ -257,11 +258,8 @@ def alone(server: Server, work: Callable[[int, int, Path], Any]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subscribers", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = arguments(__doc__, subscribers=10_000, rounds=10)
     parser.add_argument("--storm", type=int, default=1000, help="subscribers of the storm")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

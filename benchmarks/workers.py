@@ -14,7 +14,6 @@ than the client: there the requests a second of the clock must grow as well.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import resource
@@ -28,6 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from _options import arguments
 from _rows import Row, cpu_seconds, of_rounds, report
 from _servers import available, free_port, sidecar
 
@@ -50,11 +50,7 @@ Rounds = dict[tuple[str, int], list[Round]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=5, seconds=2).parse_args()
     cores = sorted(os.sched_getaffinity(0))[:4]
     if len(cores) < 2:
         print("there is one core: several workers would only share it")

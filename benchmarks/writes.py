@@ -10,14 +10,13 @@ What is not installed is left out, and said.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from _load import Load, load
+from _options import arguments
 from _rows import Row, of_rounds, report
 from _servers import available, gin, side_by_side, sidecar
 
@@ -34,11 +33,7 @@ end
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=5, seconds=2).parse_args()
     os.environ.setdefault("BENCH_DIR", os.getcwd())  # /tmp may lie in memory
     servers = available(
         {

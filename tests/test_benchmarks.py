@@ -95,4 +95,5 @@ def test_the_page_tells_of_each_benchmark(script: Path) -> None:
 
     assert f"| `{script.stem}` |" in (ROOT / "docs/benchmarks.md").read_text()
     assert text.startswith('"""')
-    assert '"--json"' in text
+    assert "arguments(__doc__" in text
+    assert "options.json" in text

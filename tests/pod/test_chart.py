@@ -244,15 +244,7 @@ def test_the_reader_cannot_write_and_neither_is_the_other() -> None:
 
 def test_notes_are_for_this_release() -> None:
     """NOTES.txt names the release, its namespace and its ports."""
-    command = (
-        tools.helm(4),
-        "install",
-        "demo",
-        tools.CHART,
-        "--dry-run=client",
-        "--namespace=here",
-    )
-    notes = tools.run(*command, "--set=writer.port=9090").stdout.partition("NOTES:")[2]
+    notes = tools.notes("--set=writer.port=9090")
     assert "kubectl port-forward --namespace here service/demo-sidecar 9090:9090 8081:8081" in notes
     assert 'curl "http://localhost:9090/?content=123"' in notes
     assert "helm test --namespace here demo" in notes

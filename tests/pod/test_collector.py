@@ -249,15 +249,7 @@ def test_notes_say_where_the_lines_are(tmp_path: Path) -> None:
     """NOTES.txt has the commands for what was collected, and for how far it is."""
     values = tmp_path / "values.yaml"
     values.write_text(yaml.safe_dump(MATRIX["logs only"]))
-    command = (
-        tools.helm(4),
-        "install",
-        "demo",
-        tools.CHART,
-        "--dry-run=client",
-        "--namespace=here",
-    )
-    notes = tools.run(*command, f"--values={values}").stdout.partition("NOTES:")[2]
+    notes = tools.notes(f"--values={values}")
     assert "kubectl logs --namespace here deployment/demo-sidecar -c logs" in notes
     assert "sidecar collect --status /var/lib/sidecar/offsets.json" in notes
     assert "/shared/content" not in notes

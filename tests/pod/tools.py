@@ -64,6 +64,12 @@ def run(
     return done
 
 
+def notes(*options: str) -> str:
+    """Return what NOTES.txt says to whoever installs the release `demo` in the namespace `here`."""
+    command = (helm(4), "install", "demo", CHART, "--dry-run=client", "--namespace=here")
+    return run(*command, *options).stdout.partition("NOTES:")[2]
+
+
 def _major(program: str) -> int:
     said = run(program, "version", "--short").stdout
     found = re.search(r"v(\d+)\.", said)
