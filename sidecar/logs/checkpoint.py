@@ -62,6 +62,8 @@ class State:
     entries: list[Entry] = field(default_factory=list)
     resume: dict[str, Any] = field(default_factory=dict)
     """The last `Receipt.resume` of each sink."""
+    saved: bool = field(default=False, compare=False)
+    """It comes from a checkpoint, perhaps of no file: what is there now is not there at the very first start."""
 
 
 class Checkpoint:
@@ -161,7 +163,7 @@ def decode(data: bytes) -> State:
     document = json.loads(body)
     if document["version"] != VERSION:
         raise ValueError(f"it has version {document['version']}, this program reads {VERSION}")
-    return State([_entry_in(raw) for raw in document["files"]], dict(document["sinks"]))
+    return State([_entry_in(raw) for raw in document["files"]], dict(document["sinks"]), saved=True)
 
 
 def _entry_out(entry: Entry) -> dict[str, Any]:

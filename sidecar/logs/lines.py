@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.logs import patterns
 
 NEWLINE = b"\n"
+_SIGNATURE = 128
+"""Bytes of a line in which its writer is named."""
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8."""
 _BOMS = (
@@ -30,7 +32,7 @@ class Multiline:
     The last group of a file waits for the next one; after `timeout` seconds without news it is complete.
 
     >>> Multiline(start=r"\d{4}-\d\d-\d\d ")
-    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000)
+    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000, apart=None)
     """
 
     start: str | None = None
@@ -38,11 +40,14 @@ class Multiline:
     timeout: float = 1.0
     max_lines: int = 1000
     """A group of more lines is cut, so that a rule that never matches cannot hold a file back for ever."""
+    apart: str | None = None
+    """Its group `writer` is whose line that is; lines of several writers may lie mixed."""
 
     def __post_init__(self) -> None:
         if (self.start is None) == (self.end is None):
             raise ValueError("a rule needs either start or end, and not both")
-        patterns.compiled(self.start or self.end or "")
+        for pattern in (self.start, self.end, self.apart):
+            patterns.compiled(pattern or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Cut:
     newline: bool = False
     """The block needs a newline that the file does not have: a piece of an overlong line, or the very last line."""
     starts: Sequence[int] | None = None
+    order: Sequence[int] | None = None
+    """Which line comes where, if the lines of a group do not lie together; `starts` are places after that."""
 
 
 def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
@@ -101,13 +108,16 @@ class Grouper:
         self.rule = rule
         self._start = patterns.compiled(rule.start) if rule.start is not None else None
         self._end = patterns.compiled(rule.end) if rule.end is not None else None
+        self._apart = patterns.compiled(rule.apart) if rule.apart is not None else None
 
     def cut(self, lines: bytes, *, final: bool) -> Cut | None:
         """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
+        if self._apart is not None:
+            return self._cut_apart(split_lines(lines), final=final)
         starts: list[int] = []
         position, in_group = 0, 0
         open_group = False
-        for line in lines.splitlines(keepends=True) if b"\r" not in lines else _split(lines):
+        for line in lines.splitlines(keepends=True) if b"\r" not in lines else split_lines(lines):
             begins = in_group == 0 or in_group >= self.rule.max_lines
             if self._start is not None and self._start.found_in(line.rstrip(b"\r\n")):
                 begins = True
@@ -126,8 +136,52 @@ class Grouper:
             return Cut(last, starts=starts) if starts else None
         return Cut(len(lines), starts=starts)
 
+    def _cut_apart(self, lines: Sequence[bytes], *, final: bool) -> Cut | None:
+        """As `cut`, for lines of several writers."""
+        groups: list[list[int]] = []
+        of_writer: dict[str | None, list[int]] = {}
+        for number, line in enumerate(lines):
+            bare = line.rstrip(b"\r\n")
+            ends = self._end is not None and self._end.found_in(bare)
+            if ends and not of_writer:  # nearly every line: nobody needs to know whose it is
+                groups.append([number])
+                continue
+            writer = self._writer(bare)
+            group = of_writer.get(writer)
+            begins = self._start is not None and self._start.found_in(bare)
+            if group is None or begins or number - group[0] >= self.rule.max_lines:
+                group = of_writer[writer] = []
+                groups.append(group)
+            group.append(number)
+            if ends:
+                del of_writer[writer]
+        # Nothing behind the first line that still waits for others can go: positions know no gaps.
+        open_since = [g[0] for g in of_writer.values() if len(lines) - g[0] < self.rule.max_lines]
+        most = len(lines) if final else min(open_since, default=len(lines))
+        while groups and most < len(lines) and (late := _first_beyond(groups, most)) is not None:
+            most = late
+        whole = [group for group in groups if group[0] < most]
+        order = [number for group in whole for number in group]
+        starts, place = [], 0
+        for group in whole:
+            starts.append(place)
+            place += sum(len(lines[number]) for number in group)
+        if not starts:
+            return None
+        return Cut(place, starts=starts, order=None if order == sorted(order) else order)
 
-def _split(lines: bytes) -> list[bytes]:
+    def _writer(self, line: bytes) -> str | None:
+        beginning = line[:_SIGNATURE].decode("utf-8", "replace")
+        found = self._apart.groups(beginning) if self._apart is not None else None
+        return found.get("writer") if found is not None else None
+
+
+def _first_beyond(groups: Sequence[Sequence[int]], most: int) -> int | None:
+    """Return where the first of the groups begins that reach beyond a line although they begin before it."""
+    return next((group[0] for group in groups if group[0] < most <= group[-1]), None)
+
+
+def split_lines(lines: bytes) -> list[bytes]:
     """Split at newlines alone: a carriage return in the middle of a line is no line ending."""
     return [line + NEWLINE for line in lines.split(NEWLINE)[:-1]]
 
@@ -174,8 +228,8 @@ class Encoding:
         text, _ = self.to_utf8(lines, 0)
         cut = grouper.cut(text, final=final)
         if cut is None or cut.size == len(text):
-            return cut and Cut(len(lines), starts=cut.starts)
-        return Cut(self._behind(lines, text.count(NEWLINE, 0, cut.size)), starts=cut.starts)
+            return cut and replace(cut, size=len(lines))
+        return replace(cut, size=self._behind(lines, text.count(NEWLINE, 0, cut.size)))
 
     def _behind(self, raw: bytes, lines: int) -> int:
         """Return where the line after so many lines begins."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
 from sidecar.logs.discovery import Key
@@ -27,7 +28,7 @@ from sidecar.logs.identity import (
     Print,
     is_continued_by,
 )
-from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff
+from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff, split_lines
 from sidecar.logs.records import Block
 from sidecar.logs.window import AckWindow
 
@@ -314,7 +315,7 @@ class Stream:
         if final and rest and not too_long and rest[:1] != b"\0":
             # The last line has no end, and is the end of its group all the same.
             grouped = self._encoding.grouped(raw + self._encoding.newline, grouper, final=True)
-            return grouped and Cut(len(raw), newline=True, starts=grouped.starts)
+            return grouped and replace(grouped, size=len(raw), newline=True)
         return self._encoding.grouped(raw[: cut.size], grouper, final=final or too_long)
 
     def _is_whole(self, raw: bytes) -> bool:
@@ -332,8 +333,10 @@ class Stream:
         data, offsets = taken + b"\n" if cut.newline else taken, None
         if self._encoding is not None and not self._encoding.plain:
             data, offsets = self._encoding.to_utf8(taken, start)
-            if cut.starts is not None:
-                offsets = _of_groups(data, cut.starts, offsets)
+        if cut.order is not None:
+            data, offsets = _in_order(data, cut.order, offsets, start)
+        if cut.starts is not None and offsets is not None:
+            offsets = _of_groups(data, cut.starts, offsets)
         if not self.file_id:
             self.file_id = self._make_id()
         return Block(
@@ -373,6 +376,16 @@ class Stream:
             else "rotated"
         )
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
+
+
+def _in_order(
+    data: bytes, order: Sequence[int], offsets: Sequence[int] | None, start: int
+) -> tuple[bytes, list[int]]:
+    """Return the lines in this order, and the offset of each."""
+    lines = split_lines(data)
+    if offsets is None:
+        offsets = list(accumulate((len(line) for line in lines), initial=start))
+    return b"".join([lines[number] for number in order]), [offsets[number] for number in order]
 
 
 def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:

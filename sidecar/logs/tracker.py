@@ -63,7 +63,7 @@ class Tracker:
 
     def restore(self, state: State) -> None:
         """Take over the streams of a checkpoint. Their files are looked for by the next `look`."""
-        self._resumed = bool(state.entries)
+        self._resumed = state.saved
         self.roster.restore(state)
 
     def look(self, now: float, suspicious: Iterable[str] = ()) -> None:

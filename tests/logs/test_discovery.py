@@ -259,6 +259,17 @@ def test_files_that_were_old_at_the_first_start_are_read_from_their_end(
     assert follower.start() == ["meanwhile.log"]
 
 
+def test_a_file_made_between_two_runs_was_not_there_at_the_first_start(
+    tmp_path: Path,
+) -> None:
+    """A native sidecar starts before the application: killed before that writes, it must not skip its lines."""
+    follower = Follower(tmp_path / "*.log", state=tmp_path / "offsets.json", start="end")
+    assert follower.news() == []
+    follower.stop()
+    touch(tmp_path / "a.log")
+    assert follower.start() == ["a.log"]
+
+
 def test_an_old_file_that_becomes_active_again_is_read(log: LogFile) -> None:
     """Scenario 25: age does not matter, growth does."""
     follower = Follower(log.path, start="end")

@@ -9,6 +9,8 @@ from sidecar.logs.lines import Multiline
 
 CRI_LINES = Multiline(
     # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.
-    end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)"
+    end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)",
+    # Pieces of the two streams may lie mixed.
+    apart=r"^\S+ (?P<writer>std(?:out|err)) ",
 )
 """Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""

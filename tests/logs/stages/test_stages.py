@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logs_support import Follower
 from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.logs import documents, stages
@@ -181,6 +184,57 @@ def test_lines_of_a_container_are_grouped_to_their_last_piece() -> None:
 def test_a_piece_of_the_other_stream_between_is_not_lost() -> None:
     raw = CRI_P + b"out " + b"\n" + CRI_F.replace(b"stdout", b"stderr") + b"err\n" + CRI_F + b"put"
     assert stages.parse_cri(record(raw)).text == "out err\nput"
+
+
+def test_pieces_of_two_streams_that_lie_mixed_are_joined_apart(tmp_path: Path) -> None:
+    """A container's log holds both streams; none of a line is put into the other's, and offsets are the file's."""
+    err_p, err_f = CRI_P.replace(b"stdout", b"stderr"), CRI_F.replace(b"stdout", b"stderr")
+    lines = [
+        CRI_F + b"before",
+        err_p + b"e1",
+        CRI_P + b"o1",
+        err_p + b"e2",
+        b"no CRI",
+        CRI_F + b"o2",
+    ]
+    lines += [CRI_F + b"between", err_f + b"e3", CRI_P + b"o3", err_f + b"alone"]
+    log = tmp_path / "app.log"
+    log.write_bytes(b"".join(line + b"\n" for line in lines))
+    follower = Follower(log, multiline=logs.CRI_LINES)
+
+    def joined() -> list[tuple[str, str, int]]:
+        blocks = follower.tail.read("", 1 << 20)
+        made = [stages.parse_cri(record) for block in blocks for record in block.records()]
+        follower.tail.acknowledge("", blocks)
+        return [(one.text, one.fields.get("stream", ""), one.offset) for one in made]
+
+    place = {line: log.read_bytes().index(line) for line in lines}
+    expected = [
+        ("before", "stdout", place[lines[0]]),
+        ("e1e2e3", "stderr", place[lines[1]]),
+        ("o1o2", "stdout", place[lines[2]]),
+        ("no CRI", "", place[lines[4]]),
+        ("between", "stdout", place[lines[6]]),
+    ]
+    assert joined() == expected
+    with log.open("ab") as file:
+        file.write(CRI_F + b"o4\n")
+    follower.tail.look()
+    assert joined() == [
+        ("o3o4", "stdout", place[lines[8]]),
+        ("alone", "stderr", place[lines[9]]),
+    ]
+
+
+def test_a_piece_that_is_never_completed_does_not_hold_the_others_back_for_ever() -> None:
+    """The container was killed in the middle of a line of one stream; the other one goes on."""
+    rule = replace(logs.CRI_LINES, max_lines=3)
+    err = CRI_P.replace(b"stdout", b"stderr") + b"cut off\n"
+    grouper = Grouper(rule)
+    assert grouper.cut(err + CRI_F + b"a\n", final=False) is None
+    cut = grouper.cut(err + (CRI_F + b"a\n") * 2, final=False)
+    assert cut is not None
+    assert len(cut.starts or ()) == 3
 
 
 def test_a_line_that_is_no_cri_passes_as_it_came() -> None:
