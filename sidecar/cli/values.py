@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+from sidecar.runtime import units
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
 
 def size(value: str) -> int:
-    """Take a number of bytes, with the suffixes of Kubernetes.
-
-    >>> size("64Mi"), size("10M"), size("1k"), size("512")
-    (67108864, 10000000, 1000, 512)
-    """
-    found = re.fullmatch(r"(\d+) ?([kmg]i?|)b?", value.strip(), re.ASCII | re.IGNORECASE)
-    if found is None:
-        raise click.BadParameter(
-            f"{value!r} is no size: bytes, or a number with k, M, G, Ki, Mi or Gi"
-        )
-    return int(found[1]) * _BYTES[found[2].lower()]
+    """Take a number of bytes, with the suffixes of Kubernetes."""
+    with _refusal():
+        return units.size(value)
 
 
-def seconds(value: str) -> float:
-    """Take a time in seconds, or with a unit.
-
-    >>> seconds("0.5"), seconds("500ms"), seconds("10s"), seconds("2m")
-    (0.5, 0.5, 10.0, 120.0)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?(ms|s|m|h|)", str(value).strip(), re.ASCII)
-    if found is None:
-        raise click.BadParameter(f"{value!r} is no time: seconds, or a number with ms, s, m or h")
-    return float(found[1]) * _SECONDS[found[2]]
+def seconds(value: str | float) -> float:
+    """Take a time in seconds, or with a unit."""
+    with _refusal():
+        return units.seconds(str(value))
 
 
 def some_seconds(value: str) -> float:
@@ -114,3 +101,12 @@ def some_path(value: str) -> str:
     if not value:
         raise click.BadParameter("'' is no path (is a variable of the script not set?)")
     return value
+
+
+@contextmanager
+def _refusal() -> Iterator[None]:
+    """Let click say what is wrong; of a `ValueError` it would say the value alone."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

@@ -12,13 +12,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from sidecar._errors import ConfigError
+from sidecar.runtime import units
 
 Readers = Mapping[str, Callable[[Any], Any]]
 
-_SIZE = re.compile(r"(\d+) ?([kmg]i?|)b?", re.ASCII | re.IGNORECASE)
-_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(ms|s|m|h|)", re.ASCII)
-_TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True}
 _TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
 
@@ -122,24 +119,10 @@ def octal(value: Any) -> int:
 
 
 def size(value: Any) -> int:
-    """Bytes, with the suffixes of Kubernetes.
-
-    >>> size("1Mi"), size(512)
-    (1048576, 512)
-    """
-    found = _SIZE.fullmatch(str(value).strip())
-    if found is None or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no size: bytes, or a number with k, M, G, Ki, Mi or Gi")
-    return int(found[1]) * _SIZES[found[2].lower()]
+    """Bytes, with the suffixes of Kubernetes."""
+    return units.size(str(value))
 
 
 def seconds(value: Any) -> float:
-    """Seconds, or a number with a unit.
-
-    >>> seconds("500ms"), seconds(2)
-    (0.5, 2.0)
-    """
-    found = _TIME.fullmatch(str(value).strip())
-    if found is None or isinstance(value, bool):
-        raise ValueError(f"{value!r} is no time: seconds, or a number with ms, s, m or h")
-    return float(found[1]) * _TIMES[found[2]]
+    """Seconds, or a number with a unit."""
+    return units.seconds(str(value))
