@@ -121,6 +121,7 @@ def cycle(directory: Path, root: Path = ROOT) -> list[str] | None:
 
 ROOMS = sorted(path for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists())
 MODULES = files(ROOT)
+GUIDES = [path for path in MODULES if path.name == "__init__.py" and path.parent != ROOT]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: place(path, ROOT))
@@ -133,6 +134,15 @@ def test_a_room_imports_only_from_the_floors_below(path: Path) -> None:
 def test_the_files_of_a_room_form_a_straight_line(directory: Path) -> None:
     """No two files of a room that need each other."""
     assert cycle(directory) is None
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: place(path.parent, ROOT))
+def test_a_room_tells_where_everything_is(guide: Path) -> None:
+    """Whoever opens the door finds each file by what it is for."""
+    told = ast.get_docstring(ast.parse(guide.read_text())) or ""
+    files_here = {path.stem for path in guide.parent.glob("[!_]*.py")}
+    rooms_here = {f"{path.parent.name}/" for path in guide.parent.glob("*/__init__.py")}
+    assert [name for name in files_here | rooms_here if f"`{name}`" not in told] == []
 
 
 def test_every_room_has_a_floor() -> None:

@@ -1,6 +1,11 @@
-"""Floor 3: a volume that containers share, as content with versions.
+"""Floor 3: a volume that containers share, as content with versions. Nothing here knows HTTP or logs.
 
-`snapshot` is what was read, `gate` decides what may be published, `history` keeps what was,
-`loose` and `sets` change the disk, `store` keeps writers apart, `commit` groups what waits;
-`volume` publishes, `watch` follows. Nothing here knows HTTP or logs.
+Publish: `volume` is what users hold, and `terms` are the words of what is asked and answered.
+`gate` decides what may be published, by `syntax`, `schema` and a command (`check`);
+`commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk, `history` keeps what was.
+
+Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
+`listing` says which names count, `loading` reads them.
+
+Follow: `watch` is what users hold; its thread is a `lookout`, which has an `eye` to look and a `judge` to decide.
 """

@@ -1,1 +1,6 @@
-"""What `sidecar doctor` looks at."""
+"""What `sidecar doctor` looks at.
+
+`course` says in which order; each of the others answers one question with `findings`:
+`place` where the path leads, `publishing` what a writer needs, `reading` what a reader finds,
+`noticing` whether changes are seen.
+"""

@@ -1,6 +1,7 @@
 """Steps between file and sink: plain functions from a record to a record, or to None.
 
-Parsing says what is in a line, selecting which lines go on, changing what they say.
+`parsing` says what is in a line (`levels` how grave it is, `times` when it was written), `selecting` which lines go on,
+`changing` what they say; `pieces` puts together what a container runtime has cut.
 A stage never fails on a line: what it does not understand it passes on as it came.
 """
 
