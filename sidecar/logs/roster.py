@@ -177,7 +177,7 @@ class Roster:
                 live=False,
             )
             stream.file_id, stream.gone = entry.file_id, entry.gone
-            stream.modified_ns = entry.modified_ns
+            stream.modified_ns = stream.met_ns = entry.modified_ns
             for lane in self.lanes:
                 place = entry.places.get(lane) or min(
                     entry.places.values(), key=lambda p: p.offset, default=identity.Place(0)
@@ -200,7 +200,7 @@ class Roster:
                 head=stream.head,
                 size=stream.size,
                 places={lane: window.place for lane, window in stream.windows.items()},
-                modified_ns=stream.modified_ns,
+                modified_ns=stream.met_ns or stream.modified_ns,
                 gone=stream.gone,
             )
 

@@ -84,7 +84,11 @@ class Stream:
     parent_id: str = ""
     changed: tuple[int, ...] = ()
     modified_ns: int = 0
-    """The youngest modification time seen: what rotation has made since is not older."""
+    """The youngest modification time seen."""
+    looked_ns: int = 0
+    """The same when the present look began: what rotation has made since is not older."""
+    met_ns: int = 0
+    """The same when the last look began that has met all files: older ones are known."""
     grew_at: float = 0.0
     """Monotonic time of the last sign of life."""
     cursors: dict[str, Cursor] = field(default_factory=dict)

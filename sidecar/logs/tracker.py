@@ -69,6 +69,8 @@ class Tracker:
     def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
         """Compare everything with the disk. `now` is monotonic time."""
         roster = self.roster
+        for stream in roster.streams:
+            stream.looked_ns = stream.modified_ns
         before, roster.found = roster.found, self._discovery.scan(suspicious=suspicious)
         for stream in list(roster.by_key.values()):
             if roster.found is not before or stream.content is None:
@@ -78,6 +80,9 @@ class Tracker:
         self._search.place_restored(now)
         self._meet_strangers(now)
         self._catch_up(before, now)
+        if not self._unmet:
+            for stream in roster.streams:
+                stream.met_ns = stream.looked_ns or stream.modified_ns
         self._let_go(now)
         self._first = False
 
@@ -161,12 +166,11 @@ class Tracker:
             content.close()
             return
         stream.content = content
-        stream.changed, stream.grew_at = changed, now
         if not stream.is_intact():
             self.replaced(stream, now)
             return
-        stream.size = max(stream.size, status.st_size)
-        self.roster.wake(stream)
+        # As any that has grown: one that was empty is judged by its first bytes now.
+        self.check(stream, now)
 
     # -- files that are not known yet
 
@@ -254,7 +258,7 @@ class Tracker:
                 self._unmet.add(key)  # renamed since it was listed
                 continue
             # An empty one may be a copy that has just been begun: nothing in it can be read twice.
-            known = min(stream.modified_ns for stream in relatives)
+            known = min(stream.looked_ns or stream.modified_ns for stream in relatives)
             young = status.st_mtime_ns >= known or not status.st_size
             if not self._first or key in unmet or young:
                 appeared.append((status.st_mtime_ns, path, key))

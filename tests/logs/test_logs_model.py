@@ -167,6 +167,16 @@ FOUND: dict[str, tuple[str, bool, list[Step]]] = {
             *[("copying", 0), ("write", 1), ("start", 0)],
         ],
     ),
+    "rotated on during the last look before a stop, with a line that nobody has seen": (
+        "app.log",
+        False,
+        [("start", 0), ("write", 1), ("copytruncate", 1), ("copy_race", 1), ("stop", 0)],
+    ),
+    "closed while empty and quiet, then copied into": (
+        "app.log",
+        False,
+        [("copying", 0), ("write", 1), ("start", 0), ("wait", 31), ("look", 0)],
+    ),
     "read between copy and truncation": (
         "app.log",
         False,
