@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,24 @@ async def rotel(free_ports: FreePorts, start_process: StartProcess, tmp_path: Pa
     runner = web.AppRunner(app, access_log=None, auto_decompress=False)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", behind_port).start()
-    start_process(
-        program,
-        "start",
-        *("--otlp-http-endpoint", f"127.0.0.1:{http}"),
-        *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc}"),
-        *("--exporter", "otlp"),
-        *("--otlp-exporter-endpoint", f"http://127.0.0.1:{behind_port}"),
-        *("--otlp-exporter-protocol", "http"),
-        *("--pid-file", tmp_path / "pid"),
-        *("--log-file", tmp_path / "log"),
-        until=f"http://127.0.0.1:{http}/",
-    )
-    yield f"otlp+http://127.0.0.1:{http}", behind
-    await runner.cleanup()
+    try:
+        start_process(
+            program,
+            "start",
+            *("--otlp-http-endpoint", f"127.0.0.1:{http}"),
+            *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc}"),
+            *("--exporter", "otlp"),
+            *("--otlp-exporter-endpoint", f"http://127.0.0.1:{behind_port}"),
+            *("--otlp-exporter-protocol", "http"),
+            *("--pid-file", tmp_path / "pid"),
+            *("--log-file", tmp_path / "log"),
+            # It is linked to the library of the Python that it was made for, wherever that lies.
+            env={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
+            until=f"http://127.0.0.1:{http}/",
+        )
+        yield f"otlp+http://127.0.0.1:{http}", behind
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("compressed", [True, False])
