@@ -9,6 +9,7 @@ Nothing found here stops the start: what cannot be used is said once and set asi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -72,6 +73,40 @@ class Checkpoint:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._last: bytes | None = None
+        self._claim = -1
+
+    def claim(self) -> bool:
+        """Make it ours alone, until `release` or the end of the process; return False while it is somebody else's.
+
+        Two that save in one file forget each other's positions, and deliver everything twice.
+        Where locks are not to be had (a volume for reading only, some network file systems) it is always ours.
+        """
+        if self.path is None or self._claim >= 0:
+            return True
+        directory, name = os.path.split(os.path.abspath(self.path))
+        try:
+            atomic.make_directory(directory)
+            # A file of its own: the checkpoint is another file after each save. The leading dot hides it from patterns.
+            lock = os.path.join(directory, f".{name}.lock")
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+        except (OSError, _errors.SidecarError):
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except OSError:
+            os.close(fd)
+            return True
+        self._claim = fd
+        return True
+
+    def release(self) -> None:
+        """Let another collection have it."""
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
     @property
     def files(self) -> Sequence[str]:
@@ -110,10 +145,10 @@ class Checkpoint:
             OSError: the old checkpoint is untouched.
         """
         if self.path is None:
-            return False
+            return True
         data = encode(state)
         if data == self._last:
-            return False
+            return True
         directory, name = os.path.split(os.path.abspath(self.path))
         atomic.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -35,6 +35,8 @@ _POLL = 0.25
 _SAVE_EVERY = 1.0
 _SAVE_SOON = 0.05
 """Seconds to the second save. Pauses double from there: who is killed every second must get on all the same."""
+_CLAIM = 0.5
+"""Seconds between two looks whether the checkpoint is free."""
 _DEAD_LETTERS = ".dead-letters.ndjson"
 
 
@@ -183,6 +185,26 @@ class Collector:
     ) -> Summary:
         """Collect. See `collect`."""
         self._until_end, self._quiet = until_end, drain_quiet
+        await self._claim()
+        try:
+            await self._run(drain_timeout)
+        finally:
+            self.source.release()
+        return self.summary
+
+    async def _claim(self) -> None:
+        """Wait while another collection has the checkpoint: the one before us, as a rule, that still drains."""
+        waiting = False
+        while not await in_thread(self.source.claim):
+            if not waiting:
+                _log.warning(
+                    "another collector uses the checkpoint %s: waiting for its end",
+                    self.source.checkpoint_path,
+                )
+            waiting = True
+            await asyncio.sleep(_CLAIM)
+
+    async def _run(self, drain_timeout: float) -> None:
         await in_thread(self.source.open, [lane.name for lane in self.lanes])
         if not self.source.positions():
             _log.warning("no file matches %s yet", " ".join(self.source.patterns))
@@ -200,7 +222,6 @@ class Collector:
             await self._work(drain_timeout)
         finally:
             await self._end(opened)
-        return self.summary
 
     # -- the tasks
 

@@ -111,6 +111,14 @@ class Tail:
                     f"{path} cannot be collected: this collection writes to it (as sink, checkpoint or dead letters)"
                 )
 
+    def claim(self) -> bool:
+        """Take the checkpoint for this tail alone; return False while another collection has it."""
+        return self._checkpoint.claim()
+
+    def release(self) -> None:
+        """Let another collection have the checkpoint."""
+        self._checkpoint.release()
+
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
         if self._tracker is not None:

@@ -492,6 +492,25 @@ def test_a_file_named_for_reading_and_for_writing_is_refused(tmp_path: Path, own
         Collector(source, [], [logs.FileSink(tmp_path / "out.log")])
 
 
+async def test_a_second_collection_waits_for_the_checkpoint_of_the_first(
+    log: LogFile, offsets: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rolling update: the old Pod drains while the new one starts. No line twice, none forgotten."""
+    log.write("one")
+    old, new = MemorySink(), MemorySink()
+    async with collecting(Collector(logs.tail(log.path, checkpoint=offsets), [], [old])):
+        await eventually(lambda: old.lines == ["one"])
+        second = asyncio.create_task(
+            logs.collect(logs.tail(log.path, checkpoint=offsets), sink=new, until_end=True)
+        )
+        await eventually(lambda: "another collector uses the checkpoint" in caplog.text)
+        log.write("two")
+        await eventually(lambda: old.lines == ["one", "two"])
+    log.write("three")
+    await second
+    assert new.lines == ["three"]
+
+
 async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:
     """Their progress could not be told apart."""
     with pytest.raises(sidecar.ConfigError, match="a name of its own"):
