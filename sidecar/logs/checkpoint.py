@@ -145,10 +145,10 @@ class Checkpoint:
             OSError: the old checkpoint is untouched.
         """
         if self.path is None:
-            return True
+            return False
         data = encode(state)
         if data == self._last:
-            return True
+            return False
         directory, name = os.path.split(os.path.abspath(self.path))
         atomic.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -53,6 +53,17 @@ def test_the_previous_generation_is_kept(path: Path) -> None:
     assert Checkpoint(str(path)).load() == state(1)
 
 
+def test_what_has_not_changed_is_not_written_again(path: Path) -> None:
+    """`save` says whether it wrote; a quiet collector must not wear the disk."""
+    kept = Checkpoint(str(path))
+    assert kept.save(state())
+    written = path.stat().st_ino
+    assert not kept.save(state())
+    assert path.stat().st_ino == written
+    assert kept.save(state(43))
+    assert not Checkpoint(None).save(state())
+
+
 @pytest.mark.parametrize(
     "damage",
     [b"", b"\0" * 4096, b"not json", b"{}", b"[]", b'{"crc32": "', os.urandom(300)],
