@@ -53,9 +53,9 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except _errors.ConfigError as error:
-        return _report(error, _message(error), USAGE)
+        return _report(error, str(error), USAGE)
     except _errors.SidecarError as error:
-        return _report(error, _message(error), FAILED)
+        return _report(error, str(error), FAILED)
     except Exception as error:  # noqa: BLE001 (the last resort: whoever starts containers wants one line)
         what = f"unexpected {type(error).__name__}: {error} (--log-level debug shows where)"
         return _report(error, what, FAILED)
@@ -135,13 +135,6 @@ def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None
 def _end_at_once(number: int, _frame: FrameType | None) -> None:
     """Do what the kernel does with every other process: nothing has begun that could be finished."""
     os._exit(128 + number)
-
-
-def _message(error: Exception) -> str:
-    """Return the sentence of an error, without the `[Errno 28]` that an `OSError` puts before it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
 
 
 def _report(error: Exception, message: str, code: int) -> int:

@@ -99,7 +99,7 @@ def command(
         click.echo(conflict.current.strip('"'))
         return 0
     except _errors.PublishUncertain as error:
-        click.echo(f"sidecar: {error.strerror or error}", err=True)
+        click.echo(f"sidecar: {error}", err=True)
         return _UNCERTAIN
     if done is None:
         happened = "published" if volume.published else "not published"

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import problems
 from sidecar.volume.volume import Volume
 
 _log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class DataPath:
         if error is None:
             self._set(None)
         elif isinstance(error, _VOLUME_ERRORS):
-            self._set(problems.message(error))
+            self._set(str(error))
 
     def live(self) -> str | None:
         """Say what is stuck: what a restart could mend."""

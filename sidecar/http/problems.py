@@ -130,7 +130,7 @@ def of(error: _errors.SidecarError) -> Problem:
     >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
     507
     """
-    detail = message(error)
+    detail = str(error)
     match error:
         case _errors.VersionConflict():
             return _conflict(detail, error.current)
@@ -145,13 +145,6 @@ def of(error: _errors.SidecarError) -> Problem:
             return Problem(_kind_of(error), detail, headers=retry)
         case _:
             return Problem(_kind_of(error), detail)
-
-
-def message(error: _errors.SidecarError) -> str:
-    """Return what the error says, without the `[Errno 28]` that `OSError` puts before it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
 
 
 def from_http(error: web.HTTPException, path: str) -> web.HTTPException:

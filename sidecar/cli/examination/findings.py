@@ -52,9 +52,9 @@ class Patient:
 
 
 def reason(error: Exception) -> str:
-    if isinstance(error, _errors.SidecarError):
-        return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return atomic.remedy(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
+        return atomic.remedy(error)
+    return str(error)
 
 
 def permission_remedy() -> str:
