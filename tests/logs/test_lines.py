@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from logs_support import Follower
 from sidecar.logs import lines
 from sidecar.logs.lines import Multiline
+from sidecar.logs.records import newlines_in
 from sidecar.logs.testing import LogFile
 
 
@@ -38,6 +39,20 @@ def test_a_line_begun_before_a_restart_is_completed_once(log: LogFile, tmp_path:
     assert follower.restart() == []
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"multiline": Multiline(start="^x")}, {"encoding": "utf-16-le"}]
+)
+def test_a_block_says_how_many_records_it_holds(log: LogFile, options: dict[str, Any]) -> None:
+    """The number in the metrics is that of the records, also of groups and transcoded lines."""
+    follower = Follower(log.path, **options)
+    encoding = options.get("encoding", "utf-8")
+    log.write_raw("x one\n  more\nx two\nx three\n".encode(encoding))
+    follower.tail.look()
+    blocks = follower.tail.read("", 1 << 20)
+    assert blocks
+    assert [block.lines for block in blocks] == [len(list(block.records())) for block in blocks]
+
+
 def test_a_line_written_byte_by_byte_is_one_line(log: LogFile) -> None:
     """Scenario 27."""
     follower = Follower(log.path)
@@ -45,6 +60,13 @@ def test_a_line_written_byte_by_byte_is_one_line(log: LogFile) -> None:
         assert follower.news() == []
         log.write_raw(bytes([byte]))
     assert follower.news() == ["one"]
+
+
+@given(st.lists(st.integers(0, 3000), max_size=40), st.sampled_from([b"", b"end", b"x" * 9000]))
+def test_newlines_are_counted_whichever_way_is_quicker(widths: list[int], rest: bytes) -> None:
+    """Short lines, long ones, both in one block, none at all."""
+    data = b"".join(b"x" * width + b"\n" for width in widths) + rest
+    assert newlines_in(data) == len(widths)
 
 
 def test_a_last_line_without_a_newline_comes_when_nothing_follows(log: LogFile) -> None:

@@ -124,6 +124,19 @@ async def test_a_file_gets_the_lines_and_its_mode(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("size", [1, 1000, files._MOST_BYTES, 3 * files._MOST_BYTES + 1])
+async def test_blocks_of_any_size_and_number_are_written_whole(tmp_path: Path, size: int) -> None:
+    """However many system calls that takes."""
+    count = 2 * files._MOST_PIECES if size < 2000 else 5
+    lines = [f"{number} ".ljust(size - 1, "x")[: size - 1] for number in range(count)]
+    blocks = [one for line in lines for one in batch(line).blocks]
+    sink = FileSink(tmp_path / "out")
+    await sink.open(None)
+    await sink.write(Batch(blocks))
+    await sink.close()
+    assert (tmp_path / "out").read_text().splitlines() == lines
+
+
 async def test_what_was_not_remembered_is_cut_off_at_the_next_start(tmp_path: Path) -> None:
     """The checkpoint knows the first batch; the second comes again."""
     sink = FileSink(tmp_path / "out")

@@ -36,6 +36,60 @@ def test_holes_in_the_heap_are_given_back() -> None:
 
 
 @glibc
+def test_large_buffers_are_kept_for_the_next_until_they_are_given_back() -> None:
+    """A collector that moves blocks fetches no pages from the kernel for each of them."""
+    faults = """
+import resource
+from sidecar.runtime import memory
+def touched(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        [bytearray(128 << 10) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+{}
+touched(1)
+print(touched(100))
+"""
+    kept, fetched = (
+        int(subprocess.check_output([sys.executable, "-c", faults.format(how)]))
+        for how in ("memory.keep_large()", "memory.keep_no_large()")
+    )
+    assert kept < 100
+    assert fetched > 20_000
+    keep = "from sidecar.runtime import memory; memory.keep_large(64 << 20)"
+    assert freed(keep) < 20e6
+    assert freed(f"{keep}; memory.give_back()") > 20e6
+
+
+@glibc
+def test_threads_share_one_heap() -> None:
+    """What one thread has freed the next one takes, instead of a heap for each."""
+    heaps = """
+import threading
+from sidecar.runtime import memory
+{}
+gate = threading.Barrier(9)
+def work():
+    kept = [bytes(2000) for _ in range(10)]
+    gate.wait(); gate.wait()
+for _ in range(8):
+    threading.Thread(target=work).start()
+gate.wait()
+# A heap of a thread's own is a mapping of 64 MiB, most of it without any permission.
+print(sum("---p" in line and " 00:00 0" in line and
+    sum(int(a, 16) * s for a, s in zip(line.split()[0].split("-"), (-1, 1))) > 60 << 20
+    for line in open("/proc/self/maps")))
+gate.wait()
+"""
+    one, many = (
+        int(subprocess.check_output([sys.executable, "-c", heaps.format(how)]))
+        for how in ("memory.share_one_heap()", "")
+    )
+    assert one == 0
+    assert many > 0
+
+
+@glibc
 def test_a_program_gives_back_what_its_start_has_used() -> None:
     """Once it has settled, without a word of its own."""
     wait = """
