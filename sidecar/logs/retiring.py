@@ -59,13 +59,13 @@ def _is_finished(stream: Stream) -> bool:
         return False
     if stream.content is not None and stream.content.compressed:
         return all(cursor.at_end for cursor in cursors)
-    return stream.read_by_all >= stream.size
+    return stream.read_by_all >= stream.written
 
 
 def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:
     """Yield the deleted files, with their unread bytes, that keep more space in use than is permitted."""
     deleted = [s for s in streams if s.deleted and s.content is not None]
-    held = [(s, unread) for s in deleted if (unread := s.size - s.read_by_all) > 0]
+    held = [(s, unread) for s in deleted if (unread := s.written - s.read_by_all) > 0]
     total = sum(unread for _, unread in held)
     for stream, unread in held:
         if total <= limit:
@@ -96,7 +96,7 @@ def closable(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
         and not s.deleted
         and s.key in there
         and not s.content.compressed
-        and s.read_by_all >= s.size
+        and s.read_by_all >= s.written
         and s.changed
     ]
     return sorted(idle, key=lambda s: s.grew_at)

@@ -60,7 +60,7 @@ class Search:
             stream.sought_until = now + _PATIENCE
         if now < stream.sought_until and not unknown:
             return
-        missing = stream.size - stream.read_by_all
+        missing = stream.written - stream.read_by_all
         if missing > 0:
             self.roster.lose(stream.sought, missing, stream.path)
         self.roster.bury(stream)

@@ -228,7 +228,7 @@ class Tail:
         oldest = 0.0
         for stream in self._streams():
             windows = stream.windows.values()
-            lag = max([stream.size - window.offset for window in windows], default=0)
+            lag = max([stream.written - window.offset for window in windows], default=0)
             if lag <= 0:
                 continue
             behind += lag

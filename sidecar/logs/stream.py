@@ -93,6 +93,8 @@ class Stream:
     """Monotonic time of the last sign of life."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
     windows: dict[str, AckWindow] = field(default_factory=dict)
+    reserved: int | None = None
+    """Nothing but zeros from here to the end: space for what is to come, and nothing that waits."""
     skipped: int = 0
     """Bytes of holes that were stepped over and not reported yet."""
     head_bytes: bytes = b""
@@ -119,6 +121,11 @@ class Stream:
         return min((window.offset for window in self.windows.values()), default=0)
 
     @property
+    def written(self) -> int:
+        """How much there is to deliver."""
+        return self.size if self.reserved is None else min(self.reserved, self.size)
+
+    @property
     def furthest(self) -> Place:
         """The place of the lane that has read most: what a continuation is recognised by."""
         cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
@@ -134,7 +141,7 @@ class Stream:
         """Go on with this file, at the positions there are. The caller has made sure that it is the right one."""
         self.detach()
         self.content, self.key, self.path = content, key, path
-        self.deleted, self.gone, self.changed = False, None, ()
+        self.deleted, self.gone, self.changed, self.reserved = False, None, (), None
         self.head_bytes = content.read(0, HEAD)
         self.head = Print.of(self.head_bytes)
         for cursor in self.cursors.values():
@@ -284,15 +291,19 @@ class Stream:
             self._advance(cursor, raw, self._encoding.skip)
             return True
         if raw[:1] != b"\0" or not self._encoding.plain:
+            if raw:
+                self.reserved = None
             return False
         hole = leading_hole(raw)
         if hole == len(raw):
-            following = self.content.next_data(cursor.offset + hole) if self.content else None
-            if (short or following is None) and not cursor.flush:
-                cursor.held = True
-                return None  # perhaps space that its writer has reserved and will fill
-            if following is not None:
-                hole = following - cursor.offset  # gigabytes in one step
+            following = self._behind_hole(cursor.offset + hole)
+            if following is None:
+                # Perhaps space that its writer has reserved and will fill, however late.
+                cursor.held, cursor.torn, cursor.at_end = not cursor.flush, True, True
+                cursor.flush, self.reserved = False, cursor.offset
+                return None
+            hole = following - cursor.offset  # gigabytes in one step
+        self.reserved = None
         if cursor.offset + hole > self._counted:
             self.skipped += hole
             self._counted = cursor.offset + hole
@@ -300,6 +311,20 @@ class Stream:
         cursor.offset += hole
         self.size = max(self.size, cursor.offset)
         return True
+
+    def _behind_hole(self, offset: int) -> int | None:
+        """Return where the zeros end; None if nothing else follows."""
+        content, step = self.content, 1 << 20
+        if content is None or content.compressed:
+            return None
+        while (data := content.next_data(offset)) is not None:
+            piece = content.read(data, step)
+            if not piece:
+                return None
+            if (zeros := leading_hole(piece)) < len(piece):
+                return data + zeros
+            offset = data + zeros  # written zeros: a file that was filled with them in advance
+        return None
 
     def _cut(
         self, cursor: Cursor, raw: bytes, rules: Rules, grouper: Grouper | None, short: bool

@@ -106,7 +106,7 @@ class Tracker:
             if any(status.st_size < cursor.offset for cursor in stream.cursors.values()):
                 self.replaced(stream, now)
                 return
-            stream.size = status.st_size
+            stream.size, stream.reserved = status.st_size, None
         was_empty = stream.head.length == 0
         if not stream.learn_head(status.st_size):
             self.replaced(stream, now)

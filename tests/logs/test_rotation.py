@@ -318,6 +318,42 @@ def test_space_reserved_for_later_is_not_skipped(log: LogFile) -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("zeros", ["reserved", "written"])
+def test_space_that_is_filled_late_is_not_skipped(log: LogFile, zeros: str) -> None:
+    """An appender that maps its file into memory enlarges it ahead, and may be quiet for long. Nothing waits meanwhile."""
+    size = 3 << 20
+    fd = os.open(log.path, os.O_WRONLY)
+    follower = Follower(log.path, partial_timeout=10)
+    os.write(fd, b"first, before there is more space\n")
+    assert follower.news() == ["first, before there is more space"]
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    if zeros == "reserved":
+        os.ftruncate(fd, size)
+    else:
+        os.pwrite(fd, bytes(size - start), start)
+    assert follower.news() == []
+    assert follower.later(60) == []
+    assert follower.tail.figures().lag_bytes == 0
+    for line in ("one", "two"):
+        os.write(fd, f"{line}\n".encode())
+        assert follower.news() == [line]
+        assert follower.later(60) == []
+    assert follower.tail.lost == {}
+    os.close(fd)
+
+
+def test_zeros_at_the_end_of_a_deleted_file_do_not_keep_it_open(log: LogFile) -> None:
+    """Nobody will fill them any more."""
+    follower = Follower(log.path, rotate_wait=5)
+    log.write_raw(b"one\n" + bytes(1000))
+    assert follower.news() == ["one"]
+    log.delete()
+    follower.news()
+    assert follower.later(6) == []
+    assert follower.later(6) == []
+    assert follower.tail.positions() == {}
+
+
 def test_offsets_beyond_two_gibibytes_are_offsets_like_others(log: LogFile, state: Path) -> None:
     """Scenario 43: and a hole of that size costs one step, not two gibibytes of reading."""
     log.write("one")
