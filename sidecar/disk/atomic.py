@@ -30,6 +30,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Final
 
 from sidecar import _errors
@@ -86,8 +87,7 @@ class GroupRefused(PermissionError):
     """The process may not give a file to that group."""
 
 
-@contextmanager
-def publishing(what: str) -> Iterator[None]:
+class publishing:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
     """Turn an `OSError` into the `PublishError` that says what to change.
 
     `what` completes "cannot …", as in "publish /shared/config".
@@ -96,17 +96,25 @@ def publishing(what: str) -> Iterator[None]:
         VolumeFull: `ENOSPC`, `EDQUOT`.
         VolumeUnavailable: every other error of the operating system.
     """
-    try:
-        yield
-    except _errors.SidecarError:
-        raise
-    except OSError as error:
-        kind = _errors.VolumeFull if error.errno in _FULL else _errors.VolumeUnavailable
-        raise kind(error.errno, f"cannot {what}: {remedy(error)}") from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
+            full = error.errno in _FULL
+            raised = _errors.VolumeFull if full else _errors.VolumeUnavailable
+            raise raised(error.errno, f"cannot {self._what}: {remedy(error)}") from error
 
 
-@contextmanager
-def placing(what: str) -> Iterator[None]:
+class placing(publishing):  # noqa: N801
     """As `publishing`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
 
     Raises:
@@ -114,15 +122,21 @@ def placing(what: str) -> Iterator[None]:
         NameRefused: `ENAMETOOLONG`: this file system takes less than others.
         VolumeFull, VolumeUnavailable: as `publishing`.
     """
-    with publishing(what):
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _IN_THE_WAY and not isinstance(error, _errors.SidecarError):
-                raise _errors.NameTaken(f"cannot {what}: {remedy(error)}") from error
+
+    __slots__ = ()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
+            if error.errno in _IN_THE_WAY:
+                raise _errors.NameTaken(f"cannot {self._what}: {remedy(error)}") from error
             if error.errno == errno.ENAMETOOLONG:
-                raise _errors.NameRefused(f"cannot {what}: {remedy(error)}") from error
-            raise
+                raise _errors.NameRefused(f"cannot {self._what}: {remedy(error)}") from error
+        super().__exit__(kind, error, traceback)
 
 
 def remedy(error: OSError) -> str:
@@ -379,8 +393,7 @@ def make_directory(path: str) -> None:
             _sync_parent(path)
 
 
-@contextmanager
-def inside(dir_fd: int, path: str, *, make: bool = False, durable: bool = False) -> Iterator[int]:
+class inside:  # noqa: N801 (used as a function, see `publishing`)
     """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
 
     With `make`, what is missing is created (mode 0755), and with `durable` the names on the way are synced.
@@ -388,20 +401,43 @@ def inside(dir_fd: int, path: str, *, make: bool = False, durable: bool = False)
     Raises:
         OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
     """
-    fd = dir_fd
-    try:
-        for part in filter(None, path.split("/")):
-            above, fd = fd, _open_or_make(dir_fd, fd, part) if make else open_here(fd, part)
+
+    __slots__ = ("_dir_fd", "_durable", "_fd", "_make", "_path")
+
+    def __init__(
+        self, dir_fd: int, path: str, *, make: bool = False, durable: bool = False
+    ) -> None:
+        self._dir_fd = self._fd = dir_fd
+        self._path = path
+        self._make = make
+        self._durable = durable
+
+    def __enter__(self) -> int:
+        if self._path:
             try:
-                if durable:
-                    sync_directory(above)
-            finally:
-                if above != dir_fd:
-                    beneath.close(above)
-        yield fd
-    finally:
-        if fd != dir_fd:
-            beneath.close(fd)
+                for part in filter(None, self._path.split("/")):
+                    self._descend(part)
+            except BaseException:
+                self.__exit__()
+                raise
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd != self._dir_fd:
+            beneath.close(self._fd)
+
+    def _descend(self, part: str) -> None:
+        above = self._fd
+        if self._make:
+            self._fd = _open_or_make(self._dir_fd, above, part)
+        else:
+            self._fd = open_here(above, part)
+        try:
+            if self._durable:
+                sync_directory(above)
+        finally:
+            if above != self._dir_fd:
+                beneath.close(above)
 
 
 def open_here(dir_fd: int, name: str) -> int:

@@ -10,12 +10,15 @@ nothing has to be kept up to date in between.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Protocol, TypeAlias
 
 from prometheus_client.metrics import Counter, Gauge, Histogram
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -34,15 +37,45 @@ _PUBLISH_STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 # From an event at once, over a re-check (seconds), to kubelet's sync of a ConfigMap (minutes).
 _PROPAGATION_STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 60, 120)
 
+
+class Durations(Collector):
+    """A histogram of seconds in a quarter of the time that the library's own takes: for tens of thousands a second."""
+
+    def __init__(
+        self, name: str, documentation: str, steps: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._steps = steps
+        self._counts = [0] * (len(steps) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def observe(self, seconds: float) -> None:
+        """Count one that has taken so many seconds."""
+        place = bisect_left(self._steps, seconds)
+        with self._lock:
+            self._counts[place] += 1
+            self._sum += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            counts, total = list(self._counts), self._sum
+        names = [*(str(float(step)) for step in self._steps), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
+
+
 # Publishing
 PUBLISH_TOTAL = Counter(
     "sidecar_publish_total", "Publishes, by how they ended", ["result"], registry=REGISTRY
 )
-PUBLISH_SECONDS = Histogram(
+PUBLISH_SECONDS = Durations(
     "sidecar_publish_seconds",
     "Time of a publish, from the first write to durable",
-    buckets=_PUBLISH_STEPS,
-    registry=REGISTRY,
+    _PUBLISH_STEPS,
+    REGISTRY,
 )
 
 # Watching

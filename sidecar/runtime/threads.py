@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -33,8 +33,7 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     >>> asyncio.run(in_thread(pow, 2, 10))
     1024
     """
-    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
-    submitted = _THREADS.submit(work)
+    submitted = _submit(function, *args, **kwargs)
     outcome = asyncio.wrap_future(submitted)
     try:
         # `wait` leaves the future alone when it is cancelled, unlike a bare `await`.
@@ -45,6 +44,15 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
             raise cancelled from outcome.exception()
         raise
     return outcome.result()
+
+
+def begin(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Run a blocking function in a thread; who awaits the outcome must also wait for it when cancelled."""
+    return asyncio.wrap_future(_submit(function, *args, **kwargs))
+
+
+def _submit(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    return _THREADS.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
 
 
 async def _until_done(outcome: asyncio.Future[T]) -> None:

@@ -54,7 +54,10 @@ class Commits:
     def wish(self, name: str, data: bytes, tell: Callable[[Outcome], None]) -> Wish:
         """Publish a content, or let a later one do for it, and `tell` what became of it, once, on the loop."""
         wish = Wish(name, data, tell)
-        self._waiting.setdefault(name, []).append(wish)
+        waiting = self._waiting.get(name)
+        if waiting is None:
+            waiting = self._waiting[name] = []
+        waiting.append(wish)
         if name not in self._rounds:
             self._begin(name)
         return wish

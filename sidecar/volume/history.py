@@ -11,6 +11,7 @@ A content is checked against the version in its name before it is used again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -63,6 +64,7 @@ def version_in(entry: str) -> str:
     return entry.rsplit("-", 1)[-1]
 
 
+@functools.lru_cache(maxsize=64)
 def directory_of(name: str) -> str:
     """Return the directory that keeps the contents of a loose file."""
     quoted = urllib.parse.quote(name, safe="")

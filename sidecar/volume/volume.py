@@ -407,7 +407,7 @@ class Volume:
             return done
 
         try:
-            return await _to_its_end(threads.in_thread(step), order.withdraw)
+            return await _to_its_end(threads.begin(step), order.withdraw)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again

@@ -93,6 +93,19 @@ def test_propagation_is_measured_from_half_a_millisecond() -> None:
     assert "120.0" in steps
 
 
+def test_a_publish_is_in_the_bucket_of_its_time_and_in_all_above() -> None:
+    """As Prometheus' histograms count: less than or equal, cumulative, with a count and a sum."""
+    before = values("sidecar_publish_seconds_bucket")
+    total = values("sidecar_publish_seconds_sum")[""]
+    for seconds in (0.0005, 0.0006, 11.0):
+        metrics.PUBLISH_SECONDS.observe(seconds)
+    after = values("sidecar_publish_seconds_bucket")
+    more = {step: after[step] - before[step] for step in after}
+    assert (more["0.0005"], more["0.001"], more["10.0"], more["+Inf"]) == (1, 2, 2, 3)
+    assert values("sidecar_publish_seconds_count")[""] == after["+Inf"]
+    assert values("sidecar_publish_seconds_sum")[""] == pytest.approx(total + 11.0011)
+
+
 def test_a_tracked_source_is_read_when_somebody_scrapes() -> None:
     """The state of now, not of the last change; and gone once it is no longer tracked."""
     source = Source(etag='"8e8cba29"', modified=time.time() - 100)
