@@ -6,8 +6,8 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -38,6 +38,8 @@ class DataPath:
     """The way from a request to the disk, as the attempts to go it have found it.
 
     Ready is what the last attempt said: full, read-only or broken turns it off.
+    A content for which there is no room says that of itself alone, as long as there is room for an ordinary one:
+    one client with a giant must not turn away all others.
     While it is off a small file is staged and dropped now and then; the first that succeeds turns it on again.
     Nothing is tried while all is well.
 
@@ -64,12 +66,21 @@ class DataPath:
     def __repr__(self) -> str:
         return f"<DataPath to {self._volume.path} problem={self._problem!r}>"
 
-    @contextmanager
-    def attempt(self) -> Iterator[Progress]:
-        """Note how the write inside goes; it tells of the progress that it makes."""
-        progress, error = self.begin(), None
+    @asynccontextmanager
+    async def attempt(self, *, of_any_size: bool = False) -> AsyncIterator[Progress]:
+        """Note how the write inside goes; it tells of the progress that it makes.
+
+        One `of_any_size` for which there is no room says nothing before an ordinary one has been tried, too.
+        """
+        progress = self.begin()
+        error: BaseException | None = None
         try:
             yield progress
+        except _errors.VolumeFull as raised:
+            error = raised
+            if of_any_size and await self._takes_others():
+                error = None
+            raise
         except BaseException as raised:
             error = raised
             raise
@@ -128,7 +139,7 @@ class DataPath:
             await asyncio.wait({task})
 
     async def _prepare(self) -> None:
-        with self.attempt():
+        async with self.attempt():
             await self._volume.prepare(initial=self._initial)
         self._prepared = True
 
@@ -144,12 +155,27 @@ class DataPath:
     async def _try(self) -> None:
         if not self._prepared:
             await self._prepare()
-        with self.attempt():
-            async with self._volume.stage() as upload:
-                await upload.write(_PROBE)
-                await upload.flush()
+        async with self.attempt():
+            await self._stage_some()
+
+    async def _takes_others(self) -> bool:
+        """Whether there is room for an ordinary content, where there was none for another."""
+        if not self._prepared:
+            return False
+        try:
+            await self._stage_some()
+        except (_errors.SidecarError, OSError):
+            return False
+        return True
+
+    async def _stage_some(self) -> None:
+        async with self._volume.stage() as upload:
+            await upload.write(_PROBE)
+            await upload.flush()
 
     def _set(self, problem: str | None) -> None:
+        if problem is self._problem is None and not self._failed.is_set():
+            return  # as after nearly every write
         if (problem is None) is not (self._problem is None):
             if problem is None:
                 _log.info("%s can be written again", self._volume.path)

@@ -195,7 +195,7 @@ async def _get_content(request: web.Request) -> web.Response:
     done = lane.outcome_of(request)
     if done is None:
         conditions = await incoming.conditions(request, writer.volume, name)
-        with writer.data_path.attempt():
+        async with writer.data_path.attempt():
             done = await writer.volume.put(
                 name,
                 content,
@@ -235,16 +235,18 @@ async def _put_file(request: web.Request) -> web.Response:
         raise _too_large(writer, name)
     conditions = await incoming.conditions(request, writer.volume, name)
     await incoming.continue_now(request)
-    with writer.data_path.attempt() as progress:
-        async with writer.volume.stage(name) as upload:
-            await incoming.receive(request, upload, progress.made)
-            done = await writer.volume.put(
-                name,
-                upload,
-                if_match=conditions.if_match,
-                if_none_match=conditions.if_none_match,
-                dry_run=dry_run,
-            )
+    async with (
+        writer.data_path.attempt(of_any_size=True) as progress,
+        writer.volume.stage(name) as upload,
+    ):
+        await incoming.receive(request, upload, progress.made)
+        done = await writer.volume.put(
+            name,
+            upload,
+            if_match=conditions.if_match,
+            if_none_match=conditions.if_none_match,
+            dry_run=dry_run,
+        )
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
     if not in_time:
         return web.Response(status=202, headers=headers)
@@ -257,7 +259,7 @@ async def _delete_file(request: web.Request) -> web.Response:
     incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     wanted = await incoming.only_if_match(request, writer.volume, name)
-    with writer.data_path.attempt():
+    async with writer.data_path.attempt():
         await writer.volume.delete(name, if_match=wanted, dry_run=dry_run)
     return web.Response(status=204, headers=_said(dry_run=dry_run))
 
@@ -275,7 +277,7 @@ async def _post_rollback(request: web.Request) -> web.Response:
     to, name = await incoming.rollback_body(request)
     name = writer.primary if name is None else terms.check_name(name)
     wanted = await incoming.only_if_match(request, writer.volume, name)
-    with writer.data_path.attempt():
+    async with writer.data_path.attempt(of_any_size=True):
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
     state = {

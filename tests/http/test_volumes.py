@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -84,6 +85,28 @@ async def test_a_full_disk_is_507(
         while (await writer.get("/readyz")).status != 200:
             await asyncio.sleep(0.01)
     assert (await writer.put("/files/config", data=bytes(50 << 10))).status == 204
+
+
+@pytest.mark.root
+async def test_one_content_that_is_too_large_for_the_volume_turns_nobody_else_away(
+    client: MakeClient, tmpfs: MakeTmpfs
+) -> None:
+    """507 for its sender; the writer stays ready, and takes what fits, as long as there is room for that."""
+    config = tmpfs("size=1m") / "config"
+    writer = await client(writer_app(config))
+    await writer.get("/?content=old")
+    for name in ("config", "giant"):
+        await problem(
+            await writer.put(f"/files/{name}", data=io.BytesIO(bytes(2 << 20))), 507, "volume-full"
+        )
+        assert (await writer.get("/readyz")).status == 200
+    assert (await writer.put("/files/config", data=b"new")).status == 204
+
+    fill(config.parent / "filler")
+    await problem(
+        await writer.put("/files/giant", data=io.BytesIO(bytes(2 << 20))), 507, "volume-full"
+    )
+    await problem(await writer.get("/readyz"), 503, "not-ready")
 
 
 @pytest.mark.root

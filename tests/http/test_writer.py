@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -693,9 +694,14 @@ async def test_readiness_follows_the_volume(
     async def fail(*_: object, **__: object) -> None:
         raise error
 
+    @asynccontextmanager
+    async def no_stage(*_: object, **__: object) -> AsyncIterator[None]:
+        raise error
+        yield
+
     with monkeypatch.context() as broken:
         broken.setattr(volume, "put", fail)
-        broken.setattr(volume, "stage", fail)
+        broken.setattr(volume, "stage", no_stage)
         await one.get("/?content=1")
         found = await problem(await one.get("/readyz"), 503, "not-ready")
         assert "read-only" in found["detail"]
