@@ -271,7 +271,7 @@ def main() -> None:
     ours = run(sidecar("read", "--max-connections", "100000"), options)
     peer = "aiohttp"
     rows: list[Row] = []
-    for kind, name, goal in (("streams", "event streams", 10.0), ("polls", "long-polls", None)):
+    for kind, name, goal in (("streams", "event streams", 10.0), ("polls", "long-polls", 10.0)):
         mine, other = ours[kind], theirs[kind]
         what = f"{options.subscribers:,} {name}"
         rows += [

@@ -12,7 +12,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import http_exceptions, web
@@ -30,18 +31,18 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
     from sidecar.http.guard import Guard
-    from sidecar.http.lane import Form, Lane, Write
+    from sidecar.http.lane import Form, Lane, MakeRoom, Room, Wire, Write
     from sidecar.volume.commit import Outcome
 
 _log = logging.getLogger(__name__)
 
 _END = b"\r\n\r\n"
-_MOST_HELD_BACK = 64 << 10
 _TOO_MANY = "Too many headers received"
 """What aiohttp says of more than 128: it has no class of its own for that."""
-"""Bytes that a client may send on while its write is under way, before it is not listened to any more."""
+_MOST_HELD_BACK = 64 << 10
 _MOST_PIECES = 64
-"""The same, in how many pieces they come: a small one takes more memory than its bytes."""
+"""Bytes, and pieces of them, that a client may send on while its request is under way, before it is not listened to
+any more: a small piece takes more memory than its bytes."""
 
 
 class Taker(Protocol):
@@ -55,18 +56,26 @@ class Taker(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Writing:
-    """A write of the lane that is under way: the request, the form that it fills, what has come after it."""
+class _UnderWay:
+    """A request that the lane has taken and not answered yet, and what has come after it.
+
+    A write has the form that its answer fills; without one it waits for something newer.
+    """
 
     request: bytes
-    form: Form
     withdraw: Callable[[], None]
-    held_back: deque[bytes] = field(default_factory=deque)
+    form: Form | None = None
+    held_back: deque[bytes] | None = None
 
     @property
     def full(self) -> bool:
         """Whether more is held back than one client is given; small pieces cost more than their bytes."""
-        return sum(map(len, self.held_back)) > _MOST_HELD_BACK or len(self.held_back) > _MOST_PIECES
+        pieces = self.held_back or ()
+        return sum(map(len, pieces)) > _MOST_HELD_BACK or len(pieces) > _MOST_PIECES
+
+
+_NO_WIRES: dict[bytes, Wire] = {}
+"""What a connection has where it must not answer at once. Never filled."""
 
 
 class Connection(web.RequestHandler):
@@ -77,7 +86,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_made", "_refused", "_taken", "_taker", "_writing", "offered", "outcome")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_made", "_refused", "_served_until", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
 
     def __init__(
         self,
@@ -102,7 +111,16 @@ class Connection(web.RequestHandler):
         """What a handler has offered to be remembered: the lane's generation of its answer, or how to write."""
         self.outcome: Outcome | None = None
         """What became already of the request that aiohttp has been given."""
-        self._writing: _Writing | None = None
+        self.waited = False
+        """Whether what is offered is the answer to those alone who have waited for it."""
+        self.limit: float | None = None
+        """Until when it may wait, if it has waited without aiohttp before."""
+        self._under_way: _UnderWay | None = None
+        self._wires = _NO_WIRES
+        """The answers of the lane that can be given at once: those of this second, once it has been looked whether
+        this connection is idle, and none as soon as it is not. So an answer costs one look into a table."""
+        self._served_until = 0.0
+        """The end of the second in which one of them was given last."""
         self._clean = True
         """The parser stands between two requests."""
         self._at_boundary = True
@@ -127,7 +145,8 @@ class Connection(web.RequestHandler):
     @property
     def fresh(self) -> bool:
         """Whether its first request has not come yet."""
-        return self._next_keepalive_close_time == self._made and self.transport is not None
+        untouched = self._next_keepalive_close_time == self._made and not self._served_until
+        return untouched and self.transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._guard.full:
@@ -142,6 +161,10 @@ class Connection(web.RequestHandler):
         if self._refused:
             self._refused = False
             self._guard.refused_is_gone()
+        under_way = self._under_way
+        if under_way is not None and under_way.form is None:
+            self._end()
+            under_way.withdraw()  # a write goes on, whoever is there to be told of it
         super().connection_lost(exc)
         self._guard.connections.discard(self)
         for callback in list(self._lost or ()):
@@ -152,23 +175,36 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
-        if self._writing is not None:
-            self._hold_back(self._writing, data)
+        found = self._wires.get(data)
+        if found is None:
+            self._consider(data)
+            return
+        wire, counter, self._served_until = found
+        counter.number += 1
+        self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+
+    def _consider(self, data: bytes) -> None:
+        """Look what can be done with bytes, by all that is known of this connection."""
+        if self._under_way is not None:
+            self._hold_back(self._under_way, data)
             return
         if (
             self._at_boundary
             and self._lane is not None
-            and (waiter := self._waiter) is not None
-            and not waiter.done()  # it is when the connection is being closed
+            and not (self._close or self._force_close)
             and not self._paused  # aiohttp waits for a client that does not take its answers
         ):
+            self._wires = self._lane.wires
             if (wire := self._lane.find(data)) is not None:
-                self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                self._answer(wire)
                 return
-            if self._write(self._lane, data):
+            if self._write(self._lane, data) or self._wait(self._lane, data):
                 return
         self._give_to_aiohttp(data)
+
+    def _answer(self, wire: bytes) -> None:
+        self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     def _give_to_aiohttp(self, data: bytes) -> None:
         if self._force_close or self._close:
@@ -177,6 +213,7 @@ class Connection(web.RequestHandler):
             return
         at_boundary = self._at_boundary
         self._at_boundary = self._clean = False
+        self._wires = _NO_WIRES
         self._alone = None
         if self._upgraded:
             super().data_received(data)
@@ -196,58 +233,118 @@ class Connection(web.RequestHandler):
         form, value = found
         if running.draining() or (withdraw := form.write(value, self._written)) is None:
             return False
-        self._writing = _Writing(data, form, withdraw)
-        self._request_in_progress = True  # as aiohttp has it while a handler runs
+        self._begin(_UnderWay(data, withdraw, form))
         return True
 
-    def _hold_back(self, writing: _Writing, data: bytes) -> None:
-        """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
-        writing.held_back.append(data)
-        if writing.full:
-            self._pause_transport_reading()
+    def _wait(self, lane: Lane, data: bytes) -> bool:
+        """Wait in a room for what these bytes ask for; False if there is none."""
+        if running.draining() or (found := lane.find_room(data)) is None:
+            return False
+        room, request = found
+        if not room.enter(self):
+            return False
+        self._begin(_UnderWay(request, partial(room.leave, self)))
+        return True
 
-    def _written(self, outcome: Outcome) -> None:
-        """Answer a write that has ended, and go on with what was held back."""
-        writing, self._writing = self._writing, None
+    def room_for(
+        self, request: BaseRequest, make: MakeRoom, instead: tuple[str, str] | None
+    ) -> Room | None:
+        """Return the room of all who ask in the words of the request under way; None if there can be none."""
+        if self._lane is None or self._alone is None:
+            return None
+        return self._lane.room(self._alone, request, make, instead)
+
+    def _begin(self, under_way: _UnderWay) -> None:
+        self._under_way = under_way
+        self._wires = _NO_WIRES
+        self._request_in_progress = True  # as aiohttp has it while a handler runs
+
+    def _end(self) -> None:
+        self._under_way = None
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
-        if writing is None or self._lane is None:
+
+    def _hold_back(self, under_way: _UnderWay, data: bytes) -> None:
+        """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
+        if under_way.held_back is None:
+            under_way.held_back = deque()
+        under_way.held_back.append(data)
+        if under_way.full:
+            self._pause_transport_reading()
+
+    def _go_on(self, under_way: _UnderWay) -> None:
+        """Read what was held back."""
+        if under_way.full:
+            self._resume_transport_reading()
+        # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
+        waiting = under_way.held_back
+        while waiting:
+            self.data_received(waiting.popleft())
+            if (again := self._under_way) is not None:
+                again.held_back = waiting
+                break
+
+    def _written(self, outcome: Outcome) -> None:
+        """Answer a write that has ended, and go on with what was held back."""
+        under_way, transport = self._under_way, self.transport
+        if under_way is None or self._lane is None:
             return
-        transport = self.transport
-        if transport is None or transport.is_closing():
+        self._end()
+        if transport is None or transport.is_closing() or under_way.form is None:
             _count_for_nobody(outcome)
             return
         if not (isinstance(outcome, BaseException) or running.draining()):
-            transport.write(self._lane.fill(writing.form, outcome.etag))
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            self._answer(self._lane.fill(under_way.form, outcome.etag))
         elif isinstance(outcome, asyncio.CancelledError):
             self.force_close()
             return
         else:
             self.outcome = outcome
-            self._give_to_aiohttp(writing.request)
-        if writing.full:
-            self._resume_transport_reading()
-        # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
-        waiting = writing.held_back
-        while waiting:
-            self.data_received(waiting.popleft())
-            if (again := self._writing) is not None:
-                again.held_back = waiting
-                break
+            self._give_to_aiohttp(under_way.request)
+        self._go_on(under_way)
+
+    def look_again(self, limit: float) -> None:
+        """Answer who has waited, as all others who did so with the same words; else let its handler look."""
+        under_way = self._under_way
+        if under_way is None or self._lane is None:
+            return
+        self._end()
+        if self.transport is None or self.transport.is_closing():
+            return
+        if (wire := self._lane.told.find(under_way.request)) is not None:
+            self._answer(wire)
+        else:
+            self.limit = limit
+            self._give_to_aiohttp(under_way.request)
+        self._go_on(under_way)
 
     def _process_keepalive(self) -> None:
-        # aiohttp knows of no request while the lane writes, and takes the connection for an idle one.
-        if self._writing is not None:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        # aiohttp knows of no request that the lane has taken, and takes the connection for an idle one.
+        used = self._served_until if self._under_way is None else self._loop.time()
+        self._next_keepalive_close_time = max(
+            self._next_keepalive_close_time, used + self._keepalive_timeout
+        )
         super()._process_keepalive()
+
+    def pause_writing(self) -> None:
+        self._wires = _NO_WIRES
+        super().pause_writing()
+
+    def close(self) -> None:
+        self._wires = _NO_WIRES
+        super().close()
+
+    def force_close(self) -> None:
+        self._wires = _NO_WIRES
+        super().force_close()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Wait for what is under way, as aiohttp does for its handlers, and give it up after that."""
+        self._wires = _NO_WIRES
         await super().shutdown(timeout)
-        if self._writing is not None:
-            self._writing.withdraw()
+        if self._under_way is not None:
+            self._under_way.withdraw()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -261,6 +358,7 @@ class Connection(web.RequestHandler):
         So the handler returns, its answer calls this instead of ending, and aiohttp finds nothing to close.
         """
         transport, self.transport = self.transport, None
+        self._wires = _NO_WIRES
         if transport is not None:
             self._taken, self._taker = transport, taker
             self._close = True  # what the client still says is dropped
@@ -311,9 +409,11 @@ class Connection(web.RequestHandler):
             if running.draining() or undecided:
                 answer.force_close()
         offered, self.offered = self.offered, None
-        self.outcome = None
+        waited, self.waited = self.waited, False
+        self.outcome = self.limit = None
         sent, reset = await super().finish_response(request, resp, start_time)
-        if self._clean and not self._messages and not reset:
+        if self._clean and not self._messages and not reset and sent.keep_alive:
+            # The task of aiohttp takes two turns of the loop until it waits again, and many a client is faster.
             self._at_boundary = True
             if (
                 offered is not None
@@ -321,7 +421,8 @@ class Connection(web.RequestHandler):
                 and self._alone is not None
                 and isinstance(sent, web.Response)
             ):
-                keep = self._lane.keep if isinstance(offered, int) else self._lane.keep_form
+                lane = self._lane.told if waited else self._lane
+                keep = lane.keep if isinstance(offered, int) else lane.keep_form
                 keep(self._alone, request, sent, offered)  # type: ignore[arg-type]  # each has its own
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset

@@ -21,6 +21,14 @@ if it is made of signs that mean nothing but themselves, wherever they stand in 
 Where that ends in any other way than well, aiohttp gets the request after all, and its handler the outcome
 (`outcome_of`), in the place of publishing a second time: what it then answers needs no code of its own.
 
+Those who wait for a change mostly have the same content and ask in the same words. The first two wait in aiohttp,
+and the second opens a room for all others: there a connection is an entry in a table, without a task or a handler.
+When something has changed aiohttp answers the first, and the others get the same bytes:
+
+    handler            says `room_for`, for as long as what is there is not new to those words
+    Connection         enters it, and holds back what else comes
+    Lane               keeps the rooms, and knows the answer when it has been given once
+
 What is left out, because an answer could differ from one time to the next or does not end with the request:
 a request that shows a token, expects, upgrades, has a body or asks for a range;
 an application with a middleware or a signal that is not ours, for it may want to see each request.
@@ -35,7 +43,8 @@ import time
 import weakref
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiohttp.http import HttpVersion11
 
@@ -52,6 +61,7 @@ _MOST_ANSWERS = 1024
 _MOST_BYTES = 4 << 20
 _MOST_SEEN = 4096
 _MOST_FORMS = 128
+_MOST_ROOMS = 128
 _LONGEST_REQUEST = 4 << 10
 _LONGEST_ANSWER = 1 << 20
 #: aiohttp takes 128; what is left out of the key must not make it more.
@@ -102,10 +112,37 @@ class _Count:
         self.number = 0
 
 
+Wire: TypeAlias = "tuple[bytes, _Count, float]"
+"""A complete answer, where it is counted, and until when its `Date` holds, by the clock of the loop."""
+
 Write: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
 """Publishes the value of `content` as it stands in an address, and tells what became of it, once, later.
 
 Returns what withdraws it; None if it cannot be done in this way, and nothing has begun."""
+
+
+class Guest(Protocol):
+    """Who waits in a room."""
+
+    def look_again(self, limit: float) -> None:
+        """Something may have changed, or `limit` is over: until then, by the clock of the loop, it may wait."""
+
+
+class Room(Protocol):
+    """Where those wait who have asked in the same words for something newer than they have."""
+
+    def enter(self, guest: Guest) -> bool:
+        """Wait from now on; False if what is there now may be new, so that aiohttp must be asked."""
+
+    def leave(self, guest: Guest) -> None:
+        """Wait no longer."""
+
+    def close_if_empty(self) -> bool:
+        """Give the place to another room, if nobody is in it."""
+
+
+MakeRoom: TypeAlias = "Callable[[Callable[[], bool], Callable[[], object]], Room]"
+"""Makes a room, told how to see whether the answer to those words is known, and what to call when it closes."""
 
 
 class Form(NamedTuple):
@@ -126,12 +163,16 @@ class Lane:
 
     def __init__(self) -> None:
         self._answers: dict[bytes, _Answer] = {}
-        self._wires: dict[bytes, tuple[bytes, _Count]] = {}
+        self.wires: dict[bytes, Wire] = {}
+        """What can be written as it is, in this second. It stays the same object, and is emptied."""
         self._forms: dict[tuple[bytes, bytes], Form] = {}
         self._form_date = b""
         self._seen: set[int] = set()
         self._bytes = 0
         self._tick: asyncio.TimerHandle | None = None
+        self._second_ends = 0.0
+        self._rooms: dict[bytes, Room] = {}
+        self._told: Lane | None = None
         _ALL.add(self)
 
     def __repr__(self) -> str:
@@ -143,14 +184,25 @@ class Lane:
         """Whether a timer will clear what is dated: only after an answer, never at rest."""
         return self._tick is not None
 
+    @property
+    def told(self) -> Lane:
+        """The answers to those who have waited: they say that they were late (`Preference-Applied`)."""
+        if self._told is None:
+            self._told = Lane()
+        return self._told
+
     def find(self, request: bytes) -> bytes | None:
         """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
-        found = self._wires.get(request)
+        found = self.wires.get(request)
         if found is None and (not self._answers or (found := self._date(request)) is None):
             return None
-        wire, count = found
-        count.number += 1
+        wire, counter, _ = found
+        counter.number += 1
         return wire
+
+    def knows(self, key: bytes) -> bool:
+        """Tell whether there is an answer to these bytes."""
+        return key in self._answers
 
     def keep(
         self, data: bytes, request: BaseRequest, response: web.Response, generation: int
@@ -216,22 +268,61 @@ class Lane:
             self._forms.clear()
         self._forms[key] = form
 
+    def room(
+        self, data: bytes, request: BaseRequest, make: MakeRoom, instead: tuple[str, str] | None
+    ) -> Room | None:
+        """Return where others wait who ask for something newer with these bytes: made at the second time.
+
+        Or with these bytes but for one word, which is `instead` of another: they will be many, if those were.
+        None: there is none.
+        """
+        if len(data) > _LONGEST_REQUEST or not _is_plain(request):
+            return None
+        key = _key(data)
+        many = self._is_known(key)
+        if instead is not None:
+            new, old = (word.encode() for word in instead)
+            if key.count(old) != 1:
+                return None
+            key = key.replace(old, new)
+        room = self._rooms.get(key)
+        if room is None and many and self._has_room():
+            room = make(partial(self.told.knows, key), partial(self._rooms.pop, key))
+            self._rooms[key] = room
+        return room
+
+    def find_room(self, request: bytes) -> tuple[Room, bytes] | None:
+        """Return where to wait with these bytes, and the bytes as they are kept there; None: ask aiohttp."""
+        if not self._rooms:
+            return None
+        key = _key(request)
+        room = self._rooms.get(key)
+        return None if room is None else (room, key if key == request else request)
+
+    def _has_room(self) -> bool:
+        """Whether one more may be made, if need be in the place of one in which nobody is."""
+        if len(self._rooms) >= _MOST_ROOMS:
+            for room in list(self._rooms.values()):
+                if room.close_if_empty():
+                    return True
+        return len(self._rooms) < _MOST_ROOMS
+
     def clear(self) -> None:
         """Forget every answer."""
         self._answers.clear()
-        self._wires.clear()
+        self.wires.clear()
         self._bytes = 0
 
-    def _date(self, request: bytes) -> tuple[bytes, _Count] | None:
+    def _date(self, request: bytes) -> Wire | None:
         key = _key(request)
-        found = self._wires.get(key)
+        found = self.wires.get(key)
         if found is not None:
             return found
         answer = self._answers.get(key)
         if answer is None:
             return None
-        found = (answer.before + self._dated_now() + answer.after, answer.counter)
-        self._wires[key] = found
+        wire = answer.before + self._dated_now() + answer.after
+        found = self.wires[key] = (wire, answer.counter, self._second_ends)
         return found
 
     def _dated_now(self) -> bytes:
@@ -239,13 +330,14 @@ class Lane:
         now = time.time()
         if self._tick is None:
             # Armed by the first answer of a second, and by that alone: at rest nobody is woken.
-            rest = 1.0 - now % 1.0
-            self._tick = asyncio.get_running_loop().call_later(rest, self._next_second)
+            loop = asyncio.get_running_loop()
+            self._second_ends = loop.time() + 1.0 - now % 1.0
+            self._tick = loop.call_at(self._second_ends, self._next_second)
         return formatdate(int(now), usegmt=True).encode()
 
     def _next_second(self) -> None:
         self._tick = None
-        self._wires.clear()
+        self.wires.clear()
         self._form_date = b""
 
     def _is_known(self, key: bytes) -> bool:
@@ -287,15 +379,17 @@ def count(code: str) -> None:
     _COUNTS.setdefault(code, _Count()).number += 1
 
 
-def offer(request: web.Request, generation: int) -> None:
+def offer(request: web.Request, generation: int, *, waited: bool = False) -> None:
     """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
 
+    Or on whether it had `waited` besides: then it is the answer to those who have waited in a room.
     `generation` is that of before the handler looked at what it answers with.
     It is not taken up where an application around the handler has a middleware or a signal of its own.
     """
     protocol: Any = request.protocol
     if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
         protocol.offered = generation
+        protocol.waited = waited
 
 
 def offer_writes(request: web.Request, write: Write) -> None:
@@ -307,6 +401,26 @@ def offer_writes(request: web.Request, write: Write) -> None:
     protocol: Any = request.protocol
     if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
         protocol.offered = write
+
+
+def room_for(request: web.Request, make: MakeRoom, instead: tuple[str, str] | None) -> Room | None:
+    """Return, in a handler, the room of all who wait and ask in the same words; None if there can be none.
+
+    It is for a handler that would look again at nothing but a change that its room is told of, too.
+    `instead` is the one word that is another in theirs, and that in the place of which it stands.
+    Not where an application around the handler has a middleware or a signal of its own.
+    """
+    protocol: Any = request.protocol
+    if hasattr(protocol, "room_for") and all(map(_is_ours, request.match_info.apps)):
+        room: Room | None = protocol.room_for(request, make, instead)
+        return room
+    return None
+
+
+def limit_of(request: web.Request) -> float | None:
+    """Return, in a handler, until when this very request may wait, because it has waited elsewhere already."""
+    limit: float | None = getattr(request.protocol, "limit", None)
+    return limit
 
 
 def outcome_of(request: web.Request) -> Outcome | None:
@@ -328,11 +442,14 @@ def _is_ours(app: web.Application) -> bool:
 
 
 def _can_be_kept(request: BaseRequest, response: web.Response) -> bool:
+    return response.status in (200, 304) and response.keep_alive is True and _is_plain(request)
+
+
+def _is_plain(request: BaseRequest) -> bool:
     return (
         request.method in ("GET", "HEAD")
         and request.version == HttpVersion11
-        and response.status in (200, 304)
-        and response.keep_alive is True
+        and request.keep_alive
         and not any(name in request.headers for name in _NEVER)
     )
 

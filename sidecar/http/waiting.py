@@ -1,7 +1,7 @@
 """Requests that wait for the next version, and everything that ends their waiting.
 
 A change, the time limit, a client that has gone, a process that drains, an application that shuts down:
-all of them ring the same bell, so a waiting request costs a few objects, and no task and no timer of its own.
+all of them ring the same bell. Those who ask in the same words wait in one room, without a handler each (`http/lane`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable
-from itertools import islice
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 
 from aiohttp import web
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 _SLICE: Final = 50
 """Requests that are woken before others get their turn: some milliseconds."""
+
+_TOLD: Final = 200
+"""Requests that get an answer that is known before others get their turn: a millisecond or two."""
+_SCOUTS: Final = 2
+"""Requests that are answered by their handlers before all others are called: an answer is known from the second on."""
+_PATIENCE: Final = 10
+"""Turns of the event loop in which the answer should be known; after them the others ask their handlers, too."""
 
 Make = Callable[[], Awaitable[Representation]]
 
@@ -55,25 +62,34 @@ async def answer(
     known = answers.if_none_match(request)
     generation = lane.generation()
     found = await _attempt(make)
+    waited = lane.limit_of(request) is not None
     if seconds is not None and _is_old(found, known):
+        waited = True
         loop = asyncio.get_running_loop()
-        limit = loop.time() + seconds
-        with request.app[WAITS].bell(request, watch) as bell:
+        limit = lane.limit_of(request) or loop.time() + seconds
+        waits = request.app[WAITS]
+        with waits.bell(request, watch) as bell:
+            generation = lane.generation()
             found = await _attempt(make)
             while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
+                if in_memory() and not bell.rung:
+                    waits.open_room(request, watch, seconds)
                 await bell.wait(min(left, recheck))
+                generation = lane.generation()
                 found = await _attempt(make)
-        applied = answers.wait_applied(seconds)
-    else:
-        applied = {}
+    applied = answers.wait_applied(seconds) if seconds is not None and waited else {}
     if isinstance(found, problems.Problem):
         found.headers.update(applied)
         raise found
     response = answers.respond(request, found)
     response.headers.update(applied)
+    # The answer to who has waited in vain is not the one to who asks.
+    at_once = seconds is None or not _is_old(found, known)
     # A date that is still to come is sent as the present one, so it would be another each time.
-    if seconds is None and found.modified <= time.time() and in_memory():
-        lane.offer(request, generation)
+    if at_once and found.modified <= time.time() and in_memory():
+        lane.offer(request, generation, waited=waited)
+        if seconds and known is not None and generation == lane.generation():
+            request.app[WAITS].expect(request, watch, seconds, known, found.etag)
     return response
 
 
@@ -107,6 +123,32 @@ class Waits:
     def bell(self, request: web.Request, watch: Watch[Any] | None) -> Bell:
         """Return a bell that rings for this request: at each change of the watch, and when waiting is over."""
         return Bell(self, request, watch)
+
+    def open_room(
+        self,
+        request: web.Request,
+        watch: Watch[Any],
+        seconds: float,
+        instead: tuple[str, str] | None = None,
+    ) -> None:
+        """Let others who ask in the same words wait without a handler: what is there now is not new to them.
+
+        `instead` is what stands in their words, and what stands in the place of it in this request.
+        """
+
+        def make(is_known: Callable[[], bool], closed: Callable[[], object]) -> Room:
+            return Room(self, watch, seconds, is_known, closed)
+
+        room = lane.room_for(request, make, instead)
+        if isinstance(room, Room):
+            room.open()
+
+    def expect(
+        self, request: web.Request, watch: Watch[Any], seconds: float, known: Tags, etag: str
+    ) -> None:
+        """Open a room for those who are told of `etag` now, and will all ask for something newer than that."""
+        if len(known.tags) == 1:
+            self.open_room(request, watch, seconds, (etag, known.tags[0]))
 
     def add(self, bell: Rings, watch: Watch[Any] | None = None) -> None:
         """Ring this one, too; at each change of the watch as well, if there is one."""
@@ -200,6 +242,11 @@ class Bell:
         self._waits.discard(self, self._watch)
 
     @property
+    def rung(self) -> bool:
+        """Whether it has been rung since the last `wait`."""
+        return self._rung
+
+    @property
     def over(self) -> bool:
         """Whether waiting has no point any more."""
         return self._waits.over or running.draining() or self._request.transport is None
@@ -221,6 +268,111 @@ class Bell:
                 limit.cancel()
                 self._wake = None
         self._rung = False
+
+
+class Room:
+    """Those who have asked in the same words for something newer: each is an entry here, and nothing else.
+
+    It is told of what their handlers are told of. As soon as one of those has answered, all get the same bytes.
+    """
+
+    def __init__(
+        self,
+        waits: Waits,
+        watch: Watch[Any],
+        seconds: float,
+        is_known: Callable[[], bool],
+        closed: Callable[[], object],
+    ) -> None:
+        self._waits = waits
+        self._watch = watch
+        self._seconds = seconds
+        self._is_known = is_known
+        self._closed = closed
+        self._guests: dict[lane.Guest, float] = {}
+        """Those who wait, and until when; since all do so for the same time, in the order in which they came."""
+        self._open = True
+        self._turns = 0
+        """How often some were called since it was rung."""
+        self._next: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        waits.add(self, watch)
+
+    def __repr__(self) -> str:
+        return f"<Room guests={len(self._guests)}{' open' if self._open else ''}>"
+
+    def open(self) -> None:
+        """Say that what is there now is not new: who is here stays."""
+        self._open = True
+
+    def enter(self, guest: lane.Guest) -> bool:
+        if not self._open:
+            return False
+        loop = asyncio.get_running_loop()
+        limit = self._guests[guest] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_at(limit, self._sweep)
+        metrics.SUBSCRIBERS.inc()
+        return True
+
+    def leave(self, guest: lane.Guest) -> None:
+        if self._guests.pop(guest, None) is not None:
+            metrics.SUBSCRIBERS.dec()
+
+    def close_if_empty(self) -> bool:
+        if not self._guests:
+            self._close()
+        return not self._guests
+
+    def ring(self) -> None:
+        self._open = False
+        if self._next is None:
+            self._turns = 0
+            self._call_some()
+
+    def _call_some(self) -> None:
+        """Let some look again, until all have, or one of them says that there is nothing new."""
+        self._next = None
+        if self._open:
+            return
+        self._call(islice(self._guests, self._how_many()))
+        self._turns += 1
+        if self._guests:
+            self._next = asyncio.get_running_loop().call_soon(self._call_some)
+        else:
+            self._close()
+
+    def _how_many(self) -> int:
+        """Return how many may be called now: a few until the answer is known that the others get."""
+        if self._is_known():
+            return _TOLD
+        if self._turns == 0:
+            return _SCOUTS
+        return 0 if self._turns < _PATIENCE else _SLICE
+
+    def _call(self, guests: Iterable[lane.Guest]) -> None:
+        for guest in list(guests):
+            limit = self._guests[guest]
+            self.leave(guest)
+            guest.look_again(limit)
+
+    def _sweep(self) -> None:
+        """Let those answer whose time is over."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        late = takewhile(lambda one: self._guests[one] <= loop.time() + 0.001, self._guests)
+        self._call(islice(late, _SLICE))
+        if self._guests:
+            self._timer = loop.call_at(next(iter(self._guests.values())), self._sweep)
+
+    def _close(self) -> None:
+        self._open = False
+        for planned in (self._next, self._timer):
+            if planned is not None:
+                planned.cancel()
+        self._next = self._timer = None
+        self._waits.discard(self, self._watch)
+        self._closed()
 
 
 async def _attempt(make: Make) -> Representation | problems.Problem:

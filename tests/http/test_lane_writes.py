@@ -173,7 +173,7 @@ async def test_a_write_goes_by_the_lane_from_the_third_time_on(fast: Fast) -> No
     await settled(wire)
     for content in ("2", "3", "three+and%20more"):
         wire.protocol.data_received(write(content))
-        assert wire.protocol._writing is not None
+        assert wire.protocol._under_way is not None
         assert wire.protocol.busy
         await settled(wire)
     assert fast.path.read_text() == "three and more"
@@ -350,7 +350,7 @@ async def test_a_write_that_outlasts_the_end_is_withdrawn(fast: Fast) -> None:
             await asyncio.sleep(0)  # it is with the disk by now
         await wire.protocol.shutdown(0.01)
         go()
-        while wire.protocol._writing is not None:
+        while wire.protocol._under_way is not None:
             await asyncio.sleep(0.001)
     assert wire.closed
     assert fast.path.read_text() == "1"
@@ -379,7 +379,7 @@ async def test_what_wants_to_see_each_write_sees_it(tmp_path: Path, kind: str) -
         wire = one.connect()
         await settled(wire)
         wire.protocol.data_received(write("nothing"))
-        assert wire.protocol._writing is None
+        assert wire.protocol._under_way is None
         await settled(wire)
         assert {"gate": b" 422 ", "directory": b" 400 "}.get(kind, b" 200 ") in wire.written
         wire.close()
