@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sidecar.volume.snapshot import Content as Content
     from sidecar.volume.snapshot import Snapshot as Snapshot
     from sidecar.volume.terms import Publication as Publication
-    from sidecar.volume.volume import Upload as Upload
+    from sidecar.volume.upload import Upload as Upload
     from sidecar.volume.volume import Volume as Volume
     from sidecar.volume.volume import publish_file as publish_file
     from sidecar.volume.watch import Watch as Watch
@@ -58,7 +58,7 @@ _ROOMS = {
     # Publish and read
     "Volume": "sidecar.volume.volume",
     "publish_file": "sidecar.volume.volume",
-    "Upload": "sidecar.volume.volume",
+    "Upload": "sidecar.volume.upload",
     "Publication": "sidecar.volume.terms",
     "Version": "sidecar.volume.history",
     "Gate": "sidecar.volume.gate",

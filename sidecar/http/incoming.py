@@ -22,7 +22,8 @@ from aiohttp.http import HttpVersion11
 from sidecar import _errors
 from sidecar.http import answers, problems
 from sidecar.volume import terms
-from sidecar.volume.volume import Upload, Volume
+from sidecar.volume.upload import Upload
+from sidecar.volume.volume import Volume
 
 BODY_PAUSE: Final = 30.0
 """Seconds for which a client may send nothing in the middle of a body."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -47,8 +47,20 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
 
 def begin(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run a blocking function in a thread; who awaits the outcome must also wait for it when cancelled."""
+    """Run a blocking function in a thread; who awaits the outcome does so `to_its_end`."""
     return asyncio.wrap_future(_submit(function, *args, **kwargs))
+
+
+async def to_its_end(work: Awaitable[T], withdraw: Callable[[], None] = lambda: None) -> T:
+    """Await work that must not be left running: a cancellation withdraws it, waits for it, and goes on after that."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError as cancelled:
+        withdraw()
+        await _until_done(task)
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
 
 
 def _submit(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -9,19 +9,14 @@ When it is cancelled, it is withdrawn if its content is not visible yet, else it
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
-import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from sidecar import _errors
-from sidecar.disk import atomic, pinned
 from sidecar.runtime import metrics, threads
 from sidecar.volume import commit, history, store, terms
 from sidecar.volume import gate as gates
@@ -30,6 +25,7 @@ from sidecar.volume import watch as watches
 from sidecar.volume.commit import Outcome, Wish
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
 from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
+from sidecar.volume.upload import Upload
 
 R = TypeVar("R")
 
@@ -41,6 +37,8 @@ DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
 FILE_MODE = 0o644
 KEEP = 10
 GRACE = 30.0
+#: Looked up once: this is counted for each of thousands a second.
+_PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
 #: fchown(2) takes the last number of 32 bits for "leave it as it is".
 _HIGHEST_GROUP = 2**32 - 2
 
@@ -131,7 +129,9 @@ class Volume:
         """
         files = {name: encoded(content) for name, content in (initial or {}).items()}
         order = Order()
-        await _to_its_end(threads.in_thread(self._store.prepare, files, order), order.withdraw)
+        await threads.to_its_end(
+            threads.in_thread(self._store.prepare, files, order), order.withdraw
+        )
         self._prepared = True
 
     async def publish(
@@ -263,7 +263,7 @@ class Volume:
         try:
             order = Order()
             opening = threads.in_thread(upload.open, order)
-            await _to_its_end(opening, order.withdraw)
+            await threads.to_its_end(opening, order.withdraw)
             yield upload
         finally:
             await upload.end()
@@ -407,199 +407,11 @@ class Volume:
             return done
 
         try:
-            return await _to_its_end(threads.begin(step), order.withdraw)
+            return await threads.to_its_end(threads.begin(step), order.withdraw)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again
             raise
-
-
-class Upload:
-    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`.
-
-    >>> async def hold(upload: Upload, chunk: bytes) -> str:
-    ...     await upload.write(chunk)
-    ...     return f"{upload.size} bytes, version {upload.version}"
-    """
-
-    def __init__(self, where: store.Store, directory: str, name: str | None, limit: int) -> None:
-        self._store = where
-        self._where = directory if name is None else os.path.join(directory, name)
-        self._staged: atomic.Staged | None = None
-        self._directory = directory
-        self._limit = limit
-        self._digest = hashlib.sha256()
-        self._pending: list[bytes] = []
-        self._pending_size = 0
-        self._size = 0
-        self._settled = 0
-        self._file: Any = None
-
-    @property
-    def size(self) -> int:
-        """Bytes received so far."""
-        return self._size
-
-    @property
-    def version(self) -> str:
-        """The version of what was received so far."""
-        digest = self._digest.copy()
-        for chunk in self._pending:
-            digest.update(chunk)
-        return digest.hexdigest()[: snapshots.VERSION_DIGITS]
-
-    @property
-    def path(self) -> Path:
-        """Where the bytes lie while they are examined."""
-        return Path(self._directory, self._open_file().name)
-
-    async def copy(self, content: Content) -> None:
-        """Append a content that was read from a volume. Raises `ContentAltered`, and as `write`."""
-        if isinstance(content.held, bytes):
-            await self.write(content.held)
-            return
-        file = await threads.in_thread(content.held.open)
-        for start in range(0, file.size, pinned.PIECE):
-            await self.write(await threads.in_thread(file.read, start, pinned.PIECE))
-
-    async def write(self, chunk: bytes) -> None:
-        """Append bytes.
-
-        Raises:
-            ContentTooLarge: they are more than the limit; nothing will be published.
-            VolumeFull, VolumeUnavailable: the volume cannot take them.
-        """
-        self._size += len(chunk)
-        if self._size > self._limit:
-            raise too_large(self._where, self._limit)
-        self._pending.append(chunk)
-        self._pending_size += len(chunk)
-        if self._pending_size >= _WRITE_AT_LEAST:
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Hand what was received to the operating system."""
-        data, self._pending, self._pending_size = b"".join(self._pending), [], 0
-        if not data:
-            return
-        staged = self._open_file()
-        with atomic.publishing(f"publish {self._where}"):
-            if self._file is None:
-                self._file = _streaming(staged.fd)
-            hashing = asyncio.ensure_future(self._hash(data))
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[await self._write_some(view) :]
-            finally:
-                await _to_its_end(hashing)
-        staged.size += len(data)
-        if staged.size - self._settled >= _SETTLE_EVERY:
-            await self.settle()
-
-    async def settle(self) -> None:
-        """Bring what was received to the disk, if it is much and is to be durable: no lock is held for as long as that takes.
-
-        Raises:
-            VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
-        """
-        staged = self._open_file()
-        if not self._store.durable or staged.size - self._settled < pinned.LARGE:
-            return
-        with atomic.publishing(f"publish {self._where}"):
-            try:
-                await _to_its_end(threads.in_thread(atomic.sync_data, staged.fd))
-            except OSError:
-                staged.discard()  # a failed sync is never repeated
-                raise
-        self._settled = staged.size
-
-    async def _hash(self, data: bytes) -> None:
-        """Go on with the digest, beside the writing; many bytes not in the event loop."""
-        if len(data) < _HASHED_AT_ONCE:
-            self._digest.update(data)
-        else:
-            await threads.in_thread(self._digest.update, data)
-
-    async def _write_some(self, view: memoryview) -> int:
-        """Write what fits; on a full volume older versions give way to a content that is coming in."""
-        try:
-            return int(await _to_its_end(self._file.write(view)))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if not await threads.in_thread(self._store.make_room, len(view)):
-                raise
-        return int(await _to_its_end(self._file.write(view)))
-
-    def take(self) -> tuple[atomic.Staged, str]:
-        """Return the flushed file and its version.
-
-        Raises:
-            PublishError: it was not received whole, or it was published already.
-        """
-        staged = self._open_file()
-        if staged.size != self._size:
-            raise _errors.PublishError(
-                f"cannot publish {self._where}: {staged.size} of the {self._size} bytes"
-                " of the content were received (send it again)"
-            )
-        return staged, self.version
-
-    def open(self, order: Order) -> None:
-        """Make the temporary file. Blocking."""
-        self._staged = self._store.stage(order)
-
-    async def end(self) -> None:
-        """Remove what was not published, whatever happens."""
-        try:
-            if self._file is not None:
-                await _to_its_end(self._file.close())
-        finally:
-            if self._staged is not None:
-                try:
-                    await threads.in_thread(self._staged.discard)
-                finally:
-                    self._staged.discard()  # a cancelled hop may never have begun
-
-    def _open_file(self) -> atomic.Staged:
-        if self._staged is None or self._staged.fd < 0:
-            raise _errors.PublishError(
-                f"cannot publish {self._where}: this upload has ended (begin another one)"
-            )
-        return self._staged
-
-
-def _streaming(fd: int) -> Any:
-    """Return the file behind a descriptor with methods to await."""
-    # Imported here: a program that only reads never needs it.
-    from aiofiles.threadpool import wrap
-
-    # A descriptor of its own: nothing that still writes can meet the number of another file.
-    return wrap(os.fdopen(os.dup(fd), "wb", buffering=0))
-
-
-async def _to_its_end(work: Awaitable[R], withdraw: Callable[[], None] = lambda: None) -> R:
-    """Await work that must not be left running: a cancellation withdraws it, waits for it, and goes on after that."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError as cancelled:
-        withdraw()
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        raise cancelled from (None if task.cancelled() else task.exception())
-    return task.result()
-
-
-_WRITE_AT_LEAST = 1 << 18
-#: Looked up once: this is counted for each of thousands a second.
-_PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
-#: Bytes whose digest takes a tenth of a millisecond: less than changing to a thread and back.
-_HASHED_AT_ONCE = 1 << 17
-#: Bytes that may wait in the page cache: at the end no other writer waits for more than these.
-_SETTLE_EVERY = 64 << 20
 
 
 async def publish_file(
