@@ -90,7 +90,7 @@ class Roster:
             return
         # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
         known = identity.HEAD if content.compressed else min(judged, identity.HEAD)
-        stream.head_bytes = content.read(0, known)
+        stream.head_bytes = stream.head_now(known)
         stream.head = identity.Print.of(stream.head_bytes)
         offset, mark = 0, b""
         if at_end and not content.compressed:

@@ -142,7 +142,7 @@ class Stream:
         self.detach()
         self.content, self.key, self.path = content, key, path
         self.deleted, self.gone, self.changed, self.reserved = False, None, (), None
-        self.head_bytes = content.read(0, HEAD)
+        self.head_bytes = self.head_now(HEAD)
         self.head = Print.of(self.head_bytes)
         for cursor in self.cursors.values():
             cursor.mark = _mark_at(content, cursor.offset)
@@ -164,6 +164,22 @@ class Stream:
             self.content.close()
             self.content = None
 
+    def head_now(self, size: int) -> bytes:
+        """Return what can be known of the head by so many bytes: zeros at their end may be filled later."""
+        content = self.content
+        if content is None:
+            return b""
+        data = content.read(0, size)
+        if content.compressed:
+            return data
+        head = data.rstrip(b"\0")
+        if head or not data:
+            return head
+        if self._behind_hole(len(data)) is not None:
+            return data
+        self.reserved = 0
+        return b""
+
     def learn_head(self, size: int) -> bool:
         """Know as much of the head as a file of this size has. False if what was known is not there any more.
 
@@ -171,7 +187,7 @@ class Stream:
         """
         known, content = self.head_bytes, self.content
         if content is not None and len(known) < HEAD:
-            head = content.read(0, HEAD if content.compressed else min(HEAD, size))
+            head = self.head_now(HEAD if content.compressed else min(HEAD, size))
             if not head.startswith(known):
                 return False
             if head != known:
@@ -276,7 +292,8 @@ class Stream:
             raise ContentReplaced(self.path)
         known = len(self.head_bytes)
         if known < HEAD and cursor.offset <= known < cursor.offset + len(raw):
-            self.head_bytes = self.head_bytes[: cursor.offset] + raw[: HEAD - cursor.offset]
+            head = self.head_bytes[: cursor.offset] + raw[: HEAD - cursor.offset]
+            self.head_bytes = head.rstrip(b"\0") or head
             self.head = Print.of(self.head_bytes)
         return raw
 

@@ -342,6 +342,25 @@ def test_space_that_is_filled_late_is_not_skipped(log: LogFile, zeros: str) -> N
     os.close(fd)
 
 
+def test_a_file_of_reserved_space_is_the_same_file_when_it_is_filled(
+    log: LogFile, state: Path
+) -> None:
+    """Met empty, full of zeros; filled across looks and restarts. Nothing counts as lost, nothing comes twice."""
+    fd = os.open(log.path, os.O_WRONLY)
+    os.ftruncate(fd, 1 << 20)
+    follower = Follower(log.path, state=state)
+    assert follower.news() == []
+    assert follower.tail.figures().lag_bytes == 0
+    for number in range(4):
+        os.write(fd, f"line {number}\n".encode())
+        assert follower.news() == [f"line {number}"]
+        os.write(fd, f"and {number}\n".encode())
+        assert follower.restart() == [f"and {number}"]
+        assert follower.later(60) == []
+        assert follower.tail.lost == {}
+    os.close(fd)
+
+
 def test_zeros_at_the_end_of_a_deleted_file_do_not_keep_it_open(log: LogFile) -> None:
     """Nobody will fill them any more."""
     follower = Follower(log.path, rotate_wait=5)
