@@ -215,6 +215,8 @@ class Collector:
         await in_thread(self.source.open, [lane.name for lane in self.lanes])
         if not self.source.positions():
             _log.warning("no file matches %s yet", " ".join(self.source.patterns))
+            for name in await in_thread(self.source.directories_named):
+                _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
         opened: list[Lane] = []
         try:
             self._hints = await in_thread(DirectoryHints)

@@ -185,6 +185,11 @@ class Tail:
         """The directories in which something may change."""
         return list(self._require().roster.found.directories)
 
+    def directories_named(self) -> list[str]:
+        """Return the patterns that name a directory, in which nothing is looked for: a slip, most probably."""
+        named = (pattern.rstrip("/") or "/" for pattern in self.patterns)
+        return [pattern for pattern in named if os.path.isdir(pattern)]
+
     def ready(self, lane: str) -> bool:
         """Whether a file may have something to read for this lane."""
         return bool(self._ready[lane])

@@ -244,6 +244,9 @@ def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path
     result = command("collect", tmp_path / "*.txt", "--once")
     assert f"no file matches {tmp_path}/*.txt yet" in result.err
 
+    result = command("collect", log.parent, "--once")
+    assert f"{log.parent} is a directory: name the files in it, as {log.parent}/*" in result.err
+
     result = command("collect", log, "--once", "--sink", f"file://{log}/out")
     assert result.code == 1
     assert f"sidecar: cannot write to {log}/out: " in result.err
