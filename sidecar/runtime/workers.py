@@ -250,7 +250,8 @@ class _Parent:
     def _forget(self, worker: _Worker) -> None:
         del self._workers[worker.number]
         self._totals.ended(worker.number)
-        self._selector.unregister(worker.link)
+        if worker.link in self._selector.get_map():
+            self._selector.unregister(worker.link)
         worker.link.close()
         for key, question in list(self._questions.items()):
             if question.asker is worker:
@@ -266,7 +267,9 @@ class _Parent:
         except OSError:
             return
         if not data:
-            return  # it is ending, and SIGCHLD will tell
+            # It is ending, and SIGCHLD will tell. Until then its end of the line is ready to be read for ever.
+            self._selector.unregister(worker.link)
+            return
         match json.loads(data):
             case ["started"]:
                 self._has_started(worker)

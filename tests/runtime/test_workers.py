@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -114,3 +115,24 @@ def test_what_nobody_waits_for_is_waited_for(program: StartProcess, wait_for) ->
     os.kill(int(orphan), signal.SIGTERM)
     wait_for(lambda: len(children.read_text().split()) == 2)
     assert process.stop() == 0
+
+
+def test_a_worker_that_hangs_up_does_not_keep_the_parent_busy(
+    program: StartProcess, wait_for
+) -> None:
+    """Its end of the line may be closed for long before it ends; the parent waits for that, asleep."""
+    process = program(
+        f"if number == 2:\n"
+        f"    siblings.started(); siblings._Process.link._socket.close()\n"
+        f"    print('hung up', flush=True); time.sleep(60)\n{dedent(SERVE)}",
+        until="hung up",
+    )
+    begun, spent = time.monotonic(), cpu_seconds(process.pid)
+    wait_for(lambda: time.monotonic() > begun + 0.5)
+    assert cpu_seconds(process.pid) - spent < 0.1
+    assert process.stop() == 128 + signal.SIGTERM
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
