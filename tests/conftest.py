@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -34,6 +35,14 @@ from support import (
 # A shared machine stalls now and then: a slow example is no bug. A found one is printed to be kept.
 settings.register_profile("tests", deadline=None, print_blob=True)
 settings.load_profile("tests")
+
+MOST_MEMORY = 8 << 30
+"""Bytes that the tests, and each process that they start, may have: one that grows without end fails, and nothing else."""
+_, _most = resource.getrlimit(resource.RLIMIT_DATA)
+resource.setrlimit(
+    resource.RLIMIT_DATA,
+    (MOST_MEMORY if _most == resource.RLIM_INFINITY else min(MOST_MEMORY, _most), _most),
+)
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 

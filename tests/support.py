@@ -27,6 +27,10 @@ StartProcess = Callable[..., "Process"]
 FreePorts = Callable[[int], list[int]]
 
 
+MOST_OUTPUT = 64 << 20
+"""Bytes of output that are read: a program that writes in a loop must not fill the memory of its test."""
+
+
 class Process:
     """A program under test: a real process, with its output in a file."""
 
@@ -49,7 +53,14 @@ class Process:
     @property
     def output(self) -> str:
         """All that it has written so far, stdout and stderr."""
+        if self._output.stat().st_size > MOST_OUTPUT:
+            self.kill()
+            pytest.fail(f"says the same again and again: {self.command}: {self._begin()}")
         return self._output.read_text(errors="replace")
+
+    def _begin(self) -> str:
+        with self._output.open(errors="replace") as output:
+            return output.read(4096)
 
     def send(self, number: int) -> None:
         self.popen.send_signal(number)
