@@ -42,6 +42,7 @@ def command(
     from sidecar.runtime import memory
 
     memory.collect_seldom()
+    memory.keep_no_large()  # what many uploads at a time had is not kept for ever
     app = writer.writer_app(
         path,
         gate=gating.gate(),

@@ -16,7 +16,8 @@ from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
 from sidecar.volume.terms import Order
 
-_WRITE_AT_LEAST = 1 << 18
+#: Bytes that an upload gathers before it writes them. Whoever stalls holds so many, times all uploads under way.
+_WRITE_AT_LEAST = 1 << 16
 #: Bytes whose digest takes a tenth of a millisecond: less than changing to a thread and back.
 _HASHED_AT_ONCE = 1 << 17
 #: Bytes that may wait in the page cache: at the end no other writer waits for more than these.

@@ -547,3 +547,36 @@ async def test_memory_stays_flat_however_large_a_content_is(
     grown = [memory(one, "VmHWM") - was for one, was in zip((reader, writer), rest, strict=True)]
     logging.getLogger(__name__).info("grown by %s MiB", grown)
     assert max(grown) <= 16
+
+
+@pytest.mark.slow
+async def test_uploads_that_stall_hold_little_memory(
+    sidecar_process: StartProcess,
+    tmp_path: Path,
+    free_ports: Callable[[int], list[int]],
+    eventually: Eventually,
+) -> None:
+    """What has come lies on the disk: 200 clients that owe the last byte of a MiB do not get a writer killed."""
+    (port,) = free_ports(1)
+    config = tmp_path / "config"
+    options = ("--path", config, "--host", "127.0.0.1", "--port", port, "--drain-delay", "0")
+    writer = sidecar_process("write", *options, until=f"http://127.0.0.1:{port}/readyz")
+    rest = memory(writer)
+    head = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 << 20)
+    clients = []
+    for _ in range(200):
+        _, client = await asyncio.open_connection("127.0.0.1", port)
+        client.write(head + bytes((1 << 20) - 1))
+        clients.append(client)
+    await asyncio.gather(*(client.drain() for client in clients))
+
+    def written() -> int:
+        return sum(file.stat().st_size for file in tmp_path.glob("..tmp-*"))
+
+    await eventually(lambda: written() >= 200 * ((1 << 20) - (1 << 16)))
+    grown = memory(writer) - rest
+    logging.getLogger(__name__).info("grown by %s MiB", grown)
+    assert grown <= 32
+    for client in clients:
+        client.transport.abort()
+    await eventually(lambda: not [*tmp_path.glob("..tmp-*")])
