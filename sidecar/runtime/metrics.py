@@ -121,11 +121,19 @@ RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = Gauge(
 )
 
 # Logs
-LOGS_LINES_TOTAL = Counter("sidecar_logs_lines_total", "Lines collected", registry=REGISTRY)
-LOGS_BYTES_TOTAL = Counter("sidecar_logs_bytes_total", "Bytes collected", registry=REGISTRY)
-LOGS_LAG_BYTES = Gauge("sidecar_logs_lag_bytes", "Written and not yet read", registry=REGISTRY)
+LOGS_LINES_TOTAL = Counter(
+    "sidecar_logs_lines_total", "Lines that the first sink has taken", registry=REGISTRY
+)
+LOGS_BYTES_TOTAL = Counter(
+    "sidecar_logs_bytes_total", "Bytes of lines that the first sink has taken", registry=REGISTRY
+)
+LOGS_LAG_BYTES = Gauge(
+    "sidecar_logs_lag_bytes", "Written and not yet acknowledged by every sink", registry=REGISTRY
+)
 LOGS_LAG_SECONDS = Gauge(
-    "sidecar_logs_lag_seconds", "Age of the oldest line not yet read", registry=REGISTRY
+    "sidecar_logs_lag_seconds",
+    "Age of the oldest line not yet acknowledged by every sink",
+    registry=REGISTRY,
 )
 LOGS_UNACKED_BYTES = Gauge(
     "sidecar_logs_unacked_bytes", "Read and not yet acknowledged by every sink", registry=REGISTRY
