@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sidecar.cli import options, values
+from sidecar.cli import light, options, values
 
 
 class _Line(click.ParamType[str]):
@@ -215,7 +215,8 @@ def command(
 
     It runs until SIGTERM: then it reads to the end, delivers, saves, and exits with 0.
     """
-    from sidecar.cli import collecting
+    with light.server_alone():
+        from sidecar.cli import collecting
 
     if status is not None:
         return collecting.print_status(status, as_json=json)

@@ -14,6 +14,7 @@ import click
 import orjson
 
 from sidecar import _errors
+from sidecar.cli import light
 from sidecar.logs import checkpoint, documents
 from sidecar.logs.collector import Collector
 from sidecar.logs.config import Pipeline, load, multiline, parse_spec
@@ -73,19 +74,18 @@ def run(
     pipeline: Pipeline, sink_defaults: Mapping[str, Any], *, once: bool, host: str, port: int | None
 ) -> int:
     """Collect until SIGTERM, or to the end of what is there."""
-    collector = Collector(
-        pipeline.source(),
-        pipeline.make_stages(),
-        pipeline.make_sinks(sink_defaults),
-        labels=pipeline.make_labels(),
-        dead_letters=pipeline.make_dead_letters(),
-        budget=pipeline.budget,
-    )
-
-    async def collect() -> None:
-        await collector.run(until_end=once, drain_timeout=pipeline.drain_timeout)
-
-    running.run(collect() if port is None else _beside(collect(), _ops(collector, host, port)))
+    with light.server_alone():
+        collector = Collector(
+            pipeline.source(),
+            pipeline.make_stages(),
+            pipeline.make_sinks(sink_defaults),
+            labels=pipeline.make_labels(),
+            dead_letters=pipeline.make_dead_letters(),
+            budget=pipeline.budget,
+        )
+        work = collector.run(until_end=once, drain_timeout=pipeline.drain_timeout)
+        main = work if port is None else _beside(work, _ops(collector, host, port))
+    running.run(main)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -282,6 +283,29 @@ def test_lines_that_standard_output_does_not_take_are_not_taken_for_delivered(
     assert process.output.splitlines()[-1] == f"sidecar: cannot write to standard output: {why}"
     [entry] = checkpoint.decode(state.read_bytes()).entries
     assert entry.lowest == 0
+
+
+@pytest.mark.parametrize(
+    ("sink", "unwanted"),
+    [
+        ("stdout", {"aiohttp.client", "http.server"}),
+        ("http://127.0.0.1:9", {"http.server", "wsgiref", "frozenlist._frozenlist"}),
+    ],
+)
+def test_a_collector_has_no_more_in_its_memory_than_it_needs(
+    tmp_path: Path, sink: str, unwanted: set[str]
+) -> None:
+    """No second web server, no C++, no certificates where nobody speaks TLS, no client without a receiver: 2 to 15 MB."""
+    (tmp_path / "app.log").touch()
+    code = (
+        "import sys\n"
+        "from sidecar.cli import main\n"
+        f"assert main.run(['collect', {str(tmp_path)!r} + '/*.log', '--once', '--sink', {sink!r}]) == 0\n"
+        f"assert not {unwanted!r} & set(sys.modules), {unwanted!r} & set(sys.modules)\n"
+        "client = sys.modules.get('aiohttp.connector')\n"
+        "assert client is None or client._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509'] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 async def test_sigterm_delivers_what_is_there_and_exits_with_0(

@@ -121,7 +121,8 @@ class HttpSink(BaseSink):
             self.name, credentials, user, password_file, token_file
         )
         self._fixed_headers = {**(headers or {}), "Content-Type": self.content_type}
-        self._tls = destination.tls(self.name, ca_file, cert_file, key_file)
+        self._tls = destination.tls(self.name, self.url, ca_file, cert_file, key_file)
+        self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._works: dict[int, _Work] = {}
         if batching is not None:
@@ -157,7 +158,7 @@ class HttpSink(BaseSink):
             connector=aiohttp.TCPConnector(
                 limit=max(self.batching.concurrency, 1), ssl=self._tls, ttl_dns_cache=30
             ),
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            timeout=self._limits,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "sidecar"},
         )

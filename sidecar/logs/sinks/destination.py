@@ -81,13 +81,22 @@ def _secret(sink: str, path: str | os.PathLike[str]) -> str:
 
 def tls(
     sink: str,
+    url: str,
     ca_file: str | os.PathLike[str] | None,
     cert_file: str | os.PathLike[str] | None,
     key_file: str | os.PathLike[str] | None,
 ) -> ssl.SSLContext | bool:
-    if ca_file is None and cert_file is None:
+    """Return how to speak with a receiver over TLS; True where nobody does.
+
+    A context of its own in any case: the one that aiohttp makes at its import may have no certificates.
+    """
+    if not url.startswith("https:") and ca_file is None and cert_file is None:
         return True
-    what = f"the certificates in ca_file {ca_file}"
+    what = (
+        "the certificates of the system"
+        if ca_file is None
+        else f"the certificates in ca_file {ca_file}"
+    )
     try:
         context = ssl.create_default_context(cafile=ca_file)
         if cert_file is not None:

@@ -374,8 +374,11 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
 
 
 def test_the_systems_certificates_are_used_by_default() -> None:
-    assert NdjsonSink("https://h")._tls is True
-    assert isinstance(ssl.create_default_context(), ssl.SSLContext)
+    """In a context of its own, whatever aiohttp has; and none is loaded where nobody speaks TLS."""
+    context = NdjsonSink("https://h")._tls
+    assert isinstance(context, ssl.SSLContext)
+    assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
+    assert NdjsonSink("http://h")._tls is True
 
 
 async def test_lines_that_no_stage_looks_at_never_become_records() -> None:
