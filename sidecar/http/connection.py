@@ -196,6 +196,9 @@ class Connection(web.RequestHandler):
             self._at_boundary
             and self._lane is not None
             and not (self._close or self._force_close)
+            # Before its task has begun, aiohttp counts what comes as one pipeline: how much of it
+            # is answered in front of a malformed request depends on how much there is.
+            and (self._waiter is not None or self._request_count)
             and not self._paused  # aiohttp waits for a client that does not take its answers
         ):
             self._wires = self._lane.wires

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 import sidecar
 from httpkit import Serve
-from parity import Peer, Wire, dates_removed, peer
+from parity import Peer, Wire, dates_removed, peer, settled
 from sidecar.http import lane as lanes
 from sidecar.http import waiting
 from sidecar.http.connection import Connection
@@ -77,6 +77,7 @@ class Crowd:
     async def wait(self, count: int, request: bytes) -> None:
         for number in range(count):
             wire = self.reader.connect()
+            await settled(wire)
             wire.protocol.data_received(request)
             self.wires.append(wire)
             if number < 2:
