@@ -33,8 +33,11 @@ _REARM_AFTER = 5.0
 #: Between two looks without a hint, however soon the second one is wanted.
 _LEAST_PAUSE = 0.001
 _AFTER_YOU = 0.0005
-#: Comparing thousands of files must not take more than this part of the time while events work.
-_SHARE_OF_TIME = 0.02
+#: Comparing thousands of files must not take more than this part of the time while events work:
+#: what came, went or was replaced is found all the same, at each re-check.
+_SHARE_OF_TIME = 0.001
+#: Seconds after which they are compared in any case.
+_FULL_AT_LEAST = 60.0
 #: Wake-ups a second for names that do not matter, from where on they are taken together.
 _NOISE = 200
 _NOISE_PAUSE = 0.005
@@ -208,7 +211,7 @@ class Lookout:
         if sighting is not None:
             self._full_at = 0.0
         elif not quick:
-            self._full_at = now + (now - started) / _SHARE_OF_TIME
+            self._full_at = now + min((now - started) / _SHARE_OF_TIME, _FULL_AT_LEAST)
         return sighting
 
     def _act(self, sighting: Sighting) -> float:
