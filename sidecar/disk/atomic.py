@@ -28,7 +28,8 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
@@ -47,6 +48,9 @@ _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
 _FOREIGN_AGE = 3600.0
 _RENAME_EXCHANGE = 2
+#: Files that are synced side by side if there are so many: the threads cost as much as some syncs.
+_MANY = 32
+_SIDE_BY_SIDE = 8
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Some file systems of other machines have no such call for directories; nothing more can be done there.
@@ -301,6 +305,20 @@ def begin_sync(fd: int) -> None:
 def sync_file(fd: int) -> None:
     """Bring the bytes of a file to the disk. An error means that they are lost: never try again."""
     os.fsync(fd)
+
+
+def sync_files(fds: Sequence[int]) -> None:
+    """Bring the bytes of several files to the disk, many of them side by side: most of a sync is waiting.
+
+    An error means that they are lost; none is being synced any more when it is raised.
+    """
+    if len(fds) < _MANY:
+        for fd in fds:
+            sync_file(fd)
+        return
+    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="sidecar-sync") as threads:
+        for _ in threads.map(sync_file, fds):
+            pass
 
 
 def sync_directory(dir_fd: int) -> None:

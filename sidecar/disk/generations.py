@@ -241,9 +241,9 @@ class _Builder:
             atomic.begin_sync(fd)
 
     def _sync_pending(self) -> None:
+        if self._durable:
+            atomic.sync_files(self._pending)
         while self._pending:
-            if self._durable:
-                atomic.sync_file(self._pending[0])
             os.close(self._pending.pop(0))  # NFS and FUSE report a full disk only here
 
     def _directory(self, path: str) -> int:

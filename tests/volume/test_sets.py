@@ -160,6 +160,37 @@ async def test_the_order_of_syncs_and_renames_is_the_guarantee(
 # Publishing
 
 
+async def test_every_file_of_a_large_set_is_synced_before_it_is_in_force(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side, each once; and one that fails drops the whole set when no other is under way any more."""
+    files = {f"d{n % 3}/{n}": str(n) for n in range(200)}
+    fsync, synced, running, bad = os.fsync, [], [], [-1]
+
+    def note_sync(fd: int) -> None:
+        running.append(fd)
+        fsync(fd)
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            assert not (tmp_path / "..data").is_symlink()
+            synced.append(os.fstat(fd).st_ino)
+        running.remove(fd)
+        if len(synced) == bad[0]:
+            raise OSError(errno.EIO, "the disk is failing")
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    bad[0] = 100
+    with pytest.raises(_errors.VolumeUnavailable):
+        await volume.publish(files)
+    assert running == []
+    assert temporary_in(tmp_path) == generations_in(tmp_path) == []
+
+    bad[0] = -1
+    synced.clear()
+    await volume.publish(files)
+    generation = tmp_path / in_force(tmp_path)
+    assert sorted(synced) == sorted((generation / name).stat().st_ino for name in files)
+
+
 async def test_a_set_is_exactly_what_was_published_last(volume: Volume, tmp_path: Path) -> None:
     """Names that are not in it are gone; what others put beside it stays."""
     await volume.publish({"a": "1", "sub/b": "2", "gone": "3"})
