@@ -89,7 +89,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_lane", "_lost", "_made", "_refused", "_served_until", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_half_closed", "_lane", "_lost", "_made", "_owed", "_refused", "_served_until", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
 
     def __init__(
         self,
@@ -133,11 +133,20 @@ class Connection(web.RequestHandler):
         """The bytes of the request under way, if they came alone and complete."""
         self._body: StreamReader | None = None
         """The body that is still coming in, as far as is known."""
+        self._owed = 0
+        """Requests that aiohttp has been given and has not answered."""
+        self._half_closed = False
+        """The client has closed its side, and is still owed an answer."""
         self._made = 0.0
         self._refused = False
         self._taker: Taker | None = None
         self._taken: asyncio.Transport | None = None
-        self._lost: set[Callable[[], None]] | None = None
+        self._lost: dict[Callable[[], None], bool] | None = None
+        """What is called when the client has gone, and whether it may be a long time until it is answered."""
+
+    @property
+    def _patient(self) -> bool:
+        return self._lost is not None and any(self._lost.values())
 
     @property
     def busy(self) -> bool:
@@ -176,6 +185,20 @@ class Connection(web.RequestHandler):
         if self._taker is not None:
             self._taken = None
             self._taker.lost()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio.Protocol has it
+        """Answer what was asked before the client closed its side; see section 3.6 of RFC 9293.
+
+        Who waits for something newer, or has left a body unfinished, is taken for gone: most clients that end are.
+        """
+        transport, under_way = self.transport, self._under_way
+        waits = self._patient or (under_way is not None and under_way.form is None)
+        unfinished = self._body is not None and not self._body.is_eof()
+        if transport is None or waits or unfinished or not (self._owed or under_way):
+            return False
+        # With TLS an event loop closes whatever is returned.
+        self._half_closed = transport.get_extra_info("sslcontext") is None
+        return self._half_closed
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
@@ -228,6 +251,7 @@ class Connection(web.RequestHandler):
         in_body = self._body is not None and not self._body.is_eof()
         before = len(self._messages)
         super().data_received(data)
+        self._owed += len(self._messages) - before
         self._conclude(data, before, in_body=in_body)
         if at_boundary and self._clean and len(self._messages) == 1 and data.count(_END) == 1:
             self._alone = data
@@ -310,6 +334,8 @@ class Connection(web.RequestHandler):
             self.outcome = outcome
             self._give_to_aiohttp(under_way.request)
         self._go_on(under_way)
+        if self._half_closed and not (self._owed or self._under_way):
+            transport.close()
 
     def look_again(self, limit: float) -> None:
         """Answer who has waited, as all others who did so with the same words; else let its handler look."""
@@ -391,15 +417,18 @@ class Connection(web.RequestHandler):
         self.force_close()
         return True
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call back when the client has gone, unless `off_lost` has been called before."""
-        self._lost = self._lost or set()
-        self._lost.add(callback)
+    def on_lost(self, callback: Callable[[], None], *, patient: bool = False) -> None:
+        """Call back when the client has gone, unless `off_lost` has been called before.
+
+        `patient`: there is nothing to answer yet, so a client that closes its side counts as gone.
+        """
+        self._lost = self._lost or {}
+        self._lost[callback] = patient
 
     def off_lost(self, callback: Callable[[], None]) -> None:
         """Do not call back any more."""
         if self._lost is not None:
-            self._lost.discard(callback)
+            self._lost.pop(callback, None)
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -413,12 +442,16 @@ class Connection(web.RequestHandler):
             # Who waits for "100 Continue" and is refused may send the body or not:
             # what comes next on this connection could be either (RFC 9110 section 10.1.1).
             undecided = "Expect" in request.headers and not request.content.is_eof()
-            if running.draining() or undecided:
+            last = self._half_closed and self._owed == 1
+            if running.draining() or undecided or last:
                 answer.force_close()
         offered, self.offered = self.offered, None
         waited, self.waited = self.waited, False
         self.outcome = self.limit = None
         sent, reset = await super().finish_response(request, resp, start_time)
+        self._owed -= 1
+        if self._half_closed and not self._owed:
+            self._close = True
         if self._clean and not self._messages and not reset and sent.keep_alive:
             # The task of aiohttp takes two turns of the loop until it waits again, and many a client is faster.
             self._at_boundary = True

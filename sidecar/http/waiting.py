@@ -231,7 +231,7 @@ class Bell:
     def __enter__(self) -> Self:
         self._waits.add(self, self._watch)
         if isinstance(self._request.protocol, Connection):
-            self._request.protocol.on_lost(self.ring)
+            self._request.protocol.on_lost(self.ring, patient=True)
         metrics.SUBSCRIBERS.inc()
         return self
 
