@@ -69,6 +69,7 @@ class Served:
 
 
 Serve = Callable[..., Awaitable[Served]]
+Play = Callable[[web.Application, Callable[[Served], Awaitable[None]]], None]
 
 
 async def start_serving(app: web.Application, **options: Any) -> Served:

@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from sidecar import _errors
 from sidecar.http import guard as guards
 from sidecar.http import lane as lanes
-from sidecar.http import problems
+from sidecar.http import memfile, problems
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sidecar.http.guard import Guard
     from sidecar.http.lane import Form, Lane, MakeRoom, Room, Wire, Write
+    from sidecar.http.memfile import MemoryFile
     from sidecar.volume.commit import Outcome
 
 _log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_half_closed", "_lane", "_lost", "_made", "_owed", "_refused", "_served_until", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_half_closed", "_lane", "_lost", "_made", "_owed", "_refused", "_served_until", "_socket", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
 
     def __init__(
         self,
@@ -125,6 +126,8 @@ class Connection(web.RequestHandler):
         this connection is idle, and none as soon as it is not. So an answer costs one look into a table."""
         self._served_until = 0.0
         """The end of the second in which one of them was given last."""
+        self._socket: int | None = None
+        """The number of its socket, once it has been asked for."""
         self._clean = True
         """The parser stands between two requests."""
         self._at_boundary = True
@@ -208,7 +211,10 @@ class Connection(web.RequestHandler):
             return
         wire, counter, self._served_until = found
         counter.number += 1
-        self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+        if wire.__class__ is bytes:
+            self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+        else:
+            self._send(wire)  # type: ignore[arg-type]  # a long one
 
     def _consider(self, data: bytes) -> None:
         """Look what can be done with bytes, by all that is known of this connection."""
@@ -232,9 +238,18 @@ class Connection(web.RequestHandler):
                 return
         self._give_to_aiohttp(data)
 
-    def _answer(self, wire: bytes) -> None:
-        self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
+    def _answer(self, wire: bytes | MemoryFile) -> None:
+        if isinstance(wire, bytes):
+            self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
+        else:
+            self._send(wire)
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def _send(self, wire: MemoryFile) -> None:
+        transport: Any = self.transport
+        if self._socket is None:
+            self._socket = memfile.socket_of(transport)
+        wire.send(transport, self._socket)
 
     def _give_to_aiohttp(self, data: bytes) -> None:
         if self._force_close or self._close:

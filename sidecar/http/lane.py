@@ -48,6 +48,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, T
 
 from aiohttp.http import HttpVersion11
 
+from sidecar.http import memfile
+from sidecar.http.memfile import MemoryFile
 from sidecar.runtime import metrics
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class _Count:
         self.number = 0
 
 
-Wire: TypeAlias = "tuple[bytes, _Count, float]"
+Wire: TypeAlias = "tuple[bytes | MemoryFile, _Count, float]"
 """A complete answer, where it is counted, and until when its `Date` holds, by the clock of the loop."""
 
 Write: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
@@ -191,7 +193,7 @@ class Lane:
             self._told = Lane()
         return self._told
 
-    def find(self, request: bytes) -> bytes | None:
+    def find(self, request: bytes) -> bytes | MemoryFile | None:
         """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
         found = self.wires.get(request)
         if found is None and (not self._answers or (found := self._date(request)) is None):
@@ -321,8 +323,11 @@ class Lane:
         answer = self._answers.get(key)
         if answer is None:
             return None
-        wire = answer.before + self._dated_now() + answer.after
-        found = self.wires[key] = (wire, answer.counter, self._second_ends)
+        found = self.wires[key] = (
+            memfile.held(answer.before + self._dated_now() + answer.after),
+            answer.counter,
+            self._second_ends,
+        )
         return found
 
     def _dated_now(self) -> bytes:

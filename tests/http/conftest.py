@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from httpkit import Client, MakeClient, Serve, Served, start_serving
+from httpkit import Client, MakeClient, Play, Serve, Served, start_serving
 
 
 @pytest_asyncio.fixture
@@ -39,3 +41,25 @@ async def served() -> AsyncIterator[Serve]:
     yield start
     for one in running:
         await one.stop()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest) -> Play:
+    """`play(app, scene)`: serve the application while the scene is played, in an event loop of either kind."""
+    loop_factory: Any = None
+    if request.param == "uvloop":
+        loop_factory = pytest.importorskip("uvloop").new_event_loop
+
+    def run(app: web.Application, scene: Callable[[Served], Awaitable[None]]) -> None:
+        async def all_of_it() -> None:
+            served = await start_serving(app)
+            try:
+                async with asyncio.timeout(20):
+                    await scene(served)
+            finally:
+                await served.stop()
+
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(all_of_it())
+
+    return run

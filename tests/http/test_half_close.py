@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
 
-from httpkit import Served, start_serving
+from httpkit import Play, Served
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
 from sidecar.runtime import metrics
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 WRITE = b"GET /?content=new HTTP/1.1\r\nHost: a\r\n\r\n"
-
-Play = Callable[[web.Application, Callable[[Served], Awaitable[None]]], None]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Play:
-    """`play(app, scene)`: serve the application while the scene is played, in an event loop of either kind."""
-    loop_factory: Any = None
-    if request.param == "uvloop":
-        loop_factory = pytest.importorskip("uvloop").new_event_loop
-
-    def run(app: web.Application, scene: Callable[[Served], Awaitable[None]]) -> None:
-        async def all_of_it() -> None:
-            served = await start_serving(app)
-            try:
-                async with asyncio.timeout(20):
-                    await scene(served)
-            finally:
-                await served.stop()
-
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(all_of_it())
-
-    return run
 
 
 async def ask(port: int, *requests: bytes) -> bytes:

@@ -114,7 +114,7 @@ async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> No
         assert fast.lane.find(ASK) is None
         await fast.talk([ASK], eager=False)
     found = fast.lane.find(ASK)
-    assert found is not None
+    assert isinstance(found, bytes)
     assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
     assert b"\r\nDate: " in found
     wire.close()
@@ -126,10 +126,10 @@ async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: E
     assert lane is not None
     await fast.talk([ASK] * 2, eager=False)
     first = lane.find(ASK)
-    assert first is not None
+    assert isinstance(first, bytes)
     await eventually(lambda: lane.find(ASK) != first, timeout=3.0)
     second = lane.find(ASK)
-    assert second is not None
+    assert isinstance(second, bytes)
     assert date_of(second) > date_of(first)
     await eventually(lambda: lane.ticking is False, timeout=3.0)
 
