@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from sidecar._errors import ConfigError
@@ -45,6 +44,8 @@ def read(given: Mapping[str, Any], readers: Readers, where: str) -> dict[str, An
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which of the known names may have been meant, or what they are."""
+    from difflib import get_close_matches  # a fifth of a megabyte: only for those who misspell
+
     names = list(known)
     near = get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

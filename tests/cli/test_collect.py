@@ -288,8 +288,11 @@ def test_lines_that_standard_output_does_not_take_are_not_taken_for_delivered(
 @pytest.mark.parametrize(
     ("sink", "unwanted"),
     [
-        ("stdout", {"aiohttp.client", "http.server"}),
-        ("http://127.0.0.1:9", {"http.server", "wsgiref", "frozenlist._frozenlist"}),
+        ("stdout", {"aiohttp.client", "http.server", "zoneinfo", "difflib"}),
+        (
+            "http://127.0.0.1:9",
+            {"http.server", "wsgiref", "frozenlist._frozenlist", "zoneinfo", "difflib"},
+        ),
     ],
 )
 def test_a_collector_has_no_more_in_its_memory_than_it_needs(

@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
@@ -60,10 +59,7 @@ def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> S
     >>> stage(Record(b"", fields={"at": "10/Oct/2000:13:55:36 -0700"})).time
     971211336000000000
     """
-    try:
-        local: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise ConfigError(f"no time zone {zone!r}: write it like Europe/Berlin") from error
+    local = _zone(zone)
     if format:
         _check(format)
 
@@ -165,6 +161,17 @@ def _parsed(text: str, form: str, zone: tzinfo) -> datetime:
 
 def _names(form: str, directives: str) -> bool:
     return any(sign in directives for sign in re.findall("%(.)", form))
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    import zoneinfo  # half a megabyte, with what it asks Python's build: only for those who name another zone
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+        raise ConfigError(f"no time zone {name!r}: write it like Europe/Berlin") from error
 
 
 def _check(form: str) -> None:
