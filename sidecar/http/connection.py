@@ -320,7 +320,7 @@ class Connection(web.RequestHandler):
             self._pause_transport_reading()
 
     def _go_on(self, under_way: _UnderWay) -> None:
-        """Read what was held back."""
+        """Read what was held back; close when that was all, of a client that has closed its side."""
         if under_way.full:
             self._resume_transport_reading()
         # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
@@ -330,6 +330,9 @@ class Connection(web.RequestHandler):
             if (again := self._under_way) is not None:
                 again.held_back = waiting
                 break
+        done = self._half_closed and not (self._owed or self._under_way)
+        if done and self.transport is not None:
+            self.transport.close()
 
     def _written(self, outcome: Outcome) -> None:
         """Answer a write that has ended, and go on with what was held back."""
@@ -349,8 +352,6 @@ class Connection(web.RequestHandler):
             self.outcome = outcome
             self._give_to_aiohttp(under_way.request)
         self._go_on(under_way)
-        if self._half_closed and not (self._owed or self._under_way):
-            transport.close()
 
     def look_again(self, limit: float) -> None:
         """Answer who has waited, as all others who did so with the same words; else let its handler look."""

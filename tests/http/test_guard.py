@@ -93,6 +93,11 @@ async def test_a_slow_body_is_not_a_slow_head(served: Serve, app: web.Applicatio
     writer.close()
 
 
+async def a_head_is_late(port: int) -> None:
+    """Return when a head that was begun now has been found late: one that was begun before would have been, too."""
+    assert b" 408 " in await talk(port, b"GET")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -110,7 +115,7 @@ async def test_an_idle_connection_is_not_taken_for_a_slow_one(
     one = await served(app, head_timeout=0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     writer.write(request_)
-    await asyncio.sleep(0.5)  # five times the limit
+    await a_head_is_late(one.port)
     writer.write(ASK.replace(b"/ ", b"/nothing "))
     while b" 404 " not in (head := await reader.readuntil(b"\r\n\r\n")):
         assert b" 408 " not in head
@@ -120,14 +125,21 @@ async def test_an_idle_connection_is_not_taken_for_a_slow_one(
 async def test_a_late_head_does_not_cut_off_the_answer_before_it(served: Serve) -> None:
     """The one under way is finished; then the rest of the next is waited for once more."""
 
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
     async def slow(_: web.Request) -> web.Response:
-        await asyncio.sleep(0.5)
+        begun.set()
+        await go_on.wait()
         return web.Response(text="slow")
 
     app = web.Application()
     app.router.add_get("/", slow)
     one = await served(app, head_timeout=0.2)
-    answers = await talk(one.port, ASK + b"GET")
+    talking = asyncio.create_task(talk(one.port, ASK + b"GET"))
+    await begun.wait()
+    await a_head_is_late(one.port)
+    go_on.set()
+    answers = await talking
     assert answers.startswith(b"HTTP/1.1 200 ")
     assert b"slowHTTP/1.1 408 " in answers
 
@@ -248,17 +260,21 @@ async def test_a_thousand_slow_heads_slow_nobody_else_down(
         "--head-timeout", 3, until=url,
     )  # fmt: skip
 
+    connected: list[asyncio.StreamWriter] = []
+
     async def slow() -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
         begun = time.monotonic()
         writer.write(ASK[:20])
+        connected.append(writer)
         answer = await reader.read()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 408 ")
         return time.monotonic() - begun
 
     tasks = [asyncio.create_task(slow()) for _ in range(1000)]
-    await asyncio.sleep(1)  # until all are connected: that is the work of this process
+    while len(connected) < len(tasks):  # that is the work of this process
+        await asyncio.sleep(0.005)
     reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
     times = []
     while not any(task.done() for task in tasks):
