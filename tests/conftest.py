@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import socket
 import sys
 import tempfile
@@ -43,6 +44,10 @@ resource.setrlimit(
     resource.RLIMIT_DATA,
     (MOST_MEMORY if _most == resource.RLIM_INFINITY else min(MOST_MEMORY, _most), _most),
 )
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup programs would inherit it, and what they do at a hang-up could not be seen. A handler they do not inherit.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 

@@ -21,7 +21,7 @@ import click
 
 from sidecar import _errors
 from sidecar.cli import options, probe, values, variables
-from sidecar.runtime import parent
+from sidecar.runtime import parent, running
 
 _START = 15.0
 _END = 15.0
@@ -156,12 +156,15 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _until_signal() -> Iterator[None]:
-    """Leave the block on SIGTERM or Ctrl-C, as a normal end."""
+    """Leave the block on SIGTERM, Ctrl-C, or when the terminal closes, as a normal end."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # A terminal that closes sends it twice, and the second one is no hurry.
+            signal.signal(number, signal.SIG_IGN)
         raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in running.stop_signals()}
     try:
         with contextlib.suppress(_Stopped):
             yield

@@ -2,7 +2,8 @@
 
 A Pod's end is SIGTERM, a grace period (30 s unless the Pod says otherwise), SIGKILL:
 https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination
-The first signal asks, the second one does not.
+The first signal asks, the second one does not. A hang-up (SIGHUP) only ever asks:
+a terminal that closes sends it twice, and who sends it to have something read anew wants nothing cut off.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class _Process:
 def run(main: Coroutine[Any, Any, T]) -> T | None:
     """Run a program until it returns or is told to stop.
 
-    The first SIGTERM or SIGINT makes `draining()` true and cancels `main`, once.
+    The first SIGTERM, SIGINT or SIGHUP makes `draining()` true and cancels `main`, once.
     What `main` does about it (`finally`, `async with`) is awaited without a limit of our own.
     If it ends with that cancellation, `run` returns None, and the process exits with 0.
     If it returns a value all the same, so does `run`.
-    A second signal ends the process at once, with exit code 128 + the signal's number.
+    A second signal ends the process at once, with exit code 128 + the signal's number; a further SIGHUP is ignored,
+    and so is the first one where it was ignored before (`nohup`).
 
     Every other exception of `main` comes out of `run`, those of its clean-up too.
     Logging goes to stderr at level INFO unless the program has configured it before.
@@ -109,6 +111,12 @@ def draining() -> bool:
 def start_draining() -> None:
     """Say that the process is about to stop: from now on it is not ready for new work."""
     _Process.draining = True
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a program to stop: SIGHUP only where nobody has had it ignored (`nohup`)."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return _SIGNALS if ignored else (*_SIGNALS, signal.SIGHUP)
 
 
 def stop() -> None:
@@ -187,15 +195,17 @@ class _Stop:
     """What the signals have said so far, and what they are to cancel."""
 
     def __init__(self) -> None:
+        self.signals = stop_signals()
         self.requested: signal.Signals | None = None
         self._task: asyncio.Task[Any] | None = None
         self._reminder: asyncio.TimerHandle | None = None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Act at once, even where the loop is blocked by Python code that never awaits."""
-        if self.requested is not None:
+        if self.requested is None:
+            self._request(number)
+        elif number != signal.SIGHUP:
             os._exit(128 + number)
-        self._request(number)
 
     def attach(self) -> bool:
         """Take the current task as the one to cancel; False if a signal has come before it."""
@@ -203,7 +213,7 @@ class _Stop:
             return False
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self.signals:
             # Python runs a handler between two bytecodes; the loop may be asleep by then.
             # What the loop adds is the wake-up, what `on_signal` adds is that it needs no loop.
             loop.add_signal_handler(number, self.cancel, number)
@@ -247,7 +257,7 @@ def _handlers(stop: _Stop) -> Iterator[None]:
     Once one has come the handlers stay: until the process is gone the next one exits at once,
     also as process 1 of a container, where the kernel ignores a signal that nobody handles.
     """
-    before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop.on_signal) for number in stop.signals}
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ The parent has no event loop and no thread, so it can fork whenever it must; wha
     begin(4)      forks the first, waits until it has started, then forks the others
     a death       is logged, and another process takes the place: at once, then after growing pauses
     SIGTERM       all are told to drain, at the same time; the program ends when they have
-    a second one  they are killed
+    a second one  they are killed; but SIGHUP only ever asks, see `runtime/running`
     ask           what each worker says about a topic is gathered for the one who wants to know (`runtime/siblings`)
 
 A worker that dies again and again is not replaced for ever: the program ends with its status,
@@ -23,7 +23,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -41,7 +41,6 @@ _FIRST_PAUSE = 0.25
 The first time it begins at once: new connections that are its share wait for it.
 """
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 _log = logging.getLogger(__name__)
 
 
@@ -62,9 +61,10 @@ def begin(size: int, *, release: Callable[[], None]) -> int:
     # What is there now is never garbage, so no worker's collector writes to its pages: they stay shared.
     gc.collect()
     gc.freeze()
-    with running.signals(*_SIGNALS) as arrived:
-        number = _Parent(size, arrived, release).run()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    numbers = (*running.stop_signals(), signal.SIGCHLD)
+    with running.signals(*numbers) as arrived:
+        number = _Parent(size, numbers, arrived, release).run()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return number
 
 
@@ -102,8 +102,15 @@ class _Question:
 
 
 class _Parent:
-    def __init__(self, size: int, arrived: socket.socket, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        signals: Sequence[signal.Signals],
+        arrived: socket.socket,
+        release: Callable[[], None],
+    ) -> None:
         self._size = size
+        self._signals = signals
         self._arrived = arrived
         self._release = release
         self._workers: dict[int, _Worker] = {}
@@ -141,7 +148,7 @@ class _Parent:
         for one in (ours, theirs):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.LARGEST)
         # A signal between here and the worker's own handlers waits for those.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -152,7 +159,7 @@ class _Parent:
             siblings.join(number, theirs, parent)
             metrics.WORKER_RESTARTS_TOTAL.reset()  # that was counted by the parent
             return True
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         theirs.close()
         ours.setblocking(False)
         worker = self._workers[number] = _Worker(number, pid, ours)
@@ -175,6 +182,8 @@ class _Parent:
 
     def _stop(self, received: signal.Signals) -> None:
         if self._stopping is not None:
+            if received == signal.SIGHUP:
+                return
             self._kill()
             raise SystemExit(128 + received)
         _log.info(

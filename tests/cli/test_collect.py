@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -311,8 +312,13 @@ def test_a_collector_has_no_more_in_its_memory_than_it_needs(
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-async def test_sigterm_delivers_what_is_there_and_exits_with_0(
-    sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_delivers_what_is_there_and_exits_with_0(
+    number: int,
+    sidecar_process: StartProcess,
+    eventually: Eventually,
+    log: Path,
+    tmp_path: Path,
 ) -> None:
     """The receiver is busy at first; lines written just before the signal arrive, too."""
     async with FakeLoki() as loki:
@@ -324,7 +330,7 @@ async def test_sigterm_delivers_what_is_there_and_exits_with_0(
         await eventually(lambda: len(loki.texts) == 3)
         with log.open("a") as file:
             file.write("".join(f"line {number}\n" for number in range(1000)))
-        process.popen.terminate()
+        process.send(number)
         await eventually(lambda: process.popen.poll() is not None)
 
         assert process.popen.returncode == 0, process

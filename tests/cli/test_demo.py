@@ -59,7 +59,7 @@ def shell(line: str) -> str:
     return subprocess.run(line, shell=True, capture_output=True, text=True, check=False).stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_both_and_removes_the_directory(
     number: int, demo: StartProcess, tmp_path: Path
 ) -> None:

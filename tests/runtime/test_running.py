@@ -35,7 +35,7 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
     return start
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_the_first_signal_cancels_and_the_clean_end_is_exit_0(
     program: StartProcess, number: int
 ) -> None:
@@ -76,6 +76,41 @@ def test_the_second_signal_exits_at_once(program: StartProcess, number: int, bus
     process.wait_until("cleaning up")
     process.send(number)
     assert process.wait(2.0) == 128 + number
+
+
+def test_a_terminal_that_closes_does_not_cut_the_clean_up_off(program: StartProcess) -> None:
+    """It sends SIGHUP twice, one from the kernel and one from the shell: the second is no second signal."""
+    process = program("""
+        async def main():
+            try:
+                print("up")
+                await asyncio.Event().wait()
+            finally:
+                os.kill(os.getpid(), signal.SIGHUP)
+                await asyncio.sleep(0.01)
+                print("cleaned up")
+        running.run(main())
+        """)
+    process.send(signal.SIGHUP)
+    assert process.wait() == 0, process
+    assert "cleaned up" in process.output
+
+
+def test_under_nohup_a_hang_up_stays_ignored(program: StartProcess) -> None:
+    """Who has had SIGHUP ignored wants the program to go on without its terminal."""
+    process = program(
+        """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        async def main():
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0)
+            print("draining:", running.draining())
+        running.run(main())
+        """,
+        until="draining",
+    )
+    assert process.wait() == 0
+    assert "draining: False" in process.output
 
 
 def test_a_blocked_loop_drains_at_once_and_stops_when_it_can(program: StartProcess) -> None:

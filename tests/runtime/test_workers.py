@@ -57,6 +57,30 @@ def test_each_worker_returns_with_its_number_and_ends_with_the_parent(
     assert process.output.count("released") == 1
 
 
+def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProcess) -> None:
+    """A terminal that closes sends it to all of them, and the shell once more."""
+    process = program(
+        """
+        async def main():
+            with siblings.listening({}):
+                siblings.started()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    print('drains', number, flush=True)
+                    await asyncio.sleep(0.05)
+                    print('ends', number, flush=True)
+        running.run(main())
+        """,
+        until="all 2 workers",
+    )
+    os.killpg(process.pid, signal.SIGHUP)
+    process.wait_until("drains")
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait() == 0, process
+    assert {"ends 1", "ends 2"} <= set(process.output.splitlines())
+
+
 def test_a_first_worker_that_cannot_start_ends_the_program(program: StartProcess) -> None:
     """With its status, and without the others: what is wrong with all of them is said once."""
     process = program("print('no', flush=True); sys.exit(7)", size=4)
