@@ -76,6 +76,18 @@ def dumps(value: Mapping[str, Any]) -> bytes:
         return _slowly(value)
 
 
+def value(one: object) -> str:
+    """Return any value as JSON; like `dumps` it always succeeds.
+
+    >>> value({"n": 2**64}), value(1.5)
+    ('{"n":18446744073709551616}', '1.5')
+    """
+    try:
+        return orjson.dumps(one, default=str, option=_OPTIONS).decode()
+    except (TypeError, ValueError, RecursionError):
+        return _slow_value(one).encode("utf-8", "replace").decode()
+
+
 def rfc3339(nanoseconds: int) -> str:
     """Write Unix nanoseconds as RFC 3339, UTC, all nine digits.
 
@@ -92,16 +104,25 @@ def _to_the_second(second: int) -> str:
 
 
 def _slowly(value: Mapping[str, Any]) -> bytes:
-    made = []
-    for key, one in value.items():
-        try:
-            encoded = json.dumps(
-                one, default=str, skipkeys=True, allow_nan=False, ensure_ascii=False
-            )
-        except (TypeError, ValueError, RecursionError):
-            encoded = json.dumps(shortened(one), ensure_ascii=False)
-        made.append(f"{json.dumps(str(key), ensure_ascii=False)}:{encoded}")
+    made = [
+        f"{json.dumps(str(key), ensure_ascii=False)}:{_slow_value(one)}"
+        for key, one in value.items()
+    ]
     return f"{{{','.join(made)}}}".encode("utf-8", "replace")
+
+
+def _slow_value(one: object) -> str:
+    try:
+        return json.dumps(
+            one,
+            default=str,
+            skipkeys=True,
+            allow_nan=False,
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(shortened(one), ensure_ascii=False)
 
 
 def shortened(value: object) -> str:

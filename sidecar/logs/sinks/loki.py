@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from sidecar.logs import documents
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import texts
 from sidecar.logs.sinks.delivery import HttpSink
@@ -116,7 +117,7 @@ class LokiSink(HttpSink):
 
     def _metadata(self, record: Record) -> dict[str, str]:
         return {
-            _label_name(name): value if isinstance(value, str) else orjson.dumps(value).decode()
+            _label_name(name): value if isinstance(value, str) else documents.value(value)
             for name in self._metadata_fields
             if (value := record.fields.get(name)) is not None
         }

@@ -6,6 +6,8 @@ Lines of another form pass on unparsed. Applications print stack traces between 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,12 +23,15 @@ _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOT
 # Possessive, and a word without `=` is a match as well: what was read once is never read again,
 # or a line of 200,000 digits would take hours.
 _PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.DOTALL)
+_DIGITS = bytes.maketrans(b"123456789-", b"0000000000")
+_MANY_DIGITS = b"0" * 20
+"""What an integer beyond 64 bits has at least, its sign included; nanoseconds since 1970 have 19."""
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def parse_json(record: Record) -> Record:
-    """Take the members of a JSON object as the record's fields.
+    """Take the members of a JSON object as the record's fields. Integers keep all their digits.
 
     >>> parse_json(Record(b'{"status": 200}')).fields
     {'status': 200}
@@ -135,6 +140,10 @@ def _json(raw: bytes) -> dict[str, Any]:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return {}
+    if _MANY_DIGITS in raw.translate(_DIGITS):
+        # It makes floats of integers beyond 64 bits.
+        with contextlib.suppress(RecursionError):
+            found = json.loads(raw)
     return found if isinstance(found, dict) else {}
 
 

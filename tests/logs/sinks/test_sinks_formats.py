@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from types import MappingProxyType
 from typing import Any
 
@@ -115,6 +116,19 @@ async def test_chosen_fields_become_labels_and_structured_metadata() -> None:
 
         assert ("tier", "gold") in next(iter(loki.streams))
         assert loki.metadata == [{"trace": "abc", "n": "7"}]
+
+
+@pytest.mark.parametrize("value", [2**70, dt.UTC, {"a": "\ud800"}, float("nan")])
+async def test_structured_metadata_takes_whatever_a_stage_has_made(value: Any) -> None:
+    """JSON of our own making must not end the collection."""
+    sink = LokiSink("http://h", metadata_fields=["n"])
+    async with FakeLoki() as loki:
+        sink.url = loki.address + loki.path
+        async with opened(sink):
+            await sink.write(records(Record(b"x", fields={"n": value})))
+
+        assert len(loki.metadata) == 1
+        assert loki.wrong == []
 
 
 async def test_a_line_too_long_for_loki_becomes_a_dead_letter_and_no_neighbour_does() -> None:

@@ -59,6 +59,23 @@ def test_a_change_deep_in_a_parsed_line_is_noticed() -> None:
     assert parsed.changed
 
 
+@pytest.mark.parametrize(
+    "digits", ["18446744073709551615", "18446744073709551616", "-9223372036854775809", "9" * 60]
+)
+def test_an_integer_of_any_length_keeps_its_digits(digits: str) -> None:
+    """An id of 128 bits that has become 1.2e38 finds nothing any more."""
+    parsed = stages.parse_json(record(f'{{"a": {{"id": [{digits}]}}, "text": "-"}}'))
+    assert parsed.fields["a"] == {"id": [int(digits)]}
+    assert not parsed.changed
+    assert digits in documents.json_line(parsed).decode()
+
+
+def test_a_long_integer_in_a_deep_line_costs_its_digits_and_not_the_collection() -> None:
+    """Where only the quick parser gets to the bottom, what it has found is what there is."""
+    text = f'{{"a": {"[" * 1000}{"9" * 30}{"]" * 1000}}}'
+    assert stages.parse_json(record(text)).structured
+
+
 def test_json_inside_of_a_line_that_was_changed_before_is_parsed_as_changed() -> None:
     """CRI around JSON: the inner line counts, and the stream stays beside its fields."""
     wrapped = stages.parse_json(stages.parse_cri(record(CRI_F + b'{"msg":"say \\"hi\\""}')))
