@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _CHUNK = 1 << 20
+_NEXT = f"\n{'':12}"
+_BARE = re.compile(r"[A-Za-z_/][\w/.-]*")
+_OTHERWISE = frozenset({"true", "false", "yes", "no", "on", "off", "null"})
+"""Words that YAML would not take for texts."""
 
 
 def pipeline(config_file: str | None, given: Mapping[str, Any], *, as_json: bool) -> Pipeline:
@@ -91,18 +97,16 @@ def run(
 
 def check(pipeline: Pipeline, sink_defaults: Mapping[str, Any]) -> int:
     """Make everything a run would make, open nothing, and say what it is."""
-    source, made, sinks = (
-        pipeline.source(),
-        pipeline.make_stages(),
-        pipeline.make_sinks(sink_defaults),
-    )
+    sinks = pipeline.make_sinks(sink_defaults)
     names = [sink.name for sink in sinks]
     if len(set(names)) < len(names):
         raise _errors.ConfigError(f"two sinks have the same name: {', '.join(names)}")
-    Collector(source, made, sinks, dead_letters=pipeline.make_dead_letters())
+    dead_letters = pipeline.make_dead_letters()
+    Collector(pipeline.source(), pipeline.make_stages(), sinks, dead_letters=dead_letters)
     click.echo(f"files       {' '.join(pipeline.files)}")
     click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
-    click.echo(f"stages      {', '.join(map(_worded, pipeline.stages)) if made else 'none'}")
+    stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
+    click.echo(f"stages      {_NEXT.join(stages) or 'none'}")
     for name in names:
         click.echo(f"sink        {name}")
     return 0
@@ -276,10 +280,25 @@ def _multiline(given: Mapping[str, Any]) -> Any:
         raise _errors.ConfigError(f"--multiline: {error}") from error
 
 
-def _worded(stage: Mapping[str, Any] | str) -> str:
-    if isinstance(stage, str):
-        return stage
-    return ", ".join(f"{name} {value}" for name, value in stage.items())
+def _yaml(value: Any) -> str:
+    """Write what a stage says as the file does; a name alone, and what stands behind one, without braces around it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_flow(name)}: {_flow(one)}" for name, one in value.items())
+    return _flow(value)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{_yaml(value)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    return _plain(value) if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+
+
+def _plain(text: str) -> str:
+    if _BARE.fullmatch(text) and text.lower() not in _OTHERWISE:
+        return text
+    return "'{}'".format(text.replace("'", "''")) if text.isprintable() else json.dumps(text)
 
 
 def _ops(collector: Collector, host: str, port: int) -> Any:

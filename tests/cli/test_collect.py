@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cli.commands import Command
 from logs.fakes.loki import FakeLoki
@@ -126,9 +128,34 @@ def test_the_check_says_what_a_configuration_means_and_opens_nothing(
     result = command("collect", "--config", config, "--check-config")
     assert result.code == 0
     assert f"file://{tmp_path / 'out'}" in result.out
-    assert "parse json, drop /healthz" in result.out
+    assert "- parse: json\n" in result.out
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "offsets.json").exists()
+
+
+def test_the_check_writes_stages_as_the_file_has_them(command: Command, tmp_path: Path) -> None:
+    """What it prints can be put back into the file, and means the same."""
+    written = [
+        {"parse": {"regex": r"(?P<a>\d+): '(?P<b>.)'"}},
+        {"redact": {"pattern": r"(\d{4})\d{8}(\d{4})", "with": r"\1…\2"}},
+        {"keep": ["on", "a, b", "x\ty"]},
+        {
+            "add": {
+                "team": "shop",
+                "n": 5,
+                "no": "yes",
+                "deep": {"x": [True, None, 1.5]},
+                "s": ".5",
+                7: "1",
+            }
+        },
+        "level",
+    ]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"files": "a", "stages": written}))
+    shown = command("collect", "--config", path, "--check-config").out
+    block = shown.partition("stages")[2].partition("\nsink ")[0]
+    assert yaml.safe_load(textwrap.dedent(f"{'':12}{block.strip()}")) == written
 
 
 @pytest.mark.parametrize(
