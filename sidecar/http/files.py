@@ -146,7 +146,8 @@ async def get_file(request: web.Request) -> web.Response:
         return await representation(content, {**shelf.headers, **stale_header(latest)})
 
     def in_memory() -> bool:
-        return name in latest.snapshot
+        snapshot = latest.watch.snapshot
+        return snapshot is not None and name in snapshot
 
     return await waiting.answer(
         request, latest.watch, make, recheck=_DISK_RECHECK, in_memory=in_memory

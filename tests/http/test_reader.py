@@ -317,16 +317,20 @@ async def test_who_knows_nothing_does_not_wait(client: MakeClient, config: Path)
         assert (answer.status, "Preference-Applied" in answer.headers) == (200, False)
 
 
-async def test_the_first_content_can_be_waited_for(client: MakeClient, config: Path) -> None:
+@pytest.mark.parametrize("address", ["/", "/raw", "/files/config"])
+async def test_the_first_content_can_be_waited_for(
+    client: MakeClient, config: Path, address: str
+) -> None:
     """Where nothing has been published, `Prefer: wait` waits for the first content."""
     one = await client(reader_app(config))
-    await problem(await one.get("/", headers={"Prefer": "wait=0.05"}), 503, "nothing-published")
-    waiting = asyncio.create_task(one.get("/", headers={"Prefer": "wait=30"}))
+    await problem(await one.get(address, headers={"Prefer": "wait=0.05"}), 503, "nothing-published")
+    waiting = asyncio.create_task(one.get(address, headers={"Prefer": "wait=30"}))
     done, _ = await asyncio.wait({waiting}, timeout=0.1)
     assert not done
     await sidecar.publish_file(config, "first")
     async with asyncio.timeout(10):
-        assert await (await waiting).json() == "first"
+        answer = await waiting
+    assert (answer.status, answer.headers["ETag"]) == (200, tag("first"))
 
 
 async def test_a_change_beside_the_content_is_waited_for_too(
