@@ -390,6 +390,8 @@ def link_target(dir_fd: int, name: str) -> str | None:
 def make_directory(path: str) -> None:
     """Create a directory and its missing parents with mode 0755, whatever the umask, durably.
 
+    The set-group-id bit that they inherit stays: see `keep_setgid`.
+
     Raises:
         OSError: as mkdir(2); nothing is raised for a directory that exists.
     """
@@ -401,7 +403,7 @@ def make_directory(path: str) -> None:
     for directory in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, DIRECTORY_MODE)
-            os.chmod(directory, DIRECTORY_MODE)
+            os.chmod(directory, DIRECTORY_MODE | (os.stat(directory).st_mode & stat.S_ISGID))
             _sync_parent(directory)
     if not os.path.isdir(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)

@@ -356,6 +356,14 @@ def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
+def test_new_directories_stay_in_the_group_of_the_one_above(tmp_path: Path) -> None:
+    """With fsGroup the root of a volume has the set-group-id bit: files deeper in it are to be of that group, too."""
+    tmp_path.chmod(0o2775)
+    atomic.make_directory(str(tmp_path / "a" / "b"))
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o2755
+
+
 def test_the_names_of_new_directories_are_synced(
     fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
