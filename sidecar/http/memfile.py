@@ -7,10 +7,31 @@ hands over the pages that hold them. For 64 KiB that is a sixth of all the CPU t
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 
 _LEAST = 32 << 10
 """Bytes from which on it is worth a second system call to have the file, once a second."""
+_MFD_CLOEXEC = 1  # linux/memfd.h
+
+
+def create(name: str) -> int:
+    """Return the descriptor of a new file in memory. `name` is what /proc shows of it.
+
+    Raises:
+        OSError: there is no descriptor left for it, or no such thing on this system (`ENOSYS`).
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    # A Python that was built for a C library before 2.27 lacks it, wherever it runs: those of conda, older ones of uv.
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+    fd: int = -1 if call is None else call(name.encode(), _MFD_CLOEXEC)
+    if fd < 0:
+        code = errno.ENOSYS if call is None else ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return fd
 
 
 class MemoryFile:
@@ -27,7 +48,7 @@ class MemoryFile:
 
     def __init__(self, content: bytes) -> None:
         self._bytes = content
-        self._fd = os.memfd_create("sidecar-answer", os.MFD_CLOEXEC)
+        self._fd = create("sidecar-answer")
         written = 0
         while written < len(content):
             written += os.pwrite(self._fd, memoryview(content)[written:], written)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from sidecar import _errors
+from sidecar.http import memfile
 from sidecar.runtime import threads
 
 _log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _load(context: ssl.SSLContext, pair: Pair) -> None:
 @contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
     """Give bytes a path: OpenSSL takes nothing else, and keys do not belong in temporary files."""
-    fd = os.memfd_create("sidecar-tls", os.MFD_CLOEXEC)
+    fd = memfile.create("sidecar-tls")
     try:
         os.write(fd, data)
         yield f"/proc/self/fd/{fd}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import re
@@ -246,5 +247,27 @@ def test_without_it_the_answer_is_the_same(
     async def scene(served: Served) -> None:
         for one in await in_turn(served, 8):
             assert one.endswith(content)
+
+    play(reader_app(tmp_path / "config"), scene)
+
+
+@pytest.mark.parametrize("libc", [True, False])
+def test_a_python_that_has_no_name_for_it_sends_long_answers_all_the_same(
+    play: Play,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: list[int],
+    libc: bool,
+) -> None:
+    """Built for an older C library, as that of conda: by the C library that is there, or else without it."""
+    content = told(tmp_path / "config", 1 << 16)
+    monkeypatch.delattr(os, "memfd_create")
+    if not libc:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+
+    async def scene(served: Served) -> None:
+        for one in await in_turn(served, 8):
+            assert one.endswith(content)
+        assert bool(sent) is libc
 
     play(reader_app(tmp_path / "config"), scene)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import ssl
 import subprocess
@@ -74,6 +75,18 @@ async def test_https_is_served(
     one = await served(web.Application(), tls_cert=cert, tls_key=key)
     assert one.url.startswith("https://")
     assert await shown(one) == pairs[0][0]
+
+
+async def test_a_python_that_was_built_for_an_older_c_library_serves_https_too(
+    served: Serve,
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of conda: it has no `os.memfd_create`, in whose files certificate and key are handed over."""
+    monkeypatch.delattr(os, "memfd_create")
+    cert, key = install(*pairs[0])
+    assert await shown(await served(web.Application(), tls_cert=cert, tls_key=key)) == pairs[0][0]
 
 
 async def test_certificate_and_key_may_lie_in_one_file(
