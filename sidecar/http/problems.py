@@ -9,6 +9,7 @@ A problem is raised, never returned: aiohttp answers it from any handler, of our
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import uuid
@@ -71,6 +72,7 @@ KINDS: Mapping[str, Kind] = {
     # Reading
     "nothing-published": Kind(503, "Nothing has been published yet"),
     "content-altered": Kind(503, "A large content is being rewritten"),
+    "unreadable": Kind(503, "The volume cannot be read now"),
     # The service itself
     "too-many-connections": Kind(503, "Too many connections"),
     "internal-error": Kind(500, "The service has failed"),
@@ -78,6 +80,14 @@ KINDS: Mapping[str, Kind] = {
     "not-ready": Kind(503, "Not ready"),
     "not-started": Kind(503, "Not started yet"),
 }
+
+#: What says that this file is not fit to be read. Everything else that the operating system says is not the file's fault.
+_UNFIT = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
+        *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EXDEV),
+    )
+)
 
 _BY_STATUS = {
     400: "bad-request",
@@ -140,11 +150,10 @@ def of(error: _errors.SidecarError) -> Problem:
             return Problem("content-refused", detail, members={"reasons": list(error.reasons)})
         case _errors.PublishUncertain():
             return _uncertain(detail, error.version)
-        case _errors.VolumeUnavailable() | _errors.NothingPublished() | _errors.ContentAltered():
-            retry = {"Retry-After": RETRY_AFTER}
-            return Problem(_kind_of(error), detail, headers=retry)
         case _:
-            return Problem(_kind_of(error), detail)
+            kind = _kind_of(error)
+            retry = {"Retry-After": RETRY_AFTER} if KINDS[kind].status == 503 else None
+            return Problem(kind, detail, headers=retry)
 
 
 def from_http(error: web.HTTPException, path: str) -> web.HTTPException:
@@ -212,6 +221,8 @@ def _options(app: web.Application) -> web.Response:
 
 
 def _kind_of(error: _errors.SidecarError) -> str:
+    if type(error) is _errors.ReadError and error.errno not in _UNFIT:
+        return "unreadable"
     table: tuple[tuple[type[_errors.SidecarError], str], ...] = (
         (_errors.VolumeFull, "volume-full"),
         (_errors.VolumeUnavailable, "volume-unavailable"),

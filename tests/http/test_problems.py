@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Iterator
@@ -63,6 +64,13 @@ def test_every_error_of_ours_has_its_status(error: _errors.SidecarError, status:
     """The whole tree, and the message as it is, without the number of the errno."""
     made = problems.of(error)
     assert (made.status, made.detail) == (status, "m")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_volume_that_fails_is_not_taken_for_a_file_that_is_not_there(number: int) -> None:
+    """404 is for what lies there; all else is the volume's or the process's fault, and worth another try."""
+    made = problems.of(_errors.ReadError(number, "cannot read /shared/a: …"))
+    assert (made.status, made.kind, made.headers["Retry-After"]) == (503, "unreadable", "1")
 
 
 def test_no_error_of_ours_is_forgotten() -> None:
