@@ -53,12 +53,14 @@ class Body(Protocol):
 class Representation:
     """The bytes that can be sent, and what is said about them in every answer, 304 included.
 
-    `modified` is in Unix seconds. `ranges` says whether a part of the bytes may be asked for.
+    `modified` is in Unix seconds; None where no date tells one state from another:
+    what is made of several files changes without a newer one when one of them goes away.
+    `ranges` says whether a part of the bytes may be asked for.
     """
 
     body: bytes | Body
     etag: str
-    modified: float
+    modified: float | None
     content_type: str
     ranges: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -242,17 +244,21 @@ async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
 
 
 def _validators(representation: Representation) -> dict[str, str]:
+    modified = representation.modified
     return {
         "ETag": representation.etag,
-        "Last-Modified": http_date(representation.modified),
+        **({} if modified is None else {"Last-Modified": http_date(modified)}),
         "Cache-Control": "no-cache",
         **representation.headers,
     }
 
 
 def _is_known(request: web.Request, representation: Representation) -> bool:
-    """Evaluate the conditions in the order of RFC 9110 section 13.2.2; True means 304."""
-    etag, modified = representation.etag, int(representation.modified)
+    """Evaluate the conditions in the order of RFC 9110 section 13.2.2; True means 304.
+
+    Without a date of the content those with one are left out, as sections 13.1.3 and 13.1.4 say.
+    """
+    etag, modified = representation.etag, representation.modified
     try:
         wanted = tags_of(request, "If-Match")
     except ValueError as error:
@@ -260,13 +266,18 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     if wanted is not None:
         if not wanted.match_strongly(etag):
             raise _not_that_one("If-Match", etag)
-    elif (limit := request.if_unmodified_since) is not None and modified > limit.timestamp():
+    elif (limit := request.if_unmodified_since) is not None and _is_newer(modified, limit):
         raise _not_that_one("If-Unmodified-Since", etag)
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
     since = request.if_modified_since
-    return since is not None and modified <= since.timestamp()
+    return since is not None and modified is not None and not _is_newer(modified, since)
+
+
+def _is_newer(modified: float | None, date: datetime) -> bool:
+    """Whether a content is known to be newer than a date, in whole seconds as HTTP has them."""
+    return modified is not None and int(modified) > date.timestamp()
 
 
 def _not_that_one(header: str, etag: str) -> problems.Problem:
@@ -319,8 +330,10 @@ def _range_is_valid(request: web.Request, representation: Representation) -> boo
     value = request.headers.get("If-Range")
     if value is None or value.strip() == representation.etag:
         return True
-    a_second_old = representation.modified < time.time() - 1
-    return a_second_old and value.strip() == http_date(representation.modified)
+    modified = representation.modified
+    if modified is None or modified >= time.time() - 1:
+        return False
+    return value.strip() == http_date(modified)
 
 
 def _preferences(value: str) -> dict[str, str]:

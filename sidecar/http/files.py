@@ -195,7 +195,7 @@ class FileBody:
 
 
 def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representation:
-    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them."""
+    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them. It has no date."""
     body = orjson.dumps(
         [
             {
@@ -210,7 +210,7 @@ def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representat
     return Representation(
         body=body,
         etag=snapshots.etag(snapshots.version_of(body)),
-        modified=max((one.modified for one in entries), default=0.0),
+        modified=None,
         content_type=answers.JSON,
         headers=headers,
     )

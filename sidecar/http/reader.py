@@ -143,10 +143,11 @@ async def _get_content(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         found = _found(reader, latest)
+        is_set = isinstance(found, Snapshot) and found.name is None
         return Representation(
             body=await _json_of(reader, found),
             etag=found.etag,
-            modified=found.modified,
+            modified=None if is_set else found.modified,
             content_type=answers.JSON,
             headers=files.stale_header(latest),
         )

@@ -317,6 +317,23 @@ async def test_who_knows_nothing_does_not_wait(client: MakeClient, config: Path)
         assert (answer.status, "Preference-Applied" in answer.headers) == (200, False)
 
 
+@pytest.mark.parametrize("address", ["/", "/files"])
+async def test_no_date_hides_that_a_file_of_a_set_has_gone(
+    client: MakeClient, tmp_path: Path, address: str
+) -> None:
+    """What is left is no newer than before: only the entity tag tells that it is not the same."""
+    volume = sidecar.Volume(tmp_path)
+    await volume.publish({"a": "1", "b": "2"})
+    one = await client(reader_app(tmp_path))
+    before = (await one.get(address)).headers["ETag"]
+    await volume.delete("a")
+    async with asyncio.timeout(10):
+        while (await one.get(address)).headers["ETag"] == before:
+            await asyncio.sleep(0)
+    now = {"If-Modified-Since": answers.http_date(time.time())}
+    assert (await one.get(address, headers=now)).status == 200
+
+
 @pytest.mark.parametrize("address", ["/", "/raw", "/files/config"])
 async def test_the_first_content_can_be_waited_for(
     client: MakeClient, config: Path, address: str
