@@ -11,13 +11,14 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from aiohttp import web
 
+from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.guard import Guard
 from sidecar.http.lane import Lane
@@ -28,7 +29,7 @@ _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 class Wire(asyncio.Transport):
     """A transport that keeps what is written, and closes as a real one does: a moment later."""
 
-    def __init__(self, protocol: Connection) -> None:
+    def __init__(self, protocol: Observed) -> None:
         super().__init__()
         self.protocol = protocol
         self.written = bytearray()
@@ -68,6 +69,24 @@ class Outcome:
 
     written: bytes
     closed: bool
+    at_once: int = field(default=0, compare=False)
+    """How many pieces had their answer before aiohttp was given the first."""
+
+
+class Observed(Connection):
+    """A connection that notes when aiohttp gets something for the first time."""
+
+    __slots__ = ("at_once", "before")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.before = by_the_lane()
+        self.at_once: int | None = None
+        super().connection_made(transport)
+
+    def _give_to_aiohttp(self, data: bytes) -> None:
+        if self.at_once is None:
+            self.at_once = by_the_lane() - self.before
+        super()._give_to_aiohttp(data)
 
 
 @dataclass
@@ -80,7 +99,7 @@ class Peer:
 
     def connect(self) -> Wire:
         loop = asyncio.get_running_loop()
-        connection = Connection(
+        connection = Observed(
             self.server,
             self.guard,
             self.lane,
@@ -93,19 +112,25 @@ class Peer:
         connection.connection_made(wire)
         return wire
 
-    async def talk(self, pieces: Sequence[bytes], *, eager: bool) -> Outcome:
-        """Send the pieces, `eager`: without waiting for answers in between."""
+    async def talk(self, pieces: Sequence[bytes], *, eager: bool, after: int = 0) -> Outcome:
+        """Send the pieces, `eager`: without waiting for answers in between, but for those to the first, `after` them.
+
+        Of a pipeline, aiohttp answers more or less in front of a malformed request by how many others wait.
+        """
         wire = self.connect()
         if not eager:
             await settled(wire)
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             if wire.closed:
                 break
             wire.protocol.data_received(piece)
-            if not eager:
+            if not eager or number < after:
                 await settled(wire)
         await settled(wire)
-        outcome = Outcome(_DATE.sub(b"", bytes(wire.written)), wire.closed)
+        at_once = wire.protocol.at_once
+        if at_once is None:
+            at_once = by_the_lane() - wire.protocol.before
+        outcome = Outcome(_DATE.sub(b"", bytes(wire.written)), wire.closed, at_once)
         wire.close()
         await settled(wire)
         return outcome
@@ -137,6 +162,11 @@ async def peer(app: web.Application, lane: Lane | None) -> Any:
         yield Peer(runner.server, Guard(head_timeout=60.0, max_connections=10_000), lane)
     finally:
         await runner.cleanup()
+
+
+def by_the_lane() -> int:
+    """How many answers this process has given without aiohttp."""
+    return sum(count.number for count in lanes._COUNTS.values())
 
 
 def dates_removed(data: bytes) -> bytes:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,6 +174,16 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         self._made = self._next_keepalive_close_time  # each request sets it anew
 
+    if sys.version_info < (3, 12):
+
+        def start(self) -> Coroutine[Any, Any, None]:
+            """Begin at once to wait for the first request, as aiohttp does where asyncio has eager tasks.
+
+            Otherwise a request that comes with the connection is there before anybody waits for it.
+            """
+            serving = super().start()
+            return _begun(serving, serving.send(None))
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._guard.head_ends(self)
         if self._refused:
@@ -225,9 +237,6 @@ class Connection(web.RequestHandler):
             self._at_boundary
             and self._lane is not None
             and not (self._close or self._force_close)
-            # Before its task has begun, aiohttp counts what comes as one pipeline: how much of it
-            # is answered in front of a malformed request depends on how much there is.
-            and (self._waiter is not None or self._request_count)
             and not self._paused  # aiohttp waits for a client that does not take its answers
         ):
             self._wires = self._lane.wires
@@ -536,6 +545,17 @@ class Connection(web.RequestHandler):
         answer = problems.plain(_problem(status, exc, message, self.max_line_size))
         answer.force_close()
         return answer
+
+
+@types.coroutine
+def _begun(coroutine: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
+    """Go on with a coroutine that has run until it awaited something."""
+    try:
+        yield awaited
+    except BaseException as error:
+        coroutine.throw(error)
+        raise
+    yield from coroutine
 
 
 def _count_for_nobody(outcome: Outcome) -> None:

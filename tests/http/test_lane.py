@@ -15,7 +15,17 @@ import pytest_asyncio
 from aiohttp import web
 
 from httpkit import Serve, place, problem, tag
-from parity import GOOD, VECTORS, Peer, conversations, date_of, dates_removed, peer, settled
+from parity import (
+    GOOD,
+    VECTORS,
+    Peer,
+    by_the_lane,
+    conversations,
+    date_of,
+    dates_removed,
+    peer,
+    settled,
+)
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
@@ -48,18 +58,13 @@ async def both(fast: Peer, config: Path) -> AsyncIterator[Pair]:
         yield fast, plain
 
 
-def by_the_lane() -> int:
-    """How many answers this process has given without aiohttp."""
-    return sum(count.number for count in lanes._COUNTS.values())
-
-
 async def differences(pair: Pair, *, seed: int, count: int, etag: str) -> list[object]:
     """Return the conversations in which a client could tell one from the other, at most five."""
     fast, plain = pair
     found: list[object] = []
     for pieces, eager in conversations(seed, count, etag):
         one = await fast.talk(pieces, eager=eager)
-        other = await plain.talk(pieces, eager=eager)
+        other = await plain.talk(pieces, eager=eager, after=one.at_once)
         if one != other or b"HTTP/1.1 5" in one.written or b"HTTP/1.0 5" in one.written:
             found.append((pieces, eager, one, other))
             if len(found) == 5:
@@ -103,7 +108,8 @@ async def test_each_known_attack_is_answered_as_aiohttp_does_it(both: Pair, vect
         assert await fast.talk([vector] * 3 + [ASK], eager=False) == expected
     if len(vector) < 500:
         bytes_ = [vector[at : at + 1] for at in range(len(vector))] + [ASK, ASK]
-        assert await fast.talk(bytes_, eager=True) == await plain.talk(bytes_, eager=True)
+        one = await fast.talk(bytes_, eager=True)
+        assert one == await plain.talk(bytes_, eager=True, after=one.at_once)
 
 
 async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> None:
@@ -118,6 +124,14 @@ async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> No
     assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
     assert b"\r\nDate: " in found
     wire.close()
+
+
+async def test_a_request_that_comes_with_its_connection_is_answered_by_the_lane(fast: Peer) -> None:
+    """A probe has a connection for each request, and sends it before aiohttp has had a turn."""
+    expected = [await fast.talk([ASK], eager=True) for _ in range(2)]
+    before = by_the_lane()
+    assert await fast.talk([ASK], eager=True) == expected[0] == expected[1]
+    assert by_the_lane() == before + 1
 
 
 async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: Eventually) -> None:

@@ -46,9 +46,11 @@ class Pair:
     async def talk(self, pieces: list[bytes], *, eager: bool) -> tuple[Any, Any]:
         """Say the same to both; return what each has answered, and what lies in its file afterwards."""
         found = []
+        at_once = 0
         for peer_, room in zip(self.peers, self.rooms, strict=True):
             before = asyncio.all_tasks()
-            said = await peer_.talk(pieces, eager=eager)
+            said = await peer_.talk(pieces, eager=eager, after=at_once)
+            at_once = said.at_once
             # A write goes on after its client has gone: what it leaves belongs to this conversation.
             while late := asyncio.all_tasks() - before:
                 await asyncio.wait(late)
