@@ -85,6 +85,7 @@ class Gzip:
         self.damaged: str | None = None
         """Why no more can be read, once that is so."""
         self.reported = False
+        """That, or that it is cut off."""
         self._rewind()
 
     def _rewind(self) -> None:
@@ -99,6 +100,13 @@ class Gzip:
     def ended(self) -> bool:
         """True if the last member is complete and nothing follows it."""
         return self._ended and not self._ready
+
+    @property
+    def cut_off(self) -> bool:
+        """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
+        if self.damaged or self.ended or self._inflate.unconsumed_tail:
+            return False
+        return 0 < os.fstat(self.fd).st_size <= self._source
 
     def measure(self) -> int:
         """Return the length of the content, as far as it can be read. Decompresses all of it."""

@@ -209,7 +209,10 @@ class Tail:
 
     def flush(self, *, everything: bool = False) -> None:
         """Take what is held back as complete, where its writer is gone (or everywhere)."""
-        for stream in list(self._require().roster.streams):
+        tracker = self._require()
+        for stream in list(tracker.roster.streams):
+            if everything:
+                tracker.tell_if_cut_off(stream)
             held = [cursor for cursor in stream.cursors.values() if cursor.held]
             if held and (everything or stream.is_abandoned()):
                 for cursor in held:

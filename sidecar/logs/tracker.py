@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 
 from sidecar.logs import retiring
 from sidecar.logs.checkpoint import State
+from sidecar.logs.content import Gzip
 from sidecar.logs.discovery import Discovery, Found, Key
 from sidecar.logs.opening import Opener
 from sidecar.logs.retiring import Habits
@@ -118,6 +119,18 @@ class Tracker:
     def replaced(self, stream: Stream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
         self._search.replaced(stream, now)
+
+    def tell_if_cut_off(self, stream: Stream) -> None:
+        """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
+        content = stream.content
+        if isinstance(content, Gzip) and content.cut_off and not content.reported:
+            content.reported = True
+            _log.warning(
+                "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines"
+                " (`gzip -t` says more); it is read on if it grows",
+                stream.path,
+                stream.size,
+            )
 
     # -- files that are known
 
@@ -273,6 +286,8 @@ class Tracker:
             for cursor in retiring.waiting_for_nothing(stream, habits, now):
                 cursor.flush = True
                 roster.wake(stream)
+            if now - stream.grew_at >= habits.rotate_wait:
+                self.tell_if_cut_off(stream)
             if retiring.is_done_with(stream, habits, now):
                 if stream.deleted or stream.key not in roster.found.places:
                     roster.bury(stream)

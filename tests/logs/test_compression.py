@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from logs_support import PAD, Follower, numbered
-from sidecar.logs.testing import LogFile
+from sidecar import logs
+from sidecar.logs.testing import LogFile, MemorySink
 
 
 @pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
@@ -121,6 +123,43 @@ def test_a_cut_off_archive_gives_what_can_be_read(tmp_path: Path) -> None:
     got = follower.news()
     assert got[:3] == ["0", "1", "2"]
     assert str(len(got)).startswith("".join(follower.later(60)))
+
+
+@pytest.mark.parametrize("length", [5, 40, -20, -4])
+def test_an_archive_that_is_cut_off_is_named_once_it_is_quiet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    """A full disk, a copy that was broken off: nobody would look for the missing lines. Not while it may still grow."""
+    packed = gzip.compress("\n".join(numbered(*range(100))).encode())
+    path = tmp_path / "app.log.1.gz"
+    path.write_bytes(packed[:length])
+    follower = Follower(tmp_path / "app.log*")
+    follower.news()
+    follower.later(20)
+    assert "cut off" not in caplog.text
+    follower.later(20)
+    follower.later(20)
+    assert caplog.text.count(f"{path} is cut off") == 1
+
+    with path.open("ab") as file:
+        file.write(packed[length:])
+    follower.later(1)
+    follower.later(60)
+    # A last line without its end is taken as complete after a while, as in any file.
+    assert "".join(follower.seen) == "".join(numbered(*range(100)))
+
+
+@pytest.mark.parametrize("length", [5, -20, None])
+def test_a_single_run_names_an_archive_that_is_cut_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int | None
+) -> None:
+    """`--once` does not wait: it says so before its end. Of a whole one there is nothing to say."""
+    path = tmp_path / "app.log.1.gz"
+    path.write_bytes(gzip.compress("\n".join(numbered(*range(100))).encode())[:length])
+    sink = MemorySink()
+    asyncio.run(logs.collect(logs.tail(path), sink=sink, until_end=True))
+    assert caplog.text.count(f"{path} is cut off") == (length is not None)
+    assert (len(sink.lines) == 100) == (length is None)
 
 
 def test_a_large_archive_is_read_in_pieces(tmp_path: Path) -> None:
