@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 300.0
 """Seconds; a receiver that asks for more is asked again after these."""
 _SHORT_ANSWER = 64 << 10
+_QUERY = re.compile(r"\?[^\s'\"]*")
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +70,8 @@ class _Work:
 
 class HttpSink(BaseSink):
     """Delivers batches by POST. A sink of one's own says `encode` and `judge`.
+
+    The receiver is reached by the proxy that `HTTP_PROXY` or `HTTPS_PROXY` names, unless `NO_PROXY` names the receiver.
 
     Args:
         url: may hold `user:password@`; the standard path is appended where it is missing.
@@ -122,6 +126,7 @@ class HttpSink(BaseSink):
         )
         self._fixed_headers = {**(headers or {}), "Content-Type": self.content_type}
         self._tls = destination.tls(self.name, self.url, ca_file, cert_file, key_file)
+        self._proxy = destination.proxy(self.url)
         self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._works: dict[int, _Work] = {}
@@ -154,11 +159,14 @@ class HttpSink(BaseSink):
 
     async def open(self, resume: Any) -> None:  # noqa: ARG002 (others remember something)
         memory.keep_no_large()
+        if self._proxy is not None:
+            _log.info("%s is reached by the proxy %s", self.name, shown(self._proxy))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max(self.batching.concurrency, 1), ssl=self._tls, ttl_dns_cache=30
             ),
             timeout=self._limits,
+            proxy=self._proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "sidecar"},
         )
@@ -210,7 +218,7 @@ class HttpSink(BaseSink):
         try:
             answer = await self._post(part.body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return Later(_said(error, self._timeout))
+            return Later(_said(error, self._timeout, self._proxy))
         if answer.status == 415 and self._gzip:
             _log.warning("%s does not take gzip: bodies are sent plain from now on", self.name)
             self._gzip, part.body = False, None
@@ -292,11 +300,22 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(body[:limit])
 
 
-def _said(error: BaseException, timeout: float) -> str:
+def _said(error: BaseException, timeout: float, proxy: str | None) -> str:
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no answer within {timeout:g} s"
+    if proxy is not None and isinstance(error, aiohttp.ClientHttpProxyError):
+        # Its own words hold the proxy's password.
+        return f"the proxy {shown(proxy)} answered {error.status} {error.message}"
+    if proxy is not None and isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"cannot connect to the proxy {shown(proxy)}: {_why(error)}"
     if type(error) is aiohttp.ClientConnectorError:  # its kin say more: a name, a certificate
-        number = error.os_error.errno or 0
-        why = os.strerror(number).lower() if number > 0 else str(error.os_error)
-        return f"cannot connect to {error.host}:{error.port}: {why}"
-    return str(error) or type(error).__name__
+        return f"cannot connect to {error.host}:{error.port}: {_why(error)}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"its answer is no HTTP: {' '.join(error.message.split())}"
+    # Some of them name the address, with the keys in it.
+    return _QUERY.sub("?***", str(error)) or type(error).__name__
+
+
+def _why(error: aiohttp.ClientConnectorError) -> str:
+    number = error.os_error.errno or 0
+    return os.strerror(number).lower() if number > 0 else str(error.os_error)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import ipaddress
 import os
 import ssl
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import getproxies_environment
 
 from sidecar._errors import ConfigError
 from sidecar.logs.sinks.base import SinkUnavailable, shown
@@ -32,6 +36,52 @@ def address(url: str, standard_path: str) -> tuple[str, str | None]:
     host = f"[{host}]" if ":" in host else host
     place = host if port is None else f"{host}:{port}"
     return urlunsplit((scheme, place, path or "/", parts.query, "")), credentials
+
+
+def proxy(url: str) -> str | None:
+    """Return the proxy by which the environment wants a receiver to be reached: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
+
+    NO_PROXY holds names (with all that end with them), addresses and networks (`10.0.0.0/8`), with commas, or `*`.
+    This machine itself is never asked for by a proxy: in a Pod that is the container next door.
+
+    Raises:
+        ConfigError: it names nothing that can be a proxy.
+    """
+    receiver, named = urlsplit(url), getproxies_environment()
+    found = named.get(receiver.scheme)
+    if not found or _is_direct(receiver.hostname or "", receiver.port, named.get("no", "")):
+        return None
+    found = found if "://" in found else f"http://{found}"
+    try:
+        proxy = urlsplit(found)
+        fits = proxy.scheme in ("http", "https") and proxy.hostname and proxy.port != 0
+    except ValueError:
+        fits = False
+    if fits:
+        return found
+    raise ConfigError(
+        f"{shown(url)}: the variable {receiver.scheme.upper()}_PROXY names no proxy, it is {shown(found)!r}:"
+        " write it like http://proxy:3128, or name the receiver in NO_PROXY"
+    )
+
+
+def _is_direct(host: str, port: int | None, without: str) -> bool:
+    """Whether a receiver is reached without the proxy, by its name or address and by what NO_PROXY holds."""
+    entries = [entry.strip().lower().lstrip(".") for entry in without.split(",")]
+    if host == "localhost" or {"*", host, f"{host}:{port}"} & set(entries):
+        return True
+    if any(entry and host.endswith(f".{entry}") for entry in entries):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or any(address in one for one in _networks(entries))
+    return False
+
+
+def _networks(entries: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    for entry in entries:
+        with contextlib.suppress(ValueError):
+            yield ipaddress.ip_network(entry, strict=False)
 
 
 class Credentials:

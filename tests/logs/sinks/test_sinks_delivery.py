@@ -290,6 +290,30 @@ async def test_credentials_come_from_the_url_or_from_files_and_are_never_shown(
         assert sent == ["Basic YWRhOnMzY3JAdA==", "Bearer first", "Bearer second"]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 xx\r\n\r\n", b"220 mail.example ESMTP\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r", b""],
+)
+async def test_a_key_in_an_address_is_not_told_when_the_answer_makes_no_sense(
+    answer: bytes,
+) -> None:
+    """Another port, a proxy in between: what is said of it goes into the log, and to whoever asks /readyz."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with opened(NdjsonSink(f"http://127.0.0.1:{port}/in?api_key=secret")) as sink:
+        with pytest.raises(SinkUnavailable) as raised:
+            await sink.write(batch("a"))
+    server.close()
+    assert f"http://127.0.0.1:{port}/in?api_key=***: " in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_key_in_the_query_travels_and_is_never_shown() -> None:
     """Nor is it part of the name in the checkpoint: with a new key, all would be delivered once more."""
     sink = NdjsonSink("http://h/in?api_key=secret&source=shop")

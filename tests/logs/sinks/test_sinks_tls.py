@@ -15,7 +15,7 @@ from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.ndjson import NdjsonSink
 
 
-def certificate(directory: Path, name: str) -> tuple[Path, Path]:
+def certificate(directory: Path, name: str, of: str = "IP:127.0.0.1") -> tuple[Path, Path]:
     cert, key = directory / f"{name}.pem", directory / f"{name}.key"
     subprocess.run(
         [
@@ -32,7 +32,7 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path]:
             "-subj",
             f"/CN={name}",
             "-addext",
-            "subjectAltName=IP:127.0.0.1",
+            f"subjectAltName={of}",
             "-keyout",
             str(key),
             "-out",
