@@ -18,10 +18,9 @@ from typing import Any
 
 from aiohttp import web
 
-from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.guard import Guard
-from sidecar.http.lane import Lane
+from sidecar.http.lane import Lane, counts
 
 _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 
@@ -166,7 +165,7 @@ async def peer(app: web.Application, lane: Lane | None) -> Any:
 
 def by_the_lane() -> int:
     """How many answers this process has given without aiohttp."""
-    return sum(count.number for count in lanes._COUNTS.values())
+    return sum(count.number for count in counts._COUNTS.values())
 
 
 def dates_removed(data: bytes) -> bytes:

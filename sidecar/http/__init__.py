@@ -10,5 +10,5 @@ What goes out: `answers` knows conditions and ranges, `jsontext` the JSON, `send
 `waiting` those who wait for a change, `problems` what is said when something fails.
 
 Connections: `serve` is their life from listening to the drain, `listening` opens the places, `tls` and `guard` stand at the door,
-`connection` is what ours does beyond aiohttp's, `lane` the short way for what was asked before (`memfile`: for long answers), `workers` several processes.
+`connection` is what ours does beyond aiohttp's, `lane/` the short way for what was asked before (`memfile`: for long answers), `workers` several processes.
 """

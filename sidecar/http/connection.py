@@ -283,7 +283,7 @@ class Connection(web.RequestHandler):
     def _write(self, lane: Lane, data: bytes) -> bool:
         """Begin a write that the lane can do; False if it is one for aiohttp."""
         # The longest that the first line alone may be: no limit of the parser can be met then.
-        if len(data) > self.max_line_size or (found := lane.find_form(data)) is None:
+        if len(data) > self.max_line_size or (found := lane.forms.find(data)) is None:
             return False
         form, value = found
         if running.draining() or (withdraw := form.write(value, self._written)) is None:
@@ -293,7 +293,7 @@ class Connection(web.RequestHandler):
 
     def _wait(self, lane: Lane, data: bytes) -> bool:
         """Wait in a room for what these bytes ask for; False if there is none."""
-        if running.draining() or (found := lane.find_room(data)) is None:
+        if running.draining() or (found := lane.rooms.find(data)) is None:
             return False
         room, request = found
         if not room.enter(self):
@@ -307,7 +307,7 @@ class Connection(web.RequestHandler):
         """Return the room of all who ask in the words of the request under way; None if there can be none."""
         if self._lane is None or self._alone is None:
             return None
-        return self._lane.room(self._alone, request, make, instead)
+        return self._lane.rooms.room_for(self._alone, request, make, instead)
 
     def _begin(self, under_way: _UnderWay) -> None:
         self._under_way = under_way
@@ -353,7 +353,7 @@ class Connection(web.RequestHandler):
             _count_for_nobody(outcome)
             return
         if not (isinstance(outcome, BaseException) or running.draining()):
-            self._answer(self._lane.fill(under_way.form, outcome.etag))
+            self._answer(self._lane.forms.fill(under_way.form, outcome.etag))
         elif isinstance(outcome, asyncio.CancelledError):
             self.force_close()
             return
@@ -486,9 +486,11 @@ class Connection(web.RequestHandler):
                 and self._alone is not None
                 and isinstance(sent, web.Response)
             ):
-                lane = self._lane.told if waited else self._lane
-                keep = lane.keep if isinstance(offered, int) else lane.keep_form
-                keep(self._alone, request, sent, offered)  # type: ignore[arg-type]  # each has its own
+                if isinstance(offered, int):
+                    answers = self._lane.told if waited else self._lane
+                    answers.keep(self._alone, request, sent, offered)
+                else:
+                    self._lane.forms.keep(self._alone, request, sent, offered)
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 

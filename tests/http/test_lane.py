@@ -145,7 +145,7 @@ async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: E
     second = lane.find(ASK)
     assert isinstance(second, bytes)
     assert date_of(second) > date_of(first)
-    await eventually(lambda: lane.ticking is False, timeout=3.0)
+    await eventually(lambda: not lane.second.date, timeout=3.0)
 
 
 @pytest.mark.parametrize("path", ["/", "/raw", "/files/config"])

@@ -20,6 +20,7 @@ from httpkit import Serve
 from parity import NO_WRITES, WRITES, Outcome, Peer, conversations, peer, settled
 from sidecar import _errors
 from sidecar.http.lane import Lane
+from sidecar.http.lane.writes import Forms
 from sidecar.http.writer import WRITER, writer_app
 from sidecar.runtime import metrics, running
 from sidecar.volume.gate import Gate
@@ -89,7 +90,7 @@ async def fast(tmp_path: Path) -> AsyncIterator[Fast]:
         for number in range(2):
             await one.talk([write(number)], eager=False)
         assert one.lane is not None
-        assert one.lane.find_form(write("x")) is not None
+        assert one.lane.forms.find(write("x")) is not None
         yield Fast(one, app, tmp_path / "config")
 
 
@@ -139,8 +140,8 @@ async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
 ) -> None:
     """Some thousand generated writes: the same bytes but for dates, the same file, no 5xx, nothing in the log."""
     filled = []
-    fill = Lane.fill
-    monkeypatch.setattr(Lane, "fill", lambda *args: filled.append(1) or fill(*args))
+    fill = Forms.fill
+    monkeypatch.setattr(Forms, "fill", lambda *args: filled.append(1) or fill(*args))
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
     assert len(filled) > 400, "the lane has written too little for that to mean anything"
@@ -232,7 +233,7 @@ async def test_what_goes_wrong_is_answered_as_without_the_lane(
         for lane in (True, False):
             before = count()
             if not lane:
-                monkeypatch.setattr(Lane, "find_form", lambda *_: None)
+                monkeypatch.setattr(Forms, "find", lambda *_: None)
             said = await fast.peer.talk([write("new"), write("newer")], eager=False)
             outcomes.append((said, count() - before, data_path.ready(), len(tried)))
             tried.clear()
@@ -394,7 +395,7 @@ async def test_a_write_with_a_token_is_never_remembered(tmp_path: Path) -> None:
     async with peer(writer_app(tmp_path / "config", token_file=tmp_path / "token"), Lane()) as one:
         said = await one.talk([ask] * 3 + [write(1)] * 3, eager=False)
         assert (said.written.count(b" 200 "), said.written.count(b" 401 ")) == (3, 3)
-        assert (one.lane.find_form(ask), one.lane.find_form(write(2))) == (None, None)
+        assert (one.lane.forms.find(ask), one.lane.forms.find(write(2))) == (None, None)
 
 
 async def test_a_content_above_the_limit_is_refused_by_the_lane_too(tmp_path: Path) -> None:
