@@ -132,7 +132,10 @@ def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
 
 
 def forget(dir_fd: int) -> bool:
-    """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room."""
+    """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room.
+
+    The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
+    """
     forgotten = False
     with contextlib.suppress(OSError), atomic.inside(dir_fd, DIRECTORY) as fd:
         for entry in os.listdir(fd):
@@ -145,12 +148,16 @@ def forget(dir_fd: int) -> bool:
 
 
 def _forget_old(dir_fd: int, folder: str) -> bool:
-    with contextlib.suppress(OSError), atomic.inside(dir_fd, folder) as fd:
-        *old, _ = sorted(os.listdir(fd)) or [""]
-        for entry in old:
-            atomic.remove_tree(fd, entry)
-        return bool(old)
-    return False
+    old: list[str] = []
+    with contextlib.suppress(OSError):
+        with atomic.inside(dir_fd, folder) as fd:
+            old = sorted(os.listdir(fd))
+            if old and _lstat(fd, old[-1]).st_nlink > 1:
+                del old[-1]  # it is in force, and takes no room of its own
+            for entry in old:
+                atomic.remove_tree(fd, entry)
+        os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
+    return bool(old)
 
 
 def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Version]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Collection
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, pinned
@@ -21,6 +22,9 @@ from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, S
 _HASH_CHUNK = 1 << 20
 #: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
 _STAMP_DOUBT_NS = 2_000_000_000
+#: Files of which it is remembered what was done to them last; of others it is found out anew, for a sync or a digest more.
+#: A volume can have ever new names: those of a spool, whose consumer deletes what it has taken.
+_MOST_NAMES = 4096
 #: What `open_beneath` says where no file can be read under a name: missing, or a link that leads out.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
 
@@ -78,6 +82,7 @@ class LooseFiles:
         above, _, leaf = name.rpartition("/")
         with atomic.publishing(what), atomic.inside(fd, above) as parent:
             os.unlink(leaf, dir_fd=parent)
+            self._forget(name)
             try:
                 self._settings.sync_directory(parent)
             except OSError as error:
@@ -104,6 +109,13 @@ class LooseFiles:
             return self._version_of(file, name)
         finally:
             beneath.close(file)
+
+    def entries(self, fd: int, names: Collection[str]) -> list[Entry]:
+        """Return all files with their versions, sorted; those that cannot be read are left out."""
+        for gone in [name for name in list(self._known) if name not in names]:
+            self._known.pop(gone, None)
+        found = [self.entry(fd, name) for name in sorted(names)]
+        return [entry for entry in found if entry is not None]
 
     def entry(self, fd: int, name: str) -> Entry | None:
         """Return a file with its version, None where it cannot be read."""
@@ -165,7 +177,7 @@ class LooseFiles:
                 if self._durable.get(name) != signature:
                     atomic.sync_file(file)
                     atomic.sync_directory(parent)
-                    self._durable[name] = signature
+                    _note(self._durable, name, signature)
             finally:
                 beneath.close(file)
             return True
@@ -207,6 +219,12 @@ class LooseFiles:
             if version is not None and version != history.newest(fd, name):
                 history.keep_file(fd, name, version, status.st_mtime_ns, keep)
 
+    def _forget(self, name: str) -> None:
+        """Forget a name of which there is no file any more."""
+        for states in (self._known, self._durable, self._kept):
+            states.pop(name, None)
+        self._doubtful.discard(name)
+
     def _note(self, fd: int, name: str, version: str) -> float:
         """Keep what was published in the history, and remember that it is durable; return its time."""
         history.keep_file(fd, name, version, time.time_ns(), self._settings.keep)
@@ -216,12 +234,22 @@ class LooseFiles:
         with contextlib.suppress(OSError):
             if (status := entry(fd, name)) is not None:
                 # Only now: the link of the history has changed ctime.
-                self._durable[name] = self._kept[name] = signature = beneath.Signature.of(status)
+                signature = beneath.Signature.of(status)
+                _note(self._durable, name, signature)
+                _note(self._kept, name, signature)
                 if signature.size > pinned.LARGE:
                     # Nobody rewrites so much within one tick of a clock.
                     self._digests.note(signature, version)
                 return status.st_mtime_ns / 1e9
         return time.time()
+
+
+def _note(states: dict[str, beneath.Signature], name: str, signature: beneath.Signature) -> None:
+    """Remember the state of a file; what was noted longest ago gives way to it."""
+    states.pop(name, None)
+    states[name] = signature
+    if len(states) > _MOST_NAMES:
+        del states[next(iter(states))]
 
 
 def is_sure(signature: beneath.Signature, begun: int) -> bool:

@@ -143,8 +143,7 @@ class Store:
         with self._reading() as fd:
             if _has_set(fd):
                 return self._set.entries(fd)
-            found = [self._loose.entry(fd, name) for name in sorted(listing.names_beneath(fd))]
-            return [entry for entry in found if entry is not None]
+            return self._loose.entries(fd, listing.names_beneath(fd))
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""

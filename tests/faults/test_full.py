@@ -102,6 +102,23 @@ async def test_the_history_gives_way_to_a_new_content(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("who", ["writer", "consumer"])
+async def test_what_is_kept_of_deleted_files_gives_way_too(tmp_path: Path, who: str) -> None:
+    """As in a spool, whose names never come again: what was taken from it must not fill it for ever."""
+    with tmpfs(tmp_path / "mnt", "size=2m") as path:
+        volume = Volume(path)
+        await volume.put("stays", "old")
+        for number in range(8):
+            await volume.put(f"job-{number}", b"x" * 600_000)
+            if who == "writer":
+                await volume.delete(f"job-{number}")
+            else:
+                (path / f"job-{number}").unlink()
+        assert [one.current for one in await volume.versions("stays")] == [True]
+        assert len(os.listdir(path / "..versions")) < 5
+
+
+@pytest.mark.root
 async def test_a_content_that_is_too_large_all_the_same_costs_no_history(tmp_path: Path) -> None:
     """Whoever may publish must not be able to take the way back from others; nor does a trial."""
     with tmpfs(tmp_path / "mnt", "size=1m") as path:

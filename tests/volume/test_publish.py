@@ -19,6 +19,7 @@ import sidecar
 from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.runtime import metrics
+from sidecar.volume import loose
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.volume import Volume
 from support import as_user
@@ -258,6 +259,32 @@ async def test_a_deleted_file_is_gone_with_the_directories_that_held_nothing_els
     await volume.delete("a/other")
     await volume.put("a", "now a file")
     assert entries(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("who", ["writer", "consumer"])
+async def test_names_that_never_come_again_are_not_remembered_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """As in a spool: a process of weeks must not keep something of each."""
+    monkeypatch.setattr(loose, "_MOST_NAMES", 5)
+    monkeypatch.setattr(
+        loose, "_STAMP_DOUBT_NS", -(10**18)
+    )  # as if each had been there for a while
+    volume = Volume(tmp_path, keep=0, durability="none")
+    known: list[int] = []
+    for number in range(40):
+        name = f"job-{number}"
+        done = await volume.put(name, "x")
+        assert [entry.etag for entry in await volume.entries()] == [done.etag]
+        if who == "writer":
+            await volume.delete(name)
+        else:
+            (tmp_path / name).unlink()
+        assert await volume.entries() == []
+        files = volume._store._loose
+        maps = files._known, files._durable, files._kept, files._doubtful
+        known.append(sum(len(one) for one in maps))
+    assert max(known) <= 2 * 5
 
 
 async def test_deleting_nothing_is_an_error(volume: Volume, tmp_path: Path) -> None:
