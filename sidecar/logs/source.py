@@ -346,6 +346,7 @@ def tail(
         partial_timeout: a last line without a newline is taken as complete after so many quiet seconds; None: never.
         held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them;
             beyond it the oldest file is given up, with an error and as `lost` (`deleted`).
+            Less than what is written and deleted between two looks gives up lines that no sink was slow to take.
 
     Raises:
         ConfigError: no pattern, an unknown encoding, a limit that cannot work.

@@ -43,9 +43,31 @@ def test_the_program_takes_the_file_that_the_chart_makes(name: str, tmp_path: Pa
     assert found.stages == given.get("stages", ())
     assert found.sinks == given.get("sinks", ())
     assert found.max_line == given.get("maxLine", 1 << 20)
-    assert found.held_limit == (64 << 20 if "heldLimit" in given else 1 << 30)
+    assert found.held_limit == (64 << 20) or "heldLimit" not in given
     assert found.drain_timeout == given["drainTimeout"]
     assert all(one.startswith("/") for one in found.files)
+
+
+@pytest.mark.parametrize(
+    ("volume", "limit"),
+    [
+        ({}, 128 << 20),
+        ({"emptyDir": {"sizeLimit": "1.5Gi"}}, 768 << 20),
+        ({"emptyDir": {"sizeLimit": "10M"}}, 5_000_000),
+        ({"emptyDir": {"sizeLimit": 4097}}, 2048),
+        ({"emptyDir": {"sizeLimit": "2Ti"}}, 1 << 40),
+        ({"emptyDir": {"sizeLimit": ""}}, 1 << 30),
+        ({"hostPath": {"path": "/data"}}, 1 << 30),
+    ],
+)
+def test_deleted_files_may_keep_half_of_the_volume(
+    volume: dict[str, Any], limit: int, tmp_path: Path
+) -> None:
+    """A receiver that is away must not fill the volume of the application, with no value set."""
+    values = {"collector": {"enabled": True}, "volume": volume}
+    for major in (3, 4):
+        found = pipeline(chart.render(values, major=major), tmp_path)
+        assert found.held_limit == limit
 
 
 def test_every_name_of_the_file_is_a_value() -> None:

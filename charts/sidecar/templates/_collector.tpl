@@ -156,10 +156,22 @@ files:
 checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
 {{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" }}
 {{- $value := index $values $name }}
+{{- if and (eq $name "heldLimit") (not $value) }}
+{{- $value = include "sidecar.collector.heldLimit" $ }}
+{{- end }}
 {{- if or $value (kindIs "float64" $value) (kindIs "int64" $value) }}
 {{ dict (snakecase $name) $value | toYaml }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Half of the shared volume in bytes, where its size is known: deleted files must leave the application room to write. */}}
+{{- define "sidecar.collector.heldLimit" -}}
+{{- $size := .Values.volume.emptyDir.sizeLimit | toString -}}
+{{- if and (eq (include "sidecar.volumeKind" .) "emptyDir") $size -}}
+{{- $factor := get (dict "" 1 "k" 1000 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Za-z]*$" $size) -}}
+{{- max 1 (divf (mulf (regexFind "^[0-9.]+" $size | float64) $factor) 2 | int64) -}}
+{{- end -}}
 {{- end }}
 
 {{/* The patterns as a list in JSON, absolute. */}}
