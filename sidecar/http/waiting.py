@@ -72,7 +72,7 @@ async def answer(
             generation = lane.generation()
             found = await _attempt(make)
             while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
-                if in_memory() and not bell.rung:
+                if in_memory() and generation == lane.generation():
                     waits.open_room(request, watch, seconds)
                 await bell.wait(min(left, recheck))
                 generation = lane.generation()
@@ -240,11 +240,6 @@ class Bell:
         if isinstance(self._request.protocol, Connection):
             self._request.protocol.off_lost(self.ring)
         self._waits.discard(self, self._watch)
-
-    @property
-    def rung(self) -> bool:
-        """Whether it has been rung since the last `wait`."""
-        return self._rung
 
     @property
     def over(self) -> bool:

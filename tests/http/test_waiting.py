@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
-from sidecar.http.waiting import WAITS, Bell, Waits, prepare
+from sidecar.http import lane
+from sidecar.http.answers import Representation
+from sidecar.http.waiting import WAITS, Bell, Waits, answer, prepare
 from sidecar.runtime import metrics
 
 
@@ -145,3 +148,42 @@ async def test_a_bell_that_nobody_rings_is_waited_for_no_longer_than_said(
         source.change()
         async with asyncio.timeout(1):
             await bell.wait(60)
+
+
+async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own bell rings later, as it stands far behind: others must not be told that what is there is not new."""
+    app = web.Application()
+    prepare(app)
+    opened: list[
+        object
+    ] = []  # for who waits in the same words, or for who is told of the new content
+    monkeypatch.setattr(Waits, "open_room", lambda *given: opened.append(given[4:]))
+    others = Waiters(app[WAITS], source, 60)
+    await asyncio.sleep(0)
+    state, read = "old", asyncio.get_running_loop().create_future()
+    looks = 0
+
+    async def make() -> Representation:
+        nonlocal looks
+        looks += 1
+        found = state
+        if looks == 2:
+            await read  # a large content takes its time
+        return Representation(found.encode(), f'"{found}"', 0.0, "text/plain")
+
+    headers = {"If-None-Match": '"old"', "Prefer": "wait=30"}
+    server = SimpleNamespace(ssl_context=None, peername=None, sockname=None, transport=object())
+    asking = make_mocked_request("GET", "/", headers, app=app, protocol=server)
+    one = asyncio.create_task(answer(asking, source, make, in_memory=lambda: True))
+    while looks < 2:
+        await asyncio.sleep(0)
+    state = "new"
+    read.set_result(None)
+    lane.forget()
+    source.change()
+    async with asyncio.timeout(10):
+        assert (await one).headers["ETag"] == '"new"'
+    assert opened == [(('"new"', '"old"'),)]
+    await others.end()
