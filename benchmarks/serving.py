@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import statistics
 import urllib.request
-from collections.abc import Sequence
 
 from _load import Load, load
 from _options import arguments
-from _rows import Row, report
+from _rows import Row, of_rounds, report
 from _servers import available, gin, nginx, plain_aiohttp, side_by_side, sidecar
 
 CASES = {
@@ -24,6 +23,11 @@ CASES = {
     "GET /, 1 KiB": (b"x" * (1 << 10), False),
     "GET /, 64 KiB": (b"x" * (64 << 10), False),
 }
+MEASURED = (
+    ("cost", "CPU a request", "µs"),
+    ("p99", "p99", "ms"),
+    ("rate", "requests a second", "1/s"),
+)
 #: The article's reader and the plain one know no entity tags.
 KNOW_TAGS = ("sidecar", "nginx")
 
@@ -59,44 +63,19 @@ def main() -> int:
 def compared(what: str, loads: dict[str, list[Load]]) -> list[Row]:
     """Return cost, latency and rate of one case beside each peer's."""
     ours = loads.pop("sidecar")
-    goals = {"nginx": 1.0, "gin": 0.33}
-    rows = [
-        Row(
-            f"{what}: CPU a request",
-            *_median([one.cost for one in ours]),
-            peer=statistics.median(one.cost for one in theirs),
+    goals = {("cost", "nginx"): 1.0, ("cost", "gin"): 0.33, ("p99", "nginx"): 1.2}
+    return [
+        of_rounds(
+            f"{what}: {words}",
+            [getattr(one, field) for one in ours],
+            unit,
+            peer=statistics.median(getattr(one, field) for one in theirs),
             peer_name=name,
-            low=min(one.cost for one in ours),
-            high=max(one.cost for one in ours),
-            goal_ratio=goals.get(name),
+            goal_ratio=goals.get((field, name)),
         )
+        for field, words, unit in MEASURED
         for name, theirs in loads.items()
     ]
-    for name, theirs in loads.items():
-        rows.append(
-            Row(
-                f"{what}: p99",
-                statistics.median(one.p99 for one in ours),
-                "ms",
-                peer=statistics.median(one.p99 for one in theirs),
-                peer_name=name,
-                goal_ratio=1.2 if name == "nginx" else None,
-            )
-        )
-        rows.append(
-            Row(
-                f"{what}: requests a second",
-                statistics.median(one.rate for one in ours),
-                "1/s",
-                peer=statistics.median(one.rate for one in theirs),
-                peer_name=name,
-            )
-        )
-    return rows
-
-
-def _median(values: Sequence[float]) -> tuple[float, str]:
-    return statistics.median(values), "µs"
 
 
 def etag(port: int) -> str:
