@@ -41,6 +41,8 @@ _FIRST_PAUSE = 0.25
 The first time it begins at once: new connections that are its share wait for it.
 """
 
+_REFUSED_PAUSE = 1.0
+"""Seconds until it is tried again where the system refuses a process: its limits are shared with others."""
 _log = logging.getLogger(__name__)
 
 
@@ -143,14 +145,21 @@ class _Parent:
                 raise SystemExit(self._status)
 
     def _fork(self, number: int) -> bool:
-        """Start a process; True in it."""
+        """Start a process; True in it. If the system has none to give, it is tried again a little later."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for one in (ours, theirs):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.LARGEST)
         # A signal between here and the worker's own handlers waits for those.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+            ours.close()
+            theirs.close()
+            self._put_off(number, error)
+            return False
         if pid == 0:
             ours.close()
             self._selector.close()
@@ -165,6 +174,18 @@ class _Parent:
         worker = self._workers[number] = _Worker(number, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read(worker))
         return False
+
+    def _put_off(self, number: int, error: OSError) -> None:
+        """Let the others go on while there is no process for one; without the first, nothing works."""
+        if not self._up:
+            raise error
+        _log.warning(
+            "cannot begin worker %d: %s (is the limit of processes reached?); tried again in %g s",
+            number,
+            error.strerror,
+            _REFUSED_PAUSE,
+        )
+        self._due[number] = time.monotonic() + _REFUSED_PAUSE
 
     def _time_left(self) -> float | None:
         """Return the seconds until there is something to do, None if nothing is planned."""

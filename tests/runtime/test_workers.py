@@ -117,6 +117,29 @@ def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -
     assert process.stop() == 0
 
 
+def test_a_system_without_processes_to_give_ends_no_worker(program: StartProcess) -> None:
+    """The limit of a Pod counts those of all its containers, and threads as well: it may be reached for a moment."""
+    process = program(
+        "print('begins', number, flush=True)\n"
+        "if number == 2 and not os.listdir('.'):\n"
+        f"    siblings.started(); open('died', 'w').close(); os._exit(3)\n{dedent(SERVE)}",
+        before="""
+            import tempfile; os.chdir(tempfile.mkdtemp())
+            workers._REFUSED_PAUSE = 0.01
+            fork, calls = os.fork, iter(range(100))
+            def refused_twice():
+                if next(calls) in (2, 3):
+                    raise BlockingIOError(11, "Resource temporarily unavailable")
+                return fork()
+            os.fork = refused_twice
+            """,
+    )
+    process.wait_until(lambda: process.output.count("begins 2") == 2)
+    assert process.output.count("cannot begin worker 2: Resource temporarily unavailable") == 2
+    assert process.output.count("begins 1") == 1
+    assert process.stop() == 0
+
+
 def test_what_nobody_waits_for_is_waited_for(program: StartProcess, wait_for) -> None:
     """As process 1 of a container the parent gets the orphans of all others; they must not stay as zombies."""
     process = program(
