@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -61,7 +62,7 @@ class Lane:
         self._first_at = 0.0
         self._news = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._hurry = False
+        self._hurried = asyncio.Event()
 
     def __repr__(self) -> str:
         state = f"waits: {self.trouble}" if self.trouble else f"{self.held} bytes on their way"
@@ -94,8 +95,8 @@ class Lane:
         self._news.set()
 
     def hurry(self) -> None:
-        """From now on wait for no fuller batch."""
-        self._hurry = True
+        """From now on wait for no fuller batch, and not for the end of a long pause of our own."""
+        self._hurried.set()
         self._news.set()
 
     async def run(self) -> None:
@@ -124,7 +125,7 @@ class Lane:
                 await self._news.wait()
             missing = self._first_at + batching.linger - time.monotonic()
             if (
-                self._hurry
+                self._hurried.is_set()
                 or missing <= 0
                 or self._waiting_bytes >= batching.max_bytes
                 or self.room <= 0
@@ -192,11 +193,22 @@ class Lane:
                     self.trouble_since = time.monotonic()
                     _log.warning("%s takes nothing now: %s; trying again", self.name, said)
                 self.trouble = said
-                # Spread out, so that a fleet does not come back in step.
-                await asyncio.sleep(error.retry_after or pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = await self._rest(error.retry_after, pause)
                 continue
             if self.trouble is not None:
                 _log.info("%s takes lines again", self.name)
                 self.trouble, self.trouble_since = None, None
             return result
+
+    async def _rest(self, asked: float | None, pause: float) -> float:
+        """Wait before the next try, and return how long to wait before the one after it."""
+        # Spread out, so that a fleet does not come back in step.
+        rest = asked or pause * random.uniform(0.5, 1.0)  # noqa: S311
+        if asked or self._hurried.is_set():
+            await asyncio.sleep(rest)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._hurried.wait()
+                    return _FIRST_PAUSE  # the receiver may be back, and there are only seconds left
+        return min(pause * 2, _LONGEST_PAUSE)

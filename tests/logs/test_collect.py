@@ -17,6 +17,7 @@ from logs_support import PAD
 from sidecar import logs
 from sidecar.disk import inotify
 from sidecar.logs import collector as collecting_module
+from sidecar.logs import lane
 from sidecar.logs.checkpoint import Checkpoint
 from sidecar.logs.collector import Collector
 from sidecar.logs.sinks.deadletter import DeadLetterFile
@@ -418,6 +419,29 @@ async def test_told_to_stop_it_reads_to_the_end_first(log: LogFile, eventually: 
         await eventually(lambda: collector.started)
         log.write(*(str(n) for n in range(50_000)))
     assert len(sink.lines) == 50_000
+
+
+async def test_told_to_stop_it_asks_a_receiver_that_was_away_again(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pauses grow to half a minute, more than there is to drain: a receiver that is back by then gets its lines."""
+    monkeypatch.setattr(lane, "_FIRST_PAUSE", 60.0)
+
+    class Away(MemorySink):
+        away = True
+
+        async def write(self, batch: logs.Batch) -> logs.Receipt:
+            if self.away:
+                raise logs.SinkUnavailable("away")
+            return await super().write(batch)
+
+    sink = Away()
+    log.write("one")
+    collector = Collector(logs.tail(log.path), [], [sink])
+    async with collecting(collector, drain_timeout=5.0):
+        await eventually(lambda: collector.lanes[0].trouble is not None)
+        sink.away = False
+    assert sink.lines == ["one"]
 
 
 async def test_a_last_line_without_newline_is_delivered_at_the_end_if_its_writer_is_gone(
