@@ -389,12 +389,13 @@ class Collector:
             if self._hints.fd is not None:
                 asyncio.get_running_loop().remove_reader(self._hints.fd)
             self._hints.close()
-        if len(opened) == len(self.lanes):
-            await self._save()
-        self._report()
-        for lane in opened:
-            await lane.sink.close()
-        await in_thread(self.source.close)
+        async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
+            stack.push_async_callback(in_thread, self.source.close)
+            for lane in opened:
+                stack.push_async_callback(lane.sink.close)
+            if len(opened) == len(self.lanes):
+                await self._save()
+            self._report()
 
     # -- what the lanes say
 

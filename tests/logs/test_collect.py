@@ -483,6 +483,22 @@ async def test_the_end_leaves_no_descriptor_and_no_task(log: LogFile, offsets: P
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+async def test_a_sink_that_fails_to_close_keeps_nothing_else_open(log: LogFile) -> None:
+    """Its error comes out, and the other sinks and the files are closed all the same."""
+
+    class Stuck(MemorySink):
+        async def close(self) -> None:
+            raise OSError("stuck")
+
+    before, other = set(os.listdir("/proc/self/fd")), MemorySink("other")
+    log.write("one")
+    sinks = [Stuck("stuck"), other]
+    with pytest.raises(OSError, match="stuck"):
+        await logs.collect(logs.tail(log.path), sink=sinks, until_end=True)
+    assert other.closed
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
 async def test_a_second_cancellation_does_not_wait_for_the_drain(log: LogFile) -> None:
     """Somebody is in a hurry."""
     sink = MemorySink()

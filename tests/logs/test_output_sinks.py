@@ -16,6 +16,7 @@ import pytest
 
 import sidecar
 from sidecar import logs
+from sidecar.disk import atomic
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks import file as files
 from sidecar.logs.sinks.file import FileSink
@@ -225,9 +226,16 @@ async def test_it_goes_on_in_a_new_file_when_somebody_renames_the_old_one(tmp_pa
     assert (tmp_path / "out").read_text() == "two\n"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EIO, "look after its volume"),
+    ],
+)
 async def test_a_full_volume_leaves_no_half_line_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
 ) -> None:
     """Half of the batch was written when the disk was full."""
     sink = FileSink(tmp_path / "out")
@@ -240,12 +248,43 @@ async def test_a_full_volume_leaves_no_half_line_and_is_tried_again(
 
     with monkeypatch.context() as planted:
         planted.setattr(files, "_write_all", full)
-        with pytest.raises(logs.SinkUnavailable, match="free some space"):
+        with pytest.raises(logs.SinkUnavailable, match=remedy):
             await sink.write(batch("two"))
     assert (tmp_path / "out").read_text() == "one\n"
     await sink.write(batch("two"))
     await sink.close()
     assert (tmp_path / "out").read_text() == "one\ntwo\n"
+
+
+async def test_lines_that_could_not_be_made_durable_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of a failed sync once, and has dropped the pages then: nothing may rely on them, and no later sync."""
+    source, offsets, out = tmp_path / "app.log", tmp_path / "offsets.json", tmp_path / "out"
+    source.write_text("one\n")
+    await logs.collect(logs.tail(source, checkpoint=offsets), sink=FileSink(out), until_end=True)
+    durable, sync = out.stat().st_size, os.fdatasync
+    failed: list[int] = []
+
+    def fails_once(fd: int) -> None:
+        if not failed:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    with monkeypatch.context() as planted, source.open("a") as file:
+        file.write("two\n")
+        file.flush()
+        planted.setattr(atomic, "sync_data", fails_once)
+        with pytest.raises(
+            sidecar.SidecarError, match=f"cannot make {out} durable: input/output error"
+        ):
+            await logs.collect(
+                logs.tail(source, checkpoint=offsets), sink=FileSink(out), until_end=True
+            )
+    os.truncate(out, durable)  # as it is when the pages are read from the disk again
+    await logs.collect(logs.tail(source, checkpoint=offsets), sink=FileSink(out), until_end=True)
+    assert out.read_text() == "one\ntwo\n"
 
 
 async def test_two_collectors_cannot_share_a_file(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EFBIG: "raise the limit for the size of files, or let it rotate by max_bytes",
+}
 _MOST_PIECES = 512  # below IOV_MAX
 _MOST_BYTES = 512 << 10
 """Bytes of one system call. For more than 1 MiB ext4 looks for huge pages to cache them in: where those have to be
@@ -58,6 +63,7 @@ class FileSink(BaseSink):
     The file belongs to the sink alone: what others append to it may be cut off at the next start.
     If something else renames it (logrotate), the sink goes on in a new file.
     While the volume is full, nothing is lost and nothing half written: the sink waits.
+    A failed sync ends the collection: what was written since the last checkpoint is written anew at the next start.
 
     Args:
         path: the file. Its directory is made if it is missing.
@@ -92,6 +98,7 @@ class FileSink(BaseSink):
         self._fd = -1
         self._size = 0
         self._synced = True
+        self._sync_error: str | None = None
         # `flush` comes from another task than `write`, and so from another thread.
         self._turn = threading.Lock()
 
@@ -187,7 +194,7 @@ class FileSink(BaseSink):
                 raise
             raise SinkUnavailable(
                 f"cannot write to {self.path}: {os.strerror(error.errno or 0).lower()}"
-                " (free some space; lines wait meanwhile)"
+                f" ({_REMEDIES.get(error.errno, 'look after its volume')}; lines wait meanwhile)"
             ) from error
         self._synced = False
         return self._position()
@@ -217,15 +224,31 @@ class FileSink(BaseSink):
         self._begin()
 
     def _sync(self) -> None:
-        if self._fd >= 0 and not self._synced:
-            self._synced = True
-            atomic.sync_data(self._fd)
+        """Make durable what was written; a sync that has failed once is never tried again: it would seem to work.
+
+        Raises:
+            SidecarError: it has failed. What is written anew after the next start can be synced anew.
+        """
+        if self._fd >= 0 and not self._synced and self._sync_error is None:
+            try:
+                atomic.sync_data(self._fd)
+            except OSError as error:
+                self._sync_error = os.strerror(error.errno or 0).lower()
+            else:
+                self._synced = True
+        if self._sync_error is not None:
+            raise _errors.SidecarError(
+                f"cannot make {self.path} durable: {self._sync_error} (look after its volume;"
+                " what was written since the last checkpoint is written again at the next start)"
+            )
 
     def _close(self) -> None:
         if self._fd >= 0:
-            self._sync()
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+            try:
+                self._sync()
+            finally:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
     def _numbered(self, number: int) -> str:
         return f"{self.path}.{number}"
