@@ -74,7 +74,8 @@ class Commits:
             return
         wish.given_up = True
         one = self._rounds.get(wish.name)
-        if one is not None and all(other.given_up for other in one.wishes):
+        # It may have been told already, and the next round have begun.
+        if one is not None and wish in one.wishes and all(other.given_up for other in one.wishes):
             one.publish.cancel()
 
     async def put(self, name: str, data: bytes) -> Publication:

@@ -115,6 +115,27 @@ async def test_a_publish_goes_on_for_those_who_still_wait_for_it() -> None:
     assert disk.published == [b"first", b"other"]
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_is_cancelled_when_it_was_told_already_takes_nobody_along(turns: int) -> None:
+    """Its publish has ended, and those who came after it are gathering for theirs."""
+    disk = Disk()
+    commits = Commits(disk.publish)
+    first = asyncio.create_task(commits.put("config", b"first"))
+    await disk.begun.wait()
+    second = asyncio.create_task(commits.put("config", b"second"))
+    await asyncio.sleep(0)
+    disk.turn.release()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    first.cancel()
+    disk.turn.release()
+
+    await asyncio.wait({first, second})
+
+    assert not second.cancelled()
+    assert second.result().version == version_of(b"second")
+
+
 async def test_64_writers_share_the_syncs_of_a_real_volume(tmp_path: Path) -> None:
     """All are acknowledged, the last one is there, and history holds what became visible."""
     volume = Volume(tmp_path, keep=100)
