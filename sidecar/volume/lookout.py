@@ -127,20 +127,22 @@ class Lookout:
         """Look, judge, tell, and wait: one round after the other until `stop`."""
         try:
             while not self._stopping:
-                self._sleep(self._round_or_death())
+                self._round_or_death()
         finally:
             self._hints.close()
             self._eye.close()
             self._bell.close()
             self._ended()
 
-    def _round_or_death(self) -> float:
-        """Do one round; whatever ends it is counted, told once, and it begins again."""
+    def _round_or_death(self) -> None:
+        """Do one round, and wait for the next; whatever ends it is counted, told once, and it begins again."""
         self.busy_since = time.monotonic()
         try:
-            return self._round()
+            pause = self._round()
+            self.busy_since = None
+            self._sleep(pause)
         except _Stopped:
-            return 0.0
+            return
         except Exception as error:
             death = f"the watch of {self.path} fails: {error!r}"
             if self._told != (None, death):
@@ -149,9 +151,8 @@ class Lookout:
                 self._told = (None, death)
                 self._tell(News(death=death))
             self._armed, self._before, self._unsure = None, None, True
-            return self._recheck
-        finally:
             self.busy_since = None
+            self._bell.wait(self._recheck, None)
 
     def _get_on(self) -> None:
         """Note that a large file is being read, and that nothing hangs; stop where nobody waits for it any more."""

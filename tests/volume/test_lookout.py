@@ -26,12 +26,16 @@ class FakeHints:
         self._bell = bell
         self._seen = Activity()
         self.arms = 0
+        self.fail_next = False
 
     def arm(self, targets: Sequence[Target]) -> None:
         assert targets
         self.arms += 1
 
     def drain(self) -> Activity:
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("planted")
         seen, self._seen = self._seen, Activity()
         return seen
 
@@ -124,3 +128,15 @@ def test_after_an_exception_everything_is_read_and_armed_again(
     assert world.hints.arms == arms + 1
     assert (False, False) in world.looks[looks:]
     assert "failed and begins again" in caplog.text
+
+
+@pytest.mark.parametrize("world", [0.05], indirect=True)
+def test_an_exception_between_two_looks_does_not_end_it_unseen(world: World) -> None:
+    """It is told as a failure, as a liveness probe must hear of it, and it begins again."""
+    before, arms = len(world.told), world.hints.arms
+    world.hints.fail_next = True
+    wait(lambda: len(world.told) >= before + 2)
+    death, again = world.told[before : before + 2]
+    assert "planted" in str(death.death)
+    assert again.snapshot is not None
+    assert world.hints.arms == arms + 1
