@@ -573,10 +573,12 @@ def _problem(
 ) -> web.HTTPException:
     match exc:
         case http_exceptions.LineTooLong(args=(_, limit, *_)):
-            kind = "uri-too-long" if limit == longest_line else "head-too-large"
-            return problems.Problem(
-                kind, f"it has more than {limit} bytes; send large contents with PUT /files/NAME"
+            kind, remedy = (
+                ("uri-too-long", "send large contents with PUT /files/NAME")
+                if limit == longest_line
+                else ("head-too-large", "send shorter headers")
             )
+            return problems.Problem(kind, f"it has more than {limit} bytes; {remedy}")
         case http_exceptions.InvalidURLError():
             return problems.Problem(
                 "bad-request",

@@ -206,6 +206,17 @@ async def test_what_is_no_http_gets_a_problem_and_no_traceback(
     assert caplog.records == [r for r in caplog.records if r.levelname in {"DEBUG", "INFO"}]
 
 
+async def test_each_limit_of_a_head_says_what_to_change(
+    served: Serve, slow: web.Application
+) -> None:
+    """A content in the address can be sent in another way; a header can only be shorter."""
+    one = await served(slow)
+    address = b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    header = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * 70_000 + b"\r\n\r\n"
+    assert b"send large contents with PUT" in await talk(one.port, address)
+    assert b"more than 8190 bytes; send shorter headers" in await talk(one.port, header)
+
+
 @pytest.mark.parametrize(
     "header", ["If-Match", "If-None-Match", "Prefer", "Content-Range", "Range"]
 )
