@@ -149,3 +149,22 @@ def as_user(number: int) -> Iterator[None]:
         os.seteuid(user)
         os.setegid(group)
         os.setgroups(groups)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """The descriptor of a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def failing(error: int, calls: list[int] | None = None) -> Callable[..., None]:
+    """Return a system call that fails each time, and notes that it was called."""
+
+    def fail(*args: object, **_: object) -> None:
+        if calls is not None:
+            calls.append(len(calls))
+        raise OSError(error, os.strerror(error))
+
+    return fail

@@ -1,9 +1,13 @@
 """Floor 2: the disk. Plain blocking functions that know no event loop.
 
-`beneath` opens and reads without ever leaving a volume, `pinned` holds large files open,
-`atomic` is the only place that renames and syncs,
-`generations` lays sets of files out as kubelet does,
-`hints` says what a hint of a change is; `inotify` and `portable` give some, `events` chooses between them,
+Read: `beneath` opens and reads without ever leaving a volume, `pinned` holds large files open,
+`mounts` tells what the volume is.
+
+Write: `atomic` makes one file, and is the only place that renames and syncs; `trees` makes directories and removes what is in them,
+`generations` lays sets of files out as kubelet does, under names that `naming` knows.
+`locks` lets one writer in at a time, and clears away after killed ones; `failures` says what to change when it is not possible.
+
+Notice: `hints` says what a hint of a change is; `inotify` and `portable` give some, `events` chooses between them,
 and a `bell` wakes who waits.
 Higher floors call them in a thread, one unit of work in one hop.
 """

@@ -17,10 +17,10 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from sidecar import _errors
+from sidecar.disk import mounts
 
 #: `openat2` has the same number on every architecture that Python runs on under Linux.
 _SYS_OPENAT2 = 437
@@ -86,35 +86,6 @@ def openat2_works() -> bool:
     return _kernel.available
 
 
-def mount_point(path: str) -> tuple[str, str]:
-    """Return the mount point that holds `path`, and its filesystem type.
-
-    The longest mount point that is a prefix of the path as written, by `/proc/self/mountinfo`; see proc(5).
-    Where that file is missing, `("/", "unknown")`.
-    """
-    wanted = os.path.abspath(path)
-    best, kind = "/", "unknown"
-    for mount in _mounts():
-        # A later line is mounted over an earlier one at the same point.
-        holds = wanted == mount.point or wanted.startswith(mount.point.rstrip("/") + "/")
-        if holds and len(mount.point) >= len(best):
-            best, kind = mount.point, mount.kind
-    return best, kind
-
-
-def filesystem(fd: int) -> str:
-    """Return the type of the file system that an open file lies on, `unknown` where the kernel does not say.
-
-    By the number of its mount in `/proc/self/fdinfo`, so neither links nor other mounts in the way mislead it.
-    """
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
-            number = next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), None)
-    except OSError:
-        return "unknown"
-    return next((mount.kind for mount in _mounts() if mount.number == number), "unknown")
-
-
 def open_directory(path: str) -> int:
     """Open a directory of a volume for reading, and return its descriptor.
 
@@ -126,7 +97,7 @@ def open_directory(path: str) -> int:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     whole = os.path.abspath(path)
-    root = mount_point(whole)[0]
+    root = mounts.mount_point(whole)[0]
     if root == "/":
         return os.open(whole, flags)
     root_fd = os.open(root, flags)
@@ -150,6 +121,11 @@ def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
     if _kernel.available:
         return _kernel.open(dir_fd, path, wanted)
     return _walk(dir_fd, path, wanted)
+
+
+def open_here(dir_fd: int, name: str) -> int:
+    """Open a directory that lies in another one, without following a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
 
 
 def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
@@ -269,33 +245,6 @@ def _read_all(fd: int, expected: int, limit: int) -> bytes:
         chunks.append(chunk)
         total += len(chunk)
     return b"".join(chunks)
-
-
-class _Mount(NamedTuple):
-    number: bytes
-    point: str
-    kind: str
-
-
-def _mounts() -> Iterator[_Mount]:
-    """Yield the mounts that this process sees, in the order in which they were made."""
-    try:
-        with open("/proc/self/mountinfo", "rb") as table:
-            lines = table.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        left, _, right = line.partition(b" - ")
-        fields = left.split(b" ", 5)
-        yield _Mount(fields[0], _unescape(fields[4]), os.fsdecode(right.split(b" ", 1)[0]))
-
-
-def _unescape(field: bytes) -> str:
-    """Undo the octal escapes of mountinfo: space, tab, newline and backslash."""
-    if b"\\" in field:
-        for code in (b"040", b"011", b"012", b"134"):
-            field = field.replace(b"\\" + code, bytes([int(code, 8)]))
-    return os.fsdecode(field)
 
 
 class _Kernel:

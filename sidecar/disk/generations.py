@@ -22,8 +22,8 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import NoReturn, Self
 
-from sidecar.disk import atomic, beneath, pinned
-from sidecar.disk.atomic import DATA, GENERATION, HIDDEN
+from sidecar.disk import atomic, beneath, naming, pinned, trees
+from sidecar.disk.naming import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
 #: which saves about a third of the time of a set of thousands.
@@ -71,7 +71,7 @@ def build(
         ContentAltered: a file that is to be copied is not what it was.
         OSError: whatever the file system says; nothing is left of it then.
     """
-    name = atomic.temporary_name()
+    name = naming.temporary_name()
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     try:
         with _Builder(dir_fd, name, mode, group, durable) as builder:
@@ -81,7 +81,7 @@ def build(
                 builder.take_over(path)
             builder.finish()
     except BaseException:
-        atomic.remove_tree(dir_fd, name)
+        trees.remove(dir_fd, name)
         raise
     return name
 
@@ -128,7 +128,7 @@ class Links:
             try:
                 atomic.move(self._dir_fd, temporary, self._dir_fd, entry)
             except IsADirectoryError:
-                atomic.exchange(self._dir_fd, temporary, entry)
+                trees.remove(self._dir_fd, atomic.exchange(self._dir_fd, temporary, entry))
             del self._staged[entry]
         for entry in self._obsolete:
             with contextlib.suppress(FileNotFoundError):
@@ -137,11 +137,11 @@ class Links:
     def discard(self) -> None:
         """Remove the links that were not put in place. Never raises."""
         for temporary in self._staged.values():
-            atomic.remove_tree(self._dir_fd, temporary)
+            trees.remove(self._dir_fd, temporary)
         self._staged.clear()
 
     def _stage(self, entry: str, target: str) -> None:
-        temporary = atomic.temporary_name()
+        temporary = naming.temporary_name()
         os.symlink(target, temporary, dir_fd=self._dir_fd)
         self._staged[entry] = temporary
 
@@ -152,14 +152,14 @@ def sweep(dir_fd: int) -> int:
     Their writer was killed between naming them and the switch.
     They are newer than the one in force, because the time in the names only grows.
     """
-    current = atomic.in_force(dir_fd)
+    current = naming.in_force(dir_fd)
     if current is not None and not current.startswith(GENERATION):
         return 0  # a generation of somebody else's: nothing tells the age of ours beside it
     newest = stamp_of(current or "")
     found = [entry for entry in os.listdir(dir_fd) if entry.startswith(GENERATION)]
     unborn = [entry for entry in found if stamp_of(entry) > newest]
     for entry in unborn:
-        atomic.remove_tree(dir_fd, entry)
+        trees.remove(dir_fd, entry)
     return len(unborn)
 
 
@@ -171,7 +171,7 @@ class _Builder:
         self._mode = mode
         self._group = group
         self._dir_fd = dir_fd
-        self._directories = {"": atomic.open_here(dir_fd, name)}
+        self._directories = {"": beneath.open_here(dir_fd, name)}
         self._sources: dict[str, int] = {}
         self._pending: list[int] = []
 
@@ -210,7 +210,7 @@ class _Builder:
         """Wait until the files are on the disk, then open the directories to readers and sync them."""
         self._sync_pending()
         for fd in self._directories.values():
-            atomic.give(fd, atomic.keep_setgid(fd), self._group)
+            atomic.give(fd, trees.keep_setgid(fd), self._group)
         if self._durable:
             for fd in reversed(self._directories.values()):
                 atomic.sync_directory(fd)
@@ -252,7 +252,7 @@ class _Builder:
             above, _, name = path.rpartition("/")
             parent = self._directory(above)
             os.mkdir(name, 0o700, dir_fd=parent)
-            self._directories[path] = atomic.open_here(parent, name)
+            self._directories[path] = beneath.open_here(parent, name)
         return self._directories[path]
 
     def _source(self, path: str) -> int:
@@ -276,7 +276,7 @@ def check_places(dir_fd: int, names: Collection[str]) -> None:
 
 def _to_be_linked(dir_fd: int, names: Collection[str]) -> list[str]:
     """Return the entries that have no link yet, each with a place for it."""
-    missing = [e for e in sorted(_top(names)) if atomic.link_target(dir_fd, e) != _through_data(e)]
+    missing = [e for e in sorted(_top(names)) if naming.link_target(dir_fd, e) != _through_data(e)]
     for entry in missing:
         _check_place(dir_fd, entry, names)
     return missing
@@ -293,7 +293,7 @@ def _through_data(entry: str) -> str:
 def _visible(dir_fd: int) -> list[str]:
     """Return the visible links of ours."""
     entries = [entry for entry in os.listdir(dir_fd) if not entry.startswith(HIDDEN)]
-    return [entry for entry in entries if atomic.link_target(dir_fd, entry) == _through_data(entry)]
+    return [entry for entry in entries if naming.link_target(dir_fd, entry) == _through_data(entry)]
 
 
 def _check_place(dir_fd: int, entry: str, names: Collection[str]) -> None:
@@ -311,8 +311,8 @@ def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
 
 
 def _files_in(dir_fd: int, entry: str) -> Iterator[str]:
-    for path, directories, files, fd in atomic.walk(dir_fd, entry, onerror=_raise):
-        deeper = directories if path.count("/") >= atomic.DEEPEST else ()
+    for path, directories, files, fd in trees.walk(dir_fd, entry, onerror=_raise):
+        deeper = directories if path.count("/") >= trees.DEEPEST else ()
         yield from (f"{path}/{name}" for name in (*files, *deeper))
         with os.scandir(fd) as listing:
             yield from (f"{path}/{link.name}" for link in listing if link.is_symlink())

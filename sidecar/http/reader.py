@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import mounts
 from sidecar.http import (
     answers,
     bearer,
@@ -130,7 +130,7 @@ READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
 
 async def _refuse_single_mount(path: str, _: web.Application) -> None:
     """Raise where the container should rather fail than serve an old content for ever."""
-    if await threads.in_thread(atomic.is_single_file_mount, path):
+    if await threads.in_thread(mounts.is_single_file, path):
         raise _errors.ReadError(
             errno.EBUSY,
             f"cannot follow {path}: the file is a mount of its own (subPath), which never shows"

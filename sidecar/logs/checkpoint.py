@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, locks, naming, trees
 from sidecar.logs.identity import Place, Print
 
 VERSION = 1
@@ -85,7 +85,7 @@ class Checkpoint:
             return True
         directory, name = os.path.split(os.path.abspath(self.path))
         try:
-            atomic.make_directory(directory)
+            trees.make_directory(directory)
             # A file of its own: the checkpoint is another file after each save. The leading dot hides it from patterns.
             lock = os.path.join(directory, f".{name}.lock")
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
@@ -150,7 +150,7 @@ class Checkpoint:
         if data == self._last:
             return False
         directory, name = os.path.split(os.path.abspath(self.path))
-        atomic.make_directory(directory)
+        trees.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             staged = atomic.Staged(dir_fd)
@@ -245,8 +245,8 @@ def _sweep(directory: str) -> None:
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with atomic.locked(dir_fd, timeout=1.0, where=directory):
-                atomic.sweep(dir_fd)
+            with locks.locked(dir_fd, timeout=1.0, where=directory):
+                locks.sweep(dir_fd)
         finally:
             os.close(dir_fd)
 
@@ -267,7 +267,7 @@ def _read(path: str) -> bytes:
 
 def _keep_previous(dir_fd: int, name: str) -> None:
     """Give the present checkpoint a second name, in one step: there is never a moment without one."""
-    temporary = atomic.TEMPORARY + name + PREVIOUS
+    temporary = naming.TEMPORARY + name + PREVIOUS
     with contextlib.suppress(OSError):
         os.unlink(temporary, dir_fd=dir_fd)
     with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sidecar.disk import beneath, events
+from sidecar.disk import events, mounts
 from sidecar.disk.inotify import Inotify
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class DirectoryHints:
 
     def _add(self, inotify: Inotify, path: str) -> None:
         try:
-            if events.is_remote(beneath.mount_point(os.path.realpath(path))[1]):
+            if events.is_remote(mounts.mount_point(os.path.realpath(path))[1]):
                 self._silent.add(path)
                 return
             number = inotify.add(path)

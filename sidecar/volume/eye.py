@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, hints
+from sidecar.disk import beneath, hints, mounts, naming
 from sidecar.volume import loading
 from sidecar.volume.sighting import Sighting
 
@@ -99,8 +99,8 @@ class Eye:
     def filesystem(self) -> str:
         """Return the type of the file system that is looked at."""
         if self._fd >= 0:
-            return beneath.filesystem(self._fd)
-        return beneath.mount_point(self._directory())[1]
+            return mounts.filesystem(self._fd)
+        return mounts.mount_point(self._directory())[1]
 
     def close(self) -> None:
         """Give the descriptor back; the next look opens again."""
@@ -172,10 +172,10 @@ class Eye:
         if not self._single or self._fd < 0:
             return None, {}
         name = self._place[1]
-        link = atomic.link_target(self._fd, name)
+        link = naming.link_target(self._fd, name)
         self._linked = link is not None
-        if link is None or link.startswith(atomic.DATA + "/"):
-            return frozenset((os.fsencode(name), os.fsencode(atomic.DATA))), {atomic.DATA: name}
+        if link is None or link.startswith(naming.DATA + "/"):
+            return frozenset((os.fsencode(name), os.fsencode(naming.DATA))), {naming.DATA: name}
         # Whatever a link leads to may be exchanged on the way: every event is a reason to look.
         return None, {} if "/" in link else {link: name}
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sidecar.disk import atomic, beneath
+from sidecar.disk import atomic, beneath, naming, trees
 from sidecar.disk.generations import stamp_of
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
@@ -75,7 +75,7 @@ def directory_of(name: str) -> str:
 
 def newest(dir_fd: int, name: str) -> str | None:
     """Return the version that was kept last of a loose file, None if there is none."""
-    with contextlib.suppress(OSError), atomic.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
         entries = os.listdir(fd)
         return version_in(max(entries)) if entries else None
     return None
@@ -91,17 +91,17 @@ def keep_file(dir_fd: int, name: str, version: str, stamp: int, keep: int) -> No
     above, _, leaf = name.rpartition("/")
     with (
         contextlib.suppress(OSError),
-        atomic.inside(dir_fd, above) as parent,
-        atomic.inside(dir_fd, directory_of(name), make=True) as fd,
+        trees.inside(dir_fd, above) as parent,
+        trees.inside(dir_fd, directory_of(name), make=True) as fd,
     ):
         entries = sorted(os.listdir(fd))
         if entries and version_in(entries[-1]) == version:
-            atomic.remove_tree(fd, entries.pop())  # published again, because it was in doubt
+            trees.remove(fd, entries.pop())  # published again, because it was in doubt
         # The clock may have gone back; the order must not.
         entry = entry_name(max(stamp, stamp_of(entries[-1]) + 1 if entries else 0), version)
         os.link(leaf, entry, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
         for old in [*entries, entry][:-keep]:
-            atomic.remove_tree(fd, old)
+            trees.remove(fd, old)
 
 
 def retire(dir_fd: int, generation: str, keep: int) -> None:
@@ -112,19 +112,19 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
     if keep > 1:
         with (
             contextlib.suppress(OSError),
-            atomic.inside(dir_fd, DIRECTORY, make=True) as fd,
+            trees.inside(dir_fd, DIRECTORY, make=True) as fd,
         ):
-            atomic.move(dir_fd, generation, fd, generation.removeprefix(atomic.HIDDEN))
+            atomic.move(dir_fd, generation, fd, generation.removeprefix(naming.HIDDEN))
             for old in sorted(e for e in os.listdir(fd) if e.startswith(_SET))[: 1 - keep]:
-                atomic.remove_tree(fd, old)
-    atomic.remove_tree(dir_fd, generation)
+                trees.remove(fd, old)
+    trees.remove(dir_fd, generation)
 
 
 def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
     """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
     total = 0
     with contextlib.suppress(OSError):
-        for _, _, files, fd in atomic.walk(dir_fd, folder):
+        for _, _, files, fd in trees.walk(dir_fd, folder):
             for name in files:
                 with contextlib.suppress(OSError):
                     total += _lstat(fd, name).st_size
@@ -137,10 +137,10 @@ def forget(dir_fd: int) -> bool:
     The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
     """
     forgotten = False
-    with contextlib.suppress(OSError), atomic.inside(dir_fd, DIRECTORY) as fd:
+    with contextlib.suppress(OSError), trees.inside(dir_fd, DIRECTORY) as fd:
         for entry in os.listdir(fd):
             if entry.startswith(_SET):
-                atomic.remove_tree(fd, entry)
+                trees.remove(fd, entry)
                 forgotten = True
             elif entry.startswith(_FILE):
                 forgotten = _forget_old(fd, entry) or forgotten
@@ -150,12 +150,12 @@ def forget(dir_fd: int) -> bool:
 def _forget_old(dir_fd: int, folder: str) -> bool:
     old: list[str] = []
     with contextlib.suppress(OSError):
-        with atomic.inside(dir_fd, folder) as fd:
+        with trees.inside(dir_fd, folder) as fd:
             old = sorted(os.listdir(fd))
             if old and _lstat(fd, old[-1]).st_nlink > 1:
                 del old[-1]  # it is in force, and takes no room of its own
             for entry in old:
-                atomic.remove_tree(fd, entry)
+                trees.remove(fd, entry)
         os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
     return bool(old)
 
@@ -176,9 +176,9 @@ def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Versio
 
 def versions_of_set(dir_fd: int) -> list[Version]:
     """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old."""
-    current = atomic.in_force(dir_fd)
+    current = naming.in_force(dir_fd)
     found: list[Version] = []
-    for folder, prefix in ((".", atomic.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
             found += [v for e in ours if (v := _version(fd, folder, e)) is not None]
@@ -193,7 +193,7 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
         entries: list[str] = []
         fd = -1
         with contextlib.suppress(OSError):
-            fd = stack.enter_context(atomic.inside(dir_fd, folder))
+            fd = stack.enter_context(trees.inside(dir_fd, folder))
             entries = os.listdir(fd)
         yield fd, entries
 
@@ -215,7 +215,7 @@ def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
-    with atomic.inside(dir_fd, entry) as fd:
+    with trees.inside(dir_fd, entry) as fd:
         sizes = listing.names_beneath(fd).values()
         return len(sizes), sum(sizes)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath
+from sidecar.disk import beneath, naming
 
 _MAX_DEPTH = 32
 _MOST_NAMES = 1 << 20
@@ -35,7 +35,7 @@ def names_beneath(dir_fd: int) -> dict[str, int]:
     Raises:
         OSError: the directory cannot be read.
     """
-    with opened(dir_fd, atomic.in_force(dir_fd)) as fd:
+    with opened(dir_fd, naming.in_force(dir_fd)) as fd:
         return {name: signature.size for name, signature in list_visible(fd).files.items()}
 
 
@@ -43,7 +43,7 @@ def names_beneath(dir_fd: int) -> dict[str, int]:
 def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
     """Open the directory whose files count: the target of `..data`, else the directory itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY
-    fd = beneath.open_beneath(dir_fd, "." if generation is None else atomic.DATA, flags)
+    fd = beneath.open_beneath(dir_fd, "." if generation is None else naming.DATA, flags)
     try:
         yield fd
     finally:
@@ -106,7 +106,7 @@ def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
 
 
 def _is_visible(name: str) -> bool:
-    if name.startswith(atomic.HIDDEN) or name == "lost+found":
+    if name.startswith(naming.HIDDEN) or name == "lost+found":
         return False
     if name.isascii():
         return True

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, pinned
+from sidecar.disk import beneath, naming, pinned
 from sidecar.volume.listing import Listing, list_visible, opened
 from sidecar.volume.sighting import Mark, Sighting
 from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, Snapshot, version_of
@@ -86,12 +86,12 @@ def load_directory(
     """
     with beneath.reading(directory):
         for _ in range(_SET_RETRIES):
-            generation = atomic.in_force(dir_fd)
+            generation = naming.in_force(dir_fd)
             try:
                 reading = _Reading(before, working)
                 return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
-                if generation == atomic.in_force(dir_fd):
+                if generation == naming.in_force(dir_fd):
                     raise
                 # It was being removed, and another one is in force.
     raise _restless(directory)
@@ -109,7 +109,7 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
     try:
         if before.snapshot.name is not None:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
-        if atomic.in_force(dir_fd) != mark.generation:
+        if naming.in_force(dir_fd) != mark.generation:
             return False
         with opened(dir_fd, mark.generation) as fd:
             if quick:
@@ -181,7 +181,7 @@ def _load_once(
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
     with opened(dir_fd, generation) as held:
         listing = list_visible(held, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
-        if generation is not None and generation != atomic.in_force(dir_fd):
+        if generation is not None and generation != naming.in_force(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)
         _read(held, directory, listing, limit, reading)
@@ -292,10 +292,10 @@ def _restless(where: str) -> _errors.NothingPublished:
 
 def _generation(dir_fd: int, name: str) -> str | None:
     """Return the generation that a file is read from, None for one that lies loose."""
-    link = atomic.link_target(dir_fd, name)
-    if link is None or not link.startswith(atomic.DATA + "/"):
+    link = naming.link_target(dir_fd, name)
+    if link is None or not link.startswith(naming.DATA + "/"):
         return None
-    return atomic.in_force(dir_fd)
+    return naming.in_force(dir_fd)
 
 
 def _signature(dir_fd: int, name: str) -> beneath.Signature:

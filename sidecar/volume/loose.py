@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, pinned
+from sidecar.disk import atomic, beneath, failures, pinned, trees
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings
@@ -56,7 +56,7 @@ class LooseFiles:
         order.conditions.check(what, current)
         if status is not None and current == version and self._is_settled(fd, name):
             return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
-        with terms.staged(fd, content, where) as staged, atomic.placing(what):
+        with terms.staged(fd, content, where) as staged, failures.placing(what):
             _check_place(fd, name, status)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
             order.check()
@@ -80,7 +80,7 @@ class LooseFiles:
         if order.dry_run:
             return
         above, _, leaf = name.rpartition("/")
-        with atomic.publishing(what), atomic.inside(fd, above) as parent:
+        with failures.publishing(what), trees.inside(fd, above) as parent:
             os.unlink(leaf, dir_fd=parent)
             self._forget(name)
             try:
@@ -88,10 +88,10 @@ class LooseFiles:
             except OSError as error:
                 raise _errors.PublishUncertain(
                     f"deleted {where}, but perhaps not durably: syncing its directory failed:"
-                    f" {atomic.remedy(error)} (a power cut may bring it back)",
+                    f" {failures.remedy(error)} (a power cut may bring it back)",
                     "",
                 ) from error
-        atomic.prune(fd, above)
+        trees.prune(fd, above)
 
     def version(self, fd: int, name: str) -> str | None:
         """Return the version of a file as it is now, None where there is no regular file.
@@ -170,7 +170,7 @@ class LooseFiles:
         if not self._settings.durable:
             return True
         above, _, leaf = name.rpartition("/")
-        with contextlib.suppress(OSError), atomic.inside(fd, above) as parent:
+        with contextlib.suppress(OSError), trees.inside(fd, above) as parent:
             file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
             try:
                 signature = beneath.Signature.of(os.fstat(file))
@@ -186,7 +186,7 @@ class LooseFiles:
     def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
         """Rename and sync. After an error in the midst of that, look at what readers see now."""
         above, _, leaf = name.rpartition("/")
-        with atomic.inside(fd, above, make=True, durable=self._settings.durable) as parent:
+        with trees.inside(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
                 staged.replace(leaf, parent)
@@ -265,7 +265,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
     """
     above, _, leaf = name.rpartition("/")
     try:
-        with atomic.inside(fd, above) as parent:
+        with trees.inside(fd, above) as parent:
             return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -279,7 +279,7 @@ def _check_place(fd: int, name: str, status: os.stat_result | None) -> None:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         return
-    with contextlib.suppress(FileNotFoundError), atomic.inside(fd, name.rpartition("/")[0]):
+    with contextlib.suppress(FileNotFoundError), trees.inside(fd, name.rpartition("/")[0]):
         pass
 
 

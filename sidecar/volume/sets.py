@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sidecar import _errors
-from sidecar.disk import atomic, generations, pinned
+from sidecar.disk import atomic, failures, generations, naming, pinned, trees
 from sidecar.volume import history, loading, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.sighting import Sighting
@@ -40,7 +40,7 @@ class FileSet:
         versions = {name: terms.weigh(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
-            before = self.see(fd) if atomic.in_force(fd) is not None else None
+            before = self.see(fd) if naming.in_force(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
             if order.conditions:
@@ -109,18 +109,18 @@ class FileSet:
         """Finish what a killed writer began after its generation came in force."""
         with contextlib.suppress(_errors.ReadError):  # damaged: publishing a new one is the remedy
             self._mend_links(fd, list(self.see(fd).snapshot))
-            self._retire(fd, atomic.in_force(fd) or "")
+            self._retire(fd, naming.in_force(fd) or "")
 
     def expendable(self, fd: int) -> list[str]:
         """Return the generations in their grace that may go early: all but the one before the present."""
-        return _retiring(fd, atomic.in_force(fd) or "")[:-1]
+        return _retiring(fd, naming.in_force(fd) or "")[:-1]
 
     def _put_in_force(
         self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
     ) -> Publication:
         """Make a generation and switch to it; the one before goes into its grace period."""
-        version, created = snapshots.version_of_set(wanted.versions), atomic.in_force(fd) is None
-        with atomic.publishing(f"publish {self._settings.path}"):
+        version, created = snapshots.version_of_set(wanted.versions), naming.in_force(fd) is None
+        with failures.publishing(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
             if same is not None and (order.dry_run or self._is_settled(fd, wanted.versions)):
                 return Publication(version, False, False, same.snapshot.modified, wanted.size)
@@ -133,7 +133,7 @@ class FileSet:
                     return Publication(version, True, created, time.time(), wanted.size)
                 generation = self._switch(fd, new, wanted.versions, version)
             finally:
-                atomic.remove_tree(fd, new)  # it has another name by now, if all went well
+                trees.remove(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
         self._retire(fd, generation)
         modified = _newest(fd, generation, wanted.fresh)
@@ -159,13 +159,13 @@ class FileSet:
             generations.check_places(fd, names)
         except IsADirectoryError as error:
             where = self._settings.where(os.fspath(error.filename))
-            raise _errors.NameTaken(f"cannot publish {where}: {atomic.remedy(error)}") from error
+            raise _errors.NameTaken(f"cannot publish {where}: {failures.remedy(error)}") from error
 
     def _switch(self, fd: int, new: str, names: Collection[str], version: str) -> str:
         """Name a generation, put it in force, bring the visible links in line, and make all of it durable."""
         # The clock may have gone back; the order of generations must not.
-        stamp = max(time.time_ns(), generations.stamp_of(atomic.in_force(fd) or "") + 1)
-        name = atomic.GENERATION + history.entry_name(stamp, version)
+        stamp = max(time.time_ns(), generations.stamp_of(naming.in_force(fd) or "") + 1)
+        name = naming.GENERATION + history.entry_name(stamp, version)
         links = generations.Links(fd, name, names)
         switched = False
         try:
@@ -179,9 +179,9 @@ class FileSet:
         except OSError as error:
             # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
             with contextlib.suppress(OSError):
-                switched = atomic.in_force(fd) == name
+                switched = naming.in_force(fd) == name
             if not switched:
-                atomic.remove_tree(fd, name)
+                trees.remove(fd, name)
                 raise
             # A later sync that succeeds proves nothing: the next equal set is published anew.
             self._doubtful = True
@@ -197,7 +197,7 @@ class FileSet:
         """
         if self._doubtful:
             return False
-        generation = atomic.in_force(fd)
+        generation = naming.in_force(fd)
         with contextlib.suppress(OSError):
             if self._mend_links(fd, names) or self._durable != generation:
                 self._settings.sync_directory(fd)
@@ -269,7 +269,7 @@ def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged
 
 def _retiring(fd: int, current: str) -> list[str]:
     """Return the generations that are out of force, oldest first."""
-    entries = [e for e in os.listdir(fd) if e.startswith(atomic.GENERATION) and e != current]
+    entries = [e for e in os.listdir(fd) if e.startswith(naming.GENERATION) and e != current]
     return sorted(entries, key=generations.stamp_of)
 
 

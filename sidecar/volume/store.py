@@ -17,7 +17,17 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, generations, pinned
+from sidecar.disk import (
+    atomic,
+    beneath,
+    failures,
+    generations,
+    locks,
+    mounts,
+    naming,
+    pinned,
+    trees,
+)
 from sidecar.volume import history, listing, loading, loose, sets, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import Content, Snapshot
@@ -52,12 +62,12 @@ class Store:
 
     def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
-        with atomic.publishing(f"prepare {self._path}"):
-            atomic.make_directory(self._path)
+        with failures.publishing(f"prepare {self._path}"):
+            trees.make_directory(self._path)
         for name in initial:
             self._refuse_single_mount(check_name(name))
-        with self._writing(order) as fd, atomic.publishing(f"prepare {self._path}"):
-            swept = atomic.sweep(fd) + generations.sweep(fd)
+        with self._writing(order) as fd, failures.publishing(f"prepare {self._path}"):
+            swept = locks.sweep(fd) + generations.sweep(fd)
             if _has_set(fd):
                 self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
@@ -72,7 +82,7 @@ class Store:
         """Make a temporary file to stream into."""
 
         def stage(fd: int) -> atomic.Staged:
-            with atomic.publishing(f"publish to {self._path}"):
+            with failures.publishing(f"publish to {self._path}"):
                 return atomic.Staged(fd)
 
         with self._writing(order) as fd:
@@ -211,7 +221,7 @@ class Store:
         if volume.f_bavail * volume.f_frsize + kept < size:
             return False  # too large all the same: nothing has to be lost for it
         for entry in expendable:
-            atomic.remove_tree(fd, entry)
+            trees.remove(fd, entry)
         forgotten = history.forget(fd) or bool(expendable)
         if forgotten:
             _log.warning("%s is full: forgot older versions to make room", self._path)
@@ -220,12 +230,12 @@ class Store:
     def _read_in_force(self, fd: int, name: str) -> Content:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
-            generation = atomic.in_force(fd)
-            path = f"{atomic.DATA}/{name}" if generation is not None else name
+            generation = naming.in_force(fd)
+            path = f"{naming.DATA}/{name}" if generation is not None else name
             try:
                 return self._read(fd, path, name)
             except _errors.NothingPublished:
-                if atomic.in_force(fd) == generation:
+                if naming.in_force(fd) == generation:
                     raise
 
     def _read(self, fd: int, path: str, name: str) -> Content:
@@ -252,7 +262,7 @@ class Store:
             if not generations.is_generation(kept.entry):
                 one = self._read(fd, kept.entry, kept.entry)
                 return one if one.version == kept.version else None
-            with atomic.inside(fd, kept.entry) as generation:
+            with trees.inside(fd, kept.entry) as generation:
                 seen = loading.load_directory(generation, where, limit=limit, before=None)
                 old = seen.whole()
             return old if old.version == kept.version else None
@@ -260,7 +270,7 @@ class Store:
 
     def _refuse_single_mount(self, name: str) -> None:
         where = self._settings.where(name)
-        if atomic.is_single_file_mount(where):
+        if mounts.is_single_file(where):
             raise _errors.VolumeUnavailable(
                 errno.EBUSY,
                 f"cannot publish {where}: the file is a mount of its own (subPath), which can neither"
@@ -281,12 +291,12 @@ class Store:
     def _writing(self, order: Order) -> Iterator[int]:
         """Open the directory and keep every other writer out of it; every error is one of publishing."""
         end = time.monotonic() + _LOCK_TIMEOUT
-        with self._alone(end, order), atomic.publishing(f"publish to {self._path}"):
+        with self._alone(end, order), failures.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
                 fd = self._open()
                 try:
                     timeout = max(end - time.monotonic(), 0.0)
-                    with atomic.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
+                    with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
                         if _is_still(self._path, fd):
                             yield fd
                             return
@@ -326,7 +336,7 @@ class Store:
 
 
 def _has_set(fd: int) -> bool:
-    return atomic.in_force(fd) is not None
+    return naming.in_force(fd) is not None
 
 
 def _identity(fd: int) -> tuple[int, int]:

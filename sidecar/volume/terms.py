@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sidecar import _errors
-from sidecar.disk import atomic, pinned
+from sidecar.disk import atomic, failures, naming, pinned
 from sidecar.volume import snapshot as snapshots
 
 #: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
@@ -181,10 +181,10 @@ def size(content: Given) -> int:
 @contextmanager
 def staged(fd: int, content: Given, where: str) -> Iterator[atomic.Staged]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed."""
-    with atomic.publishing(f"publish {where}"):
+    with failures.publishing(f"publish {where}"):
         file = content[0] if isinstance(content, tuple) else atomic.Staged(fd)
     try:
-        with atomic.publishing(f"publish {where}"):
+        with failures.publishing(f"publish {where}"):
             if isinstance(content, bytes):
                 file.write(content)
             elif isinstance(content, snapshots.Content):
@@ -210,7 +210,7 @@ def uncertain(where: str, version: str, error: OSError) -> _errors.PublishUncert
     """Return the error for a content that is visible and could not be synced."""
     return _errors.PublishUncertain(
         f"published {where}, but perhaps not durably: readers see version {version[:8]},"
-        f" and syncing its directory failed: {atomic.remedy(error)}"
+        f" and syncing its directory failed: {failures.remedy(error)}"
         " (a power cut may bring the old content back; publish again once the storage is well)",
         version,
     )
@@ -250,7 +250,7 @@ def _wrong_with_part(part: str) -> str | None:
         return f"a part of it is longer than {_LONGEST_NAME} bytes"
     if part in ("", "."):
         return "a part of it is empty, or `.`"
-    if part.startswith(atomic.HIDDEN):
+    if part.startswith(naming.HIDDEN):
         return "parts that begin with `..` are reserved, and none may lead upwards"
     if part == "lost+found":
         return "file systems keep that name for themselves"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar import _errors
-from sidecar.disk import atomic, pinned
+from sidecar.disk import atomic, failures, pinned
 from sidecar.runtime import threads
 from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
@@ -93,7 +93,7 @@ class Upload:
         if not data:
             return
         staged = self._open_file()
-        with atomic.publishing(f"publish {self._where}"):
+        with failures.publishing(f"publish {self._where}"):
             if self._file is None:
                 self._file = _streaming(staged.fd)
             hashing = asyncio.ensure_future(self._hash(data))
@@ -116,7 +116,7 @@ class Upload:
         staged = self._open_file()
         if not self._store.durable or staged.size - self._settled < pinned.LARGE:
             return
-        with atomic.publishing(f"publish {self._where}"):
+        with failures.publishing(f"publish {self._where}"):
             try:
                 await threads.to_its_end(threads.in_thread(atomic.sync_data, staged.fd))
             except OSError:

@@ -1,4 +1,4 @@
-"""What several tests of hints need."""
+"""What several tests of the disk need."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def fd(tmp_path: Path) -> Iterator[int]:
     opened = os.open(tmp_path, os.O_RDONLY)
     yield opened
     os.close(opened)
+
+
+@pytest.fixture(params=[0o077, 0o000], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever the umask is."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)

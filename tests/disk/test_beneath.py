@@ -7,7 +7,6 @@ import ctypes
 import errno
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,47 +275,6 @@ def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
     kernel._syscall = interrupted  # type: ignore[assignment]
     beneath.close(kernel.open(volume, "config", os.O_RDONLY))
     assert next(answers, None) is None
-
-
-def test_the_mount_that_holds_a_path_is_the_nearest_above_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """By whole components; the last one mounted at a point counts; spaces are escaped in the table."""
-    table = tmp_path / "mountinfo"
-    table.write_bytes(
-        b"1 0 8:1 / / rw - ext4 /dev/a rw\n"
-        b"2 1 8:2 / /shared rw shared:1 - tmpfs none rw\n"
-        b"3 2 8:3 / /shared rw - nfs4 server:/ rw\n"
-        b"4 1 8:4 / /with\\040space rw - fuse.sshfs host rw\n"
-    )
-    real = open
-
-    def fake(file: object, *args: object, **kwargs: object) -> object:
-        return real(table if file == "/proc/self/mountinfo" else file, *args, **kwargs)  # type: ignore[call-overload]
-
-    monkeypatch.setattr("builtins.open", fake)
-    assert beneath.mount_point("/shared/config") == ("/shared", "nfs4")
-    assert beneath.mount_point("/shared-not") == ("/", "ext4")
-    assert beneath.mount_point("/with space/x") == ("/with space", "fuse.sshfs")
-    table.unlink()
-    assert beneath.mount_point("/shared/config") == ("/", "unknown")
-
-
-@pytest.mark.root
-def test_the_file_system_of_a_directory_is_that_of_its_mount(tmp_path: Path) -> None:
-    """Whatever links lead there."""
-    mounted = tmp_path / "mounted"
-    mounted.mkdir()
-    (tmp_path / "link").symlink_to("mounted")
-    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
-    try:
-        fd = os.open(tmp_path / "link", os.O_RDONLY)
-        assert beneath.filesystem(fd) == "tmpfs"
-        os.close(fd)
-        assert beneath.mount_point(str(mounted / "x"))[1] == "tmpfs"
-    finally:
-        subprocess.run(["umount", "--lazy", mounted], check=True)
-    assert beneath.filesystem(-1) == "unknown"
 
 
 def test_every_reason_says_what_to_change() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mounts import FileSystem, cut_power, image, loop
-from sidecar.disk import atomic
+from sidecar.disk import atomic, naming
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order, Settings
 
@@ -83,7 +83,7 @@ def examine(shared: Path, layout: str, acknowledged: int) -> list[str]:
     found = dict(store.snapshot())
     number = int(found["config"][:7])
     wanted = contents(number) if layout == "set" else {"config": contents(number)["config"]}
-    left = [e for e in shared.iterdir() if e.name.startswith(atomic.TEMPORARY)]
+    left = [e for e in shared.iterdir() if e.name.startswith(naming.TEMPORARY)]
     visible = {str(p.relative_to(shared)) for p in shared.glob("[!.]*") if p.is_file()}
     rules = {
         f"acknowledged was {acknowledged}, found {number}": number >= acknowledged,

@@ -17,7 +17,7 @@ import pytest
 
 import sidecar
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, locks
 from sidecar.runtime import metrics
 from sidecar.volume import loose
 from sidecar.volume.snapshot import Snapshot
@@ -470,7 +470,7 @@ async def test_a_directory_that_is_replaced_meanwhile_is_not_published_to(
     shared = tmp_path / "shared"
     volume = Volume(shared)
     await volume.prepare()
-    real, times = atomic._lock, iter([1])
+    real, times = locks._lock, iter([1])
 
     def replaced(fd: int, *arguments: object) -> bool:
         for _ in times:
@@ -478,7 +478,7 @@ async def test_a_directory_that_is_replaced_meanwhile_is_not_published_to(
             shared.mkdir()
         return real(fd, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(atomic, "_lock", replaced)
+    monkeypatch.setattr(locks, "_lock", replaced)
     await volume.put("config", "x")
     assert (shared / "config").read_text() == "x"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import failures
 
 State = Literal["ok", "note", "wrong"]
 Role = Literal["read", "write"]
@@ -53,7 +53,7 @@ class Patient:
 
 def reason(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-        return atomic.remedy(error)
+        return failures.remedy(error)
     return str(error)
 
 

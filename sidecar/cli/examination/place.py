@@ -15,7 +15,7 @@ from sidecar.cli.examination.findings import (
     rights,
     user_of,
 )
-from sidecar.disk import atomic, beneath
+from sidecar.disk import beneath, mounts
 
 
 def process() -> Finding:
@@ -108,7 +108,7 @@ def _open(patient: Patient) -> Iterator[Finding]:
 def mount(patient: Patient) -> Iterator[Finding]:
     """Where the volume begins, of which kind it is, and whether it is only a file of one."""
     plain = patient.path.rstrip("/") or "/"
-    if atomic.is_single_file_mount(plain):
+    if mounts.is_single_file(plain):
         yield Finding(
             "mount",
             "wrong",
@@ -116,7 +116,7 @@ def mount(patient: Patient) -> Iterator[Finding]:
             "mount the directory that holds it, without subPath",
         )
         return
-    point, patient.filesystem = beneath.mount_point(patient.directory or plain)
+    point, patient.filesystem = mounts.mount_point(patient.directory or plain)
     where = f"{patient.filesystem}, mounted at {point}"
     if point == "/":
         yield Finding(

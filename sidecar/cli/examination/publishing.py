@@ -14,7 +14,7 @@ from sidecar.cli.examination.findings import (
     amount,
     reason,
 )
-from sidecar.disk import atomic
+from sidecar.disk import atomic, locks, naming, trees
 
 _OLD = 60.0
 """Seconds after which a temporary file is taken to be left over: no publish takes as long."""
@@ -49,11 +49,11 @@ def write(patient: Patient) -> Iterator[Finding]:
     """Try a publish in small: every step of it, timed, under names that nobody reads."""
     if not patient.writable:
         return
-    names = [f"{atomic.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
+    names = [f"{naming.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
     staged: atomic.Staged | None = None
     begin = time.perf_counter()
     try:
-        with atomic.locked(patient.fd, timeout=5.0, where=patient.directory):
+        with locks.locked(patient.fd, timeout=5.0, where=patient.directory):
             staged = atomic.Staged(patient.fd)
             staged.write(b"sidecar doctor was here\n")
             staged.seal(0o644, None)
@@ -67,7 +67,7 @@ def write(patient: Patient) -> Iterator[Finding]:
         if staged is not None:
             staged.discard()
         for name in names:
-            atomic.remove_tree(patient.fd, name)
+            trees.remove(patient.fd, name)
     took = time.perf_counter() - begin
     slow = took > _SLOW_SYNC
     yield Finding(
@@ -99,7 +99,7 @@ def left_overs(patient: Patient) -> Iterator[Finding]:
     found = [
         name
         for name in patient.entries
-        if (name.startswith(atomic.TEMPORARY) or name == "..data_tmp") and _is_old(patient.fd, name)
+        if (name.startswith(naming.TEMPORARY) or name == "..data_tmp") and _is_old(patient.fd, name)
     ]
     if found:
         yield Finding(

@@ -11,7 +11,7 @@ from sidecar.cli.examination.findings import (
     amount,
     reason,
 )
-from sidecar.disk import atomic, beneath
+from sidecar.disk import beneath, naming
 from sidecar.volume import history, loading, snapshot
 
 _SHOWN = 5
@@ -19,16 +19,16 @@ _SHOWN = 5
 
 def layout(patient: Patient) -> Iterator[Finding]:
     """How the files are laid out, which tells who publishes here."""
-    generation = atomic.link_target(patient.fd, atomic.DATA)
+    generation = naming.link_target(patient.fd, naming.DATA)
     if generation is None:
         links = [n for n in patient.entries if not n.startswith(".") and _is_link(patient.fd, n)]
         if ".worktrees" in patient.entries:
             text = f"a volume of git-sync; name its link: {', '.join(sorted(links)) or 'not there yet'}"
         else:
-            files = sum(not n.startswith(atomic.HIDDEN) for n in patient.entries)
+            files = sum(not n.startswith(naming.HIDDEN) for n in patient.entries)
             text = f"loose files, {files} {'entry' if files == 1 else 'entries'}"
         yield Finding("layout", "ok", text)
-    elif generation.startswith(atomic.GENERATION):
+    elif generation.startswith(naming.GENERATION):
         yield Finding("layout", "ok", f"a set published by sidecar, generation {generation}")
     else:
         yield Finding(
@@ -95,7 +95,7 @@ def opening() -> Finding:
 
 
 def _is_link(dir_fd: int, name: str) -> bool:
-    return atomic.link_target(dir_fd, name) is not None
+    return naming.link_target(dir_fd, name) is not None
 
 
 def _is_text(name: str) -> bool:

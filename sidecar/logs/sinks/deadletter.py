@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from sidecar.disk import atomic
+from sidecar.disk import atomic, trees
 from sidecar.logs import documents
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
 from sidecar.runtime import metrics
@@ -79,7 +79,7 @@ class DeadLetterFile:
 
     def _append(self, lines: bytes) -> None:
         directory, name = os.path.split(os.path.abspath(self.path))
-        atomic.make_directory(directory)
+        trees.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if self._is_full(dir_fd, name, len(lines)):

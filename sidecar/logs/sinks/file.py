@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, trees
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
@@ -133,7 +133,7 @@ class FileSink(BaseSink):
             return function(*args, **kwargs)
 
     def _open(self, resume: _Position | None) -> dict[str, int]:
-        atomic.make_directory(os.path.dirname(self.path))
+        trees.make_directory(os.path.dirname(self.path))
         if resume is not None:
             self._cut_back(resume)
         self._begin()

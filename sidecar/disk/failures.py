@@ -1,0 +1,108 @@
+"""What an error of the operating system means to who publishes, and what to change."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from types import TracebackType
+
+from sidecar import _errors
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What stands in the way of one name, and of no other.
+_IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
+
+_STORAGE_FAILS = "(the storage behind the volume is failing)"
+_OWN_MOUNT = (
+    "the target is a mount of its own and cannot be replaced"
+    " (mount the directory, not a single file by subPath)"
+)
+_NO_DESCRIPTOR = "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
+_REMEDIES: Mapping[int, str] = {
+    errno.ENOSPC: "no space or no inodes left on the volume"
+    " (it needs room for the new content beside the old; enlarge it or delete files)",
+    errno.EDQUOT: "the disk quota is used up (raise the quota or delete files)",
+    errno.EROFS: "read-only file system (is the volume mounted readOnly?)",
+    errno.EBUSY: _OWN_MOUNT,
+    errno.EXDEV: _OWN_MOUNT,
+    errno.ENOENT: "the directory does not exist (is the volume mounted there?)",
+    errno.ENOTDIR: "a part of the path is a file or a link, not a directory"
+    " (remove it or choose another name)",
+    errno.ELOOP: "a part of the path is a symbolic link (remove it)",
+    errno.EISDIR: "a directory lies in the place of the file (remove it or choose another name)",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.EIO: f"{os.strerror(errno.EIO).lower()} {_STORAGE_FAILS}",
+    errno.ESTALE: f"{os.strerror(errno.ESTALE).lower()} {_STORAGE_FAILS}",
+    errno.EMFILE: _NO_DESCRIPTOR,
+    errno.ENFILE: _NO_DESCRIPTOR,
+    errno.EFBIG: "the file would be larger than the file system or RLIMIT_FSIZE permits",
+}
+
+
+class GroupRefused(PermissionError):
+    """The process may not give a file to that group."""
+
+
+class publishing:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
+    """Turn an `OSError` into the `PublishError` that says what to change.
+
+    `what` completes "cannot …", as in "publish /shared/config".
+
+    Raises:
+        VolumeFull: `ENOSPC`, `EDQUOT`.
+        VolumeUnavailable: every other error of the operating system.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
+            full = error.errno in _FULL
+            raised = _errors.VolumeFull if full else _errors.VolumeUnavailable
+            raise raised(error.errno, f"cannot {self._what}: {remedy(error)}") from error
+
+
+class placing(publishing):  # noqa: N801
+    """As `publishing`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
+
+    Raises:
+        NameTaken: `ENOTDIR`, `ELOOP`, `EISDIR`.
+        NameRefused: `ENAMETOOLONG`: this file system takes less than others.
+        VolumeFull, VolumeUnavailable: as `publishing`.
+    """
+
+    __slots__ = ()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
+            if error.errno in _IN_THE_WAY:
+                raise _errors.NameTaken(f"cannot {self._what}: {remedy(error)}") from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise _errors.NameRefused(f"cannot {self._what}: {remedy(error)}") from error
+        super().__exit__(kind, error, traceback)
+
+
+def remedy(error: OSError) -> str:
+    """Say in words what an error of the operating system means here, and what to change."""
+    if isinstance(error, GroupRefused):
+        return str(error.strerror)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"permission denied for user {os.geteuid()} and group {os.getegid()}"
+            " (give the directory to them, or set fsGroup in the Pod's securityContext)"
+        )
+    return _REMEDIES.get(error.errno or 0) or os.strerror(error.errno or 0).lower()

@@ -1,0 +1,74 @@
+"""Mounts as this process sees them: which one holds a path or a file, and which is a single file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+def mount_point(path: str) -> tuple[str, str]:
+    """Return the mount point that holds `path`, and its filesystem type.
+
+    The longest mount point that is a prefix of the path as written, by `/proc/self/mountinfo`; see proc(5).
+    Where that file is missing, `("/", "unknown")`.
+    """
+    wanted = os.path.abspath(path)
+    best, kind = "/", "unknown"
+    for mount in _mounts():
+        # A later line is mounted over an earlier one at the same point.
+        holds = wanted == mount.point or wanted.startswith(mount.point.rstrip("/") + "/")
+        if holds and len(mount.point) >= len(best):
+            best, kind = mount.point, mount.kind
+    return best, kind
+
+
+def filesystem(fd: int) -> str:
+    """Return the type of the file system that an open file lies on, `unknown` where the kernel does not say.
+
+    By the number of its mount in `/proc/self/fdinfo`, so neither links nor other mounts in the way mislead it.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            number = next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), None)
+    except OSError:
+        return "unknown"
+    return next((mount.kind for mount in _mounts() if mount.number == number), "unknown")
+
+
+def is_single_file(path: str) -> bool:
+    """Whether `path` is a mount point of its own that is no directory (`subPath` in a Pod).
+
+    Such a file cannot be replaced, and never shows what replaces its source.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    # The kernel lists the mount under its real name.
+    real = os.path.join(os.path.realpath(directory), name)
+    return any(mount.point == real for mount in _mounts()) and not os.path.isdir(path)
+
+
+class _Mount(NamedTuple):
+    number: bytes
+    point: str
+    kind: str
+
+
+def _mounts() -> Iterator[_Mount]:
+    """Yield the mounts that this process sees, in the order in which they were made."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            lines = table.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        left, _, right = line.partition(b" - ")
+        fields = left.split(b" ", 5)
+        yield _Mount(fields[0], _unescape(fields[4]), os.fsdecode(right.split(b" ", 1)[0]))
+
+
+def _unescape(field: bytes) -> str:
+    """Undo the octal escapes of mountinfo: space, tab, newline and backslash."""
+    if b"\\" in field:
+        for code in (b"040", b"011", b"012", b"134"):
+            field = field.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(field)

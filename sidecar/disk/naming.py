@@ -1,0 +1,47 @@
+"""Names of ours on a volume, and where they lead.
+
+Every one begins with `..`, which no consumer of a Kubernetes volume looks at:
+
+    ..tmp-<random>                      a file, a link or a directory that is being made
+    ..gen-<nanoseconds>-<version>       a generation of a set, see `sidecar.disk.generations`
+    ..data                              the link to the generation that is in force
+    ..versions/                         the history, see `sidecar.volume.history`
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+
+HIDDEN = ".."
+DATA = "..data"
+TEMPORARY = "..tmp-"
+GENERATION = "..gen-"
+
+
+def temporary_name() -> str:
+    """Return a name that nobody can foresee: a killed writer must not block the next one."""
+    return TEMPORARY + secrets.token_hex(8)
+
+
+def in_force(dir_fd: int) -> str | None:
+    """Return where `..data` points, None where there is no such link.
+
+    Raises:
+        OSError: nobody can tell: then nothing may be done that depends on it.
+    """
+    try:
+        return os.readlink(DATA, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+
+
+def link_target(dir_fd: int, name: str) -> str | None:
+    """Return where the symbolic link `name` points, None if there is no such link, or if nobody can tell."""
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError:
+        return None

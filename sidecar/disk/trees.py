@@ -1,0 +1,162 @@
+"""Directories of a volume and what lies in them: made and entered, walked through, removed.
+
+No link is followed on the way: a neighbour could have planted it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from sidecar.disk import atomic, beneath, naming
+
+DIRECTORY_MODE = 0o755
+DEEPEST: Final = 64
+"""Directories within each other that are looked into; a name of ours has half as many."""
+
+
+def make_directory(path: str) -> None:
+    """Create a directory and its missing parents with mode 0755, whatever the umask, durably.
+
+    The set-group-id bit that they inherit stays: see `keep_setgid`.
+
+    Raises:
+        OSError: as mkdir(2); nothing is raised for a directory that exists.
+    """
+    missing: list[str] = []
+    head = os.path.abspath(path)
+    while not os.path.lexists(head):
+        missing.append(head)
+        head = os.path.dirname(head)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, DIRECTORY_MODE)
+            os.chmod(directory, DIRECTORY_MODE | (os.stat(directory).st_mode & stat.S_ISGID))
+            _sync_parent(directory)
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    if not missing:
+        # Whoever made it may have been killed before this; where we may not look, it is not ours to do.
+        with contextlib.suppress(OSError):
+            _sync_parent(path)
+
+
+class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
+    """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
+
+    With `make`, what is missing is created (mode 0755), and with `durable` the names on the way are synced.
+
+    Raises:
+        OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
+    """
+
+    __slots__ = ("_dir_fd", "_durable", "_fd", "_make", "_path")
+
+    def __init__(
+        self, dir_fd: int, path: str, *, make: bool = False, durable: bool = False
+    ) -> None:
+        self._dir_fd = self._fd = dir_fd
+        self._path = path
+        self._make = make
+        self._durable = durable
+
+    def __enter__(self) -> int:
+        if self._path:
+            try:
+                for part in filter(None, self._path.split("/")):
+                    self._descend(part)
+            except BaseException:
+                self.__exit__()
+                raise
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd != self._dir_fd:
+            beneath.close(self._fd)
+
+    def _descend(self, part: str) -> None:
+        above = self._fd
+        if self._make:
+            self._fd = _open_or_make(self._dir_fd, above, part)
+        else:
+            self._fd = beneath.open_here(above, part)
+        try:
+            if self._durable:
+                atomic.sync_directory(above)
+        finally:
+            if above != self._dir_fd:
+                beneath.close(above)
+
+
+def keep_setgid(dir_fd: int) -> int:
+    """Return mode 0755 for a directory of ours, with the set-group-id bit if it has inherited that.
+
+    Kubernetes sets the bit for `fsGroup`, so that what is made inside belongs to that group.
+    """
+    return DIRECTORY_MODE | (os.fstat(dir_fd).st_mode & stat.S_ISGID)
+
+
+def prune(dir_fd: int, path: str) -> None:
+    """Remove the directory at `path` and those above it, as far as they are empty. Never raises."""
+    with contextlib.suppress(OSError):
+        while path:
+            path, _, last = path.rpartition("/")
+            with inside(dir_fd, path) as above:
+                os.rmdir(last, dir_fd=above)
+
+
+def walk(
+    dir_fd: int, folder: str, *, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str], int]]:
+    """Yield of a directory, and of each beneath it, its path, directories, files and descriptor; follow no link.
+
+    It is `os.fwalk`, to a depth of `DEEPEST`: the directories there are named, and not gone into.
+    Each that it is in holds a descriptor, and a neighbour can nest more than a process may open.
+    """
+    for path, directories, files, fd in os.fwalk(folder, dir_fd=dir_fd, onerror=onerror):
+        yield path, directories, files, fd
+        if path.count("/") >= DEEPEST:
+            directories.clear()
+
+
+def remove(dir_fd: int, name: str) -> None:
+    """Remove a file, a link or a directory with all it holds. Never raises, never follows a link."""
+    # A neighbour can nest directories deeper than a recursion may go.
+    with contextlib.suppress(OSError, RecursionError):
+        if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=dir_fd)
+        else:
+            os.unlink(name, dir_fd=dir_fd)
+
+
+def _sync_parent(path: str) -> None:
+    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        atomic.sync_directory(parent)
+    finally:
+        beneath.close(parent)
+
+
+def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
+    """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return beneath.open_here(dir_fd, name)
+    temporary = naming.temporary_name()
+    os.mkdir(temporary, 0o700, dir_fd=root_fd)
+    try:
+        made = beneath.open_here(root_fd, temporary)
+        try:
+            atomic.give(made, keep_setgid(made), None)
+            atomic.move(root_fd, temporary, dir_fd, name)
+        except BaseException:
+            beneath.close(made)
+            raise
+    except BaseException:
+        remove(root_fd, temporary)
+        raise
+    return made

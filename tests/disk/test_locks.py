@@ -1,0 +1,132 @@
+"""One writer at a time, and what killed ones have left."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sidecar import _errors
+from sidecar.disk import atomic, locks
+from support import as_user, failing, opened
+
+
+def test_the_lock_keeps_other_processes_out(fd: int, tmp_path: Path) -> None:
+    """And says, after its time, that somebody else is holding it."""
+    holder = holding(tmp_path)
+    begin = time.monotonic()
+    lock = locks.locked(fd, timeout=0.2, where="/shared")
+    with pytest.raises(_errors.VolumeUnavailable, match="another writer") as caught, lock:
+        pytest.fail("two writers at a time")
+    assert caught.value.errno == errno.EWOULDBLOCK
+    assert 0.2 <= time.monotonic() - begin < 5
+    holder.kill()
+    holder.communicate()
+    with locks.locked(fd, timeout=5, where="/shared"):
+        pass  # a killed writer frees the lock
+
+
+def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None:
+    """A cancelled publish does not wait for a neighbour."""
+    holder = holding(tmp_path)
+
+    def give_up() -> None:
+        raise _errors.PublishError("cancelled")
+
+    lock = locks.locked(fd, timeout=60, where="/shared", waiting=give_up)
+    with pytest.raises(_errors.PublishError, match="cancelled"), lock:
+        pytest.fail("two writers at a time")
+    holder.kill()
+    holder.communicate()
+
+
+def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS cannot lock a directory; publishing works there all the same."""
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EBADF))
+    with locks.locked(fd, timeout=0.0, where="/shared"):
+        pass
+
+
+def holding(directory: Path) -> subprocess.Popen[str]:
+    """Start a process that holds the lock of a directory until it is killed."""
+    program = (
+        "import fcntl, os, sys, time\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_the_sweep_takes_what_the_dead_have_left(fd: int, tmp_path: Path) -> None:
+    """Files, links, directories; and nothing else."""
+    (tmp_path / "..tmp-file").write_bytes(b"half")
+    (tmp_path / "..tmp-tree" / "sub").mkdir(parents=True)
+    (tmp_path / "..tmp-link").symlink_to("/etc")
+    os.mkfifo(tmp_path / "..tmp-fifo")
+    for kept in ("config", ".hidden", "..data_tmp", "..versions"):
+        (tmp_path / kept).write_bytes(b"")
+    assert locks.sweep(fd) == 4
+    assert sorted(os.listdir(tmp_path)) == ["..data_tmp", "..versions", ".hidden", "config"]
+
+
+def test_the_sweep_spares_a_living_writer(fd: int, tmp_path: Path) -> None:
+    """Its file is locked, in this process or in another one; when it ends, the file is fair game."""
+    staged = atomic.Staged(fd)
+    other = staging(tmp_path)
+    assert locks.sweep(fd) == 0
+    assert len(list(tmp_path.iterdir())) == 2
+    other.kill()
+    other.communicate()
+    assert locks.sweep(fd) == 1
+    staged.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_only_old_files_are_swept(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else tells whether their writer lives."""
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    for name, age in (("..tmp-young", 60), ("..tmp-old", 7200)):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, time.time() - age))
+    assert locks.sweep(fd) == 1
+    assert os.listdir(tmp_path) == ["..tmp-young"]
+
+
+@pytest.mark.root
+def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
+    """Their lock cannot be asked for: they are private while they are written."""
+    for name, age in (("..tmp-young", 60), ("..tmp-old", 7200)):
+        (open_path / name).touch(mode=0o600)
+        os.utime(open_path / name, (0, time.time() - age))
+    with as_user(65532), opened(open_path) as fd:
+        assert locks.sweep(fd) == 1
+    assert os.listdir(open_path) == ["..tmp-young"]
+
+
+def staging(directory: Path) -> subprocess.Popen[str]:
+    """Start a process that has a staged file until it is killed."""
+    program = (
+        "import os, sys, time\n"
+        "from sidecar.disk import atomic\n"
+        "staged = atomic.Staged(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "print('staged', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "staged\n"
+    return process

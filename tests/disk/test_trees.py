@@ -1,0 +1,123 @@
+"""Directories: made for all who share the volume, entered by no link, removed whatever lies in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sidecar.disk import generations, locks, trees
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
+    """The other containers must be able to enter it, and all that are above it."""
+    trees.make_directory(str(tmp_path / "a" / "b"))
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_new_directories_stay_in_the_group_of_the_one_above(tmp_path: Path) -> None:
+    """With fsGroup the root of a volume has the set-group-id bit: files deeper in it are to be of that group, too."""
+    tmp_path.chmod(0o2775)
+    trees.make_directory(str(tmp_path / "a" / "b"))
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o2755
+
+
+def test_the_names_of_new_directories_are_synced(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is lost with the directory that holds it: each one above is synced, the outermost first."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    trees.make_directory(str(tmp_path / "a" / "b"))
+    assert synced == [".", "a"]
+    trees.make_directory(str(tmp_path / "a" / "b"))  # whose maker may have been killed before
+    assert synced == [".", "a", "a"]
+    synced.clear()
+    with trees.inside(fd, "c/d", make=True, durable=True):
+        assert synced == [".", "c"]
+
+
+def test_an_existing_directory_is_left_as_it_is(tmp_path: Path) -> None:
+    """Whoever made it has chosen its mode."""
+    os.chmod(tmp_path, 0o750)
+    trees.make_directory(str(tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+
+
+def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> None:
+    """Not a traceback in the first publish."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        trees.make_directory(str(tmp_path / "file"))
+
+
+@pytest.mark.usefixtures("umask")
+def test_an_inner_directory_has_its_mode_before_its_name(fd: int, tmp_path: Path) -> None:
+    """And inherits the group of a volume with fsGroup, whose directories have the set-group-id bit."""
+    os.chmod(tmp_path, 0o2775)
+    with trees.inside(fd, "a/b", make=True):
+        assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o2755
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_no_link_is_followed_on_the_way(fd: int, tmp_path: Path, make: bool) -> None:
+    """A neighbour could have planted it: nothing outside the volume may be touched."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "link").symlink_to("outside")
+    with pytest.raises(NotADirectoryError), trees.inside(fd, "link/inner", make=make):
+        pytest.fail("went through the link")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_empty_directories_are_pruned_upwards(fd: int, tmp_path: Path) -> None:
+    """As far as they are empty."""
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "other").write_bytes(b"")
+    trees.prune(fd, "a/b/c")
+    assert os.listdir(tmp_path / "a") == ["other"]
+
+
+def plant_deep_tree(fd: int, top: str) -> None:
+    """Nest directories deeper than any recursion may go."""
+    inner = os.dup(fd)
+    for name in [top, *(["d"] * 1500)]:
+        os.mkdir(name, dir_fd=inner)
+        above, inner = inner, os.open(name, os.O_RDONLY, dir_fd=inner)
+        os.close(above)
+    os.close(inner)
+
+
+def test_a_tree_deeper_than_any_recursion_does_no_harm(fd: int, tmp_path: Path) -> None:
+    """A neighbour can plant one; the sweep goes on without a traceback."""
+    plant_deep_tree(fd, "..tmp-deep")
+    (tmp_path / "..tmp-file").write_bytes(b"")
+    locks.sweep(fd)
+    subprocess.run(["rm", "-rf", tmp_path / "..tmp-deep"], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_walk_ends_in_a_tree_deeper_than_any_recursion(fd: int, tmp_path: Path) -> None:
+    """No error, and not one descriptor for each level; a set cannot take its place either."""
+    plant_deep_tree(fd, "deep")
+    before = len(os.listdir("/proc/self/fd"))
+    walked = [(path, len(os.listdir("/proc/self/fd"))) for path, *_ in trees.walk(fd, "deep")]
+    path, opened = walked[-1]
+    assert path == "deep" + "/d" * trees.DEEPEST
+    assert opened < before + 100
+    with pytest.raises(IsADirectoryError):
+        generations.check_places(fd, ["deep/a", "deep" + "/d" * 32])
+    assert len(os.listdir("/proc/self/fd")) == before
+    subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
