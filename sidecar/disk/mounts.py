@@ -57,7 +57,7 @@ def _mounts() -> Iterator[_Mount]:
     """Yield the mounts that this process sees, in the order in which they were made."""
     try:
         with open("/proc/self/mountinfo", "rb") as table:
-            lines = table.read().splitlines()
+            lines = list(table)  # not `splitlines`: only a line feed is escaped in names
     except OSError:
         return
     for line in lines:

@@ -65,9 +65,9 @@ def test_a_directory_that_is_a_mount_of_its_own_is_no_single_file(tmp_path: Path
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("name", ["config", "my config", "back\\slash"])
+@pytest.mark.parametrize("name", ["config", "my config", "back\\slash", "re\rturn"])
 def test_a_single_file_mount_is_recognised(tmp_path: Path, name: str) -> None:
-    """`subPath` in a Pod: also by a path that goes through a link, and with blanks in it."""
+    """`subPath` in a Pod: also by a path that goes through a link, and by a name that is written otherwise in the table of the kernel."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     for path in (tmp_path / "source", tmp_path / "real" / name, tmp_path / "real" / "other"):
