@@ -192,8 +192,9 @@ class Collector:
         memory.share_one_heap()
         if all(lane.sink.takes_blocks for lane in self.lanes):
             memory.keep_large()
-        await self._claim()
+        self.source.take()
         try:
+            await self._claim()
             await self._run(drain_timeout)
         finally:
             self.source.release()
@@ -212,13 +213,13 @@ class Collector:
             await asyncio.sleep(_CLAIM)
 
     async def _run(self, drain_timeout: float) -> None:
-        await in_thread(self.source.open, [lane.name for lane in self.lanes])
-        if not self.source.positions():
-            _log.warning("no file matches %s yet", " ".join(self.source.patterns))
-            for name in await in_thread(self.source.directories_named):
-                _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
         opened: list[Lane] = []
         try:
+            await in_thread(self.source.open, [lane.name for lane in self.lanes])
+            if not self.source.positions():
+                _log.warning("no file matches %s yet", " ".join(self.source.patterns))
+                for name in await in_thread(self.source.directories_named):
+                    _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
             self._hints = await in_thread(DirectoryHints)
             for lane in self.lanes:
                 begun = await lane.sink.open(self.source.resume.get(lane.name))

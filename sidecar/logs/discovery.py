@@ -216,15 +216,13 @@ class Discovery:
         found: Found,
         seen: dict[str, Listing],
     ) -> Iterator[tuple[str, Key]]:
-        listing = self._list(directory, found, seen)
-        if listing is None or len(seen) > _MOST_DIRECTORIES:
-            return
         part, rest = parts[0], parts[1:]
         if part is None:
-            yield from self._walk(directory, rest, found, seen)
-            for name in listing.directories:
-                if not name.startswith("."):
-                    yield from self._walk(os.path.join(directory, name), parts, found, seen)
+            for below in self._tree(directory, found, seen):
+                yield from self._walk(below, rest, found, seen)
+            return
+        listing = self._list(directory, found, seen)
+        if listing is None or len(seen) > _MOST_DIRECTORIES:
             return
         if rest:
             for name in [*listing.directories, *listing.links]:
@@ -234,6 +232,18 @@ class Discovery:
                         yield from self._walk(path, rest, found, seen)
             return
         yield from self._matching(directory, listing, part, found)
+
+    def _tree(self, directory: str, found: Found, seen: dict[str, Listing]) -> Iterator[str]:
+        """Yield a directory and all below it. Without recursion: whoever writes there decides how deep it goes."""
+        waiting = [directory]
+        while waiting and len(seen) <= _MOST_DIRECTORIES:
+            place = waiting.pop()
+            listing = self._list(place, found, seen)
+            if listing is None:
+                continue
+            yield place
+            below = [name for name in listing.directories if not name.startswith(".")]
+            waiting += [os.path.join(place, name) for name in reversed(below)]
 
     def _matching(
         self, directory: str, listing: Listing, part: str | re.Pattern[str], found: Found

@@ -256,6 +256,26 @@ class Encoding:
         return "".join(line + "\n" for line in lines).encode("utf-8", "replace"), offsets
 
 
+def check_encoding(name: str) -> None:
+    """Make sure that files in this encoding can be cut into lines.
+
+    Raises:
+        ValueError: Python knows none of that name, or it is no text, or its newline is another one at each place.
+    """
+    try:
+        newline = "\n".encode(name)
+        fits = "\n\n".encode(name) == 2 * newline and newline.decode(name, "replace") == "\n"
+    except LookupError as error:
+        raise ValueError(f"no encoding of texts is called {name!r}") from error
+    except UnicodeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the encoding {name!r} cannot be cut into lines: byte order marks are found by themselves,"
+            " so name what is without one, as utf-8, utf-16-le or utf-16-be"
+        )
+
+
 def sniff(head: bytes, declared: str) -> Encoding:
     """Return the encoding of a file that begins so: a byte order mark overrules what was declared.
 

@@ -68,6 +68,7 @@ class Tail:
         self._grouper = lines.Grouper(rules.multiline) if rules.multiline else None
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: Tracker | None = None
+        self._taken = False
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
         # Acknowledgements come from the event loop's thread, everything else from workers'.
@@ -83,8 +84,6 @@ class Tail:
 
     def open(self, lanes: Sequence[str] = ("",)) -> None:
         """Load the checkpoint and look for the first time. Each lane gets its own progress."""
-        if self._tracker is not None:
-            raise RuntimeError("this tail is in use already: make one for each collection")
         self._ready = {lane: {} for lane in lanes}
         self._tracker = Tracker(
             self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
@@ -111,13 +110,24 @@ class Tail:
                     f"{path} cannot be collected: this collection writes to it (as sink, checkpoint or dead letters)"
                 )
 
+    def take(self) -> None:
+        """Be one collection's, until `release`.
+
+        Raises:
+            RuntimeError: it is another's.
+        """
+        if self._taken:
+            raise RuntimeError("this tail is in use already: make one for each collection")
+        self._taken = True
+
     def claim(self) -> bool:
         """Take the checkpoint for this tail alone; return False while another collection has it."""
         return self._checkpoint.claim()
 
     def release(self) -> None:
-        """Let another collection have the checkpoint."""
+        """Let another collection have the checkpoint, and this tail."""
         self._checkpoint.release()
+        self._taken = False
 
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
@@ -349,15 +359,15 @@ def tail(
             Less than what is written and deleted between two looks gives up lines that no sink was slow to take.
 
     Raises:
-        ConfigError: no pattern, an unknown encoding, a limit that cannot work.
+        ConfigError: no pattern, an encoding that cannot be cut into lines, a limit that cannot work.
 
     >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
     <Tail /var/log/app/*.log files=0>
     """
     try:
-        lines.sniff(b"", encoding)
-    except LookupError as error:
-        raise _errors.ConfigError(f"no encoding is called {encoding!r}") from error
+        lines.check_encoding(encoding)
+    except ValueError as error:
+        raise _errors.ConfigError(str(error)) from error
     if max_line < 1 or recheck <= 0:
         raise _errors.ConfigError("max_line must be at least 1, and recheck more than 0 seconds")
     if held_limit < 1:

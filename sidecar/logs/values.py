@@ -106,6 +106,20 @@ def count(value: Any) -> int:
     return int(value)
 
 
+def some(value: Any) -> int:
+    """A whole number that is not zero."""
+    if not (number := count(value)):
+        raise ValueError("0 is too few: it must be at least 1")
+    return number
+
+
+def some_size(value: Any) -> int:
+    """A size that is not zero."""
+    if not (number := size(value)):
+        raise ValueError("0 is too small: it must be at least 1 byte")
+    return number
+
+
 def octal(value: Any) -> int:
     """Permissions as chmod(1) takes them. YAML 1.1 has read an unquoted 0644 as octal already."""
     if isinstance(value, int) and not isinstance(value, bool):

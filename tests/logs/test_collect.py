@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sidecar.logs.checkpoint import Checkpoint
 from sidecar.logs.collector import Collector
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
+from sidecar.logs.tracker import Tracker
 from sidecar.runtime import memory, metrics
 from support import Eventually
 
@@ -483,6 +485,29 @@ async def test_the_end_leaves_no_descriptor_and_no_task(log: LogFile, offsets: P
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first look at thousands of files takes a while, and a program that goes on wants its descriptors back."""
+    before, look, looked = set(os.listdir("/proc/self/fd")), Tracker.look, threading.Event()
+    go_on = threading.Event()
+
+    def slow(*args: Any) -> None:
+        looked.set()
+        assert go_on.wait(10)
+        look(*args)
+
+    monkeypatch.setattr(Tracker, "look", slow)
+    log.write("one")
+    task = asyncio.create_task(logs.collect(logs.tail(log.path), sink=MemorySink()))
+    await eventually(looked.is_set)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
 async def test_a_sink_that_fails_to_close_keeps_nothing_else_open(log: LogFile) -> None:
     """Its error comes out, and the other sinks and the files are closed all the same."""
 
@@ -569,6 +594,30 @@ async def test_a_second_collection_waits_for_the_checkpoint_of_the_first(
     log.write("three")
     await second
     assert new.lines == ["three"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"concurrency": 0}, {"max_bytes": 0}, {"max_lines": 0}, {"linger": -1.0}]
+)
+def test_a_batching_that_would_never_send_is_refused(wrong: dict[str, Any]) -> None:
+    """Without a task that delivers a collection would end at once, as if everything had arrived."""
+    with pytest.raises(sidecar.ConfigError, match=f"{next(iter(wrong))} of a batching must be"):
+        logs.Batching(**wrong)
+
+
+async def test_a_tail_that_is_in_use_goes_on_when_another_collection_wants_it(
+    log: LogFile, offsets: Path, eventually: Eventually
+) -> None:
+    """One for each: the second is refused, and takes nothing away from the first."""
+    source, sink = logs.tail(log.path, checkpoint=offsets), MemorySink()
+    first = Collector(source, [], [sink])
+    async with collecting(first):
+        await eventually(lambda: first.started)
+        with pytest.raises(RuntimeError, match="in use already"):
+            await logs.collect(source, sink=MemorySink("other"))
+        log.write("one")
+        await eventually(lambda: sink.lines == ["one"])
+        assert not Checkpoint(str(offsets)).claim()
 
 
 async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,27 @@ def test_patterns_name_what_a_shell_would(tmp_path: Path, pattern: str, expected
     )
     found = Discovery([str(tmp_path / pattern)]).scan()
     assert {os.path.relpath(path, tmp_path) for path in found.files} == expected
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory with 1200 others in each other. Taken away by rm(1): pytest's own way ends at a thousand."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    yield tmp_path
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)
+
+
+def test_directories_may_be_as_deep_as_anybody_makes_them(deep: Path) -> None:
+    """Whoever writes to the volume must not be able to end the collection of all others by it."""
+    touch(deep / "a.log")
+    found = Discovery([str(deep / "**" / "*.log")]).scan()
+    assert list(found.files) == [str(deep / "a.log")]
 
 
 def test_excluded_files_are_left_alone(tmp_path: Path) -> None:
@@ -314,11 +337,25 @@ def test_thousands_of_idle_files_cost_little_and_delay_no_busy_one(tmp_path: Pat
     assert time.process_time() - begun < 100 * 0.005, "a line costs more than 5 ms"
 
 
-def test_no_pattern_and_unknown_encodings_are_refused() -> None:
+def test_no_pattern_and_a_limit_of_nothing_are_refused() -> None:
     """Said at once, not at the first line."""
     with pytest.raises(sidecar.ConfigError, match="no log file is named"):
         source.tail()
     with pytest.raises(sidecar.ConfigError, match="held_limit must be at least 1"):
         source.tail("/log/*", held_limit=0)
-    with pytest.raises(sidecar.ConfigError, match="no encoding is called 'klingon'"):
-        source.tail("/x", encoding="klingon")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("klingon", "no encoding of texts is called 'klingon'"),
+        ("hex", "no encoding of texts is called 'hex'"),
+        ("utf-16", "'utf-16' cannot be cut into lines.*utf-16-le"),
+        ("utf-8-sig", "'utf-8-sig' cannot be cut into lines"),
+        ("idna", "'idna' cannot be cut into lines"),
+    ],
+)
+def test_an_encoding_without_lines_is_refused(encoding: str, said: str) -> None:
+    """At the start: it would end the collection at the first line, or find none for ever."""
+    with pytest.raises(sidecar.ConfigError, match=said):
+        source.tail("/x", encoding=encoding)

@@ -36,10 +36,10 @@ _HTTP = {
     "cert_file": values.text,
     "key_file": values.text,
     "max_body": values.size,
-    "batch_bytes": values.size,
-    "batch_lines": values.count,
+    "batch_bytes": values.some_size,
+    "batch_lines": values.some,
     "linger": values.seconds,
-    "concurrency": values.count,
+    "concurrency": values.some,
 }
 _OWN: Mapping[str, values.Readers] = {
     "stdout": {"json": values.truth, "name": values.text},

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from sidecar._errors import SidecarError
+from sidecar._errors import ConfigError, SidecarError
 from sidecar.logs.records import Batch, Record
 
 
@@ -89,6 +89,9 @@ ACCEPTED = Receipt()
 class Batching:
     """How the collector fills batches for a sink.
 
+    Raises:
+        ConfigError: a value with which nothing would ever be sent.
+
     >>> Batching(max_lines=500, linger=0.2).concurrency
     1
     """
@@ -102,6 +105,13 @@ class Batching:
     and batches grow by themselves while the sink is busy."""
     concurrency: int = 1
     """How many batches may be on their way at once. More than one gives up the order of lines."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_lines", "concurrency"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} of a batching must be at least 1, not {value}")
+        if self.linger < 0:
+            raise ConfigError(f"linger of a batching must be 0 seconds or more, not {self.linger}")
 
 
 @runtime_checkable
