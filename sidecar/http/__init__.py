@@ -3,12 +3,13 @@
 Applications: `reader`, `writer` and `files` are whole ones, `follow` keeps the content in one of the user's,
 `ops` are the routes of probes and metrics, with `descriptions` made of `openapi`.
 
-What comes in: `incoming` reads what a writer is sent, `bearer` asks who it is, `datapath` knows whether the volume takes it,
+What comes in: `incoming` reads what a writer is sent (`receiving`: large bodies), `bearer` asks who it is, `datapath` knows whether the volume takes it,
 `confirm` asks the reader whether it has arrived.
 
 What goes out: `answers` knows conditions and ranges, `jsontext` the JSON, `sending` large files, `stream` the events,
 `waiting` those who wait for a change, `problems` what is said when something fails.
 
 Connections: `serve` is their life from listening to the drain, `listening` opens the places, `tls` and `guard` stand at the door,
-`connection` is what ours does beyond aiohttp's, `lane/` the short way for what was asked before (`memfile`: for long answers), `workers` several processes.
+`connection` is what ours does beyond aiohttp's, `lane/` the short way for what was asked before (`memfile`: for long answers),
+`passage` the one past a transport for large bodies, in and out, `workers` several processes.
 """

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import http_exceptions, web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from sidecar import _errors
@@ -92,7 +92,7 @@ class Connection(web.RequestHandler):
     leave it between two requests. In doubt it is held to be somewhere else.
     """
 
-    __slots__ = ("_alone", "_at_boundary", "_body", "_clean", "_guard", "_half_closed", "_lane", "_lost", "_made", "_owed", "_refused", "_served_until", "_socket", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
+    __slots__ = ("_alone", "_at_boundary", "_body", "_body_is_cut", "_clean", "_guard", "_half_closed", "_lane", "_lost", "_made", "_owed", "_refused", "_served_until", "_socket", "_taken", "_taker", "_under_way", "_wires", "limit", "offered", "outcome", "waited")  # fmt: skip
 
     def __init__(
         self,
@@ -138,6 +138,8 @@ class Connection(web.RequestHandler):
         """The bytes of the request under way, if they came alone and complete."""
         self._body: StreamReader | None = None
         """The body that is still coming in, as far as is known."""
+        self._body_is_cut = False
+        """Somebody else has read a part of it, and has not come to its end."""
         self._owed = 0
         """Requests that aiohttp has been given and has not answered."""
         self._half_closed = False
@@ -217,7 +219,8 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Answer from the lane where that is possible, else let aiohttp do its work."""
-        found = self._wires.get(data)
+        # An empty table would want to know the hash of what is looked up: of a whole piece of an upload.
+        found = self._wires.get(data) if self._wires else None
         if found is None:
             self._consider(data)
             return
@@ -424,6 +427,35 @@ class Connection(web.RequestHandler):
             self._parser = None
         return transport
 
+    def lend(self, body: StreamReader, taken: int) -> bool:
+        """Read no more, and let somebody else read the rest of a body from the socket, of which `taken` bytes were given out.
+
+        False if there are bytes here that were not.
+        """
+        if body is not self._body or body.total_bytes != taken or self._reading_paused:
+            return False
+        self._pause_transport_reading()
+        return True
+
+    def take_back(self, body: StreamReader, complete: bool) -> None:
+        """Go on after the body, if somebody else has read it to its end; else nothing can follow any more."""
+        self._body_is_cut = not complete
+        if self.transport is not None and complete:
+            # The parser waits for bytes that it will never see: another one reads what follows.
+            self._parser = HttpRequestParser(
+                self,
+                self._loop,
+                _READ_AHEAD,
+                max_line_size=self.max_line_size,
+                max_field_size=self.max_field_size,
+                max_headers=self.max_headers,
+                payload_exception=web.RequestPayloadError,
+                max_msg_queue_size=self._max_msg_queue_size,
+            )
+            body.feed_eof()
+        else:
+            self._resume_transport_reading()
+
     def head_is_late(self) -> bool:
         """Answer 408 and close, unless an earlier request is still being answered."""
         transport = self.transport
@@ -468,7 +500,7 @@ class Connection(web.RequestHandler):
             # what comes next on this connection could be either (RFC 9110 section 10.1.1).
             undecided = "Expect" in request.headers and not request.content.is_eof()
             last = self._half_closed and self._owed == 1
-            if running.draining() or undecided or last:
+            if running.draining() or undecided or last or self._body_is_cut:
                 answer.force_close()
         offered, self.offered = self.offered, None
         waited, self.waited = self.waited, False

@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from aiohttp.http import HttpVersion11
 
 from sidecar import _errors
 from sidecar.http import answers, problems
+from sidecar.http.receiving import Buffers, past_aiohttp
 from sidecar.volume import terms
 from sidecar.volume.upload import Upload
 from sidecar.volume.volume import Volume
@@ -204,11 +206,23 @@ async def continue_now(request: web.Request) -> None:
         request.writer.output_size = 0
 
 
-async def receive(request: web.Request, upload: Upload, got_on: Callable[[], None]) -> None:
+async def receive(
+    request: web.Request, upload: Upload, got_on: Callable[[], None], buffers: Buffers
+) -> None:
     """Stream the body to the disk, and tell of each piece that has got there."""
-    while chunk := await _next_chunk(request):
-        await upload.write(chunk)
+
+    async def write(piece: bytes | memoryview) -> None:
+        await upload.write(piece)
         got_on()
+
+    while chunk := await _next_chunk(request):
+        taken = upload.size + len(chunk)
+        with past_aiohttp(request, taken, buffers) as rest:
+            await write(chunk)
+            del chunk  # not held while a thousand uploads wait for their turn
+            if rest is not None:
+                with _in_time():
+                    await rest.hand_over(write, pause=BODY_PAUSE)
 
 
 def _decoded(part: bytes) -> bytes:
@@ -258,9 +272,16 @@ def _plain_tags(tags: answers.Tags | None) -> Sequence[str] | None:
 
 
 async def _next_chunk(request: web.Request) -> bytes:
-    try:
+    with _in_time():
         async with asyncio.timeout(BODY_PAUSE):
             return await request.content.readany()
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Say what it means that nothing has come for so long; what else comes on this connection could be anything."""
+    try:
+        yield
     except TimeoutError as error:
         problem = problems.Problem(
             "request-timeout", f"nothing of the body has come for {BODY_PAUSE:g} s"

@@ -22,14 +22,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import socket
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import payload
 
 from sidecar.disk import pinned
-from sidecar.http.connection import Connection
+from sidecar.http.passage import NotPossible, Passage
 from sidecar.runtime import threads
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class _cutting_off:  # noqa: N801 (used as a function)
 async def _send(writer: AbstractStreamWriter, file: Pinned, start: int, stop: int) -> None:
     transport = writer.transport
     if transport is not None and stop - start >= _WORTH:
-        with contextlib.suppress(_NotPossible), _Passage(transport, writer) as passage:
+        with contextlib.suppress(NotPossible), _Passage(transport, writer) as passage:
             start = await passage.send(file, start, stop - _TAIL)
     while start < stop:
         count = min(_SMALL_PIECE, stop - start)
@@ -140,42 +139,12 @@ async def _write(writer: AbstractStreamWriter, piece: bytes) -> None:
         await writer.write(piece)
 
 
-class _NotPossible(Exception):
-    """The kernel cannot do this alone: TLS, or no descriptor is left."""
-
-
-class _Passage:
-    """A way past the transport to its socket, until the block ends.
-
-    Raises:
-        _NotPossible: there is none.
-    """
+class _Passage(Passage):
+    """A way past the transport for parts of a file."""
 
     def __init__(self, transport: asyncio.WriteTransport, writer: AbstractStreamWriter) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._writer = writer
-        self._loop = asyncio.get_running_loop()
-        self._wake: asyncio.Future[None] | None = None
-        self._forget: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> Self:
-        found: socket.socket | None = self._transport.get_extra_info("socket")
-        if found is None or self._transport.get_extra_info("sslcontext") is not None:
-            raise _NotPossible
-        try:
-            # Another number for the same socket: an event loop does not tell of the readiness of one that a transport has.
-            self._fd = os.dup(found.fileno())
-        except OSError as error:
-            raise _NotPossible from error
-        protocol = self._transport.get_protocol()
-        if isinstance(protocol, Connection):
-            protocol.on_lost(self._ring)
-            self._forget = lambda: protocol.off_lost(self._ring)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._forget()
-        os.close(self._fd)
 
     async def send(self, file: Pinned, start: int, stop: int) -> int:
         """Send bytes of a file, and return from where on the rest has to be sent, when these have left.
@@ -188,7 +157,7 @@ class _Passage:
         await self._empty_transport()
         while start < stop:
             file.check()
-            self._check_client()
+            self.check_client()
             count = min(_PIECE, stop - start)
             try:
                 sent = await self._send_piece(file, start, count)
@@ -204,68 +173,46 @@ class _Passage:
 
     async def _send_piece(self, file: Pinned, start: int, count: int) -> int:
         if file.is_at_hand(start, count):
-            sent = os.sendfile(self._fd, file.fd, start, count)
+            sent = os.sendfile(self.fd, file.fd, start, count)
             await asyncio.sleep(0)
             return sent
-        return await threads.in_thread(_send_from_disk, self._fd, file.fd, start, count)
+        return await threads.in_thread(_send_from_disk, self.fd, file.fd, start, count)
 
     async def _empty_transport(self) -> None:
         """Let the transport send what it has: what goes past it must not overtake that."""
-        low, high = self._transport.get_write_buffer_limits()
-        self._transport.set_write_buffer_limits(high=0)
+        low, high = self.transport.get_write_buffer_limits()
+        self.transport.set_write_buffer_limits(high=0)
         try:
             async with asyncio.timeout(PATIENCE):
                 self._writer.send_headers()
-                while self._transport.get_write_buffer_size():
-                    self._check_client()
+                while self.transport.get_write_buffer_size():
+                    self.check_client()
                     await self._writer.drain()
                     await asyncio.sleep(0)
         finally:
-            if not self._transport.is_closing():
-                self._transport.set_write_buffer_limits(high=high, low=low)
+            if not self.transport.is_closing():
+                self.transport.set_write_buffer_limits(high=high, low=low)
 
     async def _wait_for_room(self) -> None:
         """Wait until the socket takes something again."""
-        unsent = _unsent(self._fd)
-        while not await self._is_ready():
-            self._check_client()
-            before, unsent = unsent, _unsent(self._fd)
+        unsent = _unsent(self.fd)
+        while not await self.writable(PATIENCE):
+            self.check_client()
+            before, unsent = unsent, _unsent(self.fd)
             if unsent >= before:
                 raise TimeoutError
 
-    async def _is_ready(self) -> bool:
-        """Wait for room in the socket, or for the client to go; False if nothing has come of it in time."""
-        wake = self._wake = self._loop.create_future()
-        self._loop.add_writer(self._fd, self._ring)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await wake
-        except TimeoutError:
-            return False
-        finally:
-            self._loop.remove_writer(self._fd)
-            self._wake = None
-        return True
-
     async def _wait_until_sent(self) -> None:
         """Wait until the kernel has sent everything, as long as it gets on."""
-        least, limit = _unsent(self._fd), self._loop.time() + PATIENCE
+        least, limit = _unsent(self.fd), self._loop.time() + PATIENCE
         while least:
             await asyncio.sleep(_GLANCE)
-            self._check_client()
-            unsent = _unsent(self._fd)
+            self.check_client()
+            unsent = _unsent(self.fd)
             if unsent < least:
                 least, limit = unsent, self._loop.time() + PATIENCE
             elif self._loop.time() > limit:
                 raise TimeoutError
-
-    def _ring(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def _check_client(self) -> None:
-        if self._transport.is_closing():
-            raise ConnectionResetError("the client has gone")
 
     def _note(self, sent: int) -> None:
         """Keep the books of aiohttp: what is sent past its writer counts, too."""

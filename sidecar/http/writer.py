@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -38,6 +38,7 @@ from sidecar.http import (
 )
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
+from sidecar.http.receiving import Buffers
 from sidecar.volume import terms
 from sidecar.volume.commit import Outcome
 from sidecar.volume.gate import Gate
@@ -148,6 +149,7 @@ class Writer:
     max_size: int
     data_path: DataPath
     confirm: Confirm | None
+    buffers: Buffers = field(default_factory=Buffers)
 
     def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
         """Publish a value of `content` for the lane; None if it is not fit for that. See `lane.Write`."""
@@ -239,7 +241,7 @@ async def _put_file(request: web.Request) -> web.Response:
         writer.data_path.attempt(of_any_size=True) as progress,
         writer.volume.stage(name) as upload,
     ):
-        await incoming.receive(request, upload, progress.made)
+        await incoming.receive(request, upload, progress.made, writer.buffers)
         done = await writer.volume.put(
             name,
             upload,

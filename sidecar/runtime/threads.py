@@ -18,7 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Threads start when they are needed and then stay: most programs see two or three of the sixteen.
-_THREADS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
+POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -64,7 +64,7 @@ async def to_its_end(work: Awaitable[T], withdraw: Callable[[], None] = lambda: 
 
 
 def _submit(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    return _THREADS.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
+    return POOL.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
 
 
 async def _until_done(outcome: asyncio.Future[T]) -> None:

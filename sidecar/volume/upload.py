@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
+import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, pinned
@@ -16,10 +16,11 @@ from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
 from sidecar.volume.terms import Order
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 #: Bytes that an upload gathers before it writes them. Whoever stalls holds so many, times all uploads under way.
 _WRITE_AT_LEAST = 1 << 16
-#: Bytes whose digest takes a tenth of a millisecond: less than changing to a thread and back.
-_HASHED_AT_ONCE = 1 << 17
 #: Bytes that may wait in the page cache: at the end no other writer waits for more than these.
 _SETTLE_EVERY = 64 << 20
 
@@ -72,8 +73,8 @@ class Upload:
         for start in range(0, file.size, pinned.PIECE):
             await self.write(await threads.in_thread(file.read, start, pinned.PIECE))
 
-    async def write(self, chunk: bytes) -> None:
-        """Append bytes.
+    async def write(self, chunk: bytes | memoryview) -> None:
+        """Append bytes; what they lie in may be changed after that.
 
         Raises:
             ContentTooLarge: they are more than the limit; nothing will be published.
@@ -82,27 +83,29 @@ class Upload:
         self._size += len(chunk)
         if self._size > self._limit:
             raise terms.too_large(self._where, self._limit)
-        self._pending.append(chunk)
+        if len(chunk) >= _WRITE_AT_LEAST:
+            await self.flush()
+            await self._append(memoryview(chunk))
+            return
+        self._pending.append(bytes(chunk))
         self._pending_size += len(chunk)
         if self._pending_size >= _WRITE_AT_LEAST:
             await self.flush()
 
     async def flush(self) -> None:
         """Hand what was received to the operating system."""
-        data, self._pending, self._pending_size = b"".join(self._pending), [], 0
-        if not data:
-            return
+        if self._pending:
+            data, self._pending, self._pending_size = b"".join(self._pending), [], 0
+            await self._append(memoryview(data))
+
+    async def _append(self, data: memoryview) -> None:
         staged = self._open_file()
         with failures.publishing(f"publish {self._where}"):
             if self._file is None:
-                self._file = _streaming(staged.fd)
-            hashing = asyncio.ensure_future(self._hash(data))
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[await self._write_some(view) :]
-            finally:
-                await threads.to_its_end(hashing)
+                self._file = _streaming(staged.fd, self._digest)
+            left = data
+            while left:
+                left = left[await self._write_some(left) :]
         staged.size += len(data)
         if staged.size - self._settled >= _SETTLE_EVERY:
             await self.settle()
@@ -123,13 +126,6 @@ class Upload:
                 staged.discard()  # a failed sync is never repeated
                 raise
         self._settled = staged.size
-
-    async def _hash(self, data: bytes) -> None:
-        """Go on with the digest, beside the writing; many bytes not in the event loop."""
-        if len(data) < _HASHED_AT_ONCE:
-            self._digest.update(data)
-        else:
-            await threads.in_thread(self._digest.update, data)
 
     async def _write_some(self, view: memoryview) -> int:
         """Write what fits; on a full volume older versions give way to a content that is coming in."""
@@ -180,10 +176,24 @@ class Upload:
         return self._staged
 
 
-def _streaming(fd: int) -> Any:
+class _Hashed(io.FileIO):
+    """A file that goes on with a digest of what is written to it: in the same thread, while it is in the processor's cache."""
+
+    def __init__(self, fd: int, digest: hashlib._Hash) -> None:
+        super().__init__(fd, "wb")
+        self._digest = digest
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        view = memoryview(data)
+        written = super().write(view) or 0
+        self._digest.update(view[:written])
+        return written
+
+
+def _streaming(fd: int, digest: hashlib._Hash) -> Any:
     """Return the file behind a descriptor with methods to await."""
     # Imported here: a program that only reads never needs it.
     from aiofiles.threadpool import wrap
 
     # A descriptor of its own: nothing that still writes can meet the number of another file.
-    return wrap(os.fdopen(os.dup(fd), "wb", buffering=0))
+    return wrap(_Hashed(os.dup(fd), digest), executor=threads.POOL)

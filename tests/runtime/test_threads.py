@@ -91,7 +91,7 @@ async def test_work_that_waits_for_a_thread_is_dropped_by_a_cancellation(
     eventually: Eventually,
 ) -> None:
     """All threads hang on a dead disk: what has not begun never will, and the caller goes on at once."""
-    gates = [Gate() for _ in range(threads._THREADS._max_workers)]
+    gates = [Gate() for _ in range(threads.POOL._max_workers)]
     busy = [asyncio.create_task(in_thread(gate.work)) for gate in gates]
     await eventually(lambda: all(gate.begun.is_set() for gate in gates))
     late = Gate()

@@ -182,6 +182,21 @@ async def test_a_large_upload_is_hashed_on_the_way_and_kept_in_the_history(tmp_p
     assert (await volume.read("config")).version == version_of(LARGE)
 
 
+async def test_an_upload_takes_pieces_of_any_size_out_of_one_buffer(tmp_path: Path) -> None:
+    """In their order, whether they are gathered or written at once; what they lie in is used again meanwhile."""
+    volume, expected = Volume(tmp_path), bytearray()
+    buffer = bytearray(200_000)
+    async with volume.stage() as upload:
+        for number, size in enumerate((1, 200_000, 60_000, 7, 5000, 65_536, 65_535, 3)):
+            piece = memoryview(buffer)[:size]
+            piece[:] = bytes([number]) * size
+            expected += piece
+            await upload.write(piece)
+            assert upload.version == version_of(bytes(expected))
+        await volume.put("config", upload)
+    assert (tmp_path / "config").read_bytes() == expected
+
+
 async def test_a_large_set_is_rolled_back(tmp_path: Path) -> None:
     """Large and small files of an older generation together."""
     volume = Volume(tmp_path)
