@@ -17,6 +17,7 @@ from sidecar.disk.inotify import Inotify
 
 _log = logging.getLogger(__name__)
 _WRITTEN = Inotify.MODIFY | Inotify.CLOSE_WRITE
+_GONE = Inotify.IGNORED | Inotify.DELETE_SELF | Inotify.MOVE_SELF
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ class DirectoryHints:
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
         self._watched: dict[str, int] = {}
-        self._paths: dict[int, str] = {}
+        self._paths: dict[int, dict[str, None]] = {}
+        """Several where links lead to one directory: the kernel has one watch for it."""
         self._silent: set[str] = set()
         """Directories of which no events can be had."""
         try:
@@ -73,16 +75,15 @@ class DirectoryHints:
         for event in self._inotify.drain():
             if event.mask & Inotify.OVERFLOW:
                 noticed.overflow = True
-            path = self._paths.get(event.watch)
-            if path is None:
-                continue
+            paths = list(self._paths.get(event.watch, ()))
             if event.mask & _WRITTEN and event.name:
-                noticed.written.add(os.path.join(path, os.fsdecode(event.name)))
+                name = os.fsdecode(event.name)
+                noticed.written.update(os.path.join(path, name) for path in paths)
                 continue
-            noticed.changed.add(path)
-            gone = Inotify.IGNORED | Inotify.DELETE_SELF | Inotify.MOVE_SELF
-            if event.mask & gone:
-                self._drop(path)
+            noticed.changed.update(paths)
+            if event.mask & _GONE:
+                for path in paths:
+                    self._drop(path)
         return noticed
 
     def close(self) -> None:
@@ -107,11 +108,15 @@ class DirectoryHints:
             return
         self._silent.discard(path)
         self._watched[path] = number
-        self._paths[number] = path
+        self._paths.setdefault(number, {})[path] = None
 
     def _drop(self, path: str) -> None:
         number = self._watched.pop(path, None)
-        if number is not None:
-            self._paths.pop(number, None)
+        if number is None:
+            return
+        others = self._paths[number]
+        del others[path]
+        if not others:
+            del self._paths[number]
             if self._inotify is not None:
                 self._inotify.remove(number)

@@ -16,6 +16,8 @@ from sidecar.logs.discovery import Discovery, Key
 _log = logging.getLogger(__name__)
 
 _FD_RESERVE = 64
+_MOST_REFUSED = 1000
+"""Files that could not be opened, before it is looked which of them are gone: names with a time in them never end."""
 
 Opened = tuple[Content, os.stat_result]
 
@@ -70,6 +72,8 @@ class Opener:
 
     def _refuse(self, path: str, reason: str) -> None:
         if self._refused.get(path) != reason:
+            if len(self._refused) >= _MOST_REFUSED:
+                self._refused = {p: r for p, r in self._refused.items() if os.path.lexists(p)}
             self._refused[path] = reason
             _log.warning("cannot read %s: %s; trying again later", path, reason)
 

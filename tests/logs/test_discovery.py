@@ -14,7 +14,7 @@ import pytest
 
 import sidecar
 from logs_support import PAD, Follower
-from sidecar.logs import source
+from sidecar.logs import opening, source
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.testing import LogFile
 
@@ -47,6 +47,25 @@ def test_patterns_name_what_a_shell_would(tmp_path: Path, pattern: str, expected
     )
     found = Discovery([str(tmp_path / pattern)]).scan()
     assert {os.path.relpath(path, tmp_path) for path in found.files} == expected
+
+
+def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that makes unreadable files with new names all day costs no memory; one that stays is named once."""
+    monkeypatch.setattr(opening, "_MOST_REFUSED", 5)
+    touch(tmp_path / "secret")
+    (tmp_path / "log").mkdir()
+    follower = Follower(tmp_path / "log" / "*.log")
+    (tmp_path / "log" / "stays.log").symlink_to("../secret")
+    for number in range(20):
+        link = tmp_path / "log" / f"{number}.log"
+        link.symlink_to("../secret")
+        follower.news()
+        link.unlink()
+    refused = follower.tail._tracker._opener._refused  # type: ignore[union-attr]
+    assert len(refused) <= 5
+    assert caplog.text.count("cannot read") == 21
 
 
 @pytest.fixture
