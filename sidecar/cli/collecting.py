@@ -91,7 +91,12 @@ def run(
         )
         work = collector.run(until_end=once, drain_timeout=pipeline.drain_timeout)
         main = work if port is None else _beside(work, _ops(collector, host, port))
-    running.run(main)
+    try:
+        running.run(main)
+    except BrokenPipeError as error:  # click would end without a word
+        raise _errors.SidecarError(
+            "cannot write to standard output: whoever has read it is gone"
+        ) from error
     return 0
 
 

@@ -281,6 +281,21 @@ def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path
     assert f"sidecar: cannot write to {log}/out: " in result.err
 
 
+def test_a_reader_of_standard_output_that_goes_is_named(log: Path) -> None:
+    """A container that ends again and again must say why; as exit code 1 alone it could be anything."""
+    command = [sys.executable, "-m", "sidecar.cli.main", "collect", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        with log.open("a") as file:
+            file.write("more\n")
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+        assert process.wait(10) == 1
+    assert "sidecar: cannot write to standard output: whoever has read it is gone" in said
+
+
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
 def test_a_program_without_stdin_or_stderr_collects_as_any_other(
     start_process: StartProcess, log: Path, tmp_path: Path, closed: str
