@@ -260,9 +260,15 @@ class Collector:
         """Wait for the reader's end, or the first error."""
         done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not done:
+            left = "; ".join(
+                f"{lane.held} bytes to {lane.name} ({lane.trouble or 'it is slow'})"
+                for lane in self.lanes
+                if not lane.idle
+            )
             _log.warning(
-                "not everything was delivered within %g s; the rest follows at the next start",
+                "not everything was delivered within %g s: %s; the rest follows at the next start",
                 timeout,
+                left or "there is more to read",
             )
         for task in done:
             if (error := task.exception()) is not None:

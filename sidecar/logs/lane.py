@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
+_REMIND_AFTER = 300.0
+"""Seconds between two lines of the log about one receiver that takes nothing."""
 
 
 class DeadLetters(Protocol):
@@ -54,6 +56,7 @@ class Lane:
         self.trouble: str | None = None
         """Why nothing is delivered just now."""
         self.trouble_since: float | None = None
+        self._told_at = 0.0
         self._stages, self._labels = tuple(stages), labels
         self._dead_letters = dead_letters
         self._acknowledged, self._refused = acknowledged, refused
@@ -189,9 +192,7 @@ class Lane:
                 result = await attempt()
             except SinkUnavailable as error:
                 said = str(error).removeprefix(f"{self.name}: ")
-                if self.trouble is None:
-                    self.trouble_since = time.monotonic()
-                    _log.warning("%s takes nothing now: %s; trying again", self.name, said)
+                self._tell(said)
                 self.trouble = said
                 pause = await self._rest(error.retry_after, pause)
                 continue
@@ -199,6 +200,19 @@ class Lane:
                 _log.info("%s takes lines again", self.name)
                 self.trouble, self.trouble_since = None, None
             return result
+
+    def _tell(self, said: str) -> None:
+        """Say why nothing is taken: at first, and again now and then, for who looks at the last lines of the log alone."""
+        now = time.monotonic()
+        if self.trouble_since is None:
+            self.trouble_since = self._told_at = now
+            _log.warning("%s takes nothing now: %s; trying again", self.name, said)
+        elif now - self._told_at >= _REMIND_AFTER:
+            self._told_at = now
+            since = now - self.trouble_since
+            _log.warning(
+                "%s has taken nothing for %.0f s: %s; trying again", self.name, since, said
+            )
 
     async def _rest(self, asked: float | None, pause: float) -> float:
         """Wait before the next try, and return how long to wait before the one after it."""

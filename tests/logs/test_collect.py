@@ -187,6 +187,24 @@ async def test_a_sink_that_is_unavailable_is_tried_again(
         assert collector.trouble(patience=0) is None
 
 
+async def test_a_sink_that_stays_unavailable_is_named_again(
+    log: LogFile,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who looks at the end of the log after hours must see it, with the reason of now; and at the end what is left."""
+    monkeypatch.setattr(lane, "_REMIND_AFTER", 0.0)
+    log.write("one", "two")
+    sink = MemorySink()
+    sink.fail("connection refused")
+    async with collecting(Collector(logs.tail(log.path), [], [sink]), drain_timeout=0.1):
+        await eventually(lambda: "memory takes nothing now: connection refused" in caplog.text)
+        sink.fail("401 who are you")
+        await eventually(lambda: "memory has taken nothing for 0 s: 401 who are you" in caplog.text)
+    assert "within 0.1 s: 8 bytes to memory (401 who are you); the rest" in caplog.text
+
+
 async def test_a_blocked_sink_stops_the_reading_at_the_budget(
     log: LogFile, eventually: Eventually
 ) -> None:
