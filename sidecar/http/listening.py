@@ -219,8 +219,11 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as one:
+        one.setblocking(False)
         try:
             one.connect(path)
+        except BlockingIOError:
+            pass  # whoever listens there has not taken those that have come before
         except OSError:
             os.unlink(path)
             return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -163,6 +165,36 @@ async def test_a_socket_that_a_killed_process_left_is_replaced(
     with pytest.raises(_errors.ConfigError, match="another file lies there"):
         await serving.serve(web.Application(), port=None, unix_socket=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_socket_whose_listener_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
+    """It takes nobody any more, and is there all the same: a start must not hang on it."""
+    path = str(tmp_path / "http.sock")
+    told: list[str] = []
+
+    def start() -> None:
+        try:
+            with listening.unix(path):
+                told.append("served")
+        except _errors.ConfigError as error:
+            told.append(str(error))
+
+    starting = threading.Thread(target=start)
+    with contextlib.ExitStack() as stack:
+        stuck = stack.enter_context(socket.socket(socket.AF_UNIX))
+        stuck.bind(path)
+        stuck.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one = stack.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(path)
+        starting.start()
+        starting.join(5)
+        found = list(told)
+    starting.join()
+    assert found
+    assert "another process listens there" in found[0]
 
 
 # What comes over the wire
