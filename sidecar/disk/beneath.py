@@ -222,6 +222,8 @@ def reason(error: OSError) -> str:
             return "it is a socket or a device, and only regular files are read"
         case errno.ENOTDIR:
             return "a part of the path is a file, not a directory"
+        case errno.E2BIG:
+            return "it holds more files than fit into memory (raise max_size)"
         case errno.EMFILE | errno.ENFILE:
             return "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
         case _:

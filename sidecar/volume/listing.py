@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sidecar import _errors
 from sidecar.disk import beneath, naming
 
 _MAX_DEPTH = 32
@@ -27,6 +26,10 @@ class Listing:
     files: dict[str, beneath.Signature] = field(default_factory=dict)
     folders: dict[str, beneath.Signature] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of all that is noted here: each takes its memory."""
+        return len(self.files) + len(self.folders) + len(self.problems)
 
 
 def names_beneath(dir_fd: int) -> dict[str, int]:
@@ -59,7 +62,7 @@ def list_visible(dir_fd: int, most: int = _MOST_NAMES) -> Listing:
 
 def _list_into(listing: Listing, dir_fd: int, prefix: str, most: int) -> None:
     listing.folders[prefix.rstrip("/")] = beneath.Signature.of(os.fstat(dir_fd))
-    for entry in _visible_entries(dir_fd, most - len(listing.files) - len(listing.problems)):
+    for entry in _visible_entries(dir_fd, most + 1 - len(listing)):
         name = prefix + entry.name
         try:
             link = entry.is_symlink()
@@ -91,17 +94,18 @@ def _list_folder(listing: Listing, dir_fd: int, entry: str, name: str, most: int
 
 
 def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
-    """Return the visible entries of a directory, in order; more than `most` are refused before they fill the memory."""
+    """Return the visible entries of a directory, in order.
+
+    Raises:
+        OSError: `E2BIG`: they are more than `most`, and would fill the memory.
+    """
     found: list[os.DirEntry[str]] = []
     with os.scandir(dir_fd) as entries:
         for entry in entries:
             if _is_visible(entry.name):
                 found.append(entry)
                 if len(found) > most:
-                    raise _errors.ReadError(
-                        errno.EFBIG,
-                        "cannot read it: it holds more files than fit into memory (raise max_size)",
-                    )
+                    raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     return sorted(found, key=lambda entry: entry.name)
 
 

@@ -371,9 +371,21 @@ def test_thousands_of_files_cost_what_the_limit_permits(volume: Path) -> None:
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
     found = loading.load_directory(fd, str(volume), limit=4 << 20, before=None)
     assert len(found.snapshot) == 3001
-    with pytest.raises(_errors.ReadError, match="more files"):
+    with pytest.raises(_errors.ReadError, match=f"cannot read {volume}: it holds more files"):
         loading.load_directory(fd, str(volume), limit=LIMIT, before=found)
     os.close(fd)
+
+
+def test_thousands_of_directories_cost_no_more(volume: Path) -> None:
+    """Those that hold no file cost as much: where they are too many, they are refused by name, and the rest is read."""
+    for number in range(3600):
+        (volume / f"{number // 60:02}" / f"{number % 60:02}").mkdir(parents=True)
+    fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
+    found = loading.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    os.close(fd)
+    assert dict(found.snapshot) == {"config": b"good"}
+    assert len(found.mark.folders) + len(found.problems) < 1200
+    assert "it holds more files than fit into memory" in found.problems["59"]
 
 
 RSS = """
