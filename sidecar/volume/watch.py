@@ -111,8 +111,8 @@ class Watch(Generic[T]):
 
     @property
     def modified(self) -> float | None:
-        """When the last good content was changed, in Unix seconds."""
-        return self._snapshot.modified if self._snapshot is not None else None
+        """When the last good content was changed, in Unix seconds; None where there is no file."""
+        return self._snapshot.modified if self._snapshot else None
 
     @property
     def stale(self) -> str | None:
@@ -243,7 +243,7 @@ class Watch(Generic[T]):
         if self.problem != problem:
             self._log_problem(first=before is None, missing=news.missing)
         if before is not None and self._snapshot != before:
-            self._count(rescued=not news.hinted)
+            self._count(before, rescued=not news.hinted)
 
     def _take(self, found: Snapshot[None]) -> None:
         """Make what was found the content that users see, if it is another one and the schema accepts it."""
@@ -265,8 +265,10 @@ class Watch(Generic[T]):
         self._snapshot = accepted
         logger.debug("%s is now version %s", self.path, found.version[:8])
 
-    def _count(self, *, rescued: bool) -> None:
-        metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - (self.modified or 0.0)))
+    def _count(self, before: Snapshot[T], *, rescued: bool) -> None:
+        # What has gone away leaves no time behind, and a file that came by `mv` may have an old one.
+        if self.modified is not None and self.modified > before.modified:
+            metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - self.modified))
         if rescued and self.mode != "poll":
             metrics.POLL_RESCUES_TOTAL.inc()
 

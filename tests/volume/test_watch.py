@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sidecar import ConfigError, Snapshot
+from sidecar import ConfigError, Snapshot, Volume
 from sidecar.disk import beneath, inotify
 from sidecar.runtime import metrics
 from sidecar.testing import ConfigMapVolume, until
@@ -576,6 +576,28 @@ async def test_what_no_event_told_is_counted_as_a_rescue(
         replace(path, "2")
         await seen.converge("2")
         assert metric("sidecar_poll_rescues_total") == before + 1
+
+
+@pytest.mark.parametrize("left", [("old",), ()])
+async def test_a_file_that_goes_away_is_not_taken_for_one_that_took_long_to_come(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """What is left is old, and nobody knows when the other one was deleted; of nothing there is no age."""
+    volume = Volume(tmp_path)
+    await volume.publish(dict.fromkeys((*left, "gone"), "x"))
+    past = time.time() - 3600
+    for path in tmp_path.glob("..gen-*/*"):
+        os.utime(path, (past, past))
+    async with volume.watch(recheck=0.02) as one:
+        await one.looked()
+        before = metric("sidecar_propagation_seconds_sum")
+        await volume.delete("gone")
+        await until(
+            lambda: one.snapshot is not None and len(one.snapshot) == len(left), timeout=BOUND
+        )
+        assert metric("sidecar_propagation_seconds_sum") == before
+        age = metrics.REGISTRY.get_sample_value("sidecar_content_age_seconds")
+        assert age is None if not left else age is not None and age < 2 * 3600
 
 
 async def test_the_metrics_tell_mode_version_and_age(path: Path) -> None:
