@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aiohttp import http_exceptions, web
+from aiohttp import web
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
@@ -43,8 +43,6 @@ _END = b"\r\n\r\n"
 _READ_AHEAD = 1 << 14
 """Bytes of a body, half of those after which the client has to wait until somebody takes them.
 With aiohttp's own 64 KiB a thousand uploads hold twice as much, and one is no faster."""
-_TOO_MANY = "Too many headers received"
-"""What aiohttp says of more than 128: it has no class of its own for that."""
 _MOST_HELD_BACK = 64 << 10
 _MOST_PIECES = 64
 """Bytes, and pieces of them, that a client may send on while its request is under way, before it is not listened to
@@ -576,7 +574,9 @@ class Connection(web.RequestHandler):
         if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
             # aiohttp stumbles over its own message about an expectation that is not ASCII.
             exc, status = web.HTTPExpectationFailed(), 417
-        answer = problems.plain(_problem(status, exc, message, self.max_line_size))
+        answer = problems.plain(
+            problems.from_aiohttp(status, exc, message, longest_line=self.max_line_size)
+        )
         answer.force_close()
         return answer
 
@@ -598,40 +598,3 @@ def _count_for_nobody(outcome: Outcome) -> None:
         lanes.count("200")
     elif isinstance(outcome, _errors.SidecarError):
         lanes.count(str(problems.of(outcome).status))
-
-
-def _problem(
-    status: int, exc: BaseException | None, message: str | None, longest_line: int
-) -> web.HTTPException:
-    match exc:
-        case http_exceptions.LineTooLong(args=(_, limit, *_)):
-            kind, remedy = (
-                ("uri-too-long", "send large contents with PUT /files/NAME")
-                if limit == longest_line
-                else ("head-too-large", "send shorter headers")
-            )
-            return problems.Problem(kind, f"it has more than {limit} bytes; {remedy}")
-        case http_exceptions.InvalidURLError():
-            return problems.Problem(
-                "bad-request",
-                "the address is no path that begins with `/`, or holds a character that must be written"
-                " as %XX (curl does it with -G --data-urlencode content=TEXT)",
-            )
-        case http_exceptions.ContentEncodingError():
-            return problems.Problem(
-                "unsupported-coding",
-                "the content coding of the body cannot be undone; send the plain bytes",
-            )
-        case http_exceptions.BadHttpMessage() if _TOO_MANY in (message, exc.message):
-            return problems.Problem("head-too-large", "it has too many headers")
-        case http_exceptions.HttpProcessingError():
-            # A scanner sends thousands of these: not worth a line in the log each.
-            _log.debug("cannot understand a request: %s", exc)
-            reason = " ".join((message or exc.message).split())[:200]
-            return problems.Problem("bad-request", f"this is not HTTP as RFC 9112 has it: {reason}")
-        case web.HTTPException():
-            return problems.from_http(exc, "")
-        case None if status != 500:
-            return problems.UntypedProblem(status, "the request has taken too long")
-        case _:
-            return problems.internal_error(exc or RuntimeError(message))

@@ -2,7 +2,7 @@
 
 Each kind of problem has a stable `type`, a URI-reference by which a program can tell it from the others
 (`/problems/version-conflict`); `detail` is for people and may change.
-The table below is the whole list, and `of` is the only place that knows which error becomes which problem.
+The table below is the whole list; `of` knows which error of ours becomes which problem, `from_aiohttp` the same of aiohttp's.
 
 A problem is raised, never returned: aiohttp answers it from any handler, of ours or of a user.
 """
@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
-from aiohttp import web
+from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = "1"
 """Seconds. A volume that comes back is seen by the re-check of a watch, which is as often."""
+_TOO_MANY = "Too many headers received"
+"""What aiohttp says of more than 128: it has no class of its own for that."""
 
 
 class Kind(NamedTuple):
@@ -165,6 +167,47 @@ def from_http(error: web.HTTPException, path: str) -> web.HTTPException:
     if kind is not None:
         return Problem(kind, _explain(error, path), headers=kept)
     return UntypedProblem(error.status, _explain(error, path))
+
+
+def from_aiohttp(
+    status: int, exc: BaseException | None, message: str | None, *, longest_line: int
+) -> web.HTTPException:
+    """Return the problem for what aiohttp answers by itself: its parser refuses it, or a handler let it through.
+
+    `longest_line` is the limit of the first line in bytes, which its parser does not name.
+    """
+    match exc:
+        case http_exceptions.LineTooLong(args=(_, limit, *_)):
+            kind, remedy = (
+                ("uri-too-long", "send large contents with PUT /files/NAME")
+                if limit == longest_line
+                else ("head-too-large", "send shorter headers")
+            )
+            return Problem(kind, f"it has more than {limit} bytes; {remedy}")
+        case http_exceptions.InvalidURLError():
+            return Problem(
+                "bad-request",
+                "the address is no path that begins with `/`, or holds a character that must be written"
+                " as %XX (curl does it with -G --data-urlencode content=TEXT)",
+            )
+        case http_exceptions.ContentEncodingError():
+            return Problem(
+                "unsupported-coding",
+                "the content coding of the body cannot be undone; send the plain bytes",
+            )
+        case http_exceptions.BadHttpMessage() if _TOO_MANY in (message, exc.message):
+            return Problem("head-too-large", "it has too many headers")
+        case http_exceptions.HttpProcessingError():
+            # A scanner sends thousands of these: not worth a line in the log each.
+            _log.debug("cannot understand a request: %s", exc)
+            reason = " ".join((message or exc.message).split())[:200]
+            return Problem("bad-request", f"this is not HTTP as RFC 9112 has it: {reason}")
+        case web.HTTPException():
+            return from_http(exc, "")
+        case None if status != 500:
+            return UntypedProblem(status, "the request has taken too long")
+        case _:
+            return internal_error(exc or RuntimeError(message))
 
 
 def plain(problem: web.HTTPException) -> web.Response:
