@@ -52,6 +52,20 @@ def locked(
             fcntl.flock(dir_fd, fcntl.LOCK_UN)
 
 
+def take(fd: int) -> bool:
+    """Lock an open file or directory for this process, until it is closed; return False while somebody else has it.
+
+    NFS and some FUSE file systems have no locks, or none for directories: there it is ours.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def sweep(dir_fd: int) -> int:
     """Remove the temporary entries of killed writers, and return how many those were.
 
@@ -68,20 +82,13 @@ def sweep(dir_fd: int) -> int:
 def _lock(dir_fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
     end = time.monotonic() + timeout
     pause = _LOCK_PAUSE
-    while True:
-        try:
-            fcntl.flock(dir_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            waiting()
-            time.sleep(pause)
-            pause = min(pause * 2, _LOCK_PAUSE_MOST)
-        except OSError:
-            # NFS and some FUSE file systems cannot lock a directory: one writer is assumed.
-            return True
-        else:
-            return True
+    while not take(dir_fd):
+        if time.monotonic() >= end:
+            return False
+        waiting()
+        time.sleep(pause)
+        pause = min(pause * 2, _LOCK_PAUSE_MOST)
+    return True
 
 
 def _alive(dir_fd: int, name: str) -> bool:

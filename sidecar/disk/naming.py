@@ -25,6 +25,15 @@ def temporary_name() -> str:
     return TEMPORARY + secrets.token_hex(8)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name that was found is UTF-8: nobody can ask for it if it is not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def in_force(dir_fd: int) -> str | None:
     """Return where `..data` points, None where there is no such link.
 

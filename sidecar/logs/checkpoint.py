@@ -9,7 +9,6 @@ Nothing found here stops the start: what cannot be used is said once and set asi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -91,14 +90,9 @@ class Checkpoint:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         except (OSError, _errors.SidecarError):
             return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(fd):
             os.close(fd)
             return False
-        except OSError:
-            os.close(fd)
-            return True
         self._claim = fd
         return True
 

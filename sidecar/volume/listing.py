@@ -112,10 +112,4 @@ def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
 def _is_visible(name: str) -> bool:
     if name.startswith(naming.HIDDEN) or name == "lost+found":
         return False
-    if name.isascii():
-        return True
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.isascii() or naming.is_text(name)

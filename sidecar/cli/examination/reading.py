@@ -49,7 +49,7 @@ def layout(patient: Patient) -> Iterator[Finding]:
 
 def content(patient: Patient) -> Iterator[Finding]:
     """Read it the way a reader does, which refuses what must not be served."""
-    unspeakable = [n for n in patient.entries if not _is_text(n)]
+    unspeakable = [n for n in patient.entries if not naming.is_text(n)]
     if unspeakable and patient.name is None:
         yield Finding(
             "names",
@@ -96,11 +96,3 @@ def opening() -> Finding:
 
 def _is_link(dir_fd: int, name: str) -> bool:
     return naming.link_target(dir_fd, name) is not None
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

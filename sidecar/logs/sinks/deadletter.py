@@ -129,9 +129,7 @@ def _write_all(fd: int, lines: bytes) -> None:
     """Write, or leave the file as it was: half a line would spoil the next one."""
     before = os.fstat(fd).st_size
     try:
-        rest = memoryview(lines)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        atomic.write_all(fd, lines)
     except OSError:
         os.ftruncate(fd, before)
         raise

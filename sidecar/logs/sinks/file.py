@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, trees
+from sidecar.disk import atomic, locks, trees
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
@@ -148,15 +147,11 @@ class FileSink(BaseSink):
             os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
         fd = os.open(self.path, flags, self._mode)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(fd):
             os.close(fd)
             raise _errors.SidecarError(
                 f"cannot write to {self.path}: another collector does (give each its own file)"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         self._fd, self._size = fd, os.fstat(fd).st_size
 
     def _cut_back(self, known: _Position) -> None:
