@@ -162,6 +162,29 @@ def test_readme_producer_and_consumers_run_as_written(in_namespace, tmp_path: Pa
     assert re.match(r"[0-9a-f]{32} 20..-", (tmp_path / "loop.txt").read_text())
 
 
+@pytest.mark.root
+def test_programs_of_the_page_on_python_run_as_written(in_namespace, tmp_path: Path) -> None:
+    """Producer and consumer together, then a receiver of log lines, and a test: each does what its page says."""
+    for number, program in enumerate(blocks(ROOT / "docs" / "python.md", "python")):
+        (tmp_path / f"{number}.py").write_text(program)
+
+    printed = in_namespace(f"""
+        echo '{{"level": "error"}}' > /shared/app.log
+        {sys.executable} 0.py > producer.txt & producer=$!
+        {sys.executable} 1.py > consumer.txt & consumer=$!
+        {sys.executable} 2.py > counter.txt & counter=$!
+        for name in producer consumer counter; do until grep -q . $name.txt; do sleep 0.1; done; done
+        for program in $producer $consumer $counter; do kill -TERM $program; wait $program; done
+        {sys.executable} 3.py
+        echo all ended with 0
+    """)
+
+    assert "all ended with 0" in printed
+    version = (tmp_path / "producer.txt").read_text().split()[0]
+    assert (tmp_path / "consumer.txt").read_text().startswith(f"{version} Settings(at='20")
+    assert (tmp_path / "counter.txt").read_text() == "1\n"
+
+
 def transcript(block: str) -> list[tuple[str, str]]:
     """Split a console block into commands and what they print."""
     steps = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
