@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
 import struct
+import termios
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +15,8 @@ from sidecar.disk.bell import Bell
 from sidecar.disk.hints import Activity, Mode, Target
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
+#: Bytes that are read at first: no event has half as many.
 _FEW_EVENTS = 1 << 12
-_MANY_EVENTS = 1 << 16
 
 
 class Event(NamedTuple):
@@ -86,23 +89,29 @@ class Inotify:
         self._inotify.forget(number)
 
     def drain(self) -> list[Event]:
-        """Return the events that wait, in order; none is waited for."""
+        """Return the events that wait, in order; none is waited for, nor are those that come meanwhile.
+
+        A neighbour who makes them as fast as they are read would keep this from ever returning.
+        """
         events: list[Event] = []
-        size = _FEW_EVENTS
-        while True:
-            try:
-                # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
-                data = os.read(self._fd, size)
-            except BlockingIOError:
-                return events
+        with contextlib.suppress(BlockingIOError):
+            # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
+            data = os.read(self._fd, _FEW_EVENTS)
             events += _parsed(data)
-            if len(data) < size // 2:
-                return events
-            size = _MANY_EVENTS
+            if len(data) > _FEW_EVENTS // 2:
+                events += _parsed(os.read(self._fd, max(_waiting(self._fd), _FEW_EVENTS)))
+        return events
 
     def close(self) -> None:
         """Give the descriptor back."""
         self._inotify.close()
+
+
+def _waiting(fd: int) -> int:
+    """Return the bytes of the events that wait, as inotify(7) has it."""
+    number = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, number)
+    return number[0]
 
 
 def _parsed(data: bytes) -> list[Event]:

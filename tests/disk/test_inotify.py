@@ -30,6 +30,34 @@ def test_draining_never_waits(hints: InotifyHints) -> None:
     assert hints.drain() == Activity()
 
 
+def test_a_neighbour_who_is_as_fast_as_we_are_does_not_hold_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited at the beginning is returned, all of it; what has come meanwhile is for the next time."""
+    inotify = Inotify()
+    inotify.add(str(tmp_path))
+    real, names, reads = os.read, iter(range(10**6)), 0
+
+    def make(count: int) -> None:
+        for _ in range(count):
+            (tmp_path / f"{next(names):0100}").touch()
+
+    def read(fd: int, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        assert reads < 20, "it goes on reading"
+        data = real(fd, size)
+        make(1000)
+        return data
+
+    make(1000)
+    monkeypatch.setattr(os, "read", read)
+    found = {event.name for event in inotify.drain()}
+    monkeypatch.undo()
+    inotify.close()
+    assert {b"%0100d" % number for number in range(1000)} <= found
+
+
 def test_a_rename_over_the_file_is_urgent(hints: InotifyHints, tmp_path: Path) -> None:
     """It is whole, so there is a reason to look now."""
     replace(tmp_path / "config", "x")
