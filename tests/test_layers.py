@@ -35,7 +35,11 @@ CALLS = {
     ("disk/atomic",): {"os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"},
     # The demonstration is the parent of two programs, and has no event loop;
     # a command hears a signal before it has imported anything else.
-    ("runtime/running", "cli/demo", "cli/main"): {"signal.signal", "os._exit", "asyncio.run"},
+    ("runtime/running", "runtime/signals", "cli/demo", "cli/main"): {
+        "signal.signal",
+        "os._exit",
+        "asyncio.run",
+    },
 }
 
 

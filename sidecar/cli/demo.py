@@ -21,7 +21,7 @@ import click
 
 from sidecar import _errors
 from sidecar.cli import options, probe, values, variables
-from sidecar.runtime import parent, running
+from sidecar.runtime import parent, signals
 
 _START = 15.0
 _END = 15.0
@@ -164,7 +164,7 @@ def _until_signal() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in running.stop_signals()}
+    before = {number: signal.signal(number, stop) for number in signals.that_stop()}
     try:
         with contextlib.suppress(_Stopped):
             yield

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
@@ -23,12 +22,11 @@ from typing import Any, TypeVar
 
 from sidecar._errors import ConfigError
 from sidecar.runtime import logging as runtime_logging
-from sidecar.runtime import memory
+from sidecar.runtime import memory, signals
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 25.0
 """Seconds after which a program that has been told to stop is said to be still running:
 more than `serve` and `logs.collect` take to drain, less than the grace period of a Pod."""
@@ -113,12 +111,6 @@ def start_draining() -> None:
     _Process.draining = True
 
 
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a program to stop: SIGHUP only where nobody has had it ignored (`nohup`)."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return _SIGNALS if ignored else (*_SIGNALS, signal.SIGHUP)
-
-
 def stop() -> None:
     """End the program of `run` as the first SIGTERM does; if it has been told already, do nothing.
 
@@ -126,27 +118,6 @@ def stop() -> None:
     """
     if _Process.stop is not None:
         _Process.stop.cancel(signal.SIGTERM)
-
-
-@contextmanager
-def signals(*numbers: int) -> Iterator[socket.socket]:
-    """Let signals arrive at a socket, one byte each, for a program that waits without an event loop."""
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, _noted) for number in numbers}
-        try:
-            yield reader
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
-            signal.set_wakeup_fd(wakeup)
-
-
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the byte at the socket is the message."""
 
 
 async def _grid(seconds: float) -> AsyncGenerator[datetime, None]:
@@ -195,7 +166,7 @@ class _Stop:
     """What the signals have said so far, and what they are to cancel."""
 
     def __init__(self) -> None:
-        self.signals = stop_signals()
+        self.signals = signals.that_stop()
         self.requested: signal.Signals | None = None
         self._task: asyncio.Task[Any] | None = None
         self._reminder: asyncio.TimerHandle | None = None

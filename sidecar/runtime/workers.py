@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from sidecar.runtime import memory, metrics, running, siblings
+from sidecar.runtime import memory, metrics, siblings, signals
 from sidecar.runtime.totals import Totals
 
 MOST_DEATHS = 5
@@ -63,8 +63,8 @@ def begin(size: int, *, release: Callable[[], None]) -> int:
     # What is there now is never garbage, so no worker's collector writes to its pages: they stay shared.
     gc.collect()
     gc.freeze()
-    numbers = (*running.stop_signals(), signal.SIGCHLD)
-    with running.signals(*numbers) as arrived:
+    numbers = (*signals.that_stop(), signal.SIGCHLD)
+    with signals.arriving(*numbers) as arrived:
         number = _Parent(size, numbers, arrived, release).run()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return number
@@ -107,12 +107,12 @@ class _Parent:
     def __init__(
         self,
         size: int,
-        signals: Sequence[signal.Signals],
+        numbers: Sequence[signal.Signals],
         arrived: socket.socket,
         release: Callable[[], None],
     ) -> None:
         self._size = size
-        self._signals = signals
+        self._signals = numbers
         self._arrived = arrived
         self._release = release
         self._workers: dict[int, _Worker] = {}

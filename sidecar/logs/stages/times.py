@@ -177,8 +177,10 @@ def _zone(name: str) -> tzinfo:
 def _check(form: str) -> None:
     """Write a moment in this format, and read it: a directive that strptime does not know fits no line."""
     sample = datetime(2026, 11, 23, 13, 21, 51, 250_000, tzinfo=UTC)
+    # With a year, as `_by_format` reads it: strptime warns of a day without one.
+    whole = form if _names(form, _YEARS) else f"%Y {form}"
     try:
-        datetime.strptime(sample.strftime(form), form)  # noqa: DTZ007
+        datetime.strptime(sample.strftime(whole), whole)  # noqa: DTZ007
     except ValueError as error:
         said = str(error).splitlines()[0]
         raise ConfigError(f"the format {form!r} cannot be used: {said}") from error

@@ -1,0 +1,40 @@
+"""Which signals ask a program to stop, and how those of a program without an event loop arrive.
+
+It imports little, for commands that have none.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+def that_stop() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a program to stop: SIGHUP only where nobody has had it ignored (`nohup`)."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    asked = signal.SIGTERM, signal.SIGINT
+    return asked if ignored else (*asked, signal.SIGHUP)
+
+
+@contextmanager
+def arriving(*numbers: int) -> Iterator[socket.socket]:
+    """Let signals arrive at a socket, one byte each, for a program that waits without an event loop."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _noted) for number in numbers}
+        try:
+            yield reader
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            signal.set_wakeup_fd(wakeup)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the byte at the socket is the message."""
