@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import random
+import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,23 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
     """Every field, also of a path that is not UTF-8."""
     Checkpoint(str(path)).save(state())
     assert Checkpoint(str(path)).load() == state()
+
+
+@pytest.mark.parametrize("resume", [2**70, "\udcff", {"deep": [1.5, None, True]}])
+def test_whatever_a_sink_remembers_comes_back(path: Path, resume: object) -> None:
+    """Anything that JSON can hold."""
+    Checkpoint(str(path)).save(State([], {"mine": resume}))
+    assert Checkpoint(str(path)).load().resume == {"mine": resume}
+
+
+def test_a_checkpoint_of_thousands_of_files_costs_little(path: Path) -> None:
+    """It is made each second while lines come: in CPU time, which others on this machine do not change."""
+    [entry] = state().entries
+    many = [replace(entry, path=f"/var/log/app/{n}.log", inode=n) for n in range(5000)]
+    begun = time.process_time()
+    document = checkpoint.encode(State(many))
+    assert time.process_time() - begun < 0.05, "a twentieth of a core"
+    assert checkpoint.decode(document).entries == many
 
 
 def test_nothing_is_written_if_nothing_has_changed(path: Path) -> None:
