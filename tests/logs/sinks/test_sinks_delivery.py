@@ -314,6 +314,16 @@ async def test_a_key_in_an_address_is_not_told_when_the_answer_makes_no_sense(
     assert "secret" not in str(raised.value)
 
 
+async def test_a_key_that_the_receiver_repeats_is_not_told() -> None:
+    """Express answers so, for one, when a path is wrong."""
+    async with FakeNdjson() as fake:
+        fake.next(Broken(404, "Cannot POST /in?api_key=secret"))
+        async with opened(NdjsonSink(f"{fake.address}/in?api_key=secret")) as sink:
+            with pytest.raises(SinkUnavailable) as raised:
+                await sink.write(batch("a"))
+    assert "HTTP 404: Cannot POST /in?*** (check address" in str(raised.value)
+
+
 def test_a_key_in_the_query_travels_and_is_never_shown() -> None:
     """Nor is it part of the name in the checkpoint: with a new key, all would be delivered once more."""
     sink = NdjsonSink("http://h/in?api_key=secret&source=shop")
