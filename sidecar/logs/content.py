@@ -104,7 +104,7 @@ class Gzip:
     @property
     def cut_off(self) -> bool:
         """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
-        if self.damaged or self.ended or self._inflate.unconsumed_tail:
+        if self.damaged or self._ended or self._inflate.eof or self._inflate.unconsumed_tail:
             return False
         return 0 < os.fstat(self.fd).st_size <= self._source
 

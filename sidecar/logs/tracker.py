@@ -123,7 +123,7 @@ class Tracker:
     def tell_if_cut_off(self, stream: Stream) -> None:
         """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
         content = stream.content
-        if isinstance(content, Gzip) and content.cut_off and not content.reported:
+        if isinstance(content, Gzip) and not content.reported and content.cut_off:
             content.reported = True
             _log.warning(
                 "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines"

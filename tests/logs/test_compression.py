@@ -149,6 +149,22 @@ def test_an_archive_that_is_cut_off_is_named_once_it_is_quiet(
     assert "".join(follower.seen) == "".join(numbered(*range(100)))
 
 
+@pytest.mark.parametrize("size", [10, 1023, 1024, 1025, 131_072])
+def test_an_archive_that_was_read_to_its_last_byte_is_not_cut_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    """Whatever was asked of it last, be it exactly what it holds."""
+    (tmp_path / "app.log.1.gz").write_bytes(gzip.compress(b"x" * (size - 1) + b"\n"))
+    follower = Follower(tmp_path / "app.log*")
+    follower.news()
+    [stream] = follower.tail._require().roster.streams
+    for asked in (size, 1024, size - 1):
+        assert stream.content is not None
+        stream.content.read(0, asked)
+        follower.tail._require().tell_if_cut_off(stream)
+    assert "cut off" not in caplog.text
+
+
 @pytest.mark.parametrize("length", [5, -20, None])
 def test_a_single_run_names_an_archive_that_is_cut_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int | None
