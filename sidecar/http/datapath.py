@@ -27,11 +27,12 @@ _VOLUME_ERRORS = (_errors.VolumeFull, _errors.VolumeUnavailable, _errors.Publish
 class Progress:
     """The moment in which a write has last got on."""
 
-    def __init__(self) -> None:
-        self.made()
+    def __init__(self, path: DataPath) -> None:
+        self._path = path
+        self.at = time.monotonic()
 
     def made(self) -> None:
-        self.at = time.monotonic()
+        self.at = self._path.got_on = time.monotonic()
 
 
 class DataPath:
@@ -62,6 +63,8 @@ class DataPath:
         self._problem: str | None = None
         self._failed = asyncio.Event()
         self._attempts: set[Progress] = set()
+        self.got_on = float("-inf")
+        """When any write has last got on."""
 
     def __repr__(self) -> str:
         return f"<DataPath to {self._volume.path} problem={self._problem!r}>"
@@ -89,7 +92,7 @@ class DataPath:
 
     def begin(self) -> Progress:
         """Note that a write has begun; the caller says by `end` how it went."""
-        progress = Progress()
+        progress = Progress(self)
         self._attempts.add(progress)
         return progress
 
@@ -97,14 +100,15 @@ class DataPath:
         """Note how a write went. An error that is not the volume's says nothing about the volume."""
         self._attempts.discard(progress)
         if error is None:
+            progress.made()
             self._set(None)
         elif isinstance(error, _VOLUME_ERRORS):
             self._set(str(error))
 
     def live(self) -> str | None:
-        """Say what is stuck: what a restart could mend."""
+        """Say what is stuck: what a restart could mend. While others get on, a write only waits for its turn."""
         now = time.monotonic()
-        silent = now - min((one.at for one in self._attempts), default=now)
+        silent = now - max(min((one.at for one in self._attempts), default=now), self.got_on)
         if silent < self._patience:
             return None
         path = self._volume.path

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -776,6 +777,27 @@ async def test_a_write_can_wait_until_the_reader_has_it(client: MakeClient, conf
     assert (answer.status, "Server-Timing" in answer.headers) == (201, True)
     answer = await one.post("/rollback", json={"to": tag("1")}, headers={"Prefer": "wait=10"})
     assert (answer.status, await (await reader.get("/")).json()) == (200, "1")
+
+
+async def test_a_write_that_waits_for_its_turn_is_not_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand uploads to a slow disk: a restart would mend nothing, and all of them would be lost."""
+    now = 0.0
+    monkeypatch.setattr(datapath, "time", SimpleNamespace(monotonic=lambda: now))
+    path = datapath.DataPath(sidecar.Volume(tmp_path), initial={})
+    waiting = path.begin()
+    for _ in range(5):
+        async with path.attempt() as other:
+            now += 40.0
+            other.made()
+            assert path.live() is None
+    now += 59.0
+    assert path.live() is None
+    now += 2.0
+    assert "has been hanging for 61 s" in str(path.live())
+    path.end(waiting, None)
+    assert path.live() is None
 
 
 async def test_any_server_with_etags_can_confirm(client: MakeClient, config: Path) -> None:
