@@ -93,9 +93,12 @@ class Roster:
         stream.head_bytes = stream.head_now(known)
         stream.head = identity.Print.of(stream.head_bytes)
         offset, mark = 0, b""
-        if at_end and not content.compressed:
-            # From the beginning of the last line on, if it is not complete.
-            offset = _after_last_newline(content, content.measure())
+        if at_end:
+            offset = content.measure()
+            if content.compressed:
+                stream.size = offset
+            else:  # from the beginning of the last line on, if it is not complete
+                offset = _after_last_newline(content, offset)
             start = max(offset - identity.MARK, 0)
             mark = content.read(start, offset - start)
         for lane in self.lanes:

@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,27 @@ def test_archives_from_before_the_first_start_are_read_once(tmp_path: Path) -> N
         archive.write(b"one\ntwo\n")
     follower = Follower(tmp_path / "*.log*", state=tmp_path / "offsets.json")
     assert follower.news() == ["one", "two"]
+    assert follower.restart() == []
+
+
+@pytest.mark.parametrize("options", [{"start": "end"}, {"ignore_older": 3600.0}])
+def test_archives_that_nobody_wants_are_left_alone(
+    log: LogFile, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Those of months lie there at the very first start, and the pattern for what comes names them, too."""
+    for number in (3, 2):
+        archive = log.path.with_name(f"app.log.{number}.gz")
+        archive.write_bytes(gzip.compress(f"old {number} {PAD}\n".encode() * 5000))
+        os.utime(archive, (time.time() - 7200,) * 2)
+    follower = Follower(log.path.with_name("app.log*"), state=tmp_path / "offsets.json", **options)
+    assert follower.news() == []
+    assert follower.tail.figures().lag_bytes == 0
+    log.write(*numbered(1))
+    assert follower.restart() == numbered(1)
+    log.compress(log.rotate())
+    log.reopen()
+    log.write(*numbered(2))
+    assert follower.news() == numbered(2)
     assert follower.restart() == []
 
 
