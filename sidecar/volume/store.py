@@ -53,6 +53,8 @@ class Store:
         self._set = sets.FileSet(settings)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
+        self._got_on = float("-inf")
+        """When somebody has last got in."""
         self._identity: tuple[int, int] | None = None
 
     @property
@@ -290,14 +292,15 @@ class Store:
     @contextmanager
     def _writing(self, order: Order) -> Iterator[int]:
         """Open the directory and keep every other writer out of it; every error is one of publishing."""
-        end = time.monotonic() + _LOCK_TIMEOUT
-        with self._alone(end, order), failures.publishing(f"publish to {self._path}"):
+        begun = time.monotonic()
+        with self._alone(begun, order), failures.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
                 fd = self._open()
                 try:
-                    timeout = max(end - time.monotonic(), 0.0)
+                    timeout = max(self._limit(begun) - time.monotonic(), 0.0)
                     with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
                         if _is_still(self._path, fd):
+                            self._got_on = time.monotonic()
                             yield fd
                             return
                 finally:
@@ -319,11 +322,11 @@ class Store:
         return fd
 
     @contextmanager
-    def _alone(self, end: float, order: Order) -> Iterator[None]:
+    def _alone(self, begun: float, order: Order) -> Iterator[None]:
         """Keep other threads of this object out."""
         while not self._mutex.acquire(timeout=_MUTEX_PAUSE):
             order.check()
-            if time.monotonic() > end:
+            if time.monotonic() > self._limit(begun):
                 raise _errors.VolumeUnavailable(
                     errno.EWOULDBLOCK,
                     f"cannot publish to {self._path}: an earlier publish has not ended within"
@@ -333,6 +336,10 @@ class Store:
             yield
         finally:
             self._mutex.release()
+
+    def _limit(self, begun: float) -> float:
+        """Return until when to wait for one's turn; as long as others get theirs, nothing is stuck."""
+        return max(begun, self._got_on) + _LOCK_TIMEOUT
 
 
 def _has_set(fd: int) -> bool:

@@ -229,6 +229,24 @@ async def test_a_stuck_neighbour_is_an_error_after_a_while(
     await volume.put("config", "x")
 
 
+async def test_a_slow_disk_is_not_taken_for_a_stuck_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those at the end of the queue wait for longer than any of those before them has taken."""
+    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 0.3)
+    real = atomic.sync_file
+
+    def slow(fd: int) -> None:
+        time.sleep(0.1)
+        real(fd)
+
+    volume = Volume(tmp_path)
+    await volume.prepare()
+    monkeypatch.setattr(atomic, "sync_file", slow)
+    await asyncio.gather(*(volume.put(f"{number}", "x") for number in range(8)))
+    assert len(await volume.names()) == 8
+
+
 async def test_a_loop_that_ends_in_the_midst_of_a_publish_waits_for_it(tmp_path: Path) -> None:
     """`asyncio.run` cancels every task at once; what happened is known all the same."""
     volume = Volume(tmp_path, keep=0)
