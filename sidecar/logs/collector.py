@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar import _errors
+from sidecar.disk import failures
 from sidecar.logs.hints import DirectoryHints, Noticed
 from sidecar.logs.lane import DeadLetters, Lane
 from sidecar.logs.records import Block, Stage
@@ -216,7 +217,7 @@ class Collector:
         opened: list[Lane] = []
         try:
             await in_thread(self.source.open, [lane.name for lane in self.lanes])
-            if not self.source.positions():
+            if not self.source.matched:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
                 for name in await in_thread(self.source.directories_named):
                     _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
@@ -384,7 +385,8 @@ class Collector:
             await in_thread(self.source.save, state)
         except OSError as error:
             self._dirty.set()
-            failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {error}"
+            why = str(error) if isinstance(error, _errors.SidecarError) else failures.remedy(error)
+            failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {why}"
             if self._save_failure != failure:
                 _log.error("%s; collecting goes on, a restart would deliver lines again", failure)
             self._save_failure = failure

@@ -10,7 +10,9 @@ Blocking; knows names and inodes, opens through `sidecar.disk.beneath`, reads no
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
+import logging
 import os
 import re
 import stat
@@ -21,6 +23,9 @@ from dataclasses import dataclass, field
 from sidecar import _errors
 from sidecar.disk import beneath
 from sidecar.logs.identity import core_name
+from sidecar.logs.refusals import Refusals
+
+_log = logging.getLogger(__name__)
 
 Key = tuple[int, int]
 """Device and inode."""
@@ -91,6 +96,7 @@ class Discovery:
         self._beside = [os.path.abspath(path) for path in beside]
         self._listings: dict[str, Listing] = {}
         self._last: Found | None = None
+        self._refusals = Refusals(_log)
         self._distrusted: set[int] = set()
         """Devices whose listings give other inodes than stat(2) does (some overlays)."""
 
@@ -268,7 +274,9 @@ class Discovery:
             known = self._listings.get(directory)
             if known is None or not known.settled or known.changed_ns != status.st_mtime_ns:
                 known = self._fresh(directory, status)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                self._refusals.note(directory, error)
             # Not there yet: the nearest parent that is there tells when it comes.
             parent = directory
             while (parent := os.path.dirname(parent)) and not os.path.isdir(parent):
@@ -276,6 +284,7 @@ class Discovery:
                     return None
             found.directories.setdefault(parent)
             return None
+        self._refusals.forget(directory)
         seen[directory] = known
         found.directories.setdefault(directory)
         return known

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from sidecar import _errors
 from sidecar.logs.content import Content, recognise
 from sidecar.logs.discovery import Discovery, Key
+from sidecar.logs.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
 _FD_RESERVE = 64
-_MOST_REFUSED = 1000
-"""Files that could not be opened, before it is looked which of them are gone: names with a time in them never end."""
 
 Opened = tuple[Content, os.stat_result]
 
@@ -29,7 +28,7 @@ class Opener:
     discovery: Discovery
     make_room: Callable[[int], bool]
     """Closes so many files that nobody needs just now; returns whether there were any."""
-    _refused: dict[str, str] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=lambda: Refusals(_log))
 
     def open(self, path: str) -> Opened | None:
         """Open a file, or say once why it cannot be."""
@@ -37,14 +36,14 @@ class Opener:
             fd = self._open_fd(path)
         except (OSError, _errors.ReadError) as error:
             if not isinstance(error, FileNotFoundError):
-                self._refuse(path, str(error))
+                self.refusals.note(path, error)
             return None
-        self._refused.pop(path, None)
+        self.refusals.forget(path)
         try:
             return recognise(fd), os.fstat(fd)
         except OSError as error:
             os.close(fd)
-            self._refuse(path, str(error))
+            self.refusals.note(path, error)
             return None
 
     def first_that(
@@ -69,13 +68,6 @@ class Opener:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.make_room(_FD_RESERVE):
                 raise
         return self.discovery.open(path)
-
-    def _refuse(self, path: str, reason: str) -> None:
-        if self._refused.get(path) != reason:
-            if len(self._refused) >= _MOST_REFUSED:
-                self._refused = {p: r for p, r in self._refused.items() if os.path.lexists(p)}
-            self._refused[path] = reason
-            _log.warning("cannot read %s: %s; trying again later", path, reason)
 
 
 def key_of(path: str) -> Key | None:

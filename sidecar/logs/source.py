@@ -195,6 +195,11 @@ class Tail:
         """The directories in which something may change."""
         return list(self._require().roster.found.directories)
 
+    @property
+    def matched(self) -> bool:
+        """Whether the patterns name any file that is there, be it one that cannot be read."""
+        return bool(self._require().roster.found.files)
+
     def directories_named(self) -> list[str]:
         """Return the patterns that name a directory, in which nothing is looked for: a slip, most probably."""
         named = (pattern.rstrip("/") or "/" for pattern in self.patterns)

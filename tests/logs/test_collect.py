@@ -25,7 +25,7 @@ from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.logs.tracker import Tracker
 from sidecar.runtime import memory, metrics
-from support import Eventually
+from support import Eventually, as_user
 
 
 @pytest.fixture
@@ -571,7 +571,42 @@ async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
         async with collecting(collector):
             log.write("one")
             await eventually(lambda: sink.lines == ["one"])
-            await eventually(lambda: "No space" in (collector.trouble() or ""))
+            await eventually(lambda: "no space" in (collector.trouble() or ""))
+
+
+@pytest.mark.root
+async def test_a_checkpoint_that_may_not_be_written_is_named_once_with_what_to_change(
+    open_path: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried each second, and a log that says so each second hides everything else."""
+    (open_path / "state").mkdir(mode=0o755)
+    offsets, log = open_path / "state" / "offsets.json", LogFile(open_path / "app.log")
+    sink = MemorySink()
+    with as_user(65532):
+        collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink])
+        async with collecting(collector):
+            for number in range(3):
+                log.write(str(number))
+                await eventually(lambda count=number + 1: len(sink.lines) == count)
+                collector._dirty.set()
+                await eventually(lambda: not collector._dirty.is_set())
+                await eventually(collector._dirty.is_set)
+    log.close()
+    said = f"cannot save the checkpoint {offsets}: permission denied for user 65532"
+    assert caplog.text.count(said) == 1
+    assert "fsGroup" in (collector.trouble() or "")
+
+
+@pytest.mark.root
+async def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(
+    open_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who is told that nothing matches looks for the mistake in the pattern."""
+    (open_path / "app.log").touch(mode=0o600)
+    with as_user(65532):
+        await logs.collect(logs.tail(open_path / "*.log"), sink=MemorySink(), until_end=True)
+    assert "cannot read" in caplog.text
+    assert "no file matches" not in caplog.text
 
 
 async def test_what_the_collection_writes_itself_is_not_collected(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 import sidecar
 from logs_support import PAD, Follower
-from sidecar.logs import opening, source
+from sidecar.logs import refusals, source
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.testing import LogFile
+from support import as_user
 
 
 def touch(*paths: Path) -> None:
@@ -53,7 +54,7 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An application that makes unreadable files with new names all day costs no memory; one that stays is named once."""
-    monkeypatch.setattr(opening, "_MOST_REFUSED", 5)
+    monkeypatch.setattr(refusals, "_MOST", 5)
     touch(tmp_path / "secret")
     (tmp_path / "log").mkdir()
     follower = Follower(tmp_path / "log" / "*.log")
@@ -63,9 +64,27 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
         link.symlink_to("../secret")
         follower.news()
         link.unlink()
-    refused = follower.tail._tracker._opener._refused  # type: ignore[union-attr]
-    assert len(refused) <= 5
+    assert len(follower.tail._require()._opener.refusals) <= 5
     assert caplog.text.count("cannot read") == 21
+
+
+@pytest.mark.root
+def test_what_may_not_be_read_is_named_once_with_what_to_change(
+    open_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What goes wrong most often in a Pod: two users. Silence would look like an application without logs."""
+    touch(open_path / "app" / "a.log", open_path / "app" / "below" / "b.log")
+    (open_path / "app" / "a.log").chmod(0o600)
+    (open_path / "app" / "below").chmod(0o700)
+    with as_user(65532):
+        follower = Follower(open_path / "app" / "**" / "*.log")
+        for _ in range(3):
+            assert follower.news() == []
+    for path in ("a.log", "below"):
+        said = f"cannot read {open_path}/app/{path}: permission denied for user 65532 and group 65532 ("
+        assert caplog.text.count(said) == 1
+    assert caplog.text.count("fsGroup") == 2
+    assert sorted(follower.news()) == ["a.log", "b.log"]
 
 
 @pytest.fixture

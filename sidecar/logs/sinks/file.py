@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, locks, trees
+from sidecar.disk import atomic, failures, locks, trees
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
@@ -110,9 +110,8 @@ class FileSink(BaseSink):
         try:
             return await in_thread(self._open, _Position.of(resume))
         except OSError as error:
-            why = os.strerror(error.errno or 0).lower()
             raise _errors.SidecarError(
-                f"cannot write to {self.path}: {why} (is a volume missing, or mounted for reading only?)"
+                f"cannot write to {self.path}: {failures.remedy(error)}"
             ) from error
 
     async def write(self, batch: Batch) -> Receipt:

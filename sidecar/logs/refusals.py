@@ -1,0 +1,48 @@
+"""Say once what cannot be read, and why: a look comes every second, and the reason stays."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+from sidecar import _errors
+
+_MOST = 1000
+"""Paths, before it is looked which of them are gone: names with a time in them never end."""
+
+
+class Refusals:
+    """What could not be read when it was last tried, each with the reason."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def note(self, path: str, error: Exception) -> None:
+        """Say that a file or directory cannot be read, unless that has been said."""
+        reason = _why(error)
+        if self._reasons.get(path) == reason:
+            return
+        if len(self._reasons) >= _MOST:
+            self._reasons = {p: r for p, r in self._reasons.items() if os.path.lexists(p)}
+        self._reasons[path] = reason
+        self._log.warning("cannot read %s: %s; trying again later", path, reason)
+
+    def forget(self, path: str) -> None:
+        """It can be read."""
+        self._reasons.pop(path, None)
+
+
+def _why(error: Exception) -> str:
+    if not isinstance(error, OSError) or isinstance(error, _errors.SidecarError):
+        return str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"permission denied for user {os.geteuid()} and group {os.getegid()} (its mode must let them read,"
+            " as 0644 of a file and 0755 of a directory do, or its group be one of theirs, as fsGroup is)"
+        )
+    return os.strerror(error.errno or 0).lower()
