@@ -303,6 +303,6 @@ async def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -
     (tmp_path / "target").touch()
     (tmp_path / "out").symlink_to("target")
     with pytest.raises(
-        sidecar.SidecarError, match=f"cannot write to {tmp_path}/out: too many levels"
+        sidecar.SidecarError, match=f"cannot write to {tmp_path}/out: .*is a symbolic link"
     ):
         await FileSink(tmp_path / "out").open(None)
