@@ -11,7 +11,6 @@ Nothing here reads, writes or waits.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -249,7 +248,6 @@ class Batch:
     kept: list[Record] | None = None
     """What the stages let through. None where there are no stages: then the blocks are the content."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    made_at: float = field(default_factory=time.monotonic)
 
     @property
     def raw(self) -> bool:

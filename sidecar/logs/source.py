@@ -59,7 +59,6 @@ class Tail:
         self.patterns = tuple(patterns)
         self.checkpoint_path = checkpoint
         self.recheck = recheck
-        self.multiline_timeout = rules.multiline.timeout if rules.multiline else None
         self.resume: dict[str, Any] = {}
         """The last `Receipt.resume` of each sink, as loaded and as acknowledged since."""
         self.lost: dict[str, int] = {}

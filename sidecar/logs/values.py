@@ -87,10 +87,6 @@ def mapping(value: Any) -> dict[str, str]:
     return made
 
 
-def anything(value: Any) -> Any:
-    return value
-
-
 def truth(value: Any) -> bool:
     if isinstance(value, bool):
         return value

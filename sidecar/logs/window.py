@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from sidecar.logs.identity import NOTHING, Place
+from sidecar.logs.identity import Place
 from sidecar.logs.records import Block
 
 
@@ -79,6 +79,3 @@ class AckWindow:
 
     def _move(self, offset: int, mark: bytes) -> None:
         self.offset, self._mark, self._place = offset, mark, None
-
-
-START = Place(0, NOTHING)
