@@ -160,12 +160,15 @@ def _forget_old(dir_fd: int, folder: str) -> bool:
     return bool(old)
 
 
-def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Version]:
-    """Return the kept contents of a loose file, newest first; `current` is the version it has now."""
+def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> list[Version]:
+    """Return the kept contents of a loose file, newest first; `current` is the version it has now.
+
+    `most` is how many files one of them may have: what has more is none of ours.
+    """
     folder = directory_of(name)
     with _listing(dir_fd, folder) as (fd, entries):
         newest_first = sorted(entries, reverse=True)
-        found = [v for e in newest_first if (v := _version(fd, folder, e)) is not None]
+        found = [v for e in newest_first if (v := _version(fd, folder, e, most)) is not None]
     present = next((v.entry for v in found if v.version == current), None)
     marked = [replace(v, current=v.entry == present) for v in found]
     if current is not None and present is None:
@@ -174,14 +177,17 @@ def versions_of_file(dir_fd: int, name: str, current: str | None) -> list[Versio
     return marked
 
 
-def versions_of_set(dir_fd: int) -> list[Version]:
-    """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old."""
+def versions_of_set(dir_fd: int, most: int) -> list[Version]:
+    """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old.
+
+    `most` is how many files one of them may have: what has more is none of ours.
+    """
     current = naming.in_force(dir_fd)
     found: list[Version] = []
     for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
-            found += [v for e in ours if (v := _version(fd, folder, e)) is not None]
+            found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]
     marked = [replace(v, current=v.entry == f"./{current}") for v in found]
     return sorted(marked, key=lambda v: stamp_of(v.entry), reverse=True)
 
@@ -198,11 +204,11 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
         yield fd, entries
 
 
-def _version(dir_fd: int, folder: str, entry: str) -> Version | None:
+def _version(dir_fd: int, folder: str, entry: str, most: int) -> Version | None:
     """Return one kept content, None if it has been forgotten meanwhile or is none."""
     stamp = stamp_of(entry)
     try:
-        files, size = _weight(dir_fd, entry)
+        files, size = _weight(dir_fd, entry, most)
     except OSError:
         return None
     if not stamp:
@@ -210,13 +216,13 @@ def _version(dir_fd: int, folder: str, entry: str) -> Version | None:
     return Version(version_in(entry), stamp / 1e9, size, files, False, f"{folder}/{entry}")
 
 
-def _weight(dir_fd: int, entry: str) -> tuple[int, int]:
+def _weight(dir_fd: int, entry: str, most: int) -> tuple[int, int]:
     """Return the number of files and of bytes of a kept content."""
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
     with trees.inside(dir_fd, entry) as fd:
-        sizes = listing.names_beneath(fd).values()
+        sizes = listing.names_beneath(fd, most).values()
         return len(sizes), sum(sizes)
 
 

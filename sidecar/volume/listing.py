@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from sidecar.disk import beneath, naming
 
 _MAX_DEPTH = 32
-_MOST_NAMES = 1 << 20
+#: What a name costs in memory beside its content: so many bytes of a limit must stand behind each.
+_BYTES_A_NAME = 1024
+_LEAST_NAMES = 1000
 
 
 @dataclass(slots=True)
@@ -32,14 +34,19 @@ class Listing:
         return len(self.files) + len(self.folders) + len(self.problems)
 
 
-def names_beneath(dir_fd: int) -> dict[str, int]:
+def most_names(limit: int) -> int:
+    """Return how many names are listed, where all files together may have `limit` bytes."""
+    return max(_LEAST_NAMES, limit // _BYTES_A_NAME)
+
+
+def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
     """Return the visible regular files of an open directory, with their sizes in bytes.
 
     Raises:
-        OSError: the directory cannot be read.
+        OSError: the directory cannot be read; `E2BIG`: there are more than `most`.
     """
     with opened(dir_fd, naming.in_force(dir_fd)) as fd:
-        return {name: signature.size for name, signature in list_visible(fd).files.items()}
+        return {name: signature.size for name, signature in list_visible(fd, most).files.items()}
 
 
 @contextmanager
@@ -53,7 +60,7 @@ def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
         beneath.close(fd)
 
 
-def list_visible(dir_fd: int, most: int = _MOST_NAMES) -> Listing:
+def list_visible(dir_fd: int, most: int) -> Listing:
     """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
     listing = Listing()
     _list_into(listing, dir_fd, "", most)

@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.disk import beneath, naming, pinned
-from sidecar.volume.listing import Listing, list_visible, opened
+from sidecar.volume.listing import Listing, list_visible, most_names, opened
 from sidecar.volume.sighting import Mark, Sighting
 from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, Snapshot, version_of
 
 #: File systems stamp in ticks, FAT in two seconds; so soon after a change an equal signature proves nothing.
 _STAMP_DOUBT = 2.0
 _SET_RETRIES = 20
-#: What a name costs in memory beside its content: so many bytes of `limit` must stand behind each.
-_BYTES_A_NAME = 1024
-_LEAST_NAMES = 1000
+#: Names beyond twice those of before that are listed to compare them: more are a change, whatever they are.
+_MORE_NAMES = 1000
 
 
 def _go_on() -> None:
@@ -114,7 +113,8 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
         with opened(dir_fd, mark.generation) as fd:
             if quick:
                 return all(_signature(fd, name or ".") == s for name, s in mark.folders.items())
-            return list_visible(fd).files == mark.signatures
+            most = 2 * (len(mark.signatures) + len(mark.folders)) + _MORE_NAMES
+            return list_visible(fd, most).files == mark.signatures
     except (OSError, _errors.ReadError):
         return False
 
@@ -180,7 +180,7 @@ def _load_once(
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
     with opened(dir_fd, generation) as held:
-        listing = list_visible(held, max(_LEAST_NAMES, limit // _BYTES_A_NAME))
+        listing = list_visible(held, most_names(limit))
         if generation is not None and generation != naming.in_force(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)

@@ -130,7 +130,9 @@ class LooseFiles:
         current = None
         with contextlib.suppress(OSError):
             current = self.version(fd, name)
-        return history.versions_of_file(fd, name, current)[: self._settings.keep]
+        return history.versions_of_file(fd, name, current, self._settings.most_names)[
+            : self._settings.keep
+        ]
 
     def _version_of(self, file: int, name: str) -> str | None:
         status = os.fstat(file)

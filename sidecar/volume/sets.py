@@ -103,7 +103,7 @@ class FileSet:
 
     def versions(self, fd: int) -> list[history.Version]:
         """Return the history of the set, newest first."""
-        return history.versions_of_set(fd)[: self._settings.keep]
+        return history.versions_of_set(fd, self._settings.most_names)[: self._settings.keep]
 
     def repair(self, fd: int) -> None:
         """Finish what a killed writer began after its generation came in force."""

@@ -143,7 +143,7 @@ class Store:
     def names(self) -> dict[str, int]:
         """Return the visible files and their sizes; none where the directory is missing."""
         with contextlib.suppress(_errors.NothingPublished), self._reading() as fd:
-            return listing.names_beneath(fd)
+            return listing.names_beneath(fd, self._settings.most_names)
         return {}
 
     def entries(self) -> list[Entry]:
@@ -155,7 +155,7 @@ class Store:
         with self._reading() as fd:
             if _has_set(fd):
                 return self._set.entries(fd)
-            return self._loose.entries(fd, listing.names_beneath(fd))
+            return self._loose.entries(fd, listing.names_beneath(fd, self._settings.most_names))
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, naming, pinned
+from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
 
 #: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
@@ -17,6 +18,8 @@ Given: TypeAlias = bytes | tuple[atomic.Staged, str] | snapshots.Content
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
+#: Files that are listed in any case: their names take some 25 MB.
+_LEAST_LISTED = 1 << 16
 #: As deep as snapshots look.
 _DEEPEST = 32
 
@@ -121,6 +124,11 @@ class Settings:
     max_size: int
     durable: bool = True
     """Whether files and directories are synced, so that a power cut takes nothing back."""
+
+    @property
+    def most_names(self) -> int:
+        """How many files are listed: `max_size` may be small, as it is that of one content."""
+        return max(_LEAST_LISTED, listing.most_names(self.max_size))
 
     def where(self, name: str) -> str:
         """Return the path of a file, as messages say it."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import pytest
 from sidecar import _errors
 from sidecar.disk import beneath
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import loading
+from sidecar.volume import loading, terms
+from sidecar.volume.volume import Volume
 from support import Process, StartProcess, read_beneath
 from watching import BOUND, consumer, descriptors, replace
 
@@ -386,6 +388,35 @@ def test_thousands_of_directories_cost_no_more(volume: Path) -> None:
     assert dict(found.snapshot) == {"config": b"good"}
     assert len(found.mark.folders) + len(found.problems) < 1200
     assert "it holds more files than fit into memory" in found.problems["59"]
+
+
+def test_comparing_with_thousands_of_new_files_costs_no_memory(volume: Path) -> None:
+    """Where no events come, each look compares first: that there are more than before is enough to know."""
+    past = time.time() - 60
+    os.utime(volume / "config", (past, past))
+    fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
+    before = loading.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    before.mark.doubtful.clear()  # type: ignore[attr-defined]  # as after two seconds
+    assert loading.unchanged(fd, before)
+    for number in range(20_000):
+        os.mknod(volume / f"{number:05}")
+    tracemalloc.start()
+    assert not loading.unchanged(fd, before)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    os.close(fd)
+    assert most < 2 << 20
+
+
+async def test_a_list_of_files_has_an_end(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for it, a neighbour who makes names without end must not fill the memory of a server."""
+    monkeypatch.setattr(terms, "_LEAST_LISTED", 100)
+    writer = Volume(volume, max_size=1)
+    for number in range(1200):
+        os.mknod(volume / f"{number:05}")
+    for listed in (writer.names(), writer.entries()):
+        with pytest.raises(_errors.ReadError, match=f"cannot read {volume}: it holds more files"):
+            await listed
 
 
 RSS = """

@@ -45,7 +45,7 @@ def test_a_directory_is_loaded_with_all_that_lies_in_it(fd: int, tmp_path: Path)
     found = load(fd)
     assert dict(found.snapshot) == {n: n.encode() for n in ("a", ".env", "deep/er/b")}
     assert found.problems == {}
-    assert listing.names_beneath(fd) == {n: len(n) for n in ("a", ".env", "deep/er/b")}
+    assert listing.names_beneath(fd, 10) == {n: len(n) for n in ("a", ".env", "deep/er/b")}
 
 
 def test_an_empty_directory_holds_nothing_published(fd: int) -> None:
