@@ -43,6 +43,8 @@ _END = b"\r\n\r\n"
 _READ_AHEAD = 1 << 14
 """Bytes of a body, half of those after which the client has to wait until somebody takes them.
 With aiohttp's own 64 KiB a thousand uploads hold twice as much, and one is no faster."""
+_TLS_AHEAD = 1 << 16
+"""Bytes of answers that may wait to be encrypted, as without TLS they may wait to be sent: by itself uvloop holds 512 KiB."""
 _MOST_HELD_BACK = 64 << 10
 _MOST_PIECES = 64
 """Bytes, and pieces of them, that a client may send on while its request is under way, before it is not listened to
@@ -172,6 +174,8 @@ class Connection(web.RequestHandler):
             return
         self._guard.connections.add(self)
         super().connection_made(transport)
+        if transport.get_extra_info("sslcontext") is not None:
+            transport.set_write_buffer_limits(_TLS_AHEAD)  # type: ignore[attr-defined]  # of a stream
         self._made = self._next_keepalive_close_time  # each request sets it anew
 
     if sys.version_info < (3, 12):

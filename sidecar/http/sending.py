@@ -44,7 +44,7 @@ PATIENCE: Final = 60.0
 _PIECE: Final = 1 << 17
 """Bytes at a time by the kernel, then others get their turn. As measured for 8 clients, a MiB at a time
 takes nearly twice as long (what was sent has left the processor's cache when it is received), and others wait ten times as long."""
-_SMALL_PIECE: Final = 1 << 18
+_SMALL_PIECE: Final = 1 << 17
 """Bytes at a time through memory."""
 _AHEAD: Final = 4 << 20
 """Bytes that the disk is asked for in advance, while it is slower than the client."""

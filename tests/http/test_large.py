@@ -391,9 +391,11 @@ async def test_events_have_no_gigabyte_in_them(
     source.close()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-async def test_a_large_file_is_sent_over_tls(served: Serve, path: Path, tmp_path: Path) -> None:
-    """There the kernel cannot do it alone."""
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for localhost, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
@@ -401,9 +403,22 @@ async def test_a_large_file_is_sent_over_tls(served: Serve, path: Path, tmp_path
         check=True,
         capture_output=True,
     )  # fmt: skip
-    one = await served(reader_app(path), tls_cert=cert, tls_key=key)
+    return cert, key
+
+
+def trusting() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def test_a_large_file_is_sent_over_tls(
+    served: Serve, path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """There the kernel cannot do it alone."""
+    cert, key = certificate
+    one = await served(reader_app(path), tls_cert=cert, tls_key=key)
+    context = trusting()
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{one.url}/raw", ssl=context) as answer:
             assert await answer.read() == DATA
@@ -580,3 +595,44 @@ async def test_uploads_that_stall_hold_little_memory(
     for client in clients:
         client.transport.abort()
     await eventually(lambda: not [*tmp_path.glob("..tmp-*")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "secure", "most"), [("/", False, 1.5), ("/", True, 1.5), ("/raw", True, 1.0)]
+)
+async def test_clients_that_stop_taking_hold_little_memory(
+    sidecar_process: StartProcess,
+    path: Path,
+    free_ports: Callable[[int], list[int]],
+    certificate: tuple[Path, Path],
+    target: str,
+    secure: bool,
+    most: float,
+) -> None:
+    """Each has a piece of what it asked for made for it, and for a minute no more: 40 of them, MiB each."""
+    place(path, b"some text\n" * 800_000)
+    (port,) = free_ports(1)
+    cert, key = certificate
+    tls = ("--tls-cert", cert, "--tls-key", key) if secure else ()
+    options = ("--path", path, "--host", "127.0.0.1", "--port", port, "--drain-delay", "0")
+    reader = sidecar_process("read", *options, *tls, until="listening on")
+
+    def ask() -> socket.socket:
+        one: socket.socket = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        one.settimeout(20)
+        one.connect(("127.0.0.1", port))
+        one = trusting().wrap_socket(one) if secure else one
+        one.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target.encode())
+        assert one.recv(12) == b"HTTP/1.1 200"
+        return one
+
+    clients = [await asyncio.to_thread(ask)]
+    rest = memory(reader)
+    clients += [await asyncio.to_thread(ask) for _ in range(40)]
+    grown = (memory(reader, "VmHWM") - rest) / 40
+    logging.getLogger(__name__).info("grown by %.2f MiB each", grown)
+    assert grown <= most
+    for one in clients:
+        one.close()
