@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # Threads start when they are needed and then stay: most programs see two or three of the sixteen.
 POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
+_QUEUE = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
+"""For work that waits for its turn, with a thread in its hands: all other work must not wait for those."""
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -33,22 +35,17 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     >>> asyncio.run(in_thread(pow, 2, 10))
     1024
     """
-    submitted = _submit(function, *args, **kwargs)
-    outcome = asyncio.wrap_future(submitted)
-    try:
-        # `wait` leaves the future alone when it is cancelled, unlike a bare `await`.
-        await asyncio.wait({outcome})
-    except asyncio.CancelledError as cancelled:
-        if not submitted.cancel():
-            await _until_done(outcome)
-            raise cancelled from outcome.exception()
-        raise
-    return outcome.result()
+    return await _end_of(_submit(POOL, function, *args, **kwargs))
+
+
+async def in_turn(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do as `in_thread`, with work that may wait for other work of its kind: for a lock, on a slow disk."""
+    return await _end_of(_submit(_QUEUE, function, *args, **kwargs))
 
 
 def begin(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run a blocking function in a thread; who awaits the outcome does so `to_its_end`."""
-    return asyncio.wrap_future(_submit(function, *args, **kwargs))
+    """Begin work as that of `in_turn`; who awaits the outcome does so `to_its_end`."""
+    return asyncio.wrap_future(_submit(_QUEUE, function, *args, **kwargs))
 
 
 async def to_its_end(work: Awaitable[T], withdraw: Callable[[], None] = lambda: None) -> T:
@@ -63,8 +60,23 @@ async def to_its_end(work: Awaitable[T], withdraw: Callable[[], None] = lambda: 
     return task.result()
 
 
-def _submit(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    return POOL.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
+async def _end_of(submitted: Future[T]) -> T:
+    outcome = asyncio.wrap_future(submitted)
+    try:
+        # `wait` leaves the future alone when it is cancelled, unlike a bare `await`.
+        await asyncio.wait({outcome})
+    except asyncio.CancelledError as cancelled:
+        if not submitted.cancel():
+            await _until_done(outcome)
+            raise cancelled from outcome.exception()
+        raise
+    return outcome.result()
+
+
+def _submit(
+    pool: ThreadPoolExecutor, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> Future[T]:
+    return pool.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
 
 
 async def _until_done(outcome: asyncio.Future[T]) -> None:

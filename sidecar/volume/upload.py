@@ -134,7 +134,7 @@ class Upload:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not await threads.in_thread(self._store.make_room, len(view)):
+            if not await threads.in_turn(self._store.make_room, len(view)):
                 raise
         return int(await threads.to_its_end(self._file.write(view)))
 

@@ -129,9 +129,7 @@ class Volume:
         """
         files = {name: encoded(content) for name, content in (initial or {}).items()}
         order = Order()
-        await threads.to_its_end(
-            threads.in_thread(self._store.prepare, files, order), order.withdraw
-        )
+        await threads.to_its_end(threads.in_turn(self._store.prepare, files, order), order.withdraw)
         self._prepared = True
 
     async def publish(
@@ -262,7 +260,7 @@ class Volume:
         upload = Upload(self._store, self._path, name, most)
         try:
             order = Order()
-            opening = threads.in_thread(upload.open, order)
+            opening = threads.in_turn(upload.open, order)
             await threads.to_its_end(opening, order.withdraw)
             yield upload
         finally:
@@ -341,7 +339,7 @@ class Volume:
 
     async def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
-        await threads.in_thread(self._store.writable)
+        await threads.in_turn(self._store.writable)
 
     def watch(
         self, *, watch: watches.WatchMode = "auto", recheck: float = 1.0

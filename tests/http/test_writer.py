@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from aiohttp import web
 import sidecar
 from httpkit import Client, MakeClient, problem, tag, talk
 from sidecar import _errors
+from sidecar.disk import atomic
 from sidecar.http import answers, datapath, incoming
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import WRITER, writer_app
@@ -777,6 +779,24 @@ async def test_a_write_can_wait_until_the_reader_has_it(client: MakeClient, conf
     assert (answer.status, "Server-Timing" in answer.headers) == (201, True)
     answer = await one.post("/rollback", json={"to": tag("1")}, headers={"Prefer": "wait=10"})
     assert (answer.status, await (await reader.get("/")).json()) == (200, "1")
+
+
+async def test_writes_that_wait_for_a_slow_disk_keep_nothing_else_waiting(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a thread in the queue for the directory: a scrape, a token, a read needs one, too."""
+    one = await client(writer_app(config))
+    await one.get("/?content=1")
+    synced = threading.Event()
+    monkeypatch.setattr(atomic, "sync_file", lambda _: synced.wait(10))
+    puts = [asyncio.create_task(one.put(f"/files/{number}", data="x")) for number in range(40)]
+    await asyncio.wait(puts, timeout=0.2)
+    async with asyncio.timeout(5):
+        for address in ("/metrics", "/files", "/files/config"):
+            assert (await one.get(address)).status == 200
+    assert not any(put.done() for put in puts)
+    synced.set()
+    assert {(await put).status for put in puts} == {201}
 
 
 async def test_a_write_that_waits_for_its_turn_is_not_stuck(
