@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.http.connection import Connection
+from sidecar.http.express import Express
 from sidecar.http.guard import Guard
 from sidecar.http.lane import Lane, counts
 
@@ -28,7 +29,7 @@ _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 class Wire(asyncio.Transport):
     """A transport that keeps what is written, and closes as a real one does: a moment later."""
 
-    def __init__(self, protocol: Observed) -> None:
+    def __init__(self, protocol: Connection) -> None:
         super().__init__()
         self.protocol = protocol
         self.written = bytearray()
@@ -72,7 +73,7 @@ class Outcome:
     """How many pieces had their answer before aiohttp was given the first."""
 
 
-class Observed(Connection):
+class Observed(Express):
     """A connection that notes when aiohttp gets something for the first time."""
 
     __slots__ = ("at_once", "before")
@@ -87,6 +88,10 @@ class Observed(Connection):
             self.at_once = by_the_lane() - self.before
         super()._give_to_aiohttp(data)
 
+    def all_at_once(self) -> int:
+        """How many answers the lane has given before that."""
+        return by_the_lane() - self.before if self.at_once is None else self.at_once
+
 
 @dataclass
 class Peer:
@@ -98,13 +103,11 @@ class Peer:
 
     def connect(self) -> Wire:
         loop = asyncio.get_running_loop()
-        connection = Observed(
-            self.server,
-            self.guard,
-            self.lane,
-            loop=loop,
-            keepalive_timeout=75.0,
-            max_line_size=8190,
+        options: Any = {"loop": loop, "keepalive_timeout": 75.0, "max_line_size": 8190}
+        connection = (
+            Connection(self.server, self.guard, **options)
+            if self.lane is None
+            else Observed(self.server, self.guard, self.lane, **options)
         )
         connection._lingering_time = 0.0
         wire = Wire(connection)
@@ -126,9 +129,8 @@ class Peer:
             if not eager or number < after:
                 await settled(wire)
         await settled(wire)
-        at_once = wire.protocol.at_once
-        if at_once is None:
-            at_once = by_the_lane() - wire.protocol.before
+        one = wire.protocol
+        at_once = one.all_at_once() if isinstance(one, Observed) else 0
         outcome = Outcome(_DATE.sub(b"", bytes(wire.written)), wire.closed, at_once)
         wire.close()
         await settled(wire)

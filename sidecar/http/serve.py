@@ -19,7 +19,7 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import guard as guards
 from sidecar.http import lane, listening
-from sidecar.http.connection import Connection
+from sidecar.http.express import Express
 from sidecar.http.guard import Guard, Guarded
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
@@ -227,8 +227,8 @@ async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> _Listen
 
     answers = Lane()
 
-    def connection() -> Connection:
-        return Connection(
+    def connection() -> Express:
+        return Express(
             server,
             guard,
             answers,

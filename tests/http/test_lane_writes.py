@@ -19,6 +19,7 @@ from aiohttp import web
 from httpkit import Serve
 from parity import NO_WRITES, WRITES, Outcome, Peer, conversations, peer, settled
 from sidecar import _errors
+from sidecar.http.express import Express
 from sidecar.http.lane import Lane
 from sidecar.http.lane.writes import Forms
 from sidecar.http.writer import WRITER, writer_app
@@ -173,6 +174,7 @@ async def test_a_write_goes_by_the_lane_from_the_third_time_on(fast: Fast) -> No
     """Whatever its content; and is counted as any other is."""
     before = counted()
     wire = fast.peer.connect()
+    assert isinstance(wire.protocol, Express)
     await settled(wire)
     for content in ("2", "3", "three+and%20more"):
         wire.protocol.data_received(write(content))
@@ -346,6 +348,7 @@ async def test_a_connection_is_not_idle_while_it_writes(fast: Fast) -> None:
 async def test_a_write_that_outlasts_the_end_is_withdrawn(fast: Fast) -> None:
     """If it is not visible yet: the file keeps what it has."""
     wire = fast.peer.connect()
+    assert isinstance(wire.protocol, Express)
     await settled(wire)
     with fast.braked() as go:
         wire.protocol.data_received(write("too-late"))

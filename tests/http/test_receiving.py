@@ -15,7 +15,7 @@ import pytest
 from httpkit import Play, Serve, Served, tag
 from sidecar import VolumeFull
 from sidecar.http import incoming, passage, receiving
-from sidecar.http.connection import Connection
+from sidecar.http.express import Express
 from sidecar.http.receiving import WORTH
 from sidecar.http.writer import writer_app
 from sidecar.volume.upload import Upload
@@ -111,14 +111,14 @@ async def test_most_of_a_large_body_never_comes_to_aiohttp(
 ) -> None:
     """It would be copied twice more, and lie here until the disk takes it."""
     through = 0
-    given = Connection._give_to_aiohttp
+    given = Express._give_to_aiohttp
 
-    def count(self: Connection, data: bytes) -> None:
+    def count(self: Express, data: bytes) -> None:
         nonlocal through
         through += len(data)
         given(self, data)
 
-    monkeypatch.setattr(Connection, "_give_to_aiohttp", count)
+    monkeypatch.setattr(Express, "_give_to_aiohttp", count)
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
         await client.send(head(SIZE))

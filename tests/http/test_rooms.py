@@ -14,7 +14,7 @@ from httpkit import Serve
 from parity import Peer, Wire, dates_removed, peer, settled
 from sidecar.http import lane as lanes
 from sidecar.http import waiting
-from sidecar.http.connection import Connection
+from sidecar.http.express import Express
 from sidecar.http.lane import Lane, rooms
 from sidecar.http.reader import reader_app
 from sidecar.runtime import metrics, running
@@ -56,13 +56,13 @@ async def reader(config: Path) -> AsyncIterator[Peer]:
 def by_aiohttp(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The requests that aiohttp has been given."""
     given: list[bytes] = []
-    give = Connection._give_to_aiohttp
+    give = Express._give_to_aiohttp
 
-    def noted(connection: Connection, data: bytes) -> None:
+    def noted(connection: Express, data: bytes) -> None:
         given.append(data)
         give(connection, data)
 
-    monkeypatch.setattr(Connection, "_give_to_aiohttp", noted)
+    monkeypatch.setattr(Express, "_give_to_aiohttp", noted)
     return given
 
 

@@ -7,7 +7,7 @@ What is remembered has been parsed, checked and answered by aiohttp at the same 
 the lane itself understands nothing of HTTP, so it cannot understand it differently.
 
     handler            says that an answer depends on nothing but the request and what `forget` is called for
-    Connection         asks for an answer while no request is under way, and hands in what aiohttp has sent
+    Express            asks for an answer while no request is under way, and hands in what aiohttp has sent
     Lane               keeps them, within bounds, and sets `Date` anew each second
 
 Handlers and connections use the names below.
