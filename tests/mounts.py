@@ -53,6 +53,7 @@ def loop(directory: Path, image_path: Path, options: str = "") -> Iterator[Path]
     chosen = ["loop", options] if options else ["loop"]
     with mounted(directory, "-o", ",".join(chosen), image_path) as path:
         yield path
+    _until_detached(image_path)
 
 
 def cut_power(mount_point: Path) -> None:
@@ -71,6 +72,19 @@ def _unmount(directory: Path) -> None:
             return
         time.sleep(0.1)
     _run("umount", directory)
+
+
+def _until_detached(image_path: Path) -> None:
+    """Wait until nobody has the image mounted any more.
+
+    A mount namespace that was made meanwhile, for a container beside us, holds the mount as long as it lives;
+    and who mounts the image again gets that very file system, with its power cut.
+    """
+    end = time.monotonic() + 60
+    while subprocess.run(["losetup", "-j", image_path], capture_output=True, check=True).stdout:
+        if time.monotonic() > end:
+            raise TimeoutError(f"another mount namespace holds {image_path}")
+        time.sleep(0.05)
 
 
 def _run(*command: object) -> None:
