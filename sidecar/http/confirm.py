@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from sidecar.http import bearer
-from sidecar.http.waiting import WAITS
+from sidecar.http.bells import WAITS
 from sidecar.runtime import threads
 
 _log = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from sidecar.disk import mounts
 from sidecar.http import (
     answers,
     bearer,
+    bells,
     descriptions,
     files,
     jsontext,
@@ -159,7 +160,7 @@ async def _get_events(request: web.Request) -> web.StreamResponse:
     reader = request.app[READER]
     if reader.stream is None:
         reader.stream = Stream(
-            _Told(reader, request.app[following.LATEST]), request.app[waiting.WAITS]
+            _Told(reader, request.app[following.LATEST]), request.app[bells.WAITS]
         )
     return await reader.stream.answer(request)
 

@@ -19,11 +19,11 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import guard as guards
 from sidecar.http import lane, listening
+from sidecar.http.bells import Waits
 from sidecar.http.express import Express
 from sidecar.http.guard import Guard, Guarded
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
-from sidecar.http.waiting import Waits
 from sidecar.runtime import running, threads
 
 _log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from sidecar.http import answers
+from sidecar.http.bells import Waits
 from sidecar.http.connection import Connection
-from sidecar.http.waiting import Waits
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest_asyncio
 import sidecar
 from httpkit import Serve
 from parity import Peer, Wire, dates_removed, peer, settled
+from sidecar.http import bells
 from sidecar.http import lane as lanes
-from sidecar.http import waiting
 from sidecar.http.express import Express
 from sidecar.http.lane import Lane, rooms
 from sidecar.http.reader import reader_app
@@ -143,13 +143,13 @@ async def test_each_waits_as_long_as_it_has_asked_for(
 ) -> None:
     """304 then, as by a handler, and that one does not begin to wait anew."""
     began = []
-    wait = waiting.Bell.wait
+    wait = bells.Bell.wait
 
-    async def noted(bell: waiting.Bell, timeout: float) -> None:
+    async def noted(bell: bells.Bell, timeout: float) -> None:
         began.append(timeout)
         await wait(bell, timeout)
 
-    monkeypatch.setattr(waiting.Bell, "wait", noted)
+    monkeypatch.setattr(bells.Bell, "wait", noted)
     await crowd.wait(20, ask("one", seconds=0.3))
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
@@ -200,7 +200,7 @@ async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     await crowd.wait(20, ask("one"))
     running.start_draining()
     lanes.forget()
-    waiting.Waits.end_all()
+    bells.Waits.end_all()
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
     assert b"\r\nConnection: close" in answer

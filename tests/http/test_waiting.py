@@ -12,9 +12,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from sidecar.http import lane
+from sidecar.http import lane, room
 from sidecar.http.answers import Representation
-from sidecar.http.waiting import WAITS, Bell, Waits, answer, prepare
+from sidecar.http.bells import WAITS, Bell, Waits
+from sidecar.http.waiting import answer, prepare
 from sidecar.runtime import metrics
 
 
@@ -159,7 +160,7 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
     opened: list[
         object
     ] = []  # for who waits in the same words, or for who is told of the new content
-    monkeypatch.setattr(Waits, "open_room", lambda *given: opened.append(given[4:]))
+    monkeypatch.setattr(room, "open_for", lambda *given: opened.append(given[3:]))
     others = Waiters(app[WAITS], source, 60)
     await asyncio.sleep(0)
     state, read = "old", asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Rooms for those who wait, one for all who ask in the same words; `http/waiting` furnishes them.
+"""Rooms for those who wait, one for all who ask in the same words; `http/room` furnishes them.
 
 Those who wait for a change mostly have the same content. The first two wait in aiohttp,
 and the second opens a room for all others: there a connection is an entry in a table, without a task or a handler.
