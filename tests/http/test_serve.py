@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Serve, problem, start_serving, talk
+from httpkit import Serve, place, problem, start_serving, talk
 from sidecar import _errors
 from sidecar.http import listening
 from sidecar.http import serve as serving
@@ -195,6 +195,32 @@ def test_a_socket_whose_listener_is_stuck_is_not_waited_for(tmp_path: Path) -> N
     starting.join()
     assert found
     assert "another process listens there" in found[0]
+
+
+def connections(port: int) -> int:
+    """How many the kernel has at a port of ours, that are not being closed by both sides."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = [state for _, local, _, state, *_ in rows if local.endswith(f":{port:04X}")]
+    return sum(state in ("01", "04", "08") for state in mine)
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
+    served: Serve,
+    tmp_path: Path,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
+    monkeypatch.setattr(listening, "PATIENCE", 0.5)
+    one = await served(reader_app(place(tmp_path / "config", "x" * size)))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", one.port))
+        client.sendall(b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
+        await eventually(lambda: connections(one.port) == 1)
+        await eventually(lambda: connections(one.port) == 0)
 
 
 # What comes over the wire
