@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sidecar.logs.records import Batch, Block, Record, Stage
+from sidecar.logs.records import MOST_RECORDS, Batch, Block, Record, Stage
 from sidecar.logs.sinks.base import Receipt, Rejected, Sink, SinkUnavailable
 
 T = TypeVar("T")
@@ -58,6 +58,9 @@ class Lane:
         self.trouble_since: float | None = None
         self._told_at = 0.0
         self._stages, self._labels = tuple(stages), labels
+        self._max_lines = sink.batching.max_lines
+        if self._max_lines is None and (stages or not sink.takes_blocks):
+            self._max_lines = MOST_RECORDS  # each line becomes a record
         self._dead_letters = dead_letters
         self._acknowledged, self._refused = acknowledged, refused
         self._waiting: deque[Block] = deque()
@@ -141,15 +144,13 @@ class Lane:
             except TimeoutError:
                 break
         blocks = [self._waiting.popleft()]
-        size, lines = len(blocks[0].data), 0 if batching.max_lines is None else blocks[0].lines
+        most = self._max_lines
+        size, lines = len(blocks[0].data), 0 if most is None else blocks[0].lines
         while self._waiting:
             following = self._waiting[0]
             size += len(following.data)
-            if batching.max_lines is not None:
-                lines += following.lines
-            if size > batching.max_bytes or (
-                batching.max_lines is not None and lines > batching.max_lines
-            ):
+            lines += 0 if most is None else following.lines
+            if size > batching.max_bytes or (most is not None and lines > most):
                 break
             blocks.append(self._waiting.popleft())
         self._waiting_bytes -= sum(len(block.data) for block in blocks)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.logs import patterns
+from sidecar.logs.records import newlines_in
 
 NEWLINE = b"\n"
 _SIGNATURE = 128
@@ -60,6 +61,8 @@ class Cut:
     starts: Sequence[int] | None = None
     order: Sequence[int] | None = None
     """Which line comes where, if the lines of a group do not lie together; `starts` are places after that."""
+    count: int | None = None
+    """How many records it makes, where that is known already."""
 
 
 def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
@@ -85,6 +88,23 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
             return Cut(start) if start else _piece(raw, max_line)
         start = end + 1
     return Cut(size)
+
+
+def at_most(cut: Cut, taken: bytes, most: int) -> Cut:
+    """Return a cut of no more than so many records; `taken` are its bytes, whole lines of UTF-8."""
+    if cut.newline or cut.order is not None:
+        return cut
+    if cut.starts is not None:
+        if len(cut.starts) <= most:
+            return cut
+        return Cut(cut.starts[most], starts=cut.starts[:most])
+    count = newlines_in(taken)
+    if count <= most:
+        return Cut(cut.size, count=count)
+    end = 0
+    for _ in range(most):
+        end = taken.index(NEWLINE, end) + 1
+    return Cut(end, count=most)
 
 
 def _piece(raw: bytes, most: int) -> Cut:

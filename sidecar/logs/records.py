@@ -144,6 +144,9 @@ a stage that may fail on a line decides itself what becomes of that line.
 """
 
 
+MOST_RECORDS = 1 << 14
+"""So many records are made at once, at most, 500 bytes of memory each: a megabyte of empty lines would be half a gigabyte."""
+
 _SAMPLE = 4096
 _SHORT = 48
 """Bytes a line: below it `count` is quicker, above it memchr(3)."""

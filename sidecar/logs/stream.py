@@ -28,8 +28,17 @@ from sidecar.logs.identity import (
     Print,
     is_continued_by,
 )
-from sidecar.logs.lines import Cut, Encoding, Grouper, Multiline, leading_hole, sniff, split_lines
-from sidecar.logs.records import Block, newlines_in
+from sidecar.logs.lines import (
+    Cut,
+    Encoding,
+    Grouper,
+    Multiline,
+    at_most,
+    leading_hole,
+    sniff,
+    split_lines,
+)
+from sidecar.logs.records import MOST_RECORDS, Block, newlines_in
 from sidecar.logs.window import AckWindow
 
 _BOM_NEEDS = 3
@@ -271,9 +280,10 @@ class Stream:
                 return None, False
             # The line (or the group) is longer than what was read: read as much as it may have.
             size = max(size * 2, rules.max_line + 1)
+        cut, taken = self._few(raw, cut)
         more = not short or cut.size < len(raw)
         cursor.at_end = not more
-        return self._block(cursor, raw, cut), more
+        return self._block(cursor, raw, taken, cut), more
 
     def _read(self, cursor: Cursor, size: int) -> bytes:
         content = self.content
@@ -369,9 +379,15 @@ class Stream:
         newline = self._encoding.newline if self._encoding is not None else b"\n"
         return raw.endswith(newline) and len(raw) % len(newline) == 0
 
-    def _block(self, cursor: Cursor, raw: bytes, cut: Cut) -> Block:
-        start = cursor.offset
+    def _few(self, raw: bytes, cut: Cut) -> tuple[Cut, bytes]:
+        """Return the cut, with no more records than may be made at once, and its bytes."""
         taken = raw[: cut.size] if cut.size < len(raw) else raw
+        if self._encoding is not None and self._encoding.plain:
+            cut = at_most(cut, taken, MOST_RECORDS)
+        return cut, taken if cut.size == len(taken) else taken[: cut.size]
+
+    def _block(self, cursor: Cursor, raw: bytes, taken: bytes, cut: Cut) -> Block:
+        start = cursor.offset
         self._advance(cursor, raw, cut.size)
         cursor.held, cursor.torn = cut.size < len(raw), not self._is_whole(raw)
         if not cursor.held:
@@ -395,8 +411,7 @@ class Stream:
             mark=cursor.mark,
             starts=cut.starts,
             offsets=offsets,
-            # Here the bytes are still in the processor's cache; when they have been written, they are not.
-            count=len(cut.starts) if cut.starts is not None else newlines_in(data),
+            count=_count(data, cut),
         )
 
     def _advance(self, cursor: Cursor, raw: bytes, size: int) -> None:
@@ -424,6 +439,13 @@ class Stream:
             else "rotated"
         )
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
+
+
+def _count(data: bytes, cut: Cut) -> int:
+    """Return how many records there are: now, while the bytes are in the processor's cache; later they are not."""
+    if cut.starts is not None:
+        return len(cut.starts)
+    return newlines_in(data) if cut.count is None else cut.count
 
 
 def _in_order(

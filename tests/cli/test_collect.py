@@ -381,6 +381,27 @@ async def test_a_signal_delivers_what_is_there_and_exits_with_0(
         assert {request.headers["X-Scope-OrgID"] for request in loki.requests} == {"shop"}
 
 
+@pytest.mark.parametrize("options", [("--drop", "x"), ("--json",)])
+def test_empty_lines_take_no_more_memory_than_others(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """In the chart a collector may have 96 MiB: killed for more, it would read the same lines again, and again."""
+    (tmp_path / "app.log").write_bytes(b"\n" * 1_000_000)
+    arguments = ["collect", str(tmp_path / "app.log"), "--once", *options]
+    code = (
+        "import re, sys\n"
+        "from sidecar.cli import main\n"
+        f"assert main.run({arguments!r}) == 0\n"
+        "status = open('/proc/self/status').read()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, timeout=60
+    )
+    assert int(done.stderr.split()[-1]) < 64 << 10, "KiB"
+
+
 async def test_sinks_have_progress_of_their_own(
     sidecar_process: StartProcess, eventually: Eventually, log: Path, tmp_path: Path
 ) -> None:

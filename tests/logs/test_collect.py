@@ -21,6 +21,7 @@ from sidecar.logs import collector as collecting_module
 from sidecar.logs import lane
 from sidecar.logs.checkpoint import Checkpoint
 from sidecar.logs.collector import Collector
+from sidecar.logs.records import MOST_RECORDS
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.logs.tracker import Tracker
@@ -378,6 +379,26 @@ async def test_a_batch_waits_for_its_company(log: LogFile, eventually: Eventuall
             await asyncio.sleep(0.01)
         await eventually(lambda: len(sink.lines) == 5)
         assert sink.batches == 1
+
+
+@pytest.mark.parametrize("stages", [[], [logs.keep(".*")]])
+async def test_a_batch_makes_no_more_records_than_memory_is_meant_for(
+    log: LogFile, stages: list[logs.Stage]
+) -> None:
+    """For stages, and for sinks that want records: a megabyte of empty lines would take half a gigabyte."""
+    sizes = []
+
+    class Measuring(logs.BaseSink):
+        name = "measuring"
+
+        async def write(self, batch: logs.Batch) -> logs.Receipt:
+            sizes.append(len(batch.records()))
+            return logs.ACCEPTED
+
+    log.write_raw(b"\n" * 60_000)
+    await logs.collect(logs.tail(log.path), *stages, sink=Measuring(), until_end=True)
+    assert sum(sizes) == 60_000
+    assert max(sizes) <= MOST_RECORDS
 
 
 async def test_batches_that_overtake_each_other_do_not_lose_the_gap(

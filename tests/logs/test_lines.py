@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logs_support import Follower
-from sidecar.logs import lines
+from sidecar import logs
+from sidecar.logs import lines, source
 from sidecar.logs.lines import Multiline
-from sidecar.logs.records import newlines_in
+from sidecar.logs.records import MOST_RECORDS, newlines_in
 from sidecar.logs.testing import LogFile
 
 
@@ -306,3 +307,25 @@ def test_a_rule_needs_exactly_one_pattern(options: dict[str, Any]) -> None:
     """Anything else would not say what it means."""
     with pytest.raises(ValueError, match="either start or end"):
         Multiline(**options)
+
+
+@pytest.mark.parametrize("rule", [None, logs.Multiline(start="^$"), logs.Multiline(end="x$")])
+@pytest.mark.parametrize("line", ["", "x"])
+def test_a_block_makes_no_more_records_than_memory_is_meant_for(
+    tmp_path: Path, rule: logs.Multiline | None, line: str
+) -> None:
+    """Each line becomes an object of 500 bytes, however short it is: none is lost, and none comes twice."""
+    (tmp_path / "a.log").write_text(f"{line}\n" * 50_000)
+    tail = source.tail(tmp_path / "a.log", multiline=rule)
+    tail.open()
+    records = []
+    while blocks := tail.read("", 1 << 20):
+        for block in blocks:
+            assert block.lines == len(list(block.records())) <= MOST_RECORDS
+            records += [record.text for record in block.records()]
+        tail.acknowledge("", blocks)
+    tail.flush(everything=True)
+    for block in tail.read("", 1 << 20):
+        records += [record.text for record in block.records()]
+    tail.close()
+    assert sum(text.count("\n") + 1 for text in records) == 50_000

@@ -12,12 +12,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, locks, trees
-from sidecar.logs.records import Batch
+from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
 from sidecar.runtime.threads import in_thread
@@ -93,6 +93,8 @@ class FileSink(BaseSink):
         self.path = os.path.abspath(path)
         self.name = name or f"file://{self.path}"
         self.own_files = (self.path,)
+        if json:
+            self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self._json, self._max, self._keep, self._mode = json, max_bytes, keep, mode
         self._fd = -1
         self._size = 0

@@ -14,9 +14,10 @@ import stat
 import termios
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sidecar._errors import SidecarError
-from sidecar.logs.records import Batch
+from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.output import output_of
 from sidecar.runtime.threads import in_thread
@@ -51,6 +52,8 @@ class StdoutSink(BaseSink):
     def __init__(self, *, json: bool = False, fd: int = 1, name: str = "stdout") -> None:
         self.name = name
         self._json, self._fd = json, fd
+        if json:
+            self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self.own_files = _file_behind(fd)
 
     async def write(self, batch: Batch) -> Receipt:
