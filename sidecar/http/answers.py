@@ -27,7 +27,8 @@ JSON = "application/json; charset=utf-8"
 WAIT_LIMIT: Final = 300.0
 """Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
 
-_PIECE: Final = 256 << 10
+PIECE: Final = 256 << 10
+"""Bytes of a body that are sent at once. The express lane remembers none that is longer."""
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
 #: No content is longer than 19 digits say; a longer number is no range that anybody means.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
@@ -233,14 +234,14 @@ def _answer(status: int, body: bytes | Body, part: slice, headers: dict[str, str
     if not isinstance(body, bytes):
         return web.Response(status=status, body=body.payload(part), headers=headers)
     view = memoryview(body)[part]
-    if len(view) <= _PIECE:
+    if len(view) <= PIECE:
         return web.Response(status=status, body=bytes(view), headers=headers)
     return web.Response(status=status, body=_pieces(view), headers=headers)
 
 
 async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
-    for start in range(0, len(body), _PIECE):
-        yield body[start : start + _PIECE]
+    for start in range(0, len(body), PIECE):
+        yield body[start : start + PIECE]
 
 
 def _validators(representation: Representation) -> dict[str, str]:

@@ -26,6 +26,7 @@ from parity import (
     peer,
     settled,
 )
+from sidecar.http import answers
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
@@ -124,6 +125,23 @@ async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> No
     assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
     assert b"\r\nDate: " in found
     wire.close()
+
+
+@pytest.mark.parametrize("target", [b"/", b"/raw", b"/files/config"])
+async def test_what_is_sent_in_one_piece_is_remembered_and_what_is_longer_is_not(
+    tmp_path: Path, target: bytes
+) -> None:
+    """Of a long answer a slow client is to hold one piece; the lane would have all of it written at once."""
+    around = len(b'""') if target == b"/" else 0
+    for more, known in ((0, True), (1, False)):
+        content = b"x" * (answers.PIECE - around + more)
+        path = place(tmp_path / str(more) / "config", content)
+        async with peer(reader_app(path), Lane()) as one:
+            assert one.lane is not None
+            ask = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target
+            for _ in range(3):
+                assert content in (await one.talk([ask], eager=False)).written
+            assert (one.lane.find(ask) is not None) is known
 
 
 async def test_a_request_that_comes_with_its_connection_is_answered_by_the_lane(fast: Peer) -> None:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.web_request import BaseRequest
 
-_LONGEST = 1 << 20
 _DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
 
 
@@ -26,6 +25,8 @@ class Sent(NamedTuple):
 def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
     """Return a response as aiohttp has written it; None if that cannot be known, or may be another the next time.
 
+    A body that is sent in pieces (`answers.PIECE`) is none that is known: a slow client is to hold one of them, not all.
+
     The number of bytes that aiohttp has counted proves it: nothing was sent besides, and nothing in another form.
     """
     if response.status not in (200, 304) or not response.keep_alive:
@@ -33,7 +34,7 @@ def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
     if not requests.is_plain(request):
         return None
     body = response.body if request.method != "HEAD" and response.status == 200 else None
-    if not isinstance(body, bytes | None) or len(body or b"") > _LONGEST:
+    if not isinstance(body, bytes | None):
         return None
     lines = [f"HTTP/1.1 {response.status} {response.reason}"]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
