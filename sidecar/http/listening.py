@@ -169,7 +169,8 @@ def _bind(
     *,
     shared: bool = False,
 ) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
+    with _told(host, port):
+        one = socket.socket(family, socket.SOCK_STREAM)
     try:
         with _told(host, port):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -216,6 +217,11 @@ def _remedy(error: OSError, port: int) -> str:
             return f"no permission for port {port} (choose one above 1023 with --port)"
         case errno.EADDRNOTAVAIL:
             return "this machine has no such address (choose another with --host)"
+        case errno.EMFILE | errno.ENFILE:
+            return (
+                "no file descriptor is left"
+                " (each of --workers needs one: choose fewer, or raise the limit `ulimit -n`)"
+            )
         case _:
             return error.strerror or str(error)
 

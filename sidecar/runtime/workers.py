@@ -145,8 +145,12 @@ class _Parent:
                 raise SystemExit(self._status)
 
     def _fork(self, number: int) -> bool:
-        """Start a process; True in it. If the system has none to give, it is tried again a little later."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start a process; True in it. If the system has none to give, or no descriptor, it is tried again a little later."""
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._put_off(number, error)
+            return False
         for one in (ours, theirs):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.LARGEST)
         # A signal between here and the worker's own handlers waits for those.
@@ -180,7 +184,7 @@ class _Parent:
         if not self._up:
             raise error
         _log.warning(
-            "cannot begin worker %d: %s (is the limit of processes reached?); tried again in %g s",
+            "cannot begin worker %d: %s (is a limit of processes or open files reached?); tried again in %g s",
             number,
             error.strerror,
             _REFUSED_PAUSE,

@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -129,6 +131,30 @@ def load(program: Program, clients: int = 16) -> Iterator[Counter[str]]:
             over = True
     for task in tasks:
         task.result()
+
+
+def test_more_workers_than_descriptors_are_refused_with_what_to_change(tmp_path: Path) -> None:
+    """Each has a socket of its own at the port; the kernel's "too many open files" would tell nobody which."""
+    command = [
+        sys.executable,
+        "-m",
+        "sidecar.cli",
+        "read",
+        "--path",
+        str(tmp_path),
+        "--workers",
+        "9999",
+    ]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 100; exec "$@" --host 127.0.0.1 --port 0', "-", *command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "cannot listen on 127.0.0.1:" in done.stderr
+    assert "no file descriptor is left (each of --workers needs one: choose fewer" in done.stderr
 
 
 def test_connections_are_spread_over_the_workers(start) -> None:

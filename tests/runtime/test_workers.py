@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from textwrap import dedent
@@ -117,25 +118,38 @@ def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -
     assert process.stop() == 0
 
 
-def test_a_system_without_processes_to_give_ends_no_worker(program: StartProcess) -> None:
+@pytest.mark.parametrize(
+    ("call", "arguments", "error"),
+    [
+        ("os.fork", (), BlockingIOError(11, "Resource temporarily unavailable")),
+        (
+            "socket.socketpair",
+            (int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)),
+            OSError(24, "Too many open files"),
+        ),
+    ],
+)
+def test_a_system_without_processes_to_give_ends_no_worker(
+    program: StartProcess, call: str, arguments: tuple[int, ...], error: OSError
+) -> None:
     """The limit of a Pod counts those of all its containers, and threads as well: it may be reached for a moment."""
     process = program(
         "print('begins', number, flush=True)\n"
         "if number == 2 and not os.listdir('.'):\n"
         f"    siblings.started(); open('died', 'w').close(); os._exit(3)\n{dedent(SERVE)}",
-        before="""
-            import tempfile; os.chdir(tempfile.mkdtemp())
+        before=f"""
+            import socket, tempfile; os.chdir(tempfile.mkdtemp())
             workers._REFUSED_PAUSE = 0.01
-            fork, calls = os.fork, iter(range(100))
-            def refused_twice():
-                if next(calls) in (2, 3):
-                    raise BlockingIOError(11, "Resource temporarily unavailable")
-                return fork()
-            os.fork = refused_twice
+            call, calls = {call}, iter(range(100))
+            def refused_twice(*args):
+                if args == {arguments!r} and next(calls) in (2, 3):
+                    raise {error!r}
+                return call(*args)
+            {call} = refused_twice
             """,
     )
     process.wait_until(lambda: process.output.count("begins 2") == 2)
-    assert process.output.count("cannot begin worker 2: Resource temporarily unavailable") == 2
+    assert process.output.count(f"cannot begin worker 2: {error.strerror}") == 2
     assert process.output.count("begins 1") == 1
     assert process.stop() == 0
 
