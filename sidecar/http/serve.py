@@ -33,7 +33,6 @@ KEEP_ALIVE = 75.0
 LONGEST_LINE = 64 << 10
 """Bytes of a request line: `GET /?content=TEXT` has its content in it."""
 
-_HANDSHAKE_TIME = 10.0
 #: `listening` removes the file of a unix socket, and other processes may listen there as well.
 _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _CANCEL_TIME = 1.0
@@ -73,7 +72,7 @@ async def serve(
         drain_delay: seconds between "not ready" and the end of listening.
         drain_timeout: seconds that requests under way may still take.
         head_timeout: seconds from the first byte of a request to the end of its head;
-            then it is answered with 408, and its connection closed.
+            then it is answered with 408, and its connection closed. A TLS handshake has as long.
         max_connections: connections at a time; one more is answered with 503 and closed.
             It is less where the process may not open as many files (`ulimit -n`).
         ready: called with the addresses as soon as they are served.
@@ -239,7 +238,7 @@ async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> _Listen
 
     options: dict[str, Any] = {"protocol_factory": connection}
     if place.certificate is not None:
-        options |= {"ssl": place.certificate.context, "ssl_handshake_timeout": _HANDSHAKE_TIME}
+        options |= {"ssl": place.certificate.context, "ssl_handshake_timeout": guard.head_timeout}
     where: dict[str, Any] = {"sock": place.socket, "backlog": listening.BACKLOG}
     if place.socket.family == socket.AF_UNIX:
         made = await loop.create_unix_server(**options, **where, **_KEEP_FILE)

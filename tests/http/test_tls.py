@@ -187,7 +187,7 @@ async def test_repeated_requests_slow_heads_and_events_are_the_same_over_tls(
     cert, key = install(*pairs[0])
     config = tmp_path / "config"
     config.write_text("123")
-    one = await served(reader_app(config), tls_cert=cert, tls_key=key, head_timeout=0.3)
+    one = await served(reader_app(config), tls_cert=cert, tls_key=key, head_timeout=1.0)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
@@ -207,4 +207,21 @@ async def test_repeated_requests_slow_heads_and_events_are_the_same_over_tls(
         await reader.readuntil(b'data: "456"\n\n')
         one.task.cancel()
         assert (await reader.read()).endswith(b"0\r\n\r\n")
+    writer.close()
+
+
+async def test_a_client_that_begins_no_handshake_is_closed_after_the_time_for_a_head(
+    served: Serve,
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+) -> None:
+    """It costs as much as one that begins no request, and whoever has set the limit means it."""
+    cert, key = install(*pairs[0])
+    one = await served(
+        reader_app(tmp_path / "config"), tls_cert=cert, tls_key=key, head_timeout=0.1
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
     writer.close()
