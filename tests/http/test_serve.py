@@ -339,6 +339,23 @@ async def test_a_long_text_fits_in_the_address(
     assert (answer.status, (tmp_path / "config").stat().st_size) == (200, 60_000)
 
 
+async def test_an_address_that_ends_with_the_host_means_the_root(
+    served: Serve, tmp_path: Path
+) -> None:
+    """As a client writes it that takes us for a proxy (RFC 9112 section 3.2.2, RFC 9110 section 4.2.3)."""
+    one = await served(writer_app(tmp_path / "config"))
+
+    async def answer(target: str) -> list[bytes]:
+        request = f"GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        return (await talk(one.port, request.encode())).splitlines()
+
+    assert (await answer("http://h?content=a%2Bb"))[0] == b"HTTP/1.1 200 OK"
+    assert (tmp_path / "config").read_text() == "a+b"
+    assert (await answer("http://h"))[-1] == (await answer("/"))[-1]
+    assert (await answer("http://h/livez"))[0] == b"HTTP/1.1 200 OK"
+    assert (await answer("http://h/nothing"))[0].startswith(b"HTTP/1.1 404 ")
+
+
 async def test_every_answer_is_counted_by_its_status(
     served: Serve, slow: web.Application, http: aiohttp.ClientSession
 ) -> None:
