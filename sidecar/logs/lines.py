@@ -14,6 +14,8 @@ from sidecar.logs import patterns
 from sidecar.logs.records import newlines_in
 
 NEWLINE = b"\n"
+_ZEROS = bytes(1 << 20)
+"""Pages that nobody writes to: they take no memory."""
 _SIGNATURE = 128
 """Bytes of a line in which its writer is named."""
 _LONGEST_CHARACTER = 4
@@ -118,6 +120,9 @@ def _piece(raw: bytes, most: int) -> Cut:
 
 def leading_hole(raw: bytes) -> int:
     """Return how many NUL bytes `raw` begins with."""
+    # A file that was filled with zeros ahead is nothing else for megabytes: compared, they cost a fiftieth.
+    if raw == _ZEROS[: len(raw)]:
+        return len(raw)
     return len(raw) - len(raw.lstrip(b"\0"))
 
 
