@@ -16,7 +16,7 @@ import click
 import orjson
 
 from sidecar import _errors
-from sidecar.cli import light
+from sidecar.cli import light, words
 from sidecar.logs import checkpoint, documents
 from sidecar.logs.collector import Collector
 from sidecar.logs.config import Pipeline, load, multiline, parse_spec
@@ -160,8 +160,8 @@ def print_status(path: str, *, as_json: bool) -> int:
     titles = ("FILE", "SINK", "POSITION", "SIZE", "LAG", "STATE")
     cells = [
         (
-            row["file"],
-            row["sink"],
+            words.one_line(row["file"]),
+            words.one_line(row["sink"]),
             f"{row['position']:,}",
             f"{row['size']:,}",
             f"{row['lag']:,}",

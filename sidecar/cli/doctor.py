@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import options
+from sidecar.cli import options, words
 
 if TYPE_CHECKING:
     from sidecar.cli.examination.findings import Finding
@@ -52,7 +52,9 @@ def command(path: str, role: Literal["read", "write", "both"], as_json: bool) ->
 
 def _print(finding: Finding) -> None:
     sign, colour = _SIGNS[finding.state]
-    click.echo(f"{click.style(sign, fg=colour)} {finding.subject:<10} {finding.text}")
+    click.echo(
+        f"{click.style(sign, fg=colour)} {finding.subject:<10} {words.one_line(finding.text)}"
+    )
     if finding.remedy:
         click.echo(f"  {'':<10} → {finding.remedy}")
 

@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from sidecar import __version__, _errors
-from sidecar.cli import variables
+from sidecar.cli import variables, words
 
 COMMANDS = ("write", "read", "collect", "publish", "wait", "check", "doctor", "demo")
 
@@ -138,7 +138,7 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _report(error: Exception, message: str, code: int) -> int:
-    click.echo(f"sidecar: {message}", err=True)
+    click.echo(f"sidecar: {words.one_line(message)}", err=True)
     if _debugging():
         import traceback
 
@@ -154,7 +154,7 @@ def _debugging() -> bool:
 
 def _report_usage(error: click.ClickException) -> int:
     """Say what is wrong, where it came from, and where to read on."""
-    click.echo(f"sidecar: {_usage_message(error)}", err=True)
+    click.echo(f"sidecar: {words.one_line(_usage_message(error))}", err=True)
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is not None:
         click.echo(f"Try '{ctx.command_path} --help'.", err=True)

@@ -264,6 +264,17 @@ def test_the_status_of_a_damaged_checkpoint_is_that_of_the_one_before(
     assert "missing.json" in result.err
 
 
+def test_a_name_cannot_forge_a_line_of_the_status(command: Command, tmp_path: Path) -> None:
+    """Nor tell a terminal what to do: whoever writes the logs chooses their names."""
+    (tmp_path / "a\n0 files, 0 bytes to deliver\x1b[2J.log").write_text("one\n")
+    state = tmp_path / "offsets.json"
+    command("collect", tmp_path / "*.log", "--once", "--checkpoint", state)
+    result = command("collect", "--status", state)
+    _, row, total = result.out.splitlines()
+    assert row.startswith(f"{tmp_path}/a\\n0 files, 0 bytes to deliver\\x1b[2J.log ")
+    assert total == "1 file, 0 bytes to deliver"
+
+
 def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path: Path) -> None:
     """As a newcomer meets it: no checkpoint, no such file, no such directory."""
     result = command("collect", "--status", log)

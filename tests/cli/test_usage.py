@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from cli.commands import Command
 from sidecar.cli import main, variables
 from support import environment
 
@@ -278,3 +279,11 @@ def test_an_error_nobody_thought_of_is_one_line(
     assert err.splitlines() == [
         "sidecar: unexpected ZeroDivisionError: division by zero (--log-level debug shows where)"
     ]
+
+
+def test_an_error_about_a_name_with_line_breaks_is_one_line(command: Command) -> None:
+    """Whoever reads the log by lines must not be misled by a name."""
+    result = command("publish", "a\nsidecar: all is well", "--path", "x")
+    assert (
+        result.err == "sidecar: cannot read a\\nsidecar: all is well: no such file or directory\n"
+    )
