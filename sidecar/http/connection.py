@@ -300,6 +300,9 @@ class Connection(web.RequestHandler):
         self._guard.head_ends(self)
         message: Any
         message, payload = self._messages[-1]
+        if in_body and self._body is not None and not self._body.is_eof():
+            # In the middle of a body that is an error, and aiohttp would let whoever reads it wait for the rest.
+            self._body.set_exception(web.RequestPayloadError(str(message.exc)))
         self._body = None if payload is EMPTY_PAYLOAD else payload
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
             return

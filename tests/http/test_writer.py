@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from httpkit import Client, MakeClient, problem, tag, talk
+from httpkit import Client, MakeClient, Serve, problem, tag, talk
 from sidecar import _errors
 from sidecar.disk import atomic
 from sidecar.http import answers, datapath, incoming
@@ -25,6 +25,7 @@ from sidecar.http.reader import reader_app
 from sidecar.http.writer import WRITER, writer_app
 from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import version_of
+from support import Eventually
 
 
 @pytest.fixture
@@ -779,6 +780,27 @@ async def test_a_write_can_wait_until_the_reader_has_it(client: MakeClient, conf
     assert (answer.status, "Server-Timing" in answer.headers) == (201, True)
     answer = await one.post("/rollback", json={"to": tag("1")}, headers={"Prefer": "wait=10"})
     assert (answer.status, await (await reader.get("/")).json()) == (200, "1")
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_broken_chunk_in_the_middle_of_a_body_is_told_at_once(
+    served: Serve, tmp_path: Path, eventually: Eventually, rest: bytes
+) -> None:
+    """Nothing of it can be read any more, so there is nothing to wait for; nothing of it stays."""
+    one = await served(writer_app(tmp_path / "config"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    head = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"5\r\nhello\r\n")
+    await eventually(lambda: any(name.startswith("..tmp-") for name in os.listdir(tmp_path)))
+    writer.write(rest)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"cannot be read: Invalid character in chunk size" in answer
+    assert answer.count(b"application/problem+json") == 1
+    assert sorted(os.listdir(tmp_path)) == ["..versions", "config"]
 
 
 async def test_writes_that_wait_for_a_slow_disk_keep_nothing_else_waiting(
