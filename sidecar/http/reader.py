@@ -78,6 +78,7 @@ def reader_app(
 
     Raises:
         ConfigError: when the application starts: an argument makes no sense.
+        ReadError: then, too: the file is a mount of its own.
 
     >>> from aiohttp import web
     >>> app = web.Application()
