@@ -32,6 +32,8 @@ PIECE: Final = 256 << 10
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
 #: No content is longer than 19 digits say; a longer number is no range that anybody means.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
+#: What stands between commas that are not quoted.
+_ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 _PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?')
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,3})?", re.ASCII)
 
@@ -344,7 +346,7 @@ def _preferences(value: str) -> dict[str, str]:
     {'respond-async': '', 'wait': '5'}
     """
     found: dict[str, str] = {}
-    for one in value.split(","):
+    for one in _ITEM.findall(value):
         match = _PREFERENCE.match(one)
         if match is not None:
             found.setdefault(match[1].lower(), match[2] or match[3] or "")

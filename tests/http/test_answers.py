@@ -192,6 +192,9 @@ def test_a_date_is_never_in_the_future() -> None:
         ("wait=nan", None),
         ("wait=٣", None),
         ("await=5", None),
+        ('note="later, wait=5"', None),
+        ('note="later, wait=5", wait=9', 9.0),
+        ('note="without an end, wait=5', None),
         ("", None),
     ],
 )
