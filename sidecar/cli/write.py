@@ -42,7 +42,8 @@ def command(
     from sidecar.runtime import memory
 
     memory.collect_seldom()
-    memory.keep_no_large()  # what many uploads at a time had is not kept for ever
+    # Above the 256 KiB into which uvloop decrypts: to fetch those from the kernel each time is half of an upload by TLS.
+    memory.keep_no_large(320 << 10)
     app = writer.writer_app(
         path,
         gate=gating.gate(),

@@ -215,14 +215,15 @@ async def receive(
         await upload.write(piece)
         got_on()
 
-    while chunk := await _next_chunk(request):
-        taken = upload.size + len(chunk)
-        with past_aiohttp(request, taken, buffers) as rest:
-            await write(chunk)
-            del chunk  # not held while a thousand uploads wait for their turn
-            if rest is not None:
-                with _in_time():
-                    await rest.hand_over(write, pause=BODY_PAUSE)
+    with buffers.used():
+        while chunk := await _next_chunk(request):
+            taken = upload.size + len(chunk)
+            with past_aiohttp(request, taken, buffers) as rest:
+                await write(chunk)
+                del chunk  # not held while a thousand uploads wait for their turn
+                if rest is not None:
+                    with _in_time():
+                        await rest.hand_over(write, pause=BODY_PAUSE)
 
 
 def _decoded(part: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidecar.http.connection import Connection
 from sidecar.http.passage import NotPossible, Passage
+from sidecar.runtime import memory
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -30,14 +31,21 @@ _PIECE: Final = 1 << 20
 _BUFFERS: Final = 4
 """Pieces that are on their way to the disk at a time."""
 
+_SETTLED: Final = 1.0
+"""Seconds without an upload after which their memory is given back: that takes milliseconds."""
+
 
 class Buffers:
-    """Memory for the pieces that are on their way to the disk, for all uploads; it is given back after the last one."""
+    """Memory for the pieces that are on their way to the disk, for all uploads.
+
+    A second after the last one it is given back, with all else that they have left in the heap.
+    """
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(_BUFFERS)
         self._idle: list[mmap.mmap] = []
         self._uploads = 0
+        self._giving_back: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Buffers uploads={self._uploads} idle={len(self._idle)}>"
@@ -45,13 +53,20 @@ class Buffers:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Keep what there is for the next piece, until no upload is left."""
+        if self._giving_back is not None:
+            self._giving_back.cancel()
         self._uploads += 1
         try:
             yield
         finally:
             self._uploads -= 1
             if not self._uploads:
-                self._idle.clear()
+                loop = asyncio.get_running_loop()
+                self._giving_back = loop.call_later(_SETTLED, self._give_back)
+
+    def _give_back(self) -> None:
+        self._idle.clear()
+        memory.give_back()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[mmap.mmap]:
@@ -126,6 +141,5 @@ def past_aiohttp(request: web.Request, taken: int, buffers: Buffers) -> Iterator
                 passage = stack.enter_context(Passage(transport))
                 if connection.lend(request.content, taken):
                     rest = Rest(passage, buffers, left)
-                    stack.enter_context(buffers.used())
                     stack.callback(lambda: connection.take_back(request.content, rest.complete))
         yield rest

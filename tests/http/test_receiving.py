@@ -18,6 +18,7 @@ from sidecar.http import incoming, passage, receiving
 from sidecar.http.express import Express
 from sidecar.http.receiving import WORTH
 from sidecar.http.writer import writer_app
+from sidecar.runtime import memory
 from sidecar.volume.upload import Upload
 from support import Eventually
 from watching import descriptors
@@ -233,9 +234,11 @@ async def test_clients_that_dawdle_are_in_nobodys_way(
     assert all((tmp_path / f"{number}").read_bytes() == DATA for number in range(slow))
 
 
-async def test_memory_for_pieces_is_given_back() -> None:
-    """Few buffers for however many uploads, the same ones again, and none when no upload is left."""
-    buffers = receiving.Buffers()
+async def test_memory_for_pieces_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Few buffers for however many uploads, the same ones again; none of them, and nothing else, a while after the last."""
+    buffers, given_back = receiving.Buffers(), asyncio.Event()
     at_once = most = 0
 
     async def use() -> None:
@@ -247,8 +250,14 @@ async def test_memory_for_pieces_is_given_back() -> None:
                 await asyncio.sleep(0)
                 at_once -= 1
 
+    monkeypatch.setattr(receiving, "_SETTLED", 0.01)
+    monkeypatch.setattr(memory, "give_back", given_back.set)
+    with buffers.used(), buffers.used():
+        pass
     with buffers.used():
-        with buffers.used():
-            await asyncio.gather(*(use() for _ in range(50)))
+        await asyncio.gather(*(use() for _ in range(50)))
+        assert buffers._giving_back is not None
+        assert buffers._giving_back.cancelled()
         assert (most, len(buffers._idle)) == (receiving._BUFFERS, receiving._BUFFERS)
+    await eventually(given_back.is_set)
     assert repr(buffers) == "<Buffers uploads=0 idle=0>"
