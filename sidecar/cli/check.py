@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options, probe, values
+from sidecar.cli import options, probe, values, words
 
 
 @options.command("check")
@@ -47,7 +47,7 @@ def _target(url: str) -> probe.Target:
 
 
 def _failed(message: str) -> int:
-    click.echo(f"sidecar: {message}", err=True)
+    click.echo(f"sidecar: {words.one_line(message)}", err=True)
     return 1
 
 

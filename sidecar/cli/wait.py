@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options, values
+from sidecar.cli import options, values, words
 
 
 @options.command("wait")
@@ -44,7 +44,8 @@ def command(
     if version:
         click.echo(version)
         return 0
-    click.echo(f"sidecar: {path} is not there after {timeout:g} s: {waiting.missing}", err=True)
+    missing = words.one_line(waiting.missing)
+    click.echo(f"sidecar: {path} is not there after {timeout:g} s: {missing}", err=True)
     return 1
 
 

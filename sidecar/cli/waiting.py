@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from sidecar import _errors
-from sidecar.cli import options
+from sidecar.cli import options, words
 from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.watch import Watch
@@ -49,9 +49,8 @@ class Waiting:
                 if left <= 0:
                     break
                 if clock() >= tell:
-                    click.echo(
-                        f"waiting for {self._path}: {self.missing} ({left:.0f} s left)", err=True
-                    )
+                    missing = words.one_line(self.missing)
+                    click.echo(f"waiting for {self._path}: {missing} ({left:.0f} s left)", err=True)
                     tell = clock() + _PROGRESS
                 await _within(changed, min(left, tell - clock()))
         return version

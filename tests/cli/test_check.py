@@ -75,6 +75,9 @@ PROBLEM = b'{"title": "Not ready", "detail": "nothing published in /shared yet"}
 REPORT = b'{"status": 503, "checks": {"content": "no file", "watch": "ok"}, "detail": "not ready"}'
 
 
+FORGED = rb'{"detail": "a\nb\u001b[2J"}'
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -87,6 +90,10 @@ REPORT = b'{"status": 503, "checks": {"content": "no file", "watch": "ok"}, "det
         (
             b"HTTP/1.1 503 X\r\nContent-Type: application/json\r\n\r\n" + REPORT,
             " answered 503: content: no file\n",
+        ),
+        (
+            b"HTTP/1.1 503 X\r\nContent-Type: application/json\r\n\r\n" + FORGED,
+            " answered 503: a\\nb\\x1b[2J\n",
         ),
         (b"HTTP/1.1 503 X\r\nContent-Type: application/json\r\n\r\n{", " answered 503\n"),
         (

@@ -43,6 +43,18 @@ def test_what_is_not_there_is_a_failure_at_the_time_limit(command: Command) -> N
     assert len(done.err.splitlines()) == 1
 
 
+def test_the_reason_is_one_line_whatever_the_files_are_called(
+    command: Command, tmp_path: Path
+) -> None:
+    """Whoever writes to the volume chooses names, and must not choose what a log says."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a\nall is well").write_text("{")
+    options = ("--path", tmp_path / "set", "--timeout", "1200ms", "--format", "json")
+    done = command("wait", *options)
+    assert done.code == 1
+    assert all(line.startswith(("waiting for ", "sidecar: ")) for line in done.err.splitlines())
+
+
 @pytest.mark.parametrize(
     ("options", "bad", "good", "said"),
     [
