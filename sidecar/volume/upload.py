@@ -40,8 +40,7 @@ class Upload:
         self._directory = directory
         self._limit = limit
         self._digest = hashlib.sha256()
-        self._pending: list[bytes] = []
-        self._pending_size = 0
+        self._pending = bytearray()
         self._size = 0
         self._settled = 0
         self._file: Any = None
@@ -55,8 +54,7 @@ class Upload:
     def version(self) -> str:
         """The version of what was received so far."""
         digest = self._digest.copy()
-        for chunk in self._pending:
-            digest.update(chunk)
+        digest.update(self._pending)
         return digest.hexdigest()[:VERSION_DIGITS]
 
     @property
@@ -87,15 +85,14 @@ class Upload:
             await self.flush()
             await self._append(memoryview(chunk))
             return
-        self._pending.append(bytes(chunk))
-        self._pending_size += len(chunk)
-        if self._pending_size >= _WRITE_AT_LEAST:
+        self._pending += chunk
+        if len(self._pending) >= _WRITE_AT_LEAST:
             await self.flush()
 
     async def flush(self) -> None:
         """Hand what was received to the operating system."""
         if self._pending:
-            data, self._pending, self._pending_size = b"".join(self._pending), [], 0
+            data, self._pending = self._pending, bytearray()
             await self._append(memoryview(data))
 
     async def _append(self, data: memoryview) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,18 @@ async def test_an_upload_takes_pieces_of_any_size_out_of_one_buffer(tmp_path: Pa
             assert upload.version == version_of(bytes(expected))
         await volume.put("config", upload)
     assert (tmp_path / "config").read_bytes() == expected
+
+
+async def test_an_upload_in_tiny_pieces_holds_no_more_than_their_bytes(tmp_path: Path) -> None:
+    """Each as an object of its own would be thirty times as much, of a client that sends two bytes at a time."""
+    piece = memoryview(b"ab")
+    async with Volume(tmp_path).stage() as upload:
+        tracemalloc.start()
+        for _ in range(30_000):
+            await upload.write(piece)
+        now, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert now < 100_000
 
 
 async def test_a_large_set_is_rolled_back(tmp_path: Path) -> None:
