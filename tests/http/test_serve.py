@@ -20,7 +20,7 @@ from aiohttp import web
 import sidecar
 from httpkit import Serve, place, problem, start_serving, talk
 from sidecar import _errors
-from sidecar.http import listening
+from sidecar.http import listening, sending
 from sidecar.http import serve as serving
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
@@ -214,12 +214,13 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
 ) -> None:
     """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
     monkeypatch.setattr(listening, "PATIENCE", 0.5)
+    monkeypatch.setattr(sending, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", one.port))
+        assert connections(one.port) == 1
         client.sendall(b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
-        await eventually(lambda: connections(one.port) == 1)
         await eventually(lambda: connections(one.port) == 0)
 
 

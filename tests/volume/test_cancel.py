@@ -233,7 +233,7 @@ async def test_a_slow_disk_is_not_taken_for_a_stuck_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those at the end of the queue wait for longer than any of those before them has taken."""
-    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 1.0)
     real = atomic.sync_file
 
     def slow(fd: int) -> None:
@@ -243,8 +243,8 @@ async def test_a_slow_disk_is_not_taken_for_a_stuck_one(
     volume = Volume(tmp_path)
     await volume.prepare()
     monkeypatch.setattr(atomic, "sync_file", slow)
-    await asyncio.gather(*(volume.put(f"{number}", "x") for number in range(8)))
-    assert len(await volume.names()) == 8
+    await asyncio.gather(*(volume.put(f"{number}", "x") for number in range(16)))
+    assert len(await volume.names()) == 16
 
 
 async def test_a_loop_that_ends_in_the_midst_of_a_publish_waits_for_it(tmp_path: Path) -> None:
