@@ -56,15 +56,16 @@ class Body(Protocol):
 class Representation:
     """The bytes that can be sent, and what is said about them in every answer, 304 included.
 
-    `modified` is in Unix seconds; None where no date tells one state from another:
-    what is made of several files changes without a newer one when one of them goes away.
+    `modified` is in Unix seconds; `dated` says whether it tells one state from another, so that a condition may ask for it:
+    what is made of several files changes without being newer when one of them goes away.
     `ranges` says whether a part of the bytes may be asked for.
     """
 
     body: bytes | Body
     etag: str
-    modified: float | None
+    modified: float
     content_type: str
+    dated: bool = True
     ranges: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -247,10 +248,9 @@ async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
 
 
 def _validators(representation: Representation) -> dict[str, str]:
-    modified = representation.modified
     return {
         "ETag": representation.etag,
-        **({} if modified is None else {"Last-Modified": http_date(modified)}),
+        "Last-Modified": http_date(representation.modified),
         "Cache-Control": "no-cache",
         **representation.headers,
     }
@@ -259,9 +259,10 @@ def _validators(representation: Representation) -> dict[str, str]:
 def _is_known(request: web.Request, representation: Representation) -> bool:
     """Evaluate the conditions in the order of RFC 9110 section 13.2.2; True means 304.
 
-    Without a date of the content those with one are left out, as sections 13.1.3 and 13.1.4 say.
+    Those with a date are left out where it proves nothing, as sections 13.1.3 and 13.1.4 say of who has none.
     """
-    etag, modified = representation.etag, representation.modified
+    etag = representation.etag
+    modified = int(representation.modified) if representation.dated else None
     try:
         wanted = tags_of(request, "If-Match")
     except ValueError as error:
@@ -269,18 +270,17 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     if wanted is not None:
         if not wanted.match_strongly(etag):
             raise _not_that_one("If-Match", etag)
-    elif (limit := request.if_unmodified_since) is not None and _is_newer(modified, limit):
+    elif (
+        modified is not None
+        and (limit := request.if_unmodified_since) is not None
+        and modified > limit.timestamp()
+    ):
         raise _not_that_one("If-Unmodified-Since", etag)
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
     since = request.if_modified_since
-    return since is not None and modified is not None and not _is_newer(modified, since)
-
-
-def _is_newer(modified: float | None, date: datetime) -> bool:
-    """Whether a content is known to be newer than a date, in whole seconds as HTTP has them."""
-    return modified is not None and int(modified) > date.timestamp()
+    return since is not None and modified is not None and modified <= since.timestamp()
 
 
 def _not_that_one(header: str, etag: str) -> problems.Problem:
@@ -333,10 +333,8 @@ def _range_is_valid(request: web.Request, representation: Representation) -> boo
     value = request.headers.get("If-Range")
     if value is None or value.strip() == representation.etag:
         return True
-    modified = representation.modified
-    if modified is None or modified >= time.time() - 1:
-        return False
-    return value.strip() == http_date(modified)
+    a_second_old = representation.modified < time.time() - 1
+    return a_second_old and value.strip() == http_date(representation.modified)
 
 
 def _preferences(value: str) -> dict[str, str]:

@@ -195,7 +195,7 @@ class FileBody:
 
 
 def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representation:
-    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them. It has no date."""
+    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them, and its date need not."""
     body = orjson.dumps(
         [
             {
@@ -210,8 +210,9 @@ def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representat
     return Representation(
         body=body,
         etag=snapshots.etag(snapshots.version_of(body)),
-        modified=None,
+        modified=max((one.modified for one in entries), default=0.0),
         content_type=answers.JSON,
+        dated=False,
         headers=headers,
     )
 

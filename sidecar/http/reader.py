@@ -149,8 +149,9 @@ async def _get_content(request: web.Request) -> web.Response:
         return Representation(
             body=await _json_of(reader, found),
             etag=found.etag,
-            modified=None if is_set else found.modified,
+            modified=found.modified,
             content_type=answers.JSON,
+            dated=not is_set,
             headers=files.stale_header(latest),
         )
 

@@ -67,7 +67,7 @@ async def answer(
     # The answer to who has waited in vain is not the one to who asks.
     at_once = seconds is None or not _is_old(found, known)
     # A date that is still to come is sent as the present one, so it would be another each time.
-    if at_once and (found.modified or 0.0) <= time.time() and in_memory():
+    if at_once and found.modified <= time.time() and in_memory():
         lane.offer(request, generation, waited=waited)
         if seconds and known is not None and generation == lane.generation():
             room.expect(request, watch, seconds, known, found.etag)

@@ -325,7 +325,9 @@ async def test_no_date_hides_that_a_file_of_a_set_has_gone(
     volume = sidecar.Volume(tmp_path)
     await volume.publish({"a": "1", "b": "2"})
     one = await client(reader_app(tmp_path))
-    before = (await one.get(address)).headers["ETag"]
+    headers = (await one.get(address)).headers
+    before = headers["ETag"]
+    assert "Last-Modified" in headers
     await volume.delete("a")
     async with asyncio.timeout(10):
         while (await one.get(address)).headers["ETag"] == before:
