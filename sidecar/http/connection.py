@@ -67,8 +67,8 @@ class Connection(web.RequestHandler):
         "_made",
         "_owed",
         "_refused",
-        "_taken",
         "_taker",
+        "wire",
     )
 
     def __init__(
@@ -102,7 +102,8 @@ class Connection(web.RequestHandler):
         self._made = 0.0
         self._refused = False
         self._taker: Taker | None = None
-        self._taken: asyncio.Transport | None = None
+        self.wire: asyncio.Transport | None = None
+        """The transport until its end, whoever has it: aiohttp forgets one that it has closed."""
         self._lost: dict[Callable[[], None], bool] | None = None
         """What is called when the client has gone, and whether it may be a long time until it is answered."""
 
@@ -119,8 +120,7 @@ class Connection(web.RequestHandler):
     @property
     def busy(self) -> bool:
         """Whether a request is being answered, or an answer has not left this process yet."""
-        transport = self.transport or self._taken
-        unsent = transport is not None and transport.get_write_buffer_size() > 0
+        unsent = self.wire is not None and self.wire.get_write_buffer_size() > 0
         return self._request_in_progress or bool(self._messages) or unsent
 
     @property
@@ -132,7 +132,8 @@ class Connection(web.RequestHandler):
         if self._guard.full:
             self._refuse(transport)  # type: ignore[arg-type]  # a transport of a stream
             return
-        self._guard.connections.add(self)
+        self.wire = transport  # type: ignore[assignment]  # a transport of a stream
+        self._guard.begins(self)
         super().connection_made(transport)
         if transport.get_extra_info("sslcontext") is not None:
             transport.set_write_buffer_limits(_TLS_AHEAD)  # type: ignore[attr-defined]  # of a stream
@@ -155,10 +156,10 @@ class Connection(web.RequestHandler):
             self._guard.refused_is_gone()
         super().connection_lost(exc)
         self._guard.connections.discard(self)
+        self.wire = None
         for callback in list(self._lost or ()):
             callback()
         if self._taker is not None:
-            self._taken = None
             self._taker.lost()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio.Protocol has it
@@ -202,7 +203,7 @@ class Connection(web.RequestHandler):
         """
         transport, self.transport = self.transport, None
         if transport is not None:
-            self._taken, self._taker = transport, taker
+            self._taker = taker
             self._close = True  # what the client still says is dropped
             self._messages.clear()
             self._parser = None

@@ -1,14 +1,19 @@
-"""Limits that aiohttp does not have: the time for the head of a request, and the number of connections.
+"""Limits that aiohttp does not have: time for the head of a request, time to take some of an answer, connections.
 
 Without the first, a client that never finishes a head holds its connection until the keep-alive time is over;
-without the second, so do as many as there are descriptors, and then nobody is answered any more.
+without the second, one that takes nothing of its answer holds it for ever, even after it has been closed here;
+without the third, as many of them as there are descriptors are open, and then nobody is answered any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
+import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -23,6 +28,14 @@ HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""
 MAX_CONNECTIONS = 10_000
 """Connections at a time. One that is idle costs about 7 KiB."""
+PATIENCE = 60.0
+"""Seconds in which a client must take something of what it is sent.
+
+`TCP_USER_TIMEOUT` (tcp(7)) is no measure of it: where the window of a slow client opens by less than the next segment
+has, Linux goes on counting from when it was closed first, however much has been taken since.
+"""
+_LOOKS = 6
+"""How often in that time it is looked who takes something."""
 
 _RESERVE = 64
 """Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open."""
@@ -31,6 +44,9 @@ _LINGERING = 64
 _SAID_EVERY = 10.0
 _SLICE = 50
 """Late heads that are ended before others get their turn: two milliseconds."""
+
+_BYTES_ACKED = slice(120, 128)
+"""Where the field of that name is in `struct tcp_info`, see linux/tcp.h."""
 
 _log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
 
@@ -42,6 +58,10 @@ class Guarded(Protocol):
         """End the connection, whose request did not come; False if it has to be asked again later."""
 
     @property
+    def wire(self) -> asyncio.Transport | None:
+        """What the client is sent goes by it, until that has left this process."""
+
+    @property
     def busy(self) -> bool:
         """Whether a request is being answered."""
 
@@ -51,9 +71,9 @@ class Guarded(Protocol):
 
 
 class Guard:
-    """The open connections of one server, and those that are owed the rest of a head.
+    """The open connections of one server, those that are owed the rest of a head, and those that leave what they are sent.
 
-    There is one timer for all of them, and only while there is something to wait for.
+    There is one timer for all of a kind, and only while there is something to wait for.
     """
 
     def __init__(self, *, head_timeout: float, max_connections: int) -> None:
@@ -62,6 +82,9 @@ class Guard:
         self.max_connections = min(max_connections, _descriptors())
         self._heads: dict[Guarded, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._leaving: dict[Guarded, tuple[object, float]] = {}
+        """How much those had taken that did not take all, and since when that is so."""
+        self._looks = False
         self._lingering = 0
 
     def __repr__(self) -> str:
@@ -71,6 +94,13 @@ class Guard:
     def full(self) -> bool:
         """Whether there is no room for one more connection."""
         return len(self.connections) >= self.max_connections
+
+    def begins(self, connection: Guarded) -> None:
+        """Count one more connection, and see to it that its client takes what it is sent."""
+        self.connections.add(connection)
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_later(PATIENCE / _LOOKS, self._look)
 
     def head_begins(self, connection: Guarded) -> None:
         """Wait for the rest of a head from now on; if it has begun before, from then on."""
@@ -120,6 +150,24 @@ class Guard:
         if self._heads:
             self._timer = loop.call_at(next(iter(self._heads.values())), self._sweep)
 
+    def _look(self) -> None:
+        """Let go of those who have taken nothing for so long."""
+        loop, before, self._leaving = asyncio.get_running_loop(), self._leaving, {}
+        for connection in self.connections:
+            wire = connection.wire
+            if wire is None or not wire.get_write_buffer_size():
+                continue
+            taken = _taken(wire)
+            known, since = before.get(connection, (None, 0.0))
+            self._leaving[connection] = taken, since if taken == known else loop.time()
+        for connection, (_, since) in self._leaving.items():
+            if loop.time() - since >= PATIENCE and connection.wire is not None:
+                _log.info("a client has taken nothing for %g s and is let go", PATIENCE)
+                drop(connection.wire)
+        self._looks = bool(self.connections)
+        if self._looks:
+            loop.call_later(PATIENCE / _LOOKS, self._look)
+
     def _late(self, now: float) -> Iterator[Guarded]:
         # The limit is the same for all, so they are in order.
         for connection, limit in self._heads.items():
@@ -149,6 +197,25 @@ def answer(kind: str, detail: str) -> bytes:
     if problem.status == 503:
         lines.append(f"Retry-After: {problems.RETRY_AFTER}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def _taken(wire: asyncio.Transport) -> object:
+    """Return what is another one as soon as the client has taken something."""
+    found = wire.get_extra_info("socket")
+    acknowledged = b""
+    if sys.platform == "linux" and found is not None and found.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):  # a sandbox that does not know it
+            acknowledged = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+    return wire.get_write_buffer_size(), acknowledged[_BYTES_ACKED]
+
+
+def drop(wire: asyncio.WriteTransport) -> None:
+    """End a connection at once, with what the kernel still has for it."""
+    found = wire.get_extra_info("socket")
+    if found is not None:
+        with contextlib.suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.abort()
 
 
 def _descriptors() -> int:

@@ -22,11 +22,6 @@ SOCKET_MODE = 0o660
 """Who may connect to a unix socket: user and group, as with an `fsGroup` that containers share."""
 BACKLOG = 1024
 """Connections that may wait until somebody takes them."""
-PATIENCE = 60.0
-"""Seconds in which a client must take something of what it was sent; then the kernel ends the connection.
-
-Nothing else would: an answer that nobody takes keeps its connection even when that has been closed here.
-"""
 
 
 def tcp(host: str, port: int) -> list[socket.socket]:
@@ -174,11 +169,6 @@ def _bind(
     try:
         with _told(host, port):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if sys.platform == "linux":
-                with contextlib.suppress(OSError):  # a sandbox that does not know it
-                    # Connections inherit it; see tcp(7).
-                    limit = int(PATIENCE * 1000)
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
             if shared:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:

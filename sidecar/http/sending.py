@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import payload
 
 from sidecar.disk import pinned
+from sidecar.http import guard
+from sidecar.http.connection import Connection
 from sidecar.http.passage import NotPossible, Passage
 from sidecar.runtime import threads
 
@@ -106,7 +108,10 @@ class _cutting_off:  # noqa: N801 (used as a function)
             return
         transport = self._writer.transport
         if transport is not None:
-            transport.abort()
+            if isinstance(error, TimeoutError):
+                guard.drop(transport)
+            else:
+                transport.abort()
         match error:
             case ConnectionError():
                 return
@@ -135,8 +140,17 @@ async def _send(writer: AbstractStreamWriter, file: Pinned, start: int, stop: in
 
 
 async def _write(writer: AbstractStreamWriter, piece: bytes) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(_limit(writer.transport)):
         await writer.write(piece)
+
+
+def _limit(transport: asyncio.WriteTransport | None) -> float | None:
+    """Return for how long a transport may hold bytes; None where the guard of `serve` looks whether they get less.
+
+    A transport goes on only when a third of what the kernel holds has been taken: a slow client needs minutes for that.
+    """
+    guarded = transport is not None and isinstance(transport.get_protocol(), Connection)
+    return None if guarded else PATIENCE
 
 
 class _Passage(Passage):
@@ -183,7 +197,7 @@ class _Passage(Passage):
         low, high = self.transport.get_write_buffer_limits()
         self.transport.set_write_buffer_limits(high=0)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(_limit(self.transport)):
                 self._writer.send_headers()
                 while self.transport.get_write_buffer_size():
                     self.check_client()

@@ -174,6 +174,7 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
     class Head:
         busy = False
         fresh = False
+        wire = None
 
         def head_is_late(self) -> bool:
             ended.append(turns)

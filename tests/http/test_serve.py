@@ -20,7 +20,7 @@ from aiohttp import web
 import sidecar
 from httpkit import Serve, place, problem, start_serving, talk
 from sidecar import _errors
-from sidecar.http import listening, sending
+from sidecar.http import guard, listening, sending
 from sidecar.http import serve as serving
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
@@ -213,7 +213,7 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
     size: int,
 ) -> None:
     """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
-    monkeypatch.setattr(listening, "PATIENCE", 0.5)
+    monkeypatch.setattr(guard, "PATIENCE", 0.5)
     monkeypatch.setattr(sending, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     with socket.socket() as client:
@@ -222,6 +222,30 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
         assert connections(one.port) == 1
         client.sendall(b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
         await eventually(lambda: connections(one.port) == 0)
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+async def test_a_slow_client_is_sent_its_whole_answer(
+    served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However long that takes: it takes less than the kernel would send next, but something, again and again."""
+    monkeypatch.setattr(guard, "PATIENCE", 0.5)
+    monkeypatch.setattr(sending, "PATIENCE", 0.5)
+    one = await served(reader_app(place(tmp_path / "config", "x" * size)))
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", one.port))
+        client.setblocking(False)
+        await loop.sock_sendall(client, b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
+        taken, slow_until = 0, loop.time() + 4 * guard.PATIENCE
+        async with asyncio.timeout(20):
+            while taken < 40 * size:
+                slow = loop.time() < slow_until
+                piece = await loop.sock_recv(client, 1000 if slow else 1 << 20)
+                assert piece
+                taken += piece.count(b"x")
+                await asyncio.sleep(0.05 if slow else 0)
 
 
 # What comes over the wire
