@@ -21,7 +21,7 @@ from sidecar.logs import checkpoint, documents
 from sidecar.logs.collector import Collector
 from sidecar.logs.config import Pipeline, load, multiline, parse_spec
 from sidecar.logs.records import Record, Stage
-from sidecar.runtime import running
+from sidecar.runtime import descriptors, running
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -80,6 +80,7 @@ def run(
     pipeline: Pipeline, sink_defaults: Mapping[str, Any], *, once: bool, host: str, port: int | None
 ) -> int:
     """Collect until SIGTERM, or to the end of what is there."""
+    descriptors.allow_enough()
     with light.server_alone():
         collector = Collector(
             pipeline.source(),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sidecar.cli import options
+from sidecar.runtime import descriptors
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(app: web.Application, listening: options.Listening) -> None:
     """Serve until a signal, as the options say."""
+    descriptors.allow_enough()
     values = asdict(listening)
     count = values.pop("workers")
     if count == 1:

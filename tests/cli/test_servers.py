@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -68,6 +69,25 @@ def test_the_transcript_of_the_article(serve, wait_for: WaitFor) -> None:
     wait_for(lambda: reader.get() == (200, '"123"'))
     assert writer.process.stop() == 0
     assert reader.process.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("command", ["write", "read", "collect"])
+def test_as_many_descriptors_are_asked_for_as_may_be_had(
+    command: str, start_process: StartProcess, free_port: int, tmp_path: Path
+) -> None:
+    """Of containers the soft limit is 1,024 often, and the hard one a thousand times as much."""
+    where = tmp_path / "config"
+    options = (
+        [where, "--sink", f"file://{tmp_path}/out"] if command == "collect" else ["--path", where]
+    )
+    process = start_process(
+        *("sh", "-c", 'ulimit -Sn 100; ulimit -Hn 500; exec "$@"', "-"),
+        *(sys.executable, "-m", "sidecar.cli.main", command, *options, "--port", free_port),
+        until=f"http://127.0.0.1:{free_port}/livez",
+    )
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.findall(r"^Max open files +(\d+)", limits, re.MULTILINE) == ["500"]
 
 
 @pytest.mark.root

@@ -1,0 +1,31 @@
+"""How many files and connections a process may have open at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+
+ENOUGH = 1 << 16
+"""As many as a command asks for. More would slow down what it starts: some programs close each number there could be."""
+
+
+def allow_enough() -> int:
+    """Raise the limit of this process as far as it may itself, to `ENOUGH` at most; return what it is now.
+
+    A container often starts with a soft limit of 1,024, which is there for programs that use `select`,
+    and with a hard one that is far higher: https://0pointer.net/blog/file-descriptor-limits.html.
+    It is for a process that is ours. In a program of somebody else the limit stays what it is.
+
+    >>> allow_enough() >= 1
+    True
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # refused by a sandbox: it goes on with what it has
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
