@@ -55,17 +55,7 @@ def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.Monkey
 
 def holding(directory: Path) -> subprocess.Popen[str]:
     """Start a process that holds the lock of a directory until it is killed."""
-    program = (
-        "import fcntl, os, sys, time\n"
-        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
-        "print('locked', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
-    return process
+    return doing("import fcntl; fcntl.flock(fd, fcntl.LOCK_EX)", directory)
 
 
 def test_the_sweep_takes_what_the_dead_have_left(fd: int, tmp_path: Path) -> None:
@@ -118,15 +108,18 @@ def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
 
 def staging(directory: Path) -> subprocess.Popen[str]:
     """Start a process that has a staged file until it is killed."""
+    return doing("from sidecar.disk import atomic\nstaged = atomic.Staged(fd)", directory)
+
+
+def doing(what: str, directory: Path) -> subprocess.Popen[str]:
+    """Start a process that has done something to a directory, `fd`, and then waits until it is killed."""
     program = (
-        "import os, sys, time\n"
-        "from sidecar.disk import atomic\n"
-        "staged = atomic.Staged(os.open(sys.argv[1], os.O_RDONLY))\n"
-        "print('staged', flush=True); time.sleep(60)"
+        "import os, signal, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        f"{what}\nprint('done', flush=True)\nsignal.pause()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "staged\n"
+    assert process.stdout.readline() == "done\n"
     return process
