@@ -113,6 +113,9 @@ class Keeping:
     mode: int
     group: int | None
     keep: int
+    keep_bytes: int
+    keep_deleted: int
+    volume_budget: int | None
     durability: Literal["full", "none"]
 
 
@@ -240,7 +243,7 @@ def gating() -> Decorator:
 
 
 def keeping() -> Decorator:
-    """Add what becomes of files: `--mode`, `--group`, `--keep`, `--durability`."""
+    """Add what becomes of files: their mode, the bounds of the history and of the volume, `--durability`."""
 
     def gather(**chosen: Any) -> Keeping:
         return Keeping(**chosen)
@@ -256,6 +259,27 @@ def keeping() -> Decorator:
             metavar="N",
             default=10,
             help="Versions to keep for a rollback.",
+        ),
+        option(
+            "--keep-bytes",
+            type=values.size,
+            metavar="SIZE",
+            default="256Mi",
+            help="Bytes of older versions to keep on the volume, of all files together; the oldest go first.",
+        ),
+        option(
+            "--keep-deleted",
+            type=click.IntRange(min=0),
+            metavar="N",
+            default=10,
+            help="Deleted files of which older versions are kept; those that were published longest ago go first.",
+        ),
+        option(
+            "--volume-budget",
+            type=values.some_size,
+            metavar="SIZE",
+            help="Bytes on the disk that the directory may take, with history and temporary files: beyond it 507,"
+            " once the history has given way. Set it below the `sizeLimit` of an emptyDir.",
         ),
         option(
             "--durability",

@@ -19,6 +19,14 @@ def size(value: str) -> int:
         return units.size(value)
 
 
+def some_size(value: str) -> int:
+    """Take a number of bytes that is not zero."""
+    count = size(value)
+    if not count:
+        raise click.BadParameter("0 is too small: it must be more")
+    return count
+
+
 def seconds(value: str | float) -> float:
     """Take a time in seconds, or with a unit."""
     with _refusal():

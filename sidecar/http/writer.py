@@ -45,7 +45,15 @@ from sidecar.volume.gate import Gate
 from sidecar.volume.history import Version
 from sidecar.volume.snapshot import MAX_SIZE
 from sidecar.volume.terms import Publication
-from sidecar.volume.volume import FILE_MODE, KEEP, Durability, Volume, too_large
+from sidecar.volume.volume import (
+    FILE_MODE,
+    KEEP,
+    KEEP_BYTES,
+    KEEP_DELETED,
+    Durability,
+    Volume,
+    too_large,
+)
 
 DRY_RUN: Final = "Sidecar-Dry-Run"
 """The header of an answer to `?dry_run=1`."""
@@ -59,6 +67,9 @@ def writer_app(
     mode: int = FILE_MODE,
     group: int | None = None,
     keep: int = KEEP,
+    keep_bytes: int = KEEP_BYTES,
+    keep_deleted: int = KEEP_DELETED,
+    volume_budget: int | None = None,
     durability: Durability = "full",
     confirm: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
@@ -74,7 +85,10 @@ def writer_app(
         max_size: bytes that a content may have; more is refused with 413.
         mode: permissions of the files.
         group: their group, by number.
-        keep: contents that stay in the history.
+        keep: contents that stay in the history of each file.
+        keep_bytes: bytes that older contents may take together.
+        keep_deleted: deleted files of which older contents stay.
+        volume_budget: bytes that the directory may take, as for `sidecar.Volume`; a write beyond it is 507.
         durability: `none` answers before the disk has the content, as for `sidecar.Volume`.
         confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
             for a file other than the one at `path`, `/files/NAME` beneath it.
@@ -99,6 +113,9 @@ def writer_app(
         mode=mode,
         group=group,
         keep=keep,
+        keep_bytes=keep_bytes,
+        keep_deleted=keep_deleted,
+        volume_budget=volume_budget,
         max_size=max_size,
         gate=gate,
         durability=durability,

@@ -124,6 +124,12 @@ class Settings:
     max_size: int
     durable: bool = True
     """Whether files and directories are synced, so that a power cut takes nothing back."""
+    keep_bytes: int = 256 << 20
+    """Bytes that the contents may take that are not in force."""
+    keep_deleted: int = 10
+    """Files that are gone of which the history keeps contents."""
+    volume_budget: int | None = None
+    """Bytes on the disk that all of it may take; None is no bound."""
 
     @property
     def most_names(self) -> int:

@@ -36,6 +36,8 @@ DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
 
 FILE_MODE = 0o644
 KEEP = 10
+KEEP_BYTES = 256 << 20
+KEEP_DELETED = 10
 GRACE = 30.0
 #: Looked up once: this is counted for each of thousands a second.
 _PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
@@ -56,7 +58,13 @@ class Volume:
         path: the directory.
         mode: permissions of the files, whatever the umask.
         group: their group by number, as with `fsGroup`; None leaves it to the directory.
-        keep: contents that stay in the history, the present one included; on a full volume they give way.
+        keep: contents of a file or of the set that stay in the history, the present one included;
+            on a full volume they give way.
+        keep_bytes: bytes that older contents may take together, of all files; the oldest give way.
+        keep_deleted: deleted files of which older contents stay; those that were published longest ago give way.
+        volume_budget: bytes on the disk that the directory may take: contents, history and temporary files,
+            hard links once, those of other publishers included. Beyond it the history gives way, then `VolumeFull`
+            is raised; `delete` works all the same. None: whatever the volume takes.
         grace: seconds that a replaced set stays where it was, for readers in the middle of it.
         max_size: bytes that one content may have.
         gate: what examines each content before it is published.
@@ -86,6 +94,9 @@ class Volume:
         mode: int = FILE_MODE,
         group: int | None = None,
         keep: int = KEEP,
+        keep_bytes: int = KEEP_BYTES,
+        keep_deleted: int = KEEP_DELETED,
+        volume_budget: int | None = None,
         grace: float = GRACE,
         max_size: int = MAX_SIZE,
         gate: gates.Gate | None = None,
@@ -96,7 +107,18 @@ class Volume:
             raise _errors.ConfigError(f"unknown durability {durability!r}: it is full or none")
         where = os.path.abspath(path)
         self._store = store.Store(
-            Settings(where, mode, group, keep, grace, max_size, durability == "full")
+            Settings(
+                where,
+                mode,
+                group,
+                keep,
+                grace,
+                max_size,
+                durability == "full",
+                keep_bytes,
+                keep_deleted,
+                volume_budget,
+            )
         )
         self._path = os.fspath(path)
         self._max_size = max_size
