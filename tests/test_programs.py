@@ -57,13 +57,13 @@ def test_the_publishing_program_publishes_and_ends_with_exit_0(
 def test_the_answering_program_serves_what_the_other_has_published(
     tmp_path: Path, sidecar_process: StartProcess, free_port: int, wait_for: WaitFor
 ) -> None:
-    """Not ready before there is a content, then ready by itself; both end with exit 0."""
+    """It says itself that there is nothing yet, so it is ready; both end with exit 0."""
     url = f"http://127.0.0.1:{free_port}"
     reader = sidecar_process(adapted("greet", tmp_path, free_port), until=f"{url}/livez")
-    assert get(f"{url}/readyz")[0] == 503
+    assert get(f"{url}/readyz")[0] == 200
     assert get(f"{url}/")[0] == 503
     writer = publisher(sidecar_process, tmp_path)
-    wait_for(lambda: get(f"{url}/readyz")[0] == 200)
+    wait_for(lambda: get(f"{url}/")[0] == 200)
     written_at = (tmp_path / "shared/written_at.txt").read_text()
     status, body = get(f"{url}/")
     assert (status, json.loads(body)["at"]) == (200, written_at)

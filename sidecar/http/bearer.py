@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 RECHECK = 1.0
 """Seconds for which a token that has been read is trusted without a look at the file."""
 
+MAY_READ: web.RequestKey[bool] = web.RequestKey("sidecar.may_read", bool)
+"""In a request to a handler that is open to all: whether it shows a token all the same. Absent where none is needed."""
+
 _LARGEST = 64 << 10
 _OPEN = "sidecar_open_to_all"
 
@@ -67,7 +70,9 @@ class TokenFile:
         @lane.transparent
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if not getattr(request.match_info.handler, _OPEN, False):
+            if getattr(request.match_info.handler, _OPEN, False):
+                request[MAY_READ] = await self._admits(request)
+            else:
                 await self._check(request)
             return await handler(request)
 
@@ -78,10 +83,14 @@ class TokenFile:
         await self.tokens()
         yield
 
-    async def _check(self, request: web.Request) -> None:
+    async def _admits(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization")
-        if given is not None and await self.accepts(given):
+        return given is not None and await self.accepts(given)
+
+    async def _check(self, request: web.Request) -> None:
+        if await self._admits(request):
             return
+        given = "Authorization" in request.headers
         challenge = 'Bearer realm="sidecar"' + (', error="invalid_token"' if given else "")
         raise problems.Problem(
             "unauthorized",

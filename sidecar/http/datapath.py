@@ -1,4 +1,4 @@
-"""Does the volume take what is written? What the last attempt says, for the probes of the writer."""
+"""Does the volume take what is written? What the last attempt says, for probes, for people and for the log."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _log = logging.getLogger(__name__)
 
 STUCK = 60.0
 """Seconds after which a write is held to be stuck: the kernel waits for a storage that is gone."""
-PROBE_EVERY = 5.0
-"""Seconds between attempts to write, while the last one has failed."""
-_PROBE = bytes(64 << 10)
+PREPARE_EVERY = 5.0
+"""Seconds between attempts to prepare a volume that could not be written at the start."""
 _VOLUME_ERRORS = (_errors.VolumeFull, _errors.VolumeUnavailable, _errors.PublishUncertain)
 
 
@@ -38,14 +37,12 @@ class Progress:
 class DataPath:
     """The way from a request to the disk, as the attempts to go it have found it.
 
-    Ready is what the last attempt said: full, read-only or broken turns it off.
-    A content for which there is no room says that of itself alone, as long as there is room for an ordinary one:
-    one client with a giant must not turn away all others.
-    While it is off a small file is staged and dropped now and then; the first that succeeds turns it on again.
-    Nothing is tried while all is well.
+    A full or read-only volume is told by the answers (507, 503) and in the details of the probes, and never by
+    readiness: that would keep out the reads that the volume can still answer, and the DELETE that would make room.
+    What fails both liveness and readiness is a write that hangs.
 
     A volume that cannot be written at the start is no reason to end:
-    reads of the volume are still answered, writes say what is wrong, and it heals when the volume does.
+    it is prepared as soon as it takes writes, which is tried every few seconds.
 
     Args:
         volume: what is written to.
@@ -59,9 +56,8 @@ class DataPath:
         self._volume = volume
         self._initial = initial
         self._patience = STUCK + patience
-        self._prepared = False
+        self._started = False
         self._problem: str | None = None
-        self._failed = asyncio.Event()
         self._attempts: set[Progress] = set()
         self.got_on = float("-inf")
         """When any write has last got on."""
@@ -70,20 +66,12 @@ class DataPath:
         return f"<DataPath to {self._volume.path} problem={self._problem!r}>"
 
     @asynccontextmanager
-    async def attempt(self, *, of_any_size: bool = False) -> AsyncIterator[Progress]:
-        """Note how the write inside goes; it tells of the progress that it makes.
-
-        One `of_any_size` for which there is no room says nothing before an ordinary one has been tried, too.
-        """
+    async def attempt(self) -> AsyncIterator[Progress]:
+        """Note how the write inside goes; it tells of the progress that it makes."""
         progress = self.begin()
         error: BaseException | None = None
         try:
             yield progress
-        except _errors.VolumeFull as raised:
-            error = raised
-            if of_any_size and await self._takes_others():
-                error = None
-            raise
         except BaseException as raised:
             error = raised
             raise
@@ -114,79 +102,57 @@ class DataPath:
         path = self._volume.path
         return f"a write to {path} has been hanging for {silent:.0f} s (is its storage gone?)"
 
-    def ready(self) -> str | None:
-        """Say why nothing can be published now."""
-        return self._problem
-
     def started(self) -> str | None:
-        """Say why the volume is not prepared yet."""
-        return None if self._prepared else self._problem or "the volume is not prepared yet"
+        """Say that the first attempt to prepare the volume is not over yet, however it will end."""
+        return None if self._started else f"{self._volume.path} is still being prepared"
+
+    def ready(self) -> str | None:
+        """Say why a request could not be answered: the start, or a disk that hangs."""
+        return self.started() or self.live()
+
+    def detail(self) -> Mapping[str, object]:
+        """Say for people what the last write met."""
+        return {"problem": self._problem}
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
-        """Prepare the volume, and try again while the last attempt has failed: for `cleanup_ctx`.
+        """Prepare the volume, and try again until that has succeeded: for `cleanup_ctx`.
 
         Raises:
             VolumeUnavailable: the file is a mount of its own (`subPath`), and no time will mend that.
         """
+        task: asyncio.Task[None] | None = None
         try:
             await self._prepare()
-        except _errors.VolumeUnavailable as error:
+        except _VOLUME_ERRORS as error:
             if error.errno == errno.EBUSY:
                 raise
-        except _errors.VolumeFull:
-            _log.debug("the volume is full at the start")
-        task = asyncio.create_task(self._probe(), name=f"probe of {self._volume.path}")
+            task = asyncio.create_task(self._try_again(), name=f"prepare {self._volume.path}")
+        self._started = True
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
 
     async def _prepare(self) -> None:
         async with self.attempt():
             await self._volume.prepare(initial=self._initial)
-        self._prepared = True
 
-    async def _probe(self) -> None:
+    async def _try_again(self) -> None:
         while True:
-            await self._failed.wait()
-            await asyncio.sleep(PROBE_EVERY)
+            await asyncio.sleep(PREPARE_EVERY)
             try:
-                await self._try()
+                await self._prepare()
             except (_errors.SidecarError, OSError) as error:
                 _log.debug("still not writable: %s", error)
-
-    async def _try(self) -> None:
-        if not self._prepared:
-            await self._prepare()
-        async with self.attempt():
-            await self._stage_some()
-
-    async def _takes_others(self) -> bool:
-        """Whether there is room for an ordinary content, where there was none for another."""
-        if not self._prepared:
-            return False
-        try:
-            await self._stage_some()
-        except (_errors.SidecarError, OSError):
-            return False
-        return True
-
-    async def _stage_some(self) -> None:
-        async with self._volume.stage() as upload:
-            await upload.write(_PROBE)
-            await upload.flush()
+            else:
+                return
 
     def _set(self, problem: str | None) -> None:
-        if problem is self._problem is None and not self._failed.is_set():
-            return  # as after nearly every write
         if (problem is None) is not (self._problem is None):
             if problem is None:
                 _log.info("%s can be written again", self._volume.path)
             else:
-                _log.warning("not ready: %s", problem)
+                _log.warning("%s takes no writes: %s", self._volume.path, problem)
         self._problem = problem
-        if problem is not None:
-            self._failed.set()
-        elif self._prepared:
-            self._failed.clear()

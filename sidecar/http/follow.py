@@ -82,7 +82,7 @@ def follow(
     *,
     key: web.AppKey[Latest[None]] = LATEST,
     schema: None = None,
-    required: bool = True,
+    required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int = MAX_SIZE,
@@ -93,7 +93,7 @@ def follow(
     *,
     key: web.AppKey[Latest[T]],
     schema: Callable[[Snapshot[Any]], T],
-    required: bool = True,
+    required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int = MAX_SIZE,
@@ -103,7 +103,7 @@ def follow(
     *,
     key: web.AppKey[Latest[Any]] = LATEST,
     schema: Callable[[Snapshot[Any]], Any] | None = None,
-    required: bool = True,
+    required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int = MAX_SIZE,
@@ -111,8 +111,10 @@ def follow(
     """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
 
     Handlers find the newest content under `key`.
-    The probes of `health_routes` learn of it: alive while it is watched,
-    started and ready as soon as there is a content (unless `required` is False).
+    The probes of `health_routes` learn of it: started and ready as soon as the first look is over,
+    whatever it has found, and alive while the path is watched. Before the first content the answers say 503 themselves.
+    With `required` it is not ready before the first content either: only for a Pod in which no other container
+    is behind the same Service, for it would be cut off as well.
     Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
 
     Raises:
@@ -158,17 +160,23 @@ async def _first_look(watch: Watch[Any]) -> None:
 def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:
     """Tell the probes about a watch; returns what ends that."""
 
-    def present() -> str | None:
-        if watch.snapshot is not None or not required:
-            return None
-        return watch.problem or f"nothing has been published to {watch.path} yet"
+    def live() -> str | None:
+        return watch.failure
+
+    def started() -> str | None:
+        return None if watch.has_looked else f"the first look at {watch.path} is not over yet"
+
+    def ready() -> str | None:
+        if required and watch.snapshot is None:
+            return watch.problem or f"nothing has been published to {watch.path} yet"
+        return started() or live()
 
     def detail() -> Mapping[str, object]:
-        return {"mode": watch.mode, "etag": watch.etag, "stale": watch.stale}
+        # Nothing that is made of the content: no entity tag, and not what a schema says about it.
+        stale = "the schema refuses the newest content" if watch.refused else watch.stale
+        return {"mode": watch.mode, "published": watch.snapshot is not None, "stale": stale}
 
     name = f"content of {watch.path}"
-    remove = ops.health_of(app).add(
-        name, live=lambda: watch.failure, ready=present, started=present
-    )
+    remove = ops.health_of(app).add(name, live=live, ready=ready, started=started)
     ops.details_of(app)[name] = detail
     return remove

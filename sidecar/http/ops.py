@@ -29,10 +29,12 @@ _PROBES: Final[Mapping[healths.Kind, tuple[str, str]]] = {
 def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
     """Return the routes `/livez`, `/readyz` and `/startupz` for Kubernetes' probes.
 
-    Each answers 200, or 503 with a problem that says which check has failed and what to do about it.
+    Each answers 200, or 503 with a problem that says which check has failed and what to do about it;
+    never anything that is made of a content. `/startupz`: the process and its watches are up.
+    `/livez`: its own data path works, which an absent content does not change. `/readyz`: both, and it does not drain.
     Without an argument they ask the checks of the application they are added to,
     to which `sidecar.follow` adds its own. A process that drains is not ready.
-    They need no token.
+    They need no token; where there is one, only who shows it is told details.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -74,11 +76,10 @@ def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
     async def probe(request: web.Request) -> web.Response:
         asked = health or request.config_dict.get(HEALTH) or healths.Health()
         report = await _of_all(kind, asked.report(kind))
-        details = request.config_dict.get(DETAILS) or {}
-        found = {
-            "checks": dict(report.checks),
-            "details": {name: detail() for name, detail in details.items()},
-        }
+        found: dict[str, object] = {"checks": dict(report.checks)}
+        if request.get(bearer.MAY_READ, True):
+            details = request.config_dict.get(DETAILS) or {}
+            found["details"] = {name: detail() for name, detail in details.items()}
         if report.ok:
             return answers.json_answer({"status": "ok", **found})
         wrong = [f"{name}: {said}" for name, said in report.checks.items() if said != healths.OK]

@@ -94,11 +94,7 @@ def reader_app(
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
-    app.cleanup_ctx.append(
-        following.follow(
-            path, required=missing is None, watch=watch, recheck=recheck, max_size=max_size
-        )
-    )
+    app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
         [
             web.get("/", _get_content),

@@ -97,7 +97,7 @@ def writer_app(
 
     Raises:
         ConfigError: an argument makes no sense. What is wrong with the volume is no error here:
-            it is said by `/readyz` and the answers, until it is mended.
+            it is said by the answers and the details of the probes, until it is mended.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -133,9 +133,11 @@ def writer_app(
     )
     waiting.prepare(app)
     data_path = writer.data_path
+    part = f"volume {directory}"
     ops.health_of(app).add(
-        f"volume {directory}", live=data_path.live, ready=data_path.ready, started=data_path.started
+        part, live=data_path.live, ready=data_path.ready, started=data_path.started
     )
+    ops.details_of(app)[part] = data_path.detail
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     if writer.confirm is not None:
@@ -255,7 +257,7 @@ async def _put_file(request: web.Request) -> web.Response:
     conditions = await incoming.conditions(request, writer.volume, name)
     await incoming.continue_now(request)
     async with (
-        writer.data_path.attempt(of_any_size=True) as progress,
+        writer.data_path.attempt() as progress,
         writer.volume.stage(name) as upload,
     ):
         await incoming.receive(request, upload, progress.made, writer.buffers)
@@ -296,7 +298,7 @@ async def _post_rollback(request: web.Request) -> web.Response:
     to, name = await incoming.rollback_body(request)
     name = writer.primary if name is None else terms.check_name(name)
     wanted = await incoming.only_if_match(request, writer.volume, name)
-    async with writer.data_path.attempt(of_any_size=True):
+    async with writer.data_path.attempt():
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
     state = {

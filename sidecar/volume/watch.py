@@ -125,6 +125,16 @@ class Watch(Generic[T]):
         return self._problem or self._refusal
 
     @property
+    def refused(self) -> bool:
+        """Whether the last content that was found is one that the schema refuses."""
+        return self._refusal is not None
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether the first look is over, whatever it found."""
+        return self._run is not None and self._run.looked
+
+    @property
     def mode(self) -> hints.Mode:
         """Where hints come from at present."""
         return self._run.lookout.mode if self._run is not None else "poll"
@@ -166,7 +176,7 @@ class Watch(Generic[T]):
 
     async def looked(self) -> None:
         """Wait for the first look to be over, whatever it found."""
-        while self._run is None or not self._run.looked:
+        while not self.has_looked:
             await self._next_change()
 
     async def changed(self, etag: str | None, timeout: float) -> Snapshot[T] | None:

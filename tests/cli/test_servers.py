@@ -116,7 +116,7 @@ def test_a_reader_alone_says_what_it_is_told_to_say(serve) -> None:
     assert serve("read", "--path", "gin/config", "--missing", "ok").get() == (200, '"ok"')
     honest = serve("read", "--path", "gin/config")
     assert honest.get()[0] == 503
-    assert honest.get("/readyz")[0] == 503
+    assert honest.get("/readyz")[0] == 200
     assert honest.get("/livez")[0] == 200
 
 

@@ -55,8 +55,21 @@ async def test_a_handler_needs_no_case_for_nothing(client: MakeClient, shared: P
     answer = await one.get("/")
     await problem(answer, 503, "nothing-published")
     assert answer.headers["Retry-After"] == "1"
+    assert (await one.get("/readyz")).status == 200
+
+
+async def test_a_content_can_be_required_for_readiness(client: MakeClient, shared: Path) -> None:
+    """`required=True`: for a Pod in which nothing else is behind the same Service."""
+    app = web.Application()
+    app.cleanup_ctx.append(follow(shared, required=True))
+    app.add_routes(sidecar.health_routes())
+    one = await client(app)
     await problem(await one.get("/readyz"), 503, "not-ready")
-    assert (await one.get("/livez")).status == 200
+    assert (await one.get("/startupz")).status == 200
+    await sidecar.Volume(shared).publish({"at.txt": "noon"})
+    async with asyncio.timeout(10):
+        while (await one.get("/readyz")).status != 200:
+            await asyncio.sleep(0.01)
 
 
 async def test_nothing_yet_is_the_exception_of_aiohttp(shared: Path) -> None:

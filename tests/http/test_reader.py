@@ -369,17 +369,14 @@ async def test_a_change_beside_the_content_is_waited_for_too(
 
 
 async def test_the_probes_know_the_content(client: MakeClient, config: Path) -> None:
-    """Alive while it is watched; ready and started as soon as there is a content."""
+    """They tell whether there is one, and nothing that is made of it: they are open to all."""
     one = await client(reader_app(config))
-    assert (await one.get("/livez")).status == 200
-    await problem(await one.get("/readyz"), 503, "not-ready")
-    await problem(await one.get("/startupz"), 503, "not-started")
+    (detail,) = (await (await one.get("/readyz")).json())["details"].values()
+    assert detail == {"mode": detail["mode"], "published": False, "stale": None}
     await sidecar.publish_file(config, "123")
     await until_served(one, "123")
-    ready = await (await one.get("/readyz")).json()
-    (detail,) = ready["details"].values()
-    assert detail == {"mode": detail["mode"], "etag": tag("123"), "stale": None}
-    assert (await one.get("/startupz")).status == 200
+    (detail,) = (await (await one.get("/readyz")).json())["details"].values()
+    assert detail == {"mode": detail["mode"], "published": True, "stale": None}
 
 
 async def test_a_dead_watch_fails_liveness(

@@ -59,11 +59,8 @@ def remount(path: Path, options: str) -> None:
 
 
 @pytest.mark.root
-async def test_a_full_disk_is_507(
-    client: MakeClient, tmpfs: MakeTmpfs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Streamed or not; the old content is served on, nothing is left over, and it heals by itself."""
-    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
+async def test_a_full_disk_is_507(client: MakeClient, tmpfs: MakeTmpfs) -> None:
+    """Streamed or not; the old content is served on, nothing is left over, and no probe cuts anybody off for it."""
     config = tmpfs("size=200k") / "config"
     writer, reader = await client(writer_app(config)), await client(reader_app(config))
     assert (await writer.get("/?content=old")).status == 200
@@ -75,23 +72,24 @@ async def test_a_full_disk_is_507(
     fill(filler)
     found = await problem(await writer.get(f"/?content={'x' * 7000}"), 507, "volume-full")
     assert "room" in found["detail"]
-    await problem(await writer.get("/readyz"), 503, "not-ready")
-    assert (await writer.get("/livez")).status == 200
+    for path in ("/startupz", "/livez", "/readyz"):
+        assert (await writer.get(path)).status == 200
+    (told,) = (await (await writer.get("/readyz")).json())["details"].values()
+    assert "room" in told["problem"]
     assert await (await reader.get("/")).json() == "old"
     assert [name for name in os.listdir(config.parent) if name.startswith("..tmp")] == []
 
     filler.unlink()
-    async with asyncio.timeout(10):
-        while (await writer.get("/readyz")).status != 200:
-            await asyncio.sleep(0.01)
     assert (await writer.put("/files/config", data=bytes(50 << 10))).status == 204
+    (told,) = (await (await writer.get("/readyz")).json())["details"].values()
+    assert told == {"problem": None}
 
 
 @pytest.mark.root
 async def test_one_content_that_is_too_large_for_the_volume_turns_nobody_else_away(
     client: MakeClient, tmpfs: MakeTmpfs
 ) -> None:
-    """507 for its sender; the writer stays ready, and takes what fits, as long as there is room for that."""
+    """507 for its sender; the writer stays ready, and takes what fits."""
     config = tmpfs("size=1m") / "config"
     writer = await client(writer_app(config))
     await writer.get("/?content=old")
@@ -102,11 +100,17 @@ async def test_one_content_that_is_too_large_for_the_volume_turns_nobody_else_aw
         assert (await writer.get("/readyz")).status == 200
     assert (await writer.put("/files/config", data=b"new")).status == 204
 
+
+@pytest.mark.root
+async def test_a_file_can_be_deleted_on_a_full_volume(client: MakeClient, tmpfs: MakeTmpfs) -> None:
+    """What heals it comes in by the same port, so it must not be turned away."""
+    config = tmpfs("size=200k") / "config"
+    writer = await client(writer_app(config, keep=0))
+    assert (await writer.put("/files/large", data=bytes(100 << 10))).status == 201
     fill(config.parent / "filler")
-    await problem(
-        await writer.put("/files/giant", data=io.BytesIO(bytes(2 << 20))), 507, "volume-full"
-    )
-    await problem(await writer.get("/readyz"), 503, "not-ready")
+    await problem(await writer.put("/files/new", data=bytes(50 << 10)), 507, "volume-full")
+    assert (await writer.delete("/files/large")).status == 204
+    assert (await writer.put("/files/new", data=bytes(50 << 10))).status == 201
 
 
 @pytest.mark.root
@@ -125,11 +129,8 @@ async def test_a_disk_without_inodes_is_507(client: MakeClient, tmpfs: MakeTmpfs
 
 
 @pytest.mark.root
-async def test_a_read_only_volume_is_503(
-    client: MakeClient, tmpfs: MakeTmpfs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It says what to look at; the content is still served; it heals when the volume does."""
-    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
+async def test_a_read_only_volume_is_503(client: MakeClient, tmpfs: MakeTmpfs) -> None:
+    """It says what to look at; the content is still served, and all stay ready; it heals when the volume does."""
     config = tmpfs("size=1m") / "config"
     writer, reader = await client(writer_app(config)), await client(reader_app(config))
     await writer.get("/?content=old")
@@ -143,12 +144,9 @@ async def test_a_read_only_volume_is_503(
         found = await problem(answer, 503, "volume-unavailable")
         assert "readOnly" in found["detail"]
         assert answer.headers["Retry-After"] == "1"
-    await problem(await writer.get("/readyz"), 503, "not-ready")
+    assert (await writer.get("/readyz")).status == 200
     assert await (await reader.get("/")).json() == "old"
     remount(config.parent, "rw")
-    async with asyncio.timeout(10):
-        while (await writer.get("/readyz")).status != 200:
-            await asyncio.sleep(0.01)
     assert (await writer.get("/?content=new")).status == 200
 
 
@@ -156,16 +154,16 @@ async def test_a_read_only_volume_is_503(
 async def test_a_volume_that_cannot_be_written_at_the_start_heals_later(
     client: MakeClient, tmpfs: MakeTmpfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not started and not ready, but answering; the empty file comes once it can."""
-    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
+    """Started, ready and answering; the empty file comes once it can."""
+    monkeypatch.setattr(datapath, "PREPARE_EVERY", 0.05)
     config = tmpfs("size=1m") / "config"
     remount(config.parent, "ro")
     writer = await client(writer_app(config))
-    await problem(await writer.get("/startupz"), 503, "not-started")
+    assert (await writer.get("/startupz")).status == 200
     await problem(await writer.get("/?content=new"), 503, "volume-unavailable")
     remount(config.parent, "rw")
     async with asyncio.timeout(10):
-        while (await writer.get("/startupz")).status != 200:
+        while not config.exists():
             await asyncio.sleep(0.01)
     assert ((await writer.get("/readyz")).status, config.read_text()) == (200, "")
 

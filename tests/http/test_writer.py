@@ -9,7 +9,6 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -678,64 +677,25 @@ async def test_each_failure_has_its_own_problem(
             assert answer.headers["ETag"] == found["etag"] == tag("1")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        _errors.VolumeUnavailable(30, "cannot publish it: read-only file system"),
-        _errors.VolumeFull(28, "cannot publish it: full, or read-only"),
-        _errors.PublishUncertain("perhaps not durable: read-only by now", version_of(b"1")),
-    ],
-)
-async def test_readiness_follows_the_volume(
-    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Off at the first write that the volume does not take; on again by itself; liveness stays."""
-    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
-    one = await client(writer_app(config))
-    assert (await one.get("/readyz")).status == 200
-    volume = one.app[WRITER].volume
-
-    async def fail(*_: object, **__: object) -> None:
-        raise error
-
-    @asynccontextmanager
-    async def no_stage(*_: object, **__: object) -> AsyncIterator[None]:
-        raise error
-        yield
-
-    with monkeypatch.context() as broken:
-        broken.setattr(volume, "put", fail)
-        broken.setattr(volume, "stage", no_stage)
-        await one.get("/?content=1")
-        found = await problem(await one.get("/readyz"), 503, "not-ready")
-        assert "read-only" in found["detail"]
-        assert "Errno" not in found["detail"]
-        assert (await one.get("/livez")).status == 200
-    async with asyncio.timeout(5):
-        while (await one.get("/readyz")).status != 200:
-            await asyncio.sleep(0.01)
-
-
 async def test_a_volume_that_comes_late_is_prepared_when_it_is_there(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not started until then, whatever has been written meanwhile; and what was written stays."""
-    monkeypatch.setattr(datapath, "PROBE_EVERY", 0.05)
-    prepare, late = sidecar.Volume.prepare, [True]
+    """Whatever has been written meanwhile stays."""
+    monkeypatch.setattr(datapath, "PREPARE_EVERY", 0.05)
+    prepare, late, prepared = sidecar.Volume.prepare, [True], list[bool]()
 
     async def wait(self: sidecar.Volume, *, initial: dict[str, bytes] | None = None) -> None:
         if initial and late:
             raise _errors.VolumeUnavailable(30, "cannot prepare it: read-only file system")
         await prepare(self, initial=initial)
+        prepared.append(bool(initial))
 
     monkeypatch.setattr(sidecar.Volume, "prepare", wait)
     one = await client(writer_app(config))
-    await problem(await one.get("/readyz"), 503, "not-ready")
     assert (await one.get("/?content=early")).status == 200
-    await problem(await one.get("/startupz"), 503, "not-started")
     late.clear()
     async with asyncio.timeout(5):
-        while (await one.get("/startupz")).status != 200:
+        while not prepared:
             await asyncio.sleep(0.01)
     assert config.read_text() == "early"
 
