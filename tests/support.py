@@ -137,10 +137,10 @@ def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
 
 
 @contextmanager
-def as_user(number: int) -> Iterator[None]:
-    """Be another user for a while, with its group and no other: needs root, and holds for all threads."""
+def as_user(number: int, *supplementary: int) -> Iterator[None]:
+    """Be another user for a while, with its group and these: needs root, and holds for all threads."""
     groups, group, user = os.getgroups(), os.getegid(), os.geteuid()
-    os.setgroups([])
+    os.setgroups(supplementary)
     os.setegid(number)
     os.seteuid(number)
     try:

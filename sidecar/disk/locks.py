@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sidecar import _errors
-from sidecar.disk import beneath, naming, trees
+from sidecar.disk import atomic, beneath, naming, trees
 
 _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
 _FOREIGN_AGE = 3600.0
+_READ_BY_OTHERS = 0o044
 
 
 def _go_on() -> None:
@@ -28,18 +29,25 @@ def _go_on() -> None:
 
 @contextmanager
 def locked(
-    dir_fd: int, *, timeout: float, where: str, waiting: Callable[[], None] = _go_on
+    dir_fd: int,
+    *,
+    timeout: float,
+    where: str,
+    waiting: Callable[[], None] = _go_on,
+    create: bool = True,
 ) -> Iterator[None]:
     """Keep other writers out of a directory, in this process and in other containers of the node.
 
-    An flock(2) on the directory itself, so nothing is left behind and a killed writer frees it.
-    Where the file system cannot lock a directory, several writers are not kept apart.
+    An flock(2), so a killed writer frees it. Whoever can open a file may lock it, hence not the directory is locked
+    where others can read that, but `..lock` in it: it can be opened for writing alone, by those who may write there.
+    Without `create`, that file is locked only where it is there. Where nothing can be locked, writers are not kept apart.
     `waiting` is called between two tries; it ends the wait by raising.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
     """
-    if not _lock(dir_fd, timeout, waiting):
+    fd = _acquire(dir_fd, timeout, waiting, create)
+    if fd is None:
         raise _errors.VolumeUnavailable(
             errno.EWOULDBLOCK,
             f"cannot publish to {where}: another writer has held its lock for {timeout:g} s"
@@ -48,8 +56,7 @@ def locked(
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(dir_fd, fcntl.LOCK_UN)
+        beneath.close(fd)  # no other process has it: the lock goes with it
 
 
 def take(fd: int) -> bool:
@@ -79,10 +86,96 @@ def sweep(dir_fd: int) -> int:
     return len(orphans)
 
 
-def _lock(dir_fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
+def share(dir_fd: int) -> None:
+    """Let those lock a directory who may write there by now: its group, or all. Never raises."""
+    with contextlib.suppress(OSError):
+        fd = _open_lock_file(dir_fd)
+        try:
+            _give_to_writers(fd, dir_fd)
+        finally:
+            beneath.close(fd)
+
+
+def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: bool) -> int | None:
+    """Return a descriptor that has the lock, None if somebody else kept it for `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        fd = _open_lock(dir_fd, create)
+        try:
+            locked = _lock(fd, end - time.monotonic(), waiting)
+            if locked and _is_current(dir_fd, fd):
+                return fd
+        except BaseException:
+            beneath.close(fd)
+            raise
+        beneath.close(fd)
+        if not locked:
+            return None
+
+
+def _open_lock(dir_fd: int, create: bool) -> int:
+    """Open what writers lock: the directory itself if it is private, or if there can be no file for it."""
+    if os.fstat(dir_fd).st_mode & _READ_BY_OTHERS:
+        with contextlib.suppress(OSError):
+            try:
+                return _open_lock_file(dir_fd)
+            except FileNotFoundError:
+                if create:
+                    _make_lock_file(dir_fd)
+            return _open_lock_file(dir_fd)
+    # Opened anew, not dup(2)ed: a lock belongs to what open(2) has made.
+    return beneath.open_here(dir_fd, ".")
+
+
+def _open_lock_file(dir_fd: int) -> int:
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    return os.open(naming.LOCK, flags, dir_fd=dir_fd)
+
+
+def _make_lock_file(dir_fd: int) -> None:
+    """Make the file under a temporary name first: it must not be closed to a neighbour even for a moment."""
+    name = naming.temporary_name()
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o200, dir_fd=dir_fd)
+    try:
+        _give_to_writers(fd, dir_fd)
+        with contextlib.suppress(FileExistsError):
+            os.link(name, naming.LOCK, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            return
+    except (
+        OSError
+    ):  # no hard links here: two that make it at once may replace it, which `_is_current` sees
+        atomic.move(dir_fd, name, dir_fd, naming.LOCK)
+    finally:
+        beneath.close(fd)
+        trees.remove(dir_fd, name)
+
+
+def _give_to_writers(fd: int, dir_fd: int) -> None:
+    """Let all those write to the lock file, and nobody read it, who may write to its directory."""
+    directory, own = os.fstat(dir_fd), os.fstat(fd)
+    with contextlib.suppress(OSError):
+        if own.st_gid != directory.st_gid:
+            os.fchown(fd, -1, directory.st_gid)
+    with contextlib.suppress(OSError):
+        mode = 0o200 | (directory.st_mode & 0o022)
+        if stat.S_IMODE(own.st_mode) != mode:
+            os.fchmod(fd, mode)
+
+
+def _is_current(dir_fd: int, fd: int) -> bool:
+    """Whether what was locked is still what writers lock: somebody may have removed the file meanwhile."""
+    own = os.fstat(fd)
+    if stat.S_ISDIR(own.st_mode):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.samestat(own, os.stat(naming.LOCK, dir_fd=dir_fd, follow_symlinks=False))
+    return False
+
+
+def _lock(fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
     end = time.monotonic() + timeout
     pause = _LOCK_PAUSE
-    while not take(dir_fd):
+    while not take(fd):
         if time.monotonic() >= end:
             return False
         waiting()

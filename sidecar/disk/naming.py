@@ -6,6 +6,7 @@ Every one begins with `..`, which no consumer of a Kubernetes volume looks at:
     ..gen-<nanoseconds>-<version>       a generation of a set, see `sidecar.disk.generations`
     ..data                              the link to the generation that is in force
     ..versions/                         the history, see `sidecar.volume.history`
+    ..lock                              the file that writers lock, see `sidecar.disk.locks`
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ HIDDEN = ".."
 DATA = "..data"
 TEMPORARY = "..tmp-"
 GENERATION = "..gen-"
+LOCK = "..lock"
 
 
 def temporary_name() -> str:

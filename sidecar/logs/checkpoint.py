@@ -245,7 +245,7 @@ def _sweep(directory: str) -> None:
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with locks.locked(dir_fd, timeout=1.0, where=directory):
+            with locks.locked(dir_fd, timeout=1.0, where=directory, create=False):
                 locks.sweep(dir_fd)
         finally:
             os.close(dir_fd)

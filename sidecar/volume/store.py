@@ -69,6 +69,7 @@ class Store:
         for name in initial:
             self._refuse_single_mount(check_name(name))
         with self._writing(order) as fd, failures.publishing(f"prepare {self._path}"):
+            locks.share(fd)
             swept = locks.sweep(fd) + generations.sweep(fd)
             if _has_set(fd):
                 self._set.repair(fd)

@@ -241,8 +241,8 @@ def test_mode_and_history_follow_the_options(command: Command, tmp_path: Path) -
     command("publish", "-", "--path", "a/config", "--mode", "600", "--keep", "0", stdin=b"2")
     command("publish", "-", "--path", "b/config", stdin=b"1")
     assert (tmp_path / "a" / "config").stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path / "a") == ["config"]
-    assert sorted(os.listdir(tmp_path / "b")) == ["..versions", "config"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["..lock", "config"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["..lock", "..versions", "config"]
 
 
 def test_options_come_from_variables(command: Command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic, locks
+from sidecar.disk import atomic, locks, trees
 from support import as_user, failing, opened
 
 
@@ -53,9 +54,67 @@ def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.Monkey
         pass
 
 
+@pytest.mark.root
+def test_whoever_may_only_read_cannot_hold_the_lock(open_path: Path) -> None:
+    """flock(2) asks for nothing but an open file: what readers can open they could lock for ever."""
+    open_path.chmod(0o755)
+    with opened(open_path) as fd, locks.locked(fd, timeout=5, where="/shared"):
+        pass
+    lock = open_path / "..lock"
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o200
+    with as_user(65532), opened(open_path) as reader:
+        for flags in (os.O_RDONLY, os.O_WRONLY):
+            with pytest.raises(PermissionError):
+                os.open(lock, flags)
+    with opened(open_path) as reader, opened(open_path) as fd:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        with locks.locked(fd, timeout=0, where="/shared"):
+            pass
+
+
+@pytest.mark.root
+def test_all_who_may_write_share_the_lock(open_path: Path) -> None:
+    """Two users of one group keep each other out, whoever of them made the file, and whenever the mode was widened."""
+    open_path.chmod(0o755)
+    os.chown(open_path, 65531, 2000)
+    with as_user(65531), opened(open_path) as fd, locks.locked(fd, timeout=0, where="/shared"):
+        pass
+    open_path.chmod(0o2775)
+    with as_user(65531, 2000), opened(open_path) as fd:
+        locks.share(fd)
+    with (
+        opened(open_path) as fd,
+        locks.locked(fd, timeout=0, where="/shared"),
+        as_user(65532, 2000),
+        opened(open_path) as other,
+        pytest.raises(_errors.VolumeUnavailable),
+        locks.locked(other, timeout=0, where="/shared"),
+    ):
+        pytest.fail("two writers at a time")
+
+
+def test_a_lock_file_that_was_removed_is_made_anew(fd: int, tmp_path: Path) -> None:
+    """Whoever waits for a file that no name leads to must not go on beside the next writer."""
+    tmp_path.chmod(0o755)
+    with locks.locked(fd, timeout=0, where="/shared"):
+        (tmp_path / "..lock").unlink()
+        with locks.locked(fd, timeout=0, where="/shared"):
+            pass
+    for plant in (os.mkdir, os.mkfifo, lambda path: os.symlink("gone", path)):
+        (tmp_path / "..lock").unlink()
+        plant(tmp_path / "..lock")
+        with locks.locked(fd, timeout=0, where="/shared"):
+            pass
+        trees.remove(fd, "..lock")
+        (tmp_path / "..lock").touch()
+
+
 def holding(directory: Path) -> subprocess.Popen[str]:
     """Start a process that holds the lock of a directory until it is killed."""
-    return doing("import fcntl; fcntl.flock(fd, fcntl.LOCK_EX)", directory)
+    return doing(
+        "from sidecar.disk import locks\nlock = locks.locked(fd, timeout=5, where='')\nlock.__enter__()",
+        directory,
+    )
 
 
 def test_the_sweep_takes_what_the_dead_have_left(fd: int, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
 import threading
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, locks
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
+from support import opened
 
 ROUNDS = 60
 
@@ -56,12 +56,8 @@ def open_files() -> int:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Another writer holds the lock of the directory."""
-    fd = os.open(path, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    try:
+    with opened(path) as fd, locks.locked(fd, timeout=5, where=str(path)):
         yield
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("way", [put, publish, put_in_set, stream], ids=lambda way: way.__name__)

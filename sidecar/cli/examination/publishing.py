@@ -53,7 +53,7 @@ def write(patient: Patient) -> Iterator[Finding]:
     staged: atomic.Staged | None = None
     begin = time.perf_counter()
     try:
-        with locks.locked(patient.fd, timeout=5.0, where=patient.directory):
+        with locks.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
             staged = atomic.Staged(patient.fd)
             staged.write(b"sidecar doctor was here\n")
             staged.seal(0o644, None)
