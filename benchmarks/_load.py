@@ -28,6 +28,7 @@ def load(
     port: int,
     path: str = "/",
     *,
+    scheme: str = "http",
     seconds: int = 3,
     connections: int = 64,
     headers: tuple[str, ...] = (),
@@ -38,7 +39,7 @@ def load(
     Raises:
         RuntimeError: there were errors, so the numbers would mean nothing.
     """
-    url = f"http://127.0.0.1:{port}{path}"
+    url = f"{scheme}://127.0.0.1:{port}{path}"
     more = [part for header in headers for part in ("-H", header)]
     more += ["-s", script] if script else []
     command = ["taskset", "-c", str(cores()[1]), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"]

@@ -7,6 +7,7 @@ What is not installed is named by `missing`, so that a benchmark can leave it ou
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import socket
@@ -33,7 +34,7 @@ http {{
   access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; open_file_cache max=100;
   client_body_temp_path {room}/a; proxy_temp_path {room}/b; fastcgi_temp_path {room}/c;
   uwsgi_temp_path {room}/d; scgi_temp_path {room}/e;
-  server {{ listen 127.0.0.1:{port}; root {room}/www; }}
+  server {{ listen 127.0.0.1:{port}{tls}; root {room}/www; }}
 }}
 """
 #: What somebody writes by hand with the same libraries: the file is read once, and again when it has changed.
@@ -98,15 +99,25 @@ def sidecar(command: str, *options: str) -> Server:
     return server
 
 
-@contextmanager
-def nginx(room: Path, port: int) -> Iterator[int]:
+def nginx(room: Path, port: int) -> AbstractContextManager[int]:
     """Serve the answer of `GET /`, and the content itself as `/raw`, as static files."""
+    return _nginx(room, port)
+
+
+def nginx_tls(cert: Path, key: Path) -> Server:
+    """Return nginx over TLS, with sessions that can be resumed by tickets, as its default is."""
+    tls = f" ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key}"
+    return lambda room, port: _nginx(room, port, tls)
+
+
+@contextmanager
+def _nginx(room: Path, port: int, tls: str = "") -> Iterator[int]:
     (room / "www").mkdir()
     content = (room / "config").read_bytes()
     (room / "www/raw").write_bytes(content)
     if len(content) <= 1 << 20:
         (room / "www/index.html").write_bytes(orjson.dumps(content.decode()))
-    (room / "nginx.conf").write_text(_NGINX.format(room=room, port=port))
+    (room / "nginx.conf").write_text(_NGINX.format(room=room, port=port, tls=tls))
     room.chmod(0o755)
     with running(["nginx", "-c", str(room / "nginx.conf")], port) as pid:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -182,8 +193,8 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < limit and process.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-        except urllib.error.HTTPError:
-            return
+        except (urllib.error.HTTPError, http.client.HTTPException, ConnectionResetError):
+            return  # by TLS, plain HTTP is refused: it listens
         except OSError:
             time.sleep(0.005)
         else:

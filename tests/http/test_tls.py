@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import socket
 import ssl
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +228,70 @@ async def test_a_client_that_begins_no_handshake_is_closed_after_the_time_for_a_
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()
+
+
+async def ask(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[ssl.SSLSession | None, bool | None]:
+    """The session of a connection that has been answered once (RFC 8446 section 4.6.1), and whether it was resumed."""
+
+    def talk() -> tuple[ssl.SSLSession | None, bool | None]:
+        plain = socket.create_connection(("127.0.0.1", port), 10)
+        with context.wrap_socket(plain, server_hostname="localhost", session=session) as one:
+            one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            while one.recv(1 << 16):
+                pass
+            return one.session, one.session_reused
+
+    return await asyncio.to_thread(talk)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_client_resumes_its_session_even_after_the_certificate_was_replaced(
+    served: Serve,
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    version: ssl.TLSVersion,
+) -> None:
+    """A resumed handshake needs no signature (RFC 8446 section 2.2, RFC 5077): the key of tickets outlives certificates."""
+    monkeypatch.setattr(tls, "RECHECK", 0.02)
+    cert, key = install(*pairs[0])
+    one = await served(web.Application(), tls_cert=cert, tls_key=key)
+    context = ssl.create_default_context(cadata=pairs[0][0] + pairs[1][0])
+    context.maximum_version = version
+    session, _ = await ask(one.port, context, None)
+    assert (await ask(one.port, context, session))[1]
+    install(*pairs[1])
+    async with asyncio.timeout(5):
+        while await shown(one) != pairs[1][0]:
+            await asyncio.sleep(0.01)
+    assert (await ask(one.port, context, session))[1]
+
+
+def test_nothing_older_than_tls_1_2_is_spoken(
+    pairs: list[tuple[str, str]], install: Callable[..., tuple[Path, Path]]
+) -> None:
+    """TLS 1.0 and 1.1 must not be used (RFC 8996), also where OpenSSL's own policy would allow them."""
+    context = Certificate(*install(*pairs[0])).context
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError, match=r"(?i)unsupported protocol|alert protocol version"):
+        connect_in_memory(context, client)
+
+
+def connect_in_memory(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A handshake between two contexts, without a network."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [server.wrap_bio(there, back, server_side=True), client.wrap_bio(back, there)]
+    done: set[ssl.SSLObject] = set()
+    while len(done) < len(sides):
+        for side in reversed(sides):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+                done.add(side)
