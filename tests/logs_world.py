@@ -266,8 +266,8 @@ class World:
 
         def disturbed_listing(directory: str, status: os.stat_result) -> Any:
             listing = listed(directory, status)
-            if self.hidden and listing.inodes:
-                del listing.inodes[sorted(listing.inodes)[self.hidden % len(listing.inodes)]]
+            if self.hidden and listing.keys:
+                del listing.keys[sorted(listing.keys)[self.hidden % len(listing.keys)]]
                 listing.settled = False
                 self.hidden = 0
             return listing

@@ -2,7 +2,8 @@
 
 A directory is listed again only when its modification time says that names came or went,
 so that looking at a thousand quiet files costs one `stat` a directory.
-Listings carry inodes, which is how a file is found again under its next name.
+Listings carry device and inode of each file, which is how it is found again under its next name.
+Both are the file's own: a bind mount or an overlay has files on other devices than their directory's.
 
 Blocking; knows names and inodes, opens through `sidecar.disk.beneath`, reads no content.
 """
@@ -41,10 +42,9 @@ _MOST_DIRECTORIES = 100_000
 class Listing:
     """The entries of a directory, as of one moment."""
 
-    device: int
     changed_ns: int
     settled: bool
-    inodes: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
 
@@ -97,8 +97,6 @@ class Discovery:
         self._listings: dict[str, Listing] = {}
         self._last: Found | None = None
         self._refusals = Refusals(_log)
-        self._distrusted: set[int] = set()
-        """Devices whose listings give other inodes than stat(2) does (some overlays)."""
 
     def leave_out(self, path: str) -> bool:
         """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
@@ -122,8 +120,8 @@ class Discovery:
         for path in self._beside:
             self._list(path, found, seen)
         for directory, listing in seen.items():
-            for name, inode in listing.inodes.items():
-                found.keys[os.path.join(directory, name)] = (listing.device, inode)
+            for name, key in listing.keys.items():
+                found.keys[os.path.join(directory, name)] = key
         found.keys.update(found.files)
         for path, key in found.keys.items():
             found.places.setdefault(key, []).append(path)
@@ -157,7 +155,7 @@ class Discovery:
             below = [os.path.join(place, name) for name in listing.directories[:100]]
             for each in [place, *below]:
                 inner = listing if each == place else self._list(each, Found(), scratch)
-                for name in inner.inodes if inner is not None else ():
+                for name in inner.keys if inner is not None else ():
                     yield os.path.join(each, name)
 
     def open(self, path: str) -> int:
@@ -186,17 +184,6 @@ class Discovery:
             os.close(fd)
             raise _errors.ReadError(f"cannot tail {path}: it is {beneath.kind_of(mode)}")
         return fd
-
-    def compare(self, path: str, opened: Key) -> None:
-        """A file was opened under another inode than its listing had said: was it renamed, or do listings lie here?"""
-        directory, name = os.path.split(path)
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            listed = next((entry.inode() for entry in entries if entry.name == name), None)
-            status = os.stat(path, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) == opened and listed not in (None, opened[1]):
-                self._distrusted.add(status.st_dev)
-                self._listings.clear()
-                self._last = None
 
     def _root_of(self, path: str) -> str:
         if self._root is not None:
@@ -254,9 +241,9 @@ class Discovery:
     def _matching(
         self, directory: str, listing: Listing, part: str | re.Pattern[str], found: Found
     ) -> Iterator[tuple[str, Key]]:
-        for name in [part] if isinstance(part, str) else list(listing.inodes):
-            if name in listing.inodes and _fits(part, name):
-                yield os.path.join(directory, name), (listing.device, listing.inodes[name])
+        for name in [part] if isinstance(part, str) else list(listing.keys):
+            if name in listing.keys and _fits(part, name):
+                yield os.path.join(directory, name), listing.keys[name]
         for name in listing.links:
             if _fits(part, name):
                 path = os.path.join(directory, name)
@@ -291,8 +278,7 @@ class Discovery:
 
     def _fresh(self, directory: str, status: os.stat_result) -> Listing:
         settled = time.time_ns() - status.st_mtime_ns > _RACY_NS
-        listing = Listing(status.st_dev, status.st_mtime_ns, settled)
-        ask = status.st_dev in self._distrusted
+        listing = Listing(status.st_mtime_ns, settled)
         with os.scandir(directory) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
@@ -301,10 +287,17 @@ class Discovery:
                     elif entry.is_dir(follow_symlinks=False):
                         listing.directories.append(entry.name)
                     elif entry.is_file(follow_symlinks=False):
-                        listing.inodes[entry.name] = (
-                            entry.stat(follow_symlinks=False).st_ino if ask else entry.inode()
-                        )
+                        listing.keys[entry.name] = _key_of(entry, status.st_dev)
         return listing
+
+
+def _key_of(entry: os.DirEntry[str], device: int) -> Key:
+    """Return device and inode as stat(2) gives them. readdir(3) has no device, and the inode below a mount."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # renamed since it was listed: where to, the next look tells
+        return device, entry.inode()
+    return status.st_dev, status.st_ino
 
 
 def _expand(pattern: str) -> list[str]:

@@ -218,7 +218,6 @@ class Tracker:
             # Renamed since the names were listed: under its next name, then.
             self._unmet.add(key)
             content.close()
-            self._discovery.compare(path, actual)
             return
         self._judge(Stranger(path, key, content, status), now)
 

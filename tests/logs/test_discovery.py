@@ -14,6 +14,7 @@ import pytest
 
 import sidecar
 from logs_support import PAD, Follower
+from mounts import mounted, tmpfs
 from sidecar.logs import refusals, source
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.testing import LogFile
@@ -397,3 +398,39 @@ def test_an_encoding_without_lines_is_refused(encoding: str, said: str) -> None:
     """At the start: it would end the collection at the first line, or find none for ever."""
     with pytest.raises(sidecar.ConfigError, match=said):
         source.tail("/x", encoding=encoding)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("pattern", ["*.log", "app.log"])
+def test_a_file_on_another_device_than_its_directory_is_read(tmp_path: Path, pattern: str) -> None:
+    """Issue 12.1b: a bind mount of one file, as `docker -v` and `subPath` make it; rotated within it, too."""
+    app = tmp_path / "log" / "app.log"
+    touch(app)
+    with tmpfs(tmp_path / "disk", "size=100k") as disk:
+        mounted_file = disk / "host.log"
+        mounted_file.write_text(f"one {PAD}\n")
+        subprocess.run(["mount", "--bind", mounted_file, app], check=True)
+        try:
+            follower = Follower(app.parent / pattern, state=tmp_path / "state")
+            assert follower.news() == [f"one {PAD}"]
+            mounted_file.write_text("two\n")
+            assert follower.later(1) == ["two"]
+            assert follower.restart() == []
+            follower.stop()
+        finally:
+            subprocess.run(["umount", app], check=True)
+
+
+@pytest.mark.root
+def test_an_overlay_of_two_file_systems_is_read(tmp_path: Path) -> None:
+    """Its directories and its files have two devices."""
+    with tmpfs(tmp_path / "low", "size=100k") as low, tmpfs(tmp_path / "up", "size=100k") as up:
+        touch(low / "log" / "old.log")
+        for name in ("data", "work"):
+            (up / name).mkdir()
+        layers = f"lowerdir={low},upperdir={up}/data,workdir={up}/work"
+        with mounted(tmp_path / "all", "-t", "overlay", "-o", layers, "overlay") as overlay:
+            touch(overlay / "log" / "new.log")
+            follower = Follower(overlay / "log" / "*.log")
+            assert sorted(follower.news()) == ["new.log", "old.log"]
+            follower.kill()
