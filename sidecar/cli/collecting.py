@@ -212,7 +212,7 @@ def _state(path: str) -> checkpoint.State:
                 state = checkpoint.decode(file.read())
         except OSError as error:
             problems.append(f"cannot read the checkpoint {candidate}: {error.strerror}")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             problems.append(f"{candidate} is no checkpoint: {error}")
         else:
             for problem in problems:

@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +22,17 @@ import orjson
 
 from sidecar import _errors
 from sidecar.disk import atomic, locks, naming, trees
-from sidecar.logs.identity import Place, Print
+from sidecar.logs.identity import HEAD, MARK, Place, Print
 
 VERSION = 1
 PREVIOUS = ".previous"
 _DAMAGED = ".damaged"
 _LARGEST = 64 << 20
 _MODE = 0o600
+_LARGEST_OFFSET = (1 << 63) - 1
+"""off_t, and nanoseconds that the file system can tell."""
+_LARGEST_KEY = (1 << 64) - 1
+"""dev_t, ino_t."""
 
 _log = logging.getLogger(__name__)
 
@@ -122,14 +126,7 @@ class Checkpoint:
                 return decode(_read(path))
             except FileNotFoundError:
                 continue
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                RecursionError,
-            ) as error:
+            except (OSError, ValueError) as error:
                 _log.error("checkpoint %s cannot be used (%s); trying what is left", path, error)
                 self._set_aside(path)
         return State()
@@ -187,7 +184,7 @@ def decode(data: bytes) -> State:
     """Return the state of a document.
 
     Raises:
-        ValueError: torn, changed, of another version, or not one of ours.
+        ValueError: torn, changed, of another version, or not one of ours. Single entries that cannot be true are left out.
     """
     head, newline, rest = data.partition(b"\n")
     body, closing, _ = rest.rpartition(b"\n}")
@@ -195,10 +192,29 @@ def decode(data: bytes) -> State:
         raise ValueError("it is not a checkpoint, or cut off")
     if head[11:19] != b"%08x" % zlib.crc32(body):
         raise ValueError("its checksum is wrong")
-    document = json.loads(body)
-    if document["version"] != VERSION:
-        raise ValueError(f"it has version {document['version']}, this program reads {VERSION}")
-    return State([_entry_in(raw) for raw in document["files"]], dict(document["sinks"]), saved=True)
+    try:
+        document = json.loads(body)
+        version, files, sinks = document["version"], document["files"], document["sinks"]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"it holds something else than a checkpoint: {error!r}") from error
+    if version != VERSION:
+        raise ValueError(f"it has version {version!r}, this program reads {VERSION}")
+    if not isinstance(files, list) or not isinstance(sinks, dict):
+        raise ValueError("it holds no list of files, or no mapping of sinks")
+    return State(list(_entries_in(files)), sinks, saved=True)
+
+
+def _entries_in(files: Sequence[Any]) -> Iterator[Entry]:
+    """Yield the entries that can be true. One that cannot costs its own file a second reading, and no other's."""
+    for number, raw in enumerate(files, 1):
+        try:
+            yield _entry_in(raw)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _log.error(
+                "entry %d of the checkpoint cannot be true (%r): its file is read from the beginning",
+                number,
+                error,
+            )
 
 
 def _entry_out(entry: Entry) -> dict[str, Any]:
@@ -222,22 +238,47 @@ def _entry_out(entry: Entry) -> dict[str, Any]:
 
 def _entry_in(raw: Mapping[str, Any]) -> Entry:
     places = {
-        str(name): Place(int(offset), Print(int(length), str(digest)))
+        name: Place(_whole(offset), _print_in(length, digest))
         for name, (offset, length, digest) in raw["places"].items()
     }
+    if any(place.mark.length > place.offset for place in places.values()):
+        raise ValueError("more bytes before a place than there are")
     length, digest = raw["head"]
     gone = raw.get("gone")
     return Entry(
-        file_id=str(raw["id"]),
-        path=str(raw["path"]),
-        device=int(raw["device"]),
-        inode=int(raw["inode"]),
-        head=Print(int(length), str(digest)),
-        size=int(raw["size"]),
+        file_id=_text(raw["id"]),
+        path=_text(raw["path"]),
+        device=_whole(raw["device"], _LARGEST_KEY),
+        inode=_whole(raw["inode"], _LARGEST_KEY),
+        head=_print_in(length, digest),
+        size=_whole(raw["size"]),
         places=places,
-        modified_ns=int(raw["modified_ns"]),
-        gone=None if gone is None else float(gone),
+        modified_ns=_whole(raw["modified_ns"], smallest=-_LARGEST_OFFSET),
+        gone=None if gone is None else _moment(gone),
     )
+
+
+def _print_in(length: Any, digest: Any) -> Print:
+    return Print(_whole(length, max(HEAD, MARK)), _text(digest))
+
+
+def _whole(value: Any, largest: int = _LARGEST_OFFSET, smallest: int = 0) -> int:
+    if type(value) is not int or not smallest <= value <= largest:
+        raise ValueError(f"{value!r:.40} is no whole number from {smallest} to {largest}")
+    return value
+
+
+def _moment(value: Any) -> float:
+    moment = float(value)
+    if not 0 <= moment < _LARGEST_OFFSET:  # NaN neither
+        raise ValueError(f"{value!r:.40} is no Unix time")
+    return moment
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
 
 
 def _sweep(directory: str) -> None:

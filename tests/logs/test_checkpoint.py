@@ -71,10 +71,10 @@ def test_nothing_is_written_if_nothing_has_changed(path: Path) -> None:
 def test_the_previous_generation_is_kept(path: Path) -> None:
     """It is what a damaged checkpoint falls back to."""
     one = Checkpoint(str(path))
-    one.save(state(1))
-    one.save(state(2))
+    one.save(state(10))
+    one.save(state(20))
     path.write_bytes(b"")
-    assert Checkpoint(str(path)).load() == state(1)
+    assert Checkpoint(str(path)).load() == state(10)
 
 
 def test_what_has_not_changed_is_not_written_again(path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 ) -> None:
     """Scenario 39: the error comes out, the old file stays, no temporary file is left."""
     one = Checkpoint(str(path))
-    one.save(state(1))
+    one.save(state(10))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -161,10 +161,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     with monkeypatch.context() as planted:
         planted.setattr(atomic.Staged, "seal", full)
         with pytest.raises(OSError, match="No space"):
-            one.save(state(2))
-    assert Checkpoint(str(path)).load() == state(1)
+            one.save(state(20))
+    assert Checkpoint(str(path)).load() == state(10)
     assert [p.name for p in path.parent.iterdir()] == ["offsets.json"]
-    assert one.save(state(2))
+    assert one.save(state(20))
 
 
 def test_what_a_kill_left_behind_is_swept(path: Path) -> None:
@@ -209,3 +209,53 @@ def test_a_new_name_of_a_sink_takes_over_the_old_progress(log: LogFile, path: Pa
     (block,) = follower.tail.read("another", 1000)
     assert block.data == b"two\n"
     follower.kill()
+
+
+IMPOSSIBLE = {
+    "a negative offset": (("places", "stdout", 0), -1),
+    "an offset beyond off_t": (("places", "stdout", 0), 1 << 64),
+    "an infinite offset": (("places", "stdout", 0), float("inf")),
+    "a mark of a terabyte": (("places", "stdout", 1), 1 << 40),
+    "a head of a terabyte": (("head", 0), 1 << 40),
+    "a negative size": (("size",), -5),
+    "a device that is text": (("device",), "1"),
+    "an inode beyond ino_t": (("inode",), 1 << 70),
+    "an infinite time": (("gone",), float("inf")),
+    "no time": (("gone",), float("nan")),
+    "a path with NUL": (("path",), "/log/\0"),
+    "a path that is a list": (("path",), []),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_an_entry_that_cannot_be_true_costs_its_own_file_alone(
+    log: LogFile, path: Path, case: str
+) -> None:
+    """Issue 12.3e: no input may end the collector. The checksum is right, so somebody has written it on purpose."""
+    log.write("one")
+    other = LogFile(log.path.with_name("other.log"))
+    other.write("elsewhere")
+    follower = Follower(log.path.parent / "*.log", state=path)
+    follower.news()
+    follower.stop()
+    document = json.loads(path.read_bytes())["state"]
+    entry = next(one for one in document["files"] if one["path"] == str(log.path))
+    entry["places"] = {"stdout": entry["places"][""]}
+    *way, last = IMPOSSIBLE[case][0]
+    for step in way:
+        entry = entry[step]
+    entry[last] = IMPOSSIBLE[case][1]
+    body = json.dumps(document).encode()
+    path.write_bytes(b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body))
+    assert sorted(Follower(log.path.parent / "*.log", state=path).news()) == ["one"]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"[]", b'"text"', b'{"version":1,"files":{},"sinks":[]}']
+)
+def test_a_checkpoint_of_another_shape_is_set_aside(path: Path, body: bytes) -> None:
+    """The same for the document as a whole."""
+    path.parent.mkdir()
+    path.write_bytes(b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body))
+    assert Checkpoint(str(path)).load() == State()

@@ -51,7 +51,7 @@ class _Position:
         """Return what `resume` holds, None if it is nothing of ours."""
         try:
             return cls(int(raw["device"]), int(raw["inode"]), int(raw["size"]))
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             return None
 
 
