@@ -21,8 +21,6 @@ LEVELS = ("debug", "info", "warning", "error")
 _CHATTY = ("watchfiles", "asyncio")
 """Loggers of others that say at INFO or below what our own lines say already."""
 
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F) if code != ord("\t")}
-
 
 def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A002 (the flag's name)
     """Send what is logged at `level` or above to stderr, as text or as one JSON object a line.
@@ -121,12 +119,31 @@ class _Stderr(logging.StreamHandler[TextIO]):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # A name on a volume may hold a line break: it must not be able to forge a line of the log.
-        message = record.getMessage().translate(_VISIBLE)
+        message = _escaped(record.getMessage(), kept="\t")
         worker = f"[{record.worker}]" if hasattr(record, "worker") else ""
         line = f"{_time(record)} {record.levelname:<7} {record.name}{worker}: {message}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + _escaped(self.formatException(record.exc_info), kept="\t\n")
         return line
+
+
+def _escaped(text: str, kept: str) -> str:
+    r"""Return a text without what moves a terminal's cursor or reorders its signs: C0, C1, U+2028, bidirectional controls.
+
+    >>> _escaped("\x9b31m\u202egpj\tö", kept="\t")
+    '\\x9b31m\\u202egpj\tö'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in kept else _escape(ord(sign)) for sign in text
+    )
+
+
+def _escape(code: int) -> str:
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
+    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
 def _json_formatter() -> logging.Formatter:

@@ -138,6 +138,15 @@ LOGS_LAG_SECONDS = Gauge(
 LOGS_UNACKED_BYTES = Gauge(
     "sidecar_logs_unacked_bytes", "Read and not yet acknowledged by every sink", registry=REGISTRY
 )
+LOGS_LOST_REASONS = (
+    "hole",
+    "damaged",
+    "deleted",
+    "truncated",
+    "vanished",
+    "refused",
+    "dead_letters_full",
+)
 LOGS_LOST_BYTES_TOTAL = Counter(
     "sidecar_logs_lost_bytes_total",
     "Bytes that cannot be had any more",
@@ -282,6 +291,8 @@ def _announce() -> None:
     """Begin each known series at 0: a rate needs the value before the first event."""
     for result in PUBLISH_RESULTS:
         PUBLISH_TOTAL.labels(result)
+    for reason in LOGS_LOST_REASONS:
+        LOGS_LOST_BYTES_TOTAL.labels(reason)
 
 
 _SOURCES = _Sources()

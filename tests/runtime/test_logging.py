@@ -111,3 +111,18 @@ def test_a_level_that_is_off_costs_and_counts_nothing(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO):
         limited.info("quiet")
     assert caplog.messages == ["quiet"]
+
+
+@pytest.mark.parametrize("sign", ["\x9b", "\x85", "\u202e", "\u2028", "\u2066", "\U000e0001"])
+def test_no_sign_of_a_name_moves_the_cursor_or_turns_the_text(
+    capsys: pytest.CaptureFixture[str], sign: str
+) -> None:
+    """C1 (U+009B begins a control sequence), line separators, bidirectional controls, invisible tags."""
+    configure()
+    try:
+        raise ValueError(f"a{sign}b")
+    except ValueError:
+        log.exception("left out %s", f"a{sign}b ü")
+    err = capsys.readouterr().err
+    assert sign not in err
+    assert " ü" in err
