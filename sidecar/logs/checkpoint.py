@@ -200,7 +200,7 @@ def decode(data: bytes) -> State:
     if version != VERSION:
         raise ValueError(f"it has version {version!r}, this program reads {VERSION}")
     if not isinstance(files, list) or not isinstance(sinks, dict):
-        raise ValueError("it holds no list of files, or no mapping of sinks")
+        raise ValueError("it has no list of files, or no mapping of sinks")  # noqa: TRY004 (the documented error)
     return State(list(_entries_in(files)), sinks, saved=True)
 
 
