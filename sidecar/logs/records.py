@@ -128,7 +128,12 @@ class Record:
             return True
         if self._parser is None:
             return bool(self.fields)
-        return self.fields != self._parser(self.raw)
+        try:
+            return self.fields != self._parser(self.raw)
+        except (
+            RecursionError
+        ):  # a line nested as deep as Python's stack: a secret may have been taken out of it
+            return True
 
     def __repr__(self) -> str:
         return f"<Record {self.file}:{self.offset} {self.text[:60]!r}>"

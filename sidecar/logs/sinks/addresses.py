@@ -52,7 +52,7 @@ _OWN: Mapping[str, values.Readers] = {
         "label_fields": values.texts,
         "metadata_fields": values.texts,
     },
-    "elasticsearch": {**_HTTP, "index": values.text},
+    "elasticsearch": {**_HTTP, "index": values.text, "require_alias": values.truth},
     "otlp": {**_HTTP, "resource": values.mapping, "retry_status": values.counts},
 }
 _BATCHING = {

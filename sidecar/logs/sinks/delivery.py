@@ -28,6 +28,7 @@ from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import compression, destination
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable, shown
+from sidecar.logs.sinks.connector import Connector
 from sidecar.logs.sinks.verdicts import (
     Answer,
     Bad,
@@ -48,6 +49,8 @@ _LONGEST_PAUSE = 300.0
 """Seconds; a receiver that asks for more is asked again after these."""
 _SHORT_ANSWER = 64 << 10
 _QUERY = re.compile(r"\?[^\s'\"]*")
+_TRIES = 16
+"""So many lines of a refused batch are sent alone, and then as many of the rest, evenly spread, before it is given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +70,32 @@ class _Work:
     parts: list[_Part]
     """The next one last."""
     rejected: list[Rejected]
+    taken: bool = False
+    """Whether anything of it has been taken since the last refusal was looked into."""
+    alone: int = 0
+    """Lines that were refused standing alone, with none taken."""
+    sampled: bool = False
+
+    def refused_alone(self, reason: str) -> None:
+        """One more line was refused, standing alone. Where none of many is taken, nothing is gained by asking for each.
+
+        Halving to the end would cost two requests a line, while the lines behind wait
+        (a first start with Loki: all that is older than a week).
+        """
+        self.alone += 1
+        if self.taken or self.alone < _TRIES:
+            return
+        rest = [one for part in reversed(self.parts) for one in _records(part, self.batch)]
+        if self.sampled:
+            said = f"{reason} (given up with its batch: of {2 * _TRIES} lines sent alone none was taken)"
+            self.rejected += [Rejected(one, said) for one in rest]
+            self.parts.clear()
+            return
+        step = max(len(rest) // _TRIES, 1)
+        others = [one for at, one in enumerate(rest) if at % step]
+        self.parts[:] = [_Part(others)] if others else []
+        self.parts += [_Part([one]) for one in reversed(rest[::step])]
+        self.alone, self.sampled = 0, True
 
 
 class HttpSink(BaseSink):
@@ -153,6 +182,10 @@ class HttpSink(BaseSink):
         """Say what an answer to a request with so many records means."""
         return judged_by_status(answer)
 
+    def sift(self, verdict: Bad, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
+        """Say more about a refusal, where the receiver's words tell which of the records it means."""
+        return verdict
+
     def headers_for(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 (others look at it)
         """Return headers that depend on the body as it is sent."""
         return {}
@@ -164,7 +197,7 @@ class HttpSink(BaseSink):
         if self._proxy is not None:
             _log.info("%s is reached by the proxy %s", self.name, shown(self._proxy))
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=Connector(
                 limit=max(self.batching.concurrency, 1), ssl=self._tls, ttl_dns_cache=30
             ),
             timeout=self._limits,
@@ -196,12 +229,17 @@ class HttpSink(BaseSink):
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
             work.parts.pop()
             if isinstance(verdict, Delivered):
+                work.taken = True
                 continue  # without making records of a block that nobody has split
             records = _records(part, batch)
+            if isinstance(verdict, Bad):
+                verdict = self.sift(verdict, records)
             work.parts += _what_is_left(verdict, records)
             work.rejected += _what_is_refused(verdict, records)
-            if isinstance(verdict, Itemised) and verdict.again:
+            if isinstance(verdict, Itemised) and verdict.again and verdict.reason:
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
+            if isinstance(verdict, TooLarge | Bad) and len(records) == 1:
+                work.refused_alone(verdict.reason)
         del self._works[id(batch)]
         return self.receipt(work.rejected)
 

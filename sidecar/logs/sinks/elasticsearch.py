@@ -10,10 +10,13 @@ so a line that is sent again is known to be there already: exactly once, as long
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
@@ -22,11 +25,41 @@ from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Receipt, Rejected
 from sidecar.logs.sinks.delivery import HttpSink
-from sidecar.logs.sinks.verdicts import Answer, Itemised, Later, Verdict, judged_by_status
+from sidecar.logs.sinks.verdicts import (
+    Answer,
+    Bad,
+    Delivered,
+    Itemised,
+    Later,
+    Verdict,
+    judged_by_status,
+)
 
 _ALREADY_THERE = 409
-_PASSING = frozenset({401, 403, 429})
-"""No fault of the document: queue full, disk nearly full, a write block, rights that are still missing."""
+_PASSING = frozenset({401, 402, 403, 404, 408, 429})
+"""No fault of the document: queue full, disk nearly full, a write block, no such index, rights or a licence that are missing."""
+_FAULTS_OF_THE_INDEX = frozenset({
+    "cluster_block_exception", "index_closed_exception", "index_create_block_exception", "index_not_found_exception",
+    "invalid_alias_name_exception", "invalid_index_name_exception", "resource_already_exists_exception",
+    "security_exception", "validation_exception",
+})  # fmt: skip
+"""Types of errors that no document is the reason of, whatever the status. `validation_exception`: too many shards."""
+_OF_THE_INDEX = re.compile(
+    r"no write index|can't execute a single index op|with an op_type of create are allowed|not an alias"
+    r"|auto.create|maximum (?:normal )?shards|read.only|licen[sc]e",
+    re.IGNORECASE,
+)
+"""The same, said in words with a type that means anything (`illegal_argument_exception`)."""
+_NO_IDS = re.compile(r"document id is not supported|_id must be unset", re.IGNORECASE)
+"""Collections of OpenSearch Serverless, and indices of time series, give ids themselves."""
+
+_HOUR = 3_600_000_000_000
+_LONGEST_INDEX = 255
+_DIRECTIVE = re.compile(r"%[YymdHjUWGVuB](?![0-9A-Fa-f])|%[YymHjUWGVu]")
+"""A directive of strftime in a path, where `%3C` is a sign of its own."""
+_OTHER_FORMAT = re.compile(r"yyyy|YYYY|%[{+]|MM\.dd")
+
+_log = logging.getLogger(__name__)
 
 
 class ElasticsearchSink(HttpSink):
@@ -35,8 +68,14 @@ class ElasticsearchSink(HttpSink):
     Args:
         index: index or data stream. By default the URL's path names it (`http://search:9200/my-logs`),
             else it is `logs-sidecar-default`, which the built-in templates of Elasticsearch make a data stream.
+            With directives of strftime (`shop-%Y.%m.%d`) each line goes into the index of its own time (UTC).
+        require_alias: store only where `index` is an alias: a rollover that has not been set up is waited for,
+            and makes no index of that name.
 
     All other arguments are those of `HttpSink`.
+
+    Raises:
+        ConfigError: `index`, or the last part of the path, can be the name of no index.
 
     >>> ElasticsearchSink("https://search:9200", index="shop", user="shop", password_file="/run/password").url
     'https://search:9200/_bulk'
@@ -46,16 +85,28 @@ class ElasticsearchSink(HttpSink):
     standard_path: ClassVar[str] = "/_bulk"
     answer_limit: ClassVar[int] = 16 << 20
 
-    def __init__(self, url: str, *, index: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, index: str | None = None, require_alias: bool = False, **options: Any
+    ) -> None:
         super().__init__(url, **options)
         self._instance = secrets.token_hex(8)
+        self._ids, self._require_alias = True, require_alias
         path = urlsplit(self.url).path.removesuffix("/_bulk").strip("/")
-        if index is None and not path:
+        if index is not None:
+            check_index(index)
+        elif not path:
             index = "logs-sidecar-default"
-        if index is not None and (not index or index != index.lower() or index[0] in "_-+"):
-            raise ConfigError(f"{index!r} cannot be the name of an index: it must be in lower case")
-        action = {"_index": index} if index is not None else {}
-        self._action = orjson.dumps({"create": {**action, "_id": ""}})[:-3]
+        else:
+            named = path.rpartition("/")[2]
+            check_index(unquote(named) if not _DIRECTIVE.search(named) else named)
+            if _DIRECTIVE.search(named):
+                index = named
+                self.url = self.url.replace(f"/{named}/_bulk", "/_bulk")
+        self._index = index
+        self._dated = index is not None and "%" in index
+        self._action = b"" if self._dated else self._action_for(index)
+        self._last_hour = -1, b""
+        """The action of the hour before: lines come in order, nearly always."""
 
     async def open(self, resume: Any) -> None:
         """Go on with the identity that the checkpoint has kept: lines sent again keep their `_id`."""
@@ -66,35 +117,84 @@ class ElasticsearchSink(HttpSink):
     def encode(self, records: Sequence[Record]) -> bytes:
         lines = []
         for record in records:
-            lines.append(b'%b%b"}}\n' % (self._action, self._id(record)))
+            action = self._dated_action(record.time // _HOUR) if self._dated else self._action
+            lines.append(action % self._id(record) if self._ids else action)
             lines.append(documents.dumps(_source(record)) + b"\n")
         return b"".join(lines)
 
+    def _action_for(self, index: str | None) -> bytes:
+        """Return the line before a document, with a place for its `_id`."""
+        about: dict[str, Any] = {} if index is None else {"_index": index}
+        if self._require_alias:
+            about["require_alias"] = True
+        if self._ids:
+            about["_id"] = "%b"
+        return orjson.dumps({"create": about}) + b"\n"
+
+    def _dated_action(self, hour: int) -> bytes:
+        if self._last_hour[0] != hour:
+            name = time.strftime(self._index or "", time.gmtime(hour * 3600))
+            self._last_hour = hour, self._action_for(name)
+        return self._last_hour[1]
+
     def judge(self, answer: Answer, count: int) -> Verdict:
+        found = _parsed(answer.body)
         if answer.status != 200:
-            return judged_by_status(answer)
-        try:
-            found = orjson.loads(answer.body)
-            items = [next(iter(item.values())) for item in found["items"]]
-            statuses = [int(item["status"]) for item in items]
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-            return Later(f"not an answer to a bulk request: {answer}")
-        if len(statuses) != count:
-            return Later(f"{len(statuses)} answers to {count} documents")
-        refused, again = [], []
-        for index, status in enumerate(statuses):
+            return self._judged_whole(answer, found, count)
+        if not answer.body.strip():
+            return Delivered()
+        items = _items(found)
+        if items is None or len(items) != count:
+            if isinstance(found, Mapping) and found.get("errors") is False:
+                return (
+                    Delivered()
+                )  # what `?filter_path=errors` leaves, and what some receivers say at all
+            said = (
+                f"{len(items)} answers to {count} documents"
+                if items
+                else "not an answer to a bulk request"
+            )
+            return Later(f"{said}: {answer}")
+        refused, again, pausing = list[tuple[int, str]](), list[int](), ""
+        for index, (status, item) in enumerate(items):
             if 200 <= status < 300 or status == _ALREADY_THERE:
                 continue
-            if status in _PASSING or status >= 500:
+            reason = _reason(status, item)
+            if self._forgoes_ids(reason):
                 again.append(index)
+            elif status in _PASSING or status >= 500 or _is_of_the_index(item):
+                again.append(index)
+                pausing = pausing or reason
             else:
-                refused.append((index, _reason(status, items[index])))
-        reason = (
-            f"{len(again)} of {count} documents: {_reason(statuses[again[0]], items[again[0]])}"
-            if again
-            else ""
-        )
-        return Itemised(refused, again, reason, answer.retry_after)
+                refused.append((index, reason))
+        said = f"{len(again)} of {count} documents: {pausing}" if pausing else ""
+        return Itemised(refused, again, said, answer.retry_after)
+
+    def _judged_whole(self, answer: Answer, found: Any, count: int) -> Verdict:
+        """Judge an answer that says nothing of single documents."""
+        verdict = judged_by_status(answer)
+        if not isinstance(verdict, Bad):
+            return verdict
+        if self._forgoes_ids(verdict.reason):
+            return Itemised((), range(count))
+        if isinstance(found, Mapping) and _is_of_the_index(found):
+            return Later(f"{answer} (check the index)", answer.retry_after)
+        return verdict
+
+    def _forgoes_ids(self, reason: str) -> bool:
+        """Learn from a refusal that documents may have no `_id` here; return whether that was what was refused."""
+        if not _NO_IDS.search(reason):
+            return False
+        if self._ids:
+            _log.warning(
+                "%s takes no _id: from now on lines that are sent again are stored again (%s)",
+                self.name,
+                reason,
+            )
+            self._ids = False
+            self._last_hour = -1, b""
+            self._action = b"" if self._dated else self._action_for(self._index)
+        return True
 
     def receipt(self, rejected: Sequence[Rejected]) -> Receipt:
         return Receipt(rejected, {"instance": self._instance})
@@ -102,6 +202,62 @@ class ElasticsearchSink(HttpSink):
     def _id(self, record: Record) -> bytes:
         place = f"{self._instance}:{record.file_id}:{record.offset}:".encode()
         return hashlib.blake2b(place + record.raw, digest_size=15).hexdigest().encode()
+
+
+def check_index(name: str) -> None:
+    """Refuse what no index can be called.
+
+    https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-indices-create
+
+    Raises:
+        ConfigError: it can be none; the message says why.
+
+    >>> check_index("logs-shop-%Y.%m.%d")
+    >>> check_index("<logs-{now/d}>")
+    """
+    where = f"{name!r} cannot be the name of an index"
+    if _OTHER_FORMAT.search(name):
+        raise ConfigError(f"{where}: a date is written as strftime does, like logs-%Y.%m.%d")
+    if name.startswith("<") and name.endswith(">"):
+        return  # date math: Elasticsearch works it out
+    try:
+        made = time.strftime(name, time.gmtime(0)) if "%" in name else name
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not made or made in (".", "..") or made != made.lower() or made[0] in "_-+":
+        raise ConfigError(f"{where}: it must be in lower case, and begin with a letter or digit")
+    if found := sorted(set(made) & set('\\/*?"<>| ,#:%')):
+        raise ConfigError(f"{where}: it must not hold {' '.join(found)}")
+    if len(made.encode()) > _LONGEST_INDEX:
+        raise ConfigError(f"{where}: it is longer than {_LONGEST_INDEX} bytes")
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return None
+
+
+def _items(found: Any) -> list[tuple[int, Mapping[str, Any]]] | None:
+    """Return what an answer says of each document, None where it is no answer to a bulk request."""
+    try:
+        items = [next(iter(item.values())) for item in found["items"]]
+        return [(int(item["status"]), item) for item in items]
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError):
+        return None
+
+
+def _is_of_the_index(found: Mapping[str, Any]) -> bool:
+    """Tell whether an error is one of the index, the cluster or the licence: it would meet every document."""
+    error = found.get("error")
+    if not isinstance(error, Mapping):
+        return isinstance(error, str) and _OF_THE_INDEX.search(error) is not None
+    if error.get("type") in _FAULTS_OF_THE_INDEX:
+        return True
+    return error.get("type") == "illegal_argument_exception" and (
+        _OF_THE_INDEX.search(str(error.get("reason"))) is not None
+    )
 
 
 def _source(record: Record) -> dict[str, Any]:

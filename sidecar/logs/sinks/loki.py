@@ -17,16 +17,34 @@ from sidecar.logs import documents
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import texts
 from sidecar.logs.sinks.delivery import HttpSink
-from sidecar.logs.sinks.verdicts import Answer, Later, Verdict, judged_by_status
+from sidecar.logs.sinks.verdicts import (
+    Answer,
+    Bad,
+    Hopeless,
+    Itemised,
+    Later,
+    Verdict,
+    judged_by_status,
+)
+from sidecar.logs.stages import times
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _MOST_LABELS = 15
 """Loki's default limit for a stream."""
-_LONGEST_VALUE = 2048
+_LONGEST_VALUE, _LONGEST_NAME = 2048, 1024
+"""Bytes, by default (`max_label_value_length`, `max_label_name_length`)."""
 _FIRST = ("namespace", "pod", "container", "filename", "level", "app")
 _TOO_MANY_VALUES = frozenset({"pod_uid", "pod_ip", "pod-template-hash", "controller-revision-hash"})
 """Labels that would make a stream of its own for each Pod and tell nothing that `pod` does not."""
 _BLOCKED = 260
+_OLDEST = re.compile(
+    r"timestamp too old: .*?oldest acceptable timestamp is: ([0-9T:.Z+-]+)", re.DOTALL
+)
+_IGNORED = re.compile(r"total ignored: (\d+) out of (\d+)")
+_OF_THE_TENANT = re.compile(
+    r"this feature is disallowed|allow_structured_metadata|no org id", re.IGNORECASE
+)
+"""What a 400 says that no line is the reason of: limits_config does not let this tenant do so."""
 _FILES = 10_000
 _TIMES = 2_000
 """So many other times may lie between two equal ones, at least."""
@@ -96,7 +114,26 @@ class LokiSink(HttpSink):
         """204 is success; 260 says that ingestion is blocked, and that nothing was taken."""
         if answer.status == _BLOCKED:
             return Later(str(answer), answer.retry_after)
-        return judged_by_status(answer)
+        verdict = judged_by_status(answer)
+        if isinstance(verdict, Bad) and _OF_THE_TENANT.search(verdict.reason):
+            return Later(f"{answer} (check the tenant's limits_config)", answer.retry_after)
+        return verdict
+
+    def sift(self, verdict: Bad, records: Sequence[Record]) -> Verdict:
+        """Loki takes what is good of a push, and names the oldest time that it takes: older lines need no try alone.
+
+        The others are sent once more, at once: Loki knows what it has, by stream, time and text.
+        """
+        if (oldest := _oldest(verdict.reason)) is not None:
+            old = [index for index, one in enumerate(records) if one.time < oldest]
+            if old:
+                refused = [(index, verdict.reason) for index in old]
+                known = set(old)
+                return Itemised(refused, [at for at in range(len(records)) if at not in known])
+        counts = _IGNORED.search(verdict.reason)
+        if counts is not None and counts[1] == counts[2] == str(len(records)):
+            return Hopeless(verdict.reason)
+        return verdict
 
     def _stream_labels(self, record: Record) -> dict[str, str]:
         found: dict[str, str] = {"filename": record.file, **record.labels}
@@ -112,7 +149,7 @@ class LokiSink(HttpSink):
         for name in names:
             value = found[name]
             if value and name not in _TOO_MANY_VALUES and len(labels) < _MOST_LABELS:
-                labels[_label_name(name)] = value[:_LONGEST_VALUE]
+                labels.setdefault(_label_name(name), _cut(value, _LONGEST_VALUE))
         return labels or {"job": "sidecar"}  # Loki takes no stream without labels
 
     def _metadata(self, record: Record) -> dict[str, str]:
@@ -162,13 +199,27 @@ def _rank(name: str, wanted: Sequence[str]) -> int:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    """Return a value as the application wrote it: `true`, and JSON of what is nested."""
+    return value if value is None or isinstance(value, str) else documents.value(value)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return as much of a text as fits into so many bytes."""
+    if len(text) * 4 <= limit:
+        return text
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def _oldest(said: str) -> int | None:
+    """Return the oldest time that Loki takes, by its own words; Unix nanoseconds."""
+    found = _OLDEST.search(said)
+    return None if found is None else times.nanoseconds(found[1])
 
 
 def _label_name(name: str) -> str:
     """Turn `app.kubernetes.io/name` into `app_kubernetes_io_name`."""
-    clean = _NOT_IN_NAME.sub("_", name)
-    return f"_{clean}" if clean[:1].isdigit() else clean
+    clean = _NOT_IN_NAME.sub("_", name)[: _LONGEST_NAME - 1]
+    return clean if clean and not clean[0].isdigit() else f"_{clean}"
 
 
 def _dumps(value: object) -> bytes:

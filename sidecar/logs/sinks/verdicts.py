@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _REASON = 300
-_LATER = frozenset({408, 425, 429})
-_MISDIRECTED = frozenset({401, 403, 404, 405, 407, 415})
-"""No record is at fault: credentials, address or form are. Waiting loudly loses nothing; refusing would bury every line."""
+_LATER = frozenset({408, 409, 423, 425, 429})
+_RECORD = frozenset({400, 422})
+"""The only statuses that may mean a record. With any other 4xx the address, credentials, quota or licence is at fault:
+waiting loudly loses nothing; refusing would bury every line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ class Hopeless:
 
 @dataclass(frozen=True, slots=True)
 class Itemised:
-    """An answer for each record: positions of those that are refused (and why), and of those to send again."""
+    """An answer for each record: positions of those that are refused (and why), and of those to send again.
+
+    With a `reason`, those are sent after a pause, else at once.
+    """
 
     refused: Sequence[tuple[int, str]]
     again: Sequence[int]
@@ -80,11 +84,11 @@ def judged_by_status(answer: Answer) -> Verdict:
         return Delivered()
     if status in _LATER or status >= 500:
         return Later(str(answer), answer.retry_after)
-    if status in _MISDIRECTED or 300 <= status < 400:
-        return Later(f"{answer} (check address and credentials)", answer.retry_after)
     if status == 413:
         return TooLarge(str(answer))
-    return Bad(str(answer))
+    if status in _RECORD:
+        return Bad(str(answer))
+    return Later(f"{answer} (check address and credentials)", answer.retry_after)
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
@@ -102,8 +106,8 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
         return float(value[:9])
     try:
         moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())

@@ -6,7 +6,6 @@ Lines of another form pass on unparsed. Applications print stack traces between 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -26,12 +25,18 @@ _PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.D
 _DIGITS = bytes.maketrans(b"123456789-", b"0000000000")
 _MANY_DIGITS = b"0" * 20
 """What an integer beyond 64 bits has at least, its sign included; nanoseconds since 1970 have 19."""
+_DEEPEST = 128
+"""Levels of a line that is parsed. Elasticsearch takes 20 by default, and Python's own recursion ends below 1,000."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def parse_json(record: Record) -> Record:
     """Take the members of a JSON object as the record's fields. Integers keep all their digits.
+
+    An object that is nested deeper than 128 levels stays text.
 
     >>> parse_json(Record(b'{"status": 200}')).fields
     {'status': 200}
@@ -134,7 +139,7 @@ def _parse(record: Record, parse: Callable[[bytes], Mapping[str, Any]]) -> Recor
 
 
 def _json(raw: bytes) -> dict[str, Any]:
-    if raw.lstrip()[:1] != b"{":
+    if raw.lstrip()[:1] != b"{" or _is_too_deep(raw):
         return {}
     try:
         found = orjson.loads(raw)
@@ -142,9 +147,19 @@ def _json(raw: bytes) -> dict[str, Any]:
         return {}
     if _MANY_DIGITS in raw.translate(_DIGITS):
         # It makes floats of integers beyond 64 bits.
-        with contextlib.suppress(RecursionError):
-            found = json.loads(raw)
+        found = json.loads(raw)
     return found if isinstance(found, dict) else {}
+
+
+def _is_too_deep(raw: bytes) -> bool:
+    """Tell whether a line is nested so deep that comparing or writing it would end in a RecursionError."""
+    if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
+        return False
+    depth = deepest = 0
+    for sign in _BRACKET.findall(_STRING.sub(b"", raw)):
+        depth += 1 if sign in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > _DEEPEST
 
 
 def _logfmt(raw: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from logs.fakes.receiver import Receiver, Request, WireError
 
 _ACTIONS = {"create", "index"}
-_KNOWN = {"_index", "_id"}
+_KNOWN = {"_index", "_id", "require_alias"}
 
 
 class FakeElasticsearch(Receiver):
@@ -25,6 +25,8 @@ class FakeElasticsearch(Receiver):
         self.conflicts = 0
         self.item_fault: Callable[[int, dict[str, Any]], int | None] = lambda _index, _source: None
         self.item_statuses: deque[int | None] = deque()
+        self.error: tuple[int, str, str] | None = None
+        """Status, type and reason that every item gets as long as this stands here."""
         self._made_up = 0
 
     def _check(self, request: web.Request) -> None:
@@ -61,9 +63,14 @@ class FakeElasticsearch(Receiver):
     def _item(
         self, at: int, action: str, index: str, name: str | None, source: dict[str, Any]
     ) -> dict[str, Any]:
+        given = name
         if name is None:
             self._made_up += 1
             name = f"made-up-{self._made_up}"
+        if self.error is not None and not (given is None and "ocument ID" in self.error[2]):
+            code, kind, reason = self.error
+            said = {"type": kind, "reason": reason}
+            return {action: {"_index": index, "_id": name, "status": code, "error": said}}
         status, error = self._status(at, action, (index, name), source)
         item: dict[str, Any] = {"_index": index, "_id": name, "status": status}
         if error is not None:
