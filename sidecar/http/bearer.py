@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.http import lane, problems
-from sidecar.runtime import threads
+from sidecar.runtime import arguments, threads
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class TokenFile:
     """The tokens that a file holds, at most `RECHECK` seconds old."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = Path(arguments.path("token_file", path))
         self._tokens: tuple[bytes, ...] = ()
         self._problem: str | None = None
         self._read_at = float("-inf")

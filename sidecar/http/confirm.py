@@ -15,7 +15,7 @@ from aiohttp import web
 
 from sidecar.http import bearer
 from sidecar.http.bells import WAITS
-from sidecar.runtime import threads
+from sidecar.runtime import arguments, threads
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class Confirm:
     """
 
     def __init__(self, url: str, tokens: bearer.TokenFile | None) -> None:
+        if not str(url).startswith(("http://", "https://")):
+            raise arguments.refusal("confirm", url, "an address with http:// or https://")
         self._url = url
         self._tokens = tokens
         self._session: aiohttp.ClientSession | None = None

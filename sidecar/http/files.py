@@ -96,7 +96,7 @@ def files_app(
     trusted: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> web.Application:
     """Return an application that serves the files of a directory, to be mounted with `add_subapp`.
 
@@ -107,7 +107,7 @@ def files_app(
     `trusted=True` lifts that, for a site with scripts of its own.
 
     Raises:
-        ConfigError: when the application starts: an argument makes no sense.
+        ConfigError: an argument makes no sense.
 
     >>> from aiohttp import web
     >>> app = web.Application()

@@ -11,6 +11,7 @@ from typing import Any, Generic, overload
 from aiohttp import web
 
 from sidecar.http import lane, ops, problems
+from sidecar.runtime import arguments
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 from sidecar.volume.watch import Watch, WatchMode
@@ -85,7 +86,7 @@ def follow(
     required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> _Context: ...
 @overload
 def follow(
@@ -96,7 +97,7 @@ def follow(
     required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> _Context: ...
 def follow(
     path: str | os.PathLike[str],
@@ -106,7 +107,7 @@ def follow(
     required: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> _Context:
     """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
 
@@ -118,12 +119,14 @@ def follow(
     Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
 
     Raises:
-        ConfigError: when the application starts: an argument makes no sense.
+        ConfigError: an argument makes no sense.
 
     >>> from aiohttp import web
     >>> app = web.Application()
     >>> app.cleanup_ctx.append(follow("/shared"))
     """
+    watches.check(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+    arguments.instance("key", key, web.AppKey, "a web.AppKey")
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         opened = (

@@ -39,7 +39,7 @@ from sidecar.http import (
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.stream import Stream
-from sidecar.runtime import threads
+from sidecar.runtime import arguments, threads
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
 from sidecar.volume.watch import WatchMode
@@ -61,7 +61,7 @@ def reader_app(
     token_file: str | os.PathLike[str] | None = None,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
 
@@ -77,24 +77,27 @@ def reader_app(
         max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
 
     Raises:
-        ConfigError: when the application starts: an argument makes no sense.
-        ReadError: then, too: the file is a mount of its own.
+        ConfigError: an argument makes no sense.
+        ReadError: when the application starts: the file is a mount of its own.
 
     >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
     """
+    limit = arguments.size("max_size", max_size)
+    if missing is not None:
+        arguments.instance("missing", missing, str, "a text, or None")
     tokens = bearer.TokenFile(token_file) if token_file is not None else None
     app = web.Application(
         middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
     )
     waiting.prepare(app)
     app[READER] = Reader(_stand_in(missing))
-    app[files.SHELF] = files.Shelf(_beside(os.fspath(path), max_size), files.SANDBOX)
+    app[files.SHELF] = files.Shelf(_beside(arguments.path("path", path), limit), files.SANDBOX)
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
-    app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
+    app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=limit))
     app.add_routes(
         [
             web.get("/", _get_content),

@@ -25,7 +25,7 @@ from sidecar.http.express import Express
 from sidecar.http.guard import Guard, Guarded
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
-from sidecar.runtime import running, threads
+from sidecar.runtime import arguments, running, threads
 
 _log = logging.getLogger(__name__)
 
@@ -79,11 +79,20 @@ async def serve(
         ready: called with the addresses as soon as they are served.
 
     Raises:
-        ConfigError: the port is busy, an address is not there, or certificate and key do not fit.
+        ConfigError: an argument makes no sense, the port is busy, an address is not there,
+            or certificate and key do not fit.
 
     >>> async def main() -> None:
     ...     await serve(web.Application(), port=8080)
     """
+    arguments.instance("app", app, web.Application, "an aiohttp.web.Application")
+    arguments.instance("host", host, str, "an address, a str")
+    if port is not None:
+        arguments.port("port", port)
+    for name, value in {"drain_delay": drain_delay, "drain_timeout": drain_timeout}.items():
+        arguments.seconds(name, value)
+    arguments.seconds("head_timeout", head_timeout, zero=False)
+    arguments.integer("max_connections", max_connections, least=1)
     if port is None and unix_socket is None:
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:

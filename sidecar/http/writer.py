@@ -39,6 +39,7 @@ from sidecar.http import (
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.http.receiving import Buffers
+from sidecar.runtime import arguments
 from sidecar.volume import terms
 from sidecar.volume.commit import Outcome
 from sidecar.volume.gate import Gate
@@ -63,13 +64,13 @@ def writer_app(
     path: str | os.PathLike[str],
     *,
     gate: Gate | None = None,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
     mode: int = FILE_MODE,
     group: int | None = None,
     keep: int = KEEP,
-    keep_bytes: int = KEEP_BYTES,
+    keep_bytes: int | str = KEEP_BYTES,
     keep_deleted: int = KEEP_DELETED,
-    volume_budget: int | None = None,
+    volume_budget: int | str | None = None,
     durability: Durability = "full",
     confirm: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
@@ -82,7 +83,7 @@ def writer_app(
         path: the file; or the directory, if it exists or ends with `/`, which has no content of its own
             (`GET /?content=` answers 400), only files.
         gate: what examines each content before it is published.
-        max_size: bytes that a content may have; more is refused with 413.
+        max_size: bytes that a content may have (`"64Mi"` is understood); more is refused with 413.
         mode: permissions of the files.
         group: their group, by number.
         keep: contents that stay in the history of each file.
@@ -103,11 +104,12 @@ def writer_app(
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
+    limit = arguments.size("max_size", max_size)
     tokens = bearer.TokenFile(token_file) if token_file is not None else None
     app = web.Application(
         middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
     )
-    directory, primary = _split(os.fspath(path))
+    directory, primary = _split(arguments.path("path", path))
     volume = Volume(
         directory,
         mode=mode,
@@ -116,14 +118,14 @@ def writer_app(
         keep_bytes=keep_bytes,
         keep_deleted=keep_deleted,
         volume_budget=volume_budget,
-        max_size=max_size,
+        max_size=limit,
         gate=gate,
         durability=durability,
     )
     writer = app[WRITER] = Writer(
         volume=volume,
         primary=primary,
-        max_size=max_size,
+        max_size=limit,
         data_path=DataPath(
             volume,
             initial={primary: b""} if primary is not None else {},
@@ -356,8 +358,6 @@ def _too_large(writer: Writer, name: str) -> problems.Problem:
 
 def _split(path: str) -> tuple[str, str | None]:
     """Return the directory, and the name of the one file if `path` is one."""
-    if not path:
-        raise _errors.ConfigError("'' is no path: name the file, or the directory")
     whole = os.path.abspath(path)
     if path.endswith("/") or os.path.isdir(whole):
         return whole, None

@@ -23,7 +23,7 @@ from sidecar.logs.records import Block, Stage
 from sidecar.logs.sinks.base import BaseSink, Rejected, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Tail
-from sidecar.runtime import memory, metrics
+from sidecar.runtime import arguments, memory, metrics
 from sidecar.runtime.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ async def collect(
     sink: Sink | Sequence[Sink],
     labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
     dead_letters: DeadLetters | None = None,
-    budget: int = 8 << 20,
+    budget: int | str = 8 << 20,
     until_end: bool = False,
     drain_timeout: float = 20.0,
     drain_quiet: float = 0.5,
@@ -90,7 +90,7 @@ async def collect(
         drain_quiet: seconds.
 
     Raises:
-        ConfigError: no sink, or two of the same name.
+        ConfigError: no sink, two of the same name, or another argument that makes no sense.
         Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
 
     >>> import asyncio, tempfile
@@ -104,6 +104,8 @@ async def collect(
     ...     asyncio.run(main(directory))
     ['one', 'two']
     """
+    arguments.seconds("drain_timeout", drain_timeout)
+    arguments.seconds("drain_quiet", drain_quiet)
     collector = Collector(
         source,
         stages,
@@ -133,8 +135,20 @@ class Collector:
         *,
         labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
         dead_letters: DeadLetters | None = None,
-        budget: int = 8 << 20,
+        budget: int | str = 8 << 20,
     ) -> None:
+        arguments.instance("source", source, Tail, "what logs.tail returns")
+        for stage in stages:
+            arguments.plain_function("stage", stage, "a function from a record to a record or None")
+        for sink in sinks:
+            arguments.instance(
+                "sink", sink, Sink, "a sink: name, batching, open, write, flush, close"
+            )
+        if labels is not None and not callable(labels):
+            arguments.instance(
+                "labels", labels, Mapping, "a mapping, or a function that returns one"
+            )
+        limit = arguments.size("budget", budget, least=1)
         names = [sink.name for sink in sinks]
         if not names or len(set(names)) < len(names):
             raise _errors.ConfigError(
@@ -150,7 +164,7 @@ class Collector:
             Lane(
                 sink,
                 stages,
-                budget=max(budget // len(sinks), 1),
+                budget=max(limit // len(sinks), 1),
                 labels=made,
                 dead_letters=dead_letters,
                 acknowledged=self._acknowledged,

@@ -10,8 +10,10 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sidecar._errors import ConfigError
 from sidecar.logs import patterns
 from sidecar.logs.records import newlines_in
+from sidecar.runtime import arguments
 
 NEWLINE = b"\n"
 _ZEROS = bytes(1 << 20)
@@ -48,7 +50,9 @@ class Multiline:
 
     def __post_init__(self) -> None:
         if (self.start is None) == (self.end is None):
-            raise ValueError("a rule needs either start or end, and not both")
+            raise ConfigError("a rule needs either start or end, and not both")
+        arguments.seconds("timeout", self.timeout)
+        arguments.integer("max_lines", self.max_lines, least=1)
         for pattern in (self.start, self.end, self.apart):
             patterns.compiled(pattern or "")
 

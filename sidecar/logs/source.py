@@ -22,6 +22,7 @@ from sidecar.logs.records import Block
 from sidecar.logs.retiring import Habits
 from sidecar.logs.stream import ContentReplaced, Rules, Stream
 from sidecar.logs.tracker import Tracker
+from sidecar.runtime import arguments
 
 _log = logging.getLogger(__name__)
 
@@ -333,11 +334,11 @@ def tail(
     archives: Sequence[str] = (),
     multiline: lines.Multiline | None = None,
     encoding: str = "utf-8",
-    max_line: int = 1 << 20,
+    max_line: int | str = 1 << 20,
     recheck: float = 1.0,
     rotate_wait: float = 30.0,
     partial_timeout: float | None = 10.0,
-    held_limit: int = 1 << 30,
+    held_limit: int | str = 1 << 30,
 ) -> Tail:
     """Follow log files: all that match a pattern, now and later, through every kind of rotation.
 
@@ -354,7 +355,7 @@ def tail(
         archives: directories to which rotation moves or copies files (`olddir`), apart from those of the patterns.
         multiline: which lines form one record.
         encoding: of files without a byte order mark. Lines are handed on in UTF-8.
-        max_line: a longer line is handed on in pieces of so many bytes.
+        max_line: a longer line is handed on in pieces of so many bytes (`"1Mi"` is understood).
         recheck: seconds between two looks at everything, whatever the events said.
         rotate_wait: a rotated file is given up after so many seconds without a write, once it has been read.
         partial_timeout: a last line without a newline is taken as complete after so many quiet seconds; None: never.
@@ -363,7 +364,7 @@ def tail(
             Less than what is written and deleted between two looks gives up lines that no sink was slow to take.
 
     Raises:
-        ConfigError: no pattern, an encoding that cannot be cut into lines, a limit that cannot work.
+        ConfigError: no pattern, an encoding that cannot be cut into lines, or another argument that makes no sense.
 
     >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
     <Tail /var/log/app/*.log files=0>
@@ -372,23 +373,32 @@ def tail(
         lines.check_encoding(encoding)
     except ValueError as error:
         raise _errors.ConfigError(str(error)) from error
-    if max_line < 1 or recheck <= 0:
-        raise _errors.ConfigError("max_line must be at least 1, and recheck more than 0 seconds")
-    if held_limit < 1:
-        raise _errors.ConfigError(f"held_limit must be at least 1 byte, not {held_limit}")
-    names = [os.fspath(pattern) for pattern in patterns]
+    arguments.choice("start", start, ("beginning", "end"))
+    arguments.seconds("recheck", recheck, zero=False)
+    arguments.seconds("rotate_wait", rotate_wait)
+    for name, value in {"ignore_older": ignore_older, "partial_timeout": partial_timeout}.items():
+        if value is not None:
+            arguments.seconds(name, value)
+    for name, several in {"exclude": exclude, "archives": archives}.items():
+        if isinstance(several, str) or not all(isinstance(one, str) for one in several):
+            raise arguments.refusal(name, several, "several texts, as in a list")
+    if multiline is not None:
+        arguments.instance("multiline", multiline, lines.Multiline, "a logs.Multiline, or None")
+    line_limit = arguments.size("max_line", max_line, least=1)
+    unread_limit = arguments.size("held_limit", held_limit, least=1)
+    names = [arguments.path("pattern", pattern) for pattern in patterns]
     return Tail(
         names,
-        None if checkpoint is None else os.fspath(checkpoint),
+        None if checkpoint is None else arguments.path("checkpoint", checkpoint),
         discovery=Discovery(names, exclude, root=root, beside=archives),
-        rules=Rules(max_line=max_line, encoding=encoding, multiline=multiline),
+        rules=Rules(max_line=line_limit, encoding=encoding, multiline=multiline),
         habits=Habits(
             from_end=start == "end",
             ignore_older=ignore_older,
             rotate_wait=rotate_wait,
             partial_timeout=partial_timeout,
             group_timeout=multiline.timeout if multiline else None,
-            held_limit=held_limit,
+            held_limit=unread_limit,
             max_open=_open_limit(),
         ),
         recheck=recheck,

@@ -58,8 +58,16 @@ def etag(version: str) -> str:
 
 
 def encoded(content: bytes | str) -> bytes:
-    """Return bytes as they are and text as UTF-8."""
-    return content.encode() if isinstance(content, str) else bytes(content)
+    """Return bytes as they are and text as UTF-8.
+
+    Raises:
+        TypeError: it is neither. What can still be changed (`bytearray`, `memoryview`) is no content.
+    """
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, bytes):
+        return content
+    raise TypeError(f"a content is bytes or str, not {type(content).__name__}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,10 @@ def check_name(name: str) -> str:
 
     Raises:
         NameRefused: it is empty, absolute, too long, holds `..`, a control character or bytes that are not UTF-8.
+        TypeError: it is no `str`.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a file is a str, not {type(name).__name__}: {name!r}")
     wrong = _wrong_with(name)
     if wrong:
         shown = name if len(name) <= 80 else name[:77] + "..."

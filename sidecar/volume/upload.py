@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, pinned
+from sidecar.disk.beneath import Signature
 from sidecar.runtime import threads
 from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
@@ -149,6 +150,16 @@ class Upload:
             )
         return staged, self.version
 
+    async def content(self, name: str) -> Content:
+        """Return what was received as a content that is to be copied, for a set.
+
+        Raises:
+            PublishError: it was not received whole, or it was published already.
+        """
+        await self.flush()
+        staged, version = self.take()
+        return await threads.in_thread(_pinned, staged.fd, version, name, self._where)
+
     def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
         self._staged = self._store.stage(order)
@@ -171,6 +182,13 @@ class Upload:
                 f"cannot publish {self._where}: this upload has ended (begin another one)"
             )
         return self._staged
+
+
+def _pinned(fd: int, version: str, name: str, where: str) -> Content:
+    # A descriptor of its own: the upload is closed at its end, whoever still reads.
+    held = os.dup(fd)
+    file = pinned.Pinned(held, Signature.of(os.fstat(held)), where)
+    return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 
 class _Hashed(io.FileIO):

@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from sidecar import _errors
-from sidecar.runtime import metrics, threads
-from sidecar.volume import commit, history, store, terms
+from sidecar.runtime import arguments, metrics, threads
+from sidecar.volume import commit, history, local_file, store, terms
 from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
@@ -31,6 +31,9 @@ R = TypeVar("R")
 
 too_large = terms.too_large
 
+Given = bytes | str | os.PathLike[str] | Content | Upload
+"""What can be published; a path is that of a file whose bytes are meant."""
+
 Durability = Literal["full", "none"]
 DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
 
@@ -41,8 +44,6 @@ KEEP_DELETED = 10
 GRACE = 30.0
 #: Looked up once: this is counted for each of thousands a second.
 _PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
-#: fchown(2) takes the last number of 32 bits for "leave it as it is".
-_HIGHEST_GROUP = 2**32 - 2
 
 
 class Volume:
@@ -66,7 +67,7 @@ class Volume:
             hard links once, those of other publishers included. Beyond it the history gives way, then `VolumeFull`
             is raised; `delete` works all the same. None: whatever the volume takes.
         grace: seconds that a replaced set stays where it was, for readers in the middle of it.
-        max_size: bytes that one content may have.
+        max_size: bytes that one content may have, also as a text: `"64Mi"`.
         gate: what examines each content before it is published.
         durability: `full`: what a publish has returned for survives a power cut.
             `none` spares both syncs of the disk: readers still see the old content or the new one, whole,
@@ -74,8 +75,7 @@ class Volume:
             an older content may be there, or on some file systems an empty or torn one.
 
     Raises:
-        ConfigError: `path` is empty, `mode` has more in it than permissions,
-            or there can be no such `group` or `durability`.
+        ConfigError: an argument makes no sense; the message says what is allowed.
 
     >>> import asyncio, tempfile
     >>> async def main() -> None:
@@ -94,34 +94,31 @@ class Volume:
         mode: int = FILE_MODE,
         group: int | None = None,
         keep: int = KEEP,
-        keep_bytes: int = KEEP_BYTES,
+        keep_bytes: int | str = KEEP_BYTES,
         keep_deleted: int = KEEP_DELETED,
-        volume_budget: int | None = None,
+        volume_budget: int | str | None = None,
         grace: float = GRACE,
-        max_size: int = MAX_SIZE,
+        max_size: int | str = MAX_SIZE,
         gate: gates.Gate | None = None,
         durability: Durability = "full",
     ) -> None:
-        _check(os.fspath(path), mode, group)
-        if durability not in DURABILITIES:
-            raise _errors.ConfigError(f"unknown durability {durability!r}: it is full or none")
-        where = os.path.abspath(path)
-        self._store = store.Store(
-            Settings(
-                where,
-                mode,
-                group,
-                keep,
-                grace,
-                max_size,
-                durability == "full",
-                keep_bytes,
-                keep_deleted,
-                volume_budget,
-            )
+        self._path = arguments.path("path", path)
+        self._max_size = arguments.size("max_size", max_size)
+        if gate is not None:
+            arguments.instance("gate", gate, gates.Gate, "a sidecar.Gate")
+        settings = Settings(
+            os.path.abspath(self._path),
+            arguments.mode("mode", mode),
+            arguments.group("group", group),
+            arguments.integer("keep", keep),
+            arguments.seconds("grace", grace),
+            self._max_size,
+            arguments.choice("durability", durability, DURABILITIES) == "full",
+            arguments.size("keep_bytes", keep_bytes),
+            arguments.integer("keep_deleted", keep_deleted),
+            None if volume_budget is None else arguments.size("volume_budget", volume_budget),
         )
-        self._path = os.fspath(path)
-        self._max_size = max_size
+        self._store = store.Store(settings)
         self._gate = gate
         self._prepared = False
         self._published: Publication | None = None
@@ -156,7 +153,7 @@ class Volume:
 
     async def publish(
         self,
-        files: Mapping[str, bytes | str | Content],
+        files: Mapping[str, Given],
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -165,21 +162,30 @@ class Volume:
         """Publish a whole set: readers see all of these files change at once, and no others remain in it.
 
         The set is durable when this returns. A set that is in force already is left alone.
-        A `Content` that was read from a volume is copied piece by piece where it is large.
-        `if_match` and `if_none_match` compare with the entity tag of the set in force.
+        A file (`os.PathLike`), an `Upload`, or a `Content` that was read from a volume
+        is copied piece by piece where it is large.
+        `if_match` and `if_none_match` compare with the entity tag of the set in force; a version is understood, too.
 
         Raises:
+            TypeError: something is no content, or no name. Nothing was done.
+            NothingPublished, ReadError: a file that is to be published is missing, or cannot be read.
             ContentRefused: the gate refused a file.
             ContentAltered: a large `Content` is not what it was.
             VersionConflict: a condition does not hold.
             VolumeFull, VolumeUnavailable: the operating system refused.
             PublishUncertain: visible, perhaps not durable.
         """
-        contents = {name: _given(content) for name, content in files.items()}
+        if not isinstance(files, Mapping):
+            raise TypeError(
+                f"publish takes a mapping of names to contents, not {type(files).__name__}"
+            )
+        for content in files.values():
+            _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
-            terms.check_names(contents)
+            terms.check_names(files)
+            contents = {name: await self._load(name, given) for name, given in files.items()}
             self._check_size(self._path, sum(map(terms.size, contents.values())))
             for name, data in contents.items():
                 await self._examine(name, data)
@@ -190,7 +196,7 @@ class Volume:
     async def put(
         self,
         name: str,
-        content: bytes | str | Content | Upload,
+        content: Given,
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -198,15 +204,20 @@ class Volume:
     ) -> Publication:
         """Publish one file: readers see the old content or the new one, and the new one is durable.
 
-        `content` may be an `Upload` that was streamed with `stage`,
-        or a `Content` that was read from a volume; a large one is copied piece by piece.
+        `content` is `bytes`, a `str` for UTF-8, the path (`os.PathLike`) of a file whose bytes are meant,
+        an `Upload` that was streamed with `stage`, or a `Content` that was read from a volume;
+        large files are copied piece by piece.
+        What could be changed meanwhile (`bytearray`, `memoryview`) is refused: take `bytes(…)` of it.
 
         Raises:
+            TypeError: it is no content, or `name` no `str`. Nothing was done.
+            NothingPublished, ReadError: a file that is to be published is missing, or cannot be read.
             ContentAltered: a large `Content` is not what it was; nothing was published.
             NameRefused, ContentRefused, ContentTooLarge, VersionConflict, VolumeFull, VolumeUnavailable:
                 nothing was published.
             PublishUncertain: visible, perhaps not durable.
         """
+        _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
@@ -216,7 +227,7 @@ class Volume:
                 await content.settle()
                 staged = content.take()
                 return await self._step(self._store.put, name, staged, order=order)
-            data = _given(content)
+            data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), terms.size(data))
             await self._examine(name, data)
             if dry_run or order.conditions or isinstance(data, Content):
@@ -265,11 +276,12 @@ class Volume:
 
     @asynccontextmanager
     async def stage(
-        self, name: str | None = None, *, limit: int | None = None
+        self, name: str | None = None, *, limit: int | str | None = None
     ) -> AsyncIterator[Upload]:
         """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
 
-        `name` is for messages, where it is known already; `limit` in bytes defaults to the volume's `max_size`.
+        `name` is for messages, where it is known already; `limit` in bytes (or `"1Gi"`) defaults to the volume's
+        `max_size`, and is never more than that.
 
         >>> async def receive(volume: Volume, chunks: list[bytes]) -> None:
         ...     async with volume.stage("large.bin") as upload:
@@ -277,8 +289,10 @@ class Volume:
         ...             await upload.write(chunk)
         ...         await volume.put("large.bin", upload)
         """
+        most = self._max_size
+        if limit is not None:
+            most = min(most, arguments.size("limit", limit))
         await self._prepare_once()
-        most = self._max_size if limit is None else min(limit, self._max_size)
         upload = Upload(self._store, self._path, name, most)
         try:
             order = Order()
@@ -338,12 +352,13 @@ class Volume:
             ContentRefused: the gate, as it is by now, refuses it.
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
+        arguments.instance("version", version, str, "a version or an entity tag, a str")
         wanted = version.strip('"')
         order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
             kept, is_set = await threads.in_thread(self._store.kept, wanted, name)
-            files = {file: _given(content) for file, content in kept.items()}
+            files = {file: await self._load(file, content) for file, content in kept.items()}
             for file, data in files.items():
                 await self._examine(file, data)
             if is_set:
@@ -377,6 +392,19 @@ class Volume:
     def _check_size(self, where: str, size: int) -> None:
         if size > self._max_size:
             raise too_large(where, self._max_size)
+
+    async def _load(self, name: str, content: Given) -> bytes | Content:
+        """Return the bytes of what is small or in memory, and what is large as it is."""
+        if isinstance(content, Content):
+            return content.held if isinstance(content.held, bytes) else content
+        if isinstance(content, Upload):
+            return await content.content(name)
+        if isinstance(content, os.PathLike):
+            where = os.path.join(self._path, name)
+            return await threads.in_thread(
+                local_file.read, os.fspath(content), name, self._max_size, where
+            )
+        return encoded(content)
 
     async def _examine(self, name: str, data: bytes | Content) -> None:
         """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
@@ -436,7 +464,7 @@ class Volume:
 
 async def publish_file(
     path: str | os.PathLike[str],
-    content: bytes | str,
+    content: Given,
     *,
     mode: int = FILE_MODE,
     group: int | None = None,
@@ -447,10 +475,11 @@ async def publish_file(
 ) -> Publication:
     """Publish one file, whole and durable, and return its version; see `Volume.put`.
 
-    The directory is created where it is missing.
+    The directory is created where it is missing. `content` is what `Volume.put` takes.
 
     Raises:
         ConfigError: an argument makes no sense.
+        TypeError: `content` is none.
         PublishError, PublishUncertain: as `Volume.put`.
 
     >>> import asyncio, tempfile
@@ -458,24 +487,11 @@ async def publish_file(
     ...     asyncio.run(publish_file(f"{shared}/config", "debug: true")).changed
     True
     """
-    directory, name = os.path.split(path)
+    directory, name = os.path.split(arguments.path("path", path))
     volume = Volume(
         directory or os.curdir, mode=mode, group=group, keep=keep, durability=durability
     )
     return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
-
-
-def _check(path: str, mode: int, group: int | None) -> None:
-    if not path:
-        raise _errors.ConfigError("'' is no path: name the directory of the volume")
-    if mode & ~0o777:
-        raise _errors.ConfigError(
-            f"mode {mode:#o} is not one for a file (permissions are octal, as in 0o644)"
-        )
-    if group is not None and not 0 <= group <= _HIGHEST_GROUP:
-        raise _errors.ConfigError(
-            f"there is no group {group}: their numbers end at {_HIGHEST_GROUP}"
-        )
 
 
 def _order(
@@ -483,20 +499,25 @@ def _order(
     if_none_match: str | Collection[str] | None,
     dry_run: bool,
 ) -> Order:
-    return Order(Conditions(_tags(if_match), _tags(if_none_match)), dry_run)
+    if if_match is None and if_none_match is None:
+        return Order(dry_run=dry_run)
+    return Order(
+        Conditions(
+            arguments.tags("if_match", if_match), arguments.tags("if_none_match", if_none_match)
+        ),
+        dry_run,
+    )
 
 
-def _given(content: bytes | str | Content) -> bytes | Content:
-    """Return the bytes of what is in memory, and what is large as it is."""
-    if isinstance(content, Content):
-        return content.held if isinstance(content.held, bytes) else content
-    return encoded(content)
-
-
-def _tags(tags: str | Collection[str] | None) -> tuple[str, ...] | None:
-    if tags is None:
-        return None
-    return (tags,) if isinstance(tags, str) else tuple(tags)
+def _check_content(content: object) -> None:
+    """Refuse what is no content, before anything happens."""
+    if isinstance(content, bytes | str | Content | Upload | os.PathLike):
+        return
+    more = " (take bytes(…) of it)" if isinstance(content, bytearray | memoryview) else ""
+    raise TypeError(
+        "a content is bytes, str, os.PathLike (a file to publish), Upload or Content,"
+        f" not {type(content).__name__}{more}"
+    )
 
 
 def _count(outcome: Outcome, started: float) -> None:

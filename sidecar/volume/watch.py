@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import time
@@ -21,9 +22,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, get_args, overload
 
-from sidecar import _errors
 from sidecar.disk import hints
-from sidecar.runtime import metrics
+from sidecar.runtime import arguments, metrics
 from sidecar.volume import lookout
 from sidecar.volume.lookout import Lookout, News
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
@@ -52,9 +52,10 @@ class Watch(Generic[T]):
         path: the file, or the directory for a set; a directory that does not exist yet ends with `/`.
         schema: called with each snapshot, in the event loop; what it returns becomes `snapshot.value`,
             and a version for which it raises is refused, so the last good one stays.
+            Where it raised is logged at level DEBUG. It is a plain function: nothing it returns is awaited.
         watch: where hints come from; `auto` knows which file systems send no events.
         recheck: seconds between looks without a hint, in every mode.
-        max_size: bytes that are read; what is larger is refused. Files of more than 1 MiB stay on the disk:
+        max_size: bytes that are read (`"64Mi"` is understood); what is larger is refused. Files of more than 1 MiB stay on the disk:
             see `sidecar.Snapshot`.
 
     Raises:
@@ -73,12 +74,12 @@ class Watch(Generic[T]):
         schema: Callable[[Snapshot[Any]], T] | None = None,
         watch: WatchMode = "auto",
         recheck: float = 1.0,
-        max_size: int = MAX_SIZE,
+        max_size: int | str = MAX_SIZE,
     ) -> None:
-        self._path = os.fspath(path)
-        _check(self._path, watch, recheck)
+        self._path = check(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
         self._schema = schema
-        self._lookout = partial(Lookout, self._path, wanted=watch, recheck=recheck, limit=max_size)
+        limit = arguments.size("max_size", max_size)
+        self._lookout = partial(Lookout, self._path, wanted=watch, recheck=recheck, limit=limit)
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None
         self._refusal: str | None = None
@@ -267,10 +268,13 @@ class Watch(Generic[T]):
         if self._schema is not None:
             try:
                 accepted = found.with_value(self._schema)
-            except Exception as error:  # noqa: BLE001 (a schema says no by raising whatever it likes)
+                _refuse_awaitable(accepted.value)
+            except Exception as error:
+                said = str(error) or type(error).__name__
                 self._refusal = (
-                    f"the schema refuses version {found.version[:8]} of {self.path}: {error}"
+                    f"the schema refuses version {found.version[:8]} of {self.path}: {said}"
                 )
+                logger.debug("%s", self._refusal, exc_info=error)
                 return
         self._snapshot = accepted
         logger.debug("%s is now version %s", self.path, found.version[:8])
@@ -334,14 +338,28 @@ class _Run:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
-def _check(path: str, watch: str, recheck: float) -> None:
-    if not recheck > 0:
-        raise _errors.ConfigError(f"recheck must be more than 0 seconds, not {recheck!r}")
-    if watch not in get_args(WatchMode):
-        modes = ", ".join(get_args(WatchMode))
-        raise _errors.ConfigError(f"watch must be one of {modes}, not {watch!r}")
-    if not path or "\0" in path:
-        raise _errors.ConfigError(f"cannot watch {path!r}: that is no path")
+def check(
+    path: object, *, schema: object = None, watch: object, recheck: object, max_size: object
+) -> str:
+    """Check the arguments of a watch, and return the path as text.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    arguments.seconds("recheck", recheck, zero=False)
+    arguments.choice("watch", watch, get_args(WatchMode))
+    arguments.size("max_size", max_size)
+    if schema is not None:
+        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
+    return arguments.path("path", path)
+
+
+def _refuse_awaitable(value: object) -> None:
+    """Refuse what a schema returned to be awaited: its value would be a promise, and its check never run."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise TypeError("it returned something to await; a schema is a plain function")
 
 
 @overload
@@ -351,7 +369,7 @@ def watch(
     schema: None = None,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> Watch[None]: ...
 @overload
 def watch(
@@ -360,7 +378,7 @@ def watch(
     schema: Callable[[Snapshot[Any]], T],
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> Watch[T]: ...
 def watch(
     path: str | os.PathLike[str],
@@ -368,7 +386,7 @@ def watch(
     schema: Callable[[Snapshot[Any]], Any] | None = None,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> Watch[Any]:
     """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
 
@@ -395,7 +413,7 @@ async def shared(
     *,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
 ) -> AsyncIterator[Watch[None]]:
     """Enter the one watch of this path and these options that the running loop has."""
     key = (asyncio.get_running_loop(), os.fspath(path), watch, recheck, max_size)

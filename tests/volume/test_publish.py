@@ -713,5 +713,5 @@ async def test_without_durability_nothing_is_synced_and_all_else_is_the_same(
 
 async def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
     """Before anything is done with it."""
-    with pytest.raises(_errors.ConfigError, match="full or none"):
+    with pytest.raises(_errors.ConfigError, match="full, none"):
         Volume(tmp_path, durability="some")  # type: ignore[arg-type]

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from sidecar._errors import ConfigError, SidecarError
+from sidecar._errors import SidecarError
 from sidecar.logs.records import Batch, Record
+from sidecar.runtime import arguments
 
 
 class SinkUnavailable(SidecarError, OSError):
@@ -108,10 +109,9 @@ class Batching:
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_lines", "concurrency"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} of a batching must be at least 1, not {value}")
-        if self.linger < 0:
-            raise ConfigError(f"linger of a batching must be 0 seconds or more, not {self.linger}")
+            if (value := getattr(self, name)) is not None:
+                arguments.integer(f"{name} of a batching", value, least=1)
+        arguments.seconds("linger of a batching", self.linger)
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ import orjson
 from sidecar.disk import atomic, trees
 from sidecar.logs import documents
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
-from sidecar.runtime import metrics
+from sidecar.runtime import arguments, metrics
 from sidecar.runtime.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ class DeadLetterFile:
     <DeadLetterFile /state/refused.ndjson>
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 << 20) -> None:
-        self.path = os.fspath(path)
-        self.max_bytes = max_bytes
+    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | str = 256 << 20) -> None:
+        self.path = arguments.path("path", path)
+        self.max_bytes = arguments.size("max_bytes", max_bytes, least=1)
 
     def __repr__(self) -> str:
         return f"<DeadLetterFile {self.path}>"

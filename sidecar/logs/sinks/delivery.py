@@ -41,7 +41,7 @@ from sidecar.logs.sinks.verdicts import (
     judged_by_status,
     parse_retry_after,
 )
-from sidecar.runtime import memory
+from sidecar.runtime import arguments, memory
 
 _log = logging.getLogger(__name__)
 
@@ -140,18 +140,18 @@ class HttpSink(BaseSink):
         ca_file: str | os.PathLike[str] | None = None,
         cert_file: str | os.PathLike[str] | None = None,
         key_file: str | os.PathLike[str] | None = None,
-        max_body: int = 8 << 20,
+        max_body: int | str = 8 << 20,
         batching: Batching | None = None,
     ) -> None:
         self.url, credentials = destination.address(url, self.standard_path)
         self.name = name or shown(self.url)
-        if timeout <= 0 or max_body <= 0:
-            raise ConfigError(f"{self.name}: timeout and max_body must be more than 0")
+        arguments.seconds(f"{self.name}: timeout", timeout, zero=False)
+        limit = arguments.size(f"{self.name}: max_body", max_body, least=1)
         for header, value in (headers or {}).items():
             if not f"{header}{value}".isprintable():
                 raise ConfigError(f"{self.name}: the header {header!r} must be one line of text")
         self._query = urlsplit(self.url).query.encode()
-        self._gzip, self._timeout, self._max_body = gzip, timeout, max_body
+        self._gzip, self._timeout, self._max_body = gzip, timeout, limit
         self._credentials = destination.Credentials(
             self.name, credentials, user, password_file, token_file
         )

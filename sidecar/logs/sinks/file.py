@@ -20,6 +20,7 @@ from sidecar.disk import atomic, failures, locks, trees
 from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
+from sidecar.runtime import arguments
 from sidecar.runtime.threads import in_thread
 
 P = ParamSpec("P")
@@ -83,19 +84,19 @@ class FileSink(BaseSink):
         path: str | os.PathLike[str],
         *,
         json: bool = False,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         keep: int = 5,
         mode: int = 0o644,
         name: str | None = None,
     ) -> None:
-        if max_bytes is not None and max_bytes < 1:
-            raise _errors.ConfigError(f"max_bytes must be at least 1, not {max_bytes}")
-        self.path = os.path.abspath(path)
+        limit = None if max_bytes is None else arguments.size("max_bytes", max_bytes, least=1)
+        self.path = os.path.abspath(arguments.path("path", path))
         self.name = name or f"file://{self.path}"
         self.own_files = (self.path,)
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
-        self._json, self._max, self._keep, self._mode = json, max_bytes, keep, mode
+        self._json, self._max = json, limit
+        self._keep, self._mode = arguments.integer("keep", keep), arguments.mode("mode", mode)
         self._fd = -1
         self._size = 0
         self._synced = True

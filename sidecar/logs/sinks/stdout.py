@@ -20,6 +20,7 @@ from sidecar._errors import SidecarError
 from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.output import output_of
+from sidecar.runtime import arguments
 from sidecar.runtime.threads import in_thread
 
 _PIPE_BUF = 4096
@@ -51,7 +52,7 @@ class StdoutSink(BaseSink):
 
     def __init__(self, *, json: bool = False, fd: int = 1, name: str = "stdout") -> None:
         self.name = name
-        self._json, self._fd = json, fd
+        self._json, self._fd = json, arguments.integer("fd", fd)
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self.own_files = _file_behind(fd)

@@ -1,0 +1,150 @@
+"""What public functions are given, checked at their border: a wrong argument is told there, before anything happens.
+
+Each function returns the value in the form that is used inside, or raises `ConfigError` that names the argument,
+shows what was given, and says what is allowed. The words are those of the command line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sidecar import _errors
+from sidecar.runtime import units
+
+_HIGHEST_GROUP = 2**32 - 2
+"""fchown(2) takes the last number of 32 bits for "leave it as it is"."""
+_HIGHEST_PORT = 65535
+
+
+def path(name: str, value: object) -> str:
+    """Take a path: a `str` or `os.PathLike` of text, not empty, without a null byte."""
+    try:
+        found = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise _errors.ConfigError(
+            f"{name}: {value!r} is no path (a str or os.PathLike that is not empty)"
+        )
+    return found
+
+
+def integer(name: str, value: object, *, least: int = 0, unit: str = "") -> int:
+    """Take a whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise refusal(name, value, f"a whole number{unit and f' of {unit}'} from {least} on")
+    return value
+
+
+def size(name: str, value: object, *, least: int = 0) -> int:
+    """Take a number of bytes, or a text with a suffix of Kubernetes, as the command does.
+
+    >>> size("max_size", "64Mi"), size("max_size", 512)
+    (67108864, 512)
+    """
+    if isinstance(value, str):
+        try:
+            value = units.size(value)
+        except ValueError:
+            raise refusal(
+                name, value, "a size: bytes, or a number with k, M, G, Ki, Mi or Gi"
+            ) from None
+    return integer(name, value, least=least, unit="bytes")
+
+
+def seconds(name: str, value: object, *, zero: bool = True) -> float:
+    """Take a finite number of seconds that is not negative, and not 0 unless `zero`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (value > 0 or (zero and value == 0))
+        or not math.isfinite(value)
+    ):
+        raise refusal(
+            name, value, "a number of seconds from 0 on" if zero else "a number of seconds above 0"
+        )
+    return value
+
+
+def choice(name: str, value: object, allowed: Collection[str]) -> str:
+    """Take one of some words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise refusal(name, value, f"one of {', '.join(allowed)}")
+    return value
+
+
+def mode(name: str, value: object) -> int:
+    """Take the permissions of a file."""
+    if isinstance(value, bool) or not isinstance(value, int) or value & ~0o777:
+        shown = oct(value) if isinstance(value, int) else value
+        raise refusal(name, value, "permissions in octal, as in 0o644", shown=shown)
+    return value
+
+
+def group(name: str, value: object) -> int | None:
+    """Take the number of a group, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST_GROUP:
+        raise _errors.ConfigError(
+            f"{name}: there is no group {value!r}: it is a number from 0 to {_HIGHEST_GROUP}, or None"
+        )
+    return value
+
+
+def port(name: str, value: object) -> int:
+    """Take a TCP port, 0 for any free one."""
+    if integer(name, value) > _HIGHEST_PORT:
+        raise refusal(name, value, f"a port from 1 to {_HIGHEST_PORT}, or 0 for any free one")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Take an object of a class; `what` says which one that is."""
+    if not isinstance(value, kind):
+        raise refusal(name, value, what)
+
+
+def plain_function(name: str, value: object, what: str) -> None:
+    """Take something to call that returns a value: not a coroutine function, whose value nobody would await."""
+    if not callable(value):
+        raise refusal(name, value, f"{what}, which is called")
+    if is_async(value):
+        raise refusal(name, value, f"{what}; a coroutine function is not awaited: take a plain one")
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it returns a coroutine: an `async def`, also behind `partial` or `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 (its kind is asked for, not whether it is there)
+    )
+
+
+def tags(name: str, value: object) -> tuple[str, ...] | None:
+    """Take entity tags, one or several; a version without quotes is the tag of that version, and `*` is any.
+
+    >>> tags("if_match", "a665a459"), tags("if_match", ['"a665a459"', "*"])
+    (('"a665a459"',), ('"a665a459"', '*'))
+    """
+    if value is None:
+        return None
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, Collection) or not all(isinstance(one, str) for one in given):
+        raise refusal(name, value, "an entity tag, a version, or several of them, each a str")
+    return tuple(_tag(one) for one in given)
+
+
+def refusal(name: str, value: object, allowed: str, *, shown: object = None) -> _errors.ConfigError:
+    """Return the error for a value that is not what is allowed."""
+    text = str(shown) if shown is not None and shown is not value else repr(value)
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return _errors.ConfigError(f"{name} must be {allowed}, not {text}")
+
+
+def _tag(value: str) -> str:
+    value = value.strip()
+    return value if value == "*" or value.startswith(('"', "W/")) else f'"{value}"'
