@@ -1,6 +1,6 @@
 """Floor 3: a volume that containers share, as content with versions. Nothing here knows HTTP or logs.
 
-Publish: `volume` is what users hold, `upload` receives what is large, and `terms` are the words of what is asked and answered.
+Publish: `volume` is what users hold, `upload` receives what is large, `local_file` reads a file of the caller, and `terms` are the words of what is asked and answered.
 `gate` decides what may be published, by `syntax`, `schema` and a command (`check`);
 `commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk, `history` keeps what was.
 
