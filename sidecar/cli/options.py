@@ -330,6 +330,31 @@ def token_file() -> Decorator:
     )
 
 
+def allowed_hosts() -> Decorator:
+    """Add `--allowed-hosts`."""
+    return option(
+        "--allowed-hosts",
+        type=values.words,
+        metavar="NAME[,NAME…]",
+        default="",
+        show_default=False,
+        help="Names by which it may be asked, against DNS rebinding; .example.com stands for all beneath it."
+        " Addresses and localhost always are. Without it: any.",
+    )
+
+
+def allowed_origins() -> Decorator:
+    """Add `--allowed-origins`."""
+    return option(
+        "--allowed-origins",
+        type=values.words,
+        metavar="ORIGIN[,ORIGIN…]",
+        default="",
+        show_default=False,
+        help="Origins whose pages may make a browser write, as https://admin.example.com. Without it: its own pages alone.",
+    )
+
+
 def logging(level: str = "info") -> Decorator:
     """Add `--log-level` and `--log-format`, and set logging up before the function is called."""
 

@@ -17,6 +17,7 @@ from sidecar.cli import light, options, serving
 )
 @options.watching()
 @options.token_file()
+@options.allowed_hosts()
 @options.logging()
 def command(
     *,
@@ -25,6 +26,7 @@ def command(
     missing: str | None,
     watching: options.Watching,
     token_file: str | None,
+    allowed_hosts: tuple[str, ...],
 ) -> None:
     """Serve the file or directory at PATH by HTTP, always the newest content that is whole.
 
@@ -38,5 +40,11 @@ def command(
     from sidecar.runtime import memory
 
     memory.collect_seldom()
-    app = reader.reader_app(path, missing=missing, token_file=token_file, **asdict(watching))
+    app = reader.reader_app(
+        path,
+        missing=missing,
+        token_file=token_file,
+        allowed_hosts=allowed_hosts,
+        **asdict(watching),
+    )
     serving.run(app, listening)

@@ -104,6 +104,15 @@ def http_url(value: str) -> str:
     return value
 
 
+def words(value: str) -> tuple[str, ...]:
+    """Take a list with commas or spaces between.
+
+    >>> words("a.example.com, b.example.com"), words("")
+    (('a.example.com', 'b.example.com'), ())
+    """
+    return tuple(value.replace(",", " ").split())
+
+
 def some_path(value: str) -> str:
     """Take a path that is not empty: what an unset variable of a script leaves would be the working directory."""
     if not value:

@@ -19,6 +19,8 @@ from sidecar.cli import light, options, serving, values
     help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
 )
 @options.token_file()
+@options.allowed_origins()
+@options.allowed_hosts()
 @options.logging()
 def command(
     *,
@@ -28,6 +30,8 @@ def command(
     keeping: options.Keeping,
     confirm: str | None,
     token_file: str | None,
+    allowed_origins: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
 ) -> None:
     """Publish what comes by HTTP to the file or directory at PATH.
 
@@ -51,5 +55,7 @@ def command(
         **asdict(keeping),
         confirm=confirm,
         token_file=token_file,
+        allowed_origins=allowed_origins,
+        allowed_hosts=allowed_hosts,
     )
     serving.run(app, listening)

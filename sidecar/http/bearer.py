@@ -70,7 +70,7 @@ class TokenFile:
         @lane.transparent
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if getattr(request.match_info.handler, _OPEN, False):
+            if is_open_to_all(request.match_info.handler):
                 request[MAY_READ] = await self._admits(request)
             else:
                 await self._check(request)
@@ -111,6 +111,11 @@ def open_to_all(handler: Handler) -> Handler:
     """Mark a handler that answers without a token, as probes must: kubelet has none."""
     setattr(handler, _OPEN, True)
     return handler
+
+
+def is_open_to_all(handler: object) -> bool:
+    """Tell whether a handler is one that `open_to_all` has marked."""
+    return getattr(handler, _OPEN, False) is True
 
 
 def _read(path: Path) -> tuple[tuple[bytes, ...], str | None]:

@@ -90,18 +90,6 @@ def dry_run(request: web.Request) -> bool:
     raise problems.Problem("bad-request", f"dry_run is 1 or 0, not {value!r}; nothing was changed")
 
 
-def refuse_other_sites(request: web.Request) -> None:
-    """Refuse what a browser sends for a page of another site, or in advance (Fetch Metadata, W3C)."""
-    if request.headers.get("Sec-Fetch-Site", "") == "cross-site":
-        raise problems.Problem(
-            "cross-site",
-            "a browser sends this for a page of another web site, which must not publish here"
-            " (open the address directly)",
-        )
-    if "prefetch" in request.headers.get("Sec-Purpose", request.headers.get("Purpose", "")):
-        raise problems.Problem("cross-site", "a browser sends this in advance; nothing was changed")
-
-
 def refuse_strange_body(request: web.Request) -> None:
     """Refuse a body that is not the content itself, and one that was forgotten."""
     if request.headers.keys().isdisjoint({"Content-Length", "Transfer-Encoding"}):

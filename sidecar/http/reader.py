@@ -16,7 +16,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from sidecar.http import (
     answers,
     bearer,
     bells,
+    cross_origin,
     descriptions,
     files,
     jsontext,
@@ -59,6 +60,7 @@ def reader_app(
     *,
     missing: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    allowed_hosts: Collection[str] = (),
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
@@ -72,6 +74,8 @@ def reader_app(
             can be had under `/files`, unless that directory is the root of the file system.
         missing: the text to answer with as long as nothing has been published, instead of 503.
         token_file: a file with the bearer tokens that may read, one a line; probes need none.
+        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
+            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
         watch: where hints come from, as for `sidecar.watch`.
         recheck: seconds between looks without a hint.
         max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
@@ -88,8 +92,13 @@ def reader_app(
     if missing is not None:
         arguments.instance("missing", missing, str, "a text, or None")
     tokens = bearer.TokenFile(token_file) if token_file is not None else None
+    protection = cross_origin.CrossOriginProtection(allowed_hosts=allowed_hosts)
     app = web.Application(
-        middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
+        middlewares=[
+            problems.middleware,
+            protection.middleware(),
+            *([tokens.middleware()] if tokens else []),
+        ]
     )
     waiting.prepare(app)
     app[READER] = Reader(_stand_in(missing))

@@ -10,14 +10,14 @@
 Every write takes `?dry_run=1` and `Prefer: wait=SECONDS`; those of a file take `If-Match` and `If-None-Match`.
 
 A GET that writes is what the article has, and what people try first, so it stays.
-It brings two dangers, which are met here: another web site that makes a visitor's browser send it,
-and a browser that sends it in advance; both say so in a header and are refused.
+It brings two dangers: a page of another origin that makes a visitor's browser send it,
+and a browser that sends it in advance; both are refused (see `cross_origin`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -28,6 +28,7 @@ from sidecar import _errors
 from sidecar.http import (
     answers,
     bearer,
+    cross_origin,
     descriptions,
     files,
     incoming,
@@ -74,6 +75,8 @@ def writer_app(
     durability: Durability = "full",
     confirm: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    allowed_origins: Collection[str] = (),
+    allowed_hosts: Collection[str] = (),
 ) -> web.Application:
     """Return the writer of a file or a directory as an aiohttp application.
 
@@ -95,6 +98,10 @@ def writer_app(
             for a file other than the one at `path`, `/files/NAME` beneath it.
             Where `token_file` is given, its first token is shown to that reader.
         token_file: a file with the bearer tokens that may write, one a line; probes need none.
+        allowed_origins: origins whose pages may make a browser write, as `https://admin.example.com`,
+            beside pages of the application's own.
+        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
+            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
 
     Raises:
         ConfigError: an argument makes no sense. What is wrong with the volume is no error here:
@@ -106,8 +113,13 @@ def writer_app(
     """
     limit = arguments.size("max_size", max_size)
     tokens = bearer.TokenFile(token_file) if token_file is not None else None
+    protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
-        middlewares=[problems.middleware, *([tokens.middleware()] if tokens else [])]
+        middlewares=[
+            problems.middleware,
+            protection.middleware(),
+            *([tokens.middleware()] if tokens else []),
+        ]
     )
     directory, primary = _split(arguments.path("path", path))
     volume = Volume(
@@ -196,6 +208,7 @@ WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
 # The handlers, in the order of the routes
 
 
+@cross_origin.changes_state
 async def _get_content(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     content = incoming.content_of(request)
@@ -211,7 +224,6 @@ async def _get_content(request: web.Request) -> web.Response:
             f"{writer.volume.path} is a directory, so there is no one file that"
             " `content` could be published to (use PUT /files/NAME)",
         )
-    incoming.refuse_other_sites(request)
     name = writer.primary
     # HEAD asks what a GET would answer, and is safe: it changes nothing.
     dry_run = incoming.dry_run(request) or request.method == "HEAD"
@@ -251,7 +263,6 @@ async def _get_file(request: web.Request) -> web.Response:
 async def _put_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     name = incoming.name_of(request)
-    incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     incoming.refuse_strange_body(request)
     if request.content_length is not None and request.content_length > writer.max_size:
@@ -279,7 +290,6 @@ async def _put_file(request: web.Request) -> web.Response:
 async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     name = incoming.name_of(request)
-    incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     wanted = await incoming.only_if_match(request, writer.volume, name)
     async with writer.data_path.attempt():
@@ -295,7 +305,6 @@ async def _get_versions(request: web.Request) -> web.Response:
 
 async def _post_rollback(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    incoming.refuse_other_sites(request)
     dry_run = incoming.dry_run(request)
     to, name = await incoming.rollback_body(request)
     name = writer.primary if name is None else terms.check_name(name)

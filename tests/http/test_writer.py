@@ -153,26 +153,6 @@ async def test_head_publishes_nothing(client: MakeClient, config: Path) -> None:
     assert config.read_text() == ""
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
-        {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"},
-        {"Purpose": "prefetch"},
-    ],
-)
-async def test_a_browser_publishes_only_what_its_user_asks_for(
-    client: MakeClient, config: Path, headers: dict[str, str]
-) -> None:
-    """Not for a page of another web site, and not in advance."""
-    one = await client(writer_app(config))
-    await problem(await one.get("/?content=1", headers=headers), 403, "cross-site")
-    await problem(await one.put("/files/config", headers=headers, data=b"1"), 403, "cross-site")
-    assert config.read_text() == ""
-    typed = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
-    assert (await one.get("/?content=1", headers=typed)).status == 200
-
-
 # PUT /files/NAME
 
 

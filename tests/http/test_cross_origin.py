@@ -1,0 +1,137 @@
+"""What pages of browsers may do: the rules of Go's CrossOriginProtection, for every request that changes something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from httpkit import Client, MakeClient, Serve, problem, tag, talk
+from sidecar import ConfigError
+from sidecar.http.cross_origin import CrossOriginProtection
+from sidecar.http.reader import reader_app
+from sidecar.http.writer import writer_app
+
+BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)", "Accept-Language": "en"}
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "same-site"},  # any other port of the same host
+    {"Origin": "http://evil.example"},
+    {"Origin": "http://HOST:1"},
+    {"Origin": "null"},  # a frame in a sandbox, a file
+    {"Origin": "http://[evil"},
+    {"Referer": "http://evil.example/page"},
+    {**BROWSER, "Accept": "image/avif,*/*;q=0.8"},
+    {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch;prerender"},
+    {"Sec-Fetch-Site": "same-origin", "Purpose": "prefetch"},
+]
+OWN = [
+    {},  # curl, a probe
+    {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "http://HOST"},
+    {"Origin": "http://HOST"},
+    {"Origin": "https://HOST"},  # a proxy that ends TLS
+    {"Referer": "http://HOST/page"},
+    {**BROWSER, "Accept": "text/html,*/*;q=0.8"},  # typed, over plain http
+    {"User-Agent": "Mozilla/5.0 (Windows NT) WindowsPowerShell/5.1"},
+]
+
+
+def sent_to(one: Client, headers: dict[str, str]) -> dict[str, str]:
+    return {name: value.replace("HOST", f"127.0.0.1:{one.port}") for name, value in headers.items()}
+
+
+async def writes(one: Client, headers: dict[str, str]) -> list[int]:
+    """The answers to each kind of request that changes something; twice, so that the express lane is asked."""
+    headers = sent_to(one, headers)
+    body = {"to": tag("1")}
+    answers = [
+        await one.get("/?content=1", headers=headers),
+        await one.get("/?content=1", headers=headers),
+        await one.get("/?content=2", headers=headers),
+        await one.put("/files/other", data=b"1", headers=headers),
+        await one.post("/rollback", json=body, headers=headers),
+        await one.post("/rollback", data=b'{"to": 1}', headers={**headers, "Content-Type": "a/b"}),
+        await one.delete("/files/other", headers=headers),
+    ]
+    return [answer.status for answer in answers]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_a_page_of_another_origin_changes_nothing(
+    client: MakeClient, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """403 for each, also where the same request without that header is answered from memory."""
+    one = await client(writer_app(tmp_path / "config"))
+    assert set(await writes(one, {})) == {200, 201, 204, 400}
+    assert set(await writes(one, headers)) == {403}
+    found = await one.get("/?content=3", headers=sent_to(one, headers))
+    await problem(found, 403, "cross-site")
+    assert (tmp_path / "config").read_text() == "1"
+
+
+@pytest.mark.parametrize("headers", OWN)
+async def test_a_page_of_its_own_and_what_is_no_page_may_write(
+    client: MakeClient, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """What users type, what tools send, and what the service's own pages do."""
+    one = await client(writer_app(tmp_path / "config"))
+    assert await writes(one, headers) == [200, 200, 200, 201, 200, 400, 204]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_reading_and_probing_are_left_alone(
+    client: MakeClient, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """Safe methods change nothing, and no page of another origin can read their answers."""
+    one = await client(writer_app(tmp_path / "config"))
+    for path in ("/livez", "/files/config", "/versions"):
+        assert (await one.get(path, headers=sent_to(one, headers))).status == 200
+
+
+@pytest.mark.parametrize("name", ["Origin", "Referer"])
+async def test_an_origin_can_be_allowed(client: MakeClient, tmp_path: Path, name: str) -> None:
+    """`--allowed-origins`: a page elsewhere that is to write."""
+    app = writer_app(tmp_path / "config", allowed_origins=["https://Admin.example"])
+    one = await client(app)
+    for value, status in (("https://admin.example", 200), ("http://admin.example", 403)):
+        found = await one.get("/?content=1", headers={name: value})
+        assert found.status == status
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://admin.example"}
+    assert (await one.put("/files/a", data=b"1", headers=headers)).status == 201
+
+
+async def test_two_origins_in_one_request_are_none(served: Serve, tmp_path: Path) -> None:
+    """A browser sends one: what comes with two was put together by somebody else."""
+    one = await served(writer_app(tmp_path / "config"))
+    head = "Host: x\r\nOrigin: http://x\r\nOrigin: http://evil\r\nConnection: close\r\n\r\n"
+    answer = await talk(one.port, f"GET /?content=1 HTTP/1.1\r\n{head}".encode())
+    assert answer.startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.parametrize("make", [reader_app, writer_app])
+async def test_names_of_hosts_can_be_limited(client: MakeClient, tmp_path: Path, make) -> None:
+    """DNS rebinding: to a browser the page of that name is the service's own. Addresses cannot be rebound."""
+    (tmp_path / "config").write_text("123")
+    one = await client(make(tmp_path / "config", allowed_hosts=["config.example", ".svc"]))
+    allowed = ["config.example:8080", "CONFIG.example.", "a.b.svc:1", "10.0.0.1:8081", "[::1]:80"]
+    for host in (*allowed, "localhost:8081"):
+        assert (await one.get("/files", headers={"Host": host})).status == 200
+    for host in ("evil.example", "config.example.evil.example:8080", "svc"):
+        refused = await one.get("/files", headers={"Host": host})
+        await problem(refused, 421, "misdirected")
+        assert (await one.get("/readyz", headers={"Host": host})).status == 200
+
+
+@pytest.mark.parametrize("origin", ["admin.example", "https://a/path", "ftp://a", "https://", "*"])
+def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+    """It would never match, and nobody would know why."""
+    with pytest.raises(ConfigError, match="no origin"):
+        CrossOriginProtection([origin])
+
+
+@pytest.mark.parametrize("host", ["https://a", "a:80", "*", ".", "a/b"])
+def test_what_is_no_name_of_a_host_is_refused_at_the_start(host: str) -> None:
+    """Without scheme, port and pattern."""
+    with pytest.raises(ConfigError, match="no name"):
+        CrossOriginProtection([], [host])
