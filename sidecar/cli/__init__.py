@@ -1,6 +1,6 @@
 """Floor 5: the command line. One module a command, each with a `command` in it.
 
-These are `write`, `read`, `collect`, `publish`, `wait`, `check`, `doctor` and `demo`.
+These are `write`, `read`, `collect`, `publish`, `delete`, `wait`, `check`, `doctor` and `demo`.
 
 `main` finds the command and says in one line what went wrong. Commands share `options`, and kinds of `values`;
 `variables` are the options' names in the environment, and `words` make names of others harmless to show.

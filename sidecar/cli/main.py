@@ -16,7 +16,7 @@ import click
 from sidecar import __version__, _errors
 from sidecar.cli import variables, words
 
-COMMANDS = ("write", "read", "collect", "publish", "wait", "check", "doctor", "demo")
+COMMANDS = ("write", "read", "collect", "publish", "delete", "wait", "check", "doctor", "demo")
 
 FAILED = 1
 USAGE = 2

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from sidecar import _errors
+from sidecar.runtime import metrics
 from sidecar.volume.volume import Volume
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ STUCK = 60.0
 """Seconds after which a write is held to be stuck: the kernel waits for a storage that is gone."""
 PREPARE_EVERY = 5.0
 """Seconds between attempts to prepare a volume that could not be written at the start."""
+MEASURE_EVERY = 15.0
+"""Seconds between two counts of what a volume with a budget takes: as often as most scrape."""
 _VOLUME_ERRORS = (_errors.VolumeFull, _errors.VolumeUnavailable, _errors.PublishUncertain)
 
 
@@ -134,6 +137,25 @@ class DataPath:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
+
+    async def follow_use(self, _: web.Application) -> AsyncIterator[None]:
+        """Measure now and then what the volume takes, for the metrics, where it has a budget: for `cleanup_ctx`."""
+        task = asyncio.create_task(self._measure(), name=f"use of {self._volume.path}")
+        stop = metrics.track_volume(self._volume)
+        try:
+            yield
+        finally:
+            stop()
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _measure(self) -> None:
+        while True:
+            try:
+                await self._volume.measure()
+            except (_errors.SidecarError, OSError) as error:
+                _log.debug("cannot measure %s: %s", self._volume.path, error)
+            await asyncio.sleep(MEASURE_EVERY)
 
     async def _prepare(self) -> None:
         async with self.attempt():

@@ -84,6 +84,9 @@ _CONDITIONAL: list[Json] = [
     ),
 ]
 _DRY_RUN: Json = query("dry_run", "`1`: answer as it would be, and change nothing")
+_PURGE: Json = query(
+    "purge", "`1`: forget its older contents, too, and also those of a file that is gone"
+)
 _CONFIRMED: Json = header(
     "Prefer", "`wait=SECONDS`: answer once the reader serves the content, if a reader is configured"
 )
@@ -158,7 +161,7 @@ def writer(*, token: bool) -> Object:
     delete = operation(
         "Remove a file",
         responses={204: "Removed", 404: "There is no such file", 412: _REFUSALS[412]},
-        parameters=[_FILE_NAME, _DRY_RUN, _IF_MATCH],
+        parameters=[_FILE_NAME, _PURGE, _DRY_RUN, _IF_MATCH],
     )
     versions = operation(
         "What was published before, newest first",

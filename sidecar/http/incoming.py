@@ -82,12 +82,17 @@ def unconditional(request: web.Request) -> bool:
 
 def dry_run(request: web.Request) -> bool:
     """Tell whether the write is only to be tried."""
-    value = request.query.get("dry_run")
+    return flag(request, "dry_run")
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Tell whether the query has a flag, as `?dry_run=1`."""
+    value = request.query.get(name)
     if value is None or value.lower() in {"0", "false", "no"}:
         return False
     if value.lower() in {"", "1", "true", "yes"}:
         return True
-    raise problems.Problem("bad-request", f"dry_run is 1 or 0, not {value!r}; nothing was changed")
+    raise problems.Problem("bad-request", f"{name} is 1 or 0, not {value!r}; nothing was changed")
 
 
 def refuse_strange_body(request: web.Request) -> None:

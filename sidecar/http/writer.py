@@ -2,7 +2,7 @@
 
     GET /?content=TEXT     publishes TEXT, as in the article that this project starts from
     PUT /files/NAME        publishes a body, streamed to the disk
-    DELETE /files/NAME     removes a file
+    DELETE /files/NAME     removes a file; with `?purge=1` from the history, too
     GET /versions          what was published before
     POST /rollback         publishes one of those again
     GET /files[/NAME]      what is there now, to be read back
@@ -157,6 +157,8 @@ def writer_app(
     if writer.confirm is not None:
         app.cleanup_ctx.append(writer.confirm.run)
     app.cleanup_ctx.append(data_path.run)
+    if volume_budget is not None:
+        app.cleanup_ctx.append(data_path.follow_use)
     app.add_routes(
         [
             web.get("/", _get_content),
@@ -291,9 +293,10 @@ async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     name = incoming.name_of(request)
     dry_run = incoming.dry_run(request)
+    purge = incoming.flag(request, "purge")
     wanted = await incoming.only_if_match(request, writer.volume, name)
     async with writer.data_path.attempt():
-        await writer.volume.delete(name, if_match=wanted, dry_run=dry_run)
+        await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
     return web.Response(status=204, headers=_said(dry_run=dry_run))
 
 

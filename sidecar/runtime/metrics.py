@@ -266,6 +266,53 @@ class _Sources(Collector):
         return age, info, stale, mode
 
 
+class VolumeSource(Protocol):
+    """A volume with a budget."""
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that it may take, None without a bound."""
+
+    @property
+    def used(self) -> int | None:
+        """Bytes that it takes, None where nobody counts them."""
+
+
+def track_volume(source: VolumeSource) -> Callable[[], None]:
+    """Include the use of a volume in what is scraped; returns what ends that."""
+    return _VOLUMES.add(source)
+
+
+class _Volumes(Collector):
+    """What volumes with a budget take: of several, those are added up."""
+
+    def __init__(self) -> None:
+        self._sources: dict[object, VolumeSource] = {}
+
+    def add(self, source: VolumeSource) -> Callable[[], None]:
+        key = object()
+        self._sources[key] = source
+
+        def stop() -> None:
+            self._sources.pop(key, None)
+
+        return stop
+
+    def collect(self) -> Iterable[Metric]:
+        used = GaugeMetricFamily(
+            "sidecar_volume_used_bytes",
+            "Bytes on the disk that the published directory takes, with history and temporary files",
+        )
+        budget = GaugeMetricFamily(
+            "sidecar_volume_budget_bytes", "Bytes on the disk that it may take (--volume-budget)"
+        )
+        with_budget = [one for one in list(self._sources.values()) if one.budget is not None]
+        if with_budget:
+            used.add_metric([], sum(one.used or 0 for one in with_budget))
+            budget.add_metric([], sum(one.budget or 0 for one in with_budget))
+        return used, budget
+
+
 class _Collected(Collector):
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
@@ -297,7 +344,9 @@ def _announce() -> None:
 
 _SOURCES = _Sources()
 _HAND_IN: list[Callable[[], None]] = []
+_VOLUMES = _Volumes()
 REGISTRY.register(_SOURCES)
+REGISTRY.register(_VOLUMES)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 _announce()

@@ -23,6 +23,8 @@ _RULES: dict[str, Rule] = {
     "sidecar_content_info": max,
     "sidecar_content_stale": max,
     "sidecar_watch_mode": max,
+    "sidecar_volume_used_bytes": max,
+    "sidecar_volume_budget_bytes": max,
     "sidecar_reload_last_success_timestamp_seconds": max,
     "sidecar_logs_lag_seconds": max,
     "process_max_fds": min,  # who comes first to its limit

@@ -32,3 +32,15 @@ def seconds(value: str) -> float:
     if found is None:
         raise ValueError(f"{value!r} is no time: seconds, or a number with ms, s, m or h")
     return float(found[1]) * _TIMES[found[2]]
+
+
+def shown(count: int) -> str:
+    """Return a number of bytes as people read it, in the form that `size` takes.
+
+    >>> shown(192 << 20), shown(1000)
+    ('192Mi', '1000')
+    """
+    for factor, suffix in ((1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")):
+        if count and not count % factor:
+            return f"{count // factor}{suffix}"
+    return str(count)

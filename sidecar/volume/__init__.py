@@ -3,6 +3,7 @@
 Publish: `volume` is what users hold, `upload` receives what is large, `local_file` reads a file of the caller, and `terms` are the words of what is asked and answered.
 `gate` decides what may be published, by `syntax`, `schema` and a command (`check`);
 `commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk, `history` keeps what was.
+`retention` bounds the history as a whole, and `budget` all that the directory takes.
 
 Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
 `listing` says which names count, `loading` reads them.

@@ -6,19 +6,27 @@
 Linking and renaming copy nothing, so history costs the space of the contents themselves and no more.
 It records what became visible. It is not synced: a power cut may cost its last entry, never a content in force.
 A content is checked against the version in its name before it is used again.
+
+Anybody who may write to the volume can plant something there. What is not named as above, or claims to be of the future,
+counts as older than all else: it is never in the way of what is published, and gives way first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
+import logging
 import os
+import re
 import stat
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sidecar.disk import atomic, beneath, naming, trees
 from sidecar.disk.generations import stamp_of
@@ -27,8 +35,13 @@ from sidecar.volume import snapshot as snapshots
 
 DIRECTORY = "..versions"
 _SET = "gen-"
-_FILE = "file-"
+FILE = "file-"
 _LONGEST = 200
+_NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshots.VERSION_DIGITS}}}", re.ASCII)
+#: A clock may go back; not by so much, or the name is no time that we have noted.
+_AHEAD_NS = 86_400 * 10**9
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,38 +83,136 @@ def directory_of(name: str) -> str:
     quoted = urllib.parse.quote(name, safe="")
     if len(quoted) > _LONGEST:
         quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f"{DIRECTORY}/{_FILE}{quoted}"
+    return f"{DIRECTORY}/{FILE}{quoted}"
+
+
+def is_folder(entry: str) -> bool:
+    """Whether that is the name of a directory that keeps the contents of a loose file."""
+    return entry.startswith(FILE)
+
+
+def rank(entry: str) -> int:
+    """Return the nanoseconds in the name of an entry; 0 for what is none of ours, or is said to be of the future.
+
+    >>> rank("00000000000000000007-" + "a" * 32), rank("planted"), rank("9" * 20 + "-" + "a" * 32)
+    (7, 0, 0)
+    """
+    found = _NAME.fullmatch(entry)
+    stamp = int(found[1]) if found is not None else 0
+    return stamp if stamp < time.time_ns() + _AHEAD_NS else 0
 
 
 def newest(dir_fd: int, name: str) -> str | None:
     """Return the version that was kept last of a loose file, None if there is none."""
     with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
-        entries = os.listdir(fd)
-        return version_in(max(entries)) if entries else None
+        last = max(os.listdir(fd), key=rank, default="")
+        return version_in(last) if rank(last) else None
     return None
 
 
-def keep_file(dir_fd: int, name: str, version: str, stamp: int, keep: int) -> None:
+class Folder(NamedTuple):
+    """What is kept of one loose file after a change: its entries, oldest first, and what the change was."""
+
+    entries: tuple[str, ...]
+    made: bool = False
+    """Whether it had no history before."""
+    freed: int = 0
+    """Bytes on the disk that were given back."""
+
+
+def keep_file(
+    dir_fd: int,
+    name: str,
+    version: str,
+    stamp: int,
+    keep: int,
+    *,
+    known: Sequence[str] | None = None,
+) -> Folder | None:
     """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
-    Best effort: what cannot be linked (a file system without hard links) is not kept.
+    `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
+    Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
     """
     if keep <= 0:
-        return
+        return None
     above, _, leaf = name.rpartition("/")
     with (
         contextlib.suppress(OSError),
         trees.inside(dir_fd, above) as parent,
-        trees.inside(dir_fd, directory_of(name), make=True) as fd,
+        _Making(dir_fd, directory_of(name)) as (fd, made),
     ):
-        entries = sorted(os.listdir(fd))
+        entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
             trees.remove(fd, entries.pop())  # published again, because it was in doubt
         # The clock may have gone back; the order must not.
-        entry = entry_name(max(stamp, stamp_of(entries[-1]) + 1 if entries else 0), version)
+        entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
         os.link(leaf, entry, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
-        for old in [*entries, entry][:-keep]:
-            trees.remove(fd, old)
+        entries.append(entry)
+        freed = sum(_remove(fd, old) for old in entries[:-keep])
+        return Folder(tuple(entries[-keep:]), made, freed)
+    return None
+
+
+def holding(dir_fd: int, name: str) -> list[str]:
+    """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
+    current = naming.in_force(dir_fd)
+    found = [folder for folder in (directory_of(name),) if _is_there(dir_fd, folder)]
+    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            ours = (e for e in entries if e.startswith(prefix) and (folder, e) != (".", current))
+            found += [f"{folder}/{e}" for e in ours if _is_there(fd, f"{e}/{name}")]
+    return found
+
+
+def _is_there(dir_fd: int, path: str) -> bool:
+    above, _, leaf = path.rpartition("/")
+    with contextlib.suppress(OSError), trees.inside(dir_fd, above) as parent:
+        _lstat(parent, leaf)
+        return True
+    return False
+
+
+class _Making:
+    """Open the directory of a file's history, made where it is missing: also where something else lies in its place."""
+
+    def __init__(self, dir_fd: int, folder: str) -> None:
+        self._dir_fd = dir_fd
+        self._folder = folder
+        self._inside = trees.inside(dir_fd, folder)
+
+    def __enter__(self) -> tuple[int, bool]:
+        try:
+            return self._inside.__enter__(), False
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                self._clear()
+            elif error.errno != errno.ENOENT:
+                raise
+        self._inside = trees.inside(self._dir_fd, self._folder, make=True)
+        return self._inside.__enter__(), True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.__exit__()
+
+    def _clear(self) -> None:
+        """Remove what lies where only directories of ours may lie: these names are reserved."""
+        for path in (DIRECTORY, self._folder):
+            if not stat.S_ISDIR(_lstat(self._dir_fd, path).st_mode):
+                os.unlink(path, dir_fd=self._dir_fd)
+                _log.warning("removed what lay in the place of the history: %s", path)
+                return
+
+
+def _remove(fd: int, entry: str) -> int:
+    """Remove an entry, and return the bytes that this gives back."""
+    with contextlib.suppress(OSError):
+        status = _lstat(fd, entry)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(entry, dir_fd=fd)
+            return status.st_blocks * 512 if status.st_nlink == 1 else 0
+        trees.remove(fd, entry)
+    return 0
 
 
 def retire(dir_fd: int, generation: str, keep: int) -> None:
@@ -112,10 +223,12 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
     if keep > 1:
         with (
             contextlib.suppress(OSError),
-            trees.inside(dir_fd, DIRECTORY, make=True) as fd,
+            _Making(dir_fd, DIRECTORY) as (fd, _),
         ):
             atomic.move(dir_fd, generation, fd, generation.removeprefix(naming.HIDDEN))
-            for old in sorted(e for e in os.listdir(fd) if e.startswith(_SET))[: 1 - keep]:
+            for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
+                : 1 - keep
+            ]:
                 trees.remove(fd, old)
     trees.remove(dir_fd, generation)
 
@@ -142,7 +255,7 @@ def forget(dir_fd: int) -> bool:
             if entry.startswith(_SET):
                 trees.remove(fd, entry)
                 forgotten = True
-            elif entry.startswith(_FILE):
+            elif is_folder(entry):
                 forgotten = _forget_old(fd, entry) or forgotten
     return forgotten
 
@@ -151,7 +264,7 @@ def _forget_old(dir_fd: int, folder: str) -> bool:
     old: list[str] = []
     with contextlib.suppress(OSError):
         with trees.inside(dir_fd, folder) as fd:
-            old = sorted(os.listdir(fd))
+            old = sorted(os.listdir(fd), key=rank)
             if old and _lstat(fd, old[-1]).st_nlink > 1:
                 del old[-1]  # it is in force, and takes no room of its own
             for entry in old:
@@ -167,7 +280,7 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> 
     """
     folder = directory_of(name)
     with _listing(dir_fd, folder) as (fd, entries):
-        newest_first = sorted(entries, reverse=True)
+        newest_first = sorted(entries, key=rank, reverse=True)
         found = [v for e in newest_first if (v := _version(fd, folder, e, most)) is not None]
     present = next((v.entry for v in found if v.version == current), None)
     marked = [replace(v, current=v.entry == present) for v in found]

@@ -12,12 +12,17 @@ import os
 import stat
 import time
 from collections.abc import Collection
+from typing import TypeVar
 
 from sidecar import _errors
 from sidecar.disk import atomic, beneath, failures, pinned, trees
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
+from sidecar.volume.budget import Budget
+from sidecar.volume.retention import Retention
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings
+
+T = TypeVar("T")
 
 _HASH_CHUNK = 1 << 20
 #: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
@@ -32,9 +37,18 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.E
 class LooseFiles:
     """The files of a directory that belong to no set."""
 
-    def __init__(self, settings: Settings, digests: pinned.Digests) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        digests: pinned.Digests,
+        budget: Budget,
+        retention: Retention,
+    ) -> None:
         self._settings = settings
         self._digests = digests
+        self._budget = budget
+        self._retention = retention
+        self._histories: dict[str, tuple[str, ...]] = {}
         self._known: dict[str, tuple[beneath.Signature, str]] = {}
         self._durable: dict[str, beneath.Signature] = {}
         self._kept: dict[str, beneath.Signature] = {}
@@ -56,6 +70,8 @@ class LooseFiles:
         order.conditions.check(what, current)
         if status is not None and current == version and self._is_settled(fd, name):
             return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
+        if not isinstance(content, tuple):
+            self._budget.admit(fd, size, where, dry_run=order.dry_run)
         with terms.staged(fd, content, where) as staged, failures.placing(what):
             _check_place(fd, name, status)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
@@ -65,7 +81,8 @@ class LooseFiles:
             if status is not None:
                 self._keep_found(fd, name, status)
             self._replace(fd, staged, name, version)
-        return Publication(version, True, status is None, self._note(fd, name, version), size)
+        modified = self._note(fd, name, version, status)
+        return Publication(version, True, status is None, modified, size)
 
     def delete(self, fd: int, name: str, order: Order) -> None:
         """Remove one file, and the directories that are empty without it."""
@@ -79,10 +96,15 @@ class LooseFiles:
         order.check()
         if order.dry_run:
             return
+        if not order.purge:
+            self._keep_found(fd, name, status)
         above, _, leaf = name.rpartition("/")
         with failures.publishing(what), trees.inside(fd, above) as parent:
             os.unlink(leaf, dir_fd=parent)
             self._forget(name)
+            self._retention.deleted(name)
+            if status.st_nlink == 1:
+                self._budget.change(-status.st_blocks * 512)
             try:
                 self._settings.sync_directory(parent)
             except OSError as error:
@@ -223,13 +245,28 @@ class LooseFiles:
 
     def _forget(self, name: str) -> None:
         """Forget a name of which there is no file any more."""
-        for states in (self._known, self._durable, self._kept):
+        for states in (self._known, self._durable, self._kept, self._histories):
             states.pop(name, None)
         self._doubtful.discard(name)
 
-    def _note(self, fd: int, name: str, version: str) -> float:
+    def _keep(self, fd: int, name: str, version: str, before: os.stat_result | None) -> None:
+        """Keep what was published in the history, which is listed only if somebody else may have changed it."""
+        ours = before is not None and self._kept.get(name) == beneath.Signature.of(before)
+        known = self._histories.pop(name, None) if ours else None
+        keep = self._settings.keep
+        kept = history.keep_file(fd, name, version, time.time_ns(), keep, known=known)
+        if kept is not None:
+            _note(self._histories, name, kept.entries)
+            self._retention.published(name, new_name=kept.made)
+            self._budget.change(-kept.freed)
+        elif before is not None and before.st_nlink == 1:
+            self._budget.change(-before.st_blocks * 512)
+        if kept is not None and before is not None and keep > 1:
+            self._retention.added(before.st_blocks * 512 - kept.freed)
+
+    def _note(self, fd: int, name: str, version: str, before: os.stat_result | None) -> float:
         """Keep what was published in the history, and remember that it is durable; return its time."""
-        history.keep_file(fd, name, version, time.time_ns(), self._settings.keep)
+        self._keep(fd, name, version, before)
         self._doubtful.discard(name)
         self._durable.pop(name, None)
         self._kept.pop(name, None)
@@ -246,10 +283,10 @@ class LooseFiles:
         return time.time()
 
 
-def _note(states: dict[str, beneath.Signature], name: str, signature: beneath.Signature) -> None:
+def _note(states: dict[str, T], name: str, state: T) -> None:
     """Remember the state of a file; what was noted longest ago gives way to it."""
     states.pop(name, None)
-    states[name] = signature
+    states[name] = state
     if len(states) > _MOST_NAMES:
         del states[next(iter(states))]
 

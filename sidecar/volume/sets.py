@@ -17,6 +17,8 @@ from sidecar import _errors
 from sidecar.disk import atomic, failures, generations, naming, pinned, trees
 from sidecar.volume import history, loading, terms
 from sidecar.volume import snapshot as snapshots
+from sidecar.volume.budget import Budget, on_disk
+from sidecar.volume.retention import Retention
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.snapshot import Content
 from sidecar.volume.terms import Entry, Given, Order, Publication, Settings
@@ -28,8 +30,10 @@ _MOST_RETIRING = 16
 class FileSet:
     """The one set of a directory, where it has one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, budget: Budget, retention: Retention) -> None:
         self._settings = settings
+        self._budget = budget
+        self._retention = retention
         self._seen: Sighting | None = None
         self._durable: str | None = None
         self._doubtful = False
@@ -65,6 +69,8 @@ class FileSet:
             done = self._put_in_force(fd, _Wanted(old, {}), before, order)
             modified = before.snapshot.modified_of(name)
             return Publication(version, done.changed, False, modified, size)
+        if not isinstance(content, tuple):
+            self._budget.admit(fd, size, where, dry_run=order.dry_run)
         with terms.staged(fd, content, where) as staged:
             done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order)
         return Publication(version, done.changed, name not in old, done.modified, size)
@@ -125,6 +131,10 @@ class FileSet:
             if same is not None and (order.dry_run or self._is_settled(fd, wanted.versions)):
                 return Publication(version, False, False, same.snapshot.modified, wanted.size)
             generations.sweep(fd)
+            if wanted.to_be_written:
+                self._budget.admit(
+                    fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
+                )
             new = self._build(fd, wanted)
             try:
                 self._check_places(fd, wanted.versions)
@@ -136,6 +146,7 @@ class FileSet:
                 trees.remove(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
         self._retire(fd, generation)
+        self._retention.added(wanted.on_disk)
         modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
@@ -252,6 +263,20 @@ class _Wanted:
     @property
     def taken_over(self) -> list[str]:
         return [name for name in self.versions if name not in self.fresh]
+
+    @property
+    def to_be_written(self) -> int:
+        """The bytes on the disk that are not there yet."""
+        fresh = self.fresh.values()
+        return sum(on_disk(terms.size(c)) for c in fresh if not isinstance(c, atomic.Staged))
+
+    @property
+    def on_disk(self) -> int:
+        """The bytes on the disk of all that is written anew."""
+        return sum(
+            on_disk(c.size if isinstance(c, atomic.Staged) else terms.size(c))
+            for c in self.fresh.values()
+        )
 
     @property
     def size(self) -> int:

@@ -28,8 +28,9 @@ from sidecar.disk import (
     pinned,
     trees,
 )
-from sidecar.volume import history, listing, loading, loose, sets, terms
+from sidecar.volume import history, listing, loading, loose, retention, sets, terms
 from sidecar.volume import snapshot as snapshots
+from sidecar.volume.budget import Budget, OverBudget
 from sidecar.volume.snapshot import Content, Snapshot
 from sidecar.volume.terms import Conditions, Entry, Given, Order, Publication, Settings, check_name
 
@@ -49,8 +50,10 @@ class Store:
         self._settings = settings
         self._path = settings.path
         self._digests = pinned.Digests()
-        self._loose = loose.LooseFiles(settings, self._digests)
-        self._set = sets.FileSet(settings)
+        self._budget = Budget(settings.volume_budget, self._give_way)
+        self._retention = retention.Retention(settings)
+        self._loose = loose.LooseFiles(settings, self._digests, self._budget, self._retention)
+        self._set = sets.FileSet(settings, self._budget, self._retention)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
         self._got_on = float("-inf")
@@ -75,6 +78,7 @@ class Store:
                 self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
             self._settings.sync_directory(fd)
+            self._enforce(fd)
             missing = [name for name in initial if loose.entry(fd, name) is None]
         for name in missing:
             with contextlib.suppress(_errors.VersionConflict):
@@ -100,9 +104,13 @@ class Store:
                 return self._set.put(fd, name, content, order)
             return self._loose.put(fd, name, content, order)
 
+        upload = content[0].name if isinstance(content, tuple) else None
         with self._writing(order) as fd:
             size, again = terms.weigh(content)[1], not isinstance(content, tuple)
-            return self._with_room(fd, put, order, size=size, again=again)
+            done = self._with_room(fd, put, order, size=size, again=again)
+            if isinstance(content, tuple) and upload and content[0].name != upload:
+                self._budget.end_upload(upload, published=True)
+            return done
 
     def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""
@@ -118,13 +126,56 @@ class Store:
         check_name(name)
 
         def delete(fd: int) -> Publication | None:
-            if _has_set(fd):
-                return self._set.delete(fd, name, order)
-            self._loose.delete(fd, name, order)
-            return None
+            done: Publication | None = None
+            try:
+                if _has_set(fd):
+                    done = self._set.delete(fd, name, order)
+                else:
+                    self._loose.delete(fd, name, order)
+            except _errors.FileMissing:
+                if not (order.purge and history.holding(fd, name)):
+                    raise
+            if order.purge and not order.dry_run:
+                for entry in history.holding(fd, name):
+                    trees.remove(fd, entry)
+                self._budget.doubt()
+            return done
 
         with self._writing(order) as fd:
             return self._with_room(fd, delete, order)
+
+    def grow(self, upload: str, size: int) -> bool:
+        """Count more bytes for a temporary file that was staged; False, and nothing, if `admit_upload` is needed."""
+        return self._budget.grow(upload, size)
+
+    def admit_upload(self, upload: str, size: int, where: str) -> None:
+        """Count more bytes for a temporary file, for which old contents give way.
+
+        Raises:
+            VolumeFull: not even without the history.
+        """
+        with self._writing(Order()) as fd:
+            self._budget.admit_upload(fd, upload, size, where)
+
+    def end_upload(self, upload: str) -> None:
+        """Count a temporary file no more that is gone."""
+        self._budget.end_upload(upload, published=False)
+
+    @property
+    def used(self) -> int | None:
+        """Bytes that all takes on the disk, as far as is known; None without a budget."""
+        return self._budget.used if self._budget.limit is not None else None
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that all may take on the disk, None without a bound."""
+        return self._budget.limit
+
+    def measure(self) -> None:
+        """Count anew what all takes on the disk, where there is a budget."""
+        if self._budget.limit is not None:
+            with self._writing(Order()) as fd:
+                self._budget.count(fd)
 
     def make_room(self, size: int) -> bool:
         """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
@@ -211,12 +262,33 @@ class Store:
     ) -> R:
         """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
         try:
-            return work(fd)
+            done = work(fd)
+        except OverBudget:
+            raise  # all that could give way has been looked at
         except _errors.VolumeFull:
+            self._budget.doubt()
             # A file that was streamed is gone by now: only its sender can try again.
             if order.dry_run or not self._forget(fd, size) or not again:
                 raise
-        return work(fd)
+            done = work(fd)
+        except _errors.PublishError:
+            self._budget.doubt()
+            raise
+        if not order.dry_run:
+            self._enforce(fd)
+        return done
+
+    def _enforce(self, fd: int) -> None:
+        """Forget what is above the bounds of the history."""
+        with contextlib.suppress(OSError):
+            self._budget.change(-self._retention.enforce(fd))
+
+    def _give_way(self, fd: int, wanted: int, dry_run: bool) -> int:
+        """Free so many bytes of what was published before, or none; return how many that are, or would be."""
+        freed = retention.give_way(fd, wanted, self._set.expendable(fd), dry_run=dry_run)
+        if freed >= wanted and not dry_run:
+            _log.warning("%s has reached its budget: forgot older versions", self._path)
+        return freed
 
     def _forget(self, fd: int, size: int) -> bool:
         expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)
@@ -302,7 +374,9 @@ class Store:
                     with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
                         if _is_still(self._path, fd):
                             self._got_on = time.monotonic()
+                            self._budget.enter(fd)
                             yield fd
+                            self._budget.leave(fd)
                             return
                 finally:
                     beneath.close(fd)

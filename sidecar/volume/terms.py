@@ -100,6 +100,8 @@ class Order:
 
     conditions: Conditions = Conditions()
     dry_run: bool = False
+    purge: bool = False
+    """Whether what is deleted is to leave the history, too."""
     withdrawn: bool = False
 
     def withdraw(self) -> None:

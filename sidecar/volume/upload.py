@@ -44,6 +44,7 @@ class Upload:
         self._pending = bytearray()
         self._size = 0
         self._settled = 0
+        self._budgeted_as = ""
         self._file: Any = None
 
     @property
@@ -99,6 +100,10 @@ class Upload:
     async def _append(self, data: memoryview) -> None:
         staged = self._open_file()
         with failures.publishing(f"publish {self._where}"):
+            if not self._store.grow(self._budgeted_as, len(data)):
+                await threads.in_turn(
+                    self._store.admit_upload, self._budgeted_as, len(data), self._where
+                )
             if self._file is None:
                 self._file = _streaming(staged.fd, self._digest)
             left = data
@@ -163,6 +168,7 @@ class Upload:
     def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
         self._staged = self._store.stage(order)
+        self._budgeted_as = self._staged.name
 
     async def end(self) -> None:
         """Remove what was not published, whatever happens."""
@@ -175,6 +181,7 @@ class Upload:
                     await threads.in_thread(self._staged.discard)
                 finally:
                     self._staged.discard()  # a cancelled hop may never have begun
+                    self._store.end_upload(self._budgeted_as)
 
     def _open_file(self) -> atomic.Staged:
         if self._staged is None or self._staged.fd < 0:

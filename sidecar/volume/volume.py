@@ -138,6 +138,21 @@ class Volume:
         """The last publication by this object: it tells after a cancelled publish whether that happened."""
         return self._published
 
+    @property
+    def budget(self) -> int | None:
+        """The bytes on the disk that it may take, None without a bound."""
+        return self._store.budget
+
+    @property
+    def used(self) -> int | None:
+        """The bytes on the disk that it takes, as they are known to this object; None without a budget."""
+        return self._store.used
+
+    async def measure(self) -> int | None:
+        """Count what it takes on the disk, and return `used`. Raises `VolumeUnavailable`."""
+        await threads.to_its_end(threads.in_turn(self._store.measure))
+        return self.used
+
     async def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
         """Create the directory, remove what killed writers left, and publish `initial` files that are missing.
 
@@ -264,15 +279,26 @@ class Volume:
         return await self._step(self._store.put, name, data, order=order or Order())
 
     async def delete(
-        self, name: str, *, if_match: str | Collection[str] | None = None, dry_run: bool = False
+        self,
+        name: str,
+        *,
+        if_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+        purge: bool = False,
     ) -> Publication | None:
         """Remove one file; return the set that is left, None for a loose file.
 
+        What it held stays in the history, to be rolled back to, as long as `keep_deleted` permits.
+        With `purge` nothing of it stays: all its older contents are removed, too, and of a set each older generation
+        that has a file of that name, those in their grace period included. It also purges a file that is gone already.
+
         Raises:
-            FileMissing: there is no such file.
+            FileMissing: there is no such file, and with `purge` no history of it.
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
-        return await self._step(self._store.delete, name, order=_order(if_match, None, dry_run))
+        order = _order(if_match, None, dry_run)
+        order.purge = purge
+        return await self._step(self._store.delete, name, order=order)
 
     @asynccontextmanager
     async def stage(

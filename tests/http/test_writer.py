@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import os
+import re
 import subprocess
 import threading
 import time
@@ -35,6 +37,11 @@ def config(tmp_path: Path) -> Path:
 
 def left_overs(config: Path) -> list[str]:
     return [name for name in os.listdir(config.parent) if name.startswith("..tmp")]
+
+
+async def chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 64 << 10):
+        yield body[start : start + (64 << 10)]
 
 
 async def raw_get(one: Client, target: bytes, method: bytes = b"GET") -> tuple[int, bytes]:
@@ -499,6 +506,35 @@ async def test_a_file_can_be_deleted(client: MakeClient, config: Path) -> None:
     assert (await one.delete("/files/a", headers={"If-Match": tag("1")})).status == 204
     await problem(await one.delete("/files/a"), 404, "no-such-file")
     assert not (config.parent / "a").exists()
+
+
+async def test_a_file_is_purged_from_the_history(client: MakeClient, config: Path) -> None:
+    """`?purge=1`, also of what was deleted before: a secret is readable nowhere after that (issue 10, point 8)."""
+    one = await client(writer_app(config))
+    for name in "ab":
+        await one.put(f"/files/{name}", data=b"secret")
+    assert (await one.delete("/files/a?purge=1")).status == 204
+    assert (await one.delete("/files/b")).status == 204
+    assert (await one.delete("/files/b?purge=1")).status == 204
+    assert not list((config.parent / "..versions").glob("file-[ab]*"))
+    await problem(await one.delete("/files/b?purge=1"), 404, "no-such-file")
+
+
+async def test_a_write_beyond_the_budget_is_told_and_a_delete_is_possible(
+    client: MakeClient, config: Path
+) -> None:
+    """`507` before kubelet would evict, on every way in; what is used is a metric (issue 13, point 3)."""
+    one = await client(writer_app(config, volume_budget=4 << 20))
+    assert (await one.put("/files/a", data=io.BytesIO(bytes(3 << 20)))).status == 201
+    for body in (io.BytesIO(bytes(2 << 20)), chunks(bytes(2 << 20))):
+        found = await problem(await one.put("/files/b", data=body), 507, "volume-full")
+        assert "budget of 4Mi" in found["detail"]
+    metrics = await (await one.get("/metrics")).text()
+    assert "sidecar_volume_budget_bytes 4.194304e+06" in metrics
+    (used,) = re.findall(r"^sidecar_volume_used_bytes (\S+)$", metrics, re.MULTILINE)
+    assert 3 << 20 <= float(used) <= 4 << 20
+    assert (await one.delete("/files/a?purge=1")).status == 204
+    assert (await one.put("/files/b", data=io.BytesIO(bytes(2 << 20)))).status == 201
 
 
 async def test_a_condition_without_meaning_is_refused(client: MakeClient, config: Path) -> None:

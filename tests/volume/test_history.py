@@ -204,10 +204,10 @@ async def test_a_content_that_was_rewritten_in_place_is_kept_as_what_it_is(
 
 
 @pytest.mark.parametrize("planted", ["file", "link"])
-async def test_a_history_that_cannot_be_kept_does_not_stop_a_publish(
+async def test_what_lies_in_the_place_of_the_history_does_not_end_it(
     tmp_path: Path, open_path: Path, planted: str
 ) -> None:
-    """Nor is a planted link followed, nor do generations pile up instead."""
+    """The name is reserved: what is planted there is removed, and a link is not followed."""
     if planted == "file":
         (tmp_path / "..versions").write_text("in the way")
     else:
@@ -215,10 +215,11 @@ async def test_a_history_that_cannot_be_kept_does_not_stop_a_publish(
     volume = Volume(tmp_path, grace=0.0)
     for content in "12":
         await volume.put("config", content)
+    assert len(await volume.versions("config")) == 2
     for content in "345":
         await volume.publish({"config": content})
     assert len(list(tmp_path.glob("..gen-*"))) == 1
-    assert len(await volume.versions()) == 1
+    assert len(await volume.versions()) == 3
     assert list(open_path.iterdir()) == []
 
 
