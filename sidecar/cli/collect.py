@@ -156,7 +156,11 @@ _LINE = _Line()
     default=20.0,
     help="After SIGTERM, seconds to deliver what is there.",
 )
-@options.option("--once", is_flag=True, help="Deliver what is there, and exit.")
+@options.option(
+    "--once",
+    is_flag=True,
+    help="Deliver what is there now, and exit; with 1 if a file could not be read.",
+)
 @options.option(
     "--config",
     type=click.Path(dir_okay=False),

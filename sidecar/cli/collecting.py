@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _CHUNK = 1 << 20
+_MOST_NAMED = 10
+"""Files in one message."""
 _NEXT = f"\n{'':12}"
 _BARE = re.compile(r"[A-Za-z_/][\w/.-]*")
 _OTHERWISE = frozenset({"true", "false", "yes", "no", "on", "off", "null"})
@@ -98,7 +100,16 @@ def run(
         raise _errors.SidecarError(
             "cannot write to standard output: whoever has read it is gone"
         ) from error
+    if once and (unreadable := collector.summary.unreadable):
+        raise _errors.SidecarError(_not_delivered(unreadable))
     return 0
+
+
+def _not_delivered(unreadable: Mapping[str, str]) -> str:
+    named = [f"{path} ({reason})" for path, reason in list(unreadable.items())[:_MOST_NAMED]]
+    more = len(unreadable) - len(named)
+    rest = f" and {more} more" if more else ""
+    return f"not all was delivered, since it cannot be read: {', '.join(named)}{rest}"
 
 
 def check(pipeline: Pipeline, sink_defaults: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar import _errors
@@ -56,6 +56,8 @@ class Summary:
     """Bytes, as they came."""
     refused: int = 0
     """Records that a sink has refused for good."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Files and directories that could not be read, or not to their end, when it ended by itself; with the reasons."""
 
 
 async def collect(
@@ -85,7 +87,8 @@ async def collect(
         labels: what is the same for all lines (the Pod). A callable is asked for each batch.
         dead_letters: where refused records go; by default a file beside the checkpoint.
         budget: bytes in flight, over all sinks. When they are used up, reading stops.
-        until_end: end when everything that is there has been delivered.
+        until_end: end when everything has been delivered that was there at the beginning,
+            also while a program goes on writing. `unreadable` says what could not be read.
         drain_timeout: seconds; stay below the Pod's `terminationGracePeriodSeconds`.
         drain_quiet: seconds.
 
@@ -231,6 +234,8 @@ class Collector:
         opened: list[Lane] = []
         try:
             await in_thread(self.source.open, [lane.name for lane in self.lanes])
+            if self._until_end:
+                self.source.limit_to_present()
             if not self.source.matched:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
                 for name in await in_thread(self.source.directories_named):
@@ -300,7 +305,9 @@ class Collector:
             now = time.monotonic()
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
             look = now >= due or self._draining or (self._until_end and self._all_idle())
-            wanted = {lane.name: min(lane.room, _ROUND) for lane in self.lanes if lane.room > 0}
+            through = self._until_end and source.present_is_read
+            open_lanes = [lane for lane in self.lanes if lane.room > 0 and not through]
+            wanted = {lane.name: min(lane.room, _ROUND) for lane in open_lanes}
             self._wake.clear()
             last_round = now
             blocks = await in_thread(self._round, wanted, look)
@@ -309,6 +316,7 @@ class Collector:
                 self._dirty.set()
             if look:
                 last_look = now
+                source.flush_present(self._quiet)
                 self._report()
                 await self._tidy(now)
             self._listen()
@@ -316,11 +324,14 @@ class Collector:
                 lane.offer(blocks.get(lane.name, ()))
             if any(blocks.values()):
                 news_at, self._moved = time.monotonic(), True
-            ready = any(source.ready(lane.name) for lane in self.lanes)
+            ready = any(source.ready(lane.name) for lane in self.lanes) and not through
             ending = look and not ready and (self._draining or self._until_end)
-            if ending and self._all_idle() and await self._is_end(news_at):
+            if ending and self._all_idle() and (through or await self._is_end(news_at)):
                 return
-            if any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes):
+            if (
+                any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
+                and not through
+            ):
                 continue
             await self._pause(due if not self._draining else now + _PACE, last_round)
 
@@ -412,6 +423,8 @@ class Collector:
             if self._hints.fd is not None:
                 asyncio.get_running_loop().remove_reader(self._hints.fd)
             self._hints.close()
+        if self._until_end and self._started:
+            self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
             stack.push_async_callback(in_thread, self.source.close)
             for lane in opened:

@@ -96,7 +96,8 @@ class Discovery:
         self._beside = [os.path.abspath(path) for path in beside]
         self._listings: dict[str, Listing] = {}
         self._last: Found | None = None
-        self._refusals = Refusals(_log)
+        self.refusals = Refusals(_log)
+        """The directories that could not be listed."""
 
     def leave_out(self, path: str) -> bool:
         """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
@@ -263,7 +264,7 @@ class Discovery:
                 known = self._fresh(directory, status)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                self._refusals.note(directory, error)
+                self.refusals.note(directory, error)
             # Not there yet: the nearest parent that is there tells when it comes.
             parent = directory
             while (parent := os.path.dirname(parent)) and not os.path.isdir(parent):
@@ -271,7 +272,7 @@ class Discovery:
                     return None
             found.directories.setdefault(parent)
             return None
-        self._refusals.forget(directory)
+        self.refusals.forget(directory)
         seen[directory] = known
         found.directories.setdefault(directory)
         return known

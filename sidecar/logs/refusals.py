@@ -17,24 +17,24 @@ class Refusals:
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self.reasons)
 
     def note(self, path: str, error: Exception) -> None:
         """Say that a file or directory cannot be read, unless that has been said."""
         reason = _why(error)
-        if self._reasons.get(path) == reason:
+        if self.reasons.get(path) == reason:
             return
-        if len(self._reasons) >= _MOST:
-            self._reasons = {p: r for p, r in self._reasons.items() if os.path.lexists(p)}
-        self._reasons[path] = reason
+        if len(self.reasons) >= _MOST:
+            self.reasons = {p: r for p, r in self.reasons.items() if os.path.lexists(p)}
+        self.reasons[path] = reason
         self._log.warning("cannot read %s: %s; trying again later", path, reason)
 
     def forget(self, path: str) -> None:
         """It can be read."""
-        self._reasons.pop(path, None)
+        self.reasons.pop(path, None)
 
 
 def _why(error: Exception) -> str:

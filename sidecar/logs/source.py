@@ -64,6 +64,7 @@ class Tail:
         """The last `Receipt.resume` of each sink, as loaded and as acknowledged since."""
         self.lost: dict[str, int] = {}
         """Bytes that could never be read, by reason."""
+        self._damaged: dict[str, str] = {}
         self._discovery, self._rules, self._habits = discovery, rules, habits
         self._grouper = lines.Grouper(rules.multiline) if rules.multiline else None
         self._checkpoint = Checkpoint(checkpoint)
@@ -71,6 +72,8 @@ class Tail:
         self._taken = False
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
+        self._present: dict[Stream, None] = {}
+        """What was there when a run that ends by itself began, and has not been read yet."""
         # Acknowledgements come from the event loop's thread, everything else from workers'.
         self._lock = threading.Lock()
         # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
@@ -92,6 +95,31 @@ class Tail:
         self.resume = dict(state.resume)
         self._tracker.restore(state)
         self._tracker.look(self._clock())
+
+    def limit_to_present(self) -> None:
+        """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""
+        for stream in self._require().roster.streams:
+            stream.goal = stream.written
+            self._present[stream] = None
+
+    @property
+    def present_is_read(self) -> bool:
+        """Whether every lane has been given what was there at `limit_to_present`."""
+        while self._present:
+            stream = next(iter(self._present))
+            if stream.gone is None and not stream.reached_goal:
+                return False
+            del self._present[stream]
+        return True
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The files and directories that cannot be read, or not to their end, each with the reason."""
+        return {
+            **self._discovery.refusals.reasons,
+            **self._require().refusals.reasons,
+            **self._damaged,
+        }
 
     @property
     def own_files(self) -> Sequence[str]:
@@ -134,7 +162,7 @@ class Tail:
         if self._tracker is not None:
             self._tracker.roster.close()
             self._tracker = None
-            self._ready, self._streams_of = {}, {}
+            self._ready, self._streams_of, self._present = {}, {}, {}
 
     def save(self, state: State | None = None) -> bool:
         """Write the checkpoint if something has changed; return whether it did.
@@ -228,11 +256,19 @@ class Tail:
         for stream in list(tracker.roster.streams):
             if everything:
                 tracker.tell_if_cut_off(stream)
-            held = [cursor for cursor in stream.cursors.values() if cursor.held]
-            if held and (everything or stream.is_abandoned()):
-                for cursor in held:
-                    cursor.flush = True
-                self._wake(stream)
+            if stream.holds_back and (everything or stream.is_abandoned()):
+                self._flush(stream)
+
+    def flush_present(self, quiet: float) -> None:
+        """The same for what was there at `limit_to_present`, where nothing was written for so many seconds."""
+        for stream in self._present:
+            if stream.holds_back and self._clock() - stream.grew_at >= quiet:
+                self._flush(stream)
+
+    def _flush(self, stream: Stream) -> None:
+        for cursor in stream.cursors.values():
+            cursor.flush = cursor.flush or cursor.held
+        self._wake(stream)
 
     def acknowledge(self, lane: str, blocks: Iterable[Block], resume: Any = None) -> None:
         """Move the positions of a lane past these blocks, as far as there is no gap before them."""
@@ -309,6 +345,7 @@ class Tail:
         content = stream.content
         if isinstance(content, Gzip) and content.damaged and not content.reported:
             content.reported = True
+            self._damaged[stream.path] = f"damaged behind byte {stream.size}: {content.damaged}"
             _log.error(
                 "%s is damaged behind byte %d: %s", stream.path, stream.size, content.damaged
             )

@@ -102,6 +102,8 @@ class Stream:
     """Monotonic time of the last sign of life."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
     windows: dict[str, AckWindow] = field(default_factory=dict)
+    goal: int = 0
+    """How much of it a run that ends by itself delivers: what was there when it began."""
     reserved: int | None = None
     """Nothing but zeros from here to the end: space for what is to come, and nothing that waits."""
     skipped: int = 0
@@ -135,6 +137,18 @@ class Stream:
         return self.size if self.reserved is None else min(self.reserved, self.size)
 
     @property
+    def holds_back(self) -> bool:
+        """A lane waits for the end of a line, or of a group."""
+        return any(cursor.held for cursor in self.cursors.values())
+
+    @property
+    def reached_goal(self) -> bool:
+        """Every lane has read what was there when a run that ends by itself began."""
+        if self.content is not None and self.content.compressed:
+            return all(c.at_end and not c.held for c in self.cursors.values())
+        return self.restored is None and self.read_by_all >= min(self.goal, self.written)
+
+    @property
     def furthest(self) -> Place:
         """The place of the lane that has read most: what a continuation is recognised by."""
         cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
@@ -153,6 +167,8 @@ class Stream:
         self.deleted, self.gone, self.changed, self.reserved = False, None, (), None
         self.head_bytes = self.head_now(HEAD)
         self.head = Print.of(self.head_bytes)
+        if not content.compressed:
+            self.size = content.measure()
         for cursor in self.cursors.values():
             cursor.mark = _mark_at(content, cursor.offset)
 

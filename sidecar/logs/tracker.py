@@ -28,6 +28,7 @@ from sidecar.logs.checkpoint import State
 from sidecar.logs.content import Gzip
 from sidecar.logs.discovery import Discovery, Found, Key
 from sidecar.logs.opening import Opener
+from sidecar.logs.refusals import Refusals
 from sidecar.logs.retiring import Habits
 from sidecar.logs.roster import Roster
 from sidecar.logs.searching import Search
@@ -61,6 +62,11 @@ class Tracker:
         self._unmet: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
         self._first, self._resumed = True, False
+
+    @property
+    def refusals(self) -> Refusals:
+        """The files that could not be opened."""
+        return self._opener.refusals
 
     def restore(self, state: State) -> None:
         """Take over the streams of a checkpoint. Their files are looked for by the next `look`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import os
 import re
 import signal
 import subprocess
@@ -273,6 +275,20 @@ def test_a_name_cannot_forge_a_line_of_the_status(command: Command, tmp_path: Pa
     _, row, total = result.out.splitlines()
     assert row.startswith(f"{tmp_path}/a\\n0 files, 0 bytes to deliver\\x1b[2J.log ")
     assert total == "1 file, 0 bytes to deliver"
+
+
+def test_a_run_that_could_not_read_a_file_fails_and_names_it(command: Command, log: Path) -> None:
+    """Issue 12.1c: a Job that left something out must not be green. As tar and rsync (23) say it by their exit."""
+    whole = gzip.compress(os.urandom(5000).hex().encode())
+    (log.parent / "old.gz").write_bytes(whole[:2000] + b"?" * 100 + whole[2100:])
+    (log.parent / "elsewhere.log").symlink_to("/etc/passwd")
+    result = command("collect", log.parent / "*", "--once")
+    assert result.code == 1
+    assert log.read_text() in result.out
+    *_, said = result.err.splitlines()
+    assert "not all was delivered" in said
+    assert f"{log.parent}/elsewhere.log" in said
+    assert f"{log.parent}/old.gz (damaged" in said
 
 
 def test_what_is_wrong_is_said_in_one_line(command: Command, log: Path, tmp_path: Path) -> None:

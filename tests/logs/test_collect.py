@@ -624,10 +624,31 @@ async def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(
 ) -> None:
     """Who is told that nothing matches looks for the mistake in the pattern."""
     (open_path / "app.log").touch(mode=0o600)
+    source = logs.tail(open_path / "*.log")
     with as_user(65532):
-        await logs.collect(logs.tail(open_path / "*.log"), sink=MemorySink(), until_end=True)
+        summary = await logs.collect(source, sink=MemorySink(), until_end=True)
     assert "cannot read" in caplog.text
     assert "no file matches" not in caplog.text
+    assert "permission denied" in summary.unreadable[str(open_path / "app.log")]
+
+
+async def test_a_run_to_the_end_delivers_what_was_there_and_no_more_than_that_is_waited_for(
+    log: LogFile,
+) -> None:
+    """Issue 12.1d: a program that writes on and on cannot hold `--once`. This one answers each line with another."""
+
+    class Answering(MemorySink):
+        async def write(self, batch: logs.Batch) -> logs.Receipt:
+            log.write("another")
+            return await super().write(batch)
+
+    log.write("one", "two")
+    unfinished = LogFile(log.path.with_name("quiet.log"))
+    unfinished.write_raw(b"no newline")
+    sink = Answering()
+    await logs.collect(logs.tail(log.path.parent / "*.log"), sink=sink, until_end=True)
+    unfinished.close()
+    assert {"one", "two", "no newline"} <= set(sink.lines)
 
 
 async def test_what_the_collection_writes_itself_is_not_collected(tmp_path: Path) -> None:
@@ -660,14 +681,15 @@ async def test_a_second_collection_waits_for_the_checkpoint_of_the_first(
     async with collecting(Collector(logs.tail(log.path, checkpoint=offsets), [], [old])):
         await eventually(lambda: old.lines == ["one"])
         second = asyncio.create_task(
-            logs.collect(logs.tail(log.path, checkpoint=offsets), sink=new, until_end=True)
+            logs.collect(logs.tail(log.path, checkpoint=offsets), sink=new)
         )
         await eventually(lambda: "another collector uses the checkpoint" in caplog.text)
         log.write("two")
         await eventually(lambda: old.lines == ["one", "two"])
     log.write("three")
-    await second
-    assert new.lines == ["three"]
+    await eventually(lambda: new.lines == ["three"])
+    second.cancel()
+    await asyncio.wait({second})
 
 
 @pytest.mark.parametrize(
