@@ -5,7 +5,8 @@ Read: `beneath` opens and reads without ever leaving a volume, `pinned` holds la
 
 Write: `atomic` makes one file, and is the only place that renames and syncs; `trees` makes directories and removes what is in them,
 `generations` lays sets of files out as kubelet does, under names that `naming` knows.
-`locks` lets one writer in at a time, and clears away after killed ones; `failures` says what to change when it is not possible.
+`locks` lets one writer in at a time, and clears away after killed ones; `permissions` knows what users of one volume
+may do to each other's names; `failures` says what to change when it is not possible.
 
 Notice: `hints` says what a hint of a change is; `inotify` and `portable` give some, `events` chooses between them,
 and a `bell` wakes who waits.

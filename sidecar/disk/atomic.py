@@ -17,13 +17,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sidecar.disk import beneath, naming
-from sidecar.disk.failures import GroupRefused
+from sidecar.disk import beneath, failures, naming
+from sidecar.disk.failures import ModeRefused
 
 _RENAME_EXCHANGE = 2
+_READ_BY_OTHERS = 0o044
 #: Files that are synced side by side if there are so many: the threads cost as much as some syncs.
 _MANY = 32
 _SIDE_BY_SIDE = 8
@@ -41,7 +43,7 @@ class Staged:
     def __init__(self, dir_fd: int) -> None:
         self.name = naming.temporary_name()
         self.size = 0
-        self._fd = -1
+        self._fd = self._sealed_fd = -1
         # Opened anew, not dup(2)ed: it must not share the lock of the caller.
         self._dir_fd = beneath.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,21 +68,37 @@ class Staged:
     def seal(self, mode: int, group: int | None, *, durable: bool = True) -> None:
         """Give it mode and group, sync it unless it need not be durable, and close it. Any error means: drop it.
 
+        What is published is known by `status` from then on, whoever gives its name to another file.
+
         Raises:
+            ModeRefused, GroupRefused: see those.
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
-        check_size(self._fd, self.size)
         give(self._fd, mode, group)
         if durable:
             sync_file(self._fd)
+        # It does not count as opened for writing, so nobody takes the file for one that is still being written.
+        self._sealed_fd = os.open(self.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._dir_fd)
+        status = os.fstat(self._fd)
+        check_size(status, self.size)
+        if not os.path.samestat(status, os.fstat(self._sealed_fd)):
+            raise OSError(errno.EIO, "somebody has replaced the temporary file")
         # NFS and FUSE report a full disk only here, and close(2) must not be called twice.
         fd, self._fd = self._fd, -1
         os.close(fd)
+
+    def status(self) -> os.stat_result:
+        """Return the state of the file itself once it is sealed, whatever its name leads to by now."""
+        return os.fstat(self._sealed_fd)
 
     def replace(self, target: str, dir_fd: int) -> None:
         """Rename it over `target` in a directory of its volume, which is not synced yet."""
         os.rename(self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd)
         self.name = ""
+
+    def keep_as(self, name: str, dir_fd: int) -> None:
+        """Give the sealed file itself a second name, whatever its first name leads to by now."""
+        link_open(self._sealed_fd, dir_fd, name)
 
     def link_into(self, dir_fd: int, target: str) -> None:
         """Give the file a second name in another directory of the same volume."""
@@ -91,10 +109,12 @@ class Staged:
     def discard(self) -> None:
         """Close and unlink whatever is left of it. Never raises, and may be called again."""
         fd, self._fd = self._fd, -1
+        sealed, self._sealed_fd = self._sealed_fd, -1
         name, self.name = self.name, ""
         own, self._dir_fd = self._dir_fd, -1
-        if fd >= 0:
-            beneath.close(fd)
+        for one in (fd, sealed):
+            if one >= 0:
+                beneath.close(one)
         with contextlib.suppress(OSError):
             if name:
                 os.unlink(name, dir_fd=own)
@@ -109,30 +129,44 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def check_size(fd: int, size: int) -> None:
+def check_size(status: os.stat_result, size: int) -> None:
     """Raise `OSError` (`EIO`) if a file has not got the bytes that were written."""
-    found = os.fstat(fd).st_size
-    if found != size:
-        raise OSError(errno.EIO, f"{size} bytes were written, and {found} arrived")
+    if status.st_size != size:
+        raise OSError(errno.EIO, f"{size} bytes were written, and {status.st_size} arrived")
 
 
 def give(fd: int, mode: int, group: int | None) -> None:
-    """Set group and mode of what is not visible yet, whatever the umask.
+    """Set group and mode of a file of ours that is not visible yet, whatever the umask.
+
+    Where the mount fixes the modes (vfat, CIFS, some FUSE), one that grants what was asked for is taken,
+    unless it lets somebody read who was to be kept out.
 
     Raises:
         GroupRefused: the process may not give it to that group.
+        ModeRefused: the mount fixes another mode.
         OSError: as fchmod(2).
     """
-    if group is not None and os.fstat(fd).st_gid != group:
-        try:
-            os.fchown(fd, -1, group)
-        except PermissionError as error:
-            raise GroupRefused(
+    if group is not None:
+        failures.give_group(fd, group)
+    try:
+        os.fchmod(fd, mode)  # after fchown, which clears set-id bits
+    except PermissionError as error:
+        found = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & ~found or found & ~mode & _READ_BY_OTHERS:
+            raise ModeRefused(
                 error.errno,
-                f"user {os.geteuid()} may not give files to group {group}"
-                " (make it a member by fsGroup or supplementalGroups, or leave the group out)",
+                f"mode {mode:04o} cannot be set: the mount fixes that of its files at {found:04o}"
+                f" (ask for --mode {found:04o}, or mount it with other modes: file_mode=, umask=)",
             ) from error
-    os.fchmod(fd, mode)  # after fchown, which clears set-id bits
+
+
+def link_open(fd: int, dir_fd: int, name: str) -> None:
+    """Give an open file another name; see open(2), `O_TMPFILE`.
+
+    Raises:
+        OSError: as linkat(2); `ENOENT` if it has no name any more.
+    """
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
 
 
 def begin_sync(fd: int) -> None:

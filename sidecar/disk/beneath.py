@@ -93,7 +93,7 @@ def open_directory(path: str) -> int:
     On the root filesystem, where there is no such border, the path is opened as written.
 
     Raises:
-        OSError: as open(2); `EXDEV` or `ELOOP` if the path leaves the volume.
+        OSError: as open(2); `ELOOP` if the path leaves the volume.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     whole = os.path.abspath(path)
@@ -103,6 +103,10 @@ def open_directory(path: str) -> int:
     root_fd = os.open(root, flags)
     try:
         return open_beneath(root_fd, os.path.relpath(whole, root), flags)
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # who renames means something else by that
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
+        raise
     finally:
         close(root_fd)
 

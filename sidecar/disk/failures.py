@@ -29,7 +29,7 @@ _REMEDIES: Mapping[int, str] = {
     errno.ENOENT: "the directory does not exist (is the volume mounted there?)",
     errno.ENOTDIR: "a part of the path is a file or a link, not a directory"
     " (remove it or choose another name)",
-    errno.ELOOP: "a part of the path is a symbolic link (remove it)",
+    errno.ELOOP: "a part of the path is a symbolic link, which is not followed here (remove it)",
     errno.EISDIR: "a directory lies in the place of the file (remove it or choose another name)",
     errno.ENAMETOOLONG: "the name is too long for this file system",
     errno.EIO: f"{os.strerror(errno.EIO).lower()} {_STORAGE_FAILS}",
@@ -40,8 +40,20 @@ _REMEDIES: Mapping[int, str] = {
 }
 
 
-class GroupRefused(PermissionError):
+class Refused(PermissionError):
+    """An error whose text says by itself what is not permitted, and what to change."""
+
+
+class GroupRefused(Refused):
     """The process may not give a file to that group."""
+
+
+class ModeRefused(Refused):
+    """A file cannot have the mode that was asked for, because the mount fixes the modes of all its files."""
+
+
+class LinksRefused(Refused):
+    """The file system has no symbolic links."""
 
 
 class publishing:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
@@ -98,7 +110,7 @@ class placing(publishing):  # noqa: N801
 
 def remedy(error: OSError) -> str:
     """Say in words what an error of the operating system means here, and what to change."""
-    if isinstance(error, GroupRefused):
+    if isinstance(error, Refused):
         return str(error.strerror)
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
@@ -106,3 +118,22 @@ def remedy(error: OSError) -> str:
             " (give the directory to them, or set fsGroup in the Pod's securityContext)"
         )
     return _REMEDIES.get(error.errno or 0) or os.strerror(error.errno or 0).lower()
+
+
+def give_group(fd: int, group: int) -> None:
+    """Give an open file or directory to a group.
+
+    Raises:
+        GroupRefused: the process may not, or the mount fixes the groups of all its files.
+    """
+    if os.fstat(fd).st_gid == group:
+        return
+    try:
+        os.fchown(fd, -1, group)
+    except PermissionError as error:
+        raise GroupRefused(
+            error.errno,
+            f"user {os.geteuid()} may not give files to group {group}"
+            " (make it a member by fsGroup or supplementalGroups, or leave the group out;"
+            " where the mount fixes the group of all files, as with vfat and CIFS, set it there: gid=)",
+        ) from error

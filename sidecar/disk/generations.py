@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import NoReturn, Self
 
-from sidecar.disk import atomic, beneath, naming, pinned, trees
+from sidecar.disk import atomic, beneath, naming, permissions, pinned, trees
 from sidecar.disk.naming import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
@@ -209,8 +209,8 @@ class _Builder:
     def finish(self) -> None:
         """Wait until the files are on the disk, then open the directories to readers and sync them."""
         self._sync_pending()
-        for fd in self._directories.values():
-            atomic.give(fd, trees.keep_setgid(fd), self._group)
+        for path, fd in self._directories.items():
+            permissions.give_directory(fd, self._above(path), self._group)
         if self._durable:
             for fd in reversed(self._directories.values()):
                 atomic.sync_directory(fd)
@@ -233,7 +233,7 @@ class _Builder:
         return fd
 
     def _complete(self, fd: int, size: int) -> None:
-        atomic.check_size(fd, size)
+        atomic.check_size(os.fstat(fd), size)
         atomic.give(fd, self._mode, self._group)
         if len(self._pending) >= _BATCH:
             self._sync_pending()
@@ -254,6 +254,10 @@ class _Builder:
             os.mkdir(name, 0o700, dir_fd=parent)
             self._directories[path] = beneath.open_here(parent, name)
         return self._directories[path]
+
+    def _above(self, path: str) -> int:
+        """Return the directory that holds the one at `path`."""
+        return self._directories[path.rpartition("/")[0]] if path else self._dir_fd
 
     def _source(self, path: str) -> int:
         """Return the directory of the generation in force at `path`."""

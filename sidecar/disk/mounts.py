@@ -41,10 +41,15 @@ def is_single_file(path: str) -> bool:
 
     Such a file cannot be replaced, and never shows what replaces its source.
     """
+    return is_mount_point(path) and not os.path.isdir(path)
+
+
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted on `path` itself: nothing can be renamed over it (`EBUSY`)."""
     directory, name = os.path.split(os.path.abspath(path))
     # The kernel lists the mount under its real name.
     real = os.path.join(os.path.realpath(directory), name)
-    return any(mount.point == real for mount in _mounts()) and not os.path.isdir(path)
+    return any(mount.point == real for mount in _mounts())
 
 
 class _Mount(NamedTuple):

@@ -13,9 +13,8 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from sidecar.disk import atomic, beneath, naming
+from sidecar.disk import atomic, beneath, naming, permissions
 
-DIRECTORY_MODE = 0o755
 DEEPEST: Final = 64
 """Directories within each other that are looked into; a name of ours has half as many."""
 
@@ -23,47 +22,68 @@ DEEPEST: Final = 64
 def make_directory(path: str) -> None:
     """Create a directory and its missing parents with mode 0755, whatever the umask, durably.
 
-    The set-group-id bit that they inherit stays: see `keep_setgid`.
+    Where a group shares the directory above, it may write in the new ones, too: see `permissions.give_directory`.
+    A link on the way that leads out of the volume is not followed: `beneath.open_directory` says where that ends.
 
     Raises:
         OSError: as mkdir(2); nothing is raised for a directory that exists.
     """
-    missing: list[str] = []
-    head = os.path.abspath(path)
-    while not os.path.lexists(head):
-        missing.append(head)
-        head = os.path.dirname(head)
-    for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, DIRECTORY_MODE)
-            os.chmod(directory, DIRECTORY_MODE | (os.stat(directory).st_mode & stat.S_ISGID))
-            _sync_parent(directory)
-    if not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-    if not missing:
+    whole = os.path.abspath(path)
+    parent, name = os.path.split(whole)
+    if os.path.lexists(whole):
+        if not os.path.isdir(whole):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         # Whoever made it may have been killed before this; where we may not look, it is not ours to do.
         with contextlib.suppress(OSError):
-            _sync_parent(path)
+            _sync(parent)
+        return
+    if not os.path.isdir(parent):
+        make_directory(parent)
+    _make_in(parent, name)
+
+
+def _make_in(parent: str, name: str) -> None:
+    above = beneath.open_directory(parent)
+    try:
+        with contextlib.suppress(FileExistsError):  # another one makes it at the same time
+            os.mkdir(name, permissions.DIRECTORY_MODE, dir_fd=above)
+            made = beneath.open_here(above, name)
+            try:
+                permissions.give_directory(made, above)
+            finally:
+                beneath.close(made)
+            atomic.sync_directory(above)
+    finally:
+        beneath.close(above)
 
 
 class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
     """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
 
-    With `make`, what is missing is created (mode 0755), and with `durable` the names on the way are synced.
+    With `make`, what is missing is created, as `permissions.give_directory` says;
+    with `as_above` it is writable for all who may write to the directory above it.
+    With `durable` the names on the way are synced.
 
     Raises:
         OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
     """
 
-    __slots__ = ("_dir_fd", "_durable", "_fd", "_make", "_path")
+    __slots__ = ("_as_above", "_dir_fd", "_durable", "_fd", "_make", "_path")
 
     def __init__(
-        self, dir_fd: int, path: str, *, make: bool = False, durable: bool = False
+        self,
+        dir_fd: int,
+        path: str,
+        *,
+        make: bool = False,
+        durable: bool = False,
+        as_above: bool = False,
     ) -> None:
         self._dir_fd = self._fd = dir_fd
         self._path = path
         self._make = make
         self._durable = durable
+        self._as_above = as_above
 
     def __enter__(self) -> int:
         if self._path:
@@ -82,7 +102,7 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
     def _descend(self, part: str) -> None:
         above = self._fd
         if self._make:
-            self._fd = _open_or_make(self._dir_fd, above, part)
+            self._fd = _open_or_make(self._dir_fd, above, part, self._as_above)
         else:
             self._fd = beneath.open_here(above, part)
         try:
@@ -91,14 +111,6 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
         finally:
             if above != self._dir_fd:
                 beneath.close(above)
-
-
-def keep_setgid(dir_fd: int) -> int:
-    """Return mode 0755 for a directory of ours, with the set-group-id bit if it has inherited that.
-
-    Kubernetes sets the bit for `fsGroup`, so that what is made inside belongs to that group.
-    """
-    return DIRECTORY_MODE | (os.fstat(dir_fd).st_mode & stat.S_ISGID)
 
 
 def prune(dir_fd: int, path: str) -> None:
@@ -174,15 +186,15 @@ def remove(dir_fd: int, name: str) -> None:
             os.unlink(name, dir_fd=dir_fd)
 
 
-def _sync_parent(path: str) -> None:
-    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: str) -> None:
+    fd = beneath.open_directory(path)
     try:
-        atomic.sync_directory(parent)
+        atomic.sync_directory(fd)
     finally:
-        beneath.close(parent)
+        beneath.close(fd)
 
 
-def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
+def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
     """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
     with contextlib.suppress(FileNotFoundError):
         return beneath.open_here(dir_fd, name)
@@ -191,10 +203,12 @@ def _open_or_make(root_fd: int, dir_fd: int, name: str) -> int:
     try:
         made = beneath.open_here(root_fd, temporary)
         try:
-            atomic.give(made, keep_setgid(made), None)
+            (permissions.give_as_above if as_above else permissions.give_directory)(made, dir_fd)
             atomic.move(root_fd, temporary, dir_fd, name)
-        except BaseException:
+        except BaseException as error:
             beneath.close(made)
+            if isinstance(error, PermissionError):
+                raise permissions.explain(error, dir_fd, name) from error
             raise
     except BaseException:
         remove(root_fd, temporary)

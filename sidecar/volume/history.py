@@ -23,12 +23,12 @@ import re
 import stat
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sidecar.disk import atomic, beneath, naming, trees
+from sidecar.disk import atomic, beneath, naming, permissions, trees
 from sidecar.disk.generations import stamp_of
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
@@ -127,19 +127,19 @@ def keep_file(
     stamp: int,
     keep: int,
     *,
+    link: Callable[[str, int], None],
     known: Sequence[str] | None = None,
 ) -> Folder | None:
     """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
+    `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
     `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
     Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
     """
     if keep <= 0:
         return None
-    above, _, leaf = name.rpartition("/")
     with (
         contextlib.suppress(OSError),
-        trees.inside(dir_fd, above) as parent,
         _Making(dir_fd, directory_of(name)) as (fd, made),
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
@@ -147,7 +147,7 @@ def keep_file(
             trees.remove(fd, entries.pop())  # published again, because it was in doubt
         # The clock may have gone back; the order must not.
         entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
-        os.link(leaf, entry, src_dir_fd=parent, dst_dir_fd=fd, follow_symlinks=False)
+        link(entry, fd)
         entries.append(entry)
         freed = sum(_remove(fd, old) for old in entries[:-keep])
         return Folder(tuple(entries[-keep:]), made, freed)
@@ -189,7 +189,7 @@ class _Making:
                 self._clear()
             elif error.errno != errno.ENOENT:
                 raise
-        self._inside = trees.inside(self._dir_fd, self._folder, make=True)
+        self._inside = trees.inside(self._dir_fd, self._folder, make=True, as_above=True)
         return self._inside.__enter__(), True
 
     def __exit__(self, *_: object) -> None:
@@ -271,6 +271,12 @@ def _forget_old(dir_fd: int, folder: str) -> bool:
                 trees.remove(fd, entry)
         os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
     return bool(old)
+
+
+def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
+    """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
+    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
+        permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
 def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> list[Version]:

@@ -12,10 +12,11 @@ import os
 import stat
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, failures, pinned, trees
+from sidecar.disk import atomic, beneath, failures, permissions, pinned, trees
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget
@@ -68,20 +69,28 @@ class LooseFiles:
             else None
         )
         order.conditions.check(what, current)
-        if status is not None and current == version and self._is_settled(fd, name):
-            return Publication(version, False, False, status.st_mtime_ns / 1e9, size)
+        same = status if current == version else None
+        fits = same is not None and self._settings.fits(same)
+        if same is not None and fits and self._is_settled(fd, name):
+            return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
         with terms.staged(fd, content, where) as staged, failures.placing(what):
-            _check_place(fd, name, status)
+            self._check_place(fd, name, status, order)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
+            # Where the mount fixes modes and groups, a new file would be no other.
+            alike = same is not None and terms.have_same_access(same, staged.status())
+            if same is not None and alike and not fits and self._is_settled(fd, name):
+                return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
             order.check()
             if order.dry_run:
                 return Publication(version, True, status is None, time.time(), size)
             if status is not None:
                 self._keep_found(fd, name, status)
             self._replace(fd, staged, name, version)
-        modified = self._note(fd, name, version, status)
+            modified = self._note(fd, name, version, status, staged)
+            if status is not None and not self._settings.fits(status):
+                history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
 
     def delete(self, fd: int, name: str, order: Order) -> None:
@@ -94,13 +103,19 @@ class LooseFiles:
         if status is None or stat.S_ISDIR(status.st_mode):
             raise terms.missing(where)
         order.check()
+        above, _, leaf = name.rpartition("/")
         if order.dry_run:
+            with failures.publishing(what), trees.inside(fd, above) as parent:
+                permissions.check_writable(parent)
+                permissions.check_replaceable(parent, leaf, where)
             return
         if not order.purge:
             self._keep_found(fd, name, status)
-        above, _, leaf = name.rpartition("/")
         with failures.publishing(what), trees.inside(fd, above) as parent:
-            os.unlink(leaf, dir_fd=parent)
+            try:
+                os.unlink(leaf, dir_fd=parent)
+            except PermissionError as error:
+                raise permissions.explain(error, parent, leaf) from error
             self._forget(name)
             self._retention.deleted(name)
             if status.st_nlink == 1:
@@ -217,6 +232,8 @@ class LooseFiles:
                 renamed = True
                 self._settings.sync_directory(parent)
             except OSError as error:
+                if isinstance(error, PermissionError) and not renamed:
+                    raise permissions.explain(error, parent, leaf) from error
                 # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
                 in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)
                 if in_doubt and self._shows(fd, name, version, unreadable=renamed):
@@ -239,9 +256,14 @@ class LooseFiles:
             return
         with contextlib.suppress(OSError):
             # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
-            version = self.version(fd, name)
-            if version is not None and version != history.newest(fd, name):
-                history.keep_file(fd, name, version, status.st_mtime_ns, keep)
+            file = beneath.open_beneath(fd, name, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                version = self._version_of(file, name)
+                if version is not None and version != history.newest(fd, name):
+                    link = partial(_take_in, file)
+                    history.keep_file(fd, name, version, status.st_mtime_ns, keep, link=link)
+            finally:
+                beneath.close(file)
 
     def _forget(self, name: str) -> None:
         """Forget a name of which there is no file any more."""
@@ -249,12 +271,21 @@ class LooseFiles:
             states.pop(name, None)
         self._doubtful.discard(name)
 
-    def _keep(self, fd: int, name: str, version: str, before: os.stat_result | None) -> None:
+    def _keep(
+        self,
+        fd: int,
+        name: str,
+        version: str,
+        before: os.stat_result | None,
+        staged: atomic.Staged,
+    ) -> None:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
         ours = before is not None and self._kept.get(name) == beneath.Signature.of(before)
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
-        kept = history.keep_file(fd, name, version, time.time_ns(), keep, known=known)
+        kept = history.keep_file(
+            fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known
+        )
         if kept is not None:
             _note(self._histories, name, kept.entries)
             self._retention.published(name, new_name=kept.made)
@@ -264,23 +295,43 @@ class LooseFiles:
         if kept is not None and before is not None and keep > 1:
             self._retention.added(before.st_blocks * 512 - kept.freed)
 
-    def _note(self, fd: int, name: str, version: str, before: os.stat_result | None) -> float:
-        """Keep what was published in the history, and remember that it is durable; return its time."""
-        self._keep(fd, name, version, before)
+    def _note(
+        self,
+        fd: int,
+        name: str,
+        version: str,
+        before: os.stat_result | None,
+        staged: atomic.Staged,
+    ) -> float:
+        """Keep what was published in the history, and remember that it is durable; return its time.
+
+        All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
+        """
+        self._keep(fd, name, version, before, staged)
         self._doubtful.discard(name)
         self._durable.pop(name, None)
         self._kept.pop(name, None)
         with contextlib.suppress(OSError):
-            if (status := entry(fd, name)) is not None:
-                # Only now: the link of the history has changed ctime.
-                signature = beneath.Signature.of(status)
-                _note(self._durable, name, signature)
-                _note(self._kept, name, signature)
-                if signature.size > pinned.LARGE:
-                    # Nobody rewrites so much within one tick of a clock.
-                    self._digests.note(signature, version)
-                return status.st_mtime_ns / 1e9
+            # Only now: the link of the history has changed ctime.
+            signature = beneath.Signature.of(staged.status())
+            _note(self._durable, name, signature)
+            _note(self._kept, name, signature)
+            if signature.size > pinned.LARGE:
+                # Nobody rewrites so much within one tick of a clock.
+                self._digests.note(signature, version)
+            return signature.mtime_ns / 1e9
         return time.time()
+
+    def _check_place(self, fd: int, name: str, status: os.stat_result | None, order: Order) -> None:
+        """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
+        above, _, leaf = name.rpartition("/")
+        if status is None:
+            with contextlib.suppress(FileNotFoundError), trees.inside(fd, above):
+                pass
+        elif stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        if order.dry_run:
+            _check_permitted(fd, above, leaf, self._settings.where(name))
 
 
 def _note(states: dict[str, T], name: str, state: T) -> None:
@@ -312,14 +363,33 @@ def entry(fd: int, name: str) -> os.stat_result | None:
         raise
 
 
-def _check_place(fd: int, name: str, status: os.stat_result | None) -> None:
-    """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
-    if status is not None:
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-        return
-    with contextlib.suppress(FileNotFoundError), trees.inside(fd, name.rpartition("/")[0]):
-        pass
+def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
+    """Raise what a rename would be refused with, or the making of the directories that are missing."""
+    try:
+        with trees.inside(fd, above) as parent:
+            permissions.check_writable(parent)
+            permissions.check_replaceable(parent, leaf, where)
+    except FileNotFoundError:
+        above, _, leaf = above.rpartition("/")
+        _check_permitted(fd, above, leaf, os.path.dirname(where))
+
+
+def _take_in(file: int, entry: str, dir_fd: int) -> None:
+    """Link an open file into the history, or copy it where only its owner may link it; see proc_sys_fs(5)."""
+    try:
+        atomic.link_open(file, dir_fd, entry)
+    except PermissionError:
+        status = os.fstat(file)
+        if status.st_uid == os.geteuid():
+            raise  # there are no hard links here
+        mode = stat.S_IMODE(status.st_mode) & 0o666
+        copy = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=dir_fd)
+        try:
+            os.lseek(file, 0, os.SEEK_SET)
+            while chunk := os.read(file, _HASH_CHUNK):
+                atomic.write_all(copy, chunk)
+        finally:
+            os.close(copy)
 
 
 def _hash(file: int, limit: int) -> str:

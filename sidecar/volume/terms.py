@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,6 +139,12 @@ class Settings:
         """How many files are listed: `max_size` may be small, as it is that of one content."""
         return max(_LEAST_LISTED, listing.most_names(self.max_size))
 
+    def fits(self, status: os.stat_result) -> bool:
+        """Whether a file has the mode and the group that are asked for."""
+        if stat.S_IMODE(status.st_mode) != self.mode:
+            return False
+        return self.group is None or status.st_gid == self.group
+
     def where(self, name: str) -> str:
         """Return the path of a file, as messages say it."""
         return os.path.join(self.path, name)
@@ -146,6 +153,11 @@ class Settings:
         """Make the names of a directory durable, where that is wanted."""
         if self.durable:
             atomic.sync_directory(dir_fd)
+
+
+def have_same_access(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two files have the same type, mode and group."""
+    return (one.st_mode, one.st_gid) == (other.st_mode, other.st_gid)
 
 
 def check_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mounts
 from sidecar.disk import generations, locks, trees
 
 
@@ -25,7 +27,39 @@ def test_new_directories_stay_in_the_group_of_the_one_above(tmp_path: Path) -> N
     tmp_path.chmod(0o2775)
     trees.make_directory(str(tmp_path / "a" / "b"))
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o2755
+        assert stat.S_IMODE(path.stat().st_mode) == 0o2775
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("above", "made"),
+    [(0o777, 0o755), (0o2777, 0o2775), (0o775, 0o775), (0o1777, 0o755), (0o3775, 0o2755)],
+    ids=oct,
+)
+def test_a_new_directory_is_open_to_the_group_that_shares_the_one_above(
+    tmp_path: Path, above: int, made: int
+) -> None:
+    """To nobody where 0777 names no group, and not where the sticky bit protects users from each other."""
+    os.chown(tmp_path, 0, 2000)
+    tmp_path.chmod(above)
+    trees.make_directory(str(tmp_path / "a"))
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == made
+
+
+@pytest.mark.root
+def test_no_directory_is_made_outside_of_the_volume(tmp_path: Path) -> None:
+    """A neighbour may have planted a link on the way to what is still to come."""
+    (tmp_path / "outside").mkdir()
+    with mounts.tmpfs(tmp_path / "volume", "size=1m") as volume:
+        (volume / "out").symlink_to("../outside")
+        (volume / "inside").mkdir()
+        (volume / "in").symlink_to("inside")
+        with pytest.raises(OSError, match="symbolic link") as caught:
+            trees.make_directory(str(volume / "out" / "a" / "b"))
+        assert caught.value.errno == errno.ELOOP
+        trees.make_directory(str(volume / "in" / "a"))
+        assert os.listdir(volume / "inside") == ["a"]
+    assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_the_names_of_new_directories_are_synced(
@@ -68,7 +102,7 @@ def test_an_inner_directory_has_its_mode_before_its_name(fd: int, tmp_path: Path
     """And inherits the group of a volume with fsGroup, whose directories have the set-group-id bit."""
     os.chmod(tmp_path, 0o2775)
     with trees.inside(fd, "a/b", make=True):
-        assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o2755
+        assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o2775
     assert os.listdir(tmp_path) == ["a"]
 
 
