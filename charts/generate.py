@@ -30,6 +30,51 @@ BEGIN, END = "<!-- values: made by charts/generate.py -->", "<!-- end of values 
 STAGES = ("parse", "level", "time", "keep", "drop", "redact", "add")
 """The stages of `sidecar collect`, docs/logs.md."""
 
+ELSEWHERE = {
+    "replicaCount": "workload.replicas",
+    "replicas": "workload.replicas",
+    "kind": "workload.kind",
+    "updateStrategy": "workload.strategy",
+    "strategy": "workload.strategy",
+    "imagePullSecrets": "image.pullSecrets",
+    "podAnnotations": "pod.annotations",
+    "podLabels": "pod.labels",
+    "podSecurityContext": "pod.securityContext",
+    "securityContext": "containerSecurityContext (pod.securityContext for the Pod)",
+    "nodeSelector": "pod.nodeSelector",
+    "tolerations": "pod.tolerations",
+    "affinity": "pod.affinity",
+    "topologySpreadConstraints": "pod.topologySpreadConstraints",
+    "priorityClassName": "pod.priorityClassName",
+    "runtimeClassName": "pod.runtimeClassName",
+    "terminationGracePeriodSeconds": "pod.terminationGracePeriodSeconds",
+    "commonLabels": "labels",
+    "commonAnnotations": "annotations",
+    "persistence": "volume.persistentVolumeClaim",
+    "resources": "writer.resources, reader.resources and collector.resources",
+    "env": "writer.env, reader.env and collector.env",
+    "extraEnv": "writer.env, reader.env and collector.env",
+    "extraEnvVars": "writer.env, reader.env and collector.env",
+    "extraArgs": "writer.extraArgs, reader.extraArgs and collector.extraArgs",
+    "extraVolumeMounts": "writer.extraVolumeMounts, reader.extraVolumeMounts and collector.extraVolumeMounts",
+    "livenessProbe": "probes.liveness",
+    "readinessProbe": "probes.readiness",
+    "startupProbe": "probes.startup",
+    "serviceMonitor": "metrics.serviceMonitor",
+    "podMonitor": "metrics.podMonitor",
+    "prometheusRule": "metrics.prometheusRule",
+    "hpa": "autoscaling",
+    "pdb": "podDisruptionBudget",
+    "sidecars": "extraContainers",
+    "extraInitContainers": "initContainers",
+    "extraDeploy": "extraObjects",
+    "extraManifests": "extraObjects",
+}
+"""Names that other charts have for a value of ours at the top level: refused with the name here.
+
+Two names for one value would need a rule for which one wins, so there is one.
+"""
+
 DEFINITIONS: dict[str, Any] = {
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
     "optionalPort": {"type": ["integer", "null"], "minimum": 1, "maximum": 65535},
@@ -97,8 +142,11 @@ def schema(chart: Path = CHART) -> dict[str, Any]:
     described = {value.path: value for value in values(chart)}
     defaults = yaml.safe_load((chart / "values.yaml").read_text())
     root = _schema((), defaults, described)
-    # What Helm itself hands to a chart that another one uses.
-    root["properties"]["global"] = {"type": "object"}
+    # Helm hands the globals of all charts to each of them.
+    del root["properties"]["global"]["additionalProperties"]
+    root["properties"] |= {
+        name: {"const": f"left out: its name here is {ours}"} for name, ours in ELSEWHERE.items()
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the chart sidecar",

@@ -93,6 +93,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "writer": {"native": True},
         "reader": {"native": True},
         "extraContainers": [_OWN],
+        "pod": {"terminationGracePeriodSeconds": 45},
     },
     "initial text": {"initialContent": {"text": "hello\nworld: 1.10\n"}},
     "initial files": {
@@ -207,7 +208,58 @@ MATRIX: dict[str, dict[str, Any]] = {
             "pullSecrets": [{"name": "p"}],
         },
     },
-    "asked by the kubelet": {"probes": {"type": "http", "startup": None}},
+    "probes by commands": {"probes": {"type": "exec", "startup": None}},
+    "on loopback only": {"writer": {"host": "127.0.0.1"}, "reader": {"host": "::1"}},
+    "IPv6 alone": {
+        "writer": {"host": "::"},
+        "reader": {"host": "::"},
+        "service": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"]},
+    },
+    "both families": {
+        "service": {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]}
+    },
+    "budgets": {
+        "writer": {"keepBytes": "16Mi", "keepDeleted": 2, "volumeBudget": "100M"},
+        "volume": {"emptyDir": {"sizeLimit": "500M"}},
+    },
+    "no limit of the volume": {"volume": {"emptyDir": {"sizeLimit": ""}}},
+    "one of many charts": {
+        "global": {
+            "imageRegistry": "registry.example:5000",
+            "imagePullSecrets": ["a", {"name": "b"}],
+            "others": {"of": "the parent"},
+        },
+        "image": {"pullSecrets": [{"name": "b"}]},
+        "namespaceOverride": "here",
+    },
+    "environment and hooks": {
+        "writer": {
+            "extraEnvFrom": [{"secretRef": {"name": "more"}}],
+            "lifecycleHooks": {"preStop": {"exec": {"command": ["sidecar", "--version"]}}},
+        },
+        "reader": {"extraEnvFrom": [{"configMapRef": {"name": "more", "optional": True}}]},
+        "collector": {
+            "enabled": True,
+            "native": False,
+            "extraEnvFrom": [{"secretRef": {"name": "more"}}],
+            "lifecycleHooks": {"postStart": {"exec": {"command": ["sidecar", "--version"]}}},
+        },
+    },
+    "node port with metrics": {
+        "service": {"type": "NodePort"},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+        "networkPolicy": {"readerFrom": [{"podSelector": {}}]},
+    },
+    "content for the test": {
+        "writer": {"schema": '{"type": "object"}'},
+        "tests": {"content": '{"a": "it\'s"}'},
+    },
+    "confirmed elsewhere": {"writer": {"confirm": "http://reader.example:8081"}},
+    "collector that waits alone": {
+        "writer": {"enabled": False},
+        "reader": {"enabled": False},
+        "collector": {"enabled": True, "native": False, "readiness": True},
+    },
     "closed": {
         "networkPolicy": {
             "writerFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
@@ -281,7 +333,6 @@ MATRIX: dict[str, dict[str, Any]] = {
             "token": {"secret": "tokens", "key": "write"},
             "caFile": "/etc/sidecar/secrets/other/ca.crt",
             "tenant": "shop",
-            "readiness": True,
             "extraArgs": ["--once"],
             "env": [{"name": "TZ", "value": "UTC"}],
             "extraVolumeMounts": [{"name": "archive", "mountPath": "/archive"}],

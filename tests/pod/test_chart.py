@@ -247,7 +247,7 @@ def test_notes_are_for_this_release() -> None:
     notes = tools.notes("--set=writer.port=9090")
     assert "kubectl port-forward --namespace here service/demo-sidecar 9090:9090 8081:8081" in notes
     assert 'curl "http://localhost:9090/?content=123"' in notes
-    assert "helm test --namespace here demo" in notes
+    assert "helm test --namespace here --logs demo" in notes
 
 
 def _sample(role: str, name: str) -> Any:

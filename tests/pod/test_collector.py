@@ -55,7 +55,7 @@ def test_the_program_takes_the_file_that_the_chart_makes(name: str, tmp_path: Pa
         ({"emptyDir": {"sizeLimit": "1.5Gi"}}, 768 << 20),
         ({"emptyDir": {"sizeLimit": "10M"}}, 5_000_000),
         ({"emptyDir": {"sizeLimit": 4097}}, 2048),
-        ({"emptyDir": {"sizeLimit": "2Ti"}}, 1 << 40),
+        ({"emptyDir": {"sizeLimit": "2Ti", "medium": "Memory"}}, 1 << 40),
         ({"emptyDir": {"sizeLimit": ""}}, 1 << 30),
         ({"hostPath": {"path": "/data"}}, 1 << 30),
     ],
@@ -127,11 +127,16 @@ def test_an_ordinary_container_goes_on_while_the_others_end() -> None:
 
 
 def test_no_receiver_can_take_the_application_out_of_service() -> None:
-    """No readiness probe by default: a Pod is ready only if all its containers are, and Loki may be away for an hour."""
-    quiet, asked = (chart.container(render(readiness=one), "logs") for one in (False, True))
+    """A Pod is ready only if all its containers are, and Loki may be away for an hour: a collector that is alone may ask."""
+    quiet = chart.container(render(), "logs")
     assert "readinessProbe" not in quiet
-    assert asked["readinessProbe"]["exec"]["command"][2].endswith(":9000/readyz")
     assert {"startupProbe", "livenessProbe"} <= quiet.keys()
+    alone = chart.container(rendered("collector that waits alone"), "logs")
+    assert alone["readinessProbe"]["httpGet"] == {
+        "path": "/readyz",
+        "port": "logs",
+        "scheme": "HTTP",
+    }
 
 
 def test_its_log_files_are_read_only_and_its_checkpoint_is_its_own() -> None:

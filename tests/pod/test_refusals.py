@@ -189,6 +189,42 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"collector": {"enabled": True, "native": False, "stopDelay": 25}},
         ("terminationGracePeriodSeconds is 30", "collector.stopDelay", "35"),
     ),
+    "readiness that would cut off the others": (
+        {"collector": {"enabled": True, "readiness": True}},
+        ("collector.readiness", "out of their Service", "metrics.prometheusRule"),
+    ),
+    "native sidecars that end one after the other": (
+        {
+            "writer": {"native": True},
+            "reader": {"native": True},
+            "extraContainers": [{"name": "a"}],
+        },
+        ("terminationGracePeriodSeconds is 30", "drain.delay", "writer (15)", "reader (15)"),
+    ),
+    "volume larger than the disk of the Pod": (
+        {"volume": {"emptyDir": {"sizeLimit": "1Gi"}}},
+        (
+            "volume.emptyDir.sizeLimit is 1Gi",
+            "evicted",
+            "writer.resources.limits.ephemeral-storage",
+        ),
+    ),
+    "address family that is none": (
+        {"service": {"ipFamilies": ["IPv5"]}},
+        ("service", "ipFamilies", "IPv4", "IPv6"),
+    ),
+    **{
+        f"name of other charts: {name}": ({name: value}, (name, f"its name here is {ours}"))
+        for name, value, ours in (
+            ("replicaCount", 2, "workload.replicas"),
+            ("podAnnotations", {"a": "b"}, "pod.annotations"),
+            ("nodeSelector", {"a": "b"}, "pod.nodeSelector"),
+            ("tolerations", [], "pod.tolerations"),
+            ("affinity", {}, "pod.affinity"),
+            ("imagePullSecrets", [], "image.pullSecrets"),
+            ("resources", {}, "writer.resources"),
+        )
+    },
     "flag as text": ({"writer": {"enabled": "yes please"}}, ("writer", "enabled", "boolean")),
 }
 

@@ -26,6 +26,9 @@ The collector: its container, what it mounts, and the pipeline that it is given.
   args:
     - collect
     - --config=/etc/sidecar/collector/pipeline.yaml
+    {{- with $values.host }}
+    - {{ printf "--host=%s" . | quote }}
+    {{- end }}
     - --port={{ $values.port }}
     {{- if $values.token.secret }}
     - --token-file=/etc/sidecar/token/{{ $values.token.key }}
@@ -55,6 +58,10 @@ The collector: its container, what it mounts, and the pipeline that it is given.
     {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- end }}
+  {{- with $values.extraEnvFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   ports:
     - name: {{ $values.name }}
       containerPort: {{ $values.port }}
@@ -64,11 +71,13 @@ The collector: its container, what it mounts, and the pipeline that it is given.
       {{- end }}
   {{- /* No readiness by default: a receiver that is away must not take the application out of its Service. */}}
   {{- include "sidecar.probes" (list . $values "http" (ternary (list "startup" "liveness" "readiness") (list "startup" "liveness") $values.readiness)) | trim | nindent 2 }}
+  {{- $hooks := dict }}
   {{- if and (not $values.native) $values.stopDelay }}
+  {{- $_ := set $hooks "preStop" (dict "exec" (dict "command" (list "python3" "-c" (printf "import time; time.sleep(%v)" $values.stopDelay)))) }}
+  {{- end }}
+  {{- with mustMergeOverwrite $hooks $values.lifecycleHooks }}
   lifecycle:
-    preStop:
-      exec:
-        command: [python3, -c, "import time; time.sleep({{ $values.stopDelay }})"]
+    {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with $values.resources }}
   resources:
@@ -158,6 +167,8 @@ checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
 {{- $value := index $values $name }}
 {{- if and (eq $name "heldLimit") (not $value) }}
 {{- $value = include "sidecar.collector.heldLimit" $ }}
+{{- else if and (eq $name "json") (kindIs "invalid" $value) }}
+{{- $value = not (empty $values.stages) }}
 {{- end }}
 {{- if or $value (kindIs "float64" $value) (kindIs "int64" $value) }}
 {{ dict (snakecase $name) $value | toYaml }}
@@ -167,10 +178,8 @@ checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
 
 {{/* Half of the shared volume in bytes, where its size is known: deleted files must leave the application room to write. */}}
 {{- define "sidecar.collector.heldLimit" -}}
-{{- $size := .Values.volume.emptyDir.sizeLimit | toString -}}
-{{- if and (eq (include "sidecar.volumeKind" .) "emptyDir") $size -}}
-{{- $factor := get (dict "" 1 "k" 1000 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Za-z]*$" $size) -}}
-{{- max 1 (divf (mulf (regexFind "^[0-9.]+" $size | float64) $factor) 2 | int64) -}}
+{{- with include "sidecar.emptyDirBytes" . -}}
+{{- max 1 (divf (float64 .) 2 | int64) -}}
 {{- end -}}
 {{- end }}
 

@@ -70,6 +70,10 @@ Each gives items of a list. `.` is the context of the chart that depends on this
   env:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- with $values.extraEnvFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   ports:
     - name: {{ $values.name }}
       containerPort: {{ $values.port }}
@@ -78,6 +82,10 @@ Each gives items of a list. `.` is the context of the chart that depends on this
       hostPort: {{ . }}
       {{- end }}
   {{- include "sidecar.probes" (list $root $values $scheme (list "startup" "liveness" "readiness")) | trim | nindent 2 }}
+  {{- with $values.lifecycleHooks }}
+  lifecycle:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with $values.resources }}
   resources:
     {{- toYaml . | nindent 4 }}
@@ -117,9 +125,9 @@ Each gives items of a list. `.` is the context of the chart that depends on this
 {{- range $name := index . 3 }}
 {{- with get $root.Values.probes $name }}
 {{ $name }}Probe:
-  {{- if eq $root.Values.probes.type "exec" }}
+  {{- if or (eq $root.Values.probes.type "exec") (include "sidecar.onLoopback" $values) }}
   exec:
-    command: [sidecar, check, {{ printf "%s://localhost:%v%s" $scheme $values.port (get $urls $name) | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
+    command: [sidecar, check, {{ printf "%s://%s:%v%s" $scheme (include "sidecar.ownHost" $values) $values.port (get $urls $name) | quote }}, --timeout={{ mulf 0.6 (.timeoutSeconds | default 1) }}]
   {{- else }}
   httpGet: {path: {{ get $urls $name }}, port: {{ $values.name }}, scheme: {{ upper $scheme }}}
   {{- end }}
@@ -128,11 +136,27 @@ Each gives items of a list. `.` is the context of the chart that depends on this
 {{- end }}
 {{- end }}
 
+{{/* The host by which containers of the Pod reach one of ours: VALUES. An address with a colon is IPv6, and stands in brackets. */}}
+{{- define "sidecar.ownHost" -}}
+{{- $host := .host | default "" -}}
+{{- if has $host (list "" "::" "0.0.0.0") -}}localhost
+{{- else if contains ":" $host -}}[{{ $host }}]
+{{- else -}}{{ $host }}
+{{- end -}}
+{{- end }}
+
+{{/* The budget of the writer in bytes, below the limit of an emptyDir; nothing where that is not known. Half of it belongs to log files where there is a collector. */}}
+{{- define "sidecar.volumeBudget" -}}
+{{- with include "sidecar.emptyDirBytes" . -}}
+{{- max 1 (mulf (float64 .) (ternary 0.5 0.875 $.Values.collector.enabled) | int64) -}}
+{{- end -}}
+{{- end }}
+
 {{- define "sidecar.container.common" -}}
 {{- $root := index . 0 -}}
 {{- $values := index $root.Values (index . 1) -}}
 image: {{ include "sidecar.image" $root | quote }}
-imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+imagePullPolicy: {{ include "sidecar.image.pullPolicy" $root }}
 {{- with mustMergeOverwrite (dict) (deepCopy $root.Values.containerSecurityContext) $values.securityContext }}
 securityContext:
   {{- toYaml . | nindent 2 }}
@@ -147,8 +171,11 @@ securityContext:
 - {{ ternary "write" "read" (eq $role "writer") }}
 - {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
 - --port={{ $values.port }}
-{{- range $name := ternary (list "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "durability") (list "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck") (eq $role "writer") }}
+{{- range $name := ternary (list "host" "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability") (list "host" "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck") (eq $role "writer") }}
 {{- $value := index $values $name }}
+{{- if and (eq $name "volumeBudget") (not $value) }}
+{{- $value = include "sidecar.volumeBudget" $root }}
+{{- end }}
 {{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "missing"))) }}
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
 {{- end }}
@@ -160,7 +187,7 @@ securityContext:
 {{- if $values.confirm }}
 - --confirm={{ $values.confirm }}
 {{- else if $root.Values.reader.enabled }}
-- --confirm={{ ternary "https" "http" (not (empty $root.Values.tls.secret)) }}://localhost:{{ $root.Values.reader.port }}
+- --confirm={{ ternary "https" "http" (not (empty $root.Values.tls.secret)) }}://{{ include "sidecar.ownHost" $root.Values.reader }}:{{ $root.Values.reader.port }}
 {{- end }}
 {{- end }}
 {{- if $values.token.secret }}

@@ -15,8 +15,17 @@ Names and labels. All templates take the context of this chart; the public ones 
 {{- end -}}
 {{- end }}
 
+{{- define "sidecar.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end }}
+
 {{- define "sidecar.serviceName" -}}
 {{- .Values.service.name | default (include "sidecar.fullname" .) -}}
+{{- end }}
+
+{{/* The Service that gives each Pod of a StatefulSet its DNS name. */}}
+{{- define "sidecar.headlessName" -}}
+{{- printf "%s-headless" (include "sidecar.fullname" . | trunc 54 | trimSuffix "-") -}}
 {{- end }}
 
 {{- define "sidecar.serviceAccountName" -}}
@@ -58,7 +67,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $root := index . 0 -}}
 metadata:
   name: {{ index . 1 | quote }}
-  namespace: {{ $root.Release.Namespace | quote }}
+  namespace: {{ include "sidecar.namespace" $root | quote }}
   labels:
     {{- include "sidecar.labels" (list $root (index . 2)) | nindent 4 }}
   {{- with mustMergeOverwrite (dict) $root.Values.annotations (index . 3 | default dict) }}
@@ -112,11 +121,67 @@ metadata:
 {{- end }}
 
 {{- define "sidecar.image" -}}
+{{- $repository := .Values.image.repository -}}
+{{- with .Values.global.imageRegistry -}}
+{{- /* The first part names a registry if it has a dot or a port, or is localhost: the rule of all container engines. */}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
-{{ .repository }}@{{ .digest }}
+{{ $repository }}@{{ .digest }}
 {{- else -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{ $repository }}:{{ .tag | default $.Chart.AppVersion }}
 {{- end -}}
 {{- end -}}
+{{- end }}
+
+{{/* Whether the image is one that no registry has, so that it must have been loaded into the nodes. */}}
+{{- define "sidecar.image.local" -}}
+{{- if hasPrefix "localhost/" (include "sidecar.image" .) }}true{{ end -}}
+{{- end }}
+
+{{- define "sidecar.image.pullPolicy" -}}
+{{- .Values.image.pullPolicy | default (ternary "Never" "IfNotPresent" (not (empty (include "sidecar.image.local" .)))) -}}
+{{- end }}
+
+{{/* The Secrets for the registry; nothing where there are none. */}}
+{{- define "sidecar.image.pullSecrets" -}}
+{{- $secrets := list -}}
+{{- range concat .Values.global.imagePullSecrets .Values.image.pullSecrets -}}
+{{- $secrets = append $secrets (ternary (dict "name" .) . (kindIs "string" .)) -}}
+{{- end -}}
+{{- with $secrets | uniq }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end }}
+
+{{/* Whether a container listens where only its own Pod can ask: VALUES. */}}
+{{- define "sidecar.onLoopback" -}}
+{{- if regexMatch "^(127[.].*|::1|localhost)$" (.host | default "") }}true{{ end -}}
+{{- end }}
+
+{{/* Whether requests reach the port from outside of the cluster's network: (list ROOT ROLE). */}}
+{{- define "sidecar.exposed" -}}
+{{- $root := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- $values := index $root.Values $role -}}
+{{- $service := and $root.Values.service.enabled $values.service.enabled -}}
+{{- $routes := list -}}
+{{- if $root.Values.ingress.enabled }}{{ range $root.Values.ingress.hosts }}{{ $routes = concat $routes .paths }}{{ end }}{{ end -}}
+{{- if $root.Values.httpRoute.enabled }}{{ $routes = concat $routes $root.Values.httpRoute.paths }}{{ end -}}
+{{- if or $values.hostPort (and $service (ne $root.Values.service.type "ClusterIP")) }}true{{ end -}}
+{{- range $routes }}{{ if eq .to $role }}true{{ end }}{{ end -}}
+{{- end }}
+
+{{/* A quantity of Kubernetes in bytes. */}}
+{{- define "sidecar.bytes" -}}
+{{- $factor := get (dict "" 1 "k" 1000 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Za-z]*$" (toString .)) -}}
+{{- mulf (regexFind "^[0-9.]+" (toString .) | float64) $factor | int64 -}}
+{{- end }}
+
+{{/* The limit of the shared volume in bytes; nothing where it is no emptyDir, or has no limit. */}}
+{{- define "sidecar.emptyDirBytes" -}}
+{{- $size := .Values.volume.emptyDir.sizeLimit -}}
+{{- if and (eq (include "sidecar.volumeKind" .) "emptyDir") $size }}{{ include "sidecar.bytes" (include "sidecar.number" $size) }}{{ end -}}
 {{- end }}

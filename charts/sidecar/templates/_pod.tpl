@@ -42,10 +42,7 @@ automountServiceAccountToken: {{ .Values.serviceAccount.automountToken }}
 enableServiceLinks: false
 restartPolicy: {{ .Values.pod.restartPolicy }}
 terminationGracePeriodSeconds: {{ .Values.pod.terminationGracePeriodSeconds }}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- include "sidecar.image.pullSecrets" . }}
 {{- with .Values.pod }}
 {{- with .securityContext }}
 securityContext:

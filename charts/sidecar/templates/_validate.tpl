@@ -65,10 +65,8 @@ Each message names the value, what it is, and what is allowed.
 {{- if and (ne $kind "Pod") (ne .Values.pod.restartPolicy "Always") -}}
 {{- fail (printf "\n\npod.restartPolicy is %s: a %s restarts its Pods Always; others are for workload.kind Pod." .Values.pod.restartPolicy $kind) -}}
 {{- end -}}
-{{- $drain := addf .Values.drain.delay .Values.drain.timeout -}}
-{{- if le (float64 .Values.pod.terminationGracePeriodSeconds) (float64 $drain) -}}
-{{- fail (printf "\n\npod.terminationGracePeriodSeconds is %v: it must be greater than drain.delay and drain.timeout together (%v), or running requests are killed." .Values.pod.terminationGracePeriodSeconds $drain) -}}
-{{- end -}}
+{{- include "sidecar.validate.end" . -}}
+{{- include "sidecar.validate.disk" . -}}
 {{- if and .Values.writer.enabled (include "sidecar.readOnlySource" .) -}}
 {{- fail (printf "\n\nvolume.source.%s cannot be written to: set writer.enabled=false, or take another volume." (keys .Values.volume.source | first)) -}}
 {{- end -}}
@@ -150,17 +148,64 @@ Each message names the value, what it is, and what is allowed.
 {{- if and $many (contains "checkpoint" $common) -}}
 {{- fail "\n\ncollector.checkpoint.persistentVolumeClaim: several Pods would share the one checkpoint; set workload.replicas=1, or workload.kind StatefulSet with collector.checkpoint.persistentVolumeClaim.size, which gives each Pod a claim." -}}
 {{- end -}}
-{{- $before := $values.stopDelay -}}
-{{- $what := "collector.stopDelay" -}}
-{{- if $values.native -}}
-{{- $before = 0 -}}
-{{- if or (and .Values.writer.enabled (not .Values.writer.native)) (and .Values.reader.enabled (not .Values.reader.native)) -}}
-{{- $before = addf .Values.drain.delay .Values.drain.timeout -}}
+{{- if and $values.readiness (or .Values.writer.enabled .Values.reader.enabled (include "sidecar.foreign" .)) -}}
+{{- fail "\n\ncollector.readiness: a receiver that is away would take the other containers of the Pod out of their Service; set it to false, and metrics.prometheusRule.enabled=true to be told." -}}
 {{- end -}}
-{{- $what = "drain.delay, drain.timeout" -}}
+{{- end }}
+
+{{/*
+The end of a Pod: ordinary containers end at the same time, and native sidecars after them, one after the other.
+The grace period is for all of them, and what is left at its end is killed.
+https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
+*/}}
+{{- define "sidecar.validate.end" -}}
+{{- $drain := addf .Values.drain.delay .Values.drain.timeout -}}
+{{- $ordinary := 0.0 -}}
+{{- $native := 0.0 -}}
+{{- $parts := list -}}
+{{- range $role := list "writer" "reader" -}}
+{{- $values := index $.Values $role -}}
+{{- if and $values.enabled $values.native -}}
+{{- $native = addf $native $drain -}}
+{{- $parts = append $parts (printf "drain.delay and drain.timeout of the %s (%v)" $role $drain) -}}
+{{- else if $values.enabled -}}
+{{- $ordinary = $drain -}}
 {{- end -}}
-{{- if le (float64 .Values.pod.terminationGracePeriodSeconds) (addf $before $values.drainTimeout) -}}
-{{- fail (printf "\n\npod.terminationGracePeriodSeconds is %v: it must be greater than %s and collector.drainTimeout together (%v), or the collector is killed before it has delivered the last lines." .Values.pod.terminationGracePeriodSeconds $what (addf $before $values.drainTimeout)) -}}
+{{- end -}}
+{{- with .Values.collector -}}
+{{- if and .enabled .native -}}
+{{- $native = addf $native .drainTimeout -}}
+{{- $parts = append $parts (printf "collector.drainTimeout (%v)" .drainTimeout) -}}
+{{- else if .enabled -}}
+{{- $ordinary = max $ordinary (addf .stopDelay .drainTimeout) -}}
+{{- end -}}
+{{- end -}}
+{{- if $ordinary -}}
+{{- $what := ternary "drain.delay and drain.timeout" "collector.stopDelay and collector.drainTimeout" (eq (float64 $ordinary) (float64 $drain)) -}}
+{{- $parts = prepend $parts (printf "%s (%v)" $what $ordinary) -}}
+{{- end -}}
+{{- $sum := addf $ordinary $native -}}
+{{- if and $parts (le (float64 .Values.pod.terminationGracePeriodSeconds) (float64 $sum)) -}}
+{{- fail (printf "\n\npod.terminationGracePeriodSeconds is %v: it must be greater than %v, the sum of %s, or what is on its way then is killed." .Values.pod.terminationGracePeriodSeconds $sum (join " and " $parts)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* The kubelet evicts a Pod at the sum of the limits of ephemeral storage, too, and an emptyDir on the disk counts. */}}
+{{- define "sidecar.validate.disk" -}}
+{{- $size := include "sidecar.emptyDirBytes" . -}}
+{{- if and $size (ne .Values.volume.emptyDir.medium "Memory") -}}
+{{- $sum := 0 -}}
+{{- $others := .Values.extraContainers -}}
+{{- range $role := list "writer" "reader" "collector" -}}
+{{- $values := index $.Values $role -}}
+{{- if $values.enabled }}{{ $others = append $others (dict "resources" $values.resources) }}{{ end -}}
+{{- end -}}
+{{- range $others -}}
+{{- with .resources }}{{ with .limits }}{{ with index . "ephemeral-storage" }}{{ $sum = add $sum (include "sidecar.bytes" (include "sidecar.number" .)) }}{{ end }}{{ end }}{{ end -}}
+{{- end -}}
+{{- if and $sum (gt (int64 $size) $sum) -}}
+{{- fail (printf "\n\nvolume.emptyDir.sizeLimit is %v, and the limits of ephemeral-storage of the containers are %d bytes together: the Pod would be evicted there before; raise writer.resources.limits.ephemeral-storage." .Values.volume.emptyDir.sizeLimit $sum) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
