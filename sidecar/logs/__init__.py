@@ -12,7 +12,7 @@ Which content: `tracker` knows by `identity` what each file holds, with `searchi
 `roster` lists the streams, `retiring` lets them go. A `stream` is one `content` on its way, cut by `lines` into `records`.
 `checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
 `metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
-`config` makes a pipeline of `values` in a file. `testing` is for users' tests.
+`config` makes a pipeline of `values` in a file, whose `references` are resolved first. `testing` is for users' tests.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from sidecar.logs import stages, values
 from sidecar.logs.lines import Multiline
 from sidecar.logs.metadata import DIRECTORY, PodMetadata
 from sidecar.logs.records import Stage
+from sidecar.logs.references import References
 from sidecar.logs.sinks import addresses
 from sidecar.logs.sinks.base import Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
@@ -79,6 +80,7 @@ class Pipeline:
             raise ConfigError(
                 "no files to collect: name some, as in sidecar collect '/var/log/app/*.log'"
             )
+        _refuse_directory("checkpoint", self.checkpoint)
         return tail(
             *self.files,
             checkpoint=self.checkpoint,
@@ -132,6 +134,7 @@ class Pipeline:
 
     def make_dead_letters(self) -> DeadLetterFile | None:
         """Make the file for refused records, None for the one beside the checkpoint."""
+        _refuse_directory("dead_letters", self.dead_letters)
         return None if self.dead_letters is None else DeadLetterFile(self.dead_letters)
 
     def _lines_of_stages(self) -> Multiline | None:
@@ -173,6 +176,8 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
         raise ConfigError(f"{where}{place}: {said}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: expected a mapping that begins with `files:` or `sinks:`")
+    references = References()
+    found = references.resolved(found, where)
     return Pipeline(**values.read(found, _READERS, where))
 
 
@@ -193,6 +198,11 @@ def _loader() -> type[yaml.SafeLoader]:
             return super().construct_mapping(node, deep)
 
     return Loader
+
+
+def _refuse_directory(name: str, path: str | None) -> None:
+    if path is not None and (not path or path.endswith("/") or os.path.isdir(path)):
+        raise ConfigError(f"{name}: {path!r} is a directory: name a file in it")
 
 
 def parse_spec(text: str) -> Mapping[str, Any]:

@@ -113,6 +113,22 @@ async def test_a_reader_that_is_gone_is_an_error(pipe: tuple[int, int]) -> None:
 # files
 
 
+async def test_a_file_gets_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    """Images set 077 often enough, and the container that is to read it has another user. What is there keeps its own."""
+    (tmp_path / "there").touch(0o600)
+    before = os.umask(0o077)
+    try:
+        for name in ("new", "there"):
+            sink = FileSink(tmp_path / name, mode=0o664)
+            await sink.open(None)
+            await sink.close()
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o664
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o600
+
+
 async def test_a_file_gets_the_lines_and_its_mode(tmp_path: Path) -> None:
     """Its directory is made where it is missing."""
     sink = FileSink(tmp_path / "deep" / "out", mode=0o640)

@@ -32,6 +32,8 @@ _HTTP = {
     "user": values.text,
     "password_file": values.text,
     "token_file": values.text,
+    "api_key_file": values.text,
+    "header_files": values.mapping,
     "ca_file": values.text,
     "cert_file": values.text,
     "key_file": values.text,
@@ -88,9 +90,10 @@ def sink(
     given: dict[str, Any] = {
         name: value for name, value in (defaults or {}).items() if name in known
     }
-    if set(given) & {"token_file"} and ("user" in {**(options or {}), **in_address} or "@" in bare):
-        del given["token_file"]
-    given |= {**(options or {}), **in_address}
+    own = {**(options or {}), **in_address}
+    if "@" in bare or set(own) & {"user", "api_key_file"} or _authorizes(own.get("header_files")):
+        given.pop("token_file", None)
+    given |= own
     made = values.read(given, known, f"the sink {shown(bare)}")
     if kind == "stdout":
         from sidecar.logs.sinks.stdout import StdoutSink
@@ -103,6 +106,12 @@ def sink(
     return _http(kind, bare, made)
 
 
+def _authorizes(header_files: Any) -> bool:
+    return isinstance(header_files, dict) and any(
+        str(name).lower() == "authorization" for name in header_files
+    )
+
+
 def _split(address: str) -> tuple[str, str, dict[str, str]]:
     """Return the address without its options, the kind of sink, and the options."""
     bare, _, fragment = address.partition("#")
@@ -112,7 +121,7 @@ def _split(address: str) -> tuple[str, str, dict[str, str]]:
     scheme, colon, _ = bare.partition("://")
     if colon and scheme == "file":
         parts = urlsplit(bare)
-        if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
+        if parts.netloc not in ("", "localhost") or parts.path.endswith("/") or not parts.path:
             raise ConfigError(f"{bare!r} names no file: write file:///path, with three slashes")
         return bare, "file", options
     kind, _, inner = scheme.rpartition("+")

@@ -111,8 +111,11 @@ class HttpSink(BaseSink):
         headers: sent with each request.
         user, password_file: basic authentication; the file is read at each request, so it may be rotated.
         token_file: a bearer token, read in the same way.
+        api_key_file: a key for `Authorization: ApiKey`, as Elasticsearch makes them; read in the same way.
+        header_files: by name, the files with the values of other headers; read in the same way.
         ca_file: certificates to trust instead of the system's.
         cert_file, key_file: our own certificate, where the receiver asks for one.
+            Certificates are used as soon as their files have been renewed.
         max_body: bytes of a body before compression; larger ones are halved before they are sent.
 
     Raises:
@@ -137,6 +140,8 @@ class HttpSink(BaseSink):
         user: str | None = None,
         password_file: str | os.PathLike[str] | None = None,
         token_file: str | os.PathLike[str] | None = None,
+        api_key_file: str | os.PathLike[str] | None = None,
+        header_files: Mapping[str, str | os.PathLike[str]] | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         cert_file: str | os.PathLike[str] | None = None,
         key_file: str | os.PathLike[str] | None = None,
@@ -147,16 +152,22 @@ class HttpSink(BaseSink):
         self.name = name or shown(self.url)
         arguments.seconds(f"{self.name}: timeout", timeout, zero=False)
         limit = arguments.size(f"{self.name}: max_body", max_body, least=1)
-        for header, value in (headers or {}).items():
-            if not f"{header}{value}".isprintable():
-                raise ConfigError(f"{self.name}: the header {header!r} must be one line of text")
+        destination.check_headers(self.name, headers or {})
         self._query = urlsplit(self.url).query.encode()
         self._gzip, self._timeout, self._max_body = gzip, timeout, limit
         self._credentials = destination.Credentials(
-            self.name, credentials, user, password_file, token_file
+            self.name,
+            credentials,
+            user=user,
+            password_file=password_file,
+            token_file=token_file,
+            api_key_file=api_key_file,
+            header_files=header_files,
         )
         self._fixed_headers = {**(headers or {}), "Content-Type": self.content_type}
-        self._tls = destination.tls(self.name, self.url, ca_file, cert_file, key_file)
+        self._tls = destination.Tls(
+            self.name, self.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file
+        )
         self._proxy = destination.proxy(self.url)
         self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -197,9 +208,7 @@ class HttpSink(BaseSink):
         if self._proxy is not None:
             _log.info("%s is reached by the proxy %s", self.name, shown(self._proxy))
         self._session = aiohttp.ClientSession(
-            connector=Connector(
-                limit=max(self.batching.concurrency, 1), ssl=self._tls, ttl_dns_cache=30
-            ),
+            connector=Connector(limit=max(self.batching.concurrency, 1), ttl_dns_cache=30),
             timeout=self._limits,
             proxy=self._proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -277,7 +286,11 @@ class HttpSink(BaseSink):
             headers["Content-Encoding"] = "gzip"
         # No redirects: 301 to 303 would turn the POST into a GET, and drop the lines with a 200.
         async with self._session.post(
-            self.url, data=body, headers=headers, allow_redirects=False
+            self.url,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            ssl=self._tls.context(),
         ) as response:
             text = await _read(response, self.answer_limit)
             if self._query:  # "Cannot POST /in?api_key=…", says many a server

@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
+import logging
 import os
+import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 from sidecar._errors import ConfigError
 from sidecar.logs.sinks.base import SinkUnavailable, shown
+
+Path = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def address(url: str, standard_path: str) -> tuple[str, str | None]:
@@ -85,36 +92,62 @@ def _networks(entries: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddr
 
 
 class Credentials:
-    """What goes into `Authorization`, looked up for each request: files may be rotated."""
+    """What tells the receiver who we are. Files are read for each request: they may be rotated."""
 
     def __init__(
         self,
         sink: str,
         in_url: str | None,
-        user: str | None,
-        password_file: str | os.PathLike[str] | None,
-        token_file: str | os.PathLike[str] | None,
+        *,
+        user: str | None = None,
+        password_file: Path | None = None,
+        token_file: Path | None = None,
+        api_key_file: Path | None = None,
+        header_files: Mapping[str, Path] | None = None,
     ) -> None:
-        ways = [in_url is not None, user is not None, token_file is not None]
-        if sum(ways) > 1:
-            raise ConfigError(f"{sink}: give either user and password, or token_file")
+        in_header = any(name.lower() == "authorization" for name in header_files or {})
+        given = (in_url, user, token_file, api_key_file, in_header or None)
+        if sum(one is not None for one in given) > 1:
+            raise ConfigError(
+                f"{sink}: give one of user and password, token_file, api_key_file and an Authorization in header_files"
+            )
         if (user is None) != (password_file is None):
             raise ConfigError(f"{sink}: user and password_file go together")
+        check_headers(sink, dict.fromkeys(header_files or {}, ""))
         self._sink, self._in_url, self._user = sink, in_url, user
-        self._password_file, self._token_file = password_file, token_file
+        self._password_file = password_file
+        self._whole = {name: ("", path) for name, path in (header_files or {}).items()}
+        for scheme, path in (("Bearer ", token_file), ("ApiKey ", api_key_file)):
+            if path is not None:
+                self._whole["Authorization"] = (scheme, path)
 
     def headers(self) -> dict[str, str]:
-        if self._token_file is not None:
-            return {"Authorization": f"Bearer {_secret(self._sink, self._token_file)}"}
+        made = {
+            name: f"{scheme}{_secret(self._sink, path)}"
+            for name, (scheme, path) in self._whole.items()
+        }
         pair = self._in_url
         if self._password_file is not None:
             pair = f"{self._user}:{_secret(self._sink, self._password_file)}"
-        if pair is None:
-            return {}
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        if pair is not None:
+            made["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return made
 
 
-def _secret(sink: str, path: str | os.PathLike[str]) -> str:
+def check_headers(sink: str, headers: Mapping[str, str]) -> None:
+    """Refuse what no request can carry (RFC 9110, 5.1 and 5.5).
+
+    Raises:
+        ConfigError: a name with other signs than those of a token, or a value of several lines.
+    """
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name):
+            raise ConfigError(f"{sink}: {name!r} cannot be the name of a header")
+        if not f"{name}{value}".isprintable():
+            raise ConfigError(f"{sink}: the header {name!r} must be one line of text")
+
+
+def _secret(sink: str, path: Path) -> str:
     """Read a small file on a volume in memory: not worth a thread."""
     where = f"{sink}: cannot read the secret in {os.fspath(path)}"
     try:
@@ -129,31 +162,67 @@ def _secret(sink: str, path: str | os.PathLike[str]) -> str:
     return secret
 
 
-def tls(
-    sink: str,
-    url: str,
-    ca_file: str | os.PathLike[str] | None,
-    cert_file: str | os.PathLike[str] | None,
-    key_file: str | os.PathLike[str] | None,
-) -> ssl.SSLContext | bool:
-    """Return how to speak with a receiver over TLS; True where nobody does.
+class Tls:
+    """How to speak with a receiver over TLS, by files that are looked at before each request.
 
-    A context of its own in any case: the one that aiohttp makes at its import may have no certificates.
+    Renewed ones (cert-manager) are used from the next connection on. Where they do not fit each other,
+    because only one of two has been replaced yet, the last ones that did stay in use.
+
+    Raises:
+        ConfigError: the files cannot be used; only from the constructor.
     """
-    if not url.startswith("https:") and ca_file is None and cert_file is None:
-        return True
-    what = (
-        "the certificates of the system"
-        if ca_file is None
-        else f"the certificates in ca_file {ca_file}"
-    )
+
+    def __init__(
+        self,
+        sink: str,
+        url: str,
+        *,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        self._sink, self._ca, self._cert, self._key = sink, ca_file, cert_file, key_file
+        self._files = [one for one in (ca_file, cert_file, key_file) if one is not None]
+        self._state = self._stat()
+        self._context: ssl.SSLContext | bool = True
+        if url.startswith("https:") or self._files:
+            self._context = self._load()
+
+    def context(self) -> ssl.SSLContext | bool:
+        """Return what aiohttp is to use for the next connection; True where nobody speaks TLS."""
+        if self._files and (state := self._stat()) != self._state:
+            self._state = state
+            try:
+                self._context = self._load()
+            except ConfigError as error:
+                _log.warning("%s (the last ones stay in use until that is mended)", error)
+            else:
+                _log.info("%s: the renewed certificates are in use", self._sink)
+        return self._context
+
+    def _stat(self) -> Sequence[object]:
+        return [_identity(path) for path in self._files]
+
+    def _load(self) -> ssl.SSLContext:
+        """Make a context of its own in any case: the one that aiohttp makes at its import may have no certificates."""
+        what = "the certificates of the system"
+        if self._ca is not None:
+            what = f"the certificates in ca_file {os.fspath(self._ca)}"
+        try:
+            context = ssl.create_default_context(cafile=self._ca)
+            if self._cert is not None:
+                what = f"the certificate in cert_file {os.fspath(self._cert)}"
+                what += "" if self._key is None else f" with key_file {os.fspath(self._key)}"
+                context.load_cert_chain(self._cert, self._key)
+        except (OSError, ssl.SSLError) as error:
+            said = error.strerror or error
+            raise ConfigError(f"{self._sink}: cannot use {what}: {said}") from error
+        return context
+
+
+def _identity(path: Path) -> object:
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if cert_file is not None:
-            what = f"the certificate in cert_file {cert_file}"
-            what += "" if key_file is None else f" with key_file {key_file}"
-            context.load_cert_chain(cert_file, key_file)
-    except (OSError, ssl.SSLError) as error:
-        said = error.strerror or error
-        raise ConfigError(f"{sink}: cannot use {what}: {said}") from error
-    return context
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

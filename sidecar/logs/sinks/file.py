@@ -70,7 +70,7 @@ class FileSink(BaseSink):
         json: write every line as a JSON object.
         max_bytes: begin a new file when this one has become so large; None: never.
         keep: how many full ones to keep, as `PATH.1` (the youngest), `PATH.2`, …
-        mode: permissions of new files.
+        mode: permissions of new files, whatever the umask.
 
     >>> FileSink("/shared/all.log", max_bytes=64 << 20, keep=3).name
     'file:///shared/all.log'
@@ -91,6 +91,10 @@ class FileSink(BaseSink):
     ) -> None:
         limit = None if max_bytes is None else arguments.size("max_bytes", max_bytes, least=1)
         self.path = os.path.abspath(arguments.path("path", path))
+        if os.path.isdir(self.path) or os.fspath(path).endswith("/"):
+            raise _errors.ConfigError(
+                f"cannot write to {os.fspath(path)}: it is a directory (name a file in it)"
+            )
         self.name = name or f"file://{self.path}"
         self.own_files = (self.path,)
         if json:
@@ -148,7 +152,14 @@ class FileSink(BaseSink):
         flags = (
             os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
-        fd = os.open(self.path, flags, self._mode)
+        try:
+            fd = os.open(self.path, flags | os.O_EXCL, self._mode)
+        except FileExistsError:
+            fd = os.open(self.path, flags)
+        else:
+            # The umask has taken bits away. Some volumes know no modes: then it stays as they give it.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(fd, self._mode)
         if not locks.take(fd):
             os.close(fd)
             raise _errors.SidecarError(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from sidecar._errors import ConfigError
 from sidecar.logs import documents
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import texts
@@ -83,6 +84,8 @@ class LokiSink(HttpSink):
     ) -> None:
         headers = dict(options.pop("headers", None) or {})
         if tenant is not None:
+            if not tenant:
+                raise ConfigError("the tenant of Loki cannot be empty")
             headers["X-Scope-OrgID"] = tenant
         super().__init__(url, headers=headers, **options)
         self._labels = dict(labels or {})

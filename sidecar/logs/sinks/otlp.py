@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import orjson
 
 from sidecar import __version__
+from sidecar._errors import ConfigError
 from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import texts
@@ -87,6 +88,8 @@ class OtlpSink(HttpSink):
         super().__init__(url, **options)
         self._resource = dict(resource or {})
         self._retryable = RETRYABLE | frozenset(retry_status)
+        if not all(300 <= status <= 599 for status in self._retryable):
+            raise ConfigError(f"{self.name}: retry_status takes statuses from 300 to 599")
         self._scope = {"name": "sidecar.logs", "version": __version__}
 
     def encode(self, records: Sequence[Record]) -> bytes:

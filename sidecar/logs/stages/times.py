@@ -18,6 +18,10 @@ _ISO = re.compile(
 _YEARS = "YyGcxs"
 _DAYS = "djUWVuaAwbBm" + _YEARS
 """Directives of strptime that say a year, and a date at all."""
+_OTHER_LANGUAGES = re.compile(
+    r"(?<![%A-Za-z])(?:yyyy|YYYY|MM|dd|DD|HH|hh|mm|ss|SSS|2006|15:04)(?![A-Za-z])"
+)
+"""Parts of a time as Java, .NET, moment.js and Go write them."""
 _DAY = timedelta(days=1)
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
@@ -176,6 +180,14 @@ def _zone(name: str) -> tzinfo:
 
 def _check(form: str) -> None:
     """Write a moment in this format, and read it: a directive that strptime does not know fits no line."""
+    if not re.search("%[A-Za-z]", form):
+        raise ConfigError(
+            f"the format {form!r} names no part of a time: write it as strptime does, like %Y-%m-%d %H:%M:%S"
+        )
+    if found := _OTHER_LANGUAGES.search(form):
+        raise ConfigError(
+            f"the format {form!r} can fit no time: {found[0]!r} is no directive of strptime (write %Y, %m, %d, %H, %M, %S)"
+        )
     sample = datetime(2026, 11, 23, 13, 21, 51, 250_000, tzinfo=UTC)
     # With a year, as `_by_format` reads it: strptime warns of a day without one.
     whole = form if _names(form, _YEARS) else f"%Y {form}"

@@ -290,6 +290,45 @@ async def test_credentials_come_from_the_url_or_from_files_and_are_never_shown(
         assert sent == ["Basic YWRhOnMzY3JAdA==", "Bearer first", "Bearer second"]
 
 
+async def test_keys_and_any_other_header_come_from_files(tmp_path: Path) -> None:
+    """`Authorization: ApiKey` as Elasticsearch makes them; read for each request, so they may be rotated."""
+    key = tmp_path / "key"
+    key.write_text("first\n")
+    async with FakeNdjson() as fake:
+        for options in ({"api_key_file": key}, {"header_files": {"X-Key": key, "X-Team": key}}):
+            async with opened(NdjsonSink(fake.address, **options)) as sink:
+                await sink.write(batch("a"))
+                key.write_text("second\n")
+                await sink.write(batch("b"))
+
+        sent = [
+            (one.headers.get("Authorization"), one.headers.get("X-Key")) for one in fake.requests
+        ]
+        assert sent == [
+            ("ApiKey first", None),
+            ("ApiKey second", None),
+            (None, "second"),
+            (None, "second"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key_file": "/k", "token_file": "/t"},
+        {"api_key_file": "/k", "header_files": {"authorization": "/a"}},
+        {"headers": {"X Key": "a"}},
+        {"header_files": {"": "/a"}},
+    ],
+)
+def test_credentials_and_headers_that_cannot_work_are_refused_before_the_start(
+    options: dict[str, Any],
+) -> None:
+    """aiohttp would end the collection at the first request, and two credentials leave it open which is meant."""
+    with pytest.raises(ConfigError, match=r"give one of|cannot be the name of a header"):
+        NdjsonSink("http://h", **options)
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"HTTP/1.1 xx\r\n\r\n", b"220 mail.example ESMTP\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r", b""],
@@ -409,10 +448,10 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
 
 def test_the_systems_certificates_are_used_by_default() -> None:
     """In a context of its own, whatever aiohttp has; and none is loaded where nobody speaks TLS."""
-    context = NdjsonSink("https://h")._tls
+    context = NdjsonSink("https://h")._tls.context()
     assert isinstance(context, ssl.SSLContext)
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
-    assert NdjsonSink("http://h")._tls is True
+    assert NdjsonSink("http://h")._tls.context() is True
 
 
 async def test_lines_that_no_stage_looks_at_never_become_records() -> None:
