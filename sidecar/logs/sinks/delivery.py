@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import compression, destination
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable, shown
