@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format bench soak image image-size chart lock clean
+.PHONY: help run test test-all lint format bench soak mutants image image-size chart lock clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ image:  ## build the image; BASE=…, ENGINE=docker, IMAGE=…
 
 image-size:  ## print how large the image is, and how long its start takes
 	@ENGINE=$(ENGINE) tools/image-size $(IMAGE)
+
+mutants: $(STAMP)  ## plant known faults one by one, and see whether tests notice; ARGS="token" for some of them
+	@$(BIN)/python tests/mutants/run.py $(ARGS)
 
 chart: $(STAMP)  ## make the chart's schema and table of values from values.yaml
 	$(BIN)/python charts/generate.py

@@ -92,6 +92,17 @@ def test_bytes_that_have_not_arrived_are_an_error(fd: int, monkeypatch: pytest.M
     staged.discard()
 
 
+def test_bytes_of_somebody_else_are_an_error(fd: int, tmp_path: Path) -> None:
+    """A file that holds more than was written is not what was to be published."""
+    staged = atomic.Staged(fd)
+    staged.write(b"ours")
+    with (tmp_path / staged.name).open("ab") as file:
+        file.write(b" and theirs")
+    with pytest.raises(OSError, match="4 bytes were written, and 15 arrived"):
+        staged.seal(0o644, None)
+    staged.discard()
+
+
 def test_a_failed_sync_is_never_repeated(
     fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

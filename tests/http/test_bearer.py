@@ -36,6 +36,8 @@ async def test_without_the_token_nobody_reads_or_writes(
         answer = await reader.get(path)
         await problem(answer, 401, "unauthorized")
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="sidecar"'
+        answer = await reader.head(path)
+        assert (answer.status, answer.headers.get("ETag")) == (401, None)
     for answer in (
         await writer.get("/?content=1"),
         await writer.put("/files/config", data=b"1"),

@@ -30,7 +30,7 @@ from sidecar.http import answers
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
-from sidecar.http.lane import Lane
+from sidecar.http.lane import Lane, requests
 from sidecar.http.reader import reader_app
 from sidecar.runtime import metrics, running
 from support import Eventually
@@ -209,6 +209,29 @@ async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None
     assert fast.lane.find(ask(3)) is not None
     assert fast.lane.find(ask(4).replace(b"Host: a", b"Host: b")) is None
     assert fast.lane.find(ask(5).replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n")) is None
+
+
+async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(both: Pair) -> None:
+    """Lines that are left out of what is remembered count for the limit: 128 fields by aiohttp's own default."""
+    ask = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % (b"b3: 1\r\n" * 400)
+    assert len(ask) < requests.LONGEST
+    for one in both:
+        for _ in range(3):
+            await one.talk([ASK], eager=False)
+        assert (await one.talk([ask], eager=False)).written.startswith(b"HTTP/1.0 431 ")
+
+
+async def test_a_long_request_is_not_remembered(fast: Peer) -> None:
+    """What a client may make the server keep is bounded: in each request, and in all of them."""
+    assert fast.lane is not None
+    for more, known in ((0, True), (1, False)):
+        empty = b"GET / HTTP/1.1\r\nHost: a\r\nX-Filler: \r\n\r\n"
+        filler = b"X-Filler: " + b"x" * (requests.LONGEST - len(empty) + more)
+        ask = empty.replace(b"X-Filler: ", filler)
+        assert len(ask) == requests.LONGEST + more
+        for _ in range(3):
+            await fast.talk([ask], eager=False)
+        assert (fast.lane.find(ask) is not None) is known
 
 
 async def test_a_change_ends_what_is_remembered(

@@ -134,6 +134,15 @@ def counted() -> dict[str, float]:
     return {"200": ok, "published": published, "seconds": seconds}
 
 
+async def test_a_text_longer_than_a_request_line_may_be_is_refused_by_the_lane_as_well(
+    fast: Fast,
+) -> None:
+    """A form that is known has no limit of its own: that of the parser holds, here aiohttp's default of 8190 bytes."""
+    found = await fast.peer.talk([write("x" * 8190)], eager=False)
+    assert found.written.startswith(b"HTTP/1.0 414 ")
+    assert fast.path.read_text() == "1"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(

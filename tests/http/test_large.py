@@ -232,7 +232,8 @@ async def test_a_rewrite_in_place_cuts_downloads_off(
             if how == "truncated":
                 file.truncate(10)
             file.write(b"bbbbb")
-        assert len(await slow.take(HUGE)) < HUGE
+        # What is on its way already arrives; the next piece is not begun.
+        assert len(await slow.take(HUGE)) < HUGE * 3 // 4
     assert "rewritten in place" in caplog.text
 
 

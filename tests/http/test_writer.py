@@ -834,6 +834,25 @@ async def test_any_server_with_etags_can_confirm(client: MakeClient, config: Pat
     assert (answer.status, asked) == (200, [None, tag("old"), tag("old"), tag("old")])
 
 
+async def test_the_reader_is_not_followed_to_another_address(
+    client: MakeClient, config: Path
+) -> None:
+    """A redirect would be shown the token, and a tag from elsewhere is not what the reader serves."""
+    asked: list[str] = []
+
+    async def moved(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        tags = {"ETag": tag("1")} if request.path == "/elsewhere" else {}
+        return web.Response(status=307, headers={"Location": "/elsewhere", **tags})
+
+    stub = web.Application()
+    stub.add_routes([web.get("/{path:.*}", moved)])
+    other = await client(stub)
+    one = await client(writer_app(config, confirm=str(other.make_url("/content"))))
+    answer = await one.get("/?content=1", headers={"Prefer": "wait=0.1"})
+    assert (answer.status, set(asked)) == (202, {"/content"})
+
+
 async def test_a_reader_that_is_late_makes_202(client: MakeClient, config: Path) -> None:
     """Published, durable, and not confirmed in time: nobody listens at that port."""
     one = await client(writer_app(config, confirm="http://127.0.0.1:9"))

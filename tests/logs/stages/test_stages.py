@@ -399,6 +399,19 @@ def test_a_secret_that_only_a_pattern_across_fields_finds_does_not_leak(line: st
     assert "s3cret" not in documents.json_line(result).decode() + result.text
 
 
+@pytest.mark.parametrize("nested", ['{{"a":{}}}', "[{}]"])
+def test_what_is_nested_too_deep_to_be_looked_through_is_replaced_whole(nested: str) -> None:
+    """A secret below the last level that is looked at is not delivered, and one above it is still found."""
+    deep = '"s3cret"'
+    for _ in range(70):
+        deep = nested.format(deep)
+    line = f'{{"near":"s3cret","kept":1,"far":{deep}}}'
+    result = stages.redact("s3cret")(stages.parse_json(record(line)))
+    assert result is not None
+    assert "s3cret" not in documents.json_line(result).decode() + result.text
+    assert (result.fields["near"], result.fields["kept"]) == ("***", 1)
+
+
 def test_a_secret_hidden_by_escapes_in_the_text_is_found_in_the_field() -> None:
     result = stages.redact("s3cret")(stages.parse_json(record(r'{"a":"s3cr\u0065t"}')))
     assert result is not None
