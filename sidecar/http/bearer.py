@@ -12,7 +12,7 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -25,12 +25,46 @@ _log = logging.getLogger(__name__)
 
 RECHECK = 1.0
 """Seconds for which a token that has been read is trusted without a look at the file."""
+REVOKED_WITHIN = 0.5
+"""Seconds between looks at the file while requests that show a token wait, or are told of changes: they end with it."""
 
 MAY_READ: web.RequestKey[bool] = web.RequestKey("sidecar.may_read", bool)
 """In a request to a handler that is open to all: whether it shows a token all the same. Absent where none is needed."""
 
 _LARGEST = 64 << 10
 _OPEN = "sidecar_open_to_all"
+
+
+class Admission:
+    """A request that was let in by a token, for as long as that is in force."""
+
+    __slots__ = ("_file", "_token")
+
+    def __init__(self, file: TokenFile, token: bytes) -> None:
+        self._file = file
+        self._token = token
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the token was not in the file any more when that was read last."""
+        return not self._file.holds(self._token)
+
+    def on_revoked(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back within a second after the token was taken from the file; return what ends that."""
+        return self._file.on_revoked(self._token, callback)
+
+    def check(self) -> None:
+        """Return while the token is in force.
+
+        Raises:
+            Problem: 401, it is not.
+        """
+        if self.revoked:
+            raise _unauthorized(shown=True)
+
+
+ADMISSION: web.RequestKey[Admission] = web.RequestKey("sidecar.admission", Admission)
+"""In a request that needed a token, what it was let in by."""
 
 
 class TokenFile:
@@ -42,27 +76,62 @@ class TokenFile:
         self._problem: str | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._waiting: dict[object, tuple[bytes, Callable[[], None]]] = {}
+        """Who is called back when a token is revoked."""
+        self._looking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<TokenFile {self._path} tokens={len(self._tokens)}>"
 
-    async def accepts(self, authorization: str) -> bool:
-        """Tell whether the value of an `Authorization` header holds one of the tokens."""
+    async def admitted(self, authorization: str) -> Admission | None:
+        """Return what the value of an `Authorization` header lets in; None if it holds none of the tokens."""
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            return False
+            return None
         secret = given.strip().encode("utf-8", "surrogateescape")
         # Every token is compared, so the time taken says nothing about which one was close.
-        matches = [hmac.compare_digest(secret, token) for token in await self.tokens()]
-        return any(matches)
+        matches = [token for token in await self.tokens() if hmac.compare_digest(secret, token)]
+        return Admission(self, matches[0]) if matches else None
 
     async def tokens(self) -> tuple[bytes, ...]:
         """Return the tokens in force; none while the file cannot be read."""
-        if time.monotonic() - self._read_at > RECHECK:
-            async with self._reading:
-                if time.monotonic() - self._read_at > RECHECK:
-                    self._take(*await threads.in_thread(_read, self._path))
+        await self._refresh(RECHECK)
         return self._tokens
+
+    def holds(self, token: bytes) -> bool:
+        """Tell whether a token was in the file when that was read last."""
+        return token in self._tokens
+
+    def on_revoked(self, token: bytes, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back once a token is in the file no more; return what ends that. See `Admission.on_revoked`."""
+        key = object()
+        self._waiting[key] = (token, callback)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name=f"tokens in {self._path}")
+
+        def end() -> None:
+            self._waiting.pop(key, None)
+            if not self._waiting and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
+
+        return end
+
+    async def _look(self) -> None:
+        """Look at the file as long as somebody is to be called back."""
+        while True:
+            await self._refresh(REVOKED_WITHIN)
+            for key, (token, callback) in list(self._waiting.items()):
+                if not self.holds(token) and self._waiting.pop(key, None) is not None:
+                    callback()
+            await asyncio.sleep(REVOKED_WITHIN)
+
+    async def _refresh(self, most: float) -> None:
+        """Read the file, unless that was done within the last `most` seconds."""
+        if time.monotonic() - self._read_at > most:
+            async with self._reading:
+                if time.monotonic() - self._read_at > most:
+                    self._take(*await threads.in_thread(_read, self._path))
 
     def middleware(self) -> Middleware:
         """Return a middleware that answers 401 without a valid token, except where `open_to_all` says so."""
@@ -71,7 +140,7 @@ class TokenFile:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             if is_open_to_all(request.match_info.handler):
-                request[MAY_READ] = await self._admits(request)
+                request[MAY_READ] = await self._admission(request) is not None
             else:
                 await self._check(request)
             return await handler(request)
@@ -83,20 +152,15 @@ class TokenFile:
         await self.tokens()
         yield
 
-    async def _admits(self, request: web.Request) -> bool:
+    async def _admission(self, request: web.Request) -> Admission | None:
         given = request.headers.get("Authorization")
-        return given is not None and await self.accepts(given)
+        return None if given is None else await self.admitted(given)
 
     async def _check(self, request: web.Request) -> None:
-        if await self._admits(request):
-            return
-        given = "Authorization" in request.headers
-        challenge = 'Bearer realm="sidecar"' + (', error="invalid_token"' if given else "")
-        raise problems.Problem(
-            "unauthorized",
-            "this needs the header `Authorization: Bearer TOKEN` with a token that is in force",
-            headers={"WWW-Authenticate": challenge},
-        )
+        admission = await self._admission(request)
+        if admission is None:
+            raise _unauthorized(shown="Authorization" in request.headers)
+        request[ADMISSION] = admission
 
     def _take(self, tokens: tuple[bytes, ...], problem: str | None) -> None:
         if problem is not None and problem != self._problem:
@@ -116,6 +180,15 @@ def open_to_all(handler: Handler) -> Handler:
 def is_open_to_all(handler: object) -> bool:
     """Tell whether a handler is one that `open_to_all` has marked."""
     return getattr(handler, _OPEN, False) is True
+
+
+def _unauthorized(*, shown: bool) -> problems.Problem:
+    challenge = 'Bearer realm="sidecar"' + (', error="invalid_token"' if shown else "")
+    return problems.Problem(
+        "unauthorized",
+        "this needs the header `Authorization: Bearer TOKEN` with a token that is in force",
+        headers={"WWW-Authenticate": challenge},
+    )
 
 
 def _read(path: Path) -> tuple[tuple[bytes, ...], str | None]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 
 from aiohttp import web
 
+from sidecar.http.bearer import ADMISSION
 from sidecar.http.connection import Connection
 from sidecar.runtime import metrics, running
 
@@ -123,7 +125,7 @@ class Bell:
     There can be ten thousand of them: so it is one object, with one more and a timer while it waits.
     """
 
-    __slots__ = ("_request", "_rung", "_waits", "_wake", "_watch")
+    __slots__ = ("_end_callback", "_request", "_rung", "_waits", "_wake", "_watch")
 
     def __init__(self, waits: Waits, request: web.Request, watch: Watch[Any] | None) -> None:
         self._waits = waits
@@ -131,11 +133,14 @@ class Bell:
         self._watch = watch
         self._rung = False
         self._wake: asyncio.Future[None] | None = None
+        self._end_callback: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         self._waits.add(self, self._watch)
         if isinstance(self._request.protocol, Connection):
             self._request.protocol.on_lost(self.ring, patient=True)
+        if (admission := self._request.get(ADMISSION)) is not None:
+            self._end_callback = admission.on_revoked(self.ring)
         metrics.SUBSCRIBERS.inc()
         return self
 
@@ -143,12 +148,20 @@ class Bell:
         metrics.SUBSCRIBERS.dec()
         if isinstance(self._request.protocol, Connection):
             self._request.protocol.off_lost(self.ring)
+        if self._end_callback is not None:
+            self._end_callback()
         self._waits.discard(self, self._watch)
 
     @property
     def over(self) -> bool:
         """Whether waiting has no point any more."""
-        return self._waits.over or running.draining() or self._request.transport is None
+        admission = self._request.get(ADMISSION)
+        return (
+            self._waits.over
+            or running.draining()
+            or self._request.transport is None
+            or (admission is not None and admission.revoked)
+        )
 
     def ring(self) -> None:
         self._rung = True

@@ -27,6 +27,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from sidecar.http import answers
+from sidecar.http.bearer import ADMISSION
 from sidecar.http.bells import Waits
 from sidecar.http.connection import Connection
 from sidecar.runtime import metrics, running
@@ -80,7 +81,19 @@ class _Now(NamedTuple):
 class Subscriber:
     """One connection, and what it knows."""
 
-    __slots__ = ("chunked", "connection", "etag", "silent", "stale", "stream", "transport", "wake")
+    __slots__ = (
+        "admission",
+        "chunked",
+        "connection",
+        "end_callback",
+        "etag",
+        "revoked",
+        "silent",
+        "stale",
+        "stream",
+        "transport",
+        "wake",
+    )
 
     def __init__(self, stream: Stream, request: web.Request, etag: str | None) -> None:
         self.stream = stream
@@ -93,6 +106,9 @@ class Subscriber:
         """The number of heartbeats since it last took something."""
         self.wake: asyncio.Future[None] | None = None
         """Calls the handler, where that had to stay."""
+        self.admission = request.get(ADMISSION)
+        self.revoked = False
+        self.end_callback: Callable[[], None] | None = None
 
     def resumed(self) -> None:
         self.stream.tell(self)
@@ -113,6 +129,13 @@ class Subscriber:
         if self.chunked:
             self.transport.write(b"0\r\n\r\n")
         self.transport.close()
+
+    def revoke(self) -> None:
+        """End the answer at once, whose token is in force no more; what the client has not taken is dropped."""
+        self.revoked = True
+        self.end()
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self.transport.abort()
 
 
 class _Answer(web.StreamResponse):
@@ -186,7 +209,7 @@ class Stream:
         wake = subscriber.wake = loop.create_future()
         self._add(subscriber)
         try:
-            while not self._over and request.transport is not None:
+            while not (self._over or subscriber.revoked) and request.transport is not None:
                 await wake
                 wake = subscriber.wake = loop.create_future()
                 await request.writer.drain()
@@ -209,6 +232,8 @@ class Stream:
             # As soon as something cannot be sent, the connection says so. (With 0, TLS would say so of nothing.)
             subscriber.transport.set_write_buffer_limits(high=1, low=0)
         self._subscribers[subscriber] = None
+        if subscriber.admission is not None:
+            subscriber.end_callback = subscriber.admission.on_revoked(subscriber.revoke)
         metrics.SUBSCRIBERS.inc()
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -216,6 +241,8 @@ class Stream:
         if subscriber not in self._subscribers:
             return
         del self._subscribers[subscriber]
+        if subscriber.end_callback is not None:
+            subscriber.end_callback()
         metrics.SUBSCRIBERS.dec()
         if not self._subscribers:
             self._unsubscribe()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import answers, lane, problems, room
+from sidecar.http import answers, bearer, lane, problems, room
 from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.bells import WAITS, Waits
 
@@ -58,6 +58,8 @@ async def answer(
                 await bell.wait(min(left, recheck))
                 generation = lane.generation()
                 found = await _attempt(make)
+        if (admission := request.get(bearer.ADMISSION)) is not None:
+            admission.check()
     applied = answers.wait_applied(seconds) if seconds is not None and waited else {}
     if isinstance(found, problems.Problem):
         found.headers.update(applied)

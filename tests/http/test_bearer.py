@@ -6,8 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
-from httpkit import MakeClient, problem
+import sidecar
+from httpkit import MakeClient, Serve, place, problem, tag
 from sidecar.http import bearer
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
@@ -111,3 +113,53 @@ async def test_a_file_without_a_token_opens_no_door(
         await problem(await one.get("/", headers=headers), 401, "unauthorized")
     other = await client(reader_app(tmp_path / "config", missing="ok", token_file=token))
     await problem(await other.get("/", headers=with_token("secret")), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("content", ["other", None])
+async def test_a_long_poll_ends_with_its_token(
+    served: Serve, tmp_path: Path, token: Path, content: str | None
+) -> None:
+    """401 within a second, whether another token has taken its place or the file has gone."""
+    config = place(tmp_path / "config", "123")
+    one = await served(reader_app(config, token_file=token))
+    async with ClientSession() as http:
+        headers = {**with_token("secret"), "If-None-Match": tag("123"), "Prefer": "wait=60"}
+        waiting = asyncio.ensure_future(http.get(f"{one.url}/", headers=headers))
+        done, _ = await asyncio.wait({waiting}, timeout=0.2)
+        assert not done
+        token.write_text(content) if content else token.unlink()
+        async with asyncio.timeout(10):
+            await problem(await waiting, 401, "unauthorized")
+
+
+async def test_an_event_stream_ends_with_its_token(
+    served: Serve, tmp_path: Path, token: Path
+) -> None:
+    """Whole, so that a browser comes back and is refused; who has shown another token is told on."""
+    config = place(tmp_path / "config", "123")
+    token.write_text("secret\nother\n")
+    one = await served(reader_app(config, token_file=token))
+    async with (
+        asyncio.timeout(20),
+        ClientSession() as http,
+        http.get(f"{one.url}/events", headers=with_token("secret")) as revoked,
+        http.get(f"{one.url}/events", headers=with_token("other")) as kept,
+    ):
+        for stream in (revoked, kept):
+            await stream.content.readuntil(b'data: "123"')
+        token.write_text("other\n")
+        assert b"456" not in await revoked.content.read()
+        await sidecar.publish_file(config, "456")
+        await kept.content.readuntil(b'data: "456"')
+
+
+@pytest.mark.parametrize("path", ["/", "/raw", "/files", "/files/config", "/events", "/metrics"])
+async def test_head_needs_the_token_as_get_does(
+    client: MakeClient, tmp_path: Path, token: Path, path: str
+) -> None:
+    """Its answer says how long the content is, and which."""
+    place(tmp_path / "config", "123")
+    one = await client(reader_app(tmp_path / "config", token_file=token))
+    refused = await one.head(path)
+    assert (refused.status, "ETag" in refused.headers) == (401, False)
+    assert (await one.head(path, headers=with_token("secret"))).status == 200

@@ -48,7 +48,7 @@ async def waits() -> Waits:
 
 def request() -> Any:
     """As much of a request as is looked at, of a server that is not ours."""
-    return SimpleNamespace(protocol=None, transport=object())
+    return SimpleNamespace(protocol=None, transport=object(), get=lambda _: None)
 
 
 def waiting() -> float:
