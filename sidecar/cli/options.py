@@ -196,7 +196,7 @@ def listening(*, default: int) -> Decorator:
             type=click.IntRange(min=1),
             metavar="N",
             default=10_000,
-            help="Connections at a time of each worker, if so many files may be open; one more gets 503.",
+            help="Connections at a time of each worker, if so many files may be open; then idle ones give way, or the next gets 503.",
         ),
         option(
             "--workers",

@@ -66,7 +66,7 @@ class Connection(web.RequestHandler):
         "_lost",
         "_made",
         "_owed",
-        "_refused",
+        "_surplus",
         "_taker",
         "wire",
     )
@@ -100,7 +100,8 @@ class Connection(web.RequestHandler):
         self._half_closed = False
         """The client has closed its side, and is still owed an answer."""
         self._made = 0.0
-        self._refused = False
+        self._surplus = False
+        """There was no room for it: it is held until it says what it wants, and closed after one answer."""
         self._taker: Taker | None = None
         self.wire: asyncio.Transport | None = None
         """The transport until its end, whoever has it: aiohttp forgets one that it has closed."""
@@ -124,14 +125,27 @@ class Connection(web.RequestHandler):
         return self._request_in_progress or bool(self._messages) or unsent
 
     @property
+    def idle_since(self) -> float | None:
+        """Since when it has waited for a request, by the clock of the loop; None while there is something to do."""
+        in_body = self._body is not None and not self._body.is_eof()
+        if self.transport is None or self.busy or self._owes or in_body:
+            return None
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    @property
     def fresh(self) -> bool:
         """Whether its first request has not come yet."""
         return self.transport is not None and self._next_keepalive_close_time == self._made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._guard.full:
-            self._refuse(transport)  # type: ignore[arg-type]  # a transport of a stream
+        if not self._guard.has_room():
+            self._surplus = self._force_close = True
+            self.transport = transport  # type: ignore[assignment]  # a transport of a stream
+            self._guard.hear(self)
             return
+        self._open(transport)
+
+    def _open(self, transport: asyncio.BaseTransport) -> None:
         self.wire = transport  # type: ignore[assignment]  # a transport of a stream
         self._guard.begins(self)
         super().connection_made(transport)
@@ -150,10 +164,7 @@ class Connection(web.RequestHandler):
             return _begun(serving, serving.send(None))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._guard.head_ends(self)
-        if self._refused:
-            self._refused = False
-            self._guard.refused_is_gone()
+        self._guard.heard(self)
         super().connection_lost(exc)
         self._guard.connections.discard(self)
         self.wire = None
@@ -176,9 +187,9 @@ class Connection(web.RequestHandler):
         return self._half_closed
 
     def data_received(self, data: bytes) -> None:
+        if self._surplus and self.wire is None:
+            self._hear(data)
         if self._force_close or self._close:
-            if self._refused and self.transport is not None:
-                self.transport.close()
             return
         self._clean = False
         if self._upgraded:
@@ -243,8 +254,8 @@ class Connection(web.RequestHandler):
         transport = self.transport
         if transport is None:
             return True
-        if self._refused:
-            transport.close()
+        if self._surplus and self.wire is None:
+            self._hear(b"")
             return True
         if self._request_in_progress or self._messages:
             return False
@@ -282,7 +293,7 @@ class Connection(web.RequestHandler):
             # what comes next on this connection could be either (RFC 9110 section 10.1.1).
             undecided = "Expect" in request.headers and not request.content.is_eof()
             last = self._half_closed and self._owed == 1
-            if running.draining() or undecided or last or self._body_is_cut:
+            if running.draining() or undecided or last or self._body_is_cut or self._surplus:
                 answer.force_close()
         sent, reset = await super().finish_response(request, resp, start_time)
         self._owed -= 1
@@ -311,14 +322,23 @@ class Connection(web.RequestHandler):
         if data and not self._clean:
             self._guard.head_begins(self)
 
-    def _refuse(self, transport: asyncio.Transport) -> None:
-        self._force_close = True
-        if not self._guard.refuse(transport):
-            transport.close()
+    def give_way(self) -> None:
+        """Close, because others need the room, and nobody is owed an answer here."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def _hear(self, data: bytes) -> None:
+        """Let a probe in, for which there is no room; tell everybody else."""
+        self._guard.heard(self)
+        transport = self.transport
+        if transport is None:
             return
-        self._refused = True
-        self.transport = transport
-        self._guard.head_begins(self)
+        if guards.is_probe(data):
+            self._force_close = False
+            self._open(transport)
+        else:
+            transport.write(self._guard.refusal())
+            transport.close()
 
     def log_exception(self, *args: object, exc_info: object = None, **options: object) -> None:
         if isinstance(exc_info, web.RequestPayloadError):

@@ -120,6 +120,11 @@ class Express(Connection):
         return super().fresh and not self._served_until
 
     @property
+    def idle_since(self) -> float | None:
+        since = super().idle_since
+        return None if since is None else max(since, self._served_until - 1.0)
+
+    @property
     def _patient(self) -> bool:
         waits = self._under_way is not None and self._under_way.form is None
         return waits or super()._patient

@@ -3,13 +3,19 @@
 Without the first, a client that never finishes a head holds its connection until the keep-alive time is over;
 without the second, one that takes nothing of its answer holds it for ever, even after it has been closed here;
 without the third, as many of them as there are descriptors are open, and then nobody is answered any more.
+
+Where as many are open as may be, those give way that wait for a request, the longest idle first, as nginx has it
+(`ngx_drain_connections`), and after them those that owe the rest of a head. Where all are at work, one more
+is heard all the same: a probe is answered, everybody else is told 503. So nobody can keep the kubelet out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
+import re
 import resource
 import socket
 import struct
@@ -39,8 +45,11 @@ _LOOKS = 6
 
 _RESERVE = 64
 """Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open."""
-_LINGERING = 64
-"""Refused connections at a time that are held until their answer can be read."""
+_SURPLUS = 64
+"""Connections beyond the limit at a time that are held until they say what they want; the oldest gives way to the next."""
+_DRAINED = 32
+"""Idle connections that are closed at a time, but no more than an eighth of all: as nginx has it."""
+_PROBE = re.compile(rb"(?:GET|HEAD) [!-~]{0,1024}/(?:livez|readyz|startupz)[ ?]")
 _SAID_EVERY = 10.0
 _SLICE = 50
 """Late heads that are ended before others get their turn: two milliseconds."""
@@ -56,6 +65,13 @@ class Guarded(Protocol):
 
     def head_is_late(self) -> bool:
         """End the connection, whose request did not come; False if it has to be asked again later."""
+
+    def give_way(self) -> None:
+        """End the connection, of which nobody is owed an answer."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when it has waited for a request, by the clock of the loop; None while there is something to do."""
 
     @property
     def wire(self) -> asyncio.Transport | None:
@@ -85,15 +101,35 @@ class Guard:
         self._leaving: dict[Guarded, tuple[object, float]] = {}
         """How much those had taken that did not take all, and since when that is so."""
         self._looks = False
-        self._lingering = 0
+        self._surplus: dict[Guarded, None] = {}
 
     def __repr__(self) -> str:
         return f"<Guard connections={len(self.connections)} heads={len(self._heads)}>"
 
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for one more connection."""
-        return len(self.connections) >= self.max_connections
+    def has_room(self) -> bool:
+        """Tell whether one more connection may be open; if need be, close some that nobody needs."""
+        if len(self.connections) < self.max_connections:
+            return True
+        most = max(1, min(_DRAINED, self.max_connections // 8))
+        idle = (
+            (since, id(one), one)
+            for one in self.connections
+            if one not in self._heads and (since := one.idle_since) is not None
+        )
+        found = [one for *_, one in heapq.nsmallest(most, idle)]
+        if not found:
+            owing = (one for one in self._heads if one in self.connections and not one.busy)
+            found = list(islice(owing, most))
+        if found:
+            _log.warning(
+                "closing idle connections: %d are open, and more are not allowed"
+                " (see --max-connections, and `ulimit -n`)",
+                len(self.connections),
+            )
+        for one in found:
+            self.connections.discard(one)
+            one.give_way()
+        return bool(found)
 
     def begins(self, connection: Guarded) -> None:
         """Count one more connection, and see to it that its client takes what it is sent."""
@@ -116,28 +152,31 @@ class Guard:
         if self._heads.pop(connection, None) is not None and not self._heads:
             self._stop()
 
-    def refuse(self, transport: asyncio.Transport) -> bool:
-        """Answer 503 to one connection too many; False if there is not even room for that.
+    def hear(self, connection: Guarded) -> None:
+        """Hold one connection too many until it says what it wants, no longer than a head may take."""
+        if len(self._surplus) >= _SURPLUS:
+            oldest = next(iter(self._surplus))
+            self.heard(oldest)
+            oldest.give_way()
+        self._surplus[connection] = None
+        self.head_begins(connection)
 
-        The caller closes once the client has said something, or says nothing for long:
-        at a connection that is closed with unread bytes the kernel drops the answer as well.
-        """
+    def heard(self, connection: Guarded) -> None:
+        """Hold it no longer."""
+        self._surplus.pop(connection, None)
+        self.head_ends(connection)
+
+    def refusal(self) -> bytes:
+        """Count and return the answer to one connection too many."""
         _log.warning(
             "refusing connections: %d are open, and more are not allowed"
             " (see --max-connections, and `ulimit -n`)",
             len(self.connections),
         )
         metrics.HTTP_REQUESTS_TOTAL.labels("503").inc()
-        if self._lingering >= _LINGERING:
-            return False
-        self._lingering += 1
-        transport.write(
-            answer("too-many-connections", f"more than {self.max_connections} are open at a time")
+        return answer(
+            "too-many-connections", f"more than {self.max_connections} are open at a time"
         )
-        return True
-
-    def refused_is_gone(self) -> None:
-        self._lingering -= 1
 
     def _sweep(self) -> None:
         self._timer = None
@@ -179,6 +218,15 @@ class Guard:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def is_probe(data: bytes) -> bool:
+    """Tell whether the first bytes of a connection ask for one of the probes, at the top or beneath a prefix.
+
+    >>> is_probe(b"GET /livez HTTP/1.1"), is_probe(b"GET /config/readyz HTTP/1.1"), is_probe(b"GET / HTTP/1.1")
+    (True, True, False)
+    """
+    return _PROBE.match(data) is not None
 
 
 def answer(kind: str, detail: str) -> bytes:

@@ -74,7 +74,8 @@ async def serve(
         drain_timeout: seconds that requests under way may still take.
         head_timeout: seconds from the first byte of a request to the end of its head;
             then it is answered with 408, and its connection closed. A TLS handshake has as long.
-        max_connections: connections at a time; one more is answered with 503 and closed.
+        max_connections: connections at a time; for one more an idle one is closed, and where there is none
+            it is answered with 503, unless it asks for a probe.
             It is less where the process may not open as many files (`ulimit -n`).
         ready: called with the addresses as soon as they are served.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from httpkit import Serve, talk
+import sidecar
+from httpkit import Serve, Served, talk
 from parity import Peer, settled
 from sidecar.http.guard import Guard
-from support import Eventually, StartProcess
+from support import StartProcess
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -175,6 +180,10 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
         busy = False
         fresh = False
         wire = None
+        idle_since = None
+
+        def give_way(self) -> None:
+            pytest.fail("there is room")
 
         def head_is_late(self) -> bool:
             ended.append(turns)
@@ -192,53 +201,6 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
     assert guard._timer is None
 
 
-async def test_one_connection_too_many_is_told_so(
-    served: Serve, app: web.Application, eventually: Eventually, caplog: pytest.LogCaptureFixture
-) -> None:
-    """503 and closed, with one line in the log; as soon as there is room again, it is used."""
-    one = await served(app, max_connections=2)
-    held = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(2)]
-    for reader, writer in held:
-        writer.write(ASK)
-        await reader.readuntil(b"hello")
-    refused = await asyncio.gather(*(talk(one.port, ASK) for _ in range(100)))
-    told = [answer for answer in refused if answer.startswith(b"HTTP/1.1 503 ")]
-    assert len(told) >= 64
-    assert all(b"/problems/too-many-connections" in answer for answer in told)
-    assert all(answer in (b"", *told) for answer in refused)
-    assert [r.message.partition(":")[0] for r in caplog.records] == ["refusing connections"]
-    assert (await talk(one.port, ASK)).startswith(b"HTTP/1.1 503 "), "those are gone, there is room"
-    held[0][1].close()
-
-    async def again() -> bool:
-        return b"200 OK" in await talk(
-            one.port, ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-        )
-
-    async with asyncio.timeout(5):
-        while not await again():
-            await asyncio.sleep(0.01)
-    held[1][1].close()
-
-
-async def test_one_who_is_refused_and_stays_silent_is_closed(
-    served: Serve, app: web.Application
-) -> None:
-    """It holds its descriptor no longer than a head may take."""
-    one = await served(app, max_connections=1, head_timeout=0.2)
-    first = await asyncio.open_connection("127.0.0.1", one.port)
-    first[1].write(ASK)
-    await first[0].readuntil(b"hello")
-    assert (await talk(one.port, b"")).startswith(b"HTTP/1.1 503 ")
-    first[1].close()
-
-
-def test_there_are_no_more_connections_than_descriptors() -> None:
-    """Whatever is configured: some are left for files."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert Guard(head_timeout=1, max_connections=1 << 40).max_connections < soft
-
-
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """Let this process have as many descriptors as it may."""
@@ -246,6 +208,149 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 20_000), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def busy_app(app: web.Application) -> web.Application:
+    """`/wait` answers when `/end` was asked for."""
+    over = asyncio.Event()
+
+    async def wait(_: web.Request) -> web.Response:
+        await over.wait()
+        return web.Response(text="waited")
+
+    async def end(_: web.Request) -> web.Response:
+        over.set()
+        return web.Response(text="ended")
+
+    app.add_routes([web.get("/wait", wait), web.get("/a/livez", end), *sidecar.health_routes()])
+    return app
+
+
+CLOSE = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+async def occupied(one: Served, count: int, words: bytes) -> list[Stream]:
+    """So many connections on which these words were said, one after the other."""
+    held = []
+    for _ in range(count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        held.append((reader, writer))
+        writer.write(words)
+        if words == ASK:
+            await reader.readuntil(b"hello")
+    return held
+
+
+async def test_one_connection_too_many_is_told_so(
+    served: Serve, busy_app: web.Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where all others are at work: 503 and closed, with one line in the log; probes are answered all the same."""
+    one = await served(busy_app, max_connections=4)
+    held = await occupied(one, 4, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    refused = await asyncio.gather(*(talk(one.port, ASK) for _ in range(50)))
+    for answer in refused:
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"/problems/too-many-connections" in answer
+    assert [r.message.partition(":")[0] for r in caplog.records] == ["refusing connections"]
+    for path in (b"GET /livez", b"HEAD /readyz", b"GET /startupz?verbose=1"):
+        answer = await talk(one.port, path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answer
+    assert (await talk(one.port, b"GET /a/livez" + CLOSE)).endswith(b"ended")
+    for reader, writer in held:
+        assert b"waited" in await reader.readuntil(b"waited")
+        writer.close()
+
+
+@pytest.mark.parametrize("words", [b"", ASK, b"GET / HT"], ids=["silent", "idle", "slow"])
+async def test_idle_connections_give_way(
+    served: Serve, busy_app: web.Application, words: bytes
+) -> None:
+    """Silent ones, those that wait for another request, and at last slow heads; never one that is at work."""
+    one = await served(busy_app, max_connections=8)
+    held = await occupied(one, 2, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    idle = await occupied(one, 30, words)
+    assert (await talk(one.port, b"GET /" + CLOSE)).endswith(b"hello")
+    first, _ = idle[0]
+    async with asyncio.timeout(10):
+        assert await first.read() == b""
+    assert (await talk(one.port, b"GET /a/livez" + CLOSE)).endswith(b"ended")
+    for reader, writer in held:
+        await reader.readuntil(b"waited")
+        writer.close()
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_who_has_been_idle_for_longest_gives_way_first(
+    served: Serve, app: web.Application
+) -> None:
+    """As with nginx: who has asked a moment ago will ask again."""
+    one = await served(app, max_connections=3)
+    held = await occupied(one, 3, b"")
+    for number in (0, 2):
+        reader, writer = held[number]
+        writer.write(ASK)
+        await reader.readuntil(b"hello")
+    assert (await talk(one.port, b"GET /" + CLOSE)).endswith(b"hello")
+    assert await held[1][0].read() == b""
+    held[1][1].close()
+    for number in (0, 2):
+        reader, writer = held[number]
+        writer.write(ASK)
+        await reader.readuntil(b"hello")
+        writer.close()
+
+
+async def test_one_who_is_refused_and_stays_silent_is_closed(
+    served: Serve, busy_app: web.Application
+) -> None:
+    """It holds its descriptor no longer than a head may take."""
+    one = await served(busy_app, max_connections=1, head_timeout=0.2)
+    ((_, writer),) = await occupied(one, 1, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (await talk(one.port, b"")).startswith(b"HTTP/1.1 503 ")
+    assert (await talk(one.port, b"GET /a/livez" + CLOSE)).endswith(b"ended")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "probes"),
+    [
+        pytest.param(500, 5, marks=pytest.mark.slow),
+        pytest.param(10_000, 60, marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
+    ],
+)
+@pytest.mark.usefixtures("many_files")
+def test_silent_connections_do_not_keep_a_probe_out(
+    sidecar_process: StartProcess, tmp_path: Path, free_port: int, count: int, probes: int
+) -> None:
+    """As many of them as are allowed, which come again as soon as they are closed: each probe within a second."""
+    (tmp_path / "config").write_text("123")
+    url = f"http://127.0.0.1:{free_port}"
+    sidecar_process(
+        "read", "--path", tmp_path / "config", "--host", "127.0.0.1", "--port", free_port,
+        "--max-connections", count, until=url,
+    )  # fmt: skip
+    silent: list[socket.socket] = []
+    times = []
+    try:
+        for number in range(count + probes):
+            silent.append(socket.create_connection(("127.0.0.1", free_port), timeout=10))
+            if number >= count:
+                begun = time.monotonic()
+                assert urllib.request.urlopen(f"{url}/livez", timeout=1.0).status == 200
+                times.append(time.monotonic() - begun)
+    finally:
+        for one in silent:
+            one.close()
+    print(f"{count} silent connections: {probes} probes, slowest {max(times) * 1e3:.1f} ms")
+
+
+def test_there_are_no_more_connections_than_descriptors() -> None:
+    """Whatever is configured: some are left for files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert Guard(head_timeout=1, max_connections=1 << 40).max_connections < soft
 
 
 @pytest.mark.slow
