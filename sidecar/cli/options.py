@@ -237,7 +237,7 @@ def gating() -> Decorator:
             type=values.some_seconds,
             metavar="SECONDS",
             default=10.0,
-            help="Seconds that --check may take.",
+            help="Seconds that an examination may take: by --format and --schema, and by --check.",
         ),
     )
 

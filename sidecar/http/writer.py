@@ -17,10 +17,10 @@ and a browser that sends it in advance; both are refused (see `cross_origin`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -41,6 +41,7 @@ from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.http.receiving import Buffers
 from sidecar.runtime import arguments
+from sidecar.volume import gate as gates
 from sidecar.volume import terms
 from sidecar.volume.commit import Outcome
 from sidecar.volume.gate import Gate
@@ -64,7 +65,7 @@ DRY_RUN: Final = "Sidecar-Dry-Run"
 def writer_app(
     path: str | os.PathLike[str],
     *,
-    gate: Gate | None = None,
+    gate: Gate | Mapping[str, Any] | gates.Validate | None = None,
     max_size: int | str = MAX_SIZE,
     mode: int = FILE_MODE,
     group: int | None = None,
@@ -85,7 +86,7 @@ def writer_app(
     Args:
         path: the file; or the directory, if it exists or ends with `/`, which has no content of its own
             (`GET /?content=` answers 400), only files.
-        gate: what examines each content before it is published.
+        gate: what examines each content before it is published, as for `sidecar.Volume`.
         max_size: bytes that a content may have (`"64Mi"` is understood); more is refused with 413.
         mode: permissions of the files.
         group: their group, by number.
@@ -112,6 +113,7 @@ def writer_app(
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
     limit = arguments.size("max_size", max_size)
+    examiner = gates.gate_of(gate)
     tokens = bearer.TokenFile(token_file) if token_file is not None else None
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
@@ -131,7 +133,7 @@ def writer_app(
         keep_deleted=keep_deleted,
         volume_budget=volume_budget,
         max_size=limit,
-        gate=gate,
+        gate=examiner,
         durability=durability,
     )
     writer = app[WRITER] = Writer(
@@ -141,7 +143,7 @@ def writer_app(
         data_path=DataPath(
             volume,
             initial={primary: b""} if primary is not None else {},
-            patience=gate.patience if gate is not None else 0.0,
+            patience=examiner.patience if examiner is not None else 0.0,
         ),
         confirm=Confirm(confirm, tokens) if confirm is not None else None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,10 +18,23 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Threads start when they are needed and then stay: most programs see two or three of the sixteen.
-POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
-_QUEUE = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
-"""For work that waits for its turn, with a thread in its hands: all other work must not wait for those."""
+
+def _make_pools() -> None:
+    """Make the threads of this process; those of the one that was forked are not there in the other."""
+    global POOL, _QUEUE, _EXAMINATIONS  # noqa: PLW0603 (one of each for a process)
+    # Threads start when they are needed and then stay: most programs see two or three of the sixteen.
+    POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
+    # For work that waits for its turn, with a thread in its hands: all other work must not wait for those.
+    _QUEUE = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
+    # For what may take as long as a content wants it to.
+    _EXAMINATIONS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sidecar-examine")
+
+
+POOL: ThreadPoolExecutor
+_QUEUE: ThreadPoolExecutor
+_EXAMINATIONS: ThreadPoolExecutor
+_make_pools()
+os.register_at_fork(after_in_child=_make_pools)
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -41,6 +55,11 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 async def in_turn(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Do as `in_thread`, with work that may wait for other work of its kind: for a lock, on a slow disk."""
     return await _end_of(_submit(_QUEUE, function, *args, **kwargs))
+
+
+async def in_examination(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do as `in_thread`, with the examination of a content: nothing else waits for those."""
+    return await _end_of(_submit(_EXAMINATIONS, function, *args, **kwargs))
 
 
 def begin(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -1,7 +1,8 @@
 """Floor 3: a volume that containers share, as content with versions. Nothing here knows HTTP or logs.
 
 Publish: `volume` is what users hold, `upload` receives what is large, `local_file` reads a file of the caller, and `terms` are the words of what is asked and answered.
-`gate` decides what may be published, by `syntax`, `schema` and a command (`check`);
+`gate` decides what may be published, by `syntax` (`syntax_yaml`), `schema` and a command (`check`),
+in processes that can be ended (`validator`, `check_process`);
 `commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk, `history` keeps what was.
 `retention` bounds the history as a whole, and `budget` all that the directory takes.
 

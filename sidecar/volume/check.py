@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from sidecar import _errors
+from sidecar.runtime import arguments, helpers, threads
+from sidecar.volume.check_process import Ended
 
-_OUTPUT_BYTES = 16 << 10
+_MODULE = "sidecar.volume.check_process"
+_MOST_AT_A_TIME = 4
+_MARGIN = 15.0
+"""Seconds beyond the time limit in which the process around the command ends what that has started."""
 
 
 class Check:
@@ -26,6 +27,7 @@ class Check:
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self.command = _found(command)
         self.timeout = timeout
+        self._helpers = helpers.Helpers(_MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True)
 
     async def run(self, name: str, path: Path, where: str) -> list[str]:
         """Return what the command has against a file that is to be published as `name`: nothing, or one reason.
@@ -33,36 +35,32 @@ class Check:
         Raises:
             PublishError: it cannot be started.
         """
-        command = self.command
         environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
-        with _Output() as output:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    path,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output.end,
-                    stderr=output.end,
-                    env=environment,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise _errors.PublishError(
-                    f"cannot publish {where}: the check command {command[0]} cannot be started:"
-                    f" {error.strerror} (is it still there, and executable?)"
-                ) from error
-            try:
-                async with asyncio.timeout(self.timeout):
-                    status = await process.wait()
-            except TimeoutError:
-                limit = f"{self.timeout:g} s"
-                return [f"the check command {command[0]} did not end within {limit}"]
-            finally:
-                await _end(process)
-            return [] if status == 0 else [_verdict(command[0], status, output.read())]
+        order = ((*self.command, str(path)), environment, os.getcwd(), self.timeout)
+        request = helpers.Request()
+        asking = threads.in_examination(self._helpers.ask, order, self.timeout + _MARGIN, request)
+        command = self.command[0]
+        try:
+            ended = Ended(*await threads.to_its_end(asking, request.withdraw))
+        except helpers.HelperLost as error:
+            raise _errors.PublishError(
+                f"cannot publish {where}: the check command {command} was not run to its end: {error}"
+            ) from error
+        except helpers.HelperTimeout:
+            ended = Ended(None, b"")
+        if ended.error is not None:
+            raise _errors.PublishError(
+                f"cannot publish {where}: the check command {command} cannot be started:"
+                f" {ended.error} (is it still there, and executable?)"
+            )
+        if ended.status is None:
+            return [f"the check command {command} did not end within {self.timeout:g} s"]
+        return [] if ended.status == 0 else [_verdict(command, ended.status, ended.output)]
 
 
 def _found(command: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(command, str) or not all(isinstance(one, str) for one in command):
+        raise arguments.refusal("check", command, "a list of words, or a function")
     if not command:
         raise _errors.ConfigError("the check command is empty")
     if shutil.which(command[0]) is None:
@@ -71,47 +69,6 @@ def _found(command: Sequence[str]) -> tuple[str, ...]:
             " (give its full path, or put it on the PATH of the writer)"
         )
     return tuple(command)
-
-
-class _Output:
-    """The end of what a command prints, taken from it as it comes, so that it is never blocked.
-
-    A pipe of our own: with that of asyncio, a daemon that the command leaves behind
-    keeps `wait()` from returning on some versions of Python.
-    """
-
-    def __enter__(self) -> Self:
-        self._kept = b""
-        self._ours, self.end = os.pipe()
-        os.set_blocking(self._ours, False)
-        asyncio.get_running_loop().add_reader(self._ours, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._ours)
-        os.close(self._ours)
-        os.close(self.end)
-
-    def read(self) -> bytes:
-        """Return the end of all output so far."""
-        while self._take():
-            pass
-        return self._kept
-
-    def _take(self) -> bool:
-        try:
-            chunk = os.read(self._ours, 1 << 16)
-        except BlockingIOError:
-            return False
-        self._kept = (self._kept + chunk)[-_OUTPUT_BYTES:]
-        return bool(chunk)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the command with all that it has started, and wait for it: the staged file goes away after this."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
 
 
 def _verdict(command: str, status: int, output: bytes) -> str:

@@ -8,32 +8,51 @@ The gate judges one file and changes nothing; it knows neither the volume nor it
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import logging
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias, TypeGuard
 
 from sidecar import _errors
-from sidecar.runtime import threads
+from sidecar.runtime import arguments, helpers, threads
+from sidecar.volume import local_file, syntax
 from sidecar.volume import schema as schemas
-from sidecar.volume import syntax
+from sidecar.volume import snapshot as snapshots
 from sidecar.volume.check import Check
+from sidecar.volume.snapshot import Content
 from sidecar.volume.syntax import Format
+from sidecar.volume.validator import Validation
+
+_log = logging.getLogger(__name__)
+
+Validate: TypeAlias = Callable[[Content], object] | Callable[[Content], Awaitable[object]]
+"""A function that refuses a content by raising, or by returning False."""
 
 
 class Gate:
     """What a content must fulfil to be published. Without arguments: everything passes.
 
     Args:
-        max_size: bytes; None leaves it to the volume's own limit.
+        max_size: bytes, or a text (`"64Mi"`); None leaves it to the volume's own limit.
         format: the syntax that the content must have; all of them mean UTF-8.
-            YAML may hold several documents.
-        schema: a file with a JSON Schema (JSON or YAML), read once, here.
+            YAML may hold several documents, with any tags: nothing is constructed of it.
+        schema: a JSON Schema: a file (JSON or YAML), read once, here, or a mapping.
+            Contents are examined by it in a process of its own, of some 14 MiB, that stays for the next one.
             Without `format` the ending of the published name says the syntax, and JSON is assumed else.
             References to other files or addresses are not followed.
         check: a command; it gets the path of the staged file as its last argument,
             and name and path in `CONTENT_NAME` and `CONTENT_PATH`. Exit status 0 means good;
             else the last lines of its output are the reason. Its standard input is empty.
-        check_timeout: seconds until the command and whatever it has started are killed, which refuses the content.
+            Or a function: it gets the content (`sidecar.Content`) and refuses it by raising an error, whose text
+            is the reason, or by returning False. A coroutine function is awaited, any other one runs in a thread.
+        check_timeout: seconds that each examination may take: by `format` and `schema`, and by `check`.
+            Then the content is refused; whatever examined it, and all that a command has started, is killed.
+            Only a function of yours that is no coroutine function cannot be ended.
 
     Raises:
         ConfigError: the schema cannot be read or is none, the command is not found,
@@ -46,33 +65,33 @@ class Gate:
     def __init__(
         self,
         *,
-        max_size: int | None = None,
+        max_size: int | str | None = None,
         format: Format | None = None,  # noqa: A002 (the word of the flag)
-        schema: str | os.PathLike[str] | None = None,
-        check: Sequence[str] | None = None,
+        schema: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        check: Sequence[str] | Validate | None = None,
         check_timeout: float = 10.0,
     ) -> None:
-        if format is not None and format not in syntax.FORMATS:
-            raise _errors.ConfigError(
-                f"unknown format {format!r}: it is one of {', '.join(syntax.FORMATS)}"
-            )
-        if check_timeout <= 0:
-            raise _errors.ConfigError(
-                f"check_timeout must be more than 0 seconds, not {check_timeout!r}"
-            )
+        arguments.seconds("check_timeout", check_timeout, zero=False)
         if format is not None:
+            arguments.choice("format", format, syntax.FORMATS)
             syntax.check_parser(format)
-        self._max_size = max_size
+        self._max_size = None if max_size is None else arguments.size("max_size", max_size)
         self._format = format
-        self._schema = None if schema is None else schemas.read(Path(schema))
-        self._check = None if check is None else Check(check, check_timeout)
+        self._validation: Validation | None = None
+        if format is not None or schema is not None:
+            self._validation = Validation(
+                None if schema is None else schemas.read(schema), check_timeout
+            )
+        self._check = Check(check, check_timeout) if _is_command(check) else None
+        self._function = check if callable(check) else None
+        self._timeout = check_timeout
 
     def __repr__(self) -> str:
         parts = {
             "max_size": self._max_size,
             "format": self._format,
-            "schema": self._schema and "yes",
-            "check": self._check and self._check.command[0],
+            "schema": "yes" if self._validation and self._validation.has_schema else None,
+            "check": self._check.command[0] if self._check else self._function,
         }
         said = "".join(f" {name}={value}" for name, value in parts.items() if value is not None)
         return f"<Gate{said}>"
@@ -85,11 +104,12 @@ class Gate:
     @property
     def patience(self) -> float:
         """The seconds that an examination may rightly take beyond the work itself."""
-        return self._check.timeout if self._check is not None else 0.0
+        steps = (self._validation, self._check, self._function)
+        return self._timeout * sum(step is not None for step in steps)
 
     def passes(self, size: int) -> bool:
         """Whether a content of that size passes unseen: nothing is asked of it but its size."""
-        seen = self._format is not None or self._schema is not None or self._check is not None
+        seen = self._validation or self._check or self._function
         return not seen and (self._max_size is None or size <= self._max_size)
 
     async def examine(
@@ -117,38 +137,82 @@ class Gate:
                 f"cannot publish {where}: it has {size} bytes, and the limit is {self._max_size}"
                 " (make it smaller, or raise max_size)"
             )
-        form = self._format or syntax.said_by(name)
-        if self._format is not None or self._schema is not None:
-            reasons = await threads.in_thread(self._read, path, content, form)
-            _refuse_if(where, reasons)
+        if self._validation is not None:
+            form = self._format or syntax.said_by(name)
+            _refuse_if(where, await self._validate(self._validation, path, size, content, form))
         if self._check is not None and path is not None:
-            reasons = await self._check.run(name, path, where)
-            _refuse_if(where, reasons)
+            _refuse_if(where, await self._check.run(name, path, where))
+        if self._function is not None:
+            _refuse_if(where, await self._call(self._function, name, path, content, where))
 
-    def _read(self, path: Path | None, content: bytes | None, form: Format) -> list[str]:
-        """Return what is wrong with syntax and structure.
+    async def _validate(
+        self,
+        validation: Validation,
+        path: Path | None,
+        size: int,
+        content: bytes | None,
+        form: Format,
+    ) -> Sequence[str]:
+        if validation.is_short(form, size):
+            return await threads.in_thread(validation.reasons, path, content, form)
+        request = helpers.Request()
+        asking = threads.in_examination(validation.ask, path, content, form, request)
+        return await threads.to_its_end(asking, request.withdraw)
 
-        Text is read piece by piece. Whatever has to be parsed must fit into memory, several times.
-        """
-        if content is None and path is not None and form == "text" and self._schema is None:
-            return list(syntax.not_text(path))
-        raw = content if content is not None else Path(path or os.devnull).read_bytes()
+    async def _call(
+        self,
+        function: Validate,
+        name: str,
+        path: Path | None,
+        content: bytes | None,
+        where: str,
+    ) -> Sequence[str]:
+        """Ask a function about a content: it refuses by raising, or by returning False."""
+        given = await threads.in_thread(_content, name, path, content, where)
         try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            return [
-                f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}, line {line}"
-            ]
-        try:
-            documents = syntax.parse(text, form)
-            if self._schema is None:
-                return []
-            return list(schemas.violations(self._schema, documents))
-        except RecursionError:
-            return [f"not fit as {form.upper()}: it is nested too deeply"]
-        except ValueError as error:
-            return [f"not valid {form.upper()}: {error}"]
+            # A coroutine function begins here, and what it does is awaited here; any other one may block.
+            called = arguments.is_async(function)
+            said = function(given) if called else await threads.in_examination(function, given)
+            if inspect.isawaitable(said):
+                async with asyncio.timeout(self._timeout):
+                    said = await said
+        except TimeoutError:
+            return [f"the check did not end within {self._timeout:g} s"]
+        except Exception as error:  # noqa: BLE001 (a function says no by raising whatever it likes)
+            _log.debug("the check refuses %s", where, exc_info=error)
+            return [f"the check refuses it: {str(error) or type(error).__name__}"]
+        return ["the check refuses it"] if said is False else []
+
+
+def gate_of(given: object) -> Gate | None:
+    """Return the gate that is meant: a `Gate`, a JSON Schema as a mapping, or a function that gets the content.
+
+    Raises:
+        ConfigError: it is none of these, or as `Gate`.
+    """
+    if given is None or isinstance(given, Gate):
+        return given
+    if isinstance(given, Mapping):
+        return Gate(schema=given)
+    if callable(given):
+        return Gate(check=given)
+    raise arguments.refusal(
+        "gate", given, "a sidecar.Gate, a JSON Schema (a mapping), a function, or None"
+    )
+
+
+def _is_command(check: Sequence[str] | Validate | None) -> TypeGuard[Sequence[str]]:
+    return check is not None and not callable(check)
+
+
+def _content(name: str, path: Path | None, content: bytes | None, where: str) -> Content:
+    if content is None and path is not None:
+        read = local_file.read(os.fspath(path), name, sys.maxsize, where)
+        if isinstance(read, Content):
+            return read
+        content = read
+    data = content or b""
+    return Content(name, data, snapshots.version_of(data), time.time())
 
 
 def _refuse_if(where: str, reasons: Sequence[str]) -> None:

@@ -1,24 +1,20 @@
-"""The syntax of a content: text, JSON, YAML or TOML.
-
-What a parser cannot bear, deep nesting and aliases that unfold without end, is refused before it gets there.
-"""
+"""The syntax of a content: text, JSON, YAML or TOML."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, get_args
 
 import orjson
 
-from sidecar import _errors
+from sidecar.volume import syntax_yaml
 
 Format = Literal["text", "json", "yaml", "toml"]
 
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
-#: What to install for YAML, and for a schema.
-EXTRA: Final = "pip install 'podsidecar[schema]'"
+EXTRA: Final = syntax_yaml.EXTRA
 _SUFFIXES: Mapping[str, Format] = {
     ".json": "json",
     ".yaml": "yaml",
@@ -26,10 +22,6 @@ _SUFFIXES: Mapping[str, Format] = {
     ".toml": "toml",
 }
 _PIECE = 1 << 18
-#: A document whose aliases unfold to more values than this is an attack, not a configuration
-#: (https://en.wikipedia.org/wiki/Billion_laughs_attack).
-_MAX_VALUES = 1_000_000
-_MAX_DEPTH = 200
 
 
 def said_by(name: str) -> Format:
@@ -44,14 +36,24 @@ def said_by(name: str) -> Format:
 def check_parser(syntax: Format) -> None:
     """Raise `ConfigError` if contents of this syntax cannot be parsed here, as an extra is not installed."""
     if syntax == "yaml":
-        _yaml()
+        syntax_yaml.yaml()
+
+
+def check(text: str, syntax: Format) -> None:
+    """Return if the text is of that syntax; nothing is constructed of YAML.
+
+    Raises:
+        ValueError: it is not; the message says where.
+        RecursionError: it is nested too deeply.
+    """
+    _CHECKS[syntax](text)
 
 
 def parse(text: str, syntax: Format) -> list[Any]:
-    """Return the documents of a text: YAML may hold several, plain text none.
+    """Return the documents of a text as JSON holds them: YAML may have several, plain text none; dates are texts.
 
     Raises:
-        ValueError: it is not of that syntax; the message says where.
+        ValueError: as `check`; also if there is something in it that JSON cannot hold.
         RecursionError: it is nested too deeply.
     """
     return _PARSERS[syntax](text)
@@ -89,71 +91,28 @@ def _parse_json(text: str) -> list[Any]:
         raise ValueError(f"{error.msg} (line {error.lineno}, column {error.colno})") from error
 
 
-def _parse_toml(text: str) -> list[Any]:
+def _check_toml(text: str) -> dict[str, Any]:
     import tomllib
 
-    return [tomllib.loads(text)]
+    return tomllib.loads(text)
 
 
-def _parse_yaml(text: str) -> list[Any]:
-    yaml = _yaml()
+def _parse_toml(text: str) -> list[Any]:
     try:
-        # Where PyYAML was built without libyaml there is only the slow loader.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        _check_depth(type(event).__name__ for event in yaml.parse(text, loader))
-        documents = list(yaml.load_all(text, loader)) or [None]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    _check_unfolded(documents)
-    return documents
+        return [orjson.loads(orjson.dumps(_check_toml(text)))]
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"a schema cannot judge it: {error}") from error
 
 
+_CHECKS: Mapping[Format, Callable[[str], object]] = {
+    "text": _parse_text,
+    "json": _parse_json,
+    "yaml": syntax_yaml.check,
+    "toml": _check_toml,
+}
 _PARSERS: Mapping[Format, Callable[[str], list[Any]]] = {
     "text": _parse_text,
     "json": _parse_json,
-    "yaml": _parse_yaml,
+    "yaml": syntax_yaml.load,
     "toml": _parse_toml,
 }
-
-
-def _check_depth(events: Iterable[str]) -> None:
-    """Refuse deep nesting before the loader sees it: libyaml's recurses in C and would crash the process."""
-    depth = 0
-    for event in events:
-        depth += event.endswith(("SequenceStartEvent", "MappingStartEvent"))
-        depth -= event.endswith(("SequenceEndEvent", "MappingEndEvent"))
-        if depth > _MAX_DEPTH:
-            raise RecursionError
-
-
-def _check_unfolded(document: Any) -> None:
-    """Refuse a document that is small as text and endless for whoever walks through it."""
-    sizes: dict[int, int] = {}
-    open_: set[int] = set()
-
-    def size(value: Any) -> int:
-        if not isinstance(value, (dict, list)):
-            return 1
-        if id(value) in open_:
-            raise ValueError("an alias refers to the value that it is a part of")
-        if id(value) not in sizes:
-            open_.add(id(value))
-            parts = value.values() if isinstance(value, dict) else value
-            sizes[id(value)] = 1 + sum(size(part) for part in parts)
-            open_.discard(id(value))
-        return sizes[id(value)]
-
-    if size(document) > _MAX_VALUES:
-        raise ValueError(f"its aliases unfold to more than {_MAX_VALUES} values")
-
-
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise _errors.ConfigError(f"YAML needs the package PyYAML: {EXTRA}") from error
-    return yaml

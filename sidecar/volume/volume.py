@@ -68,7 +68,8 @@ class Volume:
             is raised; `delete` works all the same. None: whatever the volume takes.
         grace: seconds that a replaced set stays where it was, for readers in the middle of it.
         max_size: bytes that one content may have, also as a text: `"64Mi"`.
-        gate: what examines each content before it is published.
+        gate: what examines each content before it is published: a `Gate`, a JSON Schema as a mapping,
+            or a function that gets the `Content` and raises, or returns False, to refuse it; also a coroutine function.
         durability: `full`: what a publish has returned for survives a power cut.
             `none` spares both syncs of the disk: readers still see the old content or the new one, whole,
             and a killed process loses nothing, but after a power cut, or a crash of the kernel,
@@ -99,13 +100,11 @@ class Volume:
         volume_budget: int | str | None = None,
         grace: float = GRACE,
         max_size: int | str = MAX_SIZE,
-        gate: gates.Gate | None = None,
+        gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
         durability: Durability = "full",
     ) -> None:
         self._path = arguments.path("path", path)
         self._max_size = arguments.size("max_size", max_size)
-        if gate is not None:
-            arguments.instance("gate", gate, gates.Gate, "a sidecar.Gate")
         settings = Settings(
             os.path.abspath(self._path),
             arguments.mode("mode", mode),
@@ -119,7 +118,7 @@ class Volume:
             None if volume_budget is None else arguments.size("volume_budget", volume_budget),
         )
         self._store = store.Store(settings)
-        self._gate = gate
+        self._gate = gates.gate_of(gate)
         self._prepared = False
         self._published: Publication | None = None
         self._commits = commit.Commits(self._put_alone)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +89,43 @@ async def test_what_a_command_leaves_behind_is_killed(staged: Path) -> None:
     pids = staged.parent / "pids"
     assert await checked(["sh", "-c", f"sleep 60 & echo $! > {pids}"], staged) == ()
     assert not runs(int(pids.read_text()))
+
+
+@pytest.mark.parametrize("ending", ["exit 0", "sleep 60"])
+async def test_what_a_command_sends_away_into_a_session_of_its_own_is_ended_too(
+    staged: Path, ending: str
+) -> None:
+    """A daemon has another process group, and no parent: it would go on writing to a content that is published."""
+    pids, log = staged.parent / "pids", staged.parent / "log"
+    daemon = f"echo $$ >> {pids}; while :; do echo x >> {log}; sleep 0.01; done"
+    script = f"(setsid sh -c '{daemon}' &) ; setsid sh -c '{daemon}' & until [ $(wc -l < {pids}) = 2 ]; do :; done; {ending}"
+    await checked(["sh", "-c", script], staged, timeout=2.0)
+    written = log.stat().st_size
+    assert [
+        pid for pid in map(int, pids.read_text().split()) if Path(f"/proc/{pid}").exists()
+    ] == []
+    assert log.stat().st_size == written
+
+
+@pytest.mark.root
+def test_as_process_1_no_zombie_stays(tmp_path: Path) -> None:
+    """The entry point of a container is the parent of every orphan: of a command that timed out, or left children."""
+    (tmp_path / "staged").touch()
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import asyncio, os
+from pathlib import Path
+from sidecar.volume.check import Check
+async def main():
+    for script, limit in (("sleep 60 & exit 0", 10), ("sleep 60", 0.1), ("(setsid sleep 60 &) ; sleep 60", 0.1)):
+        await Check(["sh", "-c", script], limit).run("c", Path({str(tmp_path / "staged")!r}), "c")
+    left = [Path(f"/proc/{{one}}/stat").read_text() for one in os.listdir("/proc") if one.isdigit()]
+    print([one for one in left if " Z " in one or "sleep" in one])
+asyncio.run(main())
+""")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(program)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 async def test_a_cancelled_examination_kills_its_command(staged: Path) -> None:

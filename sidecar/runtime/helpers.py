@@ -1,0 +1,298 @@
+"""Helper processes, for work that must be endable: a thread cannot be ended, and code in C may hold the interpreter.
+
+A helper is a fresh interpreter that runs the `main` of one module, and answers requests over a socket, one at a time.
+It is started when it is first needed and stays for the next request: one costs a fraction of a millisecond then.
+Whatever becomes of this process, a helper ends: its socket closes, and a timer of the kernel ends a request without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sidecar._errors import SidecarError
+
+T = TypeVar("T")
+
+_LENGTH = 8
+_PACKAGES = str(Path(__file__).parents[2])
+_START_TIMEOUT = 60.0
+_END_TIMEOUT = 10.0
+"""Seconds that a helper has to end what it has started, before it is killed."""
+_MARGIN = 5.0
+_CROWDED = 0.25
+"""Seconds that a request waits for a helper before there is another one."""
+
+
+class HelperLost(SidecarError):
+    """The helper has ended instead of answering: it crashed, or was killed, by the kernel for want of memory for example."""
+
+
+class HelperTimeout(SidecarError):
+    """There was no answer in time, and the helper was ended."""
+
+
+class Withdrawn(SidecarError):
+    """Nobody waits for the answer any more, and the helper was ended."""
+
+
+class Request:
+    """One request, which another thread may withdraw."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._withdrawn = False
+        self._end: Callable[[], None] | None = None
+
+    def withdraw(self) -> None:
+        """End the helper that works at it, or keep it from being given to one."""
+        with self._lock:
+            self._withdrawn = True
+            if self._end is not None:
+                self._end()
+
+    @contextmanager
+    def worked_at(self, end: Callable[[], None]) -> Iterator[None]:
+        """While this is entered, withdrawing calls `end`."""
+        with self._lock:
+            self.check()
+            self._end = end
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end = None
+            self.check()
+
+    def check(self) -> None:
+        """Raise `Withdrawn` if it is."""
+        if self._withdrawn:
+            raise Withdrawn("the request was withdrawn")
+
+
+class Helpers:
+    """The helpers that run one module: one as a rule, others while it is busy, never more than `most`.
+
+    Args:
+        module: what they run: its function `main` is given the connection and the setup.
+        setup: what each of them is told at its start.
+        most: how many there may be at a time.
+        crowded: seconds that a request waits for the first before there is another one.
+        gently: whether to end one by closing its socket, so that it ends what it has started.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        setup: Any = None,
+        *,
+        most: int,
+        crowded: float = _CROWDED,
+        gently: bool = False,
+    ) -> None:
+        self._module, self._setup = module, setup
+        self._most, self._crowded, self._gently = most, crowded, gently
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"<Helpers {self._module} count={self._count}>"
+
+    def ask(self, message: Any, timeout: float, request: Request | None = None) -> Any:
+        """Return the answer of a helper to a message of plain data. Blocking.
+
+        `timeout` in seconds begins when a helper takes it.
+
+        Raises:
+            HelperTimeout, HelperLost, Withdrawn: see those; no helper works at it any more.
+        """
+        request = request or Request()
+        helper = self._take(request)
+        healthy = False
+        try:
+            with request.worked_at(helper.end):
+                answer = helper.ask(message, timeout)
+            healthy = True
+        finally:
+            self._give_back(helper, healthy=healthy)
+        return answer
+
+    def _take(self, request: Request) -> _Helper:
+        if os.getpid() != self._pid:
+            self._forget()  # those of the process that was forked are its own
+        limit = time.monotonic() + self._crowded
+        with self._changed:
+            while True:
+                request.check()
+                if self._idle:
+                    return self._idle.pop()
+                if self._count < self._most and (not self._count or time.monotonic() >= limit):
+                    self._count += 1
+                    break
+                self._changed.wait(0.05)
+        try:
+            return _Helper(self._module, self._setup, gently=self._gently)
+        except BaseException:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify()
+            raise
+
+    def _give_back(self, helper: _Helper, *, healthy: bool) -> None:
+        with self._changed:
+            keep = healthy and not self._idle
+            if keep:
+                self._idle.append(helper)
+            else:
+                self._count -= 1
+            self._changed.notify()
+        if not keep:
+            helper.end()
+            helper.wait()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._idle: list[_Helper] = []
+        self._count = 0
+        self._changed = threading.Condition()
+
+
+class _Helper:
+    """One process, from its start to its end."""
+
+    def __init__(self, module: str, setup: Any, *, gently: bool) -> None:
+        self._gently = gently
+        self._socket, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-c", _program(module)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for us, and we end it
+            )
+        except OSError as error:
+            self._socket.close()
+            raise HelperLost(
+                f"a helper process cannot be started: {error.strerror} ({sys.executable})"
+            ) from error
+        finally:
+            theirs.close()
+        self._finalize = weakref.finalize(
+            self, _end, os.getpid(), self._process, self._socket, gently=False
+        )
+        try:
+            self.ask(setup, _START_TIMEOUT)
+        except BaseException:
+            self.end()
+            self.wait()
+            raise
+
+    def ask(self, message: Any, timeout: float) -> Any:
+        try:
+            self._socket.settimeout(timeout)
+            send(self._socket, (timeout, message))
+            return receive(self._socket, limit=time.monotonic() + timeout)
+        except TimeoutError as error:
+            raise HelperTimeout(f"no answer within {timeout:g} s") from error
+        except (OSError, EOFError) as error:
+            raise HelperLost("the helper process has ended") from error
+
+    def end(self) -> None:
+        """Have it end; any thread may call this, and `ask` raises then."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if not self._gently:
+            self._process.kill()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        _end(os.getpid(), self._process, self._socket, gently=self._gently)
+        self._finalize.detach()
+
+
+def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
+    """Answer requests until the other side is gone: in a helper."""
+    connection.settimeout(None)
+    while True:
+        try:
+            timeout, message = receive(connection)
+        except (OSError, EOFError):
+            return
+        # By the kernel, whatever the interpreter does: nobody may be left to end this process.
+        signal.setitimer(signal.ITIMER_REAL, timeout + _MARGIN)
+        answer = work(message)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            send(connection, answer)
+        except OSError:
+            return
+
+
+def accept() -> tuple[socket.socket, Any]:
+    """Return the connection of a helper and its setup, which it acknowledges by `send`."""
+    connection = socket.socket(fileno=0)
+    _, setup = receive(connection)
+    return connection, setup
+
+
+def send(connection: socket.socket, message: Any) -> None:
+    """Send plain data: between two processes of the same Python."""
+    data = marshal.dumps(message)
+    connection.sendall(len(data).to_bytes(_LENGTH, "big"))
+    connection.sendall(data)
+
+
+def receive(connection: socket.socket, *, limit: float | None = None) -> Any:
+    """Receive plain data, until `limit` of the monotonic clock.
+
+    Raises:
+        EOFError: the other side is gone.
+        TimeoutError: the limit is reached.
+    """
+    length = int.from_bytes(_exactly(connection, _LENGTH, limit), "big")
+    return marshal.loads(_exactly(connection, length, limit))  # noqa: S302 (from ourselves)
+
+
+def _exactly(connection: socket.socket, size: int, limit: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if limit is not None:
+            connection.settimeout(max(limit - time.monotonic(), 0.001))
+        piece = connection.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def _program(module: str) -> str:
+    """Return what a helper runs: the same packages as here, without looking for them anew."""
+    path = [_PACKAGES, *(one for one in sys.path if one)]
+    return f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
+
+
+def _end(
+    pid: int, process: subprocess.Popen[bytes], connection: socket.socket, *, gently: bool
+) -> None:
+    """End a helper and wait for it; in a process that was forked since it is somebody else's."""
+    connection.close()
+    if os.getpid() != pid:
+        process.returncode = 0
+        return
+    if gently:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_TIMEOUT)
+            return
+    process.kill()
+    process.wait()

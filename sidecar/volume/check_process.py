@@ -1,0 +1,182 @@
+"""The process in which a check command runs: whatever the command starts ends with it.
+
+A command may leave processes of its own sessions behind, and those whose parent has died become children of process 1,
+which in a container is the writer. So this process takes them over (`PR_SET_CHILD_SUBREAPER`), kills them, and waits for
+them: when the answer is there nothing of the command runs any more, and no zombie is left
+(https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from sidecar.runtime import helpers
+
+OUTPUT_BYTES: Final = 16 << 10
+_PR_SET_CHILD_SUBREAPER = 36
+_GLANCE = 0.01
+_PATIENCE = 5.0
+"""Seconds for which this process tries to end what a command has left."""
+
+
+class Order(NamedTuple):
+    """A command that is to be run, as plain data."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str
+    timeout: float
+
+
+class Ended(NamedTuple):
+    """What became of it: `status` as `subprocess` has it, None after the time limit; `error` if it could not be started."""
+
+    status: int | None
+    output: bytes
+    error: str | None = None
+
+
+def main() -> None:
+    """Run commands for the process that has started this one, each to its end."""
+    connection, _ = helpers.accept()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    helpers.send(connection, None)
+
+    def work(message: Any) -> tuple[Any, ...]:
+        return tuple(_run(Order(*message), connection))
+
+    helpers.serve(work, connection)
+
+
+def _run(order: Order, connection: socket.socket) -> Ended:
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    try:
+        process = _start(order, theirs)
+    except OSError as error:
+        os.close(ours)
+        return Ended(None, b"", error.strerror or str(error))
+    finally:
+        os.close(theirs)
+    try:
+        status, kept = _wait(process, ours, connection, order.timeout)
+        _end_all(process)
+        return Ended(status, _rest(ours, kept))
+    finally:
+        os.close(ours)
+
+
+def _start(order: Order, output: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        order.command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=order.environment,
+        cwd=order.directory,
+        start_new_session=True,
+    )
+
+
+def _wait(
+    process: subprocess.Popen[bytes], output: int, connection: socket.socket, timeout: float
+) -> tuple[int | None, bytes]:
+    """Wait for the end of the command, of the time, or of the one who has asked; return status and end of the output."""
+    limit, kept = time.monotonic() + timeout, b""
+    with _noticed(process.pid) as end:
+        poll = select.poll()
+        for fd in (output, connection.fileno(), *([end] if end >= 0 else [])):
+            poll.register(fd, select.POLLIN)
+        while (left := limit - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poll.poll((left if end >= 0 else min(left, _GLANCE)) * 1000)}
+            if output in ready:
+                chunk = _chunk(output)
+                kept = (kept + chunk)[-OUTPUT_BYTES:]
+                if not chunk:
+                    poll.unregister(output)
+            if process.poll() is not None:
+                return process.returncode, kept
+            if connection.fileno() in ready:
+                break  # nobody waits for the answer any more
+    return None, kept
+
+
+@contextlib.contextmanager
+def _noticed(pid: int) -> Iterator[int]:
+    """Yield a descriptor that is readable once the process has ended, -1 where the kernel has none."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _chunk(fd: int) -> bytes:
+    try:
+        return os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return b""
+
+
+def _rest(fd: int, kept: bytes) -> bytes:
+    while chunk := _chunk(fd):
+        kept = (kept + chunk)[-OUTPUT_BYTES:]
+    return kept
+
+
+def _end_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command and all that it has started, and wait for each of them."""
+    limit = time.monotonic() + _PATIENCE
+    if process.returncode is None:
+        _kill(process.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    while time.monotonic() < limit:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] != 0:
+                continue
+        except ChildProcessError:
+            return  # the rule: the command has left nothing
+        for pid in _descendants():
+            _kill(pid)
+        time.sleep(0.001)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _descendants() -> list[int]:
+    """Return all processes beneath this one, parents first: each that dies gives its children to this one."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if name.isdigit():
+            with (
+                contextlib.suppress(OSError, IndexError, ValueError),
+                open(f"/proc/{name}/stat") as file,
+            ):
+                parent = int(file.read().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    level = children.get(os.getpid(), [])
+    while level:
+        found += level
+        level = [pid for parent in level for pid in children.get(parent, [])]
+    return found
