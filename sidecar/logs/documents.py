@@ -39,7 +39,7 @@ def document(record: Record) -> dict[str, Any]:
     if not record.structured:
         made["message"] = record.text
     made.update(record.fields)
-    made.setdefault("file", _readable(record.file))
+    made.setdefault("file", readable(record.file))
     made.setdefault("offset", record.offset)
     if record.labels:
         made.setdefault("labels", dict(record.labels))
@@ -173,11 +173,11 @@ def _block(block: Block, labels: Mapping[str, str]) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _readable(path: str) -> str:
-    """A path may hold bytes that are not UTF-8, as surrogates: they become U+FFFD, like those of lines."""
+def readable(path: str) -> str:
+    """Return a path as text: its bytes that are not UTF-8 become U+FFFD, like those of lines."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @lru_cache(maxsize=1024)
 def _path(path: str) -> bytes:
-    return orjson.dumps(_readable(path))
+    return orjson.dumps(readable(path))

@@ -17,7 +17,9 @@ from sidecar.logs.sinks.base import Batching, Sink, shown
 
 FORMS = "stdout, file:///path, http(s)://…, loki+http(s)://…, elasticsearch+http(s)://…, otlp+http(s)://…"
 
+_SCHEMA = {"schema": values.text, "prefix": values.text}
 _FILE = {
+    **_SCHEMA,
     "json": values.truth,
     "max_bytes": values.size,
     "keep": values.count,
@@ -44,9 +46,9 @@ _HTTP = {
     "concurrency": values.some,
 }
 _OWN: Mapping[str, values.Readers] = {
-    "stdout": {"json": values.truth, "name": values.text},
+    "stdout": {**_SCHEMA, "json": values.truth, "name": values.text},
     "file": _FILE,
-    "ndjson": _HTTP,
+    "ndjson": {**_SCHEMA, **_HTTP},
     "loki": {
         **_HTTP,
         "tenant": values.text,
@@ -54,7 +56,7 @@ _OWN: Mapping[str, values.Readers] = {
         "label_fields": values.texts,
         "metadata_fields": values.texts,
     },
-    "elasticsearch": {**_HTTP, "index": values.text, "require_alias": values.truth},
+    "elasticsearch": {**_SCHEMA, **_HTTP, "index": values.text, "require_alias": values.truth},
     "otlp": {**_HTTP, "resource": values.mapping, "retry_status": values.counts},
 }
 _BATCHING = {

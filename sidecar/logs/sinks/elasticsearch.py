@@ -23,6 +23,7 @@ import orjson
 from sidecar._errors import ConfigError
 from sidecar.logs import documents
 from sidecar.logs.records import Record
+from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import Receipt, Rejected
 from sidecar.logs.sinks.delivery import HttpSink
 from sidecar.logs.sinks.verdicts import (
@@ -71,6 +72,8 @@ class ElasticsearchSink(HttpSink):
             With directives of strftime (`shop-%Y.%m.%d`) each line goes into the index of its own time (UTC).
         require_alias: store only where `index` is an alias: a rollover that has not been set up is waited for,
             and makes no index of that name.
+        schema: `ecs`, `otel`, `flat` or `plain`: see `sidecar.logs.sinks.schemas`.
+        prefix: of our names in `flat`.
 
     All other arguments are those of `HttpSink`.
 
@@ -86,9 +89,18 @@ class ElasticsearchSink(HttpSink):
     answer_limit: ClassVar[int] = 16 << 20
 
     def __init__(
-        self, url: str, *, index: str | None = None, require_alias: bool = False, **options: Any
+        self,
+        url: str,
+        *,
+        index: str | None = None,
+        require_alias: bool = False,
+        schema: str = "ecs",
+        prefix: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(url, **options)
+        self._schema = schemas.named(schema, prefix) or _plain
+        self._has_time = schema in ("ecs", "otel")
         self._instance = secrets.token_hex(8)
         self._ids, self._require_alias = True, require_alias
         path = urlsplit(self.url).path.removesuffix("/_bulk").strip("/")
@@ -119,7 +131,10 @@ class ElasticsearchSink(HttpSink):
         for record in records:
             action = self._dated_action(record.time // _HOUR) if self._dated else self._action
             lines.append(action % self._id(record) if self._ids else action)
-            lines.append(documents.dumps(_source(record)) + b"\n")
+            source = self._schema(record)
+            if not self._has_time:
+                source["@timestamp"] = documents.rfc3339(record.time)
+            lines.append(documents.dumps(source) + b"\n")
         return b"".join(lines)
 
     def _action_for(self, index: str | None) -> bytes:
@@ -260,11 +275,11 @@ def _is_of_the_index(found: Mapping[str, Any]) -> bool:
     )
 
 
-def _source(record: Record) -> dict[str, Any]:
+def _plain(record: Record) -> dict[str, Any]:
     source = documents.document(record)
     if "time" not in record.fields:
         del source["time"]
-    return {**source, "@timestamp": documents.rfc3339(record.time)}
+    return source
 
 
 def _reason(status: int, item: Mapping[str, Any]) -> str:

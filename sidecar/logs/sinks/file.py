@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from sidecar import _errors
 from sidecar.disk import atomic, failures, locks, trees
 from sidecar.logs.records import MOST_RECORDS, Batch
+from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.output import output_of
 from sidecar.runtime import arguments
@@ -68,6 +69,7 @@ class FileSink(BaseSink):
     Args:
         path: the file. Its directory is made if it is missing.
         json: write every line as a JSON object.
+        schema, prefix: the shape of such an object; see `sidecar.logs.sinks.schemas`.
         max_bytes: begin a new file when this one has become so large; None: never.
         keep: how many full ones to keep, as `PATH.1` (the youngest), `PATH.2`, …
         mode: permissions of new files, whatever the umask.
@@ -88,6 +90,8 @@ class FileSink(BaseSink):
         keep: int = 5,
         mode: int = 0o644,
         name: str | None = None,
+        schema: str = "plain",
+        prefix: str | None = None,
     ) -> None:
         limit = None if max_bytes is None else arguments.size("max_bytes", max_bytes, least=1)
         self.path = os.path.abspath(arguments.path("path", path))
@@ -97,6 +101,7 @@ class FileSink(BaseSink):
             )
         self.name = name or f"file://{self.path}"
         self.own_files = (self.path,)
+        self._schema = schemas.named(schema, prefix)
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self._json, self._max = json, limit
@@ -122,7 +127,7 @@ class FileSink(BaseSink):
             ) from error
 
     async def write(self, batch: Batch) -> Receipt:
-        pieces = output_of(batch, json=self._json)
+        pieces = output_of(batch, json=self._json, schema=self._schema)
         return Receipt(resume=await in_thread(self._in_turn, self._append, pieces))
 
     async def flush(self) -> None:

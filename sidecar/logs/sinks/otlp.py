@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +19,7 @@ from sidecar import __version__
 from sidecar._errors import ConfigError
 from sidecar.logs import documents
 from sidecar.logs.records import Record
-from sidecar.logs.sinks import texts
+from sidecar.logs.sinks import schemas, texts
 from sidecar.logs.sinks.delivery import HttpSink
 from sidecar.logs.sinks.verdicts import (
     Answer,
@@ -36,18 +35,7 @@ from sidecar.logs.sinks.verdicts import (
 RETRYABLE = frozenset({429, 502, 503, 504})
 """The only statuses after which the specification lets a client try again."""
 
-_SEVERITY = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
-# https://opentelemetry.io/docs/specs/semconv/resource/k8s/
-_RESOURCE = {
-    "namespace": "k8s.namespace.name",
-    "pod": "k8s.pod.name",
-    "pod_uid": "k8s.pod.uid",
-    "pod_ip": "k8s.pod.ip",
-    "container": "k8s.container.name",
-    "node": "k8s.node.name",
-    "service_account": "k8s.serviceaccount.name",
-}
-_SERVICE = ("app.kubernetes.io/name", "app", "container")
+_OURS = frozenset({"log.file.path", "log.file.name", "log.record.offset", "json"})
 _TRACE = re.compile(r"[0-9a-fA-F]{32}")
 _SPAN = re.compile(r"[0-9a-fA-F]{16}")
 _TRACE_FIELDS = ("trace_id", "traceId", "traceid", "trace.id")
@@ -101,7 +89,11 @@ class OtlpSink(HttpSink):
             group[1].append(orjson.Fragment(orjson.dumps(_log_record(record, observed))))
         made = [
             {
-                "resource": {"attributes": _attributes(self._resource_of(labels))},
+                "resource": {
+                    "attributes": _attributes(
+                        {**schemas.resource_attributes(labels), **self._resource}
+                    )
+                },
                 "scopeLogs": [{"scope": self._scope, "logRecords": group}],
             }
             for labels, group in resources.values()
@@ -123,15 +115,6 @@ class OtlpSink(HttpSink):
             return Hopeless(str(answer))
         return verdict
 
-    def _resource_of(self, labels: Mapping[str, str]) -> dict[str, str]:
-        found = {_RESOURCE.get(name, f"k8s.pod.label.{name}"): one for name, one in labels.items()}
-        service = os.environ.get("OTEL_SERVICE_NAME") or next(
-            (labels[name] for name in _SERVICE if labels.get(name)), None
-        )
-        if service:
-            found["service.name"] = service
-        return {**found, **self._resource}
-
 
 def _partial(answer: Answer, count: int) -> Verdict:
     """A success may be partial, and must not be tried again; which records it means is not said."""
@@ -148,26 +131,21 @@ def _partial(answer: Answer, count: int) -> Verdict:
 
 def _log_record(record: Record, observed: str) -> dict[str, Any]:
     message, fields = texts.message(record)
-    attributes = _attributes(
-        {
-            "log.file.path": record.file,
-            "log.file.name": os.path.basename(record.file),
-            "log.record.offset": record.offset,
-        }
-    )
+    attributes = schemas.place_of(record)
     made: dict[str, Any] = {"timeUnixNano": str(record.time), "observedTimeUnixNano": observed}
-    if record.level is not None and record.level in _SEVERITY:
-        made["severityNumber"] = _SEVERITY[record.level]
+    if record.level is not None and record.level in schemas.SEVERITY:
+        made["severityNumber"] = schemas.SEVERITY[record.level]
         made["severityText"] = record.level.upper()
     if message is None:
         made["body"] = any_value(fields)
     else:
         made["body"] = {"stringValue": _clean(message)}
-        attributes += _attributes(fields)
+        # Keys are unique (opentelemetry.proto): what the application calls like one of ours stands beneath `json`.
+        attributes |= schemas.apart(fields, _OURS) if _OURS & fields.keys() else fields
     if fields:
         _add_id(made, "traceId", _TRACE, fields, _TRACE_FIELDS)
         _add_id(made, "spanId", _SPAN, fields, _SPAN_FIELDS)
-    made["attributes"] = attributes
+    made["attributes"] = _attributes(attributes)
     return made
 
 
@@ -185,12 +163,10 @@ def _add_id(
             return
 
 
-def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"key": _clean(str(key)), "value": any_value(one)}
-        for key, one in values.items()
-        if one is not None
-    ]
+def _attributes(values: Mapping[str, Any], depth: int = 0) -> list[dict[str, Any]]:
+    # Names that differ only in what cannot be written are one key.
+    unique = {_clean(str(key)): one for key, one in values.items() if one is not None}
+    return [{"key": key, "value": any_value(one, depth)} for key, one in unique.items()]
 
 
 def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a table)
@@ -214,12 +190,7 @@ def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a
             # `{}` is what the schema says, and some receivers refuse the whole request for it.
             return {"stringValue": "null"}
         case dict() if depth < _DEEP:
-            pairs = [
-                {"key": _clean(str(key)), "value": any_value(one, depth + 1)}
-                for key, one in value.items()
-                if one is not None
-            ]
-            return {"kvlistValue": {"values": pairs}}
+            return {"kvlistValue": {"values": _attributes(value, depth + 1)}}
         case list() | tuple() if depth < _DEEP:
             return {"arrayValue": {"values": [any_value(one, depth + 1) for one in value]}}
     return {"stringValue": _clean(documents.shortened(value))}

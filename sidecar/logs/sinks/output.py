@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sidecar.logs import documents
 from sidecar.logs.records import Batch
+from sidecar.logs.sinks.schemas import Schema, json_line, json_lines
 
 
-def output_of(batch: Batch, *, json: bool) -> list[bytes]:
+def output_of(batch: Batch, *, json: bool, schema: Schema | None = None) -> list[bytes]:
     """Return the pieces to write, in order. Whole lines, each with its newline."""
     if json:
-        return [documents.json_lines(batch)]
+        return [json_lines(batch, schema)]
     if batch.raw:
         return [block.data for block in batch.blocks]
     lines = [
-        documents.json_line(record) if record.changed else record.raw for record in batch.records()
+        json_line(record, schema) if record.changed else record.raw for record in batch.records()
     ]
     lines.append(b"")
     return [b"\n".join(lines)]

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from sidecar._errors import SidecarError
 from sidecar.logs.records import MOST_RECORDS, Batch
+from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.output import output_of
 from sidecar.runtime import arguments
@@ -37,6 +38,7 @@ class StdoutSink(BaseSink):
 
     Args:
         json: write every line as a JSON object.
+        schema, prefix: the shape of such an object; see `sidecar.logs.sinks.schemas`.
         fd: another descriptor than that of standard output.
 
     Raises:
@@ -50,15 +52,24 @@ class StdoutSink(BaseSink):
     takes_blocks = True
     batching = Batching(max_bytes=1 << 20)
 
-    def __init__(self, *, json: bool = False, fd: int = 1, name: str = "stdout") -> None:
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        fd: int = 1,
+        name: str = "stdout",
+        schema: str = "plain",
+        prefix: str | None = None,
+    ) -> None:
         self.name = name
+        self._schema = schemas.named(schema, prefix)
         self._json, self._fd = json, arguments.integer("fd", fd)
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self.own_files = _file_behind(fd)
 
     async def write(self, batch: Batch) -> Receipt:
-        pieces = output_of(batch, json=self._json)
+        pieces = output_of(batch, json=self._json, schema=self._schema)
         stop = threading.Event()
         work = asyncio.create_task(in_thread(_write_all, self._fd, pieces, stop))
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from logs.fakes.receiver import Receiver, Request, WireError
+from logs.fakes.types import Types
 
 _ACTIONS = {"create", "index"}
 _KNOWN = {"_index", "_id", "require_alias"}
@@ -18,8 +19,9 @@ _KNOWN = {"_index", "_id", "require_alias"}
 class FakeElasticsearch(Receiver):
     """Keeps documents by index and id. `item_fault` may give any item a status of its own."""
 
-    def __init__(self, *, data_streams: bool = True, **options: Any) -> None:
+    def __init__(self, *, data_streams: bool = True, typed: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.types: Types | None = Types() if typed else None
         self.data_streams = data_streams
         self.documents: dict[tuple[str, str], dict[str, Any]] = {}
         self.conflicts = 0
@@ -89,6 +91,8 @@ class FakeElasticsearch(Receiver):
             return planted, "es_rejected_execution_exception" if planted == 429 else "planted"
         if self.poison(str(source.get("message", source))):
             return 400, "mapper_parsing_exception"
+        if self.types is not None and (refused := self.types.refusal(source)):
+            return 400, f"document_parsing_exception: {refused}"
         if self.data_streams and key[0].startswith("logs-"):
             if action != "create":
                 return 400, "illegal_argument_exception"

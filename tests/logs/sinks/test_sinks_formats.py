@@ -243,7 +243,7 @@ async def test_documents_hold_the_time_as_data_streams_ask_for() -> None:
         assert index == "logs-sidecar-default"
         assert source["@timestamp"] == documents.rfc3339(READ_AT)
         assert source["status"] == 200
-        assert source["file"] == "/log/a"
+        assert source["log"]["file"] == {"path": "/log/a"}
 
 
 async def test_the_index_comes_from_the_address_or_from_an_option() -> None:

@@ -1,0 +1,295 @@
+"""Shapes of a record as one JSON object in which our names and the application's never meet.
+
+`plain`, the shape of `documents`, is short, and lets the application's fields win. A store with types
+(Elasticsearch, OpenSearch, ClickHouse) fixes the type of a field by the first line that has it:
+there the `level: 30` of pino and a `level: "error"` of ours would refuse each other's lines for good.
+
+* `ecs`: Elastic Common Schema (https://www.elastic.co/docs/reference/ecs), with `kubernetes.*` as Filebeat has it.
+* `otel`: OpenTelemetry's data model and semantic conventions, as its exporter for Elasticsearch writes them.
+* `flat`: one level, each name of ours behind a prefix.
+
+In `ecs` and `otel` the application's fields stand under their own names, and those that begin like one of ours beneath `json`.
+In names of labels dots become underscores, or `app` and `app.kubernetes.io/name` would be a text and an object at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sidecar._errors import ConfigError
+from sidecar.logs import documents
+from sidecar.logs.records import Batch, Record
+from sidecar.logs.sinks import texts
+
+Schema = Callable[[Record], dict[str, Any]]
+"""From a record to what a receiver gets of it, as an object of its own."""
+
+NAMES = ("plain", "ecs", "otel", "flat")
+SEVERITY = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+# https://opentelemetry.io/docs/specs/semconv/resource/k8s/
+_RESOURCE = {
+    "namespace": "k8s.namespace.name",
+    "pod": "k8s.pod.name",
+    "pod_uid": "k8s.pod.uid",
+    "pod_ip": "k8s.pod.ip",
+    "container": "k8s.container.name",
+    "node": "k8s.node.name",
+    "service_account": "k8s.serviceaccount.name",
+}
+_SERVICE = ("app.kubernetes.io/name", "app", "container")
+# https://www.elastic.co/docs/reference/beats/filebeat/exported-fields-kubernetes-processor
+_KUBERNETES = {
+    "namespace": ("namespace",),
+    "pod": ("pod", "name"),
+    "pod_uid": ("pod", "uid"),
+    "pod_ip": ("pod", "ip"),
+    "container": ("container", "name"),
+    "node": ("node", "name"),
+}
+_ECS_VERSION = "8.11.0"
+_OURS_IN_ECS = frozenset({"@timestamp", "message", "log", "ecs", "labels", "kubernetes", "json"})
+_OURS_IN_LOG = frozenset({"level", "offset", "file"})
+_OURS_IN_OTEL = frozenset({"log", "json"})
+
+
+def named(name: str, prefix: str | None = None) -> Schema | None:
+    """Return the schema of that name; None for `plain`, which the quicker code of `documents` writes.
+
+    Raises:
+        ConfigError: there is none, or a prefix stands beside another one than `flat`.
+
+    >>> named("flat", "_")(Record(b"hello", file="/log/a"))
+    {'_time': '1970-01-01T00:00:00.000000000Z', '_message': 'hello', '_file': '/log/a', '_offset': 0}
+    """
+    if name not in NAMES:
+        raise ConfigError(f"there is no schema {name!r} (there are {', '.join(NAMES)})")
+    if prefix is not None and (name != "flat" or not prefix):
+        raise ConfigError("a prefix is for the schema flat, and cannot be empty")
+    match name:
+        case "ecs":
+            return Ecs()
+        case "otel":
+            return Otel()
+        case "flat":
+            return Flat("sidecar_" if prefix is None else prefix)
+    return None
+
+
+def json_lines(batch: Batch, schema: Schema | None) -> bytes:
+    """Return the batch as JSON objects of a schema, each with its newline."""
+    if schema is None:
+        return documents.json_lines(batch)
+    return b"".join([documents.dumps(schema(record)) + b"\n" for record in batch.records()])
+
+
+def json_line(record: Record, schema: Schema | None) -> bytes:
+    """Return the record as one JSON object of a schema, without a line ending."""
+    return documents.json_line(record) if schema is None else documents.dumps(schema(record))
+
+
+def resource_attributes(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels as attributes of an OpenTelemetry resource.
+
+    >>> resource_attributes({"pod": "web-0", "app": "shop"})
+    {'k8s.pod.name': 'web-0', 'k8s.pod.label.app': 'shop', 'service.name': 'shop'}
+    """
+    found = {_RESOURCE.get(name, f"k8s.pod.label.{name}"): one for name, one in labels.items()}
+    service = os.environ.get("OTEL_SERVICE_NAME") or next(
+        (labels[name] for name in _SERVICE if labels.get(name)), None
+    )
+    if service:
+        found["service.name"] = service
+    return found
+
+
+class _OfLabels:
+    """What a schema makes of labels, made once for each mapping of them: batches share one."""
+
+    def __init__(self, make: Callable[[Mapping[str, str]], dict[str, Any]]) -> None:
+        self._make = make
+        self._labels: Mapping[str, str] | None = None
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, labels: Mapping[str, str]) -> dict[str, Any]:
+        """Return a mapping whose members are shared, and may not be changed."""
+        if labels is not self._labels:
+            self._labels, self._made = labels, self._make(labels)
+        return self._made
+
+
+class Ecs:
+    """The Elastic Common Schema. Fields of an ECS logger (`log.logger`, `labels`) stay where that has put them.
+
+    >>> made = Ecs()(Record(b"hello", file="/log/a", level="warn", fields={"level": 30, "file": "a.py"}))
+    >>> made["log"], made["level"], made["file"]
+    ({'level': 'warn', 'offset': 0, 'file': {'path': '/log/a'}}, 30, 'a.py')
+    """
+
+    def __init__(self) -> None:
+        self._of_labels = _OfLabels(_ecs_labels)
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        message, fields = texts.message(record)
+        made: dict[str, Any] = {"@timestamp": documents.rfc3339(record.time)}
+        if message is not None:
+            made["message"] = message
+        log: dict[str, Any] = {
+            "offset": record.offset,
+            "file": {"path": documents.readable(record.file)},
+        }
+        if record.level is not None:
+            log = {"level": record.level, **log}
+        made["log"] = log
+        made["ecs"] = {"version": _ECS_VERSION}
+        made.update(self._of_labels(record.labels))
+        aside: dict[str, Any] = {}
+        for given, value in fields.items():
+            name = _name(given)
+            head, _, rest = name.partition(".")
+            if head not in _OURS_IN_ECS:
+                made[name] = value
+            elif not _is_ecs(made, head, rest, value):
+                aside[name] = value
+        if aside:
+            made["json"] = aside
+        return made
+
+
+class Otel:
+    """OpenTelemetry's log record, as one document.
+
+    >>> made = Otel()(Record(b"hello", file="/log/a", level="warn", fields={"log": 1, "user": "ada"}))
+    >>> made["body"], made["severity_number"], made["attributes"]["user"], made["attributes"]["json"]
+    ({'text': 'hello'}, 13, 'ada', {'log': 1})
+    """
+
+    def __init__(self) -> None:
+        self._of_labels = _OfLabels(
+            lambda labels: {"attributes": resource_attributes(_without_dots(labels))}
+        )
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        message, fields = texts.message(record)
+        made: dict[str, Any] = {"@timestamp": documents.rfc3339(record.time)}
+        if record.level in SEVERITY:
+            made["severity_text"] = record.level.upper()
+            made["severity_number"] = SEVERITY[record.level]
+        if message is not None:
+            made["body"] = {"text": message}
+        made["attributes"] = {**place_of(record), **apart(fields, _OURS_IN_OTEL)}
+        if record.labels:
+            made["resource"] = self._of_labels(record.labels)
+        return made
+
+
+class Flat:
+    """One level, each name of ours behind a prefix; what the application calls likewise gets it twice.
+
+    >>> Flat("x_")(Record(b"hi", file="/a", labels={"app.io/name": "web"}, fields={"x_file": 1}))["x_x_file"]
+    1
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._of_labels = _OfLabels(
+            lambda labels: {
+                f"{prefix}label_{name}": one for name, one in _without_dots(labels).items()
+            }
+        )
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        prefix = self._prefix
+        made: dict[str, Any] = {f"{prefix}time": documents.rfc3339(record.time)}
+        if record.level is not None:
+            made[f"{prefix}level"] = record.level
+        if not record.structured:
+            made[f"{prefix}message"] = record.text
+        made[f"{prefix}file"] = documents.readable(record.file)
+        made[f"{prefix}offset"] = record.offset
+        made.update(self._of_labels(record.labels))
+        for name, value in record.fields.items():
+            made[f"{prefix}{name}" if str(name).startswith(prefix) else name] = value
+        return made
+
+
+def place_of(record: Record) -> dict[str, Any]:
+    """Return where a record comes from, by OpenTelemetry's names for it."""
+    path = documents.readable(record.file)
+    return {
+        "log.file.path": path,
+        "log.file.name": os.path.basename(path),
+        "log.record.offset": record.offset,
+    }
+
+
+def apart(fields: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:
+    """Return the fields, those that are called like one of ours, or whose first part is, beneath `json`."""
+    made: dict[str, Any] = {}
+    aside: dict[str, Any] = {}
+    for given, value in fields.items():
+        name = _name(given)
+        (aside if name in ours or name.partition(".")[0] in ours else made)[name] = value
+    return {**made, "json": aside} if aside else made
+
+
+def _is_ecs(made: dict[str, Any], head: str, rest: str, value: Any) -> bool:
+    """Put what a logger has written by ECS into its place; return False for what is none."""
+    if head == "ecs" and rest == "version":
+        return True  # ours says as much
+    if head == "log" and rest and rest.partition(".")[0] not in _OURS_IN_LOG:
+        made["log"][rest] = value
+        return True
+    if not isinstance(value, dict) or rest:
+        return False
+    if head == "log" and not _OURS_IN_LOG & set(value):
+        made["log"].update(value)
+        return True
+    if head == "labels" and not any(isinstance(one, dict | list) for one in value.values()):
+        own = {name: _word(one) for name, one in value.items() if one is not None}
+        made["labels"] = {**_without_dots(own), **made.get("labels", {})}
+        return True
+    return False
+
+
+def _ecs_labels(labels: Mapping[str, str]) -> dict[str, Any]:
+    kubernetes: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for name, value in labels.items():
+        if (path := _KUBERNETES.get(name)) is None:
+            others[name] = value
+        elif len(path) == 1:
+            kubernetes[path[0]] = value
+        else:
+            kubernetes.setdefault(path[0], {})[path[1]] = value
+    made: dict[str, Any] = {}
+    if kubernetes:
+        made["kubernetes"] = kubernetes
+    if others:
+        made["labels"] = _without_dots(others)
+    return made
+
+
+def _without_dots(labels: Mapping[str, str]) -> dict[str, str]:
+    """Replace dots in names. A label that is called so already keeps its name, and the other one gets a `_` more."""
+    made = {name: one for name, one in labels.items() if "." not in name}
+    for name, one in labels.items():
+        if "." in name:
+            clean = name.replace(".", "_")
+            while clean in made:
+                clean += "_"
+            made[clean] = one
+    return made
+
+
+def _name(given: Any) -> str:
+    """Return a name that Elasticsearch takes: not empty, and no dot at its ends."""
+    name = given if isinstance(given, str) else str(given)
+    if name and name[0] != "." and name[-1] != ".":
+        return name
+    return name.strip(".") or "_"
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else documents.value(value)
