@@ -35,6 +35,8 @@ class Follower:
         """Return the lines that have come since the last time."""
         if look:
             self.tail.look()
+            while self.tail.incomplete:
+                self.tail.look()
         lines: list[str] = []
         while blocks := self.tail.read("", 1 << 20):
             if acknowledge:

@@ -234,8 +234,6 @@ class Collector:
         opened: list[Lane] = []
         try:
             await in_thread(self.source.open, [lane.name for lane in self.lanes])
-            if self._until_end:
-                self.source.limit_to_present()
             if not self.source.matched:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
                 for name in await in_thread(self.source.directories_named):
@@ -299,13 +297,14 @@ class Collector:
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
         source, last_look, last_round = self.source, 0.0, 0.0
-        turns = source.turns
+        turns, limited = source.turns, False
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
-            look = now >= due or self._draining or (self._until_end and self._all_idle())
-            through = self._until_end and source.present_is_read
+            look = now >= due or self._draining or source.incomplete
+            look = look or (self._until_end and self._all_idle())
+            through = self._until_end and limited and source.present_is_read
             open_lanes = [lane for lane in self.lanes if lane.room > 0 and not through]
             wanted = {lane.name: min(lane.room, _ROUND) for lane in open_lanes}
             self._wake.clear()
@@ -316,6 +315,9 @@ class Collector:
                 self._dirty.set()
             if look:
                 last_look = now
+                if self._until_end and not limited and not source.incomplete:
+                    source.limit_to_present()
+                    limited = True
                 source.flush_present(self._quiet)
                 self._report()
                 await self._tidy(now)
@@ -325,7 +327,8 @@ class Collector:
             if any(blocks.values()):
                 news_at, self._moved = time.monotonic(), True
             ready = any(source.ready(lane.name) for lane in self.lanes) and not through
-            ending = look and not ready and (self._draining or self._until_end)
+            ending = look and not ready and not source.incomplete
+            ending = ending and (self._draining or self._until_end)
             if ending and self._all_idle() and (through or await self._is_end(news_at)):
                 return
             if (

@@ -1,4 +1,4 @@
-"""Open log files, make room for their descriptors, and say once which cannot be read."""
+"""Open log files, keep descriptors free for all others, and say once which cannot be read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from sidecar.logs.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
-_FD_RESERVE = 64
-
 Opened = tuple[Content, os.stat_result]
 
 
@@ -26,8 +24,10 @@ class Opener:
     """Opens what a scan has found."""
 
     discovery: Discovery
-    make_room: Callable[[int], bool]
-    """Closes so many files that nobody needs just now; returns whether there were any."""
+    make_room: Callable[[], bool]
+    """Closes some files that were not needed for long; returns whether there were any."""
+    most: int = 4096
+    """The first descriptor that log files leave to others: to sinks, the checkpoint, probes."""
     refusals: Refusals = field(default_factory=lambda: Refusals(_log))
 
     def open(self, path: str) -> Opened | None:
@@ -63,11 +63,15 @@ class Opener:
 
     def _open_fd(self, path: str) -> int:
         try:
-            return self.discovery.open(path)
+            fd = self.discovery.open(path)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.make_room(_FD_RESERVE):
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.make_room():
                 raise
-        return self.discovery.open(path)
+            return self.discovery.open(path)
+        # The kernel gives the lowest number that is free (open(2)): so many descriptors are in use.
+        if fd >= self.most:
+            self.make_room()
+        return fd
 
 
 def key_of(path: str) -> Key | None:

@@ -5,7 +5,7 @@ Plain functions that return whom it concerns; `sidecar.logs.tracker` then flushe
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from sidecar.logs.discovery import Key
@@ -57,9 +57,7 @@ def _is_finished(stream: Stream) -> bool:
     cursors = stream.cursors.values()
     if not stream.settled or any(cursor.held for cursor in cursors):
         return False
-    if stream.content is not None and stream.content.compressed:
-        return all(cursor.at_end for cursor in cursors)
-    return stream.read_by_all >= stream.written
+    return _is_read(stream)
 
 
 def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:
@@ -87,16 +85,20 @@ def vanished(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
     return [s for s in closed if s.key not in there]
 
 
-def closable(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
-    """Return the open files that may be closed, the quietest first: they are opened again when they grow."""
-    idle = [
-        s
-        for s in streams
-        if s.content is not None
-        and not s.deleted
-        and s.key in there
-        and not s.content.compressed
-        and s.read_by_all >= s.written
-        and s.changed
-    ]
-    return sorted(idle, key=lambda s: s.grew_at)
+def closable(recent: Collection[Stream], there: Container[Key]) -> list[Stream]:
+    """Return a quarter of the open files, which may be closed: they are opened again when there is something to read.
+
+    `recent` has the one that was not used for longest at its beginning. Those that were read go first:
+    what has a name now may have none by then, and with it what has not been read.
+    Not those that have no name any more, and no archive in the middle, which would be decompressed again.
+    """
+    named = [s for s in recent if not s.deleted and s.key in there and s.changed]
+    read = [s for s in named if _is_read(s)]
+    unread = [s for s in named if not _is_read(s) and not (s.content and s.content.compressed)]
+    return (read + unread)[: max(len(recent) // 4, 1)]
+
+
+def _is_read(stream: Stream) -> bool:
+    if stream.content is not None and stream.content.compressed:
+        return all(cursor.at_end for cursor in stream.cursors.values())
+    return stream.read_by_all >= stream.written

@@ -46,6 +46,8 @@ class Roster:
     """What the last scan of the directories has found."""
     streams: list[Stream] = field(default_factory=list)
     by_key: dict[Key, Stream] = field(default_factory=dict)
+    recent: dict[Stream, None] = field(default_factory=dict)
+    """Those whose file is open; the one that was not used for longest comes first."""
     aliases: dict[Key, Stream] = field(default_factory=dict)
     """Archives that hold nothing but what a stream reads from its own file."""
     suspects: dict[Key, Suspect] = field(default_factory=dict)
@@ -62,6 +64,18 @@ class Roster:
         """Return the streams of which this file may be the rotated past, or the next home."""
         return list(self.families.get(_family(path), ()))
 
+    # -- descriptors
+
+    def used(self, stream: Stream) -> None:
+        """Its file is open, and needed just now."""
+        self.recent.pop(stream, None)
+        self.recent[stream] = None
+
+    def close_file(self, stream: Stream) -> None:
+        """Close its file, if it is open. The stream goes on when it is opened again."""
+        stream.detach()
+        self.recent.pop(stream, None)
+
     # -- steps
 
     def add(self, stream: Stream) -> None:
@@ -70,10 +84,12 @@ class Roster:
         self.families.setdefault(_family(stream.path), {})[stream] = None
         if stream.content is not None and stream.key is not None:
             self.by_key[stream.key] = stream
+            self.used(stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream altogether."""
         self.streams.remove(stream)
+        self.recent.pop(stream, None)
         self._leave_family(stream)
         self._unlink(stream)
 
@@ -115,6 +131,7 @@ class Roster:
         self._unlink(stream)
         self.rename(stream, path)
         stream.attach(content, key, path)
+        self.used(stream)
         stream.restored = stream.sought_until = None
         stream.live = path in self.found.files
         stream.grew_at = now
@@ -138,7 +155,7 @@ class Roster:
 
     def bury(self, stream: Stream) -> None:
         """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
-        stream.detach()
+        self.close_file(stream)
         self._unlink(stream)
         stream.live, stream.deleted = False, True
         stream.gone = time.time()
@@ -153,7 +170,7 @@ class Roster:
     def close(self) -> None:
         """Close all files."""
         for stream in self.streams:
-            stream.detach()
+            self.close_file(stream)
         self.tidy(())
 
     def _leave_family(self, stream: Stream) -> None:

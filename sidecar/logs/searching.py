@@ -25,12 +25,30 @@ class Search:
     roster: Roster
     opener: Opener
 
+    def reopen(self, stream: Stream) -> bool:
+        """Open the file of a stream, if it was closed. False if it cannot be, or lies under another name by now."""
+        if stream.content is not None:
+            self.roster.used(stream)
+            return True
+        if stream.key is None or self.roster.by_key.get(stream.key) is not stream:
+            return False  # it has no file now, or is another's
+        opened = self.opener.open(stream.path)
+        if opened is not None and (opened[1].st_dev, opened[1].st_ino) == stream.key:
+            stream.content = opened[0]
+            self.roster.used(stream)
+            return True
+        if opened is not None:
+            opened[0].close()
+        stream.changed = ()  # the next look tries again
+        return False
+
     def replaced(self, stream: Stream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
         content, key, path = stream.content, stream.key, stream.path
         if content is None or key is None:
             return
         stream.content = None
+        self.roster.recent.pop(stream, None)
         fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
         fresh.parent_id = stream.file_id or stream.parent_id
         fresh.content = recognise(content.fd)
@@ -41,14 +59,23 @@ class Search:
         self.go_on_elsewhere(stream, now)
         self.roster.wake(fresh)
 
-    def place_restored(self, now: float) -> None:
-        """Find the files of restored streams: first where they were, then where rotation may have put them."""
+    def place_restored(self, now: float, most: int) -> bool:
+        """Find the files of restored streams: first where they were, then where rotation may have put them.
+
+        Return False if there were more than `most` that are where they were: the others come next time.
+        """
         waiting = [s for s in self.roster.streams if s.restored is not None and s.gone is None]
         # Who has read most can be told from others best, and chooses first.
         waiting.sort(key=lambda s: s.read_by_all, reverse=True)
-        strangers = [stream for stream in waiting if not self._find_by_key(stream, now)]
-        for stream in strangers:
+        elsewhere, found = [], 0
+        for stream in waiting:
+            if not self._find_by_key(stream, now):
+                elsewhere.append(stream)
+            elif (found := found + 1) == most:
+                return False
+        for stream in elsewhere:
             self.go_on_elsewhere(stream, now)
+        return True
 
     def go_on_elsewhere(self, stream: Stream, now: float) -> None:
         """Search for the file in which the content of `stream` lives on, and go on there."""

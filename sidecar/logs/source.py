@@ -26,6 +26,11 @@ from sidecar.runtime import arguments
 
 _log = logging.getLogger(__name__)
 
+_RESERVED = 256
+"""Descriptors that are not for log files."""
+_MOST_OPEN = 1 << 15
+"""Files; each costs the kernel a kilobyte."""
+
 
 class Figures(NamedTuple):
     """How far a tail is behind its files."""
@@ -214,6 +219,11 @@ class Tail:
         return all(s.is_abandoned() for s in self._streams() if s.content is not None)
 
     @property
+    def incomplete(self) -> bool:
+        """The last look has left files for the next one, which is due at once."""
+        return self._require().incomplete
+
+    @property
     def turns(self) -> int:
         """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
         return self._require().roster.turns
@@ -315,6 +325,8 @@ class Tail:
 
     def _read_one(self, stream: Stream, lane: str) -> Block | None:
         tracker = self._require()
+        if not tracker.reopen(stream):
+            return None
         if not stream.head.length:
             # Nothing was there to judge it by. Its first bytes may show that it is a copy: not to be read then.
             tracker.check(stream, self._clock())
@@ -443,8 +455,8 @@ def tail(
 
 
 def _open_limit() -> int:
-    """At most half of the descriptors that the process may have: sinks and probes need some too."""
+    """Leave descriptors to sinks, the checkpoint and probes: a quarter of a thousand, where there are as many."""
     import resource
 
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(min(soft // 2, 4096), 1)
+    return max(min(soft - min(soft // 2, _RESERVED), _MOST_OPEN), 1)

@@ -50,6 +50,8 @@ class Strangers:
         beginning = stranger.content.read(0, identity.EVIDENCE)
         related = [s for s in self.roster.relatives(stranger.path) if s.may_begin_with(beginning)]
         for stream in related:
+            # One that was closed for want of descriptors is compared as all others.
+            self.search.reopen(stream)
             if not stream.is_intact():
                 # Truncated unnoticed: this may be its copy, and there is a new stream to compare with.
                 self.search.replaced(stream, now)

@@ -37,6 +37,9 @@ from sidecar.logs.stream import Stream
 
 _log = logging.getLogger(__name__)
 
+_MOST_AT_ONCE = 256
+"""Files that one look opens for the first time: some hundredths of a second."""
+
 
 class Tracker:
     """Keeps the streams of one collection to the files that hold them.
@@ -56,12 +59,19 @@ class Tracker:
     ) -> None:
         self.roster = Roster(lanes, wake, lose)
         self._discovery, self._habits = discovery, habits
-        self._opener = Opener(discovery, self._make_room)
+        self._opener = Opener(discovery, self._make_room, habits.max_open)
         self._search = Search(self.roster, self._opener)
         self._strangers = Strangers(self.roster, self._opener, self._search)
         self._unmet: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
         self._first, self._resumed = True, False
+        self._there_at_first: set[Key] = set()
+        """What was there at the very first start."""
+        self._before = self.roster.found
+        self._suspicious: set[str] = set()
+        self._restoring = False
+        self._to_meet: list[tuple[str, Key]] = []
+        """What the present look has still to open, the next one at the end."""
 
     @property
     def refusals(self) -> Refusals:
@@ -73,25 +83,47 @@ class Tracker:
         self._resumed = state.saved
         self.roster.restore(state)
 
+    @property
+    def incomplete(self) -> bool:
+        """The last look has left files for the next one, which is due at once."""
+        return self._restoring or bool(self._to_meet)
+
     def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
-        """Compare everything with the disk. `now` is monotonic time."""
+        """Compare everything with the disk. `now` is monotonic time.
+
+        A thousand new files are not met in one call: lines flow meanwhile, and a signal is heard.
+        """
+        self._suspicious.update(suspicious)
+        if not self.incomplete:
+            self._survey(now)
+        self._restoring = not self._search.place_restored(now, _MOST_AT_ONCE)
+        if not self._restoring and self._meet_strangers(now):
+            self._conclude(now)
+
+    def _survey(self, now: float) -> None:
+        """List all names, and look at the files that are known."""
         roster = self.roster
         for stream in roster.streams:
             stream.looked_ns = stream.modified_ns
-        before, roster.found = roster.found, self._discovery.scan(suspicious=suspicious)
+        suspicious, self._suspicious = self._suspicious, set()
+        self._before, roster.found = roster.found, self._discovery.scan(suspicious=suspicious)
+        if self._first:
+            self._there_at_first = set() if self._resumed else set(roster.found.files.values())
         for stream in list(roster.by_key.values()):
-            if roster.found is not before or stream.content is None:
+            if roster.found is not self._before or stream.content is None:
                 self._refresh(stream, now)
             else:  # no name has changed: a thousand quiet files must cost nothing
                 self.check(stream, now)
-        self._search.place_restored(now)
-        self._meet_strangers(now)
-        self._catch_up(before, now)
+        self._to_meet = self._unknown_files()
+
+    def _conclude(self, now: float) -> None:
+        """Every file has been met."""
+        self._catch_up(self._before, now)
         if not self._unmet:
-            for stream in roster.streams:
+            for stream in self.roster.streams:
                 stream.met_ns = stream.looked_ns or stream.modified_ns
         self._let_go(now)
-        self._first = False
+        self._first, self._there_at_first = False, set()
 
     def check(self, stream: Stream, now: float) -> None:
         """Look at one stream alone, after a hint that its file was written."""
@@ -121,6 +153,10 @@ class Tracker:
         if was_empty and stream.head.length and self._turns_out_a_copy(stream, status, now):
             return
         self.roster.wake(stream)
+
+    def reopen(self, stream: Stream) -> bool:
+        """Open the file of a stream, if it was closed. False if there is nothing to read from just now."""
+        return self._search.reopen(stream)
 
     def replaced(self, stream: Stream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
@@ -177,14 +213,8 @@ class Tracker:
         changed = (status.st_size, status.st_mtime_ns)
         if (status.st_dev, status.st_ino) != stream.key or changed == stream.changed:
             return
-        opened = self._opener.open(stream.path)
-        if opened is None:
+        if not self._search.reopen(stream):
             return
-        content, status = opened
-        if (status.st_dev, status.st_ino) != stream.key:
-            content.close()
-            return
-        stream.content = content
         if not stream.is_intact():
             self.replaced(stream, now)
             return
@@ -193,13 +223,21 @@ class Tracker:
 
     # -- files that are not known yet
 
-    def _meet_strangers(self, now: float) -> None:
+    def _unknown_files(self) -> list[tuple[str, Key]]:
         roster = self.roster
         strange = [(p, key) for p, key in roster.found.files.items() if not roster.knows(key)]
         # The original before its copy: it is the longer one, or has the shorter name.
-        for path, key in sorted(strange, key=lambda one: (-_size(one[0]), len(one[0]))):
+        return sorted(strange, key=lambda one: (_size(one[0]), -len(one[0])))
+
+    def _meet_strangers(self, now: float) -> bool:
+        """Open the files that belong to no stream. Return whether none is left."""
+        roster = self.roster
+        for _ in range(min(_MOST_AT_ONCE, len(self._to_meet))):
+            path, key = self._to_meet.pop()
             if not roster.knows(key):
                 self._meet(path, key, now)
+        if self._to_meet:
+            return False
         for key, suspect in list(roster.suspects.items()):
             if key in roster.by_key:
                 continue
@@ -209,6 +247,7 @@ class Tracker:
                 # It has lost its name before it was clear what it is.
                 content, suspect.content = suspect.content, None
                 self._judge(Stranger(suspect.path, key, content, os.fstat(content.fd)), now)
+        return True
 
     def _meet(self, path: str, key: Key, now: float) -> None:
         """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
@@ -231,7 +270,7 @@ class Tracker:
         if self._strangers.is_past(stranger, now):
             return
         stream = Stream(stranger.path, stranger.key, content=stranger.content, grew_at=now)
-        at_end = self._first and not self._resumed and self._is_skipped(stranger.status)
+        at_end = stranger.key in self._there_at_first and self._is_skipped(stranger.status)
         self.roster.begin(stream, at_end=at_end, judged=stranger.status.st_size)
         _log.info("reading %s", stranger.path)
         self.check(stream, now)
@@ -297,16 +336,15 @@ class Tracker:
                 if stream.deleted or stream.key not in roster.found.places:
                     roster.bury(stream)
                 else:
-                    stream.detach()  # looked at by its path from now on
+                    roster.close_file(stream)  # looked at by its path from now on
         self._limit_held()
         for stream in retiring.long_gone(roster.streams, time.time()):
             roster.remove(stream)
         roster.tidy(roster.found.places)
         for stream in retiring.vanished(roster.streams, roster.found.places):
+            if (unread := stream.written - stream.read_by_all) > 0:
+                roster.lose("deleted", unread, stream.path)
             roster.bury(stream)
-        opened = sum(stream.content is not None for stream in roster.streams)
-        if opened > habits.max_open:
-            self._make_room(opened - habits.max_open)
 
     def _limit_held(self) -> None:
         """Deleted files whose space only we keep in use must not fill the volume."""
@@ -322,12 +360,12 @@ class Tracker:
             self.roster.lose("deleted", unread, stream.path)
             self.roster.bury(stream)
 
-    def _make_room(self, count: int) -> bool:
-        """Close files that are quiet and read; they are opened again when they grow."""
-        idle = retiring.closable(self.roster.streams, self.roster.found.places)
-        for stream in idle[:count]:
-            stream.detach()
-        return bool(idle)
+    def _make_room(self) -> bool:
+        """Close files that were not needed for long; they are opened again when there is something to read."""
+        closed = retiring.closable(self.roster.recent, self.roster.found.places)
+        for stream in closed:
+            self.roster.close_file(stream)
+        return bool(closed)
 
 
 def _size(path: str) -> int:

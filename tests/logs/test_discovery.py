@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -264,29 +265,71 @@ def test_a_file_that_cannot_be_opened_now_is_opened_later(
     assert follower.news() == ["one"]
 
 
-def test_more_files_than_descriptors_lose_nothing(tmp_path: Path) -> None:
-    """Scenario 40: quiet files are closed to make room, and opened again when they grow."""
-    logs = [tmp_path / f"{chr(97 + n % 26)}{n}.log" for n in range(300)]
-    used = len(os.listdir("/proc/self/fd"))
+@contextmanager
+def descriptors(more: int) -> Iterator[None]:
+    """Let this process open so many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for generation in range(2):
-        for path in logs:
-            with path.open("a") as file:
-                file.write(f"{path.name} {generation} {PAD}\n")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, hard))
     try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_descriptors_lose_nothing(tmp_path: Path) -> None:
+    """Scenario 40: files that were not used for long are closed, and opened again when there is something to read."""
+    logs = [tmp_path / f"{chr(97 + n % 26)}{n}.log" for n in range(300)]
+    seen = []
+    with descriptors(60):
         follower = Follower(tmp_path / "*.log")
-        for generation in range(2, 5):
-            follower.news()
+        for generation in range(3):
             for path in logs:
                 with path.open("a") as file:
                     file.write(f"{path.name} {generation} {PAD}\n")
-        for _ in range(20):
-            follower.news()
+            seen += follower.news()
         follower.stop()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert sorted(follower.seen) == sorted(f"{p.name} {g} {PAD}" for p in logs for g in range(5))
+    assert sorted(seen) == sorted(f"{p.name} {g} {PAD}" for p in logs for g in range(3))
+
+
+def test_log_files_leave_descriptors_for_all_others(tmp_path: Path) -> None:
+    """Issue 12.2a: sinks and the checkpoint need some, also while not one of the files was read."""
+    touch(*(tmp_path / f"{n}.log" for n in range(200)))
+    with descriptors(60):
+        follower = Follower(tmp_path / "*.log")
+        others = [os.open(tmp_path, os.O_RDONLY) for _ in range(20)]
+        for fd in others:
+            os.close(fd)
+        assert len(follower.news()) == 200
+        follower.stop()
+
+
+def test_what_is_deleted_while_it_was_closed_and_unread_is_counted(tmp_path: Path) -> None:
+    """The price of more unread files than descriptors: it is not hidden."""
+    paths = [tmp_path / f"{n}.log" for n in range(200)]
+    touch(*paths)
+    with descriptors(60):
+        follower = Follower(tmp_path / "*.log")
+        for path in paths:
+            path.unlink()
+        delivered = sum(len(line) + 1 for line in follower.news())
+        written = sum(len(path.name) + 1 for path in paths)
+        assert 0 < delivered < written
+        assert follower.tail.lost["deleted"] == written - delivered
+        follower.stop()
+
+
+def test_one_look_opens_a_bounded_number_of_files(tmp_path: Path) -> None:
+    """A signal is heard, and lines flow, while ten thousand files are met for the first time."""
+    touch(*(tmp_path / f"{n}.log" for n in range(600)))
+    tail = source.tail(tmp_path / "*.log")
+    tail.open()
+    looks = 1
+    while tail.incomplete:
+        assert len(tail.positions()) <= 256 * looks
+        tail.look()
+        looks += 1
+    assert len(tail.positions()) == 600
+    tail.close()
 
 
 # 25, 42
