@@ -56,7 +56,10 @@ def locked(
     try:
         yield
     finally:
-        beneath.close(fd)  # no other process has it: the lock goes with it
+        # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        beneath.close(fd)
 
 
 def take(fd: int) -> bool:

@@ -60,6 +60,10 @@ class Store:
         """When somebody has last got in."""
         self._identity: tuple[int, int] | None = None
 
+    def begin_anew(self) -> None:
+        """Forget who works with it: in a process that was forked, nobody does."""
+        self._mutex = threading.Lock()
+
     @property
     def durable(self) -> bool:
         """Whether what is published here is to survive a power cut."""

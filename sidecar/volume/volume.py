@@ -9,9 +9,11 @@ When it is cancelled, it is withdrawn if its content is not visible yet, else it
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, get_args
@@ -46,6 +48,17 @@ GRACE = 30.0
 _PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
 
 
+_VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for volume in list(_VOLUMES):
+        volume._begin_anew()  # noqa: SLF001 (of this module)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Volume:
     """A directory that containers share.
 
@@ -53,6 +66,7 @@ class Volume:
     whose files readers see change together. Once a set is in force, `put` and `delete` publish it anew.
 
     Several writers, in several containers, may publish to the same directory of one node.
+    A volume may be used in several event loops, and in processes that are forked later.
     Nothing is touched before the first publish, or `prepare`, creates the directory (mode 0755).
 
     Args:
@@ -121,7 +135,11 @@ class Volume:
         self._gate = gates.gate_of(gate)
         self._prepared = False
         self._published: Publication | None = None
-        self._commits = commit.Commits(self._put_alone)
+        self._commits: commit.Commits | None = None
+        self._commits_of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, commit.Commits]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begin_anew()
+        _VOLUMES.add(self)
 
     def __repr__(self) -> str:
         version = self._published.version[:8] if self._published is not None else None
@@ -246,7 +264,7 @@ class Volume:
             await self._examine(name, data)
             if dry_run or order.conditions or isinstance(data, Content):
                 return await self._put_alone(name, data, order)
-            return await self._commits.put(name, data)
+            return await self._commits_here().put(name, data)
 
         return await self._counted(work, dry_run=dry_run)
 
@@ -266,11 +284,25 @@ class Volume:
             _count(outcome, started)
             tell(outcome)
 
-        return self._commits.wish(name, content, ended)
+        return self._commits_here().wish(name, content, ended)
 
     def withdraw(self, wish: Wish) -> None:
         """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
-        self._commits.withdraw(wish)
+        self._commits_here().withdraw(wish)
+
+    def _commits_here(self) -> commit.Commits:
+        """Return the contents that wait in the running loop: each loop tells its own callers."""
+        loop = asyncio.get_running_loop()
+        if self._commits is None or loop is not self._loop:
+            self._loop = loop
+            self._commits = self._commits_of.setdefault(loop, commit.Commits(self._put_alone))
+        return self._commits
+
+    def _begin_anew(self) -> None:
+        """Forget what is under way: in a process that was forked, nothing is."""
+        self._commits_of = weakref.WeakKeyDictionary()
+        self._commits = self._loop = None
+        self._store.begin_anew()
 
     async def _put_alone(
         self, name: str, data: bytes | Content, order: Order | None = None

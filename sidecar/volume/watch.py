@@ -45,6 +45,9 @@ class Watch(Generic[T]):
     a slow consumer gets the newest, not a backlog.
     Or enter it with `async with`, and read `snapshot` whenever it is needed.
 
+    It belongs to the event loop and the process in which it is entered: any other one is told so by `RuntimeError`,
+    and a process that is forked meanwhile by `failure` and `stale`. There it can be entered anew.
+
     A file that is rewritten in place is read after its writer has closed it.
     Where no events arrive, it is read once it has not changed for a second.
 
@@ -123,6 +126,8 @@ class Watch(Generic[T]):
     @property
     def problem(self) -> str | None:
         """What the last look found wrong, whether there is an older content or not."""
+        if self._run is not None and self._run.is_forked:
+            return self.failure
         return self._problem or self._refusal
 
     @property
@@ -154,10 +159,15 @@ class Watch(Generic[T]):
     def failure(self) -> str | None:
         """Why nothing is being watched, None while all is well: what a liveness probe asks.
 
-        An absent file or directory is no failure.
+        An absent file or directory is no failure. In a process that was forked since, a watch is dead.
         """
         if self._death is not None or self._run is None:
             return self._death
+        if self._run.is_forked:
+            return (
+                f"nothing follows {self.path} in this process: it was forked after the watch had begun"
+                " (begin it after the fork, as when a worker starts, or use sidecar.sync)"
+            )
         since = self._run.lookout.busy_since
         if since is not None and (hanging := time.monotonic() - since) > _HANGING:
             return (
@@ -176,12 +186,20 @@ class Watch(Generic[T]):
         return end
 
     async def looked(self) -> None:
-        """Wait for the first look to be over, whatever it found."""
+        """Wait for the first look to be over, whatever it found.
+
+        Raises:
+            RuntimeError: it was entered in another event loop, or before this process was forked; see `failure`.
+        """
         while not self.has_looked:
             await self._next_change()
 
     async def changed(self, etag: str | None, timeout: float) -> Snapshot[T] | None:
-        """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds."""
+        """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds.
+
+        Raises:
+            RuntimeError: it was entered in another event loop, or before this process was forked; see `failure`.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._snapshot is None or self._snapshot.etag == etag:
@@ -190,6 +208,8 @@ class Watch(Generic[T]):
         return None if found is None or found.etag == etag else found
 
     async def __aenter__(self) -> Watch[T]:
+        if self._run is not None:
+            self._renew_or_refuse(self._run)
         if self._run is None:
             self._death = None
             self._run = _Run(self._lookout, self._receive)
@@ -205,7 +225,18 @@ class Watch(Generic[T]):
         run, self._run = self._run, None
         if self._stop_tracking is not None:
             self._stop_tracking()
-        await run.end()
+        if not run.is_forked:
+            await run.end()
+
+    def _renew_or_refuse(self, run: _Run) -> None:
+        """Let a run go that is over without having been left: with its loop, or in the process before a fork."""
+        if not run.is_forked and not run.is_over:
+            run.check(self.path)
+            return
+        self._run, self._users = None, 0
+        self._waiting.clear()
+        if self._stop_tracking is not None:
+            self._stop_tracking()
 
     async def __aiter__(self) -> AsyncGenerator[Snapshot[T], None]:
         last: str | None = None
@@ -219,6 +250,8 @@ class Watch(Generic[T]):
                 yield self._snapshot
 
     async def _next_change(self) -> None:
+        if self._run is not None:
+            self._run.check(self.path)
         future = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:
@@ -306,9 +339,35 @@ class _Run:
         """The first look is over."""
         self._receive = receive
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self.lookout = make(tell=self._tell, ended=self._ended)
         self.lookout.start()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one whose thread looks."""
+        return os.getpid() != self._pid
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its event loop is closed: nobody can be told anything any more."""
+        return self._loop.is_closed()
+
+    def check(self, path: str) -> None:
+        """Return if this is its process and its event loop.
+
+        Raises:
+            RuntimeError: another one would wait for ever, or be told late.
+        """
+        if self.is_forked:
+            raise RuntimeError(
+                f"the watch of {path} was entered before this process was forked: enter it here"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                f"the watch of {path} was entered in another event loop: make one for each loop"
+            )
 
     async def end(self) -> None:
         """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
