@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -57,8 +59,11 @@ def command(
     file       directory, or …/   the file is put into it under its own name; the others stay
     directory  directory          the set is replaced: files that SOURCE does not have are gone
 
-    A directory is published with its nested names, and without names that begin with two dots;
-    a link in it that leads out of it is refused.
+    A directory is published with its nested names, and without names that begin with two dots,
+    lost+found and empty directories. What else cannot be in a set is refused and named:
+    links to directories, links that lead nowhere or out of it, names that are not UTF-8,
+    more than 32 directories within each other. A source that changes while it is read
+    is read again, and refused if it goes on.
 
     Exit codes: 0 it is there and durable (or was there before), 1 it was not published,
     2 called wrongly, 3 it is visible, but a power cut may still take it back.
@@ -143,11 +148,33 @@ async def _publish(
     from sidecar.cli import source as sources
     from sidecar.runtime import threads
 
+    options: dict[str, Any] = {**conditions, "dry_run": dry_run}
     if name is None:
-        files = await threads.in_thread(sources.read_set, source, limit)
-        return await volume.publish(files, **conditions, dry_run=dry_run)
+        return await _publish_set(volume, source, options, limit)
     with sources.opened(None if source == _STDIN else source) as fd:
-        async with volume.stage(name) as upload, aclosing(sources.pieces(fd)) as pieces:
-            async for piece in pieces:
-                await upload.write(piece)
-            return await volume.put(name, upload, **conditions, dry_run=dry_run)
+        steady = sources.Steady(fd)
+        for attempt in range(sources.ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(sources.PAUSE)
+                steady.begin_again()
+            async with volume.stage(name) as upload:
+                async with aclosing(sources.pieces(fd)) as pieces:
+                    async for piece in pieces:
+                        await upload.write(piece)
+                if await threads.in_thread(steady.was_whole, upload.size, upload.version):
+                    return await volume.put(name, upload, **options)
+    raise sources.changed(source)
+
+
+async def _publish_set(
+    volume: Volume, source: str, options: Mapping[str, Any], limit: int
+) -> Publication:
+    from sidecar.cli import source as sources
+    from sidecar.runtime import threads
+
+    for _ in range(sources.ATTEMPTS):
+        files = await threads.in_thread(sources.read_set, source, limit)
+        # A large file is read once more while it is published.
+        with contextlib.suppress(_errors.ContentAltered):
+            return await volume.publish(files, **options)
+    raise sources.changed(source)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import os
 import stat
 import sys
-from collections.abc import AsyncGenerator, Iterator
+import time
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 
 from sidecar import _errors
-from sidecar.disk import beneath
+from sidecar.cli.words import one_line as shown
+from sidecar.disk import beneath, naming, trees, visible
 from sidecar.runtime import threads
-from sidecar.volume import loading
-from sidecar.volume.snapshot import Content
+from sidecar.volume import listing, loading, terms
+from sidecar.volume.snapshot import VERSION_DIGITS, Content
 
+_log = logging.getLogger(__name__)
+
+#: How often a source that changes is read, and the seconds in between.
+ATTEMPTS = 3
+PAUSE = 0.2
+#: A source that was changed so lately is read twice, with so many seconds in between.
+_DOUBT_NS = 2_000_000_000
+_QUIET = 0.1
+_SHOWN = 5
 _CHUNK = 1 << 20
 #: Linux opens a FIFO that nobody writes to yet, and tells when somebody has; elsewhere it would look empty.
 _AT_ONCE = os.O_NONBLOCK if sys.platform == "linux" else 0
@@ -65,20 +78,163 @@ async def _readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
+class Steady:
+    """Tells whether a source that has been read was the same all the time.
+
+    A regular file is compared with its state before. One that was written to in the last seconds is read a second time,
+    because clocks of file systems are coarse, and because a program that pauses may go on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._before = os.fstat(fd)
+        self._begun = time.time_ns()
+        self._regular = stat.S_ISREG(self._before.st_mode)
+        self._start = os.lseek(fd, 0, os.SEEK_CUR) if self._regular else 0
+
+    def begin_again(self) -> None:
+        """Go back to where reading began."""
+        self._before, self._begun = os.fstat(self._fd), time.time_ns()
+        os.lseek(self._fd, self._start, os.SEEK_SET)
+
+    def was_whole(self, size: int, version: str) -> bool:
+        """Whether what was read, so many bytes of that version, is what the file held from the beginning. Blocking."""
+        if not self._regular:
+            return True  # nobody else has what was read from a pipe
+        after = os.fstat(self._fd)
+        # Files of /proc have bytes although their size is 0.
+        if _state(after) != _state(self._before) or size < after.st_size - self._start:
+            return False
+        if self._begun - after.st_mtime_ns > _DOUBT_NS or not after.st_size:
+            return True
+        time.sleep(_QUIET)
+        return _version_of(self._fd, self._start) == version
+
+
+def changed(source: str) -> _errors.PublishError:
+    """Return the error for a source that changes each time it is read."""
+    return _errors.PublishError(
+        f"{source} is not published: it changed while it was read, {ATTEMPTS} times"
+        " (publish it once it is complete, or publish a copy)"
+    )
+
+
 def read_set(source: str, max_size: int) -> dict[str, Content]:
-    """Read a directory as it is at one moment; a ConfigMap's, too."""
-    with _reading(source):
-        fd = beneath.open_directory(source)
+    """Read a directory as it is at one moment, all of it; a ConfigMap's, too. Blocking.
+
+    Raises:
+        ConfigError: it cannot be read.
+        PublishError: it changes while it is read.
+        SidecarError: it holds no file, or something that cannot be published.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE)
+        with _reading(source):
+            fd = beneath.open_directory(source)
+        try:
+            files = _read_once(fd, source, max_size)
+        finally:
+            os.close(fd)
+        if files is not None:
+            return files
+    raise changed(source)
+
+
+def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None:
+    """Return the files of a directory, None if they changed while they were read."""
     try:
         sighting = loading.load_directory(fd, source, limit=max_size, before=None)
+        if not loading.unchanged(
+            fd, sighting
+        ):  # or so young that nothing but a second look can tell
+            time.sleep(_QUIET)
+            again = loading.load_directory(fd, source, limit=max_size, before=None)
+            if again.unread or again.snapshot.version != sighting.snapshot.version:
+                return None
+            sighting = again
     except _errors.NothingPublished:
         raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
-    finally:
-        os.close(fd)
+    if sighting.unsettled:
+        return None
     for problem in sighting.problems.values():
         raise _errors.SidecarError(f"{source} is not published: {problem}")
     files = sighting.whole()
+    with _reading(source):
+        _refuse_left_out(fd, source, files)
     return {name: files.content(name) for name in files}
+
+
+def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
+    """Refuse a directory that holds more than can be published: nothing is left out in silence."""
+    generation = naming.in_force(fd)
+    with listing.opened(fd, generation) as held:
+        left_out = [f"{shown(name)} ({why})" for name, why in _left_out(held, files)]
+    if left_out:
+        more = f", and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+        raise _errors.SidecarError(
+            f"{source} is not published: it holds what cannot be in a set: {', '.join(left_out[:_SHOWN])}{more}"
+            " (replace or remove it)"
+        )
+    beside = visible.beside_a_set(fd) if generation is not None else []
+    if beside:
+        _log.warning(
+            "%s holds a set; what lies beside it is not published: %s",
+            source,
+            ", ".join(map(shown, beside[:_SHOWN])),
+        )
+
+
+def _left_out(fd: int, files: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield what is neither a file that was read nor a directory, and why it was not read."""
+    for path, directories, names, folder in trees.walk(fd, "."):
+        prefix = path[2:] + "/" if path != "." else ""
+        if not prefix:
+            _drop_hidden(directories)
+        deepest = path.count("/") >= trees.DEEPEST
+        for name in sorted((*names, *directories)):
+            whole = prefix + name
+            if whole in files or _is_hidden(whole):
+                continue
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode) or deepest:
+                yield whole, _why(folder, whole, name)
+        _drop_hidden(directories)
+
+
+def _why(folder: int, whole: str, name: str) -> str:
+    if not naming.is_text(whole):
+        return "its name is not UTF-8"
+    try:
+        target = os.stat(name, dir_fd=folder)
+    except OSError:
+        return "a link that leads nowhere"
+    if stat.S_ISDIR(target.st_mode) and naming.link_target(folder, name) is not None:
+        return "a link to a directory"
+    if whole.count("/") > terms.DEEPEST:
+        return f"it lies more than {terms.DEEPEST} directories deep"
+    return "a name that readers do not see"
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is of those that a set never has, which docs/cli.md says."""
+    return any(part.startswith(naming.HIDDEN) or part == "lost+found" for part in name.split("/"))
+
+
+def _drop_hidden(directories: list[str]) -> None:
+    directories[:] = [name for name in directories if not _is_hidden(name)]
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_mtime_ns, status.st_size
+
+
+def _version_of(fd: int, start: int) -> str:
+    digest = hashlib.sha256()
+    while piece := os.pread(fd, _CHUNK, start):
+        digest.update(piece)
+        start += len(piece)
+    return digest.hexdigest()[:VERSION_DIGITS]
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
+import time
 
 from sidecar import _errors
 from sidecar.disk import beneath, pinned
@@ -14,6 +16,13 @@ from sidecar.disk.pinned import Pinned
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import terms
 from sidecar.volume.snapshot import Content
+
+#: How often a file that changes is read, and the seconds in between.
+_ATTEMPTS = 3
+_PAUSE = 0.2
+#: A file that was changed so lately is read twice, with so many seconds in between.
+_DOUBT_NS = 2_000_000_000
+_QUIET = 0.1
 
 
 def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
@@ -26,6 +35,20 @@ def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
         ReadError: it is no regular file, cannot be read, or changes while it is read.
         ContentTooLarge: it is larger than the limit.
     """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE)
+        with contextlib.suppress(_errors.ContentAltered):
+            return _read_once(path, name, limit, where)
+    raise _errors.ReadError(
+        errno.EBUSY,
+        f"cannot publish {path} as {where}: it changed while it was read"
+        " (publish it again once it is complete)",
+    )
+
+
+def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
+    """As `read`, once. Raises `ContentAltered` if it changed meanwhile."""
     with beneath.reading(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -40,16 +63,18 @@ def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
             )
         if file.size > limit:
             raise terms.too_large(where, limit)
-        try:
-            if file.size <= pinned.LARGE:
-                return _whole(file)
-            return _content_of(file, name)
-        except _errors.ContentAltered as error:
-            raise _errors.ReadError(
-                errno.EBUSY,
-                f"cannot publish {path} as {where}: it changed while it was read"
-                " (publish it again once it is complete)",
-            ) from error
+        begun = time.time_ns()
+        first = _take(file, name)
+        if begun - status.st_mtime_ns < _DOUBT_NS and file.size:
+            # Clocks of file systems are coarse, and a program that pauses may go on.
+            time.sleep(_QUIET)
+            if terms.weigh(_take(file, name)) != terms.weigh(first):
+                raise pinned.altered(path)
+        return first
+
+
+def _take(file: Pinned, name: str) -> bytes | Content:
+    return _whole(file) if file.size <= pinned.LARGE else _content_of(file, name)
 
 
 def _whole(file: Pinned) -> bytes:

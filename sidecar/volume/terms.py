@@ -22,7 +22,7 @@ _LONGEST_PATH = 1024
 #: Files that are listed in any case: their names take some 25 MB.
 _LEAST_LISTED = 1 << 16
 #: As deep as snapshots look.
-_DEEPEST = 32
+DEEPEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +271,8 @@ def _wrong_with(name: str) -> str | None:
         return "it holds a control character"
     if len(raw) > _LONGEST_PATH:
         return f"it is longer than {_LONGEST_PATH} bytes"
-    if name.count("/") > _DEEPEST:
-        return f"it lies more than {_DEEPEST} directories deep"
+    if name.count("/") > DEEPEST:
+        return f"it lies more than {DEEPEST} directories deep"
     return next(filter(None, map(_wrong_with_part, name.split("/"))), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,68 @@ def test_options_come_from_variables(command: Command, tmp_path: Path) -> None:
     assert done.code == 1
     assert "not valid JSON" in done.err
     assert not (tmp_path / "config").exists()
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("plant", "told"),
+    [
+        (lambda s: os.symlink("sub", s / "current"), "current (a link to a directory)"),
+        (lambda s: os.symlink("gone", s / "lost"), "lost (a link that leads nowhere)"),
+        (lambda s: os.symlink("gone", s / "sub" / "lost"), "sub/lost (a link that leads nowhere)"),
+        (lambda s: os.symlink("/etc/hostname", s / "out"), "out"),
+        (
+            lambda s: Path(os.fsdecode(os.fsencode(s) + b"/caf\xe9")).touch(),
+            "its name is not UTF-8",
+        ),
+        (lambda s: deep(s, 33), "more than 32 directories deep"),
+        (lambda s: deep(s, 80), "more than 32 directories deep"),
+    ],
+)
+def test_what_cannot_be_in_a_set_is_refused_by_name(
+    command: Command, tmp_path: Path, plant: Callable[[Path], object], told: str
+) -> None:
+    """A publisher publishes all of a directory or refuses it: nothing is left out in silence."""
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "sub" / "a").write_text("1")
+    plant(tmp_path / "source")
+    done = command("publish", "source", "--path", "shared/")
+    assert done.code == 1, done
+    assert told in done.err
+    assert not (tmp_path / "shared" / "..data").exists()
+
+
+def deep(source: Path, levels: int) -> None:
+    """Put a file below so many directories."""
+    for number in range(levels):
+        source /= f"d{number}"
+    source.mkdir(parents=True)
+    (source / "leaf").write_text("1")
+
+
+def test_all_of_a_directory_is_published_that_can_be(command: Command, tmp_path: Path) -> None:
+    """32 directories deep, links to files, hidden names; not what begins with two dots, which no consumer reads."""
+    source = tmp_path / "source"
+    source.mkdir()
+    deep(source, 32)
+    (source / ".hidden").write_text("1")
+    (source / "..ours").write_text("1")
+    (source / "lost+found").mkdir()
+    (source / "empty").mkdir()
+    (source / "link").symlink_to(".hidden")
+    assert command("publish", "source", "--path", "shared/").code == 0
+    leaf = "/".join(f"d{number}" for number in range(32)) + "/leaf"
+    assert visible(tmp_path / "shared") == {".hidden": "1", "link": "1", leaf: "1"}
+
+
+def test_what_lies_beside_the_set_of_a_source_is_named(command: Command, tmp_path: Path) -> None:
+    """The source is a volume itself: its set is what is published."""
+    command("publish", "-", "--path", "source/loose", stdin=b"1")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a").write_text("1")
+    command("publish", "set", "--path", "source/")
+    done = command("publish", "source", "--path", "shared/")
+    assert done.code == 0
+    assert "what lies beside it is not published: loose" in done.err
