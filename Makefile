@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format bench soak mutants image image-size chart lock clean
+.PHONY: help run test test-all test-next lint format bench soak mutants image image-size chart lock clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them
 
 test-all:  ## the tests under every Python of 3.11, 3.12, 3.13 that is here
 	@tools/test-all $(ARGS)
+
+test-next:  ## the tests with the newest dependencies, pre-releases included, to see what will break
+	@tools/test-next $(ARGS)
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
+import aiohttp
 from aiohttp import web
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -32,6 +33,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 END = b"\r\n\r\n"
+PRIVATE_NAMES = frozenset(
+    {
+        "_close",
+        "_force_close",
+        "_handler_waiter",
+        "_loop",
+        "_max_msg_queue_size",
+        "_messages",
+        "_next_keepalive_close_time",
+        "_parser",
+        "_process_keepalive",
+        "_request_in_progress",
+        "_upgraded",
+    }
+)
+"""What `Connection` and `Express` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
+A test compares it with what they use."""
+if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHandler, name)):
+    raise ImportError(
+        f"this aiohttp ({aiohttp.__version__}) has no RequestHandler.{', RequestHandler.'.join(_gone)}:"
+        " install one of the versions that sidecar names in its metadata (pip install --upgrade podsidecar)"
+    )
 _READ_AHEAD = 1 << 14
 """Bytes of a body, half of those after which the client has to wait until somebody takes them.
 With aiohttp's own 64 KiB a thousand uploads hold twice as much, and one is no faster."""
@@ -225,9 +248,12 @@ class Connection(web.RequestHandler):
 
         False if there are bytes here that were not.
         """
-        if body is not self._body or body.total_bytes != taken or self._reading_paused:
+        transport = self.transport
+        if transport is None or body is not self._body or body.total_bytes != taken:
             return False
-        self._pause_transport_reading()
+        if not transport.is_reading():
+            return False
+        transport.pause_reading()
         return True
 
     def take_back(self, body: StreamReader, complete: bool) -> None:
@@ -246,8 +272,8 @@ class Connection(web.RequestHandler):
                 max_msg_queue_size=self._max_msg_queue_size,
             )
             body.feed_eof()
-        else:
-            self._resume_transport_reading()
+        elif self.transport is not None:
+            self.transport.resume_reading()
 
     def head_is_late(self) -> bool:
         """Answer 408 and close, unless an earlier request is still being answered."""
@@ -304,7 +330,8 @@ class Connection(web.RequestHandler):
 
     def _conclude(self, data: bytes, before: int, *, in_body: bool) -> None:
         """Conclude from bytes, and from what has come out of the parser for them, where it stands."""
-        held_back = self._upgraded or self._buffer_paused or self._reading_paused
+        transport = self.transport
+        held_back = self._upgraded or transport is None or not transport.is_reading()
         if len(self._messages) == before:
             if data and not in_body and not held_back:
                 self._guard.head_begins(self)  # only a head can have taken them

@@ -155,7 +155,7 @@ class Express(Connection):
         if (
             self._at_boundary
             and not (self._close or self._force_close)
-            and not self._paused  # aiohttp waits for a client that does not take its answers
+            and not self.writing_paused  # aiohttp waits for a client that does not take its answers
         ):
             self._wires = self._lane.wires
             if (wire := self._lane.find(data)) is not None:
@@ -170,7 +170,7 @@ class Express(Connection):
             self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
         else:
             self._send(wire)
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
 
     def _send(self, wire: MemoryFile) -> None:
         transport: Any = self.transport
@@ -249,13 +249,13 @@ class Express(Connection):
         if under_way.held_back is None:
             under_way.held_back = deque()
         under_way.held_back.append(data)
-        if under_way.full:
-            self._pause_transport_reading()
+        if under_way.full and self.transport is not None:
+            self.transport.pause_reading()
 
     def _go_on(self, under_way: _UnderWay) -> None:
         """Read what was held back; close when that was all, of a client that has closed its side."""
-        if under_way.full:
-            self._resume_transport_reading()
+        if under_way.full and self.transport is not None:
+            self.transport.resume_reading()
         # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
         waiting = under_way.held_back
         while waiting:
@@ -311,7 +311,7 @@ class Express(Connection):
         # aiohttp knows of no request that the lane has taken, and takes the connection for an idle one.
         used = self._served_until if self._under_way is None else self._loop.time()
         self._next_keepalive_close_time = max(
-            self._next_keepalive_close_time, used + self._keepalive_timeout
+            self._next_keepalive_close_time, used + self.keepalive_timeout
         )
         super()._process_keepalive()
 
