@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from sidecar.cli.examination import noticing, place, publishing, reading
+from sidecar.cli.examination import noticing, owners, place, publishing, reading
 from sidecar.cli.examination.findings import Finding, Patient
 
 _LOOKS = (
@@ -17,7 +17,11 @@ _LOOKS = (
     publishing.space,
     publishing.write,
     publishing.left_overs,
+    owners.replaceable,
+    owners.links,
+    owners.shared_history,
     reading.layout,
+    owners.set_in_force,
     reading.content,
     noticing.arrivals,
     noticing.limits,

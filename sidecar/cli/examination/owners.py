@@ -1,0 +1,95 @@
+"""What users of one volume may do to each other's names: the sticky bit, links, the set in force and what lies beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from sidecar.cli.examination.findings import Finding, Patient, reason
+from sidecar.cli.words import one_line
+from sidecar.disk import generations, naming, permissions, trees, visible
+from sidecar.volume import history
+
+_SHOWN = 3
+
+
+def replaceable(patient: Patient) -> Iterator[Finding]:
+    """Whether the file at the path can be replaced by this user."""
+    if patient.name is None or not patient.writable:
+        return
+    try:
+        permissions.check_replaceable(patient.fd, patient.name, patient.path)
+    except OSError as error:
+        yield Finding(
+            "publish", "wrong", f"it cannot be replaced: {reason(error)}", None, ("write",)
+        )
+
+
+def links(patient: Patient) -> Iterator[Finding]:
+    """Whether a set can be published here, and be read by others."""
+    if not patient.writable:
+        return
+    temporary = naming.temporary_name()
+    try:
+        os.symlink(f"{naming.DATA}/doctor", temporary, dir_fd=patient.fd)
+    except OSError as error:
+        yield Finding(
+            "links",
+            "note",
+            f"symbolic links do not work here ({reason(error)}): a set of files cannot be published",
+            "publish single files here, or take another volume for the set",
+            ("write",),
+        )
+        return
+    finally:
+        trees.remove(patient.fd, temporary)
+    if permissions.follows_no_links_of_others(os.fstat(patient.fd)):
+        yield Finding(
+            "links",
+            "note",
+            "the directory has the sticky bit and is writable for all: of a set that is published here"
+            f" only user {os.geteuid()} can follow the links (fs.protected_symlinks);"
+            " readers of sidecar see it all the same",
+            "publish sets into a directory in it, or take the bit away: chmod -t",
+            ("write",),
+        )
+
+
+def shared_history(patient: Patient) -> Iterator[Finding]:
+    """Whether what this user publishes enters the history."""
+    if not patient.writable or history.DIRECTORY not in patient.entries:
+        return
+    try:
+        with trees.inside(patient.fd, history.DIRECTORY) as fd:
+            permissions.check_writable(fd)
+    except OSError as error:
+        yield Finding(
+            "history",
+            "note",
+            f"what this user publishes does not enter it: {reason(error)}",
+            None,
+            ("write",),
+        )
+
+
+def set_in_force(patient: Patient) -> Iterator[Finding]:
+    """Whether the link to the set is whole, and what nobody sees because it lies beside the set."""
+    try:
+        damage = generations.damage(patient.fd)
+    except OSError as error:
+        damage = f"cannot be looked at: {reason(error)}"
+    if damage is not None:
+        yield Finding(
+            "set",
+            "wrong",
+            f"the link {naming.DATA} to the set in force {damage}",
+            "start a writer, which puts the newest whole generation in force, or publish the set again",
+        )
+    elif naming.in_force(patient.fd) is not None and (beside := visible.beside_a_set(patient.fd)):
+        more = f" and {len(beside) - _SHOWN} more" if len(beside) > _SHOWN else ""
+        yield Finding(
+            "set",
+            "note",
+            f"readers see nothing beside it: {', '.join(map(one_line, beside[:_SHOWN]))}{more}",
+            "publish them with the set, or remove them",
+        )
