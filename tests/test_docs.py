@@ -21,7 +21,7 @@ from types import ModuleType
 import pytest
 
 import sidecar
-from sidecar import logs, testing
+from sidecar import logs, sync, testing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -104,7 +104,7 @@ def test_examples_in_docstrings_run(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in (sidecar, logs, testing) for name in module.__all__],
+    [(module, name) for module in (sidecar, logs, sync, testing) for name in module.__all__],
     ids=lambda one: getattr(one, "__name__", one),
 )
 def test_an_example_of_a_public_name_needs_no_more_than_public_names(
@@ -164,7 +164,7 @@ def test_readme_producer_and_consumers_run_as_written(in_namespace, tmp_path: Pa
 
 @pytest.mark.root
 def test_programs_of_the_page_on_python_run_as_written(in_namespace, tmp_path: Path) -> None:
-    """Producer and consumer together, then a receiver of log lines, and a test: each does what its page says."""
+    """Producer, consumer, a WSGI application and a script together, then a receiver of log lines, and a test."""
     for number, program in enumerate(blocks(ROOT / "docs" / "python.md", "python")):
         (tmp_path / f"{number}.py").write_text(program)
 
@@ -172,10 +172,15 @@ def test_programs_of_the_page_on_python_run_as_written(in_namespace, tmp_path: P
         echo '{{"level": "error"}}' > /shared/app.log
         {sys.executable} 0.py > producer.txt & producer=$!
         {sys.executable} 1.py > consumer.txt & consumer=$!
-        {sys.executable} 2.py > counter.txt & counter=$!
+        {sys.executable} 2.py & wsgi=$!
+        {sys.executable} 4.py > counter.txt & counter=$!
         for name in producer consumer counter; do until grep -q . $name.txt; do sleep 0.1; done; done
         for program in $producer $consumer $counter; do kill -TERM $program; wait $program; done
-        {sys.executable} 3.py
+        {sys.executable} 3.py > script.txt
+        until curl -sf localhost:8000/ > settings.json; do sleep 0.1; done
+        grep -q 127.0.0.1 /shared/last_visit.txt
+        kill -TERM $wsgi
+        {sys.executable} 5.py
         echo all ended with 0
     """)
 
@@ -183,6 +188,8 @@ def test_programs_of_the_page_on_python_run_as_written(in_namespace, tmp_path: P
     version = (tmp_path / "producer.txt").read_text().split()[0]
     assert (tmp_path / "consumer.txt").read_text().startswith(f"{version} Settings(at='20")
     assert (tmp_path / "counter.txt").read_text() == "1\n"
+    assert '"at": "20' in (tmp_path / "settings.json").read_text()
+    assert (tmp_path / "script.txt").read_text().endswith(" True\n")
 
 
 def transcript(block: str) -> list[tuple[str, str]]:

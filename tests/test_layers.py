@@ -13,7 +13,7 @@ FLOORS = [
     {"_errors"},
     {"disk", "runtime"},
     {"volume", "logs"},
-    {"http", "reload"},
+    {"http", "reload", "sync"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

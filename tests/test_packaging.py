@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar import logs, testing
+from sidecar import logs, sync, testing
 from support import StartProcess, WaitFor
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
     ("module", "name"),
     [
         (module.__name__, name)
-        for module in (sidecar, logs, testing)
+        for module in (sidecar, logs, sync, testing)
         for name in module.__all__
         if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
     ],

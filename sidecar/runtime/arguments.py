@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sidecar import _errors
@@ -122,6 +122,12 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 (its kind is asked for, not whether it is there)
     )
+
+
+def mapping(name: str, value: object) -> None:
+    """Take a mapping. Raises `TypeError`."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} takes a mapping of names to contents, not {type(value).__name__}")
 
 
 def tags(name: str, value: object) -> tuple[str, ...] | None:

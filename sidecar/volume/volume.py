@@ -207,10 +207,7 @@ class Volume:
             VolumeFull, VolumeUnavailable: the operating system refused.
             PublishUncertain: visible, perhaps not durable.
         """
-        if not isinstance(files, Mapping):
-            raise TypeError(
-                f"publish takes a mapping of names to contents, not {type(files).__name__}"
-            )
+        arguments.mapping("publish", files)
         for content in files.values():
             _check_content(content)
         order = _order(if_match, if_none_match, dry_run)

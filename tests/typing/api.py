@@ -13,7 +13,7 @@ from typing import Any, assert_type
 from aiohttp import web
 
 import sidecar
-from sidecar import testing
+from sidecar import sync, testing
 
 
 @dataclass
@@ -39,6 +39,10 @@ async def publishing(volume: sidecar.Volume) -> None:
         await upload.write(b"chunk")
     await volume.publish("text")  # type: ignore[arg-type]
     await volume.publish({"a": 1})  # type: ignore[dict-item]
+    await volume.publish({"a": Path("/m.bin"), "b": upload})
+    await volume.put("a", bytearray(b"x"))  # type: ignore[arg-type]
+    sidecar.Volume("/shared", max_size="64Mi", gate={"type": "object"})
+    sidecar.Volume("/shared", gate=lambda content: content.data.isdigit())
     sidecar.Volume("/shared", 0o644)  # type: ignore[call-arg]
 
 
@@ -102,6 +106,26 @@ async def failing(volume: sidecar.Volume) -> None:
         assert_type(error.version, str)
     except OSError as error:  # the tree knows the builtins, too
         assert_type(error, OSError)
+
+
+def without_an_event_loop(volume: sync.Volume) -> None:
+    assert_type(sync.load("/shared/a"), sidecar.Snapshot[None])
+    assert_type(sync.load(Path("/shared/a"), schema=parse).value, Settings)
+    assert_type(sync.watch("/shared"), sync.Watch[None])
+    with sync.watch("/shared", schema=parse) as watch:
+        assert_type(watch, sync.Watch[Settings])
+        assert_type(watch.snapshot, sidecar.Snapshot[Settings] | None)
+        assert_type(watch.latest.value.colour, str)
+        for snapshot in watch:
+            assert_type(snapshot, sidecar.Snapshot[Settings])
+    assert_type(sync.publish_file(Path("/shared/a"), Path("/m.bin")), sidecar.Publication)
+    assert_type(volume.put("a", b"bytes", dry_run=True), sidecar.Publication)
+    assert_type(volume.publish({"a": "text", "b": b"bytes"}), sidecar.Publication)
+    assert_type(volume.read("a"), sidecar.Content)
+    with volume.stage(limit="1Mi") as upload:
+        assert_type(upload, sync.Upload)
+        upload.write(b"chunk")
+    volume.put("a", 1)  # type: ignore[arg-type]
 
 
 async def in_a_users_tests() -> None:
