@@ -30,6 +30,9 @@ from collections.abc import Sequence
 class SidecarError(Exception):
     """The root: whatever `sidecar` raises on purpose."""
 
+    counted = False
+    """Whether a metric has counted it already."""
+
     def __str__(self) -> str:
         # An OSError would put "[Errno 28]" before a sentence that already says it in words.
         return str(self.args[-1]) if self.args else ""

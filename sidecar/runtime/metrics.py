@@ -177,6 +177,10 @@ class ContentSource(Protocol):
     def mode(self) -> str:
         """Where the hints come from: one of `WATCH_MODES`."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is followed any more, None while all is well."""
+
 
 def track(source: ContentSource) -> Callable[[], None]:
     """Include a source in what is scraped; returns what ends that (twice does no harm)."""
@@ -256,11 +260,13 @@ class _Sources(Collector):
             "sidecar_content_stale", "1 if any content in memory may be out of date"
         )
         mode = GaugeMetricFamily(
-            "sidecar_watch_mode", "1 for each source of hints in use", labels=["mode"]
+            "sidecar_watch_mode",
+            "1 for each source of hints of a watch that lives",
+            labels=["mode"],
         )
         if self._follows:
             stale.add_metric([], any(one.stale is not None for one in sources))
-            in_use = {one.mode for one in sources}
+            in_use = {one.mode for one in sources if one.failure is None}
             for name in WATCH_MODES:
                 mode.add_metric([name], name in in_use)
         return age, info, stale, mode

@@ -353,6 +353,9 @@ class Volume:
             opening = threads.in_turn(upload.open, order)
             await threads.to_its_end(opening, order.withdraw)
             yield upload
+        except (_errors.VolumeFull, _errors.VolumeUnavailable) as error:
+            _count_failure(error)  # on the way: nothing came to `put`
+            raise
         finally:
             await upload.end()
 
@@ -489,8 +492,7 @@ class Volume:
             await self._prepare_once()
             done: Publication = await work()
         except _errors.SidecarError as error:
-            if not dry_run:
-                _count(error, started)
+            _count_failure(error, dry_run=dry_run)
             raise
         if not dry_run:
             _count(done, started)
@@ -580,7 +582,14 @@ def _count(outcome: Outcome, started: float) -> None:
         (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
         metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
     elif isinstance(outcome, _errors.SidecarError):
-        metrics.PUBLISH_TOTAL.labels(_result(outcome)).inc()
+        _count_failure(outcome)
+
+
+def _count_failure(error: _errors.SidecarError, *, dry_run: bool = False) -> None:
+    """Count a publish that has failed: once, however far the error goes up."""
+    if not error.counted and not dry_run:
+        metrics.PUBLISH_TOTAL.labels(_result(error)).inc()
+    error.counted = True
 
 
 def _result(error: _errors.SidecarError) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from sidecar import _errors
 from sidecar.disk import trees
+from sidecar.runtime import metrics
 from sidecar.volume.volume import Volume
 
 MIB = 1 << 20
@@ -31,6 +32,22 @@ def content(number: int, size: int = MIB // 2) -> bytes:
 @pytest.fixture
 def volume(tmp_path: Path) -> Volume:
     return Volume(tmp_path, volume_budget=BUDGET, durability="none")
+
+
+async def test_a_refusal_is_counted_once_wherever_it_is_met(volume: Volume) -> None:
+    """An upload meets the end of the room before it is published, and is a failed publish as any other."""
+
+    def failed() -> float:
+        return metrics.REGISTRY.get_sample_value("sidecar_publish_total", {"result": "failed"}) or 0
+
+    before = failed()
+    with pytest.raises(_errors.VolumeFull):
+        await volume.put("a", bytes(BUDGET + MIB))
+    assert failed() == before + 1
+    with pytest.raises(_errors.VolumeFull):
+        async with volume.stage("a") as upload:
+            await upload.write(bytes(BUDGET + MIB))
+    assert failed() == before + 2
 
 
 async def test_new_names_are_refused_before_the_budget_is_used_up(

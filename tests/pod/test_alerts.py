@@ -1,0 +1,257 @@
+"""Each alert fires on what a run of the product exposed while it was in trouble, and on nothing that a healthy one exposed.
+
+`promtool test rules` evaluates the rules of the chart; the series are scrapes of real processes, not written by hand.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from pod import chart, tools
+from pod.podman import until
+from support import Process, environment
+
+pytestmark = pytest.mark.timeout(120)
+
+LABELS = {"namespace": "here", "pod": "demo-sidecar-0"}
+VALUES = {
+    "metrics": {
+        "prometheusRule": {"enabled": True, "contentAgeSeconds": 3600, "logsLagSeconds": 0.5}
+    }
+}
+ALERTS = [
+    "SidecarContentStale", "SidecarWatchDead", "SidecarWatchMissesEvents", "SidecarPropagationSlow", "SidecarContentOld",
+    "SidecarPublishRefused", "SidecarPublishFailing", "SidecarVolumeFull", "SidecarLogsLag", "SidecarLogsLost",
+    "SidecarLogsRefused",
+]  # fmt: skip
+# A reader whose events can be lost, and whose looks can fail, while a file of the test is there.
+_READER = """
+import os, sys
+from sidecar.cli.main import main
+from sidecar.disk import inotify
+from sidecar.volume.eye import Eye
+drain, look = inotify.Inotify.drain, Eye.look
+inotify.Inotify.drain = lambda self: [] if os.path.exists("deaf") else drain(self)
+def seeing(self, *a, **k):
+    if os.path.exists("blind"):
+        raise RuntimeError("planted")
+    return look(self, *a, **k)
+Eye.look = seeing
+sys.exit(main())
+"""
+
+
+class Product:
+    """A writer, a reader and two collectors, each with the URL of its metrics."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self.volume = directory / "volume"
+        self.log = directory / "app.log"
+        self.log.write_text("")
+        self.urls: dict[str, str] = {}
+        self._stack = stack
+        address = stack.enter_context(_refusing())
+        collect = ["collect", str(self.log), "--budget=64k", "--drain-timeout=0"]
+        content = f"--path={self.volume}/content"
+        self._start("writer", "write", content, "--format=json", "--volume-budget=1Mi")
+        self._start("reader", "read", content, "--recheck=0.05")
+        self._start("away", *collect, f"--checkpoint={directory}/1", "--sink=http://127.0.0.1:9/")
+        self._start("refused", *collect, f"--checkpoint={directory}/2", f"--sink={address}")
+
+    def put(self, name: str, body: bytes) -> int:
+        request = urllib.request.Request(f"{self.urls['writer']}/files/{name}", body, method="PUT")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def scrape(self) -> dict[tuple[str, ...], float]:
+        """Return each sample of each container: (name, label=value, …) to its value."""
+        found = {}
+        for container, url in self.urls.items():
+            with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    labels = {**sample.labels, **LABELS, "container": container}
+                    key = (
+                        sample.name,
+                        *(f"{name}={json.dumps(one)}" for name, one in labels.items()),
+                    )
+                    found[key] = sample.value
+        return found
+
+    def value(self, name: str, *parts: str) -> float:
+        return sum(
+            v
+            for key, v in self.scrape().items()
+            if key[0] == name and all(p in "".join(key) for p in parts)
+        )
+
+    def _start(self, container: str, command: str, *arguments: str) -> None:
+        program = ["-c", _READER] if container == "reader" else ["-m", "sidecar.cli"]
+        line = [sys.executable, *program, command, *arguments, "--host=127.0.0.1", "--port=0"]
+        own = self.directory / container
+        own.mkdir()
+        process = Process(line, own, cwd=self.directory, env=environment())
+        self._stack.callback(process.stop)
+        found = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", process.output))
+        self.urls[container] = found[0]
+
+
+class _refusing:  # noqa: N801 (a context manager)
+    """A receiver that takes no line, for good."""
+
+    def __enter__(self) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(400)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}/"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def scrapes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[dict[tuple[str, ...], float], ...]]:
+    """What the product exposes when it is well, and when everything has gone wrong."""
+    with ExitStack() as stack:
+        product = Product(tmp_path_factory.mktemp("alerts"), stack)
+        assert product.put("content", b"{}") in {201, 204}
+        until(lambda: product.value("sidecar_content_info", 'container="reader"') == 1)
+        well = product.scrape()
+        trouble(product)
+        yield well, product.scrape()
+
+
+def trouble(product: Product) -> None:
+    """Bring about all that there is an alert for; the last step takes the watch away."""
+    assert product.put("content", b"{") == 422
+    assert product.put("large", json.dumps("x" * 1_000_000).encode()) == 201
+    assert product.put("larger", json.dumps("x" * 1_000_000).encode()) == 507
+    with product.log.open("a") as log:
+        log.write("".join(f"line {number} {'x' * 100}\n" for number in range(5000)))
+    until(lambda: product.value("sidecar_logs_lag_bytes", 'container="away"') > 100_000)
+    product.log.write_text("")
+    (product.directory / "deaf").touch()
+    old = time.time() - 7200
+    for number in range(6):
+        before = product.value("sidecar_poll_rescues_total")
+        new = product.volume / ".new"
+        new.write_text(str(number))
+        os.utime(new, (old, old + number))
+        new.rename(product.volume / "content")
+        until(lambda before=before: product.value("sidecar_poll_rescues_total") > before)
+    (product.volume / "content").unlink()
+    until(lambda: product.value("sidecar_content_stale") == 1)
+    until(lambda: product.value("sidecar_logs_lost_bytes_total") > 0)
+    until(lambda: product.value("sidecar_logs_dead_letters_total") > 0)
+    with product.log.open("a") as log:
+        log.write("one that waits\n")
+    until(lambda: product.value("sidecar_logs_lag_seconds", 'container="away"') > 0.5)
+    (product.directory / "blind").touch()
+    until(lambda: product.value("sidecar_watch_mode") == 0)
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rule file that the chart renders."""
+    path = tmp_path_factory.mktemp("rules") / "rules.yaml"
+    path.write_text(yaml.safe_dump(chart.only(chart.render(VALUES), "PrometheusRule")["spec"]))
+    return path
+
+
+def promtool(*arguments: str | Path) -> str:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("needs promtool (package prometheus)")
+    return tools.run(program, *arguments).stdout
+
+
+Scrape = dict[tuple[str, ...], float]
+
+
+def firing(rules: Path, before: Scrape, after: Scrape, expected: list[str]) -> None:
+    """Hold the first scrape for half an hour, then let what the run did happen each minute; compare the alerts that fire."""
+    series = [
+        {
+            "series": f"{name}{{{','.join(labels)}}}",
+            "values": values(before, (name, *labels), value),
+        }
+        for (name, *labels), value in after.items()
+        if name.startswith("sidecar_")
+    ]
+    asked = {
+        "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
+        "eval_time": "50m",
+        "exp_samples": [{"labels": f'{{alertname="{one}"}}', "value": 1} for one in expected],
+    }
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    file = rules.with_name("test.yaml")
+    told = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}
+    file.write_text(yaml.safe_dump(told))
+    promtool("test", "rules", file)
+
+
+def values(before: Scrape, key: tuple[str, ...], value: float) -> str:
+    """A series in promtool's notation; one that was not scraped before has no samples before, and so no increase."""
+    counts = key[0].endswith(("_total", "_bucket", "_count", "_sum"))
+    step = value - before.get(key, 0.0) if counts else 0.0
+    first = f"{before[key]}+0x30" if key in before else "_x30"
+    return f"{first} {value}+{step}x30"
+
+
+def test_the_rules_are_ones_that_prometheus_loads(rules: Path) -> None:
+    """Expressions and the templates of the texts."""
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", rules)
+
+
+def test_a_healthy_product_fires_nothing(
+    rules: Path, scrapes: tuple[dict[tuple[str, ...], float], ...]
+) -> None:
+    """An alert that fires by itself is switched off, and then missed."""
+    well, _ = scrapes
+    firing(rules, well, well, [])
+
+
+def test_each_alert_fires_on_what_the_product_exposes(
+    rules: Path, scrapes: tuple[dict[tuple[str, ...], float], ...]
+) -> None:
+    """All at once, after a run in which everything went wrong; so a counter has begun at 0 before it counts."""
+    well, ill = scrapes
+    assert {
+        rule["alert"]
+        for group in yaml.safe_load(rules.read_text())["groups"]
+        for rule in group["rules"]
+    } == set(ALERTS)
+    firing(rules, well, ill, ALERTS)
