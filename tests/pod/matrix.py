@@ -254,6 +254,14 @@ MATRIX: dict[str, dict[str, Any]] = {
         "writer": {"schema": '{"type": "object"}'},
         "tests": {"content": '{"a": "it\'s"}'},
     },
+    "names and origins": {
+        "writer": {"allowedHosts": ["a.example"], "allowedOrigins": ["https://b.example"]},
+        "reader": {"allowedHosts": ["a.example"]},
+        "ingress": {
+            "enabled": True,
+            "hosts": [{"host": "c.example", "paths": [{"path": "/", "to": "reader"}]}],
+        },
+    },
     "confirmed elsewhere": {"writer": {"confirm": "http://reader.example:8081"}},
     "collector that waits alone": {
         "writer": {"enabled": False},

@@ -198,8 +198,13 @@ class Pod:
         return podman("exec", f"{self.name}-{container}", *command, **options)
 
     def probe(self, container: chart.Object, kind: str) -> subprocess.CompletedProcess[str]:
-        """Run the command of a probe where the kubelet would run it."""
-        command = container[f"{kind}Probe"]["exec"]["command"]
+        """Ask as a probe does, in the container: its command, or `sidecar check` for a request of the kubelet."""
+        probe = container[f"{kind}Probe"]
+        if "exec" in probe:
+            command = probe["exec"]["command"]
+        else:
+            port = container["ports"][0]["containerPort"]
+            command = ["sidecar", "check", f"http://localhost:{port}{probe['httpGet']['path']}"]
         return self.execute(container["name"], *command, check=False)
 
     def logs(self, container: str) -> str:

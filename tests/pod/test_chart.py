@@ -259,6 +259,8 @@ def _sample(role: str, name: str) -> Any:
     types = {found["type"]} if isinstance(found["type"], str) else set(found["type"])
     if types & {"integer", "number"}:
         return 7
+    if "array" in types:
+        return ["a.example"]
     return True if "boolean" in types else "0600"
 
 

@@ -163,9 +163,9 @@ def test_the_defaults_run_as_two_users_with_a_read_only_root(play: Any) -> None:
 
 
 def test_every_probe_succeeds_where_the_kubelet_would_run_it(play: Any) -> None:
-    """The commands of startup, liveness and readiness probes, in the containers; readiness fails once they drain."""
+    """The commands of startup, liveness and readiness probes, in the containers; by HTTP test_kubelet.py asks."""
     pod = play({})
-    objects = chart.render({"workload": {"kind": "Pod"}})
+    objects = chart.render({"workload": {"kind": "Pod"}, "probes": {"type": "exec"}})
     for name in ("writer", "reader"):
         for kind in ("startup", "liveness", "readiness"):
             done = pod.probe(chart.container(objects, name), kind)

@@ -173,6 +173,15 @@ def test_lines_of_the_collector_have_one_form(major: int) -> None:
     assert "json:" not in written(stages=stages, json=False)
 
 
+def test_the_names_of_service_and_routes_are_allowed() -> None:
+    """Where names are limited, what the chart itself leads to the container goes on working."""
+    names = "a.example,demo-sidecar,demo-sidecar.here,demo-sidecar.here.svc"
+    objects = rendered("names and origins")
+    assert f"--allowed-hosts={names}" in chart.container(objects, "writer")["args"]
+    assert f"--allowed-hosts={names},c.example" in chart.container(objects, "reader")["args"]
+    assert "--allowed-origins=https://b.example" in chart.container(objects, "writer")["args"]
+
+
 def test_both_addresses_of_a_service_can_be_asked_for() -> None:
     """One value for each thing: the families of the Service, and where a container listens."""
     objects = rendered("both families")

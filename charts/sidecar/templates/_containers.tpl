@@ -145,6 +145,23 @@ Each gives items of a list. `.` is the context of the chart that depends on this
 {{- end -}}
 {{- end }}
 
+{{/* The names of a container, as a list in JSON: those that are given, of its Service, and of the routes that lead to it. */}}
+{{- define "sidecar.allowedHosts" -}}
+{{- $root := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- $service := include "sidecar.serviceName" $root -}}
+{{- $namespace := include "sidecar.namespace" $root -}}
+{{- $names := concat (index $root.Values $role).allowedHosts (list $service (printf "%s.%s" $service $namespace) (printf "%s.%s.svc" $service $namespace)) -}}
+{{- if $root.Values.ingress.enabled -}}
+{{- range $root.Values.ingress.hosts -}}
+{{- $host := .host -}}
+{{- range .paths }}{{ if and $host (eq .to $role) }}{{ $names = append $names $host }}{{ end }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if $root.Values.httpRoute.enabled }}{{ $names = concat $names $root.Values.httpRoute.hostnames }}{{ end -}}
+{{- $names | uniq | toJson -}}
+{{- end }}
+
 {{/* The budget of the writer in bytes, below the limit of an emptyDir; nothing where that is not known. Half of it belongs to log files where there is a collector. */}}
 {{- define "sidecar.volumeBudget" -}}
 {{- with include "sidecar.emptyDirBytes" . -}}
@@ -189,6 +206,14 @@ securityContext:
 {{- else if $root.Values.reader.enabled }}
 - --confirm={{ ternary "https" "http" (not (empty $root.Values.tls.secret)) }}://{{ include "sidecar.ownHost" $root.Values.reader }}:{{ $root.Values.reader.port }}
 {{- end }}
+{{- end }}
+{{- if eq $role "writer" }}
+{{- with $values.allowedOrigins }}
+- {{ printf "--allowed-origins=%s" (join "," .) | quote }}
+{{- end }}
+{{- end }}
+{{- if $values.allowedHosts }}
+- {{ printf "--allowed-hosts=%s" (include "sidecar.allowedHosts" . | fromJsonArray | join ",") | quote }}
 {{- end }}
 {{- if $values.token.secret }}
 - --token-file=/etc/sidecar/token/{{ $values.token.key }}

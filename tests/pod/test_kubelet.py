@@ -1,0 +1,165 @@
+"""What a probe may judge, what a limit is, how a Pod ends: rendered Pods, run as the kubelet runs them.
+
+Each of the first four would deadlock if a probe judged what another container or a client has to mend.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pod import podman
+from pod.kubelet import Kubelet, running
+from pod.podman import get, http_call, until
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, pytest.mark.usefixtures("image")]
+
+WRITER, READER = 8080, 8081
+QUICK = {"drain": {"delay": 0.5, "timeout": 10}}
+SET = {"path": "/shared/site/", **QUICK}
+MIB = b"x" * (1 << 20)
+
+
+def put(pod: Kubelet, name: str, body: bytes) -> int:
+    """Publish by way of the Service."""
+    return http_call("PUT", f"{pod.endpoint(WRITER)}/files/{name}", body).status
+
+
+def stays_ready(pod: Kubelet, periods: int = 3) -> bool:
+    """Whether readiness holds for as long as it takes the kubelet to find the opposite."""
+    asked = pod.container("reader").spec["readinessProbe"]
+    end = (
+        time.monotonic()
+        + (periods + asked["failureThreshold"]) * asked["periodSeconds"] * pod.scale
+    )
+    while time.monotonic() < end:
+        if not pod.ready:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_reader_of_an_empty_directory_lets_its_writer_be_reached() -> None:
+    """Not ready before the first content, it would keep out of the Service the writer that has to bring one."""
+    with running(SET) as pod:
+        until(lambda: pod.ready)
+        assert get(f"{pod.endpoint(READER)}/").status == 503
+        assert put(pod, "a.txt", b"first") == 201
+        until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "first")
+        assert [one.restarts for one in pod.lasting] == [0, 0]
+
+
+def test_a_reader_waits_for_a_slow_producer_without_being_restarted() -> None:
+    """A content that comes after the time of the startup probe is no fault of the reader."""
+    values = {"writer": {"enabled": False}, "probes": {"startup": {"failureThreshold": 10}}, **SET}
+    with running(values) as pod:
+        startup = pod.container("reader").spec["startupProbe"]
+        until(lambda: pod.ready)
+        time.sleep(2 * startup["failureThreshold"] * startup["periodSeconds"] * pod.scale)
+        (pod.directory() / "site").mkdir()
+        (pod.directory() / "site" / "a.txt").write_text("late")
+        until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "late")
+        assert pod.container("reader").restarts == 0
+
+
+def test_a_native_reader_starts_before_its_producer() -> None:
+    """The kubelet starts the writer when the startup probe of the native sidecar before it has succeeded."""
+    values = {"reader": {"native": True}, "pod": {"terminationGracePeriodSeconds": 45}, **SET}
+    with running(values) as pod:
+        until(lambda: pod.ready)
+        assert put(pod, "a.txt", b"first") == 201
+        until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "first")
+        pod.stop()
+        assert pod.ended == ["writer", "reader"]
+
+
+def test_a_full_volume_is_read_and_healed_by_way_of_the_service() -> None:
+    """Unready while it is full, the Pod would answer no reads, and the DELETE that heals it could not come in."""
+    memory = {"medium": "Memory", "sizeLimit": "4Mi"}
+    values = {"volume": {"emptyDir": memory}, "writer": {"keep": 0, "volumeBudget": "1Gi"}, **SET}
+    with running(values) as pod:
+        until(lambda: pod.ready)
+        files = [f"{number}.bin" for number in range(8)]
+        assert [put(pod, name, MIB) for name in files].count(507) >= 1
+        assert stays_ready(pod)
+        until(lambda: get(f"{pod.endpoint(READER)}/files/{files[0]}").body == MIB)
+        assert http_call("DELETE", f"{pod.endpoint(WRITER)}/files/{files[0]}").status == 204
+        until(lambda: put(pod, files[0], MIB) == 201)
+
+
+@pytest.mark.parametrize(("budget", "evicted"), [(None, False), ("1Gi", True)])
+def test_the_limit_of_the_volume_is_answered_and_never_reached(budget: Any, evicted: bool) -> None:
+    """507 with the budget that the chart gives; without one the kubelet evicts the Pod, and its content is gone."""
+    values = {
+        "volume": {"emptyDir": {"sizeLimit": "16Mi"}},
+        "writer": {"volumeBudget": budget},
+        **SET,
+    }
+    with running(values, scale=0.02) as pod:
+        until(lambda: pod.ready)
+        said = set()
+        for number in range(40):
+            try:
+                said.add(put(pod, f"{number}.bin", MIB))
+            except OSError:
+                break
+        if evicted:
+            until(lambda: pod.evicted)
+        else:
+            assert said == {201, 507}
+            assert stays_ready(pod)
+            assert pod.evicted is None
+            assert get(f"{pod.endpoint(READER)}/files/0.bin").body == MIB
+
+
+def test_the_imitation_restarts_what_is_dead_and_takes_what_is_not_ready_out_of_its_service(
+    image: str,
+) -> None:
+    """The rules of the kubelet itself, with a container whose answers are files of the test."""
+    program = (
+        "import http.server, os\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(503 if os.path.exists('/shared' + self.path) else 200)\n"
+        "        self.end_headers()\n"
+        "    def log_message(self, *a): pass\n"
+        "http.server.ThreadingHTTPServer(('', 9000), H).serve_forever()\n"
+    )
+    probe = {"periodSeconds": 2, "failureThreshold": 2}
+    own = {
+        "name": "own",
+        "image": image,
+        "command": ["python3", "-c", program],
+        "ports": [{"name": "own", "containerPort": 9000}],
+        "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+        "livenessProbe": {"httpGet": {"path": "/live", "port": "own"}, **probe},
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": "own"}, **probe},
+    }
+    values = {
+        "writer": {"enabled": False},
+        "pod": {"terminationGracePeriodSeconds": 1},
+        "drain": {"delay": 0, "timeout": 0.5},
+        "extraContainers": [own],
+    }
+    with running(values, scale=0.05) as pod:
+        until(lambda: pod.ready)
+        switch(pod.directory() / "ready")
+        until(lambda: not pod.ready)
+        with pytest.raises(ConnectionRefusedError, match="no endpoint"):
+            pod.endpoint(READER)
+        (pod.directory() / "ready").unlink()
+        until(lambda: pod.ready)
+        switch(pod.directory() / "live")
+        until(lambda: pod.container("own").restarts >= 1)
+        (pod.directory() / "live").unlink()
+        until(lambda: pod.ready)
+        assert pod.container("reader").restarts == 0
+        pod.stop()
+        assert podman.podman("pod", "exists", pod.name, check=False).returncode == 1
+
+
+def switch(path: Path) -> None:
+    path.write_text("no")
