@@ -43,6 +43,7 @@ class Source:
     modified: float | None = None
     stale: str | None = None
     mode: str = "inotify"
+    failure: str | None = None
 
 
 def scrape() -> list[Sample]:
@@ -104,6 +105,16 @@ def test_a_publish_is_in_the_bucket_of_its_time_and_in_all_above() -> None:
     assert (more["0.0005"], more["0.001"], more["10.0"], more["+Inf"]) == (1, 2, 2, 3)
     assert values("sidecar_publish_seconds_count")[""] == after["+Inf"]
     assert values("sidecar_publish_seconds_sum")[""] == pytest.approx(total + 11.0011)
+
+
+def test_a_dead_watch_has_no_mode() -> None:
+    """All of them are 0 then: that is what the alert for it asks."""
+    source = Source()
+    stop = metrics.track(source)
+    assert sum(values("sidecar_watch_mode").values()) == 1
+    source.failure = "planted"
+    assert sum(values("sidecar_watch_mode").values()) == 0
+    stop()
 
 
 def test_a_tracked_source_is_read_when_somebody_scrapes() -> None:
