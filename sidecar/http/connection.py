@@ -153,7 +153,7 @@ class Connection(web.RequestHandler):
         in_body = self._body is not None and not self._body.is_eof()
         if self.transport is None or self.busy or self._owes or in_body:
             return None
-        return self._next_keepalive_close_time - self._keepalive_timeout
+        return self._next_keepalive_close_time - self.keepalive_timeout
 
     @property
     def fresh(self) -> bool:
