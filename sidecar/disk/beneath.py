@@ -86,8 +86,10 @@ def openat2_works() -> bool:
     return _kernel.available
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, access: int = os.O_RDONLY) -> int:
     """Open a directory of a volume for reading, and return its descriptor.
+
+    With `os.O_PATH` it need only be one that may be passed through: enough to open what is in it.
 
     The volume is the mount that holds the path: a link in the path must not lead out of it.
     On the root filesystem, where there is no such border, the path is opened as written.
@@ -95,12 +97,12 @@ def open_directory(path: str) -> int:
     Raises:
         OSError: as open(2); `ELOOP` if the path leaves the volume.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = access | os.O_DIRECTORY | os.O_CLOEXEC
     whole = os.path.abspath(path)
     root = mounts.mount_point(whole)[0]
     if root == "/":
         return os.open(whole, flags)
-    root_fd = os.open(root, flags)
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return open_beneath(root_fd, os.path.relpath(whole, root), flags)
     except OSError as error:
@@ -223,8 +225,13 @@ class reading:  # noqa: N801 (used as a function; a class costs a tenth of a gen
 def reason(error: OSError) -> str:
     """Say in words why something cannot be read, and what to change."""
     match error.errno:
-        case errno.EXDEV | errno.ELOOP:
-            return "a symbolic link leads out of the volume (links may only point inside it)"
+        case errno.EXDEV:
+            return (
+                "a symbolic link is absolute or leads out of the directory"
+                " (make it relative, to something inside)"
+            )
+        case errno.ELOOP:
+            return "there are too many symbolic links on the way, or one leads to itself"
         case errno.EACCES | errno.EPERM:
             return f"permission denied for user {os.geteuid()} (publish it readable for this user or group)"
         case errno.ENXIO:

@@ -27,6 +27,16 @@ class Target:
     path: str
     names: frozenset[bytes] | None
     way: bool = False
+    prefix: bytes = b""
+    """What stands before the names of its entries when they are told: `sub/` for a nested directory."""
+    alias: bytes | None = None
+    """The name under which all its entries are told: that of a link that leads here."""
+    key: str | None = None
+    """Under which it is followed beside the directory of the content, None for that itself and the way there."""
+
+    def told(self, name: bytes) -> bytes:
+        """Return the name under which an entry is told."""
+        return self.prefix + name if self.alias is None else self.alias
 
     def wants(self, name: bytes) -> bool:
         """Whether an event of that name is a reason to look; `..tmp-…` and old generations never are."""
@@ -53,6 +63,8 @@ class Activity:
     """For each name the last one of `inotify.STATES`."""
     kinds: dict[bytes, int] = field(default_factory=dict)
     """For each name all of its events, joined."""
+    ended: set[str] = field(default_factory=set)
+    """Keys of targets that are not followed any more, because their directory is gone."""
 
 
 class Hints(Protocol):
@@ -61,9 +73,17 @@ class Hints(Protocol):
     mode: Mode
     fd: int | None
     """A descriptor that is readable while hints wait, None if the bell is rung instead."""
+    nests: bool
+    """Whether `follow` works."""
 
     def arm(self, targets: Sequence[Target]) -> None:
         """Watch these directories instead of those before. Raises `OSError` at a limit."""
+
+    def follow(self, target: Target) -> None:
+        """Watch one more directory, under its `key`. Raises `OSError` at a limit."""
+
+    def unfollow(self, key: str) -> None:
+        """Watch what was followed under that key no longer."""
 
     def drain(self) -> Activity:
         """Return what was seen since the last call, without waiting.
@@ -80,11 +100,16 @@ class PollHints:
     """No hints at all: the re-check finds every change."""
 
     mode: Mode = "poll"
+    nests = False
 
-    def __init__(self, _: Bell) -> None:
+    def __init__(self, _: Bell | None = None) -> None:
         self.fd: int | None = None
 
     def arm(self, targets: Sequence[Target]) -> None: ...
+
+    def follow(self, target: Target) -> None: ...
+
+    def unfollow(self, key: str) -> None: ...
 
     def drain(self) -> Activity:
         return Activity()

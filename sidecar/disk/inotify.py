@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -17,6 +18,9 @@ from sidecar.disk.hints import Activity, Mode, Target
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
 #: Bytes that are read at first: no event has half as many.
 _FEW_EVENTS = 1 << 12
+_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
+#: Where the kernel does not say how many there are: half of its default for many years.
+_FEWEST_WATCHES = 4096
 
 
 class Event(NamedTuple):
@@ -135,21 +139,38 @@ class InotifyHints:
     """Hints by inotify(7): no thread, no polling, no wake-up while nothing happens."""
 
     mode: Mode = "inotify"
+    nests = True
 
     def __init__(self, _: Bell) -> None:
         self._inotify = Inotify()
         self.fd: int | None = self._inotify.fd
         self._targets: dict[int, list[Target]] = {}
+        self._followed: dict[str, set[int]] = {}
+        self._most = 0
 
     def arm(self, targets: Sequence[Target]) -> None:
+        self._most = _most_watches()
         before, self._targets = set(self._targets), {}
+        self._followed.clear()
         for target in targets:
-            mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
-            number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
-            # Two targets may be one directory, each with the names that it wants.
-            self._targets.setdefault(number, []).append(target)
+            self._add(target)
         for number in before - set(self._targets):
             self._inotify.remove(number)
+
+    def follow(self, target: Target) -> None:
+        if len(self._targets) >= self._most:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        number = self._add(target)
+        if target.key is not None:
+            self._followed.setdefault(target.key, set()).add(number)
+
+    def unfollow(self, key: str) -> None:
+        for number in self._followed.pop(key, ()):
+            left = [target for target in self._targets.get(number, ()) if target.key != key]
+            if left:
+                self._targets[number] = left
+            elif self._targets.pop(number, None) is not None:
+                self._inotify.remove(number)
 
     def drain(self) -> Activity:
         seen = Activity()
@@ -158,8 +179,10 @@ class InotifyHints:
             for target in self._targets.get(event.watch, ()):
                 if event.name:
                     _note(seen, target, event)
-                else:
+                elif target.key is None:
                     seen.moved = seen.moved or bool(event.mask & _GONE)
+                elif event.mask & Inotify.IGNORED:
+                    seen.ended.add(target.key)
             if event.mask & Inotify.IGNORED:
                 self._targets.pop(event.watch, None)
                 self._inotify.remove(event.watch)
@@ -168,6 +191,20 @@ class InotifyHints:
 
     def close(self) -> None:
         self._inotify.close()
+
+    def _add(self, target: Target) -> int:
+        mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
+        number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
+        # Two targets may be one directory, each with the names that it wants.
+        self._targets.setdefault(number, []).append(target)
+        return number
+
+
+def _most_watches() -> int:
+    """Return how many directories are watched at most: half of what the kernel gives this user for all programs."""
+    with contextlib.suppress(OSError, ValueError), open(_LIMIT) as file:
+        return max(1, int(file.read()) // 2)
+    return _FEWEST_WATCHES
 
 
 def _note(seen: Activity, target: Target, event: Event) -> None:
@@ -179,6 +216,7 @@ def _note(seen: Activity, target: Target, event: Event) -> None:
         seen.moved = True
         seen.arrived = bool(event.mask & Inotify.MOVED_TO)
         return
-    seen.kinds[event.name] = seen.kinds.get(event.name, 0) | event.mask & Inotify.CHANGES
+    name = target.told(event.name)
+    seen.kinds[name] = seen.kinds.get(name, 0) | event.mask & Inotify.CHANGES
     if state := event.mask & STATES:
-        seen.last[event.name] = state
+        seen.last[name] = state

@@ -24,6 +24,7 @@ class WatchfilesHints:
     """What `watchfiles` tells. A thread waits for it."""
 
     mode: Mode = "watchfiles"
+    nests = False
 
     def __init__(self, bell: Bell) -> None:
         self.fd: int | None = None
@@ -48,6 +49,10 @@ class WatchfilesHints:
             self._thread.start()
             self._ready.wait(_START)
             self._raise_error()
+
+    def follow(self, target: Target) -> None: ...
+
+    def unfollow(self, key: str) -> None: ...
 
     def drain(self) -> Activity:
         with self._lock:

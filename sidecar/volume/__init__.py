@@ -7,7 +7,8 @@ in processes that can be ended (`validator`, `check_process`);
 `repair` mends a set in force at a start, `retention` bounds the history as a whole, and `budget` all that the directory takes.
 
 Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
-`listing` says which names count, `loading` reads them.
+`filters` and `listing` say which names count, `loading` reads them.
 
 Follow: `watch` is what users hold; its thread is a `lookout`, which has an `eye` to look and a `judge` to decide.
+`changes` is what events have told of, `coverage` watches the directories that a listing goes through.
 """

@@ -11,13 +11,15 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import beneath, hints, mounts, naming
-from sidecar.volume import loading
+from sidecar.disk import beneath, events, hints, leases, links, mounts, naming, trees
+from sidecar.volume import history, listing, loading
+from sidecar.volume.coverage import Coverage
+from sidecar.volume.filters import EVERYTHING, Filter
 from sidecar.volume.sighting import Sighting
 
 
@@ -33,15 +35,25 @@ class Outlook:
     """Directories above it, and in each the entry that leads on: a link, the directory itself, or what is missing."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Entries whose events tell of a file that is known by another name."""
+    steps: tuple[tuple[int, int, str], ...] = ()
+    """Where a link leads that the path itself is: directories (device and inode), and the entry in each."""
 
 
 class Eye:
     """Looks at one path: a file, or a directory for a set."""
 
-    def __init__(self, path: str, limit: int, working: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        limit: int,
+        working: Callable[[], None],
+        wanted: Filter = EVERYTHING,
+    ) -> None:
         self.path = path
+        self.coverage = Coverage()
         self._limit = limit
         self._working = working
+        self._scope = listing.Scope(wanted, self.coverage)
         self._whole = os.path.abspath(path)
         self._place = os.path.split(self._whole)
         self._linked = True
@@ -58,8 +70,8 @@ class Eye:
         """
         with contextlib.suppress(OSError):
             self._open()
-        names, aliases = self._entries()
-        return Outlook(self._identity, names, frozenset(self._ways()), aliases)
+        names, aliases, steps = self._entries()
+        return Outlook(self._identity, names, frozenset(self._ways()), aliases, steps)
 
     def look(
         self, before: Sighting | None, *, thoroughly: bool, quick: bool = False
@@ -82,6 +94,74 @@ class Eye:
                 self.close()  # NFS has forgotten the directory that is held open
             raise
 
+    def look_again(
+        self, before: Sighting, names: Collection[str], folders: Collection[str]
+    ) -> Sighting | None:
+        """Read of a set of loose files what has changed; None if it takes a look at everything.
+
+        Raises:
+            NothingPublished, ReadError: as `look`.
+        """
+        if not self.can_mend(before):
+            return None
+        return loading.load_again(
+            self._fd,
+            self._whole,
+            limit=self._limit,
+            before=before,
+            names=names,
+            folders=folders,
+            working=self._working,
+            scope=self._scope,
+        )
+
+    def can_mend(self, before: Sighting) -> bool:
+        """Whether a look at what has changed is enough: at loose files, in the directory where they were found."""
+        mark = before.mark
+        loose = before.snapshot.name is None and mark.generation is None and not self._single
+        return loose and self._fd >= 0 and mark.directory == self._identity
+
+    def changed_folders(self, before: Sighting, *, top: bool) -> set[str]:
+        """Return the directories of a set in which something came, went or was replaced since `before`.
+
+        `top` asks the topmost one alone.
+        """
+        with beneath.reading(self.path):
+            return loading.changed_folders(self._fd, before, [""] if top else None)
+
+    def is_open_for_writing(self, name: str, signature: beneath.Signature) -> bool | None:
+        """Return whether anybody writes to a file that was found in that state, None if nobody can tell.
+
+        False: nobody does, and it is still in that state, or our history has it as it was published.
+        """
+        with contextlib.suppress(OSError):
+            fd = beneath.open_beneath(self._fd, name)
+            try:
+                if beneath.Signature.of(os.fstat(fd)) != signature:
+                    return None
+                if events.is_remote(mounts.filesystem(fd)):
+                    return None
+                writing = leases.is_open_for_writing(fd)
+                # What was read is what is there now, if it has not changed in between.
+                same = beneath.Signature.of(os.fstat(fd)) == signature
+                return writing if writing or same else None
+            finally:
+                beneath.close(fd)
+        return None
+
+    def has_published(self, name: str, signature: beneath.Signature, version: str) -> bool:
+        """Whether the history holds this very file under that version: then it was whole when it became visible."""
+        if self._fd < 0:
+            return False
+        suffix = f"-{version}"
+        with contextlib.suppress(OSError), trees.inside(self._fd, history.directory_of(name)) as fd:
+            for entry in os.listdir(fd):
+                if entry.endswith(suffix):
+                    status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+                    if (status.st_dev, status.st_ino) == signature.identity:
+                        return True
+        return False
+
     @contextmanager
     def targets(self, outlook: Outlook) -> Iterator[list[hints.Target]]:
         """Open the directories to watch, until the block ends."""
@@ -94,7 +174,20 @@ class Eye:
                     found.append(hints.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
             if self._fd >= 0:
                 found.append(hints.Target(self._fd, self._directory(), outlook.names))
+                if outlook.steps:
+                    found += self._behind_the_link(opened)
             yield found
+
+    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[hints.Target]:
+        name = self._place[1]
+        found: list[hints.Target] = []
+        for step in opened.enter_context(links.steps(self._fd, name)):
+            fd = step.open()
+            opened.callback(beneath.close, fd)
+            path = os.path.realpath(f"/proc/self/fd/{fd}")
+            wanted = frozenset({os.fsencode(step.entry)})
+            found.append(hints.Target(fd, path, wanted, alias=os.fsencode(name)))
+        return found
 
     def filesystem(self) -> str:
         """Return the type of the file system that is looked at."""
@@ -113,7 +206,7 @@ class Eye:
             before = None
         if before is not None and not thoroughly:
             same = before.mark.directory == self._identity
-            if same and loading.unchanged(self._fd, before, quick=quick):
+            if same and loading.unchanged(self._fd, before, quick=quick, scope=self._scope):
                 return None
         found = self._load(before)
         self._decided = True
@@ -129,9 +222,17 @@ class Eye:
                 linked=self._linked,
                 working=self._working,
             )
-        return loading.load_directory(
-            self._fd, self._whole, limit=self._limit, before=before, working=self._working
+        self.coverage.begin_pass()
+        found = loading.load_directory(
+            self._fd,
+            self._whole,
+            limit=self._limit,
+            before=before,
+            working=self._working,
+            scope=self._scope,
         )
+        self.coverage.end_pass()
+        return found
 
     def _directory(self) -> str:
         return self._place[0] if self._single else self._whole
@@ -158,7 +259,11 @@ class Eye:
 
     def _opened(self, directory: str) -> int:
         if self._single:
-            return beneath.open_directory(directory)
+            try:
+                return beneath.open_directory(directory)
+            except PermissionError:
+                # It may be passed through, and not be listed: enough for one file, too little for events.
+                return beneath.open_directory(directory, os.O_PATH)
         # The last component may be a link, as git-sync's: followed, but not out of its directory.
         above = beneath.open_directory(os.path.dirname(directory))
         try:
@@ -167,17 +272,20 @@ class Eye:
         finally:
             beneath.close(above)
 
-    def _entries(self) -> tuple[frozenset[bytes] | None, dict[str, str]]:
-        """Return the names that matter in the directory, and which of them stand for others."""
+    def _entries(
+        self,
+    ) -> tuple[frozenset[bytes] | None, dict[str, str], tuple[tuple[int, int, str], ...]]:
+        """Return the names that matter in the directory, which of them stand for others, and where a link leads."""
         if not self._single or self._fd < 0:
-            return None, {}
+            return None, {}, ()
         name = self._place[1]
         link = naming.link_target(self._fd, name)
         self._linked = link is not None
         if link is None or link.startswith(naming.DATA + "/"):
-            return frozenset((os.fsencode(name), os.fsencode(naming.DATA))), {naming.DATA: name}
-        # Whatever a link leads to may be exchanged on the way: every event is a reason to look.
-        return None, {} if "/" in link else {link: name}
+            return frozenset((os.fsencode(name), os.fsencode(naming.DATA))), {naming.DATA: name}, ()
+        with links.steps(self._fd, name) as found:
+            places = tuple(step.place for step in found)
+        return frozenset((os.fsencode(name),)), {}, places
 
     def _ways(self) -> list[tuple[str, str]]:
         """Return what leads to the directory and can be exchanged: links, the directory itself, or the first gap."""

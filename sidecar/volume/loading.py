@@ -8,12 +8,20 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.disk import beneath, naming, pinned
-from sidecar.volume.listing import Listing, list_visible, most_names, opened
+from sidecar.volume.listing import (
+    ALL,
+    Listing,
+    Scope,
+    list_again,
+    list_visible,
+    most_names,
+    opened,
+)
 from sidecar.volume.sighting import Mark, Sighting
 from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, Snapshot, version_of
 
@@ -69,8 +77,9 @@ def load_directory(
     limit: int,
     before: Sighting | None,
     working: Callable[[], None] = _go_on,
+    scope: Scope = ALL,
 ) -> Sighting:
-    """Read all files beneath an open directory; `working` as for `load_file`.
+    """Read all files beneath an open directory; `working` as for `load_file`, `scope` for loose files.
 
     Where there is a `..data`, they are those of the generation in force,
     pinned by its descriptor, so they belong together whatever is published meanwhile.
@@ -87,7 +96,7 @@ def load_directory(
         for _ in range(_SET_RETRIES):
             generation = naming.in_force(dir_fd)
             try:
-                reading = _Reading(before, working)
+                reading = _Reading(before, working, scope=scope)
                 return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
                 if generation == naming.in_force(dir_fd):
@@ -96,7 +105,37 @@ def load_directory(
     raise _restless(directory)
 
 
-def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
+def load_again(
+    dir_fd: int,
+    directory: str,
+    *,
+    limit: int,
+    before: Sighting,
+    names: Collection[str],
+    folders: Collection[str],
+    working: Callable[[], None] = _go_on,
+    scope: Scope = ALL,
+) -> Sighting | None:
+    """Read of loose files what may have changed since `before`: `names`, and what is new in `folders`.
+
+    None if that is not enough: a set of generations is in force by now.
+
+    Raises:
+        NothingPublished: there is no file any more.
+        ReadError: the directory cannot be read.
+    """
+    with beneath.reading(directory):
+        if naming.in_force(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
+            return None
+        mark = before.mark
+        listing = Listing(dict(mark.signatures), dict(mark.folders), dict(before.problems))
+        touched = list_again(dir_fd, listing, names, folders, most=most_names(limit), scope=scope)
+        reading = _Reading(before, working, touched=touched)
+        _read_touched(dir_fd, directory, listing, limit, reading)
+        return _sighting(dir_fd, None, listing, reading, single=False)
+
+
+def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False, scope: Scope = ALL) -> bool:
     """Whether everything still has the signatures of `before`; nothing is read.
 
     False where signatures alone cannot tell: within two seconds of a change, as file systems' clocks are coarse.
@@ -110,13 +149,36 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False) -> bool:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
         if naming.in_force(dir_fd) != mark.generation:
             return False
+        if quick:
+            return not changed_folders(dir_fd, before)
         with opened(dir_fd, mark.generation) as fd:
-            if quick:
-                return all(_signature(fd, name or ".") == s for name, s in mark.folders.items())
             most = 2 * (len(mark.signatures) + len(mark.folders)) + _MORE_NAMES
-            return list_visible(fd, most).files == mark.signatures
+            scope = scope if mark.generation is None else ALL
+            return list_visible(fd, most, scope).files == mark.signatures
     except (OSError, _errors.ReadError):
         return False
+
+
+def changed_folders(
+    dir_fd: int, before: Sighting, names: Collection[str] | None = None
+) -> set[str]:
+    """Return the directories of a set in which something came, went or was replaced since `before`.
+
+    Only those of `names` are asked, if any are given.
+
+    Raises:
+        OSError: the directory of the set cannot be read.
+    """
+    mark = before.mark
+    changed: set[str] = set()
+    with opened(dir_fd, mark.generation) as fd:
+        for name in mark.folders if names is None else names:
+            try:
+                if _signature(fd, name or ".") != mark.folders.get(name):
+                    changed.add(name)
+            except OSError:
+                changed.add(name)
+    return changed
 
 
 @dataclass(slots=True)
@@ -135,6 +197,9 @@ class _Reading:
     """Since when large files have been read, in monotonic seconds: it may take longer than clocks are coarse."""
     linked: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    touched: set[str] | None = None
+    """The names that were looked at, None for all."""
+    scope: Scope = ALL
 
     def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
@@ -180,7 +245,9 @@ def _load_once(
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
     with opened(dir_fd, generation) as held:
-        listing = list_visible(held, most_names(limit))
+        listing = list_visible(
+            held, most_names(limit), reading.scope if generation is None else ALL
+        )
         if generation is not None and generation != naming.in_force(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)
@@ -206,25 +273,69 @@ def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: _R
     """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
     room = limit
     for name, signature in listing.files.items():
-        kept = _kept(name, signature, reading.before)
-        if kept is not None:
-            reading.keep(name, signature, kept)
-            room -= kept.size
-            continue
-        try:
-            if signature.size > room:
-                listing.problems[name] = (
-                    f"its {signature.size} bytes are more than what is left of the limit of {limit}"
-                    " for all files together (raise max_size)"
-                )
-                continue
-            if reading.directory is None and signature.size > pinned.LARGE:
-                reading.directory = pinned.Directory(os.dup(dir_fd))
-            room -= reading.read(dir_fd, name, room, os.path.join(directory, name))
-        except _errors.NothingPublished:
-            reading.missing.add(name)  # deleted between the listing and the reading
-        except _errors.ReadError as error:
-            listing.problems[name] = str(error).partition(": ")[2]
+        room -= _read_one(dir_fd, directory, name, signature, (listing, reading, room, limit))
+
+
+def _read_touched(
+    dir_fd: int, directory: str, listing: Listing, limit: int, reading: _Reading
+) -> None:
+    """Take over what was known before, and read what was looked at anew."""
+    before, touched = reading.before, reading.touched
+    if before is None or touched is None:
+        return
+    reading.contents = before.snapshot.contents()
+    reading.signatures = dict(before.mark.signatures)
+    for name in touched - listing.files.keys():
+        reading.contents.pop(name, None)
+        reading.signatures.pop(name, None)
+    problems = touched & listing.problems.keys()
+    known = [c for name in touched if (c := before.snapshot.get_content(name)) is not None]
+    room = limit - before.snapshot.size + sum(content.size for content in known)
+    for name in sorted(touched & listing.files.keys()):
+        signature = listing.files[name]
+        room -= _read_one(dir_fd, directory, name, signature, (listing, reading, room, limit))
+    for name in touched & (reading.missing | listing.problems.keys()):
+        reading.contents.pop(name, None)
+        reading.signatures.pop(name, None)
+    for name in problems | (touched & listing.problems.keys()):
+        why = listing.problems[name]
+        listing.problems[name] = f"cannot read {os.path.join(directory, name)}: {why}"
+        if name in before.snapshot:
+            reading.contents[name] = before.snapshot.content(name)
+    if not reading.contents and not listing.problems:
+        raise _errors.NothingPublished(
+            errno.ENOENT, f"cannot read {directory}: no file has been published there"
+        )
+
+
+def _read_one(
+    dir_fd: int,
+    directory: str,
+    name: str,
+    signature: beneath.Signature,
+    into: tuple[Listing, _Reading, int, int],
+) -> int:
+    """Read one file that is listed, unless it is known; return its bytes, 0 if it could not be read."""
+    listing, reading, room, limit = into
+    kept = _kept(name, signature, reading.before)
+    if kept is not None:
+        reading.keep(name, signature, kept)
+        return kept.size
+    try:
+        if signature.size > room:
+            listing.problems[name] = (
+                f"its {signature.size} bytes are more than what is left of the limit of {limit}"
+                " for all files together (raise max_size)"
+            )
+            return 0
+        if reading.directory is None and signature.size > pinned.LARGE:
+            reading.directory = pinned.Directory(os.dup(dir_fd))
+        return reading.read(dir_fd, name, room, os.path.join(directory, name))
+    except _errors.NothingPublished:
+        reading.missing.add(name)  # deleted between the listing and the reading
+    except _errors.ReadError as error:
+        listing.problems[name] = str(error).partition(": ")[2]
+    return 0
 
 
 def _check_whole(
@@ -275,13 +386,29 @@ def _sighting(
         _doubtful(reading),
     )
     return Sighting(
-        Snapshot(dict(sorted(reading.contents.items())), single=single, value=None),
+        _snapshot(reading, single=single),
         mark,
         frozenset(reading.unsettled),
         frozenset(reading.linked),
         listing.problems,
         frozenset(reading.unread),
+        frozenset(reading.touched) if reading.touched is not None else None,
     )
+
+
+def _snapshot(reading: _Reading, *, single: bool) -> Snapshot[None]:
+    """Make the snapshot; one that holds what the one before held is that one."""
+    before, contents = reading.before, reading.contents
+    if before is None or reading.touched is None:
+        return Snapshot(dict(sorted(contents.items())), single=single, value=None)
+    old = before.snapshot
+    changed = {
+        name: contents[name]
+        for name in reading.touched & contents.keys()
+        if old.get_content(name) is not contents[name]
+    }
+    gone = [name for name in reading.touched if name in old and name not in contents]
+    return old.replaced(changed, gone) if changed or gone else old
 
 
 def _restless(where: str) -> _errors.NothingPublished:
@@ -340,7 +467,13 @@ def _doubtful(reading: _Reading) -> dict[str, float]:
     before, now = reading.before, time.monotonic()
     horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
     doubtful: dict[str, float] = {}
-    for name, signature in reading.signatures.items():
+    names: Collection[str] = reading.signatures
+    if before is not None and reading.touched is not None:
+        # What was not looked at is as doubtful as it was.
+        doubtful = {n: s for n, s in before.mark.doubtful.items() if n not in reading.touched}
+        names = reading.touched & reading.signatures.keys()
+    for name in names:
+        signature = reading.signatures[name]
         begun = reading.begun.get(name, now)
         then = horizon - int((now - begun) * 1e9)
         if signature.mtime_ns < then and signature.ctime_ns < then:

@@ -20,8 +20,10 @@ from typing import Literal
 from sidecar import _errors
 from sidecar.disk import bell, events, hints
 from sidecar.runtime import metrics
+from sidecar.volume.changes import Changes
 from sidecar.volume.eye import Eye, Outlook
-from sidecar.volume.judge import VANISHING, YOUNG, Judge, Verdict
+from sidecar.volume.filters import EVERYTHING, Filter
+from sidecar.volume.judge import SETTLE, VANISHING, Judge, Verdict
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.snapshot import Snapshot
 
@@ -38,6 +40,9 @@ _AFTER_YOU = 0.0005
 _SHARE_OF_TIME = 0.001
 #: Seconds after which they are compared in any case.
 _FULL_AT_LEAST = 60.0
+#: The same for loose files, as events tell of each of them, and for the directories that they lie in.
+_LOOSE_SHARE_OF_TIME = 0.0005
+_LOOSE_FULL_AT_LEAST = 300.0
 #: Wake-ups a second for names that do not matter, from where on they are taken together.
 _NOISE = 200
 _NOISE_PAUSE = 0.005
@@ -73,6 +78,8 @@ class Lookout:
         wanted: WatchMode,
         recheck: float,
         limit: int,
+        wanted_names: Filter = EVERYTHING,
+        quiet: float | None = None,
         tell: Callable[[News], None],
         ended: Callable[[], None],
     ) -> None:
@@ -87,8 +94,8 @@ class Lookout:
         self._ended = ended
         self._bell = bell.Bell()
         self._hints: hints.Hints = hints.PollHints(self._bell)
-        self._eye = Eye(path, limit, self._get_on)
-        self._judge = Judge(path)
+        self._eye = Eye(path, limit, self._get_on, wanted_names)
+        self._judge = Judge(path, self._eye, quiet)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
         self._armed: Outlook | None = None
@@ -97,7 +104,10 @@ class Lookout:
         self._unsure = True
         self._urgent = True
         self._hinted = True
+        self._changes = Changes(everything=True)
         self._full_at = 0.0
+        self._quick_at = 0.0
+        self._remote = False
         self._missing_since: float | None = None
         self._told: tuple[str | None, str | None] | None = None
         self._shown: Snapshot[None] | None = None
@@ -151,6 +161,7 @@ class Lookout:
                 self._told = (None, death)
                 self._tell(News(death=death))
             self._armed, self._before, self._unsure = None, None, True
+            self._changes.everything = True
             self.busy_since = None
             self._bell.wait(self._recheck, None)
 
@@ -188,11 +199,14 @@ class Lookout:
     def _observe(self, *, by_hint: bool) -> float:
         self._hinted = self._hinted or by_hint
         self._judge.evidence.look_begins()
+        changes, self._changes = self._changes, Changes()
         try:
-            sighting = self._look(thoroughly=by_hint or self._unsure)
+            sighting = self._look(changes, thoroughly=by_hint or self._unsure)
         except _errors.ReadError as error:
+            self._changes.everything = True
             return self._miss(error)
         finally:
+            self._check_coverage()
             self._drain()
         self._missing_since = None
         if sighting is None:
@@ -200,20 +214,70 @@ class Lookout:
             before = self._before
             self._report(None, next(iter(before.problems.values()), None) if before else None)
             return self._recheck
-        return self._act(sighting)
+        pause = self._act(sighting)
+        if self._unsure:
+            self._changes.join(changes)  # what was not accepted is looked at once more
+        return pause
 
-    def _look(self, *, thoroughly: bool) -> Sighting | None:
+    def _look(self, changes: Changes, *, thoroughly: bool) -> Sighting | None:
+        """Look at what has changed, where events tell of each file; else at everything."""
+        before = self._before
+        if before is not None and self._is_covered() and self._eye.can_mend(before):
+            if not changes:
+                changes = self._suspects(before)
+                if not changes and time.monotonic() < self._full_at:
+                    return None
+            if changes and not changes.everything:
+                found = self._eye.look_again(before, changes.names, changes.folders)
+                if found is not None:
+                    return found
+        return self._look_at_all(before, thoroughly=thoroughly)
+
+    def _suspects(self, before: Sighting) -> Changes:
+        """Return what is looked at without a hint: what a clock may hide, and what the directories tell."""
+        started = time.monotonic()
+        top = started < self._quick_at
+        names = before.mark.doubtful.keys() | before.problems.keys()
+        found = Changes(False, names, self._eye.changed_folders(before, top=top))
+        if not top:
+            now = time.monotonic()
+            self._quick_at = now + min((now - started) / _LOOSE_SHARE_OF_TIME, _FULL_AT_LEAST)
+        return found
+
+    def _look_at_all(self, before: Sighting | None, *, thoroughly: bool) -> Sighting | None:
         """Look; where comparing takes long, and events work, compare all the files less often."""
-        before, started = self._before, time.monotonic()
-        sparing = before is not None and self._hints.mode != "poll" and not before.problems
+        started = time.monotonic()
+        sparing = before is not None and self._is_covered() and not before.problems
         quick = sparing and not thoroughly and started < self._full_at
         sighting = self._eye.look(before, thoroughly=thoroughly, quick=quick)
         now = time.monotonic()
         if sighting is not None:
             self._full_at = 0.0
         elif not quick:
-            self._full_at = now + min((now - started) / _SHARE_OF_TIME, _FULL_AT_LEAST)
+            share, most = _SHARE_OF_TIME, _FULL_AT_LEAST
+            if before is not None and self._eye.can_mend(before):
+                share, most = _LOOSE_SHARE_OF_TIME, _LOOSE_FULL_AT_LEAST
+            self._full_at = now + min((now - started) / share, most)
         return sighting
+
+    def _is_covered(self) -> bool:
+        """Whether events tell of every file that is followed: only then may a look leave any of them out."""
+        coverage = self._eye.coverage
+        return (
+            self._hints.mode != "poll"
+            and not self._remote
+            and not coverage.blind
+            and coverage.failure is None
+        )
+
+    def _check_coverage(self) -> None:
+        """Poll where not every directory can be watched; say so once, and once that they can be again."""
+        failure = self._eye.coverage.failure
+        if failure is not None:
+            self._fall_back(failure)
+        elif self.fallback is not None and self._hints.mode != "poll":
+            logger.info("%s is watched by %s again", self.path, self._hints.mode)
+            self.fallback = None
 
     def _act(self, sighting: Sighting) -> float:
         verdict = self._judge.decide(sighting, self._before, time.monotonic())
@@ -233,7 +297,7 @@ class Lookout:
     @staticmethod
     def _briefly(verdict: Verdict) -> bool:
         """Whether a first content is only a moment away: then the first look is not over yet."""
-        return verdict.pause is not None and verdict.pause < 2 * YOUNG
+        return verdict.pause is not None and verdict.pause <= SETTLE
 
     def _miss(self, error: _errors.ReadError) -> float:
         """Tell why nothing can be read; a gap between the old file and the new one is no reason yet."""
@@ -297,6 +361,8 @@ class Lookout:
             logger.warning("events of %s were lost: everything is looked at", self.path)
         if activity.lost or activity.moved:
             self._armed = None
+        self._eye.coverage.lose(activity.ended)
+        self._changes.add(activity, aliases)
         self._judge.evidence.add(activity, aliases)
         self._urgent = self._urgent or activity.urgent
         matters = activity.urgent or activity.count > 0
@@ -316,21 +382,21 @@ class Lookout:
         """Point the hints at the directories of now; fall back to polling where that fails."""
         self._rearm_at = float("inf")
         try:
-            wanted = self._wanted
+            wanted, filesystem = self._wanted, self._eye.filesystem()
+            self._remote = events.is_remote(filesystem)
             if wanted == "auto":
-                wanted = events.best_mode(self._eye.filesystem())
+                wanted = events.best_mode(filesystem)
             if self._hints.mode != wanted:
                 self._change_hints(wanted)
             with self._eye.targets(outlook) as targets:
                 self._hints.arm(targets)
-            if self.fallback is not None:
-                logger.info("%s is watched by %s again", self.path, wanted)
-            self.fallback = None
+            self._eye.coverage.begin(self._hints)
         except OSError as error:
             self._fall_back(error)
         self._armed = outlook
         # What happened before the watch was armed has sent no event.
         self._judge.evidence.forget()
+        self._changes.everything = True
         self._unsure = self._hinted = True
 
     def _change_hints(self, mode: hints.Mode) -> None:
@@ -341,6 +407,7 @@ class Lookout:
     def _fall_back(self, error: OSError) -> None:
         """Poll until the limit is lifted; say so once."""
         self._change_hints("poll")
+        self._eye.coverage.begin(self._hints)
         self._rearm_at = time.monotonic() + _REARM_AFTER
         if self.fallback is None:
             metrics.WATCH_ERRORS_TOTAL.inc()
@@ -359,5 +426,7 @@ def _limit(error: OSError) -> str:
             return "no inotify instance is left for this user (raise fs.inotify.max_user_instances)"
         case errno.ENOSPC:
             return "no inotify watch is left for this user (raise fs.inotify.max_user_watches)"
+        case errno.EACCES:
+            return "a directory may be passed through, but not be read, as inotify must (chmod +r)"
         case _:
             return error.strerror or str(error)

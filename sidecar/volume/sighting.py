@@ -41,6 +41,8 @@ class Sighting:
     """Why a name of a directory could not be read, in words; its last good content stands in."""
     unread: frozenset[str] = frozenset()
     """Unsettled names of large files that were not read to the end: they have no version."""
+    touched: frozenset[str] | None = None
+    """The names that were looked at, where the others were taken over from the sighting before; None for all."""
 
     def whole(self) -> Snapshot[None]:
         """Return the snapshot, for one who looks only once.
@@ -57,11 +59,28 @@ class Sighting:
 
     def without(self, held: frozenset[str], before: Sighting | None) -> Sighting:
         """Return the same look with the content of `held` names as it was before, or without them."""
-        files = {n: self.snapshot.content(n) for n in self.snapshot if n not in held}
-        signatures = {n: s for n, s in self.mark.signatures.items() if n not in held}
-        if before is not None:
-            old = before.mark.signatures
-            files |= {n: before.snapshot.content(n) for n in held if n in before.snapshot}
-            signatures |= {n: old[n] for n in held if n in old}
-        snapshot = Snapshot(dict(sorted(files.items())), single=False, value=None)
+        old = before.mark.signatures if before is not None else {}
+        known = {
+            name: content
+            for name in held
+            if before is not None and (content := before.snapshot.get_content(name)) is not None
+        }
+        signatures = dict(self.mark.signatures)
+        for name in held:
+            signatures.pop(name, None)
+            if name in old and name in known:
+                signatures[name] = old[name]
+        snapshot = self.snapshot.replaced(known, held - known.keys())
         return replace(self, snapshot=snapshot, mark=self.mark._replace(signatures=signatures))
+
+    def altered(self, before: Sighting | None) -> list[str]:
+        """Return the names of files that are other ones than those of `before`, or were read anew."""
+        if self.touched is not None:
+            return [name for name in self.touched if name in self.snapshot]
+        return self.snapshot.other_than(before.snapshot.contents() if before is not None else {})
+
+    def gone(self, before: Sighting) -> frozenset[str]:
+        """Return the names of `before` that are not there any more."""
+        names = before.snapshot.keys() if self.touched is None else self.touched
+        now, then = self.snapshot.keys(), before.snapshot.keys()
+        return frozenset(name for name in names if name not in now and name in then)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias
 
@@ -41,11 +41,16 @@ def version_of_set(versions: Mapping[str, str]) -> str:
 
     Names and versions enter with their lengths, so no two sets can look alike.
     """
-    digest = hashlib.sha256(b"sidecar set\n")
-    for name in sorted(versions):
-        raw = os.fsencode(name)
-        digest.update(b"%d:%s%s" % (len(raw), raw, versions[name].encode()))
-    return digest.hexdigest()[:VERSION_DIGITS]
+    return _version_of_lines(_line(name, versions[name]) for name in sorted(versions))
+
+
+def _line(name: str, version: str) -> str:
+    return f"{len(name) if name.isascii() else len(os.fsencode(name))}:{name}{version}"
+
+
+def _version_of_lines(lines: Iterable[str]) -> str:
+    text = os.fsencode("".join(lines))
+    return hashlib.sha256(b"sidecar set\n" + text).hexdigest()[:VERSION_DIGITS]
 
 
 def etag(version: str) -> str:
@@ -126,13 +131,16 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     (b'hello', 'hello', 1)
     """
 
-    __slots__ = ("_files", "_single", "_value", "_version")
+    __slots__ = ("_files", "_large", "_lines", "_single", "_size", "_value", "_version")
 
     def __init__(
         self, files: Mapping[str, Content], *, single: bool, value: T, version: str | None = None
     ) -> None:
         self._files = dict(files)
+        self._large: frozenset[str] | None = None
+        self._lines: dict[str, str] | None = None
         self._single = single
+        self._size: int | None = None
         self._value = value
         if version is None:
             versions = self.versions()
@@ -160,6 +168,10 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def keys(self) -> KeysView[str]:
+        """Return a view of the names."""
+        return self._files.keys()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Snapshot):
@@ -206,7 +218,9 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     @property
     def size(self) -> int:
         """The sum of the sizes in bytes."""
-        return sum(content.size for content in self._files.values())
+        if self._size is None:
+            self._size = sum(content.size for content in self._files.values())
+        return self._size
 
     def content(self, name: str | None = None) -> Content:
         """Return bytes, version and time of one file; without a name, of the only one.
@@ -225,11 +239,54 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         """Return one file, None if there is none of that name."""
         return self._files.get(name)
 
+    def contents(self) -> dict[str, Content]:
+        """Return all files, by name."""
+        return dict(self._files)
+
+    def replaced(self, changed: Mapping[str, Content], gone: Collection[str]) -> Snapshot[None]:
+        """Return the snapshot of a directory with some files changed or added, and others gone.
+
+        Of thousands of files one changes: what is known of the others is kept.
+        """
+        files, lines = dict(self._files), self._version_lines()
+        for name in gone:
+            files.pop(name, None)
+            lines.pop(name, None)
+        added = changed.keys() - files.keys()
+        for name, content in changed.items():
+            files[name] = content
+            lines[name] = _line(name, content.version)
+        if added:
+            files, lines = dict(sorted(files.items())), dict(sorted(lines.items()))
+        version = _version_of_lines(lines.values())
+        made: Snapshot[None] = Snapshot(files, single=False, value=None, version=version)
+        made._lines = lines
+        made._large = (self._names_of_large() - changed.keys() - set(gone)) | {
+            name for name, content in changed.items() if content.is_large
+        }
+        before = [self._files[name] for name in {*changed, *gone} if name in self._files]
+        made._size = self.size - sum(c.size for c in before) + sum(c.size for c in changed.values())
+        return made
+
+    def _names_of_large(self) -> frozenset[str]:
+        if self._large is None:
+            self._large = frozenset(name for name, c in self._files.items() if c.is_large)
+        return self._large
+
+    def _version_lines(self) -> dict[str, str]:
+        if self._lines is not None:
+            return dict(self._lines)
+        return {name: _line(name, self._files[name].version) for name in sorted(self._files)}
+
+    def other_than(self, files: Mapping[str, Content]) -> list[str]:
+        """Return the names whose file is not the one that is given, or is not given."""
+        return [name for name, content in self._files.items() if files.get(name) is not content]
+
     def holds_others_than(self, before: Snapshot[Any]) -> bool:
         """Whether the same content lies in other large files by now: those of `before` may be gone."""
         return any(
-            content.is_large and (old := before.get_content(name)) and old.held is not content.held
-            for name, content in self._files.items()
+            (old := before.get_content(name)) and old.held is not self._files[name].held
+            for name in self._names_of_large()
         )
 
     def text(self, name: str | None = None, encoding: str = "utf-8") -> str:

@@ -94,7 +94,7 @@ def test_the_report_is_also_one_json_object(command: Command, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
-        (lambda path: path.symlink_to("/etc/passwd"), "leads out of the volume"),
+        (lambda path: path.symlink_to("/etc/passwd"), "leads out of the directory"),
         (lambda path: path.symlink_to("nowhere"), "does not exist"),
         (os.mkfifo, "a FIFO"),
         (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40), "limit"),

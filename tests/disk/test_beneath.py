@@ -62,10 +62,10 @@ def test_what_is_missing_is_an_error_of_its_own(volume: int) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("..", "leads out of the volume"),
-        ("../outside", "leads out of the volume"),
-        ("..gen-1/../../outside", "leads out of the volume"),
-        ("/etc/passwd", "leads out of the volume"),
+        ("..", "leads out of the directory"),
+        ("../outside", "leads out of the directory"),
+        ("..gen-1/../../outside", "leads out of the directory"),
+        ("/etc/passwd", "leads out of the directory"),
         ("config/", "a part of the path is a file"),
         ("config/x", "a part of the path is a file"),
         ("config/..", "a part of the path is a file"),

@@ -264,11 +264,8 @@ async def test_polling_takes_a_replaced_file_without_waiting(tmp_path: Path) -> 
         assert time.monotonic() - began < judge.SETTLE
 
 
-async def test_at_the_start_a_fresh_file_is_given_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_at_the_start_a_fresh_file_is_given_a_moment(tmp_path: Path) -> None:
     """It may be in the hands of a plain writer: of what happened before there is no event."""
-    monkeypatch.setattr(judge, "YOUNG", 1.0)
     path = tmp_path / "config"
     with path.open("w", buffering=1) as file:
         file.write("half")

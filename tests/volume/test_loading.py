@@ -148,7 +148,7 @@ def test_a_set_that_cannot_be_read_in_time_is_an_error_and_no_mixture(
     volume.update({"a": "0"})
     real = listing.list_visible
 
-    def late(*arguments: int) -> object:
+    def late(*arguments: Any) -> object:
         volume.update({"a": "0"})
         return real(*arguments)
 

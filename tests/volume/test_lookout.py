@@ -21,6 +21,7 @@ class FakeHints:
 
     mode: Mode = "inotify"
     fd: int | None = None
+    nests = True
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
@@ -31,6 +32,10 @@ class FakeHints:
     def arm(self, targets: Sequence[Target]) -> None:
         assert targets
         self.arms += 1
+
+    def follow(self, target: Target) -> None: ...
+
+    def unfollow(self, key: str) -> None: ...
 
     def drain(self) -> Activity:
         if self.fail_next:

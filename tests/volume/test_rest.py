@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sidecar.volume import lookout
+from sidecar.volume.changes import Changes
 
 
 class Clock:
@@ -37,11 +38,12 @@ def rechecks(path: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str, cost: fl
         seen.append(quick)
         clock.now += 0.0 if quick else cost
 
-    one._eye = SimpleNamespace(look=look)  # type: ignore[assignment]
+    coverage = SimpleNamespace(blind=False, failure=None)
+    one._eye = SimpleNamespace(look=look, coverage=coverage, can_mend=lambda _: False)  # type: ignore[assignment]
     one._hints = SimpleNamespace(mode=mode)
     one._before = SimpleNamespace(problems={})  # type: ignore[assignment]
     for _ in range(600):
-        one._look(thoroughly=False)
+        one._look(Changes(), thoroughly=False)
         clock.now += 1.0
     one._bell.close()
     return seen

@@ -1,0 +1,32 @@
+"""Whether anybody has a file open for writing, as a read lease tells: see fcntl(2), "Leases"."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import signal
+
+_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
+_SETSIG = getattr(fcntl, "F_SETSIG", None)
+
+
+def is_open_for_writing(fd: int) -> bool | None:
+    """Return whether any process of this machine can write to the file, None where the kernel does not say.
+
+    A read lease is granted only while nobody has the file open for writing, or has it mapped so.
+    It is given back at once: a writer that comes in between waits for microseconds.
+    `fd` must be open for reading only, and the file be our user's own (or we have `CAP_LEASE`).
+    File systems of other machines know nothing of writers there: do not ask for theirs.
+    """
+    if _SETLEASE is None or _SETSIG is None:
+        return None
+    try:
+        # A writer in that moment sends a signal. Left alone it is SIGIO, which ends the process; this one is ignored.
+        fcntl.fcntl(fd, _SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, _SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _SETLEASE, fcntl.F_UNLCK)
+    return False

@@ -1,0 +1,88 @@
+"""Where a symbolic link leads, step by step: what has to be watched to notice that it leads elsewhere.
+
+Nothing here decides what may be read: see `sidecar.disk.beneath` for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sidecar.disk import beneath
+
+#: As the kernel's own MAXSYMLINKS.
+_MAX_LINKS = 40
+_MOST_STEPS = 256
+_FLAGS = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Step(NamedTuple):
+    """An entry that the way of a link passes, in a directory that is open as `fd`."""
+
+    fd: int
+    entry: str
+
+    def open(self) -> int:
+        """Return the directory, open for reading as those who watch it need it. Raises `OSError`."""
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """Device and inode of the directory, and the entry: what tells one step from another."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, self.entry
+
+
+@contextmanager
+def steps(dir_fd: int, path: str) -> Iterator[list[Step]]:
+    """Yield the entries behind the first link in `path`, up to its target or the first that is missing.
+
+    `path` is relative to the directory. The descriptors are open until the block ends.
+    A link that leads out of the directory, or in a circle, has the steps up to there.
+    """
+    with contextlib.ExitStack() as stack:
+        yield _Walk(stack, dir_fd).go(path)
+
+
+class _Walk:
+    def __init__(self, stack: contextlib.ExitStack, dir_fd: int) -> None:
+        self._stack = stack
+        self._trail = [dir_fd]
+        self._links = 0
+        self._found: list[Step] = []
+
+    def go(self, path: str) -> list[Step]:
+        left = _parts(path)
+        with contextlib.suppress(OSError, ValueError):
+            while left and len(self._found) < _MOST_STEPS:
+                self._take(left)
+        return self._found
+
+    def _take(self, left: deque[str]) -> None:
+        part = left.popleft()
+        if part == "..":
+            if len(self._trail) == 1:
+                raise ValueError("it leads out of the directory")
+            self._trail.pop()
+            return
+        if self._links:
+            self._found.append(Step(self._trail[-1], part))
+        fd = os.open(part, _FLAGS, dir_fd=self._trail[-1])
+        self._stack.callback(beneath.close, fd)
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            self._trail.append(fd)
+            return
+        target = os.readlink("", dir_fd=fd)
+        self._links += 1
+        if self._links > _MAX_LINKS or target.startswith("/"):
+            raise ValueError("it is not followed")
+        left.extendleft(reversed(_parts(target)))
+
+
+def _parts(path: str) -> deque[str]:
+    return deque(part for part in path.split("/") if part not in ("", "."))

@@ -1,0 +1,62 @@
+"""Which loose files of a directory are wanted: patterns of names, as shells and `.gitignore` have them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+#: What editors and copying tools leave beside the files that they work at: swap files, backups, locks, and Vim's probe.
+EDITORS = ("*.swp", "*.swx", "*.swpx", "*~", "#*#", ".#*", "4913", "*.kate-swp", ".goutputstream-*")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Patterns that a name must and must not match; none in `include` means all.
+
+    A pattern with a `/` is compared with the whole relative name, any other one with its last part.
+    Directories are compared with `exclude` alone: what lies in one that is excluded does not count.
+
+    >>> wanted = Filter(include=("*.conf",), exclude=("old-*", "sites/b.conf"))
+    >>> [n for n in ("a.conf", "a.txt", "old-a.conf", "sites/b.conf") if wanted.takes(n)]
+    ['a.conf']
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = EDITORS
+    _wanted: _Patterns = field(init=False, repr=False, compare=False)
+    _unwanted: _Patterns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_wanted", _Patterns(self.include))
+        object.__setattr__(self, "_unwanted", _Patterns(self.exclude))
+
+    def takes(self, name: str) -> bool:
+        """Whether a file of that name counts."""
+        return (not self.include or self._wanted.match(name)) and not self._unwanted.match(name)
+
+    def enters(self, name: str) -> bool:
+        """Whether a directory of that name is looked into."""
+        return not self._unwanted.match(name)
+
+
+class _Patterns:
+    """Patterns, compiled: those of whole names, and those of their last part."""
+
+    def __init__(self, patterns: Collection[str]) -> None:
+        self._whole = _compiled([one.lstrip("/") for one in patterns if "/" in one])
+        self._last = _compiled([one for one in patterns if "/" not in one])
+
+    def match(self, name: str) -> bool:
+        if self._last is not None and self._last(name.rpartition("/")[2]):
+            return True
+        return self._whole is not None and self._whole(name) is not None
+
+
+def _compiled(patterns: Collection[str]) -> Callable[[str], object] | None:
+    return re.compile("|".join(map(fnmatch.translate, patterns))).match if patterns else None
+
+
+#: All names count.
+EVERYTHING = Filter(exclude=())
