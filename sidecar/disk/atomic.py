@@ -74,13 +74,12 @@ class Staged:
             ModeRefused, GroupRefused: see those.
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
-        give(self._fd, mode, group)
+        status = give(self._fd, mode, group)
+        check_size(status, self.size)
         if durable:
             sync_file(self._fd)
         # It does not count as opened for writing, so nobody takes the file for one that is still being written.
         self._sealed_fd = os.open(self.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._dir_fd)
-        status = os.fstat(self._fd)
-        check_size(status, self.size)
         if not os.path.samestat(status, os.fstat(self._sealed_fd)):
             raise OSError(errno.EIO, "somebody has replaced the temporary file")
         # NFS and FUSE report a full disk only here, and close(2) must not be called twice.
@@ -135,8 +134,8 @@ def check_size(status: os.stat_result, size: int) -> None:
         raise OSError(errno.EIO, f"{size} bytes were written, and {status.st_size} arrived")
 
 
-def give(fd: int, mode: int, group: int | None) -> None:
-    """Set group and mode of a file of ours that is not visible yet, whatever the umask.
+def give(fd: int, mode: int, group: int | None) -> os.stat_result:
+    """Set group and mode of a file of ours that is not visible yet, whatever the umask, and return its state.
 
     Where the mount fixes the modes (vfat, CIFS, some FUSE), one that grants what was asked for is taken,
     unless it lets somebody read who was to be kept out.
@@ -148,16 +147,20 @@ def give(fd: int, mode: int, group: int | None) -> None:
     """
     if group is not None:
         failures.give_group(fd, group)
+    refused: PermissionError | None = None
     try:
         os.fchmod(fd, mode)  # after fchown, which clears set-id bits
     except PermissionError as error:
-        found = stat.S_IMODE(os.fstat(fd).st_mode)
-        if mode & ~found or found & ~mode & _READ_BY_OTHERS:
-            raise ModeRefused(
-                error.errno,
-                f"mode {mode:04o} cannot be set: the mount fixes that of its files at {found:04o}"
-                f" (ask for --mode {found:04o}, or mount it with other modes: file_mode=, umask=)",
-            ) from error
+        refused = error
+    status = os.fstat(fd)  # some mounts do not refuse it, and change nothing
+    found = stat.S_IMODE(status.st_mode)
+    if mode & ~found or found & ~mode & _READ_BY_OTHERS:
+        raise ModeRefused(
+            errno.EPERM,
+            f"mode {mode:04o} cannot be set: the mount fixes that of its files at {found:04o}"
+            f" (ask for --mode {found:04o}, or mount it with other modes: file_mode=, umask=)",
+        ) from refused
+    return status
 
 
 def link_open(fd: int, dir_fd: int, name: str) -> None:
@@ -261,8 +264,16 @@ def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
             os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             move(dir_fd, temporary, dir_fd, name)
             return aside
-        return temporary
+        return temporary if _is_there(dir_fd, temporary) else None
     return exchange(dir_fd, temporary, name)
+
+
+def _is_there(dir_fd: int, name: str) -> bool:
+    """Whether an exchange was one: some FUSE file systems do not look at the flags of a rename."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return True
+    return False
 
 
 def _exchange(dir_fd: int, first: str, second: str) -> None:

@@ -213,8 +213,7 @@ class _Builder:
         return fd
 
     def _complete(self, fd: int, size: int) -> None:
-        atomic.check_size(os.fstat(fd), size)
-        atomic.give(fd, self._mode, self._group)
+        atomic.check_size(atomic.give(fd, self._mode, self._group), size)
         if len(self._pending) >= _BATCH:
             self._sync_pending()
         elif self._durable:
