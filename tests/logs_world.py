@@ -401,6 +401,9 @@ class World:
 
     def wait(self, seconds: int) -> None:
         self.now += seconds
+        if self._copy is not None and seconds > 10:
+            # A copy that is not followed by a truncation is delivered, too: twice is better than never.
+            self.may_repeat |= set(self.content[self.log_inode()])
 
     # -- the account
 

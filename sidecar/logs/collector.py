@@ -127,7 +127,7 @@ class Collector:
 
     >>> from sidecar import logs, testing
     >>> logs.Collector(logs.tail("/var/log/app/*.log"), [], [testing.MemorySink()]).summary
-    Summary(lines=0, size=0, refused=0)
+    Summary(lines=0, size=0, refused=0, unreadable={})
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class Collector:
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
         source, last_look, last_round = self.source, 0.0, 0.0
-        turns, limited = source.turns, False
+        turns, limited, patient = source.turns, False, True
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
@@ -329,8 +329,13 @@ class Collector:
             ready = any(source.ready(lane.name) for lane in self.lanes) and not through
             ending = look and not ready and not source.incomplete
             ending = ending and (self._draining or self._until_end)
-            if ending and self._all_idle() and (through or await self._is_end(news_at)):
-                return
+            if ending and self._all_idle():
+                if patient and self._until_end:
+                    patient = False
+                    await in_thread(source.end_patience)
+                    continue
+                if through or await self._is_end(news_at):
+                    return
             if (
                 any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
                 and not through
@@ -468,6 +473,7 @@ class Collector:
         metrics.LOGS_LAG_BYTES.set(figures.lag_bytes)
         metrics.LOGS_LAG_SECONDS.set(figures.lag_seconds)
         metrics.LOGS_UNACKED_BYTES.set(figures.unacknowledged_bytes)
+        metrics.LOGS_POSSIBLE_COPIES.set(figures.possible_copies)
         for reason, size in source.lost.items():
             if news := size - self._reported.get(reason, 0):
                 metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)

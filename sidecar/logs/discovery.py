@@ -93,7 +93,8 @@ class Discovery:
         self._exclude = [_excluder(p) for pattern in exclude for p in _braces(pattern)]
         self._own: set[tuple[str, str]] = set()
         self._root = os.path.abspath(root) if root is not None else None
-        self._beside = [os.path.abspath(path) for path in beside]
+        self.beside = [os.path.abspath(path) for path in beside]
+        """Directories that are listed, whatever the patterns say."""
         self._listings: dict[str, Listing] = {}
         self._last: Found | None = None
         self.refusals = Refusals(_log)
@@ -118,7 +119,7 @@ class Discovery:
             for path, key in self._walk(pattern.base, pattern.parts, found, seen):
                 if not self._excluded(path):
                     found.files[path] = key
-        for path in self._beside:
+        for path in self.beside:
             self._list(path, found, seen)
         for directory, listing in seen.items():
             for name, key in listing.keys.items():
@@ -147,7 +148,7 @@ class Discovery:
         """Yield the files in which a rotation may have put the content of `path`: beside it, and one level below."""
         directory = os.path.dirname(path)
         scratch: dict[str, Listing] = {}
-        for place in dict.fromkeys([directory, *self._beside]):
+        for place in dict.fromkeys([directory, *self.beside]):
             if self._listings.pop(place, None) is not None:
                 self._last = None
             listing = self._list(place, Found(), scratch)
@@ -190,7 +191,7 @@ class Discovery:
         if self._root is not None:
             return self._root
         inside = [p.base for p in self._compiled if path.startswith(p.base.rstrip("/") + "/")]
-        inside += [d for d in self._beside if path.startswith(d + "/")]
+        inside += [d for d in self.beside if path.startswith(d + "/")]
         return max(inside, key=len, default=os.path.dirname(path))
 
     def _excluded(self, path: str) -> bool:

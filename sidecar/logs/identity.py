@@ -141,12 +141,22 @@ class Landmarks:
         return f"<Landmarks {len(self._offsets)}, the last at {last}>"
 
 
+_COMPRESSED = re.compile(r"[-._](?:gz|Z|bz2|xz|zst|zip|lz4)$", re.IGNORECASE)
 _ROTATION = re.compile(
-    r"""(?: [-._]?(?:gz|tmp|old|bak|orig) $        # what compressing and copying append
+    r"""(?: [-._]?(?:gz|bz2|xz|zst|zip|lz4|tmp|old|bak|orig) $   # what compressing and copying append
           | [-._@]\d[\d_T:.-]* (?=\.|$) )           # a number, a date
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+
+
+def plain_name(name: str) -> str:
+    """Return what a compressed file was called before.
+
+    >>> plain_name("app.log.1.gz"), plain_name("app.log.1")
+    ('app.log.1', 'app.log.1')
+    """
+    return _COMPRESSED.sub("", name) or name
 
 
 def core_name(name: str) -> str:

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field
 
 from sidecar.logs import checkpoint, identity
@@ -22,6 +22,10 @@ from sidecar.logs.window import AckWindow
 _log = logging.getLogger(__name__)
 
 
+_Family = dict[str, dict[Stream, None]]
+"""Streams by their names as they were before compression."""
+
+
 @dataclass(slots=True)
 class Suspect:
     """A file that has so far repeated the beginning of another: a copy, most probably."""
@@ -29,6 +33,10 @@ class Suspect:
     path: str
     of: Stream
     seen: tuple[int, ...]
+    since: float
+    """Monotonic time at which it was met."""
+    quiet_since: float
+    """The same for its last change."""
     content: Content | None = None
     """Open while it has too few bytes to be sure: it may yet turn out to be a log, and lose its name before."""
 
@@ -53,16 +61,39 @@ class Roster:
     suspects: dict[Key, Suspect] = field(default_factory=dict)
     turns: int = 0
     """Grows whenever a stream begins, moves or ends."""
-    families: dict[str, dict[Stream, None]] = field(default_factory=dict)
-    """The streams by what rotation leaves of their names."""
+    archives: Collection[str] = ()
+    """Directories to which rotation moves files."""
+    families: dict[str, dict[str, _Family]] = field(default_factory=dict)
+    """The streams by what rotation leaves of their names, and by directory."""
 
     def knows(self, key: Key) -> bool:
         """Whether somebody reads this file, or need not."""
         return key in self.by_key or key in self.aliases
 
     def relatives(self, path: str) -> list[Stream]:
-        """Return the streams of which this file may be the rotated past, or the next home."""
-        return list(self.families.get(_family(path), ()))
+        """Return the streams of which this file may be the rotated past, or the next home.
+
+        Beside it, or a directory above; anywhere, if it lies in one that rotation moves files to.
+        `app.log.2` may come from any of `app.log` and its past; but where there is no log of the bare name,
+        `worker-1.log` and `worker-2.log` are two logs, and `worker-1.log.gz` comes from the first alone.
+        """
+        directory, name = os.path.split(path)
+        families = self.families.get(_core(path), {})
+        far = directory in self.archives
+        near = families if far else [d for d in _directories(directory) if d in families]
+        if self.has_bare_name(path):
+            return [s for d in near for group in families[d].values() for s in group]
+        plain = identity.plain_name(name)
+        return [s for d in near for s in families[d].get(plain, ())]
+
+    def has_bare_name(self, path: str) -> bool:
+        """Whether there is, or was, a log whose name is what rotation leaves of this one: `app.log` for `app.log.1`."""
+        directory, core = os.path.dirname(path), _core(path)
+        families = self.families.get(core, {})
+        near = families if directory in self.archives else _directories(directory)
+        return any(
+            core in families.get(d, ()) or os.path.join(d, core) in self.found.keys for d in near
+        )
 
     # -- descriptors
 
@@ -81,7 +112,7 @@ class Roster:
     def add(self, stream: Stream) -> None:
         """Take in a stream, with or without a file."""
         self.streams.append(stream)
-        self.families.setdefault(_family(stream.path), {})[stream] = None
+        self._join_family(stream)
         if stream.content is not None and stream.key is not None:
             self.by_key[stream.key] = stream
             self.used(stream)
@@ -97,7 +128,7 @@ class Roster:
         """Its file has another name now."""
         self._leave_family(stream)
         stream.path = path
-        self.families.setdefault(_family(path), {})[stream] = None
+        self._join_family(stream)
 
     def begin(self, stream: Stream, *, at_end: bool = False, judged: int = identity.HEAD) -> None:
         """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
@@ -173,12 +204,20 @@ class Roster:
             self.close_file(stream)
         self.tidy(())
 
+    def _join_family(self, stream: Stream) -> None:
+        directory, name = os.path.split(stream.path)
+        family = self.families.setdefault(_core(stream.path), {}).setdefault(directory, {})
+        family.setdefault(identity.plain_name(name), {})[stream] = None
+
     def _leave_family(self, stream: Stream) -> None:
-        name = _family(stream.path)
-        family = self.families[name]
-        del family[stream]
-        if not family:
-            del self.families[name]
+        directory, name = os.path.split(stream.path)
+        families = self.families[_core(stream.path)]
+        del families[directory][identity.plain_name(name)][stream]
+        # Groups stay as long as the family: that there was a log of the bare name is remembered.
+        if not any(families[directory].values()):
+            del families[directory]
+        if not families:
+            del self.families[_core(stream.path)]
 
     def _unlink(self, stream: Stream) -> None:
         if stream.key is not None and self.by_key.get(stream.key) is stream:
@@ -226,8 +265,13 @@ class Roster:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _family(path: str) -> str:
+def _core(path: str) -> str:
     return identity.core_name(os.path.basename(path))
+
+
+def _directories(directory: str) -> tuple[str, str]:
+    """Return where the log lies that has its past in this directory."""
+    return directory, os.path.dirname(directory)
 
 
 def _after_last_newline(content: Content, size: int) -> int:

@@ -104,11 +104,11 @@ class Search:
         return True
 
     def _relatives(self, path: str) -> list[str]:
-        """The files that may be the rotated past of `path`, the youngest first."""
-        name = os.path.basename(path)
+        """The files that may be the rotated past of `path`, the youngest first; the one that has its name now is last."""
+        name, bare = os.path.basename(path), self.roster.has_bare_name(path)
         siblings = self.opener.discovery.siblings(path)
-        names = [p for p in siblings if identity.are_related(name, os.path.basename(p))]
-        return sorted(names, key=_modified_ns, reverse=True)
+        names = [p for p in siblings if _may_continue(name, os.path.basename(p), bare)]
+        return sorted(names, key=lambda p: (p != path, _modified_ns(p)), reverse=True)
 
     def _find_by_key(self, stream: Stream, now: float) -> bool:
         """Look under the device and inode it had. True also if that has to be done once more."""
@@ -130,6 +130,13 @@ class Search:
         if stream.sought_until is None:
             stream.sought_until = now + _PATIENCE
         return now < stream.sought_until
+
+
+def _may_continue(name: str, other: str, bare: bool) -> bool:
+    """Whether rotation may have moved a content from one name to the other. `bare`: there is a log of the bare name."""
+    if bare:
+        return identity.are_related(name, other)
+    return identity.plain_name(name) == identity.plain_name(other)
 
 
 def _is_itself(stream: Stream, content: Content) -> bool:

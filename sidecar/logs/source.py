@@ -41,6 +41,8 @@ class Figures(NamedTuple):
     """Bytes that were read and are not acknowledged."""
     lag_seconds: float
     """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
+    possible_copies: int
+    """Files that are left alone for now, for they repeat another one so far."""
 
 
 class Tail:
@@ -103,7 +105,18 @@ class Tail:
 
     def limit_to_present(self) -> None:
         """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""
-        for stream in self._require().roster.streams:
+        self._limit(self._require().roster.streams)
+
+    def end_patience(self) -> None:
+        """Deliver what may be a copy, too: no later look will tell whether it is one."""
+        with self._turn:
+            tracker = self._require()
+            known = set(tracker.roster.streams)
+            tracker.end_patience(self._clock())
+            self._limit(s for s in tracker.roster.streams if s not in known)
+
+    def _limit(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
             stream.goal = stream.written
             self._present[stream] = None
 
@@ -305,7 +318,8 @@ class Tail:
             read = min((w.oldest.read_at for w in windows if w.oldest is not None), default=None)
             waiting = now - stream.grew_at if read is None else (now_ns - read) / 1e9
             oldest = max(oldest, waiting)
-        return Figures(behind, unacknowledged, oldest)
+        copies = len(self._tracker.roster.suspects) if self._tracker is not None else 0
+        return Figures(behind, unacknowledged, oldest, copies)
 
     def positions(self) -> Mapping[str, tuple[int, int]]:
         """Return offset and size of each file that is there, by path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from sidecar.logs.roster import Roster, Suspect
 from sidecar.logs.searching import Search
 from sidecar.logs.stream import Stream
 
+_log = logging.getLogger(__name__)
+
+_COPY_PATIENCE = 10.0
+"""Seconds without a change after which a file that repeats another is no copy in the making …"""
+_COPY_LIMIT = 60.0
+"""… and seconds after which it is none, whatever happens to it."""
+_MOST_UNSURE = 64
+"""Files that are held open because they have too few bytes to be told from a copy."""
 _GZIP_PATIENCE = 10.0
 """Seconds after the last write in which an archive beside its source may still be in the making."""
 
@@ -32,13 +41,15 @@ class Stranger:
         return signature(self.status)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Strangers:
     """Tells what is new from what is not."""
 
     roster: Roster
     opener: Opener
     search: Search
+    patient: bool = True
+    """A file that may be a copy is left alone for a while."""
 
     def is_past(self, stranger: Stranger, now: float) -> bool:
         """Whether the file is (or may soon turn out to be) what another stream has read. Takes the content if so."""
@@ -61,17 +72,20 @@ class Strangers:
                 return self.is_past(stranger, now)
         if any(self._is_next_home(stream, stranger, now) for stream in related):
             return True
-        if any(self._is_repetition(stream, stranger) for stream in related):
+        if any(self._is_repetition(stream, stranger, now) for stream in related):
             return True
         if all(stream.is_intact() for stream in related):
             return False
         # Truncated while we compared: once more.
         return self.is_past(stranger, now)
 
-    def is_unchanged_suspect(self, path: str, key: Key) -> bool:
-        """Whether it is as it was when it was found to be a copy, and the original is still there."""
+    def is_unchanged_suspect(self, path: str, key: Key, now: float) -> bool:
+        """Whether it is as it was when it was found to be a copy, not for too long, and the original is still there."""
         suspect = self.roster.suspects.get(key)
-        if suspect is None or suspect.of.content is None:
+        if suspect is None or self._is_overdue(suspect, now):
+            return False
+        of = suspect.of
+        if of.key is None or self.roster.by_key.get(of.key) is not of:
             return False
         try:
             return suspect.seen == signature(os.stat(path))
@@ -89,32 +103,79 @@ class Strangers:
             return False
         if not stream.is_held_by(stranger.content):
             return False
+        whole = self._final_size(stream)
+        if not again and whole is not None and stranger.content.measure() > whole:
+            return False  # another log that has begun with the same lines
         self.roster.settle(stream, stranger.content, stranger.key, stranger.path, now)
         return True
 
-    def _is_repetition(self, stream: Stream, stranger: Stranger) -> bool:
+    @staticmethod
+    def _final_size(stream: Stream) -> int | None:
+        """Return the length of a content whose file is deleted, None where nobody knows it."""
+        if stream.content is not None:
+            return None if stream.content.compressed else stream.content.measure()
+        return None if stream.restored is not None else stream.size
+
+    def _is_repetition(self, stream: Stream, stranger: Stranger, now: float) -> bool:
         """Whether the file only repeats what the stream reads from its own."""
         original, content = stream.content, stranger.content
         if original is None:
             return False
         if content.compressed:
-            if not stream.is_held_by(content) and not _is_archived_copy(content, original):
+            if not _is_archive_of(content, stream) and not _is_archived_copy(content, original):
                 return False
             self.roster.aliases[stranger.key] = stream
         elif stream.deleted and stranger.path == stream.path:
             return False
         elif identity.is_copy(content, stranger.status.st_size, original):
-            unsure = stranger.status.st_size < identity.EVIDENCE
-            suspect = Suspect(
-                stranger.path, stream, stranger.signature, content if unsure else None
-            )
+            suspect = self._suspect(stream, stranger, now)
+            if self._is_overdue(suspect, now):
+                _log.warning(
+                    "%s still repeats the beginning of %s, which was not truncated: it is delivered, too",
+                    stranger.path,
+                    stream.path,
+                )
+                return False
             self.roster.suspect(stranger.key, suspect)
-            if unsure:
+            if suspect.content is not None:
                 return True
         else:
             return False
         content.close()
         return True
+
+    def _suspect(self, stream: Stream, stranger: Stranger, now: float) -> Suspect:
+        """Return what is known of a file that repeats a stream, from now or from earlier looks."""
+        unsure = stranger.status.st_size < identity.EVIDENCE
+        held = unsure and len(self.roster.suspects) < _MOST_UNSURE
+        known = self.roster.suspects.get(stranger.key)
+        if known is None:
+            written = max(stranger.status.st_mtime, stranger.status.st_ctime)
+            since, quiet_since = now, now - max(time.time() - written, 0.0)
+            _log.info(
+                "%s has repeated the beginning of %s so far: it is read once it differs, or has been quiet for %g s",
+                stranger.path,
+                stream.path,
+                _COPY_PATIENCE,
+            )
+        else:
+            changed = known.seen != stranger.signature
+            since, quiet_since = known.since, now if changed else known.quiet_since
+        return Suspect(
+            stranger.path,
+            stream,
+            stranger.signature,
+            since,
+            quiet_since,
+            stranger.content if held else None,
+        )
+
+    def _is_overdue(self, suspect: Suspect, now: float) -> bool:
+        """Whether a file has repeated another for so long that it is delivered: twice is better than never."""
+        if suspect.path not in self.roster.found.files:
+            return False  # nobody has asked for it
+        waited = now - suspect.quiet_since >= _COPY_PATIENCE or now - suspect.since >= _COPY_LIMIT
+        return waited or not self.patient
 
     def _is_compressing(self, stranger: Stranger) -> bool:
         """Whether the archive may still be in the making: it is young, and its source is there."""
@@ -134,6 +195,11 @@ class Strangers:
 def signature(status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file does."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _is_archive_of(archive: Content, stream: Stream) -> bool:
+    """Whether an archive holds all of a stream whose file is still there, and nothing else."""
+    return stream.is_held_by(archive) and archive.measure() <= stream.size
 
 
 def _is_archived_copy(archive: Content, original: Content) -> bool:

@@ -10,7 +10,8 @@ The cases, and what tells them apart:
     deleted while open     no name left: read to the end, then forget after `rotate_wait` quiet seconds
     compressed             the decompressed content holds what was read: go on at the same offset
     inode reused, replaced same inode, other bytes: a new content, and the old one is searched for
-    a copy of a living log a new file that repeats the beginning of one that is there: left alone while it does
+    a copy of a living log a new file that repeats the beginning of one that is there, by a name that rotation gives:
+                           left alone while it does, for a while
 
 This file looks, and has the work done: `roster` keeps the books, `opening` opens, `searching` finds a content its next
 file, `strangers` tells a new log from an old one's past, `retiring` decides what may go.
@@ -57,7 +58,7 @@ class Tracker:
         wake: Callable[[Stream], None],
         lose: Callable[[str, int, str], None],
     ) -> None:
-        self.roster = Roster(lanes, wake, lose)
+        self.roster = Roster(lanes, wake, lose, archives=discovery.beside)
         self._discovery, self._habits = discovery, habits
         self._opener = Opener(discovery, self._make_room, habits.max_open)
         self._search = Search(self.roster, self._opener)
@@ -174,6 +175,11 @@ class Tracker:
                 stream.size,
             )
 
+    def end_patience(self, now: float) -> None:
+        """Deliver what may be a copy: there is no later look that could tell."""
+        self._strangers.patient = False
+        self._meet_suspects(now)
+
     # -- files that are known
 
     def _refresh(self, stream: Stream, now: float) -> None:
@@ -238,6 +244,11 @@ class Tracker:
                 self._meet(path, key, now)
         if self._to_meet:
             return False
+        self._meet_suspects(now)
+        return True
+
+    def _meet_suspects(self, now: float) -> None:
+        roster = self.roster
         for key, suspect in list(roster.suspects.items()):
             if key in roster.by_key:
                 continue
@@ -247,11 +258,10 @@ class Tracker:
                 # It has lost its name before it was clear what it is.
                 content, suspect.content = suspect.content, None
                 self._judge(Stranger(suspect.path, key, content, os.fstat(content.fd)), now)
-        return True
 
     def _meet(self, path: str, key: Key, now: float) -> None:
         """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
-        if self._strangers.is_unchanged_suspect(path, key):
+        if self._strangers.is_unchanged_suspect(path, key, now):
             return
         opened = self._opener.open(path)
         if opened is None:

@@ -138,6 +138,11 @@ LOGS_LAG_SECONDS = Gauge(
 LOGS_UNACKED_BYTES = Gauge(
     "sidecar_logs_unacked_bytes", "Read and not yet acknowledged by every sink", registry=REGISTRY
 )
+LOGS_POSSIBLE_COPIES = Gauge(
+    "sidecar_logs_possible_copies",
+    "Files that are not read for now, since they repeat the beginning of another one",
+    registry=REGISTRY,
+)
 LOGS_LOST_REASONS = (
     "hole",
     "damaged",

@@ -651,6 +651,16 @@ async def test_a_run_to_the_end_delivers_what_was_there_and_no_more_than_that_is
     assert {"one", "two", "no newline"} <= set(sink.lines)
 
 
+async def test_a_run_to_the_end_leaves_out_nothing_that_may_be_a_copy(log: LogFile) -> None:
+    """Issue 12.1a: nobody looks again after it, so there is nothing to wait for."""
+    lines = [f"{number} {PAD}" for number in range(9)]
+    log.write(*lines)
+    log.path.with_name("app.log.1").write_text(f"{lines[0]}\n")
+    sink = MemorySink()
+    await logs.collect(logs.tail(log.path.with_name("app.log*")), sink=sink, until_end=True)
+    assert sorted(sink.lines) == sorted([*lines, lines[0]])
+
+
 async def test_what_the_collection_writes_itself_is_not_collected(tmp_path: Path) -> None:
     """Each line would make another one, without end; rotated or not, by whatever way the directory is reached."""
     (tmp_path / "log").mkdir()

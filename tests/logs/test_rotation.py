@@ -245,6 +245,77 @@ def test_a_file_that_begins_like_another_is_read_as_soon_as_it_differs(tmp_path:
     second.close()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("worker-1.log", "worker-2.log"),
+        ("run.1", "run.2"),
+        ("app-20261128.log", "app-20261129.log"),
+        ("pod-a/app.log", "pod-b/app.log"),
+        ("pod-a/app.log", "pod-b/app.log.1"),
+    ],
+)
+@pytest.mark.parametrize("lines", [["started"], numbered(*range(40))], ids=["short", "long"])
+def test_a_log_that_is_a_prefix_of_another_is_delivered_at_once(
+    tmp_path: Path, first: str, second: str, lines: list[str]
+) -> None:
+    """Issue 12.1a: rotation makes no `worker-2.log` of `worker-1.log`, nor a copy in another application's directory."""
+    paths = [tmp_path / "log" / name for name in (first, second)]
+    for path, more in zip(paths, ([], ["more"]), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in [*lines, *more]))
+    follower = Follower(tmp_path / "log" / "**" / "*")
+    assert sorted(follower.news()) == sorted([*lines, *lines, "more"])
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_what_may_be_a_copy_is_delayed_with_a_bound_and_then_delivered(
+    log: LogFile, growing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 12.1a: by its name it could be one, `app.log.1`; ten quiet seconds, or sixty of any kind. Twice is better than never."""
+    lines = numbered(*range(40))
+    log.write(*lines)
+    follower = Follower(log.path.with_name("app.log*"))
+    follower.news()
+    other = log.path.with_name("app.log.1")
+    other.write_text("".join(f"{line}\n" for line in lines[:20]))
+    assert follower.news() == []
+    assert follower.tail.figures().possible_copies == 1
+    if growing:
+        for number in range(20, 26):
+            with other.open("a") as file:
+                file.write(f"{lines[number]}\n")
+            assert follower.later(9) == []
+        assert follower.later(9) == lines[:26]
+    else:
+        assert follower.later(11) == lines[:20]
+    assert "still repeats the beginning of" in caplog.text
+    assert follower.tail.figures().possible_copies == 0
+
+
+def test_a_log_that_begins_with_all_of_a_deleted_one_is_another_log(log: LogFile) -> None:
+    """The other way round: the shorter one is gone by then, and was delivered."""
+    log.write(*numbered(1, 2))
+    follower = Follower(log.path.with_name("app*"))
+    follower.news()
+    log.delete()
+    follower.later(31)
+    log.path.with_name("app.log.1").write_text("".join(f"{n}\n" for n in numbered(1, 2, 3)))
+    assert follower.news() == numbered(1, 2, 3)
+
+
+def test_an_archive_with_more_than_the_log_has_is_no_archive_of_it(log: LogFile) -> None:
+    """A log that was rotated, and the next one, which has only the banner of both so far."""
+    log.write(*numbered(1, 2))
+    follower = Follower(log.path.with_name("app*"))
+    follower.news()
+    whole = "".join(f"{n}\n" for n in numbered(1, 2, 3, 4))
+    archive = log.path.with_name("app.log.1.gz")
+    archive.write_bytes(gzip.compress(whole.encode()))
+    os.utime(archive, (1, 1))
+    assert follower.news() == numbered(1, 2, 3, 4)
+
+
 def test_a_writer_that_kept_its_descriptor_is_followed_after_copytruncate(log: LogFile) -> None:
     """Scenario 7: the application never reopens."""
     follower = Follower(log.path)
