@@ -37,9 +37,12 @@ if TYPE_CHECKING:
     from sidecar.http.follow import Latest as Latest
     from sidecar.http.follow import follow as follow
     from sidecar.http.ops import health_routes as health_routes
+    from sidecar.http.ops import metrics_routes as metrics_routes
+    from sidecar.http.probes import health_asgi as health_asgi
     from sidecar.http.reader import reader_app as reader_app
     from sidecar.http.serve import serve as serve
     from sidecar.http.writer import writer_app as writer_app
+    from sidecar.runtime.health import Health as Health
     from sidecar.runtime.running import every as every
     from sidecar.runtime.running import run as run
     from sidecar.volume.gate import Gate as Gate
@@ -74,6 +77,9 @@ _ROOMS = {
     "Latest": "sidecar.http.follow",
     "files_app": "sidecar.http.files",
     "health_routes": "sidecar.http.ops",
+    "metrics_routes": "sidecar.http.ops",
+    "health_asgi": "sidecar.http.probes",
+    "Health": "sidecar.runtime.health",
     "reader_app": "sidecar.http.reader",
     "writer_app": "sidecar.http.writer",
     "serve": "sidecar.http.serve",

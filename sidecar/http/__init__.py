@@ -1,7 +1,7 @@
 """Floor 4: everything that is served, on aiohttp.
 
 Applications: `reader`, `writer` and `files` are whole ones, `follow` keeps the content in one of the user's,
-`ops` are the routes of probes and metrics, with `descriptions` made of `openapi`.
+`ops` are the routes of probes and metrics (`probes`: for any server), with `descriptions` made of `openapi`.
 
 What comes in: `incoming` reads what a writer is sent (`receiving`: large bodies), `bearer` asks who it is, `cross_origin` for which page a browser sends it, `datapath` knows whether the volume takes it,
 `confirm` asks the reader whether it has arrived.

@@ -15,9 +15,10 @@ import contextlib
 import mimetypes
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import orjson
@@ -44,6 +45,8 @@ STALE: Final = "Sidecar-Stale"
 NAME: Final = r"{name:[\s\S]+}"
 """The part of a route that takes any name, for it to be judged here and not by a pattern."""
 
+_INDEX = "index.html"
+_CHOSEN: Final[Mapping[str, str]] = {"Vary": "Accept"}
 _DISK_RECHECK = 0.25
 _SAMPLE = 64 << 10
 _KINDS: weakref.WeakKeyDictionary[Pinned, str] = weakref.WeakKeyDictionary()
@@ -85,6 +88,11 @@ class Shelf:
 
     beside: Beside | None
     headers: Mapping[str, str]
+    dotfiles: bool = True
+
+    def serves(self, name: str) -> bool:
+        """Whether a name is served: those with a part that begins with a dot only where that is wanted."""
+        return self.dotfiles or (not name.startswith(".") and "/." not in name)
 
 
 SHELF: web.AppKey[Shelf] = web.AppKey("sidecar.shelf", Shelf)
@@ -94,15 +102,19 @@ def files_app(
     path: str | os.PathLike[str],
     *,
     trusted: bool = False,
+    dotfiles: bool = False,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
 ) -> web.Application:
     """Return an application that serves the files of a directory, to be mounted with `add_subapp`.
 
-    `GET /` is a JSON list of them, `GET /NAME` the bytes of one,
-    with `ETag`, conditional requests, ranges and `Prefer: wait=SECONDS` as the reader has them.
+    `GET /NAME` is the bytes of one, with `ETag`, conditional requests, ranges and `Prefer: wait=SECONDS`
+    as the reader has them. A directory answers with its `index.html`, at an address that ends with `/`.
+    `GET /` is a JSON list of all files where there is no `index.html`, or if `Accept: application/json` asks for it.
 
+    Names with a part that begins with a dot (`.git/config`, `.env`) are neither served nor listed;
+    `dotfiles=True` lifts that.
     Browsers are told to run nothing of it, as anybody who writes to the volume could have put it there;
     `trusted=True` lifts that, for a site with scripts of its own.
 
@@ -115,35 +127,76 @@ def files_app(
     """
     app = web.Application(middlewares=[problems.middleware])
     waiting.prepare(app)
-    app[SHELF] = Shelf(None, {} if trusted else SANDBOX)
+    app[SHELF] = Shelf(None, {} if trusted else SANDBOX, dotfiles)
     app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
-        [web.get("", list_files), web.get("/", list_files), web.get(f"/{NAME}", get_file)]
+        [web.get("", _get_page), web.get("/", _get_page), web.get(f"/{NAME}", _get_page)]
     )
     return app
 
 
-async def list_files(request: web.Request) -> web.Response:
+async def _get_page(request: web.Request) -> web.Response:
+    """Answer with a file, with the `index.html` of a directory, or at the top with a list."""
+    name, snapshot = (
+        request.match_info.get("name", ""),
+        request.app[following.LATEST].watch.snapshot,
+    )
+    names: Collection[str] = () if snapshot is None else snapshot
+    if name and not name.endswith("/"):
+        is_directory = name not in names and f"{name}/{_INDEX}" in names
+        return _to_directory(request) if is_directory else await _answer_file(request, name)
+    if name:
+        return await _answer_file(request, name + _INDEX)
+    if _INDEX not in names or _wants_json(request):
+        return await list_files(request, _CHOSEN)
+    if not request.path.endswith("/"):
+        return _to_directory(request)
+    return await _answer_file(request, _INDEX, _CHOSEN)
+
+
+def _to_directory(request: web.Request) -> web.Response:
+    """Send a browser to the address of the directory: only from there relative links lead to its files."""
+    where = request.rel_url.raw_path.rpartition("/")[2] + "/"
+    query = request.rel_url.raw_query_string
+    headers = {"Location": f"{where}?{query}" if query else where, "Cache-Control": "no-cache"}
+    return web.Response(status=307, headers=headers)
+
+
+def _wants_json(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "")
+    return "application/json" in accepted and "text/html" not in accepted
+
+
+async def list_files(
+    request: web.Request, headers: Mapping[str, str] = MappingProxyType({})
+) -> web.Response:
     """Answer with the list of all files: name, size, entity tag and time of each."""
     shelf, latest = request.app[SHELF], request.app[following.LATEST]
 
     async def make() -> Representation:
-        return listing(await _entries(shelf, latest), stale_header(latest))
+        return listing(await _entries(shelf, latest), {**headers, **stale_header(latest)})
 
     return await waiting.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
 
 
 async def get_file(request: web.Request) -> web.Response:
-    """Answer with the bytes of one file."""
+    """Answer with the bytes of the file that the address names."""
+    return await _answer_file(request, request.match_info["name"])
+
+
+async def _answer_file(
+    request: web.Request, name: str, headers: Mapping[str, str] = MappingProxyType({})
+) -> web.Response:
     shelf, latest = request.app[SHELF], request.app[following.LATEST]
-    name = request.match_info["name"]
 
     async def make() -> Representation:
+        if not shelf.serves(name):
+            raise no_such_file(name)
         try:
             content = await _content(shelf, latest, terms.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
-        return await representation(content, {**shelf.headers, **stale_header(latest)})
+        return await representation(content, {**shelf.headers, **headers, **stale_header(latest)})
 
     def in_memory() -> bool:
         snapshot = latest.watch.snapshot
@@ -266,7 +319,7 @@ async def _entries(shelf: Shelf, latest: Latest[None]) -> list[Entry]:
         with contextlib.suppress(_errors.ReadError):
             for entry in await shelf.beside.entries():
                 found.setdefault(entry.name, entry)
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found) if shelf.serves(name)]
 
 
 async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:

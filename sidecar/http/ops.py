@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from aiohttp import web
 
-from sidecar.http import answers, bearer, openapi, problems
+from sidecar.http import answers, bearer, openapi, probes, problems
+from sidecar.runtime import arguments, siblings
 from sidecar.runtime import health as healths
-from sidecar.runtime import metrics, siblings, threads
 
 HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
 """The checks of an application; `follow` and the writer add theirs to it."""
@@ -18,12 +18,6 @@ Detail: TypeAlias = Callable[[], Mapping[str, object]]
 
 DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
 """What the probes report beside the checks, for people: the mode of a watch, why a content is stale."""
-
-_PROBES: Final[Mapping[healths.Kind, tuple[str, str]]] = {
-    "live": ("/livez", "not-live"),
-    "ready": ("/readyz", "not-ready"),
-    "started": ("/startupz", "not-started"),
-}
 
 
 def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
@@ -40,7 +34,21 @@ def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
     >>> app = web.Application()
     >>> _ = app.add_routes(health_routes())
     """
-    return [_probe(kind, health) for kind in _PROBES]
+    if health is not None:
+        arguments.instance("health", health, healths.Health, "a sidecar.Health, or None")
+    return [_probe(kind, health) for kind in probes.PROBES]
+
+
+def metrics_routes() -> list[web.RouteDef]:
+    """Return the route `/metrics`: what `sidecar` counts in this process, in the format of Prometheus.
+
+    Metrics of your own stay in the registry of prometheus-client in which you have made them.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> _ = app.add_routes(metrics_routes())
+    """
+    return [web.get("/metrics", _metrics)]
 
 
 def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
@@ -51,7 +59,7 @@ def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
 
     return [
         *health_routes(),
-        web.get("/metrics", _metrics),
+        *metrics_routes(),
         web.get("/openapi.json", description),
     ]
 
@@ -71,52 +79,25 @@ def details_of(app: web.Application) -> dict[str, Detail]:
 
 
 def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
-    path, problem = _PROBES[kind]
+    path, problem, _ = probes.PROBES[kind]
 
     async def probe(request: web.Request) -> web.Response:
         asked = health or request.config_dict.get(HEALTH) or healths.Health()
-        report = await _of_all(kind, asked.report(kind))
+        report = await probes.report(kind, asked.report(kind))
         found: dict[str, object] = {"checks": dict(report.checks)}
         if request.get(bearer.MAY_READ, True):
             details = request.config_dict.get(DETAILS) or {}
             found["details"] = {name: detail() for name, detail in details.items()}
         if report.ok:
             return answers.json_answer({"status": "ok", **found})
-        wrong = [f"{name}: {said}" for name, said in report.checks.items() if said != healths.OK]
-        raise problems.Problem(problem, "; ".join(wrong), members=found)
+        raise problems.Problem(problem, probes.reason(report), members=found)
 
     return web.get(path, bearer.open_to_all(probe))
 
 
-async def _of_all(kind: healths.Kind, own: healths.Report) -> healths.Report:
-    """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
-    if siblings.alone():
-        return own
-    checks = dict(own.checks)
-    try:
-        said: dict[str, dict[str, str] | None] = await siblings.ask(kind)
-    except siblings.NoAnswer as error:
-        checks["workers"] = str(error)
-    else:
-        del said[str(siblings.number())]
-        for number, found in said.items():
-            if found is None:
-                checks[f"worker {number}"] = "it does not answer (is its event loop blocked?)"
-            else:
-                wrong = {name: text for name, text in found.items() if text != healths.OK}
-                checks |= {f"worker {number}: {name}": text for name, text in wrong.items()}
-    return healths.Report(all(text == healths.OK for text in checks.values()), checks)
-
-
 async def _metrics(_: web.Request) -> web.Response:
-    # In a thread: it reads /proc.
-    if siblings.alone():
-        body, content_type = await threads.in_thread(metrics.exposition)
-    else:
-        try:
-            families = await siblings.ask(siblings.METRICS)
-        except siblings.NoAnswer as error:
-            # The numbers of one worker alone would look like counters that went back.
-            raise problems.Problem("not-ready", str(error)) from error
-        body, content_type = await threads.in_thread(metrics.written, families)
+    try:
+        body, content_type = await probes.exposition()
+    except siblings.NoAnswer as error:
+        raise problems.Problem("not-ready", str(error)) from error
     return web.Response(body=body, headers={"Content-Type": content_type})

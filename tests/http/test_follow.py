@@ -148,7 +148,7 @@ async def test_a_site_of_files(client: MakeClient, shared: Path) -> None:
     await sidecar.Volume(shared).publish({"index.html": "<h1>Hi</h1>", "css/main.css": "h1 {}"})
     one = await client(program(shared))
     for path in ("/site", "/site/"):
-        listed = await (await one.get(path)).json()
+        listed = await (await one.get(path, headers={"Accept": "application/json"})).json()
         assert [entry["name"] for entry in listed] == ["css/main.css", "index.html"]
     page = await one.get("/site/index.html")
     assert (await page.text(), page.content_type) == ("<h1>Hi</h1>", "text/html")

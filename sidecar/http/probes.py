@@ -1,0 +1,143 @@
+"""What probes and metrics are asked, for any server: without aiohttp, for applications that have another one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import orjson
+
+from sidecar.runtime import arguments, metrics, siblings, threads
+from sidecar.runtime import health as healths
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Probe(NamedTuple):
+    """One of Kubernetes' probes: its address, and the problem that its failure is."""
+
+    path: str
+    problem: str
+    title: str
+
+
+PROBES: Final[Mapping[healths.Kind, Probe]] = {
+    "live": Probe("/livez", "not-live", "Not alive"),
+    "ready": Probe("/readyz", "not-ready", "Not ready"),
+    "started": Probe("/startupz", "not-started", "Not started yet"),
+}
+_BY_PATH: Final = {probe.path: kind for kind, probe in PROBES.items()}
+
+
+def health_asgi(health: healths.Health | None = None) -> AsgiApp:
+    """Return an ASGI application with `/livez`, `/readyz`, `/startupz` and `/metrics`: for FastAPI, Starlette, Django.
+
+    It answers as `health_routes` and `metrics_routes` do, by the checks of `health`.
+    Mount it, or run it at a port of its own; where it is mounted its addresses are beneath that.
+    Server and event loop are yours: what `sidecar.serve` adds, draining for example, is theirs to do.
+
+    Raises:
+        ConfigError: `health` is none.
+
+    >>> from sidecar import Health
+    >>> health = Health()
+    >>> remove = health.add("settings", ready=lambda: None)
+    >>> app = health_asgi(health)
+    """
+    if health is not None:
+        arguments.instance("health", health, healths.Health, "a sidecar.Health, or None")
+    asked = health or healths.Health()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            status, headers, body = await _answer(asked, scope)
+            head = scope["method"] == "HEAD"
+            headers |= {"Content-Length": str(len(body)), "Cache-Control": "no-store"}
+            raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": status, "headers": raw})
+            await send({"type": "http.response.body", "body": b"" if head else body})
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    return app
+
+
+async def report(kind: healths.Kind, own: healths.Report) -> healths.Report:
+    """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
+    if siblings.alone():
+        return own
+    checks = dict(own.checks)
+    try:
+        said: dict[str, dict[str, str] | None] = await siblings.ask(kind)
+    except siblings.NoAnswer as error:
+        checks["workers"] = str(error)
+    else:
+        del said[str(siblings.number())]
+        for number, found in said.items():
+            if found is None:
+                checks[f"worker {number}"] = "it does not answer (is its event loop blocked?)"
+            else:
+                wrong = {name: text for name, text in found.items() if text != healths.OK}
+                checks |= {f"worker {number}: {name}": text for name, text in wrong.items()}
+    return healths.Report(all(text == healths.OK for text in checks.values()), checks)
+
+
+def reason(found: healths.Report) -> str:
+    """Return what has failed, in one line."""
+    return "; ".join(f"{name}: {said}" for name, said in found.checks.items() if said != healths.OK)
+
+
+async def exposition() -> tuple[bytes, str]:
+    """Return the metrics of all workers in the format of Prometheus, and its type.
+
+    Raises:
+        NoAnswer: the others cannot be asked; the numbers of one alone would look like counters that went back.
+    """
+    # In a thread: it reads /proc.
+    if siblings.alone():
+        return await threads.in_thread(metrics.exposition)
+    return await threads.in_thread(metrics.written, await siblings.ask(siblings.METRICS))
+
+
+async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, str], bytes]:
+    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+    if path != "/metrics" and path not in _BY_PATH:
+        return _problem(404, "not-found", "There is nothing at this path", path)
+    if scope["method"] not in ("GET", "HEAD"):
+        status, headers, body = _problem(
+            405, "method-not-allowed", "The method is not allowed here", scope["method"]
+        )
+        return status, {**headers, "Allow": "GET, HEAD"}, body
+    if path == "/metrics":
+        try:
+            written, kind = await exposition()
+        except siblings.NoAnswer as error:
+            return _problem(503, "not-ready", "Not ready", str(error))
+        return 200, {"Content-Type": kind}, written
+    name = _BY_PATH[path]
+    found = await report(name, health.report(name))
+    if found.ok:
+        body = orjson.dumps({"status": "ok", "checks": dict(found.checks)})
+        return 200, {"Content-Type": "application/json"}, body
+    probe = PROBES[name]
+    return _problem(503, probe.problem, probe.title, reason(found), checks=dict(found.checks))
+
+
+def _problem(
+    status: int, kind: str, title: str, detail: str, **members: object
+) -> tuple[int, dict[str, str], bytes]:
+    body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail}
+    return status, {"Content-Type": "application/problem+json"}, orjson.dumps(body | members)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
