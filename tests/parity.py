@@ -18,6 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
+from sidecar.http import framing
 from sidecar.http.connection import Connection
 from sidecar.http.express import Express
 from sidecar.http.guard import Guard
@@ -162,6 +163,7 @@ async def peer(app: web.Application, lane: Lane | None) -> Any:
     runner = web.AppRunner(app)
     await runner.setup()
     assert runner.server is not None
+    framing.enforce(runner.server)
     try:
         yield Peer(runner.server, Guard(head_timeout=60.0, max_connections=10_000), lane)
     finally:

@@ -10,6 +10,6 @@ What goes out: `answers` knows conditions and ranges, `jsontext` the JSON, `send
 `waiting` those who wait for a change (`bells` wake them, a `room` holds all who ask for the same), `problems` what is said when something fails.
 
 Connections: `serve` is their life from listening to the drain, `listening` opens the places, `tls` and `guard` stand at the door,
-`connection` is what ours does beyond aiohttp's, `express` asks the `lane/` first, the short way for what was asked before (`memfile`: for long answers),
+`connection` is what ours does beyond aiohttp's, `framing` what RFC 9112 demands beyond its parser, `express` asks the `lane/` first, the short way for what was asked before (`memfile`: for long answers),
 `passage` the one past a transport for large bodies, in and out, `workers` several processes.
 """

@@ -262,7 +262,8 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     Those with a date are left out where it proves nothing, as sections 13.1.3 and 13.1.4 say of who has none.
     """
     etag = representation.etag
-    modified = int(representation.modified) if representation.dated else None
+    # As it is sent: never one that is still to come.
+    modified = min(representation.modified, time.time()) // 1 if representation.dated else None
     try:
         wanted = tags_of(request, "If-Match")
     except ValueError as error:
@@ -279,8 +280,9 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
+    # Equality, as nginx has it: the time of a file goes back as well (`mv`, `cp -p`, a rollback).
     since = request.if_modified_since
-    return since is not None and modified is not None and modified <= since.timestamp()
+    return since is not None and modified is not None and modified == since.timestamp()
 
 
 def _not_that_one(header: str, etag: str) -> problems.Problem:

@@ -20,8 +20,8 @@ from aiohttp import web
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from sidecar.http import framing, problems
 from sidecar.http import guard as guards
-from sidecar.http import problems
 from sidecar.runtime import metrics, running
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_body",
+        "_body_form",
         "_body_is_cut",
         "_clean",
         "_guard",
@@ -116,6 +117,8 @@ class Connection(web.RequestHandler):
         """The parser stands between two requests."""
         self._body: StreamReader | None = None
         """The body that is still coming in, as far as is known."""
+        self._body_form = ""
+        """How its end is found: by its `length`, by its `chunks`; empty where nothing is known of it."""
         self._body_is_cut = False
         """Somebody else has read a part of it, and has not come to its end."""
         self._owed = 0
@@ -214,15 +217,22 @@ class Connection(web.RequestHandler):
             self._hear(data)
         if self._force_close or self._close:
             return
+        if self._clean:
+            data = framing.as_known_version(data)
         self._clean = False
         if self._upgraded:
             super().data_received(data)
             return
         in_body = self._body is not None and not self._body.is_eof()
-        before = len(self._messages)
+        before, taken = len(self._messages), self._body.total_bytes if in_body and self._body else 0
         super().data_received(data)
         self._owed += len(self._messages) - before
         self._conclude(data, before, in_body=in_body)
+        new = len(self._messages) - before
+        if self._body is not None and self._body.is_eof() and (in_body or new):
+            size = self._body.total_bytes - (0 if new else taken)
+            if framing.goes_on_behind_body(self._body_form, data, size, new):
+                self._guard.head_begins(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -343,6 +353,7 @@ class Connection(web.RequestHandler):
             # In the middle of a body that is an error, and aiohttp would let whoever reads it wait for the rest.
             self._body.set_exception(web.RequestPayloadError(str(message.exc)))
         self._body = None if payload is EMPTY_PAYLOAD else payload
+        self._body_form = framing.body_form(message)
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
             return
         self._clean = data.endswith(END) and not message.upgrade

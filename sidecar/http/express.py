@@ -183,7 +183,13 @@ class Express(Connection):
         self._wires = _NO_WIRES
         self._alone = None
         super().data_received(data)
-        if at_boundary and self._clean and len(self._messages) == 1 and data.count(END) == 1:
+        if (
+            at_boundary
+            and self._clean
+            and len(self._messages) == 1
+            and data.count(END) == 1
+            and data[:1] not in (b"\r", b"\n")
+        ):
             self._alone = data
 
     async def finish_response(

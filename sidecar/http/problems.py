@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import re
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = "1"
 """Seconds. A volume that comes back is seen by the re-check of a watch, which is as often."""
+_OTHER_VERSION = re.compile(r"Invalid HTTP version.* HTTP/(?!1\.)\d\.\d'|on PRI/Upgrade", re.DOTALL)
+"""What its parser says of another major version than 1, the preface of HTTP/2 among them."""
 _TOO_MANY = "Too many headers received"
 """What aiohttp says of more than 128: it has no class of its own for that."""
 
@@ -64,6 +67,7 @@ KINDS: Mapping[str, Kind] = {
     "expectation-failed": Kind(417, "The expectation cannot be met"),
     "head-too-large": Kind(431, "The headers are too long, or too many"),
     "unsupported-transfer": Kind(501, "The transfer coding is not supported"),
+    "unsupported-version": Kind(505, "The version of HTTP is not supported"),
     # Publishing
     "name-taken": Kind(409, "Something else is in the way of this name"),
     "version-conflict": Kind(412, "Somebody else has published first"),
@@ -202,7 +206,8 @@ def from_aiohttp(
             # A scanner sends thousands of these: not worth a line in the log each.
             _log.debug("cannot understand a request: %s", exc)
             reason = " ".join((message or exc.message).split())[:200]
-            return Problem("bad-request", f"this is not HTTP as RFC 9112 has it: {reason}")
+            kind = "unsupported-version" if _OTHER_VERSION.search(reason) else "bad-request"
+            return Problem(kind, f"this is not HTTP/1.1 as RFC 9112 has it: {reason}")
         case web.HTTPException():
             return from_http(exc, "")
         case None if status != 500:

@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 
 from sidecar import _errors
+from sidecar.http import framing, lane, listening
 from sidecar.http import guard as guards
-from sidecar.http import lane, listening
 from sidecar.http.bells import Waits
 from sidecar.http.express import Express
 from sidecar.http.guard import Guard, Guarded
@@ -186,7 +185,7 @@ async def _run(
     try:
         await runner.setup()
         if runner.server is not None:
-            runner.server.request_factory = _with_a_path(runner.server.request_factory)
+            framing.enforce(runner.server)
         for place in places:
             listeners.append(await _listen(runner, guard, place))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [place.address for place in places]
@@ -202,19 +201,6 @@ async def _run(
             for listener in listeners:
                 listener.server.close()
             await runner.cleanup()
-
-
-def _with_a_path(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Let an address that ends with the host mean `/` (RFC 9110 section 4.2.3); aiohttp finds nothing at no path."""
-
-    def request(message: RawRequestMessage, *others: Any) -> web.BaseRequest:
-        url = message.url
-        if url.absolute and url.scheme and not url.relative().raw_path:
-            root = url.build(path="/", query_string=url.raw_query_string, encoded=True)
-            message = message._replace(url=url.join(root))
-        return make(message, *others)
-
-    return request
 
 
 @dataclass(frozen=True)

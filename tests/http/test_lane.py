@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,6 +60,10 @@ async def both(fast: Peer, config: Path) -> AsyncIterator[Pair]:
         yield fast, plain
 
 
+FAILED = re.compile(rb"HTTP/1\.[01] 50[^15]")
+"""A server error; 501 and 505 say that the request asks for what is not spoken here."""
+
+
 async def differences(pair: Pair, *, seed: int, count: int, etag: str) -> list[object]:
     """Return the conversations in which a client could tell one from the other, at most five."""
     fast, plain = pair
@@ -66,7 +71,7 @@ async def differences(pair: Pair, *, seed: int, count: int, etag: str) -> list[o
     for pieces, eager in conversations(seed, count, etag):
         one = await fast.talk(pieces, eager=eager)
         other = await plain.talk(pieces, eager=eager, after=one.at_once)
-        if one != other or b"HTTP/1.1 5" in one.written or b"HTTP/1.0 5" in one.written:
+        if one != other or FAILED.search(one.written):
             found.append((pieces, eager, one, other))
             if len(found) == 5:
                 break
@@ -218,7 +223,7 @@ async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(bot
     for one in both:
         for _ in range(3):
             await one.talk([ASK], eager=False)
-        assert (await one.talk([ask], eager=False)).written.startswith(b"HTTP/1.0 431 ")
+        assert (await one.talk([ask], eager=False)).written.startswith(b"HTTP/1.1 431 ")
 
 
 async def test_a_long_request_is_not_remembered(fast: Peer) -> None:

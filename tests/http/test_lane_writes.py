@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class Pair:
         tag = f'"{version_of(b"5")}"'
         for pieces, eager in conversations(seed, count, tag, WRITES, NO_WRITES):
             one, other = await self.talk(pieces, eager=eager)
-            if one != other or b"HTTP/1.1 5" in one[0].written:
+            if one != other or re.search(rb"HTTP/1\.1 50[^15]", one[0].written):
                 found.append((pieces, eager, one, other))
                 if len(found) == 5:
                     break
@@ -139,7 +140,7 @@ async def test_a_text_longer_than_a_request_line_may_be_is_refused_by_the_lane_a
 ) -> None:
     """A form that is known has no limit of its own: that of the parser holds, here aiohttp's default of 8190 bytes."""
     found = await fast.peer.talk([write("x" * 8190)], eager=False)
-    assert found.written.startswith(b"HTTP/1.0 414 ")
+    assert found.written.startswith(b"HTTP/1.1 414 ")
     assert fast.path.read_text() == "1"
 
 
@@ -288,7 +289,7 @@ async def test_a_write_that_waits_its_turn_is_not_lost_to_the_malformed_request_
             wire.protocol.data_received(piece)
         go()
         await settled(wire)
-    assert [part[:3] for part in wire.written.split(b"HTTP/1.")[1:]] == [b"1 2", b"1 2", b"0 4"]
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", wire.written) == [b"200", b"200", b"400"]
     assert etag("second") in wire.written
     assert fast.path.read_text() == "second"
 

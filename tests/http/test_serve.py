@@ -255,7 +255,7 @@ async def test_a_slow_client_is_sent_its_whole_answer(
     ("request_", "status", "kind"),
     [
         (b"nonsense\r\n\r\n", 400, "bad-request"),
-        (b"GET / HTTP/9.9\r\n\r\n", 400, "bad-request"),
+        (b"GET / HTTP/9.9\r\n\r\n", 505, "unsupported-version"),
         (b"GET / HTTP/1.1\r\nHost x\r\n\r\n", 400, "bad-request"),
         ("GET /?content=é HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 400, "bad-request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "bad-request"),

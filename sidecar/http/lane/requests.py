@@ -60,9 +60,14 @@ class Seen:
 
 
 def key(request: bytes) -> bytes:
-    """Return the request without the lines that change nothing."""
+    """Return the request without the lines that change nothing.
+
+    Those follow its first line: what begins with the end of a line is left as it is,
+    for the parser skips that and would take the next line for the first.
+    """
     if (
-        len(request) > LONGEST
+        request[:1] in (b"\r", b"\n")
+        or len(request) > LONGEST
         or not request.endswith(b"\r\n\r\n")
         or request.count(b"\r\n\r\n") != 1
         or request.count(b"\r\n") > _MOST_LINES
