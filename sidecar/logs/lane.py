@@ -58,9 +58,11 @@ class Lane:
         self.trouble_since: float | None = None
         self._told_at = 0.0
         self._stages, self._labels = tuple(stages), labels
-        self._max_lines = sink.batching.max_lines
-        if self._max_lines is None and (stages or not sink.takes_blocks):
-            self._max_lines = MOST_RECORDS  # each line becomes a record
+        batching = sink.batching
+        self._max_lines = batching.max_lines
+        if stages or not sink.takes_blocks:  # each line becomes a record
+            limits = (batching.max_lines, batching.max_records, MOST_RECORDS)
+            self._max_lines = min(one for one in limits if one is not None)
         self._dead_letters = dead_letters
         self._acknowledged, self._refused = acknowledged, refused
         self._waiting: deque[Block] = deque()

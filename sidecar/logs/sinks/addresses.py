@@ -8,12 +8,16 @@ Options stand in a configuration file, or behind `#` in the address itself, whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
 from sidecar.logs import values
-from sidecar.logs.sinks.base import Batching, Sink, shown
+from sidecar.logs.sinks.base import Sink, shown
+
+if TYPE_CHECKING:
+    from sidecar.logs.sinks.delivery import HttpSink
 
 FORMS = "stdout, file:///path, http(s)://…, loki+http(s)://…, elasticsearch+http(s)://…, otlp+http(s)://…"
 
@@ -133,32 +137,31 @@ def _split(address: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
-    from sidecar.logs.sinks.delivery import HttpSink
-
+    make = _class_of(kind)
     batching = {
         word: made.pop(option) for option, word in _BATCHING.items() if made.get(option) is not None
     }
+    if "max_lines" in batching:
+        batching["max_records"] = None
     if batching:
-        default = HttpSink.batching
-        made["batching"] = Batching(
-            max_bytes=batching.get("max_bytes", default.max_bytes),
-            max_lines=batching.get("max_lines", default.max_lines),
-            linger=batching.get("linger", default.linger),
-            concurrency=batching.get("concurrency", default.concurrency),
-        )
+        made["batching"] = replace(make.batching, **batching)
+    return make(address, **made)
+
+
+def _class_of(kind: str) -> type[HttpSink]:
     match kind:
         case "loki":
             from sidecar.logs.sinks.loki import LokiSink
 
-            return LokiSink(address, **made)
+            return LokiSink
         case "elasticsearch":
             from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
 
-            return ElasticsearchSink(address, **made)
+            return ElasticsearchSink
         case "otlp":
             from sidecar.logs.sinks.otlp import OtlpSink
 
-            return OtlpSink(address, **made)
+            return OtlpSink
     from sidecar.logs.sinks.ndjson import NdjsonSink
 
-    return NdjsonSink(address, **made)
+    return NdjsonSink

@@ -101,6 +101,8 @@ class Batching:
     """A batch is sent when it holds so many bytes of lines (as they came) …"""
     max_lines: int | None = None
     """… or so many lines …"""
+    max_records: int | None = None
+    """… or so many that have become records, for a stage or the sink itself looks at each: those take a kilobyte each …"""
     linger: float = 0.0
     """… or when its first line is so old, in seconds. 0: whatever is there is sent at once,
     and batches grow by themselves while the sink is busy."""
@@ -108,7 +110,7 @@ class Batching:
     """How many batches may be on their way at once. More than one gives up the order of lines."""
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_lines", "concurrency"):
+        for name in ("max_bytes", "max_lines", "max_records", "concurrency"):
             if (value := getattr(self, name)) is not None:
                 arguments.integer(f"{name} of a batching", value, least=1)
         arguments.seconds("linger of a batching", self.linger)

@@ -17,7 +17,7 @@ import os
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -184,9 +184,9 @@ class HttpSink(BaseSink):
         """Return the body for some records, before compression."""
         raise NotImplementedError
 
-    def encode_batch(self, batch: Batch) -> bytes:
-        """Return the body for a whole batch; a sink that can do so without records does."""
-        return self.encode(batch.records())
+    def encode_batch(self, batch: Batch) -> Iterable[bytes]:
+        """Return the body for a whole batch, in pieces; a sink that can do so without records does."""
+        return (self.encode(batch.records()),)
 
     def judge(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
         """Say what an answer to a request with so many records means."""
@@ -259,10 +259,13 @@ class HttpSink(BaseSink):
 
     async def _send(self, part: _Part, batch: Batch) -> Verdict:
         if part.body is None:
-            body = self.encode_batch(batch) if part.records is None else self.encode(part.records)
-            if len(body) > self._max_body and _count(part, batch) > 1:
+            whole = part.records is None
+            pieces = self.encode_batch(batch) if whole else (self.encode(part.records or ()),)
+            part.body = await self._body_of(
+                pieces, None if _count(part, batch) == 1 else self._max_body
+            )
+            if part.body is None:
                 return TooLarge("larger than max_body")
-            part.body = compression.gzipped(body) if self._gzip else body
         try:
             answer = await self._post(part.body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -272,6 +275,21 @@ class HttpSink(BaseSink):
             self._gzip, part.body = False, None
             return Later(str(answer), 0.05)
         return self.judge(answer, _count(part, batch))
+
+    async def _body_of(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
+        """Put a body together, compressed where it is to be; None if it is larger than permitted before that."""
+        compressor = compression.compressor() if self._gzip else None
+        made, size = list[bytes](), 0
+        for piece in pieces:
+            size += len(piece)
+            if limit is not None and size > limit:
+                return None
+            made.append(piece if compressor is None else compressor.compress(piece))
+            # Other tasks (probes!) get their turn between pieces.
+            await asyncio.sleep(0)
+        if compressor is not None:
+            made.append(compressor.flush())
+        return b"".join(made)
 
     async def _post(self, body: bytes) -> Answer:
         if self._session is None:

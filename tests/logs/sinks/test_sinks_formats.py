@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import zlib
 from types import MappingProxyType
 from typing import Any
 
@@ -443,3 +444,24 @@ def test_options_stand_behind_the_address_and_defaults_step_back() -> None:
     assert sink._fixed_headers["X-Scope-OrgID"] == "shop"
     assert (sink.batching.max_lines, sink.batching.linger) == (7, 0.2)
     assert sink._gzip is False
+
+
+async def test_a_body_is_made_block_by_block_and_is_one_gzip_member() -> None:
+    """What is in memory is one block and what the others have become; some receivers read the first member alone."""
+    many = Batch([*batch(*numbered(50)).blocks, *batch(*numbered(50, 50), start=9000).blocks])
+    async with FakeNdjson() as fake, opened(NdjsonSink(fake.address)) as sink:
+        await sink.write(many)
+
+        assert many.raw
+        assert fake.texts == numbered(100)
+    member = zlib.decompressobj(31)
+    body = await sink._body_of(sink.encode_batch(many), None)
+    assert len(member.decompress(body).splitlines()) == 100
+    assert member.eof
+    assert not member.unused_data
+
+
+def test_lines_that_become_records_are_fewer_in_a_batch() -> None:
+    """Each takes a kilobyte; those that nobody looks at take their bytes. A limit that somebody sets counts for both."""
+    made = [sink_of("http://h").batching, sink_of("http://h#batch_lines=7").batching]
+    assert [(one.max_lines, one.max_records) for one in made] == [(None, 1250), (7, None)]
