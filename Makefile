@@ -69,6 +69,6 @@ clean:  ## remove what these commands have made
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml tools/venv
+$(STAMP): pyproject.toml image/requirements.txt tools/venv
 	@tools/venv $(PYTHON) $(VENV)
 	@touch $@

@@ -288,6 +288,23 @@ MATRIX: dict[str, dict[str, Any]] = {
             }
         ]
     },
+    **{
+        f"ci: {path.name}": yaml.safe_load(path.read_text())
+        for path in sorted((tools.CHART / "ci").glob("*-values.yaml"))
+    },
+    "for everybody": {"networkPolicy": {"writerFrom": [], "enabled": True}},
+    "without its extras": {
+        "networkPolicy": {"enabled": False},
+        "serviceAccount": {"create": False},
+        "probes": {"startup": None, "liveness": None, "readiness": None},
+    },
+    "stateful set without claims": {
+        "workload": {"kind": "StatefulSet"},
+        "service": {"name": "mine", "enabled": False},
+    },
+    "from images of one's own": {
+        "image": {"repository": "registry.example/sidecar", "tag": "1", "pullPolicy": "Always"}
+    },
     "as a library": {
         "enabled": False,
         "initialContent": {"text": "x"},

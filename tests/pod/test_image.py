@@ -121,6 +121,15 @@ def test_the_lock_has_hashes_and_satisfies_what_the_package_asks_for() -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
 
 
+def test_the_lock_has_the_versions_that_the_tests_run_with() -> None:
+    """What was tested is what is shipped: tools/venv installs the versions of the lock (`make lock` renews them)."""
+    from importlib import metadata
+
+    lock = (tools.ROOT / "image" / "requirements.txt").read_text()
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    assert {name: metadata.version(name) for name in pinned} == pinned
+
+
 def test_the_default_base_is_public_and_exact() -> None:
     """Users build on a public image by its exact version; a build argument replaces it."""
     dockerfile = (tools.ROOT / "Dockerfile").read_text()

@@ -23,6 +23,8 @@ CONTRACT = {
     "sidecar_http_requests_total",
     "sidecar_subscribers",
     "sidecar_worker_restarts_total",
+    "sidecar_volume_used_bytes",
+    "sidecar_volume_budget_bytes",
     "sidecar_reload_total",
     "sidecar_reload_last_success_timestamp_seconds",
     "sidecar_logs_lines_total",
