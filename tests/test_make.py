@@ -18,7 +18,7 @@ def clone(tmp_path: Path) -> Path:
     directory.mkdir()
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, directory)
-    for name in ("tools", "sidecar"):
+    for name in ("tools", "image", "sidecar"):
         shutil.copytree(ROOT / name, directory / name)
     return directory
 
