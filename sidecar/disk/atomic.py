@@ -38,22 +38,26 @@ class Staged:
 
     Make one under `locks.locked`; the file's own lock then tells `locks.sweep` that its writer lives.
     Then `write`, `seal`, and `replace`; at last `discard`, always: it gives back what is left.
+    A `brief` one ends before that lock is given back, and `dir_fd` is closed: it needs no lock and directory of its own.
     """
 
-    def __init__(self, dir_fd: int) -> None:
+    def __init__(self, dir_fd: int, *, brief: bool = False) -> None:
         self.name = naming.temporary_name()
         self.size = 0
         self._fd = self._sealed_fd = -1
+        self._brief = brief
         # Opened anew, not dup(2)ed: it must not share the lock of the caller.
-        self._dir_fd = beneath.open_here(dir_fd, ".")
+        self._dir_fd = dir_fd if brief else beneath.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
         except BaseException:
-            beneath.close(self._dir_fd)
+            if not brief:
+                beneath.close(self._dir_fd)
             raise
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not brief:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @property
     def fd(self) -> int:
@@ -117,7 +121,7 @@ class Staged:
         with contextlib.suppress(OSError):
             if name:
                 os.unlink(name, dir_fd=own)
-        if own >= 0:
+        if own >= 0 and not self._brief:
             beneath.close(own)
 
 

@@ -25,6 +25,7 @@ from sidecar.disk import mounts
 #: `openat2` has the same number on every architecture that Python runs on under Linux.
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 #: As the kernel's own MAXSYMLINKS.
 _MAX_LINKS = 40
@@ -137,6 +138,29 @@ def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
 def open_here(dir_fd: int, name: str) -> int:
     """Open a directory that lies in another one, without following a link."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+
+def open_folder(dir_fd: int, path: str) -> int:
+    """Open a directory that lies beneath another one, without following a link on the way or at its end.
+
+    Raises:
+        OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
+    """
+    if _kernel.available:
+        return _kernel.open(
+            dir_fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, _RESOLVE_NO_SYMLINKS
+        )
+    fd = dir_fd
+    try:
+        for part in filter(None, path.split("/")):
+            above, fd = fd, open_here(fd, part)
+            if above != dir_fd:
+                close(above)
+    except BaseException:
+        if fd != dir_fd:
+            close(fd)
+        raise
+    return fd
 
 
 def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
@@ -279,7 +303,7 @@ class _Kernel:
             ctypes.c_size_t,
         )
         self._known: bool | None = None
-        self._hows: dict[int, _OpenHow] = {}
+        self._hows: dict[tuple[int, int], _OpenHow] = {}
 
     @property
     def available(self) -> bool:
@@ -291,8 +315,8 @@ class _Kernel:
     def available(self, value: bool | None) -> None:
         self._known = value
 
-    def open(self, dir_fd: int, path: str, flags: int) -> int:
-        how = self._how(flags)
+    def open(self, dir_fd: int, path: str, flags: int, resolve: int = 0) -> int:
+        how = self._how(flags, resolve)
         name = os.fsencode(path)
         if b"\0" in name:
             raise ValueError("embedded null byte")
@@ -305,12 +329,14 @@ class _Kernel:
                 raise OSError(code, os.strerror(code), path)
         raise OSError(errno.EAGAIN, "the directory is being renamed all the time", path)
 
-    def _how(self, flags: int) -> _OpenHow:
+    def _how(self, flags: int, resolve: int) -> _OpenHow:
         """Return the arguments for these flags, which the kernel only reads: made once."""
-        how = self._hows.get(flags)
+        how = self._hows.get((flags, resolve))
         if how is None:
-            resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-            how = self._hows[flags] = _OpenHow(flags | getattr(os, "O_LARGEFILE", 0), 0, resolve)
+            always = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+            how = self._hows[flags, resolve] = _OpenHow(
+                flags | getattr(os, "O_LARGEFILE", 0), 0, resolve | always
+            )
         return how
 
     def _try(self) -> bool:

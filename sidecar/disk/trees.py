@@ -86,7 +86,9 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
         self._as_above = as_above
 
     def __enter__(self) -> int:
-        if self._path:
+        if self._path and not self._make and not self._durable:
+            self._fd = beneath.open_folder(self._dir_fd, self._path)
+        elif self._path:
             try:
                 for part in filter(None, self._path.split("/")):
                     self._descend(part)

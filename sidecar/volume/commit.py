@@ -22,6 +22,8 @@ from sidecar.volume.terms import Publication
 _log = logging.getLogger(__name__)
 
 Publish = Callable[[str, bytes], Coroutine[Any, Any, Publication]]
+AtOnce = Callable[[str, bytes], Publication | None]
+"""Publishes without a wait, where that is possible; None: it has to be waited for, and nothing has begun."""
 _MOST_TURNS = 32
 
 Outcome: TypeAlias = Publication | BaseException
@@ -43,8 +45,9 @@ class Wish:
 class Commits:
     """The contents that wait, by name, and the one publish a name that is under way."""
 
-    def __init__(self, publish: Publish) -> None:
+    def __init__(self, publish: Publish, at_once: AtOnce = lambda *_: None) -> None:
         self._publish = publish
+        self._at_once = at_once
         self._waiting: dict[str, list[Wish]] = {}
         self._rounds: dict[str, _Round] = {}
 
@@ -110,7 +113,10 @@ class Commits:
                 break
             await asyncio.sleep(0)
         one.wishes = self._waiting.pop(name, [])
-        return await self._publish(name, one.wishes[-1].data) if one.wishes else None
+        if not one.wishes:
+            return None
+        data = one.wishes[-1].data
+        return self._at_once(name, data) or await self._publish(name, data)
 
     def _ended(self, name: str, one: _Round) -> None:
         # Cancelled before it began, with the whole program: nothing has been taken from those who wait.

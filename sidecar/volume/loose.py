@@ -52,7 +52,8 @@ class LooseFiles:
         self._histories: dict[str, tuple[str, ...]] = {}
         self._known: dict[str, tuple[beneath.Signature, str]] = {}
         self._durable: dict[str, beneath.Signature] = {}
-        self._kept: dict[str, beneath.Signature] = {}
+        self._kept: dict[str, tuple[beneath.Signature, str]] = {}
+        """The state in which a file was left by this object, and its version then."""
         self._doubtful: set[str] = set()
 
     def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
@@ -61,11 +62,15 @@ class LooseFiles:
         version, size = terms.weigh(content)
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
-        same_size = status is not None and status.st_size == size
         what = f"publish {where}"
+        may_be_same = (
+            status is not None
+            and status.st_size == size
+            and self._left(name, status) in (None, version)
+        )
         current = (
             self._current(fd, name, what, order.conditions)
-            if order.conditions or same_size
+            if order.conditions or may_be_same
             else None
         )
         order.conditions.check(what, current)
@@ -199,6 +204,15 @@ class LooseFiles:
                 f" {beneath.reason(error)}",
             ) from error
 
+    def _left(self, name: str, status: os.stat_result) -> str | None:
+        """Return the version that this object has left there, None if somebody else has changed the file since.
+
+        A file that was rewritten in place within one tick of the clock looks the same:
+        what it holds has to be read before it is taken for what is wanted.
+        """
+        left = self._kept.get(name)
+        return left[1] if left is not None and left[0] == beneath.Signature.of(status) else None
+
     def _is_settled(self, fd: int, name: str) -> bool:
         """Whether the content that is visible is durable as well: then there is nothing to publish.
 
@@ -251,7 +265,7 @@ class LooseFiles:
 
     def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
-        keep, ours = self._settings.keep, self._kept.get(name) == beneath.Signature.of(status)
+        keep, ours = self._settings.keep, self._left(name, status) is not None
         if keep <= 1 or ours or not stat.S_ISREG(status.st_mode):
             return
         with contextlib.suppress(OSError):
@@ -280,7 +294,7 @@ class LooseFiles:
         staged: atomic.Staged,
     ) -> None:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
-        ours = before is not None and self._kept.get(name) == beneath.Signature.of(before)
+        ours = before is not None and self._left(name, before) is not None
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
         kept = history.keep_file(
@@ -315,7 +329,7 @@ class LooseFiles:
             # Only now: the link of the history has changed ctime.
             signature = beneath.Signature.of(staged.status())
             _note(self._durable, name, signature)
-            _note(self._kept, name, signature)
+            _note(self._kept, name, (signature, version))
             if signature.size > pinned.LARGE:
                 # Nobody rewrites so much within one tick of a clock.
                 self._digests.note(signature, version)
@@ -395,7 +409,9 @@ def _take_in(file: int, entry: str, dir_fd: int) -> None:
 def _hash(file: int, limit: int) -> str:
     """Return the version of an open file. Raises `OSError` (`EFBIG`) beyond the limit, without reading for ever."""
     digest, size = hashlib.sha256(), 0
-    while chunk := os.read(file, _HASH_CHUNK):
+    # By its size, not by large pieces: memory is made for all that is asked for.
+    piece = min(os.fstat(file).st_size + 1, _HASH_CHUNK)
+    while chunk := os.read(file, piece):
         digest.update(chunk)
         size += len(chunk)
         if size > limit:

@@ -103,7 +103,7 @@ class Retention:
     def enforce(self, dir_fd: int) -> int:
         """Forget what is above the bounds, and return the bytes that this gives back."""
         freed = 0
-        if self._is_due():
+        if self.is_due:
             freed += self._count(dir_fd)
         while len(self._gone) > self._settings.keep_deleted:
             folder = next(iter(self._gone))
@@ -114,7 +114,9 @@ class Retention:
             freed += size
         return freed
 
-    def _is_due(self) -> bool:
+    @property
+    def is_due(self) -> bool:
+        """Whether the next publish has to list the history."""
         if self._bytes is None or self._bytes > self._settings.keep_bytes:
             return True
         # Their consumers may have deleted files, of which nobody has told.

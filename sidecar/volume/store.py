@@ -41,6 +41,12 @@ _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT = 10.0
 _MUTEX_PAUSE = 0.05
 _REPLACED_RETRIES = 5
+#: Bytes of a content that may be published by the event loop itself, seconds after which that was too long,
+#: and for how long it is left to threads then.
+_AT_ONCE = 64 << 10
+_LONG = 0.02
+_PAUSE = 1.0
+_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
 class Store:
@@ -59,6 +65,9 @@ class Store:
         self._got_on = float("-inf")
         """When somebody has last got in."""
         self._identity: tuple[int, int] | None = None
+        self._local: tuple[tuple[int, int], bool] | None = None
+        self._not_before = 0.0
+        """When the event loop may publish by itself again."""
 
     def begin_anew(self) -> None:
         """Forget who works with it: in a process that was forked, nobody does."""
@@ -105,6 +114,7 @@ class Store:
         def put(fd: int) -> Publication:
             self._set.restore_lost(fd)
             if _has_set(fd):
+                order.wait()
                 return self._set.put(fd, name, content, order)
             return self._loose.put(fd, name, content, order)
 
@@ -115,6 +125,29 @@ class Store:
             if isinstance(content, tuple) and upload and content[0].name != upload:
                 self._budget.end_upload(upload, published=True)
             return done
+
+    def put_at_once(self, name: str, content: bytes) -> Publication | None:
+        """Publish one loose file in the thread of the event loop, where that has been short so far; None: use `put`.
+
+        A change of threads costs more than such a publish. So it is spared where nothing is synced, the content is small,
+        and the file system is of this machine; not again for a while once it took long.
+        """
+        if (
+            self._settings.durable
+            or len(content) > _AT_ONCE
+            or time.monotonic() < self._not_before
+            or self._retention.is_due
+            or not self._is_local()
+        ):
+            return None
+        begun = time.monotonic()
+        try:
+            return self.put(name, content, Order(at_once=True))
+        except terms.WouldWaitError:
+            return None
+        finally:
+            if (now := time.monotonic()) - begun > _LONG:
+                self._not_before = now + _PAUSE
 
     def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""
@@ -376,8 +409,8 @@ class Store:
                 fd = self._open()
                 try:
                     timeout = max(self._limit(begun) - time.monotonic(), 0.0)
-                    with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.check):
-                        if _is_still(self._path, fd):
+                    with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.wait):
+                        if self._is_still():
                             self._got_on = time.monotonic()
                             self._budget.enter(fd)
                             yield fd
@@ -401,11 +434,31 @@ class Store:
         self._identity = _identity(fd)
         return fd
 
+    def _is_local(self) -> bool:
+        """Whether the directory lies on a file system whose calls do not wait for another machine or program."""
+        if self._identity is None:
+            return False
+        if self._local is None or self._local[0] != self._identity:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._local = self._identity, mounts.filesystem(fd) in _LOCAL
+            finally:
+                beneath.close(fd)
+        return self._local[1]
+
+    def _is_still(self) -> bool:
+        """Whether the path still names the directory that was opened: it may have been replaced while we waited."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
     @contextmanager
     def _alone(self, begun: float, order: Order) -> Iterator[None]:
         """Keep other threads of this object out."""
-        while not self._mutex.acquire(timeout=_MUTEX_PAUSE):
-            order.check()
+        while not self._mutex.acquire(timeout=0 if order.at_once else _MUTEX_PAUSE):
+            order.wait()
             if time.monotonic() > self._limit(begun):
                 raise _errors.VolumeUnavailable(
                     errno.EWOULDBLOCK,
@@ -434,11 +487,3 @@ def _identity(fd: int) -> tuple[int, int]:
         beneath.close(fd)
         raise
     return status.st_dev, status.st_ino
-
-
-def _is_still(path: str, fd: int) -> bool:
-    """Whether the path still names the directory that was opened: it may have been replaced while we waited."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
-    except OSError:
-        return False

@@ -95,6 +95,10 @@ class Conditions:
             )
 
 
+class WouldWaitError(Exception):
+    """It cannot be done at once; nothing has been done."""
+
+
 @dataclass(slots=True)
 class Order:
     """How a change is wanted: under which conditions, for trial only, and whether still at all."""
@@ -104,6 +108,8 @@ class Order:
     purge: bool = False
     """Whether what is deleted is to leave the history, too."""
     withdrawn: bool = False
+    at_once: bool = False
+    """Whether it is better not done than waited for: the caller is an event loop."""
 
     def withdraw(self) -> None:
         """Give up what has not become visible yet."""
@@ -113,6 +119,12 @@ class Order:
         """Stop the work if nobody waits for it any more."""
         if self.withdrawn:
             raise _errors.PublishError("the publish was cancelled before its content was visible")
+
+    def wait(self) -> None:
+        """Stop the work if it may not wait for others, or nobody waits for it any more."""
+        if self.at_once:
+            raise WouldWaitError
+        self.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +225,7 @@ def size(content: Given) -> int:
 def staged(fd: int, content: Given, where: str) -> Iterator[atomic.Staged]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed."""
     with failures.publishing(f"publish {where}"):
-        file = content[0] if isinstance(content, tuple) else atomic.Staged(fd)
+        file = content[0] if isinstance(content, tuple) else atomic.Staged(fd, brief=True)
     try:
         with failures.publishing(f"publish {where}"):
             if isinstance(content, bytes):

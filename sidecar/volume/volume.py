@@ -292,7 +292,7 @@ class Volume:
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
-            self._commits = self._commits_of.setdefault(loop, commit.Commits(self._put_alone))
+            self._commits = self._commits_of.setdefault(loop, commit.Commits(self._put_alone, self._put_at_once))
         return self._commits
 
     def _begin_anew(self) -> None:
@@ -305,6 +305,12 @@ class Volume:
         self, name: str, data: bytes | Content, order: Order | None = None
     ) -> Publication:
         return await self._step(self._store.put, name, data, order=order or Order())
+
+    def _put_at_once(self, name: str, data: bytes) -> Publication | None:
+        done = self._store.put_at_once(name, data) if self._prepared else None
+        if done is not None:
+            self._published = done
+        return done
 
     async def delete(
         self,

@@ -318,7 +318,7 @@ async def test_a_planted_directory_link_is_not_followed(volume: Volume, open_pat
     (open_path / "secret").write_text("outside")
     await volume.prepare()
     Path(volume.path, "sub").symlink_to(open_path)
-    with pytest.raises(_errors.NameTaken, match="not a directory"):
+    with pytest.raises(_errors.NameTaken, match=r"symbolic link|not a directory"):
         await volume.put("sub/config", "x")
     with pytest.raises(_errors.FileMissing):
         await volume.delete("sub/secret")

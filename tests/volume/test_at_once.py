@@ -1,0 +1,79 @@
+"""Without durability a small content is published by the event loop itself: a change of threads costs more than that."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from sidecar import Volume
+from sidecar.disk import mounts
+from sidecar.runtime import threads
+from sidecar.volume import store
+from sidecar.volume.store import Store
+
+
+@pytest.fixture
+async def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path, durability="none")
+    await volume.put("config", "0")
+    return volume
+
+
+def at_once(volume: Volume, content: bytes) -> bool:
+    return volume._store.put_at_once("config", content) is not None
+
+
+async def test_a_small_content_needs_no_thread(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is visible and in the history as any other."""
+    monkeypatch.setattr(threads, "begin", lambda *_: pytest.fail("a thread was used"))
+    await volume.put("config", "1")
+    assert (tmp_path / "config").read_text() == "1"
+    assert volume.published is not None
+    monkeypatch.undo()
+    assert len(await volume.versions("config")) == 2
+
+
+async def test_whoever_would_have_to_wait_is_left_to_a_thread(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Another publisher has the lock: the event loop goes on meanwhile."""
+    lock = tmp_path / "..lock"
+    fd = os.open(lock if lock.exists() else tmp_path, os.O_WRONLY if lock.exists() else os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert not at_once(volume, b"1")
+    finally:
+        os.close(fd)
+    assert at_once(volume, b"1")
+
+
+async def test_one_that_took_long_is_not_repeated_at_once(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that stalls must not stall all that the event loop does."""
+    monkeypatch.setattr(store, "_LONG", -1.0)
+    assert at_once(volume, b"1")
+    assert not at_once(volume, b"2")
+
+
+async def test_what_may_take_long_is_never_tried(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Syncs, large contents, sets, and volumes of other machines."""
+    assert not at_once(volume, bytes(store._AT_ONCE + 1))
+    durable = Volume(tmp_path)
+    await durable.prepare()
+    assert not at_once(durable, b"1")
+    monkeypatch.setattr(mounts, "filesystem", lambda _: "nfs4")
+    remote = Volume(tmp_path, durability="none")
+    await remote.prepare()
+    assert not at_once(remote, b"1")
+    monkeypatch.undo()
+    await volume.publish({"config": "a set"})
+    assert not at_once(volume, b"1")
+    assert isinstance(volume._store, Store)
