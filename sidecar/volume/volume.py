@@ -292,7 +292,9 @@ class Volume:
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
-            self._commits = self._commits_of.setdefault(loop, commit.Commits(self._put_alone, self._put_at_once))
+            self._commits = self._commits_of.setdefault(
+                loop, commit.Commits(self._put_alone, self._put_at_once)
+            )
         return self._commits
 
     def _begin_anew(self) -> None:
