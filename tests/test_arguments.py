@@ -7,6 +7,7 @@ import functools
 import logging
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ SENSELESS: dict[str, tuple[Callable[[], object], str]] = {
     "file-mode": (lambda: L.FileSink("/x", mode="644"), "0o644"),
     "file-size": (lambda: L.FileSink("/x", max_bytes="many"), "max_bytes"),
     "http-timeout": (lambda: L.NdjsonSink("http://x", timeout=0), "timeout"),
+    "http-url": (lambda: L.NdjsonSink(5), "url"),
+    "http-headers": (lambda: L.NdjsonSink("http://x", headers="x"), "headers"),
+    "http-batching": (lambda: L.NdjsonSink("http://x", batching="x"), "Batching"),
+    "http-token": (lambda: L.NdjsonSink("http://x", token_file=5), "path"),
+    "loki-tenant": (lambda: L.LokiSink("http://x", tenant=5), "tenant"),
+    "loki-fields": (lambda: L.LokiSink("http://x", label_fields="app"), "label_fields"),
+    "elastic-index": (lambda: L.ElasticsearchSink("http://x", index=5), "index"),
+    "keep-pattern": (lambda: L.keep(5), "pattern"),
+    "redact-pattern": (lambda: L.redact(None), "pattern"),
+    "otlp-resource": (lambda: L.OtlpSink("http://x", resource="x"), "resource"),
+    "otlp-status": (lambda: L.OtlpSink("http://x", retry_status="429"), "retry_status"),
+    "collector-letters": (lambda: L.Collector(logs.tail("/x"), [], [SINK], dead_letters="x"), "DeadLetterFile"),
+    "tail-root": (lambda: L.tail("/x", root=5), "root"),
+    "tail-encoding": (lambda: L.tail("/x", encoding=5), "encoding"),
+    "every": (lambda: S.every("1"), "every"),
     "batching": (lambda: L.Batching(max_lines=0), "max_lines"),
 }  # fmt: skip
 
@@ -155,6 +171,8 @@ async def test_a_name_is_a_text(tmp_path: Path, name: Any) -> None:
         with pytest.raises(TypeError, match="name of a file"):
             await attempt
     with pytest.raises(TypeError, match="mapping"):
+        await volume.prepare(initial="text")
+    with pytest.raises(TypeError, match="mapping"):
         await volume.publish("text")
 
 
@@ -203,6 +221,19 @@ async def test_a_set_may_hold_files_and_uploads(tmp_path: Path) -> None:
     assert {name: len(snapshot[name]) for name in snapshot} == {
         "text": 1, "file": 3 << 20, "streamed": 14,
     }  # fmt: skip
+
+
+async def test_an_upload_takes_bytes_and_nothing_else(tmp_path: Path) -> None:
+    """A text is refused before it counts, and elements of several bytes are counted as bytes."""
+    volume = V(tmp_path)
+    async with volume.stage("x") as upload:
+        for wrong in ("text", 5, None):
+            with pytest.raises(TypeError):
+                await upload.write(wrong)
+        await upload.write(memoryview(array("H", [1, 2])))
+        await upload.write(bytearray(b"z"))
+        assert upload.size == 5
+        assert (await volume.put("x", upload)).size == 5
 
 
 async def test_a_version_is_understood_where_an_entity_tag_is_wanted(tmp_path: Path) -> None:

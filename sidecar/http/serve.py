@@ -93,6 +93,12 @@ async def serve(
         arguments.seconds(name, value)
     arguments.seconds("head_timeout", head_timeout, zero=False)
     arguments.integer("max_connections", max_connections, least=1)
+    paths = {"unix_socket": unix_socket, "tls_cert": tls_cert, "tls_key": tls_key}
+    for name, path in paths.items():
+        if path is not None:
+            arguments.path(name, path)
+    if ready is not None:
+        arguments.plain_function("ready", ready, "a function that gets the addresses")
     if port is None and unix_socket is None:
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:

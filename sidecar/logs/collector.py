@@ -147,6 +147,8 @@ class Collector:
             arguments.instance(
                 "sink", sink, Sink, "a sink: name, batching, open, write, flush, close"
             )
+        if dead_letters is not None and not callable(getattr(dead_letters, "write", None)):
+            raise arguments.refusal("dead_letters", dead_letters, "a logs.DeadLetterFile, or None")
         if labels is not None and not callable(labels):
             arguments.instance(
                 "labels", labels, Mapping, "a mapping, or a function that returns one"

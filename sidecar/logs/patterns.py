@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from sidecar._errors import ConfigError
+from sidecar.runtime import arguments
 
 _SPECIAL = frozenset("\\.^$*+?{}[]|()")
 _REFERENCE = re.compile(r"\\(?:(\\)|(\d{1,2})|g<(\w+)>)", re.ASCII)
@@ -63,6 +64,7 @@ def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
     Traceback (most recent call last):
     sidecar._errors.ConfigError: the pattern '(?=x)' cannot be used: invalid perl operator: (?= (syntax: RE2, without look-around and back-references)
     """
+    arguments.instance("pattern", pattern, str, "a regular expression, a str")
     if pattern and not ignore_case and _SPECIAL.isdisjoint(pattern):
         return _Plain(pattern)
     return _Re2(pattern, ignore_case=ignore_case)

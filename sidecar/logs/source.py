@@ -432,6 +432,7 @@ def tail(
     >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
     <Tail /var/log/app/*.log files=0>
     """
+    arguments.instance("encoding", encoding, str, "the name of an encoding")
     try:
         lines.check_encoding(encoding)
     except ValueError as error:
@@ -443,8 +444,9 @@ def tail(
         if value is not None:
             arguments.seconds(name, value)
     for name, several in {"exclude": exclude, "archives": archives}.items():
-        if isinstance(several, str) or not all(isinstance(one, str) for one in several):
-            raise arguments.refusal(name, several, "several texts, as in a list")
+        arguments.words(name, several)
+    if root is not None:
+        arguments.path("root", root)
     if multiline is not None:
         arguments.instance("multiline", multiline, lines.Multiline, "a logs.Multiline, or None")
     line_limit = arguments.size("max_line", max_line, least=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from sidecar import _errors
@@ -128,6 +128,23 @@ def mapping(name: str, value: object) -> None:
     """Take a mapping. Raises `TypeError`."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} takes a mapping of names to contents, not {type(value).__name__}")
+
+
+def options(name: str, value: object) -> dict[str, Any]:
+    """Take a mapping of names to values, or None for none; a copy is returned."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise refusal(name, value, "a mapping of names to values")
+    return dict(value)
+
+
+def words(name: str, value: object) -> tuple[str, ...]:
+    """Take several texts: a text alone would be taken for its letters."""
+    found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+    if not all(isinstance(one, str) for one in found):
+        raise refusal(name, value, "several texts, as in a list")
+    return found
 
 
 def tags(name: str, value: object) -> tuple[str, ...] | None:

@@ -20,9 +20,8 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, TypeVar
 
-from sidecar._errors import ConfigError
+from sidecar.runtime import arguments, memory, signals
 from sidecar.runtime import logging as runtime_logging
-from sidecar.runtime import memory, signals
 
 T = TypeVar("T")
 
@@ -96,8 +95,7 @@ def every(seconds: float) -> AsyncGenerator[datetime, None]:
     ...             break
     >>> run(main())
     """
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise ConfigError(f"every({seconds!r}): the step must be a positive number of seconds")
+    arguments.seconds("the step of every()", seconds, zero=False)
     return _grid(seconds)
 
 

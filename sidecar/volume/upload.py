@@ -77,9 +77,12 @@ class Upload:
         """Append bytes; what they lie in may be changed after that.
 
         Raises:
+            TypeError: they are no bytes.
             ContentTooLarge: they are more than the limit; nothing will be published.
             VolumeFull, VolumeUnavailable: the volume cannot take them.
         """
+        if not isinstance(chunk, bytes):
+            chunk = memoryview(chunk).cast("B")
         self._size += len(chunk)
         if self._size > self._limit:
             raise terms.too_large(self._where, self._limit)

@@ -20,7 +20,8 @@ from sidecar.volume.syntax import Format
 if TYPE_CHECKING:
     from sidecar.volume.schema import Validator
 
-_MOST_HELPERS: Final = 3
+_MOST_HELPERS: Final = 2
+"""At a time. Each has some 12 MiB of its own, and all of them must fit beside the writer into what a Pod has, also under attack."""
 _SHORT: Final = {"text": 1 << 62, "json": 1 << 20, "yaml": 1 << 16, "toml": 1 << 12}
 """Bytes up to which an examination without a schema takes some hundredths of a second at most."""
 _SHORT_SLOW_YAML: Final = 1 << 12

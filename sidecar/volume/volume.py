@@ -178,6 +178,8 @@ class Volume:
         Raises:
             VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
         """
+        if initial is not None:
+            arguments.mapping("initial", initial)
         files = {name: encoded(content) for name, content in (initial or {}).items()}
         order = Order()
         await threads.to_its_end(threads.in_turn(self._store.prepare, files, order), order.withdraw)

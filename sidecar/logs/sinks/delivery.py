@@ -147,11 +147,20 @@ class HttpSink(BaseSink):
         max_body: int | str = 8 << 20,
         batching: Batching | None = None,
     ) -> None:
+        arguments.instance("url", url, str, "an address, as http://host:port/path")
+        if name is not None:
+            arguments.instance("name", name, str, "a name, or None")
+        if batching is not None:
+            arguments.instance("batching", batching, Batching, "a logs.Batching, or None")
+        headers = arguments.options("headers", headers)
+        for file in (password_file, token_file, api_key_file, ca_file, cert_file, key_file):
+            if file is not None:
+                arguments.path("a file of the sink", file)
         self.url, credentials = destination.address(url, self.standard_path)
         self.name = name or shown(self.url)
         arguments.seconds(f"{self.name}: timeout", timeout, zero=False)
         limit = arguments.size(f"{self.name}: max_body", max_body, least=1)
-        destination.check_headers(self.name, headers or {})
+        destination.check_headers(self.name, headers)
         self._query = urlsplit(self.url).query.encode()
         self._gzip, self._timeout, self._max_body = gzip, timeout, limit
         self._credentials = destination.Credentials(
@@ -163,7 +172,7 @@ class HttpSink(BaseSink):
             api_key_file=api_key_file,
             header_files=header_files,
         )
-        self._fixed_headers = {**(headers or {}), "Content-Type": self.content_type}
+        self._fixed_headers = {**headers, "Content-Type": self.content_type}
         self._tls = destination.Tls(
             self.name, self.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file
         )

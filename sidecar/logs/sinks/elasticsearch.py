@@ -35,6 +35,7 @@ from sidecar.logs.sinks.verdicts import (
     Verdict,
     judged_by_status,
 )
+from sidecar.runtime import arguments
 
 _ALREADY_THERE = 409
 _PASSING = frozenset({401, 402, 403, 404, 408, 429})
@@ -105,6 +106,7 @@ class ElasticsearchSink(HttpSink):
         self._ids, self._require_alias = True, require_alias
         path = urlsplit(self.url).path.removesuffix("/_bulk").strip("/")
         if index is not None:
+            arguments.instance("index", index, str, "the name of an index, or None")
             check_index(index)
         elif not path:
             index = "logs-sidecar-default"

@@ -28,6 +28,7 @@ from sidecar.logs.sinks.verdicts import (
     judged_by_status,
 )
 from sidecar.logs.stages import times
+from sidecar.runtime import arguments
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _MOST_LABELS = 15
@@ -82,14 +83,16 @@ class LokiSink(HttpSink):
         metadata_fields: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        headers = dict(options.pop("headers", None) or {})
+        headers = arguments.options("headers", options.pop("headers", None))
         if tenant is not None:
+            arguments.instance("tenant", tenant, str, "the name of a tenant, or None")
             if not tenant:
                 raise ConfigError("the tenant of Loki cannot be empty")
             headers["X-Scope-OrgID"] = tenant
         super().__init__(url, headers=headers, **options)
-        self._labels = dict(labels or {})
-        self._label_fields, self._metadata_fields = tuple(label_fields), tuple(metadata_fields)
+        self._labels = arguments.options("labels", labels)
+        self._label_fields = arguments.words("label_fields", label_fields)
+        self._metadata_fields = arguments.words("metadata_fields", metadata_fields)
         self._times = _Times()
 
     def prepare(self, batch: Batch) -> None:

@@ -31,6 +31,7 @@ from sidecar.logs.sinks.verdicts import (
     Verdict,
     judged_by_status,
 )
+from sidecar.runtime import arguments
 
 RETRYABLE = frozenset({429, 502, 503, 504})
 """The only statuses after which the specification lets a client try again."""
@@ -74,7 +75,9 @@ class OtlpSink(HttpSink):
         **options: Any,
     ) -> None:
         super().__init__(url, **options)
-        self._resource = dict(resource or {})
+        self._resource = arguments.options("resource", resource)
+        for status in retry_status:
+            arguments.integer("retry_status", status, least=100)
         self._retryable = RETRYABLE | frozenset(retry_status)
         if not all(300 <= status <= 599 for status in self._retryable):
             raise ConfigError(f"{self.name}: retry_status takes statuses from 300 to 599")
