@@ -1,4 +1,4 @@
-"""Open files as contents that can be read from any offset: plain ones, and gzip ones by their decompressed bytes.
+"""Open files as contents that can be read from any offset: plain ones here, compressed ones in `archives`.
 
 Blocking, and without any knowledge of lines.
 """
@@ -9,19 +9,19 @@ import contextlib
 import fcntl
 import os
 import signal
-import zlib
 
-GZIP_MAGIC = b"\x1f\x8b"
-_COMPRESSED_CHUNK = 1 << 16
+from sidecar.logs.archives import LONGEST_MAGIC, Archive, open_archive
+
 _F_SETSIG = 10  # asm-generic/fcntl.h; Python has no name for it
-_GZIP_WINDOW = 31  # gzip wrapper, largest window; see zlib.decompressobj
 
 
 class Plain:
     """A regular file as it lies there."""
 
     compressed = False
+    ended = cut_off = False
     damaged: str | None = None
+    reported = False
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -71,125 +71,14 @@ class Plain:
             self.fd = -1
 
 
-class Gzip:
-    """A gzip file, of one member or several, by its decompressed content.
-
-    Forward reads cost what they decompress; a read behind the last one starts again from the beginning.
-    A file that is still being written is read as far as it goes, and further later.
-    """
-
-    compressed = True
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.damaged: str | None = None
-        """Why no more can be read, once that is so."""
-        self.reported = False
-        """That, or that it is cut off."""
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._inflate = zlib.decompressobj(_GZIP_WINDOW)
-        self._source = 0
-        self._position = 0
-        self._ready = b""
-        self._kept = b""
-        self._ended = False
-
-    @property
-    def ended(self) -> bool:
-        """True if the last member is complete and nothing follows it."""
-        return self._ended and not self._ready
-
-    @property
-    def cut_off(self) -> bool:
-        """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
-        if self.damaged or self._ended or self._inflate.eof or self._inflate.unconsumed_tail:
-            return False
-        return 0 < os.fstat(self.fd).st_size <= self._source
-
-    def measure(self) -> int:
-        """Return the length of the content, as far as it can be read. Decompresses all of it."""
-        while self._forward(_COMPRESSED_CHUNK):
-            pass
-        return self._position
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` decompressed bytes from `offset` on."""
-        back = self._position - offset
-        if 0 < back <= len(self._kept):
-            # Just behind: the mark before an offset is asked for with each read.
-            start = len(self._kept) - back
-            first = self._kept[start : start + size]
-            if len(first) == size:
-                return first
-            return first + self._forward(size - len(first))
-        if back > 0:
-            self._rewind()
-        while self._position < offset:
-            if not self._forward(min(offset - self._position, _COMPRESSED_CHUNK)):
-                return b""
-        return self._forward(size)
-
-    def next_data(self, _: int) -> int | None:
-        """Decompressed content has no holes that could be skipped."""
-        return None
-
-    def has_no_writer(self) -> bool:
-        """Whether the archive is complete, so that nobody needs to be asked."""
-        return self.ended
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def _forward(self, size: int) -> bytes:
-        parts: list[bytes] = []
-        missing = size
-        while missing and (piece := self._inflated(missing)):
-            parts.append(piece)
-            missing -= len(piece)
-        data = b"".join(parts)
-        self._position += len(data)
-        self._kept = (self._kept + data)[-_COMPRESSED_CHUNK:]
-        return data
-
-    def _inflated(self, most: int) -> bytes:
-        while not self.damaged:
-            if self._inflate.eof:
-                self._next_member()
-            waiting = self._inflate.unconsumed_tail
-            if not waiting:
-                waiting = os.pread(self.fd, _COMPRESSED_CHUNK, self._source)
-                self._source += len(waiting)
-            if not waiting and not self._ready:
-                return b""
-            feed, self._ready = self._ready + waiting, b""
-            if self._ended and not feed.lstrip(b"\0"):
-                continue  # padding behind the last member, as tape tools leave it
-            self._ended = False
-            try:
-                piece = self._inflate.decompress(feed, most)
-            except zlib.error as error:
-                self.damaged = str(error)
-                return b""
-            if piece:
-                return piece
-        return b""
-
-    def _next_member(self) -> None:
-        self._ready = self._inflate.unused_data
-        self._inflate = zlib.decompressobj(_GZIP_WINDOW)
-        self._ended = True
-
-
-Content = Plain | Gzip
+Content = Plain | Archive
 
 
 def recognise(fd: int) -> Content:
-    """Return the content of an open file. What begins as gzip does is gzip, whatever its name."""
-    if os.pread(fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC:
-        return Gzip(fd)
-    return Plain(fd)
+    """Return the content of an open file. What begins as an archive does is one, whatever its name.
+
+    Raises:
+        Unreadable: it is compressed in a way that cannot be read.
+        OSError: as pread(2).
+    """
+    return open_archive(fd, os.pread(fd, LONGEST_MAGIC, 0)) or Plain(fd)

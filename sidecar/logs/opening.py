@@ -38,13 +38,14 @@ class Opener:
             if not isinstance(error, FileNotFoundError):
                 self.refusals.note(path, error)
             return None
-        self.refusals.forget(path)
         try:
-            return recognise(fd), os.fstat(fd)
-        except OSError as error:
+            opened = recognise(fd), os.fstat(fd)
+        except (OSError, _errors.ReadError) as error:
             os.close(fd)
             self.refusals.note(path, error)
             return None
+        self.refusals.forget(path)
+        return opened
 
     def first_that(
         self, fits: Callable[[Content], bool], paths: Iterable[str], taken: Container[Key]

@@ -122,7 +122,7 @@ class Roster:
         self.streams.remove(stream)
         self.recent.pop(stream, None)
         self._leave_family(stream)
-        self._unlink(stream)
+        self.unlink(stream)
 
     def rename(self, stream: Stream, path: str) -> None:
         """Its file has another name now."""
@@ -159,7 +159,7 @@ class Roster:
     def settle(self, stream: Stream, content: Content, key: Key, path: str, now: float) -> None:
         """Let a stream go on in this file."""
         level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
-        self._unlink(stream)
+        self.unlink(stream)
         self.rename(stream, path)
         stream.attach(content, key, path)
         self.used(stream)
@@ -187,7 +187,7 @@ class Roster:
     def bury(self, stream: Stream) -> None:
         """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
         self.close_file(stream)
-        self._unlink(stream)
+        self.unlink(stream)
         stream.live, stream.deleted = False, True
         stream.gone = time.time()
         self.turns += 1
@@ -219,7 +219,8 @@ class Roster:
         if not families:
             del self.families[_core(stream.path)]
 
-    def _unlink(self, stream: Stream) -> None:
+    def unlink(self, stream: Stream) -> None:
+        """It has no file now."""
         if stream.key is not None and self.by_key.get(stream.key) is stream:
             del self.by_key[stream.key]
 

@@ -51,7 +51,12 @@ class Search:
         self.roster.recent.pop(stream, None)
         fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
         fresh.parent_id = stream.file_id or stream.parent_id
-        fresh.content = recognise(content.fd)
+        try:
+            fresh.content = recognise(content.fd)
+        except OSError as error:
+            content.close()
+            self.opener.refusals.note(path, error)
+            self.roster.unlink(stream)
         self.roster.begin(fresh)
         stream.key, stream.live = None, False
         stream.restored, stream.sought = stream.furthest, "truncated"

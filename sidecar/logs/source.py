@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 from sidecar import _errors
 from sidecar.logs import lines
 from sidecar.logs.checkpoint import Checkpoint, State
-from sidecar.logs.content import Gzip
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.records import Block
 from sidecar.logs.retiring import Habits
@@ -369,7 +368,7 @@ class Tail:
 
     def _report_damage(self, stream: Stream) -> None:
         content = stream.content
-        if isinstance(content, Gzip) and content.damaged and not content.reported:
+        if content is not None and content.damaged and not content.reported:
             content.reported = True
             self._damaged[stream.path] = f"damaged behind byte {stream.size}: {content.damaged}"
             _log.error(

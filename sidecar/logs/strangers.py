@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from sidecar.logs import identity
-from sidecar.logs.content import Content, Gzip
+from sidecar.logs.content import Content
 from sidecar.logs.discovery import Key
 from sidecar.logs.opening import Opener, key_of
 from sidecar.logs.roster import Roster, Suspect
@@ -23,7 +23,7 @@ _COPY_LIMIT = 60.0
 """… and seconds after which it is none, whatever happens to it."""
 _MOST_UNSURE = 64
 """Files that are held open because they have too few bytes to be told from a copy."""
-_GZIP_PATIENCE = 10.0
+_ARCHIVE_PATIENCE = 10.0
 """Seconds after the last write in which an archive beside its source may still be in the making."""
 
 
@@ -180,7 +180,7 @@ class Strangers:
     def _is_compressing(self, stranger: Stranger) -> bool:
         """Whether the archive may still be in the making: it is young, and its source is there."""
         plain, extension = os.path.splitext(stranger.path)
-        if not extension or time.time() - stranger.status.st_mtime > _GZIP_PATIENCE:
+        if not extension or time.time() - stranger.status.st_mtime > _ARCHIVE_PATIENCE:
             return False
         if key_of(plain) is None or (opened := self.opener.open(plain)) is None:
             return False
@@ -204,7 +204,7 @@ def _is_archive_of(archive: Content, stream: Stream) -> bool:
 
 def _is_archived_copy(archive: Content, original: Content) -> bool:
     """Whether an archive holds the beginning of a living log (`copy` with `compress`)."""
-    if not isinstance(archive, Gzip) or original.compressed:
+    if not archive.compressed or original.compressed:
         return False
     head = archive.read(0, identity.HEAD)
     if not head or original.read(0, len(head)) != head:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from sidecar.logs.content import GZIP_MAGIC, Content, Gzip, recognise
+from sidecar.logs.archives import LONGEST_MAGIC, is_archive
+from sidecar.logs.content import Content, recognise
 from sidecar.logs.discovery import Key
 from sidecar.logs.identity import (
     EVIDENCE,
@@ -209,6 +210,9 @@ class Stream:
         """Know as much of the head as a file of this size has. False if what was known is not there any more.
 
         Not more, even if there is: the caller judges the file by this size.
+
+        Raises:
+            Unreadable: it turns out to be compressed in a way that cannot be read.
         """
         known, content = self.head_bytes, self.content
         if content is not None and len(known) < HEAD:
@@ -217,7 +221,7 @@ class Stream:
                 return False
             if head != known:
                 self.head_bytes, self.head = head, Print.of(head)
-            if not known and head.startswith(GZIP_MAGIC):
+            if not content.compressed and len(known) < LONGEST_MAGIC and is_archive(head):
                 self.content = recognise(content.fd)  # it was empty when it was met
         return True
 
@@ -374,9 +378,8 @@ class Stream:
     ) -> Cut | None:
         if self._encoding is None:
             return None
-        ended = isinstance(self.content, Gzip) and (
-            self.content.ended or self.content.damaged is not None
-        )
+        content = self.content
+        ended = content is not None and (content.ended or content.damaged is not None)
         final = short and (cursor.flush or ended)
         ended = ended or self.deleted or not self.live
         cut = self._encoding.cut(raw, rules.max_line, final=final, ended=ended)

@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from sidecar.logs import retiring
+from sidecar.logs.archives import Unreadable
 from sidecar.logs.checkpoint import State
-from sidecar.logs.content import Gzip
 from sidecar.logs.discovery import Discovery, Found, Key
 from sidecar.logs.opening import Opener
 from sidecar.logs.refusals import Refusals
@@ -148,7 +148,14 @@ class Tracker:
                 return
             stream.size, stream.reserved = status.st_size, None
         was_empty = stream.head.length == 0
-        if not stream.learn_head(status.st_size):
+        try:
+            intact = stream.learn_head(status.st_size)
+        except Unreadable as error:  # empty when it was met, and compressed
+            self._opener.refusals.note(stream.path, error)
+            self.roster.close_file(stream)
+            self.roster.remove(stream)
+            return
+        if not intact:
             self.replaced(stream, now)
             return
         if was_empty and stream.head.length and self._turns_out_a_copy(stream, status, now):
@@ -166,11 +173,10 @@ class Tracker:
     def tell_if_cut_off(self, stream: Stream) -> None:
         """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
         content = stream.content
-        if isinstance(content, Gzip) and not content.reported and content.cut_off:
+        if content is not None and not content.reported and content.cut_off:
             content.reported = True
             _log.warning(
-                "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines"
-                " (`gzip -t` says more); it is read on if it grows",
+                "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines; it is read on if it grows",
                 stream.path,
                 stream.size,
             )

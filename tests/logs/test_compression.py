@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gzip
+import io
+import lzma
 import os
 import shutil
+import sys
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from logs_support import PAD, Follower, numbered
 from sidecar import logs
+from sidecar.logs import archives
 from sidecar.logs.testing import LogFile, MemorySink
 
 
@@ -211,3 +223,107 @@ def test_a_large_archive_is_read_in_pieces(tmp_path: Path) -> None:
     follower = Follower(tmp_path / "*.gz")
     assert follower.news() == lines
     shutil.rmtree(tmp_path)
+
+
+def zipped(data: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("app.log", data)
+    return packed.getvalue()
+
+
+def zstandard(data: bytes) -> bytes:
+    return zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard,
+    "zip": zipped,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*"])
+def test_each_way_to_compress_is_read_and_keeps_the_position(
+    log: LogFile, tmp_path: Path, form: str, pattern: str
+) -> None:
+    """Issue 12.6: `compresscmd` of logrotate, `%i.log.zip` of logback; never their bytes as lines."""
+    follower = Follower(log.path.with_name(pattern), state=tmp_path / "offsets.json")
+    log.write(*numbered(1, 2))
+    follower.news()
+    follower.stop()
+    log.write(*numbered(*range(3, 600)))
+    rotated = log.rotate()
+    Path(f"{rotated}.{form}").write_bytes(FORMS[form](rotated.read_bytes()))
+    rotated.unlink()
+    log.reopen()
+    log.write(*numbered(700))
+    assert sorted(follower.start()) == numbered(*range(3, 600), 700)
+    assert follower.later(60) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_damaged_archive_of_any_form_ends_nothing(tmp_path: Path, form: str) -> None:
+    """What can be read is delivered, and the rest is counted."""
+    lines = "".join(f"{n} {os.urandom(20).hex()}\n" for n in range(2000))
+    packed = bytearray(FORMS[form](lines.encode()))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / f"a.log.{form}").write_bytes(packed)
+    (tmp_path / "b.log").write_text("fine\n")
+    follower = Follower(tmp_path / "*.log*")
+    got = follower.news()
+    assert "fine" in got
+    assert follower.tail.lost["damaged"] > 0
+    assert follower.later(60) == []
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x9d", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c"])
+@pytest.mark.parametrize("met_empty", [False, True])
+def test_what_cannot_be_decompressed_is_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, magic: bytes, met_empty: bool
+) -> None:
+    """Loudly, and never as lines: LZ4, compress, 7-Zip; also where the file was empty at first."""
+    path = tmp_path / "app.log.1.x"
+    path.touch()
+    follower = Follower(tmp_path / "app.log*")
+    if met_empty:
+        follower.news()
+    path.write_bytes(magic + b"one\ntwo\n")
+    assert follower.news() == follower.later(60) == []
+    assert str(path) in follower.tail.unreadable
+    assert f"cannot read {path}: it is compressed with" in caplog.text
+
+
+@pytest.mark.parametrize("line", [60, 300_000, 1_500_000])
+@pytest.mark.parametrize("rule", [None, logs.Multiline(start="^begin")])
+def test_each_byte_of_an_archive_is_decompressed_once_for_each_sink_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, rule: logs.Multiline | None
+) -> None:
+    """Issue 12.2b: linear, with long lines, groups, and sinks at different places; counted, for time is others' too."""
+    content = (b"begin " + b"x" * line + b"\n") * (6_000_000 // line)
+    (tmp_path / "app.log.gz").write_bytes(gzip.compress(content, 1))
+    decompressed = 0
+    read = archives._Members.read
+
+    def counted(members: archives._Members, size: int) -> bytes:
+        nonlocal decompressed
+        piece = read(members, size)
+        decompressed += len(piece)
+        return piece
+
+    monkeypatch.setattr(archives._Members, "read", counted)
+    tail = logs.tail(tmp_path / "*.gz", multiline=rule)
+    tail.open(("quick", "slow"))
+    got = {"quick": 0, "slow": 0}
+    while tail.ready("quick") or tail.ready("slow"):
+        for lane, limit in (("quick", 1 << 20), ("slow", 1 << 17)):
+            blocks = tail.read(lane, limit)
+            tail.acknowledge(lane, blocks)
+            got[lane] += sum(block.end - block.start for block in blocks)
+        tail.look()
+        tail.flush(everything=True)
+    tail.close()
+    assert set(got.values()) == {len(content)}
+    assert decompressed <= 2.1 * len(content)

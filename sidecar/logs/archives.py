@@ -1,0 +1,378 @@
+"""Compressed log files by their decompressed bytes: gzip, bzip2, xz, zstd, ZIP, recognised by how they begin.
+
+Decompression goes forward only. So an archive has a reader for each place where somebody reads on,
+with the last bytes it has put out: what costs time is the content, however many sinks read it, and by whatever steps.
+
+Blocking, and without any knowledge of lines.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from sidecar import _errors
+
+LONGEST_MAGIC = 10
+_CHUNK = 1 << 16
+_HEAD = 4096
+"""Bytes at the beginning that are kept: contents are recognised by them again and again."""
+_BEHIND = 1 << 16
+"""Bytes that a reader keeps behind the place that was asked for last."""
+_MOST_READERS = 16
+_GZIP_WINDOW = 31  # gzip wrapper, largest window; see zlib.decompressobj
+_MEMORY = 1 << 28
+"""Bytes that decompressing may take: `xz -9` needs a quarter of it. An archive on a volume is somebody else's."""
+
+
+class Unreadable(_errors.ReadError):
+    """The file is compressed in a way that cannot be read here."""
+
+
+class _Decompressor(Protocol):
+    """What the modules for bzip2, xz and zstd have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Inflate:
+    """zlib's decompressor with the face of the others."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP_WINDOW)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
+
+
+class _Decoder(Protocol):
+    """Puts out the content of an archive, from its beginning on."""
+
+    damaged: str | None
+
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def cut_off(self) -> bool: ...
+    def read(self, size: int) -> bytes: ...
+
+
+class _Members:
+    """One compressed stream after the other, as `cat a.gz b.gz` joins them; padding of zeros at the end."""
+
+    def __init__(self, fd: int, make: Callable[[], _Decompressor]) -> None:
+        self._fd, self._make = fd, make
+        self._member = make()
+        self._source = 0
+        self._between = False
+        """A member has ended, and no other has begun."""
+        self.damaged: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True if the last member is complete and nothing follows it."""
+        return self._between or (self._member.eof and not self._member.unused_data)
+
+    @property
+    def cut_off(self) -> bool:
+        """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
+        if self.damaged or self._between or self._member.eof or not self._member.needs_input:
+            return False
+        return 0 < os.fstat(self._fd).st_size <= self._source
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes, at most so many; none at the end of what there is."""
+        while not self.damaged:
+            feed = b""
+            if self._member.eof:
+                feed = self._member.unused_data
+                self._member, self._between = self._make(), True
+            if not feed and self._member.needs_input:
+                feed = os.pread(self._fd, _CHUNK, self._source)
+                self._source += len(feed)
+                if not feed:
+                    return b""
+            if self._between and not feed.strip(b"\0"):
+                continue  # padding, as tape tools leave it
+            self._between = False
+            try:
+                piece = self._member.decompress(feed, size)
+            except Exception as error:  # noqa: BLE001 (each module has errors of its own)
+                self.damaged = str(error) or type(error).__name__
+                return b""
+            if piece:
+                return piece
+        return b""
+
+
+class _Entries:
+    """The files in a ZIP archive, one after the other. Its directory stands at its end: before that nothing is read."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._entries: list[Callable[[], Any]] | None = None
+        self._entry: Any = None
+        self.damaged: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._entries is not None and not self._entries and self._entry is None
+
+    @property
+    def cut_off(self) -> bool:
+        return self._entries is None and not self.damaged
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes, at most so many; none at the end of what there is."""
+        try:
+            while self._open_next():
+                if piece := bytes(self._entry.read(size)):
+                    return piece
+                self._entry = None
+        except Exception as error:  # noqa: BLE001 (encrypted, an unknown method, a wrong checksum, lzma.LZMAError, …)
+            self.damaged = str(error) or type(error).__name__
+        return b""
+
+    def _open_next(self) -> bool:
+        if self.damaged:
+            return False
+        if self._entries is None:
+            import zipfile  # seldom needed, and half a megabyte
+
+            try:
+                archive = zipfile.ZipFile(io.BufferedReader(_AtOffset(self._fd)))
+            except zipfile.BadZipFile:
+                return False  # still being written, or cut off
+            names = [one for one in archive.infolist() if not one.is_dir()]
+            self._entries = [partial(archive.open, one) for one in names]
+        if self._entry is None and self._entries:
+            self._entry = self._entries.pop(0)()
+        return self._entry is not None
+
+
+class _AtOffset(io.RawIOBase):
+    """A file by pread(2), since others read from the same descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._offset = fd, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset}.get(whence)
+        self._offset = offset + (os.fstat(self._fd).st_size if base is None else base)
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._fd, [buffer], self._offset)
+        self._offset += count
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way to compress: how it begins, and what reads it."""
+
+    name: str
+    magic: tuple[bytes, ...]
+    make: Callable[[int], _Decoder] | None = None
+
+
+def _xz() -> _Decompressor:
+    return lzma.LZMADecompressor(memlimit=_MEMORY)
+
+
+def _zstd() -> _Decompressor:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise Unreadable(
+            "it is compressed with zstd, which needs a module: pip install backports.zstd"
+        ) from error
+    made: _Decompressor = zstd.ZstdDecompressor()
+    return made
+
+
+_FORMS = (
+    _Form("gzip", (b"\x1f\x8b",), lambda fd: _Members(fd, _Inflate)),
+    _Form(
+        "bzip2",
+        tuple(b"BZh%d" % n + end for n in range(1, 10) for end in (b"1AY&SY", b"\x17rE8P\x90")),
+        lambda fd: _Members(fd, bz2.BZ2Decompressor),
+    ),
+    _Form("xz", (b"\xfd7zXZ\0",), lambda fd: _Members(fd, _xz)),
+    _Form("zstd", (b"\x28\xb5\x2f\xfd",), lambda fd: _Members(fd, _zstd)),
+    _Form("ZIP", (b"PK\x03\x04",), _Entries),
+    _Form("compress (.Z)", (b"\x1f\x9d",)),
+    _Form("LZ4", (b"\x04\x22\x4d\x18",)),
+    _Form("7-Zip", (b"7z\xbc\xaf\x27\x1c",)),
+)
+
+
+def is_archive(head: bytes) -> bool:
+    r"""Whether a file that begins so is compressed.
+
+    >>> is_archive(b"\x1f\\x8b\\x08"), is_archive(b"BZh is a line")
+    (True, False)
+    """
+    return any(head.startswith(form.magic) for form in _FORMS)
+
+
+def open_archive(fd: int, head: bytes) -> Archive | None:
+    """Return the archive in an open file that begins so, None if it is none.
+
+    Raises:
+        Unreadable: it is compressed in a way that cannot be read.
+    """
+    form = next((form for form in _FORMS if head.startswith(form.magic)), None)
+    if form is None:
+        return None
+    if form.make is None:
+        raise Unreadable(
+            f"it is compressed with {form.name}, which is not read:"
+            " exclude it, or compress with gzip, bzip2, xz, zstd or ZIP"
+        )
+    form.make(fd)  # says now that a module is missing
+    return Archive(fd, form.make)
+
+
+class _Reader:
+    """Goes forward through the content, and keeps the last bytes of it."""
+
+    def __init__(self, decoder: _Decoder) -> None:
+        self.decoder = decoder
+        self.start = 0
+        """Where the bytes begin that are kept."""
+        self._kept = bytearray()
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self._kept)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset` on, which is not before `start`."""
+        while (missing := offset + size - self.end) > 0:
+            piece = self.decoder.read(min(missing, _CHUNK))
+            if not piece:
+                break
+            self._kept += piece
+            self._forget(min(offset, self.end) - _BEHIND)
+        first = offset - self.start
+        data = bytes(self._kept[first : first + size])
+        self._forget(offset - _BEHIND)
+        return data
+
+    def _forget(self, before: int) -> None:
+        if before > self.start:
+            before = min(before, self.end)
+            del self._kept[: before - self.start]
+            self.start = before
+
+
+class Archive:
+    """A compressed file by its content.
+
+    A file that is still being written is read as far as it goes, and further later.
+    """
+
+    compressed = True
+
+    def __init__(self, fd: int, make: Callable[[int], _Decoder]) -> None:
+        self.fd = fd
+        self.reported = False
+        """That it is damaged, or cut off."""
+        self._make = make
+        self._head = b""
+        self._last = _Reader(make(fd))
+        self._readers = [self._last]
+        """The one that was used last is the last."""
+
+    @property
+    def damaged(self) -> str | None:
+        """Why no more can be read, once that is so."""
+        return next((r.decoder.damaged for r in self._readers if r.decoder.damaged), None)
+
+    @property
+    def ended(self) -> bool:
+        """True if nothing follows what was read last, and the archive is complete."""
+        return self._last.decoder.ended
+
+    @property
+    def cut_off(self) -> bool:
+        """True if all of the file was read, and it ends in the middle: perhaps more of it is to come."""
+        return max(self._readers, key=lambda reader: reader.end).decoder.cut_off
+
+    def measure(self) -> int:
+        """Return the length of the content, as far as it can be read. Decompresses all of it."""
+        reader = self._reader_at(max(reader.end for reader in self._readers))
+        while reader.read(reader.end, _CHUNK):
+            pass
+        return reader.end
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` decompressed bytes from `offset` on."""
+        if offset + size <= len(self._head):
+            return self._head[offset : offset + size]
+        reader = self._last = self._reader_at(offset)
+        data = reader.read(offset, size)
+        if offset == 0 and len(self._head) < _HEAD:
+            self._head = data[:_HEAD]
+        return data
+
+    def next_data(self, _: int) -> int | None:
+        """Decompressed content has no holes that could be skipped."""
+        return None
+
+    def has_no_writer(self) -> bool:
+        """Whether the archive is complete, so that nobody needs to be asked."""
+        return self.ended
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _reader_at(self, offset: int) -> _Reader:
+        """Return the reader that has the least way to go, a new one where none is before the offset."""
+        fit = [reader for reader in self._readers if reader.start <= offset]
+        if fit:
+            reader = max(fit, key=lambda one: min(one.end, offset))
+            self._readers.remove(reader)
+        else:
+            reader = _Reader(self._make(self.fd))
+        self._readers = [*self._readers, reader][-_MOST_READERS:]
+        return reader
