@@ -8,7 +8,7 @@ Each is imported when it is first used: a collector that writes to standard outp
 
 Inside, `collector` drives a `source` and, for each sink, a `lane` with a `window` of what is acknowledged.
 Which files: `discovery` finds them, `hints` says which were written, `opening` opens them, `refusals` says which it cannot.
-Which content: `tracker` knows by `identity` what each file holds, with `searching` and `strangers` for hard cases;
+Compressed ones are `archives`. Which content: `tracker` knows by `identity` what each file holds, with `searching` and `strangers` for hard cases;
 `roster` lists the streams, `retiring` lets them go. A `stream` is one `content` on its way, cut by `lines` into `records`.
 `checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
 `metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
