@@ -18,7 +18,9 @@ EXTRA: Final = "pip install 'podsidecar[schema]'"
 """What to install for YAML, and for a schema."""
 
 MAX_ALIASED: Final = 200_000
-"""Values that the aliases of a text may stand for, together: as dictionaries some 20 MB."""
+"""Values that the aliases of a text may stand for, together: as dictionaries some 20 MB.
+Each 32 characters of a text count as one more: who writes the whole out, writes those."""
+_CHARACTERS: Final = 32
 MAX_DEPTH: Final = 200
 """Levels of nesting: a parser in C would crash the process at some hundred thousand."""
 
@@ -122,10 +124,10 @@ class _Reader:
 
     def _take(self, event: Any, events: Any) -> None:
         if isinstance(event, events.ScalarEvent):
-            value = self._scalar(event)
+            value, weight = self._scalar(event), 1 + len(event.value) // _CHARACTERS
             if event.anchor is not None:
-                self._anchors[event.anchor] = value, 1
-            self._add(value, 1, event)
+                self._anchors[event.anchor] = value, weight
+            self._add(value, weight, event)
         elif isinstance(event, events.CollectionStartEvent):
             if len(self._stack) >= MAX_DEPTH:
                 raise RecursionError
@@ -155,7 +157,9 @@ class _Reader:
             )
         self._aliased += found[1]
         if self._aliased > MAX_ALIASED:
-            raise ValueError(f"its aliases unfold to more than {MAX_ALIASED} values")
+            raise ValueError(
+                f"its aliases unfold to more than {MAX_ALIASED} values, or their size in text"
+            )
         return found
 
     def _add(self, value: Any, weight: int, event: Any) -> None:

@@ -85,7 +85,10 @@ async def running() -> int:
 def serving() -> None:
     app = web.Application()
     app.cleanup_ctx.append(sidecar.follow("/shared", recheck=5.0))
-    app.add_routes(sidecar.health_routes())
+    health = sidecar.Health()
+    assert_type(health.report("ready").ok, bool)
+    app.add_routes([*sidecar.health_routes(health), *sidecar.metrics_routes()])
+    sidecar.health_asgi(health)
     app.add_subapp("/files/", sidecar.files_app("/shared"))
     assert_type(app[sidecar.LATEST], sidecar.Latest)
     assert_type(sidecar.reader_app("/shared/a", missing="ok"), web.Application)

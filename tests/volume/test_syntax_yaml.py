@@ -34,6 +34,7 @@ BOMBS = {
         ["a0: &a0 {k: v, k2: v}"]
         + [f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 8)]
     ),
+    "texts": f"a: &a {'x' * 100_000}\nb: [{','.join(['*a'] * 100)}]",
     "merges": "a: &a {"
     + ",".join(f"k{n}: 1" for n in range(1000))
     + "}\n"

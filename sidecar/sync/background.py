@@ -1,0 +1,109 @@
+"""The event loop of a process in a thread of its own, and how other threads have it do something."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent import futures
+from typing import Any, Generic, TypeVar
+
+R = TypeVar("R")
+
+_END_TIMEOUT = 2.0
+
+
+class Background:
+    """The event loop of this process, and the thread in which it runs."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, name="sidecar-sync", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def end(self) -> None:
+        """Stop it, at the end of the program."""
+        if os.getpid() == self.pid and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(_END_TIMEOUT)
+            if not self.thread.is_alive():
+                self.loop.close()
+
+
+class _Process:
+    """What there is one of in each process."""
+
+    lock = threading.Lock()
+    background: Background | None = None
+
+
+def _renew() -> None:
+    """Begin anew in a process that was forked: the thread was left behind, and the lock may be somebody's."""
+    _Process.lock = threading.Lock()
+    _Process.background = None
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def _background() -> Background:
+    with _Process.lock:
+        if _Process.background is None:
+            _Process.background = Background()
+            atexit.register(_Process.background.end)
+        return _Process.background
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Run it in the background and wait for it; a KeyboardInterrupt cancels it, and is raised after its end."""
+    background = _background()
+    if threading.current_thread() is background.thread:
+        work.close()
+        raise RuntimeError(
+            "sidecar.sync was called from its own event loop, which it would block for ever"
+            " (a schema, a check or a callback that runs there uses sidecar itself, with await)"
+        )
+    call = _Call(background.loop, work)
+    try:
+        return call.outcome.result()
+    except BaseException:
+        if not call.outcome.done():
+            call.cancel()
+            futures.wait({call.outcome})
+        raise
+
+
+class _Call(Generic[R]):
+    """A coroutine that runs in the background, and what became of it once its last line has run."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R]) -> None:
+        self.outcome: futures.Future[R] = futures.Future()
+        self._loop, self._work = loop, work
+        self._task: asyncio.Task[R] | None = None
+        loop.call_soon_threadsafe(self._begin)
+
+    def cancel(self) -> None:
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[R]) -> None:
+        if task.cancelled():
+            self.outcome.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())

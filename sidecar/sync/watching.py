@@ -1,0 +1,284 @@
+"""A watch in the background, and what a path holds at this moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Generic, TypeVar, overload
+
+from sidecar import _errors
+from sidecar.runtime import arguments
+from sidecar.sync.background import run
+from sidecar.volume import watch as watches
+from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.watch import WatchMode
+
+R = TypeVar("R")
+
+FIRST_LOOK = 1.0
+"""Seconds for which the first access to a watch waits for its first look."""
+_SETTLED = 15.0
+"""Seconds within which a content that lies still is believed: the longest that is waited for one."""
+
+
+class Watch(Generic[T]):
+    """A file or a directory that is kept up to date in the background. Made by `sidecar.sync.watch`.
+
+    Looking begins with the first use, in each process anew, so it may be made at the top of a module.
+    Leave it to the end of the program, or end it with `close`, or `with`.
+
+    >>> from sidecar import sync
+    >>> settings = sync.watch("/shared/settings.json")
+    >>> def handler() -> str:
+    ...     return settings.latest.text()
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        schema: Callable[[Snapshot[Any]], T] | None = None,
+        watch: WatchMode = "auto",
+        recheck: float = 1.0,
+        max_size: int | str = MAX_SIZE,
+    ) -> None:
+        self._make: Callable[[], watches.Watch[T]] = partial(
+            watches.Watch, path, schema=schema, watch=watch, recheck=recheck, max_size=max_size
+        )
+        self._path = self._make().path
+        self._lock = threading.Lock()
+        self._entered: tuple[int, watches.Watch[T]] | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        inner = self._entered[1] if self._entered is not None else None
+        return f"<sync.Watch {self._path} {inner!r}>"
+
+    def __enter__(self) -> Watch[T]:
+        self._inner()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Snapshot[T]]:
+        """Yield the present content, then each new one, until the watch is closed; blocks in between."""
+        last: str | None = None
+        while not self._closed:
+            try:
+                found = self.changed(last, 1.0)
+            except RuntimeError:
+                if self._closed:
+                    return
+                raise
+            if found is not None:
+                last = found.etag
+                yield found
+
+    @property
+    def path(self) -> str:
+        """The path as it was given."""
+        return self._path
+
+    @property
+    def snapshot(self) -> Snapshot[T] | None:
+        """The last good content; None as long as there has been none."""
+        return self._inner().snapshot
+
+    @property
+    def latest(self) -> Snapshot[T]:
+        """The last good content. Raises `NothingPublished` as long as there has been none."""
+        inner = self._inner()
+        if inner.snapshot is None:
+            raise _nothing(inner)
+        return inner.snapshot
+
+    @property
+    def etag(self) -> str | None:
+        """The entity tag of the last good content."""
+        return self._inner().etag
+
+    @property
+    def stale(self) -> str | None:
+        """Why `snapshot` is not what the disk holds now, in words; None while it is."""
+        return self._inner().stale
+
+    @property
+    def problem(self) -> str | None:
+        """What the last look found wrong, whether there is an older content or not."""
+        return self._inner().problem
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is being watched, None while all is well: what a liveness probe asks."""
+        return self._inner().failure
+
+    def changed(self, etag: str | None = None, timeout: float = 60.0) -> Snapshot[T] | None:
+        """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds."""
+        arguments.seconds("timeout", timeout)
+        return run(self._inner().changed(etag, timeout))
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` after each change of `snapshot` or `stale`, in the thread of the background; return what ends that.
+
+        It ends with the process, and must not block.
+        """
+        inner = self._inner()
+        return run(_returning(lambda: inner.subscribe(callback)))
+
+    def close(self) -> None:
+        """End it. What was seen last stays in `snapshot` of those who hold it; the watch cannot be used again."""
+        with self._lock:
+            self._closed = True
+            entered, self._entered = self._entered, None
+        if entered is not None and entered[0] == os.getpid():
+            run(entered[1].__aexit__(None, None, None))
+
+    def _inner(self) -> watches.Watch[T]:
+        """Return the watch of this process, which is begun where it is not."""
+        entered = self._entered
+        if entered is not None and entered[0] == os.getpid():
+            return entered[1]
+        if entered is not None:
+            self._lock = threading.Lock()  # whoever held it was left behind by a fork
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"the watch of {self._path} is closed (make another one)")
+            if self._entered is None or self._entered[0] != os.getpid():
+                inner = self._make()
+                run(_begin(inner))
+                self._entered = os.getpid(), inner
+            return self._entered[1]
+
+
+async def _begin(inner: watches.Watch[Any]) -> None:
+    """Enter it, and wait for the first look, but not for ever: it goes on looking."""
+    await inner.__aenter__()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK):
+            await inner.looked()
+            if inner.problem is None:
+                await inner.changed(None, FIRST_LOOK)
+
+
+async def _returning(make: Callable[[], R]) -> R:
+    return make()
+
+
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    schema: None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+) -> Watch[None]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    schema: Callable[[Snapshot[Any]], T],
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+) -> Watch[T]: ...
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+) -> Watch[Any]:
+    """Keep a file or a directory up to date in the background; see `sidecar.watch` for the arguments.
+
+    Nothing is raised while there is nothing to read: `snapshot` is None.
+    `schema` is called in the thread of the background.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+
+    >>> from sidecar import sync
+    >>> settings = sync.watch("/shared/settings.json", schema=lambda snapshot: snapshot.json())
+    """
+    return Watch(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    schema: None = None,
+    timeout: float = 0.0,
+    max_size: int | str = MAX_SIZE,
+) -> Snapshot[None]: ...
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    schema: Callable[[Snapshot[Any]], T],
+    timeout: float = 0.0,
+    max_size: int | str = MAX_SIZE,
+) -> Snapshot[T]: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    timeout: float = 0.0,
+    max_size: int | str = MAX_SIZE,
+) -> Snapshot[Any]:
+    """Return a file, or a directory as a set, as it is now, whole: one that is being written is waited for.
+
+    Args:
+        path: the file, or the directory.
+        schema: called with the snapshot; what it returns becomes `snapshot.value`, and what it raises is raised.
+        timeout: seconds to wait for a content where there is none yet.
+        max_size: bytes that are read (`"64Mi"` is understood).
+
+    Raises:
+        NothingPublished: there is nothing, for `timeout` seconds.
+        ReadError: it cannot be read.
+        ConfigError: an argument makes no sense.
+
+    >>> import tempfile
+    >>> from sidecar import sync
+    >>> with tempfile.TemporaryDirectory() as shared:
+    ...     _ = sync.publish_file(f"{shared}/config", "debug: true")
+    ...     sync.load(f"{shared}/config").text()
+    'debug: true'
+    """
+    arguments.seconds("timeout", timeout)
+    if schema is not None:
+        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
+    found = run(_load(watches.Watch(path, max_size=max_size), timeout))
+    return found if schema is None else found.with_value(schema)
+
+
+async def _load(one: watches.Watch[None], timeout: float) -> Snapshot[None]:
+    limit = time.monotonic() + timeout
+    async with one:
+        await one.looked()
+        # Without a problem something is there that is not believed yet.
+        while one.snapshot is None and one.problem is None:
+            if await one.changed(None, _SETTLED) is None:
+                break
+        if one.snapshot is None and timeout:
+            await one.changed(None, max(limit - time.monotonic(), 0.0))
+        if one.snapshot is None:
+            raise _nothing(one)
+        return one.snapshot
+
+
+def _nothing(one: watches.Watch[Any]) -> _errors.ReadError:
+    """Return the error for a path that has no content: nothing is there, or it cannot be read."""
+    reason = one.problem or f"nothing has been published to {one.path} yet"
+    if one.problem is None or not os.path.lexists(one.path):
+        return _errors.NothingPublished(errno.ENOENT, reason)
+    return _errors.ReadError(errno.EIO, reason)
