@@ -120,7 +120,7 @@ def test_the_commands_of_the_notes_work(shell: Shell) -> None:
     said = shell.run("\n".join(lines))
     assert said.splitlines()[0].startswith('"ok"')
     assert '"123"' in said
-    assert "the reader serves the same bytes" in said
+    assert "write -> read: the same" in said
     assert "listening on" in said
 
 
