@@ -15,6 +15,7 @@ import pytest
 from sidecar import _errors
 from sidecar.volume.check import Check
 from sidecar.volume.gate import Gate
+from support import StartProcess, WaitFor
 
 
 async def checked(command: list[str], path: Path, timeout: float = 10.0) -> tuple[str, ...]:
@@ -126,6 +127,25 @@ asyncio.run(main())
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(program)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_command_does_not_outlive_a_writer_that_is_killed(
+    tmp_path: Path, start_process: StartProcess, wait_for: WaitFor
+) -> None:
+    """SIGKILL, or the kernel for want of memory: nobody is left to end it but the process around it."""
+    pids = tmp_path / "pids"
+    (tmp_path / "program.py").write_text(f"""
+import asyncio
+from pathlib import Path
+from sidecar.volume.check import Check
+script = "setsid sleep 60 & echo $! $$ > {pids}; wait"
+asyncio.run(Check(["sh", "-c", script], 60).run("c", Path({str(tmp_path)!r}), "c"))
+""")
+    writer = start_process(sys.executable, tmp_path / "program.py")
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    writer.popen.kill()
+    writer.popen.wait()
+    wait_for(lambda: not any(runs(int(pid)) for pid in pids.read_text().split()))
 
 
 async def test_a_cancelled_examination_kills_its_command(staged: Path) -> None:
