@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sidecar.cli import light, options, values
+
+if TYPE_CHECKING:
+    from sidecar.logs.configuration import Configuration
 
 
 class _Line(click.ParamType[str]):
@@ -165,7 +168,7 @@ _LINE = _Line()
     "--config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Read the pipeline from a YAML file; flags win over it.",
+    help="Read the pipelines from a YAML file; flags win over it. A change of it is taken over.",
 )
 @options.option("--check-config", is_flag=True, help="Check everything, say what it means, exit.")
 @options.option(
@@ -229,12 +232,15 @@ def command(
         for name, value in given.items()
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     }
-    pipeline = collecting.pipeline(config, explicit, as_json=json)
+
+    def found() -> Configuration:
+        return collecting.configuration(config, explicit, as_json=json)
+
     sink_defaults = {
         name: given[name] for name in ("token_file", "ca_file", "tenant") if given[name] is not None
     }
     if dry_run is not None:
-        return collecting.dry_run(pipeline, dry_run)
+        return collecting.dry_run(found(), dry_run)
     if check_config:
-        return collecting.check(pipeline, sink_defaults)
-    return collecting.run(pipeline, sink_defaults, once=once, host=host, port=port)
+        return collecting.check(found(), sink_defaults)
+    return collecting.run(found, sink_defaults, once=once, host=host, port=port)

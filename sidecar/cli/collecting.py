@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from sidecar import _errors
 from sidecar.cli import light, words
 from sidecar.logs import checkpoint, documents
 from sidecar.logs.collector import Collector
-from sidecar.logs.config import Pipeline, load, multiline, parse_spec
+from sidecar.logs.config import Pipeline, multiline, parse_spec
+from sidecar.logs.configuration import Configuration, checkpoint_of, load
 from sidecar.logs.records import Record, Stage
+from sidecar.logs.topology import Plan, Signature, Topology, signature_of
 from sidecar.runtime import descriptors, running
 
 if TYPE_CHECKING:
@@ -35,15 +38,33 @@ _OTHERWISE = frozenset({"true", "false", "yes", "no", "on", "off", "null"})
 """Words that YAML would not take for texts."""
 
 
-def pipeline(config_file: str | None, given: Mapping[str, Any], *, as_json: bool) -> Pipeline:
-    """Return the pipeline that a configuration file and the flags over it describe.
+def configuration(
+    config_file: str | None, given: Mapping[str, Any], *, as_json: bool
+) -> Configuration:
+    """Return the pipelines that a configuration file and the flags over it describe.
 
     Files and sinks of the command line replace those of the file; stages come after those of the file.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value that cannot work, or files for several pipelines.
     """
-    base = load(config_file) if config_file else Pipeline()
+    if config_file is None:
+        return Configuration({"": _with_flags(Pipeline(), given, as_json=as_json)}, frozenset())
+    found = load(config_file)
+    if len(found.pipelines) > 1 and given.get("files"):
+        raise _errors.ConfigError(
+            f"FILES cannot be given beside several pipelines ({', '.join(found.pipelines)})"
+        )
+    made = {}
+    for name, pipeline in found.pipelines.items():
+        made[name] = _with_flags(pipeline, given, as_json=as_json)
+        if given.get("checkpoint"):
+            checkpoint = checkpoint_of(given["checkpoint"], name)
+            made[name] = made[name].with_values(checkpoint=checkpoint)
+    return Configuration(made, found.files)
+
+
+def _with_flags(base: Pipeline, given: Mapping[str, Any], *, as_json: bool) -> Pipeline:
     stages = [
         *[parse_spec(one) for one in given.get("parse", ())],
         *[{name: one} for name in ("keep", "drop", "redact") for one in given.get(name, ())],
@@ -79,30 +100,59 @@ _SAME_NAME = (
 
 
 def run(
-    pipeline: Pipeline, sink_defaults: Mapping[str, Any], *, once: bool, host: str, port: int | None
+    make: Callable[[], Configuration],
+    sink_defaults: Mapping[str, Any],
+    *,
+    once: bool,
+    host: str,
+    port: int | None,
 ) -> int:
-    """Collect until SIGTERM, or to the end of what is there."""
+    """Collect until SIGTERM, or to the end of what is there; what changes in the configuration is taken over."""
     descriptors.allow_enough()
+
+    def plan() -> Plan:
+        # Read once for the names of the files, and again for what they hold: a change in between is not missed.
+        signature = signature_of(make().files)
+        return _plan(make(), sink_defaults, signature)
+
     with light.server_alone():
-        collector = Collector(
-            pipeline.source(),
-            pipeline.make_stages(),
-            pipeline.make_sinks(sink_defaults),
-            labels=pipeline.make_labels(),
-            dead_letters=pipeline.make_dead_letters(),
-            budget=pipeline.budget,
-        )
-        work = collector.run(until_end=once, drain_timeout=pipeline.drain_timeout)
-        main = work if port is None else _beside(work, _ops(collector, host, port))
+        first = plan()
+        topology = Topology(first, plan if first.signature else None)
+        work = topology.run(until_end=once)
+        main = work if port is None else _beside(work, _ops(topology, host, port))
     try:
         running.run(main)
     except BrokenPipeError as error:  # click would end without a word
         raise _errors.SidecarError(
             "cannot write to standard output: whoever has read it is gone"
         ) from error
-    if once and (unreadable := collector.summary.unreadable):
+    unreadable = {path: why for one in topology.summaries for path, why in one.unreadable.items()}
+    if once and unreadable:
         raise _errors.SidecarError(_not_delivered(unreadable))
     return 0
+
+
+def _plan(found: Configuration, sink_defaults: Mapping[str, Any], signature: Signature) -> Plan:
+    """Make the collections of a configuration; nothing is opened yet.
+
+    Raises:
+        ConfigError: a value that cannot work, or one file for two sinks.
+    """
+    collectors: dict[str, Collector] = {}
+    writers: dict[str, str] = {}
+    for name, pipeline in found.pipelines.items():
+        try:
+            collectors[name] = pipeline.make_collector(sink_defaults)
+        except _errors.ConfigError as error:
+            raise _errors.ConfigError(f"{name}: {error}" if name else str(error)) from error
+        for lane in collectors[name].lanes:
+            for path in getattr(lane.sink, "own_files", ()):
+                if lane.name != "stdout" and writers.setdefault(path, name) != name:
+                    raise _errors.ConfigError(
+                        f"{path} cannot be a sink of two pipelines ({writers[path]}, {name})"
+                    )
+    drain = max(one.drain_timeout for one in found.pipelines.values())
+    return Plan(collectors, drain, found.pipelines, signature)
 
 
 def _not_delivered(unreadable: Mapping[str, str]) -> str:
@@ -112,27 +162,33 @@ def _not_delivered(unreadable: Mapping[str, str]) -> str:
     return f"not all was delivered, since it cannot be read: {', '.join(named)}{rest}"
 
 
-def check(pipeline: Pipeline, sink_defaults: Mapping[str, Any]) -> int:
+def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
     """Make everything a run would make, open nothing, and say what it is."""
-    sinks = pipeline.make_sinks(sink_defaults)
-    names = [sink.name for sink in sinks]
-    if len(set(names)) < len(names):
-        raise _errors.ConfigError(f"two sinks have the same name: {', '.join(names)}")
-    dead_letters = pipeline.make_dead_letters()
-    Collector(pipeline.source(), pipeline.make_stages(), sinks, dead_letters=dead_letters)
-    click.echo(f"files       {' '.join(pipeline.files)}")
-    click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
-    stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
-    click.echo(f"stages      {_NEXT.join(stages) or 'none'}")
-    for name in names:
-        click.echo(f"sink        {name}")
+    plan = _plan(found, sink_defaults, {})
+    for name, pipeline in found.pipelines.items():
+        if name:
+            click.echo(f"pipeline    {name}")
+        click.echo(f"files       {' '.join(pipeline.files)}")
+        click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
+        stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
+        click.echo(f"stages      {_NEXT.join(stages) or 'none'}")
+        for lane, spec in zip(
+            plan.collectors[name].lanes, pipeline.sinks or ["stdout"], strict=True
+        ):
+            when = (
+                f" when {_yaml(spec['when'])}"
+                if "when" in spec and not isinstance(spec, str)
+                else ""
+            )
+            click.echo(f"sink        {lane.name}{when}")
     return 0
 
 
-def dry_run(pipeline: Pipeline, path: str) -> int:
+def dry_run(found: Configuration, path: str) -> int:
     """Print what the pipeline makes of one file. Sums up on stderr, so that stdout is JSON alone."""
     if not os.path.isfile(path):
         raise _errors.ConfigError(f"--dry-run: {path} is no file that is there")
+    pipeline = _pipeline_for(found, path)
     stages = pipeline.make_stages()
     labels = pipeline.make_labels()()
     # The name is meant as it stands, whatever signs of a pattern it holds.
@@ -160,6 +216,19 @@ def dry_run(pipeline: Pipeline, path: str) -> int:
         f"{seen} records: {seen - dropped} pass ({changed} changed), {dropped} dropped", err=True
     )
     return 0
+
+
+def _pipeline_for(found: Configuration, path: str) -> Pipeline:
+    """Return the pipeline that would collect a file; the only one collects any."""
+    if len(found.pipelines) == 1:
+        return found.only
+    whole = os.path.abspath(path)
+    for pipeline in found.pipelines.values():
+        if any(fnmatch.fnmatch(whole, os.path.abspath(pattern)) for pattern in pipeline.files):
+            return pipeline
+    raise _errors.ConfigError(
+        f"--dry-run: {path} is none of the files of {', '.join(found.pipelines)}"
+    )
 
 
 def print_status(path: str, *, as_json: bool) -> int:
@@ -318,7 +387,7 @@ def _plain(text: str) -> str:
     return "'{}'".format(text.replace("'", "''")) if text.isprintable() else json.dumps(text)
 
 
-def _ops(collector: Collector, host: str, port: int) -> Any:
+def _ops(collector: Collector | Topology, host: str, port: int) -> Any:
     """Answer probes and scrapes. The HTTP server is only imported where somebody wants it."""
     from sidecar.http import serve
 
@@ -326,7 +395,7 @@ def _ops(collector: Collector, host: str, port: int) -> Any:
     return serve.serve(ops_app(collector), host=host, port=port, drain_delay=0.0)
 
 
-def ops_app(collector: Collector) -> web.Application:
+def ops_app(collector: Collector | Topology) -> web.Application:
     """Return what answers probes and scrapes for a collection."""
     from aiohttp import web
 

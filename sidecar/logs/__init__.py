@@ -12,7 +12,8 @@ Compressed ones are `archives`. Which content: `tracker` knows by `identity` wha
 `roster` lists the streams, `retiring` lets them go. A `stream` is one `content` on its way, cut by `lines` into `records`.
 `checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
 `metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
-`config` makes a pipeline of `values` in a file, whose `references` are resolved first. `testing` is for users' tests.
+`config` makes a pipeline of `values` in a file, `conditions` the tests of its routes;
+`configuration` reads that file, whose `references` are resolved first, and `topology` runs what it says. `testing` is for users' tests.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sidecar.logs.sinks.base import Batching as Batching
     from sidecar.logs.sinks.base import Receipt as Receipt
     from sidecar.logs.sinks.base import Rejected as Rejected
+    from sidecar.logs.sinks.base import Route as Route
     from sidecar.logs.sinks.base import Sink as Sink
     from sidecar.logs.sinks.base import SinkUnavailable as SinkUnavailable
     from sidecar.logs.sinks.deadletter import DeadLetterFile as DeadLetterFile
@@ -94,6 +96,7 @@ _ROOMS = {
     "ElasticsearchSink": "sidecar.logs.sinks.elasticsearch",
     "OtlpSink": "sidecar.logs.sinks.otlp",
     "DeadLetterFile": "sidecar.logs.sinks.deadletter",
+    "Route": "sidecar.logs.sinks.base",
     # Sinks of one's own
     "Sink": "sidecar.logs.sinks.base",
     "BaseSink": "sidecar.logs.sinks.base",

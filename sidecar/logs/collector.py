@@ -17,12 +17,13 @@ from typing import Any
 
 from sidecar import _errors
 from sidecar.disk import failures
+from sidecar.logs.checkpoint import State
 from sidecar.logs.hints import DirectoryHints, Noticed
 from sidecar.logs.lane import DeadLetters, Lane
 from sidecar.logs.records import Block, Stage
-from sidecar.logs.sinks.base import BaseSink, Rejected, Sink
+from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
-from sidecar.logs.source import Tail
+from sidecar.logs.source import Figures, Tail
 from sidecar.runtime import arguments, memory, metrics
 from sidecar.runtime.threads import in_thread
 
@@ -41,6 +42,8 @@ _CLAIM = 0.5
 _TIDY_EVERY = 10.0
 """Seconds between two returns of freed memory to the kernel, where lines have moved: a few milliseconds each."""
 _DEAD_LETTERS = ".dead-letters.ndjson"
+_figures: dict[int, Figures] = {}
+"""Of each collection that runs in this process."""
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class Summary:
 async def collect(
     source: Tail,
     *stages: Stage,
-    sink: Sink | Sequence[Sink],
+    sink: Sink | Route | Sequence[Sink | Route],
     labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
     dead_letters: DeadLetters | None = None,
     budget: int | str = 8 << 20,
@@ -83,7 +86,7 @@ async def collect(
     Args:
         source: what to read; one collection for each.
         stages: plain functions from a record to a record, or to None to drop it; in this order.
-        sink: where to, or several.
+        sink: where to, or several; a `Route` gives one stages of its own.
         labels: what is the same for all lines (the Pod). A callable is asked for each batch.
         dead_letters: where refused records go; by default a file beside the checkpoint.
         budget: bytes in flight, over all sinks. When they are used up, reading stops.
@@ -134,7 +137,7 @@ class Collector:
         self,
         source: Tail,
         stages: Sequence[Stage],
-        sinks: Sequence[Sink],
+        sinks: Sequence[Sink | Route],
         *,
         labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
         dead_letters: DeadLetters | None = None,
@@ -143,7 +146,8 @@ class Collector:
         arguments.instance("source", source, Tail, "what logs.tail returns")
         for stage in stages:
             arguments.plain_function("stage", stage, "a function from a record to a record or None")
-        for sink in sinks:
+        routes = [one if isinstance(one, Route) else Route(one) for one in sinks]
+        for sink in (route.sink for route in routes):
             arguments.instance(
                 "sink", sink, Sink, "a sink: name, batching, open, write, flush, close"
             )
@@ -154,28 +158,30 @@ class Collector:
                 "labels", labels, Mapping, "a mapping, or a function that returns one"
             )
         limit = arguments.size("budget", budget, least=1)
-        names = [sink.name for sink in sinks]
-        if not names or len(set(names)) < len(names):
+        names = [route.sink.name for route in routes]
+        if not names:
+            raise _errors.ConfigError("a collection needs a sink")
+        if len(set(names)) < len(names):
             raise _errors.ConfigError(
-                f"a collection needs sinks, each with a name of its own, not {names}"
+                f"two sinks have the same name: {', '.join(names)} (each needs a name of its own)"
             )
         if dead_letters is None and source.checkpoint_path is not None:
             dead_letters = DeadLetterFile(source.checkpoint_path + _DEAD_LETTERS)
         self.source = source
-        source.leave_out(_own_files(source, sinks, dead_letters))
+        source.leave_out(_own_files(source, [route.sink for route in routes], dead_letters))
         self.summary = Summary()
         made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
         self.lanes = [
             Lane(
-                sink,
-                stages,
-                budget=max(limit // len(sinks), 1),
+                route.sink,
+                [*stages, *route.stages],
+                budget=max(limit // len(routes), 1),
                 labels=made,
                 dead_letters=dead_letters,
                 acknowledged=self._acknowledged,
                 refused=self._refused,
             )
-            for sink in sinks
+            for route in routes
         ]
         self._hints: DirectoryHints | None = None
         self._wake = asyncio.Event()
@@ -188,6 +194,10 @@ class Collector:
         self._tidied_at = time.monotonic()
         self._reported: dict[str, int] = {}
         self._save_failure: str | None = None
+        self._leave_at: float | None = None
+        self._told_deleted = False
+        self.last_state: State | None = None
+        """What the last checkpoint holds, or would hold if there were one."""
 
     def __repr__(self) -> str:
         return f"<Collector {self.source!r} → {', '.join(lane.name for lane in self.lanes)}>"
@@ -203,6 +213,17 @@ class Collector:
             if lane.trouble_since is not None and time.monotonic() - lane.trouble_since > patience:
                 return f"{lane.name} has taken nothing for more than {patience:g} s: {lane.trouble}"
         return self._save_failure
+
+    def leave(self, timeout: float) -> None:
+        """End `run` for another collection, which goes on where this one ends: without reading to the end.
+
+        What is on its way is waited for, at most so many seconds; it is read again otherwise.
+        Files that were deleted are delivered whole before, however long that takes: nobody else could read them.
+        """
+        self._leave_at = time.monotonic() + timeout
+        self._wake.set()
+        for lane in self.lanes:
+            lane.hurry()
 
     async def run(
         self, *, until_end: bool = False, drain_timeout: float = 20.0, drain_quiet: float = 0.5
@@ -303,6 +324,9 @@ class Collector:
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
+            if self._leave_at is not None and not self._holds_deleted():
+                await self._until_acknowledged(self._leave_at)
+                return
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
             look = now >= due or self._draining or source.incomplete
             look = look or (self._until_end and self._all_idle())
@@ -344,6 +368,24 @@ class Collector:
             ):
                 continue
             await self._pause(due if not self._draining else now + _PACE, last_round)
+
+    async def _until_acknowledged(self, end: float) -> None:
+        """Wait until nothing is on its way any more, at most until then."""
+        while not self._all_idle() and time.monotonic() < end:
+            self._wake.clear()
+            await self._pause(min(time.monotonic() + _POLL, end), 0.0)
+
+    def _holds_deleted(self) -> bool:
+        """Whether deleted files hold bytes that not all sinks have acknowledged: with our descriptors they would go."""
+        size = self.source.deleted_unacknowledged()
+        if size and not self._told_deleted:
+            self._told_deleted = True
+            _log.warning(
+                "the new configuration waits until %d bytes of deleted files are delivered;"
+                " a restart would lose them",
+                size,
+            )
+        return size > 0
 
     async def _tidy(self, now: float) -> None:
         """Give back what moving lines has left in the heap: a burst must not be kept for ever."""
@@ -414,6 +456,7 @@ class Collector:
         self._dirty.clear()
         try:
             state = await in_thread(self.source.state)
+            self.last_state = state
             # What the checkpoint says must be durable in the sinks before the checkpoint says so.
             for lane in self.lanes:
                 await lane.sink.flush()
@@ -442,6 +485,7 @@ class Collector:
             if len(opened) == len(self.lanes):
                 await self._save()
             self._report()
+        _figures.pop(id(self), None)
 
     # -- what the lanes say
 
@@ -471,15 +515,21 @@ class Collector:
 
     def _report(self) -> None:
         source = self.source
-        figures = source.figures()
-        metrics.LOGS_LAG_BYTES.set(figures.lag_bytes)
-        metrics.LOGS_LAG_SECONDS.set(figures.lag_seconds)
-        metrics.LOGS_UNACKED_BYTES.set(figures.unacknowledged_bytes)
-        metrics.LOGS_POSSIBLE_COPIES.set(figures.possible_copies)
+        _figures[id(self)] = source.figures()
+        _show_figures()
         for reason, size in source.lost.items():
             if news := size - self._reported.get(reason, 0):
                 metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)
                 self._reported[reason] = size
+
+
+def _show_figures() -> None:
+    """Show the sum of all collections of this process; of seconds the most."""
+    shown = list(_figures.values())
+    metrics.LOGS_LAG_BYTES.set(sum(one.lag_bytes for one in shown))
+    metrics.LOGS_LAG_SECONDS.set(max(one.lag_seconds for one in shown))
+    metrics.LOGS_UNACKED_BYTES.set(sum(one.unacknowledged_bytes for one in shown))
+    metrics.LOGS_POSSIBLE_COPIES.set(sum(one.possible_copies for one in shown))
 
 
 def _own_files(

@@ -20,23 +20,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from sidecar._errors import ConfigError
-from sidecar.logs import stages, values
+from sidecar.logs import conditions, stages, values
+from sidecar.logs.collector import Collector
 from sidecar.logs.lines import Multiline
 from sidecar.logs.metadata import DIRECTORY, PodMetadata
 from sidecar.logs.records import Stage
-from sidecar.logs.references import References
 from sidecar.logs.sinks import addresses
-from sidecar.logs.sinks.base import Sink
+from sidecar.logs.sinks.base import Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Tail, tail
-
-if TYPE_CHECKING:
-    import yaml
-
-_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,15 +102,36 @@ class Pipeline:
         return made
 
     def make_sinks(self, defaults: Mapping[str, Any] | None = None) -> list[Sink]:
-        """Make the sinks, standard output if none is named. `defaults` are for options that several kinds know.
+        """Make the sinks alone. See `make_routes`."""
+        return [route.sink for route in self.make_routes(defaults)]
+
+    def make_routes(self, defaults: Mapping[str, Any] | None = None) -> list[Route]:
+        """Make the sinks with what stands before each of them, standard output if none is named.
+
+        `defaults` are for options that several kinds know.
 
         Raises:
-            ConfigError: no such sink or option, or certificates that cannot be read.
+            ConfigError: no such sink, condition or option, or certificates that cannot be read.
         """
         return [
-            _sink(spec, f"sink {number}", json=self.json, defaults=defaults or {})
+            _route(spec, f"sink {number}", json=self.json, defaults=defaults or {})
             for number, spec in enumerate(self.sinks or ["stdout"], 1)
         ]
+
+    def make_collector(self, defaults: Mapping[str, Any] | None = None) -> Collector:
+        """Make the collection of this pipeline; nothing is opened yet.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        return Collector(
+            self.source(),
+            self.make_stages(),
+            self.make_routes(defaults),
+            labels=self.make_labels(),
+            dead_letters=self.make_dead_letters(),
+            budget=self.budget,
+        )
 
     def make_labels(self) -> Callable[[], Mapping[str, str]]:
         """Return what gives the labels of the Pod as they are now, those of the configuration over them."""
@@ -145,61 +161,6 @@ class Pipeline:
         return _cri_lines() if wants_cri else None
 
 
-def load(path: str | os.PathLike[str]) -> Pipeline:
-    """Read a pipeline from a YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds a name or value that means nothing;
-            the message says where.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ConfigError(
-            "a configuration file needs PyYAML: pip install 'podsidecar[schema]'"
-        ) from error
-    where = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = file.read(_LARGEST)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the configuration {where}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    try:
-        found = yaml.load(document, Loader=_loader())  # noqa: S506 (it is a safe one)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        said = getattr(error, "problem", None) or error
-        said = said if isinstance(error, yaml.constructor.ConstructorError) else f"no YAML: {said}"
-        raise ConfigError(f"{where}{place}: {said}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where}: expected a mapping that begins with `files:` or `sinks:`")
-    references = References()
-    found = references.resolved(found, where)
-    return Pipeline(**values.read(found, _READERS, where))
-
-
-def _loader() -> type[yaml.SafeLoader]:
-    """A safe loader that refuses a name said twice: of two lists of stages YAML would take the second without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-            names = set()
-            for key, _ in node.value:
-                name = (key.tag, str(key.value))
-                if name in names and key.value != "<<":
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark
-                    )
-                names.add(name)
-            return super().construct_mapping(node, deep)
-
-    return Loader
-
-
 def _refuse_directory(name: str, path: str | None) -> None:
     if path is not None and (not path or path.endswith("/") or os.path.isdir(path)):
         raise ConfigError(f"{name}: {path!r} is a directory: name a file in it")
@@ -215,13 +176,21 @@ def parse_spec(text: str) -> Mapping[str, Any]:
     return {"parse": {kind: rest}} if colon else {"parse": kind}
 
 
-def _sink(spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any]) -> Sink:
+def _route(spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any]) -> Route:
     if isinstance(spec, str):
-        return addresses.sink(spec, json=json, defaults=defaults)
+        return Route(addresses.sink(spec, json=json, defaults=defaults))
     if not isinstance(spec, Mapping) or not isinstance(spec.get("url"), str):
         raise ConfigError(f"{where}: expected an address, or a mapping with `url:`, not {spec!r}")
-    options = {name: value for name, value in spec.items() if name != "url"}
-    return addresses.sink(spec["url"], options, json=json, defaults=defaults)
+    options = {name: one for name, one in spec.items() if name not in ("url", "when", "stages")}
+    own: list[Stage] = []
+    if "when" in spec:
+        try:
+            own.append(stages.keep(conditions.condition(spec["when"])))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: when: {error}") from error
+    for number, stage in enumerate(_list(spec.get("stages", [])), 1):
+        own += _stages(stage, f"{where}, stage {number}")
+    return Route(addresses.sink(spec["url"], options, json=json, defaults=defaults), own)
 
 
 def _stages(spec: Any, where: str) -> list[Stage]:
@@ -355,7 +324,7 @@ def _list(given: Any) -> list[Any]:
     return given
 
 
-_READERS: values.Readers = {
+READERS: values.Readers = {
     "files": values.patterns,
     "exclude": values.patterns,
     "checkpoint": values.text,

@@ -76,6 +76,7 @@ class Tail:
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: Tracker | None = None
         self._taken = False
+        self._inherited: State | None = None
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
         self._present: dict[Stream, None] = {}
@@ -97,10 +98,24 @@ class Tail:
         self._tracker = Tracker(
             self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
         )
-        state = self._checkpoint.load()
+        state = self._checkpoint.load() if self._inherited is None else self._inherited
         self.resume = dict(state.resume)
         self._tracker.restore(state)
         self._tracker.look(self._clock())
+
+    def inherit(self, state: State) -> None:
+        """Begin where another tail has ended, not at the checkpoint. To be called before `open`."""
+        self._inherited = state
+
+    def deleted_unacknowledged(self) -> int:
+        """Return how many bytes only this tail can still deliver: of files that nobody finds any more."""
+        with self._turn:
+            places = self._require().roster.found.places
+            return sum(
+                max(stream.written - stream.acknowledged_by_all, 0)
+                for stream in self._streams()
+                if stream.content is not None and (stream.deleted or stream.key not in places)
+            )
 
     def limit_to_present(self) -> None:
         """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""

@@ -118,9 +118,9 @@ def test_the_limit_of_deleted_files_is_taken_from_file_and_flag(config: Path) ->
     with config.open("a") as file:
         file.write("held_limit: 64Mi\n")
     for given, limit in (({}, 64 << 20), ({"held_limit": 1 << 20}, 1 << 20)):
-        tail = collecting.pipeline(str(config), given, as_json=False).source()
+        tail = collecting.configuration(str(config), given, as_json=False).only.source()
         assert tail._habits.held_limit == limit
-    tail = collecting.pipeline(None, {"files": ["a"]}, as_json=False).source()
+    tail = collecting.configuration(None, {"files": ["a"]}, as_json=False).only.source()
     assert tail._habits.held_limit == 1 << 30
 
 

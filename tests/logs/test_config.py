@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config, stages
+from sidecar.logs import config, configuration, stages
 from sidecar.logs.references import References
 
 
 def loaded(tmp_path: Path, document: str) -> config.Pipeline:
     path = tmp_path / "pipeline.yaml"
     path.write_text(document)
-    return config.load(path)
+    return configuration.load(path).only
 
 
 def test_variables_and_files_stand_in_any_value(

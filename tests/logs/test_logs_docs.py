@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from logs.fakes.ndjson import FakeNdjson
-from sidecar.logs import config
+from sidecar.logs import config, configuration
 from sidecar.logs.sinks import addresses
 from support import Eventually, StartProcess
 
@@ -31,10 +31,10 @@ def test_the_pipelines_that_are_shown_are_right(tmp_path: Path) -> None:
     for document in documents:
         path = tmp_path / "pipeline.yaml"
         path.write_text(document)
-        pipeline = config.load(path)
-        assert pipeline.source()
-        assert pipeline.make_stages()
-        assert pipeline.make_sinks()
+        for pipeline in configuration.load(path).pipelines.values():
+            assert pipeline.source()
+            assert pipeline.make_stages()
+            assert pipeline.make_routes()
 
 
 def test_every_name_of_the_configuration_is_in_the_page() -> None:
@@ -44,7 +44,7 @@ def test_every_name_of_the_configuration_is_in_the_page() -> None:
     receivers = PAGE.partition("## Receivers")[2].partition("\n## ")[0]
     assert {name for name in names if f"`{name}`" not in receivers} == set()
     assert set(config._MAKERS) <= set(re.findall(r"[a-z]+", PAGE))
-    assert shown == set(config._READERS)
+    assert shown == {*config.READERS, "pipelines"}
 
 
 @pytest.mark.parametrize("lines", [2000])

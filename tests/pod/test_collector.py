@@ -12,7 +12,7 @@ import yaml
 from pod import chart, tools
 from pod.matrix import MATRIX, rendered
 from sidecar.cli import collect
-from sidecar.logs import config
+from sidecar.logs import config, configuration
 from sidecar.logs.discovery import Discovery
 
 WITH_COLLECTOR = [name for name, values in MATRIX.items() if "collector" in values]
@@ -29,7 +29,7 @@ def pipeline(objects: list[chart.Object], directory: Path) -> config.Pipeline:
         one["data"]["pipeline.yaml"] for one in objects if "pipeline.yaml" in one.get("data", {})
     ]
     (directory / "pipeline.yaml").write_text(text)
-    return config.load(directory / "pipeline.yaml")
+    return configuration.load(directory / "pipeline.yaml").only
 
 
 @pytest.mark.parametrize("name", WITH_COLLECTOR)
@@ -73,7 +73,7 @@ def test_deleted_files_may_keep_half_of_the_volume(
 def test_every_name_of_the_file_is_a_value() -> None:
     """`drain_timeout` is `drainTimeout`: one word for one thing, and the chart leaves none out."""
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())["collector"]
-    assert {camel(name) for name in config._READERS} - values.keys() == set()
+    assert {camel(name) for name in config.READERS} - values.keys() == set()
 
 
 def test_every_option_of_the_command_is_a_value_or_stands_in_the_file() -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from sidecar._errors import SidecarError
-from sidecar.logs.records import Batch, Record
+from sidecar.logs.records import Batch, Record, Stage
 from sidecar.runtime import arguments
 
 
@@ -147,6 +147,19 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Let go of everything. Called once, also after errors; never with a `write` under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A sink with stages of its own, which run after those of the collection: what they drop does not reach this sink.
+
+    >>> from sidecar import logs, testing
+    >>> Route(testing.MemorySink(), [logs.keep("ERROR")]).sink.name
+    'memory'
+    """
+
+    sink: Sink
+    stages: Sequence[Stage] = ()
 
 
 class BaseSink:

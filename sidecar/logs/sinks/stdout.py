@@ -27,6 +27,8 @@ from sidecar.runtime.threads import in_thread
 _PIPE_BUF = 4096
 _PIPE_SIZE = 65536
 _PATIENCE_MS = 200
+_turns: dict[int, threading.Lock] = {}
+"""Several pipelines may write to one descriptor: a piece that the kernel takes in parts must not be torn."""
 
 
 class StdoutSink(BaseSink):
@@ -97,6 +99,18 @@ def _file_behind(fd: int) -> Sequence[str]:
 
 
 def _write_all(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:
+    """Write whole lines: no other sink of this process comes in between."""
+    lock = _turns.setdefault(fd, threading.Lock())
+    while not lock.acquire(timeout=_PATIENCE_MS / 1000):
+        if stop.is_set():
+            raise InterruptedError("told to stop while another sink was writing to standard output")
+    try:
+        _write_pieces(fd, pieces, stop)
+    finally:
+        lock.release()
+
+
+def _write_pieces(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:
     patient = not stat.S_ISREG(os.fstat(fd).st_mode)
     for piece in pieces:
         view = memoryview(piece)

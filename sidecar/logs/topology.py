@@ -1,0 +1,180 @@
+"""The collections of a configuration, run together, and replaced by others when the configuration changes.
+
+A change is looked for once a second, taken when it has been at rest for another one, and checked as a whole.
+What cannot work is refused with an error in the log, and the collections go on as they are.
+Otherwise each of them ends without reading further, what is on its way is acknowledged, and the new one goes on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.logs.collector import Collector, Summary
+from sidecar.runtime import metrics
+from sidecar.runtime.threads import in_thread
+
+_log = logging.getLogger(__name__)
+
+_LOOK_EVERY = 1.0
+
+Signature = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Collections that are to run together."""
+
+    collectors: Mapping[str, Collector]
+    drain_timeout: float = 20.0
+    says: object = None
+    """What the configuration says: an equal one is no change."""
+    signature: Signature = field(default_factory=dict)
+    """What the files of the configuration looked like when they were read. See `signature_of`."""
+
+
+def signature_of(files: Iterable[str]) -> Signature:
+    """Return what tells whether one of these files has been written or replaced."""
+    return {path: _identity(path) for path in files}
+
+
+class Topology:
+    """Runs collections until they end, or until it is cancelled. A state for probes, as a `Collector` has.
+
+    Args:
+        plan: what runs first.
+        make: makes the plan that the files of the configuration ask for now; None: they are never looked at again.
+    """
+
+    def __init__(self, plan: Plan, make: Callable[[], Plan] | None = None) -> None:
+        self._plan, self._make = plan, make
+
+    @property
+    def started(self) -> bool:
+        """All collections have looked for their files, and opened their sinks."""
+        return all(one.started for one in self._plan.collectors.values())
+
+    def trouble(self, patience: float = 60.0) -> str | None:
+        """Return what keeps lines of any collection from being delivered. For a readiness probe."""
+        for name, collector in self._plan.collectors.items():
+            if (trouble := collector.trouble(patience)) is not None:
+                return f"{name}: {trouble}" if name else trouble
+        return None
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """What each collection has done."""
+        return [one.summary for one in self._plan.collectors.values()]
+
+    async def run(self, *, until_end: bool = False) -> None:
+        """Collect until all collections have ended; the first error ends them all.
+
+        A cancellation drains them, as `collect` says.
+        """
+        while (following := await self._run(until_end=until_end)) is not None:
+            before = self._plan.collectors
+            for name, collector in following.collectors.items():
+                _inherit(before.get(name), collector)
+            self._plan = following
+            _log.info("the new configuration is in use")
+            metrics.CONFIG_RELOADS_TOTAL.labels("ok").inc()
+
+    async def _run(self, *, until_end: bool) -> Plan | None:
+        """Run the plan; return the one that is to follow, None at the end of all."""
+        plan = self._plan
+        tasks = {
+            asyncio.create_task(
+                one.run(until_end=until_end, drain_timeout=plan.drain_timeout),
+                name=f"collect-{name}",
+            )
+            for name, one in plan.collectors.items()
+        }
+        watch = None
+        if self._make is not None and not until_end:
+            watch = asyncio.create_task(_next_plan(plan, self._make), name="watch-config")
+        try:
+            ended = await _first(tasks, watch)
+            if watch is None or not watch.done():
+                return None
+            following = watch.result()
+            for collector in plan.collectors.values():
+                collector.leave(plan.drain_timeout)
+            await _first(tasks - ended, None)
+            return following
+        finally:
+            await _end({*tasks, *([watch] if watch is not None else [])})
+
+
+async def _first(
+    tasks: set[asyncio.Task[Summary]], watch: asyncio.Task[Plan] | None
+) -> set[asyncio.Task[Summary]]:
+    """Wait for the end of all tasks, or for that of `watch`; return those that have ended.
+
+    Raises the error of the first that fails.
+    """
+    pending = set(tasks)
+    while pending and not (watch is not None and watch.done()):
+        waited: set[asyncio.Task[object]] = {*pending, *([watch] if watch is not None else [])}
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        pending = {task for task in pending if not task.done()}
+    return set(tasks) - pending
+
+
+async def _end(tasks: set[asyncio.Task[object]]) -> None:
+    """Cancel what still runs, and wait for it: collections drain. A second cancellation is passed on, too."""
+    running = {task for task in tasks if not task.done()}
+    for task in running:
+        task.cancel()
+    while left := {task for task in running if not task.done()}:
+        try:
+            await asyncio.wait(left)
+        except asyncio.CancelledError:
+            for task in left:
+                task.cancel()
+    for task in running:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
+    """Wait until the files of the configuration say something else that can work."""
+    known = plan.signature
+    before = known
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        now = await in_thread(signature_of, known)
+        changed, quiet, before = now != known, now == before, now
+        if not changed or not quiet:
+            continue
+        try:
+            made = await in_thread(make)
+        except _errors.ConfigError as error:
+            known = before = now
+            _log.error("the new configuration is refused, the one before stays in use: %s", error)
+            metrics.CONFIG_RELOADS_TOTAL.labels("refused").inc()
+            continue
+        if made.says != plan.says:
+            return made
+        known = before = made.signature
+
+
+def _inherit(before: Collector | None, after: Collector) -> None:
+    """Without a checkpoint the positions live in memory alone."""
+    if before is None or before.last_state is None:
+        return
+    if before.source.checkpoint_path is None and after.source.checkpoint_path is None:
+        after.source.inherit(before.last_state)
+
+
+def _identity(path: str) -> object:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

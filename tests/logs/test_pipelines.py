@@ -1,0 +1,244 @@
+"""Several pipelines in one file, routes by condition, and a configuration that changes while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from sidecar import logs
+from sidecar._errors import ConfigError
+from sidecar.logs import conditions, configuration, topology
+from sidecar.logs.collector import Collector
+from sidecar.logs.records import Record
+from sidecar.testing import LogFile, MemorySink
+from support import Eventually, StartProcess
+
+# -- conditions
+
+
+@pytest.mark.parametrize(
+    ("given", "holds"),
+    [
+        ("failed", True),
+        ({"text": "^GET"}, False),
+        ({"level": "error"}, True),
+        ({"level": ["info", "warn"]}, False),
+        ({"min_level": "warn"}, True),
+        ({"min_level": "fatal"}, False),
+        ({"file": "/var/log/*/access*.log"}, True),
+        ({"fields": {"status": "^5"}}, True),
+        ({"fields": {"http.method": ["GET", "PUT"]}}, True),
+        ({"fields": {"ok": True}}, True),
+        ({"fields": {"missing": ""}}, False),
+        ({"labels": {"app": "^web$"}}, True),
+        ({"level": "error", "labels": {"app": "db"}}, False),
+        ({"any": [{"labels": {"app": "db"}}, {"text": "failed"}]}, True),
+        ({"not": {"text": "failed"}}, False),
+    ],
+)
+def test_a_condition_says_of_each_record_whether_it_holds(given: Any, holds: bool) -> None:
+    """All that stands in one mapping must hold."""
+    record = Record(
+        b"it failed",
+        file="/var/log/nginx/access.1.log",
+        level="error",
+        fields={"status": 503, "http": {"method": "GET"}, "ok": True},
+        labels={"app": "web"},
+    )
+    assert conditions.condition(given)(record) is holds
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        [],
+        {"levle": "x"},
+        {"level": "loud"},
+        {"min_level": 3},
+        {"fields": "x"},
+        {"any": []},
+        {"text": "("},
+    ],
+)
+def test_a_condition_that_means_nothing_is_refused(given: Any) -> None:
+    with pytest.raises((ConfigError, TypeError, ValueError)):
+        conditions.condition(given)
+
+
+# -- routes and pipelines
+
+
+async def test_each_sink_gets_what_its_route_lets_through(log: LogFile) -> None:
+    """And what a route drops is acknowledged as any other line: the position moves past it."""
+    log.write("INFO a", "ERROR b s3cret", "INFO c")
+    everything, errors = MemorySink(name="all"), MemorySink(name="errors")
+    route = logs.Route(errors, [logs.keep("ERROR"), logs.redact("s3cret")])
+    summary = await logs.collect(logs.tail(log.path), sink=[everything, route], until_end=True)
+
+    assert everything.lines == ["INFO a", "ERROR b s3cret", "INFO c"]
+    assert errors.lines == ["ERROR b ***"]
+    assert summary.lines == 3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Two pipelines with a sink each, and something in common."""
+    path = tmp_path / "pipeline.yaml"
+    for name in ("web", "app"):
+        (tmp_path / name).mkdir()
+    path.write_text(
+        f"""
+checkpoint: {tmp_path}/state/offsets.json
+json: true
+pipelines:
+  web:
+    files: {tmp_path}/web/*.log
+    stages: [{{parse: {{regex: '(?P<status>\\d+)'}}}}]
+    sinks: ['file://{tmp_path}/web.out']
+  app:
+    files: {tmp_path}/app/*.log
+    stages: [{{parse: json}}]
+    sinks:
+      - file://{tmp_path}/app.out
+      - {{url: 'file://{tmp_path}/errors.out', when: {{min_level: error}}, stages: [{{add: {{team: shop}}}}]}}
+"""
+    )
+    return path
+
+
+def objects(path: Path) -> list[Any]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def test_pipelines_of_one_file_go_their_own_ways(
+    config: Path, tmp_path: Path, sidecar_process: StartProcess
+) -> None:
+    """Sources with stages of their own, each with its own checkpoint; `--once` ends when all have ended."""
+    (tmp_path / "web/a.log").write_text("GET 200\n")
+    (tmp_path / "app/a.log").write_text('{"level":"info","n":1}\n{"level":"error","n":2}\n')
+    process = sidecar_process("collect", "--config", config, "--once")
+    assert process.wait(20) == 0
+
+    assert [one["status"] for one in objects(tmp_path / "web.out")] == ["200"]
+    assert [one["n"] for one in objects(tmp_path / "app.out")] == [1, 2]
+    assert [(one["n"], one["team"]) for one in objects(tmp_path / "errors.out")] == [(2, "shop")]
+    names = {one.name for one in (tmp_path / "state").iterdir()}
+    assert {"offsets-web.json", "offsets-app.json"} <= names
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("pipelines: []", "expected a mapping of names"),
+        ("pipelines: {Web: {files: a}}", "is no name"),
+        ("pipelines: {web: [a]}", "expected a mapping"),
+        ("pipelines: {web: {file: a}}", "pipelines: web: there is no 'file'"),
+        ("fils: a\npipelines: {web: {files: a}}", "there is no 'fils'"),
+        ("pipelines: {a: {checkpoint: /c}, b: {checkpoint: /c}}", "same checkpoint"),
+    ],
+)
+def test_pipelines_that_cannot_work_are_refused_with_their_name(
+    tmp_path: Path, document: str, words: str
+) -> None:
+    (tmp_path / "p.yaml").write_text(document)
+    with pytest.raises(ConfigError, match=words):
+        configuration.load(tmp_path / "p.yaml")
+
+
+def test_a_route_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    for sink in (
+        "{url: stdout, when: {lvl: x}}",
+        "{url: stdout, stages: [nothing]}",
+        "{url: stdout, stages: x}",
+    ):
+        (tmp_path / "p.yaml").write_text(f"files: a\nsinks: [{sink}]")
+        with pytest.raises((ConfigError, TypeError), match=r"sink 1|list"):
+            configuration.load(tmp_path / "p.yaml").only.make_routes()
+
+
+# -- a configuration that changes
+
+
+def plan(
+    source: logs.Tail, sink: MemorySink, says: object, files: tuple[Path, ...] = ()
+) -> topology.Plan:
+    return topology.Plan(
+        {"": Collector(source, [], [sink])}, 5.0, says, topology.signature_of(map(str, files))
+    )
+
+
+async def test_a_changed_configuration_goes_on_where_the_one_before_ended(
+    log: LogFile, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario 37. Without a checkpoint, too: nothing is lost, and nothing delivered twice."""
+    monkeypatch.setattr(topology, "_LOOK_EVERY", 0.02)
+    config = tmp_path / "config"
+    config.write_text("1")
+    sink = MemorySink()
+
+    def make() -> topology.Plan:
+        if config.read_text() == "wrong":
+            raise ConfigError("it says nothing that can work")
+        return plan(logs.tail(log.path), sink, config.read_text(), (config,))
+
+    running = asyncio.create_task((made := topology.Topology(make(), make)).run())
+    for number, text in enumerate(["22", "wrong", "333"]):
+        log.write(*(f"{number} {line}" for line in range(50)))
+        await eventually(lambda number=number: len(sink.lines) == 50 * (number + 1))
+        before = made._plan
+        config.write_text(text)
+        if text != "wrong":
+            await eventually(lambda before=before: made._plan is not before and made.started)
+    log.write("last")
+    await eventually(lambda: "last" in sink.lines)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert sink.lines == [*(f"{n} {line}" for n in range(3) for line in range(50)), "last"]
+
+
+async def test_a_change_waits_for_what_only_the_old_collection_can_read(
+    log: LogFile, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deleted file is there as long as it is open: to close it before its lines are taken would lose them."""
+    sink = MemorySink()
+    sink.fail()
+    collector = Collector(logs.tail(log.path), [], [sink])
+    running = asyncio.create_task(collector.run())
+    log.write("one", "two")
+    await eventually(lambda: not collector.lanes[0].idle)
+    log.close()
+    Path(log.path).unlink()
+    await eventually(lambda: collector.source.deleted_unacknowledged() > 0)
+    collector.leave(0.0)
+    await eventually(lambda: "deleted files are delivered" in caplog.text)
+    assert not running.done()
+    sink.recover()
+    await running
+
+    assert sink.lines == ["one", "two"]
+
+
+def test_a_change_of_the_file_is_taken_over_by_the_command(
+    config: Path, tmp_path: Path, sidecar_process: StartProcess
+) -> None:
+    """A ConfigMap that is edited reaches the collector without a restart; a wrong one is refused and named."""
+    (tmp_path / "web/a.log").write_text("GET 200\n")
+    process = sidecar_process("collect", "--config", config)
+    process.wait_until(lambda: len(objects(tmp_path / "web.out")) == 1)
+    good = config.read_text()
+    config.write_text(good.replace("parse: {regex", "parze: {regex"))
+    process.wait_until("parze")
+    config.write_text(good.replace("stages: [{parse: {", "stages: [{add: {team: web}}, {parse: {"))
+    process.wait_until("the new configuration is in use")
+    with (tmp_path / "web/a.log").open("a") as file:
+        file.write("GET 404\n")
+    process.wait_until(lambda: len(objects(tmp_path / "web.out")) == 2)
+
+    assert [one.get("team") for one in objects(tmp_path / "web.out")] == [None, "web"]
