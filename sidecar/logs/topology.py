@@ -81,7 +81,8 @@ class Topology:
                 _inherit(before.get(name), collector)
             self._plan = following
             _log.info("the new configuration is in use")
-            metrics.CONFIG_RELOADS_TOTAL.labels("ok").inc()
+            metrics.RELOAD_TOTAL.labels("config", "ok").inc()
+            metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
 
     async def _run(self, *, until_end: bool) -> Plan | None:
         """Run the plan; return the one that is to follow, None at the end of all."""
@@ -157,7 +158,7 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
         except _errors.ConfigError as error:
             known = before = now
             _log.error("the new configuration is refused, the one before stays in use: %s", error)
-            metrics.CONFIG_RELOADS_TOTAL.labels("refused").inc()
+            metrics.RELOAD_TOTAL.labels("config", "refused").inc()
             continue
         if made.says != plan.says:
             return made

@@ -158,12 +158,6 @@ LOGS_LOST_BYTES_TOTAL = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-CONFIG_RELOADS_TOTAL = Counter(
-    "sidecar_config_reloads_total",
-    "Changes of the configuration file, by what became of them",
-    ["result"],
-    registry=REGISTRY,
-)
 LOGS_DEAD_LETTERS_TOTAL = Counter(
     "sidecar_logs_dead_letters_total", "Lines that a sink has refused for good", registry=REGISTRY
 )
