@@ -75,6 +75,7 @@ class Listening:
     head_timeout: float
     max_connections: int
     workers: int
+    access_log: bool
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,11 @@ def listening(*, default: int) -> Decorator:
             metavar="N",
             default=1,
             help="Processes that serve, for as many cores: about so many times the requests, and 10 MiB each.",
+        ),
+        option(
+            "--access-log",
+            is_flag=True,
+            help="Log one line for each request; no answer comes from memory then.",
         ),
     )
 

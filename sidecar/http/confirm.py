@@ -8,6 +8,7 @@ import logging
 import math
 import ssl
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from urllib.parse import quote
 
 import aiohttp
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
+_GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
 class Confirm:
@@ -52,10 +54,11 @@ class Confirm:
             yield
 
     async def wait(
-        self, request: web.Request, etag: str, *, name: str | None, seconds: float
+        self, request: web.Request, etag: str | None, *, name: str | None, seconds: float
     ) -> float | None:
         """Wait until the reader serves `etag`; return the seconds that it took, None if it did not in time.
 
+        `etag` None: until it serves nothing there any more, or says that what it still has is gone from the volume.
         `name` is the file to ask for, None for the content at the address itself.
         It ends early, as if the time were over, when this process drains or the client has gone.
         """
@@ -76,14 +79,14 @@ class Confirm:
                 await asking
         return loop.time() - started if served else None
 
-    async def _ask(self, name: str | None, etag: str, limit: float) -> bool:
+    async def _ask(self, name: str | None, etag: str | None, limit: float) -> bool:
         """Ask until the answer is the wanted tag, or the time is over."""
         loop = asyncio.get_running_loop()
         known: str | None = None
         pause = _FIRST_PAUSE
         while (left := limit - loop.time()) > 0:
-            found = await self._head(name, known, left)
-            if found == etag:
+            found, gone = await self._head(name, known, left)
+            if gone if etag is None else found == etag:
                 return True
             if found is None or found == known:  # no long-poll there, or nothing to wait for
                 await asyncio.sleep(min(pause, left))
@@ -91,8 +94,10 @@ class Confirm:
             known = found
         return False
 
-    async def _head(self, name: str | None, known: str | None, left: float) -> str | None:
-        """Return the tag that is served, as soon as it is not `known` any more."""
+    async def _head(
+        self, name: str | None, known: str | None, left: float
+    ) -> tuple[str | None, bool]:
+        """Return the tag that is served, as soon as it is not `known` any more, and whether there is no such content."""
         if self._session is None:
             raise RuntimeError(f"{self!r} is not running")
         headers = {"Prefer": f"wait={math.ceil(left)}"}
@@ -107,11 +112,13 @@ class Confirm:
                 timeout=aiohttp.ClientTimeout(total=left + 1),
                 allow_redirects=False,
             ) as answer:
-                self._tell(f"it answers {answer.status}" if answer.status >= 400 else None)
-                return answer.headers.get("ETag", "").removeprefix("W/") or None
+                gone = answer.status in _GONE or "Sidecar-Stale" in answer.headers
+                failed = answer.status >= 400 and answer.status not in _GONE
+                self._tell(f"it answers {answer.status}" if failed else None)
+                return answer.headers.get("ETag", "").removeprefix("W/") or None, gone
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._tell(str(error) or type(error).__name__)
-            return None
+            return None, False
 
     def _address(self, name: str | None) -> str:
         return self._url if name is None else f"{self._url.rstrip('/')}/files/{quote(name)}"

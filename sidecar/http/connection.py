@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from sidecar.http import access_log as access_logs
 from sidecar.http import framing, problems
 from sidecar.http import guard as guards
 from sidecar.runtime import metrics, running
@@ -103,6 +104,7 @@ class Connection(web.RequestHandler):
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
         max_line_size: int,
+        access_log: bool = False,
     ) -> None:
         super().__init__(
             server,
@@ -110,7 +112,9 @@ class Connection(web.RequestHandler):
             keepalive_timeout=keepalive_timeout,
             max_line_size=max_line_size,
             read_bufsize=_READ_AHEAD,
-            access_log=None,  # type: ignore[arg-type]  # None is what AppRunner documents for "off"
+            access_log_class=access_logs.AccessLog,
+            # None is what AppRunner documents for "off".
+            access_log=access_logs.LOGGER if access_log else None,  # type: ignore[arg-type]
         )
         self._guard = guard
         self._clean = True

@@ -20,7 +20,7 @@ from sidecar import _errors
 from sidecar.http import lane as lanes
 from sidecar.http import memfile, problems
 from sidecar.http.connection import END, Connection, Taker
-from sidecar.runtime import running
+from sidecar.runtime import logging, running
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -66,6 +66,7 @@ class Express(Connection):
         "_alone",
         "_at_boundary",
         "_lane",
+        "_peer",
         "_served_until",
         "_socket",
         "_under_way",
@@ -94,6 +95,7 @@ class Express(Connection):
             max_line_size=max_line_size,
         )
         self._lane = lane
+        self._peer: str | None = None
         self.offered: int | Write | None = None
         """What a handler has offered to be remembered: the lane's generation of its answer, or how to write."""
         self.outcome: Outcome | None = None
@@ -216,10 +218,18 @@ class Express(Connection):
         if len(data) > self.max_line_size or (found := self._lane.forms.find(data)) is None:
             return False
         form, value = found
+        logging.CLIENT.set(self._client())
         if running.draining() or (withdraw := form.write(value, self._written)) is None:
             return False
         self._begin(_UnderWay(data, withdraw, form))
         return True
+
+    def _client(self) -> str | None:
+        """Return the address of the client, for the log."""
+        if self._peer is None and self.transport is not None:
+            name = self.transport.get_extra_info("peername")
+            self._peer = name[0] if isinstance(name, tuple) else "a client of the unix socket"
+        return self._peer
 
     def _wait(self, data: bytes) -> bool:
         """Wait in a room for what these bytes ask for; False if there is none."""

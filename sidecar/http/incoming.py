@@ -248,13 +248,11 @@ async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequenc
     except _errors.ReadError:
         return None  # there is no date to compare with, and RFC 9110 section 13.1.4 says: ignore it
     if int(found.modified) > since:
-        raise problems.of(
-            _errors.VersionConflict(
-                f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
-                f" {answers.http_date(found.modified)}, after If-Unmodified-Since"
-                " (read it again, and decide anew)",
-                found.etag,
-            )
+        raise _errors.VersionConflict(
+            f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
+            f" {answers.http_date(found.modified)}, after If-Unmodified-Since"
+            " (read it again, and decide anew)",
+            found.etag,
         )
     return (found.etag,)
 

@@ -20,6 +20,7 @@ from sidecar import _errors
 from sidecar.http import framing, lane, listening
 from sidecar.http import guard as guards
 from sidecar.http.bells import Waits
+from sidecar.http.connection import Connection
 from sidecar.http.express import Express
 from sidecar.http.guard import Guard, Guarded
 from sidecar.http.lane import Lane
@@ -53,6 +54,7 @@ async def serve(
     drain_timeout: float = 10.0,
     head_timeout: float = guards.HEAD_TIMEOUT,
     max_connections: int = guards.MAX_CONNECTIONS,
+    access_log: bool = False,
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """Serve an aiohttp application until this is cancelled, as `sidecar.run` does at SIGTERM.
@@ -76,6 +78,8 @@ async def serve(
         max_connections: connections at a time; for one more an idle one is closed, and where there is none
             it is answered with 503, unless it asks for a probe.
             It is less where the process may not open as many files (`ulimit -n`).
+        access_log: log one line for each request (client, method, path, status, bytes, time) at INFO;
+            each is then answered by the application itself, and none from memory, which costs several times the CPU.
         ready: called with the addresses as soon as they are served.
 
     Raises:
@@ -120,6 +124,7 @@ async def serve(
             drain_timeout=drain_timeout,
             head_timeout=head_timeout,
             max_connections=max_connections,
+            access_log=access_log,
             ready=ready,
         )
 
@@ -133,6 +138,7 @@ async def serve_at(
     drain_timeout: float,
     head_timeout: float,
     max_connections: int,
+    access_log: bool = False,
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
     """Serve at sockets that are bound already, as `serve` does; whoever has bound them closes them, too."""
@@ -144,7 +150,7 @@ async def serve_at(
         ]
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
         guard = Guard(head_timeout=head_timeout, max_connections=max_connections)
-        await _run(app, places, guard, ready, drain)
+        await _run(app, places, guard, ready, drain, access_log=access_log)
 
 
 def certificate_of(
@@ -184,6 +190,8 @@ async def _run(
     guard: Guard,
     ready: Callable[[Sequence[str]], None] | None,
     drain: Callable[[Sequence[_Listener], set[Guarded]], Awaitable[None]],
+    *,
+    access_log: bool,
 ) -> None:
     """Start the application, listen, and end both, whatever happens in between."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIME)
@@ -193,7 +201,7 @@ async def _run(
         if runner.server is not None:
             framing.enforce(runner.server)
         for place in places:
-            listeners.append(await _listen(runner, guard, place))  # noqa: PERF401 (those before one that fails must be known)
+            listeners.append(await _listen(runner, guard, place, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
         addresses = [place.address for place in places]
         _log.info("listening on %s", ", ".join(addresses))
         if ready is not None:
@@ -236,7 +244,9 @@ class _Listener:
         return tasks
 
 
-async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> _Listener:
+async def _listen(
+    runner: web.AppRunner, guard: Guard, place: _Place, *, access_log: bool
+) -> _Listener:
     loop = asyncio.get_running_loop()
     server = runner.server
     if server is None:
@@ -244,7 +254,16 @@ async def _listen(runner: web.AppRunner, guard: Guard, place: _Place) -> _Listen
 
     answers = Lane()
 
-    def connection() -> Express:
+    def connection() -> Connection:
+        if access_log:  # the lane answers without a request that could be logged
+            return Connection(
+                server,
+                guard,
+                loop=loop,
+                keepalive_timeout=KEEP_ALIVE,
+                max_line_size=LONGEST_LINE,
+                access_log=True,
+            )
         return Express(
             server,
             guard,

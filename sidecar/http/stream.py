@@ -276,8 +276,10 @@ class Stream:
 
     async def _refresh(self) -> None:
         async with self._refreshing:  # of two, the one that began later has the newer content
+            # First: `fresh` is never told with the tag of a content that was stale.
+            stale = self._source.stale
             etag, image = await self._source.image() or (None, b"null")
-            now = _Now(etag, self._source.stale, image)
+            now = _Now(etag, stale, image)
             if now != self._now:
                 self._now = now
                 self._wires.clear()

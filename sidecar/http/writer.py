@@ -19,10 +19,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from sidecar import _errors
 from sidecar.http import (
@@ -40,9 +41,9 @@ from sidecar.http import (
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.http.receiving import Buffers
-from sidecar.runtime import arguments
+from sidecar.runtime import arguments, logging
+from sidecar.volume import change_log, terms
 from sidecar.volume import gate as gates
-from sidecar.volume import terms
 from sidecar.volume.commit import Outcome
 from sidecar.volume.gate import Gate
 from sidecar.volume.history import Version
@@ -55,6 +56,7 @@ from sidecar.volume.volume import (
     KEEP_DELETED,
     Durability,
     Volume,
+    count_failure,
     too_large,
 )
 
@@ -209,10 +211,28 @@ class Writer:
 WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
 
 
+def _attempt(handler: Handler) -> Handler:
+    """Note for whom a handler works, and count what fails before it comes to the volume."""
+
+    @wraps(handler)
+    async def attempted(request: web.Request) -> web.StreamResponse:
+        logging.CLIENT.set(request.remote or "a client of the unix socket")
+        try:
+            return await handler(request)
+        except _errors.SidecarError as error:
+            name = request.match_info.get("name")
+            where = os.path.join(request.app[WRITER].volume.path, change_log.one_line(name or ""))
+            count_failure(error, where, dry_run="dry_run" in request.query)
+            raise
+
+    return attempted
+
+
 # The handlers, in the order of the routes
 
 
 @cross_origin.changes_state
+@_attempt
 async def _get_content(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     content = incoming.content_of(request)
@@ -264,18 +284,19 @@ async def _get_file(request: web.Request) -> web.Response:
     return answers.respond(request, await files.representation(content))
 
 
+@_attempt
 async def _put_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     name = incoming.name_of(request)
     dry_run = incoming.dry_run(request)
     incoming.refuse_strange_body(request)
     if request.content_length is not None and request.content_length > writer.max_size:
-        raise _too_large(writer, name)
+        raise _too_large(writer, name, dry_run=dry_run)
     conditions = await incoming.conditions(request, writer.volume, name)
     await incoming.continue_now(request)
     async with (
         writer.data_path.attempt() as progress,
-        writer.volume.stage(name) as upload,
+        writer.volume.stage(name, dry_run=dry_run) as upload,
     ):
         await incoming.receive(request, upload, progress.made, writer.buffers)
         done = await writer.volume.put(
@@ -291,6 +312,7 @@ async def _put_file(request: web.Request) -> web.Response:
     return web.Response(status=201 if done.created else 204, headers=headers)
 
 
+@_attempt
 async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     name = incoming.name_of(request)
@@ -299,7 +321,8 @@ async def _delete_file(request: web.Request) -> web.Response:
     wanted = await incoming.only_if_match(request, writer.volume, name)
     async with writer.data_path.attempt():
         await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
-    return web.Response(status=204, headers=_said(dry_run=dry_run))
+    in_time, headers = await _outcome(request, name, None, dry_run=dry_run)
+    return web.Response(status=204 if in_time else 202, headers=headers)
 
 
 async def _get_versions(request: web.Request) -> web.Response:
@@ -308,6 +331,7 @@ async def _get_versions(request: web.Request) -> web.Response:
     return answers.json_answer([_version_entry(one) for one in versions])
 
 
+@_attempt
 async def _post_rollback(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     dry_run = incoming.dry_run(request)
@@ -331,19 +355,20 @@ async def _post_rollback(request: web.Request) -> web.Response:
 
 
 async def _outcome(
-    request: web.Request, name: str | None, done: Publication, *, dry_run: bool
+    request: web.Request, name: str | None, done: Publication | None, *, dry_run: bool
 ) -> tuple[bool, dict[str, str]]:
     """Return whether the content is where it is wanted, and the headers that say what was done.
 
-    With `Prefer: wait=SECONDS` that is the reader, which is asked for it.
+    With `Prefer: wait=SECONDS` that is the reader, which is asked for it; `done` None: whether it has it no more.
     """
     writer = request.app[WRITER]
-    headers = {"ETag": done.etag, **_said(dry_run=dry_run)}
+    etag = None if done is None else done.etag
+    headers = ({} if etag is None else {"ETag": etag}) | _said(dry_run=dry_run)
     seconds = answers.wait_of(request)
     if seconds is None or writer.confirm is None or dry_run:
         return True, headers
     asked = None if name == writer.primary else name
-    took = await writer.confirm.wait(request, done.etag, name=asked, seconds=seconds)
+    took = await writer.confirm.wait(request, etag, name=asked, seconds=seconds)
     headers |= answers.wait_applied(seconds)
     if took is not None:
         headers["Server-Timing"] = f"confirm;dur={took * 1000:.1f}"
@@ -364,8 +389,11 @@ def _version_entry(version: Version) -> dict[str, object]:
     }
 
 
-def _too_large(writer: Writer, name: str) -> problems.Problem:
-    problem = problems.of(too_large(os.path.join(writer.volume.path, name), writer.max_size))
+def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
+    where = os.path.join(writer.volume.path, name)
+    error = too_large(where, writer.max_size)
+    count_failure(error, where, dry_run=dry_run)
+    problem = problems.of(error)
     problem.force_close()
     return problem
 

@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, get_args
 
@@ -17,6 +18,9 @@ from sidecar._errors import ConfigError
 
 Format = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
+
+CLIENT: ContextVar[str | None] = ContextVar("sidecar_client", default=None)
+"""The address of the client for which the present work is done."""
 
 _CHATTY = ("watchfiles", "asyncio")
 """Loggers of others that say at INFO or below what our own lines say already."""

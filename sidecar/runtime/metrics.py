@@ -28,7 +28,10 @@ Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]
 
 REGISTRY = CollectorRegistry()
 
-PUBLISH_RESULTS = ("published", "unchanged", "refused", "conflict", "failed", "uncertain")
+PUBLISH_RESULTS = (
+    *("published", "unchanged", "deleted"),
+    *("refused", "conflict", "missing", "cancelled", "failed", "uncertain"),
+)
 WATCH_MODES = ("inotify", "watchfiles", "poll")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -4,7 +4,8 @@ Publish: `volume` is what users hold, `upload` receives what is large, `local_fi
 `gate` decides what may be published, by `syntax` (`syntax_yaml`), `schema` and a command (`check`),
 in processes that can be ended (`validator`, `check_process`);
 `commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk, `history` keeps what was.
-`repair` mends a set in force at a start, `retention` bounds the history as a whole, and `budget` all that the directory takes.
+`repair` mends a set in force at a start, `change_log` says each change in one line.
+`retention` bounds the history as a whole, and `budget` all that the directory takes.
 
 Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
 `filters` and `listing` say which names count, `loading` reads them.

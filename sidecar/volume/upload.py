@@ -45,6 +45,8 @@ class Upload:
         self._size = 0
         self._settled = 0
         self._budgeted_as = ""
+        self.handed_over = False
+        """Whether it was given to `Volume.put`, which counts how that ends."""
         self._file: Any = None
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import time
 import weakref
@@ -20,7 +21,8 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from sidecar import _errors
 from sidecar.runtime import arguments, metrics, threads
-from sidecar.volume import commit, history, local_file, store, terms
+from sidecar.runtime.logging import CLIENT
+from sidecar.volume import change_log, commit, history, local_file, store, terms
 from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
@@ -45,7 +47,9 @@ KEEP_BYTES = 256 << 20
 KEEP_DELETED = 10
 GRACE = 30.0
 #: Looked up once: this is counted for each of thousands a second.
-_PUBLISHED, _UNCHANGED = map(metrics.PUBLISH_TOTAL.labels, ("published", "unchanged"))
+_PUBLISHED, _UNCHANGED, _DELETED = map(
+    metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
+)
 
 
 _VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
@@ -222,7 +226,7 @@ class Volume:
                 await self._examine(name, data)
             return await self._step(self._store.publish, contents, order=order)
 
-        return await self._counted(work, dry_run=dry_run)
+        return await self._counted(work, self._path, dry_run=dry_run)
 
     async def put(
         self,
@@ -254,6 +258,7 @@ class Volume:
         async def work() -> Publication:
             terms.check_name(name)
             if isinstance(content, Upload):
+                content.handed_over = True
                 await self._examine_upload(name, content)
                 await content.settle()
                 staged = content.take()
@@ -265,7 +270,7 @@ class Volume:
                 return await self._put_alone(name, data, order)
             return await self._commits_here().put(name, data)
 
-        return await self._counted(work, dry_run=dry_run)
+        return await self._counted(work, self._where(name), dry_run=dry_run)
 
     def put_soon(self, name: str, content: bytes, tell: Callable[[Outcome], None]) -> Wish | None:
         """Publish one file as `put` does, and `tell` what became of it, instead of letting a task wait for that.
@@ -277,10 +282,12 @@ class Volume:
         unseen = self._gate is None or self._gate.passes(len(content))
         if not (self._prepared and unseen and len(content) <= self._max_size):
             return None
-        started = time.perf_counter()
+        started, where = time.perf_counter(), os.path.join(self._path, name)
+        client = CLIENT.get()
 
         def ended(outcome: Outcome) -> None:
-            _count(outcome, started)
+            CLIENT.set(client)  # others may wait for the same publish
+            _count(outcome, where, started)
             tell(outcome)
 
         return self._commits_here().wish(name, content, ended)
@@ -336,14 +343,28 @@ class Volume:
         """
         order = _order(if_match, None, dry_run)
         order.purge = purge
-        return await self._step(self._store.delete, name, order=order)
+        where = self._where(name)
+        try:
+            done = await self._step(self._store.delete, name, order=order)
+        except BaseException as error:
+            count_failure(error, where, dry_run=dry_run)
+            raise
+        if not dry_run:
+            _DELETED.inc()
+            change_log.note("deleted", where, "with its history" if purge else "its history stays")
+        return done
 
     @asynccontextmanager
     async def stage(
-        self, name: str | None = None, *, limit: int | str | None = None
+        self,
+        name: str | None = None,
+        *,
+        limit: int | str | None = None,
+        dry_run: bool = False,
     ) -> AsyncIterator[Upload]:
         """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
 
+        One that ends by an exception before `put` counts as a publish that has failed, unless it is a trial (`dry_run`).
         `name` is for messages, where it is known already; `limit` in bytes (or `"1Gi"`) defaults to the volume's
         `max_size`, and is never more than that.
 
@@ -363,8 +384,9 @@ class Volume:
             opening = threads.in_turn(upload.open, order)
             await threads.to_its_end(opening, order.withdraw)
             yield upload
-        except (_errors.VolumeFull, _errors.VolumeUnavailable) as error:
-            _count_failure(error)  # on the way: nothing came to `put`
+        except BaseException as error:
+            if not upload.handed_over:
+                count_failure(error, self._where(name), dry_run=dry_run)
             raise
         finally:
             await upload.end()
@@ -434,7 +456,7 @@ class Volume:
             return await self._step(self._store.put, file, data, order=order)
 
         try:
-            return await self._counted(work, dry_run=dry_run)
+            return await self._counted(work, self._where(name), dry_run=dry_run, done="rolled back")
         except _errors.ContentAltered as error:
             raise _errors.UnknownVersion(
                 f"cannot roll {self._path} back to {snapshots.etag(wanted)}: what was kept of it is altered"
@@ -495,18 +517,30 @@ class Volume:
             where = os.path.join(self._path, name)
             await self._gate.examine(name, upload.path, upload.size, data, where=where)
 
-    async def _counted(self, work: Callable[[], Any], *, dry_run: bool) -> Publication:
-        """Do the work, remember what it published, and count how it ended."""
-        started = time.perf_counter()
+    def _where(self, name: str | None) -> str:
+        """Return the path of a file, or of the whole, as messages say it."""
+        return self._path if name is None else os.path.join(self._path, name)
+
+    async def _counted(
+        self, work: Callable[[], Any], where: str, *, dry_run: bool, done: str = "published"
+    ) -> Publication:
+        """Do the work, count how it ended, and say so in the log."""
+        started, before = time.perf_counter(), self._published
         try:
             await self._prepare_once()
-            done: Publication = await work()
-        except _errors.SidecarError as error:
-            _count_failure(error, dry_run=dry_run)
+            published: Publication = await work()
+        except asyncio.CancelledError as error:
+            if self._published is not before and self._published is not None and not dry_run:
+                _count(self._published, where, started, done)  # it was too late to withdraw it
+            else:
+                count_failure(error, where, dry_run=dry_run)
+            raise
+        except BaseException as error:
+            count_failure(error, where, dry_run=dry_run)
             raise
         if not dry_run:
-            _count(done, started)
-        return done
+            _count(published, where, started, done)
+        return published
 
     async def _step(self, function: Callable[..., R], *args: Any, order: Order) -> R:
         """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
@@ -586,19 +620,29 @@ def _check_content(content: object) -> None:
     )
 
 
-def _count(outcome: Outcome, started: float) -> None:
+def _count(outcome: Outcome, where: str, started: float, done: str = "published") -> None:
     """Count a publish that has ended, and the time that it has taken if it went well."""
-    if isinstance(outcome, Publication):
-        (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
-        metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
-    elif isinstance(outcome, _errors.SidecarError):
-        _count_failure(outcome)
+    if not isinstance(outcome, Publication):
+        count_failure(outcome, where)
+        return
+    (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
+    metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
+    if outcome.changed:
+        change_log.note(done, where, f"{outcome.size} bytes, version {outcome.version}")
 
 
-def _count_failure(error: _errors.SidecarError, *, dry_run: bool = False) -> None:
-    """Count a publish that has failed: once, however far the error goes up."""
+def count_failure(error: BaseException, where: str, *, dry_run: bool = False) -> None:
+    """Count a publish or a delete that has failed, and say why in the log: once, however far the error goes up."""
+    if not isinstance(error, _errors.SidecarError):
+        if not dry_run:
+            gone = isinstance(error, asyncio.CancelledError | ConnectionError)
+            metrics.PUBLISH_TOTAL.labels("cancelled" if gone else "failed").inc()
+        return
     if not error.counted and not dry_run:
-        metrics.PUBLISH_TOTAL.labels(_result(error)).inc()
+        result = _result(error)
+        metrics.PUBLISH_TOTAL.labels(result).inc()
+        level = logging.WARNING if result in ("failed", "uncertain") else logging.INFO
+        change_log.note(result, where, change_log.one_line(str(error)), level=level)
     error.counted = True
 
 
@@ -608,7 +652,9 @@ def _result(error: _errors.SidecarError) -> str:
             return "uncertain"
         case _errors.VersionConflict():
             return "conflict"
-        case _errors.ContentRefused() | _errors.NameRefused() | _errors.UnknownVersion():
+        case _errors.ContentRefused() | _errors.NameRefused():
             return "refused"
+        case _errors.FileMissing() | _errors.UnknownVersion():
+            return "missing"
         case _:
             return "failed"

@@ -156,7 +156,7 @@ async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
     assert len(filled) > 400, "the lane has written too little for that to mean anything"
-    assert caplog.records == []
+    assert {one.name for one in caplog.records} <= {"sidecar.volume.change_log"}
 
 
 @pytest.mark.soak

@@ -18,6 +18,7 @@ from eventsource import Event, EventSource, Parser
 from httpkit import MakeClient, Serve, Served, place, tag
 from sidecar.http import reader as readers
 from sidecar.http import stream as streams
+from sidecar.http.bells import Waits
 from sidecar.http.reader import reader_app
 from sidecar.http.stream import Stream, Subscriber
 from sidecar.runtime import metrics
@@ -29,6 +30,31 @@ Open: TypeAlias = Callable[..., "asyncio.Future[EventSource]"]
 
 def content(text: str) -> Event:
     return Event("content", text, tag(text))
+
+
+class Recovering:
+    """A source that recovers, with a new content, while the image of the old one is being made."""
+
+    def __init__(self) -> None:
+        self.etag = tag("old")
+        self.stale: str | None = "it is gone"
+
+    async def image(self) -> tuple[str, bytes]:
+        found = self.etag, b'"x"'
+        self.etag, self.stale = tag("new"), None
+        return found
+
+    def subscribe(self, _: object) -> Callable[[], None]:
+        return lambda: None
+
+
+async def test_fresh_is_never_told_with_the_tag_of_what_was_stale() -> None:
+    """Its tag is that of the content that ended the staleness (issue 10, point 12)."""
+    stream = Stream(Recovering(), Waits())
+    await stream._refresh()
+    assert (stream._now.etag, stream._now.stale) == (tag("old"), "it is gone")
+    await stream._refresh()
+    assert (stream._now.etag, stream._now.stale) == (tag("new"), None)
 
 
 @pytest.fixture

@@ -818,6 +818,21 @@ async def test_a_write_that_waits_for_its_turn_is_not_stuck(
     assert path.live() is None
 
 
+async def test_a_delete_can_wait_until_the_reader_has_it_no_more(
+    client: MakeClient, tmp_path: Path
+) -> None:
+    """`DELETE` is a write as any other (issue 10, point 12); in time or not, it says which."""
+    reader = await client(reader_app(f"{tmp_path}/"))
+    one = await client(writer_app(f"{tmp_path}/", confirm=str(reader.make_url("/"))))
+    for name in "ab":
+        await one.put(f"/files/{name}", data=b"1", headers={"Prefer": "wait=10"})
+    answer = await one.delete("/files/a", headers={"Prefer": "wait=10"})
+    assert (answer.status, answer.headers["Preference-Applied"]) == (204, "wait=10")
+    assert (await reader.get("/files/a")).status == 404
+    nobody = await client(writer_app(f"{tmp_path}/", confirm="http://127.0.0.1:9"))
+    assert (await nobody.delete("/files/b", headers={"Prefer": "wait=0.1"})).status == 202
+
+
 async def test_any_server_with_etags_can_confirm(client: MakeClient, config: Path) -> None:
     """One that knows no long-poll is asked again, with what it said last, until it has the content."""
     asked: list[str | None] = []

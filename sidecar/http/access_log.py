@@ -1,0 +1,32 @@
+"""The access log: one line for each request, where that is asked for.
+
+    10.0.0.7 PUT /files/a 201 0 bytes 3.1 ms
+
+Neither the query nor any header is in it: those hold contents and tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.web import BaseRequest, StreamResponse
+
+LOGGER = logging.getLogger(__name__)
+
+
+class AccessLog(AbstractAccessLogger):
+    """Writes one line for each answer, at INFO: client, method, path, status, bytes of the body, time."""
+
+    def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
+        """Log an answer; `time` is in seconds, from the request to the end of the answer."""
+        path = "".join(c if c.isprintable() else "?" for c in request.path)
+        self.logger.info(
+            "%s %s %s %d %d bytes %.1f ms",
+            request.remote or "unix",
+            request.method,
+            path,
+            response.status,
+            response.body_length,
+            time * 1000,
+        )
