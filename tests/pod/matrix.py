@@ -209,7 +209,10 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
     },
     "probes by commands": {"probes": {"type": "exec", "startup": None}},
-    "on loopback only": {"writer": {"host": "127.0.0.1"}, "reader": {"host": "::1"}},
+    "on loopback only": {
+        "writer": {"host": "127.0.0.1", "service": {"enabled": False}},
+        "reader": {"host": "::1", "service": {"enabled": False}},
+    },
     "IPv6 alone": {
         "writer": {"host": "::"},
         "reader": {"host": "::"},

@@ -209,6 +209,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "writer.resources.limits.ephemeral-storage",
         ),
     ),
+    "service that leads nowhere": (
+        {"reader": {"host": "127.0.0.1"}},
+        ("reader.host is 127.0.0.1", "reader.service.enabled=false"),
+    ),
     "address family that is none": (
         {"service": {"ipFamilies": ["IPv5"]}},
         ("service", "ipFamilies", "IPv4", "IPv6"),

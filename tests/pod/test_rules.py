@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,17 @@ def test_commands_ask_where_the_kubelet_cannot() -> None:
         assert probe["exec"]["command"] == ["sidecar", "check", url, "--timeout=3"]
     probe = chart.container(rendered("probes by commands"), "reader")["readinessProbe"]
     assert probe["exec"]["command"][2] == "http://localhost:8081/readyz"
+
+
+def test_the_states_of_the_readme_are_those_of_the_page_on_http() -> None:
+    """One table, of which each cell is tested; the chart's README says what the kubelet makes of it."""
+
+    def states(page: Path) -> set[tuple[str, ...]]:
+        rows = re.findall(r"^\| ((?:reader|writer|either): .*) \|$", page.read_text(), re.MULTILINE)
+        return {tuple(row.split(" | ")[:4]) for row in rows}
+
+    assert len(states(tools.CHART / "README.md")) == 10
+    assert states(tools.CHART / "README.md") == states(tools.ROOT / "docs" / "http.md")
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -46,6 +46,14 @@ Each message names the value, what it is, and what is allowed.
 {{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.extraContainers) -}}
 {{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled or extraContainers." -}}
 {{- end -}}
+{{- if .Values.service.enabled -}}
+{{- range $role := list "writer" "reader" -}}
+{{- $values := index $.Values $role -}}
+{{- if and $values.enabled $values.service.enabled (include "sidecar.onLoopback" $values) -}}
+{{- fail (printf "\n\n%s.host is %s, where only its own Pod reaches it, and the Service leads there: set %s.service.enabled=false, or another host." $role $values.host $role) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $native := list -}}
 {{- range $role := list "writer" "reader" "collector" -}}
 {{- $values := index $.Values $role -}}
