@@ -10,12 +10,13 @@ A `Representation` is what there is to send; `respond` decides by the request's 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import formatdate
+from email.utils import formatdate, parsedate
 from typing import Final, Protocol
 
 import orjson
@@ -146,6 +147,15 @@ def tags_of(request: web.Request, header: str) -> Tags | None:
     return None if lines is None else Tags.parse(",".join(lines))
 
 
+def date_of(request: web.Request, header: str) -> float | None:
+    """Return a date in Unix seconds; None if there is none, or none that can be understood: then it is ignored."""
+    found = parsedate(request.headers.get(header, ""))
+    if found is not None:
+        with contextlib.suppress(ValueError, OverflowError):
+            return datetime(*found[:6], tzinfo=UTC).timestamp()
+    return None
+
+
 def wait_of(request: web.Request) -> float | None:
     """Return the seconds of `Prefer: wait=SECONDS`, at most `WAIT_LIMIT`.
 
@@ -273,16 +283,16 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
             raise _not_that_one("If-Match", etag)
     elif (
         modified is not None
-        and (limit := request.if_unmodified_since) is not None
-        and modified > limit.timestamp()
+        and (limit := date_of(request, "If-Unmodified-Since")) is not None
+        and modified > limit
     ):
         raise _not_that_one("If-Unmodified-Since", etag)
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
     # Equality, as nginx has it: the time of a file goes back as well (`mv`, `cp -p`, a rollback).
-    since = request.if_modified_since
-    return since is not None and modified is not None and modified == since.timestamp()
+    since = date_of(request, "If-Modified-Since")
+    return since is not None and modified is not None and modified == since
 
 
 def _not_that_one(header: str, etag: str) -> problems.Problem:

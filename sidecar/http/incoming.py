@@ -141,11 +141,9 @@ async def conditions(request: web.Request, volume: Volume, name: str | None) -> 
         raise problems.Problem(
             "bad-request", f"cannot understand the condition: {error}"
         ) from error
-    if match is None and request.if_unmodified_since is not None:
-        return Conditions(
-            await _unmodified(volume, name, request.if_unmodified_since.timestamp()),
-            _plain_tags(none_match),
-        )
+    since = answers.date_of(request, "If-Unmodified-Since")
+    if match is None and since is not None:
+        return Conditions(await _unmodified(volume, name, since), _plain_tags(none_match))
     # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
     wanted = None if match is None else ("*",) if match.any else match.tags
     return Conditions(wanted, _plain_tags(none_match))

@@ -40,8 +40,8 @@ def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     before, found, after = "\r\n".join(lines).partition("\r\nDate: ")
     sent = Sent(
-        (before + found).encode(),
-        after[_DATE_LENGTH:].encode() + b"\r\n\r\n" + (body or b""),
+        (before + found).encode("utf-8", "surrogateescape"),
+        after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
         counts.of(str(response.status)),
     )
     size = len(sent.before) + _DATE_LENGTH + len(sent.after)

@@ -79,7 +79,7 @@ class Rooms:
         key = requests.key(data)
         many = self._seen.before(key)
         if instead is not None:
-            new, old = (word.encode() for word in instead)
+            new, old = (word.encode("utf-8", "surrogateescape") for word in instead)
             if key.count(old) != 1:
                 return None
             key = key.replace(old, new)
