@@ -61,7 +61,11 @@ def serve(
         for name in _COMMON:
             with suppress(ImportError):
                 import_module(name)
-        number = workers.begin(count, release=lambda: _close(places))
+        number = workers.begin(
+            count,
+            release=lambda: _close(places),
+            drain=limits["drain_delay"] + limits["drain_timeout"],
+        )
         mine = places.pop(number - 1)
         # A socket of another worker that stayed open here would take connections after that worker has closed it.
         _close(places, but=mine)

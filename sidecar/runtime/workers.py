@@ -4,7 +4,8 @@ The parent has no event loop and no thread, so it can fork whenever it must; wha
 
     begin(4)      forks the first, waits until it has started, then forks the others
     a death       is logged, and another process takes the place: at once, then after growing pauses
-    SIGTERM       all are told to drain, at the same time; the program ends when they have
+    SIGTERM       all are told to drain, at the same time; the program ends when they have,
+                  and whoever hangs for longer than that may take is killed
     a second one  they are killed; but SIGHUP only ever asks, see `runtime/running`
     ask           what each worker says about a topic is gathered for the one who wants to know (`runtime/siblings`)
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -41,12 +43,16 @@ _FIRST_PAUSE = 0.25
 The first time it begins at once: new connections that are its share wait for it.
 """
 
+KILL_AFTER = 5.0
+"""Seconds beyond the time for draining in which a worker cleans up: two to stop its watch, two for aiohttp."""
+_REAPED_WITHIN = 1.0
+
 _REFUSED_PAUSE = 1.0
 """Seconds until it is tried again where the system refuses a process: its limits are shared with others."""
 _log = logging.getLogger(__name__)
 
 
-def begin(size: int, *, release: Callable[[], None]) -> int:
+def begin(size: int, *, release: Callable[[], None], drain: float = math.inf) -> int:
     """Become `size` processes: return in each of them, with its number from 1 on.
 
     In the parent it never returns: it leaves with SystemExit when all have ended.
@@ -58,6 +64,7 @@ def begin(size: int, *, release: Callable[[], None]) -> int:
     Args:
         size: the number of processes.
         release: called in the parent when it drains: gives up what it holds for workers to come.
+        drain: seconds that the end of a worker may take; one that takes `KILL_AFTER` longer hangs, and is killed.
     """
     memory.give_back()
     # What is there now is never garbage, so no worker's collector writes to its pages: they stay shared.
@@ -65,7 +72,7 @@ def begin(size: int, *, release: Callable[[], None]) -> int:
     gc.freeze()
     numbers = (*signals.that_stop(), signal.SIGCHLD)
     with signals.arriving(*numbers) as arrived:
-        number = _Parent(size, numbers, arrived, release).run()
+        number = _Parent(size, numbers, arrived, release, drain).run()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return number
 
@@ -110,7 +117,11 @@ class _Parent:
         numbers: Sequence[signal.Signals],
         arrived: socket.socket,
         release: Callable[[], None],
+        drain: float,
     ) -> None:
+        self._drain_time = drain
+        self._kill_at = math.inf
+        """When those that have not ended are killed, and after that left behind: not even SIGKILL ends who waits for a dead disk."""
         self._size = size
         self._signals = numbers
         self._arrived = arrived
@@ -125,6 +136,7 @@ class _Parent:
         self._up = False
         """The first worker has started, so a start can succeed."""
         self._stopping: signal.Signals | None = None
+        self._killed = False
         self._status = 0
         # Not epoll: a child that closes its copy would have to take care of what it shares with us.
         self._selector = selectors.PollSelector()
@@ -141,6 +153,7 @@ class _Parent:
             for key, _ in self._selector.select(self._time_left()):
                 key.data()
             self._end_late_questions()
+            self._kill_late()
             if not self._workers and not self._due:
                 raise SystemExit(self._status)
 
@@ -193,8 +206,9 @@ class _Parent:
 
     def _time_left(self) -> float | None:
         """Return the seconds until there is something to do, None if nothing is planned."""
-        moments = [*self._due.values(), *(one.limit for one in self._questions.values())]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        limits = (one.limit for one in self._questions.values())
+        nearest = min(self._kill_at, *self._due.values(), *limits, math.inf)
+        return max(0.0, nearest - time.monotonic()) if nearest < math.inf else None
 
     # Beginning and end
 
@@ -222,14 +236,34 @@ class _Parent:
     def _drain(self) -> None:
         self._due.clear()
         self._release()
+        self._kill_at = time.monotonic() + self._drain_time + KILL_AFTER
         for worker in self._workers.values():
             if not worker.send("stop"):
                 os.kill(worker.pid, signal.SIGTERM)
 
-    def _kill(self) -> None:
+    def _kill_late(self) -> None:
+        """Kill those that hang, and a second later end without those that even then are there."""
+        if time.monotonic() < self._kill_at or not self._workers:
+            return
+        if self._killed:
+            raise SystemExit(self._status or 128 + signal.SIGKILL)
+        for worker in self._workers.values():
+            _log.error(
+                "%s has not ended %g s after it was told to, and is killed",
+                worker,
+                self._drain_time + KILL_AFTER,
+            )
+        self._killed = True
+        self._kill_at = time.monotonic() + _REAPED_WITHIN
+        self._kill_all()
+
+    def _kill_all(self) -> None:
         for worker in self._workers.values():
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
+
+    def _kill(self) -> None:
+        self._kill_all()
         for worker in self._workers.values():
             with suppress(ChildProcessError):
                 os.waitpid(worker.pid, 0)

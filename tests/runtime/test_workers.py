@@ -31,7 +31,7 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
                 workers._FIRST_PAUSE = 0.01
                 """)
             + dedent(before)
-            + f"number = workers.begin({size}, release=lambda: print('released', flush=True))\n"
+            + f"number = workers.begin({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
             + dedent(text)
         )
         return sidecar_process(path, until=until)
@@ -80,6 +80,16 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
     os.killpg(process.pid, signal.SIGHUP)
     assert process.wait() == 0, process
     assert {"ends 1", "ends 2"} <= set(process.output.splitlines())
+
+
+def test_a_worker_that_hangs_is_killed_when_it_should_have_ended(program: StartProcess) -> None:
+    """SIGSTOP stands for a disk that is gone; the others end in order, and the program says who it was."""
+    process = program(SERVE, before="workers.KILL_AFTER = 0.3\n", until="all 2 workers")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGSTOP)
+    assert process.stop() == 128 + signal.SIGKILL
+    assert f"worker 2 (process {children[1]}) has not ended 0.4 s after" in process.output
+    assert "worker 1" not in process.output
 
 
 def test_a_first_worker_that_cannot_start_ends_the_program(program: StartProcess) -> None:
