@@ -9,6 +9,8 @@ import socket
 import time
 from typing import NamedTuple
 
+from sidecar.runtime import trust
+
 _MOST = 1 << 20
 """Bytes of an answer that are read: enough for any problem's detail."""
 
@@ -74,8 +76,7 @@ def get(
     """Send one GET and return the answer, all within `timeout` seconds.
 
     The certificate of an https server is verified, against `ca` or the system's authorities;
-    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine:
-    what could pass for it there has taken over the Pod already. The kubelet's own probes verify none.
+    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine (see `runtime.trust`).
 
     Raises:
         ProbeError: nothing came back, or nothing that is HTTP.
@@ -132,25 +133,17 @@ def _connected(target: Target, timeout: float) -> socket.socket:
 def _encrypted(
     plain: socket.socket, target: Target, ca: str | None, insecure: bool
 ) -> socket.socket:
-    # Imported here: most probes need no TLS, and it takes longer than all the rest.
     import ssl
 
-    context = ssl.create_default_context(cafile=ca)
-    if insecure or (ca is None and _is_here(plain)):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    # The address counts, a name could mean anything.
+    here = trust.is_this_machine(str(plain.getpeername()[0]))
+    context = trust.client_context(ca, verify=not (insecure or (ca is None and here)))
     try:
         return context.wrap_socket(plain, server_hostname=target.host)
     except ssl.SSLCertVerificationError as error:
         raise ProbeError(
             f"its certificate was not accepted: {error.verify_message} (name the authority by --ca)"
         ) from error
-
-
-def _is_here(connection: socket.socket) -> bool:
-    """Whether the other end is this machine: the address counts, a name could mean anything."""
-    peer = str(connection.getpeername()[0])
-    return peer == "::1" or peer.startswith(("127.", "::ffff:127."))
 
 
 def _received(connection: socket.socket, limit: float) -> bytes:

@@ -18,6 +18,12 @@ from sidecar.cli import light, options, serving, values
     metavar="URL",
     help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
 )
+@options.option(
+    "--confirm-ca",
+    type=values.EXISTING_FILE,
+    help="Authority (PEM) that must have signed the certificate of that reader; without it,"
+    " those of the system, but a reader on this machine itself is not verified.",
+)
 @options.token_file()
 @options.allowed_origins()
 @options.allowed_hosts()
@@ -29,6 +35,7 @@ def command(
     gating: options.Gating,
     keeping: options.Keeping,
     confirm: str | None,
+    confirm_ca: str | None,
     token_file: str | None,
     allowed_origins: tuple[str, ...],
     allowed_hosts: tuple[str, ...],
@@ -54,6 +61,7 @@ def command(
         max_size=gating.max_size,
         **asdict(keeping),
         confirm=confirm,
+        confirm_ca=confirm_ca,
         token_file=token_file,
         allowed_origins=allowed_origins,
         allowed_hosts=allowed_hosts,

@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import logging
 import math
-import ssl
+import os
+import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from urllib.parse import quote
 
 import aiohttp
+import yarl
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from sidecar import _errors
 from sidecar.http import bearer
 from sidecar.http.bells import WAITS
-from sidecar.runtime import arguments, threads
+from sidecar.runtime import arguments, threads, trust
 
 _log = logging.getLogger(__name__)
 
@@ -25,18 +29,38 @@ _LONGEST_PAUSE = 0.25
 _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
+class _Loopback(AbstractResolver):
+    """Resolves `localhost` to this machine, whatever the system says (RFC 6761 section 6.3)."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)
+            for kind, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+            if family in (socket.AF_UNSPEC, kind)
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Confirm:
     """A reader that can be asked.
 
     It is asked with `HEAD` and its own long-poll, so that it answers in the moment it has the content;
     a server that knows no long-poll is asked again and again instead.
     Where the writer has a token file, its first token is shown to the reader too.
+    Its certificate is verified against `ca`, or without one as `sidecar check` does.
     """
 
-    def __init__(self, url: str, tokens: bearer.TokenFile | None) -> None:
+    def __init__(
+        self, url: str, tokens: bearer.TokenFile | None, ca: str | os.PathLike[str] | None = None
+    ) -> None:
         if not str(url).startswith(("http://", "https://")):
             raise arguments.refusal("confirm", url, "an address with http:// or https://")
         self._url = url
+        self._ca = None if ca is None else os.fspath(ca)
         self._tokens = tokens
         self._session: aiohttp.ClientSession | None = None
         self._told: str | None = None
@@ -46,12 +70,29 @@ class Confirm:
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         """Hold the connections to the reader open: for `cleanup_ctx`."""
-        # A context of its own: the one that aiohttp makes at its import may have no certificates.
-        tls = await threads.in_thread(ssl.create_default_context)
-        connector = aiohttp.TCPConnector(ssl=tls)
+        connector = await self._connector()
         cookies = aiohttp.DummyCookieJar()
         async with aiohttp.ClientSession(connector=connector, cookie_jar=cookies) as self._session:
             yield
+
+    async def _connector(self) -> aiohttp.TCPConnector:
+        """Return what connects to the reader, and verifies it as `runtime.trust` says.
+
+        Raises:
+            ConfigError: the authority cannot be read.
+        """
+        host = (yarl.URL(self._url).host or "").lower().rstrip(".")
+        here = self._ca is None and (host == "localhost" or trust.is_this_machine(host))
+        try:
+            # A context of its own: the one that aiohttp makes at its import may have no certificates.
+            tls = await threads.in_thread(trust.client_context, self._ca, verify=not here)
+        except OSError as error:
+            raise _errors.ConfigError(
+                f"cannot read the authority of the reader from {self._ca}: {error.strerror or error}"
+                " (see --confirm-ca)"
+            ) from error
+        # What is not verified must not lead elsewhere.
+        return aiohttp.TCPConnector(ssl=tls, resolver=_Loopback() if here else None)
 
     async def wait(
         self, request: web.Request, etag: str | None, *, name: str | None, seconds: float

@@ -77,6 +77,7 @@ def writer_app(
     volume_budget: int | str | None = None,
     durability: Durability = "full",
     confirm: str | None = None,
+    confirm_ca: str | os.PathLike[str] | None = None,
     token_file: str | os.PathLike[str] | None = None,
     allowed_origins: Collection[str] = (),
     allowed_hosts: Collection[str] = (),
@@ -100,6 +101,8 @@ def writer_app(
         confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
             for a file other than the one at `path`, `/files/NAME` beneath it.
             Where `token_file` is given, its first token is shown to that reader.
+        confirm_ca: the authority (PEM) that must have signed the certificate of that reader, where it has one.
+            Without it those of the system count, and a reader on this machine itself is not verified.
         token_file: a file with the bearer tokens that may write, one a line; probes need none.
         allowed_origins: origins whose pages may make a browser write, as `https://admin.example.com`,
             beside pages of the application's own.
@@ -147,7 +150,7 @@ def writer_app(
             initial={primary: b""} if primary is not None else {},
             patience=examiner.patience if examiner is not None else 0.0,
         ),
-        confirm=Confirm(confirm, tokens) if confirm is not None else None,
+        confirm=Confirm(confirm, tokens, confirm_ca) if confirm is not None else None,
     )
     waiting.prepare(app)
     data_path = writer.data_path

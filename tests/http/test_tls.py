@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from httpkit import Serve, Served
 from sidecar import _errors
@@ -22,6 +22,7 @@ from sidecar.http import serve as serving
 from sidecar.http import tls
 from sidecar.http.reader import reader_app
 from sidecar.http.tls import Certificate
+from sidecar.http.writer import writer_app
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="needs openssl to make certificates"
@@ -295,3 +296,49 @@ def connect_in_memory(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
                 done.add(side)
+
+
+@pytest.mark.parametrize(
+    ("host", "ca", "status"),
+    [
+        ("localhost", None, 201),
+        ("127.0.0.1", None, 201),
+        ("localhost", 0, 201),
+        ("localhost", 1, 202),
+        ("127.0.0.1", 0, 202),  # a certificate for localhost
+    ],
+)
+async def test_a_reader_with_tls_confirms(
+    served: Serve,
+    tmp_path: Path,
+    pairs: list[tuple[str, str]],
+    install: Callable[[str, str], tuple[Path, Path]],
+    host: str,
+    ca: int | None,
+    status: int,
+) -> None:
+    """Verified as `sidecar check` does: against an authority that is named, and without one not on this machine."""
+    cert, key = install(*pairs[0])
+    authority = tmp_path / "ca.crt"
+    authority.write_text(pairs[ca or 0][0])
+    reader = await served(reader_app(tmp_path / "config"), tls_cert=cert, tls_key=key)
+    app = writer_app(
+        tmp_path / "config",
+        confirm=f"https://{host}:{reader.port}",
+        confirm_ca=None if ca is None else authority,
+    )
+    writer = await served(app)
+    async with ClientSession() as http:
+        wait = {"Prefer": f"wait={10 if status == 201 else 0.3}"}
+        answer = await http.put(f"{writer.url}/files/new", data=b"1", headers=wait)
+        assert answer.status == status
+
+
+async def test_an_authority_that_is_none_is_told_at_the_start(
+    served: Serve, tmp_path: Path
+) -> None:
+    """Not at the first write that waits."""
+    (tmp_path / "ca").write_text("no certificate")
+    app = writer_app(tmp_path / "config", confirm="https://reader", confirm_ca=tmp_path / "ca")
+    with pytest.raises(_errors.ConfigError, match="--confirm-ca"):
+        await served(app)
