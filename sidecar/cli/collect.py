@@ -188,12 +188,7 @@ _LINE = _Line()
     type=values.port,
     help="Answer /livez, /readyz, /startupz and /metrics on this port.",
 )
-@options.option(
-    "--host",
-    metavar="ADDRESS",
-    default="0.0.0.0",  # noqa: S104 (a Pod's probes come from outside)
-    help="Address to listen on, with --port.",
-)
+@options.host()
 @options.logging()
 @click.pass_context
 def command(

@@ -399,9 +399,9 @@ def ops_app(collector: Collector | Topology) -> web.Application:
     """Return what answers probes and scrapes for a collection."""
     from aiohttp import web
 
-    from sidecar.http import openapi, ops
+    from sidecar.http import openapi, ops, problems
 
-    app = web.Application()
+    app = web.Application(middlewares=[problems.middleware])
     ops.health_of(app).add(
         "collector",
         ready=collector.trouble,

@@ -149,7 +149,7 @@ def listening(*, default: int) -> Decorator:
     return _group(
         "listening",
         gather,
-        option("--host", metavar="ADDRESS", default="0.0.0.0", help="Address to listen on."),  # noqa: S104 (a Pod's probes come from outside)
+        host(),
         option(
             "--port",
             type=values.port,
@@ -211,6 +211,17 @@ def listening(*, default: int) -> Decorator:
             is_flag=True,
             help="Log one line for each request; no answer comes from memory then.",
         ),
+    )
+
+
+def host() -> Decorator:
+    """Add `--host`."""
+    return option(
+        "--host",
+        metavar="ADDRESS",
+        default="",
+        show_default=False,
+        help="Address to listen on; without it all, of IPv6 and IPv4. 0.0.0.0 is IPv4 alone.",
     )
 
 

@@ -64,11 +64,7 @@ def goes_on_behind_body(form: str, data: bytes, size: int, new: int) -> bool:
         size: how many of them belong to the body.
         new: the number of requests that began with them. With several it cannot be known, and is taken for true.
 
-    >>> put = b"PUT /a HTTP/1.1
-    Host: a
-    Content-Length: 1
-
-    x"
+    >>> put = b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
     >>> goes_on_behind_body("length", put, 1, 1), goes_on_behind_body("length", put + b"GET", 1, 1)
     (False, True)
     """

@@ -20,6 +20,8 @@ from sidecar import _errors
 
 SOCKET_MODE = 0o660
 """Who may connect to a unix socket: user and group, as with an `fsGroup` that containers share."""
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.EINVAL)
+"""What a kernel without IPv6 says, or one that has been told to do without."""
 BACKLOG = 1024
 """Connections that may wait until somebody takes them."""
 
@@ -27,9 +29,13 @@ BACKLOG = 1024
 def tcp(host: str, port: int) -> list[socket.socket]:
     """Bind all addresses of a host; `::` takes IPv4 as well, as people expect of it.
 
+    An empty host is `::`, and where this machine has no IPv6, `0.0.0.0`.
+
     Raises:
         ConfigError: the port is busy, not permitted, or no such address is on this machine.
     """
+    if not host:
+        return [_of_both_families(port)]
     bound: list[socket.socket] = []
     try:
         for family, address in _addresses(host, port):
@@ -156,6 +162,17 @@ def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, tup
             yield family, address
 
 
+def _of_both_families(port: int) -> socket.socket:
+    """Bind all addresses by one socket, as Go does: IPv4 clients have IPv6 addresses there (RFC 4291 section 2.5.5.2)."""
+    try:
+        return _bind(socket.AF_INET6, ("::", port), "", port)
+    except _errors.ConfigError as error:
+        found = error.__cause__
+        if not (isinstance(found, OSError) and found.errno in _NO_IPV6):
+            raise
+    return _bind(socket.AF_INET, ("0.0.0.0", port), "", port)  # noqa: S104 (that is what is wanted)
+
+
 def _bind(
     family: socket.AddressFamily,
     address: tuple[Any, ...],
@@ -192,7 +209,7 @@ def _told(host: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise _errors.ConfigError(
-            f"cannot listen on {host}:{port}: {_remedy(error, port)}"
+            f"cannot listen on {host or 'any address'}:{port}: {_remedy(error, port)}"
         ) from error
 
 

@@ -45,7 +45,7 @@ _FIRST_WORDS = 0.25
 async def serve(
     app: web.Application,
     *,
-    host: str = "0.0.0.0",  # noqa: S104 (probes and other containers come from outside)
+    host: str = "",
     port: int | None = 8080,
     unix_socket: str | os.PathLike[str] | None = None,
     tls_cert: str | os.PathLike[str] | None = None,
@@ -66,7 +66,7 @@ async def serve(
 
     Args:
         app: any application, also one that uses nothing else of `sidecar`.
-        host: address to listen on; `::` is IPv6 and IPv4.
+        host: address to listen on; empty for all, of IPv6 and IPv4. `0.0.0.0` is IPv4 alone.
         port: port to listen on, 0 for any free one, None for none.
         unix_socket: path of a socket to listen on as well, open to user and group.
         tls_cert: certificate chain (PEM) for the port; read again when it changes.

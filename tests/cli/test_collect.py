@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -500,6 +501,12 @@ async def test_probes_and_metrics_are_answered_beside_the_collection(
     await eventually(lambda: lines() == 3)
     for path in ("/livez", "/readyz", "/startupz", "/openapi.json"):
         assert urllib.request.urlopen(url + path, timeout=5).status == 200
+    for method, path, status in (("GET", "/nope", 404), ("POST", "/metrics", 405)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url + path, method=method), timeout=5)
+        assert refused.value.code == status
+        assert refused.value.headers["Content-Type"] == "application/problem+json"
+        refused.value.close()
     text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
     assert (
         "sidecar_watch_mode{" not in text

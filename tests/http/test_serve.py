@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import socket
 import stat
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -688,3 +691,44 @@ async def test_what_fails_at_the_start_leaves_nothing_open(
         await serving.serve(app, host="127.0.0.1", port=free_port)
     assert ended == ["first"]
     assert (await served(slow, port=free_port)).port == free_port
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+async def test_without_a_host_both_families_are_served(
+    served: Serve, slow: web.Application
+) -> None:
+    """As with Go's ":8080": a Pod of a cluster that has IPv6 alone is reached, and one of IPv4, and one of both."""
+    one = await served(slow, host="")
+    for address in ("127.0.0.1", "::1"):
+        reader, writer = await asyncio.open_connection(address, one.port)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await reader.read()).endswith(b"quick")
+        writer.close()
+
+
+@pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_without_a_host_ipv4_is_served_where_there_is_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """`ipv6.disable=1` of the kernel, or a sandbox that has none."""
+    bind = listening._bind
+
+    def without_ipv6(family: socket.AddressFamily, *rest: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            with listening._told("", 0):
+                raise OSError(error, os.strerror(error))
+        return bind(family, *rest, **options)
+
+    monkeypatch.setattr(listening, "_bind", without_ipv6)
+    (one,) = listening.tcp("", 0)
+    with one:
+        assert (one.family, one.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
+
+
+def test_a_busy_port_is_told_in_either_family() -> None:
+    """Also where the other program has IPv4 alone."""
+    with (
+        socket.create_server(("0.0.0.0", 0)) as other,
+        pytest.raises(sidecar.ConfigError, match="in use"),
+    ):
+        listening.tcp("", other.getsockname()[1])
