@@ -179,13 +179,18 @@ def check_name(name: str) -> str:
         NameRefused: it is empty, absolute, too long, holds `..`, a control character or bytes that are not UTF-8.
         TypeError: it is no `str`.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a file is a str, not {type(name).__name__}: {name!r}")
+    check_text(name)
     wrong = _wrong_with(name)
     if wrong:
         shown = name if len(name) <= 80 else name[:77] + "..."
         raise _errors.NameRefused(f"cannot use {shown!r} as the name of a file: {wrong}")
     return name
+
+
+def check_text(name: object) -> None:
+    """Raise `TypeError` if a name is no `str`."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a file is a str, not {type(name).__name__}: {name!r}")
 
 
 def check_names(names: Collection[str]) -> None:

@@ -214,7 +214,8 @@ class Volume:
             PublishUncertain: visible, perhaps not durable.
         """
         arguments.mapping("publish", files)
-        for content in files.values():
+        for name, content in files.items():
+            terms.check_text(name)
             _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
@@ -252,6 +253,7 @@ class Volume:
                 nothing was published.
             PublishUncertain: visible, perhaps not durable.
         """
+        terms.check_text(name)
         _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
@@ -341,6 +343,7 @@ class Volume:
             FileMissing: there is no such file, and with `purge` no history of it.
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
+        terms.check_text(name)
         order = _order(if_match, None, dry_run)
         order.purge = purge
         where = self._where(name)
