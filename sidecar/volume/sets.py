@@ -37,6 +37,8 @@ class FileSet:
         self._retention = retention
         self._seen: Sighting | None = None
         self._durable: str | None = None
+        self._made: str | None = None
+        """The generation that this object has published last."""
         self._doubtful = False
         self._fitting: Sighting | None = None
         """The set whose files were found to have the mode and group that are asked for."""
@@ -182,7 +184,8 @@ class FileSet:
                     return Publication(version, True, created, time.time(), wanted.size)
             finally:
                 trees.remove(fd, new)  # it has another name by now, if all went well
-        self._durable, self._doubtful = generation, False
+        self._durable = self._made = generation
+        self._doubtful = False
         if not fits:
             history.restrict_sets(fd, generation, self._settings.mode, self._settings.group)
         if created:
@@ -209,8 +212,11 @@ class FileSet:
         )
 
     def _fits(self, fd: int, before: Sighting) -> bool:
-        """Whether all files of the set in force have the mode and the group that are asked for."""
-        if self._fitting is not before:
+        """Whether all files of the set in force have the mode and the group that are asked for.
+
+        What this object has published itself has them.
+        """
+        if self._fitting is not before and before.mark.generation != self._made:
             with listing.opened(fd, before.mark.generation) as held:
                 names = before.snapshot
                 if not all(self._settings.fits(os.stat(n, dir_fd=held)) for n in names):
