@@ -218,7 +218,10 @@ def _why(folder: int, whole: str, name: str) -> str:
 
 def _is_hidden(name: str) -> bool:
     """Whether a name is of those that a set never has, which docs/cli.md says."""
-    return any(part.startswith(naming.HIDDEN) or part == "lost+found" for part in name.split("/"))
+    parts = name.split("/")
+    return listing.was_removed(parts[-1]) or any(
+        part.startswith(naming.HIDDEN) or part == "lost+found" for part in parts
+    )
 
 
 def _drop_hidden(directories: list[str]) -> None:

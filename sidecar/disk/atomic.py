@@ -243,7 +243,11 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
             raise
         aside = naming.temporary_name()
         os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except OSError:
+            os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            raise
         return aside
     return temporary
 
@@ -273,11 +277,15 @@ def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
 
 
 def _is_there(dir_fd: int, name: str) -> bool:
-    """Whether an exchange was one: some FUSE file systems do not look at the flags of a rename."""
-    with contextlib.suppress(FileNotFoundError):
+    """Whether an exchange was one: some FUSE file systems do not look at the flags of a rename.
+
+    Where nobody can tell it is taken for one: what was there must not be lost.
+    """
+    try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        return True
-    return False
+    except OSError as error:
+        return error.errno != errno.ENOENT
+    return True
 
 
 def _exchange(dir_fd: int, first: str, second: str) -> None:

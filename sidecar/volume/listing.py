@@ -287,6 +287,11 @@ def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: entry.name)
 
 
+def was_removed(name: str) -> bool:
+    """Whether that is what NFS or FUSE keeps of a file that was removed while somebody had it open."""
+    return _REMOVED.match(name) is not None
+
+
 def _is_visible(name: str) -> bool:
     if name.startswith("."):
         if name.startswith(naming.HIDDEN) or _REMOVED.match(name):
