@@ -178,6 +178,12 @@ _LINE = _Line()
     help="Print what the pipeline makes of this file, as JSON; send nothing.",
 )
 @options.option(
+    "--replay",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Deliver the dead letters of this file once more, to the sinks that refused them, and exit.",
+)
+@options.option(
     "--status",
     type=click.Path(dir_okay=False),
     metavar="CHECKPOINT",
@@ -198,6 +204,7 @@ def command(
     config: str | None,
     check_config: bool,
     dry_run: str | None,
+    replay: str | None,
     status: str | None,
     json: bool,
     once: bool,
@@ -236,6 +243,8 @@ def command(
     }
     if dry_run is not None:
         return collecting.dry_run(found(), dry_run)
+    if replay is not None:
+        return collecting.replay(found(), sink_defaults, replay)
     if check_config:
         return collecting.check(found(), sink_defaults)
     return collecting.run(found, sink_defaults, once=once, host=host, port=port)

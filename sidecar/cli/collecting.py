@@ -184,6 +184,32 @@ def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
     return 0
 
 
+def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) -> int:
+    """Deliver dead letters once more; 1 if some are left."""
+    from sidecar.logs import replay as replaying
+
+    sinks = {
+        sink.name: sink
+        for one in found.pipelines.values()
+        for sink in one.make_sinks(sink_defaults)
+    }
+    patience = max(one.drain_timeout for one in found.pipelines.values())
+    results: list[replaying.Replayed] = []
+
+    async def main() -> None:
+        results.append(await replaying.replay(path, list(sinks.values()), patience=patience))
+
+    running.run(main())
+    if not results:
+        raise _errors.SidecarError(f"ended before the end: what is left is in {path}")
+    done = results[0]
+    left = sum(done.left.values())
+    click.echo(f"{done.delivered} delivered, {done.refused} refused again, {left} left in {path}")
+    for reason, count in done.left.items():
+        click.echo(f"sidecar: {count} left: {words.one_line(reason)}", err=True)
+    return 1 if done.refused or left else 0
+
+
 def dry_run(found: Configuration, path: str) -> int:
     """Print what the pipeline makes of one file. Sums up on stderr, so that stdout is JSON alone."""
     if not os.path.isfile(path):

@@ -13,7 +13,8 @@ Compressed ones are `archives`. Which content: `tracker` knows by `identity` wha
 `checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
 `metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
 `config` makes a pipeline of `values` in a file, `conditions` the tests of its routes;
-`configuration` reads that file, whose `references` are resolved first, and `topology` runs what it says. `testing` is for users' tests.
+`configuration` reads that file, whose `references` are resolved first, and `topology` runs what it says.
+`replay` delivers dead letters once more. `testing` is for users' tests.
 """
 
 from __future__ import annotations

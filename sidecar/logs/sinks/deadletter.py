@@ -3,22 +3,27 @@
 One JSON object a line: who refused it, when, why, and the record as it was to be delivered
 (not the raw line: a stage may have taken a secret out of it).
 
-    {"rejected_at": "…", "sink": "loki+http://loki:3100", "reason": "400: line too long", "record": {…}}
+    {"rejected_at": "…", "sink": "loki+http://loki:3100", "reason": "400: line too long", "record": {…}, "origin": {…}}
+
+`origin` is for `sidecar collect --replay`, which makes the record again and delivers it once more.
 
 `write` returns when the lines are durable. Only then may the position pass them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
 from sidecar.disk import atomic, trees
 from sidecar.logs import documents
+from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
 from sidecar.runtime import arguments, metrics
 from sidecar.runtime.threads import in_thread
@@ -59,7 +64,7 @@ class DeadLetterFile:
         now = documents.rfc3339(time.time_ns())
         lines = b"".join([_letter(now, sink, one) for one in rejected])
         try:
-            await in_thread(self._append, lines)
+            await in_thread(self.append, lines)
         except OSError as error:
             raise SinkUnavailable(
                 f"cannot write dead letters to {self.path}: {error.strerror or error}"
@@ -77,14 +82,19 @@ class DeadLetterFile:
             self.path,
         )
 
-    def _append(self, lines: bytes) -> None:
+    def append(self, lines: bytes) -> None:
+        """Append whole letters as they are, and sync. Blocking.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         directory, name = os.path.split(os.path.abspath(self.path))
         trees.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if self._is_full(dir_fd, name, len(lines)):
                 self._turn_over(dir_fd, name)
-            fd = os.open(name, _FLAGS, 0o640, dir_fd=dir_fd)
+            fd = _open_locked(dir_fd, name)
             try:
                 is_new = os.fstat(fd).st_size == 0
                 _write_all(fd, lines)
@@ -113,9 +123,76 @@ class DeadLetterFile:
 
 
 def _letter(now: str, sink: str, one: Rejected) -> bytes:
-    record = orjson.Fragment(documents.json_line(one.record))
-    letter = {"rejected_at": now, "sink": sink, "reason": one.reason, "record": record}
+    record = one.record
+    letter = {
+        "rejected_at": now,
+        "sink": sink,
+        "reason": one.reason,
+        "record": orjson.Fragment(documents.json_line(record)),
+        "origin": orjson.Fragment(documents.dumps(origin_of(record))),
+    }
     return orjson.dumps(letter) + b"\n"
+
+
+def origin_of(record: Record) -> dict[str, Any]:
+    """Return what of a record its document does not say, or says under another name: with it the record can be made again.
+
+    >>> origin_of(Record(b"hello", file="/log/a", offset=7))["fields"]
+    []
+    """
+    return {
+        "time": record.time,
+        "level": record.level,
+        "file": documents.readable(record.file),
+        "file_id": record.file_id,
+        "offset": record.offset,
+        "labels": dict(record.labels),
+        "text": record.text,
+        "fields": [str(name) for name in record.fields],
+        "as_it_came": record.structured and not record.changed,
+    }
+
+
+def record_of(letter: Mapping[str, Any]) -> Record:
+    """Make the record of a letter again, as the stages had left it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no letter of ours.
+    """
+    document, origin = letter["record"], letter["origin"]
+    fields = {name: document[name] for name in origin["fields"]}
+    record = Record(
+        str(origin["text"]).encode("utf-8", "replace"),
+        file=str(origin["file"]),
+        offset=int(origin["offset"]),
+        file_id=str(origin["file_id"]),
+        time=int(origin["time"]),
+        level=origin["level"],
+        labels=dict(origin["labels"]),
+        fields=fields,
+    )
+    if fields and origin["as_it_came"]:
+        record.parsed(fields, lambda _: fields)
+    elif fields and "message" not in document:
+        record.parsed(fields, lambda _: {})
+    return record
+
+
+def _open_locked(dir_fd: int, name: str) -> int:
+    """Open the file for appending, and keep it from being taken away to be replayed while something is written."""
+    while True:
+        fd = os.open(name, _FLAGS, 0o640, dir_fd=dir_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
+                return fd
+        except FileNotFoundError:
+            pass  # it was taken between the two calls
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def _size(dir_fd: int, name: str) -> int:

@@ -1,0 +1,171 @@
+"""Dead letters, delivered once more: after a mapping, a limit or a licence has been mended.
+
+The file is renamed first, so that a collector that runs can go on writing to it.
+What is refused again goes into it anew; what cannot be delivered now, and what no sink is configured for, is put back.
+A replay that is killed leaves `FILE.replay`, with which the next one begins: what had been delivered is delivered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from sidecar import _errors
+from sidecar.disk import atomic, failures
+from sidecar.logs.records import Batch, Block, Record
+from sidecar.logs.sinks.base import Receipt, Sink, SinkUnavailable
+from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
+from sidecar.runtime.threads import in_thread
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 500
+_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_SUFFIX = ".replay"
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What became of the letters."""
+
+    delivered: int = 0
+    refused: int = 0
+    """Refused once more: they are dead letters again."""
+    left: dict[str, int] = field(default_factory=dict)
+    """How many were put back, by reason."""
+
+
+@dataclass(slots=True)
+class _Letter:
+    line: bytes
+    sink: str
+    record: Record
+
+
+async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) -> Replayed:
+    """Deliver the letters of a file to the sinks that refused them; one sink alone gets all.
+
+    Stages and conditions have been passed already, and are not run again.
+
+    Args:
+        path: the file of dead letters.
+        sinks: those of the configuration; they are opened and closed here.
+        patience: seconds for which a sink may take nothing before its letters are put back.
+
+    Raises:
+        ConfigError: there is no such file.
+        SidecarError: a sink cannot be opened, or the file cannot be written.
+    """
+    done = Replayed()
+    taken = path + _SUFFIX
+    try:
+        lines = await in_thread(_take, path, taken)
+    except FileNotFoundError as error:
+        raise _errors.ConfigError(f"there are no dead letters in {path}: no such file") from error
+    except OSError as error:
+        raise _errors.SidecarError(f"cannot take {path}: {failures.remedy(error)}") from error
+    by_name = {sink.name: sink for sink in sinks}
+    letters, back = dict[str, list[_Letter]](), list[bytes]()
+    for line in lines:
+        letter = _read(line, list(by_name))
+        if isinstance(letter, str):
+            back.append(line)
+            _count(done, letter)
+        else:
+            letters.setdefault(letter.sink, []).append(letter)
+    again = DeadLetterFile(path)
+    try:
+        for name, waiting in letters.items():
+            await _deliver(by_name[name], waiting, again, patience, done)
+    finally:
+        # Also when it is cancelled: nothing is delivered twice then, and nothing lost.
+        rest = [*back, *(one.line for waiting in letters.values() for one in waiting)]
+        await in_thread(_put_back, again, rest, taken)
+    return done
+
+
+def _read(line: bytes, names: Sequence[str]) -> _Letter | str:
+    """Return the letter of a line, or why it cannot be delivered."""
+    try:
+        found = orjson.loads(line)
+        name, record = str(found["sink"]), record_of(found)
+    except (ValueError, KeyError, TypeError):
+        return "not written by this version, or damaged"
+    if len(names) == 1:
+        name = names[0]
+    return _Letter(line, name, record) if name in names else f"no sink is called {name}"
+
+
+async def _deliver(
+    sink: Sink, waiting: list[_Letter], again: DeadLetterFile, patience: float, done: Replayed
+) -> None:
+    """Deliver, and take out of `waiting` what has arrived or is a dead letter again."""
+    await sink.open(None)
+    try:
+        while waiting:
+            some = waiting[:_AT_ONCE]
+            try:
+                receipt = await _written(sink, some, patience)
+                await sink.flush()
+                await again.write(sink.name, receipt.rejected)
+            except SinkUnavailable as error:
+                _count(done, str(error), len(waiting))
+                return
+            del waiting[: len(some)]
+            done.refused += len(receipt.rejected)
+            done.delivered += len(some) - len(receipt.rejected)
+    finally:
+        await sink.close()
+
+
+async def _written(sink: Sink, some: Sequence[_Letter], patience: float) -> Receipt:
+    """Write one batch; wait for a sink that takes nothing, but not for ever."""
+    records = [one.record for one in some]
+    data = b"\n" * len(records)
+    batch = Batch([Block(data, "", "", 0, len(data), time.time_ns())], records)
+    end, pause = time.monotonic() + patience, _PAUSE
+    while True:
+        try:
+            return await sink.write(batch)
+        except SinkUnavailable as error:
+            pause = min(error.retry_after or pause * 2, _LONGEST_PAUSE)
+            if time.monotonic() + pause > end:
+                raise
+            _log.warning("%s; trying again", error)
+            await asyncio.sleep(pause)
+
+
+def _take(path: str, taken: str) -> list[bytes]:
+    """Rename the file, unless a replay that was killed has left one, and return its lines."""
+    if not os.path.exists(taken):
+        atomic.rename(path, taken)
+    with open(taken, "rb") as file:
+        fcntl.flock(
+            file, fcntl.LOCK_EX
+        )  # whoever had opened it before has written when this returns
+        return list(_lines(file.read()))
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    for line in data.split(b"\n"):
+        if line.strip():
+            yield line + b"\n"
+
+
+def _put_back(again: DeadLetterFile, rest: Sequence[bytes], taken: str) -> None:
+    if rest:
+        again.append(b"".join(rest))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(taken)
+
+
+def _count(done: Replayed, reason: str, count: int = 1) -> None:
+    done.left[reason] = done.left.get(reason, 0) + count
