@@ -23,9 +23,10 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
     default="both",
     help="What the volume is to be good for; what only the other role needs is left out.",
 )
+@options.max_size("Largest content that its writer and readers take.")
 @options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
-def command(path: str, role: Literal["read", "write", "both"], as_json: bool) -> int:
+def command(path: str, role: Literal["read", "write", "both"], max_size: int, as_json: bool) -> int:
     """Say what the volume at PATH can do, what is wrong with it, and how to mend that.
 
     Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
@@ -35,7 +36,7 @@ def command(path: str, role: Literal["read", "write", "both"], as_json: bool) ->
 
     wanted = set(findings.BOTH if role == "both" else (role,))
     found = []
-    for finding in course.examine(path):
+    for finding in course.examine(path, max_size=max_size):
         if wanted & set(finding.roles):
             found.append(finding)
             if not as_json:

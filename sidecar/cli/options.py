@@ -234,7 +234,7 @@ def gating() -> Decorator:
     return _group(
         "gating",
         gather,
-        _max_size("Largest content that passes."),
+        max_size("Largest content that passes."),
         option(
             "--format",
             type=click.Choice(["text", "json", "yaml", "toml"]),
@@ -334,7 +334,7 @@ def watching() -> Decorator:
             default=1.0,
             help="Seconds between two looks at the files themselves, whatever the hints say.",
         ),
-        _max_size("Largest content that is read."),
+        max_size("Largest content that is read."),
     )
 
 
@@ -402,7 +402,8 @@ def logging(level: str = "info") -> Decorator:
     return decorate
 
 
-def _max_size(what: str) -> Decorator:
+def max_size(what: str) -> Decorator:
+    """Add `--max-size`."""
     return option("--max-size", type=values.size, default="64Mi", help=what)
 
 

@@ -114,7 +114,18 @@ def command(
         click.echo(f"sidecar: stopped by a signal; {source} was {happened}", err=True)
         return 1
     click.echo(done.version)
+    if dry_run:
+        click.echo(f"sidecar: {_trial(done, source, path, gating)}", err=True)
     return 0
+
+
+def _trial(done: Publication, source: str, path: str, gating: options.Gating) -> str:
+    """Say what a trial has examined, and what the publish would do."""
+    asked = ("format", gating.format), ("schema", gating.schema), ("check", gating.check)
+    examined = ", ".join(["size", *(name for name, value in asked if value), "names", "places"])
+    what = f"{'create' if done.created else 'replace'} {path} with {done.size} bytes of {'standard input' if source == _STDIN else source}"
+    would = f"it would {what}" if done.changed else f"{path} has this content already"
+    return f"nothing was changed; examined {examined}, room and permissions: {would}"
 
 
 def _target(source: str, path: str, *, into: bool) -> tuple[str, str]:

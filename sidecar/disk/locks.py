@@ -89,6 +89,11 @@ def sweep(dir_fd: int) -> int:
     return len(orphans)
 
 
+def is_orphan(dir_fd: int, name: str) -> bool:
+    """Whether the writer of a temporary entry is gone, as far as can be told: an upload may take hours."""
+    return not _alive(dir_fd, name)
+
+
 def share(dir_fd: int) -> None:
     """Let those lock a directory who may write there by now: its group, or all. Never raises."""
     with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command, Result
+from sidecar.disk import atomic
 from support import environment
 
 Script = Callable[[str], Result]
@@ -207,3 +208,35 @@ def test_a_directory_of_another_user_is_wrong_for_writers(alone: Script) -> None
     assert "owner 1234, group 1234, mode 0755" in done.out
     assert "✗ access" in done.out
     assert "fsGroup" in lines(done.out, "access")
+
+
+def test_a_large_content_is_none_for_a_reader_with_a_larger_limit(
+    command: Command, tmp_path: Path
+) -> None:
+    """What `read --max-size` serves is no fault of the volume (issue 10, point 11)."""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(3 << 20)
+    assert command("doctor", "--path", "large", "--max-size", "1Mi").code == 1
+    assert command("doctor", "--path", "large", "--max-size", "4Mi").code == 0
+
+
+def test_a_circle_of_links_is_called_that(command: Command, tmp_path: Path) -> None:
+    """The remedy fits the finding: no group helps against it."""
+    (tmp_path / "config").symlink_to("config")
+    report = lines(command("doctor", "--path", "config").out, "path")
+    assert "its links lead in a circle" in report
+    assert "remove one of the links" in report
+    assert "fsGroup" not in report
+
+
+def test_an_upload_under_way_is_no_left_over(command: Command, tmp_path: Path) -> None:
+    """Its writer lives, however long it takes: the lock of its file says so."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    upload = atomic.Staged(fd)
+    try:
+        past = time.time() - 3600
+        os.utime(tmp_path / upload.name, (past, past))
+        assert "left-overs" not in command("doctor", "--path", ".").out
+    finally:
+        upload.discard()
+        os.close(fd)

@@ -231,7 +231,10 @@ def test_a_dry_run_validates_and_changes_nothing(command: Command, tmp_path: Pat
     """The version that it would have, or the refusal that it would get."""
     (tmp_path / "config").write_text("old")
     dry = ("publish", "-", "--path", "config", "--dry-run", "--format", "json")
-    assert command(*dry, stdin=b"[]") == (0, version_of(b"[]") + "\n", "")
+    done = command(*dry, stdin=b"[]")
+    assert done[:2] == (0, version_of(b"[]") + "\n")
+    assert "examined size, format, names, places, room and permissions" in done.err
+    assert "it would replace config with 2 bytes of standard input" in done.err
     assert command(*dry, stdin=b"[").code == 1
     assert (tmp_path / "config").read_text() == "old"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from sidecar.cli.examination import noticing, owners, place, publishing, reading
 from sidecar.cli.examination.findings import Finding, Patient
+from sidecar.volume import snapshot
 
 _LOOKS = (
     place.access,
@@ -28,9 +29,11 @@ _LOOKS = (
 )
 
 
-def examine(path: str) -> Iterator[Finding]:
+def examine(path: str, *, max_size: int = snapshot.MAX_SIZE) -> Iterator[Finding]:
     """Yield what is found, from the ground up; what rests on something that is missing is left out."""
-    patient = Patient(os.path.abspath(path) + ("/" if path.endswith("/") else ""))
+    patient = Patient(
+        os.path.abspath(path) + ("/" if path.endswith("/") else ""), max_size=max_size
+    )
     try:
         yield place.process()
         yield from place.path(patient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -12,6 +13,7 @@ from typing import Literal
 
 from sidecar import _errors
 from sidecar.disk import failures
+from sidecar.volume import snapshot
 
 State = Literal["ok", "note", "wrong"]
 Role = Literal["read", "write"]
@@ -43,6 +45,8 @@ class Patient:
     filesystem: str = "unknown"
     writable: bool = False
     size: int = 0
+    max_size: int = snapshot.MAX_SIZE
+    """Bytes that a content may have for those who use the path."""
     entries: list[str] = field(default_factory=list)
 
     def close(self) -> None:
@@ -55,6 +59,21 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
         return failures.remedy(error)
     return str(error)
+
+
+def remedy_for(error: OSError) -> str | None:
+    """Return what to do about an error of looking at a path, None where its own words say it."""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return permission_remedy()
+        case errno.ELOOP:
+            return "remove one of the links, or name the path without them"
+        case errno.ENAMETOOLONG:
+            return "name a shorter path"
+        case errno.ENOTDIR:
+            return "name another path, or remove the file that lies on the way"
+        case _:
+            return None
 
 
 def permission_remedy() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -12,6 +13,7 @@ from sidecar.cli.examination.findings import (
     Patient,
     permission_remedy,
     reason,
+    remedy_for,
     rights,
     user_of,
 )
@@ -35,9 +37,8 @@ def path(patient: Patient) -> Iterator[Finding]:
         yield from _missing(patient, plain)
         return
     except OSError as error:
-        yield Finding(
-            "path", "wrong", f"{plain} cannot be looked at: {reason(error)}", permission_remedy()
-        )
+        why = "its links lead in a circle" if error.errno == errno.ELOOP else reason(error)
+        yield Finding("path", "wrong", f"{plain} cannot be looked at: {why}", remedy_for(error))
         return
     if stat.S_ISDIR(status.st_mode):
         patient.directory = plain
@@ -98,7 +99,7 @@ def _open(patient: Patient) -> Iterator[Finding]:
             "directory",
             "wrong",
             f"{patient.directory} cannot be opened: {reason(error)}",
-            permission_remedy(),
+            remedy_for(error),
         )
         return
     if patient.name is not None:

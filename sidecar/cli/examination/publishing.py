@@ -99,7 +99,9 @@ def left_overs(patient: Patient) -> Iterator[Finding]:
     found = [
         name
         for name in patient.entries
-        if (name.startswith(naming.TEMPORARY) or name == "..data_tmp") and _is_old(patient.fd, name)
+        if (name.startswith(naming.TEMPORARY) or name == "..data_tmp")
+        and _is_old(patient.fd, name)
+        and locks.is_orphan(patient.fd, name)
     ]
     if found:
         yield Finding(

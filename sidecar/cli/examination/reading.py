@@ -12,7 +12,7 @@ from sidecar.cli.examination.findings import (
     reason,
 )
 from sidecar.disk import beneath, naming
-from sidecar.volume import history, loading, snapshot
+from sidecar.volume import history, loading
 
 _SHOWN = 5
 
@@ -61,11 +61,11 @@ def content(patient: Patient) -> Iterator[Finding]:
     try:
         if patient.name is None:
             sighting = loading.load_directory(
-                patient.fd, patient.directory, limit=snapshot.MAX_SIZE, before=None
+                patient.fd, patient.directory, limit=patient.max_size, before=None
             )
         else:
             sighting = loading.load_file(
-                patient.fd, patient.directory, patient.name, limit=snapshot.MAX_SIZE, before=None
+                patient.fd, patient.directory, patient.name, limit=patient.max_size, before=None
             )
     except _errors.NothingPublished:
         yield Finding("content", "note", "nothing has been published yet")
