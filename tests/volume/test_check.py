@@ -98,6 +98,8 @@ async def test_what_a_command_sends_away_into_a_session_of_its_own_is_ended_too(
 ) -> None:
     """A daemon has another process group, and no parent: it would go on writing to a content that is published."""
     pids, log = staged.parent / "pids", staged.parent / "log"
+    pids.touch()
+    log.touch()
     daemon = f"echo $$ >> {pids}; while :; do echo x >> {log}; sleep 0.01; done"
     script = f"(setsid sh -c '{daemon}' &) ; setsid sh -c '{daemon}' & until [ $(wc -l < {pids}) = 2 ]; do :; done; {ending}"
     await checked(["sh", "-c", script], staged, timeout=2.0)

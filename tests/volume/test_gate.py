@@ -245,16 +245,15 @@ async def test_an_examination_without_end_is_ended_and_keeps_nobody(kind: str) -
     other = b"[]" if name == "c.json" else b"a = 1\n" * 1 + b"#" * 5000
     await reasons(gate, other, name)  # a helper is there
     endless = asyncio.create_task(reasons(gate, content, name))
-    loop, longest = asyncio.get_running_loop(), 0.0
+    turns = 0
     passed = asyncio.create_task(reasons(gate, other, name))
     while not endless.done():
-        before = loop.time()
         await asyncio.sleep(0.005)
-        longest = max(longest, loop.time() - before)
+        turns += 1
     (reason,) = endless.result()
     assert reason.endswith("(simplify the schema, or raise check_timeout)") or "nested" in reason
     assert await passed in ((), ("at the top: 'x' is not of type 'array'",))
-    assert longest < 0.9  # the loop was never held for as long as the examination
+    assert turns > 5  # where the interpreter was held, the loop had none
 
 
 async def test_a_schema_that_refers_to_itself_is_a_reason_and_no_crash() -> None:
