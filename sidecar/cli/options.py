@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sidecar.cli import values, variables
+from sidecar.volume import filters
 
 if TYPE_CHECKING:
     from sidecar.volume.gate import Gate
@@ -127,6 +128,9 @@ class Watching:
     watch: Literal["auto", "inotify", "watchfiles", "poll"]
     recheck: float
     max_size: int
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    quiet: float | None
 
 
 def path(what: str) -> Decorator:
@@ -308,7 +312,7 @@ def keeping() -> Decorator:
 
 
 def watching() -> Decorator:
-    """Add how changes are noticed: `--watch`, `--poll`, `--recheck`, `--max-size`."""
+    """Add how changes are noticed: `--watch`, `--poll`, `--recheck`, `--max-size`, `--include`, `--exclude`, `--quiet`."""
 
     @click.pass_context
     def gather(ctx: click.Context, /, *, poll: bool, watch: Any, **chosen: Any) -> Watching:
@@ -335,6 +339,29 @@ def watching() -> Decorator:
             help="Seconds between two looks at the files themselves, whatever the hints say.",
         ),
         max_size("Largest content that is read."),
+        option(
+            "--include",
+            type=values.words,
+            metavar="PATTERN[,PATTERN…]",
+            default="",
+            show_default=False,
+            help="Loose files of a directory that count, as in *.conf,sites/*; without it all do.",
+        ),
+        option(
+            "--exclude",
+            type=values.words,
+            metavar="PATTERN[,PATTERN…]",
+            default=",".join(filters.EDITORS),
+            help="Loose files that do not count, and directories that are not looked into;"
+            " the default is what editors leave beside their files. '' for none.",
+        ),
+        option(
+            "--quiet",
+            type=values.some_seconds,
+            metavar="SECONDS",
+            help="Show a change of a directory of loose files once nothing more has changed for so long;"
+            " without it only what is written in place waits, for 0.1 s.",
+        ),
     )
 
 

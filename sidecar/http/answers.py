@@ -171,23 +171,33 @@ def wait_applied(seconds: float) -> dict[str, str]:
     return {"Preference-Applied": f"wait={seconds:g}"}
 
 
+#: 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z.
+_FIRST_SECOND = -62_135_596_800.0
+_LAST_SECOND = 253_402_300_799.0
+
+
 def http_date(unix: float) -> str:
     """Return a time as HTTP writes it, in whole seconds, and never one that is still to come.
 
     >>> http_date(784111777.9)
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
-    return formatdate(min(unix, time.time()) // 1, usegmt=True)
+    return formatdate(_in_calendar(min(unix, time.time())) // 1, usegmt=True)
 
 
 def rfc3339(unix: float) -> str:
-    """Return a time as JSON has it, in UTC.
+    """Return a time as JSON has it, in UTC. What no calendar of four digits has is the nearest one that it has.
 
     >>> rfc3339(784111777.5)
     '1994-11-06T08:49:37.500000Z'
     """
-    moment = datetime.fromtimestamp(unix, UTC)
+    moment = datetime.fromtimestamp(_in_calendar(unix), UTC)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _in_calendar(unix: float) -> float:
+    """Return a time between the years 1 and 9999: tmpfs takes any, and whoever can write to the volume can set it."""
+    return min(max(unix, _FIRST_SECOND), _LAST_SECOND)
 
 
 def header_text(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any, Generic, overload
 
 from aiohttp import web
@@ -13,10 +13,11 @@ from aiohttp import web
 from sidecar.http import lane, ops, problems
 from sidecar.runtime import arguments
 from sidecar.volume import watch as watches
+from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 from sidecar.volume.watch import Watch, WatchMode
 
-FIRST_LOOK = 1.0
+FIRST_LOOK = 1.5
 """Seconds for which the start of an application waits for the first look at its content."""
 
 
@@ -87,6 +88,9 @@ def follow(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> _Context: ...
 @overload
 def follow(
@@ -98,6 +102,9 @@ def follow(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> _Context: ...
 def follow(
     path: str | os.PathLike[str],
@@ -108,6 +115,9 @@ def follow(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> _Context:
     """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
 
@@ -125,14 +135,22 @@ def follow(
     >>> app = web.Application()
     >>> app.cleanup_ctx.append(follow("/shared"))
     """
-    watches.check(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+    options: dict[str, Any] = {
+        "watch": watch,
+        "recheck": recheck,
+        "max_size": max_size,
+        "include": include,
+        "exclude": exclude,
+        "quiet": quiet,
+    }
+    watches.check(path, schema=schema, **options)
     arguments.instance("key", key, web.AppKey, "a web.AppKey")
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         opened = (
-            watches.shared(path, watch=watch, recheck=recheck, max_size=max_size)
+            watches.shared(path, **options)
             if schema is None
-            else watches.watch(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+            else watches.Watch(path, schema=schema, **options)
         )
         async with opened as one:
             app[key] = Latest(one)

@@ -42,6 +42,7 @@ from sidecar.http.answers import Representation
 from sidecar.http.stream import Stream
 from sidecar.runtime import arguments, threads
 from sidecar.volume import snapshot as snapshots
+from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
 from sidecar.volume.watch import WatchMode
 
@@ -64,6 +65,9 @@ def reader_app(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
 
@@ -79,6 +83,9 @@ def reader_app(
         watch: where hints come from, as for `sidecar.watch`.
         recheck: seconds between looks without a hint.
         max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
+        include: patterns of the loose files of a directory that count, as for `sidecar.watch`; none means all.
+        exclude: patterns of those that do not.
+        quiet: seconds for which a directory of loose files must be still before a change is shown.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -106,7 +113,17 @@ def reader_app(
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
-    app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=limit))
+    app.cleanup_ctx.append(
+        following.follow(
+            path,
+            watch=watch,
+            recheck=recheck,
+            max_size=limit,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+        )
+    )
     app.add_routes(
         [
             web.get("/", _get_content),

@@ -124,6 +124,14 @@ def is_async(function: Callable[..., Any]) -> bool:
     )
 
 
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """Take several texts: a collection of `str`, and not one `str`, which is a collection of its letters."""
+    given = value if isinstance(value, Collection) and not isinstance(value, str) else None
+    if given is None or not all(isinstance(one, str) and one for one in given):
+        raise refusal(name, value, 'a collection of texts, such as ("*.conf", "*.json")')
+    return tuple(given)
+
+
 def mapping(name: str, value: object) -> None:
     """Take a mapping. Raises `TypeError`."""
     if not isinstance(value, Mapping):

@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
@@ -16,6 +16,7 @@ from sidecar import _errors
 from sidecar.runtime import arguments
 from sidecar.sync.background import run
 from sidecar.volume import watch as watches
+from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 from sidecar.volume.watch import WatchMode
 
@@ -47,9 +48,20 @@ class Watch(Generic[T]):
         watch: WatchMode = "auto",
         recheck: float = 1.0,
         max_size: int | str = MAX_SIZE,
+        include: Collection[str] = (),
+        exclude: Collection[str] = EDITORS,
+        quiet: float | None = None,
     ) -> None:
         self._make: Callable[[], watches.Watch[T]] = partial(
-            watches.Watch, path, schema=schema, watch=watch, recheck=recheck, max_size=max_size
+            watches.Watch,
+            path,
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
         )
         self._path = self._make().path
         self._lock = threading.Lock()
@@ -179,6 +191,9 @@ def watch(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> Watch[None]: ...
 @overload
 def watch(
@@ -188,6 +203,9 @@ def watch(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> Watch[T]: ...
 def watch(
     path: str | os.PathLike[str],
@@ -196,6 +214,9 @@ def watch(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
 ) -> Watch[Any]:
     """Keep a file or a directory up to date in the background; see `sidecar.watch` for the arguments.
 
@@ -208,7 +229,16 @@ def watch(
     >>> from sidecar import sync
     >>> settings = sync.watch("/shared/settings.json", schema=lambda snapshot: snapshot.json())
     """
-    return Watch(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+    return Watch(
+        path,
+        schema=schema,
+        watch=watch,
+        recheck=recheck,
+        max_size=max_size,
+        include=include,
+        exclude=exclude,
+        quiet=quiet,
+    )
 
 
 @overload

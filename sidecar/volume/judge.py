@@ -192,47 +192,50 @@ class Judge:
         self, sighting: Sighting, before: Sighting | None, *, first: bool, now: float
     ) -> dict[str, float]:
         """Return the names that must not be shown yet, and for how many seconds more."""
-        waits: dict[str, float] = {}
-        still, since = self.held.still, self.held.since
-        self.held.still, self.held.since = {}, {}
+        held, since = self.held, self.held.since
         doubts = self._doubts(sighting, before, first=first)
-        if self._grows(doubts, since, before):
-            self.held.grown = now
+        held.still, still = {}, held.still
+        held.since = {name: since.get(name, now) for name in doubts}
+        waits: dict[str, float] = {}
         for name, need in doubts.items():
             signature = sighting.mark.signatures[name]
             known = still.get(name)
             begun = known[1] if known is not None and known[0] == signature else now
-            self.held.still[name] = signature, begun
-            self.held.since[name] = since.get(name, now)
+            held.still[name] = signature, begun
             left = need.seconds if need.from_now else begun + need.seconds - now
-            if need is _CONFIRMED and sighting.snapshot.name is None:
-                left = self._company(
-                    name, new=before is None or name not in before.snapshot, now=now
-                )
             if need is _AGAIN or (name in sighting.unsettled and left <= 0):
                 waits[name] = 0.0
             elif left > 0:
                 waits[name] = left
-            else:
-                self.evidence.close(name)
+        if sighting.snapshot.name is None:
+            old: Collection[str] = before.snapshot.keys() if before is not None else ()
+            self._wait_for_company(
+                doubts, waits, old, grown=not doubts.keys() <= since.keys(), now=now
+            )
+        for name in doubts.keys() - waits.keys():
+            self.evidence.close(name)
         return waits
 
-    def _grows(
-        self, doubts: Mapping[str, Need], since: Mapping[str, float], before: Sighting | None
-    ) -> bool:
-        """Whether more is on its way: a name is new among those that are waited for, or a new file is being written."""
-        known: Collection[str] = before.snapshot.keys() if before is not None else ()
-        return any(
-            name not in since or (need is not _CONFIRMED and name not in known)
-            for name, need in doubts.items()
-        )
-
-    def _company(self, name: str, *, new: bool, now: float) -> float:
-        """Return for how many seconds more a file of a directory waits for others that come with it."""
-        quiet = QUIET if self.quiet is None else self.quiet
-        most = _QUIET_MOST_NEW if new else _QUIET_MOST
-        end = min(self.held.grown + quiet, self.held.since[name] + most)
-        return max(end, self.held.since[name] + CONFIRM) - now
+    def _wait_for_company(
+        self,
+        doubts: Mapping[str, Need],
+        waits: dict[str, float],
+        old: Collection[str],
+        *,
+        grown: bool,
+        now: float,
+    ) -> None:
+        """Let files of a directory that were written in place wait for others that are on their way with them."""
+        held = self.held
+        if grown or any(name not in old and doubts[name] is not _CONFIRMED for name in waits):
+            held.grown = now
+        quiet = held.grown + (QUIET if self.quiet is None else self.quiet)
+        for name, need in doubts.items():
+            most = _QUIET_MOST if name in old else _QUIET_MOST_NEW
+            left = min(quiet, held.since[name] + most) - now
+            # What has been still for long enough, as an empty file, waits too if it is new.
+            if left > 0 and (need is _CONFIRMED or (name not in old and name not in waits)):
+                waits[name] = max(left, waits.get(name, 0.0))
 
     def _unrest(
         self, sighting: Sighting, before: Sighting | None, *, first: bool, now: float
@@ -294,7 +297,11 @@ class Judge:
             # Truncating shows long before its event on a busy disk: an empty file is nearly always the first half.
             return _CONFIRMED if signature.size else Need(SETTLE)
         if last == _MADE:
-            return None if _was_linked(name, sighting) else Need(SETTLE)
+            if not _was_linked(name, sighting):
+                return Need(SETTLE)
+            # A copy whose times were set after it was closed looks the same, and more of its tree may follow.
+            alone = sighting.snapshot.name is not None or name in sighting.linked
+            return None if alone else _CONFIRMED
         if self._came_with_directory(name, sighting):
             return None
         return self._needed_without_events(name, old, sighting, first=first)
@@ -316,7 +323,7 @@ class Judge:
                 return Need(left, young)
             case False if sighting.snapshot.name is None:
                 # More may be on its way: a tree that is copied.
-                return _left(_youth(signature, QUIET))
+                return _left(_youth(signature, QUIET)) if first else _CONFIRMED
             case False:
                 return None
 

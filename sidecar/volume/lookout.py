@@ -312,7 +312,13 @@ class Lookout:
             left = self._missing_since + VANISHING - now
             if left > 0:
                 return left
-        self._report(None, str(error), missing=missing)
+        problem = str(error)
+        if missing and self._before is not None:
+            problem = (
+                f"cannot read {self.path}: what was published there is gone"
+                " (deleted, or its volume is not mounted any more)"
+            )
+        self._report(None, problem, missing=missing)
         return self._recheck
 
     def _report(

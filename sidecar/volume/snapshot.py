@@ -11,7 +11,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeAlias
 
 from typing_extensions import TypeVar
@@ -75,6 +77,10 @@ def encoded(content: bytes | str) -> bytes:
     raise TypeError(f"a content is bytes or str, not {type(content).__name__}")
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """One file, with its version and the time of its last change in Unix seconds.
@@ -104,6 +110,18 @@ class Content:
     def size(self) -> int:
         """Bytes."""
         return len(self.held) if isinstance(self.held, bytes) else self.held.size
+
+    def write_to(self, write: Callable[[bytes], object]) -> None:
+        """Hand the bytes to `write`, those of a large file in pieces. Blocking.
+
+        Raises:
+            ContentAltered: a large file is not what its version says any more.
+            OSError: it cannot be read, or whatever `write` raises.
+        """
+        if isinstance(self.held, bytes):
+            write(self.held)
+        else:
+            pinned.copy(self.held, self.version, write)
 
     @property
     def is_large(self) -> bool:
@@ -301,6 +319,49 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     def json(self, name: str | None = None) -> Any:
         """Return a file's content parsed as JSON. Raises `ValueError` if it is none."""
         return json.loads(self.content(name).data)
+
+    @contextmanager
+    def as_directory(self) -> Iterator[Path]:
+        """Write all files into a private temporary directory, and remove it when the block ends. Blocking.
+
+        For a library that wants paths and not bytes: the files belong together, and do not change under its hands.
+        It lies in memory where there is `/dev/shm`; the directory has mode 0700, files 0600.
+
+        Raises:
+            ContentAltered: a large file was rewritten in place since.
+            OSError: there is no room.
+
+        >>> with Snapshot.of({"tls.crt": "…", "tls.key": "…"}).as_directory() as directory:
+        ...     sorted(path.name for path in directory.iterdir())
+        ['tls.crt', 'tls.key']
+        """
+        import tempfile  # here: it brings a dozen modules along, and few programs need it
+
+        memory = "/dev/shm"  # noqa: S108 (a directory of mkdtemp in it)
+        parent = memory if os.access(memory, os.W_OK | os.X_OK) else None
+        with tempfile.TemporaryDirectory(prefix="sidecar-", dir=parent) as made:
+            for name in self:
+                path = Path(made, name)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with open(path, "xb", opener=_open_private) as file:
+                    self.content(name).write_to(file.write)
+            yield Path(made)
+
+    @contextmanager
+    def as_file(self, name: str | None = None) -> Iterator[Path]:
+        """Write one file into a private temporary directory, under its own name; see `as_directory`.
+
+        Raises:
+            KeyError, TypeError: as `content`.
+            ContentAltered, OSError: as `as_directory`.
+
+        >>> with Snapshot.of({"ca.crt": "…"}, single=True).as_file() as path:
+        ...     path.read_text()
+        '…'
+        """
+        one = self.content(name)
+        with Snapshot({one.name: one}, single=True, value=None).as_directory() as directory:
+            yield directory / one.name
 
     def etag_of(self, name: str) -> str:
         """Return the entity tag of one file."""

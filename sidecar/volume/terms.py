@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, naming, pinned
+from sidecar.disk import atomic, failures, naming
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
 
@@ -248,10 +248,7 @@ def write(content: snapshots.Content, into: Callable[[bytes], object]) -> None:
     Raises:
         ContentAltered: it is not what its version says any more.
     """
-    if isinstance(content.held, bytes):
-        into(content.held)
-    else:
-        pinned.copy(content.held, content.version, into)
+    content.write_to(into)
 
 
 def uncertain(where: str, version: str, error: OSError) -> _errors.PublishUncertain:

@@ -17,7 +17,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, get_args, overload
@@ -25,8 +25,12 @@ from typing import Any, Generic, get_args, overload
 from sidecar.disk import hints
 from sidecar.runtime import arguments, metrics
 from sidecar.volume import lookout
+from sidecar.volume.filters import EDITORS, Filter
 from sidecar.volume.lookout import Lookout, News
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.version_log import VersionLog
+from sidecar.volume.watch_group import WatchGroup
+from sidecar.volume.watch_run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,6 @@ WatchMode = lookout.WatchMode
 
 #: Seconds after which a look that is still going on is told as a failure.
 _HANGING = 30.0
-#: Seconds that leaving waits for the thread: one that hangs in the kernel must not keep the program.
-_GOODBYE = 2.0
 
 
 class Watch(Generic[T]):
@@ -60,6 +62,15 @@ class Watch(Generic[T]):
         recheck: seconds between looks without a hint, in every mode.
         max_size: bytes that are read (`"64Mi"` is understood); what is larger is refused. Files of more than 1 MiB stay on the disk:
             see `sidecar.Snapshot`.
+        include: patterns of the files of a directory that count, as shells have them (`"*.conf"`); none means all.
+            One with a `/` is compared with the whole relative name, any other one with its last part.
+        exclude: patterns of those that do not count, and of directories that are not looked into;
+            without it what editors leave beside their files (`*.swp`, `*~`, `#*#`, `4913`, …).
+            A set of generations and a single file are what they are: neither pattern is asked there.
+        quiet: seconds for which a directory of loose files must be still before any change of it is shown,
+            at most ten times as long, or 5 seconds.
+            Without it only what was written in place waits, for 0.1 s, so that a tree that is copied is one version.
+        stop_event: ends each iteration when it is set.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -78,17 +89,39 @@ class Watch(Generic[T]):
         watch: WatchMode = "auto",
         recheck: float = 1.0,
         max_size: int | str = MAX_SIZE,
+        include: Collection[str] = (),
+        exclude: Collection[str] = EDITORS,
+        quiet: float | None = None,
+        stop_event: asyncio.Event | None = None,
     ) -> None:
-        self._path = check(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+        self._path = check(
+            path,
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+        )
         self._schema = schema
-        limit = arguments.size("max_size", max_size)
-        self._lookout = partial(Lookout, self._path, wanted=watch, recheck=recheck, limit=limit)
+        self._stop_event = stop_event
+        self._log = VersionLog(self._path)
+        self._lookout = partial(
+            Lookout,
+            self._path,
+            wanted=watch,
+            recheck=recheck,
+            limit=arguments.size("max_size", max_size),
+            wanted_names=Filter(tuple(include), tuple(exclude)),
+            quiet=quiet,
+        )
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None
         self._refusal: str | None = None
         self._death: str | None = None
         self._users = 0
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._stop_tracking: Callable[[], None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._subscribers: dict[object, Callable[[], None]] = {}
@@ -212,7 +245,7 @@ class Watch(Generic[T]):
             self._renew_or_refuse(self._run)
         if self._run is None:
             self._death = None
-            self._run = _Run(self._lookout, self._receive)
+            self._run = Run(self._lookout, self._receive)
             self._stop_tracking = metrics.track(self)
         self._users += 1
         return self
@@ -225,10 +258,11 @@ class Watch(Generic[T]):
         run, self._run = self._run, None
         if self._stop_tracking is not None:
             self._stop_tracking()
+        self._log.flush()
         if not run.is_forked:
             await run.end()
 
-    def _renew_or_refuse(self, run: _Run) -> None:
+    def _renew_or_refuse(self, run: Run) -> None:
         """Let a run go that is over without having been left: with its loop, or in the process before a fork."""
         if not run.is_forked and not run.is_over:
             run.check(self.path)
@@ -242,12 +276,35 @@ class Watch(Generic[T]):
         last: str | None = None
         async with self:
             # What an earlier run has left behind may be old.
-            await self.looked()
-            while True:
+            while not self.has_looked and not self._is_stopped():
+                await self._next_change_or_stop()
+            while not self._is_stopped():
                 while self._snapshot is None or self._snapshot.version == last:
-                    await self._next_change()
+                    await self._next_change_or_stop()
+                    if self._is_stopped():
+                        return
                 last = self._snapshot.version
                 yield self._snapshot
+
+    def _is_stopped(self) -> bool:
+        return self._stop_event is not None and self._stop_event.is_set()
+
+    async def _next_change_or_stop(self) -> None:
+        if self._stop_event is None:
+            await self._next_change()
+            return
+        tasks = [
+            asyncio.ensure_future(self._next_change()),
+            asyncio.ensure_future(self._stop_event.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(results[0], RuntimeError):
+            raise results[0]
 
     async def _next_change(self) -> None:
         if self._run is not None:
@@ -269,7 +326,7 @@ class Watch(Generic[T]):
             except Exception:  # one subscriber's fault must not reach the others, nor the watch
                 logger.exception("a subscriber of %s failed", self.path)
 
-    def _receive(self, run: _Run, news: News) -> None:
+    def _receive(self, run: Run, news: News) -> None:
         """Take over what the lookout has found, in the event loop."""
         if run is not self._run:
             return  # it is ending, and another one may have begun
@@ -310,7 +367,7 @@ class Watch(Generic[T]):
                 logger.debug("%s", self._refusal, exc_info=error)
                 return
         self._snapshot = accepted
-        logger.debug("%s is now version %s", self.path, found.version[:8])
+        self._log.tell(accepted)
 
     def _count(self, before: Snapshot[T], *, rescued: bool) -> None:
         # What has gone away leaves no time behind, and a file that came by `mv` may have an old one.
@@ -331,74 +388,16 @@ class Watch(Generic[T]):
             logger.warning("%s%s", problem, "" if first else "; the last good content stays")
 
 
-class _Run:
-    """The time from the first user's entering to the last one's leaving: one loop, one lookout."""
-
-    def __init__(self, make: Callable[..., Lookout], receive: Callable[[_Run, News], None]) -> None:
-        self.looked = False
-        """The first look is over."""
-        self._receive = receive
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        self._over: asyncio.Future[None] = self._loop.create_future()
-        self.lookout = make(tell=self._tell, ended=self._ended)
-        self.lookout.start()
-
-    @property
-    def is_forked(self) -> bool:
-        """Whether this is another process than the one whose thread looks."""
-        return os.getpid() != self._pid
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its event loop is closed: nobody can be told anything any more."""
-        return self._loop.is_closed()
-
-    def check(self, path: str) -> None:
-        """Return if this is its process and its event loop.
-
-        Raises:
-            RuntimeError: another one would wait for ever, or be told late.
-        """
-        if self.is_forked:
-            raise RuntimeError(
-                f"the watch of {path} was entered before this process was forked: enter it here"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(
-                f"the watch of {path} was entered in another event loop: make one for each loop"
-            )
-
-    async def end(self) -> None:
-        """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
-        self.lookout.stop()
-        limit = self._loop.time() + _GOODBYE
-        cancelled: asyncio.CancelledError | None = None
-        while not self._over.done() and (left := limit - self._loop.time()) > 0:
-            try:
-                await asyncio.wait({self._over}, timeout=left)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if self._over.done():
-            self.lookout.join()
-        else:
-            logger.warning("a look at %s hangs and is left to itself", self.lookout.path)
-        if cancelled is not None:
-            raise cancelled
-
-    def _tell(self, news: News) -> None:
-        self._soon(self._receive, self, news)
-
-    def _ended(self) -> None:
-        self._soon(self._over.set_result, None)
-
-    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(callback, *arguments)
-
-
 def check(
-    path: object, *, schema: object = None, watch: object, recheck: object, max_size: object
+    path: object,
+    *,
+    schema: object = None,
+    watch: object,
+    recheck: object,
+    max_size: object,
+    include: object = (),
+    exclude: object = (),
+    quiet: object = None,
 ) -> str:
     """Check the arguments of a watch, and return the path as text.
 
@@ -408,6 +407,10 @@ def check(
     arguments.seconds("recheck", recheck, zero=False)
     arguments.choice("watch", watch, get_args(WatchMode))
     arguments.size("max_size", max_size)
+    arguments.texts("include", include)
+    arguments.texts("exclude", exclude)
+    if quiet is not None:
+        arguments.seconds("quiet", quiet)
     if schema is not None:
         arguments.plain_function("schema", schema, "a function from a snapshot to a value")
     return arguments.path("path", path)
@@ -429,6 +432,10 @@ def watch(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
 ) -> Watch[None]: ...
 @overload
 def watch(
@@ -438,19 +445,60 @@ def watch(
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
 ) -> Watch[T]: ...
+@overload
 def watch(
     path: str | os.PathLike[str],
-    *,
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> WatchGroup[None]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: Callable[[Snapshot[Any]], T],
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> WatchGroup[T]: ...
+def watch(
+    path: str | os.PathLike[str],
+    *more: str | os.PathLike[str],
     schema: Callable[[Snapshot[Any]], Any] | None = None,
     watch: WatchMode = "auto",
     recheck: float = 1.0,
     max_size: int | str = MAX_SIZE,
-) -> Watch[Any]:
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> Watch[Any] | WatchGroup[Any]:
     """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
 
     The present state comes first, then each distinct version once; a slow consumer gets the newest.
     Nothing is raised while there is nothing to read: the loop waits. See `Watch` for the arguments.
+
+    Several paths are followed together: `async for snapshots in sidecar.watch(a, b)` yields a mapping
+    of each path to its snapshot, without those that have none yet, whenever one of them has another version.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -459,25 +507,36 @@ def watch(
     ...     async for snapshot in watch(path):
     ...         return snapshot.text()
     ...     return ""
+    >>> async def both() -> None:
+    ...     async for snapshots in watch("/config/app.json", "/tls/"):
+    ...         print(snapshots["/config/app.json"].text())
     """
-    return Watch(path, schema=schema, watch=watch, recheck=recheck, max_size=max_size)
+    watches = [
+        Watch(
+            one,
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+            stop_event=stop_event,
+        )
+        for one in (path, *more)
+    ]
+    return WatchGroup(watches, stop_event) if more else watches[0]
 
 
 _shared: dict[tuple[Any, ...], Watch[None]] = {}
 
 
 @asynccontextmanager
-async def shared(
-    path: str | os.PathLike[str],
-    *,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-) -> AsyncIterator[Watch[None]]:
-    """Enter the one watch of this path and these options that the running loop has."""
-    key = (asyncio.get_running_loop(), os.fspath(path), watch, recheck, max_size)
+async def shared(path: str | os.PathLike[str], **options: Any) -> AsyncIterator[Watch[None]]:
+    """Enter the one watch of this path and these options (see `Watch`) that the running loop has."""
+    key = (asyncio.get_running_loop(), os.fspath(path), *map(repr, sorted(options.items())))
     if key not in _shared:
-        _shared[key] = Watch(path, watch=watch, recheck=recheck, max_size=max_size)
+        _shared[key] = Watch(path, **options)
     one = _shared[key]
     try:
         async with one:

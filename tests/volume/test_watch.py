@@ -20,6 +20,7 @@ from sidecar.disk import beneath, inotify
 from sidecar.runtime import metrics
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import watch as watches
+from sidecar.volume import watch_run
 from sidecar.volume.eye import Eye
 from sidecar.volume.lookout import News
 from sidecar.volume.watch import Watch, shared, watch
@@ -135,6 +136,24 @@ def another_user() -> Iterator[Path]:
 
 
 @pytest.mark.root
+async def test_a_file_in_a_directory_that_may_only_be_passed_is_read_and_polled(
+    another_user: Path,
+) -> None:
+    """inotify(7) needs read permission for the directory, open(2) of the file does not."""
+    path = another_user / "config"
+    os.seteuid(0)
+    replace(path, "0")
+    another_user.chmod(0o711)
+    os.seteuid(65532)
+    async with consumer(path) as seen:
+        await seen.converge("0")
+        assert (seen.watch.mode, "may be passed through" in str(seen.watch.fallback)) == (
+            "poll",
+            True,
+        )
+
+
+@pytest.mark.root
 async def test_a_file_without_permission_is_stale_until_it_has_it(another_user: Path) -> None:
     """The reason names the user that lacks the permission; a mode sends no event that is listened to."""
     path = another_user / "config"
@@ -198,7 +217,7 @@ async def test_a_set_that_is_being_removed_is_never_seen_in_part(tmp_path: Path)
         for name in names:
             (tmp_path / name).unlink()
             await asyncio.sleep(0.001)
-        await until(lambda: "no file" in str(seen.watch.stale), timeout=BOUND)
+        await until(lambda: "is gone" in str(seen.watch.stale), timeout=BOUND)
         assert [content(one) for one in seen] == [names]
 
 
@@ -301,7 +320,7 @@ async def test_a_refused_version_is_refused_still_when_its_file_comes_back(path:
         replace(path, "{}")
         await until(lambda: "refuses" in str(seen.watch.stale), timeout=BOUND)
         path.unlink()
-        await until(lambda: "nothing has been published" in str(seen.watch.stale), timeout=BOUND)
+        await until(lambda: "is gone" in str(seen.watch.stale), timeout=BOUND)
         replace(path, "{}")
         await until(lambda: "refuses" in str(seen.watch.stale), timeout=BOUND)
         replace(path, '{"port": 1}')
@@ -526,7 +545,7 @@ async def test_leaving_does_not_wait_for_a_look_that_hangs(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A program must be able to end, whatever its disk does; the thread ends when the disk answers."""
-    monkeypatch.setattr(watches, "_GOODBYE", 0.1)
+    monkeypatch.setattr(watch_run, "_GOODBYE", 0.1)
     hanging = Hanging(monkeypatch)
     async with Watch(path, recheck=0.02) as one:
         await one.looked()

@@ -188,12 +188,12 @@ securityContext:
 - {{ ternary "write" "read" (eq $role "writer") }}
 - {{ printf "--path=%s" (include "sidecar.path" .) | quote }}
 - --port={{ $values.port }}
-{{- range $name := ternary (list "host" "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability") (list "host" "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck") (eq $role "writer") }}
+{{- range $name := ternary (list "host" "maxSize" "headTimeout" "maxConnections" "workers" "format" "check" "checkTimeout" "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability") (list "host" "missing" "maxSize" "headTimeout" "maxConnections" "workers" "watch" "recheck" "include" "exclude" "quiet") (eq $role "writer") }}
 {{- $value := index $values $name }}
 {{- if and (eq $name "volumeBudget") (not $value) }}
 {{- $value = include "sidecar.volumeBudget" $root }}
 {{- end }}
-{{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "missing"))) }}
+{{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (not (has $name (list "missing" "exclude"))))) }}
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,86 @@
+"""Several watches as one: `sidecar.watch` with more than one path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic
+
+from sidecar.volume.snapshot import Snapshot, T
+
+if TYPE_CHECKING:
+    from sidecar.volume.watch import Watch
+
+
+class WatchGroup(Generic[T]):
+    """Paths that are followed together; made by `sidecar.watch`.
+
+    Iterate over it for the snapshots of all of them, by path as it was given: the present ones first,
+    then again whenever one of them has another version; a slow consumer gets the newest.
+    Paths of which nothing has been published yet are left out.
+    Or enter it with `async with`, and read `snapshots` whenever they are needed.
+
+    >>> async def main(group: WatchGroup) -> None:
+    ...     async with group:
+    ...         print(group.snapshots, [watch.stale for watch in group.watches.values()])
+    """
+
+    def __init__(self, watches: Iterable[Watch[T]], stop_event: asyncio.Event | None) -> None:
+        self.watches: Mapping[str, Watch[T]] = MappingProxyType({w.path: w for w in watches})
+        """The watch of each path: its `stale`, `problem`, `mode` and so on."""
+        self._stop_event = stop_event
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._users = 0
+
+    def __repr__(self) -> str:
+        return f"<WatchGroup {list(self.watches.values())}>"
+
+    @property
+    def snapshots(self) -> dict[str, Snapshot[T]]:
+        """The last good content of each path that has one."""
+        return {p: w.snapshot for p, w in self.watches.items() if w.snapshot is not None}
+
+    async def __aenter__(self) -> WatchGroup[T]:
+        self._users += 1
+        if self._stack is None:
+            self._stack = contextlib.AsyncExitStack()
+            for watch in self.watches.values():
+                await self._stack.enter_async_context(watch)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users and self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Snapshot[T]], None]:
+        changed = asyncio.Event()
+        async with self, contextlib.AsyncExitStack() as stack:
+            for watch in self.watches.values():
+                stack.callback(watch.subscribe(changed.set))
+            last: dict[str, str] = {}
+            while not self._is_stopped():
+                changed.clear()
+                found = self.snapshots
+                versions = {path: snapshot.version for path, snapshot in found.items()}
+                if versions != last and all(w.has_looked for w in self.watches.values()):
+                    last = versions
+                    yield found
+                else:
+                    await self._changed_or_stopped(changed)
+
+    def _is_stopped(self) -> bool:
+        return self._stop_event is not None and self._stop_event.is_set()
+
+    async def _changed_or_stopped(self, changed: asyncio.Event) -> None:
+        events = [changed] if self._stop_event is None else [changed, self._stop_event]
+        tasks = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
