@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from sidecar.volume.volume import Volume as Volume
     from sidecar.volume.volume import publish_file as publish_file
     from sidecar.volume.watch import Watch as Watch
-    from sidecar.volume.watch import watch as watch
+    from sidecar.volume.watch_group import WatchGroup as WatchGroup
+    from sidecar.volume.watch_group import watch as watch
 
 __version__ = "0.1.0"
 
@@ -69,7 +70,8 @@ _ROOMS = {
     "Snapshot": "sidecar.volume.snapshot",
     "Content": "sidecar.volume.snapshot",
     # Follow
-    "watch": "sidecar.volume.watch",
+    "watch": "sidecar.volume.watch_group",
+    "WatchGroup": "sidecar.volume.watch_group",
     "Watch": "sidecar.volume.watch",
     # Serve
     "follow": "sidecar.http.follow",

@@ -10,6 +10,7 @@ in processes that can be ended (`validator`, `check_process`);
 Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
 `filters` and `listing` say which names count, `loading` reads them.
 
-Follow: `watch` is what users hold; its thread is a `lookout`, which has an `eye` to look and a `judge` to decide.
+Follow: `watch` is what users hold, `watch_group` several as one, `version_log` tells of what they see;
+`watch_run` is one run of it, whose thread is a `lookout`, which has an `eye` to look and a `judge` to decide.
 `changes` is what events have told of, `coverage` watches the directories that a listing goes through.
 """

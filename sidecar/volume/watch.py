@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Generic, get_args, overload
+from typing import Any, Generic, get_args
 
 from sidecar.disk import hints
 from sidecar.runtime import arguments, metrics
@@ -29,7 +29,6 @@ from sidecar.volume.filters import EDITORS, Filter
 from sidecar.volume.lookout import Lookout, News
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
 from sidecar.volume.version_log import VersionLog
-from sidecar.volume.watch_group import WatchGroup
 from sidecar.volume.watch_run import Run
 
 logger = logging.getLogger(__name__)
@@ -293,26 +292,24 @@ class Watch(Generic[T]):
         if self._stop_event is None:
             await self._next_change()
             return
-        tasks = [
-            asyncio.ensure_future(self._next_change()),
-            asyncio.ensure_future(self._stop_event.wait()),
-        ]
+        stopped = asyncio.ensure_future(self._stop_event.wait())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._next_change(stopped)
         finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        if isinstance(results[0], RuntimeError):
-            raise results[0]
+            stopped.cancel()
+            await asyncio.gather(stopped, return_exceptions=True)
 
-    async def _next_change(self) -> None:
+    async def _next_change(self, stopped: asyncio.Future[Any] | None = None) -> None:
         if self._run is not None:
             self._run.check(self.path)
+        # Noted at once, and not in a task that begins later: what is told in between must not be missed.
         future = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:
-            await future
+            if stopped is None:
+                await future
+            else:
+                await asyncio.wait({future, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._waiting.discard(future)
 
@@ -422,110 +419,6 @@ def _refuse_awaitable(value: object) -> None:
         if inspect.iscoroutine(value):
             value.close()
         raise TypeError("it returned something to await; a schema is a plain function")
-
-
-@overload
-def watch(
-    path: str | os.PathLike[str],
-    *,
-    schema: None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
-    stop_event: asyncio.Event | None = None,
-) -> Watch[None]: ...
-@overload
-def watch(
-    path: str | os.PathLike[str],
-    *,
-    schema: Callable[[Snapshot[Any]], T],
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
-    stop_event: asyncio.Event | None = None,
-) -> Watch[T]: ...
-@overload
-def watch(
-    path: str | os.PathLike[str],
-    second: str | os.PathLike[str],
-    /,
-    *more: str | os.PathLike[str],
-    schema: None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
-    stop_event: asyncio.Event | None = None,
-) -> WatchGroup[None]: ...
-@overload
-def watch(
-    path: str | os.PathLike[str],
-    second: str | os.PathLike[str],
-    /,
-    *more: str | os.PathLike[str],
-    schema: Callable[[Snapshot[Any]], T],
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
-    stop_event: asyncio.Event | None = None,
-) -> WatchGroup[T]: ...
-def watch(
-    path: str | os.PathLike[str],
-    *more: str | os.PathLike[str],
-    schema: Callable[[Snapshot[Any]], Any] | None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
-    stop_event: asyncio.Event | None = None,
-) -> Watch[Any] | WatchGroup[Any]:
-    """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
-
-    The present state comes first, then each distinct version once; a slow consumer gets the newest.
-    Nothing is raised while there is nothing to read: the loop waits. See `Watch` for the arguments.
-
-    Several paths are followed together: `async for snapshots in sidecar.watch(a, b)` yields a mapping
-    of each path to its snapshot, without those that have none yet, whenever one of them has another version.
-
-    Raises:
-        ConfigError: an argument makes no sense.
-
-    >>> async def first(path: str) -> str:
-    ...     async for snapshot in watch(path):
-    ...         return snapshot.text()
-    ...     return ""
-    >>> async def both() -> None:
-    ...     async for snapshots in watch("/config/app.json", "/tls/"):
-    ...         print(snapshots["/config/app.json"].text())
-    """
-    watches = [
-        Watch(
-            one,
-            schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
-            stop_event=stop_event,
-        )
-        for one in (path, *more)
-    ]
-    return WatchGroup(watches, stop_event) if more else watches[0]
 
 
 _shared: dict[tuple[Any, ...], Watch[None]] = {}

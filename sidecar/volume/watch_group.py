@@ -1,17 +1,17 @@
-"""Several watches as one: `sidecar.watch` with more than one path."""
+"""`sidecar.watch`: one path, or several that are followed as one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic
+from typing import Any, Generic, overload
 
-from sidecar.volume.snapshot import Snapshot, T
-
-if TYPE_CHECKING:
-    from sidecar.volume.watch import Watch
+from sidecar.volume.filters import EDITORS
+from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.watch import Watch, WatchMode
 
 
 class WatchGroup(Generic[T]):
@@ -84,3 +84,107 @@ class WatchGroup(Generic[T]):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    schema: None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> Watch[None]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    schema: Callable[[Snapshot[Any]], T],
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> Watch[T]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> WatchGroup[None]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: Callable[[Snapshot[Any]], T],
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> WatchGroup[T]: ...
+def watch(
+    path: str | os.PathLike[str],
+    *more: str | os.PathLike[str],
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+    stop_event: asyncio.Event | None = None,
+) -> Watch[Any] | WatchGroup[Any]:
+    """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
+
+    The present state comes first, then each distinct version once; a slow consumer gets the newest.
+    Nothing is raised while there is nothing to read: the loop waits. See `Watch` for the arguments.
+
+    Several paths are followed together: `async for snapshots in sidecar.watch(a, b)` yields a mapping
+    of each path to its snapshot, without those that have none yet, whenever one of them has another version.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+
+    >>> async def first(path: str) -> str:
+    ...     async for snapshot in watch(path):
+    ...         return snapshot.text()
+    ...     return ""
+    >>> async def both() -> None:
+    ...     async for snapshots in watch("/config/app.json", "/tls/"):
+    ...         print(snapshots["/config/app.json"].text())
+    """
+    watches = [
+        Watch(
+            one,
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+            stop_event=stop_event,
+        )
+        for one in (path, *more)
+    ]
+    return WatchGroup(watches, stop_event) if more else watches[0]

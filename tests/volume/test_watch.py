@@ -23,7 +23,8 @@ from sidecar.volume import watch as watches
 from sidecar.volume import watch_run
 from sidecar.volume.eye import Eye
 from sidecar.volume.lookout import News
-from sidecar.volume.watch import Watch, shared, watch
+from sidecar.volume.watch import Watch, shared
+from sidecar.volume.watch_group import watch
 from watching import BOUND, MODES, consumer, content, descriptors, remove, replace, threads
 
 
