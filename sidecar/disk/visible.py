@@ -58,7 +58,7 @@ class Links:
         self._obsolete = [entry for entry in ours if entry not in entries]
         try:
             if generation is not None:
-                self._stage(DATA, generation, names)
+                self._stage_data(generation)
             for entry in sorted(entries - ours):
                 try:
                     self._stage(entry, _through_data(entry), names)
@@ -126,6 +126,12 @@ class Links:
         for temporary in self._staged.values():
             trees.remove(self._dir_fd, temporary)
         self._staged.clear()
+
+    def _stage_data(self, generation: str) -> None:
+        try:
+            self._stage(DATA, generation, ())
+        except OSError as error:
+            self._give_up(DATA, error)
 
     def _stage(self, entry: str, target: str, names: Collection[str]) -> None:
         _check_place(self._dir_fd, entry, names, os.path.join(self._path, entry))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from sidecar import _errors
 from sidecar.disk import failures, generations, naming, permissions, trees, visible
@@ -34,13 +35,9 @@ def restore(fd: int, settings: Settings) -> None:
         old = _read(fd, entry, settings)
         if old is None:
             continue
-        links = visible.Links(fd, entry, list(old), settings.path, spared=visible.top_entries(old))
-        try:
-            links.switch()
-            links.finish()
-        finally:
-            links.discard()
-        _log.warning("%s: %s %s; put %s in force again", settings.path, DATA, damage, entry)
+        with logged(settings):
+            _put_in_force(fd, settings, entry, list(old))
+            _log.warning("%s: %s %s; put %s in force again", settings.path, DATA, damage, entry)
         return
     _log.warning(
         "%s: %s %s, and no whole generation is there (publish the set again)",
@@ -48,6 +45,15 @@ def restore(fd: int, settings: Settings) -> None:
         DATA,
         damage,
     )
+
+
+@contextmanager
+def logged(settings: Settings) -> Iterator[None]:
+    """Log an error of mending: it must not keep a writer from its start."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("cannot mend the set in %s: %s", settings.path, failures.remedy(error))
 
 
 def tell_of_beside(fd: int, settings: Settings, names: Collection[str]) -> None:
@@ -86,6 +92,15 @@ def shown(names: Collection[str]) -> str:
     """Return the first of some names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(sorted(names)[:_SHOWN]) + more
+
+
+def _put_in_force(fd: int, settings: Settings, entry: str, names: Collection[str]) -> None:
+    links = visible.Links(fd, entry, names, settings.path, spared=visible.top_entries(names))
+    try:
+        links.switch()
+        links.finish()
+    finally:
+        links.discard()
 
 
 def _is_ours(fd: int, damage: str) -> bool:

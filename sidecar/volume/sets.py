@@ -10,13 +10,12 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, generations, naming, pinned, trees, visible
-from sidecar.volume import history, listing, loading, repair, terms
+from sidecar.volume import activation, history, listing, loading, repair, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget, on_disk
 from sidecar.volume.retention import Retention
@@ -130,7 +129,8 @@ class FileSet:
             names = list(self.see(fd).snapshot)
         except _errors.ReadError:
             return  # damaged: publishing a new one is the remedy, and readers say what is wrong
-        self._mend_links(fd, names, visible.top_entries(names))
+        with repair.logged(self._settings):
+            self._mend_links(fd, names, visible.top_entries(names))
         repair.tell_of_beside(fd, self._settings, names)
         self._retire(fd, naming.in_force(fd) or "")
 
@@ -177,11 +177,21 @@ class FileSet:
                     )
                     return done
                 order.check()
-                generation = self._switch(
-                    fd, new, wanted.versions, version, spared=spared, order=order
+                generation = activation.activate(
+                    fd,
+                    self._settings,
+                    new,
+                    wanted.versions,
+                    version,
+                    spared=spared,
+                    dry_run=order.dry_run,
                 )
                 if generation is None:
                     return Publication(version, True, created, time.time(), wanted.size)
+            except _errors.PublishUncertain:
+                # A later sync that succeeds proves nothing: the next equal set is published anew.
+                self._doubtful = True
+                raise
             finally:
                 trees.remove(fd, new)  # it has another name by now, if all went well
         self._durable = self._made = generation
@@ -229,88 +239,6 @@ class FileSet:
         with trees.inside(fd, new) as one, listing.opened(fd, naming.in_force(fd)) as other:
             pairs = ((os.stat(n, dir_fd=one), os.stat(n, dir_fd=other)) for n in names)
             return all(terms.have_same_access(*pair) for pair in pairs)
-
-    def _switch(
-        self,
-        fd: int,
-        new: str,
-        names: Collection[str],
-        version: str,
-        *,
-        spared: Collection[str],
-        order: Order,
-    ) -> str | None:
-        """Name a generation, put it in force, bring the visible links in line, and make all of it durable.
-
-        Nothing is done, and None returned, for a trial.
-        """
-        # The clock may have gone back; the order of generations must not.
-        stamp = max(time.time_ns(), generations.stamp_of(naming.in_force(fd) or "") + 1)
-        name = naming.GENERATION + history.entry_name(stamp, version)
-        with self._blaming_the_name():
-            links = visible.Links(fd, name, names, self._settings.path, spared=spared)
-        try:
-            if order.dry_run:
-                return None
-            self._begin(fd, new, name, version, links)
-            self._finish(fd, name, version, links)
-        finally:
-            links.discard()
-        repair.tell_of_blocked(self._settings, links.blocked)
-        return name
-
-    def _begin(self, fd: int, new: str, name: str, version: str, links: visible.Links) -> None:
-        """Put the generation in force."""
-        try:
-            atomic.move(fd, new, fd, name)
-            # The link must not become durable before what it points at.
-            self._settings.sync_directory(fd)
-            links.switch()
-        except OSError as error:
-            # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
-            switched = False
-            with contextlib.suppress(OSError):
-                switched = naming.in_force(fd) == name
-            if not switched:
-                trees.remove(fd, name)
-                raise
-            # A later sync that succeeds proves nothing: the next equal set is published anew.
-            self._doubtful = True
-            raise terms.uncertain(self._settings.path, version, error) from error
-
-    def _finish(self, fd: int, name: str, version: str, links: visible.Links) -> None:
-        """Put the visible links in place, and take all of it back if one of them cannot be."""
-        try:
-            links.finish()
-        except OSError as error:
-            if links.undo():
-                trees.remove(fd, name)
-                with self._blaming_the_name():
-                    raise
-            self._doubtful = True
-            raise terms.uncertain(self._settings.path, version, error) from error
-        try:
-            self._settings.sync_directory(fd)
-        except OSError as error:
-            self._doubtful = True
-            raise terms.uncertain(self._settings.path, version, error) from error
-
-    @contextmanager
-    def _blaming_the_name(self) -> Iterator[None]:
-        """Say of an error which name of the set it keeps from its place."""
-        try:
-            yield
-        except OSError as error:
-            entry = error.filename
-            if not isinstance(entry, str):
-                raise
-            where = self._settings.where(entry)
-            if isinstance(error, IsADirectoryError):
-                raise _errors.NameTaken(
-                    f"cannot publish {where}: {failures.remedy(error)}"
-                ) from error
-            with failures.publishing(f"publish {where}"):
-                raise
 
     def _is_settled(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Whether the set in force has all its links and is durable: then there is nothing to publish.

@@ -251,11 +251,13 @@ def write(content: snapshots.Content, into: Callable[[bytes], object]) -> None:
     content.write_to(into)
 
 
-def uncertain(where: str, version: str, error: OSError) -> _errors.PublishUncertain:
-    """Return the error for a content that is visible and could not be synced."""
+def uncertain(
+    where: str, version: str, error: OSError, *, failed: str = "syncing its directory"
+) -> _errors.PublishUncertain:
+    """Return the error for a content that is visible, and of which a later step has failed."""
     return _errors.PublishUncertain(
         f"published {where}, but perhaps not durably: readers see version {version[:8]},"
-        f" and syncing its directory failed: {failures.remedy(error)}"
+        f" and {failed} failed: {failures.remedy(error)}"
         " (a power cut may bring the old content back; publish again once the storage is well)",
         version,
     )

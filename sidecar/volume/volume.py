@@ -75,7 +75,7 @@ class Volume:
 
     Args:
         path: the directory.
-        mode: permissions of the files, whatever the umask.
+        mode: permissions of the files, whatever the umask. The same content with another mode or group is published anew.
         group: their group by number, as with `fsGroup`; None leaves it to the directory.
         keep: contents of a file or of the set that stay in the history, the present one included;
             on a full volume they give way.

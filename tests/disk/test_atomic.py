@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,3 +201,38 @@ class Looking:
     def _look(self) -> None:
         while not self._stop.is_set():
             self._missing += not os.path.lexists(self._path)
+
+
+@pytest.mark.parametrize("fault", ["stat", "ignored", "none"])
+def test_what_had_a_name_is_kept_until_all_is_in_place(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Whatever the file system makes of an exchange: it must come back if a later step fails."""
+    (tmp_path / "config").write_text("theirs")
+    (tmp_path / "..tmp-ours").write_text("ours")
+    real, exchange = os.stat, atomic._exchange
+
+    def failing_stat(path: str, **options: Any) -> os.stat_result:
+        if path == "..tmp-ours":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, **options)
+
+    def exchanging(dir_fd: int, first: str, second: str) -> None:
+        if fault == "none":  # an old kernel, NFS
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if fault == "ignored":  # the flags of renameat2(2)
+            os.rename(first, second, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            exchange(dir_fd, first, second)
+
+    monkeypatch.setattr(atomic, "_exchange", exchanging)
+    with monkeypatch.context() as patched:
+        if fault == "stat":
+            patched.setattr(os, "stat", failing_stat)
+        before = atomic.put_in_place(fd, "..tmp-ours", "config")
+    assert (tmp_path / "config").read_text() == "ours"
+    if fault == "ignored":
+        assert before is None
+    else:
+        assert before is not None
+        assert (tmp_path / before).read_text() == "theirs"

@@ -1,0 +1,105 @@
+"""One step of publishing a set: put a generation that has been built in force, wholly or not at all.
+
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from sidecar import _errors
+from sidecar.disk import atomic, failures, generations, naming, trees, visible
+from sidecar.volume import history, repair, terms
+from sidecar.volume.terms import Settings
+
+
+def activate(
+    fd: int,
+    settings: Settings,
+    new: str,
+    names: Collection[str],
+    version: str,
+    *,
+    spared: Collection[str] = (),
+    dry_run: bool = False,
+) -> str | None:
+    """Name the generation `new`, put it in force, bring the visible links in line, and make all of it durable.
+
+    Of `spared` entries the links may be missing as they were before.
+    A trial examines all that and changes nothing; it returns None, else the name of the generation.
+
+    Raises:
+        PublishError, OSError: nothing was published: what was done has been undone.
+        PublishUncertain: the set is in force, and perhaps not durable, or not undone.
+    """
+    # The clock may have gone back; the order of generations must not.
+    stamp = max(time.time_ns(), generations.stamp_of(naming.in_force(fd) or "") + 1)
+    name = naming.GENERATION + history.entry_name(stamp, version)
+    with _blaming_the_name(settings):
+        links = visible.Links(fd, name, names, settings.path, spared=spared)
+    try:
+        if dry_run:
+            return None
+        _switch(fd, settings, new, name, version=version, links=links)
+        _show(fd, settings, name, version, links)
+    finally:
+        links.discard()
+    repair.tell_of_blocked(settings, links.blocked)
+    return name
+
+
+def _switch(
+    fd: int, settings: Settings, new: str, name: str, *, version: str, links: visible.Links
+) -> None:
+    try:
+        atomic.move(fd, new, fd, name)
+        # The link must not become durable before what it points at.
+        settings.sync_directory(fd)
+        links.switch()
+    except OSError as error:
+        # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+        switched = False
+        with contextlib.suppress(OSError):
+            switched = naming.in_force(fd) == name
+        if not switched:
+            trees.remove(fd, name)
+            raise
+        raise terms.uncertain(settings.path, version, error) from error
+
+
+def _show(fd: int, settings: Settings, name: str, version: str, links: visible.Links) -> None:
+    """Put the visible links in place, and take all of it back if one of them cannot be."""
+    try:
+        links.finish()
+    except OSError as error:
+        if links.undo():
+            trees.remove(fd, name)
+            with _blaming_the_name(settings):
+                raise
+        raise terms.uncertain(
+            settings.path, version, error, failed="showing all its names"
+        ) from error
+    try:
+        settings.sync_directory(fd)
+    except OSError as error:
+        raise terms.uncertain(settings.path, version, error) from error
+
+
+@contextmanager
+def _blaming_the_name(settings: Settings) -> Iterator[None]:
+    """Say of an error which name of the set it keeps from its place; a full volume keeps each."""
+    try:
+        yield
+    except OSError as error:
+        entry = error.filename
+        if not isinstance(entry, str) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = settings.where(entry)
+        if isinstance(error, IsADirectoryError):
+            raise _errors.NameTaken(f"cannot publish {where}: {failures.remedy(error)}") from error
+        with failures.publishing(f"publish {where}"):
+            raise
