@@ -265,7 +265,15 @@ MATRIX: dict[str, dict[str, Any]] = {
             "hosts": [{"host": "c.example", "paths": [{"path": "/", "to": "reader"}]}],
         },
     },
-    "confirmed elsewhere": {"writer": {"confirm": "http://reader.example:8081"}},
+    "confirmed elsewhere": {
+        "writer": {
+            "confirm": "https://reader.example:8081",
+            "confirmCa": "/etc/sidecar/ca/ca.crt",
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/sidecar/ca"}],
+        },
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+    },
+    "every request logged": {"writer": {"accessLog": True}, "reader": {"accessLog": True}},
     "collector that waits alone": {
         "writer": {"enabled": False},
         "reader": {"enabled": False},

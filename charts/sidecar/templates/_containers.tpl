@@ -197,7 +197,13 @@ securityContext:
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
 {{- end }}
 {{- end }}
+{{- if $values.accessLog }}
+- --access-log
+{{- end }}
 {{- if eq $role "writer" }}
+{{- with $values.confirmCa }}
+- {{ printf "--confirm-ca=%s" . | quote }}
+{{- end }}
 {{- if $values.schema }}
 - --schema=/etc/sidecar/config/schema.json
 {{- end }}
