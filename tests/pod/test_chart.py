@@ -140,7 +140,9 @@ def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) ->
             first, *arguments = container.get("args", [""])
             if first in commands:
                 arguments = [
-                    one for one in arguments if not re.match("--(schema|token-file|confirm-ca|tls-)", one)
+                    one
+                    for one in arguments
+                    if not re.match("--(schema|token-file|confirm-ca|tls-)", one)
                 ]
                 arguments = [
                     "/dev/null" if one.startswith("/etc/sidecar/") else one for one in arguments

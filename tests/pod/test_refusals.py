@@ -202,9 +202,9 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("terminationGracePeriodSeconds is 30", "drain.delay", "writer (15)", "reader (15)"),
     ),
     "volume larger than the disk of the Pod": (
-        {"volume": {"emptyDir": {"sizeLimit": "1Gi"}}},
+        {"volume": {"emptyDir": {"sizeLimit": "2Gi"}}},
         (
-            "volume.emptyDir.sizeLimit is 1Gi",
+            "volume.emptyDir.sizeLimit is 2Gi",
             "evicted",
             "writer.resources.limits.ephemeral-storage",
         ),
