@@ -17,7 +17,7 @@ from aiohttp import web
 
 import sidecar
 from sidecar import logs
-from sidecar.runtime import arguments
+from sidecar.runtime import arguments, metrics
 
 # Given what a type checker would refuse.
 S: Any = sidecar
@@ -234,6 +234,23 @@ async def test_an_upload_takes_bytes_and_nothing_else(tmp_path: Path) -> None:
         await upload.write(bytearray(b"z"))
         assert upload.size == 5
         assert (await volume.put("x", upload)).size == 5
+
+
+async def test_an_upload_that_a_set_has_taken_is_counted_with_that(tmp_path: Path) -> None:
+    """Each attempt is one: what fails after the publish is no publish that has failed."""
+    volume = V(tmp_path)
+
+    async def publish_and_fail() -> None:
+        async with volume.stage("streamed") as upload:
+            await upload.write(b"x")
+            await volume.publish({"streamed": upload})
+            raise LookupError
+
+    counts = [metrics.PUBLISH_TOTAL.labels(one) for one in metrics.PUBLISH_RESULTS]
+    before = sum(one._value.get() for one in counts)
+    with pytest.raises(LookupError):
+        await publish_and_fail()
+    assert sum(one._value.get() for one in counts) - before == 1
 
 
 async def test_a_version_is_understood_where_an_entity_tag_is_wanted(tmp_path: Path) -> None:

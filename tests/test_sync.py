@@ -110,6 +110,25 @@ def test_a_volume_does_what_the_asynchronous_one_does(tmp_path: Path) -> None:
     assert volume.published is not None
 
 
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_an_upload_that_is_given_up_leaves_nothing(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """The error of the caller comes out, whatever it is, and the background goes on."""
+    volume = sync.Volume(tmp_path)
+
+    def give_up() -> None:
+        with volume.stage("x") as upload:
+            upload.write(b"x" * 100_000)
+            raise error
+
+    with pytest.raises(error):
+        give_up()
+    assert volume.put("y", "1").changed
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith("..tmp")] == []
+    assert volume.names() == {"y": 1}
+
+
 def test_many_threads_share_one_volume_and_one_watch(tmp_path: Path, wait_for: WaitFor) -> None:
     """As the workers of a web server do."""
     volume = sync.Volume(tmp_path)

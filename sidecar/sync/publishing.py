@@ -198,8 +198,11 @@ class Volume:
         inner = run(staging.__aenter__())
         try:
             yield Upload(inner)
-        finally:
-            run(staging.__aexit__(None, None, None))
+        except BaseException as error:
+            # It does not swallow it: it counts a publish that has failed, and drops what was received.
+            run(staging.__aexit__(type(error), error, error.__traceback__))
+            raise
+        run(staging.__aexit__(None, None, None))
 
     def read(self, name: str) -> Content:
         """Return one file as it is now; a large one is held open and not in memory."""

@@ -490,6 +490,7 @@ class Volume:
         if isinstance(content, Content):
             return content.held if isinstance(content.held, bytes) else content
         if isinstance(content, Upload):
+            content.handed_over = True
             return await content.content(name)
         if isinstance(content, os.PathLike):
             where = os.path.join(self._path, name)
