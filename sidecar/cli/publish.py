@@ -168,7 +168,7 @@ async def _publish(
             if attempt:
                 await asyncio.sleep(sources.PAUSE)
                 steady.begin_again()
-            async with volume.stage(name) as upload:
+            async with volume.stage(name, dry_run=dry_run) as upload:
                 async with aclosing(sources.pieces(fd)) as pieces:
                     async for piece in pieces:
                         await upload.write(piece)

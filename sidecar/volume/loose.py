@@ -80,6 +80,10 @@ class LooseFiles:
             return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
+        if order.unwritten:
+            with failures.placing(what):
+                self._check_place(fd, name, status, order)
+            return Publication(version, True, status is None, time.time(), size)
         with terms.staged(fd, content, where) as staged, failures.placing(what):
             self._check_place(fd, name, status, order)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)

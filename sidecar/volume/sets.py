@@ -76,6 +76,10 @@ class FileSet:
             return Publication(version, done.changed, False, modified, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
+        if order.unwritten:
+            given = content[0] if isinstance(content, tuple) else content
+            done = self._put_in_force(fd, _Wanted(wanted, {name: given}), before, order, spared)
+            return Publication(version, True, name not in old, done.modified, size)
         with terms.staged(fd, content, where) as staged:
             done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order, spared)
         return Publication(version, done.changed, name not in old, done.modified, size)
@@ -169,6 +173,8 @@ class FileSet:
                 self._budget.admit(
                     fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
                 )
+            if order.unwritten:
+                return Publication(version, True, created, time.time(), wanted.size)
             new = self._build(fd, wanted, exact=not fits)
             try:
                 if done and not fits and self._is_alike(fd, new, wanted.versions):

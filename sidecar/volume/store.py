@@ -195,6 +195,16 @@ class Store:
         with self._writing(Order()) as fd:
             self._budget.admit_upload(fd, upload, size, where)
 
+    def could_admit(self, size: int, where: str) -> bool:
+        """Whether old contents would give way to so many bytes, of an upload that is only tried.
+
+        Raises:
+            VolumeFull: not even without the history they would fit into the budget.
+        """
+        with self._writing(Order()) as fd:
+            self._budget.admit(fd, size, where, dry_run=True)
+            return self._could_give(fd, size)
+
     def end_upload(self, upload: str) -> None:
         """Count a temporary file no more that is gone."""
         self._budget.end_upload(upload, published=False)
@@ -305,8 +315,12 @@ class Store:
             raise  # all that could give way has been looked at
         except _errors.VolumeFull:
             self._budget.doubt()
+            if order.dry_run:
+                if not self._could_give(fd, size):
+                    raise
+                order.unwritten = True
             # A file that was streamed is gone by now: only its sender can try again.
-            if order.dry_run or not self._forget(fd, size) or not again:
+            elif not self._forget(fd, size) or not again:
                 raise
             done = work(fd)
         except _errors.PublishError:
@@ -327,6 +341,12 @@ class Store:
         if freed >= wanted and not dry_run:
             _log.warning("%s has reached its budget: forgot older versions", self._path)
         return freed
+
+    def _could_give(self, fd: int, size: int) -> bool:
+        """Whether there would be room for so many bytes, if what was published before were forgotten."""
+        volume, expendable = os.fstatvfs(fd), self._set.expendable(fd)
+        kept = retention.give_way(fd, 0, expendable, dry_run=True)
+        return bool(kept) and volume.f_bavail * volume.f_frsize + kept >= size
 
     def _forget(self, fd: int, size: int) -> bool:
         expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)

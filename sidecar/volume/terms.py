@@ -107,6 +107,8 @@ class Order:
     dry_run: bool = False
     purge: bool = False
     """Whether what is deleted is to leave the history, too."""
+    unwritten: bool = False
+    """Of a trial: whether the content cannot be written now, but could be once old ones have given way for it."""
     withdrawn: bool = False
     at_once: bool = False
     """Whether it is better not done than waited for: the caller is an event loop."""

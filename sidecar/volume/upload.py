@@ -34,8 +34,19 @@ class Upload:
     ...     return f"{upload.size} bytes, version {upload.version}"
     """
 
-    def __init__(self, where: store.Store, directory: str, name: str | None, limit: int) -> None:
+    def __init__(
+        self,
+        where: store.Store,
+        directory: str,
+        name: str | None,
+        limit: int,
+        *,
+        dry_run: bool = False,
+    ) -> None:
         self._store = where
+        self._dry_run = dry_run
+        self.in_memory = False
+        """Whether it is only tried, and there is no room for it before old contents give way."""
         self._where = directory if name is None else os.path.join(directory, name)
         self._staged: atomic.Staged | None = None
         self._directory = directory
@@ -64,7 +75,10 @@ class Upload:
     @property
     def path(self) -> Path:
         """Where the bytes lie while they are examined."""
-        return Path(self._directory, self._open_file().name)
+        staged = self._open_file()
+        if self.in_memory:
+            return Path(f"/proc/{os.getpid()}/fd/{staged.fd}")
+        return Path(self._directory, staged.name)
 
     async def copy(self, content: Content) -> None:
         """Append a content that was read from a volume. Raises `ContentAltered`, and as `write`."""
@@ -105,15 +119,15 @@ class Upload:
     async def _append(self, data: memoryview) -> None:
         staged = self._open_file()
         with failures.publishing(f"publish {self._where}"):
-            if not self._store.grow(self._budgeted_as, len(data)):
-                await threads.in_turn(
-                    self._store.admit_upload, self._budgeted_as, len(data), self._where
-                )
+            if not (self.in_memory or self._store.grow(self._budgeted_as, len(data))):
+                await self._admit(len(data))
+            staged = self._open_file()
             if self._file is None:
                 self._file = _streaming(staged.fd, self._digest)
             left = data
             while left:
                 left = left[await self._write_some(left) :]
+        staged = self._open_file()
         staged.size += len(data)
         if staged.size - self._settled >= _SETTLE_EVERY:
             await self.settle()
@@ -125,7 +139,7 @@ class Upload:
             VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
         """
         staged = self._open_file()
-        if not self._store.durable or staged.size - self._settled < pinned.LARGE:
+        if not self._store.durable or self.in_memory or staged.size - self._settled < pinned.LARGE:
             return
         with failures.publishing(f"publish {self._where}"):
             try:
@@ -142,9 +156,32 @@ class Upload:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not await threads.in_turn(self._store.make_room, len(view)):
+            if self._dry_run and not self.in_memory:
+                if not await threads.in_turn(self._store.could_admit, len(view), self._where):
+                    raise
+                await self._go_into_memory()
+            elif self._dry_run or not await threads.in_turn(self._store.make_room, len(view)):
                 raise
         return int(await threads.to_its_end(self._file.write(view)))
+
+    async def _admit(self, size: int) -> None:
+        """Make room in the budget; a trial goes on in memory instead, if there could be some."""
+        if not self._dry_run:
+            admit = self._store.admit_upload
+            await threads.in_turn(admit, self._budgeted_as, size, self._where)
+        elif await threads.in_turn(self._store.could_admit, size, self._where):
+            await self._go_into_memory()
+
+    async def _go_into_memory(self) -> None:
+        """Hold what was received, and what is still to come, in memory: `max_size` bounds it."""
+        staged = self._open_file()
+        if self._file is not None:
+            await threads.to_its_end(self._file.close())
+        self._staged = await threads.in_thread(_Memory, staged)
+        await threads.in_thread(staged.discard)
+        self._store.end_upload(self._budgeted_as)
+        self._file = _streaming(self._staged.fd, self._digest)
+        self.in_memory = True
 
     def take(self) -> tuple[atomic.Staged, str]:
         """Return the flushed file and its version.
@@ -194,6 +231,20 @@ class Upload:
                 f"cannot publish {self._where}: this upload has ended (begin another one)"
             )
         return self._staged
+
+
+class _Memory(atomic.Staged):
+    """What a trial has received, in memory in place of a temporary file; it can be examined, and not be published."""
+
+    def __init__(self, staged: atomic.Staged) -> None:
+        self.name = ""
+        self.size = staged.size
+        self._fd = os.memfd_create("sidecar-trial")
+        self._sealed_fd = self._dir_fd = -1
+        self._brief = True
+        size, offset = os.fstat(staged.fd).st_size, 0
+        while offset < size and (sent := os.sendfile(self._fd, staged.fd, offset, size - offset)):
+            offset += sent
 
 
 def _pinned(fd: int, version: str, name: str, where: str) -> Content:

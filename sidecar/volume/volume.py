@@ -224,7 +224,7 @@ class Volume:
             contents = {name: await self._load(name, given) for name, given in files.items()}
             self._check_size(self._path, sum(map(terms.size, contents.values())))
             for name, data in contents.items():
-                await self._examine(name, data)
+                await self._examine(name, data, dry_run=dry_run)
             return await self._step(self._store.publish, contents, order=order)
 
         return await self._counted(work, self._path, dry_run=dry_run)
@@ -264,10 +264,11 @@ class Volume:
                 await self._examine_upload(name, content)
                 await content.settle()
                 staged = content.take()
+                order.unwritten = content.in_memory
                 return await self._step(self._store.put, name, staged, order=order)
             data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), terms.size(data))
-            await self._examine(name, data)
+            await self._examine(name, data, dry_run=dry_run)
             if dry_run or order.conditions or isinstance(data, Content):
                 return await self._put_alone(name, data, order)
             return await self._commits_here().put(name, data)
@@ -381,7 +382,7 @@ class Volume:
         if limit is not None:
             most = min(most, arguments.size("limit", limit))
         await self._prepare_once()
-        upload = Upload(self._store, self._path, name, most)
+        upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
             order = Order()
             opening = threads.in_turn(upload.open, order)
@@ -452,7 +453,7 @@ class Volume:
             kept, is_set = await threads.in_thread(self._store.kept, wanted, name)
             files = {file: await self._load(file, content) for file, content in kept.items()}
             for file, data in files.items():
-                await self._examine(file, data)
+                await self._examine(file, data, dry_run=dry_run)
             if is_set:
                 return await self._step(self._store.publish, files, order=order)
             ((file, data),) = files.items()
@@ -499,7 +500,7 @@ class Volume:
             )
         return encoded(content)
 
-    async def _examine(self, name: str, data: bytes | Content) -> None:
+    async def _examine(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
         """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
         if self._gate is None:
             return
@@ -507,7 +508,8 @@ class Volume:
             where = os.path.join(self._path, name)
             await self._gate.examine(name, None, len(data), data, where=where)
             return
-        async with self.stage(name) as upload:
+        async with self.stage(name, dry_run=dry_run) as upload:
+            upload.handed_over = True  # it is a part of what counts by itself
             if isinstance(data, bytes):
                 await upload.write(data)
                 await self._examine_upload(name, upload, data)

@@ -16,6 +16,7 @@ import pytest
 from faults.publisher import left_over
 from mounts import image, loop, mounted, tmpfs
 from sidecar import _errors
+from sidecar.volume.gate import Gate
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order, Settings
 from sidecar.volume.volume import Volume
@@ -53,6 +54,28 @@ async def test_a_full_volume_keeps_the_old_content(tmp_path: Path) -> None:
             assert left_over(str(path)) == []
         await volume.put("config", b"z" * 60_000)
         assert (path / "config").read_bytes() == b"z" * 60_000
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("gate", [None, Gate(format="json", check=("cat",))])
+async def test_a_trial_on_a_full_volume_answers_as_the_publish_would_and_forgets_nothing(
+    tmp_path: Path, gate: Gate | None
+) -> None:
+    """The history would give way, so it says yes; what could not fit at all is refused (issue 10, point 11)."""
+    with tmpfs(tmp_path / "mnt", "size=400k") as path:
+        volume = Volume(path, gate=gate)
+        for digit in range(5):
+            await volume.put("config", b'"%s"' % (b"%d" % digit * 60_000))
+        kept = await volume.versions("config")
+        content = b'"%s"' % (b"7" * 150_000)
+        assert (await volume.put("config", content, dry_run=True)).changed
+        async with volume.stage("config", dry_run=True) as upload:
+            await upload.write(content)
+            assert (await volume.put("config", upload, dry_run=True)).size == len(content)
+        with pytest.raises(_errors.VolumeFull):
+            await volume.put("config", b'"%s"' % (b"1" * 500_000), dry_run=True)
+        assert await volume.versions("config") == kept
+        assert (await volume.put("config", content)).changed
 
 
 @pytest.mark.root
@@ -128,7 +151,7 @@ async def test_a_content_that_is_too_large_all_the_same_costs_no_history(tmp_pat
         for attempt in (
             volume.put("config", "x" * 2_000_000),
             volume.publish({"a": "x" * 2_000_000}),
-            volume.put("config", "x" * 800_000, dry_run=True),
+            volume.put("config", "x" * 2_000_000, dry_run=True),
         ):
             with pytest.raises(_errors.VolumeFull):
                 await attempt
