@@ -63,11 +63,8 @@ class LooseFiles:
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
         what = f"publish {where}"
-        may_be_same = (
-            status is not None
-            and status.st_size == size
-            and self._left(name, status) in (None, version)
-        )
+        left = None if status is None else self._left(name, status)
+        may_be_same = status is not None and status.st_size == size and left in (None, version)
         current = (
             self._current(fd, name, what, order.conditions)
             if order.conditions or may_be_same
@@ -94,10 +91,10 @@ class LooseFiles:
             order.check()
             if order.dry_run:
                 return Publication(version, True, status is None, time.time(), size)
-            if status is not None:
+            if status is not None and left is None:
                 self._keep_found(fd, name, status)
             self._replace(fd, staged, name, version)
-            modified = self._note(fd, name, version, status, staged)
+            modified = self._note(fd, name, version, status, staged, ours=left is not None)
             if status is not None and not self._settings.fits(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
@@ -118,7 +115,7 @@ class LooseFiles:
                 permissions.check_writable(parent)
                 permissions.check_replaceable(parent, leaf, where)
             return
-        if not order.purge:
+        if not order.purge and self._left(name, status) is None:
             self._keep_found(fd, name, status)
         with failures.publishing(what), trees.inside(fd, above) as parent:
             try:
@@ -269,8 +266,8 @@ class LooseFiles:
 
     def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
-        keep, ours = self._settings.keep, self._left(name, status) is not None
-        if keep <= 1 or ours or not stat.S_ISREG(status.st_mode):
+        keep = self._settings.keep
+        if keep <= 1 or not stat.S_ISREG(status.st_mode):
             return
         with contextlib.suppress(OSError):
             # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
@@ -296,9 +293,10 @@ class LooseFiles:
         version: str,
         before: os.stat_result | None,
         staged: atomic.Staged,
+        *,
+        ours: bool,
     ) -> None:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
-        ours = before is not None and self._left(name, before) is not None
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
         kept = history.keep_file(
@@ -320,12 +318,14 @@ class LooseFiles:
         version: str,
         before: os.stat_result | None,
         staged: atomic.Staged,
+        *,
+        ours: bool,
     ) -> float:
         """Keep what was published in the history, and remember that it is durable; return its time.
 
         All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
         """
-        self._keep(fd, name, version, before, staged)
+        self._keep(fd, name, version, before, staged, ours=ours)
         self._doubtful.discard(name)
         self._durable.pop(name, None)
         self._kept.pop(name, None)

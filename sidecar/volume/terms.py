@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
@@ -278,6 +279,7 @@ def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def _wrong_with(name: str) -> str | None:
     try:
         raw = name.encode()
