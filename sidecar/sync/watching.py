@@ -22,7 +22,7 @@ from sidecar.volume.watch import WatchMode
 
 R = TypeVar("R")
 
-FIRST_LOOK = 1.0
+FIRST_LOOK = 1.5
 """Seconds for which the first access to a watch waits for its first look."""
 _SETTLED = 15.0
 """Seconds within which a content that lies still is believed: the longest that is waited for one."""

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.disk import beneath, naming, pinned
@@ -22,11 +20,10 @@ from sidecar.volume.listing import (
     most_names,
     opened,
 )
+from sidecar.volume.reading import Reading, doubtful, kept
 from sidecar.volume.sighting import Mark, Sighting
-from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, Snapshot, version_of
+from sidecar.volume.snapshot import Snapshot
 
-#: File systems stamp in ticks, FAT in two seconds; so soon after a change an equal signature proves nothing.
-_STAMP_DOUBT = 2.0
 _SET_RETRIES = 20
 #: Names beyond twice those of before that are listed to compare them: more are a change, whatever they are.
 _MORE_NAMES = 1000
@@ -58,7 +55,7 @@ def load_file(
     with beneath.reading(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
-            reading = _Reading(before, working)
+            reading = Reading(before, working)
             try:
                 if not _keep_large(reading, dir_fd, name):
                     reading.read(dir_fd, name, limit, where)
@@ -96,7 +93,7 @@ def load_directory(
         for _ in range(_SET_RETRIES):
             generation = naming.in_force(dir_fd)
             try:
-                reading = _Reading(before, working, scope=scope)
+                reading = Reading(before, working, scope=scope)
                 return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
                 if generation == naming.in_force(dir_fd):
@@ -130,7 +127,7 @@ def load_again(
         mark = before.mark
         listing = Listing(dict(mark.signatures), dict(mark.folders), dict(before.problems))
         touched = list_again(dir_fd, listing, names, folders, most=most_names(limit), scope=scope)
-        reading = _Reading(before, working, touched=touched)
+        reading = Reading(before, working, touched=touched)
         _read_touched(dir_fd, directory, listing, limit, reading)
         return _sighting(dir_fd, None, listing, reading, single=False)
 
@@ -181,65 +178,12 @@ def changed_folders(
     return changed
 
 
-@dataclass(slots=True)
-class _Reading:
-    """What reading the names of a listing has brought."""
-
-    before: Sighting | None
-    working: Callable[[], None]
-    directory: pinned.Directory | None = None
-    """The one that is read, held open: for large files that are not, because too many are already."""
-    contents: dict[str, Content] = field(default_factory=dict)
-    signatures: dict[str, beneath.Signature] = field(default_factory=dict)
-    unsettled: set[str] = field(default_factory=set)
-    unread: set[str] = field(default_factory=set)
-    begun: dict[str, float] = field(default_factory=dict)
-    """Since when large files have been read, in monotonic seconds: it may take longer than clocks are coarse."""
-    linked: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
-    touched: set[str] | None = None
-    """The names that were looked at, None for all."""
-    scope: Scope = ALL
-
-    def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
-        self.contents[name], self.signatures[name] = content, signature
-
-    def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
-        """Read a file, and return how many bytes it has."""
-        begun = time.monotonic()
-        found = pinned.read(dir_fd, name, limit, where, working=self.working)
-        if found.links > 1:
-            self.linked.add(name)
-        if isinstance(found, pinned.LargeRead):
-            self.begun[name] = begun
-            self._take_large(name, found)
-        else:
-            self.keep(name, found.signature, _content(found, name, self.before))
-            if not found.settled:
-                self.unsettled.add(name)
-        return self.contents[name].size
-
-    def _take_large(self, name: str, found: pinned.LargeRead) -> None:
-        if found.digest is None:
-            self.unsettled.add(name)
-            self.unread.add(name)
-        file: Large = found.file
-        if self.directory is not None and not pinned.room():
-            file = pinned.Named(self.directory, name, found.signature, found.file.where)
-        version = (found.digest or "")[:VERSION_DIGITS]
-        modified = found.signature.mtime_ns / 1e9
-        old = self.before.snapshot.get_content(name) if self.before is not None else None
-        if old is not None and old.version == version and _is_same_file(old, found.signature):
-            file = old.held  # type: ignore[assignment]  # only large ones are the same file
-        self.keep(name, found.signature, Content(name, file, version, modified))
-
-
 def _load_once(
     dir_fd: int,
     directory: str,
     generation: str | None,
     limit: int,
-    reading: _Reading,
+    reading: Reading,
 ) -> Sighting:
     before = reading.before
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
@@ -269,7 +213,7 @@ def _load_once(
     return _sighting(dir_fd, generation, listing, reading, single=False)
 
 
-def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: _Reading) -> None:
+def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: Reading) -> None:
     """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
     room = limit
     for name, signature in listing.files.items():
@@ -277,7 +221,7 @@ def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: _R
 
 
 def _read_touched(
-    dir_fd: int, directory: str, listing: Listing, limit: int, reading: _Reading
+    dir_fd: int, directory: str, listing: Listing, limit: int, reading: Reading
 ) -> None:
     """Take over what was known before, and read what was looked at anew."""
     before, touched = reading.before, reading.touched
@@ -313,14 +257,14 @@ def _read_one(
     directory: str,
     name: str,
     signature: beneath.Signature,
-    into: tuple[Listing, _Reading, int, int],
+    into: tuple[Listing, Reading, int, int],
 ) -> int:
     """Read one file that is listed, unless it is known; return its bytes, 0 if it could not be read."""
     listing, reading, room, limit = into
-    kept = _kept(name, signature, reading.before)
-    if kept is not None:
-        reading.keep(name, signature, kept)
-        return kept.size
+    known = kept(name, signature, reading.before)
+    if known is not None:
+        reading.keep(name, signature, known)
+        return known.size
     try:
         if signature.size > room:
             listing.problems[name] = (
@@ -341,7 +285,7 @@ def _read_one(
 def _check_whole(
     directory: str,
     generation: str,
-    reading: _Reading,
+    reading: Reading,
     problems: Mapping[str, str],
     before: Sighting | None,
 ) -> None:
@@ -367,7 +311,7 @@ def _sighting(
     dir_fd: int,
     generation: str | None,
     listing: Listing,
-    reading: _Reading,
+    reading: Reading,
     *,
     single: bool,
 ) -> Sighting:
@@ -383,7 +327,7 @@ def _sighting(
         generation,
         reading.signatures,
         listing.folders,
-        _doubtful(reading),
+        doubtful(reading),
     )
     return Sighting(
         _snapshot(reading, single=single),
@@ -396,7 +340,7 @@ def _sighting(
     )
 
 
-def _snapshot(reading: _Reading, *, single: bool) -> Snapshot[None]:
+def _snapshot(reading: Reading, *, single: bool) -> Snapshot[None]:
     """Make the snapshot; one that holds what the one before held is that one."""
     before, contents = reading.before, reading.contents
     if before is None or reading.touched is None:
@@ -429,67 +373,13 @@ def _signature(dir_fd: int, name: str) -> beneath.Signature:
     return beneath.Signature.of(beneath.stat_beneath(dir_fd, name))
 
 
-def _kept(name: str, now: beneath.Signature, before: Sighting | None) -> Content | None:
-    """Return the content read before, if the signature proves that it is still the same."""
-    if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
-        return None
-    return before.snapshot.content(name)
-
-
-def _keep_large(reading: _Reading, dir_fd: int, name: str) -> bool:
+def _keep_large(reading: Reading, dir_fd: int, name: str) -> bool:
     """Keep a large file that is still the same, without reading it again; small ones are believed by their bytes."""
     before = reading.before
     if before is None or not before.snapshot.content().is_large:
         return False
     now = _signature(dir_fd, name)
-    kept = _kept(name, now, before)
-    if kept is not None:
-        reading.keep(name, now, kept)
-    return kept is not None
-
-
-def _is_same_file(old: Content, now: beneath.Signature) -> bool:
-    """Whether a large content lies in this very file, which was not written to since."""
-    if isinstance(old.held, bytes):
-        return False
-    was = old.held.signature
-    return (was.identity, was.size, was.mtime_ns) == (now.identity, now.size, now.mtime_ns)
-
-
-def _doubtful(reading: _Reading) -> dict[str, float]:
-    """Return the names that must be read again although their signature stays the same.
-
-    A signature is sure once the file has been read two seconds after its last change,
-    by the clock of the files where that is plausible, else by our own:
-    a file dated in the future must not be read again for ever.
-    What counts is when its reading began: a large one may have changed behind it since.
-    """
-    before, now = reading.before, time.monotonic()
-    horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
-    doubtful: dict[str, float] = {}
-    names: Collection[str] = reading.signatures
-    if before is not None and reading.touched is not None:
-        # What was not looked at is as doubtful as it was.
-        doubtful = {n: s for n, s in before.mark.doubtful.items() if n not in reading.touched}
-        names = reading.touched & reading.signatures.keys()
-    for name in names:
-        signature = reading.signatures[name]
-        begun = reading.begun.get(name, now)
-        then = horizon - int((now - begun) * 1e9)
-        if signature.mtime_ns < then and signature.ctime_ns < then:
-            continue
-        since = begun
-        if before is not None and before.mark.signatures.get(name) == signature:
-            since = before.mark.doubtful.get(name, now - _STAMP_DOUBT)
-        if begun - since < _STAMP_DOUBT:
-            doubtful[name] = since
-    return doubtful
-
-
-def _content(found: beneath.FileRead, name: str, before: Sighting | None) -> Content:
-    """Make the content; bytes that equal those before are compared, not hashed again."""
-    modified = found.signature.mtime_ns / 1e9
-    old = before.snapshot.get_content(name) if before is not None else None
-    if old is not None and old.held == found.data:
-        return Content(name, old.held, old.version, modified)
-    return Content(name, found.data, version_of(found.data), modified)
+    known = kept(name, now, before)
+    if known is not None:
+        reading.keep(name, now, known)
+    return known is not None

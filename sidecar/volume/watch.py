@@ -24,11 +24,10 @@ from typing import Any, Generic, get_args
 
 from sidecar.disk import hints
 from sidecar.runtime import arguments, metrics
-from sidecar.volume import lookout
+from sidecar.volume import change_log, lookout
 from sidecar.volume.filters import EDITORS, Filter
 from sidecar.volume.lookout import Lookout, News
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
-from sidecar.volume.version_log import VersionLog
 from sidecar.volume.watch_run import Run
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,6 @@ class Watch(Generic[T]):
         )
         self._schema = schema
         self._stop_event = stop_event
-        self._log = VersionLog(self._path)
         self._lookout = partial(
             Lookout,
             self._path,
@@ -257,7 +255,6 @@ class Watch(Generic[T]):
         run, self._run = self._run, None
         if self._stop_tracking is not None:
             self._stop_tracking()
-        self._log.flush()
         if not run.is_forked:
             await run.end()
 
@@ -364,7 +361,9 @@ class Watch(Generic[T]):
                 logger.debug("%s", self._refusal, exc_info=error)
                 return
         self._snapshot = accepted
-        self._log.tell(accepted)
+        files = "" if accepted.name is not None else f" in {len(accepted)} files"
+        detail = f"{accepted.version}, {accepted.size} bytes{files}"
+        change_log.note("new version of", self.path, detail)
 
     def _count(self, before: Snapshot[T], *, rescued: bool) -> None:
         # What has gone away leaves no time behind, and a file that came by `mv` may have an old one.

@@ -12,7 +12,7 @@ import pytest
 from sidecar import _errors
 from sidecar.cli import publish
 from sidecar.cli import source as sources
-from sidecar.volume import loading
+from sidecar.volume import loading, reading
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.terms import Publication
 from sidecar.volume.volume import Volume
@@ -72,7 +72,7 @@ async def test_a_source_at_rest_is_read_once(
     changes = changing(tmp_path / "source" / "a", monkeypatch, 99)
     for path in (tmp_path / "source" / "a", tmp_path / "source"):
         os.utime(path, (0, time.time() - 60))
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.0)  # ctime cannot be set
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)  # ctime cannot be set
     await published(tmp_path, name)
     assert changes == []
 

@@ -10,7 +10,7 @@ import pytest
 from sidecar.disk import beneath
 from sidecar.disk.hints import Activity
 from sidecar.disk.inotify import Inotify
-from sidecar.volume import judge
+from sidecar.volume import evidence, judge
 from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, Judge
 from sidecar.volume.sighting import Mark, Sighting
 from sidecar.volume.snapshot import Content, Snapshot, version_of
@@ -328,7 +328,7 @@ def test_what_has_been_accepted_needs_new_evidence() -> None:
 def test_names_of_neighbours_do_not_fill_the_memory() -> None:
     """They are forgotten with each look that is accepted, and when they are too many."""
     one = Judge("/shared")
-    for number in range(judge._MOST_NAMES + 10):
+    for number in range(evidence._MOST_NAMES + 10):
         raw = b"%d" % number
         one.evidence.add(Activity(last={raw: MADE}, kinds={raw: MADE}), {})
     assert len(one.evidence.last) < 20

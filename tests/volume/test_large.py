@@ -23,7 +23,7 @@ from sidecar import (
 )
 from sidecar.disk import atomic, pinned
 from sidecar.testing import until
-from sidecar.volume import loading
+from sidecar.volume import loading, reading
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.watch import Watch
 from watching import consumer, descriptors
@@ -100,7 +100,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking once a second must not cost a gigabyte of reading each time."""
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
     hashed: list[str] = []
     digest = pinned._digest
     monkeypatch.setattr(pinned, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
@@ -135,7 +135,7 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read in the first tick may have changed in it, however long the rest has taken."""
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.05)
     (tmp_path / "config").write_bytes(LARGE)
     end = time.monotonic() + 0.2
 

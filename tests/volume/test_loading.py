@@ -13,7 +13,7 @@ import pytest
 from sidecar import NothingPublished
 from sidecar.disk import pinned
 from sidecar.testing import ConfigMapVolume
-from sidecar.volume import listing, loading
+from sidecar.volume import listing, loading, reading
 from sidecar.volume.sighting import Sighting
 from watching import replace
 
@@ -87,7 +87,7 @@ def test_what_is_unchanged_is_not_read_again(
     assert not loading.unchanged(fd, first)
     assert len(load(fd, first).snapshot) == 50
     assert len(reads) == 100
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
     second = load(fd, first)
     assert loading.unchanged(fd, second)
     reads.clear()
@@ -103,7 +103,7 @@ def test_a_quick_comparison_sees_what_came_and_went_and_not_what_was_rewritten(
     fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the directories, those below as well."""
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").write_text("old")
     found = load(fd)
@@ -122,7 +122,7 @@ def test_a_file_from_the_future_is_not_read_for_ever(
     (tmp_path / "a").write_text("x")
     later = time.time_ns() + 10**12
     os.utime(tmp_path / "a", ns=(later, later))
-    monkeypatch.setattr(loading, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.05)
     found = load(fd)
     assert not loading.unchanged(fd, found)
     limit = time.monotonic() + 5

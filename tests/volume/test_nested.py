@@ -26,7 +26,7 @@ AT_ONCE = 5.0
 @pytest.fixture(autouse=True)
 def _old(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is looked at twice because a clock may be coarse: that is not what is asked here."""
-    monkeypatch.setattr("sidecar.volume.loading._STAMP_DOUBT", 0.0)
+    monkeypatch.setattr("sidecar.volume.reading._STAMP_DOUBT", 0.0)
 
 
 @pytest.mark.parametrize("depth", ["sub", "a/b/c"])
