@@ -153,7 +153,9 @@ class Confirm:
                 timeout=aiohttp.ClientTimeout(total=left + 1),
                 allow_redirects=False,
             ) as answer:
-                gone = answer.status in _GONE or "Sidecar-Stale" in answer.headers
+                # The content itself is never taken away from readers: there the header says that it is gone.
+                kept = name is None and "Sidecar-Stale" in answer.headers
+                gone = answer.status in _GONE or kept
                 failed = answer.status >= 400 and answer.status not in _GONE
                 self._tell(f"it answers {answer.status}" if failed else None)
                 return answer.headers.get("ETag", "").removeprefix("W/") or None, gone

@@ -25,6 +25,7 @@ _BLOCK = 4096
 #: Beside a content a publish may make directories: one of the file, one or two of its history.
 _DIRECTORIES = 3 * _BLOCK
 _COUNT_EVERY = 1.0
+_QUICK = 0.002
 _LOOK_EVERY = 8 << 20
 #: To count may take this part of the time at most, as long as a quarter of the budget is left.
 _SHARE = 1 / 20
@@ -67,6 +68,11 @@ class Budget:
     def used(self) -> int:
         """Bytes, as they are known."""
         return self._settled + sum(self._uploads.values())
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it takes no time worth mentioning to count, if that is needed."""
+        return self.limit is None or (self._seen is not None and self._took < _QUICK)
 
     def enter(self, fd: int) -> None:
         """Look whether somebody else has changed the directory, and count what it takes if so."""

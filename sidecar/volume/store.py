@@ -137,6 +137,7 @@ class Store:
             or len(content) > _AT_ONCE
             or time.monotonic() < self._not_before
             or self._retention.is_due
+            or not self._budget.is_quick
             or not self._is_local()
         ):
             return None

@@ -11,7 +11,7 @@ import pytest
 from sidecar import Volume
 from sidecar.disk import mounts
 from sidecar.runtime import threads
-from sidecar.volume import store
+from sidecar.volume import budget, store
 from sidecar.volume.store import Store
 
 
@@ -64,7 +64,7 @@ async def test_one_that_took_long_is_not_repeated_at_once(
 async def test_what_may_take_long_is_never_tried(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Syncs, large contents, sets, and volumes of other machines."""
+    """Syncs, large contents, sets, volumes of other machines, and a budget for which much has to be counted."""
     assert not at_once(volume, bytes(store._AT_ONCE + 1))
     durable = Volume(tmp_path)
     await durable.prepare()
@@ -74,6 +74,10 @@ async def test_what_may_take_long_is_never_tried(
     await remote.prepare()
     assert not at_once(remote, b"1")
     monkeypatch.undo()
+    monkeypatch.setattr(budget, "_QUICK", 0.0)
+    bounded = Volume(tmp_path, durability="none", volume_budget=1 << 20)
+    await bounded.put("config", "2")
+    assert not at_once(bounded, b"3")
     await volume.publish({"config": "a set"})
     assert not at_once(volume, b"1")
     assert isinstance(volume._store, Store)
