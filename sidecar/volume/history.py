@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sidecar.disk import atomic, beneath, naming, permissions, trees
+from sidecar.disk import atomic, beneath, failures, naming, permissions, trees
 from sidecar.disk.generations import stamp_of
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
@@ -42,6 +42,8 @@ _NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshots.VERSION_DIGITS}
 _AHEAD_NS = 86_400 * 10**9
 
 _log = logging.getLogger(__name__)
+_TOLD: set[str] = set()
+_MOST_TOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def keep_file(
     if keep <= 0:
         return None
     with (
-        contextlib.suppress(OSError),
+        _BestEffort(name),
         _Making(dir_fd, directory_of(name)) as (fd, made),
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
@@ -171,6 +173,24 @@ def _is_there(dir_fd: int, path: str) -> bool:
         _lstat(parent, leaf)
         return True
     return False
+
+
+class _BestEffort:
+    """Go on where nothing can be kept; that this user may not keep it is said once of each name."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if error.errno == errno.EACCES and self._what not in _TOLD and len(_TOLD) < _MOST_TOLD:
+            _TOLD.add(self._what)
+            _log.warning("cannot keep versions of %s: %s", self._what, failures.remedy(error))
+        return True
 
 
 class _Making:
@@ -222,7 +242,7 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
     """
     if keep > 1:
         with (
-            contextlib.suppress(OSError),
+            _BestEffort("the set"),
             _Making(dir_fd, DIRECTORY) as (fd, _),
         ):
             atomic.move(dir_fd, generation, fd, generation.removeprefix(naming.HIDDEN))

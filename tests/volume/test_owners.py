@@ -190,3 +190,18 @@ async def test_what_another_user_has_put_there_is_kept_where_it_may_not_be_linke
         await Volume(open_path).put("config", "ours")
         found = await Volume(open_path).versions("config")
     assert [one.version for one in found] == [version_of(b"ours"), version_of(b"theirs")]
+
+
+@pytest.mark.root
+async def test_a_user_who_may_not_keep_versions_is_told_so(
+    open_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: what is published is in force all the same, but there will be nothing to roll back to."""
+    await Volume(open_path).put("theirs", "1")
+    (open_path / "..versions").chmod(0o755)
+    with as_user(65532):
+        for content in ("1", "2", "3"):
+            await Volume(open_path).put("untold", content)
+    told = [r.getMessage() for r in caplog.records if "cannot keep versions of untold" in r.message]
+    assert len(told) == 1
+    assert "belongs to user 0" in told[0]
