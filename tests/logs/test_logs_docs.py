@@ -47,6 +47,20 @@ def test_every_name_of_the_configuration_is_in_the_page() -> None:
     assert shown == {*config.READERS, "pipelines"}
 
 
+def test_each_cell_of_the_comparison_has_its_source_or_its_test() -> None:
+    """A claim about others without a source, or about us without a test, is worth nothing."""
+    table = PAGE.partition("## Beside other collectors")[2]
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    known = set(re.findall(r"^\[(\w\d)\]: https://", table, re.MULTILINE))
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for _what, ours, *others in rows:
+        [name] = re.findall(r"`(test_\w+)`", ours)
+        assert f"def {name}(" in tests
+        for cell in others:
+            assert cell.strip() == "–" or set(re.findall(r"\[\[(\w\d)\]\]", cell)) & known, cell
+
+
 @pytest.mark.parametrize("lines", [2000])
 async def test_the_example_loses_no_line_while_its_application_rotates(
     start_process: StartProcess,
