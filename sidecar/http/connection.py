@@ -21,7 +21,7 @@ from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from sidecar.http import access_log as access_logs
-from sidecar.http import framing, problems
+from sidecar.http import acknowledged, framing, problems
 from sidecar.http import guard as guards
 from sidecar.runtime import metrics, running
 
@@ -163,6 +163,12 @@ class Connection(web.RequestHandler):
         return self._next_keepalive_close_time - self.keepalive_timeout
 
     @property
+    def owes_bytes(self) -> bool:
+        """Whether the client has not acknowledged yet all that it was sent."""
+        found = self.wire.get_extra_info("socket") if self.wire is not None else None
+        return found is not None and acknowledged.owed(found.fileno()) > 0
+
+    @property
     def fresh(self) -> bool:
         """Whether its first request has not come yet."""
         return self.transport is not None and self._next_keepalive_close_time == self._made
@@ -196,6 +202,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._guard.heard(self)
         super().connection_lost(exc)
+        if exc is None:
+            self._guard.held.close(self, self.wire)
         self._guard.connections.discard(self)
         self.wire = None
         for callback in list(self._lost or ()):
@@ -335,6 +343,8 @@ class Connection(web.RequestHandler):
             last = self._half_closed and self._owed == 1
             if running.draining() or undecided or last or self._body_is_cut or self._surplus:
                 answer.force_close()
+        if running.draining():
+            self._guard.held.add(self, self.wire)
         sent, reset = await super().finish_response(request, resp, start_time)
         self._owed -= 1
         if self._half_closed and not self._owed:

@@ -27,6 +27,7 @@ from itertools import islice
 from typing import Protocol
 
 from sidecar.http import problems
+from sidecar.http.acknowledged import Held
 from sidecar.runtime import metrics
 from sidecar.runtime.logging import rate_limited
 
@@ -70,6 +71,10 @@ class Guarded(Protocol):
         """End the connection, of which nobody is owed an answer."""
 
     @property
+    def owes_bytes(self) -> bool:
+        """Whether the client has not acknowledged yet all that it was sent."""
+
+    @property
     def idle_since(self) -> float | None:
         """Since when it has waited for a request, by the clock of the loop; None while there is something to do."""
 
@@ -102,6 +107,8 @@ class Guard:
         """How much those had taken that did not take all, and since when that is so."""
         self._looks = False
         self._surplus: dict[Guarded, None] = {}
+        self.held = Held()
+        """While it drains: the sockets of answers that their clients have not acknowledged yet."""
 
     def __repr__(self) -> str:
         return f"<Guard connections={len(self.connections)} heads={len(self._heads)}>"

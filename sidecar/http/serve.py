@@ -22,7 +22,7 @@ from sidecar.http import guard as guards
 from sidecar.http.bells import Waits
 from sidecar.http.connection import Connection
 from sidecar.http.express import Express
-from sidecar.http.guard import Guard, Guarded
+from sidecar.http.guard import Guard
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
 from sidecar.runtime import arguments, running, threads
@@ -189,7 +189,7 @@ async def _run(
     places: Sequence[_Place],
     guard: Guard,
     ready: Callable[[Sequence[str]], None] | None,
-    drain: Callable[[Sequence[_Listener], set[Guarded]], Awaitable[None]],
+    drain: Callable[[Sequence[_Listener], Guard], Awaitable[None]],
     *,
     access_log: bool,
 ) -> None:
@@ -210,7 +210,7 @@ async def _run(
     finally:
         try:
             if listeners:
-                await drain(listeners, guard.connections)
+                await drain(listeners, guard)
         finally:
             for listener in listeners:
                 listener.server.close()
@@ -286,33 +286,50 @@ async def _listen(
 
 async def _drain(
     listeners: Sequence[_Listener],
-    connections: set[Guarded],
+    guard: Guard,
     *,
     delay: float,
     timeout: float,
 ) -> None:
-    """Become not ready, let that get around, stop listening, and finish what was begun."""
+    """Become not ready, let that get around, stop listening, and finish what was begun.
+
+    An answer is finished when its client has acknowledged all of it: the network of a Pod ends with its processes.
+    """
     running.start_draining()
     lane.forget()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
-    await asyncio.sleep(delay)
+    loop = asyncio.get_running_loop()
+    over = loop.time() + delay
+    while (left := over - loop.time()) > 0:
+        await asyncio.sleep(min(left, _GLANCE * 5))
+        guard.held.release()
     accepted = [task for listener in listeners for task in await listener.end()]
+    connections, held = guard.connections, guard.held
+    for one in connections:
+        if one.idle_since is None or one.owes_bytes:
+            held.add(one, one.wire)
     Waits.end_all()
     # What is left is finished here and not by aiohttp: that would drop the bodies that are still coming in,
     # and end with answers that have not left this process.
-    loop = asyncio.get_running_loop()
     limit = loop.time() + timeout
     if accepted:
         await asyncio.wait(accepted, timeout=timeout)
     await asyncio.sleep(0)
     # A client that has just connected has its first request on the way.
     first_words = min(limit, loop.time() + _FIRST_WORDS)
-    while (busy := sum(one.busy for one in connections)) or (
-        loop.time() < first_words and any(one.fresh for one in connections)
+    while (
+        (busy := sum(one.busy for one in connections))
+        or len(held)
+        or (loop.time() < first_words and any(one.fresh for one in connections))
     ):
         if loop.time() >= limit:
             break
         await asyncio.sleep(_GLANCE)
+        held.release()
+    unread = len(held)
+    held.release_all()
+    if unread > busy:
+        _log.warning("%d answers were not taken by their clients within %g s", unread, timeout)
     if busy:
         _log.warning("%d requests were not finished within %g s and are cut off", busy, timeout)

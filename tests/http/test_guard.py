@@ -181,6 +181,7 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
         fresh = False
         wire = None
         idle_since = None
+        owes_bytes = False
 
         def give_way(self) -> None:
             pytest.fail("there is room")
