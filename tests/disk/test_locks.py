@@ -109,6 +109,27 @@ def test_a_lock_file_that_was_removed_is_made_anew(fd: int, tmp_path: Path) -> N
         (tmp_path / "..lock").touch()
 
 
+def test_who_has_waited_for_a_file_that_was_removed_locks_the_one_of_now(
+    fd: int, tmp_path: Path
+) -> None:
+    """Else it would go on beside the next writer, which locks another file."""
+    tmp_path.chmod(0o755)
+    first = locks.locked(fd, timeout=0, where="/shared")
+    first.__enter__()
+
+    def give_way() -> None:
+        (tmp_path / "..lock").unlink()
+        first.__exit__(None, None, None)
+
+    third = locks.locked(fd, timeout=0, where="/shared")
+    with (
+        locks.locked(fd, timeout=5, where="/shared", waiting=give_way),
+        pytest.raises(_errors.VolumeUnavailable),
+        third,
+    ):
+        pytest.fail("two writers at a time")
+
+
 def holding(directory: Path) -> subprocess.Popen[str]:
     """Start a process that holds the lock of a directory until it is killed."""
     return doing(
