@@ -24,12 +24,16 @@ def render(**collector: Any) -> list[chart.Object]:
 
 
 def pipeline(objects: list[chart.Object], directory: Path) -> config.Pipeline:
+    return configured(objects, directory).only
+
+
+def configured(objects: list[chart.Object], directory: Path) -> configuration.Configuration:
     """Return what the program makes of the file in the ConfigMap."""
     (text,) = [
         one["data"]["pipeline.yaml"] for one in objects if "pipeline.yaml" in one.get("data", {})
     ]
     (directory / "pipeline.yaml").write_text(text)
-    return configuration.load(directory / "pipeline.yaml").only
+    return configuration.load(directory / "pipeline.yaml")
 
 
 @pytest.mark.parametrize("name", WITH_COLLECTOR)
@@ -76,6 +80,17 @@ def test_every_name_of_the_file_is_a_value() -> None:
     assert {camel(name) for name in config.READERS} - values.keys() == set()
 
 
+def test_pipelines_share_what_stands_beside_them(tmp_path: Path) -> None:
+    """Each gets its own checkpoint beside the others', and the receivers of all where it names none."""
+    pipelines = {"web": {"files": "/logs/web/*.log"}, "app": {"stages": [{"parse": "json"}]}}
+    objects = render(sinks=["loki+http://loki:3100"], pipelines=pipelines)
+    found = configured(objects, tmp_path).pipelines
+
+    assert found["web"].files == ["/logs/web/*.log"]
+    assert [one.name for one in found["app"].make_sinks()] == ["http://loki:3100/loki/api/v1/push"]
+    assert {one.checkpoint for one in found.values()} == {"/var/lib/sidecar/offsets-web.json", "/var/lib/sidecar/offsets-app.json"}  # fmt: skip
+
+
 def test_every_option_of_the_command_is_a_value_or_stands_in_the_file() -> None:
     """What the chart has under another word, or has no use for, is known, each with its reason."""
     elsewhere = {
@@ -84,7 +99,7 @@ def test_every_option_of_the_command_is_a_value_or_stands_in_the_file() -> None:
         "add": "stages", "token_file": "token",
     }  # fmt: skip
     # Set for all containers; made by the chart; or for people at a terminal.
-    beside = {"log_level", "log_format", "config", "host", "once", "check_config", "dry_run", "status", "help"}  # fmt: skip
+    beside = {"log_level", "log_format", "config", "host", "once", "check_config", "dry_run", "replay", "status", "help"}  # fmt: skip
     names = {option.name for option in collect.command.params if option.name} - beside
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())["collector"]
     assert {elsewhere.get(name, camel(name)) for name in names} - values.keys() == set()
@@ -97,7 +112,7 @@ def test_the_schema_knows_the_stages_that_there_are() -> None:
 
 
 def test_a_change_of_the_pipeline_makes_new_pods() -> None:
-    """The file is read at the start only, so its checksum is in the Pod's annotations."""
+    """An upgrade tells by its Pods whether the pipeline works: its checksum is in their annotations."""
 
     def annotations(**collector: Any) -> dict[str, str]:
         found: dict[str, str] = chart.only(render(**collector), "Deployment")["spec"]["template"]["metadata"]["annotations"]  # fmt: skip
