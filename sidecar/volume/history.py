@@ -23,7 +23,7 @@ import re
 import stat
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -120,6 +120,8 @@ class Folder(NamedTuple):
     """Whether it had no history before."""
     freed: int = 0
     """Bytes on the disk that were given back."""
+    expired: tuple[str, ...] = ()
+    """Entries that are to be removed later, by `expire`."""
 
 
 def keep_file(
@@ -131,10 +133,12 @@ def keep_file(
     *,
     link: Callable[[str, int], None],
     known: Sequence[str] | None = None,
+    later: bool = False,
 ) -> Folder | None:
     """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
     `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
+    With `later` they are not removed yet, and named: a file system waits for what of them is on its way to the disk.
     `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
     Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
     """
@@ -151,8 +155,9 @@ def keep_file(
         entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
         link(entry, fd)
         entries.append(entry)
-        freed = sum(_remove(fd, old) for old in entries[:-keep])
-        return Folder(tuple(entries[-keep:]), made, freed)
+        old = tuple(entries[:-keep])
+        freed = 0 if later else sum(_remove(fd, one) for one in old)
+        return Folder(tuple(entries[-keep:]), made, freed, old if later else ())
     return None
 
 
@@ -191,6 +196,13 @@ class _BestEffort:
             _TOLD.add(self._what)
             _log.warning("cannot keep versions of %s: %s", self._what, failures.remedy(error))
         return True
+
+
+def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
+    """Remove entries of a loose file that `keep_file` has named, and return the bytes that this gives back."""
+    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
+        return sum(_remove(fd, entry) for entry in entries)
+    return 0
 
 
 class _Making:

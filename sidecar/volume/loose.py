@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import time
+from collections import defaultdict, deque
 from collections.abc import Collection
 from functools import partial
 from typing import TypeVar
@@ -50,6 +51,8 @@ class LooseFiles:
         self._budget = budget
         self._retention = retention
         self._histories: dict[str, tuple[str, ...]] = {}
+        self.expired: deque[tuple[str, str]] = deque()
+        """Names and entries of the history that are to be removed, once nobody waits for it."""
         self._known: dict[str, tuple[beneath.Signature, str]] = {}
         self._durable: dict[str, beneath.Signature] = {}
         self._kept: dict[str, tuple[beneath.Signature, str]] = {}
@@ -94,7 +97,9 @@ class LooseFiles:
             if status is not None and left is None:
                 self._keep_found(fd, name, status)
             self._replace(fd, staged, name, version)
-            modified = self._note(fd, name, version, status, staged, ours=left is not None)
+            modified = self._note(
+                fd, name, version, status, staged, ours=left is not None, later=order.at_once
+            )
             if status is not None and not self._settings.fits(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
@@ -135,6 +140,16 @@ class LooseFiles:
                     "",
                 ) from error
         trees.prune(fd, above)
+
+    def expire(self, fd: int) -> None:
+        """Remove what has left the history: any thread may, without the lock."""
+        names: dict[str, list[str]] = defaultdict(list)
+        with contextlib.suppress(IndexError):
+            while True:
+                name, entry = self.expired.popleft()
+                names[name].append(entry)
+        for name, entries in names.items():
+            self._budget.change(-history.expire(fd, name, entries))
 
     def version(self, fd: int, name: str) -> str | None:
         """Return the version of a file as it is now, None where there is no regular file.
@@ -295,15 +310,17 @@ class LooseFiles:
         staged: atomic.Staged,
         *,
         ours: bool,
+        later: bool,
     ) -> None:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
         kept = history.keep_file(
-            fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known
+            fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known, later=later
         )
         if kept is not None:
             _note(self._histories, name, kept.entries)
+            self.expired.extend((name, entry) for entry in kept.expired)
             self._retention.published(name, new_name=kept.made)
             self._budget.change(-kept.freed)
         elif before is not None and before.st_nlink == 1:
@@ -320,12 +337,13 @@ class LooseFiles:
         staged: atomic.Staged,
         *,
         ours: bool,
+        later: bool,
     ) -> float:
         """Keep what was published in the history, and remember that it is durable; return its time.
 
         All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
         """
-        self._keep(fd, name, version, before, staged, ours=ours)
+        self._keep(fd, name, version, before, staged, ours=ours, later=later)
         self._doubtful.discard(name)
         self._durable.pop(name, None)
         self._kept.pop(name, None)

@@ -46,6 +46,7 @@ _REPLACED_RETRIES = 5
 _AT_ONCE = 64 << 10
 _LONG = 0.02
 _PAUSE = 1.0
+_MOST_EXPIRED = 512
 _LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
@@ -138,6 +139,7 @@ class Store:
             or time.monotonic() < self._not_before
             or self._retention.is_due
             or not self._budget.is_quick
+            or len(self._loose.expired) > _MOST_EXPIRED
             or not self._is_local()
         ):
             return None
@@ -149,6 +151,16 @@ class Store:
         finally:
             if (now := time.monotonic()) - begun > _LONG:
                 self._not_before = now + _PAUSE
+
+    @property
+    def expired(self) -> int:
+        """How many old contents `put_at_once` has left to be removed by `expire`."""
+        return len(self._loose.expired)
+
+    def expire(self) -> None:
+        """Remove old contents that have left the history. Never raises; what stays goes with the next start."""
+        with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
+            self._loose.expire(fd)
 
     def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""

@@ -10,6 +10,7 @@ When it is cancelled, it is withdrawn if its content is not visible yet, else it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -46,6 +47,7 @@ KEEP = 10
 KEEP_BYTES = 256 << 20
 KEEP_DELETED = 10
 GRACE = 30.0
+_EXPIRE_AFTER = 0.1
 #: Looked up once: this is counted for each of thousands a second.
 _PUBLISHED, _UNCHANGED, _DELETED = map(
     metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
@@ -313,6 +315,7 @@ class Volume:
         """Forget what is under way: in a process that was forked, nothing is."""
         self._commits_of = weakref.WeakKeyDictionary()
         self._commits = self._loop = None
+        self._expiring = False
         self._store.begin_anew()
 
     async def _put_alone(
@@ -324,7 +327,16 @@ class Volume:
         done = self._store.put_at_once(name, data) if self._prepared else None
         if done is not None:
             self._published = done
+            if self._store.expired and not self._expiring:
+                self._expiring = True
+                asyncio.get_running_loop().call_later(_EXPIRE_AFTER, self._expire)
         return done
+
+    def _expire(self) -> None:
+        """Remove what has left the history, in a thread: to unlink a file takes long while it is on its way to the disk."""
+        self._expiring = False
+        with contextlib.suppress(RuntimeError):  # the program ends
+            threads.POOL.submit(self._store.expire)
 
     async def delete(
         self,

@@ -13,6 +13,7 @@ from sidecar.disk import mounts
 from sidecar.runtime import threads
 from sidecar.volume import budget, store
 from sidecar.volume.store import Store
+from support import Eventually
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ async def test_a_small_content_needs_no_thread(
     assert volume.published is not None
     monkeypatch.undo()
     assert len(await volume.versions("config")) == 2
+
+
+async def test_what_leaves_the_history_goes_after_the_answer(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    """To unlink a file that is on its way to the disk takes longer than all of the publish; it is never listed."""
+    volume = Volume(tmp_path, durability="none", keep=3)
+    for number in range(20):
+        await volume.put("config", str(number))
+    assert len(await volume.versions("config")) == 3
+    await eventually(lambda: len(os.listdir(tmp_path / "..versions" / "file-config")) == 3)
 
 
 async def test_whoever_would_have_to_wait_is_left_to_a_thread(
