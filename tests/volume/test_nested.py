@@ -173,3 +173,15 @@ def test_watches_of_what_is_gone_are_given_back(tmp_path: Path) -> None:
     os.close(fd)
     hints.close()
     bell.close()
+
+
+async def test_a_nested_link_that_leads_upwards_inside_is_followed(tmp_path: Path) -> None:
+    """What counts is the directory of the path, and not the one in which the link lies."""
+    (tmp_path / "sub").mkdir()
+    replace(tmp_path / "top", "0")
+    (tmp_path / "sub/link").symlink_to("../top")
+    async with consumer(f"{tmp_path}/", recheck=NEVER) as seen:
+        await seen.converge({"sub/link": "0", "top": "0"})
+        replace(tmp_path / "top", "1")
+        await until(lambda: seen[-1].text("sub/link") == "1", timeout=AT_ONCE)
+        assert seen.watch.problem is None
