@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.disk import inotify
 from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Target
+from sidecar.disk.hints import Activity, Target
 from sidecar.disk.inotify import InotifyHints
 from sidecar.runtime import metrics
 from sidecar.testing import until
@@ -185,3 +185,21 @@ async def test_a_nested_link_that_leads_upwards_inside_is_followed(tmp_path: Pat
         replace(tmp_path / "top", "1")
         await until(lambda: seen[-1].text("sub/link") == "1", timeout=AT_ONCE)
         assert seen.watch.problem is None
+
+
+async def test_events_are_not_relied_on_where_they_cannot_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inotify(7): "does not report accesses and modifications that occur [...] on network filesystems", whatever --watch says."""
+    monkeypatch.setattr("sidecar.disk.events.is_remote", lambda _: True)
+    monkeypatch.setattr(InotifyHints, "drain", lambda _: Activity())
+    for share in ("_SHARE_OF_TIME", "_LOOSE_SHARE_OF_TIME"):
+        monkeypatch.setattr(f"sidecar.volume.lookout.{share}", 1e-9)
+    (tmp_path / "sub").mkdir()
+    replace(tmp_path / "sub/f", "0")
+    async with consumer(f"{tmp_path}/", recheck=0.02, watch="inotify") as seen:
+        await seen.converge({"sub/f": "0"})
+        run = seen.watch._run
+        await until(lambda: run is not None and run.lookout._full_at > 0)  # all were compared
+        (tmp_path / "sub/f").write_text("1")
+        await seen.converge({"sub/f": "1"}, AT_ONCE)
