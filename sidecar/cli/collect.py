@@ -160,6 +160,25 @@ _LINE = _Line()
     help="After SIGTERM, seconds to deliver what is there.",
 )
 @options.option(
+    "--remove-after",
+    type=values.seconds,
+    metavar="SECONDS",
+    help="Delete a file once every sink has acknowledged all of it, that is saved, "
+    "and it was not written for so long.",
+)
+@options.option(
+    "--until-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Once this file is there, deliver what is there when no program has the logs open any more, and exit: "
+    "for Jobs, whose application makes it at its end.",
+)
+@options.option(
+    "--until-process",
+    metavar="NAME",
+    help="The same once no process of this name is running; needs shareProcessNamespace.",
+)
+@options.option(
     "--once",
     is_flag=True,
     help="Deliver what is there now, and exit; with 1 if a file could not be read.",

@@ -96,6 +96,9 @@ _SAME_NAME = (
     "budget",
     "held_limit",
     "drain_timeout",
+    "remove_after",
+    "until_file",
+    "until_process",
 )
 
 
@@ -127,7 +130,7 @@ def run(
             "cannot write to standard output: whoever has read it is gone"
         ) from error
     unreadable = {path: why for one in topology.summaries for path, why in one.unreadable.items()}
-    if once and unreadable:
+    if unreadable:
         raise _errors.SidecarError(_not_delivered(unreadable))
     return 0
 

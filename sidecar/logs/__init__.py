@@ -6,10 +6,10 @@
 The names below are public; the modules they live in may change.
 Each is imported when it is first used: a collector that writes to standard output never loads an HTTP client.
 
-Inside, `collector` drives a `source` and, for each sink, a `lane` with a `window` of what is acknowledged.
+Inside, `collector` drives a `source`, for ever or for `until` something, and, for each sink, a `lane` with a `window` of what is acknowledged.
 Which files: `discovery` finds them, `hints` says which were written, `opening` opens them, `refusals` says which it cannot.
 Compressed ones are `archives`. Which content: `tracker` knows by `identity` what each file holds, with `searching` and `strangers` for hard cases;
-`roster` lists the streams, `retiring` lets them go. A `stream` is one `content` on its way, cut by `lines` into `records`.
+`roster` lists the streams, `retiring` lets them go, `removing` deletes files. A `stream` is one `content` on its way, cut by `lines` into `records`.
 `checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
 `metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
 `config` makes a pipeline of `values` in a file, `conditions` the tests of its routes;

@@ -245,7 +245,7 @@ _FORMS = (
 def is_archive(head: bytes) -> bool:
     r"""Whether a file that begins so is compressed.
 
-    >>> is_archive(b"\x1f\\x8b\\x08"), is_archive(b"BZh is a line")
+    >>> is_archive(b"\x1f\x8b\x08"), is_archive(b"BZh is a line")
     (True, False)
     """
     return any(head.startswith(form.magic) for form in _FORMS)
@@ -356,9 +356,9 @@ class Archive:
         """Decompressed content has no holes that could be skipped."""
         return None
 
-    def has_no_writer(self) -> bool:
-        """Whether the archive is complete, so that nobody needs to be asked."""
-        return self.ended
+    def has_writer(self) -> bool | None:
+        """Whether it may still be written: not, if it is complete, so that nobody needs to be asked."""
+        return False if self.ended else None
 
     def close(self) -> None:
         """Give the descriptor back."""

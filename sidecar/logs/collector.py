@@ -71,6 +71,7 @@ async def collect(
     dead_letters: DeadLetters | None = None,
     budget: int | str = 8 << 20,
     until_end: bool = False,
+    until: Callable[[], bool] | None = None,
     drain_timeout: float = 20.0,
     drain_quiet: float = 0.5,
 ) -> Summary:
@@ -92,6 +93,8 @@ async def collect(
         budget: bytes in flight, over all sinks. When they are used up, reading stops.
         until_end: end when everything has been delivered that was there at the beginning,
             also while a program goes on writing. `unreadable` says what could not be read.
+        until: asked each second, in a thread: once it returns True, end when no writer has a file open any more
+            (where the kernel does not tell: after `drain_quiet` seconds) and all is delivered, however long that takes.
         drain_timeout: seconds; stay below the Pod's `terminationGracePeriodSeconds`.
         drain_quiet: seconds.
 
@@ -119,6 +122,7 @@ async def collect(
         labels=labels,
         dead_letters=dead_letters,
         budget=budget,
+        until=until,
     )
     return await collector.run(
         until_end=until_end, drain_timeout=drain_timeout, drain_quiet=drain_quiet
@@ -142,6 +146,7 @@ class Collector:
         labels: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
         dead_letters: DeadLetters | None = None,
         budget: int | str = 8 << 20,
+        until: Callable[[], bool] | None = None,
     ) -> None:
         arguments.instance("source", source, Tail, "what logs.tail returns")
         for stage in stages:
@@ -189,6 +194,11 @@ class Collector:
         self._idle = asyncio.Event()
         self._started = self._draining = False
         self._until_end = False
+        self._until = until
+        self._finishing = False
+        """`until` has said that no more is to come."""
+        self._waits_for: list[str] = []
+        self._limited = self._patience_ended = False
         self._quiet = 0.0
         self._moved = False
         self._tidied_at = time.monotonic()
@@ -226,10 +236,14 @@ class Collector:
             lane.hurry()
 
     async def run(
-        self, *, until_end: bool = False, drain_timeout: float = 20.0, drain_quiet: float = 0.5
+        self,
+        *,
+        until_end: bool = False,
+        drain_timeout: float = 20.0,
+        drain_quiet: float = 0.5,
     ) -> Summary:
         """Collect. See `collect`."""
-        self._until_end, self._quiet = until_end, drain_quiet
+        self._until_end, self._quiet = until_end and self._until is None, drain_quiet
         memory.share_one_heap()
         if all(lane.sink.takes_blocks for lane in self.lanes):
             memory.keep_large()
@@ -320,7 +334,7 @@ class Collector:
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
         source, last_look, last_round = self.source, 0.0, 0.0
-        turns, limited, patient = source.turns, False, True
+        turns = source.turns
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
@@ -328,9 +342,10 @@ class Collector:
                 await self._until_acknowledged(self._leave_at)
                 return
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
-            look = now >= due or self._draining or source.incomplete
+            hurried = self._draining or (self._finishing and not self._waits_for)
+            look = now >= due or hurried or source.incomplete
             look = look or (self._until_end and self._all_idle())
-            through = self._until_end and limited and source.present_is_read
+            through = self._limited and source.present_is_read
             open_lanes = [lane for lane in self.lanes if lane.room > 0 and not through]
             wanted = {lane.name: min(lane.room, _ROUND) for lane in open_lanes}
             self._wake.clear()
@@ -341,12 +356,7 @@ class Collector:
                 self._dirty.set()
             if look:
                 last_look = now
-                if self._until_end and not limited and not source.incomplete:
-                    source.limit_to_present()
-                    limited = True
-                source.flush_present(self._quiet)
-                self._report()
-                await self._tidy(now)
+                await self._after_look(now)
             self._listen()
             for lane in self.lanes:
                 lane.offer(blocks.get(lane.name, ()))
@@ -354,20 +364,24 @@ class Collector:
                 news_at, self._moved = time.monotonic(), True
             ready = any(source.ready(lane.name) for lane in self.lanes) and not through
             ending = look and not ready and not source.incomplete
-            ending = ending and (self._draining or self._until_end)
-            if ending and self._all_idle():
-                if patient and self._until_end:
-                    patient = False
-                    await in_thread(source.end_patience)
-                    continue
-                if through or await self._is_end(news_at):
-                    return
-            if (
-                any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
-                and not through
-            ):
+            ending = ending and (self._draining or self._finishing or self._until_end)
+            if ending and self._all_idle() and await self._is_end(news_at, through):
+                return
+            wanting = any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
+            if source.incomplete or (wanting and not through):
                 continue
-            await self._pause(due if not self._draining else now + _PACE, last_round)
+            await self._pause(now + _PACE if hurried else due, last_round)
+
+    async def _after_look(self, now: float) -> None:
+        source = self.source
+        if source.removes_files:
+            await in_thread(source.remove_delivered)
+        if self._until_end and not self._limited and not source.incomplete:
+            source.limit_to_present()
+            self._limited = True
+        source.flush_present(self._quiet)
+        self._report()
+        await self._tidy(now)
 
     async def _until_acknowledged(self, end: float) -> None:
         """Wait until nothing is on its way any more, at most until then."""
@@ -393,16 +407,33 @@ class Collector:
             self._moved, self._tidied_at = False, now
             await in_thread(memory.give_back)
 
-    async def _is_end(self, news_at: float) -> bool:
-        if self._until_end and not self._draining:
-            await in_thread(self.source.flush, everything=True)
-        else:
-            await in_thread(self.source.flush)
+    async def _is_end(self, news_at: float, through: bool) -> bool:
+        ends_itself = (self._until_end or self._finishing) and not self._draining
+        if ends_itself and not self._patience_ended:
+            self._patience_ended = True
+            await in_thread(self.source.end_patience)
+            return False
+        if through:
+            return True
+        if self._finishing and ends_itself and not await self._is_complete(news_at):
+            return False
+        await in_thread(self.source.flush, everything=ends_itself)
         if any(self.source.ready(lane.name) for lane in self.lanes):
             return False
-        if self._until_end or time.monotonic() - news_at >= self._quiet:
+        if ends_itself or time.monotonic() - news_at >= self._quiet:
             return True
         return await in_thread(self.source.is_abandoned)
+
+    async def _is_complete(self, news_at: float) -> bool:
+        """Whether no program writes any more: none has a file open, or, where nobody knows, nothing has come for a while."""
+        files = await in_thread(self.source.written_by_others)
+        if files and files != self._waits_for:
+            _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
+        self._waits_for = files
+        if files:
+            return False
+        quiet = time.monotonic() - news_at >= self._quiet
+        return quiet or await in_thread(self.source.is_abandoned)
 
     async def _pause(self, due: float, last_round: float) -> None:
         timeout = due - time.monotonic()
@@ -421,6 +452,9 @@ class Collector:
         hints = self._hints
         noticed = hints.drain() if hints is not None else Noticed()
         source = self.source
+        if look and self._until is not None and not self._finishing and self._until():
+            self._finishing = True
+            _log.info("no more is to come: delivering what is there")
         if look or noticed.changed or noticed.overflow:
             if noticed.overflow:
                 metrics.WATCH_ERRORS_TOTAL.inc()
@@ -476,7 +510,7 @@ class Collector:
             if self._hints.fd is not None:
                 asyncio.get_running_loop().remove_reader(self._hints.fd)
             self._hints.close()
-        if self._until_end and self._started:
+        if (self._until_end or self._finishing) and self._started:
             self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
             stack.push_async_callback(in_thread, self.source.close)
@@ -484,6 +518,7 @@ class Collector:
                 stack.push_async_callback(lane.sink.close)
             if len(opened) == len(self.lanes):
                 await self._save()
+                await in_thread(self.source.remove_delivered)
             self._report()
         _figures.pop(id(self), None)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from sidecar._errors import ConfigError
-from sidecar.logs import conditions, stages, values
+from sidecar.logs import conditions, stages, until, values
 from sidecar.logs.collector import Collector
 from sidecar.logs.lines import Multiline
 from sidecar.logs.metadata import DIRECTORY, PodMetadata
@@ -60,6 +60,9 @@ class Pipeline:
     budget: int = 8 << 20
     held_limit: int = 1 << 30
     drain_timeout: float = 20.0
+    remove_after: float | None = None
+    until_file: str | None = None
+    until_process: str | None = None
 
     def with_values(self, **given: Any) -> Pipeline:
         """Return a pipeline with these values instead; None leaves what there is."""
@@ -88,7 +91,21 @@ class Pipeline:
             encoding=self.encoding,
             max_line=self.max_line,
             held_limit=self.held_limit,
+            remove_after=self.remove_after,
         )
+
+    def make_until(self) -> Callable[[], bool] | None:
+        """Return what tells that no more lines are to come, None if they come for ever. Of two conditions both count.
+
+        Raises:
+            ConfigError: the processes of other containers cannot be seen.
+        """
+        told = []
+        if self.until_process is not None:  # first: it has to be asked each time
+            told.append(until.process_ended(self.until_process))
+        if self.until_file is not None:
+            told.append(until.file_exists(self.until_file))
+        return (lambda: all(one() for one in told)) if told else None
 
     def make_stages(self) -> list[Stage]:
         """Make the stages.
@@ -131,6 +148,7 @@ class Pipeline:
             labels=self.make_labels(),
             dead_letters=self.make_dead_letters(),
             budget=self.budget,
+            until=self.make_until(),
         )
 
     def make_labels(self) -> Callable[[], Mapping[str, str]]:
@@ -345,4 +363,7 @@ READERS: values.Readers = {
     "budget": values.size,
     "held_limit": values.size,
     "drain_timeout": values.seconds,
+    "remove_after": values.seconds,
+    "until_file": values.text,
+    "until_process": values.text,
 }

@@ -6,6 +6,7 @@ Blocking, and without any knowledge of lines.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -48,21 +49,21 @@ class Plain:
             return os.lseek(self.fd, offset, os.SEEK_DATA)
         return None
 
-    def has_no_writer(self) -> bool:
-        """Whether surely no process has the file open for writing.
+    def has_writer(self) -> bool | None:
+        """Whether a process has the file open for writing; None where the kernel does not tell.
 
-        The kernel grants a read lease only then (fcntl(2), F_SETLEASE), and only to the file's owner
-        or with CAP_LEASE; where it refuses, nobody knows, and the answer is False.
+        It grants a read lease only if there is none (fcntl(2), F_SETLEASE), and only to the file's owner
+        or with CAP_LEASE: to others it says EACCES.
         """
         try:
             # Whoever opens the file for writing in between waits for the release; the signal that tells us
             # of it must be one that is ignored by default.
             fcntl.fcntl(self.fd, _F_SETSIG, signal.SIGURG)
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError:
-            return False
+        except OSError as error:
+            return True if error.errno == errno.EAGAIN else None
         fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return True
+        return False
 
     def close(self) -> None:
         """Give the descriptor back."""

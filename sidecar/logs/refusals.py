@@ -15,8 +15,8 @@ _MOST = 1000
 class Refusals:
     """What could not be read when it was last tried, each with the reason."""
 
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
+    def __init__(self, log: logging.Logger, attempt: str = "read") -> None:
+        self._log, self._attempt = log, attempt
         self.reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Refusals:
         if len(self.reasons) >= _MOST:
             self.reasons = {p: r for p, r in self.reasons.items() if os.path.lexists(p)}
         self.reasons[path] = reason
-        self._log.warning("cannot read %s: %s; trying again later", path, reason)
+        self._log.warning("cannot %s %s: %s; trying again later", self._attempt, path, reason)
 
     def forget(self, path: str) -> None:
         """It can be read."""

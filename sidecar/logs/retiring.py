@@ -28,6 +28,7 @@ class Habits:
     group_timeout: float | None = None
     held_limit: int = 1 << 30
     max_open: int = 4096
+    remove_after: float | None = None
 
 
 def waiting_for_nothing(stream: Stream, habits: Habits, now: float) -> list[Cursor]:
@@ -58,6 +59,21 @@ def _is_finished(stream: Stream) -> bool:
     if not stream.settled or any(cursor.held for cursor in cursors):
         return False
     return _is_read(stream)
+
+
+def removable(streams: Iterable[Stream], wait: float, now: float) -> list[Stream]:
+    """Return whose file may be deleted: all of it is delivered and saved, and it was quiet for so many seconds."""
+    return [
+        s
+        for s in streams
+        if s.live
+        and not s.deleted
+        and s.gone is None
+        and s.head.length
+        and now - s.grew_at >= wait
+        and _is_finished(s)
+        and s.saved == s.acknowledged_by_all
+    ]
 
 
 def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:

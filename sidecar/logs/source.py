@@ -79,6 +79,8 @@ class Tail:
         self._inherited: State | None = None
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
+        self._in_state: list[tuple[Stream, int]] = []
+        """How far the streams were acknowledged at the last `state`."""
         self._present: dict[Stream, None] = {}
         """What was there when a run that ends by itself began, and has not been read yet."""
         # Acknowledgements come from the event loop's thread, everything else from workers'.
@@ -204,11 +206,17 @@ class Tail:
         Raises:
             OSError: the last checkpoint is untouched.
         """
-        return self._checkpoint.save(self.state() if state is None else state)
+        written = self._checkpoint.save(self.state() if state is None else state)
+        for stream, offset in self._in_state:
+            stream.saved = offset
+        return written
 
     def state(self) -> State:
         """Return what a checkpoint written now would hold."""
         with self._turn, self._lock:
+            streams = self._require().roster.streams
+            if self.removes_files:
+                self._in_state = [(stream, stream.acknowledged_by_all) for stream in streams]
             return State(list(self._require().roster.entries()), dict(self.resume))
 
     # -- looking and reading
@@ -240,6 +248,20 @@ class Tail:
         """Anything may have been written: ask every file."""
         for stream in list(self._require().roster.streams):
             self._wake(stream)
+
+    @property
+    def removes_files(self) -> bool:
+        """Whether files of which all is delivered are deleted."""
+        return self._habits.remove_after is not None
+
+    def remove_delivered(self) -> None:
+        """Delete the files of which all is delivered and saved, where `remove_after` asks for it."""
+        with self._turn:
+            self._require().remove_delivered(self._clock())
+
+    def written_by_others(self) -> list[str]:
+        """Return the files that surely are open for writing."""
+        return [s.path for s in self._streams() if s.has_writer()]
 
     def is_abandoned(self) -> bool:
         """Whether surely nobody can write to any of the files any more."""
@@ -416,6 +438,7 @@ def tail(
     rotate_wait: float = 30.0,
     partial_timeout: float | None = 10.0,
     held_limit: int | str = 1 << 30,
+    remove_after: float | None = None,
 ) -> Tail:
     """Follow log files: all that match a pattern, now and later, through every kind of rotation.
 
@@ -439,6 +462,9 @@ def tail(
         held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them;
             beyond it the oldest file is given up, with an error and as `lost` (`deleted`).
             Less than what is written and deleted between two looks gives up lines that no sink was slow to take.
+        remove_after: delete a file of the patterns once every sink has acknowledged all of it, that is saved in the
+            checkpoint, and it was not written for so many seconds; not while a process has it open for writing,
+            where the kernel tells (to the owner of the file, and with CAP_LEASE). None: delete nothing.
 
     Raises:
         ConfigError: no pattern, an encoding that cannot be cut into lines, or another argument that makes no sense.
@@ -454,7 +480,8 @@ def tail(
     arguments.choice("start", start, ("beginning", "end"))
     arguments.seconds("recheck", recheck, zero=False)
     arguments.seconds("rotate_wait", rotate_wait)
-    for name, value in {"ignore_older": ignore_older, "partial_timeout": partial_timeout}.items():
+    waits = {"ignore_older": ignore_older, "partial_timeout": partial_timeout}
+    for name, value in {**waits, "remove_after": remove_after}.items():
         if value is not None:
             arguments.seconds(name, value)
     for name, several in {"exclude": exclude, "archives": archives}.items():
@@ -479,6 +506,7 @@ def tail(
             group_timeout=multiline.timeout if multiline else None,
             held_limit=unread_limit,
             max_open=_open_limit(),
+            remove_after=remove_after,
         ),
         recheck=recheck,
     )

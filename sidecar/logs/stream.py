@@ -105,6 +105,8 @@ class Stream:
     windows: dict[str, AckWindow] = field(default_factory=dict)
     goal: int = 0
     """How much of it a run that ends by itself delivers: what was there when it began."""
+    saved: int = 0
+    """How much of it every lane had acknowledged when the checkpoint was saved."""
     reserved: int | None = None
     """Nothing but zeros from here to the end: space for what is to come, and nothing that waits."""
     skipped: int = 0
@@ -266,9 +268,13 @@ class Stream:
         end = self.content.read(start, self.size - start)
         return content.read(start, len(end)) == end
 
+    def has_writer(self) -> bool | None:
+        """Whether a process has the file open for writing; None where that cannot be known."""
+        return None if self.content is None else self.content.has_writer()
+
     def is_abandoned(self) -> bool:
         """Whether surely nobody can write to the file any more."""
-        return self.content is not None and self.content.has_no_writer()
+        return self.has_writer() is False
 
     def next_block(
         self, lane: str, rules: Rules, grouper: Grouper | None

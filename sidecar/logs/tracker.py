@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from sidecar.logs import retiring
+from sidecar.logs import removing, retiring
 from sidecar.logs.archives import Unreadable
 from sidecar.logs.checkpoint import State
 from sidecar.logs.discovery import Discovery, Found, Key
@@ -63,6 +63,7 @@ class Tracker:
         self._opener = Opener(discovery, self._make_room, habits.max_open)
         self._search = Search(self.roster, self._opener)
         self._strangers = Strangers(self.roster, self._opener, self._search)
+        self._removals = Refusals(_log, "delete")
         self._unmet: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
         self._first, self._resumed = True, False
@@ -185,6 +186,25 @@ class Tracker:
         """Deliver what may be a copy: there is no later look that could tell."""
         self._strangers.patient = False
         self._meet_suspects(now)
+
+    def remove_delivered(self, now: float) -> None:
+        """Delete the files of which all is delivered, if that is wanted; what is written to one later is still read."""
+        wait = self._habits.remove_after
+        if wait is None:
+            return
+        for stream in retiring.removable(self.roster.streams, wait, now):
+            path, key = stream.path, stream.key
+            # Open, so that nothing is lost of what a writer adds that has it open.
+            if path not in self.roster.found.files or key is None or not self.reopen(stream):
+                continue
+            if stream.has_writer():
+                continue
+            try:
+                if removing.remove(path, key, stream.changed):
+                    stream.deleted = True
+                    _log.info("deleted %s: all of it is delivered", path)
+            except OSError as error:
+                self._removals.note(path, error)
 
     # -- files that are known
 

@@ -86,7 +86,7 @@ The collector: its container, what it mounts, and the pipeline that it is given.
   volumeMounts:
     - name: {{ .Values.volume.name }}
       mountPath: {{ .Values.volume.mountPath }}
-      {{- if ne (include "sidecar.collector.checkpointKind" .) "shared" }}
+      {{- if and (ne (include "sidecar.collector.checkpointKind" .) "shared") (kindIs "invalid" $values.removeAfter) }}
       readOnly: true
       {{- end }}
     - name: collector
@@ -163,12 +163,14 @@ The collector: its container, what it mounts, and the pipeline that it is given.
 files:
   {{- include "sidecar.collector.files" . | fromJsonArray | toYaml | nindent 2 }}
 checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
-{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "pipelines" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" }}
+{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "pipelines" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" "removeAfter" "untilFile" "untilProcess" }}
 {{- $value := index $values $name }}
 {{- if and (eq $name "heldLimit") (not $value) }}
 {{- $value = include "sidecar.collector.heldLimit" $ }}
 {{- else if and (eq $name "json") (kindIs "invalid" $value) }}
 {{- $value = not (empty $values.stages) }}
+{{- else if and (eq $name "untilFile") $value (not (hasPrefix "/" $value)) }}
+{{- $value = printf "%s/%s" $.Values.volume.mountPath $value }}
 {{- end }}
 {{- if or $value (kindIs "float64" $value) (kindIs "int64" $value) }}
 {{ dict (snakecase $name) $value | toYaml }}
