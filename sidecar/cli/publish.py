@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
@@ -156,6 +155,8 @@ async def _publish(
     limit: int,
     dry_run: bool,
 ) -> Publication:
+    import asyncio
+
     from sidecar.cli import source as sources
     from sidecar.runtime import threads
 
