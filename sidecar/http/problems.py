@@ -208,8 +208,10 @@ def from_aiohttp(
             reason = " ".join((message or exc.message).split())[:200]
             kind = "unsupported-version" if _OTHER_VERSION.search(reason) else "bad-request"
             return Problem(kind, f"this is not HTTP/1.1 as RFC 9112 has it: {reason}")
-        case web.HTTPException():
-            return from_http(exc, "")
+        case web.HTTPException() | web.RequestPayloadError():
+            return (
+                _unreadable(exc) if isinstance(exc, web.RequestPayloadError) else from_http(exc, "")
+            )
         case None if status != 500:
             return UntypedProblem(status, "the request has taken too long")
         case _:
@@ -252,10 +254,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.HTTPException as error:
         raise from_http(error, request.path) from error
     except web.RequestPayloadError as error:
-        # aiohttp says "400, message:" before what its parser has found.
-        found = str(error).rpartition("message:")[2].strip()
-        detail = f"the body of the request cannot be read: {found}; nothing was changed"
-        raise Problem("bad-request", detail) from error
+        raise _unreadable(error, "; nothing was changed") from error
     except Exception as error:
         # Nobody is there to be answered, or half an answer is out already: what is left is to end.
         if client_has_gone(request) or request.writer.output_size > 0:
@@ -297,6 +296,12 @@ def _uncertain(detail: str, version: str) -> Problem:
         return Problem("perhaps-not-durable", detail)
     tag = snapshots.etag(version)
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
+
+
+def _unreadable(error: web.RequestPayloadError, consequence: str = "") -> Problem:
+    # aiohttp says "400, message:" before what its parser has found.
+    found = " ".join(str(error).rpartition("message:")[2].split())[:200]
+    return Problem("bad-request", f"the body of the request cannot be read: {found}{consequence}")
 
 
 def _explain(error: web.HTTPException, path: str) -> str:

@@ -226,3 +226,16 @@ async def test_a_date_alone_is_compared_for_equality(served: Serve, tmp_path: Pa
         date = answers.http_date(min(modified + shift, time.time()))
         ask = f"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nIf-Modified-Since: {date}\r\n\r\n"
         assert codes(await talk(one.port, ask.encode())) == [status]
+
+
+async def test_a_broken_chunk_is_the_clients_fault_in_any_application(
+    served: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """400 as well where a user's handler reads the body and knows nothing of our errors; no traceback."""
+    app = web.Application()
+    app.router.add_route("*", "/", hello)
+    one = await served(app)
+    answer = await talk(one.port, CHUNKED + b"zz\r\n")
+    assert codes(answer) == ["400"]
+    assert b"application/problem+json" in answer
+    assert caplog.records == []
