@@ -255,7 +255,10 @@ def reason(error: OSError) -> str:
                 " (make it relative, to something inside)"
             )
         case errno.ELOOP:
-            return "there are too many symbolic links on the way, or one leads to itself"
+            return (
+                "a symbolic link on the way is absolute, leads out, or leads to itself"
+                " (make it relative, to something inside)"
+            )
         case errno.EACCES | errno.EPERM:
             return f"permission denied for user {os.geteuid()} (publish it readable for this user or group)"
         case errno.ENXIO:
