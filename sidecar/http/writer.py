@@ -225,7 +225,7 @@ def _attempt(handler: Handler) -> Handler:
         except _errors.SidecarError as error:
             name = request.match_info.get("name")
             where = os.path.join(request.app[WRITER].volume.path, change_log.one_line(name or ""))
-            count_failure(error, where, dry_run="dry_run" in request.query)
+            count_failure(error, where, dry_run="dry_run" in request.query, once=True)
             raise
 
     return attempted

@@ -649,14 +649,20 @@ def _count(outcome: Outcome, where: str, started: float, done: str = "published"
         change_log.note(done, where, f"{outcome.size} bytes, version {outcome.version}")
 
 
-def count_failure(error: BaseException, where: str, *, dry_run: bool = False) -> None:
-    """Count a publish or a delete that has failed, and say why in the log: once, however far the error goes up."""
+def count_failure(
+    error: BaseException, where: str, *, dry_run: bool = False, once: bool = False
+) -> None:
+    """Count a publish or a delete that has failed, and say why in the log.
+
+    With `once` not again where somebody has counted it on its way up. All who wait for one publish get the same error,
+    and each of them counts.
+    """
     if not isinstance(error, _errors.SidecarError):
         if not dry_run:
             gone = isinstance(error, asyncio.CancelledError | ConnectionError)
             metrics.PUBLISH_TOTAL.labels("cancelled" if gone else "failed").inc()
         return
-    if not error.counted and not dry_run:
+    if not dry_run and not (once and error.counted):
         result = _result(error)
         metrics.PUBLISH_TOTAL.labels(result).inc()
         level = logging.WARNING if result in ("failed", "uncertain") else logging.INFO

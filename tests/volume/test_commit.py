@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import Publication, PublishError, VersionConflict, Volume
+from sidecar.runtime import metrics
 from sidecar.volume.commit import Commits
 from sidecar.volume.snapshot import version_of
 
@@ -162,3 +163,21 @@ async def test_conditions_are_never_grouped(tmp_path: Path) -> None:
 
     assert sum(isinstance(one, Publication) for one in outcomes) == 1
     assert sum(isinstance(one, VersionConflict) for one in outcomes) == 9
+
+
+async def test_an_error_counts_for_each_who_waited_for_that_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the error, and each was an attempt (issue 10, point 12)."""
+    volume = Volume(tmp_path)
+    await volume.prepare()
+
+    def fail(*_: object) -> None:
+        raise PublishError("the disk is gone")
+
+    monkeypatch.setattr(volume._store, "put", fail)
+    failed = metrics.PUBLISH_TOTAL.labels("failed")._value.get
+    before = failed()
+    puts = [volume.put("config", str(number)) for number in range(5)]
+    await asyncio.gather(*puts, return_exceptions=True)
+    assert failed() - before == 5
