@@ -249,14 +249,17 @@ class Collector:
             memory.keep_large()
         self.source.take()
         try:
-            await self._claim()
-            await self._run(drain_timeout)
+            if await self._claim():
+                await self._run(drain_timeout)
         finally:
             self.source.release()
         return self.summary
 
-    async def _claim(self) -> None:
-        """Wait while another collection has the checkpoint: the one before us, as a rule, that still drains."""
+    async def _claim(self) -> bool:
+        """Wait while another collection has the checkpoint: the one before us, as a rule, that still drains.
+
+        Return False if this one has been told to leave meanwhile.
+        """
         waiting = False
         while not await in_thread(self.source.claim):
             if not waiting:
@@ -265,7 +268,10 @@ class Collector:
                     self.source.checkpoint_path,
                 )
             waiting = True
+            if self._leave_at is not None:
+                return False
             await asyncio.sleep(_CLAIM)
+        return True
 
     async def _run(self, drain_timeout: float) -> None:
         opened: list[Lane] = []

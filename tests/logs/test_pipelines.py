@@ -225,6 +225,24 @@ async def test_a_change_waits_for_what_only_the_old_collection_can_read(
     assert sink.lines == ["one", "two"]
 
 
+async def test_a_collection_that_waits_for_its_checkpoint_leaves_at_once(
+    log: LogFile, tmp_path: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong checkpoint may be the very thing that the change mends."""
+    first, second = (
+        Collector(logs.tail(log.path, checkpoint=tmp_path / "o.json"), [], [MemorySink()])
+        for _ in range(2)
+    )
+    running = asyncio.create_task(first.run())
+    await eventually(lambda: first.started)
+    waiting = asyncio.create_task(second.run())
+    await eventually(lambda: "another collector uses the checkpoint" in caplog.text)
+    second.leave(5.0)
+    await waiting
+    first.leave(5.0)
+    await running
+
+
 def test_a_change_of_the_file_is_taken_over_by_the_command(
     config: Path, tmp_path: Path, sidecar_process: StartProcess
 ) -> None:
