@@ -99,7 +99,7 @@ def test_every_option_of_the_command_is_a_value_or_stands_in_the_file() -> None:
         "add": "stages", "token_file": "token",
     }  # fmt: skip
     # Set for all containers; made by the chart; or for people at a terminal.
-    beside = {"log_level", "log_format", "config", "host", "once", "check_config", "dry_run", "replay", "status", "help"}  # fmt: skip
+    beside = {"log_level", "log_format", "config", "once", "check_config", "dry_run", "replay", "status", "help"}  # fmt: skip
     names = {option.name for option in collect.command.params if option.name} - beside
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())["collector"]
     assert {elsewhere.get(name, camel(name)) for name in names} - values.keys() == set()

@@ -5,6 +5,10 @@ Each of the first four would deadlock if a probe judged what another container o
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,9 @@ from pod.podman import get, http_call, until
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, pytest.mark.usefixtures("image")]
 
 WRITER, READER = 8080, 8081
-QUICK = {"drain": {"delay": 0.5, "timeout": 10}}
+# The periods are shortened, and a machine under load still needs its time for a start.
+PATIENT = {"startup": {"failureThreshold": 1000}}
+QUICK = {"drain": {"delay": 0.5, "timeout": 10}, "probes": PATIENT}
 SET = {"path": "/shared/site/", **QUICK}
 MIB = b"x" * (1 << 20)
 
@@ -45,7 +51,7 @@ def stays_ready(pod: Kubelet, periods: int = 3) -> bool:
 def test_a_reader_of_an_empty_directory_lets_its_writer_be_reached() -> None:
     """Not ready before the first content, it would keep out of the Service the writer that has to bring one."""
     with running(SET) as pod:
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         assert get(f"{pod.endpoint(READER)}/").status == 503
         assert put(pod, "a.txt", b"first") == 201
         until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "first")
@@ -54,22 +60,23 @@ def test_a_reader_of_an_empty_directory_lets_its_writer_be_reached() -> None:
 
 def test_a_reader_waits_for_a_slow_producer_without_being_restarted() -> None:
     """A content that comes after the time of the startup probe is no fault of the reader."""
-    values = {"writer": {"enabled": False}, "probes": {"startup": {"failureThreshold": 10}}, **SET}
+    values = {**SET, "writer": {"enabled": False}, "probes": {"startup": {"failureThreshold": 30}}}
     with running(values) as pod:
         startup = pod.container("reader").spec["startupProbe"]
-        until(lambda: pod.ready)
-        time.sleep(2 * startup["failureThreshold"] * startup["periodSeconds"] * pod.scale)
+        until(lambda: pod.ready, timeout=60)
+        before = pod.container("reader").restarts
+        time.sleep(startup["failureThreshold"] * startup["periodSeconds"] * pod.scale)
         (pod.directory() / "site").mkdir()
         (pod.directory() / "site" / "a.txt").write_text("late")
         until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "late")
-        assert pod.container("reader").restarts == 0
+        assert pod.container("reader").restarts == before
 
 
 def test_a_native_reader_starts_before_its_producer() -> None:
     """The kubelet starts the writer when the startup probe of the native sidecar before it has succeeded."""
     values = {"reader": {"native": True}, "pod": {"terminationGracePeriodSeconds": 45}, **SET}
     with running(values) as pod:
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         assert put(pod, "a.txt", b"first") == 201
         until(lambda: get(f"{pod.endpoint(READER)}/files/a.txt").text == "first")
         pod.stop()
@@ -81,7 +88,7 @@ def test_a_full_volume_is_read_and_healed_by_way_of_the_service() -> None:
     memory = {"medium": "Memory", "sizeLimit": "4Mi"}
     values = {"volume": {"emptyDir": memory}, "writer": {"keep": 0, "volumeBudget": "1Gi"}, **SET}
     with running(values) as pod:
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         files = [f"{number}.bin" for number in range(8)]
         assert [put(pod, name, MIB) for name in files].count(507) >= 1
         assert stays_ready(pod)
@@ -99,7 +106,7 @@ def test_the_limit_of_the_volume_is_answered_and_never_reached(budget: Any, evic
         **SET,
     }
     with running(values, scale=0.02) as pod:
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         said = set()
         for number in range(40):
             try:
@@ -113,6 +120,28 @@ def test_the_limit_of_the_volume_is_answered_and_never_reached(budget: Any, evic
             assert stays_ready(pod)
             assert pod.evicted is None
             assert get(f"{pod.endpoint(READER)}/files/0.bin").body == MIB
+
+
+def test_a_slow_download_is_whole_although_the_network_ends_with_the_pod() -> None:
+    """What was answered is acknowledged by the client before the last process ends: then its network is gone."""
+    with running(QUICK) as pod:
+        until(lambda: pod.ready, timeout=60)
+        body = os.urandom(1_000_000)
+        assert put(pod, "content", body) in {201, 204}
+        until(lambda: get(f"{pod.endpoint(READER)}/raw").body == body)
+        connection = http.client.HTTPConnection(pod.address, READER, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("GET", "/raw")
+            answer = connection.getresponse()
+            ending = threading.Thread(target=pod.stop)
+            ending.start()
+            taken = b""
+            while piece := answer.read(50_000):
+                taken += piece
+                time.sleep(0.1)  # a client that takes 0.5 MB a second
+            answer.close()
+        ending.join(60)
+        assert taken == body
 
 
 def test_the_imitation_restarts_what_is_dead_and_takes_what_is_not_ready_out_of_its_service(
@@ -135,6 +164,11 @@ def test_the_imitation_restarts_what_is_dead_and_takes_what_is_not_ready_out_of_
         "command": ["python3", "-c", program],
         "ports": [{"name": "own", "containerPort": 9000}],
         "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+        "startupProbe": {
+            "httpGet": {"path": "/start", "port": "own"},
+            **probe,
+            "failureThreshold": 1000,
+        },
         "livenessProbe": {"httpGet": {"path": "/live", "port": "own"}, **probe},
         "readinessProbe": {"httpGet": {"path": "/ready", "port": "own"}, **probe},
     }
@@ -142,20 +176,22 @@ def test_the_imitation_restarts_what_is_dead_and_takes_what_is_not_ready_out_of_
         "writer": {"enabled": False},
         "pod": {"terminationGracePeriodSeconds": 1},
         "drain": {"delay": 0, "timeout": 0.5},
+        "probes": PATIENT,
         "extraContainers": [own],
     }
     with running(values, scale=0.05) as pod:
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         switch(pod.directory() / "ready")
         until(lambda: not pod.ready)
         with pytest.raises(ConnectionRefusedError, match="no endpoint"):
             pod.endpoint(READER)
         (pod.directory() / "ready").unlink()
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
+        assert pod.container("own").restarts == 0
         switch(pod.directory() / "live")
         until(lambda: pod.container("own").restarts >= 1)
         (pod.directory() / "live").unlink()
-        until(lambda: pod.ready)
+        until(lambda: pod.ready, timeout=60)
         assert pod.container("reader").restarts == 0
         pod.stop()
         assert podman.podman("pod", "exists", pod.name, check=False).returncode == 1
