@@ -75,7 +75,7 @@ def _request(chance: random.Random) -> bytes:
 
 def accepted_by_h11(pieces: list[bytes]) -> int:
     """How many requests a strict server would do."""
-    server, count = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16), 0
+    server, count, kept = _strict_server(), 0, False
     for piece in pieces:
         try:
             server.receive_data(piece)
@@ -83,17 +83,31 @@ def accepted_by_h11(pieces: list[bytes]) -> int:
                 event = server.next_event()
                 if isinstance(event, h11.Request):
                     count += 1
+                    kept = event.http_version == b"1.0" and _keeps(event)
                 elif isinstance(event, h11.EndOfMessage):
                     server.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
                     server.send(h11.EndOfMessage())
-                    if server.our_state is h11.MUST_CLOSE:
+                    if server.our_state is not h11.MUST_CLOSE:
+                        server.start_next_cycle()
+                    elif kept:  # which h11 leaves to others
+                        rest, _ = server.trailing_data
+                        server = _strict_server()
+                        server.receive_data(rest)
+                    else:
                         return count
-                    server.start_next_cycle()
                 elif event in (h11.NEED_DATA, h11.PAUSED):
                     break
         except (h11.RemoteProtocolError, h11.LocalProtocolError):
             return count
     return count
+
+
+def _strict_server() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
+
+
+def _keeps(request: h11.Request) -> bool:
+    return (b"connection", b"keep-alive") in request.headers
 
 
 def accepted_by_aiohttp(pieces: list[bytes]) -> int:
