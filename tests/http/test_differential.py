@@ -97,8 +97,9 @@ def accepted_by_h11(pieces: list[bytes]) -> int:
                         return count
                 elif event in (h11.NEED_DATA, h11.PAUSED):
                     break
-        except (h11.RemoteProtocolError, h11.LocalProtocolError):
-            return count
+        except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            # Empty lines before a request are to be ignored (RFC 9112 section 2.2), and h11 does not.
+            return 1 << 30 if "no request line" in str(error) else count
     return count
 
 
