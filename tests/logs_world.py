@@ -6,6 +6,8 @@ Every line carries a number. `World.check` counts them: none lost, none twice, b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import gzip
 import os
 import shutil
@@ -22,15 +24,32 @@ from sidecar.logs.records import Block
 Step = tuple[str, int]
 
 
+def _file(status: os.stat_result) -> int:
+    """Device and inode as one number."""
+    return status.st_dev << 64 | status.st_ino
+
+
 class World:
     """One log, `app.log`, and whatever happens to it."""
 
     def __init__(
-        self, directory: Path, pattern: str = "app.log", *, pad: int = 64, olddir: bool = False
+        self,
+        directory: Path,
+        pattern: str = "app.log",
+        *,
+        pad: int = 64,
+        olddir: bool = False,
+        far: Path | None = None,
+        scarce: bool = False,
     ) -> None:
         self.directory, self.pattern, self.pad = directory, pattern, pad
         self.log = directory / "app.log"
-        self.archive = directory / "old" if olddir else directory
+        self.archive = far or (directory / "old" if olddir else directory)
+        self.far, self.scarce = far is not None, scarce
+        """Rotation moves files to another device; each open closes other files."""
+        self.faults = self.shortages = 0
+        self.index: dict[tuple[str, int], int] = {}
+        """What a receiver has stored by file and offset, be it acknowledged or not."""
         self.archive.mkdir(parents=True, exist_ok=True)
         self.now = 1000.0
         self.next_id = 0
@@ -62,12 +81,12 @@ class World:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self.content.setdefault(os.fstat(self.fd).st_ino, [])
+        self.content.setdefault(_file(os.fstat(self.fd)), [])
 
     def _line(self) -> bytes:
         number = self.next_id
         self.next_id += 1
-        self.content[os.fstat(self.fd).st_ino].append(number)
+        self.content[_file(os.fstat(self.fd))].append(number)
         return f"{number:08d} ".encode() + b"x" * (self.pad - 10 + number % 7) + b"\n"
 
     def write(self, count: int) -> None:
@@ -99,7 +118,7 @@ class World:
         self._shift()
         inode, copy = self.log_inode(), self._name(1)
         copy.touch()
-        self.content[copy.stat().st_ino] = self.content[inode]
+        self.content[_file(copy.stat())] = self.content[inode]
         yield
         with copy.open("wb", buffering=0) as out:
             out.write(self.log.read_bytes()[: self.log.stat().st_size // 2])
@@ -113,7 +132,7 @@ class World:
         self.write(0)
         self._hide()
         self.may_miss |= set(self.content[inode]) - set(copied)
-        self.content[copy.stat().st_ino], self.content[inode] = copied, []
+        self.content[_file(copy.stat())], self.content[inode] = copied, []
         os.truncate(self.log, 0)
 
     def _finish_copy(self) -> None:
@@ -133,8 +152,8 @@ class World:
                     os.rename(self._name(number, extension), self._name(number + 1, extension))
 
     def _removed(self, path: Path) -> None:
-        inode = path.stat().st_ino
-        if self.tail is None or inode not in self.known:
+        inode = _file(path.stat())
+        if self.tail is None or inode not in self.known or self.scarce:
             self._lose(inode)
         path.unlink()
         if inode not in self.known:
@@ -148,21 +167,50 @@ class World:
         self._finish_copy()
         self._hide()
         self._shift()
+        if self.far:
+            self._move_far()
+            return
         os.rename(self.log, self._name(1))
         self.write(late)
         self._hide()
         self._reopen()
 
+    def _move_far(self) -> None:
+        """As mv(1) and logrotate do it from one device to another: a copy, then the original is deleted."""
+        self.write(0)
+        self._hide()
+        shutil.copy2(self.log, self._name(1))
+        self.content[_file(self._name(1).stat())] = list(self.content[self.log_inode()])
+        self.log.unlink()
+        self._reopen()
+
+    def prefix(self, count: int) -> None:
+        """Another log, whose name rotation could have given, begins as this one does; and then writes lines of its own."""
+        path = self.directory / f"app.log.{90 + count % 3}"
+        if not path.exists():
+            self.write(0)
+            lines = self.log.read_bytes().splitlines(keepends=True)[:count]
+            path.write_bytes(b"".join(lines))
+            self.content[_file(path.stat())] = numbers = [int(line[:8]) for line in lines]
+            self.may_repeat |= set(numbers)
+            return
+        number, self.next_id = self.next_id, self.next_id + 1
+        self.content[_file(path.stat())].append(number)
+        if self.pattern == "app.log":
+            self.may_miss.add(number)  # nobody has asked for it
+        with path.open("ab", buffering=0) as file:
+            file.write(f"{number:08d} ".encode() + b"p" * (self.pad - 10) + b"\n")
+
     def _hide(self) -> None:
         """The log's present content goes where the patterns do not look."""
-        covered = self.pattern.startswith("**") or (
+        covered = (self.pattern.startswith("**") and not self.far) or (
             self.pattern.endswith("*") and self.archive == self.directory
         )
         if not self.chain_known and not covered:
             self._lose(self.log_inode())
 
     def log_inode(self) -> int:
-        return os.fstat(self.fd).st_ino
+        return _file(os.fstat(self.fd))
 
     def copytruncate(self, late: int) -> None:
         self._finish_copy()
@@ -171,8 +219,8 @@ class World:
         self._shift()
         copy = self._name(1)
         shutil.copyfile(self.log, copy)
-        inode = self.log.stat().st_ino
-        self.content[copy.stat().st_ino] = self.content[inode]
+        inode = _file(self.log.stat())
+        self.content[_file(copy.stat())] = self.content[inode]
         self.content[inode] = []
         os.truncate(self.log, 0)
         self.write(late)
@@ -181,8 +229,8 @@ class World:
         """Remove the log; the writer writes on into the nameless file, then begins a new one."""
         self._finish_copy()
         self.write(0)
-        inode = self.log.stat().st_ino
-        held = self.tail is not None and inode in self.known
+        inode = _file(self.log.stat())
+        held = self.tail is not None and inode in self.known and not self.scarce
         self.write(late)
         if not held:
             self._lose(inode)
@@ -193,7 +241,7 @@ class World:
         """Without a copy: what has not been read is gone."""
         self._finish_copy()
         self.write(0)
-        inode = self.log.stat().st_ino
+        inode = _file(self.log.stat())
         self._lose(inode)
         os.truncate(self.log, 0)
         self.content[inode] = []
@@ -205,10 +253,10 @@ class World:
         target = Path(f"{path}.gz")
         if not path.exists() or target.exists():
             return
-        inode = path.stat().st_ino
+        inode = _file(path.stat())
         with path.open("rb") as plain, gzip.open(target, "wb", compresslevel=1) as packed:
             shutil.copyfileobj(plain, packed)
-        self.content[target.stat().st_ino] = self.content[inode]
+        self.content[_file(target.stat())] = self.content[inode]
         path.unlink()
 
     # -- the collector
@@ -224,6 +272,9 @@ class World:
         )
         self.tail._clock = lambda: self.now
         self._disturb(self.tail)
+        if self.scarce:
+            # The first descriptor that is too many is the first one there is.
+            self.tail._habits = dataclasses.replace(self.tail._habits, max_open=0)
         self.tail.open()
         self._seen()
         self.save()
@@ -260,6 +311,9 @@ class World:
 
         def disturbed_open(path: str) -> int:
             self._tick()
+            if self.shortages:
+                self.shortages -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
             fd = opened(path)
             self._tick()
             return fd
@@ -322,7 +376,7 @@ class World:
         if raced:
             return
         self.known = {
-            path.stat().st_ino for path in [*self.directory.iterdir(), *self.archive.iterdir()]
+            _file(path.stat()) for path in [*self.directory.iterdir(), *self.archive.iterdir()]
         }
         self.chain_known = True
 
@@ -340,8 +394,14 @@ class World:
         """The sink has taken some of what it was given."""
         if self.tail is None:
             return
+        if self.faults and self.outstanding:
+            # A bulk request of which an index has stored half, and then has become read-only.
+            self.faults -= 1
+            self._store(self.outstanding[0].data.splitlines()[::2], self.outstanding[0])
+            return
         done, self.outstanding = self.outstanding[:count], self.outstanding[count:]
         for block in done:
+            self._store(block.data.splitlines(), block)
             for line in block.data.splitlines():
                 if len(line) < self.pad - 10 or not line[:8].isdigit():
                     self.garbage.append(line)
@@ -349,6 +409,20 @@ class World:
                 self.delivered[int(line[:8])] += 1
                 self.unsaved[int(line[:8])] += 1
         self.tail.acknowledge("", done)
+
+    def _store(self, lines: list[bytes], block: Block) -> None:
+        for record in block.records():
+            if record.raw in lines and record.raw[:8].isdigit():
+                number = int(record.raw[:8])
+                assert self.index.setdefault((record.file_id, record.offset), number) == number
+
+    def fault(self, count: int) -> None:
+        """The receiver refuses the next requests for a reason that is not the lines'."""
+        self.faults = count
+
+    def shortage(self, count: int) -> None:
+        """The next files cannot be opened: something else has taken the descriptors."""
+        self.shortages = count
 
     def save(self, _: int = 0) -> None:
         if self.tail is not None:
@@ -361,6 +435,7 @@ class World:
         if self.tail is None:
             return
         self.look()
+        self.faults = 0
         for _ in range(1000):
             self.read(1000)
             if not self.outstanding:
@@ -387,7 +462,7 @@ class World:
         self._close()
 
     def _linked(self) -> set[int]:
-        return {p.stat().st_ino for p in [*self.directory.iterdir(), *self.archive.iterdir()]}
+        return {_file(p.stat()) for p in [*self.directory.iterdir(), *self.archive.iterdir()]}
 
     def _close(self) -> None:
         assert self.tail is not None
@@ -422,7 +497,7 @@ class World:
         self.coming.clear()
         self.copy_coming.clear()
         self._finish_copy()
-        self.hidden = 0
+        self.hidden = self.faults = self.shortages = 0
         self.write(1)
         self.start()
         for _ in range(3):

@@ -114,7 +114,7 @@ class Strangers:
         """Return the length of a content whose file is deleted, None where nobody knows it."""
         if stream.content is not None:
             return None if stream.content.compressed else stream.content.measure()
-        return None if stream.restored is not None else stream.size
+        return None if stream.gone is None else stream.size
 
     def _is_repetition(self, stream: Stream, stranger: Stranger, now: float) -> bool:
         """Whether the file only repeats what the stream reads from its own."""

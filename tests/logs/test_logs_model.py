@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,18 +29,23 @@ STEPS = st.lists(
         st.tuples(st.just("race"), st.integers(0, 60)),
         st.tuples(st.just("copying"), st.just(0)),
         st.tuples(st.just("copy_race"), st.integers(0, 30)),
+        st.tuples(st.just("prefix"), st.integers(0, 6)),
+        st.tuples(st.sampled_from(["fault", "shortage"]), st.integers(1, 3)),
         st.tuples(st.just("wait"), st.sampled_from([1, 11, 31])),
     ),
     max_size=40,
 )
+PLACES = st.sampled_from(["beside", "olddir", "far", "scarce"])
+"""Where rotation moves files to: another device is one of them. `scarce`: beside, and descriptors are wanting."""
 PATTERNS = st.sampled_from(["app.log", "app.log*", "**/app.log*"])
 RUNS = int(os.environ.get("MODEL_RUNS", "2000"))
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def scratch(base: str | None = None) -> Iterator[Path]:
     """A directory in memory where there is one: the model syncs thousands of times."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    if base is None and os.access("/dev/shm", os.W_OK):
+        base = "/dev/shm"
     path = Path(tempfile.mkdtemp(prefix="sidecar-model-", dir=base))
     try:
         yield path
@@ -47,34 +53,40 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def play(pattern: str, olddir: bool, steps: list[Step]) -> None:
-    with scratch() as directory:
-        World(directory, pattern, olddir=olddir).run(steps)
+def play(pattern: str, place: str | bool, steps: list[Step]) -> None:
+    options: dict[str, Any] = {
+        "olddir": place in ("olddir", True),
+        "scarce": place == "scarce",
+    }
+    with scratch() as directory, scratch(tempfile.gettempdir()) as far:
+        if place == "far":
+            options["far"] = far
+        World(directory, pattern, **options).run(steps)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
-@given(PATTERNS, st.booleans(), STEPS)
+@given(PATTERNS, PLACES, STEPS)
 def test_no_order_of_events_loses_or_repeats_a_line(
-    pattern: str, olddir: bool, steps: list[Step]
+    pattern: str, place: str, steps: list[Step]
 ) -> None:
     """Random steps; then the collector runs to the end and all lines are counted by their number."""
-    play(pattern, olddir, steps)
+    play(pattern, place, steps)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @settings(max_examples=10 * RUNS, deadline=None, suppress_health_check=list(HealthCheck))
-@given(PATTERNS, st.booleans(), STEPS)
+@given(PATTERNS, PLACES, STEPS)
 def test_no_order_of_events_loses_or_repeats_a_line_in_the_long_run(
-    pattern: str, olddir: bool, steps: list[Step]
+    pattern: str, place: str, steps: list[Step]
 ) -> None:
     """The same, ten times as often."""
-    play(pattern, olddir, steps)
+    play(pattern, place, steps)
 
 
-FOUND: dict[str, tuple[str, bool, list[Step]]] = {
+FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
     "copied and truncated before the first line was looked at": (
         "app.log",
         False,
