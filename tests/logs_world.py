@@ -313,6 +313,7 @@ class World:
             self._tick()
             if self.shortages:
                 self.shortages -= 1
+                self.raced = True
                 raise OSError(errno.EMFILE, "Too many open files")
             fd = opened(path)
             self._tick()

@@ -343,7 +343,7 @@ class Tracker:
                 continue  # when it is listed again, it appears again
             path = roster.found.places[key][0]
             relatives = roster.relatives(path)
-            if not relatives or roster.knows(key):
+            if roster.knows(key) or not (relatives or key in unmet):
                 continue
             try:
                 status = os.stat(path)
@@ -351,7 +351,7 @@ class Tracker:
                 self._unmet.add(key)  # renamed since it was listed
                 continue
             # An empty one may be a copy that has just been begun: nothing in it can be read twice.
-            known = min(stream.looked_ns or stream.modified_ns for stream in relatives)
+            known = min([stream.looked_ns or stream.modified_ns for stream in relatives], default=0)
             young = status.st_mtime_ns >= known or not status.st_size
             if not self._first or key in unmet or young:
                 appeared.append((status.st_mtime_ns, path, key))

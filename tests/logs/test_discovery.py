@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -301,6 +302,24 @@ def test_log_files_leave_descriptors_for_all_others(tmp_path: Path) -> None:
             os.close(fd)
         assert len(follower.news()) == 200
         follower.stop()
+
+
+def test_a_file_that_could_not_be_opened_and_was_renamed_since_is_read(
+    log: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor for a moment, and rotation in that moment: its new name is outside the pattern."""
+    log.write("one")
+    opened = Discovery.open
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Discovery, "open", refuse)
+    follower = Follower(log.path)
+    assert follower.news() == []
+    log.rotate()
+    monkeypatch.setattr(Discovery, "open", opened)
+    assert follower.news() == ["one"]
 
 
 def test_what_is_deleted_while_it_was_closed_and_unread_is_counted(tmp_path: Path) -> None:
