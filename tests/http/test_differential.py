@@ -45,6 +45,7 @@ BODIES = [
     b"5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
 ]  # fmt: skip
 GOOD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+_LATER = re.compile(rb"HTTP/1\.[2-9]")
 _SPOKEN = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
@@ -59,6 +60,8 @@ def conversations(seed: int, count: int) -> Iterator[list[bytes]]:
             place = chance.randrange(len(data))
             data = data[:place] + bytes([chance.randrange(256)]) + data[place + 1 :]
         cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randint(0, 2)))
+        if _LATER.search(data):
+            continue  # served as HTTP/1.1, which neither of the others does
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         yield [piece for piece in pieces if piece]
 
