@@ -246,3 +246,13 @@ def test_every_problem_is_documented_with_its_status() -> None:
     }
 
     assert documented == {name: kind.status for name, kind in KINDS.items()}
+
+
+@pytest.mark.parametrize("page", ["docs/security.md", "docs/volume.md"])
+def test_each_test_that_a_page_names_is_there(page: str) -> None:
+    """A promise whose test has gone is one that nobody keeps any more."""
+    named = set(
+        re.findall(r"`(?:tests/)?([\w/]+/test_\w+\.py|test_\w+\.py)`", (ROOT / page).read_text())
+    )
+    assert named
+    assert [one for one in sorted(named) if not (ROOT / "tests" / one).is_file()] == []

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -164,6 +165,22 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Volumes"):
         sidecar.Volumes  # noqa: B018
     assert "Volume" in dir(sidecar)
+
+
+def test_the_bill_of_materials_is_what_the_image_is_made_of(tmp_path: Path) -> None:
+    """CycloneDX, with the digests of the lock: what a scanner is given is what was installed."""
+    found = tmp_path / "sbom.json"
+    recipe = (ROOT / "Makefile").read_text().partition("\nsbom:")[2].partition("\n\n")[0]
+    command = recipe.partition("cyclonedx-py ")[2].replace("\\\n", " ").split()
+    command[command.index("dist/sidecar.cdx.json")] = str(found)
+    subprocess.run([sys.executable, "-m", "cyclonedx_py", *command], check=True, cwd=ROOT)
+    listed = {one["name"]: one for one in json.loads(found.read_text())["components"]}
+    locked = dict(
+        re.findall(r"^(\S+)==(\S+)", (ROOT / "image/requirements.txt").read_text(), re.MULTILINE)
+    )
+    assert {name: one["version"] for name, one in listed.items()} == locked
+    for one in listed.values():
+        assert one["externalReferences"][0]["hashes"], one["name"]
 
 
 MEASURE = """
