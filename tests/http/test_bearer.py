@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import ClientSession
@@ -93,6 +94,21 @@ async def test_a_token_can_be_replaced_while_serving(
     await until({"secret": 200, "newer": 200})
     token.write_text("newer")
     await until({"secret": 401, "newer": 200})
+
+
+async def test_the_file_is_read_again_a_second_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, and on a clock that the test turns: docs/http.md says a second."""
+    now = 0.0
+    monkeypatch.setattr(bearer, "time", SimpleNamespace(monotonic=lambda: now))
+    path = tmp_path / "token"
+    path.write_text("older")
+    tokens = bearer.TokenFile(path)
+    assert await tokens.tokens() == (b"older",)
+    path.write_text("newer")
+    now = 1.01
+    assert await tokens.tokens() == (b"newer",)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n  \n"])
