@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sidecar.logs.sinks.stdout import StdoutSink as StdoutSink
     from sidecar.logs.source import Tail as Tail
     from sidecar.logs.source import tail as tail
+    from sidecar.logs.stages.ansi import strip_ansi as strip_ansi
     from sidecar.logs.stages.changing import add_fields as add_fields
     from sidecar.logs.stages.changing import redact as redact
     from sidecar.logs.stages.levels import find_level as find_level
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from sidecar.logs.stages.selecting import drop as drop
     from sidecar.logs.stages.selecting import keep as keep
     from sidecar.logs.stages.times import find_time as find_time
+    from sidecar.logs.stages.times import find_time_in as find_time_in
     from sidecar.logs.stages.times import parse_time as parse_time
 
 _ROOMS = {
@@ -87,6 +89,8 @@ _ROOMS = {
     "add_fields": "sidecar.logs.stages.changing",
     "find_level": "sidecar.logs.stages.levels",
     "find_time": "sidecar.logs.stages.times",
+    "find_time_in": "sidecar.logs.stages.times",
+    "strip_ansi": "sidecar.logs.stages.ansi",
     "parse_time": "sidecar.logs.stages.times",
     "PodMetadata": "sidecar.logs.metadata",
     # Sinks

@@ -20,6 +20,8 @@ _ZEROS = bytes(1 << 20)
 """Pages that nobody writes to: they take no memory."""
 _SIGNATURE = 128
 """Bytes of a line in which its writer is named."""
+_NEAR = 4096
+"""Bytes before the end of a piece in which a blank is looked for."""
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8."""
 _BOMS = (
@@ -114,7 +116,13 @@ def at_most(cut: Cut, taken: bytes, most: int) -> Cut:
 
 
 def _piece(raw: bytes, most: int) -> Cut:
-    """Return the beginning of an overlong line, without the first bytes of a character that does not fit any more."""
+    """Return the beginning of an overlong line: up to a blank, if there is one near, else of whole characters.
+
+    What is cut between two words can be found by who looks for one (`redact`).
+    """
+    near = min(_NEAR, most // 16)
+    if (blank := raw.rfind(b" ", most - near, most)) > 0:
+        return Cut(blank, newline=True)
     size = most
     while most - size < _LONGEST_CHARACTER - 1 and size > 1 and raw[size] & 0xC0 == 0x80:
         size -= 1

@@ -21,6 +21,9 @@ from sidecar.runtime import arguments
 
 _SPECIAL = frozenset("\\.^$*+?{}[]|()")
 _REFERENCE = re.compile(r"\\(?:(\\)|(\d{1,2})|g<(\w+)>)", re.ASCII)
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
+_ANCHOR = re.compile(r"\\[AzZ]")
 _MEMORY = 8 << 20
 """Bytes a compiled pattern may use. RE2's own default; it also bounds the work for each byte of a line."""
 
@@ -34,12 +37,17 @@ class Pattern(Protocol):
 
     names: Sequence[str]
     """The named groups, in order."""
+    anchored: bool
+    """Whether it asks where a text begins or ends: then it may match a part of a text, and not the whole."""
 
     def found(self, text: str) -> bool:
         """Tell whether it matches anywhere in the text."""
 
     def found_in(self, raw: bytes) -> bool:
         """The same for bytes of UTF-8, or of what should be."""
+
+    def spans(self, text: str, replacement: str) -> list[tuple[int, int, str]]:
+        """Return where the matches are, and what each becomes; the replacement has been checked by `replacing`."""
 
     def groups(self, text: str) -> dict[str, str] | None:
         """Return the named groups that took part in the first match; None without a match."""
@@ -72,6 +80,7 @@ def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
 
 class _Plain:
     names: Sequence[str] = ()
+    anchored = False
 
     def __init__(self, text: str) -> None:
         self._text, self._raw = text, text.encode()
@@ -84,6 +93,10 @@ class _Plain:
 
     def found_in(self, raw: bytes) -> bool:
         return self._raw in raw
+
+    def spans(self, text: str, replacement: str) -> list[tuple[int, int, str]]:
+        made = "".join(str(piece) for piece in _pieces(replacement, (), 0))
+        return [(one.start(), one.end(), made) for one in re.finditer(re.escape(self._text), text)]
 
     def groups(self, text: str) -> dict[str, str] | None:
         return {} if self._text in text else None
@@ -120,6 +133,8 @@ class _Re2:
             ) from error
         groups = cast("dict[str, int]", self._regexp.groupindex)
         self.names: Sequence[str] = tuple(sorted(groups, key=groups.__getitem__))
+        bare = _CLASS.sub("", _ESCAPED.sub("", pattern))
+        self.anchored = _ANCHOR.search(pattern) is not None or not {"^", "$"}.isdisjoint(bare)
 
     def __repr__(self) -> str:
         return f"<Pattern {self._regexp.pattern!r}>"
@@ -129,6 +144,13 @@ class _Re2:
 
     def found_in(self, raw: bytes) -> bool:
         return self._regexp.search(raw) is not None
+
+    def spans(self, text: str, replacement: str) -> list[tuple[int, int, str]]:
+        pieces = _pieces(replacement, self.names, int(self._regexp.groups))
+        return [
+            (one.start(), one.end(), _expanded(one, pieces))
+            for one in self._regexp.finditer(_clean(text))
+        ]
 
     def groups(self, text: str) -> dict[str, str] | None:
         match = self._regexp.search(_clean(text))
@@ -142,11 +164,8 @@ class _Re2:
         pieces = _pieces(replacement, self.names, int(self._regexp.groups))
         regexp = self._regexp
 
-        def expanded(match: Any) -> str:
-            return "".join(one if isinstance(one, str) else match[one[0]] or "" for one in pieces)
-
         def replace(text: str) -> tuple[str, int]:
-            changed, count = regexp.subn(expanded, _clean(text))
+            changed, count = regexp.subn(lambda match: _expanded(match, pieces), _clean(text))
             return (changed, count) if count else (text, 0)
 
         return replace
@@ -170,6 +189,10 @@ def _pieces(replacement: str, names: Sequence[str], groups: int) -> list[str | t
         pieces.append((int(group) if group.isdigit() else group,))
     pieces.append(replacement[end:])
     return pieces
+
+
+def _expanded(match: Any, pieces: list[str | tuple[str | int]]) -> str:
+    return "".join(one if isinstance(one, str) else match[one[0]] or "" for one in pieces)
 
 
 def _clean(text: str) -> str:

@@ -105,6 +105,11 @@ class Record:
     def text(self, value: str) -> None:
         self._text = value
 
+    @property
+    def text_is_raw(self) -> bool:
+        """True as long as nobody has assigned a text."""
+        return self._text is None
+
     def parsed(self, fields: dict[str, Any], parser: Parser) -> None:
         """Take `fields` as what the line says, by `parser`. Parsing alone does not make a record `changed`.
 

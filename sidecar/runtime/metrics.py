@@ -161,6 +161,11 @@ LOGS_LOST_BYTES_TOTAL = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+LOGS_IMPLAUSIBLE_TIMES = Counter(
+    "sidecar_logs_implausible_times_total",
+    "Lines whose own time lies more than an hour ahead: they have that of reading",
+    registry=REGISTRY,
+)
 LOGS_DEAD_LETTERS_TOTAL = Counter(
     "sidecar_logs_dead_letters_total", "Lines that a sink has refused for good", registry=REGISTRY
 )

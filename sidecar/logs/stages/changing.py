@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
+
+import orjson
 
 from sidecar.logs import documents, patterns
 from sidecar.logs.records import Record, Stage
+from sidecar.logs.stages import escapes
 
 _DEEP = 64
 """Levels of nested fields that are looked through; deeper ones are replaced as a whole."""
+_LAYERS = 4
+"""How often what is hidden is looked for again, after some of it has been found."""
+_OVERLAP = 4096
+"""Characters on each side of the border between two pieces of a line."""
+_MOST_ENDS = 64
 _MARK = "\ue000"
 """Stands where something has been taken out while we look for what is left: no pattern asks for it."""
 
@@ -17,6 +26,8 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
     r"""Make a stage that replaces whatever a pattern matches, in the text and in every field, however deep.
 
     In `replacement`, `\1` and `\g<name>` stand for groups of the pattern.
+    What escapes of JSON or of addresses (`\u0077`, `%3D`) hide is found as well, and so is what
+    lies across two pieces of a line that was longer than `max_line`: the later piece loses its part.
     A match that lies across fields of a JSON line (`"password":"[^"]*"`) cannot be taken out of the fields:
     such a record goes on as text without fields.
 
@@ -25,10 +36,18 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
 
     >>> redact(r"token=\S+")(Record(b"login token=s3cret ok")).text
     'login *** ok'
+    >>> redact(r"token=\S+")(Record(rb"login tok\u0065n%3Ds3cret ok")).text
+    'login *** ok'
     """
     cleaner = _Cleaner(pattern, replacement)
+    pieces = _Pieces(cleaner)
 
     def stage(record: Record) -> Record:
+        if record.end == record.offset + len(record.raw) or pieces.goes_on(record):
+            pieces.clean(record)
+        # One pass over the line as it came, and one over the fields: nearly always that is all.
+        if not cleaner.may_be_in(record):
+            return record
         text, count = cleaner.clean_text(record.text)
         if count:
             record.text = text
@@ -61,14 +80,71 @@ class _Cleaner:
     """Replaces matches in nested values, and counts them."""
 
     def __init__(self, pattern: str, replacement: str) -> None:
-        self._pattern = patterns.compiled(pattern)
-        self._replacement = replacement
-        self._replace = self._pattern.replacing(replacement)
-        self._mark = self._pattern.replacing(_MARK)
+        self.pattern = patterns.compiled(pattern)
+        self.replacement = replacement
+        self._replace = self._replacing(replacement)
+        self._mark = self._replacing(_MARK)
         self._count = 0
+
+    def may_be_in(self, record: Record) -> bool:
+        """Tell whether there may be anything to replace; a no is certain, and cheap."""
+        if not record.text_is_raw or b"\\" in record.raw or b"%" in record.raw:
+            if self._seen(record.text):
+                return True
+        elif self.pattern.found_in(record.raw):
+            return True
+        if not record.fields:
+            return False
+        # A pattern that asks for the beginning of a text finds that of a field only in the field.
+        if self.pattern.anchored:
+            return True
+        try:
+            written = orjson.dumps(record.fields)
+        except (TypeError, ValueError, RecursionError):
+            return True
+        if b"\\" in written or b"%" in written:
+            return self._seen(written.decode())
+        return self.pattern.found_in(written)
 
     def clean_text(self, text: str) -> tuple[str, int]:
         return self._replace(text)
+
+    def _seen(self, text: str) -> bool:
+        found = self.pattern.found
+        return found(text) or any(found(layer) for layer in escapes.shallow(text))
+
+    def _replacing(self, replacement: str) -> patterns.Replace:
+        plain = self.pattern.replacing(replacement)
+
+        def replace(text: str) -> tuple[str, int]:
+            made, count = plain(text)
+            if "\\" not in made and "%" not in made:
+                return made, count
+            for _ in range(_LAYERS):
+                made, more = self._uncover(made, replacement)
+                count += more
+                if not more:
+                    break
+            return made, count
+
+        return replace
+
+    def _uncover(self, text: str, replacement: str) -> tuple[str, int]:
+        """Replace what matches beneath the escapes of a text, in the text itself."""
+        if not any(self.pattern.found(layer) for layer in escapes.shallow(text)):
+            return text, 0
+        for layer, places in escapes.layers(text):
+            spans = self.pattern.spans(layer, replacement)
+            # What is inside of our own mark is no secret: a pattern may match the replacement.
+            spans = [one for one in spans if text[places[one[0]] : places[one[1]]] != one[2]]
+            if not spans:
+                continue
+            pieces, at = [], 0
+            for start, end, made in spans:
+                pieces += [text[at : places[start]], made]
+                at = places[end]
+            return "".join([*pieces, text[at:]]), len(spans)
+        return text, 0
 
     def clean_fields(self, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
         self._count = 0
@@ -77,7 +153,7 @@ class _Cleaner:
     def still_there(self, fields: dict[str, Any]) -> bool:
         """Tell whether the pattern matches anything that is not inside of one value."""
         marked = documents.dumps(self._clean(fields, self._mark, 0))
-        return self._pattern.found(marked.decode())
+        return self.pattern.found(marked.decode())
 
     def _clean(self, value: Any, replace: patterns.Replace, depth: int) -> Any:
         if isinstance(value, str):
@@ -86,7 +162,7 @@ class _Cleaner:
             return value
         if depth >= _DEEP:
             self._count += 1
-            return self._replacement
+            return self.replacement
         if isinstance(value, dict):
             return {
                 self._clean(name, replace, depth + 1): self._clean(one, replace, depth + 1)
@@ -103,6 +179,35 @@ class _Cleaner:
         cleaned, count = replace(text)
         self._count += count
         return cleaned
+
+
+class _Pieces:
+    """Finds what lies across the border of two pieces of one overlong line: of each the end is remembered."""
+
+    def __init__(self, cleaner: _Cleaner) -> None:
+        self._cleaner = cleaner
+        self._ends: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+
+    def goes_on(self, record: Record) -> bool:
+        return bool(self._ends) and (record.file_id, record.offset) in self._ends
+
+    def clean(self, record: Record) -> None:
+        """Take out of a piece what began in the one before it."""
+        before = self._ends.get((record.file_id, record.offset))
+        raw = record.raw
+        if record.end == record.offset + len(raw) and raw:
+            self._ends[record.file_id, record.end] = raw[-_OVERLAP:]
+            if len(self._ends) > _MOST_ENDS:
+                self._ends.popitem(last=False)
+        if before is None:
+            return
+        known = before.decode("utf-8", "replace")
+        text = record.text
+        for start, end, made in self._cleaner.pattern.spans(
+            known + text[:_OVERLAP], self._cleaner.replacement
+        ):
+            if start < len(known) < end:
+                record.text = made + text[end - len(known) :]
 
 
 def _as_text(record: Record) -> Record:

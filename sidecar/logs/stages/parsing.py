@@ -16,7 +16,7 @@ import orjson
 from sidecar._errors import ConfigError
 from sidecar.logs import patterns
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages import times
+from sidecar.logs.stages import escapes, times
 
 _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOTALL)
 # Possessive, and a word without `=` is a match as well: what was read once is never read again,
@@ -29,13 +29,17 @@ _DEEPEST = 128
 """Levels of a line that is parsed. Elasticsearch takes 20 by default, and Python's own recursion ends below 1,000."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
-_ESCAPE = re.compile(r"\\(.)")
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+_LONGEST_INTEGER = 4300
+"""Digits that Python turns into a number; more stay text."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(record: Record) -> Record:
     """Take the members of a JSON object as the record's fields. Integers keep all their digits.
 
+    What applications write beside the standard is taken, too, and repaired: an invalid byte or a lone surrogate
+    becomes U+FFFD, NaN and Infinity null, a raw control character stands as it is; of two members of one name the last counts.
     An object that is nested deeper than 128 levels stays text.
 
     >>> parse_json(Record(b'{"status": 200}')).fields
@@ -48,6 +52,8 @@ def parse_json(record: Record) -> Record:
 
 def parse_logfmt(record: Record) -> Record:
     r"""Take `name=value` and `name="value with \" in it"` as fields; values are text.
+
+    Escapes are those of JSON (go-logfmt) and of Go (`%q`, logrus): `\n`, `\u00e9`, `\x1b`.
 
     >>> parse_logfmt(Record(b'level=info msg="it works" took=3ms')).fields
     {'level': 'info', 'msg': 'it works', 'took': '3ms'}
@@ -143,12 +149,41 @@ def _json(raw: bytes) -> dict[str, Any]:
         return {}
     try:
         found = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return {}
-    if _MANY_DIGITS in raw.translate(_DIGITS):
         # It makes floats of integers beyond 64 bits.
-        found = json.loads(raw)
+        if _MANY_DIGITS in raw.translate(_DIGITS):
+            found = _tolerant(raw)
+    except orjson.JSONDecodeError:
+        # A stack trace, or a line that is cut off, is no work for the slow one.
+        found = _tolerant(raw) if raw.rstrip()[-1:] == b"}" else None
     return found if isinstance(found, dict) else {}
+
+
+def _tolerant(raw: bytes) -> Any:
+    """Read JSON as applications write it; None if it is none."""
+    try:
+        found = json.loads(
+            raw.decode("utf-8", "replace"),
+            strict=False,
+            parse_int=_integer,
+            parse_constant=lambda _: None,
+        )
+    except (ValueError, RecursionError):
+        return None
+    return _without_surrogates(found) if _SURROGATE_ESCAPE.search(raw) else found
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else digits
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(one) for one in value]
+    return value
 
 
 def _is_too_deep(raw: bytes) -> bool:
@@ -165,13 +200,7 @@ def _is_too_deep(raw: bytes) -> bool:
 def _logfmt(raw: bytes) -> dict[str, Any]:
     text = raw.decode("utf-8", "replace")
     return {
-        name: _unescaped(quoted) if quoted else plain
+        name: escapes.decoded(quoted) if quoted else plain
         for name, pair, quoted, plain in _PAIR.findall(text)
         if pair
     }
-
-
-def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
-    return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), text)

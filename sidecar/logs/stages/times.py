@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
+from sidecar.logs.stages import ansi, zones
+from sidecar.runtime import metrics
 
-_FIELDS = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "asctime", "t")
+_FIELDS = (
+    "time", "timestamp", "ts", "@timestamp", "datetime", "date", "asctime", "t",
+    "Timestamp", "@t", "Time", "TimeStamp", "timeStamp", "eventTime", "time_iso8601", "_time",
+)  # fmt: skip
+AHEAD = 3600 * 1_000_000_000
+"""Nanoseconds that a line may lie ahead of the clock."""
 _SECOND = 1_000_000_000
 _ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?(Z|z| ?[+-]\d\d:?\d\d)?"
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?"
+    r"([Zz](?![A-Za-z0-9])| ?(?:UTC|GMT)?(?:[+\-\u2212]\d[\d:]*)| ?[A-Z]{3,5}(?![A-Za-z0-9])| ?[A-Z][a-z]+(?:/[A-Za-z_]+)+)?"
 )
+_HEAD = 80
 _YEARS = "YyGcxs"
 _DAYS = "djUWVuaAwbBm" + _YEARS
 """Directives of strptime that say a year, and a date at all."""
@@ -31,30 +41,37 @@ def find_time(record: Record) -> Record:
     """Set the record's time from the usual fields, else from the beginning of its text.
 
     Understood: RFC 3339 and ISO 8601 to the nanosecond, Unix time in seconds, ms, µs or ns.
-    A time without a zone is UTC. A line that names none keeps the time at which it was read.
+    A time without a zone is in that of the node, where the volume says so (`TZ`, or /etc/localtime mounted), else UTC.
+    A time whose zone is not understood (`IST` is used in three countries), or that lies more than an hour ahead,
+    is not taken (`sidecar_logs_implausible_times_total` counts the latter).
+    A line that names none keeps the time at which it was read.
 
     >>> find_time(Record(b"2026-11-23T13:21:51.000000007Z hello")).time
     1795440111000000007
     """
-    if record.fields:
-        for name in _FIELDS:
-            if name in record.fields and (moment := _moment(record.fields[name])) is not None:
-                record.time = moment
-                return record
-    if not record.structured:
-        moment = nanoseconds(record.text[:40].lstrip("["))
-        if moment is not None:
-            record.time = moment
-    return record
+    return _find(record, None)
 
 
-def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> Stage:  # noqa: A002 (the word of strptime)
+def find_time_in(zone: str) -> Stage:
+    """Make a stage as `find_time`, with the zone (`Europe/Berlin`) of times that name none.
+
+    Raises:
+        ConfigError: there is no such zone.
+
+    >>> find_time_in("Europe/Berlin")(Record(b"2026-11-23 14:21:51 hello")).time
+    1795440111000000000
+    """
+    local = zones.named(zone)
+    return lambda record: _find(record, local)
+
+
+def parse_time(field: str, format: str | None = None, *, zone: str | None = None) -> Stage:  # noqa: A002 (the word of strptime)
     """Make a stage that sets the record's time from one field.
 
     `format` is one of `datetime.strptime`; without it the forms of `find_time` are understood.
     A format without a year (syslog's `%b %d %H:%M:%S`), or without a date, means the last such moment
     before the line was read, give or take a day.
-    `zone` (`Europe/Berlin`) is for times that name none themselves.
+    `zone` (`Europe/Berlin`) is for times that name none themselves; by default as for `find_time`.
 
     Raises:
         ConfigError: there is no such zone, or the format can never fit.
@@ -63,7 +80,7 @@ def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> S
     >>> stage(Record(b"", fields={"at": "10/Oct/2000:13:55:36 -0700"})).time
     971211336000000000
     """
-    local = _zone(zone)
+    local = None if zone is None else zones.named(zone)
     if format:
         _check(format)
 
@@ -71,47 +88,84 @@ def parse_time(field: str, format: str | None = None, *, zone: str = "UTC") -> S
         value = record.fields.get(field)
         if value is None:
             return record
-        given = (
-            _by_format(str(value), format, local, record.time) if format else _moment(value, local)
-        )
+        if format:
+            given = by_format(str(value), format, local or zones.default(), record.time)
+        else:
+            given = _moment(value, local)
         if given is not None:
-            record.time = given
+            set_time(record, given)
         return record
 
     return stage
 
 
-def nanoseconds(text: str, zone: tzinfo = UTC) -> int | None:
-    """Read the time at the beginning of a text; None if there is none.
+def set_time(record: Record, moment: int) -> None:
+    """Take the time that a line names, unless it lies hours ahead: a clock or a zone is wrong then.
+
+    A receiver refuses such a line (Loki), or shows it as the newest for hours.
+    """
+    if moment > record.time + AHEAD and record.time > _EARLIEST * _SECOND and _is_ahead(moment):
+        return
+    record.time = moment
+
+
+def nanoseconds(text: str, zone: tzinfo | None = None) -> int | None:
+    """Read the time at the beginning of a text; None if there is none, or one whose zone is not understood.
 
     >>> nanoseconds("2026-11-23 13:21:51,250 +0100")
     1795436511250000000
+    >>> nanoseconds("2026-11-23 13:21:51 IST") is None
+    True
     """
     match = _ISO.match(text)
     if match is None:
         return None
     date, clock, fraction, offset = match.groups()
-    second = _second(f"{date}T{clock}", (offset or "").strip(), zone)
+    second = _second(f"{date}T{clock}", offset or "", zone)
     if second is None:
         return None
     return second * _SECOND + (int(fraction.ljust(9, "0")) if fraction else 0)
 
 
+def _find(record: Record, zone: tzinfo | None) -> Record:
+    if fields := record.fields:
+        for name in _FIELDS:
+            if name in fields and (moment := _moment(fields[name], zone)) is not None:
+                set_time(record, moment)
+                return record
+    if not record.structured:
+        head = record.text[:_HEAD]
+        moment = nanoseconds(
+            (ansi.without(head) if ansi.ESCAPE in head else head).lstrip("["), zone
+        )
+        if moment is not None:
+            set_time(record, moment)
+    return record
+
+
+def _is_ahead(moment: int) -> bool:
+    ahead = moment > time.time_ns() + AHEAD
+    if ahead:
+        metrics.LOGS_IMPLAUSIBLE_TIMES.inc()
+    return ahead
+
+
 # Lines come in order: the second is that of the line before, nearly always.
 @lru_cache(maxsize=1024)
-def _second(moment: str, offset: str, zone: tzinfo) -> int | None:
+def _second(moment: str, written: str, zone: tzinfo | None) -> int | None:
     try:
-        parsed = datetime.fromisoformat(moment + ("+00:00" if offset in ("Z", "z") else offset))
-    except ValueError:
+        naive = datetime.fromisoformat(moment)
+        parsed = naive.replace(tzinfo=zones.understood(written.strip(), naive, zone))
+        second = parsed.timestamp()
+    except (ValueError, OverflowError):
         return None
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=zone)
-    second = parsed.timestamp()
     return int(second) if _EARLIEST <= second < _LATEST else None
 
 
-def _moment(value: Any, zone: tzinfo = UTC) -> int | None:
+def _moment(value: Any, zone: tzinfo | None = None) -> int | None:
     if isinstance(value, str):
+        if ansi.ESCAPE in value:
+            value = ansi.without(value)
         moment = nanoseconds(value, zone)
         if moment is not None:
             return moment
@@ -135,7 +189,7 @@ def _unix(value: float) -> int | None:
     return None
 
 
-def _by_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
+def by_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
     try:
         if not _names(form, _DAYS):
             read = datetime.fromtimestamp(read_at // _SECOND, zone)
@@ -167,17 +221,6 @@ def _names(form: str, directives: str) -> bool:
     return any(sign in directives for sign in re.findall("%(.)", form))
 
 
-def _zone(name: str) -> tzinfo:
-    if name == "UTC":
-        return UTC
-    import zoneinfo  # half a megabyte, with what it asks Python's build: only for those who name another zone
-
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
-        raise ConfigError(f"no time zone {name!r}: write it like Europe/Berlin") from error
-
-
 def _check(form: str) -> None:
     """Write a moment in this format, and read it: a directive that strptime does not know fits no line."""
     if not re.search("%[A-Za-z]", form):
@@ -189,7 +232,7 @@ def _check(form: str) -> None:
             f"the format {form!r} can fit no time: {found[0]!r} is no directive of strptime (write %Y, %m, %d, %H, %M, %S)"
         )
     sample = datetime(2026, 11, 23, 13, 21, 51, 250_000, tzinfo=UTC)
-    # With a year, as `_by_format` reads it: strptime warns of a day without one.
+    # With a year, as `by_format` reads it: strptime warns of a day without one.
     whole = form if _names(form, _YEARS) else f"%Y {form}"
     try:
         datetime.strptime(sample.strftime(whole), whole)  # noqa: DTZ007

@@ -31,7 +31,7 @@ def record(raw: str | bytes, **options: Any) -> Record:
 
 
 @pytest.mark.parametrize(
-    "line", ["no json", "", "[1]", '{"a":', "3", '{"a": NaN}', "nul\0", '"text"']
+    "line", ["no json", "", "[1]", '{"a":', "3", '{"a": nan}', "nul\0", '"text"']
 )
 def test_a_line_that_is_no_json_object_passes_as_it_came(line: str) -> None:
     """Stack traces between JSON lines are lines, too."""
