@@ -79,6 +79,11 @@ _LINE = _Line()
     metavar="DIR",
     help="Directory that symbolic links may not leave (default: that of the pattern).",
 )
+@options.option(
+    "--time-zone",
+    metavar="ZONE",
+    help="Of times in lines that name none, like Europe/Berlin; by default that of TZ or /etc/localtime, else UTC.",
+)
 @options.option("--encoding", default="utf-8", help="Of files without a byte order mark.")
 @options.option(
     "--max-line", type=values.size, default="1Mi", help="Longer lines are passed on in pieces."
@@ -86,7 +91,7 @@ _LINE = _Line()
 @options.option(
     "--multiline",
     metavar="REGEX",
-    help="A record begins at each line that matches; cri joins what a container runtime has cut.",
+    help="A record begins at each line that matches; stack_traces, java, python, go, node, dotnet, ruby keep stack traces together; cri and docker join what a container runtime has cut.",
 )
 @options.option("--multiline-end", metavar="REGEX", help="A record ends at each line that matches.")
 @options.option(
@@ -94,7 +99,7 @@ _LINE = _Line()
     type=_LINE,
     multiple=True,
     metavar="FORM",
-    help="What lines hold: json, logfmt, cri, text (level and time only) or regex:PATTERN.",
+    help="What lines hold: json, logfmt, cri, docker, syslog, klog, text (level and time only), csv:COLUMNS or regex:PATTERN.",
 )
 @options.option(
     "--keep", type=_LINE, multiple=True, metavar="REGEX", help="Pass only lines that match."

@@ -97,6 +97,7 @@ _SAME_NAME = (
     "held_limit",
     "drain_timeout",
     "remove_after",
+    "time_zone",
     "until_file",
     "until_process",
 )

@@ -52,17 +52,32 @@ if TYPE_CHECKING:
     from sidecar.logs.stages.ansi import strip_ansi as strip_ansi
     from sidecar.logs.stages.changing import add_fields as add_fields
     from sidecar.logs.stages.changing import redact as redact
+    from sidecar.logs.stages.changing import remove_fields as remove_fields
+    from sidecar.logs.stages.changing import rename_fields as rename_fields
+    from sidecar.logs.stages.counting import count_lines as count_lines
+    from sidecar.logs.stages.counting import observe_field as observe_field
+    from sidecar.logs.stages.formats import parse_csv as parse_csv
+    from sidecar.logs.stages.formats import parse_docker as parse_docker
+    from sidecar.logs.stages.formats import parse_klog as parse_klog
+    from sidecar.logs.stages.formats import parse_syslog as parse_syslog
+    from sidecar.logs.stages.formats import parse_syslog_in as parse_syslog_in
     from sidecar.logs.stages.levels import find_level as find_level
+    from sidecar.logs.stages.limiting import deduplicate as deduplicate
+    from sidecar.logs.stages.limiting import keep_level as keep_level
+    from sidecar.logs.stages.limiting import rate_limit as rate_limit
+    from sidecar.logs.stages.limiting import sample as sample
     from sidecar.logs.stages.parsing import parse_cri as parse_cri
     from sidecar.logs.stages.parsing import parse_json as parse_json
     from sidecar.logs.stages.parsing import parse_logfmt as parse_logfmt
     from sidecar.logs.stages.parsing import parse_regex as parse_regex
     from sidecar.logs.stages.pieces import CRI_LINES as CRI_LINES
+    from sidecar.logs.stages.pieces import DOCKER_LINES as DOCKER_LINES
     from sidecar.logs.stages.selecting import drop as drop
     from sidecar.logs.stages.selecting import keep as keep
     from sidecar.logs.stages.times import find_time as find_time
     from sidecar.logs.stages.times import find_time_in as find_time_in
     from sidecar.logs.stages.times import parse_time as parse_time
+    from sidecar.logs.stages.traces import stack_traces as stack_traces
 
 _ROOMS = {
     # Collect
@@ -92,6 +107,21 @@ _ROOMS = {
     "find_time_in": "sidecar.logs.stages.times",
     "strip_ansi": "sidecar.logs.stages.ansi",
     "parse_time": "sidecar.logs.stages.times",
+    "remove_fields": "sidecar.logs.stages.changing",
+    "rename_fields": "sidecar.logs.stages.changing",
+    "count_lines": "sidecar.logs.stages.counting",
+    "observe_field": "sidecar.logs.stages.counting",
+    "parse_csv": "sidecar.logs.stages.formats",
+    "parse_docker": "sidecar.logs.stages.formats",
+    "parse_klog": "sidecar.logs.stages.formats",
+    "parse_syslog": "sidecar.logs.stages.formats",
+    "parse_syslog_in": "sidecar.logs.stages.formats",
+    "deduplicate": "sidecar.logs.stages.limiting",
+    "keep_level": "sidecar.logs.stages.limiting",
+    "rate_limit": "sidecar.logs.stages.limiting",
+    "sample": "sidecar.logs.stages.limiting",
+    "stack_traces": "sidecar.logs.stages.traces",
+    "DOCKER_LINES": "sidecar.logs.stages.pieces",
     "PodMetadata": "sidecar.logs.metadata",
     # Sinks
     "StdoutSink": "sidecar.logs.sinks.stdout",

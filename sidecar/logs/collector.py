@@ -24,6 +24,7 @@ from sidecar.logs.records import Block, Stage
 from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Figures, Tail
+from sidecar.logs.stages.limiting import for_another_sink
 from sidecar.runtime import arguments, memory, metrics
 from sidecar.runtime.threads import in_thread
 
@@ -179,14 +180,14 @@ class Collector:
         self.lanes = [
             Lane(
                 route.sink,
-                [*stages, *route.stages],
+                [*(stages if number == 0 else map(for_another_sink, stages)), *route.stages],
                 budget=max(limit // len(routes), 1),
                 labels=made,
                 dead_letters=dead_letters,
                 acknowledged=self._acknowledged,
                 refused=self._refused,
             )
-            for route in routes
+            for number, route in enumerate(routes)
         ]
         self._hints: DirectoryHints | None = None
         self._wake = asyncio.Event()

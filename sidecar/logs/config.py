@@ -32,6 +32,7 @@ from sidecar.logs.sinks import addresses
 from sidecar.logs.sinks.base import Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Tail, tail
+from sidecar.logs.stages import options, zones
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Pipeline:
     budget: int = 8 << 20
     held_limit: int = 1 << 30
     drain_timeout: float = 20.0
+    time_zone: str | None = None
+    """Of times that name none; None for the node's."""
     remove_after: float | None = None
     until_file: str | None = None
     until_process: str | None = None
@@ -115,7 +118,7 @@ class Pipeline:
         """
         made: list[Stage] = []
         for number, spec in enumerate(self.stages, 1):
-            made += _stages(spec, f"stage {number}")
+            made += _stages(spec, f"stage {number}", self.time_zone)
         return made
 
     def make_sinks(self, defaults: Mapping[str, Any] | None = None) -> list[Sink]:
@@ -131,7 +134,13 @@ class Pipeline:
             ConfigError: no such sink, condition or option, or certificates that cannot be read.
         """
         return [
-            _route(spec, f"sink {number}", json=self.json, defaults=defaults or {})
+            _route(
+                spec,
+                f"sink {number}",
+                json=self.json,
+                defaults=defaults or {},
+                zone=self.time_zone,
+            )
             for number, spec in enumerate(self.sinks or ["stdout"], 1)
         ]
 
@@ -173,10 +182,12 @@ class Pipeline:
 
     def _lines_of_stages(self) -> Multiline | None:
         """Long lines of a container runtime come in pieces, which belong together before they are parsed."""
-        wants_cri = any(
-            isinstance(one, Mapping) and one.get("parse") == "cri" for one in self.stages
-        )
-        return _cri_lines() if wants_cri else None
+        wanted = {
+            one.get("parse")
+            for one in self.stages
+            if isinstance(one, Mapping) and isinstance(one.get("parse"), str)
+        }
+        return next((_pieces(one) for one in ("cri", "docker") if one in wanted), None)
 
 
 def _refuse_directory(name: str, path: str | None) -> None:
@@ -194,7 +205,9 @@ def parse_spec(text: str) -> Mapping[str, Any]:
     return {"parse": {kind: rest}} if colon else {"parse": kind}
 
 
-def _route(spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any]) -> Route:
+def _route(
+    spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any], zone: str | None
+) -> Route:
     if isinstance(spec, str):
         return Route(addresses.sink(spec, json=json, defaults=defaults))
     if not isinstance(spec, Mapping) or not isinstance(spec.get("url"), str):
@@ -207,17 +220,17 @@ def _route(spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any]) ->
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: when: {error}") from error
     for number, stage in enumerate(_list(spec.get("stages", [])), 1):
-        own += _stages(stage, f"{where}, stage {number}")
+        own += _stages(stage, f"{where}, stage {number}", zone)
     return Route(addresses.sink(spec["url"], options, json=json, defaults=defaults), own)
 
 
-def _stages(spec: Any, where: str) -> list[Stage]:
+def _stages(spec: Any, where: str, zone: str | None) -> list[Stage]:
     name, given = _named(spec, where)
     if name not in _MAKERS:
         near = values.nearest(name, _MAKERS)
         raise ConfigError(f"{where}: there is no stage {name!r} ({near})")
     try:
-        return _MAKERS[name](given)
+        return _MAKERS[name](given, zone)
     except (TypeError, ValueError) as error:  # a ConfigError, too
         raise ConfigError(f"{where} ({name}): {error}") from error
 
@@ -233,69 +246,7 @@ def _named(spec: Any, where: str) -> tuple[str, Any]:
     )
 
 
-def _parse(given: Any) -> list[Stage]:
-    """What a parser finds may say the level and the time as well: both are looked for, and change no line."""
-    found: list[Stage] = [stages.find_level, stages.find_time]
-    match given:
-        case "json":
-            return [stages.parse_json, *found]
-        case "logfmt":
-            return [stages.parse_logfmt, *found]
-        case "cri":
-            return [stages.parse_cri, stages.find_level]  # the time is that of the runtime
-        case "none" | "text":
-            return found
-        case {"regex": str(pattern)}:
-            return [stages.parse_regex(pattern), *found]
-    raise ValueError(f"{given!r} is no form: json, logfmt, cri, text or regex:PATTERN")
-
-
-def _redact(given: Any) -> list[Stage]:
-    if isinstance(given, dict):
-        read = values.read(given, {"pattern": values.text, "with": values.text}, "redact")
-        if "pattern" not in read:
-            raise ValueError("`pattern:` is missing")
-        return [stages.redact(read["pattern"], read.get("with", "***"))]
-    return [stages.redact(pattern) for pattern in values.patterns(given)]
-
-
-def _time(given: Any) -> list[Stage]:
-    if given is None:
-        return [stages.find_time]
-    readers: values.Readers = {"field": values.text, "format": values.text, "zone": values.text}
-    read = values.read({"field": given} if isinstance(given, str) else given, readers, "time")
-    if "field" not in read:
-        raise ValueError("`field:` is missing")
-    return [stages.parse_time(**read)]
-
-
-def _add(given: Any) -> list[Stage]:
-    if not isinstance(given, dict) or not given:
-        raise TypeError(f"{given!r} is no mapping (name: value)")
-    return [stages.add_fields(**{str(name): value for name, value in given.items()})]
-
-
-def _keep(given: Any) -> list[Stage]:
-    return [stages.keep(pattern) for pattern in values.patterns(given)]
-
-
-def _drop(given: Any) -> list[Stage]:
-    return [stages.drop(pattern) for pattern in values.patterns(given)]
-
-
-def _level(_given: Any) -> list[Stage]:
-    return [stages.find_level]
-
-
-_MAKERS: Mapping[str, Callable[[Any], list[Stage]]] = {
-    "parse": _parse,
-    "level": _level,
-    "time": _time,
-    "keep": _keep,
-    "drop": _drop,
-    "redact": _redact,
-    "add": _add,
-}
+_MAKERS = options.MAKERS
 
 
 def multiline(given: Any) -> Multiline:
@@ -304,36 +255,62 @@ def multiline(given: Any) -> Multiline:
     Raises:
         ValueError: it is none of these, or the pattern is not valid.
     """
-    if given == "cri":
-        return _cri_lines()
-    if isinstance(given, str):
-        given = {"start": given}
-    if not isinstance(given, dict):
-        raise TypeError(f"{given!r} is no rule: give the pattern of a first line")
+    match given:
+        case "cri" | "docker":
+            return _pieces(given)
+        case "stack_traces":
+            return stages.stack_traces()
+        case str() if given in stages.LANGUAGES:
+            return stages.stack_traces(given)
+        case str():
+            return (
+                stages.stack_traces(start=given)
+                if stages.takes_any_line(given)
+                else Multiline(given)
+            )
+        case list():
+            return stages.stack_traces(*values.texts(given))
+        case dict():
+            return _rule(given)
+    raise TypeError(f"{given!r} is no rule: give the pattern of a first line, or a language")
+
+
+def _rule(given: dict[str, Any]) -> Multiline:
     readers: values.Readers = {
+        "preset": values.texts,
         "start": values.text,
         "end": values.text,
+        "continuation": values.text,
         "timeout": values.seconds,
         "max_lines": values.count,
     }
     try:
-        return Multiline(**values.read(given, readers, "the rule"))
+        read = values.read(given, readers, "the rule")
+        if "preset" in read:
+            preset = stages.stack_traces(*read.pop("preset"))
+            read.setdefault("continuation", preset.continuation)
+        return Multiline(**read)
     except ConfigError:
         raise
     except Exception as error:  # `re.error` is no ValueError before Python 3.13
         raise ValueError(str(error)) from error
 
 
-def _cri_lines() -> Multiline:
-    from sidecar.logs.stages.pieces import CRI_LINES
+def _pieces(runtime: str) -> Multiline:
+    from sidecar.logs.stages.pieces import CRI_LINES, DOCKER_LINES
 
-    return CRI_LINES
+    return CRI_LINES if runtime == "cri" else DOCKER_LINES
 
 
 def _start(given: Any) -> Literal["beginning", "end"]:
     if given not in ("beginning", "end"):
         raise ValueError(f"{given!r} is neither beginning nor end")
     return cast('Literal["beginning", "end"]', given)
+
+
+def _zone(given: Any) -> str:
+    zones.named(name := values.text(given))
+    return name
 
 
 def _list(given: Any) -> list[Any]:
@@ -366,4 +343,5 @@ READERS: values.Readers = {
     "remove_after": values.seconds,
     "until_file": values.text,
     "until_process": values.text,
+    "time_zone": _zone,
 }

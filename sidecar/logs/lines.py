@@ -19,7 +19,7 @@ NEWLINE = b"\n"
 _ZEROS = bytes(1 << 20)
 """Pages that nobody writes to: they take no memory."""
 _SIGNATURE = 128
-"""Bytes of a line in which its writer is named."""
+"""Bytes at the beginning and at the end of a line in which its writer is named."""
 _NEAR = 4096
 """Bytes before the end of a piece in which a blank is looked for."""
 _LONGEST_CHARACTER = 4
@@ -36,10 +36,11 @@ class Multiline:
     r"""Which lines belong together: a stack trace with its message.
 
     A group begins at each line that matches `start`, or ends with each line that matches `end`.
+    A line that matches `continuation` never begins one; without `start` every other line does.
     The last group of a file waits for the next one; after `timeout` seconds without news it is complete.
 
     >>> Multiline(start=r"\d{4}-\d\d-\d\d ")
-    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000, apart=None)
+    Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000, apart=None, continuation=None)
     """
 
     start: str | None = None
@@ -49,13 +50,18 @@ class Multiline:
     """A group of more lines is cut, so that a rule that never matches cannot hold a file back for ever."""
     apart: str | None = None
     """Its group `writer` is whose line that is; lines of several writers may lie mixed."""
+    continuation: str | None = None
+    """Goes on with the record before it: `^Caused by:` (see `sidecar.logs.stack_traces`)."""
 
     def __post_init__(self) -> None:
-        if (self.start is None) == (self.end is None):
-            raise ConfigError("a rule needs either start or end, and not both")
+        begins = self.start is not None or self.continuation is not None
+        if begins == (self.end is not None):
+            raise ConfigError(
+                "a rule needs either start or end, and not both (continuation goes with start)"
+            )
         arguments.seconds("timeout", self.timeout)
         arguments.integer("max_lines", self.max_lines, least=1)
-        for pattern in (self.start, self.end, self.apart):
+        for pattern in (self.start, self.end, self.apart, self.continuation):
             patterns.compiled(pattern or "")
 
 
@@ -145,6 +151,7 @@ class Grouper:
         self.rule = rule
         self._start = patterns.compiled(rule.start) if rule.start is not None else None
         self._end = patterns.compiled(rule.end) if rule.end is not None else None
+        self._goes_on = patterns.compiled(rule.continuation) if rule.continuation else None
         self._apart = patterns.compiled(rule.apart) if rule.apart is not None else None
 
     def cut(self, lines: bytes, *, final: bool) -> Cut | None:
@@ -156,9 +163,7 @@ class Grouper:
         open_group = False
         for line in lines.splitlines(keepends=True) if b"\r" not in lines else split_lines(lines):
             begins = in_group == 0 or in_group >= self.rule.max_lines
-            if self._start is not None and self._start.found_in(line.rstrip(b"\r\n")):
-                begins = True
-            if begins:
+            if begins or self._begins(line.rstrip(b"\r\n")):
                 starts.append(position)
                 in_group = 0
             in_group += 1
@@ -185,8 +190,7 @@ class Grouper:
                 continue
             writer = self._writer(bare)
             group = of_writer.get(writer)
-            begins = self._start is not None and self._start.found_in(bare)
-            if group is None or begins or number - group[0] >= self.rule.max_lines:
+            if group is None or self._begins(bare) or number - group[0] >= self.rule.max_lines:
                 group = of_writer[writer] = []
                 groups.append(group)
             group.append(number)
@@ -207,9 +211,20 @@ class Grouper:
             return None
         return Cut(place, starts=starts, order=None if order == sorted(order) else order)
 
+    def _begins(self, line: bytes) -> bool:
+        if self._start is None:
+            return self._goes_on is not None and not self._goes_on.found_in(line)
+        if not self._start.found_in(line):
+            return False
+        return self._goes_on is None or not self._goes_on.found_in(line)
+
     def _writer(self, line: bytes) -> str | None:
-        beginning = line[:_SIGNATURE].decode("utf-8", "replace")
-        found = self._apart.groups(beginning) if self._apart is not None else None
+        named = line if len(line) <= 2 * _SIGNATURE else line[:_SIGNATURE] + line[-_SIGNATURE:]
+        found = (
+            self._apart.groups(named.decode("utf-8", "replace"))
+            if self._apart is not None
+            else None
+        )
         return found.get("writer") if found is not None else None
 
 

@@ -166,6 +166,12 @@ LOGS_IMPLAUSIBLE_TIMES = Counter(
     "Lines whose own time lies more than an hour ahead: they have that of reading",
     registry=REGISTRY,
 )
+LOGS_DROPPED = Counter(
+    "sidecar_logs_dropped_lines_total",
+    "Lines that a stage has left out to have fewer of them, for each sink",
+    ["stage"],
+    registry=REGISTRY,
+)
 LOGS_DEAD_LETTERS_TOTAL = Counter(
     "sidecar_logs_dead_letters_total", "Lines that a sink has refused for good", registry=REGISTRY
 )

@@ -43,7 +43,7 @@ def test_every_name_of_the_configuration_is_in_the_page() -> None:
     shown = {name for document in blocks("yaml") for name in yaml.safe_load(document)}
     receivers = PAGE.partition("## Receivers")[2].partition("\n## ")[0]
     assert {name for name in names if f"`{name}`" not in receivers} == set()
-    assert set(config._MAKERS) <= set(re.findall(r"[a-z]+", PAGE))
+    assert set(config._MAKERS) <= set(re.findall(r"[a-z_]+", PAGE))
     assert shown == {*config.READERS, "pipelines"}
 
 

@@ -163,7 +163,7 @@ The collector: its container, what it mounts, and the pipeline that it is given.
 files:
   {{- include "sidecar.collector.files" . | fromJsonArray | toYaml | nindent 2 }}
 checkpoint: {{ include "sidecar.collector.directory" . }}/offsets.json
-{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "pipelines" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" "removeAfter" "untilFile" "untilProcess" }}
+{{- range $name := list "exclude" "start" "ignoreOlder" "archives" "root" "encoding" "maxLine" "multiline" "labels" "annotations" "stages" "sinks" "pipelines" "json" "deadLetters" "budget" "heldLimit" "drainTimeout" "removeAfter" "untilFile" "untilProcess" "timeZone" }}
 {{- $value := index $values $name }}
 {{- if and (eq $name "heldLimit") (not $value) }}
 {{- $value = include "sidecar.collector.heldLimit" $ }}

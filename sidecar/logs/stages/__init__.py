@@ -1,36 +1,58 @@
 """Steps between file and sink: plain functions from a record to a record, or to None.
 
-`parsing` says what is in a line (`levels` how grave it is, `times` and `zones` when it was written), `selecting` which lines go on,
-`changing` what they say, without what `ansi` knows of terminals and `escapes` of encodings; `pieces` puts together what a container runtime has cut.
+`parsing` and `formats` say what is in a line (`levels` how grave it is, `times` and `zones` when it was written), `selecting` which lines go on,
+`changing` what they say, without what `ansi` knows of terminals and `escapes` of encodings; `limiting` leaves lines out to have fewer, `counting` makes metrics of them;
+`pieces` puts together what a container runtime has cut, `traces` what belongs to a stack trace. `options` makes stages of a configuration.
 A stage never fails on a line: what it does not understand it passes on as it came.
 """
 
 from __future__ import annotations
 
 from sidecar.logs.stages.ansi import strip_ansi
-from sidecar.logs.stages.changing import add_fields, redact
-from sidecar.logs.stages.levels import find_level
-from sidecar.logs.stages.parsing import (
-    parse_cri,
-    parse_json,
-    parse_logfmt,
-    parse_regex,
+from sidecar.logs.stages.changing import add_fields, redact, remove_fields, rename_fields
+from sidecar.logs.stages.counting import count_lines, observe_field
+from sidecar.logs.stages.formats import (
+    parse_csv,
+    parse_docker,
+    parse_klog,
+    parse_syslog,
+    parse_syslog_in,
 )
+from sidecar.logs.stages.levels import find_level
+from sidecar.logs.stages.limiting import deduplicate, keep_level, rate_limit, sample
+from sidecar.logs.stages.parsing import parse_cri, parse_json, parse_logfmt, parse_regex
 from sidecar.logs.stages.selecting import drop, keep
 from sidecar.logs.stages.times import find_time, find_time_in, parse_time
+from sidecar.logs.stages.traces import LANGUAGES, stack_traces, takes_any_line
 
 __all__ = [
+    "LANGUAGES",
     "add_fields",
+    "count_lines",
+    "deduplicate",
     "drop",
     "find_level",
     "find_time",
     "find_time_in",
     "keep",
+    "keep_level",
+    "observe_field",
     "parse_cri",
+    "parse_csv",
+    "parse_docker",
     "parse_json",
+    "parse_klog",
     "parse_logfmt",
     "parse_regex",
+    "parse_syslog",
+    "parse_syslog_in",
     "parse_time",
+    "rate_limit",
     "redact",
+    "remove_fields",
+    "rename_fields",
+    "sample",
+    "stack_traces",
     "strip_ansi",
+    "takes_any_line",
 ]

@@ -76,6 +76,46 @@ def add_fields(**values: Any) -> Stage:
     return stage
 
 
+def rename_fields(**names: str) -> Stage:
+    """Make a stage that gives fields other names, old to new; a field that is called like the new one is replaced.
+
+    >>> rename_fields(msg="message")(Record(b"", fields={"msg": "x"})).fields
+    {'message': 'x'}
+    """
+
+    def stage(record: Record) -> Record:
+        if not names.keys().isdisjoint(record.fields):
+            moved = {new: record.fields[old] for old, new in names.items() if old in record.fields}
+            kept = {name: one for name, one in record.fields.items() if name not in names}
+            record.fields = {**kept, **moved}
+        return record
+
+    return stage
+
+
+def remove_fields(*names: str) -> Stage:
+    """Make a stage that takes fields out, nested ones as well (`http.headers`).
+
+    >>> remove_fields("user.mail", "n")(Record(b"", fields={"user": {"mail": "x"}, "n": 1})).fields
+    {'user': {}}
+    """
+
+    def stage(record: Record) -> Record:
+        for name in names:
+            record.fields = _without(record.fields, name)
+        return record
+
+    return stage
+
+
+def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    if name in fields:
+        return {one: value for one, value in fields.items() if one != name}
+    outer, _, rest = name.partition(".")
+    inner = fields.get(outer)
+    return {**fields, outer: _without(inner, rest)} if rest and isinstance(inner, dict) else fields
+
+
 class _Cleaner:
     """Replaces matches in nested values, and counts them."""
 

@@ -47,7 +47,7 @@ def parse_json(record: Record) -> Record:
     >>> parse_json(Record(b"no JSON")).fields
     {}
     """
-    return _parse(record, _json)
+    return parse_with(record, _json)
 
 
 def parse_logfmt(record: Record) -> Record:
@@ -58,7 +58,7 @@ def parse_logfmt(record: Record) -> Record:
     >>> parse_logfmt(Record(b'level=info msg="it works" took=3ms')).fields
     {'level': 'info', 'msg': 'it works', 'took': '3ms'}
     """
-    return _parse(record, _logfmt)
+    return parse_with(record, logfmt)
 
 
 def parse_regex(pattern: str) -> Stage:
@@ -82,7 +82,7 @@ def parse_regex(pattern: str) -> Stage:
         return dict(compiled.groups(raw.decode("utf-8", "replace")) or {})
 
     def stage(record: Record) -> Record:
-        return _parse(record, parse)
+        return parse_with(record, parse)
 
     return stage
 
@@ -133,7 +133,7 @@ def _take(record: Record, stamp: bytes, stream: bytes, content: bytes) -> None:
         record.time = moment
 
 
-def _parse(record: Record, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
+def parse_with(record: Record, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
     """Parse the text as the stages before have left it, and keep the fields they have added."""
     raw = record.raw
     if record.fields or record.changed:
@@ -197,7 +197,8 @@ def _is_too_deep(raw: bytes) -> bool:
     return deepest > _DEEPEST
 
 
-def _logfmt(raw: bytes) -> dict[str, Any]:
+def logfmt(raw: bytes) -> dict[str, Any]:
+    """Return the pairs of a line."""
     text = raw.decode("utf-8", "replace")
     return {
         name: escapes.decoded(quoted) if quoted else plain

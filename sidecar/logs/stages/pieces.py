@@ -14,3 +14,10 @@ CRI_LINES = Multiline(
     apart=r"^\S+ (?P<writer>std(?:out|err)) ",
 )
 """Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
+
+DOCKER_LINES = Multiline(
+    # A piece has no newline at the end of its text; what is no line of this driver ends its group, too.
+    end=r'\\n","(?:stream|attrs|time)":|^$|^[^{]|^\{(?:$|[^"]|"(?:$|[^l]|l(?:$|[^o])))',
+    apart=r'","stream":"(?P<writer>std(?:out|err))"',
+)
+"""The same for the files of Docker's json-file driver, for `parse_docker`."""

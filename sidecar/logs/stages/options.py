@@ -1,0 +1,171 @@
+"""Stages as a configuration names them: `parse: json`, `rate_limit: {per_second: 10, by: user}`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sidecar.logs import conditions, stages, values
+from sidecar.logs.records import Stage
+
+Maker = Callable[[Any, str | None], list[Stage]]
+"""What stands behind the name, and the zone of times that name none."""
+
+
+def _parse(given: Any, zone: str | None) -> list[Stage]:
+    """What a parser finds may say the level and the time as well: both are looked for, and change no line."""
+    when = stages.find_time if zone is None else stages.find_time_in(zone)
+    found: list[Stage] = [stages.find_level, when]
+    syslog = stages.parse_syslog if zone is None else stages.parse_syslog_in(zone)
+    forms: dict[str, list[Stage]] = {
+        "json": [stages.parse_json, *found],
+        "logfmt": [stages.parse_logfmt, *found],
+        "cri": [stages.parse_cri, stages.find_level],  # the time is that of the runtime
+        "docker": [stages.parse_docker, stages.find_level],
+        "syslog": [syslog, stages.find_level],
+        "klog": [stages.parse_klog],
+        "none": found,
+        "text": found,
+    }
+    match given:
+        case str() if given in forms:
+            return forms[given]
+        case {"regex": str(pattern)}:
+            return [stages.parse_regex(pattern), *found]
+        case {"csv": columns}:
+            return [_csv(columns), *found]
+    raise ValueError(
+        f"{given!r} is no form: json, logfmt, cri, docker, syslog, klog, text, csv:COLUMNS or regex:PATTERN"
+    )
+
+
+def _csv(given: Any) -> Stage:
+    if isinstance(given, str):
+        return stages.parse_csv([one.strip() for one in given.split(",")])
+    if not isinstance(given, dict):
+        return stages.parse_csv([str(one) for one in given] if isinstance(given, list) else [])
+    readers: values.Readers = {"columns": list, "delimiter": values.text, "quote": values.text}
+    return stages.parse_csv(**{"columns": [], **values.read(given, readers, "csv")})
+
+
+def _redact(given: Any, _zone: str | None) -> list[Stage]:
+    if isinstance(given, dict):
+        read = values.read(given, {"pattern": values.text, "with": values.text}, "redact")
+        if "pattern" not in read:
+            raise ValueError("`pattern:` is missing")
+        return [stages.redact(read["pattern"], read.get("with", "***"))]
+    return [stages.redact(pattern) for pattern in values.patterns(given)]
+
+
+def _time(given: Any, zone: str | None) -> list[Stage]:
+    if given is None:
+        return [stages.find_time if zone is None else stages.find_time_in(zone)]
+    readers: values.Readers = {"field": values.text, "format": values.text, "zone": values.text}
+    read = values.read({"field": given} if isinstance(given, str) else given, readers, "time")
+    if "field" not in read:
+        raise ValueError("`field:` is missing")
+    return [stages.parse_time(**{"zone": zone, **read})]
+
+
+def _add(given: Any, _zone: str | None) -> list[Stage]:
+    if not isinstance(given, dict) or not given:
+        raise TypeError(f"{given!r} is no mapping (name: value)")
+    return [stages.add_fields(**{str(name): value for name, value in given.items()})]
+
+
+def _rename(given: Any, _zone: str | None) -> list[Stage]:
+    names = values.mapping(given)
+    return [stages.rename_fields(**names)]
+
+
+def _remove(given: Any, _zone: str | None) -> list[Stage]:
+    return [stages.remove_fields(*values.texts(given))]
+
+
+def _keep(given: Any, _zone: str | None) -> list[Stage]:
+    if isinstance(given, dict):
+        return [stages.keep(conditions.condition(given))]
+    return [stages.keep(pattern) for pattern in values.patterns(given)]
+
+
+def _drop(given: Any, _zone: str | None) -> list[Stage]:
+    if isinstance(given, dict):
+        return [stages.drop(conditions.condition(given))]
+    return [stages.drop(pattern) for pattern in values.patterns(given)]
+
+
+def _level(_given: Any, _zone: str | None) -> list[Stage]:
+    return [stages.find_level]
+
+
+def _strip_ansi(_given: Any, _zone: str | None) -> list[Stage]:
+    return [stages.strip_ansi]
+
+
+def _min_level(given: Any, _zone: str | None) -> list[Stage]:
+    return [stages.keep_level(values.text(given))]
+
+
+def _with_main(name: str, main: str, readers: values.Readers, make: Callable[..., Stage]) -> Maker:
+    """A stage of which one value is enough; the others stand in a mapping beside it."""
+
+    def maker(given: Any, _zone: str | None) -> list[Stage]:
+        read = values.read(given if isinstance(given, dict) else {main: given}, readers, name)
+        if main not in read:
+            raise ValueError(f"`{main}:` is missing")
+        return [make(**read)]
+
+    return maker
+
+
+def _deduplicate(given: Any, _zone: str | None) -> list[Stage]:
+    readers: values.Readers = {"window": values.seconds, "by": values.texts}
+    mapping = given if isinstance(given, dict) else {} if given is None else {"window": given}
+    return [stages.deduplicate(**values.read(mapping, readers, "deduplicate"))]
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
+
+
+def _numbers(value: Any) -> list[float]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list of numbers")
+    return [float(one) for one in value]
+
+
+MAKERS: Mapping[str, Maker] = {
+    "parse": _parse,
+    "level": _level,
+    "time": _time,
+    "keep": _keep,
+    "drop": _drop,
+    "min_level": _min_level,
+    "redact": _redact,
+    "add": _add,
+    "rename": _rename,
+    "remove": _remove,
+    "strip_ansi": _strip_ansi,
+    "sample": _with_main("sample", "share", {"share": _number, "by": values.text}, stages.sample),
+    "rate_limit": _with_main(
+        "rate_limit",
+        "per_second",
+        {"per_second": _number, "by": values.text, "burst": values.some},
+        stages.rate_limit,
+    ),
+    "deduplicate": _deduplicate,
+    "count": _with_main(
+        "count", "name", {"name": values.text, "labels": values.mapping}, stages.count_lines
+    ),
+    "histogram": _with_main(
+        "histogram",
+        "name",
+        {
+            "name": values.text,
+            "field": values.text,
+            "buckets": _numbers,
+            "labels": values.mapping,
+        },
+        stages.observe_field,
+    ),
+}

@@ -1,0 +1,131 @@
+"""Stack traces as the runtimes write them stay with the line that reports them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sidecar import logs
+from sidecar._errors import ConfigError
+from sidecar.logs import config
+from sidecar.logs.lines import Grouper, Multiline
+from sidecar.logs.stages.traces import LANGUAGES
+
+TRACES = {
+    "java": """\
+java.lang.IllegalStateException: no
+\tat com.acme.Shop.sell(Shop.java:12)
+\tat java.base/java.lang.Thread.run(Thread.java:840)
+\tSuppressed: java.io.IOException: close
+\t\tat com.acme.Shop.close(Shop.java:30)
+Caused by: org.postgresql.util.PSQLException: connection refused
+\tat org.postgresql.Driver.connect(Driver.java:1)
+\t... 5 more
+""",
+    "python": """\
+Traceback (most recent call last):
+  File "/app/a.py", line 3, in f
+    g()
+requests.exceptions.ConnectTimeout: no route
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/app/a.py", line 5, in <module>
+    f()
+    ~^^
+ValueError: x
+""",
+    "go": """\
+panic: runtime error: invalid memory address or nil pointer dereference
+[signal SIGSEGV: segmentation violation code=0x1 addr=0x0 pc=0x47b5a1]
+
+goroutine 34 [running]:
+net/http.(*conn).serve.func1()
+\t/usr/local/go/src/net/http/server.go:1868 +0xb9
+panic({0x6a8e40?, 0x8b9d30?})
+\t/usr/local/go/src/runtime/panic.go:920 +0x270
+main.(*Shop[...]).sell(0xc0000b4000, {0x7a4d98, 0xc0000a0000})
+\t/app/main.go:10 +0x1d
+created by net/http.(*Server).Serve in goroutine 1
+\t/usr/local/go/src/net/http/server.go:3086 +0x5cb
+exit status 2
+""",
+    "node": """\
+/app/index.js:3
+    throw new TypeError("x");
+    ^
+
+TypeError [ERR_INVALID_ARG]: x
+    at Object.<anonymous> (/app/index.js:3:9)
+    at node:internal/main/run_main_module:28:49 {
+  code: 'ERR_INVALID_ARG'
+}
+
+Node.js v18.13.0
+""",
+    "dotnet": """\
+System.InvalidOperationException: no
+ ---> System.IO.IOException: disk
+   at Acme.Shop.Sell() in /src/Shop.cs:line 12
+   --- End of inner exception stack trace ---
+   at Acme.Program.Main(String[] args)
+""",
+    "ruby": """\
+NoMethodError (undefined method `x' for nil:NilClass):
+app/models/shop.rb:12:in `sell'
+actionpack (7.0.4) lib/action_controller/base.rb:6:in `send_action'
+/usr/lib/ruby/3.1.0/monitor.rb:202:in 'synchronize'
+""",
+}
+
+
+def records(rule: Multiline, text: str) -> list[str]:
+    data = text.encode()
+    cut = Grouper(rule).cut(data, final=True)
+    assert cut is not None
+    assert cut.starts is not None
+    ends = [*cut.starts[1:], len(data)]
+    return [data[a:b].decode() for a, b in zip(cut.starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("rule", ["preset", "all", r"^\S", r"^2026-"])
+def test_a_stack_trace_stays_with_the_line_that_reports_it(language: str, rule: str) -> None:
+    """By its preset, by that of all languages, and by the rule that every manual shows."""
+    before, report, after = (f"2026-11-20 10:00:0{n} INFO main.main started\n" for n in range(3))
+    given = {"preset": language, "all": "stack_traces"}.get(rule, rule)
+    whole = report + TRACES[language]
+    assert records(config.multiline(given), before + whole + after) == [before, whole, after]
+
+
+def test_a_traceback_of_this_python_is_one_record() -> None:
+    """Not from memory: as the interpreter itself writes it, with a cause and a group."""
+    program = "try:\n  1/0\nexcept Exception as e:\n  raise ExceptionGroup('g', [OSError(2, 'x')]) from e\n"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # fmt: skip
+    text = "INFO before\n" + run.stderr + "INFO after\n"
+    assert run.stderr.count("\n") > 8
+    assert records(logs.stack_traces("python"), text) == [
+        "INFO before\n" + run.stderr,
+        "INFO after\n",
+    ]
+
+
+def test_a_rule_of_ones_own_may_say_what_continues_a_record() -> None:
+    """Beside what begins one: RE2 has no look-ahead to say `not Caused by`."""
+    rule = config.multiline({"start": r"^\S", "continuation": "^(?:Caused by|and):"})
+    assert records(rule, "a\n b\nCaused by: c\nd\nand: e\n") == [
+        "a\n b\nCaused by: c\n",
+        "d\nand: e\n",
+    ]
+    explicit = config.multiline("^(?:Traceback|[0-9])")
+    assert records(explicit, "1\nTraceback (most recent call last):\n") == ["1\n", "Traceback (most recent call last):\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["jawa,go", {"end": "x", "continuation": "y"}, {"preset": "cobol"}, {"preset": "go", "end": "x"}, {}])  # fmt: skip
+def test_a_rule_that_cannot_work_is_refused(wrong: object) -> None:
+    """A list of presets with a slip in it is no pattern."""
+    with pytest.raises((ConfigError, ValueError)):
+        config.multiline([*wrong.split(",")] if isinstance(wrong, str) else wrong)
