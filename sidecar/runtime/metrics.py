@@ -177,6 +177,27 @@ LOGS_DEAD_LETTERS_TOTAL = Counter(
 )
 
 
+DEFAULT_BUCKETS: Sequence[float] = Histogram.DEFAULT_BUCKETS
+
+
+def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
+    """Make a counter of the user's own beside ours.
+
+    Raises:
+        ValueError: another metric has the name, or Prometheus does not take it.
+    """
+    return Counter(name, text, labels, registry=REGISTRY)
+
+
+def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+    """Make a histogram of the user's own beside ours.
+
+    Raises:
+        ValueError: another metric has the name, or Prometheus does not take it.
+    """
+    return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
+
+
 class ContentSource(Protocol):
     """Something that follows a content: what it has, and in what state it is."""
 

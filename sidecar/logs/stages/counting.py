@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prometheus_client.metrics import Counter, Histogram
-
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages.limiting import as_text, member
@@ -58,7 +56,7 @@ def observe_field(
     'x'
     """
     wanted = dict(labels or {})
-    bounds = tuple(float(one) for one in buckets or Histogram.DEFAULT_BUCKETS)
+    bounds = tuple(float(one) for one in buckets or metrics.DEFAULT_BUCKETS)
     if list(bounds) != sorted(set(bounds)):
         raise ConfigError(f"buckets: {list(bounds)} do not rise")
     return _Measure(_metric("histogram", name, wanted, bounds), wanted, field)
@@ -123,12 +121,11 @@ def _metric(kind: str, name: str, labels: Mapping[str, str], buckets: Any) -> An
     if name in _made or name.startswith("sidecar_"):
         raise ConfigError(f"the metric {name!r} cannot be made: another one is called so")
     try:
-        if kind == "counter":
-            made: Any = Counter(
-                name, "Lines, by a stage of the collector", tuple(labels), registry=metrics.REGISTRY
-            )
-        else:
-            made = Histogram(name, "A field of lines, by a stage of the collector", tuple(labels), buckets=buckets, registry=metrics.REGISTRY)  # fmt: skip
+        made: Any = (
+            metrics.counter(name, "Lines, by a stage of the collector", tuple(labels))
+            if kind == "counter"
+            else metrics.histogram(name, "A field, by a stage", tuple(labels), buckets)
+        )
     except ValueError as error:
         raise ConfigError(f"the metric {name!r} cannot be made: {error}") from error
     _made[name] = (wanted, made)
