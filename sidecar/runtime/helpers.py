@@ -239,11 +239,18 @@ def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
             return
 
 
-def accept() -> tuple[socket.socket, Any]:
-    """Return the connection of a helper and its setup, which it acknowledges by `send`."""
-    connection = socket.socket(fileno=0)
-    _, setup = receive(connection)
-    return connection, setup
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, Any]]:
+    """Yield the connection of a helper and its setup, which it acknowledges by `send`; closed at the end.
+
+    That the other side is gone ends the helper, and is no error of it.
+    """
+    with socket.socket(fileno=0) as connection:
+        try:
+            _, setup = receive(connection)
+            yield connection, setup
+        except (EOFError, ConnectionError):
+            sys.exit()
 
 
 def send(connection: socket.socket, message: Any) -> None:

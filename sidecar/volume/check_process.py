@@ -48,15 +48,15 @@ class Ended(NamedTuple):
 
 def main() -> None:
     """Run commands for the process that has started this one, each to its end."""
-    connection, _ = helpers.accept()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    helpers.send(connection, None)
+    with helpers.connected() as (connection, _):
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        helpers.send(connection, None)
 
-    def work(message: Any) -> tuple[Any, ...]:
-        return tuple(_run(Order(*message), connection))
+        def work(message: Any) -> tuple[Any, ...]:
+            return tuple(_run(Order(*message), connection))
 
-    helpers.serve(work, connection)
+        helpers.serve(work, connection)
 
 
 def _run(order: Order, connection: socket.socket) -> Ended:

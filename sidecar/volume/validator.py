@@ -109,15 +109,17 @@ def _violations(validator: Validator, documents: Sequence[Any]) -> list[str]:
 
 def main() -> None:
     """Examine contents for the process that has started this one."""
-    connection, setup = helpers.accept()
-    validator = None if setup is None else schemas.make(setup)
-    helpers.send(connection, None)
+    with helpers.connected() as (connection, setup):
+        validator = None if setup is None else schemas.make(setup)
+        helpers.send(connection, None)
 
-    def examine(message: tuple[str | None, bytes | None, Format]) -> tuple[list[str], str | None]:
-        path, content, form = message
-        try:
-            return reasons(None if path is None else Path(path), content, form, validator), None
-        except (_errors.SidecarError, OSError, MemoryError) as error:
-            return [], str(error) or "there is not enough memory"
+        def examine(
+            message: tuple[str | None, bytes | None, Format],
+        ) -> tuple[list[str], str | None]:
+            path, content, form = message
+            try:
+                return reasons(None if path is None else Path(path), content, form, validator), None
+            except (_errors.SidecarError, OSError, MemoryError) as error:
+                return [], str(error) or "there is not enough memory"
 
-    helpers.serve(examine, connection)
+        helpers.serve(examine, connection)
