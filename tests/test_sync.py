@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import sidecar
 from sidecar import sync
+from sidecar.runtime import metrics
 from support import WaitFor
 
 FORK = multiprocessing.get_context("fork")
@@ -81,6 +83,32 @@ def test_a_loop_over_a_watch_sees_each_version_until_it_is_closed(tmp_path: Path
         else:
             sync.publish_file(tmp_path / "config", str(len(seen) + 1))
     assert seen == ["1", "2", "3"]
+
+
+def test_a_watch_of_a_volume_takes_what_every_watch_takes(tmp_path: Path) -> None:
+    """Filters, a schema, and an event of threads that ends the loop over it."""
+    for name in ("a.conf", "b.txt"):
+        sync.publish_file(tmp_path / name, name)
+    stop = threading.Event()
+    with sync.Volume(tmp_path).watch(schema=len, include=("*.conf",), stop_event=stop) as watch:
+        for snapshot in watch:
+            assert (snapshot.value, list(snapshot)) == (1, ["a.conf"])
+            stop.set()
+    with pytest.raises(sidecar.ConfigError, match="stop_event"):
+        sync.watch(tmp_path, stop_event=asyncio.Event())  # type: ignore[call-overload]
+
+
+def test_an_upload_can_be_a_trial(tmp_path: Path) -> None:
+    """As `sidecar.Volume.stage`: nothing is changed, and what fails counts as no publish."""
+    volume = sync.Volume(tmp_path)
+    with volume.stage("large", dry_run=True) as upload:
+        upload.write(b"content")
+        done = volume.put("large", upload, dry_run=True)
+    assert (done.changed, volume.names()) == (True, {})
+    before = metrics.PUBLISH_TOTAL.labels("failed")._value.get()
+    with pytest.raises(sidecar.ContentTooLarge), volume.stage(limit=1, dry_run=True) as upload:
+        upload.write(b"content")
+    assert metrics.PUBLISH_TOTAL.labels("failed")._value.get() == before
 
 
 def test_a_volume_does_what_the_asynchronous_one_does(tmp_path: Path) -> None:

@@ -339,6 +339,28 @@ def watching() -> Decorator:
             help="Seconds between two looks at the files themselves, whatever the hints say.",
         ),
         max_size("Largest content that is read."),
+        *_patterns(),
+        option(
+            "--quiet",
+            type=values.some_seconds,
+            metavar="SECONDS",
+            help="Show a change of a directory of loose files once nothing more has changed for so long;"
+            " without it only what is written in place waits, for 0.1 s.",
+        ),
+    )
+
+
+def patterns() -> Decorator:
+    """Add which loose files of a directory count: `--include`, `--exclude`."""
+
+    def decorate(function: Function) -> Function:
+        return _add(function, *_patterns())
+
+    return decorate
+
+
+def _patterns() -> tuple[Decorator, ...]:
+    return (
         option(
             "--include",
             type=values.words,
@@ -354,13 +376,6 @@ def watching() -> Decorator:
             default=",".join(filters.EDITORS),
             help="Loose files that do not count, and directories that are not looked into;"
             " the default is what editors leave beside their files. '' for none.",
-        ),
-        option(
-            "--quiet",
-            type=values.some_seconds,
-            metavar="SECONDS",
-            help="Show a change of a directory of loose files once nothing more has changed for so long;"
-            " without it only what is written in place waits, for 0.1 s.",
         ),
     )
 

@@ -23,10 +23,18 @@ from sidecar.cli import options, values, words
     default="0",
     help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
 )
+@options.patterns()
 @options.gating()
 @options.logging(level="error")
 def command(
-    path: str, timeout: float, etag: str | None, min_size: int, gating: options.Gating
+    *,
+    path: str,
+    timeout: float,
+    etag: str | None,
+    min_size: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    gating: options.Gating,
 ) -> int:
     """Wait until PATH is there and valid, and exit with 0; exit with 1 after --timeout.
 
@@ -37,7 +45,9 @@ def command(
     from sidecar.cli.waiting import Waiting
     from sidecar.runtime import running
 
-    waiting = Waiting(path, gating=gating, etag=etag, min_size=min_size)
+    waiting = Waiting(
+        path, gating=gating, etag=etag, min_size=min_size, include=include, exclude=exclude
+    )
     version = running.run(waiting.wait(timeout))
     if version is None:
         return _stopped(path)

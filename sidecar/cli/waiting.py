@@ -26,11 +26,19 @@ class Waiting:
     """What is waited for, and what is missing for that, in words."""
 
     def __init__(
-        self, path: str, *, gating: options.Gating, etag: str | None, min_size: int
+        self,
+        path: str,
+        *,
+        gating: options.Gating,
+        etag: str | None,
+        min_size: int,
+        include: tuple[str, ...],
+        exclude: tuple[str, ...],
     ) -> None:
         self.missing = "it is being written"
         self._path = path
         self._gating = gating
+        self._watch = Watch(path, max_size=gating.max_size, include=include, exclude=exclude)
         self._version = etag.removeprefix("W/").strip('"') if etag else None
         self._min_size = min_size
 
@@ -39,7 +47,7 @@ class Waiting:
         gate = self._gating.gate()
         clock = asyncio.get_running_loop().time
         end, settled, tell = clock() + timeout, clock() + _SETTLING, clock() + _FIRST
-        async with Watch(self._path, max_size=self._gating.max_size) as watch:
+        async with self._watch as watch:
             changed = asyncio.Event()
             watch.subscribe(changed.set)
             await watch.looked()

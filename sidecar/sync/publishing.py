@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack, overload
 
 from sidecar.runtime import arguments
 from sidecar.sync.background import run
-from sidecar.sync.watching import Watch
+from sidecar.sync.watching import Options, Watch
 from sidecar.volume import gate as gates
 from sidecar.volume import terms, upload
 from sidecar.volume import volume as volumes
+from sidecar.volume.filters import EDITORS
 from sidecar.volume.history import Version
-from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
+from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T
 from sidecar.volume.terms import Publication
 from sidecar.volume.volume import Durability
 from sidecar.volume.watch import WatchMode
@@ -192,9 +194,18 @@ class Volume:
         return run(self._inner.delete(name, if_match=if_match, dry_run=dry_run, purge=purge))
 
     @contextmanager
-    def stage(self, name: str | None = None, *, limit: int | str | None = None) -> Iterator[Upload]:
-        """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped."""
-        staging = self._inner.stage(name, limit=limit)
+    def stage(
+        self,
+        name: str | None = None,
+        *,
+        limit: int | str | None = None,
+        dry_run: bool = False,
+    ) -> Iterator[Upload]:
+        """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
+
+        With `dry_run` it is a trial: what fails counts as no publish. Give `put` the same.
+        """
+        staging = self._inner.stage(name, limit=limit, dry_run=dry_run)
         inner = run(staging.__aenter__())
         try:
             yield Upload(inner)
@@ -239,10 +250,42 @@ class Volume:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
         run(self._inner.check_writable())
 
-    def watch(self, *, watch: WatchMode = "auto", recheck: float = 1.0) -> Watch[None]:
-        """Keep the volume up to date in the background; see `sidecar.sync.watch`."""
-        path = self.path if self.path.endswith("/") else self.path + "/"
-        return Watch(path, watch=watch, recheck=recheck, max_size=self._max_size)
+    @overload
+    def watch(self, *, schema: None = None, **options: Unpack[Options]) -> Watch[None]: ...
+    @overload
+    def watch(
+        self, *, schema: Callable[[Snapshot[Any]], T], **options: Unpack[Options]
+    ) -> Watch[T]: ...
+    def watch(
+        self,
+        *,
+        schema: Callable[[Snapshot[Any]], Any] | None = None,
+        watch: WatchMode = "auto",
+        recheck: float = 1.0,
+        max_size: int | str | None = None,
+        include: Collection[str] = (),
+        exclude: Collection[str] = EDITORS,
+        quiet: float | None = None,
+        stop_event: threading.Event | None = None,
+    ) -> Watch[Any]:
+        """Keep the volume up to date in the background; see `sidecar.sync.watch` for the arguments.
+
+        `max_size` None is that of the volume.
+
+        Raises:
+            ConfigError: an argument makes no sense.
+        """
+        return Watch(
+            self.path if self.path.endswith("/") else self.path + "/",
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=self._max_size if max_size is None else max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+            stop_event=stop_event,
+        )
 
 
 def _given(content: volumes.Given | Upload) -> volumes.Given:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypedDict, TypeVar, overload
 
 from sidecar import _errors
 from sidecar.runtime import arguments
@@ -26,6 +26,18 @@ FIRST_LOOK = 1.5
 """Seconds for which the first access to a watch waits for its first look."""
 _SETTLED = 15.0
 """Seconds within which a content that lies still is believed: the longest that is waited for one."""
+
+
+class Options(TypedDict, total=False):
+    """What a watch can be told beside its path and its schema; see `sidecar.watch`."""
+
+    watch: WatchMode
+    recheck: float
+    max_size: int | str | None
+    include: Collection[str]
+    exclude: Collection[str]
+    quiet: float | None
+    stop_event: threading.Event | None
 
 
 class Watch(Generic[T]):
@@ -51,6 +63,7 @@ class Watch(Generic[T]):
         include: Collection[str] = (),
         exclude: Collection[str] = EDITORS,
         quiet: float | None = None,
+        stop_event: threading.Event | None = None,
     ) -> None:
         self._make: Callable[[], watches.Watch[T]] = partial(
             watches.Watch,
@@ -64,9 +77,13 @@ class Watch(Generic[T]):
             quiet=quiet,
         )
         self._path = self._make().path
+        if stop_event is not None:
+            what = "a threading.Event (not one of asyncio)"
+            arguments.instance("stop_event", stop_event, threading.Event, what)
         self._lock = threading.Lock()
         self._entered: tuple[int, watches.Watch[T]] | None = None
         self._closed = False
+        self._stop_event = stop_event
 
     def __repr__(self) -> str:
         inner = self._entered[1] if self._entered is not None else None
@@ -80,18 +97,24 @@ class Watch(Generic[T]):
         self.close()
 
     def __iter__(self) -> Iterator[Snapshot[T]]:
-        """Yield the present content, then each new one, until the watch is closed; blocks in between."""
+        """Yield the present content, then each new one, until the watch is closed; blocks in between.
+
+        A `stop_event` that is set ends it within a second.
+        """
         last: str | None = None
-        while not self._closed:
+        while not self._is_stopped():
             try:
                 found = self.changed(last, 1.0)
             except RuntimeError:
                 if self._closed:
                     return
                 raise
-            if found is not None:
+            if found is not None and not self._is_stopped():
                 last = found.etag
                 yield found
+
+    def _is_stopped(self) -> bool:
+        return self._closed or (self._stop_event is not None and self._stop_event.is_set())
 
     @property
     def path(self) -> str:
@@ -194,6 +217,7 @@ def watch(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    stop_event: threading.Event | None = None,
 ) -> Watch[None]: ...
 @overload
 def watch(
@@ -206,6 +230,7 @@ def watch(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    stop_event: threading.Event | None = None,
 ) -> Watch[T]: ...
 def watch(
     path: str | os.PathLike[str],
@@ -217,9 +242,11 @@ def watch(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    stop_event: threading.Event | None = None,
 ) -> Watch[Any]:
     """Keep a file or a directory up to date in the background; see `sidecar.watch` for the arguments.
 
+    `stop_event` is a `threading.Event` here, and ends each iteration within a second.
     Nothing is raised while there is nothing to read: `snapshot` is None.
     `schema` is called in the thread of the background.
 
@@ -238,6 +265,7 @@ def watch(
         include=include,
         exclude=exclude,
         quiet=quiet,
+        stop_event=stop_event,
     )
 
 

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
 from sidecar.runtime import arguments, metrics, threads
@@ -28,7 +28,8 @@ from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.commit import Outcome, Wish
-from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, encoded
+from sidecar.volume.filters import EDITORS
+from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T, encoded
 from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
 from sidecar.volume.upload import Upload
 
@@ -483,12 +484,44 @@ class Volume:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
         await threads.in_turn(self._store.writable)
 
+    @overload
     def watch(
-        self, *, watch: watches.WatchMode = "auto", recheck: float = 1.0
-    ) -> watches.Watch[None]:
-        """Follow the volume: `async for snapshot in volume.watch()`; see `sidecar.watch`."""
-        path = self._path if self._path.endswith("/") else self._path + "/"
-        return watches.Watch(path, watch=watch, recheck=recheck, max_size=self._max_size)
+        self, *, schema: None = None, **options: Unpack[watches.Options]
+    ) -> watches.Watch[None]: ...
+    @overload
+    def watch(
+        self, *, schema: Callable[[Snapshot[Any]], T], **options: Unpack[watches.Options]
+    ) -> watches.Watch[T]: ...
+    def watch(
+        self,
+        *,
+        schema: Callable[[Snapshot[Any]], Any] | None = None,
+        watch: watches.WatchMode = "auto",
+        recheck: float = 1.0,
+        max_size: int | str | None = None,
+        include: Collection[str] = (),
+        exclude: Collection[str] = EDITORS,
+        quiet: float | None = None,
+        stop_event: asyncio.Event | None = None,
+    ) -> watches.Watch[Any]:
+        """Follow the volume: `async for snapshot in volume.watch()`; see `sidecar.watch` for the arguments.
+
+        `max_size` None is that of the volume.
+
+        Raises:
+            ConfigError: an argument makes no sense.
+        """
+        return watches.Watch(
+            self._path if self._path.endswith("/") else self._path + "/",
+            schema=schema,
+            watch=watch,
+            recheck=recheck,
+            max_size=self._max_size if max_size is None else max_size,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+            stop_event=stop_event,
+        )
 
     async def _prepare_once(self) -> None:
         if not self._prepared:

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Generic, get_args
+from typing import Any, Generic, TypedDict, get_args
 
 from sidecar.disk import hints
 from sidecar.runtime import arguments, metrics
@@ -36,6 +36,18 @@ WatchMode = lookout.WatchMode
 
 #: Seconds after which a look that is still going on is told as a failure.
 _HANGING = 30.0
+
+
+class Options(TypedDict, total=False):
+    """What a watch can be told beside its path and its schema; see `Watch`."""
+
+    watch: WatchMode
+    recheck: float
+    max_size: int | str | None
+    include: Collection[str]
+    exclude: Collection[str]
+    quiet: float | None
+    stop_event: asyncio.Event | None
 
 
 class Watch(Generic[T]):
@@ -102,6 +114,8 @@ class Watch(Generic[T]):
             exclude=exclude,
             quiet=quiet,
         )
+        if stop_event is not None:
+            arguments.instance("stop_event", stop_event, asyncio.Event, "an asyncio.Event")
         self._schema = schema
         self._stop_event = stop_event
         self._lookout = partial(

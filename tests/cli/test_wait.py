@@ -115,6 +115,17 @@ def test_a_directory_is_there_once_it_holds_a_file(
     assert process.wait() == 0, process
 
 
+def test_only_files_that_count_are_waited_for(command: Command, tmp_path: Path) -> None:
+    """`--include` and `--exclude` as for the reader: what it would not show is no content."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.conf").write_text("hello")
+    where = ("wait", "--path", "d/", "--timeout", "0")
+    for left_out in (("--include", "*.json"), ("--exclude", "*.conf")):
+        code, _, error = command(*where, *left_out)
+        assert (code, "holds no file" in error) == (1, True)
+    assert command(*where, "--include", "*.conf")[0] == 0
+
+
 def test_a_signal_ends_it_and_is_no_success(waiting: StartProcess) -> None:
     """A Pod that is deleted while it initialises must not start its containers on the way out."""
     process = waiting("--path", "config")

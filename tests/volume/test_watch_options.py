@@ -57,6 +57,22 @@ async def test_an_event_ends_the_loop(tmp_path: Path, there: bool) -> None:
     assert not watch.in_use
 
 
+async def test_a_volume_is_watched_with_the_arguments_of_a_watch(tmp_path: Path) -> None:
+    """A filter, a schema, a bound and an event that ends it; the bound of the volume holds without one."""
+    for name, text in (("a.conf", "1"), ("b.txt", "2")):
+        replace(tmp_path / name, text)
+    stop = asyncio.Event()
+    watch = sidecar.Volume(tmp_path).watch(
+        schema=len, include=("*.conf",), exclude=(), quiet=0.1, max_size="1Ki", stop_event=stop
+    )
+    async for snapshot in watch:
+        assert (snapshot.value, list(snapshot)) == (1, ["a.conf"])
+        stop.set()
+    async with sidecar.Volume(tmp_path, max_size=1).watch() as bounded:
+        await bounded.looked()
+        assert "limit of 1" in (bounded.problem or "")
+
+
 async def test_a_tree_that_is_copied_is_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
