@@ -38,7 +38,7 @@ class Suspect:
     quiet_since: float
     """The same for its last change."""
     content: Content | None = None
-    """Open while it has too few bytes to be sure: it may yet turn out to be a log, and lose its name before."""
+    """Open: it may yet turn out to be a log, and lose its name before."""
 
 
 @dataclass(slots=True)
@@ -195,14 +195,17 @@ class Roster:
     def tidy(self, there: Container[Key]) -> None:
         """Forget what was known of files that are not there any more."""
         self.aliases = {key: s for key, s in self.aliases.items() if key in there}
-        for key in [key for key in self.suspects if key not in there]:
+        # One that is held open is judged on without a name: somebody may still write to it.
+        gone = [k for k, s in self.suspects.items() if k not in there and s.content is None]
+        for key in gone:
             self.clear_of_suspicion(key)
 
     def close(self) -> None:
         """Close all files."""
         for stream in self.streams:
             self.close_file(stream)
-        self.tidy(())
+        for key in list(self.suspects):
+            self.clear_of_suspicion(key)
 
     def _join_family(self, stream: Stream) -> None:
         directory, name = os.path.split(stream.path)

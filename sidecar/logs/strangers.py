@@ -22,7 +22,7 @@ _COPY_PATIENCE = 10.0
 _COPY_LIMIT = 60.0
 """… and seconds after which it is none, whatever happens to it."""
 _MOST_UNSURE = 64
-"""Files that are held open because they have too few bytes to be told from a copy."""
+"""Files that are held open while they may be copies: what is deleted meanwhile may have turned out to be a log."""
 _ARCHIVE_PATIENCE = 10.0
 """Seconds after the last write in which an archive beside its source may still be in the making."""
 
@@ -125,29 +125,49 @@ class Strangers:
             if not _is_archive_of(content, stream) and not _is_archived_copy(content, original):
                 return False
             self.roster.aliases[stranger.key] = stream
-        elif stream.deleted and stranger.path == stream.path:
+        elif (stream.deleted and stranger.path == stream.path) or _is_original(stranger, stream):
             return False
         elif identity.is_copy(content, stranger.status.st_size, original):
-            suspect = self._suspect(stream, stranger, now)
-            if self._is_overdue(suspect, now):
-                _log.warning(
-                    "%s still repeats the beginning of %s, which was not truncated: it is delivered, too",
-                    stranger.path,
-                    stream.path,
-                )
-                return False
-            self.roster.suspect(stranger.key, suspect)
-            if suspect.content is not None:
-                return True
+            return self._is_left_alone(self._suspect(stream, stranger, now), stranger, now)
         else:
             return False
         content.close()
         return True
 
+    def _is_left_alone(self, suspect: Suspect, stranger: Stranger, now: float) -> bool:
+        """Whether a file that may be a copy has to wait. Keeps its content open, or closes it, if so."""
+        nameless = stranger.status.st_nlink == 0
+        if nameless and self._has_waited(suspect, now):
+            # All that was in it, and all that its last writer added, is read from the other file.
+            self.roster.clear_of_suspicion(stranger.key)
+            stranger.content.close()
+            return True
+        if self._is_overdue(suspect, now):
+            _log.warning(
+                "%s still repeats the beginning of %s, which was not truncated: it is delivered, too",
+                stranger.path,
+                suspect.of.path,
+            )
+            return False
+        if suspect.content is None and suspect.path in self.roster.found.files:
+            _log.warning(
+                "%s repeats the beginning of %s, and %d files are watched for that already: it is delivered, too",
+                stranger.path,
+                suspect.of.path,
+                _MOST_UNSURE,
+            )
+            return False
+        self.roster.suspect(stranger.key, suspect)
+        if suspect.content is None:
+            stranger.content.close()
+        return True
+
     def _suspect(self, stream: Stream, stranger: Stranger, now: float) -> Suspect:
         """Return what is known of a file that repeats a stream, from now or from earlier looks."""
+        # One that nobody has asked for is only needed while it may be the past of a log.
+        wanted = stranger.path in self.roster.found.files or stranger.status.st_nlink == 0
         unsure = stranger.status.st_size < identity.EVIDENCE
-        held = unsure and len(self.roster.suspects) < _MOST_UNSURE
+        held = (wanted or unsure) and self._held(stranger.key) < _MOST_UNSURE
         known = self.roster.suspects.get(stranger.key)
         if known is None:
             written = max(stranger.status.st_mtime, stranger.status.st_ctime)
@@ -174,8 +194,17 @@ class Strangers:
         """Whether a file has repeated another for so long that it is delivered: twice is better than never."""
         if suspect.path not in self.roster.found.files:
             return False  # nobody has asked for it
-        waited = now - suspect.quiet_since >= _COPY_PATIENCE or now - suspect.since >= _COPY_LIMIT
-        return waited or not self.patient
+        return self._has_waited(suspect, now) or not self.patient
+
+    @staticmethod
+    def _has_waited(suspect: Suspect, now: float) -> bool:
+        """Whether a copy in the making would have been completed by now."""
+        return now - suspect.quiet_since >= _COPY_PATIENCE or now - suspect.since >= _COPY_LIMIT
+
+    def _held(self, but: Key) -> int:
+        """Return how many other files are held open because they may be copies."""
+        suspects = self.roster.suspects.items()
+        return sum(suspect.content is not None and key != but for key, suspect in suspects)
 
     def _is_compressing(self, stranger: Stranger) -> bool:
         """Whether the archive may still be in the making: it is young, and its source is there."""
@@ -195,6 +224,12 @@ class Strangers:
 def signature(status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file does."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _is_original(stranger: Stranger, stream: Stream) -> bool:
+    """Whether the file has the name that rotation leaves to the log itself, beside the other: no copy gets that one."""
+    directory, name = os.path.split(stranger.path)
+    return name == identity.core_name(name) and directory == os.path.dirname(stream.path)
 
 
 def _is_archive_of(archive: Content, stream: Stream) -> bool:

@@ -189,6 +189,14 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
         False,
         [("copying", 0), ("write", 1), ("start", 0), ("wait", 31), ("look", 0)],
     ),
+    "a log that has only the beginning of a rotated one, written to and deleted": (
+        "app.log*",
+        "beside",
+        [
+            *[("write", 1), ("prefix", 3), ("partial", 0), ("prefix", 0)],
+            *[("start", 0), ("delete", 0)],
+        ],
+    ),
     "read between copy and truncation": (
         "app.log",
         False,

@@ -293,6 +293,61 @@ def test_what_may_be_a_copy_is_delayed_with_a_bound_and_then_delivered(
     assert follower.tail.figures().possible_copies == 0
 
 
+def test_a_log_that_has_only_the_beginning_of_its_own_past_is_delivered_at_once(
+    log: LogFile,
+) -> None:
+    """Issue 12.1a: rotation copies to `app.log.1`, never to `app.log`: no wait, and no loss by a deletion meanwhile."""
+    log.path.with_name("app.log.1").write_text("".join(f"{n}\n" for n in numbered(*range(9))))
+    log.write(*numbered(*range(5)))
+    follower = Follower(log.path.with_name("app.log*"))
+    assert sorted(follower.news()) == sorted(numbered(*range(9), *range(5)))
+
+
+@pytest.mark.parametrize("looks_between", [0, 1], ids=["last words", "written on without a name"])
+def test_what_may_be_a_copy_is_not_lost_by_its_deletion(log: LogFile, looks_between: int) -> None:
+    """Issue 12.1a: it is held open while nobody knows what it is, so it is read on without a name if it differs."""
+    lines = numbered(*range(40))
+    log.write(*lines)
+    follower = Follower(log.path.with_name("app.log*"))
+    follower.news()
+    other = LogFile(log.path.with_name("app.log.1"))
+    other.write(*lines[:20])
+    assert follower.news() == []
+    if looks_between:
+        other.path.unlink()
+        assert follower.news() == []
+    other.write("another line")
+    other.path.unlink(missing_ok=True)
+    assert follower.news() == [*lines[:20], "another line"]
+    other.close()
+
+
+def test_a_copy_that_was_deleted_is_let_go_once_it_is_quiet(log: LogFile) -> None:
+    """All that it held is delivered from the other file: no descriptor is kept, and nothing comes twice."""
+    log.write(*numbered(*range(40)))
+    follower = Follower(log.path.with_name("app.log*"))
+    follower.news()
+    copy = log.path.with_name("app.log.1")
+    copy.write_text("".join(f"{n}\n" for n in numbered(*range(20))))
+    follower.news()
+    copy.unlink()
+    assert follower.news() == []
+    assert follower.later(11) == []
+    assert follower.tail.figures().possible_copies == 0
+
+
+def test_more_possible_copies_than_are_held_open_are_delivered_at_once(log: LogFile) -> None:
+    """Issue 12.1a: each is held open for its deletion, 64 at most; what cannot be held does not wait."""
+    lines = numbered(*range(20))
+    log.write(*lines)
+    follower = Follower(log.path.with_name("app.log*"))
+    follower.news()
+    for number in range(66):
+        log.path.with_name(f"app.log.{number}").write_text("".join(f"{n}\n" for n in lines[:9]))
+    assert follower.news() == lines[:9] * 2
+    assert follower.tail.figures().possible_copies == 64
+
+
 def test_a_log_that_begins_with_all_of_a_deleted_one_is_another_log(log: LogFile) -> None:
     """The other way round: the shorter one is gone by then, and was delivered."""
     log.write(*numbered(1, 2))
