@@ -376,6 +376,18 @@ MATRIX: dict[str, dict[str, Any]] = {
         "tls": {"secret": "certificate"},
         "metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}},
     },
+    "collector that ends by a file of the application": {
+        **_LOGS_ONLY,
+        "workload": {"kind": "Pod"},
+        "pod": {"restartPolicy": "OnFailure"},
+        "collector": {"enabled": True, "native": False, "untilFile": "done", "removeAfter": 60},
+    },
+    "collector that ends with a process": {
+        **_LOGS_ONLY,
+        "workload": {"kind": "Pod"},
+        "pod": {"restartPolicy": "Never", "shareProcessNamespace": True},
+        "collector": {"enabled": True, "native": False, "untilProcess": "app", "removeAfter": 0.5},
+    },
     "collector with a claim for its checkpoint": {
         **_LOGS_ONLY,
         "collector": {

@@ -49,6 +49,10 @@ def test_the_program_takes_the_file_that_the_chart_makes(name: str, tmp_path: Pa
     assert found.max_line == given.get("maxLine", 1 << 20)
     assert found.held_limit == (64 << 20) or "heldLimit" not in given
     assert found.drain_timeout == given["drainTimeout"]
+    assert found.remove_after == given.get("removeAfter")
+    assert found.until_process == given.get("untilProcess")
+    until_file = given.get("untilFile")
+    assert found.until_file == (until_file and f"/var/log/app/{until_file}")
     assert all(one.startswith("/") for one in found.files)
 
 

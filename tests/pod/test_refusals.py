@@ -56,6 +56,14 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"writer": {"enabled": False}, "reader": {"enabled": False}},
         ("writer.enabled", "extraContainers"),
     ),
+    "native collector that ends by itself": (
+        {"collector": {"enabled": True, "untilFile": "done"}},
+        ("collector.untilFile", "collector.native=false"),
+    ),
+    "collector that waits for a process it cannot see": (
+        {"collector": {"enabled": True, "native": False, "untilProcess": "app"}},
+        ("collector.untilProcess", "pod.shareProcessNamespace=true"),
+    ),
     "deployment that never restarts": (
         {"pod": {"restartPolicy": "Never"}},
         ("pod.restartPolicy", "Always", "Pod"),

@@ -48,6 +48,9 @@ terminationGracePeriodSeconds: {{ .Values.pod.terminationGracePeriodSeconds }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- if .shareProcessNamespace }}
+shareProcessNamespace: true
+{{- end }}
 {{- if kindIs "bool" .hostUsers }}
 hostUsers: {{ .hostUsers }}
 {{- end }}

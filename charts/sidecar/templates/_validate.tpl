@@ -156,6 +156,12 @@ Each message names the value, what it is, and what is allowed.
 {{- if and $many (contains "checkpoint" $common) -}}
 {{- fail "\n\ncollector.checkpoint.persistentVolumeClaim: several Pods would share the one checkpoint; set workload.replicas=1, or workload.kind StatefulSet with collector.checkpoint.persistentVolumeClaim.size, which gives each Pod a claim." -}}
 {{- end -}}
+{{- if and (or $values.untilFile $values.untilProcess) $values.native .Values.enabled -}}
+{{- fail "\n\ncollector.untilFile and collector.untilProcess end the collector, and a native sidecar that ends is started again; set collector.native=false, with workload.kind Pod and pod.restartPolicy OnFailure or Never." -}}
+{{- end -}}
+{{- if and $values.untilProcess .Values.enabled (not .Values.pod.shareProcessNamespace) -}}
+{{- fail "\n\ncollector.untilProcess: the collector cannot see the processes of other containers; set pod.shareProcessNamespace=true, or take collector.untilFile." -}}
+{{- end -}}
 {{- if and $values.readiness (or .Values.writer.enabled .Values.reader.enabled (include "sidecar.foreign" .)) -}}
 {{- fail "\n\ncollector.readiness: a receiver that is away would take the other containers of the Pod out of their Service; set it to false, and metrics.prometheusRule.enabled=true to be told." -}}
 {{- end -}}
