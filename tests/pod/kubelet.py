@@ -8,24 +8,20 @@ Left out: several Pods, images to pull, CPU limits, resizing.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import select
 import shutil
 import signal
-import ssl
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pod import chart, podman, tools
 
-_ANYBODY = ssl.create_default_context()
-_ANYBODY.check_hostname, _ANYBODY.verify_mode = False, ssl.CERT_NONE
 _BACKOFF = 10.0  # seconds before the second restart, doubled each time
 _HOUSEKEEPING = 10.0  # seconds between two looks at the sizes of volumes
 _GROUP = 65532  # the fsGroup of the chart
@@ -79,20 +75,11 @@ class Container:
             for one in self.spec["ports"]
             if get["port"] in (one["name"], one["containerPort"])
         ]
-        connection: http.client.HTTPConnection
-        if get.get("scheme") == "HTTPS":
-            connection = http.client.HTTPSConnection(
-                self._pod.address, port, timeout=timeout, context=_ANYBODY
-            )
-        else:
-            connection = http.client.HTTPConnection(self._pod.address, port, timeout=timeout)
-        try:
-            connection.request("GET", get["path"], headers={"User-Agent": "kube-probe/1.36"})
-            return 200 <= connection.getresponse().status < 400
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        url = f"{get.get('scheme', 'HTTP').lower()}://{self._pod.address}:{port}{get['path']}"
+        with contextlib.suppress(OSError):
+            answer = podman.http_call("GET", url, timeout=timeout, user_agent="kube-probe/1.36")
+            return 200 <= answer.status < 400
+        return False
 
     def _launch(self) -> None:
         self._pod.podman("start", f"{self._pod.name}-{self.name}")
@@ -174,9 +161,17 @@ class Container:
 
 
 class Kubelet:
-    """Runs the Pod of a chart. `scale` shortens the periods of probes and the pauses between restarts, never a time limit."""
+    """Runs the Pod of a chart. `scale` shortens the periods of probes and the pauses between restarts, never a time limit.
 
-    def __init__(self, objects: list[chart.Object], scale: float = 1.0) -> None:
+    `secrets` are those of its namespace: name, then key, then value.
+    """
+
+    def __init__(
+        self,
+        objects: list[chart.Object],
+        scale: float = 1.0,
+        secrets: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.object = chart.only(objects, "Pod")
         self.name: str = self.object["metadata"]["name"]
         self.spec = self.object["spec"]
@@ -185,8 +180,9 @@ class Kubelet:
         self.evicted: str | None = None
         self.ended: list[str] = []
         self._config_maps = {
-            one["metadata"]["name"]: one for one in objects if one["kind"] == "ConfigMap"
+            one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"
         }
+        self._secrets = secrets or {}
         self._root = Path(tempfile.mkdtemp(prefix="sidecar-kubelet-"))
         self._root.chmod(0o755)
         self._mounted: list[Path] = []
@@ -211,11 +207,11 @@ class Kubelet:
         """The condition `Ready` of the Pod: all its containers are, and it does not end."""
         return not self.ending.is_set() and all(one.ready for one in self.lasting)
 
-    def endpoint(self, port: int) -> str:
+    def endpoint(self, port: int, scheme: str = "http") -> str:
         """Return the URL behind a Service; OSError while the Pod is not one of its endpoints."""
         if not self.ready:
             raise ConnectionRefusedError(f"{self.name} is not ready: the Service has no endpoint")
-        return f"http://{self.address}:{port}"
+        return f"{scheme}://{self.address}:{port}"
 
     def start(self) -> None:
         """Make the Pod, then start its containers in the order of Kubernetes; native sidecars are waited for."""
@@ -292,8 +288,13 @@ class Kubelet:
             tools.run("mount", "-t", "tmpfs", "-o", size, "tmpfs", path)
             self._mounted.append(path)
         elif "configMap" in volume:
-            for name, text in self._config_maps[volume["configMap"]["name"]]["data"].items():
+            for name, text in self._config_maps[volume["configMap"]["name"]].items():
                 (path / name).write_text(text)
+        elif "secret" in volume:
+            for name, text in self._secrets[volume["secret"]["secretName"]].items():
+                (path / name).write_text(text)
+                (path / name).chmod(volume["secret"].get("defaultMode", 0o644))
+                os.chown(path / name, 0, _GROUP)
         return path
 
     def _housekeep(self) -> None:
@@ -315,9 +316,14 @@ class Kubelet:
 
 
 @contextlib.contextmanager
-def running(values: chart.Values, scale: float = 0.1) -> Iterator[Kubelet]:
+def running(
+    values: chart.Values,
+    scale: float = 0.1,
+    secrets: Mapping[str, Mapping[str, str]] | None = None,
+) -> Iterator[Kubelet]:
     """Run the Pod that the chart renders with these values, as `workload.kind: Pod`, until the block ends."""
-    pod = Kubelet(chart.render({**values, "workload": {"kind": "Pod"}}, "--no-hooks"), scale)
+    objects = chart.render({**values, "workload": {"kind": "Pod"}}, "--no-hooks")
+    pod = Kubelet(objects, scale, secrets)
     try:
         pod.start()
         yield pod

@@ -84,6 +84,20 @@ def test_every_name_of_the_file_is_a_value() -> None:
     assert {camel(name) for name in config.READERS} - values.keys() == set()
 
 
+def test_each_name_of_the_file_is_set_by_its_value() -> None:
+    """A value that is there and does nothing would be worse than none."""
+    given = {"removeAfter": 7, "untilFile": "done", "untilProcess": "app", "ignoreOlder": 7, "pipelines": {"a": {}}}  # fmt: skip
+    everything = MATRIX["collector with all that it knows"]
+    collector = {**everything["collector"], **given}
+    objects = chart.render({**everything, "enabled": False, "collector": collector})
+    (text,) = [one["data"]["pipeline.yaml"] for one in objects if "pipeline.yaml" in one.get("data", {})]  # fmt: skip
+    written = yaml.safe_load(text)
+    # `podinfo` is the mount of the chart, which is the default of the command.
+    assert config.READERS.keys() - {"podinfo"} | {"pipelines"} == written.keys()
+    for name in written.keys() - {"files", "checkpoint", "until_file"}:
+        assert written[name] == collector[camel(name)]
+
+
 def test_pipelines_share_what_stands_beside_them(tmp_path: Path) -> None:
     """Each gets its own checkpoint beside the others', and the receivers of all where it names none."""
     pipelines = {"web": {"files": "/logs/web/*.log"}, "app": {"stages": [{"parse": "json"}]}}

@@ -6,16 +6,21 @@ Each of the first four would deadlock if a probe judged what another container o
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
+import http.server
+import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pod import podman
+from pod import podman, tools
 from pod.kubelet import Kubelet, running
 from pod.podman import get, http_call, until
 
@@ -122,26 +127,123 @@ def test_the_limit_of_the_volume_is_answered_and_never_reached(budget: Any, evic
             assert get(f"{pod.endpoint(READER)}/files/0.bin").body == MIB
 
 
-def test_a_slow_download_is_whole_although_the_network_ends_with_the_pod() -> None:
-    """What was answered is acknowledged by the client before the last process ends: then its network is gone."""
-    with running(QUICK) as pod:
+def test_what_was_begun_is_whole_although_the_network_ends_with_the_pod() -> None:
+    """An answer is acknowledged by its client before the last process ends: then the network of the Pod is gone."""
+    with running(QUICK) as pod, contextlib.ExitStack() as stack:
         until(lambda: pod.ready, timeout=60)
         body = os.urandom(1_000_000)
         assert put(pod, "content", body) in {201, 204}
         until(lambda: get(f"{pod.endpoint(READER)}/raw").body == body)
-        connection = http.client.HTTPConnection(pod.address, READER, timeout=20)
-        with contextlib.closing(connection):
-            connection.request("GET", "/raw")
-            answer = connection.getresponse()
-            ending = threading.Thread(target=pod.stop)
-            ending.start()
-            taken = b""
-            while piece := answer.read(50_000):
-                taken += piece
-                time.sleep(0.1)  # a client that takes 0.5 MB a second
-            answer.close()
-        ending.join(60)
-        assert taken == body
+        reading, writing, uploading = (
+            stack.enter_context(contextlib.closing(connect(pod, port)))
+            for port in (READER, WRITER, WRITER)
+        )
+        reading.request("GET", "/raw")
+        writing.request("GET", "/files/content")
+        downloads = [reading.getresponse(), writing.getresponse()]
+        uploading.putrequest("PUT", "/files/other")
+        uploading.putheader("Content-Length", str(len(body)))
+        uploading.endheaders(body[:1000])
+        clients = stack.enter_context(ThreadPoolExecutor())
+        ending = clients.submit(pod.stop)
+        taken = [clients.submit(take_slowly, answer) for answer in downloads]
+        for start in range(1000, len(body), 100_000):
+            time.sleep(0.1)  # a client that sends 1 MB a second
+            uploading.send(body[start : start + 100_000])
+        assert uploading.getresponse().status == 201
+        assert [one.result(60) == body for one in taken] == [True, True]
+        ending.result(60)
+
+
+def connect(pod: Kubelet, port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(pod.address, port, timeout=20)
+
+
+def take_slowly(answer: http.client.HTTPResponse) -> bytes:
+    """Be a client that takes 0.5 MB a second."""
+    taken = b""
+    with answer:
+        while piece := answer.read(50_000):
+            taken += piece
+            time.sleep(0.1)
+    return taken
+
+
+def test_the_last_lines_of_an_application_are_delivered_before_the_network_ends(image: str) -> None:
+    """The collector, a native sidecar, ends after the application, and only when its receiver has acknowledged."""
+    program = (
+        "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "log = open('/shared/app.log', 'w', 1)\n"
+        "signal.sigwait({signal.SIGTERM})\n"
+        "log.writelines(f'{number} ' + 'x' * 100 + '\\n' for number in range(20_000))\n"
+    )
+    app = {
+        "name": "app",
+        "image": image,
+        "command": ["python3", "-c", program],
+        "securityContext": {"runAsUser": 20000, "runAsGroup": 65532},
+        "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+    }
+    with slow_receiver() as (address, lines):
+        values = {
+            "writer": {"enabled": False},
+            "reader": {"enabled": False},
+            "collector": {"enabled": True, "files": ["*.log"], "sinks": [address]},
+            "extraContainers": [app],
+            "probes": PATIENT,
+        }
+        with running(values) as pod:
+            until(lambda: pod.ready and (pod.directory() / "app.log").exists(), timeout=60)
+            pod.stop()
+            assert pod.ended == ["app", "logs"]
+    assert sorted(lines) == list(range(20_000))
+
+
+@contextlib.contextmanager
+def slow_receiver() -> Iterator[tuple[str, list[int]]]:
+    """A receiver on this machine that takes 64 KiB each 20 ms: its address for a Pod, and the numbers of the lines it has."""
+    numbers: list[int] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = b""
+            while len(body) < int(self.headers["Content-Length"]):
+                if not (piece := self.rfile.read1(1 << 16)):
+                    return  # it ended in the middle
+                body += piece
+                time.sleep(0.02)
+            if self.headers["Content-Encoding"] == "gzip":
+                body = gzip.decompress(body)
+            told = [json.loads(line) for line in body.splitlines()]
+            numbers.extend(int(one["message"].split()[0]) for one in told)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (network,) = json.loads(podman.podman("network", "inspect", "podman").stdout)
+    with http.server.ThreadingHTTPServer(("", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{network['subnets'][0]['gateway']}:{server.server_port}/", numbers
+        server.shutdown()
+
+
+def test_a_pod_with_a_certificate_is_asked_and_confirmed_by_https(tmp_path: Path) -> None:
+    """Probes, the Service, and the writer that waits for the reader of its Pod all speak TLS then."""
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    tools.run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-days=2", "-subj=/CN=demo", "-keyout", key, "-out", cert,
+    )  # fmt: skip
+    secrets = {"certificate": {"tls.crt": cert.read_text(), "tls.key": key.read_text()}}
+    with running({"tls": {"secret": "certificate"}, **QUICK}, secrets=secrets) as pod:
+        until(lambda: pod.ready, timeout=60)
+        url = pod.endpoint(WRITER, "https") + "/files/content"
+        answer = http_call("PUT", url, b"sealed", prefer="wait=10")
+        assert answer.status in {201, 204}, answer.text
+        assert get(pod.endpoint(READER, "https")).text == '"sealed"'
 
 
 def test_the_imitation_restarts_what_is_dead_and_takes_what_is_not_ready_out_of_its_service(
