@@ -48,11 +48,11 @@ def document(record: Record) -> dict[str, Any]:
 
 def json_line(record: Record) -> bytes:
     """Return the record as one JSON object, without a line ending."""
-    if record.fields or record.structured:
-        return dumps(document(record))
     try:
-        return _unparsed(record)
-    except TypeError:  # a lone surrogate that a stage has made
+        if not record.structured:
+            return dumps(document(record)) if record.fields else _unparsed(record)
+        return _parsed(record)
+    except (TypeError, ValueError, RecursionError):  # a lone surrogate that a stage has made
         return dumps(document(record))
 
 
@@ -69,6 +69,10 @@ def dumps(value: Mapping[str, Any]) -> bytes:
     What JSON has no word for is written as text (`str`).
     A value that cannot be written at all (a circle, nested too deep) becomes its `repr`, shortened.
     """
+    try:
+        return orjson.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        pass
     try:
         return orjson.dumps(value, default=str, option=_OPTIONS)
     except (TypeError, ValueError, RecursionError):
@@ -145,6 +149,21 @@ def _unparsed(record: Record) -> bytes:
         record.offset,
         labels,
     )
+
+
+def _parsed(record: Record) -> bytes:
+    """The same members as `document`, for lines that say everything by their fields, in half the time."""
+    fields = record.fields
+    head = b"" if "time" in fields else b'"time":"%b",' % rfc3339(record.time).encode()
+    if record.level is not None and "level" not in fields:
+        head += b'"level":%b,' % orjson.dumps(record.level)
+    tail = b"" if "file" in fields else b',"file":%b' % _path(record.file)
+    if "offset" not in fields:
+        tail += b',"offset":%d' % record.offset
+    if record.labels and "labels" not in fields:
+        tail += b',"labels":%b' % dumps(dict(record.labels))
+    body = orjson.dumps(fields)[1:-1]
+    return b"{%b%b%b}" % (head, body, tail if body else tail[1:])
 
 
 def _block(block: Block, labels: Mapping[str, str]) -> bytes:

@@ -225,6 +225,7 @@ class Block:
         file, file_id, read_at, offsets = self.file, self.file_id, self.read_at, self.offsets
         offset = self.start
         last = len(pieces) - 1
+        new = Record.__new__
         for index, piece in enumerate(pieces):
             end = offset + len(piece) + 1
             if offsets is not None:
@@ -233,9 +234,13 @@ class Block:
             elif index == last:
                 end = self.end
             raw = piece[:-1] if piece.endswith(b"\r") else piece
-            yield Record(
-                raw, file=file, offset=offset, end=end, file_id=file_id, time=read_at, labels=labels
-            )
+            # As `__init__` does it: the call costs as much as everything else here.
+            record = new(Record)
+            record.raw, record.file, record.file_id = raw, file, file_id
+            record.offset, record.end, record.time = offset, end, read_at
+            record.fields, record.level, record.labels = {}, None, labels
+            record._text = record._parser = None  # noqa: SLF001
+            yield record
             offset = end
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import tzinfo
 from functools import lru_cache
 from typing import Any
@@ -217,7 +217,7 @@ def _structured(data: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _klog(raw: bytes) -> Mapping[str, Any]:
+def _klog(raw: bytes) -> dict[str, Any]:
     match = _KLOG.fullmatch(raw.decode("utf-8", "replace"))
     if match is None:
         return {}

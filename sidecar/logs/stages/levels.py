@@ -21,6 +21,7 @@ _WORDS = {
     "debug": "debug", "dbg": "debug", "dbug": "debug", "debu": "debug", "fine": "debug", "config": "debug",
     "info": "info", "inf": "info", "information": "info", "notice": "info", "informational": "info",
     "note": "info", "system": "info", "log": "info", "success": "info", "http": "info",
+    "WARN": "warn", "INFO": "info", "ERROR": "error", "DEBUG": "debug",
     "warn": "warn", "warning": "warn", "wrn": "warn",
     "error": "error", "err": "error", "eror": "error", "severe": "error", "fail": "error",
     "fatal": "fatal", "ftl": "fatal", "critical": "fatal", "crit": "fatal", "panic": "fatal", "pnc": "fatal",
@@ -71,14 +72,17 @@ def find_level(record: Record) -> Record:
 def _from_fields(fields: dict[str, Any]) -> str | None:
     for name in _FIELDS:
         value = fields.get(name)
-        if value is not None and (found := _of_value(value, fields)):
+        if value is None:
+            continue
+        found = _WORDS.get(value) if type(value) is str else None
+        if found or (found := _of_value(value, fields)):
             return found
     return _elsewhere(fields)
 
 
 def _of_value(value: Any, fields: dict[str, Any]) -> str | None:
     if isinstance(value, str):
-        return _WORDS.get(value) or _of_word(value, fields)
+        return _of_word(value, fields)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     if 10 <= value <= 69:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -47,7 +47,11 @@ def parse_json(record: Record) -> Record:
     >>> parse_json(Record(b"no JSON")).fields
     {}
     """
-    return parse_with(record, _json)
+    if record.fields or not record.text_is_raw:
+        return parse_with(record, _json)
+    if found := _json(record.raw):
+        record.parsed(found, _json)
+    return record
 
 
 def parse_logfmt(record: Record) -> Record:
@@ -133,19 +137,22 @@ def _take(record: Record, stamp: bytes, stream: bytes, content: bytes) -> None:
         record.time = moment
 
 
-def parse_with(record: Record, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
+def parse_with(record: Record, parse: Callable[[bytes], dict[str, Any]]) -> Record:
     """Parse the text as the stages before have left it, and keep the fields they have added."""
-    raw = record.raw
-    if record.fields or record.changed:
-        raw = record.text.encode("utf-8", "replace")
-    found = parse(raw)
-    if found:
-        record.parsed({**record.fields, **found}, parse)
+    fields = record.fields
+    if fields or not record.text_is_raw:
+        found = parse(record.text.encode("utf-8", "replace"))
+        if found:
+            record.parsed({**fields, **found}, parse)
+    elif found := parse(record.raw):
+        record.parsed(found, parse)
     return record
 
 
 def _json(raw: bytes) -> dict[str, Any]:
-    if raw.lstrip()[:1] != b"{" or _is_too_deep(raw):
+    if not raw.startswith(b"{") and raw.lstrip()[:1] != b"{":
+        return {}
+    if len(raw) > 2 * _DEEPEST and _is_too_deep(raw):
         return {}
     try:
         found = orjson.loads(raw)

@@ -25,6 +25,8 @@ _ISO = re.compile(
     r"([Zz](?![A-Za-z0-9])| ?(?:UTC|GMT)?(?:[+\-\u2212]\d[\d:]*)| ?[A-Z]{3,5}(?![A-Za-z0-9])| ?[A-Z][a-z]+(?:/[A-Za-z_]+)+)?"
 )
 _HEAD = 80
+_LONGEST_UTC = len("2026-11-23T13:21:51.123456789Z")
+_TENS = [10 ** (9 - digits) for digits in range(10)]
 _YEARS = "YyGcxs"
 _DAYS = "djUWVuaAwbBm" + _YEARS
 """Directives of strptime that say a year, and a date at all."""
@@ -117,6 +119,14 @@ def nanoseconds(text: str, zone: tzinfo | None = None) -> int | None:
     >>> nanoseconds("2026-11-23 13:21:51 IST") is None
     True
     """
+    # The form of nearly all that write JSON, in a third of the time.
+    if text[-1:] == "Z" and text[10:11] == "T" and text[4:5] == "-" and len(text) <= _LONGEST_UTC:
+        fraction = text[20:-1]
+        if len(text) == 20 or (text[19] == "." and fraction.isascii() and fraction.isdigit()):
+            second = _second(text[:19], "Z", None)
+            if second is None:
+                return None
+            return second * _SECOND + (int(fraction) * _TENS[len(fraction)] if fraction else 0)
     match = _ISO.match(text)
     if match is None:
         return None
@@ -131,7 +141,10 @@ def _find(record: Record, zone: tzinfo | None) -> Record:
     if fields := record.fields:
         for name in _FIELDS:
             if name in fields and (moment := _moment(fields[name], zone)) is not None:
-                set_time(record, moment)
+                if moment <= record.time:
+                    record.time = moment
+                else:
+                    set_time(record, moment)
                 return record
     if not record.structured:
         head = record.text[:_HEAD]
@@ -164,11 +177,11 @@ def _second(moment: str, written: str, zone: tzinfo | None) -> int | None:
 
 def _moment(value: Any, zone: tzinfo | None = None) -> int | None:
     if isinstance(value, str):
-        if ansi.ESCAPE in value:
-            value = ansi.without(value)
         moment = nanoseconds(value, zone)
         if moment is not None:
             return moment
+        if ansi.ESCAPE in value and (bare := ansi.without(value)) != value:
+            return _moment(bare, zone)
         try:
             value = float(value) if "." in value else int(value)
         except ValueError:

@@ -203,3 +203,13 @@ def test_colours_are_taken_out_of_text_and_fields() -> None:
     assert (
         logs.strip_ansi(record("\x1b[1mbold\x1b[0m \x1b]8;;http://x\x07link")).text == "bold link"
     )
+
+
+@pytest.mark.parametrize(
+    "value", ["\x1b", "\x1b[", "\x1b[31m\x1b", "2026-11-23T13:21:51.Z", "2026-11-23T13:21:51.١Z"]
+)
+def test_a_text_that_only_looks_like_a_time_leaves_that_of_reading(value: str) -> None:
+    """A lone escape, no fraction where one should be, digits that are none of ASCII."""
+    made = record("x", time=7)
+    made.parsed({"time": value}, lambda _raw: {})
+    assert stages.find_time(made).time in (7, AT)
