@@ -1,7 +1,7 @@
 """Floor 2: the disk. Plain blocking functions that know no event loop.
 
 Read: `beneath` opens and reads without ever leaving a volume, `pinned` holds large files open,
-`mounts` tells what the volume is, `links` where a link leads, `leases` whether anybody writes to a file.
+`mounts` tells what the volume is, `links` where a link leads, `leases` whether anybody has a file open.
 
 Write: `atomic` makes one file, and is the only place that renames and syncs; `trees` makes directories and removes what is in them,
 `generations` lays sets of files out as kubelet does, under names that `naming` knows; `visible` puts them in force by links.

@@ -39,13 +39,20 @@ class Staged:
     Make one under `locks.locked`; the file's own lock then tells `locks.sweep` that its writer lives.
     Then `write`, `seal`, and `replace`; at last `discard`, always: it gives back what is left.
     A `brief` one ends before that lock is given back, and `dir_fd` is closed: it needs no lock and directory of its own.
+    `reused` are name and descriptor of a file that `reuse.take` has found, for a brief one: it has its mode already.
     """
 
-    def __init__(self, dir_fd: int, *, brief: bool = False) -> None:
+    def __init__(
+        self, dir_fd: int, *, brief: bool = False, reused: tuple[str, int] | None = None
+    ) -> None:
         self.name = naming.temporary_name()
         self.size = 0
         self._fd = self._sealed_fd = -1
         self._brief = brief
+        self._reused = reused is not None
+        if reused is not None:
+            self._dir_fd, (self.name, self._fd) = dir_fd, reused
+            return
         # Opened anew, not dup(2)ed: it must not share the lock of the caller.
         self._dir_fd = dir_fd if brief else beneath.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -78,7 +85,11 @@ class Staged:
             ModeRefused, GroupRefused: see those.
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
-        status = give(self._fd, mode, group)
+        if self._reused:
+            os.ftruncate(self._fd, self.size)
+            status = os.fstat(self._fd)
+        else:
+            status = give(self._fd, mode, group)
         check_size(status, self.size)
         if durable:
             sync_file(self._fd)

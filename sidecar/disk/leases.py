@@ -1,4 +1,4 @@
-"""Whether anybody has a file open for writing, as a read lease tells: see fcntl(2), "Leases"."""
+"""Whether anybody has a file open, or open for writing, as a lease tells: see fcntl(2), "Leases"."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import errno
 import fcntl
 import signal
+from typing import Any
 
-_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
-_SETSIG = getattr(fcntl, "F_SETSIG", None)
+_SETLEASE: Any = getattr(fcntl, "F_SETLEASE", None)
+_SETSIG: Any = getattr(fcntl, "F_SETSIG", None)
 
 
 def is_open_for_writing(fd: int) -> bool | None:
@@ -22,11 +23,31 @@ def is_open_for_writing(fd: int) -> bool | None:
     if _SETLEASE is None or _SETSIG is None:
         return None
     try:
-        # A writer in that moment sends a signal. Left alone it is SIGIO, which ends the process; this one is ignored.
-        fcntl.fcntl(fd, _SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, _SETLEASE, fcntl.F_RDLCK)
+        _take(fd, fcntl.F_RDLCK)
     except OSError as error:
         return True if error.errno == errno.EAGAIN else None
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, _SETLEASE, fcntl.F_UNLCK)
     return False
+
+
+def keep_others_out(fd: int) -> bool:
+    """Take a write lease on a file that nobody else on this machine has open or mapped; return whether it is held.
+
+    Until `fd` is closed, whoever opens the file waits, or gets `EAGAIN` with `O_NONBLOCK`.
+    `fd` must be open for writing, and the file be our user's own (or we have `CAP_LEASE`).
+    """
+    if _SETLEASE is None or _SETSIG is None:
+        return False
+    try:
+        _take(fd, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _take(fd: int, kind: int) -> None:
+    # Who has to wait for us lets the kernel send a signal. Left alone it is SIGIO, which ends the process;
+    # this one is ignored.
+    fcntl.fcntl(fd, _SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, _SETLEASE, kind)

@@ -138,8 +138,8 @@ def keep_file(
     """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
     `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
-    With `later` they are not removed yet, and named: a file system waits for what of them is on its way to the disk.
     `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
+    With `later` those are not removed yet, and named: a file system waits for what of them is on its way to the disk.
     Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
     """
     if keep <= 0:
@@ -156,8 +156,10 @@ def keep_file(
         link(entry, fd)
         entries.append(entry)
         old = tuple(entries[:-keep])
-        freed = 0 if later else sum(_remove(fd, one) for one in old)
-        return Folder(tuple(entries[-keep:]), made, freed, old if later else ())
+        if later and known is not None:
+            return Folder(tuple(entries[-keep:]), made, expired=old)
+        # What a program has left behind that has ended.
+        return Folder(tuple(entries[-keep:]), made, sum(_remove(fd, one) for one in old))
     return None
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, failures, permissions, pinned, trees
+from sidecar.disk import atomic, beneath, failures, permissions, pinned, reuse, trees
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget
@@ -84,7 +84,8 @@ class LooseFiles:
             with failures.placing(what):
                 self._check_place(fd, name, status, order)
             return Publication(version, True, status is None, time.time(), size)
-        with terms.staged(fd, content, where) as staged, failures.placing(what):
+        reused = None if order.dry_run else self._take_expired(fd, size)
+        with terms.staged(fd, content, where, reused) as staged, failures.placing(what):
             self._check_place(fd, name, status, order)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
             # Where the mount fixes modes and groups, a new file would be no other.
@@ -98,7 +99,7 @@ class LooseFiles:
                 self._keep_found(fd, name, status)
             self._replace(fd, staged, name, version)
             modified = self._note(
-                fd, name, version, status, staged, ours=left is not None, later=order.at_once
+                fd, name, version, status, staged, ours=left is not None, later=order.later
             )
             if status is not None and not self._settings.fits(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
@@ -141,11 +142,24 @@ class LooseFiles:
                 ) from error
         trees.prune(fd, above)
 
-    def expire(self, fd: int) -> None:
-        """Remove what has left the history: any thread may, without the lock."""
+    def _take_expired(self, fd: int, size: int) -> tuple[str, int] | None:
+        """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
+        if size > reuse.MOST or not self.expired:
+            return None
+        with contextlib.suppress(IndexError, OSError):  # another thread removes them all
+            name, entry = self.expired.popleft()
+            with trees.inside(fd, history.directory_of(name)) as folder:
+                taken = reuse.take(folder, entry, fd, self._settings.fits)
+            if taken is None:
+                self.expired.append((name, entry))  # too young, or somebody reads it
+            return taken
+        return None
+
+    def expire(self, fd: int, leave: int = 0) -> None:
+        """Remove what has left the history, but the newest `leave`: any thread may, without the lock."""
         names: dict[str, list[str]] = defaultdict(list)
         with contextlib.suppress(IndexError):
-            while True:
+            while len(self.expired) > leave:
                 name, entry = self.expired.popleft()
                 names[name].append(entry)
         for name, entries in names.items():

@@ -47,6 +47,8 @@ _AT_ONCE = 64 << 10
 _LONG = 0.02
 _PAUSE = 1.0
 _MOST_EXPIRED = 512
+#: As many small contents as are published within a tick of the kernel's clock, and more.
+_LEFT_WHILE_BUSY = 128
 _LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
@@ -111,6 +113,8 @@ class Store:
     def put(self, name: str, content: Given, order: Order) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
+        # Elsewhere a lease tells nothing about readers on other machines.
+        order.later = order.later and self._is_local() and self.expired <= _MOST_EXPIRED
 
         def put(fd: int) -> Publication:
             self._set.restore_lost(fd)
@@ -139,13 +143,13 @@ class Store:
             or time.monotonic() < self._not_before
             or self._retention.is_due
             or not self._budget.is_quick
-            or len(self._loose.expired) > _MOST_EXPIRED
+            or self.expired > _MOST_EXPIRED
             or not self._is_local()
         ):
             return None
         begun = time.monotonic()
         try:
-            return self.put(name, content, Order(at_once=True))
+            return self.put(name, content, Order(at_once=True, later=True))
         except terms.WouldWaitError:
             return None
         finally:
@@ -154,13 +158,16 @@ class Store:
 
     @property
     def expired(self) -> int:
-        """How many old contents `put_at_once` has left to be removed by `expire`."""
+        """How many old contents are left to be removed by `expire`, or to be written anew."""
         return len(self._loose.expired)
 
-    def expire(self) -> None:
-        """Remove old contents that have left the history. Never raises; what stays goes with the next start."""
+    def expire(self, *, busy: bool = False) -> None:
+        """Remove old contents that have left the history. Never raises; what stays goes with the next start.
+
+        While the volume is `busy` some stay: the next contents are written into their files, see `disk.reuse`.
+        """
         with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
-            self._loose.expire(fd)
+            self._loose.expire(fd, _LEFT_WHILE_BUSY if busy else 0)
 
     def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
         """Publish a whole set: these files, and no others."""

@@ -113,6 +113,8 @@ class Order:
     withdrawn: bool = False
     at_once: bool = False
     """Whether it is better not done than waited for: the caller is an event loop."""
+    later: bool = False
+    """Whether what leaves the history may be removed after the answer: the caller sees to it."""
 
     def withdraw(self) -> None:
         """Give up what has not become visible yet."""
@@ -230,10 +232,18 @@ def size(content: Given) -> int:
 
 
 @contextmanager
-def staged(fd: int, content: Given, where: str) -> Iterator[atomic.Staged]:
-    """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed."""
+def staged(
+    fd: int, content: Given, where: str, reused: tuple[str, int] | None = None
+) -> Iterator[atomic.Staged]:
+    """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed.
+
+    `reused` is a file to write it into, see `reuse.take`.
+    """
     with failures.publishing(f"publish {where}"):
-        file = content[0] if isinstance(content, tuple) else atomic.Staged(fd, brief=True)
+        if isinstance(content, tuple):
+            file = content[0]
+        else:
+            file = atomic.Staged(fd, brief=True, reused=reused)
     try:
         with failures.publishing(f"publish {where}"):
             if isinstance(content, bytes):

@@ -316,28 +316,42 @@ class Volume:
         """Forget what is under way: in a process that was forked, nothing is."""
         self._commits_of = weakref.WeakKeyDictionary()
         self._commits = self._loop = None
-        self._expiring = False
+        self._expires_in: asyncio.AbstractEventLoop | None = None
+        self._busy = False
         self._store.begin_anew()
 
     async def _put_alone(
         self, name: str, data: bytes | Content, order: Order | None = None
     ) -> Publication:
-        return await self._step(self._store.put, name, data, order=order or Order())
+        order = order or Order()
+        order.later = True
+        done = await self._step(self._store.put, name, data, order=order)
+        self._expire_soon()
+        return done
 
     def _put_at_once(self, name: str, data: bytes) -> Publication | None:
         done = self._store.put_at_once(name, data) if self._prepared else None
         if done is not None:
             self._published = done
-            if self._store.expired and not self._expiring:
-                self._expiring = True
-                asyncio.get_running_loop().call_later(_EXPIRE_AFTER, self._expire)
+            self._expire_soon()
         return done
 
-    def _expire(self) -> None:
-        """Remove what has left the history, in a thread: to unlink a file takes long while it is on its way to the disk."""
-        self._expiring = False
+    def _expire_soon(self) -> None:
+        """Remove what has left the history once nothing has been published for a moment, if there is anything."""
+        self._busy = True
+        loop = asyncio.get_running_loop()
+        if self._store.expired and self._expires_in is not loop:
+            self._expires_in = loop
+            loop.call_later(_EXPIRE_AFTER, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do so in a thread: to unlink a file takes long while it is on its way to the disk."""
+        busy, self._busy, self._expires_in = self._busy, False, None
         with contextlib.suppress(RuntimeError):  # the program ends
-            threads.POOL.submit(self._store.expire)
+            threads.POOL.submit(self._store.expire, busy=busy)
+        if busy:
+            self._expires_in = loop
+            loop.call_later(_EXPIRE_AFTER, self._expire, loop)
 
     async def delete(
         self,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from sidecar import Volume
-from sidecar.disk import mounts
+from sidecar.disk import mounts, reuse
 from sidecar.runtime import threads
 from sidecar.volume import budget, store
 from sidecar.volume.store import Store
+from sidecar.volume.volume import Durability
 from support import Eventually
 
 
@@ -48,6 +51,49 @@ async def test_what_leaves_the_history_goes_after_the_answer(
         await volume.put("config", str(number))
     assert len(await volume.versions("config")) == 3
     await eventually(lambda: len(os.listdir(tmp_path / "..versions" / "file-config")) == 3)
+
+
+@pytest.mark.parametrize("durability", ["none", "full"])
+async def test_contents_take_turns_in_the_files_of_those_that_leave_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """To make a file and to remove one is most of the work: with two kept, four files do for all."""
+    monkeypatch.setattr(reuse, "_TICK_NS", -1)
+    monkeypatch.setattr("sidecar.volume.volume._EXPIRE_AFTER", 3600.0)
+    volume = Volume(tmp_path, durability=durability, keep=2)
+    inodes = set()
+    for number in range(20):
+        await volume.put("config", "9" * number)
+        inodes.add((tmp_path / "config").stat().st_ino)
+        assert (tmp_path / "config").read_text() == "9" * number
+    assert len(inodes) <= 4
+
+
+async def test_who_has_an_old_content_open_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader may take its time: what it has opened is one content, and stays that one."""
+    monkeypatch.setattr(reuse, "_TICK_NS", -1)
+    volume = Volume(tmp_path, durability="none", keep=1)
+    with ExitStack() as stack:
+        opened = []
+        for number in range(20):
+            await volume.put("config", str(number))
+            opened.append(stack.enter_context((tmp_path / "config").open()))
+        assert [file.read() for file in opened] == [str(number) for number in range(20)]
+
+
+def test_the_next_program_removes_what_one_that_ended_has_left(tmp_path: Path) -> None:
+    """What is removed after the answer is not removed if the program ends before; it must not add up."""
+
+    async def publish(numbers: range) -> None:
+        volume = Volume(tmp_path, keep=2)
+        for number in numbers:
+            await volume.put("config", str(number))
+
+    asyncio.run(publish(range(9)))
+    asyncio.run(publish(range(9, 10)))
+    assert len(os.listdir(tmp_path / "..versions" / "file-config")) == 2
 
 
 async def test_whoever_would_have_to_wait_is_left_to_a_thread(
