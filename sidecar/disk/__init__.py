@@ -3,7 +3,8 @@
 Read: `beneath` opens and reads without ever leaving a volume, `pinned` holds large files open,
 `mounts` tells what the volume is, `links` where a link leads, `leases` whether anybody has a file open.
 
-Write: `atomic` makes one file, and is the only place that renames and syncs; `reuse` takes one that has left the history; `trees` makes directories and removes what is in them,
+Write: `atomic` makes one file, and is the only place that renames and syncs; `reuse` takes one that has left the history;
+`trees` makes directories and removes what is in them,
 `generations` lays sets of files out as kubelet does, under names that `naming` knows; `visible` puts them in force by links.
 `locks` lets one writer in at a time, and clears away after killed ones; `permissions` knows what users of one volume
 may do to each other's names; `failures` says what to change when it is not possible.
