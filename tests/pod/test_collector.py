@@ -86,7 +86,7 @@ def test_every_name_of_the_file_is_a_value() -> None:
 
 def test_each_name_of_the_file_is_set_by_its_value() -> None:
     """A value that is there and does nothing would be worse than none."""
-    given = {"removeAfter": 7, "untilFile": "done", "untilProcess": "app", "ignoreOlder": 7, "pipelines": {"a": {}}}  # fmt: skip
+    given = {"timeZone": "Europe/Berlin", "removeAfter": 7, "untilFile": "done", "untilProcess": "app", "ignoreOlder": 7, "pipelines": {"a": {}}}  # fmt: skip
     everything = MATRIX["collector with all that it knows"]
     collector = {**everything["collector"], **given}
     objects = chart.render({**everything, "enabled": False, "collector": collector})
