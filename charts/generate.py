@@ -27,7 +27,10 @@ import yaml
 CHART = Path(__file__).parent / "sidecar"
 BEGIN, END = "<!-- values: made by charts/generate.py -->", "<!-- end of values -->"
 
-STAGES = ("parse", "level", "time", "keep", "drop", "redact", "add")
+STAGES = (
+    *("parse", "level", "time", "keep", "drop", "min_level", "redact", "add", "rename", "remove"),
+    *("strip_ansi", "sample", "rate_limit", "deduplicate", "count", "histogram"),
+)
 """The stages of `sidecar collect`, docs/logs.md."""
 
 ELSEWHERE = {
