@@ -149,8 +149,8 @@ def tags_of(request: web.Request, header: str) -> Tags | None:
 
 def date_of(request: web.Request, header: str) -> float | None:
     """Return a date in Unix seconds; None if there is none, or none that can be understood: then it is ignored."""
-    found = parsedate(request.headers.get(header, ""))
-    if found is not None:
+    text = request.headers.get(header)
+    if text is not None and (found := parsedate(text)) is not None:
         with contextlib.suppress(ValueError, OverflowError):
             return datetime(*found[:6], tzinfo=UTC).timestamp()
     return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Final
 
 from aiohttp import web
@@ -94,7 +95,8 @@ def _checked(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequ
 
 def _refusing(handle: Handler) -> Handler:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        fault = request.get(FAULT)
+        # Nearly all have nothing noted yet, and `get` would have to raise and catch a KeyError.
+        fault = request.get(FAULT) if len(request) else None
         if fault is None:
             return await handle(request)
         answer = problems.plain(fault)
@@ -113,11 +115,16 @@ def _fault(message: RawRequestMessage) -> problems.Problem | None:
     coded = "Transfer-Encoding" in headers
     if coded and (not message.chunked or version == HttpVersion10):
         return _bad("Transfer-Encoding does not end with `chunked`, or is none of HTTP/1.0")
-    if not _HOST.fullmatch(headers.get("Host", "")):
+    if not _is_host(headers.get("Host", "")):
         return _bad("Host is no name or address with a port")
-    if url.absolute and not _HOST.fullmatch(url.raw_authority):
+    if url.absolute and not _is_host(url.raw_authority):
         return _bad("the address names no host")
     return None
+
+
+@lru_cache(maxsize=64)
+def _is_host(text: str) -> bool:
+    return _HOST.fullmatch(text) is not None
 
 
 def _bad(reason: str) -> problems.Problem:
