@@ -15,6 +15,7 @@ a link or a frame looks as an address that somebody typed, and passes: TLS or a 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ from sidecar import _errors
 from sidecar.http import bearer, lane, problems
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+_AUTHORITY_END: Final = re.compile(r"[/?#]")
 _CHANGES: Final = "sidecar_changes_state"
 _H = TypeVar("_H")
 
@@ -69,7 +72,7 @@ class CrossOriginProtection:
         async def protect(request: web.Request, handler: Handler) -> web.StreamResponse:
             found = request.match_info.handler
             if self._hosts and not bearer.is_open_to_all(found):
-                self.check_host(request.host)
+                self.check_host(_host_of(request))
             if request.method not in _SAFE or getattr(found, _CHANGES, False):
                 self.check(request)
             return await handler(request)
@@ -92,7 +95,7 @@ class CrossOriginProtection:
         if site:
             allowed = all(one in ("same-origin", "none") for one in site)
         elif origins:
-            allowed = all(_is_of(one, request.host) for one in origins)
+            allowed = all(_is_of(one, _host_of(request)) for one in origins)
         elif "Referer" in headers:
             allowed = all(self._may_refer(one, request) for one in headers.getall("Referer"))
         else:
@@ -125,15 +128,32 @@ class CrossOriginProtection:
         )
 
     def _may_refer(self, referer: str, request: web.BaseRequest) -> bool:
-        if _is_of(referer, request.host):
+        if _is_of(referer, _host_of(request)):
             return True
         origin = "{0.scheme}://{0.netloc}".format(urlsplit(referer)) if _is_url(referer) else ""
         return origin.lower() in self._origins
 
 
+def _host_of(request: web.BaseRequest) -> str:
+    """Return the host and port that a request was sent to; those of an absolute address come before `Host`.
+
+    See RFC 9112 section 3.2.2. `request.host` lacks the port of such an address.
+    """
+    target = request.raw_path
+    if not target.startswith("/") and "://" in target:
+        return _AUTHORITY_END.split(target.partition("://")[2], 1)[0]
+    return request.host
+
+
 def _is_of(url: str, host: str) -> bool:
-    """Whether a URL, or an origin, is one of this host and port. The scheme is not known here, as in Go's."""
-    return _is_url(url) and urlsplit(url).netloc.lower() == host.lower()
+    """Whether a URL, or an origin, is one of this host and port. The scheme is not known here, as in Go's.
+
+    Browsers leave the default port of a scheme out of both, and some clients and proxies write it.
+    """
+    if not _is_url(url):
+        return False
+    scheme, netloc, host = urlsplit(url).scheme, urlsplit(url).netloc.lower(), host.lower()
+    return host in (netloc, f"{netloc}{_DEFAULT_PORTS.get(scheme, '')}")
 
 
 def _is_url(text: str) -> bool:

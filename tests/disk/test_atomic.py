@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.disk import atomic, failures, trees
+from sidecar.disk import atomic, failures, naming, trees
 from support import as_user, failing, opened
 
 
@@ -31,6 +31,17 @@ def test_a_staged_file_is_hidden_and_private_until_it_is_sealed(fd: int, tmp_pat
     assert entry.name.startswith("..tmp-")
     assert stat.S_IMODE(entry.stat().st_mode) == 0o600
     staged.discard()
+
+
+def test_a_planted_file_is_never_written_to(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`O_EXCL` of open(2): whoever guesses the name of a temporary file holds nothing that is published."""
+    (tmp_path / "..tmp-guessed").write_text("planted")
+    monkeypatch.setattr(naming, "temporary_name", lambda: "..tmp-guessed")
+    with pytest.raises(FileExistsError):
+        atomic.Staged(fd)
+    assert (tmp_path / "..tmp-guessed").read_text() == "planted"
 
 
 @pytest.mark.usefixtures("umask")

@@ -109,6 +109,44 @@ async def test_two_origins_in_one_request_are_none(served: Serve, tmp_path: Path
     assert answer.startswith(b"HTTP/1.1 403 ")
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("a:80", "http://a", 200),
+        ("a:443", "https://a", 200),
+        ("A.example.", "http://a.example.", 200),
+        ("[::1]:8080", "http://[::1]:8080", 200),
+        ("[::1]:80", "http://[::1]", 200),
+        ("a:443", "http://a", 403),
+        ("a:80", "https://a", 403),
+        ("a", "http://a.", 403),
+        ("a", "http://a@evil", 403),
+        ("[::1]", "http://[::2]", 403),
+    ],
+)
+async def test_host_and_origin_are_compared_with_their_ports(
+    served: Serve, tmp_path: Path, host: str, origin: str, status: int
+) -> None:
+    """A port that is written is the default one of the scheme, or another origin (RFC 6454 section 5)."""
+    one = await served(writer_app(tmp_path / "config"))
+    head = f"Host: {host}\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
+    answer = await talk(one.port, f"GET /?content=1 HTTP/1.1\r\n{head}".encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_an_absolute_address_comes_before_host(served: Serve, tmp_path: Path) -> None:
+    """Its host and its port are those that the request was sent to (RFC 9112 section 3.2.2)."""
+    one = await served(writer_app(tmp_path / "config", allowed_hosts=["a", "b"]))
+    for target, origin, status in (
+        ("http://a:8080", "http://a:8080", 200),
+        ("http://a:8080", "http://b", 403),
+        ("http://evil", "http://evil", 421),
+    ):
+        head = f"Host: b\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
+        answer = await talk(one.port, f"GET {target}/?content=1 HTTP/1.1\r\n{head}".encode())
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
 @pytest.mark.parametrize("make", [reader_app, writer_app])
 async def test_names_of_hosts_can_be_limited(client: MakeClient, tmp_path: Path, make) -> None:
     """DNS rebinding: to a browser the page of that name is the service's own. Addresses cannot be rebound."""
