@@ -48,8 +48,13 @@ class Container:
 
     def signal(self, number: int) -> None:
         """Send a signal to its first process, as the container runtime does."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, number)
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def is_over(self, within: float) -> bool:
+        """Wait until its first process has ended, so many seconds at most; tell whether it has."""
+        return not self._pid or _gone(self._pid, within)
 
     def probe(self, kind: str) -> bool:
         """Ask once, as the kubelet would."""
@@ -191,7 +196,7 @@ class Kubelet:
             Container(self, one, native=one.get("restartPolicy") == "Always") for one in first
         ]
         self.main = [Container(self, one, native=False) for one in self.spec["containers"]]
-        self.address = ""
+        self._infra = self.address = ""
 
     def container(self, name: str) -> Container:
         (found,) = [one for one in [*self.init, *self.main] if one.name == name]
@@ -217,10 +222,9 @@ class Kubelet:
         """Make the Pod, then start its containers in the order of Kubernetes; native sidecars are waited for."""
         self.podman("pod", "create", f"--name={self.name}", f"--infra-name={self.name}-infra")
         self.podman("start", f"{self.name}-infra")
-        networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        self.address = self.podman(
-            "container", "inspect", f"--format={networks}", f"{self.name}-infra"
-        )
+        asked = "{{.State.Pid}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        inspect = ("container", "inspect", f"--format={asked}", f"{self.name}-infra")
+        self._infra, self.address = self.podman(*inspect).split()
         volumes = {one["name"]: self._volume(one) for one in self.spec.get("volumes", [])}
         for one in [*self.init, *self.main]:
             pid_file = f"--pidfile={self.pid_file(one.name)}"
@@ -237,10 +241,14 @@ class Kubelet:
                 self._pre_stop(one)
                 one.signal(signal.SIGTERM)
             for one in group:
-                if not one.ended.wait(max(0.0, deadline - time.monotonic())):
+                if not one.is_over(max(0.0, deadline - time.monotonic())):
                     one.signal(signal.SIGKILL)
-                    one.ended.wait(10)
+                    one.is_over(10)
                 self.ended.append(one.name)
+        # What the kernel still has to send is lost: podman alone would leave it a second or more.
+        tools.run(
+            "nsenter", f"--net=/proc/{self._infra}/ns/net", "ip", "link", "set", "eth0", "down"
+        )
         self.podman("pod", "rm", "--force", "--time=0", self.name)
 
     def remove(self) -> None:

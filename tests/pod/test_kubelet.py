@@ -11,6 +11,7 @@ import http.client
 import http.server
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -156,7 +157,13 @@ def test_what_was_begun_is_whole_although_the_network_ends_with_the_pod() -> Non
 
 
 def connect(pod: Kubelet, port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(pod.address, port, timeout=20)
+    """Connect with a small buffer: what the client has not taken is on its way, and not with it."""
+    connection = http.client.HTTPConnection(pod.address, port, timeout=20)
+    connection.sock = socket.socket()
+    connection.sock.settimeout(20)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    connection.sock.connect((pod.address, port))
+    return connection
 
 
 def take_slowly(answer: http.client.HTTPResponse) -> bytes:
