@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from pod.matrix import MATRIX, rendered
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="needs the package kubernetes-validate"
 )
+
+# Reading a schema takes ten times what its use takes.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 KUBERNETES = ("1.31", "1.34", "1.37")
 HELMS = (3, 4)
@@ -46,7 +50,7 @@ def test_each_object_is_one_that_kubernetes_knows(name: str) -> None:
     for one in rendered(name):
         for version in KUBERNETES:
             if one["kind"] not in FOREIGN:
-                kubernetes_validate.validate(one, version, strict=True)
+                _validate(json.dumps(one), version)
         assert one["metadata"].get("namespace", "here") == "here"
 
 
@@ -264,6 +268,12 @@ def _sample(role: str, name: str) -> Any:
     if "array" in types:
         return ["a.example"]
     return True if "boolean" in types else "0600"
+
+
+@cache
+def _validate(one: str, version: str) -> None:
+    """Validate an object, once: many sets of values render the same ones."""
+    kubernetes_validate.validate(json.loads(one), version, strict=True)
 
 
 def _sorted(objects: list[chart.Object]) -> list[str]:

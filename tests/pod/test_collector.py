@@ -315,6 +315,13 @@ def test_notes_say_where_the_lines_are(tmp_path: Path) -> None:
     assert "/shared/content" not in notes
 
 
+def test_notes_name_the_checkpoint_of_each_pipeline() -> None:
+    """Each has its own; the one of a collector without pipelines is never written then."""
+    notes = tools.notes("--set=collector.enabled=true,collector.pipelines.web.root=/a,collector.pipelines.app.root=/a")  # fmt: skip
+    found = re.findall(r"sidecar collect --status /var/lib/sidecar/(\S+)", notes)
+    assert found == ["offsets-app.json", "offsets-web.json"]
+
+
 def camel(name: str) -> str:
     return re.sub(r"_(.)", lambda letter: letter[1].upper(), name)
 
