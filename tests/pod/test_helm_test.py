@@ -28,7 +28,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
 
         def begin(*gate: str) -> dict[str, str]:
-            urls = {}
+            processes = {}
             for role, command, options in (("WRITER", "write", gate), ("READER", "read", ())):
                 own = tmp_path / command
                 own.mkdir()
@@ -39,12 +39,12 @@ def start(tmp_path: Path) -> Iterator[Any]:
                     "--port=0",
                     "--drain-delay=0",
                 ]
-                process = Process(line, own, cwd=tmp_path, env=environment())
-                stack.callback(process.stop)
-                urls[role] = until(
-                    lambda process=process: re.search(r"http://127\.0\.0\.1:\d+", process.output)
-                )[0]
-            return urls
+                processes[role] = Process(line, own, cwd=tmp_path, env=environment())
+                stack.callback(processes[role].stop)
+            return {
+                role: until(lambda one=one: re.search(r"http://127\.0\.0\.1:\d+", one.output))[0]
+                for role, one in processes.items()
+            }
 
         yield begin
 
