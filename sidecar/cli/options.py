@@ -414,8 +414,11 @@ def allowed_origins() -> Decorator:
     )
 
 
-def logging(level: str = "info") -> Decorator:
-    """Add `--log-level` and `--log-format`, and set logging up before the function is called."""
+def logging(level: str = "info", *, tells_failures: bool = False) -> Decorator:
+    """Add `--log-level` and `--log-format`, and set logging up before the function is called.
+
+    A command that `tells_failures` of its one change ends with their message: the log does not say it once more.
+    """
 
     def decorate(function: Function) -> Function:
         @wraps(function)
@@ -423,6 +426,8 @@ def logging(level: str = "info") -> Decorator:
             from sidecar.runtime import logging
 
             logging.configure(log_level, log_format)
+            if tells_failures:
+                logging.leave_out_failures("sidecar.volume.change_log")
             return function(**rest)
 
         return _add(

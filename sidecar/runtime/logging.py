@@ -55,6 +55,11 @@ def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A0
         logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
 
 
+def leave_out_failures(logger: str) -> None:
+    """Leave out warnings and errors of one logger: this program says them itself, by the error that it ends with."""
+    logging.getLogger(logger).addFilter(lambda record: record.levelno < logging.WARNING)
+
+
 def name_worker(number: int) -> None:
     """Say on each line from now on which of several processes it comes from.
 

@@ -200,6 +200,15 @@ def test_refused_content_leaves_the_old_one(
     assert sorted(os.listdir(tmp_path)) == ["config", "schema.json"]
 
 
+@pytest.mark.parametrize("what", ["publish", "delete"])
+def test_a_failure_is_told_once(command: Command, tmp_path: Path, what: str) -> None:
+    """By the error that the command ends with: the same line in the log would be a second one on the same terminal."""
+    (tmp_path / "new").write_text("new")
+    made = ("publish", "new") if what == "publish" else ("delete",)
+    code, _, error = command(*made, "--path", "/proc/config")
+    assert (code, error.count("\n"), error[:16]) == (1, 1, "sidecar: cannot ")
+
+
 def test_a_condition_that_does_not_hold_is_a_failure(command: Command, tmp_path: Path) -> None:
     """With the version in force, so that a script can look again; quotes are not needed."""
     (tmp_path / "config").write_text("old")
