@@ -10,8 +10,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Collection, Iterator
+from typing import NoReturn, TypeAlias
 
 from sidecar.disk import atomic, naming, permissions, trees
 from sidecar.disk.failures import LinksRefused
@@ -20,6 +20,9 @@ from sidecar.disk.naming import DATA, HIDDEN
 #: What symlink(2) says on a file system that has none: vfat, some FUSE and CIFS.
 _NO_SYMLINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _LOST_AND_FOUND = "lost+found"
+
+Displaced: TypeAlias = Callable[[str, str], None]
+"""Called with an entry in whose place there is a link now, and the name of what lay there before. Never raises."""
 
 
 class Links:
@@ -84,10 +87,11 @@ class Links:
             self._placed[DATA] = None
         del self._staged[DATA]
 
-    def finish(self) -> None:
+    def finish(self, displaced: Displaced | None = None) -> None:
         """Put the visible links in place, and remove those whose content is gone.
 
         Links of others, and files that are no links, are left alone, unless a name of the set needs their place.
+        Then `displaced` is told of each before it is removed.
 
         Raises:
             OSError: a link could not be put in place: `undo` what is done. `filename` is the entry.
@@ -102,7 +106,7 @@ class Links:
         for entry in self._obsolete:
             with contextlib.suppress(OSError):  # it leads nowhere by now, which is what it says
                 os.unlink(entry, dir_fd=self._dir_fd)
-        self._forget_before()
+        self._forget_before(displaced)
 
     def undo(self) -> bool:
         """Take back what was put in place, and say whether all of that is as it was. Never raises."""
@@ -154,16 +158,32 @@ class Links:
             raise error
         self.blocked[entry] = error
 
-    def _forget_before(self) -> None:
+    def _forget_before(self, displaced: Displaced | None) -> None:
         """Remove what lay in the places of the links."""
         for entry, before in self._placed.items():
             if before is not None and entry != DATA:
+                if displaced is not None:
+                    displaced(entry, before)
                 trees.remove(self._dir_fd, before)
             elif before is not None:
                 # Nothing but a link of a publisher has this name: whatever it is, it is not ours to remove.
                 aside = f"{DATA}-replaced-{before.removeprefix(naming.TEMPORARY)}"
                 atomic.move(self._dir_fd, before, self._dir_fd, aside)
         self._placed.clear()
+
+
+def check_places(dir_fd: int, names: Collection[str], path: str, spared: Collection[str]) -> None:
+    """Raise what `Links` would find in the places of a set, where not even links can be made: for a trial.
+
+    Raises:
+        OSError: as `Links`. `filename` is the entry.
+    """
+    for entry in sorted({DATA} | (top_entries(names) - links_of_a_set(dir_fd) - set(spared))):
+        try:
+            _check_place(dir_fd, entry, names, os.path.join(path, entry))
+        except OSError as error:
+            error.filename = entry
+            raise
 
 
 def top_entries(names: Collection[str]) -> set[str]:

@@ -3,7 +3,7 @@
 Publish: `volume` is what users hold, `upload` receives what is large, `local_file` reads a file of the caller, and `terms` are the words of what is asked and answered.
 `gate` decides what may be published, by `syntax` (`syntax_yaml`), `schema` and a command (`check`),
 in processes that can be ended (`validator`, `check_process`);
-`commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk (`activation` puts a set in force),
+`commit` groups what waits, `store` does one step at a time, `loose` and `sets` change the disk (`activation` puts a set in force, `replaced` keeps what of others lay there),
 `history` keeps what was.
 `repair` mends a set in force at a start, `change_log` says each change in one line, also one that a watch has seen.
 `retention` bounds the history as a whole, and `budget` all that the directory takes.

@@ -10,10 +10,12 @@ import errno
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, generations, naming, trees, visible
-from sidecar.volume import history, repair, terms
+from sidecar.volume import history, repair, replaced, terms
+from sidecar.volume.sighting import Sighting
 from sidecar.volume.terms import Settings
 
 
@@ -25,11 +27,13 @@ def activate(
     version: str,
     *,
     spared: Collection[str] = (),
+    before: Sighting | None = None,
     dry_run: bool = False,
 ) -> str | None:
     """Name the generation `new`, put it in force, bring the visible links in line, and make all of it durable.
 
     Of `spared` entries the links may be missing as they were before.
+    What it replaces enters the history, also the generation `before` if that is none of ours.
     A trial examines all that and changes nothing; it returns None, else the name of the generation.
 
     Raises:
@@ -44,12 +48,20 @@ def activate(
     try:
         if dry_run:
             return None
-        _switch(fd, settings, new, name, version=version, links=links)
-        _show(fd, settings, name, version, links)
+        with replaced.generation(fd, settings, before) as keep_before:
+            _switch(fd, settings, new, name, version=version, links=links)
+            _show(fd, settings, name, version, links)
+            keep_before(name)
     finally:
         links.discard()
     repair.tell_of_blocked(settings, links.blocked)
     return name
+
+
+def examine(fd: int, settings: Settings, names: Collection[str], spared: Collection[str]) -> None:
+    """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
+    with _blaming_the_name(settings):
+        visible.check_places(fd, names, settings.path, spared)
 
 
 def _switch(
@@ -74,7 +86,7 @@ def _switch(
 def _show(fd: int, settings: Settings, name: str, version: str, links: visible.Links) -> None:
     """Put the visible links in place, and take all of it back if one of them cannot be."""
     try:
-        links.finish()
+        links.finish(partial(replaced.keep_loose, fd, settings))
     except OSError as error:
         if links.undo():
             trees.remove(fd, name)

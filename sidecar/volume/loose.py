@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
 
@@ -295,19 +295,8 @@ class LooseFiles:
 
     def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
-        keep = self._settings.keep
-        if keep <= 1 or not stat.S_ISREG(status.st_mode):
-            return
-        with contextlib.suppress(OSError):
-            # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
-            file = beneath.open_beneath(fd, name, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                version = self._version_of(file, name)
-                if version is not None and version != history.newest(fd, name):
-                    link = partial(_take_in, file)
-                    history.keep_file(fd, name, version, status.st_mtime_ns, keep, link=link)
-            finally:
-                beneath.close(file)
+        if stat.S_ISREG(status.st_mode):
+            keep_found(fd, name, name, self._settings, self._version_of)
 
     def _forget(self, name: str) -> None:
         """Forget a name of which there is no file any more."""
@@ -390,6 +379,31 @@ def _note(states: dict[str, T], name: str, state: T) -> None:
     states[name] = state
     if len(states) > _MOST_NAMES:
         del states[next(iter(states))]
+
+
+def keep_found(
+    fd: int,
+    path: str,
+    name: str,
+    settings: Settings,
+    version_of: Callable[[int, str], str | None] | None = None,
+) -> None:
+    """Take the regular file at `path`, which is or was `name`, into the history of that name. Never raises `OSError`."""
+    if settings.keep <= 1:
+        return
+    with contextlib.suppress(OSError):
+        # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
+        file = beneath.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            found = version_of(file, name) if version_of else _hash(file, settings.max_size)
+            if found is not None and found != history.newest(fd, name):
+                link = partial(_take_in, file)
+                history.keep_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
+        finally:
+            beneath.close(file)
 
 
 def is_sure(signature: beneath.Signature, begun: int) -> bool:

@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar import _errors
 from sidecar.disk import atomic, failures, generations, naming, pinned, trees, visible
-from sidecar.volume import activation, history, listing, loading, repair, terms
+from sidecar.volume import activation, history, listing, loading, repair, replaced, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget, on_disk
 from sidecar.volume.retention import Retention
@@ -174,6 +175,7 @@ class FileSet:
                     fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
                 )
             if order.unwritten:
+                activation.examine(fd, self._settings, wanted.versions, spared)
                 return Publication(version, True, created, time.time(), wanted.size)
             new = self._build(fd, wanted, exact=not fits)
             try:
@@ -190,6 +192,7 @@ class FileSet:
                     wanted.versions,
                     version,
                     spared=spared,
+                    before=before,
                     dry_run=order.dry_run,
                 )
                 if generation is None:
@@ -266,7 +269,7 @@ class FileSet:
         links = visible.Links(fd, None, names, self._settings.path, spared=spared)
         needed = links.needed
         try:
-            links.finish()
+            links.finish(partial(replaced.keep_loose, fd, self._settings))
         finally:
             links.discard()
         repair.tell_of_blocked(self._settings, links.blocked)

@@ -290,9 +290,12 @@ class Store:
         if name is not None:
             check_name(name)
         with self._reading() as fd:
-            if name is None or _has_set(fd):
-                return self._set.versions(fd)
-            return self._loose.versions(fd, name)
+            found = self._set.versions(fd) if name is None or _has_set(fd) else []
+            if name is not None:
+                # Of what lay loose where the set has a name now.
+                loose = self._loose.versions(fd, name)
+                found += [v for v in loose if not (found and v.current)]
+            return found
 
     def kept(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
         """Return an older content by names, and whether it is a set, after checking that it is what its name says.

@@ -72,6 +72,10 @@ async def test_a_trial_on_a_full_volume_answers_as_the_publish_would_and_forgets
         async with volume.stage("config", dry_run=True) as upload:
             await upload.write(content)
             assert (await volume.put("config", upload, dry_run=True)).size == len(content)
+        (path / "taken").mkdir()
+        (path / "taken" / "file").touch()
+        with pytest.raises(_errors.NameTaken, match="taken: "):
+            await volume.publish({"taken": content}, dry_run=True)
         with pytest.raises(_errors.VolumeFull):
             await volume.put("config", b'"%s"' % (b"1" * 500_000), dry_run=True)
         assert await volume.versions("config") == kept

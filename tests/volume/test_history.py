@@ -193,6 +193,39 @@ async def test_a_content_that_a_naive_writer_left_is_kept_when_it_is_replaced(
     assert (tmp_path / "config").read_text() == "theirs"
 
 
+async def test_loose_files_of_others_that_a_set_replaces_are_kept(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """What is replaced enters the history, nested files too; it is rolled back to within the set (issue 10, point 8)."""
+    (tmp_path / "sites").mkdir()
+    for name in ("config", "sites/a"):
+        (tmp_path / name).write_text(f"their {name}")
+    await volume.publish({"config": "1", "sites/a": "2"})
+    for name in ("config", "sites/a"):
+        theirs = version_of(f"their {name}".encode())
+        assert (await volume.versions(name))[-1].version == theirs
+        await volume.rollback(theirs, name=name)
+        assert (tmp_path / name).read_text() == f"their {name}"
+    await volume.delete("sites/a", purge=True)
+    assert theirs not in [one.version for one in await volume.versions("sites/a")]
+
+
+async def test_a_generation_of_another_publisher_is_kept(tmp_path: Path) -> None:
+    """As one of ours: it can be rolled back to. Its directory stays, under the name that its publisher knows."""
+    volume, theirs = Volume(tmp_path, grace=0.0), tmp_path / "..2026_11_29_10_00_00.1"
+    (theirs / "sub").mkdir(parents=True)
+    for name in ("config", "sub/a"):
+        (theirs / name).write_text(f"their {name}")
+    (tmp_path / "..data").symlink_to(theirs.name)
+    version = (await volume.snapshot()).version
+    for number in "12":
+        await volume.publish({"config": number})
+    assert [one.version for one in await volume.versions()][-1] == version
+    await volume.rollback(version)
+    assert (tmp_path / "sub" / "a").read_text() == "their sub/a"
+    assert (theirs / "config").read_text() == "their config"
+
+
 async def test_a_content_that_was_rewritten_in_place_is_kept_as_what_it_is(
     volume: Volume, tmp_path: Path
 ) -> None:
