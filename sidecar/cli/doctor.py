@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import options, words
+from sidecar.cli import options, values, words
 
 if TYPE_CHECKING:
     from sidecar.cli.examination.findings import Finding
@@ -24,19 +24,33 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
     help="What the volume is to be good for; what only the other role needs is left out.",
 )
 @options.max_size("Largest content that its writer and readers take.")
+@options.option(
+    "--mode", type=values.mode, default="0644", help="Permissions that its writer gives its files."
+)
+@options.option(
+    "--group", type=values.group, help="Group that its writer gives its files, by number or name."
+)
 @options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
-def command(path: str, role: Literal["read", "write", "both"], max_size: int, as_json: bool) -> int:
+def command(
+    *,
+    path: str,
+    role: Literal["read", "write", "both"],
+    max_size: int,
+    mode: int,
+    group: int | None,
+    as_json: bool,
+) -> int:
     """Say what the volume at PATH can do, what is wrong with it, and how to mend that.
 
     Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
-    It tries a publish under names that nobody reads, and removes them again.
+    It tries a publish of a file and of a set under names that nobody reads, and removes them again.
     """
     from sidecar.cli.examination import course, findings
 
     wanted = set(findings.BOTH if role == "both" else (role,))
     found = []
-    for finding in course.examine(path, max_size=max_size):
+    for finding in course.examine(path, max_size=max_size, mode=mode, group=group):
         if wanted & set(finding.roles):
             found.append(finding)
             if not as_json:

@@ -51,6 +51,34 @@ def test_links_that_nobody_else_can_follow_are_found(sticky: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.root
+def test_a_set_of_another_user_under_the_sticky_bit_is_found(sticky: Path) -> None:
+    """Each publish has to replace its link, also that of one file: doctor looks at what a publish does (issue 10, 11)."""
+    (sticky / "..gen-1").mkdir()
+    (sticky / "..data").symlink_to("..gen-1")
+    with as_user(65532):
+        wrong = [one.text for one in found(sticky, "publish") if one.state == "wrong"]
+    assert [
+        "the set in force cannot be replaced: it belongs to user 0" in text for text in wrong
+    ] == [True]
+
+
+@pytest.mark.root
+def test_a_set_is_tried_with_the_mode_and_group_of_the_writer(open_path: Path) -> None:
+    """What this user may not give, a publish would be refused for."""
+    with as_user(65532):
+        tried = {
+            one.text.split(":")[0]: one.state
+            for group in (65532, 1)
+            for one in course.examine(str(open_path), mode=0o640, group=group)
+            if one.subject == "set"
+        }
+    assert tried == {
+        "a set of files, nested ones too, can be written": "ok",
+        "a set cannot be published": "wrong",
+    }
+
+
 async def test_a_history_of_another_user_is_found(open_path: Path) -> None:
     """A user whose contents cannot be kept is told."""
     await Volume(open_path).put("config", "1")

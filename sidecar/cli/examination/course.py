@@ -17,6 +17,7 @@ _LOOKS = (
     place.access,
     publishing.space,
     publishing.write,
+    publishing.write_set,
     publishing.left_overs,
     owners.replaceable,
     owners.links,
@@ -29,10 +30,19 @@ _LOOKS = (
 )
 
 
-def examine(path: str, *, max_size: int = snapshot.MAX_SIZE) -> Iterator[Finding]:
+def examine(
+    path: str,
+    *,
+    max_size: int = snapshot.MAX_SIZE,
+    mode: int = 0o644,
+    group: int | None = None,
+) -> Iterator[Finding]:
     """Yield what is found, from the ground up; what rests on something that is missing is left out."""
     patient = Patient(
-        os.path.abspath(path) + ("/" if path.endswith("/") else ""), max_size=max_size
+        os.path.abspath(path) + ("/" if path.endswith("/") else ""),
+        max_size=max_size,
+        mode=mode,
+        group=group,
     )
     try:
         yield place.process()

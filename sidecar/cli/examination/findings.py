@@ -47,6 +47,10 @@ class Patient:
     size: int = 0
     max_size: int = snapshot.MAX_SIZE
     """Bytes that a content may have for those who use the path."""
+    mode: int = 0o644
+    """Permissions that the writer gives its files."""
+    group: int | None = None
+    """The group that it gives them, None for that of the directory."""
     entries: list[str] = field(default_factory=list)
 
     def close(self) -> None:

@@ -14,15 +14,18 @@ _SHOWN = 3
 
 
 def replaceable(patient: Patient) -> Iterator[Finding]:
-    """Whether the file at the path can be replaced by this user."""
-    if patient.name is None or not patient.writable:
+    """Whether the file at the path can be replaced by this user, and the set in force, of which it may be a part."""
+    if not patient.writable:
         return
-    try:
-        permissions.check_replaceable(patient.fd, patient.name, patient.path)
-    except OSError as error:
-        yield Finding(
-            "publish", "wrong", f"it cannot be replaced: {reason(error)}", None, ("write",)
-        )
+    whole = os.path.join(patient.directory, naming.DATA)
+    places = ((patient.name, patient.path, "it"), (naming.DATA, whole, "the set in force"))
+    for name, path, what in places:
+        try:
+            if name is not None:
+                permissions.check_replaceable(patient.fd, name, path)
+        except OSError as error:
+            text = f"{what} cannot be replaced: {reason(error)}"
+            yield Finding("publish", "wrong", text, None, ("write",))
 
 
 def links(patient: Patient) -> Iterator[Finding]:

@@ -11,14 +11,16 @@ from sidecar import _errors
 from sidecar.cli.examination.findings import (
     Finding,
     Patient,
+    Role,
     amount,
     reason,
 )
-from sidecar.disk import atomic, locks, naming, trees
+from sidecar.disk import atomic, generations, locks, naming, trees
 
 _OLD = 60.0
 """Seconds after which a temporary file is taken to be left over: no publish takes as long."""
 _SLOW_SYNC = 0.1
+_WRITE: tuple[Role, ...] = ("write",)
 _TIGHT_SPACE = 1 << 20
 _TIGHT_INODES = 16
 
@@ -56,7 +58,7 @@ def write(patient: Patient) -> Iterator[Finding]:
         with locks.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
             staged = atomic.Staged(patient.fd)
             staged.write(b"sidecar doctor was here\n")
-            staged.seal(0o644, None)
+            staged.seal(patient.mode, patient.group)
             linked = _try_link(patient.fd, staged, names[1])
             staged.replace(names[0], patient.fd)
             atomic.sync_directory(patient.fd)
@@ -84,6 +86,24 @@ def write(patient: Patient) -> Iterator[Finding]:
             f"hard links do not work here ({linked}): single files have no history to roll back to",
             roles=("write",),
         )
+
+
+def write_set(patient: Patient) -> Iterator[Finding]:
+    """Try a set in small: a generation with a nested file, as a publish makes it, under a name that nobody reads."""
+    if not patient.writable:
+        return
+    made = ""
+    try:
+        with locks.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
+            files = {"doctor": b"sidecar", "nested/doctor": b"was here"}
+            made = generations.build(patient.fd, files, mode=patient.mode, group=patient.group)
+    except (OSError, _errors.SidecarError) as error:
+        yield Finding("set", "wrong", f"a set cannot be published: {reason(error)}", None, _WRITE)
+        return
+    finally:
+        if made:
+            trees.remove(patient.fd, made)
+    yield Finding("set", "ok", "a set of files, nested ones too, can be written", None, _WRITE)
 
 
 def _try_link(dir_fd: int, staged: atomic.Staged, name: str) -> str | None:
