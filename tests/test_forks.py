@@ -55,6 +55,38 @@ async def in_other_loop(main: Callable[[], Coroutine[Any, Any, object]]) -> obje
     return await asyncio.to_thread(run)
 
 
+async def test_several_watched_paths_are_dead_in_a_child_and_work_once_entered_there(
+    tmp_path: Path,
+) -> None:
+    """As one watch: `failure` says it; who iterates in the child gets what is there now, and not what was."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        path.write_text("old")
+    async with sidecar.watch(one, two) as group:
+        await asyncio.gather(*(watch.looked() for watch in group.watches.values()))
+
+        async def main() -> object:
+            failure = group.failure or ""
+            await sidecar.publish_file(two, "new")
+            async for snapshots in group:
+                if snapshots[str(two)].text() == "new":
+                    break
+            return ["forked after" in failure, group.failure]
+
+        assert await in_child(main) == [True, None]
+        assert group.failure is None
+
+
+async def test_several_watched_paths_belong_to_one_loop(tmp_path: Path) -> None:
+    """Another one would be told late; it must not get what was there at first, and nothing after that."""
+    async with sidecar.watch(tmp_path / "one", tmp_path / "two") as group:
+
+        async def main() -> object:
+            return await anext(aiter(group))
+
+        assert "another event loop" in str(await in_other_loop(main))
+
+
 async def test_a_watch_is_dead_in_a_child_and_says_so(tmp_path: Path) -> None:
     """gunicorn --preload, multiprocessing: no thread comes along; the content would be old for ever, as if it were new."""
     (tmp_path / "x").write_text("1")

@@ -21,6 +21,7 @@ class WatchGroup(Generic[T]):
     then again whenever one of them has another version; a slow consumer gets the newest.
     Paths of which nothing has been published yet are left out.
     Or enter it with `async with`, and read `snapshots` whenever they are needed.
+    As a watch does, it belongs to the event loop and the process in which it is entered.
 
     >>> async def main(group: WatchGroup) -> None:
     ...     async with group:
@@ -31,8 +32,6 @@ class WatchGroup(Generic[T]):
         self.watches: Mapping[str, Watch[T]] = MappingProxyType({w.path: w for w in watches})
         """The watch of each path: its `stale`, `problem`, `mode` and so on."""
         self._stop_event = stop_event
-        self._stack: contextlib.AsyncExitStack | None = None
-        self._users = 0
 
     def __repr__(self) -> str:
         return f"<WatchGroup {list(self.watches.values())}>"
@@ -42,19 +41,23 @@ class WatchGroup(Generic[T]):
         """The last good content of each path that has one."""
         return {p: w.snapshot for p, w in self.watches.items() if w.snapshot is not None}
 
+    @property
+    def failure(self) -> str | None:
+        """Why one of them is not being watched, None while all is well: what a liveness probe asks; see `Watch.failure`."""
+        return next((w.failure for w in self.watches.values() if w.failure is not None), None)
+
     async def __aenter__(self) -> WatchGroup[T]:
-        self._users += 1
-        if self._stack is None:
-            self._stack = contextlib.AsyncExitStack()
+        # Each counts its users, and knows its process and its loop.
+        async with contextlib.AsyncExitStack() as stack:
             for watch in self.watches.values():
-                await self._stack.enter_async_context(watch)
+                await stack.enter_async_context(watch)
+            stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._users -= 1
-        if not self._users and self._stack is not None:
-            stack, self._stack = self._stack, None
-            await stack.aclose()
+        async with contextlib.AsyncExitStack() as stack:
+            for watch in self.watches.values():
+                stack.push_async_exit(watch)
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Snapshot[T]], None]:
         changed = asyncio.Event()
