@@ -103,6 +103,13 @@ def port(name: str, value: object) -> int:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
+def flag(name: str, value: object) -> bool:
+    """Take True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise refusal(name, value, "True or False")
+    return value
+
+
 def instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
     """Take an object of a class; `what` says which one that is."""
     if not isinstance(value, kind):

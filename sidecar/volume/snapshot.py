@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from sidecar.disk import pinned
+from sidecar.runtime import arguments
 
 T = TypeVar("T", default=None)
 
@@ -167,7 +168,8 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     @staticmethod
     def of(files: Mapping[str, bytes | str], *, single: bool = False) -> Snapshot[None]:
-        """Make a snapshot of contents in memory, as tests do."""
+        """Make a snapshot of contents in memory, as tests do. Raises `TypeError` for what is none."""
+        arguments.mapping("Snapshot.of", files)
         now = time.time()
         contents = {
             name: Content(name, data := encoded(value), version_of(data), now)

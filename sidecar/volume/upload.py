@@ -94,11 +94,13 @@ class Upload:
 
         Raises:
             TypeError: they are no bytes.
+            PublishError: it has ended: it was published, or dropped.
             ContentTooLarge: they are more than the limit; nothing will be published.
             VolumeFull, VolumeUnavailable: the volume cannot take them.
         """
         if not isinstance(chunk, bytes):
             chunk = memoryview(chunk).cast("B")
+        self._open_file()
         self._size += len(chunk)
         if self._size > self._limit:
             raise terms.too_large(self._where, self._limit)

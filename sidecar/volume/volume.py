@@ -373,7 +373,7 @@ class Volume:
         """
         terms.check_text(name)
         order = _order(if_match, None, dry_run)
-        order.purge = purge
+        order.purge = arguments.flag("purge", purge)
         where = self._where(name)
         try:
             done = await self._step(self._store.delete, name, order=order)
@@ -405,6 +405,9 @@ class Volume:
         ...             await upload.write(chunk)
         ...         await volume.put("large.bin", upload)
         """
+        if name is not None:
+            terms.check_text(name)
+        arguments.flag("dry_run", dry_run)
         most = self._max_size
         if limit is not None:
             most = min(most, arguments.size("limit", limit))
@@ -664,6 +667,7 @@ def _order(
     if_none_match: str | Collection[str] | None,
     dry_run: bool,
 ) -> Order:
+    arguments.flag("dry_run", dry_run)
     if if_match is None and if_none_match is None:
         return Order(dry_run=dry_run)
     return Order(

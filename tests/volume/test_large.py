@@ -286,6 +286,18 @@ async def test_text_in_a_file_is_examined_as_text_in_memory(tmp_path: Path, wron
     await gate.examine("config", path, len(LARGE), None)
 
 
+async def test_an_upload_that_has_ended_takes_nothing_more(tmp_path: Path) -> None:
+    """Bytes that nobody will ever publish must not be taken in silence."""
+    volume = Volume(tmp_path)
+    async with volume.stage("config") as upload:
+        await upload.write(b"all")
+        await volume.put("config", upload)
+        with pytest.raises(PublishError, match="has ended"):
+            await upload.write(b"more")
+    with pytest.raises(TypeError, match="the name of a file"):
+        await volume.stage(5).__aenter__()  # type: ignore[arg-type]
+
+
 async def test_a_failed_sync_ends_an_upload_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
