@@ -411,7 +411,7 @@ class Volume:
         most = self._max_size
         if limit is not None:
             most = min(most, arguments.size("limit", limit))
-        await self._prepare_once()
+        await self._prepare_once(dry_run=dry_run)
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
             order = Order()
@@ -540,8 +540,10 @@ class Volume:
             stop_event=stop_event,
         )
 
-    async def _prepare_once(self) -> None:
-        if not self._prepared:
+    async def _prepare_once(self, *, dry_run: bool) -> None:
+        """Prepare it before the first change; a trial only makes the directory where there is none to try in."""
+        there = dry_run and await threads.in_thread(os.path.isdir, self._path)
+        if not self._prepared and not there:
             await self.prepare()
 
     def _check_size(self, where: str, size: int) -> None:
@@ -595,7 +597,7 @@ class Volume:
         """Do the work, count how it ended, and say so in the log."""
         started, before = time.perf_counter(), self._published
         try:
-            await self._prepare_once()
+            await self._prepare_once(dry_run=dry_run)
             published: Publication = await work()
         except asyncio.CancelledError as error:
             if self._published is not before and self._published is not None and not dry_run:
@@ -612,7 +614,7 @@ class Volume:
 
     async def _step(self, function: Callable[..., R], *args: Any, order: Order) -> R:
         """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
-        await self._prepare_once()
+        await self._prepare_once(dry_run=order.dry_run)
 
         def step() -> R:
             order.check()

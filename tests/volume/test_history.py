@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,8 @@ async def test_loose_files_of_others_that_a_set_replaces_are_kept(
         await volume.rollback(theirs, name=name)
         assert (tmp_path / name).read_text() == f"their {name}"
     await volume.delete("sites/a", purge=True)
-    assert theirs not in [one.version for one in await volume.versions("sites/a")]
+    purged = version_of(b"their sites/a")
+    assert purged not in [one.version for one in await volume.versions("sites/a")]
 
 
 async def test_a_generation_of_another_publisher_is_kept(tmp_path: Path) -> None:
@@ -237,6 +239,22 @@ async def test_a_content_that_was_rewritten_in_place_is_kept_as_what_it_is(
     assert (tmp_path / "config").read_text() == "theirs"
     with pytest.raises(_errors.UnknownVersion, match="altered"):
         await volume.rollback(ours.version, name="config")
+
+
+async def test_a_trial_forgets_nothing(volume: Volume, tmp_path: Path) -> None:
+    """It changes nothing: what is above the bounds goes with the publish itself (issue 10, point 11)."""
+    for content in "123":
+        await volume.put("config", content)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    trials: tuple[Callable[[Volume], Awaitable[object]], ...] = (
+        lambda strict: strict.put("config", "4", dry_run=True),
+        lambda strict: strict.publish({"config": "4"}, dry_run=True),
+        lambda strict: strict.delete("config", dry_run=True),
+        lambda strict: strict.rollback(version_of(b"1"), name="config", dry_run=True),
+    )
+    for trial in trials:
+        await trial(Volume(tmp_path, keep_bytes=0))
+        assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("planted", ["file", "link"])
