@@ -55,6 +55,8 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_each_module_imports_alone_and_without_a_warning() -> None:
     """No hidden order of imports: each one in a process that has imported nothing yet."""
     names = [module_name(path) for path in FILES if path.stem != "__main__"]

@@ -34,6 +34,9 @@ CONTRACT = {
     "sidecar_logs_unacked_bytes",
     "sidecar_logs_lost_bytes_total",
     "sidecar_logs_dead_letters_total",
+    "sidecar_logs_possible_copies",
+    "sidecar_logs_implausible_times_total",
+    "sidecar_logs_dropped_lines_total",
 }
 
 

@@ -392,5 +392,5 @@ def test_draining_begins_and_a_new_run_begins_without_it() -> None:
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_every_refuses_a_step_that_is_no_time(seconds: float) -> None:
     """At the call, not at the first iteration."""
-    with pytest.raises(ConfigError, match="positive"):
+    with pytest.raises(ConfigError, match="number of seconds above 0"):
         running.every(seconds)
