@@ -61,7 +61,7 @@ def conversations(seed: int, count: int) -> Iterator[list[bytes]]:
             data = data[:place] + bytes([chance.randrange(256)]) + data[place + 1 :]
         cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randint(0, 2)))
         if _LATER.search(data):
-            continue  # served as HTTP/1.1, which neither of the others does
+            continue  # served as HTTP/1.1 (RFC 9110 section 2.5), which neither of the others does
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         yield [piece for piece in pieces if piece]
 
@@ -92,13 +92,16 @@ def accepted_by_h11(pieces: list[bytes]) -> int:
                     server.send(h11.EndOfMessage())
                     if server.our_state is not h11.MUST_CLOSE:
                         server.start_next_cycle()
-                    elif kept:  # which h11 leaves to others
+                    elif kept:  # as RFC 9112 section 9.3 has it, which h11 leaves to others
                         rest, _ = server.trailing_data
                         server = _strict_server()
-                        server.receive_data(rest)
+                        if rest:  # no bytes at all would be the end of the connection
+                            server.receive_data(rest)
                     else:
                         return count
-                elif event in (h11.NEED_DATA, h11.PAUSED):
+                elif event in (h11.NEED_DATA, h11.PAUSED) or isinstance(
+                    event, h11.ConnectionClosed
+                ):
                     break
         except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
             # Empty lines before a request are to be ignored (RFC 9112 section 2.2), and h11 does not.
