@@ -118,6 +118,8 @@ class Container:
 
     def _comes_back(self) -> bool:
         policy = "Always" if self.native else self._pod.spec.get("restartPolicy", "Always")
+        if policy == "Always" and not self.native and self in self._pod.init:
+            policy = "OnFailure"  # an init container that has succeeded is over
         wanted = policy == "Always" or (policy == "OnFailure" and self.exit_code != 0)
         return wanted and not self._pod.ending.is_set()
 

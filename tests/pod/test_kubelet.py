@@ -89,6 +89,16 @@ def test_a_native_reader_starts_before_its_producer() -> None:
         assert pod.ended == ["writer", "reader"]
 
 
+def test_initial_content_is_there_before_the_containers_and_stays_out_of_the_way() -> None:
+    """The init container publishes where nothing is yet; when it runs again, on a volume that stays, the newer content stays."""
+    with running({"initialContent": {"text": "at first"}, **QUICK}) as pod:
+        until(lambda: pod.ready, timeout=60)
+        assert get(pod.endpoint(READER)).text == '"at first"'
+        assert put(pod, "content", b"newer") == 204
+        pod.podman("start", "--attach", f"{pod.name}-writer-initial")
+        assert (pod.directory() / "content").read_bytes() == b"newer"
+
+
 def test_a_full_volume_is_read_and_healed_by_way_of_the_service() -> None:
     """Unready while it is full, the Pod would answer no reads, and the DELETE that heals it could not come in."""
     memory = {"medium": "Memory", "sizeLimit": "4Mi"}

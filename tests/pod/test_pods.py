@@ -336,27 +336,6 @@ def test_a_container_of_ones_own_stands_beside_ours(play: Any, readers_image: st
     assert "20000" in pod.execute("own", "python3", "-c", "import os; print(os.getuid())").stdout
 
 
-def test_initial_content_is_there_before_the_containers_and_stays_out_of_the_way(
-    play: Any, directory: Path
-) -> None:
-    """The init container publishes where nothing is yet; at the next start of the Pod the newer content stays."""
-    values = {
-        "initialContent": {"text": "at first"},
-        # podman 4.3 removes an init container too early, unless it is told to keep it.
-        "pod": {"annotations": {"io.podman.annotations.init.container.type": "always"}},
-    }
-    pod = play(values)
-    assert get(READER).text == '"at first"'
-    http_call("PUT", f"{WRITER}/files/content", b"newer")
-    pod.remove()
-    done = podman.podman(
-        "run", "--rm", "--read-only", "--user=65532:65532", f"--volume={directory}:/shared", podman.IMAGE,
-        "publish", "/etc/hostname", "--path=/shared/content", "--if-missing",
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert (directory / "content").read_bytes() == b"newer"
-
-
 def test_updates_of_a_configmap_are_followed(play: Any, directory: Path) -> None:
     """A volume as the kubelet lays it out and flips it: the reader serves each version, whole and soon."""
     flip(directory, 0)
