@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 
 from logs.fakes.ndjson import FakeNdjson
-from logs.fakes.receiver import Request
+from logs.fakes.receiver import Request, SlowRead
 from sidecar.logs.checkpoint import decode
 from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.testing import LogFile
@@ -283,6 +283,26 @@ def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
     os.kill(pid, signal.SIGTERM)
     assert collectors.ended() == 0
     assert len(out.read_text().splitlines()) == 50_001
+
+
+async def test_told_to_stop_it_ends_once_a_slow_receiver_has_acknowledged_everything(
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], eventually: Eventually
+) -> None:
+    """Issue 13.4: what only the kernel has is lost when the Pod's network ends; the answer is what counts."""
+    chance = random.Random(1)
+    lines = [f"{n:08d} {chance.randbytes(60).hex()}" for n in range(3000)]
+    async with FakeNdjson() as receiver:
+        receiver.always = SlowRead(rate=200_000)
+        collectors = nursery(log.path, out=receiver.address)
+        log.write(*lines)
+        pid = await asyncio.to_thread(collectors.start)
+        await eventually(lambda: receiver.seen > 0)
+        assert receiver.texts == []
+        os.kill(pid, signal.SIGTERM)
+        assert await asyncio.to_thread(collectors.ended) == 0
+        assert receiver.texts == lines
+    [entry] = decode((tmp_path / "state" / "offsets.json").read_bytes()).entries
+    assert entry.lowest == log.path.stat().st_size
 
 
 def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
