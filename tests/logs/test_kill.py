@@ -306,14 +306,16 @@ async def test_told_to_stop_it_ends_once_a_slow_receiver_has_acknowledged_everyt
 
 
 def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery]
+    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
 ) -> None:
     """Scenario 36: the grace period was used up by somebody else."""
-    out = tmp_path / "out" / "lines"
+    out, state = tmp_path / "out" / "lines", tmp_path / "state" / "offsets.json"
     collectors = nursery(log.path)
     with Writer(log, "rc") as writer:
         for pause in (0.0, 0.01, 0.05, 0.2):
             pid = collectors.start()
+            # The first look of all is what everything after it is promised from.
+            wait_for(state.exists)
             time.sleep(0.1)
             os.kill(pid, signal.SIGTERM)
             time.sleep(pause)
@@ -322,10 +324,8 @@ def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
             collectors.ended()
     log.close()
     pid = collectors.start()
-    limit_at = time.monotonic() + 15
     last = b"%08d" % (writer.count - 1)
-    while not any(line[:8] == last for line in written(out)) and time.monotonic() < limit_at:
-        time.sleep(0.05)
+    wait_for(lambda: any(line[:8] == last for line in written(out)), timeout=15)
     os.kill(pid, signal.SIGTERM)
     assert collectors.ended() == 0
     got = delivered(out)
