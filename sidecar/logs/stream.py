@@ -185,6 +185,8 @@ class Stream:
         for window in self.windows.values():
             window.shorten(end, mark)
         self.size = end
+        # What is written behind that end is not what was seen there: a receiver must tell the two apart.
+        self.parent_id, self.file_id = self.file_id or self.parent_id, ""
 
     def detach(self) -> None:
         """Let go of the file, if there is one."""

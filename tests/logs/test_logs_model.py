@@ -197,6 +197,14 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
             *[("start", 0), ("delete", 0)],
         ],
     ),
+    "taken for a short copy, and then written to: a receiver must not take its lines for those it has": (
+        "app.log",
+        "beside",
+        [
+            *[("write", 4), ("start", 0), ("prefix", 3), ("read", 0), ("copying", 0)],
+            *[("compress", 0), ("copy_race", 3), ("look", 0), ("prefix", 0)],
+        ],
+    ),
     "read between copy and truncation": (
         "app.log",
         False,
