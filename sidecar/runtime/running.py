@@ -166,6 +166,8 @@ class _Stop:
     def __init__(self) -> None:
         self.signals = signals.that_stop()
         self.requested: signal.Signals | None = None
+        self._handler_due: int | None = None
+        """The signal of which the loop has told first: Python is still to call `on_signal` for it."""
         self._task: asyncio.Task[Any] | None = None
         self._reminder: asyncio.TimerHandle | None = None
 
@@ -173,8 +175,20 @@ class _Stop:
         """Act at once, even where the loop is blocked by Python code that never awaits."""
         if self.requested is None:
             self._request(number)
+        elif number == self._handler_due:
+            self._handler_due = None
         elif number != signal.SIGHUP:
             os._exit(128 + number)
+
+    def on_wakeup(self, number: int) -> None:
+        """Act on what the loop tells of a signal, which may be before Python calls `on_signal` for the same one.
+
+        That happens where another thread has received it (https://docs.python.org/3/library/signal.html#signals-and-threads).
+        """
+        if self.requested is None:
+            self._request(number)
+            self._handler_due = number
+        self.cancel(number)
 
     def attach(self) -> bool:
         """Take the current task as the one to cancel; False if a signal has come before it."""
@@ -185,7 +199,7 @@ class _Stop:
         for number in self.signals:
             # Python runs a handler between two bytecodes; the loop may be asleep by then.
             # What the loop adds is the wake-up, what `on_signal` adds is that it needs no loop.
-            loop.add_signal_handler(number, self.cancel, number)
+            loop.add_signal_handler(number, self.on_wakeup, number)
             signal.signal(number, self.on_signal)
         if self.requested:
             loop.call_soon(self.cancel, self.requested)  # it came while we were arming
@@ -202,7 +216,7 @@ class _Stop:
 
     def cancel(self, number: int) -> None:
         if self.requested is None:
-            self._request(number)  # it came after the loop's handler and before ours
+            self._request(number)
         if self._task is None or self._reminder:
             return
         _log.info("%s: draining, a second signal exits at once", signal.Signals(number).name)

@@ -394,3 +394,18 @@ def test_every_refuses_a_step_that_is_no_time(seconds: float) -> None:
     """At the call, not at the first iteration."""
     with pytest.raises(ConfigError, match="number of seconds above 0"):
         running.every(seconds)
+
+
+def test_one_signal_of_which_the_loop_tells_first_is_not_taken_for_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With several threads the loop may wake up before Python calls the handler: that is the same signal, the next is not."""
+    exited: list[int] = []
+    monkeypatch.setattr(os, "_exit", exited.append)
+    monkeypatch.setattr(running._Process, "draining", False)
+    stop = running._Stop()
+    stop.on_wakeup(signal.SIGTERM)
+    stop.on_signal(signal.SIGTERM, None)
+    assert (stop.requested, exited) == (signal.SIGTERM, [])
+    stop.on_signal(signal.SIGTERM, None)
+    assert exited == [128 + signal.SIGTERM]
