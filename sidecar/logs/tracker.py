@@ -66,6 +66,8 @@ class Tracker:
         self._removals = Refusals(_log, "delete")
         self._unmet: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
+        self._without_log: set[Key] = set()
+        """Files that appeared beside no log, while one could not be opened: it may be theirs."""
         self._first, self._resumed = True, False
         self._there_at_first: set[Key] = set()
         """What was there at the very first start."""
@@ -324,7 +326,7 @@ class Tracker:
         and its name says that it belongs to a log that we follow.
         """
         roster = self.roster
-        if roster.found is before and not self._unmet:
+        if roster.found is before and not self._unmet and not self._without_log:
             return
         unmet, self._unmet = self._unmet, set()
         for path, key in self._appeared(before, unmet):
@@ -338,12 +340,17 @@ class Tracker:
         """The files that nobody reads, and that rotation may have made since the last look, the oldest first."""
         roster = self.roster
         appeared = []
-        for key in unmet | (roster.found.places.keys() - before.places.keys()):
+        earlier, self._without_log = self._without_log, set()
+        for key in unmet | earlier | (roster.found.places.keys() - before.places.keys()):
             if key not in roster.found.places:
                 continue  # when it is listed again, it appears again
             path = roster.found.places[key][0]
             relatives = roster.relatives(path)
-            if roster.knows(key) or not (relatives or key in unmet):
+            if roster.knows(key):
+                continue
+            if not relatives and key not in unmet:
+                if unmet:
+                    self._without_log.add(key)
                 continue
             try:
                 status = os.stat(path)

@@ -87,6 +87,11 @@ def test_no_order_of_events_loses_or_repeats_a_line_in_the_long_run(
 
 
 FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
+    "a copy in another directory was met while its log could not be opened": (
+        "app.log",
+        "olddir",
+        [("partial", 0), ("start", 0), ("copying", 0), ("rename", 0), ("shortage", 1), ("look", 0)],
+    ),
     "copied and truncated before the first line was looked at": (
         "app.log",
         False,
