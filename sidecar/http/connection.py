@@ -365,7 +365,10 @@ class Connection(web.RequestHandler):
         message, payload = self._messages[-1]
         if in_body and self._body is not None and not self._body.is_eof():
             # In the middle of a body that is an error, and aiohttp would let whoever reads it wait for the rest.
-            self._body.set_exception(web.RequestPayloadError(str(message.exc)))
+            error = web.RequestPayloadError(str(message.exc))
+            self._body.set_exception(error)
+            # Whoever was woken for a chunk before it, in the same bytes, waits once more and does not look (`readany`).
+            self._loop.call_soon(self._body.set_exception, error)
         self._body = None if payload is EMPTY_PAYLOAD else payload
         self._body_form = framing.body_form(message)
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
