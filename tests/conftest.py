@@ -7,6 +7,7 @@ a tool that is missing on the build machine must not turn into a test that nobod
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -55,6 +56,16 @@ REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@pytest.fixture(autouse=True)
+def same_log_levels() -> Iterator[None]:
+    """A test that configures logging, as a command does in this process, leaves no level behind."""
+    names = [None, "sidecar", "aiohttp", "asyncio"]
+    before = [logging.getLogger(name).level for name in names]
+    yield
+    for name, level in zip(names, before, strict=True):
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.hookimpl(wrapper=True)

