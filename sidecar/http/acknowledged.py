@@ -64,7 +64,7 @@ class Held:
         """Hold the socket of a transport, too. Without a descriptor to spare it is left to the kernel."""
         if len(self._sockets) >= _MOST:
             self.release()
-        found = wire.get_extra_info("socket") if wire is not None else None
+        found = socket_of(wire)
         full = len(self._sockets) >= _MOST
         if (
             self._over
@@ -80,7 +80,7 @@ class Held:
 
     def close(self, owner: Owner, wire: asyncio.BaseTransport | None) -> None:
         """Send the end of a connection whose own socket is being closed: as long as this one is open, the kernel does not."""
-        found = wire.get_extra_info("socket") if wire is not None else None
+        found = socket_of(wire)
         if found is not None and owed(found.fileno()) > _MUCH and not _is_reset(found):
             self.add(owner, wire)
         if owner in self._sockets:
@@ -125,3 +125,16 @@ def _is_closed(one: socket.socket) -> bool:
         return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED
     except OSError:
         return True
+
+
+def socket_of(wire: asyncio.BaseTransport | None) -> socket.socket | None:
+    """Return the socket of a transport, None if it has none any more."""
+    if wire is None:
+        return None
+    try:
+        found: socket.socket | None = wire.get_extra_info("socket")
+    except (
+        AttributeError
+    ):  # asyncio's transport of TLS, once it is closed: it has lost its protocol
+        return None
+    return found

@@ -165,7 +165,7 @@ class Connection(web.RequestHandler):
     @property
     def owes_bytes(self) -> bool:
         """Whether the client has not acknowledged yet all that it was sent."""
-        found = self.wire.get_extra_info("socket") if self.wire is not None else None
+        found = acknowledged.socket_of(self.wire)
         return found is not None and acknowledged.owed(found.fileno()) > 0
 
     @property
