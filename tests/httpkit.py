@@ -66,6 +66,8 @@ class Served:
         """Cancel it, as `run` does at SIGTERM, and wait for its end."""
         self.task.cancel()
         await asyncio.wait({self.task})
+        if not self.task.cancelled():
+            self.task.result()  # an end that fails
 
 
 Serve = Callable[..., Awaitable[Served]]

@@ -14,7 +14,8 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from support import Eventually
+from support import Eventually, WaitFor
+from watching import threads
 
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -196,8 +197,13 @@ async def test_a_watch_refuses_another_loop_instead_of_answering_late(tmp_path: 
             assert "another event loop" in str(await in_other_loop(main))
 
 
-def test_a_watch_that_was_never_left_can_be_entered_in_the_next_loop(tmp_path: Path) -> None:
-    """The loop is closed, so nobody can leave it any more: a test, a shell, a second `asyncio.run`."""
+def test_a_watch_that_was_never_left_can_be_entered_in_the_next_loop(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    """The loop is closed, so nobody can leave it any more: a test, a shell, a second `asyncio.run`.
+
+    No thread of the lost run stays behind.
+    """
     (tmp_path / "x").write_text("1")
     watch = sidecar.watch(tmp_path / "x")
 
@@ -213,6 +219,7 @@ def test_a_watch_that_was_never_left_can_be_entered_in_the_next_loop(tmp_path: P
     lost.join()
     assert asyncio.run(main(leave=True)) is not None
     assert not watch.in_use
+    wait_for(lambda: not threads())
 
 
 async def test_a_volume_publishes_in_several_loops_at_a_time(

@@ -212,6 +212,7 @@ async def _run(
             if listeners:
                 await drain(listeners, guard)
         finally:
+            guard.held.release_all()  # also where a second cancellation has cut the drain short
             for listener in listeners:
                 listener.server.close()
             await runner.cleanup()

@@ -277,6 +277,8 @@ class Watch(Generic[T]):
         if not run.is_forked and not run.is_over:
             run.check(self.path)
             return
+        if not run.is_forked:
+            run.lookout.stop()
         self._run, self._users = None, 0
         self._waiting.clear()
         if self._stop_tracking is not None:

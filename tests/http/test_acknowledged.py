@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -36,6 +37,12 @@ async def rest_of(one: socket.socket) -> bytes:
             received += piece
     one.close()
     return received
+
+
+def sockets() -> set[str]:
+    """The sockets of this process."""
+    links = (os.readlink(one.path) for one in os.scandir("/proc/self/fd") if os.path.lexists(one))
+    return {link for link in links if link.startswith("socket:")}
 
 
 async def ending(one: Served) -> None:
@@ -96,3 +103,17 @@ async def test_a_client_that_has_gone_is_not_waited_for(
     await ending(one)
     client.close()  # with bytes that were not read: a reset
     await eventually(one.task.done)
+
+
+async def test_an_end_that_is_cut_short_holds_no_socket_either(
+    served: Serve, tmp_path: Path
+) -> None:
+    """A second cancellation ends the drain at once: what it held goes with it."""
+    before = sockets()
+    one = await served(reader_app(place(tmp_path / "config", CONTENT)), drain_timeout=20)
+    client = await slow_client(one.port, b"GET /raw HTTP/1.1\r\nHost: a\r\n\r\n")
+    await ending(one)
+    assert len(sockets() - before) == 2, "that of the client, and the one that is held"
+    await one.stop()
+    assert len(sockets() - before) == 1
+    client.close()
