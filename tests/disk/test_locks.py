@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,31 +22,26 @@ from support import as_user, failing, opened
 
 def test_the_lock_keeps_other_processes_out(fd: int, tmp_path: Path) -> None:
     """And says, after its time, that somebody else is holding it."""
-    holder = holding(tmp_path)
-    begin = time.monotonic()
-    lock = locks.locked(fd, timeout=0.2, where="/shared")
-    with pytest.raises(_errors.VolumeUnavailable, match="another writer") as caught, lock:
-        pytest.fail("two writers at a time")
-    assert caught.value.errno == errno.EWOULDBLOCK
-    assert 0.2 <= time.monotonic() - begin < 5
-    holder.kill()
-    holder.communicate()
+    with holding(tmp_path):
+        begin = time.monotonic()
+        lock = locks.locked(fd, timeout=0.2, where="/shared")
+        with pytest.raises(_errors.VolumeUnavailable, match="another writer") as caught, lock:
+            pytest.fail("two writers at a time")
+        assert caught.value.errno == errno.EWOULDBLOCK
+        assert 0.2 <= time.monotonic() - begin < 5
     with locks.locked(fd, timeout=5, where="/shared"):
         pass  # a killed writer frees the lock
 
 
 def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None:
     """A cancelled publish does not wait for a neighbour."""
-    holder = holding(tmp_path)
 
     def give_up() -> None:
         raise _errors.PublishError("cancelled")
 
     lock = locks.locked(fd, timeout=60, where="/shared", waiting=give_up)
-    with pytest.raises(_errors.PublishError, match="cancelled"), lock:
+    with holding(tmp_path), pytest.raises(_errors.PublishError, match="cancelled"), lock:
         pytest.fail("two writers at a time")
-    holder.kill()
-    holder.communicate()
 
 
 def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +127,8 @@ def test_who_has_waited_for_a_file_that_was_removed_locks_the_one_of_now(
         pytest.fail("two writers at a time")
 
 
-def holding(directory: Path) -> subprocess.Popen[str]:
-    """Start a process that holds the lock of a directory until it is killed."""
+def holding(directory: Path) -> AbstractContextManager[None]:
+    """Let another process hold the lock of a directory, and kill it at the end."""
     return doing(
         "from sidecar.disk import locks\nlock = locks.locked(fd, timeout=5, where='')\nlock.__enter__()",
         directory,
@@ -153,11 +150,9 @@ def test_the_sweep_takes_what_the_dead_have_left(fd: int, tmp_path: Path) -> Non
 def test_the_sweep_spares_a_living_writer(fd: int, tmp_path: Path) -> None:
     """Its file is locked, in this process or in another one; when it ends, the file is fair game."""
     staged = atomic.Staged(fd)
-    other = staging(tmp_path)
-    assert locks.sweep(fd) == 0
-    assert len(list(tmp_path.iterdir())) == 2
-    other.kill()
-    other.communicate()
+    with staging(tmp_path):
+        assert locks.sweep(fd) == 0
+        assert len(list(tmp_path.iterdir())) == 2
     assert locks.sweep(fd) == 1
     staged.discard()
     assert list(tmp_path.iterdir()) == []
@@ -186,20 +181,23 @@ def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
     assert os.listdir(open_path) == ["..tmp-young"]
 
 
-def staging(directory: Path) -> subprocess.Popen[str]:
-    """Start a process that has a staged file until it is killed."""
+def staging(directory: Path) -> AbstractContextManager[None]:
+    """Let another process have a staged file, and kill it at the end."""
     return doing("from sidecar.disk import atomic\nstaged = atomic.Staged(fd)", directory)
 
 
-def doing(what: str, directory: Path) -> subprocess.Popen[str]:
-    """Start a process that has done something to a directory, `fd`, and then waits until it is killed."""
+@contextmanager
+def doing(what: str, directory: Path) -> Iterator[None]:
+    """Start a process that has done something to a directory, `fd`, and kill it at the end."""
     program = (
         "import os, signal, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\n"
         f"{what}\nprint('done', flush=True)\nsignal.pause()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "done\n"
-    return process
+    command = [sys.executable, "-c", program, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "done\n"
+            yield
+        finally:
+            process.kill()
