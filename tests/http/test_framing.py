@@ -46,6 +46,20 @@ async def test_a_request_whose_end_is_in_doubt_is_the_last_one(
     assert (tmp_path / "config").read_text() == ""
 
 
+@pytest.mark.parametrize("method", [b"GET /versions", b"PUT /files/a", b"GET /nothing"])
+async def test_a_transfer_coding_of_http_1_0_is_refused(
+    served: Serve, tmp_path: Path, method: bytes
+) -> None:
+    """Its framing is faulty, whatever `Connection` says (RFC 9112 section 6.1): 400 and closed."""
+    one = await served(writer_app(tmp_path / "config"))
+    head = b" HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+    behind = SMUGGLED[:-2] + b"Connection: close\r\n\r\n"
+    answer = await talk(one.port, method + head + b"1\r\nx\r\n0\r\n\r\n" + behind)
+    assert codes(answer) == ["400"]
+    assert b"application/problem+json" in answer
+    assert (tmp_path / "config").read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [(host, "400") for host in ("x/y@z", "a b", "a,b", 'x"y', "[::1", "a:b:c", "\xfc", "a:", "<a>")]

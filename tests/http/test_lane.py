@@ -31,7 +31,7 @@ from sidecar.http import answers
 from sidecar.http import lane as lanes
 from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
-from sidecar.http.lane import Lane, requests
+from sidecar.http.lane import Lane, remembered, requests
 from sidecar.http.reader import reader_app
 from sidecar.runtime import metrics, running
 from support import Eventually
@@ -380,6 +380,23 @@ async def test_one_who_asks_in_ever_new_words_fills_nothing(fast: Peer) -> None:
         await fast.talk([ASK.replace(b"GET /", b"GET /?%d" % number)], eager=False)
     assert fast.lane.find(ASK) is not None
     assert "answers=1 " in repr(fast.lane)
+
+
+@pytest.mark.parametrize("bound", ["_MOST_ANSWERS", "_MOST_BYTES"])
+async def test_what_is_remembered_has_a_bound_in_number_and_in_bytes(
+    fast: Peer, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """The answer beyond it takes the place of all others; whoever asks each thing twice fills nothing either."""
+    assert fast.lane is not None
+    asks = [ASK.replace(b"GET /", b"GET /?%d" % number) for number in range(4)]
+    await fast.talk([asks[0]] * 2, eager=False)
+    each = int(re.findall(r"bytes=(\d+)", repr(fast.lane))[0])
+    monkeypatch.setattr(remembered, bound, 3 if bound == "_MOST_ANSWERS" else 3 * each)
+    for ask, count in zip(asks[1:], (2, 3, 1), strict=True):
+        await fast.talk([ask] * 2, eager=False)
+        assert f"answers={count} " in repr(fast.lane)
+    assert fast.lane.find(asks[0]) is None
+    assert fast.lane.find(asks[3]) is not None
 
 
 async def test_who_does_not_read_is_not_sent_more(

@@ -77,6 +77,17 @@ def test_the_previous_generation_is_kept(path: Path) -> None:
     assert Checkpoint(str(path)).load() == state(10)
 
 
+def test_a_digit_that_has_changed_is_not_believed(path: Path) -> None:
+    """The document is well formed and says something else: its checksum tells, and the one before it is used."""
+    one = Checkpoint(str(path))
+    one.save(state(10))
+    one.save(state(987654321))
+    data = path.read_bytes()
+    assert data.count(b" 987654321,") == 1
+    path.write_bytes(data.replace(b" 987654321,", b" 987654322,"))
+    assert Checkpoint(str(path)).load() == state(10)
+
+
 def test_what_has_not_changed_is_not_written_again(path: Path) -> None:
     """`save` says whether it wrote; a quiet collector must not wear the disk."""
     kept = Checkpoint(str(path))
