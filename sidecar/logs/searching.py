@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from sidecar.logs import identity
-from sidecar.logs.content import Content, recognise
+from sidecar.logs.content import recognise
 from sidecar.logs.opening import Opener
 from sidecar.logs.roster import Roster
 from sidecar.logs.stream import Stream
@@ -125,7 +125,8 @@ class Search:
         if opened is not None:
             content, status = opened
             if (status.st_dev, status.st_ino) == key:
-                if _is_itself(stream, content):
+                # One that was empty then may be anything by now, a copy for example: it is met as if for the first time.
+                if stream.is_continued_by(content):
                     self.roster.settle(stream, content, key, path, now)
                     return True
                 content.close()
@@ -142,12 +143,6 @@ def _may_continue(name: str, other: str, bare: bool) -> bool:
     if bare:
         return identity.are_related(name, other)
     return identity.plain_name(name) == identity.plain_name(other)
-
-
-def _is_itself(stream: Stream, content: Content) -> bool:
-    """Whether the file under the restored device and inode still holds the restored content."""
-    # One that was empty then may be anything by now, a copy for example: it is met as if for the first time.
-    return stream.head.length > 0 and stream.is_continued_by(content)
 
 
 def _modified_ns(path: str) -> int:

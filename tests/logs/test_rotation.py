@@ -164,6 +164,23 @@ def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> N
     assert follower.news() == []
 
 
+def test_a_copy_that_was_met_empty_is_not_read_again_after_a_restart(
+    log: LogFile, state: Path
+) -> None:
+    """Of what was empty nothing is known: under the same inode it is met as if for the first time, as a copy."""
+    follower = Follower(log.path.with_name("app.log*"), state=state)
+    log.write(*numbered(1, 2, 3))
+    copy = log.path.with_name("app.log.1")
+    copy.touch()
+    assert follower.news() == numbered(1, 2, 3)
+    follower.stop()
+    copy.write_bytes(log.path.read_bytes())
+    assert follower.start() == []
+    log.truncate()
+    log.write(*numbered(4))
+    assert follower.news() == numbered(4)
+
+
 @pytest.mark.parametrize("touched", [False, True], ids=["new", "met-empty"])
 def test_a_copy_that_fills_while_it_is_looked_at_is_read_by_one_stream_only(
     log: LogFile, monkeypatch: pytest.MonkeyPatch, touched: bool
@@ -573,6 +590,20 @@ def test_a_reused_inode_is_read_from_the_beginning(log: LogFile, state: Path) ->
     log.reopen()
     log.write(*numbered(3, 4, 5))
     assert follower.start() == numbered(3, 4, 5)
+
+
+def test_another_beginning_is_another_content_even_if_the_rest_is_the_same(
+    log: LogFile, state: Path
+) -> None:
+    """The bytes before the offset fit, a KiB of them, and those at the head do not: all of it is new."""
+    follower = Follower(log.path, state=state)
+    log.write("first", *numbered(*range(100)))
+    follower.news()
+    follower.stop()
+    inode = log.path.stat().st_ino
+    log.path.write_text(log.path.read_text().replace("first", "other"))
+    assert log.path.stat().st_ino == inode
+    assert follower.start() == ["other", *numbered(*range(100))]
 
 
 def test_deleted_and_made_again_is_read_from_the_beginning(log: LogFile) -> None:
