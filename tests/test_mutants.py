@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import signal
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from support import StartProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,12 +76,48 @@ def test_a_fault_that_nobody_notices_is_reported(
     every = RUN.faults(listed)
     monkeypatch.setattr(RUN, "faults", lambda: every)
     monkeypatch.setattr(
-        RUN, "run_tests", lambda root, _: "3.0" not in (root / "LICENSE").read_text()
+        RUN, "run_tests", lambda root, _, **__: ["red"] * ("3.0" in (root / "LICENSE").read_text())
     )
     assert RUN.main([]) == 1
     told = capsys.readouterr().out
-    assert "2 faults: 1 caught, 0 accepted, 1 survived\n  missed: help comes first" in told
+    assert ": 1 caught, 0 accepted, 1 survived\n  missed: help comes first" in told
     assert RUN.main(["noticed"]) == 0
     every[0] = dataclasses.replace(every[0], accepted="nobody relies on it")
     assert RUN.main([]) == 0
     assert "1 caught, 1 accepted, 0 survived" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(
+    tmp_path: Path, start_process: StartProcess, number: int
+) -> None:
+    """The tests that run are ended, and the copies are removed; the project was only read."""
+    copies, waiting = tmp_path / "copies", tmp_path / "waiting"
+    copies.mkdir()
+    os.mkfifo(waiting)
+    with ExitStack() as files:
+
+        def reads() -> bool:
+            with suppress(OSError):  # ENXIO: nobody has it open for reading
+                files.callback(os.close, os.open(waiting, os.O_WRONLY | os.O_NONBLOCK))
+                return True
+            return False
+
+        one = start_process(
+            *(sys.executable, RUN.__file__, "--jobs", "1", FAULTS[0].name),
+            env={"TMPDIR": str(copies), "PYTEST_ADDOPTS": f"@{waiting}"},
+        )
+        one.wait_until(reads, 50)  # pytest has begun, and waits for its arguments
+        (directory,) = copies.iterdir()
+        one.send(number)
+        assert one.wait(50) == 1
+    assert one.output.endswith("interrupted\n")
+    assert list(copies.iterdir()) == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/cwd") if _leads_into(path, directory)]
+
+
+def _leads_into(link: Path, directory: Path) -> bool:
+    try:
+        return os.readlink(link).startswith(str(directory))
+    except OSError:
+        return False  # it has ended

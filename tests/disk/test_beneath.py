@@ -205,6 +205,18 @@ def test_no_link_is_followed_where_none_is_wanted(volume: int) -> None:
     os.close(beneath.open_beneath(volume, "..data/key", os.O_RDONLY | os.O_NOFOLLOW))
 
 
+def test_as_many_links_are_followed_as_by_the_kernel(volume: int, tmp_path: Path) -> None:
+    """Forty, and no more (path_resolution(7))."""
+    target = "config"
+    for number in range(1, 42):
+        (tmp_path / f"link-{number}").symlink_to(target)
+        target = f"link-{number}"
+    assert beneath.stat_beneath(volume, "link-40").st_size == len("content")
+    with pytest.raises(OSError, match=r".") as caught:
+        beneath.stat_beneath(volume, "link-41")
+    assert caught.value.errno == errno.ELOOP
+
+
 NAMES = ["a", "b", "c"]
 TARGETS = st.lists(st.sampled_from([*NAMES, "..", ".", ""]), min_size=1, max_size=4).map("/".join)
 
