@@ -6,6 +6,7 @@ an own network, and empty directories in the places that the text names.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import os
@@ -25,7 +26,8 @@ from sidecar import logs, sync, testing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 BIN = Path(sys.executable).parent
 
@@ -119,7 +121,11 @@ def test_an_example_of_a_public_name_needs_no_more_than_public_names(
     assert runner.summarize(verbose=False).failed == 0
 
 
-@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [*ROOT.glob("*.md"), *PAGES[1:], *EXAMPLES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     """A relative link names a file of this repository."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
@@ -256,3 +262,43 @@ def test_each_test_that_a_page_names_is_there(page: str) -> None:
     )
     assert named
     assert [one for one in sorted(named) if not (ROOT / "tests" / one).is_file()] == []
+
+
+def spoken() -> Iterator[str]:
+    """Yield each text of our code and of the chart's templates, with `…` in the place of what is put in."""
+    for path in (ROOT / "sidecar").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) in docstrings:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+                yield "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[-+#0]*\d*(?:\.\d+)?[dgfrsx]", "…", node.value)
+    for path in (ROOT / "charts/sidecar/templates").rglob("*.tpl"):
+        for said in re.findall(r'fail \(?(?:printf )?"((?:[^"\\]|\\.)*)"', path.read_text()):
+            yield re.sub(r"%[dqsv]", "…", said)
+
+
+def test_each_message_of_troubleshooting_is_one_of_ours() -> None:
+    """Whoever looks for what the log says finds it: a message that has changed changes the page."""
+    messages = [line for block in blocks(TROUBLESHOOTING, "text") for line in block.splitlines()]
+    texts = "\n".join(set(spoken()))
+
+    assert len(messages) > 40
+    assert [one for one in messages if one not in texts] == []
+
+
+def test_each_symptom_has_a_cause_and_a_remedy() -> None:
+    """A section without a way out helps nobody."""
+    sections = re.split(r"^#{2,3} ", TROUBLESHOOTING.read_text(), flags=re.MULTILINE)
+    symptoms = [one for one in sections if "**Why.**" in one or "**What to do.**" in one]
+
+    assert len(symptoms) == len(re.findall(r"^### ", TROUBLESHOOTING.read_text(), re.MULTILINE))
+    assert [
+        one for one in symptoms if one.count("**Why.**") != 1 or one.count("**What to do.**") != 1
+    ] == []

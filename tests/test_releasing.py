@@ -1,0 +1,143 @@
+"""What a release and a review rely on: one version everywhere, a changelog, workflows that parse, and names that exist."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION_FILE = PROJECT["tool"]["hatch"]["version"]["path"]
+CHART = yaml.safe_load((ROOT / "charts/sidecar/Chart.yaml").read_text())
+IMAGE = re.compile(r"localhost/sidecar:(\d[\w.+-]*)")
+"""The image of a working copy, with a tag."""
+FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+WITH_TARGETS = [
+    *(ROOT / name for name in ("RELEASING.md", "CONTRIBUTING.md", "README.md")),
+    ROOT / ".github/pull_request_template.md",
+]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def read_version() -> str:
+    found = re.findall(
+        r'^__version__ = "([^"]+)"$', (ROOT / VERSION_FILE).read_text(), re.MULTILINE
+    )
+    assert len(found) == 1
+    return str(found[0])
+
+
+def naming_the_image() -> list[Path]:
+    """Return the files that a user runs or reads with a tag of the image in them."""
+    files = [ROOT / name for name in ("Makefile", "Dockerfile", "compose.yaml")]
+    for directory in ("charts", "examples"):
+        files += (path for path in (ROOT / directory).rglob("*") if path.is_file())
+    return sorted(path for path in files if IMAGE.search(path.read_text(errors="replace")))
+
+
+def yaml_files() -> list[Path]:
+    return [ROOT / ".pre-commit-config.yaml", *sorted((ROOT / ".github").rglob("*.y*ml"))]
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def make_targets() -> set[str]:
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    return set(phony[1].split())
+
+
+def test_package_chart_and_image_have_one_version() -> None:
+    """Helm and the build cannot read the package, so they repeat its version."""
+    built = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert [CHART["version"], CHART["appVersion"], *built] == [read_version()] * 3
+
+
+@pytest.mark.parametrize("path", naming_the_image(), ids=relative)
+def test_each_tag_of_the_image_is_the_version(path: Path) -> None:
+    """What is pasted from a page or an example finds the image that `make image` builds."""
+    assert set(IMAGE.findall(path.read_text())) == {read_version()}
+
+
+def test_make_builds_the_image_that_the_chart_runs() -> None:
+    """The tag of the chart is its appVersion, and that of the Makefile is the same."""
+    default = re.search(r"^IMAGE +\?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert default is not None
+    repository = load(ROOT / "charts/sidecar/values.yaml")["image"]["repository"]
+
+    assert default[1] == f"{repository}:{CHART['appVersion']}"
+
+
+def test_the_release_workflow_looks_for_the_version_where_it_stands() -> None:
+    """A tag is compared with the one place of the version."""
+    steps = load(ROOT / ".github/workflows/release.yaml")["jobs"]["publish"]["steps"]
+    commands = "\n".join(step.get("run", "") for step in steps)
+
+    assert f'__version__ = \\"$version\\"" {VERSION_FILE}\n' in commands
+
+
+def test_the_changelog_has_a_place_for_the_next_change() -> None:
+    """The newest heading is Unreleased, or the version that is about to be released; each other has its date."""
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    dated = r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d"
+
+    assert headings[0] == "[Unreleased]" or headings[0].startswith(f"[{read_version()}] - ")
+    assert [one for one in headings if one != "[Unreleased]" and not re.fullmatch(dated, one)] == []
+
+
+@pytest.mark.parametrize("path", yaml_files(), ids=relative)
+def test_workflows_forms_and_hooks_parse(path: Path) -> None:
+    """The hosting reports a file that it cannot read late, or not at all."""
+    assert isinstance(load(path), dict)
+
+
+@pytest.mark.parametrize("path", FORMS, ids=relative)
+def test_issue_forms_have_what_the_hosting_requires(path: Path) -> None:
+    """Name, description and body; each input has a label, and an id of its own."""
+    form = load(path)
+    inputs = [one for one in form["body"] if one["type"] != "markdown"]
+
+    assert {"name", "description", "body"} <= form.keys()
+    assert all(one["attributes"]["label"] for one in inputs)
+    assert len({one["id"] for one in inputs}) == len(inputs) > 0
+
+
+def test_hooks_need_no_network() -> None:
+    """Every hook is local, and runs git or a program that `.venv` has."""
+    repositories = load(ROOT / ".pre-commit-config.yaml")["repos"]
+    programs = {hook["entry"].split()[0] for one in repositories for hook in one["hooks"]}
+    ours = {Path(one) for one in programs - {"git"}}
+
+    assert [one["repo"] for one in repositories] == ["local"]
+    assert {str(one.parent) for one in ours} == {".venv/bin"}
+    assert [one for one in ours if not (Path(sys.executable).parent / one.name).exists()] == []
+
+
+def test_each_path_with_an_owner_exists() -> None:
+    """A rule for a path that has moved asks nobody."""
+    lines = (ROOT / ".github/CODEOWNERS").read_text().splitlines()
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+    paths = [rule[0] for rule in rules if rule[0] != "*"]
+
+    assert all(owner.startswith("@") for rule in rules for owner in rule[1:])
+    assert [one for one in paths if not (ROOT / one.removeprefix("/")).exists()] == []
+    assert [one for one in paths if one.endswith("/") and not (ROOT / one[1:]).is_dir()] == []
+
+
+@pytest.mark.parametrize("page", WITH_TARGETS, ids=relative)
+def test_each_make_target_that_a_page_names_exists(page: Path) -> None:
+    """Somebody follows a list of steps only as far as its first command that is not there."""
+    text = page.read_text()
+    named = set(re.findall(r"(?:`|^\$ |^ {4})make ([a-z][a-z-]*)", text, re.MULTILINE))
+
+    assert named - make_targets() == set()
