@@ -36,6 +36,7 @@ from sidecar.logs.sinks.verdicts import (
     Itemised,
     Later,
     TooLarge,
+    Unclear,
     Verdict,
     judged_by_status,
     parse_retry_after,
@@ -51,6 +52,9 @@ _QUERY = re.compile(r"\?[^\s'\"]*")
 _TRIES = 16
 """So many lines of a refused batch are sent alone, and then as many of the rest, evenly spread, before it is given up."""
 
+_UNCLEAR_TRIES = 6
+"""Requests with the same records, some of which are refused without saying which: a full queue gets two seconds."""
+
 
 @dataclass(slots=True, eq=False)
 class _Part:
@@ -59,6 +63,8 @@ class _Part:
     records: Sequence[Record] | None
     """None: the whole of a batch that nobody has split into records."""
     body: bytes | None = None
+    unclear: int = 0
+    """How many answers did not say which of them were refused."""
 
 
 @dataclass(slots=True, eq=False)
@@ -244,6 +250,10 @@ class HttpSink(BaseSink):
             verdict = await self._send(part, batch)
             if isinstance(verdict, Later):
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
+            if isinstance(verdict, Unclear):
+                part.unclear += 1
+                if part.unclear < _UNCLEAR_TRIES:
+                    raise SinkUnavailable(f"{self.name}: {verdict.reason}")
             work.parts.pop()
             if isinstance(verdict, Delivered):
                 work.taken = True
@@ -363,7 +373,7 @@ def _what_is_refused(verdict: Verdict, records: Sequence[Record]) -> list[Reject
     match verdict:
         case TooLarge(reason) | Bad(reason) if len(records) == 1:
             return [Rejected(records[0], reason)]
-        case Hopeless(reason):
+        case Hopeless(reason) | Unclear(reason):
             return [Rejected(record, reason) for record in records]
         case Itemised(refused=refused):
             return [Rejected(records[index], reason) for index, reason in refused]

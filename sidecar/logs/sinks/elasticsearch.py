@@ -30,8 +30,10 @@ from sidecar.logs.sinks.verdicts import (
     Answer,
     Bad,
     Delivered,
+    Hopeless,
     Itemised,
     Later,
+    Unclear,
     Verdict,
     judged_by_status,
 )
@@ -162,10 +164,8 @@ class ElasticsearchSink(HttpSink):
             return Delivered()
         items = _items(found)
         if items is None or len(items) != count:
-            if isinstance(found, Mapping) and found.get("errors") is False:
-                return (
-                    Delivered()
-                )  # what `?filter_path=errors` leaves, and what some receivers say at all
+            if isinstance(found, Mapping) and isinstance(found.get("errors"), bool):
+                return self._judged_without_items(answer, found)
             said = (
                 f"{len(items)} answers to {count} documents"
                 if items
@@ -179,13 +179,31 @@ class ElasticsearchSink(HttpSink):
             reason = _reason(status, item)
             if self._forgoes_ids(reason):
                 again.append(index)
-            elif status in _PASSING or status >= 500 or _is_of_the_index(item):
+            elif _is_passing(status, item):
                 again.append(index)
                 pausing = pausing or reason
             else:
                 refused.append((index, reason))
         said = f"{len(again)} of {count} documents: {pausing}" if pausing else ""
         return Itemised(refused, again, said, answer.retry_after)
+
+    def _judged_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
+        """Judge an answer that has no item for each document: `?filter_path`, and receivers that leave some out.
+
+        Without errors it is a success. With some, documents cannot be asked about one by one:
+        those that are stored are conflicts by now, and a conflict is an error, too.
+        """
+        if not found["errors"]:
+            return Delivered()
+        items = found.get("items")
+        for item in items if isinstance(items, list) else []:
+            said = next(iter(item.values()), None) if isinstance(item, Mapping) else None
+            if isinstance(said, Mapping) and _is_passing(said.get("status"), said):
+                return Later(f"{_reason(said.get('status'), said)}", answer.retry_after)
+        reason = (
+            f"some were refused, and not which (does the address have a filter_path?): {answer}"
+        )
+        return Unclear(reason) if self._ids else Hopeless(reason)  # what has no _id is stored twice
 
     def _judged_whole(self, answer: Answer, found: Any, count: int) -> Verdict:
         """Judge an answer that says nothing of single documents."""
@@ -265,6 +283,12 @@ def _items(found: Any) -> list[tuple[int, Mapping[str, Any]]] | None:
         return None
 
 
+def _is_passing(status: Any, item: Mapping[str, Any]) -> bool:
+    """Tell whether an item was refused for no fault of its document."""
+    passing = isinstance(status, int) and (status in _PASSING or status >= 500)
+    return passing or _is_of_the_index(item)
+
+
 def _is_of_the_index(found: Mapping[str, Any]) -> bool:
     """Tell whether an error is one of the index, the cluster or the licence: it would meet every document."""
     error = found.get("error")
@@ -284,7 +308,7 @@ def _plain(record: Record) -> dict[str, Any]:
     return source
 
 
-def _reason(status: int, item: Mapping[str, Any]) -> str:
+def _reason(status: int | None, item: Mapping[str, Any]) -> str:
     error = item.get("error")
     if not isinstance(error, Mapping):
         return f"status {status}: {error}"

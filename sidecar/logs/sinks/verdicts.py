@@ -1,4 +1,4 @@
-"""What came back from a receiver, and what follows from it: one of six verdicts."""
+"""What came back from a receiver, and what follows from it: one of seven verdicts."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ class Hopeless:
 
 
 @dataclass(frozen=True, slots=True)
+class Unclear:
+    """Some of it is refused, and which is not said: the same again, a few times, then all of it is given back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Itemised:
     """An answer for each record: positions of those that are refused (and why), and of those to send again.
 
@@ -74,7 +81,7 @@ class Itemised:
     after: float | None = None
 
 
-Verdict = Delivered | Later | TooLarge | Bad | Hopeless | Itemised
+Verdict = Delivered | Later | TooLarge | Bad | Hopeless | Unclear | Itemised
 
 
 def judged_by_status(answer: Answer) -> Verdict:

@@ -29,6 +29,8 @@ class FakeElasticsearch(Receiver):
         self.item_statuses: deque[int | None] = deque()
         self.error: tuple[int, str, str] | None = None
         """Status, type and reason that every item gets as long as this stands here."""
+        self.shown: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
+        """What is left of an answer, as `?filter_path` has it."""
         self._made_up = 0
 
     def _check(self, request: web.Request) -> None:
@@ -58,7 +60,7 @@ class FakeElasticsearch(Receiver):
         items = [self._item(at, *action, source) for at, (action, source) in enumerate(pairs)]
         errors = any("error" in next(iter(item.values())) for item in items)
         return web.json_response(
-            {"took": 1, "errors": errors, "items": items},
+            self.shown({"took": 1, "errors": errors, "items": items}),
             headers={"X-Elastic-Product": "Elasticsearch"},
         )
 

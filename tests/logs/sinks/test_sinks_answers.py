@@ -166,6 +166,92 @@ async def test_a_bulk_answer_without_items_is_believed(body: str) -> None:
         assert search.seen == 1
 
 
+def only_errors(answer: dict[str, Any]) -> dict[str, Any]:
+    """`filter_path=errors`, as https://www.elastic.co/docs/reference/elasticsearch/rest-apis/common-options has it."""
+    return {"errors": answer["errors"]}
+
+
+def no_statuses(answer: dict[str, Any]) -> dict[str, Any]:
+    """`filter_path=errors,items.*.error`: what is empty after that is left out (fluent-plugin-elasticsearch#975)."""
+    items = [{"create": one["create"].get("error")} for one in answer["items"]]
+    items = [{"create": {"error": one["create"]}} for one in items if one["create"]]
+    return {"errors": answer["errors"], **({"items": items} if items else {})}
+
+
+def only_failures(answer: dict[str, Any]) -> dict[str, Any]:
+    """Receivers that speak the protocol have an item for each transaction (Manticore), or for each failure."""
+    return {**answer, "items": [one for one in answer["items"] if "error" in one["create"]]}
+
+
+WAYS = pytest.mark.parametrize("shown", [only_errors, no_statuses, only_failures])
+
+
+@pytest.mark.parametrize(
+    ("shown", "refused", "requests"),
+    [
+        (only_errors, ["a", "poison", "c"], 6),
+        (no_statuses, ["a", "poison", "c"], 6),
+        (only_failures, ["poison"], 2),  # what is stored is a conflict at the second time: all are named
+    ],
+)  # fmt: skip
+async def test_what_is_refused_without_saying_which_is_given_up_after_some_tries(
+    shown: Callable[[dict[str, Any]], dict[str, Any]], refused: list[str], requests: int
+) -> None:
+    """It was waited for without end. To ask for each is no way: what is stored is a conflict by now, and so an error."""
+    async with FakeElasticsearch() as search, opened(ElasticsearchSink(search.address)) as sink:
+        search.shown, search.poison = shown, "poison".__eq__
+        receipt = await deliver(sink, batch("a", "poison", "c"))
+        after = await deliver(sink, batch("next", start=100))
+
+        assert [one.record.text for one in receipt.rejected] == refused
+        assert "not which" in str(said[0])
+        assert "filter_path" in str(said[0])
+        assert not after.rejected
+        assert search.seen == requests + 1
+        assert search.texts == ["a", "c", "next"]
+
+
+@WAYS
+async def test_a_full_queue_is_waited_for_without_items_too(
+    shown: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """All of the first request is refused for now, and nothing of the second."""
+    async with FakeElasticsearch() as search, opened(ElasticsearchSink(search.address)) as sink:
+        search.shown = shown
+        search.item_statuses.extend([429, 429])
+        receipt = await deliver(sink, batch("a", "b"))
+
+        assert not receipt.rejected
+        assert search.texts == ["a", "b"]
+
+
+@pytest.mark.parametrize("shown", [no_statuses, only_failures])
+async def test_a_fault_of_the_index_is_waited_for_however_little_is_said(
+    shown: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """As long as one item tells of it: nothing is wrong with the lines."""
+    async with FakeElasticsearch() as search, opened(ElasticsearchSink(search.address)) as sink:
+        search.shown = lambda answer: {**shown(answer), "items": shown(answer).get("items", [])[:1]}
+        search.error = (400, "index_closed_exception", "closed")
+        with pytest.raises(AssertionError, match="not delivered after 20 tries"):
+            await deliver(sink, given := batch("a", "b"), tries=20)
+        search.error = None
+        assert not (await deliver(sink, given)).rejected
+
+
+async def test_what_has_no_id_is_not_sent_again_for_an_answer_that_says_too_little() -> None:
+    """It would be stored once more each time."""
+    async with FakeElasticsearch() as search, opened(ElasticsearchSink(search.address)) as sink:
+        search.error = (400, "illegal_argument_exception", "Document ID is not supported")
+        await deliver(sink, batch("first"))
+        search.error, search.shown, search.poison = None, only_errors, "poison".__eq__
+        seen = search.seen
+        receipt = await deliver(sink, batch("a", "poison", start=100))
+
+        assert len(receipt.rejected) == 2
+        assert search.seen == seen + 1
+
+
 @pytest.fixture
 async def chatty() -> AsyncIterator[str]:
     """A receiver that sends a body with 204, against RFC 9110; its address."""
