@@ -28,6 +28,8 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
     In `replacement`, `\1` and `\g<name>` stand for groups of the pattern.
     What escapes of JSON or of addresses (`\u0077`, `%3D`) hide is found as well, and so is what
     lies across two pieces of a line that was longer than `max_line`: the later piece loses its part.
+    A run of base64 that says what the pattern matches is replaced as a whole, by what the match becomes:
+    of 12 characters of ASCII and more, not across pieces or line ends, and not base64 within base64.
     A match that lies across fields of a JSON line (`"password":"[^"]*"`) cannot be taken out of the fields:
     such a record goes on as text without fields.
 
@@ -38,6 +40,8 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
     'login *** ok'
     >>> redact(r"token=\S+")(Record(rb"login tok\u0065n%3Ds3cret ok")).text
     'login *** ok'
+    >>> redact(r"token=\S+")(Record(b"GET /?q=dG9rZW49czNjcmV0IQ== 200")).text
+    'GET /?q=*** 200'
     """
     cleaner = _Cleaner(pattern, replacement)
     pieces = _Pieces(cleaner)
@@ -121,6 +125,9 @@ class _Cleaner:
 
     def __init__(self, pattern: str, replacement: str) -> None:
         self.pattern = patterns.compiled(pattern)
+        self._suspicious = patterns.compiled(f"{escapes.BASE64}|{pattern}" if pattern else "")
+        """One pass for both: nearly always it finds neither."""
+        self._base64 = patterns.compiled(escapes.BASE64)
         self.replacement = replacement
         self._replace = self._replacing(replacement)
         self._mark = self._replacing(_MARK)
@@ -131,7 +138,9 @@ class _Cleaner:
         if not record.text_is_raw or b"\\" in record.raw or b"%" in record.raw:
             if self._seen(record.text):
                 return True
-        elif self.pattern.found_in(record.raw):
+        elif self._suspicious.found_in(record.raw) and (
+            self.pattern.found_in(record.raw) or self._in_base64(record.text)
+        ):
             return True
         if not record.fields:
             return False
@@ -144,28 +153,40 @@ class _Cleaner:
             return True
         if b"\\" in written or b"%" in written:
             return self._seen(written.decode())
-        return self.pattern.found_in(written)
+        return self._suspicious.found_in(written) and (
+            self.pattern.found_in(written) or self._in_base64(written.decode())
+        )
 
     def clean_text(self, text: str) -> tuple[str, int]:
         return self._replace(text)
 
     def _seen(self, text: str) -> bool:
+        return self._found(text) or self._in_base64(text)
+
+    def _found(self, text: str) -> bool:
         found = self.pattern.found
         return found(text) or any(found(layer) for layer in escapes.shallow(text))
+
+    def _in_base64(self, text: str) -> bool:
+        if not self._base64.found(text):
+            return False
+        return any(
+            self._found(said) for _, _, readable in escapes.in_base64(text) for said in readable
+        )
 
     def _replacing(self, replacement: str) -> patterns.Replace:
         plain = self.pattern.replacing(replacement)
 
         def replace(text: str) -> tuple[str, int]:
             made, count = plain(text)
-            if "\\" not in made and "%" not in made:
-                return made, count
-            for _ in range(_LAYERS):
-                made, more = self._uncover(made, replacement)
-                count += more
-                if not more:
-                    break
-            return made, count
+            if "\\" in made or "%" in made:
+                for _ in range(_LAYERS):
+                    made, more = self._uncover(made, replacement)
+                    count += more
+                    if not more:
+                        break
+            made, more = self._without_base64(made, replacement)
+            return made, count + more
 
         return replace
 
@@ -185,6 +206,20 @@ class _Cleaner:
                 at = places[end]
             return "".join([*pieces, text[at:]]), len(spans)
         return text, 0
+
+    def _without_base64(self, text: str, replacement: str) -> tuple[str, int]:
+        """Replace the runs of base64 in which the pattern matches."""
+        if not self._base64.found(text):
+            return text, 0
+        pieces, at, count = list[str](), 0, 0
+        for start, end, readable in escapes.in_base64(text):
+            layers = (one for said in readable for one in (said, *escapes.shallow(said)))
+            spans = (self.pattern.spans(one, replacement) for one in layers)
+            if (found := next(filter(None, spans), None)) is not None:
+                pieces += [text[at:start], found[0][2]]
+                at = end
+                count += 1
+        return "".join([*pieces, text[at:]]), count
 
     def clean_fields(self, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
         self._count = 0

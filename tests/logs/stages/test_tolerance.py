@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
@@ -170,6 +171,44 @@ def test_a_secret_behind_an_encoding_is_redacted(line: str, parse: Any) -> None:
     raw = made.text if made.changed else made.raw.decode()
     for text in (raw, documents.json_line(made).decode()):
         assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Authorization: Basic {}", "GET /?q={}&x=1", '{{"data":{{"config":"{}"}}}}', r'{{"log":"{{\"body\":\"{}\"}}"}}',
+        "/blobs/{}", "a{}", "ab{}", "abc{}", "x.{}.y", '{{"path":"a%2F{}"}}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("secret", ["user=ada password=hunter2", "password=hunter2", "pass\\u0077ord=hunter2", "?>~ password=hunter2", "Käse password=hunter2"])  # fmt: skip
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("padding", ["=", ""])
+@pytest.mark.parametrize("parse", [stages.parse_json, lambda one: one])
+def test_a_secret_in_base64_is_redacted(
+    line: str, secret: str, encode: Any, padding: str, parse: Any
+) -> None:
+    """RFC 4648, both alphabets, with and without padding, alone or behind letters that belong to something else."""
+    hidden = encode(secret.encode()).decode().replace("=", padding)
+    made = stages.redact(r"password=[^\s\"\\}]+")(parse(record(line.format(hidden))))
+    assert made is not None
+    assert made.changed
+    for text in (made.text, documents.json_line(made).decode()):
+        assert hidden.rstrip("=") not in text
+        assert "***" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cGFzc3dvcmQ9aHVudGVyMg== is the password of Ada, and cGFzc3dvcmQ is not",
+        "trace=4bf92f3577b34da6a3ce929d0e0e4736 AbstractAutowireCapableBeanFactory /usr/share/zoneinfo/Europe/Berlin",
+    ],
+)
+def test_what_is_no_base64_of_a_secret_passes_as_it_came(line: str) -> None:
+    """What it encodes does not match, or is no text at all."""
+    made = stages.redact(r"password=nothing|[^ ]+@[^ ]+")(record(line))
+    assert made is not None
+    assert not made.changed
 
 
 def test_a_secret_across_two_pieces_of_a_line_loses_its_later_part() -> None:
