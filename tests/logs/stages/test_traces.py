@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,12 +76,30 @@ System.InvalidOperationException: no
    at Acme.Program.Main(String[] args)
 """,
     "ruby": """\
+\x20\x20
 NoMethodError (undefined method `x' for nil:NilClass):
+\x20\x20
 app/models/shop.rb:12:in `sell'
 actionpack (7.0.4) lib/action_controller/base.rb:6:in `send_action'
 /usr/lib/ruby/3.1.0/monitor.rb:202:in 'synchronize'
+app.rb:3:in `rescue in sell': no (Shop::Closed)
+\tfrom app.rb:1:in `sell'
+\tfrom app.rb:7:in `<main>'
+app.rb:2:in `sell': disk (IOError)
+\tfrom app.rb:7:in `<main>'
 """,
 }
+"""As the code that prints them has it; for go, node, java and python see the tests that run them, too.
+
+java: Throwable.printStackTrace, https://github.com/openjdk/jdk/blob/master/src/java.base/share/classes/java/lang/Throwable.java
+python: https://github.com/python/cpython/blob/main/Lib/traceback.py
+go: https://github.com/golang/go/blob/master/src/runtime/traceback.go and panic.go; `exit status` is of `go run`
+node: https://nodejs.org/api/errors.html
+dotnet: Exception.ToString, https://github.com/dotnet/runtime/blob/main/src/libraries/System.Private.CoreLib/src/System/Exception.cs
+    (`InnerExceptionPrefix`, three blanks before `Exception_EndOfInnerExceptionStack`)
+ruby: Rails' `log_error`, https://github.com/rails/rails/blob/main/actionpack/lib/action_dispatch/middleware/debug_exceptions.rb,
+    and the interpreter with a cause, https://github.com/ruby/ruby/blob/master/eval_error.c
+"""
 
 
 def records(rule: Multiline, text: str) -> list[str]:
@@ -111,6 +131,78 @@ def test_a_traceback_of_this_python_is_one_record() -> None:
         "INFO before\n" + run.stderr,
         "INFO after\n",
     ]
+
+
+CRASHES = {
+    "go": (
+        "main.go",
+        """\
+package main
+
+import ("errors"; "fmt"; "sync")
+
+type shop[T any] struct{ stock map[string]T }
+
+func (s *shop[T]) sell(name string, n T) { s.stock[name] = n }
+
+func main() {
+	defer func() { panic(fmt.Errorf("again: %w", errors.New(fmt.Sprint(recover())))) }()
+	var group sync.WaitGroup
+	group.Add(1)
+	go func() { defer group.Done(); select {} }()
+	(&shop[int]{}).sell("x", 1)
+	group.Wait()
+}
+""",
+    ),
+    "node": (
+        "main.js",
+        """\
+class ShopError extends Error {}
+const low = () => { throw new RangeError("low", { cause: Object.assign(new Error("disk"), { code: "EIO" }) }); };
+Promise.resolve().then(() => {
+  try { low(); } catch (error) { throw new AggregateError([error, new ShopError("shop")], "all of it"); }
+});
+""",
+    ),
+    "java": (
+        "Main.java",
+        """\
+public class Main {
+    static class Closing implements AutoCloseable {
+        public void close() throws Exception { throw new java.io.IOException("close"); }
+    }
+    static void low(int left) { if (left == 0) throw new IllegalArgumentException("low"); low(left - 1); }
+    public static void main(String[] args) throws Exception {
+        try (Closing one = new Closing()) {
+            try { low(3); } catch (IllegalArgumentException e) { throw new IllegalStateException("no", e); }
+        }
+    }
+}
+""",
+    ),
+}
+"""Programs that end with what their runtime says of an error: nested, with causes and more than one."""
+
+
+@pytest.mark.parametrize("language", CRASHES)
+def test_what_the_runtime_itself_writes_is_one_record(language: str, tmp_path: Path) -> None:
+    """Not from memory, as of Python above: go, node and java where they are installed."""
+    command = ["go", "run"] if language == "go" else [language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}")
+    name, program = CRASHES[language]
+    (tmp_path / name).write_text(program)
+    run = subprocess.run([*command, name], cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
+    assert run.returncode
+    assert run.stderr.count("\n") > 8, run.stderr
+    before, *found, after = records(
+        logs.stack_traces(language), f"INFO before\n{run.stderr}INFO after\n"
+    )
+    # A trace that nothing reports joins the line before; `Exception in thread "main"` reports it.
+    assert "".join([before, *found]) == f"INFO before\n{run.stderr}"
+    assert found == ([run.stderr] if language == "java" else [])
+    assert after == "INFO after\n"
 
 
 def test_a_rule_of_ones_own_may_say_what_continues_a_record() -> None:
