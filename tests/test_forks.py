@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
+from sidecar import logs, testing
 from support import Eventually, WaitFor
 from watching import threads
 
@@ -145,6 +146,97 @@ async def test_probes_of_a_forked_application_fail(tmp_path: Path) -> None:
         assert ops.health_of(app).report("live").ok
     finally:
         await runner.cleanup()
+
+
+async def test_a_tail_in_use_is_refused_in_a_child(tmp_path: Path, eventually: Eventually) -> None:
+    """Both would move one checkpoint, and each deliver everything. A tail of its own is followed there."""
+    log = testing.LogFile(tmp_path / "app.log")
+    log.write("one", "two")
+    source = logs.tail(log.path, checkpoint=tmp_path / "offsets.json")
+    collector = logs.Collector(source, [], [testing.MemorySink()])
+    running = asyncio.create_task(collector.run())
+    await eventually(lambda: collector.started)
+
+    async def again() -> object:
+        await logs.collect(source, sink=testing.MemorySink(), until_end=True)
+        return "collected"
+
+    async def other() -> object:
+        sink = testing.MemorySink()
+        await logs.collect(logs.tail(log.path), sink=sink, until_end=True)
+        return [sink.lines, collector.trouble()]
+
+    assert str(await in_child(again)).startswith("RuntimeError: the tail of ")
+    said: Any = await in_child(other)
+    assert said[0] == ["one", "two"]
+    assert "forked" in said[1]
+    assert "logs.tail" in said[1]
+    assert collector.trouble() is None
+    collector.leave(5.0)
+    await running
+
+
+@pytest.mark.parametrize("what", ["look", "read", "state", "save", "acknowledge", "hint"])
+async def test_an_open_tail_is_refused_in_a_child_whoever_has_its_locks(
+    tmp_path: Path, what: str
+) -> None:
+    """A lock that a thread had when the process was forked is never given back: it would wait for ever."""
+    source = logs.tail(tmp_path / "app.log", checkpoint=tmp_path / "offsets.json")
+    source.open()
+    given: dict[str, Any] = {
+        "read": ("", 100), "acknowledge": ("", []), "hint": ([],), "save": (source.state(),),
+    }  # fmt: skip
+
+    async def main() -> object:
+        return getattr(source, what)(*given.get(what, ()))
+
+    with source._lock_of_files, source._lock_of_windows:
+        assert "RuntimeError: the tail of" in str(await in_child(main))
+    source.close()
+
+
+async def test_a_tail_that_is_made_before_a_fork_is_used_after_it(tmp_path: Path) -> None:
+    """Nothing is open before it is collected."""
+    log = testing.LogFile(tmp_path / "app.log")
+    log.write("one")
+    source, sink = logs.tail(log.path), testing.MemorySink()
+
+    async def main() -> object:
+        await logs.collect(source, sink=sink, until_end=True)
+        return sink.lines
+
+    assert await in_child(main) == ["one"]
+
+
+async def test_a_child_does_not_keep_the_checkpoint_of_a_collection_that_has_ended(
+    tmp_path: Path,
+) -> None:
+    """A lock of flock(2) belongs to all who have the descriptor: the next collection would wait for the child's end."""
+    stop = FORK.Event()
+    first, second = (logs.tail(tmp_path / "x", checkpoint=tmp_path / "o.json") for _ in range(2))
+    assert first.claim()
+    child = FORK.Process(target=stop.wait, args=(20,))
+    child.start()
+    try:
+        first.release()
+        assert second.claim()
+        second.release()
+    finally:
+        stop.set()
+        child.join()
+
+
+async def test_a_child_does_not_free_the_checkpoint_of_its_parent(tmp_path: Path) -> None:
+    first, second = (logs.tail(tmp_path / "x", checkpoint=tmp_path / "o.json") for _ in range(2))
+    assert first.claim()
+
+    async def main() -> object:
+        first.release()
+        return None
+
+    assert await in_child(main) is None
+    assert not second.claim()
+    first.release()
 
 
 async def test_a_volume_publishes_in_a_child_whatever_is_under_way(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def locked(
         yield
     finally:
         # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        give_back(fd)
         beneath.close(fd)
 
 
@@ -74,6 +73,12 @@ def take(fd: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def give_back(fd: int) -> None:
+    """Unlock what `take` has locked, for all processes that have the descriptor."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def sweep(dir_fd: int) -> int:

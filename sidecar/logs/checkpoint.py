@@ -78,7 +78,7 @@ class Checkpoint:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._last: bytes | None = None
-        self._claim = -1
+        self._claim = self._claimed_by = -1
 
     def claim(self) -> bool:
         """Make it ours alone, until `release` or the end of the process; return False while it is somebody else's.
@@ -99,12 +99,15 @@ class Checkpoint:
         if not locks.take(fd):
             os.close(fd)
             return False
-        self._claim = fd
+        self._claim, self._claimed_by = fd, os.getpid()
         return True
 
     def release(self) -> None:
         """Let another collection have it."""
         if self._claim >= 0:
+            if os.getpid() == self._claimed_by:
+                # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
+                locks.give_back(self._claim)
             os.close(self._claim)
             self._claim = -1
 

@@ -101,6 +101,7 @@ async def collect(
 
     Raises:
         ConfigError: no sink, two of the same name, or another argument that makes no sense.
+        RuntimeError: the source is in use, or it was when this process was forked: make one here.
         Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
 
     >>> import asyncio, tempfile
@@ -206,7 +207,10 @@ class Collector:
         self._reported: dict[str, int] = {}
         self._save_failure: str | None = None
         self._leave_at: float | None = None
-        self._told_deleted = False
+        self._leave_timeout = 0.0
+        self._successor: Tail | None = None
+        self._deleted = 0, 0.0
+        """How many bytes of deleted files there were to deliver, and since when it has been so many."""
         self.last_state: State | None = None
         """What the last checkpoint holds, or would hold if there were one."""
 
@@ -220,18 +224,23 @@ class Collector:
 
     def trouble(self, patience: float = 60.0) -> str | None:
         """Return what keeps lines from being delivered for longer than `patience` seconds. For a readiness probe."""
+        if self.source.failure is not None:
+            return self.source.failure
         for lane in self.lanes:
             if lane.trouble_since is not None and time.monotonic() - lane.trouble_since > patience:
                 return f"{lane.name} has taken nothing for more than {patience:g} s: {lane.trouble}"
         return self._save_failure
 
-    def leave(self, timeout: float) -> None:
+    def leave(self, timeout: float, successor: Tail | None = None) -> None:
         """End `run` for another collection, which goes on where this one ends: without reading to the end.
 
         What is on its way is waited for, at most so many seconds; it is read again otherwise.
-        Files that were deleted are delivered whole before, however long that takes: nobody else could read them.
+        Files that were deleted and are still open are handed over to the successor. Without one they are delivered
+        before, as long as the sinks take lines; after so many seconds without an acknowledgement they are lost,
+        with an error in the log, and counted.
         """
-        self._leave_at = time.monotonic() + timeout
+        self._leave_at, self._leave_timeout = time.monotonic() + timeout, timeout
+        self._successor = successor
         self._wake.set()
         for lane in self.lanes:
             lane.hurry()
@@ -252,6 +261,8 @@ class Collector:
         try:
             if await self._claim():
                 await self._run(drain_timeout)
+            else:
+                self.source.hand_over(self._successor)
         finally:
             self.source.release()
         return self.summary
@@ -345,7 +356,7 @@ class Collector:
         news_at = time.monotonic()
         while True:
             now = time.monotonic()
-            if self._leave_at is not None and not self._holds_deleted():
+            if self._leave_at is not None and not self._waits_for_deleted(now):
                 await self._until_acknowledged(self._leave_at)
                 return
             due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
@@ -396,17 +407,23 @@ class Collector:
             self._wake.clear()
             await self._pause(min(time.monotonic() + _POLL, end), 0.0)
 
-    def _holds_deleted(self) -> bool:
-        """Whether deleted files hold bytes that not all sinks have acknowledged: with our descriptors they would go."""
+    def _waits_for_deleted(self, now: float) -> bool:
+        """Whether deleted files hold bytes that nobody else could deliver, and the sinks take some now and then."""
+        if self._successor is not None:
+            return False
         size = self.source.deleted_unacknowledged()
-        if size and not self._told_deleted:
-            self._told_deleted = True
+        before, since = self._deleted
+        if size and not before:
             _log.warning(
-                "the new configuration waits until %d bytes of deleted files are delivered;"
-                " a restart would lose them",
+                "the new configuration has no pipeline of this name: it waits until %d bytes of deleted files"
+                " are delivered, at most %g s without an acknowledgement",
                 size,
+                self._leave_timeout,
             )
-        return size > 0
+        if size != before:
+            self._deleted = size, now
+            return size > 0
+        return size > 0 and now - since < self._leave_timeout
 
     async def _tidy(self, now: float) -> None:
         """Give back what moving lines has left in the heap: a burst must not be kept for ever."""
@@ -526,6 +543,8 @@ class Collector:
             if len(opened) == len(self.lanes):
                 await self._save()
                 await in_thread(self.source.remove_delivered)
+            if self._leave_at is not None:
+                await in_thread(self.source.hand_over, self._successor)
             self._report()
         _figures.pop(id(self), None)
 

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidecar.logs import checkpoint, identity
 from sidecar.logs.content import Content
@@ -255,19 +255,55 @@ class Roster:
 
     def entries(self) -> Iterator[checkpoint.Entry]:
         """Yield what a checkpoint should keep."""
+        return map(_entry, self.streams)
+
+    # -- over a new configuration
+
+    def unnamed(self) -> Iterator[Stream]:
+        """Yield the streams whose open file nobody finds any more: deleted, or moved out of sight."""
         for stream in self.streams:
-            key = stream.key or (0, 0)
-            yield checkpoint.Entry(
-                file_id=stream.file_id,
-                path=stream.path,
-                device=key[0],
-                inode=key[1],
-                head=stream.head,
-                size=stream.size,
-                places={lane: window.place for lane, window in stream.windows.items()},
-                modified_ns=stream.met_ns or stream.modified_ns,
-                gone=stream.gone,
-            )
+            content = stream.content
+            if content is None:
+                continue
+            deleted = stream.deleted or os.fstat(content.fd).st_nlink == 0
+            if deleted or stream.key not in self.found.places:
+                yield stream
+
+    def surrender(self, stream: Stream) -> tuple[checkpoint.Entry, Content]:
+        """Let another roster have a stream's open file. The stream has none any more."""
+        content, stream.content = stream.content, None
+        if content is None:
+            raise ValueError(f"{stream.path} is not open")
+        self.recent.pop(stream, None)
+        return _entry(stream), content
+
+    def adopt(self, entry: checkpoint.Entry, content: Content, now: float) -> None:
+        """Go on with a file that another roster has surrendered, at the position that was restored.
+
+        A content that the checkpoint does not know is new to its sinks, and read from its beginning.
+        """
+        key = (entry.device, entry.inode)
+        known = (s for s in self.streams if s.key == key and s.file_id == entry.file_id)
+        stream = next((s for s in known if s.restored is not None), None)
+        if stream is None:
+            self.restore(checkpoint.State([replace(entry, places={})]))
+            stream = self.streams[-1]
+        self.settle(stream, content, key, entry.path, now)
+
+
+def _entry(stream: Stream) -> checkpoint.Entry:
+    key = stream.key or (0, 0)
+    return checkpoint.Entry(
+        file_id=stream.file_id,
+        path=stream.path,
+        device=key[0],
+        inode=key[1],
+        head=stream.head,
+        size=stream.size,
+        places={lane: window.place for lane, window in stream.windows.items()},
+        modified_ns=stream.met_ns or stream.modified_ns,
+        gone=stream.gone,
+    )
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
 from sidecar.logs import lines
-from sidecar.logs.checkpoint import Checkpoint, State
+from sidecar.logs.checkpoint import Checkpoint, Entry, State
+from sidecar.logs.content import Content
 from sidecar.logs.discovery import Discovery
 from sidecar.logs.records import Block
 from sidecar.logs.retiring import Habits
@@ -76,6 +77,8 @@ class Tail:
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: Tracker | None = None
         self._taken = False
+        self._pid = os.getpid()
+        """The process that opens, or has opened, the files."""
         self._inherited: State | None = None
         self._ready: dict[str, dict[Stream, None]] = {}
         self._streams_of: dict[tuple[str, int], Stream] = {}
@@ -83,10 +86,12 @@ class Tail:
         """How far the streams were acknowledged at the last `state`."""
         self._present: dict[Stream, None] = {}
         """What was there when a run that ends by itself began, and has not been read yet."""
+        self._adopted: list[tuple[Entry, Content]] = []
+        """Files without a name that another tail has handed over."""
         # Acknowledgements come from the event loop's thread, everything else from workers'.
-        self._lock = threading.Lock()
+        self._lock_of_windows = threading.Lock()
         # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
-        self._turn = threading.Lock()
+        self._lock_of_files = threading.Lock()
 
     def __repr__(self) -> str:
         count = len(self._tracker.roster.streams) if self._tracker else 0
@@ -96,6 +101,7 @@ class Tail:
 
     def open(self, lanes: Sequence[str] = ("",)) -> None:
         """Load the checkpoint and look for the first time. Each lane gets its own progress."""
+        self._check_process()
         self._ready = {lane: {} for lane in lanes}
         self._tracker = Tracker(
             self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
@@ -103,6 +109,8 @@ class Tail:
         state = self._checkpoint.load() if self._inherited is None else self._inherited
         self.resume = dict(state.resume)
         self._tracker.restore(state)
+        while self._adopted:
+            self._tracker.roster.adopt(*self._adopted.pop(), self._clock())
         self._tracker.look(self._clock())
 
     def inherit(self, state: State) -> None:
@@ -112,12 +120,30 @@ class Tail:
     def deleted_unacknowledged(self) -> int:
         """Return how many bytes only this tail can still deliver: of files that nobody finds any more."""
         with self._turn:
-            places = self._require().roster.found.places
-            return sum(
-                max(stream.written - stream.acknowledged_by_all, 0)
-                for stream in self._streams()
-                if stream.content is not None and (stream.deleted or stream.key not in places)
-            )
+            unnamed = self._require().roster.unnamed()
+            return sum(max(one.written - one.acknowledged_by_all, 0) for one in unnamed)
+
+    def hand_over(self, successor: Tail | None) -> None:
+        """Give the open files that nobody finds any more to the tail that goes on, to be called before its `open`.
+
+        Without one, what is not acknowledged of them is lost, and counted.
+        """
+        adopted, self._adopted = self._adopted, []
+        if self._tracker is not None:
+            with self._turn:
+                roster = self._tracker.roster
+                adopted += [roster.surrender(stream) for stream in list(roster.unnamed())]
+        if successor is not None:
+            successor.adopt(adopted)
+            return
+        for entry, content in adopted:
+            if (size := content.measure() - entry.lowest) > 0:
+                self._lose("deleted", size, entry.path)
+            content.close()
+
+    def adopt(self, files: Iterable[tuple[Entry, Content]]) -> None:
+        """Go on with these open files once it is opened itself. See `hand_over`."""
+        self._adopted += files
 
     def limit_to_present(self) -> None:
         """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""
@@ -176,11 +202,27 @@ class Tail:
         """Be one collection's, until `release`.
 
         Raises:
-            RuntimeError: it is another's.
+            RuntimeError: it is another's, or it was in use when this process was forked.
         """
+        self._check_process()
         if self._taken:
             raise RuntimeError("this tail is in use already: make one for each collection")
         self._taken = True
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is followed in this process; None where it is, or can be."""
+        if os.getpid() == self._pid or not (self._taken or self._tracker is not None):
+            return None
+        return (
+            f"the tail of {' '.join(self.patterns)} was in use when this process was forked: it shares files and"
+            " checkpoint with the other one (call logs.tail here, with a checkpoint of its own)"
+        )
+
+    def _check_process(self) -> None:
+        if (failure := self.failure) is not None:
+            raise RuntimeError(failure)
+        self._pid = os.getpid()
 
     def claim(self) -> bool:
         """Take the checkpoint for this tail alone; return False while another collection has it."""
@@ -196,7 +238,9 @@ class Tail:
         if self._tracker is not None:
             self._tracker.roster.close()
             self._tracker = None
-            self._ready, self._streams_of, self._present = {}, {}, {}
+        while self._adopted:
+            self._adopted.pop()[1].close()
+        self._ready, self._streams_of, self._present = {}, {}, {}
 
     def save(self, state: State | None = None) -> bool:
         """Write the checkpoint if something has changed; return whether it did.
@@ -206,6 +250,7 @@ class Tail:
         Raises:
             OSError: the last checkpoint is untouched.
         """
+        self._check_process()
         written = self._checkpoint.save(self.state() if state is None else state)
         for stream, offset in self._in_state:
             stream.saved = offset
@@ -367,6 +412,17 @@ class Tail:
         if self._tracker is None:
             return []
         return [s for s in list(self._tracker.roster.streams) if s.gone is None]
+
+    @property
+    def _turn(self) -> threading.Lock:
+        """Whoever had it when this process was forked never gives it back here."""
+        self._check_process()
+        return self._lock_of_files
+
+    @property
+    def _lock(self) -> threading.Lock:
+        self._check_process()
+        return self._lock_of_windows
 
     def _require(self) -> Tracker:
         if self._tracker is None:

@@ -2,7 +2,8 @@
 
 A change is looked for once a second, taken when it has been at rest for another one, and checked as a whole.
 What cannot work is refused with an error in the log, and the collections go on as they are.
-Otherwise each of them ends without reading further, what is on its way is acknowledged, and the new one goes on there.
+Otherwise each of them ends without reading further, what is on its way is acknowledged, and the new one goes on there,
+with the files that were deleted and are still open.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ class Topology:
             if watch is None or not watch.done():
                 return None
             following = watch.result()
-            for collector in plan.collectors.values():
-                collector.leave(plan.drain_timeout)
+            for name, collector in plan.collectors.items():
+                successor = following.collectors.get(name)
+                collector.leave(plan.drain_timeout, None if successor is None else successor.source)
             await _first(tasks - ended, None)
             return following
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,26 +204,118 @@ async def test_a_changed_configuration_goes_on_where_the_one_before_ended(
     assert sink.lines == [*(f"{n} {line}" for n in range(3) for line in range(50)), "last"]
 
 
-async def test_a_change_waits_for_what_only_the_old_collection_can_read(
-    log: LogFile, eventually: Eventually, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A deleted file is there as long as it is open: to close it before its lines are taken would lose them."""
-    sink = MemorySink()
+@pytest.fixture
+def dead() -> MemorySink:
+    """A receiver that takes nothing."""
+    sink = MemorySink(name="dead")
     sink.fail()
-    collector = Collector(logs.tail(log.path), [], [sink])
-    running = asyncio.create_task(collector.run())
-    log.write("one", "two")
+    return sink
+
+
+async def delete_unread(
+    log: LogFile,
+    collector: Collector,
+    eventually: Eventually,
+    lines: Sequence[str] = ("one", "two"),
+) -> None:
+    """Write lines, and delete their file while it is open and the sink of the collector takes nothing."""
+    log.write(*lines)
     await eventually(lambda: not collector.lanes[0].idle)
     log.close()
     Path(log.path).unlink()
     await eventually(lambda: collector.source.deleted_unacknowledged() > 0)
-    collector.leave(0.0)
+
+
+@pytest.mark.parametrize("checkpoint", ["same", "another", "none"])
+async def test_a_new_configuration_gets_the_deleted_files_that_a_dead_sink_still_holds(
+    log: LogFile,
+    tmp_path: Path,
+    dead: MemorySink,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: str,
+) -> None:
+    """The address of the sink may be the very thing that the change mends: to wait for the old one would be for ever."""
+    monkeypatch.setattr(topology, "_LOOK_EVERY", 0.02)
+    config = tmp_path / "config"
+    config.write_text("1")
+    alive = MemorySink(name="alive")
+
+    def make() -> topology.Plan:
+        says = config.read_text()
+        file = tmp_path / ("2.json" if checkpoint == "another" and says == "22" else "1.json")
+        source = logs.tail(log.path, checkpoint=None if checkpoint == "none" else file)
+        sink = dead if says == "1" else alive
+        files = topology.signature_of([str(config)])
+        return topology.Plan({"": Collector(source, [], [sink])}, 0.0, says, files)
+
+    running = asyncio.create_task((made := topology.Topology(make(), make)).run())
+    await delete_unread(log, made._plan.collectors[""], eventually)
+    Path(log.path).write_text("three\n")
+    config.write_text("22")
+    await eventually(lambda: len(alive.lines) == 3)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert sorted(alive.lines) == ["one", "three", "two"]
+
+
+async def test_files_are_handed_on_by_a_collection_that_never_began(
+    log: LogFile, tmp_path: Path, dead: MemorySink, eventually: Eventually
+) -> None:
+    """It waits for a checkpoint that another one has, and the next change mends that."""
+    checkpoint = tmp_path / "o.json"
+    first = Collector(logs.tail(log.path), [], [dead])
+    blocking = Collector(logs.tail(tmp_path / "x", checkpoint=checkpoint), [], [MemorySink()])
+    second = Collector(logs.tail(log.path, checkpoint=checkpoint), [], [MemorySink(name="2")])
+    third = Collector(logs.tail(log.path), [], [alive := MemorySink(name="3")])
+    running = [asyncio.create_task(one.run()) for one in (first, blocking)]
+    await eventually(lambda: first.started and blocking.started)
+    await delete_unread(log, first, eventually)
+    first.leave(0.0, second.source)
+    await running[0]
+    waiting = asyncio.create_task(second.run())
+    await asyncio.sleep(0)
+    second.leave(0.0, third.source)
+    await waiting
+    running[0] = asyncio.create_task(third.run())
+    await eventually(lambda: alive.lines == ["one", "two"])
+    for one, task in zip((third, blocking), running, strict=True):
+        one.leave(5.0)
+        await task
+
+
+async def test_a_pipeline_that_is_taken_out_delivers_its_deleted_files_before(
+    log: LogFile, dead: MemorySink, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deleted file is there as long as it is open, and nobody is to follow. Most of it has not been read yet."""
+    lines = [f"line {number}" for number in range(50_000)]
+    collector = Collector(logs.tail(log.path), [], [dead], budget=1)
+    running = asyncio.create_task(collector.run())
+    await delete_unread(log, collector, eventually, lines)
+    collector.leave(60.0)
     await eventually(lambda: "deleted files are delivered" in caplog.text)
     assert not running.done()
-    sink.recover()
+    dead.recover()
     await running
 
-    assert sink.lines == ["one", "two"]
+    assert dead.lines == lines
+    assert not collector.source.lost
+
+
+async def test_a_pipeline_that_is_taken_out_does_not_wait_for_a_dead_sink(
+    log: LogFile, dead: MemorySink, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is given up is named and counted."""
+    collector = Collector(logs.tail(log.path), [], [dead])
+    running = asyncio.create_task(collector.run())
+    await delete_unread(log, collector, eventually)
+    collector.leave(0.0)
+    await running
+
+    assert collector.source.lost == {"deleted": len("one\ntwo\n")}
+    assert "8 bytes" in caplog.text
 
 
 async def test_a_collection_that_waits_for_its_checkpoint_leaves_at_once(
