@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The virtual environment is as new as what it was made from.
-STAMP  := $(VENV)/.installed
+# The virtual environment is as new as what it was made from: with what sidecar runs on, and with the tools of the tests, too.
+RUNTIME := $(VENV)/.runtime
+STAMP   := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -13,7 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(STAMP)  ## writer, reader and page on this machine
+run: $(RUNTIME)  ## writer and reader on this machine
+	@echo "The command is $(BIN)/sidecar; to have it on the PATH: pipx install '.[schema]'  or  uv tool install '.[schema]'"
 	@$(BIN)/sidecar demo
 
 test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them
@@ -74,6 +76,10 @@ clean:  ## remove what these commands have made
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml image/requirements.txt tools/venv
-	@tools/venv $(PYTHON) $(VENV)
+$(RUNTIME): pyproject.toml image/requirements.txt tools/venv
+	@tools/venv $(PYTHON) $(VENV) schema
 	@touch $@
+
+$(STAMP): pyproject.toml image/requirements.txt tools/venv
+	@tools/venv $(PYTHON) $(VENV) schema,test
+	@touch $(RUNTIME) $@

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +55,48 @@ def test_make_alone_says_what_there_is(clone: Path) -> None:
     assert shown == set(phony.split()[1:])
 
 
+@pytest.mark.parametrize(
+    ("target", "extras"), [("run", "schema"), ("test", "schema,test"), ("lint", "schema,test")]
+)
+def test_the_tools_of_the_tests_are_installed_by_what_uses_them(
+    clone: Path, target: str, extras: str
+) -> None:
+    """Who only wants to see it run does not wait for them, and who has them has what runs as well."""
+    setup = next(
+        line
+        for line in make(clone, "--dry-run", target).stdout.splitlines()
+        if "tools/venv" in line
+    )
+    assert setup.split()[3:] == [extras]
+    (clone / ".venv").mkdir()
+    stamps = make(clone, "--dry-run", "test").stdout
+    for stamp in (".venv/.runtime", ".venv/.installed"):
+        assert f" {stamp}" in stamps
+
+
+def test_what_runs_is_at_most_30_packages_and_80_mb() -> None:
+    """All that `make run` installs, with pip: issue 17. The sizes are those on the disk, compiled files included."""
+    wanted = ["podsidecar[schema]", "pip"]
+    found: dict[str, metadata.Distribution] = {}
+    examined = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        if (str(requirement)) in examined:
+            continue
+        examined.add(str(requirement))
+        name = canonicalize_name(requirement.name)
+        found[name] = metadata.distribution(name)
+        for text in found[name].requires or ():
+            inner = Requirement(text)
+            extras = requirement.extras or {""}
+            if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in extras):
+                inner.marker = None
+                wanted.append(str(inner))
+    files = {file.locate() for one in found.values() for file in one.files or ()}
+    assert 20 <= len(found) <= 30
+    assert sum(os.path.getsize(file) for file in files if os.path.isfile(file)) <= 80e6
+
+
 def test_an_old_python_is_refused_with_its_version(clone: Path) -> None:
     """And with the way to name another one."""
     old = 'case "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac'
@@ -91,5 +136,6 @@ def test_no_network_is_said_so_and_the_next_try_begins_again(clone: Path) -> Non
     for _ in range(2):
         done = make(clone, "test", f"PYTHON={sys.executable}", **nowhere)
         assert done.returncode != 0
+        assert "setting up .venv (2/2): sidecar[schema,test]" in done.stdout
         assert "It needs a package index: check the network" in done.stderr
     assert not (clone / ".venv/.installed").exists()

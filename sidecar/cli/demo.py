@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from typing import Self
 import click
 
 from sidecar import _errors
-from sidecar.cli import options, probe, values, variables
+from sidecar.cli import options, probe, values, variables, words
 from sidecar.runtime import parent, signals
 
 _START = 15.0
@@ -43,6 +45,7 @@ _TRANSCRIPT = (
     "--path",
     type=values.some_path,
     metavar="PATH",
+    shell_complete=options.complete_path,
     help="File that both share; a temporary one, which is removed at the end, if none is given.",
 )
 @options.option(
@@ -219,12 +222,27 @@ def _command_of(process: subprocess.Popen[bytes]) -> str:
 
 def _explain(urls: dict[str, str], shared: str, *, empty: bool) -> None:
     """Print what runs, and the article's transcript as commands to paste; `empty`: its first answer holds."""
-    click.echo(f"\n  writer  {urls['writer']}    HTTP → {shared}")
-    click.echo(f"  reader  {urls['reader']}    {shared} → HTTP")
+    arrow = words.fit_marks("→")
+    click.echo(f"\n  writer  {urls['writer']}    HTTP {arrow} {shared}")
+    click.echo(f"  reader  {urls['reader']}    {shared} {arrow} HTTP")
     click.echo("\nTo try in another terminal:")
     for step, (who, content, answer) in enumerate(_TRANSCRIPT):
         address = urls[who].removeprefix("http://")
-        click.echo(f"\n  curl '{address}/?content={content}'" if content else f"\n  curl {address}")
+        asked = f"'{address}/?content={content}'" if content else address
+        click.echo(f"\n  curl -w '\\n' {asked}")
         if step or empty:
             click.echo(f"      {json.dumps(answer)}")
+    sidecar, path = _invocation(), shlex.quote(shared)
+    click.echo("\nThe same file from a script, what its volume can do, and all commands:")
+    click.echo(f"\n  printf 456 | {sidecar} publish - --path {path}")
+    click.echo(f"  {sidecar} doctor --path {path}")
+    click.echo(f"  {sidecar} --help")
     click.echo("\nCtrl-C stops both.")
+
+
+def _invocation() -> str:
+    """Return how this command was called, for a shell in the same directory."""
+    called = sys.argv[0]
+    if os.path.basename(called) != "sidecar":  # `python -m sidecar`
+        return f"{shlex.quote(sys.executable)} -m sidecar"
+    return "sidecar" if shutil.which("sidecar") == called else shlex.quote(called)

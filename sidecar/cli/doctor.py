@@ -67,11 +67,10 @@ def command(
 
 def _print(finding: Finding) -> None:
     sign, colour = _SIGNS[finding.state]
-    click.echo(
-        f"{click.style(sign, fg=colour)} {finding.subject:<10} {words.one_line(finding.text)}"
-    )
+    sign = click.style(words.fit_marks(sign), fg=colour)
+    click.echo(f"{sign} {finding.subject:<10} {words.one_line(finding.text)}")
     if finding.remedy:
-        click.echo(f"  {'':<10} → {finding.remedy}")
+        click.echo(f"  {'':<10} {words.fit_marks('→')} {finding.remedy}")
 
 
 def _print_json(path: str, role: str, findings: list[Finding]) -> None:
@@ -92,4 +91,4 @@ def _print_json(path: str, role: str, findings: list[Finding]) -> None:
             for finding in findings
         ],
     }
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(report, indent=2))  # ASCII: any encoding of the output has it

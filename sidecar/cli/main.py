@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 called wrongly; `publish` knows one more.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ USAGE = 2
 def main() -> None:
     """Run the command line of this process, and exit."""
     _fill_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have is shown escaped, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Before all that is still to be imported: to process 1 of a container the kernel drops a signal
     # that nobody handles, and a Pod that is stopped while it starts would wait for SIGKILL.
     signal.signal(signal.SIGTERM, _end_at_once)
@@ -65,6 +69,9 @@ def run(arguments: list[str]) -> int:
 class Commands(click.Group):
     """The commands, each imported when it is asked for."""
 
+    def get_help(self, ctx: click.Context) -> str:
+        return words.fit_marks(super().get_help(ctx))
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
@@ -77,11 +84,13 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if (
+            ctx.resilient_parsing
+        ):  # a shell asks how a line may go on: nothing is said of what is wrong in it
+            return super().resolve_command(ctx, args)
         if args[0] not in COMMANDS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            near = words.nearest(args[0], COMMANDS)
+            meant = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
             ctx.fail(f"there is no command {args[0]!r} ({meant})")
         name, command, rest = super().resolve_command(ctx, args)
         # Before the command's own options are looked at: "--path is missing" would hide the misspelt variable.
@@ -95,7 +104,7 @@ class Commands(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.option("-V", "--version", is_flag=True, help="Show the version and exit.")
 @click.pass_context
 def sidecar(ctx: click.Context, version: bool) -> int:
     """Publish, watch and serve the files that the containers of a Pod share.

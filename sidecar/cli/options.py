@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import values, variables
+from sidecar.cli import values, variables, words
 from sidecar.volume import filters
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from sidecar.volume.gate import Gate
 
 Function = Callable[..., Any]
@@ -45,6 +47,25 @@ class Command(click.Command):
             if isinstance(option, Option):
                 option.envvar = variables.name(name, option.opts[0].lstrip("-"))
                 option.show_envvar = True
+
+    def get_help(self, ctx: click.Context) -> str:
+        return words.fit_marks(super().get_help(ctx))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the arguments; one too many is named before an option that is missing: it may be its value."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            _, stray, _ = self.make_parser(ctx).parse_args(given)
+            if not stray or not isinstance(error.param, Option):
+                raise
+            flag = error.param.opts[0]
+            raise click.UsageError(
+                f"there is an argument too many: {stray[0]!r}, and {flag} is missing"
+                f" (did you mean {flag} {stray[0]}?)",
+                ctx,
+            ) from error
 
 
 def command(name: str) -> Callable[[Function], Command]:
@@ -135,7 +156,25 @@ class Watching:
 
 def path(what: str) -> Decorator:
     """Add `--path`, without a default: what is to be shared is nobody's guess."""
-    return option("--path", required=True, type=values.some_path, metavar="PATH", help=what)
+    return option(
+        "--path",
+        required=True,
+        type=values.some_path,
+        metavar="PATH",
+        shell_complete=complete_path,
+        help=what,
+    )
+
+
+def complete_path(
+    ctx: click.Context,  # noqa: ARG001 (click's arguments)
+    param: click.Parameter,  # noqa: ARG001
+    incomplete: str,
+) -> list[CompletionItem]:
+    """Leave it to the shell to complete the name of a file."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def listening(*, default: int) -> Decorator:

@@ -22,7 +22,7 @@ _STDIN = "-"
 
 
 @options.command("publish")
-@click.argument("source")
+@click.argument("source", shell_complete=options.complete_path)
 @options.path("File to replace, or directory to publish into.")
 @options.option(
     "--if-match",

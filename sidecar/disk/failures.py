@@ -13,6 +13,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What stands in the way of one name, and of no other.
 _IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
+#: Where kubelet mounts the token of the service account, unless the Pod does without.
+_POD_SECRETS = "/var/run/secrets/kubernetes.io"
 _STORAGE_FAILS = "(the storage behind the volume is failing)"
 _OWN_MOUNT = (
     "the target is a mount of its own and cannot be replaced"
@@ -115,9 +117,21 @@ def remedy(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
             f"permission denied for user {os.geteuid()} and group {os.getegid()}"
-            " (give the directory to them, or set fsGroup in the Pod's securityContext)"
+            f" (give the directory to them, or {share_remedy()})"
         )
     return _REMEDIES.get(error.errno or 0) or os.strerror(error.errno or 0).lower()
+
+
+def in_pod() -> bool:
+    """Whether this is a container of Kubernetes, where a Pod's securityContext can be changed."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ or os.path.isdir(_POD_SECRETS)
+
+
+def share_remedy() -> str:
+    """Say how a directory gets a group that its users share: by the Pod, or by hand."""
+    if in_pod():
+        return "set fsGroup in the Pod's securityContext"
+    return "chgrp it to a group of this user and chmod g+rwx it"
 
 
 def give_group(fd: int, group: int) -> None:
@@ -131,9 +145,10 @@ def give_group(fd: int, group: int) -> None:
     try:
         os.fchown(fd, -1, group)
     except PermissionError as error:
+        membership = "fsGroup or supplementalGroups" if in_pod() else "usermod --append --groups"
         raise GroupRefused(
             error.errno,
             f"user {os.geteuid()} may not give files to group {group}"
-            " (make it a member by fsGroup or supplementalGroups, or leave the group out;"
+            f" (make it a member by {membership}, or leave the group out;"
             " where the mount fixes the group of all files, as with vfat and CIFS, set it there: gid=)",
         ) from error

@@ -112,12 +112,12 @@ def check_writable(dir_fd: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if not os.access(f"/proc/self/fd/{dir_fd}", os.W_OK | os.X_OK, effective_ids=True):
         status = os.fstat(dir_fd)
+        by_pod = f", or {failures.share_remedy()}" if failures.in_pod() else ""
         raise Refused(
             errno.EACCES,
             f"the directory belongs to user {status.st_uid} and group {status.st_gid},"
             f" mode {stat.S_IMODE(status.st_mode):04o}, and user {os.geteuid()} may not write there"
-            f" (let its owner give it to a group of this user and chmod g+w it,"
-            " or set fsGroup in the Pod's securityContext)",
+            f" (let its owner give it to a group of this user and chmod g+w it{by_pod})",
         )
 
 

@@ -52,7 +52,32 @@ def test_the_printed_commands_give_the_printed_answers(
     steps = re.findall(r'^  (curl .*)\n      (".*")$', output, re.MULTILINE)
     assert [answer for _, answer in steps] == ['""', '"ok"', '"ok"', '"ok"', '"123"']
     for line, answer in steps:
-        wait_for(lambda line=line, answer=answer: shell(line) == answer)
+        # With an end of line, so that the prompt does not stand behind the answer.
+        wait_for(lambda line=line, answer=answer: shell(line) == f"{answer}\n")
+
+
+def test_what_it_says_to_do_next_works_as_pasted(demo: StartProcess, wait_for: WaitFor) -> None:
+    """In the same directory, whatever the PATH has: the command is named as it was called."""
+    output = demo().output
+    publish, doctor, usage = re.findall(
+        r"^  ((?:printf .* \| )?\S*(?:python\S* -m )?sidecar .*)$", output, re.MULTILINE
+    )
+    assert re.fullmatch(r"[0-9a-f]+\n", shell(publish))
+    address = re.findall(r"localhost:\d+", output)[1]
+    wait_for(lambda: shell(f"curl {address}") == '"456"')
+    assert shell(doctor).endswith(": fit for reading and writing\n")
+    assert shell(usage).startswith("Usage: sidecar ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_it_runs_without_a_locale(encoding: str, sidecar_process: StartProcess) -> None:
+    """An arrow that the terminal does not have is no reason to end."""
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    process = sidecar_process(
+        *("demo", "--writer-port", 0, "--reader-port", 0), until=READY, env=env
+    )
+    assert " HTTP -> /" in process.output
+    assert process.stop() == 0
 
 
 def shell(line: str) -> str:

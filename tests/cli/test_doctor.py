@@ -202,6 +202,7 @@ def test_a_directory_of_another_user_is_wrong_for_writers(alone: Script) -> None
     """Root without capabilities, as in a restricted Pod; the remedy names fsGroup."""
     done = alone(
         "mkdir shared; chown 1234:1234 shared;"
+        "export KUBERNETES_SERVICE_HOST=10.0.0.1;"
         f"setpriv --bounding-set -all --inh-caps -all {DOCTOR} --path shared"
     )
     assert done.code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+import sidecar
 from cli.commands import Command
 from sidecar.cli import main, variables
 from support import environment
@@ -32,9 +34,19 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["write", "--prot", "1"], "there is no option --prot (did you mean --port?)"),
         (["wirte"], "there is no command 'wirte' (did you mean write?)"),
+        (["publich"], "there is no command 'publich' (did you mean publish?)"),
+        (["reader"], "there is no command 'reader' (did you mean read?)"),
+        (["reload"], "there is no command 'reload' (there are write, read, "),
+        (["mirror"], "there is no command 'mirror' (there are write, read, "),
         (["xyzzy"], "there is no command 'xyzzy' (there are write, read, "),
         (["write"], "--path is missing: give the flag or the variable SIDECAR_WRITE_PATH ("),
         (["publish", "--path", "x"], "SOURCE is missing"),
+        (
+            ["doctor", "/tmp"],
+            "an argument too many: '/tmp', and --path is missing (did you mean --path",
+        ),
+        (["publish", "from", "to"], "'to', and --path is missing (did you mean --path to?)"),
+        (["doctor", "--path", "x", "y"], "extra argument (y)"),
         (["check", "localhost:8080"], "begins neither with http:// nor https:// nor unix:"),
         (["check", "http://x:99999/"], "'99999' is no port"),
         (["check", "http://u:p@x/"], "a probe does not log in"),
@@ -265,8 +277,92 @@ def test_a_probe_does_not_pay_for_a_web_server(arguments: list[str]) -> None:
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """For bug reports."""
-    assert main.run(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("sidecar ")
+    for flag in ("--version", "-V"):
+        assert main.run([flag]) == 0
+        assert capsys.readouterr().out == f"sidecar {sidecar.__version__}\n"
+
+
+def test_the_package_runs_as_the_command() -> None:
+    """`python -m sidecar`, where the directory of scripts is not on the PATH."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar", "--version"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    assert done.stdout == f"sidecar {sidecar.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["rea"], ["read"]),
+        (["write", "--confirm-"], ["--confirm-ca"]),
+        (["write", "--durability", ""], ["full", "none"]),
+        (["doctor", "--path", "here"], []),  # a file: the shell's own completion
+        (["publish", "here"], []),
+        (["wirte", "--wor"], []),
+    ],
+)
+def test_bash_completes_commands_options_and_values(words: list[str], completed: list[str]) -> None:
+    """As docs/cli.md says: the script that the command prints, in a real shell. Nothing is said of a line that is wrong."""
+    program = (
+        'eval "$(_SIDECAR_COMPLETE=bash_source sidecar)"; compopt() { echo "compopt $1 $2" >&2; };'
+        ' COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _sidecar_completion sidecar;'
+        ' printf "%s\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", program, "bash", "sidecar", *words],
+        capture_output=True,
+        text=True,
+        env=environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=True,
+    )
+    assert done.stdout.split() == completed
+    assert done.stderr == ("compopt -o default\n" if words[-1] == "here" else "")
+
+
+ENCODINGS = [
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    for encoding in ("ascii", "latin-1")
+]
+
+
+@pytest.mark.parametrize("env", ENCODINGS, ids=lambda env: env["PYTHONIOENCODING"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor", "--path", "."],
+        ["doctor", "--path", ".", "--json"],
+        ["publish", "source", "--path", "into/"],
+        ["--help"],
+        *([name, "--help"] for name in ("collect", "publish", "write")),
+    ],
+    ids=" ".join,
+)
+def test_without_a_locale_marks_are_in_ascii(
+    arguments: list[str], env: dict[str, str], command: Command, tmp_path: Path
+) -> None:
+    """POSIX, 7.3: the locale C has the portable character set. A check mark must not end the program."""
+    (tmp_path / "source").write_text("1")
+    done = command(*arguments, env=env)
+    assert done.code == 0, done
+    assert done.out
+    assert done.out.isascii()
+
+
+def test_a_name_that_the_encoding_does_not_have_is_escaped(
+    command: Command, tmp_path: Path
+) -> None:
+    """The euro sign is not in Latin-1, and an incomplete byte is in no text: what is told of them still comes."""
+    (tmp_path / "\N{EURO SIGN}").mkdir()
+    done = command("doctor", "--path", "\N{EURO SIGN}", env={"PYTHONIOENCODING": "latin-1"})
+    assert done.code == 0, done
+    assert "\\u20ac: fit for reading and writing" in done.out
+    assert (
+        json.loads(command("doctor", "--path", "\N{EURO SIGN}", "--json").out)["path"] == "\u20ac"
+    )
 
 
 def test_an_error_nobody_thought_of_is_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,17 @@ def test_every_other_error_makes_the_volume_unavailable(name: str) -> None:
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith("cannot publish /shared/config: ")
     assert "Errno" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("variable", "secrets"), [(True, False), (False, True), (False, False)])
+def test_fs_group_is_a_remedy_in_a_pod_alone(
+    variable: bool, secrets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Pod has the variable of the API's Service or the token that kubelet mounts; elsewhere chgrp and chmod help."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if variable:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(failures, "_POD_SECRETS", str(tmp_path if secrets else tmp_path / "none"))
+    said = failures.remedy(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert ("fsGroup" in said) == (variable or secrets)
+    assert ("chgrp" in said) == (not (variable or secrets))

@@ -597,9 +597,13 @@ async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
 
 @pytest.mark.root
 async def test_a_checkpoint_that_may_not_be_written_is_named_once_with_what_to_change(
-    open_path: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+    open_path: Path,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is tried each second, and a log that says so each second hides everything else."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     (open_path / "state").mkdir(mode=0o755)
     offsets, log = open_path / "state" / "offsets.json", LogFile(open_path / "app.log")
     sink = MemorySink()

@@ -73,9 +73,10 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
 
 @pytest.mark.root
 def test_what_may_not_be_read_is_named_once_with_what_to_change(
-    open_path: Path, caplog: pytest.LogCaptureFixture
+    open_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What goes wrong most often in a Pod: two users. Silence would look like an application without logs."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     touch(open_path / "app" / "a.log", open_path / "app" / "below" / "b.log")
     (open_path / "app" / "a.log").chmod(0o600)
     (open_path / "app" / "below").chmod(0o700)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.disk import atomic, failures
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import as_user
@@ -148,8 +148,15 @@ async def test_two_users_of_one_group_publish_sets_in_turn(open_path: Path) -> N
 
 
 @pytest.mark.root
-async def test_a_nested_directory_of_another_user_is_named_with_its_remedy(open_path: Path) -> None:
+@pytest.mark.parametrize("in_pod", [True, False])
+async def test_a_nested_directory_of_another_user_is_named_with_its_remedy(
+    open_path: Path, in_pod: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`fsGroup` may be set already: what stands in the way is that one directory."""
+    monkeypatch.setattr(failures, "_POD_SECRETS", str(open_path / "missing"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     (open_path / "theirs").mkdir(mode=0o755)
     for name in ("theirs/config", "theirs/deeper/config"):
         for dry_run in (True, False):
@@ -157,6 +164,7 @@ async def test_a_nested_directory_of_another_user_is_named_with_its_remedy(open_
                 await Volume(open_path).put(name, "1", dry_run=dry_run)
             assert "belongs to user 0 and group 0, mode 0755" in str(caught.value)
             assert "chmod g+w" in str(caught.value)
+            assert ("fsGroup" in str(caught.value)) == in_pod
 
 
 @pytest.mark.root

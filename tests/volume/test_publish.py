@@ -17,7 +17,7 @@ import pytest
 
 import sidecar
 from sidecar import _errors
-from sidecar.disk import atomic, locks
+from sidecar.disk import atomic, failures, locks
 from sidecar.runtime import metrics
 from sidecar.volume import loose
 from sidecar.volume.snapshot import Snapshot
@@ -440,13 +440,22 @@ async def test_a_single_file_mount_is_refused_at_the_start(tmp_path: Path) -> No
 
 
 @pytest.mark.root
-async def test_a_directory_without_permission_is_named_with_its_remedy(open_path: Path) -> None:
-    """The most frequent mistake in a Pod: the volume belongs to root."""
+@pytest.mark.parametrize("in_pod", [True, False])
+async def test_a_directory_without_permission_is_named_with_its_remedy(
+    open_path: Path, in_pod: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most frequent mistake in a Pod: the volume belongs to root. A laptop has no securityContext."""
+    monkeypatch.setattr(failures, "_POD_SECRETS", str(open_path / "missing"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     open_path.chmod(0o755)
     volume = Volume(open_path)
     with as_user(65532):
-        with pytest.raises(_errors.VolumeUnavailable, match=r"user 65532 .*fsGroup"):
+        with pytest.raises(_errors.VolumeUnavailable, match="for user 65532") as caught:
             await volume.put("config", "x")
+        assert ("fsGroup" in str(caught.value)) == in_pod
+        assert ("chgrp" in str(caught.value)) != in_pod
         with pytest.raises(_errors.VolumeUnavailable, match="permission denied"):
             await volume.check_writable()
     assert entries(open_path) == []

@@ -81,10 +81,7 @@ def remedy_for(error: OSError) -> str | None:
 
 
 def permission_remedy() -> str:
-    return (
-        f"give it to user {os.geteuid()} or group {os.getegid()},"
-        " or set fsGroup in the Pod's securityContext"
-    )
+    return f"give it to user {os.geteuid()} or group {os.getegid()}, or {failures.share_remedy()}"
 
 
 def rights(status: os.stat_result) -> str:
