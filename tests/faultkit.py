@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ _RUNTIME = _words(
     "mmap munmap mremap mprotect brk madvise futex rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait"
     " getpid gettid sched_yield clock_nanosleep restart_syscall exit_group"
 )
+#: What `publisher.mark` calls.
+MARKING = "newfstatat"
 #: Between two of these nothing on the disk changes.
 CHANGING = _words(
     "write pwrite64 fsync close rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat"
@@ -60,6 +62,7 @@ class Point:
 class Run:
     """How one run ended: `outcome` is what the publisher was told, None if it did not live to hear it.
 
+    `hit` says that the fault was injected, and before the end of the publish.
     `shown` is what a reader saw after it, `left` what lay around, `again` what a second publish made of it.
     """
 
@@ -71,6 +74,7 @@ class Run:
     shown: str = ""
     again: str = ""
     ready: bool = False
+    hit: bool = False
     broken: str | None = None
 
 
@@ -110,7 +114,11 @@ class Publisher:
     def run(self, kind: Kind, directory: Path, fault: str, point: Point) -> Run:
         """Publish with a fault (`signal=KILL`, `error=ENOSPC`) at a point."""
         inject = f"inject={point.syscall}:{fault}:when={point.nth}"
-        return self._strace(kind, directory, "-e", f"trace={point.syscall}", "-e", inject)
+        trace = self._scratch / "fault"
+        traced = f"trace={point.syscall},{MARKING}"
+        run = self._strace(kind, directory, "-o", str(trace), "-e", traced, "-e", inject)
+        within, _, _ = trace.read_text(errors="replace").partition(publisher.END)
+        return replace(run, hit="(INJECTED)" in within)
 
     def _trace(self, kind: Kind) -> list[Point]:
         trace = self._scratch / "trace"
@@ -133,9 +141,8 @@ class Publisher:
     def _strace(self, kind: Kind, directory: Path, *options: str) -> Run:
         begun = self._ask({"kind": kind, "directory": str(directory)})
         assert begun.get("ready"), begun
-        quiet = () if "-o" in options else ("-o", os.devnull)
         strace = subprocess.Popen(
-            ["strace", "-p", str(begun["pid"]), *quiet, *options],
+            ["strace", "-p", str(begun["pid"]), *options],
             stderr=subprocess.PIPE,
             text=True,
         )
