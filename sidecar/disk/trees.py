@@ -42,6 +42,26 @@ def make_directory(path: str) -> None:
     _make_in(parent, name)
 
 
+def check_makeable(path: str, size: int = 0) -> None:
+    """Raise what `make_directory`, and a file of `size` bytes in it, would meet, as far as that can be known; make nothing.
+
+    Raises:
+        Refused: this user may not make it.
+        OSError: as mkdir(2) and write(2).
+    """
+    above = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    fd = beneath.open_directory(above)
+    try:
+        permissions.check_writable(fd)
+        volume = os.fstatvfs(fd)
+        if volume.f_bavail * volume.f_frsize < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    finally:
+        beneath.close(fd)
+
+
 def _make_in(parent: str, name: str) -> None:
     above = beneath.open_directory(parent)
     try:

@@ -129,6 +129,11 @@ class Budget:
         if not dry_run:
             self.change(on_disk(size))
 
+    def admit_first(self, size: int, where: str) -> None:
+        """Raise `VolumeFull` if a directory that is still to be made could not take a content of that size."""
+        if self.limit is not None and on_disk(size) + _DIRECTORIES > self.limit:
+            raise self._full(where, size)
+
     def change(self, size: int) -> None:
         """Add bytes that are on the disk now, or take away those that are not any more."""
         if self.limit is not None:

@@ -63,7 +63,7 @@ class FileSet:
     def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
         """Publish the set with one file added or replaced."""
         where = self._settings.where(name)
-        before = self._see_whole(fd, where)
+        before = self._see_whole(fd, where, order)
         old = _versions(before)
         order.conditions.check(f"publish {where}", old.get(name))
         version, size = terms.weigh(content)
@@ -88,7 +88,7 @@ class FileSet:
     def delete(self, fd: int, name: str, order: Order) -> Publication:
         """Publish the set without one file."""
         where = self._settings.where(name)
-        before = self._see_whole(fd, where)
+        before = self._see_whole(fd, where, order)
         versions = _versions(before)
         order.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
@@ -139,9 +139,19 @@ class FileSet:
         repair.tell_of_beside(fd, self._settings, names)
         self._retire(fd, naming.in_force(fd) or "")
 
-    def restore_lost(self, fd: int) -> None:
-        """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile."""
+    def restore_lost(self, fd: int, order: Order) -> None:
+        """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile.
+
+        Raises:
+            VolumeUnavailable: it is gone, and a trial mends nothing.
+        """
         if (self._seen is not None or self._durable is not None) and naming.in_force(fd) is None:
+            if order.dry_run:
+                raise _errors.VolumeUnavailable(
+                    errno.ENOENT,
+                    f"cannot try to publish to {self._settings.path}: {naming.DATA} is missing, and a trial mends nothing"
+                    " (the next publish does)",
+                )
             repair.restore(fd, self._settings)
 
     def expendable(self, fd: int) -> list[str]:
@@ -169,7 +179,8 @@ class FileSet:
                 done = Publication(version, False, False, same.snapshot.modified, wanted.size)
             if done and fits and (order.dry_run or self._is_settled(fd, wanted.versions, spared)):
                 return done
-            generations.sweep(fd)
+            if not order.dry_run:
+                generations.sweep(fd)
             if wanted.to_be_written:
                 self._budget.admit(
                     fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
@@ -287,14 +298,15 @@ class FileSet:
                 if crowded or generations.stamp_of(follower) <= over:
                     history.retire(fd, entry, self._settings.keep)
 
-    def _see_whole(self, fd: int, where: str) -> Sighting:
+    def _see_whole(self, fd: int, where: str, order: Order) -> Sighting:
         """Return the set that one file of it is to be changed of: nothing of the rest may be lost."""
         try:
             return self.see(fd)
         except _errors.ReadError as error:
-            repair.restore(fd, self._settings)
-            with contextlib.suppress(_errors.ReadError):
-                return self.see(fd)
+            if not order.dry_run:
+                repair.restore(fd, self._settings)
+                with contextlib.suppress(_errors.ReadError):
+                    return self.see(fd)
             raise _damaged(where, error) from error
 
     def _check_room(self, before: Sighting, name: str, size: int) -> None:

@@ -101,24 +101,33 @@ class Store:
                 self.put(name, initial[name], Order(Conditions(if_none_match=("*",))))
         return swept
 
-    def stage(self, order: Order) -> atomic.Staged:
-        """Make a temporary file to stream into."""
+    def stage(self, order: Order) -> atomic.Staged | None:
+        """Make a temporary file to stream into; None for a trial where the directory is missing, or old contents must give way."""
 
-        def stage(fd: int) -> atomic.Staged:
+        def stage(fd: int) -> atomic.Staged | None:
+            if order.unwritten:
+                return None
             with failures.publishing(f"publish to {self._path}"):
                 return atomic.Staged(fd)
 
+        if self._is_absent(order):
+            self._try_to_make(order, 0, self._path)
+            return None
         with self._writing(order) as fd:
             return self._with_room(fd, stage, order)
 
     def put(self, name: str, content: Given, order: Order) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
+        version, size = terms.weigh(content)
+        if self._is_absent(order):
+            self._try_to_make(order, size, self._settings.where(name))
+            return Publication(version, True, True, time.time(), size)
         # Elsewhere a lease tells nothing about readers on other machines.
         order.later = order.later and self._is_local() and self.expired <= _MOST_EXPIRED
 
         def put(fd: int) -> Publication:
-            self._set.restore_lost(fd)
+            self._set.restore_lost(fd, order)
             if _has_set(fd):
                 order.wait()
                 return self._set.put(fd, name, content, order)
@@ -126,7 +135,7 @@ class Store:
 
         upload = content[0].name if isinstance(content, tuple) else None
         with self._writing(order) as fd:
-            size, again = terms.weigh(content)[1], not isinstance(content, tuple)
+            again = not isinstance(content, tuple)
             done = self._with_room(fd, put, order, size=size, again=again)
             if isinstance(content, tuple) and upload and content[0].name != upload:
                 self._budget.end_upload(upload, published=True)
@@ -175,6 +184,10 @@ class Store:
         """Publish a whole set: these files, and no others."""
         terms.check_names(files)
         size = sum(map(terms.size, files.values()))
+        if self._is_absent(order):
+            self._try_to_make(order, size, self._path)
+            version = snapshots.version_of_set({n: terms.weigh(c)[0] for n, c in files.items()})
+            return Publication(version, True, True, time.time(), size)
         with self._writing(order) as fd:
             return self._with_room(
                 fd, lambda fd: self._set.publish(fd, files, order), order, size=size
@@ -186,7 +199,7 @@ class Store:
 
         def delete(fd: int) -> Publication | None:
             done: Publication | None = None
-            self._set.restore_lost(fd)
+            self._set.restore_lost(fd, order)
             try:
                 if _has_set(fd):
                     done = self._set.delete(fd, name, order)
@@ -201,6 +214,10 @@ class Store:
                 self._budget.doubt()
             return done
 
+        if self._is_absent(order):
+            where = self._settings.where(name)
+            order.conditions.check(f"delete {where}", None)
+            raise terms.missing(where)
         with self._writing(order) as fd:
             return self._with_room(fd, delete, order)
 
@@ -223,7 +240,7 @@ class Store:
         Raises:
             VolumeFull: not even without the history they would fit into the budget.
         """
-        with self._writing(Order()) as fd:
+        with self._writing(Order(dry_run=True)) as fd:
             self._budget.admit(fd, size, where, dry_run=True)
             return self._could_give(fd, size)
 
@@ -283,7 +300,11 @@ class Store:
         """Read the whole directory."""
         with self._reading() as fd:
             limit = self._settings.max_size
-            return loading.load_directory(fd, self._path, limit=limit, before=None).whole()
+            seen = loading.load_directory(fd, self._path, limit=limit, before=None)
+            if seen.mark.generation is not None:
+                for problem in seen.problems.values():
+                    raise _errors.ReadError(errno.EIO, problem)
+            return seen.whole()
 
     def versions(self, name: str | None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first."""
@@ -304,7 +325,9 @@ class Store:
             UnknownVersion: the history does not hold it, or it was altered since.
         """
         where = self._settings.where(name) if name is not None else self._path
-        kept = [one for one in self.versions(name) if one.version == version]
+        kept: list[history.Version] = []
+        with contextlib.suppress(_errors.NothingPublished):
+            kept = [one for one in self.versions(name) if one.version == version]
         if not kept:
             raise _errors.UnknownVersion(
                 f"cannot roll {where} back to {snapshots.etag(version)}: the history does not hold it"
@@ -328,7 +351,9 @@ class Store:
         Raises:
             PublishError: it would fail now, and why.
         """
-        self.stage(Order()).discard()
+        staged = self.stage(Order())
+        if staged is not None:
+            staged.discard()
 
     def _with_room(
         self, fd: int, work: Callable[[int], R], order: Order, *, size: int = 0, again: bool = True
@@ -454,7 +479,13 @@ class Store:
                 fd = self._open()
                 try:
                     timeout = max(self._limit(begun) - time.monotonic(), 0.0)
-                    with locks.locked(fd, timeout=timeout, where=self._path, waiting=order.wait):
+                    with locks.locked(
+                        fd,
+                        timeout=timeout,
+                        where=self._path,
+                        waiting=order.wait,
+                        create=not order.dry_run,
+                    ):
                         if self._is_still():
                             self._got_on = time.monotonic()
                             self._budget.enter(fd)
@@ -467,6 +498,17 @@ class Store:
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
         )
+
+    def _is_absent(self, order: Order) -> bool:
+        """Whether a trial has no directory to look into: a publish would make it."""
+        return order.dry_run and not os.path.lexists(self._path)
+
+    def _try_to_make(self, order: Order, size: int, where: str) -> None:
+        """Raise what a publish would meet that makes the directory first, as far as that can be known."""
+        order.conditions.check(f"publish {where}", None)
+        with failures.publishing(f"prepare {self._path}"):
+            trees.check_makeable(self._path, size)
+        self._budget.admit_first(size, where)
 
     def _open(self) -> int:
         """Open the directory; if it is the one of the last time, without asking again where its mount begins."""

@@ -46,7 +46,7 @@ class Upload:
         self._store = where
         self._dry_run = dry_run
         self.in_memory = False
-        """Whether it is only tried, and there is no room for it before old contents give way."""
+        """Whether it is only tried, and cannot be written: the directory is missing, or old contents must give way first."""
         self._where = directory if name is None else os.path.join(directory, name)
         self._staged: atomic.Staged | None = None
         self._directory = directory
@@ -179,7 +179,7 @@ class Upload:
         staged = self._open_file()
         if self._file is not None:
             await threads.to_its_end(self._file.close())
-        self._staged = await threads.in_thread(_Memory, staged)
+        self._staged = await threads.in_thread(_Memory.of, staged)
         await threads.in_thread(staged.discard)
         self._store.end_upload(self._budgeted_as)
         self._file = _streaming(self._staged.fd, self._digest)
@@ -212,6 +212,8 @@ class Upload:
     def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
         self._staged = self._store.stage(order)
+        if self._staged is None:
+            self._staged, self.in_memory = _Memory(), True
         self._budgeted_as = self._staged.name
 
     async def end(self) -> None:
@@ -238,15 +240,22 @@ class Upload:
 class _Memory(atomic.Staged):
     """What a trial has received, in memory in place of a temporary file; it can be examined, and not be published."""
 
-    def __init__(self, staged: atomic.Staged) -> None:
+    def __init__(self) -> None:
         self.name = ""
-        self.size = staged.size
+        self.size = 0
         self._fd = os.memfd_create("sidecar-trial")
         self._sealed_fd = self._dir_fd = -1
         self._brief = True
+
+    @classmethod
+    def of(cls, staged: atomic.Staged) -> _Memory:
+        """Return one that has received what a file has."""
+        one = cls()
+        one.size = staged.size
         size, offset = os.fstat(staged.fd).st_size, 0
-        while offset < size and (sent := os.sendfile(self._fd, staged.fd, offset, size - offset)):
+        while offset < size and (sent := os.sendfile(one.fd, staged.fd, offset, size - offset)):
             offset += sent
+        return one
 
 
 def _pinned(fd: int, version: str, name: str, where: str) -> Content:

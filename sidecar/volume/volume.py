@@ -414,7 +414,7 @@ class Volume:
         await self._prepare_once(dry_run=dry_run)
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
-            order = Order()
+            order = Order(dry_run=dry_run)
             opening = threads.in_turn(upload.open, order)
             await threads.to_its_end(opening, order.withdraw)
             yield upload
@@ -541,9 +541,8 @@ class Volume:
         )
 
     async def _prepare_once(self, *, dry_run: bool) -> None:
-        """Prepare it before the first change; a trial only makes the directory where there is none to try in."""
-        there = dry_run and await threads.in_thread(os.path.isdir, self._path)
-        if not self._prepared and not there:
+        """Prepare it before the first change; a trial makes nothing."""
+        if not (self._prepared or dry_run):
             await self.prepare()
 
     def _check_size(self, where: str, size: int) -> None:

@@ -246,6 +246,11 @@ def test_a_dry_run_validates_and_changes_nothing(command: Command, tmp_path: Pat
     assert "it would replace config with 2 bytes of standard input" in done.err
     assert command(*dry, stdin=b"[").code == 1
     assert (tmp_path / "config").read_text() == "old"
+    missing = ("publish", "-", "--path", "not/yet/config", "--dry-run")
+    done = command(*missing, stdin=b"[]")
+    assert done[:2] == (0, version_of(b"[]") + "\n")
+    assert "it would create not/yet/config with 2 bytes" in done.err
+    assert os.listdir(tmp_path) == ["config"]
 
 
 def test_mode_and_history_follow_the_options(command: Command, tmp_path: Path) -> None:

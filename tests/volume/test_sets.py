@@ -360,6 +360,19 @@ async def test_an_error_while_asking_what_is_in_force_removes_nothing(
         assert (await volume.snapshot())["a"] == b"1"
 
 
+async def test_a_set_of_which_one_file_cannot_be_read_is_not_returned_without_it(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """The files of a set belong together; of loose files the others are returned."""
+    await volume.publish({"a": "1", "b": "22"})
+    small = Volume(tmp_path, max_size=2)
+    with pytest.raises(_errors.ReadError, match="cannot read .*/b"):
+        await small.snapshot()
+    for name, content in (("a", "1"), ("b", "22")):
+        await Volume(tmp_path / "loose").put(name, content)
+    assert dict(await Volume(tmp_path / "loose", max_size=2).snapshot()) == {"a": b"1"}
+
+
 # From loose files to a set
 
 
