@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from sidecar.disk import atomic, beneath, naming, trees
 
 _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
+_NEXT_PAUSE_MOST = 0.005
+_NEXT_TIMEOUT = 1.0
+"""Seconds for which the next in line keeps others from a lock; it may be stopped."""
+_FIRST_BYTE = "hhqqi4x"
+"""The type, then `SEEK_SET`, start, length and process: `struct flock` of fcntl(2)."""
 _FOREIGN_AGE = 3600.0
 _READ_BY_OTHERS = 0o044
 
@@ -42,6 +48,7 @@ def locked(
     where others can read that, but `..lock` in it: it can be opened for writing alone, by those who may write there.
     Without `create`, that file is locked only where it is there. Where nothing can be locked, writers are not kept apart.
     `waiting` is called between two tries; it ends the wait by raising.
+    Who waits longest in line gets the lock before whoever has just released it.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
@@ -186,15 +193,60 @@ def _is_current(dir_fd: int, fd: int) -> bool:
 
 
 def _lock(fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
-    end = time.monotonic() + timeout
-    pause = _LOCK_PAUSE
-    while not take(fd):
-        if time.monotonic() >= end:
-            return False
-        waiting()
-        time.sleep(pause)
-        pause = min(pause * 2, _LOCK_PAUSE_MOST)
+    """Take the lock within `timeout` seconds, after the one who is next in line.
+
+    Only the next one asks for the lock; the others ask to be next. So who has just released it, and wants it again, waits.
+    """
+    if not _somebody_is_next(fd) and take(fd):
+        return True
+    begun = time.monotonic()
+    pause, is_next = _LOCK_PAUSE, False
+    try:
+        while True:
+            is_next = is_next or _be_next(fd)
+            waited = time.monotonic() - begun
+            if (is_next or waited >= _NEXT_TIMEOUT) and take(fd):
+                return True
+            if waited >= timeout:
+                return False
+            waiting()
+            time.sleep(pause)
+            pause = min(pause * 2, _NEXT_PAUSE_MOST if is_next else _LOCK_PAUSE_MOST)
+    finally:
+        if is_next:
+            with contextlib.suppress(OSError):
+                _ask_for_first_byte(fd, "F_OFD_SETLK", fcntl.F_UNLCK)
+
+
+def _be_next(fd: int) -> bool:
+    """Become the one who gets the lock next, unless somebody is; True where nobody can tell: a directory, some file systems."""
+    try:
+        _ask_for_first_byte(fd, "F_OFD_SETLK", fcntl.F_WRLCK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
     return True
+
+
+def _somebody_is_next(fd: int) -> bool:
+    try:
+        return _ask_for_first_byte(fd, "F_OFD_GETLK", fcntl.F_WRLCK) != fcntl.F_UNLCK
+    except OSError:
+        return False
+
+
+def _ask_for_first_byte(fd: int, command: str, kind: int) -> int:
+    """Lock the first byte of a lock file, apart from its flock(2), and return the type that fcntl(2) answers.
+
+    Raises:
+        OSError: as fcntl(2); `ENOSYS` where the system has no locks of open file descriptions.
+    """
+    number = getattr(fcntl, command, None)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    answer = fcntl.fcntl(fd, number, struct.pack(_FIRST_BYTE, kind, os.SEEK_SET, 0, 1, 0))
+    return int(struct.unpack_from(_FIRST_BYTE, answer)[0])
 
 
 def _alive(dir_fd: int, name: str) -> bool:

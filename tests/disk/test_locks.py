@@ -8,8 +8,10 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -125,6 +127,50 @@ def test_who_has_waited_for_a_file_that_was_removed_locks_the_one_of_now(
         third,
     ):
         pytest.fail("two writers at a time")
+
+
+def test_who_waits_gets_the_lock_before_who_has_just_released_it(fd: int, tmp_path: Path) -> None:
+    """Else a writer that publishes in a loop leaves a moment in which a neighbour must happen to ask."""
+    tmp_path.chmod(0o755)
+    waits, may_ask = threading.Event(), threading.Event()
+
+    def wait_to_ask() -> None:
+        waits.set()
+        may_ask.wait(20)
+
+    def neighbour() -> None:
+        with (
+            opened(tmp_path) as own,
+            locks.locked(own, timeout=20, where="/shared", waiting=wait_to_ask),
+        ):
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        with locks.locked(fd, timeout=0, where="/shared"):
+            waiting = threads.submit(neighbour)
+            assert waits.wait(20)
+        for _ in range(3):
+            with (
+                pytest.raises(_errors.VolumeUnavailable),
+                locks.locked(fd, timeout=0, where="/shared"),
+            ):
+                pytest.fail("the neighbour was first")
+        may_ask.set()
+        waiting.result(20)
+    with locks.locked(fd, timeout=0, where="/shared"):
+        pass
+
+
+def test_the_next_in_line_cannot_keep_the_lock_from_others(fd: int, tmp_path: Path) -> None:
+    """It may be stopped, or a hostile neighbour: the lock itself is free."""
+    tmp_path.chmod(0o755)
+    with locks.locked(fd, timeout=0, where="/shared"):
+        pass
+    stuck = os.open(tmp_path / "..lock", os.O_WRONLY)
+    fcntl.lockf(stuck, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    with locks.locked(fd, timeout=20, where="/shared"):
+        pass
+    os.close(stuck)
 
 
 def holding(directory: Path) -> AbstractContextManager[None]:

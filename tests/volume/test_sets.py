@@ -366,7 +366,7 @@ async def test_a_set_of_which_one_file_cannot_be_read_is_not_returned_without_it
     """The files of a set belong together; of loose files the others are returned."""
     await volume.publish({"a": "1", "b": "22"})
     small = Volume(tmp_path, max_size=2)
-    with pytest.raises(_errors.ReadError, match="cannot read .*/b"):
+    with pytest.raises(_errors.ReadError, match=r"cannot read .*/b"):
         await small.snapshot()
     for name, content in (("a", "1"), ("b", "22")):
         await Volume(tmp_path / "loose").put(name, content)
