@@ -7,6 +7,7 @@ references that come back to themselves, keys of TOML with a thousand dots. They
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,10 @@ _SHORT: Final = {"text": 1 << 62, "json": 1 << 20, "yaml": 1 << 16, "toml": 1 <<
 """Bytes up to which an examination without a schema takes some hundredths of a second at most."""
 _SHORT_SLOW_YAML: Final = 1 << 12
 """The same, where PyYAML was built without libyaml."""
+
+_FORMATS: Final = (
+    "fqdn idna isoduration jsonpointer rfc3339_validator rfc3986_validator rfc3987 rfc3987_syntax uri_template webcolors"
+).split()
 
 
 class Validation:
@@ -107,8 +112,18 @@ def _violations(validator: Validator, documents: Sequence[Any]) -> list[str]:
         ]
 
 
+def _load_no_formats() -> None:
+    """Keep jsonschema from importing what checks `format`: nothing asks for that here, and one builds a grammar for seconds.
+
+    It goes on without each that it does not find; they come with its extras `format` and `format-nongpl`.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.update(dict.fromkeys(_FORMATS))
+
+
 def main() -> None:
     """Examine contents for the process that has started this one."""
+    _load_no_formats()
     with helpers.connected() as (connection, setup):
         validator = None if setup is None else schemas.make(setup)
         helpers.send(connection, None)

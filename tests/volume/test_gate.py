@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,20 @@ async def test_the_ending_of_the_name_says_the_syntax(
 ) -> None:
     """Where no format is given; JSON is assumed for all others. Each document of YAML is judged."""
     assert (await reasons(Gate(schema=schema), content, name) == ()) is ok
+
+
+async def test_the_first_content_does_not_wait_for_what_checks_formats(
+    schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever jsonschema's extra `format` has installed: one of these takes seconds, and no format is asked for."""
+    extras = [one for one in metadata.requires("jsonschema") or () if "extra == 'format" in one]
+    names = {re.split("[^a-z0-9-]", one)[0].replace("-", "_") for one in extras}
+    assert {"rfc3987_syntax", "isoduration"} <= names
+    gate = Gate(schema=schema)
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert await reasons(gate, b'{"port": 80}') == ()
 
 
 async def test_dates_are_strings_to_a_schema(tmp_path: Path) -> None:
