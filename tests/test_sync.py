@@ -85,6 +85,35 @@ def test_a_loop_over_a_watch_sees_each_version_until_it_is_closed(tmp_path: Path
     assert seen == ["1", "2", "3"]
 
 
+def test_several_paths_are_followed_as_one(tmp_path: Path, wait_for: WaitFor) -> None:
+    """As by `sidecar.watch`: the present of all first, then all again; what is not there yet is left out."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    sync.publish_file(one, "1")
+    group = sync.watch(one, two, schema=lambda found: int(found.text()))
+    seen: list[dict[str, int]] = []
+    for snapshots in group:
+        seen.append({Path(path).name: found.value for path, found in snapshots.items()})
+        if len(seen) == 1:
+            sync.publish_file(two, "2")
+        elif len(seen) == 2:
+            assert list(group.snapshots) == [str(one), str(two)]
+            assert group.failure is None
+            sync.publish_file(one, "3")
+        else:
+            group.close()
+    assert seen == [{"one": 1}, {"one": 1, "two": 2}, {"one": 3, "two": 2}]
+    with pytest.raises(RuntimeError, match="closed"):
+        group.snapshots  # noqa: B018
+    stop = threading.Event()
+    with sync.watch(one, two, stop_event=stop) as both, ThreadPoolExecutor(1) as threads:
+        turns = threads.submit(lambda: [list(found) for found in both])
+        wait_for(lambda: both.watches[str(one)]._inner()._subscribers)
+        stop.set()
+        turns.result(20)
+    with pytest.raises(TypeError, match="unknown"):
+        sync.watch(one, two, unknown=1)  # type: ignore[call-overload]
+
+
 def test_a_watch_of_a_volume_takes_what_every_watch_takes(tmp_path: Path) -> None:
     """Filters, a schema, and an event of threads that ends the loop over it."""
     for name in ("a.conf", "b.txt"):

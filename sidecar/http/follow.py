@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from typing import Any, Generic, overload
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Generic, Unpack, overload
 
 from aiohttp import web
 
 from sidecar.http import lane, ops, problems
 from sidecar.runtime import arguments
 from sidecar.volume import watch as watches
-from sidecar.volume.filters import EDITORS
-from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
-from sidecar.volume.watch import Watch, WatchMode
+from sidecar.volume.snapshot import Snapshot, T
+from sidecar.volume.watch import Watch
+from sidecar.volume.watch_options import Options, check
 
 FIRST_LOOK = 1.5
 """Seconds for which the start of an application waits for the first look at its content."""
@@ -85,12 +85,7 @@ def follow(
     key: web.AppKey[Latest[None]] = LATEST,
     schema: None = None,
     required: bool = False,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
+    **options: Unpack[Options],
 ) -> _Context: ...
 @overload
 def follow(
@@ -99,12 +94,7 @@ def follow(
     key: web.AppKey[Latest[T]],
     schema: Callable[[Snapshot[Any]], T],
     required: bool = False,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
+    **options: Unpack[Options],
 ) -> _Context: ...
 def follow(
     path: str | os.PathLike[str],
@@ -112,12 +102,7 @@ def follow(
     key: web.AppKey[Latest[Any]] = LATEST,
     schema: Callable[[Snapshot[Any]], Any] | None = None,
     required: bool = False,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
+    **options: Unpack[Options],
 ) -> _Context:
     """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
 
@@ -135,15 +120,7 @@ def follow(
     >>> app = web.Application()
     >>> app.cleanup_ctx.append(follow("/shared"))
     """
-    options: dict[str, Any] = {
-        "watch": watch,
-        "recheck": recheck,
-        "max_size": max_size,
-        "include": include,
-        "exclude": exclude,
-        "quiet": quiet,
-    }
-    watches.check(path, schema=schema, **options)
+    check(path, schema=schema, **options)
     arguments.instance("key", key, web.AppKey, "a web.AppKey")
 
     async def context(app: web.Application) -> AsyncIterator[None]:

@@ -13,6 +13,6 @@ Inside, `background` is that loop, `watching` has `watch` and `load`, and `publi
 """
 
 from sidecar.sync.publishing import Upload, Volume, publish_file
-from sidecar.sync.watching import Watch, load, watch
+from sidecar.sync.watching import Watch, WatchGroup, load, watch
 
-__all__ = ["Upload", "Volume", "Watch", "load", "publish_file", "watch"]
+__all__ = ["Upload", "Volume", "Watch", "WatchGroup", "load", "publish_file", "watch"]

@@ -10,16 +10,15 @@ from typing import Any, Unpack, overload
 
 from sidecar.runtime import arguments
 from sidecar.sync.background import run
-from sidecar.sync.watching import Options, Watch
+from sidecar.sync.watching import Watch
 from sidecar.volume import gate as gates
 from sidecar.volume import terms, upload
 from sidecar.volume import volume as volumes
-from sidecar.volume.filters import EDITORS
 from sidecar.volume.history import Version
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T
 from sidecar.volume.terms import Publication
 from sidecar.volume.volume import Durability
-from sidecar.volume.watch import WatchMode
+from sidecar.volume.watch_options import VolumeOptions, of_volume
 
 
 def publish_file(
@@ -251,22 +250,27 @@ class Volume:
         run(self._inner.check_writable())
 
     @overload
-    def watch(self, *, schema: None = None, **options: Unpack[Options]) -> Watch[None]: ...
+    def watch(
+        self,
+        *,
+        schema: None = None,
+        stop_event: threading.Event | None = None,
+        **options: Unpack[VolumeOptions],
+    ) -> Watch[None]: ...
     @overload
     def watch(
-        self, *, schema: Callable[[Snapshot[Any]], T], **options: Unpack[Options]
+        self,
+        *,
+        schema: Callable[[Snapshot[Any]], T],
+        stop_event: threading.Event | None = None,
+        **options: Unpack[VolumeOptions],
     ) -> Watch[T]: ...
     def watch(
         self,
         *,
         schema: Callable[[Snapshot[Any]], Any] | None = None,
-        watch: WatchMode = "auto",
-        recheck: float = 1.0,
-        max_size: int | str | None = None,
-        include: Collection[str] = (),
-        exclude: Collection[str] = EDITORS,
-        quiet: float | None = None,
         stop_event: threading.Event | None = None,
+        **options: Unpack[VolumeOptions],
     ) -> Watch[Any]:
         """Keep the volume up to date in the background; see `sidecar.sync.watch` for the arguments.
 
@@ -278,13 +282,8 @@ class Volume:
         return Watch(
             self.path if self.path.endswith("/") else self.path + "/",
             schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=self._max_size if max_size is None else max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
             stop_event=stop_event,
+            **of_volume(options, self._max_size),
         )
 
 

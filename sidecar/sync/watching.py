@@ -8,36 +8,26 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Generic, TypedDict, TypeVar, overload
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, Unpack, overload
 
 from sidecar import _errors
 from sidecar.runtime import arguments
 from sidecar.sync.background import run
 from sidecar.volume import watch as watches
-from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
-from sidecar.volume.watch import WatchMode
+from sidecar.volume.watch_options import Options
 
 R = TypeVar("R")
 
 FIRST_LOOK = 1.5
 """Seconds for which the first access to a watch waits for its first look."""
+_STOP_CHECK = 1.0
+"""Seconds between two looks at the stop event of an iteration."""
 _SETTLED = 15.0
 """Seconds within which a content that lies still is believed: the longest that is waited for one."""
-
-
-class Options(TypedDict, total=False):
-    """What a watch can be told beside its path and its schema; see `sidecar.watch`."""
-
-    watch: WatchMode
-    recheck: float
-    max_size: int | str | None
-    include: Collection[str]
-    exclude: Collection[str]
-    quiet: float | None
-    stop_event: threading.Event | None
 
 
 class Watch(Generic[T]):
@@ -57,24 +47,11 @@ class Watch(Generic[T]):
         path: str | os.PathLike[str],
         *,
         schema: Callable[[Snapshot[Any]], T] | None = None,
-        watch: WatchMode = "auto",
-        recheck: float = 1.0,
-        max_size: int | str = MAX_SIZE,
-        include: Collection[str] = (),
-        exclude: Collection[str] = EDITORS,
-        quiet: float | None = None,
         stop_event: threading.Event | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._make: Callable[[], watches.Watch[T]] = partial(
-            watches.Watch,
-            path,
-            schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
+            watches.Watch, path, schema=schema, **options
         )
         self._path = self._make().path
         if stop_event is not None:
@@ -104,7 +81,7 @@ class Watch(Generic[T]):
         last: str | None = None
         while not self._is_stopped():
             try:
-                found = self.changed(last, 1.0)
+                found = self.changed(last, _STOP_CHECK)
             except RuntimeError:
                 if self._closed:
                     return
@@ -192,6 +169,84 @@ class Watch(Generic[T]):
             return self._entered[1]
 
 
+class WatchGroup(Generic[T]):
+    """Paths that are kept up to date together in the background; made by `sidecar.sync.watch`.
+
+    Iterate over it for the snapshots of all of them, by path as it was given: the present ones first,
+    then again whenever one of them has another version; a slow consumer gets the newest.
+    Paths of which nothing has been published yet are left out. Or read `snapshots` whenever they are needed.
+    Looking begins with the first use, as for `Watch`.
+
+    >>> from sidecar import sync
+    >>> def handler(group: sync.WatchGroup) -> str:
+    ...     return group.snapshots["/config/app.json"].text()
+    """
+
+    def __init__(self, watches: Iterable[Watch[T]], stop_event: threading.Event | None) -> None:
+        self.watches: Mapping[str, Watch[T]] = MappingProxyType({w.path: w for w in watches})
+        """The watch of each path: its `stale`, `problem`, `etag` and so on."""
+        self._stop_event = stop_event
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<sync.WatchGroup {list(self.watches.values())}>"
+
+    def __enter__(self) -> WatchGroup[T]:
+        for one in self.watches.values():
+            one.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Snapshot[T]]]:
+        """Yield the present contents, then all again after each change, until it is closed; blocks in between.
+
+        A `stop_event` that is set ends it within a second.
+        """
+        changed = threading.Event()
+        last: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            try:
+                for one in self.watches.values():
+                    stack.callback(one.subscribe(changed.set))
+                while not self._is_stopped():
+                    changed.clear()
+                    found, looked = self.snapshots, self._have_looked()
+                    versions = {path: snapshot.version for path, snapshot in found.items()}
+                    if versions != last and looked:
+                        last = versions
+                        yield found
+                    else:
+                        changed.wait(_STOP_CHECK)
+            except RuntimeError:
+                if not self._closed:
+                    raise
+
+    @property
+    def snapshots(self) -> dict[str, Snapshot[T]]:
+        """The last good content of each path that has one."""
+        found = {path: one.snapshot for path, one in self.watches.items()}
+        return {path: snapshot for path, snapshot in found.items() if snapshot is not None}
+
+    @property
+    def failure(self) -> str | None:
+        """Why one of them is not being watched, None while all is well: what a liveness probe asks."""
+        return next((w.failure for w in self.watches.values() if w.failure is not None), None)
+
+    def close(self) -> None:
+        """End all of them; they cannot be used again."""
+        self._closed = True
+        for one in self.watches.values():
+            one.close()
+
+    def _have_looked(self) -> bool:
+        return all(one._inner().has_looked for one in self.watches.values())  # noqa: SLF001 (of this module)
+
+    def _is_stopped(self) -> bool:
+        return self._closed or (self._stop_event is not None and self._stop_event.is_set())
+
+
 async def _begin(inner: watches.Watch[Any]) -> None:
     """Enter it, and wait for the first look, but not for ever: it goes on looking."""
     await inner.__aenter__()
@@ -211,62 +266,60 @@ def watch(
     path: str | os.PathLike[str],
     *,
     schema: None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: threading.Event | None = None,
+    **options: Unpack[Options],
 ) -> Watch[None]: ...
 @overload
 def watch(
     path: str | os.PathLike[str],
     *,
     schema: Callable[[Snapshot[Any]], T],
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: threading.Event | None = None,
+    **options: Unpack[Options],
 ) -> Watch[T]: ...
+@overload
 def watch(
     path: str | os.PathLike[str],
-    *,
-    schema: Callable[[Snapshot[Any]], Any] | None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: None = None,
     stop_event: threading.Event | None = None,
-) -> Watch[Any]:
+    **options: Unpack[Options],
+) -> WatchGroup[None]: ...
+@overload
+def watch(
+    path: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    /,
+    *more: str | os.PathLike[str],
+    schema: Callable[[Snapshot[Any]], T],
+    stop_event: threading.Event | None = None,
+    **options: Unpack[Options],
+) -> WatchGroup[T]: ...
+def watch(
+    path: str | os.PathLike[str],
+    *more: str | os.PathLike[str],
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    stop_event: threading.Event | None = None,
+    **options: Unpack[Options],
+) -> Watch[Any] | WatchGroup[Any]:
     """Keep a file or a directory up to date in the background; see `sidecar.watch` for the arguments.
 
     `stop_event` is a `threading.Event` here, and ends each iteration within a second.
     Nothing is raised while there is nothing to read: `snapshot` is None.
     `schema` is called in the thread of the background.
+    Several paths are followed together, as a `WatchGroup`.
 
     Raises:
         ConfigError: an argument makes no sense.
 
     >>> from sidecar import sync
     >>> settings = sync.watch("/shared/settings.json", schema=lambda snapshot: snapshot.json())
+    >>> both = sync.watch("/config/app.json", "/tls/")
     """
-    return Watch(
-        path,
-        schema=schema,
-        watch=watch,
-        recheck=recheck,
-        max_size=max_size,
-        include=include,
-        exclude=exclude,
-        quiet=quiet,
-        stop_event=stop_event,
-    )
+    watches = [Watch(one, schema=schema, stop_event=stop_event, **options) for one in (path, *more)]
+    return WatchGroup(watches, stop_event) if more else watches[0]
 
 
 @overload

@@ -29,8 +29,18 @@ _SHORT_SLOW_YAML: Final = 1 << 12
 """The same, where PyYAML was built without libyaml."""
 
 _FORMATS: Final = (
-    "fqdn idna isoduration jsonpointer rfc3339_validator rfc3986_validator rfc3987 rfc3987_syntax uri_template webcolors"
-).split()
+    "fqdn",
+    "idna",
+    "isoduration",
+    "jsonpointer",
+    "rfc3339_validator",
+    "rfc3986_validator",
+    "rfc3987",
+    "rfc3987_syntax",
+    "uri_template",
+    "webcolors",
+)
+"""Modules that jsonschema imports to check `format`, where they are installed."""
 
 
 class Validation:

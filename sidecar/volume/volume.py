@@ -23,12 +23,11 @@ from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 from sidecar import _errors
 from sidecar.runtime import arguments, metrics, threads
 from sidecar.runtime.logging import CLIENT
-from sidecar.volume import change_log, commit, history, local_file, store, terms
+from sidecar.volume import change_log, commit, history, local_file, store, terms, watch_options
 from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import watch as watches
 from sidecar.volume.commit import Outcome, Wish
-from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T, encoded
 from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
 from sidecar.volume.upload import Upload
@@ -503,23 +502,26 @@ class Volume:
 
     @overload
     def watch(
-        self, *, schema: None = None, **options: Unpack[watches.Options]
+        self,
+        *,
+        schema: None = None,
+        stop_event: asyncio.Event | None = None,
+        **options: Unpack[watch_options.VolumeOptions],
     ) -> watches.Watch[None]: ...
     @overload
     def watch(
-        self, *, schema: Callable[[Snapshot[Any]], T], **options: Unpack[watches.Options]
+        self,
+        *,
+        schema: Callable[[Snapshot[Any]], T],
+        stop_event: asyncio.Event | None = None,
+        **options: Unpack[watch_options.VolumeOptions],
     ) -> watches.Watch[T]: ...
     def watch(
         self,
         *,
         schema: Callable[[Snapshot[Any]], Any] | None = None,
-        watch: watches.WatchMode = "auto",
-        recheck: float = 1.0,
-        max_size: int | str | None = None,
-        include: Collection[str] = (),
-        exclude: Collection[str] = EDITORS,
-        quiet: float | None = None,
         stop_event: asyncio.Event | None = None,
+        **options: Unpack[watch_options.VolumeOptions],
     ) -> watches.Watch[Any]:
         """Follow the volume: `async for snapshot in volume.watch()`; see `sidecar.watch` for the arguments.
 
@@ -531,13 +533,8 @@ class Volume:
         return watches.Watch(
             self._path if self._path.endswith("/") else self._path + "/",
             schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=self._max_size if max_size is None else max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
             stop_event=stop_event,
+            **watch_options.of_volume(options, self._max_size),
         )
 
     async def _prepare_once(self, *, dry_run: bool) -> None:

@@ -17,17 +17,17 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Generic, TypedDict, get_args
+from typing import Any, Generic, Unpack
 
 from sidecar.disk import hints
 from sidecar.runtime import arguments, metrics
 from sidecar.volume import change_log, lookout
-from sidecar.volume.filters import EDITORS, Filter
 from sidecar.volume.lookout import Lookout, News
-from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.snapshot import Snapshot, T
+from sidecar.volume.watch_options import Options, check
 from sidecar.volume.watch_run import Run
 
 logger = logging.getLogger(__name__)
@@ -36,18 +36,6 @@ WatchMode = lookout.WatchMode
 
 #: Seconds after which a look that is still going on is told as a failure.
 _HANGING = 30.0
-
-
-class Options(TypedDict, total=False):
-    """What a watch can be told beside its path and its schema; see `Watch`."""
-
-    watch: WatchMode
-    recheck: float
-    max_size: int | str | None
-    include: Collection[str]
-    exclude: Collection[str]
-    quiet: float | None
-    stop_event: asyncio.Event | None
 
 
 class Watch(Generic[T]):
@@ -96,36 +84,23 @@ class Watch(Generic[T]):
         path: str | os.PathLike[str],
         *,
         schema: Callable[[Snapshot[Any]], T] | None = None,
-        watch: WatchMode = "auto",
-        recheck: float = 1.0,
-        max_size: int | str = MAX_SIZE,
-        include: Collection[str] = (),
-        exclude: Collection[str] = EDITORS,
-        quiet: float | None = None,
         stop_event: asyncio.Event | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        self._path = check(
-            path,
-            schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
-        )
+        checked = check(path, schema=schema, **options)
+        self._path = checked.path
         if stop_event is not None:
             arguments.instance("stop_event", stop_event, asyncio.Event, "an asyncio.Event")
         self._schema = schema
         self._stop_event = stop_event
         self._lookout = partial(
             Lookout,
-            self._path,
-            wanted=watch,
-            recheck=recheck,
-            limit=arguments.size("max_size", max_size),
-            wanted_names=Filter(tuple(include), tuple(exclude)),
-            quiet=quiet,
+            checked.path,
+            wanted=checked.watch,
+            recheck=checked.recheck,
+            limit=checked.limit,
+            wanted_names=checked.wanted_names,
+            quiet=checked.quiet,
         )
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None
@@ -400,34 +375,6 @@ class Watch(Generic[T]):
             logger.warning("%s%s", problem, "" if first else "; the last good content stays")
 
 
-def check(
-    path: object,
-    *,
-    schema: object = None,
-    watch: object,
-    recheck: object,
-    max_size: object,
-    include: object = (),
-    exclude: object = (),
-    quiet: object = None,
-) -> str:
-    """Check the arguments of a watch, and return the path as text.
-
-    Raises:
-        ConfigError: one of them makes no sense.
-    """
-    arguments.seconds("recheck", recheck, zero=False)
-    arguments.choice("watch", watch, get_args(WatchMode))
-    arguments.size("max_size", max_size)
-    arguments.texts("include", include)
-    arguments.texts("exclude", exclude)
-    if quiet is not None:
-        arguments.seconds("quiet", quiet)
-    if schema is not None:
-        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
-    return arguments.path("path", path)
-
-
 def _refuse_awaitable(value: object) -> None:
     """Refuse what a schema returned to be awaited: its value would be a promise, and its check never run."""
     if inspect.isawaitable(value):
@@ -440,7 +387,9 @@ _shared: dict[tuple[Any, ...], Watch[None]] = {}
 
 
 @asynccontextmanager
-async def shared(path: str | os.PathLike[str], **options: Any) -> AsyncIterator[Watch[None]]:
+async def shared(
+    path: str | os.PathLike[str], **options: Unpack[Options]
+) -> AsyncIterator[Watch[None]]:
     """Enter the one watch of this path and these options (see `Watch`) that the running loop has."""
     key = (asyncio.get_running_loop(), os.fspath(path), *map(repr, sorted(options.items())))
     if key not in _shared:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, overload
+from typing import Any, Generic, Unpack, overload
 
-from sidecar.volume.filters import EDITORS
-from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
-from sidecar.volume.watch import Watch, WatchMode
+from sidecar.volume.snapshot import Snapshot, T
+from sidecar.volume.watch import Watch
+from sidecar.volume.watch_options import Options
 
 
 class WatchGroup(Generic[T]):
@@ -94,26 +94,16 @@ def watch(
     path: str | os.PathLike[str],
     *,
     schema: None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: asyncio.Event | None = None,
+    **options: Unpack[Options],
 ) -> Watch[None]: ...
 @overload
 def watch(
     path: str | os.PathLike[str],
     *,
     schema: Callable[[Snapshot[Any]], T],
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: asyncio.Event | None = None,
+    **options: Unpack[Options],
 ) -> Watch[T]: ...
 @overload
 def watch(
@@ -122,13 +112,8 @@ def watch(
     /,
     *more: str | os.PathLike[str],
     schema: None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: asyncio.Event | None = None,
+    **options: Unpack[Options],
 ) -> WatchGroup[None]: ...
 @overload
 def watch(
@@ -137,25 +122,15 @@ def watch(
     /,
     *more: str | os.PathLike[str],
     schema: Callable[[Snapshot[Any]], T],
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: asyncio.Event | None = None,
+    **options: Unpack[Options],
 ) -> WatchGroup[T]: ...
 def watch(
     path: str | os.PathLike[str],
     *more: str | os.PathLike[str],
     schema: Callable[[Snapshot[Any]], Any] | None = None,
-    watch: WatchMode = "auto",
-    recheck: float = 1.0,
-    max_size: int | str = MAX_SIZE,
-    include: Collection[str] = (),
-    exclude: Collection[str] = EDITORS,
-    quiet: float | None = None,
     stop_event: asyncio.Event | None = None,
+    **options: Unpack[Options],
 ) -> Watch[Any] | WatchGroup[Any]:
     """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
 
@@ -176,18 +151,5 @@ def watch(
     ...     async for snapshots in watch("/config/app.json", "/tls/"):
     ...         print(snapshots["/config/app.json"].text())
     """
-    watches = [
-        Watch(
-            one,
-            schema=schema,
-            watch=watch,
-            recheck=recheck,
-            max_size=max_size,
-            include=include,
-            exclude=exclude,
-            quiet=quiet,
-            stop_event=stop_event,
-        )
-        for one in (path, *more)
-    ]
+    watches = [Watch(one, schema=schema, stop_event=stop_event, **options) for one in (path, *more)]
     return WatchGroup(watches, stop_event) if more else watches[0]

@@ -71,7 +71,9 @@ async def watching() -> None:
         assert_type(following, sidecar.Watch[None])
         assert_type(following.snapshot, sidecar.Snapshot[None] | None)
         assert_type(following.stale, str | None)
+    assert_type(sidecar.watch("/a", "/b", max_size="1Mi"), sidecar.WatchGroup[None])
     sidecar.watch("/shared", watch="sometimes")  # type: ignore[call-overload]
+    sidecar.watch("/shared", unknown=1)  # type: ignore[call-overload]
 
 
 async def running() -> int:
@@ -115,6 +117,12 @@ def without_an_event_loop(volume: sync.Volume) -> None:
     assert_type(sync.load("/shared/a"), sidecar.Snapshot[None])
     assert_type(sync.load(Path("/shared/a"), schema=parse).value, Settings)
     assert_type(sync.watch("/shared"), sync.Watch[None])
+    assert_type(sync.watch("/a", Path("/b"), quiet=0.5), sync.WatchGroup[None])
+    for snapshots in sync.watch("/a", "/b", "/c", schema=parse):
+        assert_type(snapshots, dict[str, sidecar.Snapshot[Settings]])
+    sync.watch("/a", "/b", recheck="1")  # type: ignore[call-overload]
+    sync.watch("/a", max_size=None)  # type: ignore[call-overload]
+    assert_type(volume.watch(max_size=None), sync.Watch[None])
     with sync.watch("/shared", schema=parse) as watch:
         assert_type(watch, sync.Watch[Settings])
         assert_type(watch.snapshot, sidecar.Snapshot[Settings] | None)
