@@ -222,10 +222,8 @@ def _be_next(fd: int) -> bool:
     """Become the one who gets the lock next, unless somebody is; True where nobody can tell: a directory, some file systems."""
     try:
         _ask_for_first_byte(fd, "F_OFD_SETLK", fcntl.F_WRLCK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 

@@ -11,7 +11,7 @@ in processes that can be ended (`validator`, `check_process`);
 Read: `snapshot` is what was read, and `sighting` how far one look can be trusted;
 `filters` and `listing` say which names count, `loading` reads them, `reading` is what it has read.
 
-Follow: `watch` is what users hold, `watch_group` several as one;
+Follow: `watch` is what users hold, `watch_group` several as one, `watch_options` what all of these take;
 `watch_run` is one run of it, whose thread is a `lookout`, which has an `eye` to look and a `judge` to decide, by `evidence`.
 `changes` is what events have told of, `coverage` watches the directories that a listing goes through.
 """
