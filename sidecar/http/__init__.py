@@ -9,7 +9,7 @@ What comes in: `incoming` reads what a writer is sent (`receiving`: large bodies
 What goes out: `answers` knows conditions and ranges, `jsontext` the JSON, `sending` large files, `stream` the events,
 `waiting` those who wait for a change (`bells` wake them, a `room` holds all who ask for the same), `problems` what is said when something fails.
 
-Connections: `serve` is their life from listening to the drain, `listening` opens the places, `acknowledged` knows what clients have received, `tls` and `guard` stand at the door, `access_log` says who has asked for what,
+Connections: `serve` is their life from listening to the drain, `listening` opens the places, `acknowledged` knows what clients have received, `tls`, `handshake` and `guard` stand at the door, `access_log` says who has asked for what,
 `connection` is what ours does beyond aiohttp's, `framing` what RFC 9112 demands beyond its parser, `express` asks the `lane/` first, the short way for what was asked before (`memfile`: for long answers),
 `passage` the one past a transport for large bodies, in and out, `workers` several processes.
 """

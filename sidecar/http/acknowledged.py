@@ -99,6 +99,14 @@ class Held:
                 held.close()
                 del self._sockets[owner]
 
+    def release_oldest(self) -> bool:
+        """Let go of one, because others need its descriptor; False if there is none."""
+        if not self._sockets:
+            return False
+        held, _ = self._sockets.pop(next(iter(self._sockets)))
+        held.close()
+        return True
+
     def release_all(self) -> None:
         """Let go of all of them, and hold no more: the drain is over."""
         self._over = True

@@ -93,6 +93,7 @@ class Connection(web.RequestHandler):
         "_owed",
         "_surplus",
         "_taker",
+        "beneath",
         "wire",
     )
 
@@ -135,6 +136,8 @@ class Connection(web.RequestHandler):
         self._taker: Taker | None = None
         self.wire: asyncio.Transport | None = None
         """The transport until its end, whoever has it: aiohttp forgets one that it has closed."""
+        self.beneath: asyncio.Transport | None = None
+        """The transport of TCP beneath that of TLS."""
         self._lost: dict[Callable[[], None], bool] | None = None
         """What is called when the client has gone, and whether it may be a long time until it is answered."""
 
@@ -151,14 +154,21 @@ class Connection(web.RequestHandler):
     @property
     def busy(self) -> bool:
         """Whether a request is being answered, or an answer has not left this process yet."""
-        unsent = self.wire is not None and self.wire.get_write_buffer_size() > 0
+        unsent = any(one.get_write_buffer_size() for one in (self.wire, self.beneath) if one)
         return self._request_in_progress or bool(self._messages) or unsent
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it has waited for a request, by the clock of the loop; None while there is something to do."""
+        """Since when it has waited for a request, by the clock of the loop; None while there is something to do.
+
+        0 if it is closed, all of it is sent, and it is the client's word that it waits for, as TLS has it.
+        """
+        if self.wire is None or self.busy:
+            return None
+        if self.transport is None:
+            return 0.0 if self._taker is None else None
         in_body = self._body is not None and not self._body.is_eof()
-        if self.transport is None or self.busy or self._owes or in_body:
+        if self._owes or in_body:
             return None
         return self._next_keepalive_close_time - self.keepalive_timeout
 
@@ -197,7 +207,7 @@ class Connection(web.RequestHandler):
             Otherwise a request that comes with the connection is there before anybody waits for it.
             """
             serving = super().start()
-            return _begun(serving, serving.send(None))
+            return begun(serving, serving.send(None))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._guard.heard(self)
@@ -205,7 +215,7 @@ class Connection(web.RequestHandler):
         if exc is None:
             self._guard.held.close(self, self.wire)
         self._guard.connections.discard(self)
-        self.wire = None
+        self.wire = self.beneath = None
         for callback in list(self._lost or ()):
             callback()
         if self._taker is not None:
@@ -379,19 +389,25 @@ class Connection(web.RequestHandler):
 
     def give_way(self) -> None:
         """Close, because others need the room, and nobody is owed an answer here."""
-        if self.transport is not None:
-            self.transport.close()
+        wire = self.wire or self.transport
+        if wire is not None:
+            wire.close()
+        if self.beneath is not None:
+            # A transport of TLS waits half a minute for the client's word. What it has to say itself goes out in this turn.
+            self._loop.call_soon(self.beneath.abort)
 
     def _hear(self, data: bytes) -> None:
         """Let a probe in, for which there is no room; tell everybody else."""
-        self._guard.heard(self)
         transport = self.transport
         if transport is None:
             return
         if guards.is_probe(data):
+            self._guard.heard(self)
             self._force_close = False
             self._open(transport)
         else:
+            self._guard.head_ends(self)
+            self.wire = transport
             transport.write(self._guard.refusal())
             transport.close()
 
@@ -427,11 +443,15 @@ class Connection(web.RequestHandler):
 
 
 @types.coroutine
-def _begun(coroutine: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
-    """Go on with a coroutine that has run until it awaited something."""
+def begun(coroutine: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
+    """Go on, in a task, with a coroutine that has run until it awaited something."""
     try:
         yield awaited
-    except BaseException as error:
-        coroutine.throw(error)
-        raise
-    yield from coroutine
+    except BaseException as error:  # noqa: BLE001 (it is the coroutine's)
+        try:
+            awaited = coroutine.throw(error)
+        except StopIteration:
+            return
+        yield from begun(coroutine, awaited)
+    else:
+        yield from coroutine

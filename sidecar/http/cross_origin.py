@@ -7,6 +7,9 @@ applied to every request that changes something, the GET that publishes among th
     Origin            must name the host that the request was sent to; every browser sends it with POST, PUT and DELETE
     neither           is no browser, or a GET over plain http: then `Referer` must name that host, if there is one
 
+Go compares `Origin` with `Host` letter by letter. Here case and a default port that one of them writes make no difference:
+it is the same origin (RFC 6454 section 5). Empty headers, which Go takes for none, are refused.
+
 Over plain http a browser says nothing at all of a GET for a page that hides its address (`Referrer-Policy: no-referrer`).
 What it embeds (an image, a script, a fetch) is told by what it accepts and refused;
 a link or a frame looks as an address that somebody typed, and passes: TLS or a token is the remedy.

@@ -5,7 +5,7 @@ without the second, one that takes nothing of its answer holds it for ever, even
 without the third, as many of them as there are descriptors are open, and then nobody is answered any more.
 
 Where as many are open as may be, those give way that wait for a request, the longest idle first, as nginx has it
-(`ngx_drain_connections`), and after them those that owe the rest of a head. Where all are at work, one more
+(`ngx_drain_connections`), those in a TLS handshake among them, and after them those that owe the rest of a head. Where all are at work, one more
 is heard all the same: a probe is answered, everybody else is told 503. So nobody can keep the kubelet out.
 """
 
@@ -44,14 +44,22 @@ has, Linux goes on counting from when it was closed first, however much has been
 _LOOKS = 6
 """How often in that time it is looked who takes something."""
 
-_RESERVE = 64
-"""Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open."""
 _SURPLUS = 64
 """Connections beyond the limit at a time that are held until they say what they want; the oldest gives way to the next."""
+ACCEPTED_AT_ONCE = 32
+"""Connections that an event loop may accept before it says so."""
+_RESERVE = 64 + _SURPLUS + 2 * ACCEPTED_AT_ONCE
+"""Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open;
+those beyond the limit; and those that are accepted while others that give way to them are not closed yet."""
 _DRAINED = 32
 """Idle connections that are closed at a time, but no more than an eighth of all: as nginx has it."""
 _PROBE = re.compile(rb"(?:GET|HEAD) [!-~]{0,1024}/(?:livez|readyz|startupz)[ ?]")
 _SAID_EVERY = 10.0
+_GLANCE = 0.01
+_CONFIRM_GLANCES = 25
+"""How often it is looked whether the clients of TLS have confirmed the end: for a few round trips."""
+_TURNS = 5
+"""Turns of an event loop after which a transport that was aborted is gone, and its protocols know."""
 _SLICE = 50
 """Late heads that are ended before others get their turn: two milliseconds."""
 
@@ -115,7 +123,9 @@ class Guard:
 
     def has_room(self) -> bool:
         """Tell whether one more connection may be open; if need be, close some that nobody needs."""
-        if len(self.connections) < self.max_connections:
+        if len(self.connections) + len(self.held) < self.max_connections:
+            return True
+        if self.held.release_oldest():
             return True
         most = max(1, min(_DRAINED, self.max_connections // 8))
         idle = (
@@ -184,6 +194,24 @@ class Guard:
         return answer(
             "too-many-connections", f"more than {self.max_connections} are open at a time"
         )
+
+    async def end(self) -> None:
+        """End what is still open after its server has closed it, and return when no transport of it is left.
+
+        Clients of TLS have a moment to confirm the end; then they are cut off.
+        """
+        try:
+            for _ in range(_CONFIRM_GLANCES):
+                if not self.connections:
+                    break
+                await asyncio.sleep(_GLANCE)
+        finally:
+            for one in [*self.connections, *self._surplus]:
+                one.give_way()
+                if one.wire is not None:
+                    one.wire.abort()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
     def _sweep(self) -> None:
         self._timer = None
@@ -276,4 +304,5 @@ def drop(wire: asyncio.WriteTransport) -> None:
 def _descriptors() -> int:
     """Return the number of connections for which this process has descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (1 << 30 if soft == resource.RLIM_INFINITY else soft) - _RESERVE)
+    soft = 1 << 30 if soft == resource.RLIM_INFINITY else soft
+    return max(1, soft // 4, soft - _RESERVE)

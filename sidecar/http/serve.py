@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,8 @@ from sidecar.http import guard as guards
 from sidecar.http.bells import Waits
 from sidecar.http.connection import Connection
 from sidecar.http.express import Express
-from sidecar.http.guard import Guard
+from sidecar.http.guard import Guard, Guarded
+from sidecar.http.handshake import Handshake
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
 from sidecar.runtime import arguments, running, threads
@@ -39,7 +40,8 @@ _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3
 _CANCEL_TIME = 1.0
 _GLANCE = 0.01
 _FIRST_WORDS = 0.25
-"""Seconds that a new connection has for its first request when listening ends: a few round trips."""
+"""Seconds that a new connection has for its first request when listening ends: a few round trips.
+It has as many turns of the loop as fit into that: one in which a thousand handshakes are done may take a second."""
 
 
 async def serve(
@@ -215,7 +217,10 @@ async def _run(
             guard.held.release_all()  # also where a second cancellation has cut the drain short
             for listener in listeners:
                 listener.server.close()
-            await runner.cleanup()
+            try:
+                await runner.cleanup()
+            finally:
+                await guard.end()
 
 
 @dataclass(frozen=True)
@@ -224,8 +229,8 @@ class _Listener:
 
     place: _Place
     server: asyncio.Server
-    options: Mapping[str, Any]
-    """What connections there are made with."""
+    factory: Callable[[], asyncio.BaseProtocol]
+    """What makes the protocol of each connection there."""
 
     async def end(self) -> list[asyncio.Task[Any]]:
         """Listen no longer, and serve the connections that nobody has accepted yet: the kernel would reset them."""
@@ -236,7 +241,7 @@ class _Listener:
             for _ in range(listening.BACKLOG):
                 waiting.append(self.place.socket.accept()[0])  # noqa: PERF401 (those before the error count)
         tasks = [
-            asyncio.ensure_future(loop.connect_accepted_socket(sock=one, **self.options))
+            asyncio.ensure_future(loop.connect_accepted_socket(self.factory, one))
             for one in waiting
         ]
         # asyncio has accepted some, too, and would drop those that a closed server has not got to know.
@@ -274,15 +279,17 @@ async def _listen(
             max_line_size=LONGEST_LINE,
         )
 
-    options: dict[str, Any] = {"protocol_factory": connection}
+    factory: Callable[[], asyncio.BaseProtocol] = connection
     if place.certificate is not None:
-        options |= {"ssl": place.certificate.context, "ssl_handshake_timeout": guard.head_timeout}
-    where: dict[str, Any] = {"sock": place.socket, "backlog": listening.BACKLOG}
+        factory = partial(Handshake, place.certificate.context, guard, connection, loop=loop)
+    # For asyncio it is also how many it accepts before it tells anybody of one.
+    where: dict[str, Any] = {"sock": place.socket, "backlog": guards.ACCEPTED_AT_ONCE}
     if place.socket.family == socket.AF_UNIX:
-        made = await loop.create_unix_server(**options, **where, **_KEEP_FILE)
+        made = await loop.create_unix_server(factory, **where, **_KEEP_FILE)
     else:
-        made = await loop.create_server(**options, **where)
-    return _Listener(place, made, options)
+        made = await loop.create_server(factory, **where)
+    place.socket.listen(listening.BACKLOG)
+    return _Listener(place, made, factory)
 
 
 async def _drain(
@@ -317,14 +324,14 @@ async def _drain(
     if accepted:
         await asyncio.wait(accepted, timeout=timeout)
     await asyncio.sleep(0)
-    # A client that has just connected has its first request on the way.
-    first_words = min(limit, loop.time() + _FIRST_WORDS)
-    while (
-        (busy := sum(one.busy for one in connections))
-        or len(held)
-        or (loop.time() < first_words and any(one.fresh for one in connections))
-    ):
-        if loop.time() >= limit:
+    # A client that has just connected has its first request on the way, or its handshake.
+    fresh: set[Guarded] | None = None
+    glances = 0
+    while True:
+        busy = sum(one.busy for one in connections)
+        before, fresh = fresh, {one for one in connections if one.fresh}
+        glances = glances - 1 if fresh == before else round(_FIRST_WORDS / _GLANCE)
+        if loop.time() >= limit or not (busy or len(held) or (fresh and glances > 0)):
             break
         await asyncio.sleep(_GLANCE)
         held.release()

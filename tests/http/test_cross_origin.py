@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -101,6 +102,17 @@ async def test_an_origin_can_be_allowed(client: MakeClient, tmp_path: Path, name
     assert (await one.put("/files/a", data=b"1", headers=headers)).status == 201
 
 
+@pytest.mark.parametrize("origin", ["https://admin.example", "https://evil.example"])
+async def test_no_preflight_is_granted(client: MakeClient, tmp_path: Path, origin: str) -> None:
+    """Without `Access-Control-Allow-Origin` a browser sends no PUT or DELETE (Fetch, section 4.8), also where the origin is allowed."""
+    one = await client(writer_app(tmp_path / "config", allowed_origins=["https://admin.example"]))
+    for method in ("PUT", "DELETE"):
+        headers = {"Origin": origin, "Access-Control-Request-Method": method}
+        found = await one.options("/files/a", headers=headers)
+        await problem(found, 405, "method-not-allowed")
+        assert not [name for name in found.headers if name.lower().startswith("access-control-")]
+
+
 async def test_two_origins_in_one_request_are_none(served: Serve, tmp_path: Path) -> None:
     """A browser sends one: what comes with two was put together by somebody else."""
     one = await served(writer_app(tmp_path / "config"))
@@ -132,6 +144,61 @@ async def test_host_and_origin_are_compared_with_their_ports(
     head = f"Host: {host}\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
     answer = await talk(one.port, f"GET /?content=1 HTTP/1.1\r\n{head}".encode())
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    ("headers", "of_go", "of_ours"),
+    [
+        # `switch req.Header.Get("Sec-Fetch-Site")` comes before `Origin`
+        ("Host: a\r\nSec-Fetch-Site: same-origin\r\nOrigin: http://b", True, True),
+        ("Host: a\r\nSec-Fetch-Site: none", True, True),
+        ("Host: a\r\nSec-Fetch-Site: same-site\r\nOrigin: http://a", False, False),
+        ("Host: a\r\nSec-Fetch-Site: cross-site", False, False),
+        ("Host: a\r\nSec-Fetch-Site: Same-Origin", False, False),
+        # `origin == ""`
+        ("Host: a", True, True),
+        ("Host: a\r\nOrigin:", True, False),
+        ("Host: a\r\nSec-Fetch-Site:", True, False),
+        # `o.Host == req.Host`, whatever the scheme
+        ("Host: a\r\nOrigin: http://a", True, True),
+        ("Host: a\r\nOrigin: https://a", True, True),
+        ("Host: a:8080\r\nOrigin: http://a:8080", True, True),
+        ("Host: a:8080\r\nOrigin: http://a", False, False),
+        ("Host: a\r\nOrigin: http://a:8080", False, False),
+        ("Host: a\r\nOrigin: null", False, False),
+        ("Host: a\r\nOrigin: http://b", False, False),
+        ("Host: a\r\nOrigin: http://a:80", False, False),
+        # the same origin by RFC 6454 section 5, and another string
+        ("Host: a:80\r\nOrigin: http://a", False, True),
+        ("Host: a:443\r\nOrigin: https://a", False, True),
+        ("Host: A\r\nOrigin: http://a", False, True),
+        # another origin
+        ("Host: a:80\r\nOrigin: https://a", False, False),
+        ("Host: a:443\r\nOrigin: http://a", False, False),
+        ("Host: a:8080\r\nOrigin: https://a", False, False),
+    ],
+)
+async def test_the_rules_are_those_of_go_but_for_what_is_the_same_origin(
+    served: Serve, tmp_path: Path, headers: str, of_go: bool, of_ours: bool
+) -> None:
+    """`of_go` is what `Check` in Go 1.25's net/http/csrf.go says; where ours is looser, `Origin` and `Host` are one origin."""
+    one = await served(writer_app(tmp_path / "config"))
+    request = (
+        f"PUT /files/a HTTP/1.1\r\n{headers}\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
+    )
+    answer = await talk(one.port, request.encode())
+    assert answer.startswith(b"HTTP/1.1 201 " if of_ours else b"HTTP/1.1 403 ")
+    if of_ours and not of_go:
+        fields = dict(line.split(": ") for line in headers.split("\r\n"))
+        assert origin_of(fields["Origin"]) in {
+            origin_of(f"{scheme}://{fields['Host']}") for scheme in ("http", "https")
+        }
+
+
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """The triple that RFC 6454 section 4 makes of a URL."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
 async def test_an_absolute_address_comes_before_host(served: Serve, tmp_path: Path) -> None:

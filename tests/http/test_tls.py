@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, web
 
-from httpkit import Serve, Served
-from sidecar import _errors
+from httpkit import Serve, Served, start_serving
+from sidecar import _errors, health_routes
+from sidecar.http import guard, tls
 from sidecar.http import serve as serving
-from sidecar.http import tls
 from sidecar.http.reader import reader_app
 from sidecar.http.tls import Certificate
 from sidecar.http.writer import writer_app
+from support import StartProcess
 
 pytestmark = [
     pytest.mark.skipif(
         shutil.which("openssl") is None, reason="needs openssl to make certificates"
     ),
-    # asyncio's transport of TLS may still be shutting down when the loop of a test ends, and is found by a later one.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
@@ -233,6 +234,218 @@ async def test_a_client_that_begins_no_handshake_is_closed_after_the_time_for_a_
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def on_loop(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], None]]:
+    """`on_loop(scene())`: an event loop of either kind, at the end of which no transport is left."""
+    new_loop = asyncio.new_event_loop
+    if request.param == "uvloop":
+        new_loop = pytest.importorskip("uvloop").new_event_loop
+
+    def run(scene: Awaitable[None]) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(40):
+                await scene
+
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(limited())
+
+    yield run
+    gc.collect()  # an unclosed transport warns when it is collected
+
+
+def unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def probe(port: int) -> bytes:
+    """The first line of the answer to a probe over TLS, that has to come within a second."""
+    async with asyncio.timeout(1):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=unverified())
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer.partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("words", ["nothing", "a part of a handshake", "a handshake"])
+def test_clients_that_stay_silent_do_not_keep_a_probe_out(
+    on_loop: Callable[[Awaitable[None]], None],
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    words: str,
+) -> None:
+    """More of them than are allowed, which come again: the oldest give way, wherever in their handshake they are."""
+    cert, key = install(*pairs[0])
+
+    async def scene() -> None:
+        app = web.Application()
+        app.add_routes(health_routes())
+        one = await start_serving(
+            app, tls_cert=cert, tls_key=key, max_connections=8, head_timeout=3600
+        )
+        silent: list[asyncio.StreamWriter] = []
+        opened: list[asyncio.StreamReader] = []
+        for number in range(40):
+            context = unverified() if words == "a handshake" else None
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+            opened.append(reader)
+            silent.append(writer)
+            if words == "a part of a handshake":
+                writer.write(b"\x16\x03\x01\x02\x00\x01")  # of a ClientHello (RFC 8446 section 5.1)
+            if number >= 20:
+                assert await probe(one.port) == b"HTTP/1.1 200 OK"
+        for reader in opened[:32]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        await one.stop()
+        for writer in silent:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    on_loop(scene())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_silent_handshakes_leave_descriptors_for_a_probe(
+    start_process: StartProcess,
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+    free_port: int,
+    loop: str,
+) -> None:
+    """Twice as many as the process has descriptors, all at once, and as many again: a probe within a second, 20 times in a row."""
+    cert, key = install(*pairs[0])
+    (tmp_path / "config").write_text("123")
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256));"
+    without = "import sys; sys.modules['uvloop'] = None;" if loop == "asyncio" else ""
+    start_process(
+        sys.executable, "-c", f"{limits}{without}from sidecar.cli.main import main; main()",
+        "read", "--path", tmp_path / "config", "--host", "127.0.0.1", "--port", free_port,
+        "--tls-cert", cert, "--tls-key", key, until="listening on",
+    )  # fmt: skip
+    silent: list[socket.socket] = []
+
+    async def probes() -> None:
+        assert await probe(free_port) == b"HTTP/1.1 200 OK"
+
+    try:
+        for number in range(520):
+            silent.append(socket.create_connection(("127.0.0.1", free_port), timeout=10))
+            if number >= 500:
+                asyncio.run(probes())
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_refused_clients_that_do_not_confirm_the_end_keep_no_descriptor(
+    on_loop: Callable[[Awaitable[None]], None],
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+) -> None:
+    """Where all are at work, each of them is told so, and does not stay for the half minute that TLS would give it."""
+    cert, key = install(*pairs[0])
+
+    async def scene() -> None:
+        over = asyncio.Event()
+
+        async def wait(_: web.Request) -> web.Response:
+            await over.wait()
+            return web.Response()
+
+        app = web.Application()
+        app.add_routes([*health_routes(), web.get("/wait", wait)])
+        one = await start_serving(app, tls_cert=cert, tls_key=key, max_connections=1)
+        at_work = await refusing_to_end(one.port, b"GET /wait")
+        before = len(os.listdir("/proc/self/fd"))
+        refused = [await refusing_to_end(one.port, b"GET /") for _ in range(100)]
+        for client in refused:
+            answer = await asyncio.to_thread(client.recv, 4096)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+        assert len(os.listdir("/proc/self/fd")) - before <= len(refused) + guard._SURPLUS + 1
+        assert await probe(one.port) == b"HTTP/1.1 200 OK"
+        over.set()
+        assert (await asyncio.to_thread(at_work.recv, 4096)).startswith(b"HTTP/1.1 200 ")
+        await one.stop()
+        for client in (at_work, *refused):
+            client.close()
+
+    on_loop(scene())
+
+
+async def refusing_to_end(port: int, request: bytes) -> ssl.SSLSocket:
+    """A client that has asked, and says nothing when it is told that the connection ends."""
+
+    def connect() -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", port), 10)
+        one = unverified().wrap_socket(plain)
+        one.sendall(request + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        return one
+
+    return await asyncio.to_thread(connect)
+
+
+def test_no_transport_outlives_the_server(
+    on_loop: Callable[[Awaitable[None]], None],
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+) -> None:
+    """Neither in a handshake, nor where a client does not confirm the end, which TLS would wait half a minute for."""
+    cert, key = install(*pairs[0])
+
+    async def scene() -> None:
+        app = web.Application()
+        app.add_routes(health_routes())
+        one = await start_serving(app, tls_cert=cert, tls_key=key)
+        silent = socket.create_connection(("127.0.0.1", one.port), 10)
+        asked = await refusing_to_end(one.port, b"GET /livez")
+        assert (await asyncio.to_thread(asked.recv, 4096)).startswith(b"HTTP/1.1 200 ")
+        before = len(os.listdir("/proc/self/fd"))
+        await one.stop()
+        assert before - len(os.listdir("/proc/self/fd")) >= 2
+        assert await asyncio.to_thread(silent.recv, 10) == b""
+        assert await asyncio.to_thread(asked.recv, 10) == b""
+        silent.close()
+        asked.close()
+
+    on_loop(scene())
+
+
+def test_connections_that_nobody_has_accepted_finish_their_handshakes_at_the_end(
+    on_loop: Callable[[Awaitable[None]], None],
+    pairs: list[tuple[str, str]],
+    install: Callable[..., tuple[Path, Path]],
+) -> None:
+    """And their first requests are answered."""
+    cert, key = install(*pairs[0])
+
+    async def scene() -> None:
+        app = web.Application()
+        app.add_routes(health_routes())
+        one = await start_serving(app, tls_cert=cert, tls_key=key)
+        made = [socket.create_connection(("127.0.0.1", one.port), timeout=10) for _ in range(30)]
+        context = unverified()
+
+        async def say(plain: socket.socket) -> bytes:
+            plain.setblocking(False)
+            reader, writer = await asyncio.open_connection(
+                sock=plain, ssl=context, server_hostname=""
+            )
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = await reader.readuntil(b"\r\n")
+            writer.transport.abort()
+            return answer
+
+        answers = await asyncio.gather(*map(say, made), one.stop())
+        assert answers == [*[b"HTTP/1.1 200 OK\r\n"] * len(made), None]
+
+    on_loop(scene())
 
 
 async def ask(
