@@ -45,7 +45,6 @@ class Staged:
     def __init__(
         self, dir_fd: int, *, brief: bool = False, reused: tuple[str, int] | None = None
     ) -> None:
-        self.name = naming.temporary_name()
         self.size = 0
         self._fd = self._sealed_fd = -1
         self._brief = brief
@@ -53,6 +52,7 @@ class Staged:
         if reused is not None:
             self._dir_fd, (self.name, self._fd) = dir_fd, reused
             return
+        self.name = naming.temporary_name()
         # Opened anew, not dup(2)ed: it must not share the lock of the caller.
         self._dir_fd = dir_fd if brief else beneath.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -146,7 +146,8 @@ def open_folder(dir_fd: int, path: str) -> int:
     Raises:
         OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
     """
-    if _kernel.available:
+    # Two plain calls take half the time of one by ctypes.
+    if path.count("/") > 1 and _kernel.available:
         return _kernel.open(
             dir_fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, _RESOLVE_NO_SYMLINKS
         )

@@ -99,9 +99,18 @@ class Commits:
     def _begin(self, name: str) -> None:
         one = self._rounds[name] = _Round()
         one.publish = asyncio.create_task(self._run(name, one), name=f"publish {name}")
-        one.publish.add_done_callback(lambda _: self._ended(name, one))
+        one.publish.add_done_callback(lambda task: self._give_up(name, one, task))
 
-    async def _run(self, name: str, one: _Round) -> Publication | None:
+    async def _run(self, name: str, one: _Round) -> None:
+        """Publish what waits, and tell what became of it: a turn of the loop earlier than once the task is done."""
+        outcome: Outcome | None
+        try:
+            outcome = await self._publish_last(name, one)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+            outcome = error
+        self._end(name, one, outcome)
+
+    async def _publish_last(self, name: str, one: _Round) -> Publication | None:
         """Publish what waits, once a turn of the loop has brought no more.
 
         Clients that have just been answered come back within a few turns, and are served by the same pair of syncs;
@@ -120,10 +129,21 @@ class Commits:
         done = self._at_once(name, data) if len(one.wishes) == 1 else None
         return done or await self._publish(name, data)
 
-    def _ended(self, name: str, one: _Round) -> None:
-        # Cancelled before it began, with the whole program: nothing has been taken from those who wait.
-        wishes = one.wishes or (self._waiting.pop(name, []) if one.publish.cancelled() else [])
-        _tell(wishes, one.publish)
+    def _give_up(self, name: str, one: _Round, task: asyncio.Task[None]) -> None:
+        """End a round that was cancelled."""
+        if self._rounds.get(name) is not one:
+            return
+        # With the whole program, before it began: nothing has been taken from those who wait.
+        one.wishes = one.wishes or self._waiting.pop(name, [])
+        outcome: Outcome | None = None
+        try:
+            task.result()
+        except asyncio.CancelledError as cancelled:
+            outcome = cancelled.__cause__ or cancelled
+        self._end(name, one, outcome)
+
+    def _end(self, name: str, one: _Round, outcome: Outcome | None) -> None:
+        _tell(one.wishes, outcome)
         # Only now: whoever was told may have wished again.
         del self._rounds[name]
         if self._waiting.get(name):
@@ -135,26 +155,17 @@ class _Round:
 
     __slots__ = ("publish", "wishes")
 
-    publish: asyncio.Task[Publication | None]
+    publish: asyncio.Task[None]
 
     def __init__(self) -> None:
         self.wishes: list[Wish] = []
 
 
-def _tell(wishes: list[Wish], publish: asyncio.Task[Publication | None]) -> None:
-    """Tell everybody. Of those whose caller has gone nobody asks, so an error counts as seen."""
-    if not wishes:
-        return
-    try:
-        done: Outcome | None = publish.result()
-    except asyncio.CancelledError as cancelled:
-        done = cancelled.__cause__ or cancelled
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
-        done = error
-    last = wishes[-1]
+def _tell(wishes: list[Wish], done: Outcome | None) -> None:
+    """Tell everybody what became of a publish; None: that it was cancelled."""
     for wish in wishes:
         if isinstance(done, Publication):
-            outcome: Outcome = done if wish is last else _replaced(wish.data, done)
+            outcome: Outcome = done if wish is wishes[-1] else _replaced(wish.data, done)
         else:
             outcome = done or asyncio.CancelledError()
         try:

@@ -621,7 +621,7 @@ class Volume:
             return done
 
         try:
-            return await threads.to_its_end(threads.begin(step), order.withdraw)
+            return await threads.finish_in_turn(step, order.withdraw)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again

@@ -137,6 +137,21 @@ async def test_who_is_cancelled_when_it_was_told_already_takes_nobody_along(turn
     assert second.result().version == version_of(b"second")
 
 
+async def test_who_waits_is_told_when_the_program_ends_before_anything_was_taken() -> None:
+    """The round is between two turns of the loop: it has begun, and has taken no content yet."""
+    told: list[object] = []
+    commits = Commits(Disk().publish)
+    commits.wish("config", b"0", told.append)
+    await asyncio.sleep(0)
+    (publish,) = asyncio.all_tasks() - {asyncio.current_task()}
+    publish.cancel()
+    await asyncio.wait({publish})
+    await asyncio.sleep(0)
+
+    assert [type(one) for one in told] == [asyncio.CancelledError]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_64_writers_share_the_syncs_of_a_real_volume(tmp_path: Path) -> None:
     """All are acknowledged, the last one is there, and history holds what became visible."""
     volume = Volume(tmp_path, keep=100)
