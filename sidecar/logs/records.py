@@ -12,7 +12,8 @@ Nothing here reads, writes or waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 Parser = Callable[[bytes], Mapping[str, Any]]
@@ -215,6 +216,25 @@ class Block:
             return self.count
         return newlines_in(self.data) if self.starts is None else len(self.starts)
 
+    def pieces(self, size: int) -> Iterator[Block]:
+        r"""The same lines in blocks of at most so many bytes, a longer line alone; one block where records are no lines.
+
+        >>> block = Block(b"one\ntwo\nthree\n", "/log/a", "id", start=0, end=14, read_at=0)
+        >>> [(piece.data, piece.start, piece.end) for piece in block.pieces(9)]
+        [(b'one\ntwo\n', 0, 8), (b'three\n', 8, 14)]
+        """
+        data, at, start = self.data, 0, self.start
+        if self.starts is None and self.offsets is None:
+            while len(data) - at > size:
+                end = data.rfind(b"\n", at, at + size) + 1 or data.index(b"\n", at + size) + 1
+                if end == len(data):
+                    break
+                yield Block(
+                    data[at:end], self.file, self.file_id, start + at, start + end, self.read_at
+                )
+                at = end
+        yield self if at == 0 else replace(self, data=data[at:], start=start + at, count=None)
+
     def records(self, labels: Mapping[str, str] = _NO_LABELS) -> Iterator[Record]:
         """The lines one by one. A carriage return before the newline belongs to the line ending."""
         if self.starts is not None:
@@ -223,25 +243,20 @@ class Block:
             pieces = self.data.split(b"\n")
             pieces.pop()
         file, file_id, read_at, offsets = self.file, self.file_id, self.read_at, self.offsets
-        offset = self.start
-        last = len(pieces) - 1
+        lengths = (len(piece) + 1 for piece in pieces)
+        bounds = list(offsets if offsets is not None else accumulate(lengths, initial=self.start))
+        bounds[len(pieces) :] = [self.end]
+        has_returns = b"\r" in self.data
         new = Record.__new__
-        for index, piece in enumerate(pieces):
-            end = offset + len(piece) + 1
-            if offsets is not None:
-                offset = offsets[index]
-                end = offsets[index + 1] if index < last else self.end
-            elif index == last:
-                end = self.end
-            raw = piece[:-1] if piece.endswith(b"\r") else piece
+        for piece, offset, end in zip(pieces, bounds, bounds[1:], strict=False):
             # As `__init__` does it: the call costs as much as everything else here.
             record = new(Record)
-            record.raw, record.file, record.file_id = raw, file, file_id
+            record.raw = piece[:-1] if has_returns and piece.endswith(b"\r") else piece
+            record.file, record.file_id = file, file_id
             record.offset, record.end, record.time = offset, end, read_at
             record.fields, record.level, record.labels = {}, None, labels
             record._text = record._parser = None  # noqa: SLF001
             yield record
-            offset = end
 
     def __repr__(self) -> str:
         return f"<Block {self.file} {self.start}..{self.end}>"

@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 300.0
 """Seconds; a receiver that asks for more is asked again after these."""
 _SHORT_ANSWER = 64 << 10
+_TURN = 128 << 10
+"""Bytes of a body that are made without a pause."""
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _TRIES = 16
 """So many lines of a refused batch are sent alone, and then as many of the rest, evenly spread, before it is given up."""
@@ -298,14 +300,16 @@ class HttpSink(BaseSink):
     async def _body_of(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
         """Put a body together, compressed where it is to be; None if it is larger than permitted before that."""
         compressor = compression.compressor() if self._gzip else None
-        made, size = list[bytes](), 0
+        made, size, turn = list[bytes](), 0, 0
         for piece in pieces:
             size += len(piece)
             if limit is not None and size > limit:
                 return None
             made.append(piece if compressor is None else compressor.compress(piece))
             # Other tasks (probes!) get their turn between pieces.
-            await asyncio.sleep(0)
+            if size >= turn:
+                turn = size + _TURN
+                await asyncio.sleep(0)
         if compressor is not None:
             made.append(compressor.flush())
         return b"".join(made)

@@ -46,10 +46,10 @@ class NdjsonSink(HttpSink):
         return b"".join([schemas.json_line(record, self._schema) + b"\n" for record in records])
 
     def encode_batch(self, batch: Batch) -> Iterable[bytes]:
-        if not batch.raw or self._schema is not None:
+        if self._schema is not None:
             return (self.encode(batch.records()),)
-        # Block by block: what is in memory is one of them, and what the others have become.
-        return (documents.json_lines(Batch([block], labels=batch.labels)) for block in batch.blocks)
+        # Piece by piece: what is in memory is one of them, and what the others have become.
+        return documents.json_pieces(batch)
 
     def headers_for(self, body: bytes) -> Mapping[str, str]:
         return {"Idempotency-Key": hashlib.blake2b(body, digest_size=16).hexdigest()}

@@ -23,6 +23,8 @@ _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOT
 # or a line of 200,000 digits would take hours.
 _PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.DOTALL)
 _DIGITS = bytes.maketrans(b"123456789-", b"0000000000")
+_SIMPLE = frozenset({str, int, bool, type(None)})
+"""Types of values that are as the line has them. A float may have been an integer, and the others hold values."""
 _MANY_DIGITS = b"0" * 20
 """What an integer beyond 64 bits has at least, its sign included; nanoseconds since 1970 have 19."""
 _DEEPEST = 128
@@ -150,18 +152,24 @@ def parse_with(record: Record, parse: Callable[[bytes], dict[str, Any]]) -> Reco
 
 
 def _json(raw: bytes) -> dict[str, Any]:
-    if not raw.startswith(b"{") and raw.lstrip()[:1] != b"{":
+    if raw[:1] != b"{" and raw.lstrip()[:1] != b"{":
         return {}
-    if len(raw) > 2 * _DEEPEST and _is_too_deep(raw):
-        return {}
+    found: Any = None
     try:
         found = orjson.loads(raw)
+        if _SIMPLE.issuperset(map(type, found.values())):
+            return found  # type: ignore[no-any-return]
         # It makes floats of integers beyond 64 bits.
-        if _MANY_DIGITS in raw.translate(_DIGITS):
-            found = _tolerant(raw)
+        exact = _MANY_DIGITS not in raw.translate(_DIGITS)
     except orjson.JSONDecodeError:
         # A stack trace, or a line that is cut off, is no work for the slow one.
-        found = _tolerant(raw) if raw.rstrip()[-1:] == b"}" else None
+        if raw.rstrip()[-1:] != b"}":
+            return {}
+        exact = False
+    if len(raw) > 2 * _DEEPEST and _is_too_deep(raw):
+        return {}
+    if not exact:
+        found = _tolerant(raw)
     return found if isinstance(found, dict) else {}
 
 

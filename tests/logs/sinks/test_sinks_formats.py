@@ -18,7 +18,7 @@ from logs.fakes.receiver import Broken, DropAnswer
 from logs.sinks.helpers import READ_AT, batch, deliver, numbered, opened, reasons, records, said
 from sidecar._errors import ConfigError
 from sidecar.logs import documents, stages
-from sidecar.logs.records import Batch, Record
+from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.addresses import sink as sink_of
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
@@ -465,3 +465,16 @@ def test_lines_that_become_records_are_fewer_in_a_batch() -> None:
     """Each takes a kilobyte; those that nobody looks at take their bytes. A limit that somebody sets counts for both."""
     made = [sink_of("http://h").batching, sink_of("http://h#batch_lines=7").batching]
     assert [(one.max_lines, one.max_records) for one in made] == [(None, 1250), (7, None)]
+
+
+def test_pieces_of_a_block_are_the_same_lines_at_the_same_offsets() -> None:
+    lines = [b"x" * 7000, b"two\r", b"\xff\xfe", b"", b"y" * 70_000, "ü".encode() * 9000, b"last"]
+    data = b"\n".join(lines * 3) + b"\n"
+    block = Block(data, "/log/a", "id", start=100, end=100 + len(data), read_at=0, count=21)
+    made = b"".join(documents.json_pieces(Batch([block])))
+    assert [orjson.loads(line)["message"] for line in made.splitlines()] == [
+        line.removesuffix(b"\r").decode("utf-8", "replace") for line in lines * 3
+    ]
+    places = [100 + sum(len(line) + 1 for line in (lines * 3)[:number]) for number in range(21)]
+    assert [orjson.loads(line)["offset"] for line in made.splitlines()] == places
+    assert sum(piece.lines for piece in block.pieces(24 << 10)) == 21
