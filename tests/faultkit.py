@@ -22,7 +22,7 @@ from typing import Any
 from faults import publisher
 from faults.publisher import Kind
 from sidecar import _errors
-from sidecar.disk import naming
+from sidecar.fs import layout
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order
 
@@ -193,7 +193,7 @@ def examine(kind: Kind, directory: Path, run: Run) -> list[str]:
     check("something is left over", not publisher.left_over(str(directory)))
     check("the start has changed the content", publisher.state(str(directory)) == found)
     check("a file of the set is not visible by its path", by_path(directory) == found)
-    wrong += history_of(store, sorted(found), in_set=(directory / naming.DATA).is_symlink())
+    wrong += history_of(store, sorted(found), in_set=(directory / layout.DATA).is_symlink())
 
     again = publisher.begin(kind, str(directory))
     again()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import pinned
-from sidecar.disk.beneath import FileRead
+from sidecar.fs import open_file
+from sidecar.fs.openat import FileRead
 
 Condition = Callable[[], object]
 WaitFor = Callable[..., None]
@@ -131,7 +131,7 @@ def _answers(url: str) -> bool:
 
 def read_beneath(dir_fd: int, path: str, limit: int, where: str) -> FileRead:
     """Read a file of at most 1 MiB as everything of ours does."""
-    found = pinned.read(dir_fd, path, limit, where)
+    found = open_file.read(dir_fd, path, limit, where)
     assert isinstance(found, FileRead)
     return found
 

@@ -259,15 +259,15 @@ async def test_a_child_that_is_forked_during_a_publish_does_not_keep_its_lock(
     tmp_path: Path,
 ) -> None:
     """A lock of flock(2) belongs to all who have the descriptor, also to those who do not know of it."""
-    from sidecar.disk import locks
+    from sidecar.fs import flock
 
     fd = os.open(tmp_path, os.O_RDONLY)
     stop = FORK.Event()
-    with locks.locked(fd, timeout=1, where="x"):
+    with flock.locked(fd, timeout=1, where="x"):
         child = FORK.Process(target=stop.wait, args=(20,))
         child.start()
     try:
-        with locks.locked(fd, timeout=1, where="x"):
+        with flock.locked(fd, timeout=1, where="x"):
             pass
     finally:
         stop.set()

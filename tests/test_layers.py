@@ -24,15 +24,15 @@ ONLY = {
     "aiohttp": ("http/", "reload/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("runtime/metrics",),
-    "asyncinotify": ("disk/inotify",),
-    "watchfiles": ("disk/portable",),
+    "asyncinotify": ("fs/notify/inotify",),
+    "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("runtime/logging",),
     "jsonschema": ("volume/schema",),
     "yaml": ("volume/syntax", "logs/config"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {
-    ("disk/atomic",): {"os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"},
+    ("fs/atomic",): {"os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"},
     # The demonstration is the parent of two programs, and has no event loop;
     # a command hears a signal before it has imported anything else.
     ("runtime/running", "runtime/signals", "cli/demo", "cli/main"): {
@@ -170,9 +170,9 @@ def test_the_disk_knows_no_event_loop() -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("disk/atomic.py", "from sidecar.runtime import threads"),
-        ("disk/atomic.py", "from sidecar.volume.watch import watch"),
-        ("runtime/running.py", "import sidecar.disk.atomic"),
+        ("fs/atomic.py", "from sidecar.runtime import threads"),
+        ("fs/atomic.py", "from sidecar.volume.watch import watch"),
+        ("runtime/running.py", "import sidecar.fs.atomic"),
         ("volume/watch.py", "def late():\n    from sidecar.http import serve"),
         ("volume/watch.py", "from sidecar.logs import tail"),
         ("volume/watch.py", "import sidecar"),
@@ -180,7 +180,7 @@ def test_the_disk_knows_no_event_loop() -> None:
         ("volume/watch.py", "from sidecar import Volume"),
         ("volume/watch.py", "import aiohttp.web"),
         ("http/serve.py", "import click"),
-        ("_errors.py", "from sidecar.disk import atomic"),
+        ("_errors.py", "from sidecar.fs import atomic"),
     ],
 )
 def test_a_planted_trespass_is_found(tmp_path: Path, file: str, text: str) -> None:
@@ -193,7 +193,7 @@ def test_a_planted_trespass_is_found(tmp_path: Path, file: str, text: str) -> No
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("volume/watch.py", "from sidecar import _errors\nfrom sidecar.disk import atomic"),
+        ("volume/watch.py", "from sidecar import _errors\nfrom sidecar.fs import atomic"),
         ("http/serve.py", "from sidecar.volume.watch import watch\nimport aiohttp"),
         ("__init__.py", "from sidecar.cli import main"),
         ("testing.py", "from sidecar.http.serve import serve\nimport aiohttp"),
@@ -218,7 +218,7 @@ def house(directory: Path) -> Path:
     """Build an empty copy of the house."""
     root = directory / "sidecar"
     for name in (
-        "__init__", "_errors", "testing", "disk/atomic", "runtime/running", "runtime/threads",
+        "__init__", "_errors", "testing", "fs/atomic", "runtime/running", "runtime/threads",
         "volume/watch", "volume/snapshot", "logs/tail", "http/serve", "cli/main",
     ):  # fmt: skip
         path = root / f"{name}.py"

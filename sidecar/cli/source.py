@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from sidecar import _errors
 from sidecar.cli.words import one_line as shown
-from sidecar.disk import beneath, naming, trees, visible
+from sidecar.fs import dirs, layout, openat, visible_links
 from sidecar.runtime import threads
 from sidecar.volume import listing, loading, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
@@ -131,7 +131,7 @@ def read_set(source: str, max_size: int) -> dict[str, Content]:
         if attempt:
             time.sleep(PAUSE)
         with _reading(source):
-            fd = beneath.open_directory(source)
+            fd = openat.open_directory(source)
         try:
             files = _read_once(fd, source, max_size)
         finally:
@@ -167,7 +167,7 @@ def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None
 
 def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
     """Refuse a directory that holds more than can be published: nothing is left out in silence."""
-    generation = naming.in_force(fd)
+    generation = layout.in_force(fd)
     with listing.opened(fd, generation) as held:
         left_out = [f"{shown(name)} ({why})" for name, why in _left_out(held, files)]
     if left_out:
@@ -176,7 +176,7 @@ def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
             f"{source} is not published: it holds what cannot be in a set: {', '.join(left_out[:_SHOWN])}{more}"
             " (replace or remove it)"
         )
-    beside = visible.beside_a_set(fd) if generation is not None else []
+    beside = visible_links.beside_a_set(fd) if generation is not None else []
     if beside:
         _log.warning(
             "%s holds a set; what lies beside it is not published: %s",
@@ -187,11 +187,11 @@ def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
 
 def _left_out(fd: int, files: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield what is neither a file that was read nor a directory, and why it was not read."""
-    for path, directories, names, folder in trees.walk(fd, "."):
+    for path, directories, names, folder in dirs.walk(fd, "."):
         prefix = path[2:] + "/" if path != "." else ""
         if not prefix:
             _drop_hidden(directories)
-        deepest = path.count("/") >= trees.DEEPEST
+        deepest = path.count("/") >= dirs.DEEPEST
         for name in sorted((*names, *directories)):
             whole = prefix + name
             if whole in files or _is_hidden(whole):
@@ -203,13 +203,13 @@ def _left_out(fd: int, files: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _why(folder: int, whole: str, name: str) -> str:
-    if not naming.is_text(whole):
+    if not layout.is_text(whole):
         return "its name is not UTF-8"
     try:
         target = os.stat(name, dir_fd=folder)
     except OSError:
         return "a link that leads nowhere"
-    if stat.S_ISDIR(target.st_mode) and naming.link_target(folder, name) is not None:
+    if stat.S_ISDIR(target.st_mode) and layout.link_target(folder, name) is not None:
         return "a link to a directory"
     if whole.count("/") > terms.DEEPEST:
         return f"it lies more than {terms.DEEPEST} directories deep"
@@ -220,7 +220,7 @@ def _is_hidden(name: str) -> bool:
     """Whether a name is of those that a set never has, which docs/cli.md says."""
     parts = name.split("/")
     return listing.was_removed(parts[-1]) or any(
-        part.startswith(naming.HIDDEN) or part == "lost+found" for part in parts
+        part.startswith(layout.HIDDEN) or part == "lost+found" for part in parts
     )
 
 

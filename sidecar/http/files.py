@@ -25,7 +25,7 @@ import orjson
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.disk.pinned import Pinned
+from sidecar.fs.open_file import Pinned
 from sidecar.http import answers, problems, waiting
 from sidecar.http import follow as following
 from sidecar.http.answers import Body, Representation

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from sidecar.disk.pinned import Pinned
+from sidecar.fs.open_file import Pinned
 from sidecar.http import problems
 from sidecar.http.sending import Pieces
 from sidecar.volume.snapshot import Content, Snapshot

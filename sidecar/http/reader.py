@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.disk import mounts
+from sidecar.fs import mounts
 from sidecar.http import (
     answers,
     bearer,

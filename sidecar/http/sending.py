@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import payload
 
-from sidecar.disk import pinned
+from sidecar.fs import open_file
 from sidecar.http import guard
 from sidecar.http.connection import Connection
 from sidecar.http.passage import NotPossible, Passage
@@ -36,7 +36,7 @@ from sidecar.runtime import threads
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-    from sidecar.disk.pinned import Pinned
+    from sidecar.fs.open_file import Pinned
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class _Passage(Passage):
                 await self._wait_for_room()
                 continue
             if not sent:
-                raise pinned.altered(file.where)
+                raise open_file.altered(file.where)
             self._note(sent)
             start += sent
         await self._wait_until_sent()
@@ -237,7 +237,7 @@ class _Passage(Passage):
 
 def _send_from_disk(to: int, fd: int, start: int, count: int) -> int:
     """Send what has to be read first, and have what follows read meanwhile."""
-    pinned.advise(fd, start, count + _AHEAD, "POSIX_FADV_WILLNEED")
+    open_file.advise(fd, start, count + _AHEAD, "POSIX_FADV_WILLNEED")
     return os.sendfile(to, fd, start, count)
 
 

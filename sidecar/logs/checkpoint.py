@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from sidecar import _errors
-from sidecar.disk import atomic, locks, naming, trees
+from sidecar.fs import atomic, dirs, flock, layout
 from sidecar.logs.identity import HEAD, MARK, Place, Print
 
 VERSION = 1
@@ -90,13 +90,13 @@ class Checkpoint:
             return True
         directory, name = os.path.split(os.path.abspath(self.path))
         try:
-            trees.make_directory(directory)
+            dirs.make_directory(directory)
             # A file of its own: the checkpoint is another file after each save. The leading dot hides it from patterns.
             lock = os.path.join(directory, f".{name}.lock")
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         except (OSError, _errors.SidecarError):
             return True
-        if not locks.take(fd):
+        if not flock.take(fd):
             os.close(fd)
             return False
         self._claim, self._claimed_by = fd, os.getpid()
@@ -107,7 +107,7 @@ class Checkpoint:
         if self._claim >= 0:
             if os.getpid() == self._claimed_by:
                 # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
-                locks.give_back(self._claim)
+                flock.give_back(self._claim)
             os.close(self._claim)
             self._claim = -1
 
@@ -146,7 +146,7 @@ class Checkpoint:
         if data == self._last:
             return False
         directory, name = os.path.split(os.path.abspath(self.path))
-        trees.make_directory(directory)
+        dirs.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             staged = atomic.Staged(dir_fd)
@@ -289,8 +289,8 @@ def _sweep(directory: str) -> None:
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with locks.locked(dir_fd, timeout=1.0, where=directory, create=False):
-                locks.sweep(dir_fd)
+            with flock.locked(dir_fd, timeout=1.0, where=directory, create=False):
+                flock.sweep(dir_fd)
         finally:
             os.close(dir_fd)
 
@@ -311,7 +311,7 @@ def _read(path: str) -> bytes:
 
 def _keep_previous(dir_fd: int, name: str) -> None:
     """Give the present checkpoint a second name, in one step: there is never a moment without one."""
-    temporary = naming.TEMPORARY + name + PREVIOUS
+    temporary = layout.TEMPORARY + name + PREVIOUS
     with contextlib.suppress(OSError):
         os.unlink(temporary, dir_fd=dir_fd)
     with contextlib.suppress(OSError):

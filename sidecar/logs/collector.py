@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar import _errors
-from sidecar.disk import failures
+from sidecar.fs import oserrors
 from sidecar.logs.checkpoint import State
 from sidecar.logs.hints import DirectoryHints, Noticed
 from sidecar.logs.lane import DeadLetters, Lane
@@ -521,7 +521,7 @@ class Collector:
             await in_thread(self.source.save, state)
         except OSError as error:
             self._dirty.set()
-            why = str(error) if isinstance(error, _errors.SidecarError) else failures.remedy(error)
+            why = str(error) if isinstance(error, _errors.SidecarError) else oserrors.remedy(error)
             failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {why}"
             if self._save_failure != failure:
                 _log.error("%s; collecting goes on, a restart would deliver lines again", failure)

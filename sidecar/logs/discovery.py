@@ -5,7 +5,7 @@ so that looking at a thousand quiet files costs one `stat` a directory.
 Listings carry device and inode of each file, which is how it is found again under its next name.
 Both are the file's own: a bind mount or an overlay has files on other devices than their directory's.
 
-Blocking; knows names and inodes, opens through `sidecar.disk.beneath`, reads no content.
+Blocking; knows names and inodes, opens through `sidecar.fs.openat`, reads no content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.logs.identity import core_name
 from sidecar.logs.refusals import Refusals
 
@@ -171,20 +171,20 @@ class Discovery:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
-                fd = beneath.open_beneath(root_fd, os.path.relpath(path, root))
+                fd = openat.open_beneath(root_fd, os.path.relpath(path, root))
             except OSError:
                 if not os.path.islink(path):
                     raise
                 # An absolute link is fine as long as it ends inside; the kernel still guards the way there.
                 real_root = os.path.realpath(root)
                 target = os.path.relpath(os.path.realpath(path), real_root)
-                fd = beneath.open_beneath(root_fd, target)
+                fd = openat.open_beneath(root_fd, target)
         finally:
             os.close(root_fd)
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             os.close(fd)
-            raise _errors.ReadError(f"cannot tail {path}: it is {beneath.kind_of(mode)}")
+            raise _errors.ReadError(f"cannot tail {path}: it is {openat.kind_of(mode)}")
         return fd
 
     def _root_of(self, path: str) -> str:

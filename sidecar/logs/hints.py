@@ -12,8 +12,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sidecar.disk import events, mounts
-from sidecar.disk.inotify import Inotify
+from sidecar.fs import mounts
+from sidecar.fs.notify import select
+from sidecar.fs.notify.inotify import Inotify
 
 _log = logging.getLogger(__name__)
 _WRITTEN = Inotify.MODIFY | Inotify.CLOSE_WRITE
@@ -94,7 +95,7 @@ class DirectoryHints:
 
     def _add(self, inotify: Inotify, path: str) -> None:
         try:
-            if events.is_remote(mounts.mount_point(os.path.realpath(path))[1]):
+            if select.is_remote(mounts.mount_point(os.path.realpath(path))[1]):
                 self._silent.add(path)
                 return
             number = inotify.add(path)

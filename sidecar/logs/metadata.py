@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.logs.records import Record
 from sidecar.runtime.logging import rate_limited
 
@@ -191,6 +191,6 @@ def _unescaped(match: re.Match[str]) -> str:
 def _read_file(path: str) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return beneath.read_descriptor(fd, _LIMIT, path).data.decode("utf-8", "replace")
+        return openat.read_descriptor(fd, _LIMIT, path).data.decode("utf-8", "replace")
     finally:
         os.close(fd)

@@ -7,7 +7,7 @@ import logging
 import os
 
 from sidecar import _errors
-from sidecar.disk import failures
+from sidecar.fs import oserrors
 
 _MOST = 1000
 """Paths, before it is looked which of them are gone: names with a time in them never end."""
@@ -42,7 +42,7 @@ def _why(error: Exception) -> str:
     if not isinstance(error, OSError) or isinstance(error, _errors.SidecarError):
         return str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
-        by_pod = ", as fsGroup is" if failures.in_pod() else ""
+        by_pod = ", as fsGroup is" if oserrors.in_pod() else ""
         return (
             f"permission denied for user {os.geteuid()} and group {os.getegid()} (its mode must let them read,"
             f" as 0644 of a file and 0755 of a directory do, or its group be one of theirs{by_pod})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from sidecar.disk import atomic, naming
+from sidecar.fs import atomic, layout
 from sidecar.logs.discovery import Key
 
 
@@ -20,7 +20,7 @@ def remove(path: str, key: Key, changed: tuple[int, ...]) -> bool:
     """
     if not _is_it(path, key, changed):
         return False
-    aside = os.path.join(os.path.dirname(path), naming.temporary_name())
+    aside = os.path.join(os.path.dirname(path), layout.temporary_name())
     atomic.rename(path, aside)
     if _is_it(aside, key, changed):
         os.unlink(aside)

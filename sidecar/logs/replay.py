@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures
+from sidecar.fs import atomic, oserrors
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.base import Receipt, Sink, SinkUnavailable
 from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
@@ -71,7 +71,7 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
     except FileNotFoundError as error:
         raise _errors.ConfigError(f"there are no dead letters in {path}: no such file") from error
     except OSError as error:
-        raise _errors.SidecarError(f"cannot take {path}: {failures.remedy(error)}") from error
+        raise _errors.SidecarError(f"cannot take {path}: {oserrors.remedy(error)}") from error
     by_name = {sink.name: sink for sink in sinks}
     letters, back = dict[str, list[_Letter]](), list[bytes]()
     for line in lines:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, generations, naming, trees, visible
+from sidecar.fs import atomic, atomic_writer, dirs, layout, oserrors, visible_links
 from sidecar.volume import history, repair, replaced, terms
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.terms import Settings
@@ -41,10 +41,10 @@ def activate(
         PublishUncertain: the set is in force, and perhaps not durable, or not undone.
     """
     # The clock may have gone back; the order of generations must not.
-    stamp = max(time.time_ns(), generations.stamp_of(naming.in_force(fd) or "") + 1)
-    name = naming.GENERATION + history.entry_name(stamp, version)
+    stamp = max(time.time_ns(), atomic_writer.stamp_of(layout.in_force(fd) or "") + 1)
+    name = layout.GENERATION + history.entry_name(stamp, version)
     with _blaming_the_name(settings):
-        links = visible.Links(fd, name, names, settings.path, spared=spared)
+        links = visible_links.Links(fd, name, names, settings.path, spared=spared)
     try:
         if dry_run:
             return None
@@ -61,11 +61,11 @@ def activate(
 def examine(fd: int, settings: Settings, names: Collection[str], spared: Collection[str]) -> None:
     """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
     with _blaming_the_name(settings):
-        visible.check_places(fd, names, settings.path, spared)
+        visible_links.check_places(fd, names, settings.path, spared)
 
 
 def _switch(
-    fd: int, settings: Settings, new: str, name: str, *, version: str, links: visible.Links
+    fd: int, settings: Settings, new: str, name: str, *, version: str, links: visible_links.Links
 ) -> None:
     try:
         atomic.move(fd, new, fd, name)
@@ -76,20 +76,20 @@ def _switch(
         # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
         switched = False
         with contextlib.suppress(OSError):
-            switched = naming.in_force(fd) == name
+            switched = layout.in_force(fd) == name
         if not switched:
-            trees.remove(fd, name)
+            dirs.remove(fd, name)
             raise
         raise terms.uncertain(settings.path, version, error) from error
 
 
-def _show(fd: int, settings: Settings, name: str, version: str, links: visible.Links) -> None:
+def _show(fd: int, settings: Settings, name: str, version: str, links: visible_links.Links) -> None:
     """Put the visible links in place, and take all of it back if one of them cannot be."""
     try:
         links.finish(partial(replaced.keep_loose, fd, settings))
     except OSError as error:
         if links.undo():
-            trees.remove(fd, name)
+            dirs.remove(fd, name)
             with _blaming_the_name(settings):
                 raise
         raise terms.uncertain(
@@ -112,6 +112,6 @@ def _blaming_the_name(settings: Settings) -> Iterator[None]:
             raise
         where = settings.where(entry)
         if isinstance(error, IsADirectoryError):
-            raise _errors.NameTaken(f"cannot publish {where}: {failures.remedy(error)}") from error
-        with failures.publishing(f"publish {where}"):
+            raise _errors.NameTaken(f"cannot publish {where}: {oserrors.remedy(error)}") from error
+        with oserrors.publishing(f"publish {where}"):
             raise

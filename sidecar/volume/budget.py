@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sidecar import _errors
-from sidecar.disk import trees
+from sidecar.fs import dirs
 from sidecar.runtime import units
 
 _BLOCK = 4096
@@ -94,7 +94,7 @@ class Budget:
         begun = time.monotonic()
         with self._lock:
             ours = frozenset(self._uploads)
-        found = trees.disk_usage(fd, leave_out=ours)
+        found = dirs.disk_usage(fd, leave_out=ours)
         with self._lock:
             self._settled = found
         self._counted = time.monotonic()

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidecar.disk import hints, naming
+from sidecar.fs import layout
+from sidecar.fs.notify import base
 
 #: Names beyond which everything is looked at: a neighbour can make them without end.
 _MOST = 4096
@@ -23,7 +24,7 @@ class Changes:
     def __bool__(self) -> bool:
         return self.everything or bool(self.names or self.folders)
 
-    def add(self, activity: hints.Activity, aliases: Mapping[str, str]) -> None:
+    def add(self, activity: base.Activity, aliases: Mapping[str, str]) -> None:
         """Take over what events have told; one that tells no name may mean any."""
         nameless = activity.count > 0 and not activity.kinds
         if activity.lost or activity.moved or nameless:
@@ -32,7 +33,7 @@ class Changes:
             name = os.fsdecode(raw)
             self.names.add(aliases.get(name, name))
         self.folders |= {key[:-1] for key in activity.ended if key.endswith("/")}
-        if naming.DATA in self.names or len(self.names) > _MOST:
+        if layout.DATA in self.names or len(self.names) > _MOST:
             self.everything = True
 
     def join(self, other: Changes) -> None:

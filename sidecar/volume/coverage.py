@@ -10,14 +10,15 @@ import errno
 import os
 from collections.abc import Iterable
 
-from sidecar.disk import beneath, events, hints, links, mounts
+from sidecar.fs import links, mounts, openat
+from sidecar.fs.notify import base, select
 
 
 class Coverage:
     """Follows what listings go through, with the hints of the moment."""
 
     def __init__(self) -> None:
-        self._source: hints.Hints = hints.PollHints()
+        self._source: base.Hints = base.PollHints()
         self._followed: dict[str, object] = {}
         self._seen: set[str] = set()
         self.failure: OSError | None = None
@@ -25,7 +26,7 @@ class Coverage:
         self.blind = False
         """Something is not watched, because the source of hints cannot."""
 
-    def begin(self, source: hints.Hints) -> None:
+    def begin(self, source: base.Hints) -> None:
         """Begin anew, with hints that follow nothing yet."""
         self._source = source
         self._followed.clear()
@@ -43,7 +44,7 @@ class Coverage:
             if status.st_dev != device:
                 _check_filesystem(fd, name)
             self.forget([key])
-            self._source.follow(hints.Target(fd, "", None, prefix=os.fsencode(key), key=key))
+            self._source.follow(base.Target(fd, "", None, prefix=os.fsencode(key), key=key))
             self._followed[key] = identity
         except OSError as error:
             self.failure = error
@@ -92,14 +93,14 @@ class Coverage:
         wanted = frozenset({os.fsencode(step.entry)})
         fd = step.open()
         try:
-            target = hints.Target(fd, "", wanted, alias=os.fsencode(name), key=name)
+            target = base.Target(fd, "", wanted, alias=os.fsencode(name), key=name)
             self._source.follow(target)
         finally:
-            beneath.close(fd)
+            openat.close(fd)
 
 
 def _check_filesystem(fd: int, name: str) -> None:
     """Refuse a directory that is another mount, where that sends no events."""
     kind = mounts.filesystem(fd)
-    if events.is_remote(kind):
+    if select.is_remote(kind):
         raise OSError(errno.ENOTSUP, f"{name} lies on {kind}, which sends no events")

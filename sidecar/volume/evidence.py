@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidecar.disk import hints
-from sidecar.disk.inotify import Inotify
+from sidecar.fs.notify import base
+from sidecar.fs.notify.inotify import Inotify
 
 _MOST_NAMES = 1 << 16
 
@@ -25,7 +25,7 @@ class Evidence:
     arrived: bool = False
     """The directory as a whole came by rename."""
 
-    def add(self, activity: hints.Activity, aliases: Mapping[str, str]) -> None:
+    def add(self, activity: base.Activity, aliases: Mapping[str, str]) -> None:
         """Take over what events have told."""
         if activity.lost:
             self.forget()

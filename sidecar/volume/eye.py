@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.disk import beneath, events, hints, leases, links, mounts, naming, trees
+from sidecar.fs import dirs, layout, leases, links, mounts, openat
+from sidecar.fs.notify import base, select
 from sidecar.volume import history, listing, loading
 from sidecar.volume.coverage import Coverage
 from sidecar.volume.filters import EVERYTHING, Filter
@@ -86,7 +87,7 @@ class Eye:
         """
         try:
             if self._fd < 0:
-                with beneath.reading(self.path):
+                with openat.reading(self.path):
                     self._open()
             return self._look(before, thoroughly=thoroughly, quick=quick)
         except _errors.ReadError as error:
@@ -126,35 +127,35 @@ class Eye:
 
         `top` asks the topmost one alone.
         """
-        with beneath.reading(self.path):
+        with openat.reading(self.path):
             return loading.changed_folders(self._fd, before, [""] if top else None)
 
-    def is_open_for_writing(self, name: str, signature: beneath.Signature) -> bool | None:
+    def is_open_for_writing(self, name: str, signature: openat.Signature) -> bool | None:
         """Return whether anybody writes to a file that was found in that state, None if nobody can tell.
 
         False: nobody does, and it is still in that state, or our history has it as it was published.
         """
         with contextlib.suppress(OSError):
-            fd = beneath.open_beneath(self._fd, name)
+            fd = openat.open_beneath(self._fd, name)
             try:
-                if beneath.Signature.of(os.fstat(fd)) != signature:
+                if openat.Signature.of(os.fstat(fd)) != signature:
                     return None
-                if events.is_remote(mounts.filesystem(fd)):
+                if select.is_remote(mounts.filesystem(fd)):
                     return None
                 writing = leases.is_open_for_writing(fd)
                 # What was read is what is there now, if it has not changed in between.
-                same = beneath.Signature.of(os.fstat(fd)) == signature
+                same = openat.Signature.of(os.fstat(fd)) == signature
                 return writing if writing or same else None
             finally:
-                beneath.close(fd)
+                openat.close(fd)
         return None
 
-    def has_published(self, name: str, signature: beneath.Signature, version: str) -> bool:
+    def has_published(self, name: str, signature: openat.Signature, version: str) -> bool:
         """Whether the history holds this very file under that version: then it was whole when it became visible."""
         if self._fd < 0:
             return False
         suffix = f"-{version}"
-        with contextlib.suppress(OSError), trees.inside(self._fd, history.directory_of(name)) as fd:
+        with contextlib.suppress(OSError), dirs.inside(self._fd, history.directory_of(name)) as fd:
             for entry in os.listdir(fd):
                 if entry.endswith(suffix):
                     status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
@@ -163,30 +164,30 @@ class Eye:
         return False
 
     @contextmanager
-    def targets(self, outlook: Outlook) -> Iterator[list[hints.Target]]:
+    def targets(self, outlook: Outlook) -> Iterator[list[base.Target]]:
         """Open the directories to watch, until the block ends."""
         with contextlib.ExitStack() as opened:
-            found: list[hints.Target] = []
+            found: list[base.Target] = []
             for above, name in sorted(outlook.ways):
                 with contextlib.suppress(OSError):  # it is missing too, and has a gap above it
                     fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    opened.callback(beneath.close, fd)
-                    found.append(hints.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
+                    opened.callback(openat.close, fd)
+                    found.append(base.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
             if self._fd >= 0:
-                found.append(hints.Target(self._fd, self._directory(), outlook.names))
+                found.append(base.Target(self._fd, self._directory(), outlook.names))
                 if outlook.steps:
                     found += self._behind_the_link(opened)
             yield found
 
-    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[hints.Target]:
+    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[base.Target]:
         name = self._place[1]
-        found: list[hints.Target] = []
+        found: list[base.Target] = []
         for step in opened.enter_context(links.steps(self._fd, name)):
             fd = step.open()
-            opened.callback(beneath.close, fd)
+            opened.callback(openat.close, fd)
             path = os.path.realpath(f"/proc/self/fd/{fd}")
             wanted = frozenset({os.fsencode(step.entry)})
-            found.append(hints.Target(fd, path, wanted, alias=os.fsencode(name)))
+            found.append(base.Target(fd, path, wanted, alias=os.fsencode(name)))
         return found
 
     def filesystem(self) -> str:
@@ -198,7 +199,7 @@ class Eye:
     def close(self) -> None:
         """Give the descriptor back; the next look opens again."""
         if self._fd >= 0:
-            beneath.close(self._fd)
+            openat.close(self._fd)
         self._fd, self._identity = -1, None
 
     def _look(self, before: Sighting | None, *, thoroughly: bool, quick: bool) -> Sighting | None:
@@ -260,17 +261,17 @@ class Eye:
     def _opened(self, directory: str) -> int:
         if self._single:
             try:
-                return beneath.open_directory(directory)
+                return openat.open_directory(directory)
             except PermissionError:
                 # It may be passed through, and not be listed: enough for one file, too little for events.
-                return beneath.open_directory(directory, os.O_PATH)
+                return openat.open_directory(directory, os.O_PATH)
         # The last component may be a link, as git-sync's: followed, but not out of its directory.
-        above = beneath.open_directory(os.path.dirname(directory))
+        above = openat.open_directory(os.path.dirname(directory))
         try:
             own = os.path.basename(directory) or "."
-            return beneath.open_beneath(above, own, os.O_RDONLY | os.O_DIRECTORY)
+            return openat.open_beneath(above, own, os.O_RDONLY | os.O_DIRECTORY)
         finally:
-            beneath.close(above)
+            openat.close(above)
 
     def _entries(
         self,
@@ -279,10 +280,10 @@ class Eye:
         if not self._single or self._fd < 0:
             return None, {}, ()
         name = self._place[1]
-        link = naming.link_target(self._fd, name)
+        link = layout.link_target(self._fd, name)
         self._linked = link is not None
-        if link is None or link.startswith(naming.DATA + "/"):
-            return frozenset((os.fsencode(name), os.fsencode(naming.DATA))), {naming.DATA: name}, ()
+        if link is None or link.startswith(layout.DATA + "/"):
+            return frozenset((os.fsencode(name), os.fsencode(layout.DATA))), {layout.DATA: name}, ()
         with links.steps(self._fd, name) as found:
             places = tuple(step.place for step in found)
         return frozenset((os.fsencode(name),)), {}, places

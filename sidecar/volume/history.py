@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sidecar.disk import atomic, beneath, failures, naming, permissions, trees
-from sidecar.disk.generations import stamp_of
+from sidecar.fs import atomic, dirs, layout, openat, oserrors, permissions
+from sidecar.fs.atomic_writer import stamp_of
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
 
@@ -106,7 +106,7 @@ def rank(entry: str) -> int:
 
 def newest(dir_fd: int, name: str) -> str | None:
     """Return the version that was kept last of a loose file, None if there is none."""
-    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
         last = max(os.listdir(fd), key=rank, default="")
         return version_in(last) if rank(last) else None
     return None
@@ -150,7 +150,7 @@ def keep_file(
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
-            trees.remove(fd, entries.pop())  # published again, because it was in doubt
+            dirs.remove(fd, entries.pop())  # published again, because it was in doubt
         # The clock may have gone back; the order must not.
         entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
         link(entry, fd)
@@ -165,9 +165,9 @@ def keep_file(
 
 def holding(dir_fd: int, name: str) -> list[str]:
     """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
-    current = naming.in_force(dir_fd)
+    current = layout.in_force(dir_fd)
     found = [folder for folder in (directory_of(name),) if _is_there(dir_fd, folder)]
-    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = (e for e in entries if e.startswith(prefix) and (folder, e) != (".", current))
             found += [f"{folder}/{e}" for e in ours if _is_there(fd, f"{e}/{name}")]
@@ -176,7 +176,7 @@ def holding(dir_fd: int, name: str) -> list[str]:
 
 def _is_there(dir_fd: int, path: str) -> bool:
     above, _, leaf = path.rpartition("/")
-    with contextlib.suppress(OSError), trees.inside(dir_fd, above) as parent:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
         _lstat(parent, leaf)
         return True
     return False
@@ -196,13 +196,13 @@ class _BestEffort:
             return False
         if error.errno == errno.EACCES and self._what not in _TOLD and len(_TOLD) < _MOST_TOLD:
             _TOLD.add(self._what)
-            _log.warning("cannot keep versions of %s: %s", self._what, failures.remedy(error))
+            _log.warning("cannot keep versions of %s: %s", self._what, oserrors.remedy(error))
         return True
 
 
 def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
     """Remove entries of a loose file that `keep_file` has named, and return the bytes that this gives back."""
-    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
         return sum(_remove(fd, entry) for entry in entries)
     return 0
 
@@ -213,7 +213,7 @@ class _Making:
     def __init__(self, dir_fd: int, folder: str) -> None:
         self._dir_fd = dir_fd
         self._folder = folder
-        self._inside = trees.inside(dir_fd, folder)
+        self._inside = dirs.inside(dir_fd, folder)
 
     def __enter__(self) -> tuple[int, bool]:
         try:
@@ -223,7 +223,7 @@ class _Making:
                 self._clear()
             elif error.errno != errno.ENOENT:
                 raise
-        self._inside = trees.inside(self._dir_fd, self._folder, make=True, as_above=True)
+        self._inside = dirs.inside(self._dir_fd, self._folder, make=True, as_above=True)
         return self._inside.__enter__(), True
 
     def __exit__(self, *_: object) -> None:
@@ -245,7 +245,7 @@ def _remove(fd: int, entry: str) -> int:
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(entry, dir_fd=fd)
             return status.st_blocks * 512 if status.st_nlink == 1 else 0
-        trees.remove(fd, entry)
+        dirs.remove(fd, entry)
     return 0
 
 
@@ -259,19 +259,19 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
             _BestEffort("the set"),
             _Making(dir_fd, DIRECTORY) as (fd, _),
         ):
-            atomic.move(dir_fd, generation, fd, generation.removeprefix(naming.HIDDEN))
+            atomic.move(dir_fd, generation, fd, generation.removeprefix(layout.HIDDEN))
             for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
                 : 1 - keep
             ]:
-                trees.remove(fd, old)
-    trees.remove(dir_fd, generation)
+                dirs.remove(fd, old)
+    dirs.remove(dir_fd, generation)
 
 
 def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
     """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
     total = 0
     with contextlib.suppress(OSError):
-        for _, _, files, fd in trees.walk(dir_fd, folder):
+        for _, _, files, fd in dirs.walk(dir_fd, folder):
             for name in files:
                 with contextlib.suppress(OSError):
                     total += _lstat(fd, name).st_size
@@ -284,10 +284,10 @@ def forget(dir_fd: int) -> bool:
     The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
     """
     forgotten = False
-    with contextlib.suppress(OSError), trees.inside(dir_fd, DIRECTORY) as fd:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, DIRECTORY) as fd:
         for entry in os.listdir(fd):
             if entry.startswith(_SET):
-                trees.remove(fd, entry)
+                dirs.remove(fd, entry)
                 forgotten = True
             elif is_folder(entry):
                 forgotten = _forget_old(fd, entry) or forgotten
@@ -297,30 +297,30 @@ def forget(dir_fd: int) -> bool:
 def _forget_old(dir_fd: int, folder: str) -> bool:
     old: list[str] = []
     with contextlib.suppress(OSError):
-        with trees.inside(dir_fd, folder) as fd:
+        with dirs.inside(dir_fd, folder) as fd:
             old = sorted(os.listdir(fd), key=rank)
             if old and _lstat(fd, old[-1]).st_nlink > 1:
                 del old[-1]  # it is in force, and takes no room of its own
             for entry in old:
-                trees.remove(fd, entry)
+                dirs.remove(fd, entry)
         os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
     return bool(old)
 
 
 def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
     """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
-    with contextlib.suppress(OSError), trees.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
         permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
 def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> None:
     """As `restrict`, for the generations of a set that are not in force."""
-    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             old = [e for e in entries if e.startswith(prefix) and (folder, e) != (".", current)]
             for entry in old:
                 with contextlib.suppress(OSError):
-                    for _, _, files, inner in trees.walk(fd, entry):
+                    for _, _, files, inner in dirs.walk(fd, entry):
                         permissions.restrict_files(inner, files, mode, group)
 
 
@@ -346,9 +346,9 @@ def versions_of_set(dir_fd: int, most: int) -> list[Version]:
 
     `most` is how many files one of them may have: what has more is none of ours.
     """
-    current = naming.in_force(dir_fd)
+    current = layout.in_force(dir_fd)
     found: list[Version] = []
-    for folder, prefix in ((".", naming.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
             found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]
@@ -363,7 +363,7 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
         entries: list[str] = []
         fd = -1
         with contextlib.suppress(OSError):
-            fd = stack.enter_context(trees.inside(dir_fd, folder))
+            fd = stack.enter_context(dirs.inside(dir_fd, folder))
             entries = os.listdir(fd)
         yield fd, entries
 
@@ -385,14 +385,14 @@ def _weight(dir_fd: int, entry: str, most: int) -> tuple[int, int]:
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
-    with trees.inside(dir_fd, entry) as fd:
+    with dirs.inside(dir_fd, entry) as fd:
         sizes = listing.names_beneath(fd, most).values()
         return len(sizes), sum(sizes)
 
 
 def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
     with contextlib.suppress(OSError):
-        status = beneath.stat_beneath(dir_fd, name)
+        status = openat.stat_beneath(dir_fd, name)
         yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)
 
 

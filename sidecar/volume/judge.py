@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from sidecar.disk import beneath
-from sidecar.disk.inotify import Inotify
+from sidecar.fs import openat
+from sidecar.fs.notify.inotify import Inotify
 from sidecar.volume.evidence import Evidence
 from sidecar.volume.sighting import Sighting
 
@@ -64,10 +64,10 @@ def _left(seconds: float) -> Need | None:
 class Proofs(Protocol):
     """What the disk says of a file when no event has told of it."""
 
-    def is_open_for_writing(self, name: str, signature: beneath.Signature) -> bool | None:
+    def is_open_for_writing(self, name: str, signature: openat.Signature) -> bool | None:
         """Return whether anybody writes to a file that was found in that state, None if nobody can tell."""
 
-    def has_published(self, name: str, signature: beneath.Signature, version: str) -> bool:
+    def has_published(self, name: str, signature: openat.Signature, version: str) -> bool:
         """Whether the history holds this very file under that version."""
 
 
@@ -82,7 +82,7 @@ class Held:
     version_since: float = 0.0
     waiting_since: float | None = None
 
-    still: dict[str, tuple[beneath.Signature, float]] = field(default_factory=dict)
+    still: dict[str, tuple[openat.Signature, float]] = field(default_factory=dict)
     """For each name the state in which it was last found, since when."""
     since: dict[str, float] = field(default_factory=dict)
     """For each name since when it has not been accepted."""
@@ -224,7 +224,7 @@ class Judge:
         return doubts
 
     def _needed(
-        self, name: str, old: beneath.Signature | None, sighting: Sighting, *, first: bool
+        self, name: str, old: openat.Signature | None, sighting: Sighting, *, first: bool
     ) -> Need | None:
         """Return how long a file that is new or altered must be still to be believed, None if it is believed."""
         signature, evidence = sighting.mark.signatures[name], self.evidence
@@ -253,7 +253,7 @@ class Judge:
         return self._needed_without_events(name, old, sighting, first=first)
 
     def _needed_without_events(
-        self, name: str, old: beneath.Signature | None, sighting: Sighting, *, first: bool
+        self, name: str, old: openat.Signature | None, sighting: Sighting, *, first: bool
     ) -> Need | None:
         signature = sighting.mark.signatures[name]
         young = first or (old is not None and old.identity != signature.identity)
@@ -280,7 +280,7 @@ class Judge:
         version = sighting.snapshot.content(name).version
         return self.disk.has_published(name, sighting.mark.signatures[name], version)
 
-    def _writing(self, name: str, signature: beneath.Signature) -> bool | None:
+    def _writing(self, name: str, signature: openat.Signature) -> bool | None:
         return self.disk.is_open_for_writing(name, signature) if self.disk is not None else None
 
     def _came_with_directory(self, name: str, sighting: Sighting) -> bool:
@@ -343,12 +343,12 @@ def _was_linked(name: str, sighting: Sighting) -> bool:
     )
 
 
-def _age(signature: beneath.Signature) -> float:
+def _age(signature: openat.Signature) -> float:
     """Seconds since the last change of the bytes, by the wall clock: negative for a file from the future."""
     return _now() - signature.mtime_ns / 1e9
 
 
-def _youth(signature: beneath.Signature, old: float = SETTLE) -> float:
+def _youth(signature: openat.Signature, old: float = SETTLE) -> float:
     """Return the seconds until a file has not been touched for `old` seconds, 0 if it has not.
 
     Whoever writes sets both of its times; one that lies in the future tells nothing.

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.disk import beneath, naming
+from sidecar.fs import layout, openat
 from sidecar.volume.filters import EVERYTHING, Filter
 
 _MAX_DEPTH = 32
@@ -33,8 +33,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Listing:
     """The visible names of a directory and of those in it, before anything is read."""
 
-    files: dict[str, beneath.Signature] = field(default_factory=dict)
-    folders: dict[str, beneath.Signature] = field(default_factory=dict)
+    files: dict[str, openat.Signature] = field(default_factory=dict)
+    folders: dict[str, openat.Signature] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
     Raises:
         OSError: the directory cannot be read; `E2BIG`: there are more than `most`.
     """
-    with opened(dir_fd, naming.in_force(dir_fd)) as fd:
+    with opened(dir_fd, layout.in_force(dir_fd)) as fd:
         return {name: signature.size for name, signature in list_visible(fd, most).files.items()}
 
 
@@ -61,11 +61,11 @@ def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
 def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
     """Open the directory whose files count: the target of `..data`, else the directory itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY
-    fd = beneath.open_beneath(dir_fd, "." if generation is None else naming.DATA, flags)
+    fd = openat.open_beneath(dir_fd, "." if generation is None else layout.DATA, flags)
     try:
         yield fd
     finally:
-        beneath.close(fd)
+        openat.close(fd)
 
 
 class Observer(Protocol):
@@ -136,7 +136,7 @@ class _Walk:
         """Note all of an open directory, and of those in it."""
         if name and self._observer is not None:
             self._observer.enter(fd, name, self._device)
-        self._listing.folders[name] = beneath.Signature.of(os.fstat(fd))
+        self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
         prefix = name + "/" if name else ""
         for entry in _visible_entries(fd, self._most + 1 - len(self._listing)):
             self._note(prefix + entry.name, fd, entry)
@@ -146,14 +146,14 @@ class _Walk:
         if name not in self._listing.folders:
             return
         try:
-            fd = beneath.open_beneath(self._dir_fd, name or ".", os.O_RDONLY | os.O_DIRECTORY)
+            fd = openat.open_beneath(self._dir_fd, name or ".", os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             self.look_at(name)
             return
         try:
             if name and self._observer is not None:
                 self._observer.enter(fd, name, self._device)
-            self._listing.folders[name] = beneath.Signature.of(os.fstat(fd))
+            self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
             prefix = name + "/" if name else ""
             entries = {
                 prefix + entry.name: entry
@@ -167,7 +167,7 @@ class _Walk:
                     self._drop(path)
                     self._note(path, fd, entry)
         finally:
-            beneath.close(fd)
+            openat.close(fd)
 
     def look_at(self, name: str) -> None:
         """Note again what lies under one name."""
@@ -176,14 +176,14 @@ class _Walk:
         if not name or not _is_visible(leaf) or above not in self._listing.folders:
             return
         try:
-            fd = beneath.open_beneath(self._dir_fd, above or ".", os.O_PATH | os.O_DIRECTORY)
+            fd = openat.open_beneath(self._dir_fd, above or ".", os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return  # its directory is gone, and is told itself
         try:
-            self._listing.folders[above] = beneath.Signature.of(os.fstat(fd))
+            self._listing.folders[above] = openat.Signature.of(os.fstat(fd))
             self._note(name, fd, _Entry(fd, leaf))
         finally:
-            beneath.close(fd)
+            openat.close(fd)
 
     def _note(self, name: str, fd: int, entry: os.DirEntry[str] | _Entry) -> None:
         self.touched.add(name)
@@ -192,21 +192,21 @@ class _Walk:
             link = status is None
             if status is None:
                 # A link has to be resolved with care; everything else is what it is.
-                status = beneath.stat_beneath(self._dir_fd, name)
+                status = openat.stat_beneath(self._dir_fd, name)
             if stat.S_ISDIR(status.st_mode):
                 if not link and name.count("/") < _MAX_DEPTH and self._filter.enters(name):
                     self._descend(fd, entry.name, name)
             elif not self._filter.takes(name):
                 pass
             elif stat.S_ISREG(status.st_mode):
-                self._listing.files[name] = beneath.Signature.of(status)
+                self._listing.files[name] = openat.Signature.of(status)
             else:
-                kind = beneath.kind_of(status.st_mode)
+                kind = openat.kind_of(status.st_mode)
                 self._listing.problems[name] = f"it is {kind}, and only regular files are read"
         except FileNotFoundError:
             return  # gone, or a link whose target is gone
         except OSError as error:
-            self._listing.problems[name] = beneath.reason(error)
+            self._listing.problems[name] = openat.reason(error)
 
     def _status(self, name: str, entry: os.DirEntry[str] | _Entry) -> os.stat_result | None:
         """Return what an entry is, None for a link: what that leads to is watched, too."""
@@ -225,11 +225,11 @@ class _Walk:
             self._observer.forget(keys)
 
     def _descend(self, above: int, entry: str, name: str) -> None:
-        fd = beneath.open_beneath(above, entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fd = openat.open_beneath(above, entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             self.list_folder(fd, name)
         finally:
-            beneath.close(fd)
+            openat.close(fd)
 
     def _entries_of(self, prefix: str) -> set[str]:
         """Return the names of files and directories that were noted directly under a prefix."""
@@ -294,10 +294,10 @@ def was_removed(name: str) -> bool:
 
 def _is_visible(name: str) -> bool:
     if name.startswith("."):
-        if name.startswith(naming.HIDDEN) or _REMOVED.match(name):
+        if name.startswith(layout.HIDDEN) or _REMOVED.match(name):
             return False
     elif name == "lost+found":
         return False
     if name.isascii():
         return name.isprintable()
-    return naming.is_text(name) and not _CONTROL.search(name)
+    return layout.is_text(name) and not _CONTROL.search(name)

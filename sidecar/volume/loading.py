@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 
 from sidecar import _errors
-from sidecar.disk import beneath, naming, pinned
+from sidecar.fs import layout, open_file, openat
 from sidecar.volume.listing import (
     ALL,
     Listing,
@@ -52,7 +52,7 @@ def load_file(
         ReadError: it must not or cannot be read.
     """
     where = os.path.join(directory, name)
-    with beneath.reading(where):
+    with openat.reading(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
             reading = Reading(before, working)
@@ -89,14 +89,14 @@ def load_directory(
         NothingPublished: there is no file, or generations are replaced faster than one can be read.
         ReadError: the directory cannot be read, or a generation has lost a file.
     """
-    with beneath.reading(directory):
+    with openat.reading(directory):
         for _ in range(_SET_RETRIES):
-            generation = naming.in_force(dir_fd)
+            generation = layout.in_force(dir_fd)
             try:
                 reading = Reading(before, working, scope=scope)
                 return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
-                if generation == naming.in_force(dir_fd):
+                if generation == layout.in_force(dir_fd):
                     raise
                 # It was being removed, and another one is in force.
     raise _restless(directory)
@@ -121,8 +121,8 @@ def load_again(
         NothingPublished: there is no file any more.
         ReadError: the directory cannot be read.
     """
-    with beneath.reading(directory):
-        if naming.in_force(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
+    with openat.reading(directory):
+        if layout.in_force(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
             return None
         mark = before.mark
         listing = Listing(dict(mark.signatures), dict(mark.folders), dict(before.problems))
@@ -144,7 +144,7 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False, scope: Scop
     try:
         if before.snapshot.name is not None:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
-        if naming.in_force(dir_fd) != mark.generation:
+        if layout.in_force(dir_fd) != mark.generation:
             return False
         if quick:
             return not changed_folders(dir_fd, before)
@@ -192,7 +192,7 @@ def _load_once(
         listing = list_visible(
             held, most_names(limit), reading.scope if generation is None else ALL
         )
-        if generation is not None and generation != naming.in_force(dir_fd):
+        if generation is not None and generation != layout.in_force(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)
         _read(held, directory, listing, limit, reading)
@@ -256,7 +256,7 @@ def _read_one(
     dir_fd: int,
     directory: str,
     name: str,
-    signature: beneath.Signature,
+    signature: openat.Signature,
     into: tuple[Listing, Reading, int, int],
 ) -> int:
     """Read one file that is listed, unless it is known; return its bytes, 0 if it could not be read."""
@@ -272,8 +272,8 @@ def _read_one(
                 " for all files together (raise max_size)"
             )
             return 0
-        if reading.directory is None and signature.size > pinned.LARGE:
-            reading.directory = pinned.Directory(os.dup(dir_fd))
+        if reading.directory is None and signature.size > open_file.LARGE:
+            reading.directory = open_file.Directory(os.dup(dir_fd))
         return reading.read(dir_fd, name, room, os.path.join(directory, name))
     except _errors.NothingPublished:
         reading.missing.add(name)  # deleted between the listing and the reading
@@ -363,14 +363,14 @@ def _restless(where: str) -> _errors.NothingPublished:
 
 def _generation(dir_fd: int, name: str) -> str | None:
     """Return the generation that a file is read from, None for one that lies loose."""
-    link = naming.link_target(dir_fd, name)
-    if link is None or not link.startswith(naming.DATA + "/"):
+    link = layout.link_target(dir_fd, name)
+    if link is None or not link.startswith(layout.DATA + "/"):
         return None
-    return naming.in_force(dir_fd)
+    return layout.in_force(dir_fd)
 
 
-def _signature(dir_fd: int, name: str) -> beneath.Signature:
-    return beneath.Signature.of(beneath.stat_beneath(dir_fd, name))
+def _signature(dir_fd: int, name: str) -> openat.Signature:
+    return openat.Signature.of(openat.stat_beneath(dir_fd, name))
 
 
 def _keep_large(reading: Reading, dir_fd: int, name: str) -> bool:

@@ -10,9 +10,9 @@ import stat
 import time
 
 from sidecar import _errors
-from sidecar.disk import beneath, pinned
-from sidecar.disk.beneath import Signature
-from sidecar.disk.pinned import Pinned
+from sidecar.fs import open_file, openat
+from sidecar.fs.open_file import Pinned
+from sidecar.fs.openat import Signature
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import terms
 from sidecar.volume.snapshot import Content
@@ -49,7 +49,7 @@ def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
 
 def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
     """As `read`, once. Raises `ContentAltered` if it changed meanwhile."""
-    with beneath.reading(path):
+    with openat.reading(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
@@ -69,12 +69,12 @@ def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
             # Clocks of file systems are coarse, and a program that pauses may go on.
             time.sleep(_QUIET)
             if terms.weigh(_take(file, name)) != terms.weigh(first):
-                raise pinned.altered(path)
+                raise open_file.altered(path)
         return first
 
 
 def _take(file: Pinned, name: str) -> bytes | Content:
-    return _whole(file) if file.size <= pinned.LARGE else _content_of(file, name)
+    return _whole(file) if file.size <= open_file.LARGE else _content_of(file, name)
 
 
 def _whole(file: Pinned) -> bytes:
@@ -82,10 +82,10 @@ def _whole(file: Pinned) -> bytes:
     if file.size:
         return file.whole()
     found = b""
-    while piece := os.pread(file.fd, pinned.PIECE, len(found)):
+    while piece := os.pread(file.fd, open_file.PIECE, len(found)):
         found += piece
-        if len(found) > pinned.LARGE:
-            raise pinned.altered(file.where)
+        if len(found) > open_file.LARGE:
+            raise open_file.altered(file.where)
     file.check()
     return found
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidecar import _errors
-from sidecar.disk import bell, events, hints
+from sidecar.fs.notify import base, select, wakeup
 from sidecar.runtime import metrics
 from sidecar.volume.changes import Changes
 from sidecar.volume.eye import Eye, Outlook
@@ -92,8 +92,8 @@ class Lookout:
         self._recheck = recheck
         self._tell = tell
         self._ended = ended
-        self._bell = bell.Bell()
-        self._hints: hints.Hints = hints.PollHints(self._bell)
+        self._bell = wakeup.Bell()
+        self._hints: base.Hints = base.PollHints(self._bell)
         self._eye = Eye(path, limit, self._get_on, wanted_names)
         self._judge = Judge(path, self._eye, quiet)
         self._stopping = False
@@ -116,7 +116,7 @@ class Lookout:
         self._noise_until = 0.0
 
     @property
-    def mode(self) -> hints.Mode:
+    def mode(self) -> base.Mode:
         """Where hints come from at present."""
         return self._hints.mode
 
@@ -360,7 +360,7 @@ class Lookout:
             activity = self._hints.drain()
         except OSError as error:
             self._fall_back(error)
-            activity = hints.Activity(urgent=True)
+            activity = base.Activity(urgent=True)
         self._counted += activity.count
         if activity.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
@@ -389,9 +389,9 @@ class Lookout:
         self._rearm_at = float("inf")
         try:
             wanted, filesystem = self._wanted, self._eye.filesystem()
-            self._remote = events.is_remote(filesystem)
+            self._remote = select.is_remote(filesystem)
             if wanted == "auto":
-                wanted = events.best_mode(filesystem)
+                wanted = select.best_mode(filesystem)
             if self._hints.mode != wanted:
                 self._change_hints(wanted)
             with self._eye.targets(outlook) as targets:
@@ -405,10 +405,10 @@ class Lookout:
         self._changes.everything = True
         self._unsure = self._hinted = True
 
-    def _change_hints(self, mode: hints.Mode) -> None:
+    def _change_hints(self, mode: base.Mode) -> None:
         self._hints.close()
-        self._hints = hints.PollHints(self._bell)
-        self._hints = events.source(mode, self._bell)
+        self._hints = base.PollHints(self._bell)
+        self._hints = select.source(mode, self._bell)
 
     def _fall_back(self, error: OSError) -> None:
         """Poll until the limit is lifted; say so once."""

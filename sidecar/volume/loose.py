@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, failures, permissions, pinned, reuse, trees
+from sidecar.fs import atomic, dirs, inode_reuse, open_file, openat, oserrors, permissions
 from sidecar.volume import history, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget
@@ -42,7 +42,7 @@ class LooseFiles:
     def __init__(
         self,
         settings: Settings,
-        digests: pinned.Digests,
+        digests: open_file.Digests,
         budget: Budget,
         retention: Retention,
     ) -> None:
@@ -53,9 +53,9 @@ class LooseFiles:
         self._histories: dict[str, tuple[str, ...]] = {}
         self.expired: deque[tuple[str, str]] = deque()
         """Names and entries of the history that are to be removed, once nobody waits for it."""
-        self._known: dict[str, tuple[beneath.Signature, str]] = {}
-        self._durable: dict[str, beneath.Signature] = {}
-        self._kept: dict[str, tuple[beneath.Signature, str]] = {}
+        self._known: dict[str, tuple[openat.Signature, str]] = {}
+        self._durable: dict[str, openat.Signature] = {}
+        self._kept: dict[str, tuple[openat.Signature, str]] = {}
         """The state in which a file was left by this object, and its version then."""
         self._doubtful: set[str] = set()
 
@@ -81,11 +81,11 @@ class LooseFiles:
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
         if order.unwritten:
-            with failures.placing(what):
+            with oserrors.placing(what):
                 self._check_place(fd, name, status, order)
             return Publication(version, True, status is None, time.time(), size)
         reused = None if order.dry_run else self._take_expired(fd, size)
-        with terms.staged(fd, content, where, reused) as staged, failures.placing(what):
+        with terms.staged(fd, content, where, reused) as staged, oserrors.placing(what):
             self._check_place(fd, name, status, order)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
             # Where the mount fixes modes and groups, a new file would be no other.
@@ -117,13 +117,13 @@ class LooseFiles:
         order.check()
         above, _, leaf = name.rpartition("/")
         if order.dry_run:
-            with failures.publishing(what), trees.inside(fd, above) as parent:
+            with oserrors.publishing(what), dirs.inside(fd, above) as parent:
                 permissions.check_writable(parent)
                 permissions.check_replaceable(parent, leaf, where)
             return
         if not order.purge and self._left(name, status) is None:
             self._keep_found(fd, name, status)
-        with failures.publishing(what), trees.inside(fd, above) as parent:
+        with oserrors.publishing(what), dirs.inside(fd, above) as parent:
             try:
                 os.unlink(leaf, dir_fd=parent)
             except PermissionError as error:
@@ -137,19 +137,19 @@ class LooseFiles:
             except OSError as error:
                 raise _errors.PublishUncertain(
                     f"deleted {where}, but perhaps not durably: syncing its directory failed:"
-                    f" {failures.remedy(error)} (a power cut may bring it back)",
+                    f" {oserrors.remedy(error)} (a power cut may bring it back)",
                     "",
                 ) from error
-        trees.prune(fd, above)
+        dirs.prune(fd, above)
 
     def _take_expired(self, fd: int, size: int) -> tuple[str, int] | None:
         """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
-        if size > reuse.MOST or not self.expired:
+        if size > inode_reuse.MOST or not self.expired:
             return None
         with contextlib.suppress(IndexError, OSError):  # another thread removes them all
             name, entry = self.expired.popleft()
-            with trees.inside(fd, history.directory_of(name)) as folder:
-                taken = reuse.take(folder, entry, fd, self._settings.fits)
+            with dirs.inside(fd, history.directory_of(name)) as folder:
+                taken = inode_reuse.take(folder, entry, fd, self._settings.fits)
             if taken is None:
                 self.expired.append((name, entry))  # too young, or somebody reads it
             return taken
@@ -172,7 +172,7 @@ class LooseFiles:
             OSError: there is one, and it cannot be read; `EFBIG` if it is larger than the limit.
         """
         try:
-            file = beneath.open_beneath(fd, name)
+            file = openat.open_beneath(fd, name)
         except OSError as error:
             if error.errno in _NOTHING_THERE:
                 return None
@@ -180,7 +180,7 @@ class LooseFiles:
         try:
             return self._version_of(file, name)
         finally:
-            beneath.close(file)
+            openat.close(file)
 
     def entries(self, fd: int, names: Collection[str]) -> list[Entry]:
         """Return all files with their versions, sorted; those that cannot be read are left out."""
@@ -192,7 +192,7 @@ class LooseFiles:
     def entry(self, fd: int, name: str) -> Entry | None:
         """Return a file with its version, None where it cannot be read."""
         with contextlib.suppress(OSError):
-            version, status = self.version(fd, name), beneath.stat_beneath(fd, name)
+            version, status = self.version(fd, name), openat.stat_beneath(fd, name)
             if version is not None:
                 return Entry(name, version, status.st_size, status.st_mtime_ns / 1e9)
         return None
@@ -208,7 +208,7 @@ class LooseFiles:
 
     def _version_of(self, file: int, name: str) -> str | None:
         status = os.fstat(file)
-        signature = beneath.Signature.of(status)
+        signature = openat.Signature.of(status)
         if (known := self._known.get(name)) is not None and known[0] == signature:
             return known[1]
         if not stat.S_ISREG(status.st_mode):
@@ -231,7 +231,7 @@ class LooseFiles:
             raise _errors.VolumeUnavailable(
                 error.errno,
                 f"cannot {what}: what is there cannot be compared with the condition:"
-                f" {beneath.reason(error)}",
+                f" {openat.reason(error)}",
             ) from error
 
     def _left(self, name: str, status: os.stat_result) -> str | None:
@@ -241,7 +241,7 @@ class LooseFiles:
         what it holds has to be read before it is taken for what is wanted.
         """
         left = self._kept.get(name)
-        return left[1] if left is not None and left[0] == beneath.Signature.of(status) else None
+        return left[1] if left is not None and left[0] == openat.Signature.of(status) else None
 
     def _is_settled(self, fd: int, name: str) -> bool:
         """Whether the content that is visible is durable as well: then there is nothing to publish.
@@ -253,23 +253,23 @@ class LooseFiles:
         if not self._settings.durable:
             return True
         above, _, leaf = name.rpartition("/")
-        with contextlib.suppress(OSError), trees.inside(fd, above) as parent:
+        with contextlib.suppress(OSError), dirs.inside(fd, above) as parent:
             file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
             try:
-                signature = beneath.Signature.of(os.fstat(file))
+                signature = openat.Signature.of(os.fstat(file))
                 if self._durable.get(name) != signature:
                     atomic.sync_file(file)
                     atomic.sync_directory(parent)
                     _note(self._durable, name, signature)
             finally:
-                beneath.close(file)
+                openat.close(file)
             return True
         return False
 
     def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
         """Rename and sync. After an error in the midst of that, look at what readers see now."""
         above, _, leaf = name.rpartition("/")
-        with trees.inside(fd, above, make=True, durable=self._settings.durable) as parent:
+        with dirs.inside(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
                 staged.replace(leaf, parent)
@@ -352,10 +352,10 @@ class LooseFiles:
         self._kept.pop(name, None)
         with contextlib.suppress(OSError):
             # Only now: the link of the history has changed ctime.
-            signature = beneath.Signature.of(staged.status())
+            signature = openat.Signature.of(staged.status())
             _note(self._durable, name, signature)
             _note(self._kept, name, (signature, version))
-            if signature.size > pinned.LARGE:
+            if signature.size > open_file.LARGE:
                 # Nobody rewrites so much within one tick of a clock.
                 self._digests.note(signature, version)
             return signature.mtime_ns / 1e9
@@ -365,7 +365,7 @@ class LooseFiles:
         """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
         above, _, leaf = name.rpartition("/")
         if status is None:
-            with contextlib.suppress(FileNotFoundError), trees.inside(fd, above):
+            with contextlib.suppress(FileNotFoundError), dirs.inside(fd, above):
                 pass
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
@@ -393,7 +393,7 @@ def keep_found(
         return
     with contextlib.suppress(OSError):
         # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
-        file = beneath.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
+        file = openat.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
@@ -403,10 +403,10 @@ def keep_found(
                 link = partial(_take_in, file)
                 history.keep_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
         finally:
-            beneath.close(file)
+            openat.close(file)
 
 
-def is_sure(signature: beneath.Signature, begun: int) -> bool:
+def is_sure(signature: openat.Signature, begun: int) -> bool:
     """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
     return begun - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS
 
@@ -419,7 +419,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
     """
     above, _, leaf = name.rpartition("/")
     try:
-        with trees.inside(fd, above) as parent:
+        with dirs.inside(fd, above) as parent:
             return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -430,7 +430,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
 def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
     """Raise what a rename would be refused with, or the making of the directories that are missing."""
     try:
-        with trees.inside(fd, above) as parent:
+        with dirs.inside(fd, above) as parent:
             permissions.check_writable(parent)
             permissions.check_replaceable(parent, leaf, where)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from sidecar.disk import beneath, pinned
+from sidecar.fs import open_file, openat
 from sidecar.volume.listing import ALL, Scope
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.snapshot import VERSION_DIGITS, Content, Large, version_of
@@ -21,10 +21,10 @@ class Reading:
 
     before: Sighting | None
     working: Callable[[], None]
-    directory: pinned.Directory | None = None
+    directory: open_file.Directory | None = None
     """The one that is read, held open: for large files that are not, because too many are already."""
     contents: dict[str, Content] = field(default_factory=dict)
-    signatures: dict[str, beneath.Signature] = field(default_factory=dict)
+    signatures: dict[str, openat.Signature] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
     begun: dict[str, float] = field(default_factory=dict)
@@ -35,16 +35,16 @@ class Reading:
     """The names that were looked at, None for all."""
     scope: Scope = ALL
 
-    def keep(self, name: str, signature: beneath.Signature, content: Content) -> None:
+    def keep(self, name: str, signature: openat.Signature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
 
     def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
         """Read a file, and return how many bytes it has."""
         begun = time.monotonic()
-        found = pinned.read(dir_fd, name, limit, where, working=self.working)
+        found = open_file.read(dir_fd, name, limit, where, working=self.working)
         if found.links > 1:
             self.linked.add(name)
-        if isinstance(found, pinned.LargeRead):
+        if isinstance(found, open_file.LargeRead):
             self.begun[name] = begun
             self._take_large(name, found)
         else:
@@ -53,13 +53,13 @@ class Reading:
                 self.unsettled.add(name)
         return self.contents[name].size
 
-    def _take_large(self, name: str, found: pinned.LargeRead) -> None:
+    def _take_large(self, name: str, found: open_file.LargeRead) -> None:
         if found.digest is None:
             self.unsettled.add(name)
             self.unread.add(name)
         file: Large = found.file
-        if self.directory is not None and not pinned.room():
-            file = pinned.Named(self.directory, name, found.signature, found.file.where)
+        if self.directory is not None and not open_file.room():
+            file = open_file.Named(self.directory, name, found.signature, found.file.where)
         version = (found.digest or "")[:VERSION_DIGITS]
         modified = found.signature.mtime_ns / 1e9
         old = self.before.snapshot.get_content(name) if self.before is not None else None
@@ -68,7 +68,7 @@ class Reading:
         self.keep(name, found.signature, Content(name, file, version, modified))
 
 
-def kept(name: str, now: beneath.Signature, before: Sighting | None) -> Content | None:
+def kept(name: str, now: openat.Signature, before: Sighting | None) -> Content | None:
     """Return the content read before, if the signature proves that it is still the same."""
     if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
         return None
@@ -105,7 +105,7 @@ def doubtful(reading: Reading) -> dict[str, float]:
     return found
 
 
-def _is_same_file(old: Content, now: beneath.Signature) -> bool:
+def _is_same_file(old: Content, now: openat.Signature) -> bool:
     """Whether a large content lies in this very file, which was not written to since."""
     if isinstance(old.held, bytes):
         return False
@@ -113,7 +113,7 @@ def _is_same_file(old: Content, now: beneath.Signature) -> bool:
     return (was.identity, was.size, was.mtime_ns) == (now.identity, now.size, now.mtime_ns)
 
 
-def _content(found: beneath.FileRead, name: str, before: Sighting | None) -> Content:
+def _content(found: openat.FileRead, name: str, before: Sighting | None) -> Content:
     """Make the content; bytes that equal those before are compared, not hashed again."""
     modified = found.signature.mtime_ns / 1e9
     old = before.snapshot.get_content(name) if before is not None else None

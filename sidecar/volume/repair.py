@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from sidecar import _errors
-from sidecar.disk import failures, generations, naming, permissions, trees, visible
-from sidecar.disk.naming import DATA, GENERATION
+from sidecar.fs import atomic_writer, dirs, layout, oserrors, permissions, visible_links
+from sidecar.fs.layout import DATA, GENERATION
 from sidecar.volume import history, loading
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.terms import Settings
@@ -28,10 +28,10 @@ def restore(fd: int, settings: Settings) -> None:
 
     A link to a generation of another publisher, kubelet's, is left to that.
     """
-    damage = generations.damage(fd)
+    damage = atomic_writer.damage(fd)
     if damage is None or not _is_ours(fd, damage):
         return
-    for entry in sorted(_generations(fd), key=generations.stamp_of, reverse=True):
+    for entry in sorted(_generations(fd), key=atomic_writer.stamp_of, reverse=True):
         old = _read(fd, entry, settings)
         if old is None:
             continue
@@ -53,14 +53,14 @@ def logged(settings: Settings) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _log.warning("cannot mend the set in %s: %s", settings.path, failures.remedy(error))
+        _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.remedy(error))
 
 
 def tell_of_beside(fd: int, settings: Settings, names: Collection[str]) -> None:
     """Log what lies beside a set, where no reader looks at it, and whether other users can follow its links."""
-    entries = visible.top_entries(names)
+    entries = visible_links.top_entries(names)
     with contextlib.suppress(OSError):
-        beside = [entry for entry in visible.beside_a_set(fd) if entry not in entries]
+        beside = [entry for entry in visible_links.beside_a_set(fd) if entry not in entries]
         if beside:
             _log.warning(
                 "%s holds a set, and readers see nothing beside it: %s"
@@ -84,7 +84,7 @@ def tell_of_blocked(settings: Settings, blocked: dict[str, OSError]) -> None:
         _log.warning(
             "%s belongs to the set in force and is not shown: %s",
             settings.where(entry),
-            failures.remedy(error),
+            oserrors.remedy(error),
         )
 
 
@@ -95,7 +95,9 @@ def shown(names: Collection[str]) -> str:
 
 
 def _put_in_force(fd: int, settings: Settings, entry: str, names: Collection[str]) -> None:
-    links = visible.Links(fd, entry, names, settings.path, spared=visible.top_entries(names))
+    links = visible_links.Links(
+        fd, entry, names, settings.path, spared=visible_links.top_entries(names)
+    )
     try:
         links.switch()
         links.finish()
@@ -104,7 +106,7 @@ def _put_in_force(fd: int, settings: Settings, entry: str, names: Collection[str
 
 
 def _is_ours(fd: int, damage: str) -> bool:
-    target = naming.link_target(fd, DATA)
+    target = layout.link_target(fd, DATA)
     return target is None or target.startswith(GENERATION) or damage == "leads out of the volume"
 
 
@@ -115,7 +117,7 @@ def _generations(fd: int) -> list[str]:
 def _read(fd: int, entry: str, settings: Settings) -> Snapshot[None] | None:
     """Return a generation that is what its name says, None for any other."""
     where, limit = settings.where(entry), settings.max_size
-    with contextlib.suppress(OSError, _errors.ReadError), trees.inside(fd, entry) as generation:
+    with contextlib.suppress(OSError, _errors.ReadError), dirs.inside(fd, entry) as generation:
         seen = loading.load_directory(generation, where, limit=limit, before=None)
         if not seen.problems and seen.whole().version == history.version_in(entry):
             return seen.whole()

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sidecar.disk import atomic, generations, naming, trees
+from sidecar.fs import atomic, atomic_writer, dirs, layout
 from sidecar.volume import history, loose
 from sidecar.volume.sighting import Sighting
 from sidecar.volume.terms import Settings
@@ -28,23 +28,23 @@ def generation(
 
     def keep(successor: str) -> None:
         if copy is not None and before is not None:
-            stamp = generations.stamp_of(successor) - 1
+            stamp = atomic_writer.stamp_of(successor) - 1
             name = history.entry_name(stamp, before.snapshot.version)
             with contextlib.suppress(OSError):
-                atomic.move(fd, copy, fd, naming.GENERATION + name)
+                atomic.move(fd, copy, fd, layout.GENERATION + name)
 
     try:
         yield keep
     finally:
         if copy is not None:
-            trees.remove(fd, copy)  # it has another name by now, if all went well
+            dirs.remove(fd, copy)  # it has another name by now, if all went well
 
 
 def _copy(fd: int, settings: Settings, before: Sighting) -> str | None:
-    if settings.keep <= 1 or generations.is_generation(before.mark.generation or ""):
+    if settings.keep <= 1 or atomic_writer.is_generation(before.mark.generation or ""):
         return None
     with contextlib.suppress(OSError):
-        return generations.build(
+        return atomic_writer.build(
             fd, {}, mode=settings.mode, group=None, keep=list(before.snapshot), durable=False
         )
     return None
@@ -53,6 +53,6 @@ def _copy(fd: int, settings: Settings, before: Sighting) -> str | None:
 def keep_loose(fd: int, settings: Settings, entry: str, aside: str) -> None:
     """Keep the loose files that lay where the set has the link `entry` now; they lie under the name `aside`."""
     with contextlib.suppress(OSError):
-        nested = [f"{path}/{name}" for path, _, files, _ in trees.walk(fd, aside) for name in files]
+        nested = [f"{path}/{name}" for path, _, files, _ in dirs.walk(fd, aside) for name in files]
         for path in nested or [aside]:
             loose.keep_found(fd, path, entry + path.removeprefix(aside), settings)

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from sidecar.disk import trees
+from sidecar.fs import dirs
 from sidecar.volume import budget, history
 from sidecar.volume.terms import Settings
 
@@ -66,7 +66,7 @@ def give_way(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool)
 
 def remove(dir_fd: int, kept: Kept) -> None:
     """Forget one content, and the directory of its file if that is empty then."""
-    trees.remove(dir_fd, kept.path)
+    dirs.remove(dir_fd, kept.path)
     if kept.folder is not None:
         with contextlib.suppress(OSError):
             os.rmdir(kept.folder, dir_fd=dir_fd)
@@ -109,7 +109,7 @@ class Retention:
             folder = next(iter(self._gone))
             del self._gone[folder]
             size = _usage(dir_fd, folder)
-            trees.remove(dir_fd, folder)
+            dirs.remove(dir_fd, folder)
             self.added(-size)
             freed += size
         return freed
@@ -183,13 +183,13 @@ def _found(dir_fd: int) -> tuple[list[Kept], dict[str, int]]:
 
 def _entries(dir_fd: int) -> Iterator[tuple[Kept, int, str]]:
     """Yield each entry of the history, with the directory that it lies in and its name there."""
-    with contextlib.suppress(OSError), trees.inside(dir_fd, history.DIRECTORY) as top:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, history.DIRECTORY) as top:
         for name in os.listdir(top):
             path = f"{history.DIRECTORY}/{name}"
             if not history.is_folder(name):
                 yield Kept(history.rank(name), path), top, name
                 continue
-            with contextlib.suppress(OSError), trees.inside(top, name) as folder:
+            with contextlib.suppress(OSError), dirs.inside(top, name) as folder:
                 for entry in os.listdir(folder):
                     yield Kept(history.rank(entry), f"{path}/{entry}", folder=path), folder, entry
 
@@ -201,7 +201,7 @@ def _weigh(fd: int, name: str, one: Kept, inodes: dict[int, _Inode], own: dict[s
     if stat.S_ISREG(status.st_mode):
         _note(status, one, inodes)
     elif stat.S_ISDIR(status.st_mode):
-        for _, directories, files, inner in trees.walk(fd, name):
+        for _, directories, files, inner in dirs.walk(fd, name):
             for file in files:
                 with contextlib.suppress(OSError):
                     _note(os.stat(file, dir_fd=inner, follow_symlinks=False), one, inodes)
@@ -217,7 +217,7 @@ def _is_there(dir_fd: int, folder: str) -> bool:
     """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
     name = urllib.parse.unquote(folder.removeprefix(f"{history.DIRECTORY}/{history.FILE}"))
     above, _, leaf = name.rpartition("/")
-    with contextlib.suppress(OSError), trees.inside(dir_fd, above) as parent:
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
         os.stat(leaf, dir_fd=parent, follow_symlinks=False)
         return True
     return False
@@ -225,6 +225,6 @@ def _is_there(dir_fd: int, folder: str) -> bool:
 
 def _usage(dir_fd: int, folder: str) -> int:
     """Return the bytes that a directory takes, whose files nothing else has."""
-    with contextlib.suppress(OSError), trees.inside(dir_fd, folder) as fd:
-        return trees.disk_usage(fd)
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, folder) as fd:
+        return dirs.disk_usage(fd)
     return 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, generations, naming, pinned, trees, visible
+from sidecar.fs import atomic, atomic_writer, dirs, layout, open_file, oserrors, visible_links
 from sidecar.volume import activation, history, listing, loading, repair, replaced, terms
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.budget import Budget, on_disk
@@ -49,7 +49,7 @@ class FileSet:
         versions = {name: terms.weigh(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
-            before = self.see(fd) if naming.in_force(fd) is not None else None
+            before = self.see(fd) if layout.in_force(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
             if order.conditions:
@@ -70,7 +70,7 @@ class FileSet:
         wanted = {**old, name: version}
         terms.check_names(wanted)
         self._check_room(before, name, size)
-        spared = visible.top_entries(old) - visible.top_entries([name])
+        spared = visible_links.top_entries(old) - visible_links.top_entries([name])
         if wanted == old:
             done = self._put_in_force(fd, _Wanted(old, {}), before, order, spared)
             modified = before.snapshot.modified_of(name)
@@ -93,7 +93,7 @@ class FileSet:
         order.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise terms.missing(where)
-        spared = visible.top_entries(versions)
+        spared = visible_links.top_entries(versions)
         return self._put_in_force(fd, _Wanted(versions, {}), before, order, spared)
 
     def see(self, fd: int) -> Sighting:
@@ -128,16 +128,16 @@ class FileSet:
         What cannot be mended is logged: it must not keep a writer from its start.
         """
         repair.restore(fd, self._settings)
-        if naming.in_force(fd) is None:
+        if layout.in_force(fd) is None:
             return
         try:
             names = list(self.see(fd).snapshot)
         except _errors.ReadError:
             return  # damaged: publishing a new one is the remedy, and readers say what is wrong
         with repair.logged(self._settings):
-            self._mend_links(fd, names, visible.top_entries(names))
+            self._mend_links(fd, names, visible_links.top_entries(names))
         repair.tell_of_beside(fd, self._settings, names)
-        self._retire(fd, naming.in_force(fd) or "")
+        self._retire(fd, layout.in_force(fd) or "")
 
     def restore_lost(self, fd: int, order: Order) -> None:
         """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile.
@@ -145,18 +145,18 @@ class FileSet:
         Raises:
             VolumeUnavailable: it is gone, and a trial mends nothing.
         """
-        if (self._seen is not None or self._durable is not None) and naming.in_force(fd) is None:
+        if (self._seen is not None or self._durable is not None) and layout.in_force(fd) is None:
             if order.dry_run:
                 raise _errors.VolumeUnavailable(
                     errno.ENOENT,
-                    f"cannot try to publish to {self._settings.path}: {naming.DATA} is missing, and a trial mends nothing"
+                    f"cannot try to publish to {self._settings.path}: {layout.DATA} is missing, and a trial mends nothing"
                     " (the next publish does)",
                 )
             repair.restore(fd, self._settings)
 
     def expendable(self, fd: int) -> list[str]:
         """Return the generations in their grace that may go early: all but the one before the present."""
-        return _retiring(fd, naming.in_force(fd) or "")[:-1]
+        return _retiring(fd, layout.in_force(fd) or "")[:-1]
 
     def _put_in_force(
         self,
@@ -170,8 +170,8 @@ class FileSet:
 
         Of `spared` entries the links may be missing as they were before: they must not keep other names back.
         """
-        version, created = snapshots.version_of_set(wanted.versions), naming.in_force(fd) is None
-        with failures.publishing(f"publish {self._settings.path}"):
+        version, created = snapshots.version_of_set(wanted.versions), layout.in_force(fd) is None
+        with oserrors.publishing(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
             fits = before is None or self._fits(fd, before)
             done = None
@@ -180,7 +180,7 @@ class FileSet:
             if done and fits and (order.dry_run or self._is_settled(fd, wanted.versions, spared)):
                 return done
             if not order.dry_run:
-                generations.sweep(fd)
+                atomic_writer.sweep(fd)
             if wanted.to_be_written:
                 self._budget.admit(
                     fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
@@ -213,7 +213,7 @@ class FileSet:
                 self._doubtful = True
                 raise
             finally:
-                trees.remove(fd, new)  # it has another name by now, if all went well
+                dirs.remove(fd, new)  # it has another name by now, if all went well
         self._durable = self._made = generation
         self._doubtful = False
         if not fits:
@@ -231,7 +231,7 @@ class FileSet:
                 content.seal(
                     self._settings.mode, self._settings.group, durable=self._settings.durable
                 )
-        return generations.build(
+        return atomic_writer.build(
             fd,
             {name: _material(content) for name, content in wanted.fresh.items()},
             mode=self._settings.mode,
@@ -256,7 +256,7 @@ class FileSet:
 
     def _is_alike(self, fd: int, new: str, names: Collection[str]) -> bool:
         """Whether the files of a new generation have the modes and groups of those in force."""
-        with trees.inside(fd, new) as one, listing.opened(fd, naming.in_force(fd)) as other:
+        with dirs.inside(fd, new) as one, listing.opened(fd, layout.in_force(fd)) as other:
             pairs = ((os.stat(n, dir_fd=one), os.stat(n, dir_fd=other)) for n in names)
             return all(terms.have_same_access(*pair) for pair in pairs)
 
@@ -267,7 +267,7 @@ class FileSet:
         """
         if self._doubtful:
             return False
-        generation = naming.in_force(fd)
+        generation = layout.in_force(fd)
         with contextlib.suppress(OSError):
             if self._mend_links(fd, names, spared) or self._durable != generation:
                 self._settings.sync_directory(fd)
@@ -277,7 +277,7 @@ class FileSet:
 
     def _mend_links(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Bring the visible links in line with the set in force, and say whether there was a need to."""
-        links = visible.Links(fd, None, names, self._settings.path, spared=spared)
+        links = visible_links.Links(fd, None, names, self._settings.path, spared=spared)
         needed = links.needed
         try:
             links.finish(partial(replaced.keep_loose, fd, self._settings))
@@ -295,7 +295,7 @@ class FileSet:
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
                 # What counts is how long it has been out of force: since its successor came.
                 crowded = len(retiring) - position > _MOST_RETIRING
-                if crowded or generations.stamp_of(follower) <= over:
+                if crowded or atomic_writer.stamp_of(follower) <= over:
                     history.retire(fd, entry, self._settings.keep)
 
     def _see_whole(self, fd: int, where: str, order: Order) -> Sighting:
@@ -347,26 +347,26 @@ class _Wanted:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
 
 
-def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged | pinned.Copy:
+def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged | open_file.Copy:
     """Return a content as a generation is built of it."""
     if not isinstance(content, Content):
         return content
     if isinstance(content.held, bytes):
         return content.held
-    return pinned.Copy(content.held, content.version)
+    return open_file.Copy(content.held, content.version)
 
 
 def _retiring(fd: int, current: str) -> list[str]:
     """Return the generations that are out of force, oldest first."""
-    entries = [e for e in os.listdir(fd) if e.startswith(naming.GENERATION) and e != current]
-    return sorted(entries, key=generations.stamp_of)
+    entries = [e for e in os.listdir(fd) if e.startswith(layout.GENERATION) and e != current]
+    return sorted(entries, key=atomic_writer.stamp_of)
 
 
 def _newest(fd: int, generation: str, names: Collection[str]) -> float:
     """Return the time that readers see of what was published."""
     with contextlib.suppress(OSError):
         times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
-        return max(times, default=generations.stamp_of(generation)) / 1e9
+        return max(times, default=atomic_writer.stamp_of(generation)) / 1e9
     return time.time()
 
 

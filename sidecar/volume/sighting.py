@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sidecar import _errors
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.volume.snapshot import Snapshot
 
 
@@ -19,9 +19,9 @@ class Mark(NamedTuple):
     """Device and inode of the directory."""
     generation: str | None
     """What `..data` pointed at, None for files that lie loose."""
-    signatures: Mapping[str, beneath.Signature]
+    signatures: Mapping[str, openat.Signature]
     """The state of each file that was read."""
-    folders: Mapping[str, beneath.Signature]
+    folders: Mapping[str, openat.Signature]
     """The state of each directory that was listed: it changes when names come, go or are replaced."""
     doubtful: Mapping[str, float]
     """Names that a coarse clock could hide a further change of, since when (monotonic seconds)."""

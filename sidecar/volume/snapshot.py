@@ -1,7 +1,7 @@
 """What a volume held at one moment: an immutable mapping of names to bytes, with a version.
 
 How it is read from the disk is told in `sidecar.volume.loading`.
-Large files are not held in memory but open: see `sidecar.disk.pinned`.
+Large files are not held in memory but open: see `sidecar.fs.open_file`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeAlias
 
 from typing_extensions import TypeVar
 
-from sidecar.disk import pinned
+from sidecar.fs import open_file
 from sidecar.runtime import arguments
 
 T = TypeVar("T", default=None)
 
 #: A file that is too large to be held in memory.
-Large: TypeAlias = pinned.Pinned | pinned.Named
+Large: TypeAlias = open_file.Pinned | open_file.Named
 
 VERSION_DIGITS = 32
 MAX_SIZE = 64 << 20
@@ -122,7 +122,7 @@ class Content:
         if isinstance(self.held, bytes):
             write(self.held)
         else:
-            pinned.copy(self.held, self.version, write)
+            open_file.copy(self.held, self.version, write)
 
     @property
     def is_large(self) -> bool:

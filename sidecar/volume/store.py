@@ -18,16 +18,16 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.disk import (
+from sidecar.fs import (
     atomic,
-    beneath,
-    failures,
-    generations,
-    locks,
+    atomic_writer,
+    dirs,
+    flock,
+    layout,
     mounts,
-    naming,
-    pinned,
-    trees,
+    open_file,
+    openat,
+    oserrors,
 )
 from sidecar.volume import history, listing, loading, loose, retention, sets, terms
 from sidecar.volume import snapshot as snapshots
@@ -59,7 +59,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = settings.path
-        self._digests = pinned.Digests()
+        self._digests = open_file.Digests()
         self._budget = Budget(settings.volume_budget, self._give_way)
         self._retention = retention.Retention(settings)
         self._loose = loose.LooseFiles(settings, self._digests, self._budget, self._retention)
@@ -84,13 +84,13 @@ class Store:
 
     def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
-        with failures.publishing(f"prepare {self._path}"):
-            trees.make_directory(self._path)
+        with oserrors.publishing(f"prepare {self._path}"):
+            dirs.make_directory(self._path)
         for name in initial:
             self._refuse_single_mount(check_name(name))
-        with self._writing(order) as fd, failures.publishing(f"prepare {self._path}"):
-            locks.share(fd)
-            swept = locks.sweep(fd) + generations.sweep(fd)
+        with self._writing(order) as fd, oserrors.publishing(f"prepare {self._path}"):
+            flock.share(fd)
+            swept = flock.sweep(fd) + atomic_writer.sweep(fd)
             self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
             self._settings.sync_directory(fd)
@@ -107,7 +107,7 @@ class Store:
         def stage(fd: int) -> atomic.Staged | None:
             if order.unwritten:
                 return None
-            with failures.publishing(f"publish to {self._path}"):
+            with oserrors.publishing(f"publish to {self._path}"):
                 return atomic.Staged(fd)
 
         if self._is_absent(order):
@@ -175,7 +175,7 @@ class Store:
     def expire(self, *, busy: bool = False) -> None:
         """Remove old contents that have left the history. Never raises; what stays goes with the next start.
 
-        While the volume is `busy` some stay: the next contents are written into their files, see `disk.reuse`.
+        While the volume is `busy` some stay: the next contents are written into their files, see `fs.inode_reuse`.
         """
         with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
             self._loose.expire(fd, _LEFT_WHILE_BUSY if busy else 0)
@@ -210,7 +210,7 @@ class Store:
                     raise
             if order.purge and not order.dry_run:
                 for entry in history.holding(fd, name):
-                    trees.remove(fd, entry)
+                    dirs.remove(fd, entry)
                 self._budget.doubt()
             return done
 
@@ -404,7 +404,7 @@ class Store:
         if volume.f_bavail * volume.f_frsize + kept < size:
             return False  # too large all the same: nothing has to be lost for it
         for entry in expendable:
-            trees.remove(fd, entry)
+            dirs.remove(fd, entry)
         forgotten = history.forget(fd) or bool(expendable)
         if forgotten:
             _log.warning("%s is full: forgot older versions to make room", self._path)
@@ -413,20 +413,20 @@ class Store:
     def _read_in_force(self, fd: int, name: str) -> Content:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
-            generation = naming.in_force(fd)
-            path = f"{naming.DATA}/{name}" if generation is not None else name
+            generation = layout.in_force(fd)
+            path = f"{layout.DATA}/{name}" if generation is not None else name
             try:
                 return self._read(fd, path, name)
             except _errors.NothingPublished:
-                if naming.in_force(fd) == generation:
+                if layout.in_force(fd) == generation:
                     raise
 
     def _read(self, fd: int, path: str, name: str) -> Content:
         """Read the file at `path` as `name`. A large one is held open, and its version remembered."""
         begun, where = time.time_ns(), self._settings.where(name)
-        found = pinned.read(fd, path, self._settings.max_size, where, known=self._digests)
+        found = open_file.read(fd, path, self._settings.max_size, where, known=self._digests)
         modified = found.signature.mtime_ns / 1e9
-        if isinstance(found, beneath.FileRead):
+        if isinstance(found, openat.FileRead):
             return Content(name, found.data, snapshots.version_of(found.data), modified)
         if found.digest is None:
             raise _errors.ReadError(
@@ -441,11 +441,11 @@ class Store:
     def _read_kept(self, fd: int, kept: history.Version) -> Content | Snapshot[None] | None:
         """Return a content of the history: a file's or a set's, None if it is not what its name says."""
         where, limit = self._settings.where(kept.entry), self._settings.max_size
-        with contextlib.suppress(_errors.ReadError), beneath.reading(where):
-            if not generations.is_generation(kept.entry):
+        with contextlib.suppress(_errors.ReadError), openat.reading(where):
+            if not atomic_writer.is_generation(kept.entry):
                 one = self._read(fd, kept.entry, kept.entry)
                 return one if one.version == kept.version else None
-            with trees.inside(fd, kept.entry) as generation:
+            with dirs.inside(fd, kept.entry) as generation:
                 seen = loading.load_directory(generation, where, limit=limit, before=None)
                 old = seen.whole()
             return old if old.version == kept.version else None
@@ -463,23 +463,23 @@ class Store:
     @contextmanager
     def _reading(self) -> Iterator[int]:
         """Open the directory; every error of the operating system is one of reading it."""
-        with beneath.reading(self._path):
+        with openat.reading(self._path):
             fd = self._open()
             try:
                 yield fd
             finally:
-                beneath.close(fd)
+                openat.close(fd)
 
     @contextmanager
     def _writing(self, order: Order) -> Iterator[int]:
         """Open the directory and keep every other writer out of it; every error is one of publishing."""
         begun = time.monotonic()
-        with self._alone(begun, order), failures.publishing(f"publish to {self._path}"):
+        with self._alone(begun, order), oserrors.publishing(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
                 fd = self._open()
                 try:
                     timeout = max(self._limit(begun) - time.monotonic(), 0.0)
-                    with locks.locked(
+                    with flock.locked(
                         fd,
                         timeout=timeout,
                         where=self._path,
@@ -493,7 +493,7 @@ class Store:
                             self._budget.leave(fd)
                             return
                 finally:
-                    beneath.close(fd)
+                    openat.close(fd)
         raise _errors.VolumeUnavailable(
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
@@ -506,8 +506,8 @@ class Store:
     def _try_to_make(self, order: Order, size: int, where: str) -> None:
         """Raise what a publish would meet that makes the directory first, as far as that can be known."""
         order.conditions.check(f"publish {where}", None)
-        with failures.publishing(f"prepare {self._path}"):
-            trees.check_makeable(self._path, size)
+        with oserrors.publishing(f"prepare {self._path}"):
+            dirs.check_makeable(self._path, size)
         self._budget.admit_first(size, where)
 
     def _open(self) -> int:
@@ -516,8 +516,8 @@ class Store:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             if _identity(fd) == self._identity:
                 return fd
-            beneath.close(fd)
-        fd = beneath.open_directory(self._path)
+            openat.close(fd)
+        fd = openat.open_directory(self._path)
         self._identity = _identity(fd)
         return fd
 
@@ -530,7 +530,7 @@ class Store:
             try:
                 self._local = self._identity, mounts.filesystem(fd) in _LOCAL
             finally:
-                beneath.close(fd)
+                openat.close(fd)
         return self._local[1]
 
     def _is_still(self) -> bool:
@@ -568,7 +568,7 @@ def _waits() -> int:
 
 
 def _has_set(fd: int) -> bool:
-    return naming.in_force(fd) is not None
+    return layout.in_force(fd) is not None
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -576,6 +576,6 @@ def _identity(fd: int) -> tuple[int, int]:
     try:
         status = os.fstat(fd)
     except OSError:
-        beneath.close(fd)
+        openat.close(fd)
         raise
     return status.st_dev, status.st_ino

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, naming
+from sidecar.fs import atomic, layout, oserrors
 from sidecar.volume import listing
 from sidecar.volume import snapshot as snapshots
 
@@ -239,13 +239,13 @@ def staged(
 
     `reused` is a file to write it into, see `reuse.take`.
     """
-    with failures.publishing(f"publish {where}"):
+    with oserrors.publishing(f"publish {where}"):
         if isinstance(content, tuple):
             file = content[0]
         else:
             file = atomic.Staged(fd, brief=True, reused=reused)
     try:
-        with failures.publishing(f"publish {where}"):
+        with oserrors.publishing(f"publish {where}"):
             if isinstance(content, bytes):
                 file.write(content)
             elif isinstance(content, snapshots.Content):
@@ -270,7 +270,7 @@ def uncertain(
     """Return the error for a content that is visible, and of which a later step has failed."""
     return _errors.PublishUncertain(
         f"published {where}, but perhaps not durably: readers see version {version[:8]},"
-        f" and {failed} failed: {failures.remedy(error)}"
+        f" and {failed} failed: {oserrors.remedy(error)}"
         " (a power cut may bring the old content back; publish again once the storage is well)",
         version,
     )
@@ -311,7 +311,7 @@ def _wrong_with_part(part: str) -> str | None:
         return f"a part of it is longer than {_LONGEST_NAME} bytes"
     if part in ("", "."):
         return "a part of it is empty, or `.`"
-    if part.startswith(naming.HIDDEN):
+    if part.startswith(layout.HIDDEN):
         return "parts that begin with `..` are reserved, and none may lead upwards"
     if part == "lost+found":
         return "file systems keep that name for themselves"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, pinned
-from sidecar.disk.beneath import Signature
+from sidecar.fs import atomic, open_file, oserrors
+from sidecar.fs.openat import Signature
 from sidecar.runtime import threads
 from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
@@ -86,8 +86,8 @@ class Upload:
             await self.write(content.held)
             return
         file = await threads.in_thread(content.held.open)
-        for start in range(0, file.size, pinned.PIECE):
-            await self.write(await threads.in_thread(file.read, start, pinned.PIECE))
+        for start in range(0, file.size, open_file.PIECE):
+            await self.write(await threads.in_thread(file.read, start, open_file.PIECE))
 
     async def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes; what they lie in may be changed after that.
@@ -120,7 +120,7 @@ class Upload:
 
     async def _append(self, data: memoryview) -> None:
         staged = self._open_file()
-        with failures.publishing(f"publish {self._where}"):
+        with oserrors.publishing(f"publish {self._where}"):
             if not (self.in_memory or self._store.grow(self._budgeted_as, len(data))):
                 await self._admit(len(data))
             staged = self._open_file()
@@ -141,9 +141,13 @@ class Upload:
             VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
         """
         staged = self._open_file()
-        if not self._store.durable or self.in_memory or staged.size - self._settled < pinned.LARGE:
+        if (
+            not self._store.durable
+            or self.in_memory
+            or staged.size - self._settled < open_file.LARGE
+        ):
             return
-        with failures.publishing(f"publish {self._where}"):
+        with oserrors.publishing(f"publish {self._where}"):
             try:
                 await threads.to_its_end(threads.in_thread(atomic.sync_data, staged.fd))
             except OSError:
@@ -261,7 +265,7 @@ class _Memory(atomic.Staged):
 def _pinned(fd: int, version: str, name: str, where: str) -> Content:
     # A descriptor of its own: the upload is closed at its end, whoever still reads.
     held = os.dup(fd)
-    file = pinned.Pinned(held, Signature.of(os.fstat(held)), where)
+    file = open_file.Pinned(held, Signature.of(os.fstat(held)), where)
     return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, Unpack
 
-from sidecar.disk import hints
+from sidecar.fs.notify import base
 from sidecar.runtime import arguments, metrics
 from sidecar.volume import change_log, lookout
 from sidecar.volume.lookout import Lookout, News
@@ -160,7 +160,7 @@ class Watch(Generic[T]):
         return self._run is not None and self._run.looked
 
     @property
-    def mode(self) -> hints.Mode:
+    def mode(self) -> base.Mode:
         """Where hints come from at present."""
         return self._run.lookout.mode if self._run is not None else "poll"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command, Result
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from support import environment
 
 Script = Callable[[str], Result]

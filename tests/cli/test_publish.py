@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.volume.snapshot import version_of
 from support import StartProcess
 
@@ -48,9 +48,9 @@ def test_publishing_it_again_is_a_success_that_changes_nothing(
     """An init container that runs twice must not fail, nor wake any consumer."""
     (tmp_path / "source").write_text("hello")
     first = command("publish", "source", "--path", "config")
-    before = beneath.Signature.of((tmp_path / "config").stat())
+    before = openat.Signature.of((tmp_path / "config").stat())
     assert command("publish", "source", "--path", "config") == first
-    assert beneath.Signature.of((tmp_path / "config").stat()) == before
+    assert openat.Signature.of((tmp_path / "config").stat()) == before
 
 
 def test_standard_input_is_published_bytes_and_all(command: Command, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk.bell import Bell
+from sidecar.fs.notify.wakeup import Bell
 
 
 @pytest.fixture

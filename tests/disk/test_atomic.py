@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.disk import atomic, failures, naming, trees
+from sidecar.fs import atomic, dirs, layout, oserrors
 from support import as_user, failing, opened
 
 
@@ -38,7 +38,7 @@ def test_a_planted_file_is_never_written_to(
 ) -> None:
     """`O_EXCL` of open(2): whoever guesses the name of a temporary file holds nothing that is published."""
     (tmp_path / "..tmp-guessed").write_text("planted")
-    monkeypatch.setattr(naming, "temporary_name", lambda: "..tmp-guessed")
+    monkeypatch.setattr(layout, "temporary_name", lambda: "..tmp-guessed")
     with pytest.raises(FileExistsError):
         atomic.Staged(fd)
     assert (tmp_path / "..tmp-guessed").read_text() == "planted"
@@ -66,11 +66,11 @@ def test_a_group_that_may_not_be_given_is_named(open_path: Path) -> None:
     """The message says which group, and what to change in the Pod."""
     with as_user(65532), opened(open_path) as fd:
         staged = atomic.Staged(fd)
-        with pytest.raises(failures.GroupRefused) as caught:
+        with pytest.raises(oserrors.GroupRefused) as caught:
             staged.seal(0o644, 12345)
         staged.discard()
-    assert "group 12345" in failures.remedy(caught.value)
-    assert "supplementalGroups" in failures.remedy(caught.value)
+    assert "group 12345" in oserrors.remedy(caught.value)
+    assert "supplementalGroups" in oserrors.remedy(caught.value)
     assert list(open_path.iterdir()) == []
 
 
@@ -186,7 +186,7 @@ def test_a_link_takes_the_place_of_a_directory(
         (tmp_path / "name" / "file").write_bytes(b"")
         (tmp_path / "link").symlink_to("elsewhere")
         watcher = Looking(tmp_path / "name")
-        trees.remove(fd, atomic.exchange(fd, "link", "name"))
+        dirs.remove(fd, atomic.exchange(fd, "link", "name"))
         missing += [turn] * watcher.end()
         assert os.readlink(tmp_path / "name") == "elsewhere"
         assert os.listdir(tmp_path) == ["name"]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sidecar.disk.bell import Bell
+from sidecar.fs.notify.wakeup import Bell
 from watching import descriptors
 
 

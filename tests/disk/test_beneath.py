@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar import NothingPublished, ReadError
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from support import read_beneath
 
 LIMIT = 1 << 20
 needs_openat2 = pytest.mark.skipif(
-    not beneath.openat2_works(), reason="this kernel has no openat2 to compare with"
+    not openat.openat2_works(), reason="this kernel has no openat2 to compare with"
 )
 
 
@@ -40,10 +40,10 @@ def volume(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture(params=["openat2", "walk"], autouse=True)
 def _resolver(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = beneath._kernel.available
-    beneath._kernel.available = before and request.param == "openat2"
+    before = openat._kernel.available
+    openat._kernel.available = before and request.param == "openat2"
     yield
-    beneath._kernel.available = before
+    openat._kernel.available = before
 
 
 def test_files_and_links_inside_are_read(volume: int) -> None:
@@ -86,8 +86,8 @@ def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for path in ("config", "key", "loop", "out", "fifo", "none", "..gen-1", "config/x", "..", ""):
         for act in (
-            lambda p: os.close(beneath.open_beneath(volume, p)),
-            lambda p: beneath.stat_beneath(volume, p),
+            lambda p: os.close(openat.open_beneath(volume, p)),
+            lambda p: openat.stat_beneath(volume, p),
             lambda p: read_beneath(volume, p, 3, p),
         ):
             with contextlib.suppress(OSError):
@@ -95,19 +95,19 @@ def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("size", [0, 1, 10, beneath._CHUNK, beneath._CHUNK * 2 + 1])
+@pytest.mark.parametrize("size", [0, 1, 10, openat._CHUNK, openat._CHUNK * 2 + 1])
 def test_the_limit_is_exact(tmp_path: Path, size: int) -> None:
     """As many bytes as the limit are read, one more is refused, whatever the size said before."""
     (tmp_path / "file").write_bytes(b"x" * size)
     fd = os.open(tmp_path / "file", os.O_RDONLY)
     try:
-        assert len(beneath.read_descriptor(fd, size, "file").data) == size
+        assert len(openat.read_descriptor(fd, size, "file").data) == size
         os.lseek(fd, 0, os.SEEK_SET)
         if size:
             with pytest.raises(
                 ReadError, match=rf"{size} bytes are more than the limit of {size - 1}"
             ):
-                beneath.read_descriptor(fd, size - 1, "file")
+                openat.read_descriptor(fd, size - 1, "file")
     finally:
         os.close(fd)
 
@@ -117,9 +117,9 @@ def test_bytes_are_read_to_the_end_whatever_the_size_said(tmp_path: Path, claime
     """A file may grow or shrink between the two calls; files of /proc have no size at all."""
     (tmp_path / "file").write_bytes(b"0123456789")
     fd = os.open(tmp_path / "file", os.O_RDONLY)
-    assert beneath._read_all(fd, claimed, LIMIT) == b"0123456789"
+    assert openat._read_all(fd, claimed, LIMIT) == b"0123456789"
     os.lseek(fd, 0, os.SEEK_SET)
-    assert len(beneath._read_all(fd, claimed, 5)) <= max(6, claimed)
+    assert len(openat._read_all(fd, claimed, 5)) <= max(6, claimed)
     os.close(fd)
 
 
@@ -131,7 +131,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
     path.write_text("old")
     os.utime(path, (1, 1))
     fd = os.open(tmp_path, os.O_RDONLY)
-    read_all = beneath._read_all
+    read_all = openat._read_all
     assert read_beneath(fd, "config", LIMIT, "config").settled
 
     def meanwhile(change: str) -> bool:
@@ -142,7 +142,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
             ]()
             return data
 
-        monkeypatch.setattr(beneath, "_read_all", read)
+        monkeypatch.setattr(openat, "_read_all", read)
         return read_beneath(tmp_fd, "config", LIMIT, "config").settled
 
     tmp_fd = fd
@@ -155,7 +155,7 @@ def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
     volume: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was replaced on the server between open and read."""
-    read_all, calls = beneath._read_all, []
+    read_all, calls = openat._read_all, []
 
     def stale_at_first(fd: int, expected: int, limit: int) -> bytes:
         calls.append(fd)
@@ -163,7 +163,7 @@ def test_a_file_that_nfs_has_forgotten_is_opened_once_more(
             raise OSError(errno.ESTALE, "Stale file handle")
         return read_all(fd, expected, limit)
 
-    monkeypatch.setattr(beneath, "_read_all", stale_at_first)
+    monkeypatch.setattr(openat, "_read_all", stale_at_first)
     assert read_beneath(volume, "config", LIMIT, "config").data == b"content"
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_holds_more_than_it_says_is_held_to_the_limit() -> None:
     fd = os.open("/proc/self/status", os.O_RDONLY)
     try:
         with pytest.raises(ReadError, match="11 bytes are more than the limit of 10"):
-            beneath.read_descriptor(fd, 10, "file")
+            openat.read_descriptor(fd, 10, "file")
     finally:
         os.close(fd)
 
@@ -183,7 +183,7 @@ def test_a_file_over_the_limit_is_not_read_at_all(
     """Its size says so before; the message names the whole size, not where reading stopped."""
     (tmp_path / "giant").touch()
     os.truncate(tmp_path / "giant", 1 << 40)
-    monkeypatch.setattr(beneath, "_read_all", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(openat, "_read_all", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ReadError, match=f"{1 << 40} bytes are more than the limit of {LIMIT}"):
         read_beneath(volume, "giant", LIMIT, "giant")
 
@@ -192,17 +192,17 @@ def test_looking_at_a_fifo_does_not_open_it(volume: int, tmp_path: Path) -> None
     """`stat_beneath` never waits for a writer, and follows links inside only."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "to-fifo").symlink_to("fifo")
-    assert stat.S_ISFIFO(beneath.stat_beneath(volume, "fifo").st_mode)
-    assert stat.S_ISFIFO(beneath.stat_beneath(volume, "to-fifo").st_mode)
-    assert beneath.stat_beneath(volume, "key").st_size == len("of the set")
+    assert stat.S_ISFIFO(openat.stat_beneath(volume, "fifo").st_mode)
+    assert stat.S_ISFIFO(openat.stat_beneath(volume, "to-fifo").st_mode)
+    assert openat.stat_beneath(volume, "key").st_size == len("of the set")
 
 
 def test_no_link_is_followed_where_none_is_wanted(volume: int) -> None:
     """`O_NOFOLLOW` means the last component, as in openat2(2)."""
     with pytest.raises(OSError, match=r".") as caught:
-        beneath.open_beneath(volume, "..data", os.O_RDONLY | os.O_NOFOLLOW)
+        openat.open_beneath(volume, "..data", os.O_RDONLY | os.O_NOFOLLOW)
     assert caught.value.errno == errno.ELOOP
-    os.close(beneath.open_beneath(volume, "..data/key", os.O_RDONLY | os.O_NOFOLLOW))
+    os.close(openat.open_beneath(volume, "..data/key", os.O_RDONLY | os.O_NOFOLLOW))
 
 
 def test_as_many_links_are_followed_as_by_the_kernel(volume: int, tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_as_many_links_are_followed_as_by_the_kernel(volume: int, tmp_path: Path
     for number in range(1, 42):
         (tmp_path / f"link-{number}").symlink_to(target)
         target = f"link-{number}"
-    assert beneath.stat_beneath(volume, "link-40").st_size == len("content")
+    assert openat.stat_beneath(volume, "link-40").st_size == len("content")
     with pytest.raises(OSError, match=r".") as caught:
-        beneath.stat_beneath(volume, "link-41")
+        openat.stat_beneath(volume, "link-41")
     assert caught.value.errno == errno.ELOOP
 
 
@@ -254,20 +254,20 @@ def test_the_walk_goes_where_the_kernel_goes(
 
 
 def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
-    beneath._kernel.available = kernel
+    openat._kernel.available = kernel
     try:
-        opened = beneath.open_beneath(fd, path, flags)
+        opened = openat.open_beneath(fd, path, flags)
     except OSError as error:
         return error.errno
     try:
-        return beneath.Signature.of(os.fstat(opened)).identity
+        return openat.Signature.of(os.fstat(opened)).identity
     finally:
         os.close(opened)
 
 
 def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
     """Some seccomp filters answer EPERM: it is tried once."""
-    kernel = beneath._Kernel()
+    kernel = openat._Kernel()
     kernel._syscall = lambda *_: -1  # type: ignore[assignment]
     assert not kernel.available
 
@@ -275,7 +275,7 @@ def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
 @needs_openat2
 def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
     """openat2(2) answers EAGAIN where a `..` met a rename; that is over in a moment."""
-    kernel, answers = beneath._Kernel(), iter([errno.EAGAIN, errno.EINTR])
+    kernel, answers = openat._Kernel(), iter([errno.EAGAIN, errno.EINTR])
     ask = kernel._syscall
 
     def interrupted(*arguments: Any) -> int:
@@ -285,13 +285,13 @@ def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
         return -1
 
     kernel._syscall = interrupted  # type: ignore[assignment]
-    beneath.close(kernel.open(volume, "config", os.O_RDONLY))
+    openat.close(kernel.open(volume, "config", os.O_RDONLY))
     assert next(answers, None) is None
 
 
 def test_every_reason_says_what_to_change() -> None:
     """Words, not numbers."""
     for code in (errno.EXDEV, errno.EACCES, errno.ENXIO, errno.ENOTDIR, errno.EMFILE, errno.EIO):
-        said = beneath.reason(OSError(code, "x"))
+        said = openat.reason(OSError(code, "x"))
         assert "Errno" not in said
         assert len(said) > 10

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from sidecar.disk import events
-from sidecar.disk.bell import Bell
+from sidecar.fs.notify import select
+from sidecar.fs.notify.wakeup import Bell
 
 
 def test_a_source_that_does_not_exist_is_an_error_like_a_limit(
@@ -17,7 +17,7 @@ def test_a_source_that_does_not_exist_is_an_error_like_a_limit(
     """Whoever wants hints falls back to polling, and does not die."""
     monkeypatch.setitem(sys.modules, "asyncinotify", None)
     with pytest.raises(OSError, match="inotify cannot be used here") as caught:
-        events.source("inotify", bell)
+        select.source("inotify", bell)
     assert caught.value.errno == errno.ENOSYS
 
 
@@ -38,10 +38,10 @@ def test_a_source_that_does_not_exist_is_an_error_like_a_limit(
 )
 def test_the_best_mode_depends_on_the_file_system(filesystem: str, mode: str) -> None:
     """Changes that another machine makes send no event here."""
-    assert events.best_mode(filesystem) == mode
+    assert select.best_mode(filesystem) == mode
 
 
 def test_elsewhere_than_on_linux_it_is_watchfiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no inotify."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert events.best_mode("apfs") == "watchfiles"
+    assert select.best_mode("apfs") == "watchfiles"

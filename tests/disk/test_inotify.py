@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Activity, Target
-from sidecar.disk.inotify import Inotify, InotifyHints
+from sidecar.fs.notify.base import Activity, Target
+from sidecar.fs.notify.inotify import Inotify, InotifyHints
+from sidecar.fs.notify.wakeup import Bell
 from watching import replace
 
 

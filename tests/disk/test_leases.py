@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import leases
+from sidecar.fs import leases
 
 SAYS = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
-from sidecar.disk import leases
+from sidecar.fs import leases
 os.setuid(4321)
 print(leases.is_open_for_writing(os.open(sys.argv[1], os.O_RDONLY)))
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import mounts
+from sidecar.fs import mounts
 
 
 def test_the_mount_that_holds_a_path_is_the_nearest_above_it(

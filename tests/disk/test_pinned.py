@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import ContentAltered, NothingPublished, ReadError
-from sidecar.disk import pinned
-from sidecar.disk.beneath import FileRead, Signature
+from sidecar.fs import open_file
+from sidecar.fs.openat import FileRead, Signature
 from watching import descriptors
 
 DATA = os.urandom(3 << 20)
@@ -31,9 +31,9 @@ def write(path: Path, data: bytes) -> None:
     os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
-def read(volume: int, **options: object) -> pinned.LargeRead:
-    found = pinned.read(volume, "large", 1 << 30, "/shared/large", **options)  # type: ignore[arg-type]
-    assert isinstance(found, pinned.LargeRead)
+def read(volume: int, **options: object) -> open_file.LargeRead:
+    found = open_file.read(volume, "large", 1 << 30, "/shared/large", **options)  # type: ignore[arg-type]
+    assert isinstance(found, open_file.LargeRead)
     return found
 
 
@@ -46,8 +46,8 @@ def test_a_large_file_is_held_open_with_its_digest(volume: int, tmp_path: Path) 
     assert found.file.read(len(DATA) - 5, 89) == DATA[-5:]
     assert b"".join(found.file.pieces(7, 2_000_000)) == DATA[7:2_000_000]
     assert found.file.whole() == DATA
-    write(tmp_path / "large", DATA[: pinned.LARGE])
-    assert isinstance(pinned.read(volume, "large", 1 << 30, "x"), FileRead)
+    write(tmp_path / "large", DATA[: open_file.LARGE])
+    assert isinstance(open_file.read(volume, "large", 1 << 30, "x"), FileRead)
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
@@ -120,14 +120,14 @@ def test_the_descriptor_goes_with_the_last_who_has_it(volume: int) -> None:
 
 def test_what_is_known_is_not_read_again(volume: int) -> None:
     """A digest that was noted for this very state of the file."""
-    digests = pinned.Digests()
+    digests = open_file.Digests()
     digests.note(read(volume).signature, "0123")
     assert read(volume, known=digests, working=lambda: pytest.fail("read")).digest == "0123"
 
 
 def test_digests_are_not_remembered_without_end() -> None:
     """Those that were noted first give way."""
-    digests = pinned.Digests()
+    digests = open_file.Digests()
     for number in range(3000):
         digests.note(Signature(1, number, 0, 0, 0), str(number))
     assert digests.get(Signature(1, 0, 0, 0, 0)) is None
@@ -137,8 +137,8 @@ def test_digests_are_not_remembered_without_end() -> None:
 def test_a_file_can_be_opened_anew_each_time(volume: int, tmp_path: Path) -> None:
     """Where too many would be held open: by name, in a directory that is; another file is not taken for it."""
     found = read(volume)
-    named = pinned.Named(
-        pinned.Directory(os.dup(volume)), "large", found.signature, "/shared/large"
+    named = open_file.Named(
+        open_file.Directory(os.dup(volume)), "large", found.signature, "/shared/large"
     )
     assert (named.size, named.whole()) == (len(DATA), DATA)
     write(tmp_path / "new", DATA)
@@ -154,10 +154,10 @@ def test_a_copy_is_believed_only_with_the_right_digest(volume: int) -> None:
     """What is published from an older content is what its version says."""
     found, out = read(volume), bytearray()
     assert found.digest is not None
-    pinned.copy(found.file, found.digest[:32], out.extend)
+    open_file.copy(found.file, found.digest[:32], out.extend)
     assert out == DATA
     with pytest.raises(ContentAltered):
-        pinned.copy(found.file, "0" * 32, out.extend)
+        open_file.copy(found.file, "0" * 32, out.extend)
 
 
 def test_what_lies_in_the_page_cache_is_at_hand(volume: int) -> None:
@@ -171,9 +171,9 @@ def test_what_lies_in_the_page_cache_is_at_hand(volume: int) -> None:
 def test_the_rules_of_reading_hold_for_large_files(volume: int, tmp_path: Path) -> None:
     """The limit, links that lead out, and what is no regular file."""
     with pytest.raises(ReadError, match="more than the limit"):
-        pinned.read(volume, "large", len(DATA) - 1, "/shared/large")
+        open_file.read(volume, "large", len(DATA) - 1, "/shared/large")
     (tmp_path / "out").symlink_to("/etc/passwd")
     with pytest.raises(ReadError, match="leads out"):
-        pinned.read(volume, "out", 1 << 30, "/shared/out")
+        open_file.read(volume, "out", 1 << 30, "/shared/out")
     with pytest.raises(NothingPublished):
-        pinned.read(volume, "none", 1 << 30, "/shared/none")
+        open_file.read(volume, "none", 1 << 30, "/shared/none")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import portable
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Target
-from sidecar.disk.portable import WatchfilesHints
+from sidecar.fs.notify import watchfiles_backend
+from sidecar.fs.notify.base import Target
+from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.watchfiles_backend import WatchfilesHints
 from watching import replace, threads, wait
 
 
@@ -33,7 +33,7 @@ def test_watchfiles_begins_again_after_a_name_that_it_cannot_read(
     bell: Bell, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own loop ends with an exception; everything has to be looked at."""
-    monkeypatch.setattr(portable, "_LIVED", 0.0)
+    monkeypatch.setattr(watchfiles_backend, "_LIVED", 0.0)
     hints = WatchfilesHints(bell)
     hints.arm([Target(fd, str(tmp_path), frozenset({b"config"}))])
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT))

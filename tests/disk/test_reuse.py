@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import reuse
-from sidecar.disk.atomic import Staged
+from sidecar.fs import inode_reuse
+from sidecar.fs.atomic import Staged
 
 OLD = b"an older content, and a longer one"
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(reuse, "_TICK_NS", -1)
+    monkeypatch.setattr(inode_reuse, "_TICK_NS", -1)
     (tmp_path / "history").mkdir()
     path = tmp_path / "history" / "entry"
     path.write_bytes(OLD)
@@ -35,7 +35,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 def take(file: Path, directory: int, *, fits: bool = True) -> tuple[str, int] | None:
     folder = os.open(file.parent, os.O_RDONLY)
     try:
-        return reuse.take(folder, file.name, directory, lambda _: fits)
+        return inode_reuse.take(folder, file.name, directory, lambda _: fits)
     finally:
         os.close(folder)
 
@@ -85,9 +85,9 @@ def test_a_file_that_would_differ_from_a_new_one_is_left_alone(
 ) -> None:
     """Within one tick of the clock its signature could be that of the old content, for which readers would take it."""
     if unfit == "young":
-        monkeypatch.setattr(reuse, "_TICK_NS", 3600 * 10**9)
+        monkeypatch.setattr(inode_reuse, "_TICK_NS", 3600 * 10**9)
     if unfit == "large":
-        monkeypatch.setattr(reuse, "MOST", len(OLD) - 1)
+        monkeypatch.setattr(inode_reuse, "MOST", len(OLD) - 1)
     assert take(file, directory, fits=unfit != "of another mode") is None
     assert file.read_bytes() == OLD
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import mounts
-from sidecar.disk import locks, trees, visible
+from sidecar.fs import dirs, flock, visible_links
 
 
 @pytest.mark.usefixtures("umask")
 def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
     """The other containers must be able to enter it, and all that are above it."""
-    trees.make_directory(str(tmp_path / "a" / "b"))
+    dirs.make_directory(str(tmp_path / "a" / "b"))
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
@@ -25,7 +25,7 @@ def test_a_new_directory_has_mode_0755(tmp_path: Path) -> None:
 def test_new_directories_stay_in_the_group_of_the_one_above(tmp_path: Path) -> None:
     """With fsGroup the root of a volume has the set-group-id bit: files deeper in it are to be of that group, too."""
     tmp_path.chmod(0o2775)
-    trees.make_directory(str(tmp_path / "a" / "b"))
+    dirs.make_directory(str(tmp_path / "a" / "b"))
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o2775
 
@@ -42,7 +42,7 @@ def test_a_new_directory_is_open_to_the_group_that_shares_the_one_above(
     """To nobody where 0777 names no group, and not where the sticky bit protects users from each other."""
     os.chown(tmp_path, 0, 2000)
     tmp_path.chmod(above)
-    trees.make_directory(str(tmp_path / "a"))
+    dirs.make_directory(str(tmp_path / "a"))
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == made
 
 
@@ -55,9 +55,9 @@ def test_no_directory_is_made_outside_of_the_volume(tmp_path: Path) -> None:
         (volume / "inside").mkdir()
         (volume / "in").symlink_to("inside")
         with pytest.raises(OSError, match="symbolic link") as caught:
-            trees.make_directory(str(volume / "out" / "a" / "b"))
+            dirs.make_directory(str(volume / "out" / "a" / "b"))
         assert caught.value.errno == errno.ELOOP
-        trees.make_directory(str(volume / "in" / "a"))
+        dirs.make_directory(str(volume / "in" / "a"))
         assert os.listdir(volume / "inside") == ["a"]
     assert list((tmp_path / "outside").iterdir()) == []
 
@@ -74,19 +74,19 @@ def test_the_names_of_new_directories_are_synced(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    trees.make_directory(str(tmp_path / "a" / "b"))
+    dirs.make_directory(str(tmp_path / "a" / "b"))
     assert synced == [".", "a"]
-    trees.make_directory(str(tmp_path / "a" / "b"))  # whose maker may have been killed before
+    dirs.make_directory(str(tmp_path / "a" / "b"))  # whose maker may have been killed before
     assert synced == [".", "a", "a"]
     synced.clear()
-    with trees.inside(fd, "c/d", make=True, durable=True):
+    with dirs.inside(fd, "c/d", make=True, durable=True):
         assert synced == [".", "c"]
 
 
 def test_an_existing_directory_is_left_as_it_is(tmp_path: Path) -> None:
     """Whoever made it has chosen its mode."""
     os.chmod(tmp_path, 0o750)
-    trees.make_directory(str(tmp_path))
+    dirs.make_directory(str(tmp_path))
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
@@ -94,14 +94,14 @@ def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> Non
     """Not a traceback in the first publish."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
-        trees.make_directory(str(tmp_path / "file"))
+        dirs.make_directory(str(tmp_path / "file"))
 
 
 @pytest.mark.usefixtures("umask")
 def test_an_inner_directory_has_its_mode_before_its_name(fd: int, tmp_path: Path) -> None:
     """And inherits the group of a volume with fsGroup, whose directories have the set-group-id bit."""
     os.chmod(tmp_path, 0o2775)
-    with trees.inside(fd, "a/b", make=True):
+    with dirs.inside(fd, "a/b", make=True):
         assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o2775
     assert os.listdir(tmp_path) == ["a"]
 
@@ -111,7 +111,7 @@ def test_no_link_is_followed_on_the_way(fd: int, tmp_path: Path, make: bool) -> 
     """A neighbour could have planted it: nothing outside the volume may be touched."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "link").symlink_to("outside")
-    with pytest.raises(OSError) as caught, trees.inside(fd, "link/inner", make=make):  # noqa: PT011
+    with pytest.raises(OSError) as caught, dirs.inside(fd, "link/inner", make=make):  # noqa: PT011
         pytest.fail("went through the link")
     assert caught.value.errno in {errno.ENOTDIR, errno.ELOOP}
     assert list((tmp_path / "outside").iterdir()) == []
@@ -121,7 +121,7 @@ def test_empty_directories_are_pruned_upwards(fd: int, tmp_path: Path) -> None:
     """As far as they are empty."""
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "a" / "other").write_bytes(b"")
-    trees.prune(fd, "a/b/c")
+    dirs.prune(fd, "a/b/c")
     assert os.listdir(tmp_path / "a") == ["other"]
 
 
@@ -139,7 +139,7 @@ def test_a_tree_deeper_than_any_recursion_does_no_harm(fd: int, tmp_path: Path) 
     """A neighbour can plant one; the sweep goes on without a traceback."""
     plant_deep_tree(fd, "..tmp-deep")
     (tmp_path / "..tmp-file").write_bytes(b"")
-    locks.sweep(fd)
+    flock.sweep(fd)
     subprocess.run(["rm", "-rf", tmp_path / "..tmp-deep"], check=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -148,11 +148,11 @@ def test_a_walk_ends_in_a_tree_deeper_than_any_recursion(fd: int, tmp_path: Path
     """No error, and not one descriptor for each level; a set cannot take its place either."""
     plant_deep_tree(fd, "deep")
     before = len(os.listdir("/proc/self/fd"))
-    walked = [(path, len(os.listdir("/proc/self/fd"))) for path, *_ in trees.walk(fd, "deep")]
+    walked = [(path, len(os.listdir("/proc/self/fd"))) for path, *_ in dirs.walk(fd, "deep")]
     path, opened = walked[-1]
-    assert path == "deep" + "/d" * trees.DEEPEST
+    assert path == "deep" + "/d" * dirs.DEEPEST
     assert opened < before + 100
     with pytest.raises(IsADirectoryError):
-        visible.Links(fd, None, ["deep/a", "deep" + "/d" * 32], str(tmp_path))
+        visible_links.Links(fd, None, ["deep/a", "deep" + "/d" * 32], str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before
     subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)

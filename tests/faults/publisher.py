@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from sidecar import _errors
-from sidecar.disk import failures, naming
+from sidecar.fs import layout, oserrors
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order, Settings
@@ -95,7 +95,7 @@ def upload(store: Store, directory: str, data: bytes) -> object:
     assert staged is not None
     try:
         for start in range(0, len(data), 4096):
-            with failures.publishing(f"receive a content in {directory}"):
+            with oserrors.publishing(f"receive a content in {directory}"):
                 staged.write(data[start : start + 4096])
         version = hashlib.sha256(data).hexdigest()[: snapshots.VERSION_DIGITS]
         return store.put("config", (staged, version), Order())
@@ -152,9 +152,9 @@ def shown(kind: Kind, directory: str) -> str:
 def left_over(directory: str) -> list[str]:
     """Temporary entries, and generations that never came in force."""
     entries = os.listdir(directory)
-    current = os.readlink(f"{directory}/{naming.DATA}") if naming.DATA in entries else ""
-    unborn = [e for e in entries if e.startswith(naming.GENERATION) and e > current]
-    return [e for e in entries if e.startswith(naming.TEMPORARY)] + unborn
+    current = os.readlink(f"{directory}/{layout.DATA}") if layout.DATA in entries else ""
+    unborn = [e for e in entries if e.startswith(layout.GENERATION) and e > current]
+    return [e for e in entries if e.startswith(layout.TEMPORARY)] + unborn
 
 
 def mark(path: str) -> None:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.volume import loading
 
 #: As large as it takes for a copy to be seen half done.
@@ -44,7 +44,7 @@ def read_file(directory: str) -> Mapping[str, bytes]:
 
 
 def read_pinned(directory: str) -> Mapping[str, bytes]:
-    fd = beneath.open_directory(directory)
+    fd = openat.open_directory(directory)
     try:
         return loading.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import loading, terms
 from sidecar.volume.volume import Volume
@@ -34,12 +34,12 @@ LIMIT = 1 << 20
 @pytest.fixture(autouse=True, params=["openat2", "walk"])
 def resolver(request: pytest.FixtureRequest) -> Iterator[str]:
     """How names are resolved beneath the volume."""
-    before = beneath._kernel.available
+    before = openat._kernel.available
     if request.param == "openat2" and not before:
         pytest.skip("this kernel has no openat2")
-    beneath._kernel.available = request.param == "openat2"
+    openat._kernel.available = request.param == "openat2"
     yield request.param
-    beneath._kernel.available = before
+    openat._kernel.available = before
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mounts import FileSystem, cut_power, image, loop
-from sidecar.disk import naming
+from sidecar.fs import layout
 from support import FreePorts, WaitFor
 
 CLIENTS = 64
@@ -161,7 +161,7 @@ async def test_a_writer_that_is_killed_under_load_has_lost_nothing_that_it_ackno
     pauses = [chance.random() * 0.2 for _ in range(4)]
     assert [await killed(path, port, wait_for, pause) for pause in pauses] == [None] * len(pauses)
     with writer(path, port, wait_for):
-        left = [e for e in os.listdir(path.parent) if e.startswith(naming.TEMPORARY)]
+        left = [e for e in os.listdir(path.parent) if e.startswith(layout.TEMPORARY)]
     assert left == []
 
 

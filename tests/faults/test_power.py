@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mounts import FileSystem, cut_power, image, loop
-from sidecar.disk import atomic, naming
+from sidecar.fs import atomic
+from sidecar.fs import layout as naming
 from sidecar.volume.store import Store
 from sidecar.volume.terms import Order, Settings
 

@@ -15,7 +15,7 @@ import pytest
 import mounts
 from sidecar import _errors
 from sidecar.cli.examination import course
-from sidecar.disk import locks
+from sidecar.fs import flock
 from sidecar.volume.volume import Volume
 from support import StartProcess, WaitFor, opened
 
@@ -163,9 +163,9 @@ def check_lock(path: Path) -> None:
     """One writer at a time."""
     with (
         opened(path) as fd,
-        locks.locked(fd, timeout=0, where=str(path)),
+        flock.locked(fd, timeout=0, where=str(path)),
         opened(path) as other,
         pytest.raises(_errors.VolumeUnavailable),
-        locks.locked(other, timeout=0, where=str(path)),
+        flock.locked(other, timeout=0, where=str(path)),
     ):
         pytest.fail("two writers at a time")

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 import sidecar
 from eventsource import EventSource
 from httpkit import MakeClient, Serve, Served, place, problem, tag
-from sidecar.disk import pinned
-from sidecar.disk.beneath import Signature
+from sidecar.fs import open_file
+from sidecar.fs.openat import Signature
 from sidecar.http import answers, jsontext, problems, sending
 from sidecar.http import reader as readers
 from sidecar.http.reader import reader_app
@@ -243,9 +243,9 @@ async def test_the_last_byte_waits_for_a_last_look(
     """All but the end of it has left the server already when the file is rewritten."""
     one = await served(reader_app(path))
     checks = 0
-    check = pinned.Pinned.check
+    check = open_file.Pinned.check
 
-    def rewrite_before_the_end(file: pinned.Pinned) -> None:
+    def rewrite_before_the_end(file: open_file.Pinned) -> None:
         nonlocal checks
         checks += 1
         check(file)
@@ -261,7 +261,7 @@ async def test_the_last_byte_waits_for_a_last_look(
             return left
 
         patch.setattr(sending, "_unsent", sent_and_then_rewritten)
-        patch.setattr(pinned.Pinned, "check", rewrite_before_the_end)
+        patch.setattr(open_file.Pinned, "check", rewrite_before_the_end)
         async with aiohttp.ClientSession() as session, session.get(f"{one.url}/raw") as answer:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.read()
@@ -316,9 +316,9 @@ def test_json_in_pieces_is_json_of_the_whole(
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "a").write_bytes(data)
         fd = os.open(f"{directory}/a", os.O_RDONLY)
-        file = pinned.Pinned(fd, Signature.of(os.fstat(fd)), "a")
+        file = open_file.Pinned(fd, Signature.of(os.fstat(fd)), "a")
 
-        def found(held: bytes | pinned.Pinned) -> Snapshot[None]:
+        def found(held: bytes | open_file.Pinned) -> Snapshot[None]:
             contents = {name: Content(name, held, "0", 0.0) for name in ("a", 'b"é')}
             return Snapshot({"a": contents["a"]} if whole else contents, single=whole, value=None)
 
@@ -449,7 +449,7 @@ async def test_a_large_file_is_sent_without_what_helps(
     """From a disk that has to be waited for; without a second descriptor; on a server that is not ours."""
     match lacks:
         case "page cache":
-            monkeypatch.setattr(pinned.Pinned, "is_at_hand", lambda *_: False)
+            monkeypatch.setattr(open_file.Pinned, "is_at_hand", lambda *_: False)
         case "descriptors":
             monkeypatch.setattr(os, "dup", fails)
         case _:

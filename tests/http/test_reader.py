@@ -13,7 +13,7 @@ from aiohttp import web
 
 import sidecar
 from httpkit import Client, MakeClient, Serve, place, problem, tag, talk
-from sidecar.disk import pinned
+from sidecar.fs import open_file
 from sidecar.http import answers, jsontext, reader
 from sidecar.http.reader import reader_app
 
@@ -22,7 +22,7 @@ from sidecar.http.reader import reader_app
 def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where contents are: a large one is answered with from the disk, and nobody may see a difference."""
     if request.param == "on the disk":
-        monkeypatch.setattr(pinned, "LARGE", -1)
+        monkeypatch.setattr(open_file, "LARGE", -1)
     return str(request.param)
 
 

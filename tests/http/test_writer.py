@@ -20,7 +20,7 @@ from aiohttp import web
 import sidecar
 from httpkit import Client, MakeClient, Serve, problem, tag, talk
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from sidecar.http import answers, datapath, incoming
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import WRITER, writer_app

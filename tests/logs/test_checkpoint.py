@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from logs_support import PAD, Follower
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from sidecar.logs import checkpoint
 from sidecar.logs.checkpoint import Checkpoint, Entry, State
 from sidecar.logs.identity import Place, Print

@@ -16,7 +16,7 @@ import pytest
 import sidecar
 from logs_support import PAD
 from sidecar import logs
-from sidecar.disk import inotify
+from sidecar.fs.notify import inotify
 from sidecar.logs import collector as collecting_module
 from sidecar.logs import lane
 from sidecar.logs.checkpoint import Checkpoint

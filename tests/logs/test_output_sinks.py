@@ -16,7 +16,7 @@ import pytest
 
 import sidecar
 from sidecar import logs
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks import file as files
 from sidecar.logs.sinks.file import FileSink

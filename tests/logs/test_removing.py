@@ -9,7 +9,7 @@ import pytest
 
 from logs_support import Follower, numbered
 from sidecar import logs
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from sidecar.logs import removing, retiring
 from sidecar.logs.testing import LogFile
 

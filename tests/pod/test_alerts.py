@@ -45,7 +45,7 @@ ALERTS = [
 _READER = """
 import os, sys
 from sidecar.cli.main import main
-from sidecar.disk import inotify
+from sidecar.fs.notify import inotify
 from sidecar.volume.eye import Eye
 drain, look = inotify.Inotify.drain, Eye.look
 inotify.Inotify.drain = lambda self: [] if os.path.exists("deaf") else drain(self)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import Volume
-from sidecar.disk import mounts, reuse
+from sidecar.fs import inode_reuse, mounts
 from sidecar.runtime import threads
 from sidecar.volume import budget, store
 from sidecar.volume.store import Store
@@ -59,7 +59,7 @@ async def test_contents_take_turns_in_the_files_of_those_that_leave_the_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
     """To make a file and to remove one is most of the work: with two kept, four files do for all."""
-    monkeypatch.setattr(reuse, "_TICK_NS", -1)
+    monkeypatch.setattr(inode_reuse, "_TICK_NS", -1)
     monkeypatch.setattr("sidecar.volume.volume._EXPIRE_AFTER", 3600.0)
     volume = Volume(tmp_path, durability=durability, keep=2)
     inodes = set()
@@ -74,7 +74,7 @@ async def test_who_has_an_old_content_open_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader may take its time: what it has opened is one content, and stays that one."""
-    monkeypatch.setattr(reuse, "_TICK_NS", -1)
+    monkeypatch.setattr(inode_reuse, "_TICK_NS", -1)
     volume = Volume(tmp_path, durability="none", keep=1)
     with ExitStack() as stack:
         opened = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import trees
+from sidecar.fs import dirs
 from sidecar.runtime import metrics
 from sidecar.volume.volume import Volume
 
@@ -20,7 +20,7 @@ BUDGET = 4 * MIB
 def usage(path: Path) -> int:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return trees.disk_usage(fd)
+        return dirs.disk_usage(fd)
     finally:
         os.close(fd)
 
@@ -148,7 +148,7 @@ async def test_a_publish_does_not_list_the_directory(
     for number in range(20):
         await volume.put(str(number), "x")
     counted: list[int] = []
-    monkeypatch.setattr(trees, "disk_usage", lambda fd, **_: counted.append(fd) or 0)
+    monkeypatch.setattr(dirs, "disk_usage", lambda fd, **_: counted.append(fd) or 0)
     for number in range(20):
         await volume.put("config", str(number))
     assert len(counted) <= 3

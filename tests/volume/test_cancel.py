@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic, locks
+from sidecar.fs import atomic, flock
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import Eventually, opened
@@ -56,7 +56,7 @@ def open_files() -> int:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Another writer holds the lock of the directory."""
-    with opened(path) as fd, locks.locked(fd, timeout=5, where=str(path)):
+    with opened(path) as fd, flock.locked(fd, timeout=5, where=str(path)):
         yield
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import beneath
+from sidecar.fs import openat
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import as_user
@@ -122,8 +122,8 @@ async def test_a_change_within_one_tick_of_the_clock_is_seen(
 ) -> None:
     """File systems' clocks are coarse: two contents of one moment can have one signature."""
     now = time.time_ns()
-    same = beneath.Signature(1, 1, 3, now, now)
-    monkeypatch.setattr(beneath.Signature, "of", lambda _: same)
+    same = openat.Signature(1, 1, 3, now, now)
+    monkeypatch.setattr(openat.Signature, "of", lambda _: same)
     volume = Volume(tmp_path)
     for content in ("old", "new"):
         (tmp_path / "config").write_text(content)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.disk import beneath
-from sidecar.disk.hints import Activity
-from sidecar.disk.inotify import Inotify
+from sidecar.fs import openat
+from sidecar.fs.notify.base import Activity
+from sidecar.fs.notify.inotify import Inotify
 from sidecar.volume import evidence, judge
 from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, Judge
 from sidecar.volume.sighting import Mark, Sighting
@@ -36,7 +36,7 @@ def file(
 ) -> Any:
     """One file of a look: its content and its signature."""
     changed = int((OLD if age is None else NOW - age) * 1e9)
-    return text, beneath.Signature(1, inode, len(text), changed, changed + linked)
+    return text, openat.Signature(1, inode, len(text), changed, changed + linked)
 
 
 def look(
@@ -406,10 +406,10 @@ def test_files_that_lay_in_a_directory_when_it_came_by_rename_are_whole() -> Non
     tell(one, CAME, name="sub")
     old = look(file(), single=False)
     for changed, accepted in ((NOW - 0.5, True), (NOW - 0.2, False)):
-        found = look(file(), ("x", beneath.Signature(1, 7, 1, 0, int(changed * 1e9))), single=False)
+        found = look(file(), ("x", openat.Signature(1, 7, 1, 0, int(changed * 1e9))), single=False)
         names = {"a": found.mark.signatures["a"], "sub/b": found.mark.signatures["b"]}
         contents = {"a": old.snapshot.content("a"), "sub/b": found.snapshot.content("b")}
-        folder = beneath.Signature(1, 8, 1, 0, int((NOW - 0.4) * 1e9))
+        folder = openat.Signature(1, 8, 1, 0, int((NOW - 0.4) * 1e9))
         mark = found.mark._replace(signatures=names, folders={"sub": folder})
         nested = replace(found, snapshot=Snapshot(contents, single=False, value=None), mark=mark)
         assert (one.decide(nested, old, 100.0).pause is None) == accepted

@@ -21,7 +21,7 @@ from sidecar import (
     UnknownVersion,
     Volume,
 )
-from sidecar.disk import atomic, pinned
+from sidecar.fs import atomic, open_file
 from sidecar.testing import until
 from sidecar.volume import loading, reading
 from sidecar.volume.snapshot import version_of
@@ -102,8 +102,8 @@ async def test_what_is_unchanged_is_not_hashed_again(
     """Looking once a second must not cost a gigabyte of reading each time."""
     monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
     hashed: list[str] = []
-    digest = pinned._digest
-    monkeypatch.setattr(pinned, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
+    digest = open_file._digest
+    monkeypatch.setattr(open_file, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
     place(tmp_path / "config", LARGE)
     async with consumer(tmp_path / "config", recheck=0.01) as one, consumer(tmp_path) as two:
         await until(lambda: one and two)
@@ -120,7 +120,7 @@ async def test_leaving_does_not_wait_for_a_gigabyte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch that is left in the middle of a large file ends with the piece, and a long read is no hanging one."""
-    monkeypatch.setattr(pinned.Pinned, "pieces", lambda _: itertools.repeat(b"and so on"))
+    monkeypatch.setattr(open_file.Pinned, "pieces", lambda _: itertools.repeat(b"and so on"))
     place(tmp_path / "config", LARGE)
     one = Watch(tmp_path / "config")
     async with one:
@@ -155,14 +155,17 @@ async def test_a_set_of_many_large_files_does_not_use_up_the_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some are held open, the others opened when they are wanted; all can be read."""
-    monkeypatch.setattr(pinned, "LARGE", 3)
-    monkeypatch.setattr(pinned, "_MOST_HELD", len(pinned._Descriptor.held) + 5)
+    monkeypatch.setattr(open_file, "LARGE", 3)
+    monkeypatch.setattr(open_file, "_MOST_HELD", len(open_file._Descriptor.held) + 5)
     before = descriptors()
     volume = Volume(tmp_path)
     await volume.publish({f"{number}": f"content {number}" for number in range(100)})
     snapshot = await volume.snapshot()
     assert descriptors() <= before + 8
-    assert {type(snapshot.content(name).held) for name in snapshot} == {pinned.Pinned, pinned.Named}
+    assert {type(snapshot.content(name).held) for name in snapshot} == {
+        open_file.Pinned,
+        open_file.Named,
+    }
     assert dict(snapshot) == {f"{n}": f"content {n}".encode() for n in range(100)}
 
 
@@ -239,8 +242,8 @@ async def test_an_altered_old_content_is_not_published(
     if when == "before":
         alter()
     else:
-        copy = pinned.copy
-        monkeypatch.setattr(pinned, "copy", lambda *a: alter() or copy(*a))
+        copy = open_file.copy
+        monkeypatch.setattr(open_file, "copy", lambda *a: alter() or copy(*a))
     with pytest.raises(UnknownVersion, match="altered"):
         await volume.rollback(version_of(LARGE), name="config")
     assert (tmp_path / "config").read_bytes() == OTHER

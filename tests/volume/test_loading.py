@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar import NothingPublished
-from sidecar.disk import pinned
+from sidecar.fs import open_file
 from sidecar.testing import ConfigMapVolume
 from sidecar.volume import listing, loading, reading
 from sidecar.volume.sighting import Sighting
@@ -75,13 +75,13 @@ def test_what_is_unchanged_is_not_read_again(
     for number in range(50):
         (tmp_path / str(number)).write_text("old")
     reads: list[str] = []
-    read = pinned.read
+    read = open_file.read
 
     def count(dir_fd: int, name: str, limit: int, where: str, **more: Any) -> Any:
         reads.append(name)
         return read(dir_fd, name, limit, where, **more)
 
-    monkeypatch.setattr(pinned, "read", count)
+    monkeypatch.setattr(open_file, "read", count)
     first = load(fd)
     assert len(reads) == 50
     assert not loading.unchanged(fd, first)

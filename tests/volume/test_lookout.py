@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.disk import events
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Activity, Mode, Target
+from sidecar.fs.notify import select
+from sidecar.fs.notify.base import Activity, Mode, Target
+from sidecar.fs.notify.wakeup import Bell
 from sidecar.volume.eye import Eye
 from sidecar.volume.lookout import Lookout, News
 from watching import replace, wait
@@ -89,7 +89,7 @@ def world(
     replace(path, "0")
     made = World(path, request.param)
     real = Eye.look
-    monkeypatch.setattr(events, "source", made.source)
+    monkeypatch.setattr(select, "source", made.source)
     monkeypatch.setattr(Eye, "look", lambda eye, *args, **more: made.look(real, eye, *args, **more))
     made.lookout.start()
     wait(lambda: made.told and not made.lookout._unsure)  # so young a file is looked at once more

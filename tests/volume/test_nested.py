@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.disk import inotify
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Activity, Target
-from sidecar.disk.inotify import InotifyHints
+from sidecar.fs.notify import inotify
+from sidecar.fs.notify.base import Activity, Target
+from sidecar.fs.notify.inotify import InotifyHints
+from sidecar.fs.notify.wakeup import Bell
 from sidecar.runtime import metrics
 from sidecar.testing import until
 from sidecar.volume.lookout import Lookout
@@ -191,7 +191,7 @@ async def test_events_are_not_relied_on_where_they_cannot_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """inotify(7): "does not report accesses and modifications that occur [...] on network filesystems", whatever --watch says."""
-    monkeypatch.setattr("sidecar.disk.events.is_remote", lambda _: True)
+    monkeypatch.setattr("sidecar.fs.notify.select.is_remote", lambda _: True)
     monkeypatch.setattr(InotifyHints, "drain", lambda _: Activity())
     for share in ("_SHARE_OF_TIME", "_LOOSE_SHARE_OF_TIME"):
         monkeypatch.setattr(f"sidecar.volume.lookout.{share}", 1e-9)

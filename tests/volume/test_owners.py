@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures
+from sidecar.fs import atomic, oserrors
 from sidecar.volume.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import as_user
@@ -153,7 +153,7 @@ async def test_a_nested_directory_of_another_user_is_named_with_its_remedy(
     open_path: Path, in_pod: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`fsGroup` may be set already: what stands in the way is that one directory."""
-    monkeypatch.setattr(failures, "_POD_SECRETS", str(open_path / "missing"))
+    monkeypatch.setattr(oserrors, "_POD_SECRETS", str(open_path / "missing"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     if in_pod:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")

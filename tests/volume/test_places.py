@@ -13,7 +13,7 @@ import pytest
 
 import mounts
 from sidecar import _errors
-from sidecar.disk import atomic
+from sidecar.fs import atomic
 from sidecar.volume.volume import Volume
 from support import as_user
 

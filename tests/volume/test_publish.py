@@ -17,7 +17,7 @@ import pytest
 
 import sidecar
 from sidecar import _errors
-from sidecar.disk import atomic, failures, locks
+from sidecar.fs import atomic, flock, oserrors
 from sidecar.runtime import metrics
 from sidecar.volume import loose
 from sidecar.volume.snapshot import Snapshot
@@ -445,7 +445,7 @@ async def test_a_directory_without_permission_is_named_with_its_remedy(
     open_path: Path, in_pod: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The most frequent mistake in a Pod: the volume belongs to root. A laptop has no securityContext."""
-    monkeypatch.setattr(failures, "_POD_SECRETS", str(open_path / "missing"))
+    monkeypatch.setattr(oserrors, "_POD_SECRETS", str(open_path / "missing"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     if in_pod:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
@@ -479,7 +479,7 @@ async def test_a_directory_that_is_replaced_meanwhile_is_not_published_to(
     shared = tmp_path / "shared"
     volume = Volume(shared)
     await volume.prepare()
-    real, times = locks._lock, iter([1])
+    real, times = flock._lock, iter([1])
 
     def replaced(fd: int, *arguments: object) -> bool:
         for _ in times:
@@ -487,7 +487,7 @@ async def test_a_directory_that_is_replaced_meanwhile_is_not_published_to(
             shared.mkdir()
         return real(fd, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(locks, "_lock", replaced)
+    monkeypatch.setattr(flock, "_lock", replaced)
     await volume.put("config", "x")
     assert (shared / "config").read_text() == "x"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sidecar import _errors
-from sidecar.disk import atomic, generations
+from sidecar.fs import atomic, atomic_writer
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.volume import Volume
 
@@ -541,14 +541,14 @@ async def test_the_grace_counts_from_the_switch(
     await volume.publish({"a": "1"})
     old = in_force(tmp_path)
     now = [0]
-    build, clock = generations.build, time.time_ns
+    build, clock = atomic_writer.build, time.time_ns
 
     def slow(*args: object, **options: object) -> str:
         name = build(*args, **options)  # type: ignore[arg-type]
         now[0] += 60_000_000_000
         return name
 
-    monkeypatch.setattr(generations, "build", slow)
+    monkeypatch.setattr(atomic_writer, "build", slow)
     monkeypatch.setattr("time.time_ns", lambda: clock() + now[0])
     await volume.publish({"a": "2"})
     assert (tmp_path / old / "a").read_text() == "1"

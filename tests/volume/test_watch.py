@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from sidecar import ConfigError, Snapshot, Volume
-from sidecar.disk import beneath, inotify
+from sidecar.fs import openat
+from sidecar.fs.notify import inotify
 from sidecar.runtime import metrics
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import watch as watches
@@ -186,7 +187,7 @@ async def test_an_unreadable_file_is_stale_until_it_can_be_read(
         def fail(*_: object) -> bytes:
             raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr(beneath, "_read_all", fail)
+        monkeypatch.setattr(openat, "_read_all", fail)
         replace(path, "1")
         await until(lambda: "input/output error" in str(seen.watch.stale), timeout=BOUND)
         monkeypatch.undo()

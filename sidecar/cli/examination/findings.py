@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sidecar import _errors
-from sidecar.disk import failures
+from sidecar.fs import oserrors
 from sidecar.volume import snapshot
 
 State = Literal["ok", "note", "wrong"]
@@ -61,7 +61,7 @@ class Patient:
 
 def reason(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-        return failures.remedy(error)
+        return oserrors.remedy(error)
     return str(error)
 
 
@@ -81,7 +81,7 @@ def remedy_for(error: OSError) -> str | None:
 
 
 def permission_remedy() -> str:
-    return f"give it to user {os.geteuid()} or group {os.getegid()}, or {failures.share_remedy()}"
+    return f"give it to user {os.geteuid()} or group {os.getegid()}, or {oserrors.share_remedy()}"
 
 
 def rights(status: os.stat_result) -> str:

@@ -13,8 +13,8 @@ from sidecar.cli.examination.findings import (
     Patient,
     reason,
 )
-from sidecar.disk import events
-from sidecar.disk.inotify import Inotify
+from sidecar.fs.notify import select as events
+from sidecar.fs.notify.inotify import Inotify
 
 _EVENT_TIMEOUT = 1.0
 _FEW_WATCHES = 1024

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sidecar.cli.examination.findings import Finding, Patient, reason
 from sidecar.cli.words import one_line
-from sidecar.disk import generations, naming, permissions, trees, visible
+from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
 from sidecar.volume import history
 
 _SHOWN = 3
@@ -17,8 +17,8 @@ def replaceable(patient: Patient) -> Iterator[Finding]:
     """Whether the file at the path can be replaced by this user, and the set in force, of which it may be a part."""
     if not patient.writable:
         return
-    whole = os.path.join(patient.directory, naming.DATA)
-    places = ((patient.name, patient.path, "it"), (naming.DATA, whole, "the set in force"))
+    whole = os.path.join(patient.directory, layout.DATA)
+    places = ((patient.name, patient.path, "it"), (layout.DATA, whole, "the set in force"))
     for name, path, what in places:
         try:
             if name is not None:
@@ -32,9 +32,9 @@ def links(patient: Patient) -> Iterator[Finding]:
     """Whether a set can be published here, and be read by others."""
     if not patient.writable:
         return
-    temporary = naming.temporary_name()
+    temporary = layout.temporary_name()
     try:
-        os.symlink(f"{naming.DATA}/doctor", temporary, dir_fd=patient.fd)
+        os.symlink(f"{layout.DATA}/doctor", temporary, dir_fd=patient.fd)
     except OSError as error:
         yield Finding(
             "links",
@@ -45,7 +45,7 @@ def links(patient: Patient) -> Iterator[Finding]:
         )
         return
     finally:
-        trees.remove(patient.fd, temporary)
+        dirs.remove(patient.fd, temporary)
     if permissions.follows_no_links_of_others(os.fstat(patient.fd)):
         yield Finding(
             "links",
@@ -63,7 +63,7 @@ def shared_history(patient: Patient) -> Iterator[Finding]:
     if not patient.writable or history.DIRECTORY not in patient.entries:
         return
     try:
-        with trees.inside(patient.fd, history.DIRECTORY) as fd:
+        with dirs.inside(patient.fd, history.DIRECTORY) as fd:
             permissions.check_writable(fd)
     except OSError as error:
         yield Finding(
@@ -78,17 +78,19 @@ def shared_history(patient: Patient) -> Iterator[Finding]:
 def set_in_force(patient: Patient) -> Iterator[Finding]:
     """Whether the link to the set is whole, and what nobody sees because it lies beside the set."""
     try:
-        damage = generations.damage(patient.fd)
+        damage = atomic_writer.damage(patient.fd)
     except OSError as error:
         damage = f"cannot be looked at: {reason(error)}"
     if damage is not None:
         yield Finding(
             "set",
             "wrong",
-            f"the link {naming.DATA} to the set in force {damage}",
+            f"the link {layout.DATA} to the set in force {damage}",
             "start a writer, which puts the newest whole generation in force, or publish the set again",
         )
-    elif naming.in_force(patient.fd) is not None and (beside := visible.beside_a_set(patient.fd)):
+    elif layout.in_force(patient.fd) is not None and (
+        beside := visible_links.beside_a_set(patient.fd)
+    ):
         more = f" and {len(beside) - _SHOWN} more" if len(beside) > _SHOWN else ""
         yield Finding(
             "set",

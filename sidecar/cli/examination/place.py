@@ -17,7 +17,7 @@ from sidecar.cli.examination.findings import (
     rights,
     user_of,
 )
-from sidecar.disk import beneath, mounts
+from sidecar.fs import mounts, openat
 
 
 def process() -> Finding:
@@ -51,7 +51,7 @@ def path(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "path",
             "wrong",
-            f"{beneath.kind_of(status.st_mode)}, and only regular files and directories can be shared",
+            f"{openat.kind_of(status.st_mode)}, and only regular files and directories can be shared",
             "remove it, or name another path",
         )
         return
@@ -91,7 +91,7 @@ def _missing(patient: Patient, plain: str) -> Iterator[Finding]:
 
 def _open(patient: Patient) -> Iterator[Finding]:
     try:
-        patient.fd = beneath.open_directory(patient.directory)
+        patient.fd = openat.open_directory(patient.directory)
         patient.entries = os.listdir(patient.fd)
     except OSError as error:
         patient.close()

@@ -15,7 +15,7 @@ from sidecar.cli.examination.findings import (
     amount,
     reason,
 )
-from sidecar.disk import atomic, generations, locks, naming, trees
+from sidecar.fs import atomic, atomic_writer, dirs, flock, layout
 
 _OLD = 60.0
 """Seconds after which a temporary file is taken to be left over: no publish takes as long."""
@@ -51,11 +51,11 @@ def write(patient: Patient) -> Iterator[Finding]:
     """Try a publish in small: every step of it, timed, under names that nobody reads."""
     if not patient.writable:
         return
-    names = [f"{naming.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
+    names = [f"{layout.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
     staged: atomic.Staged | None = None
     begin = time.perf_counter()
     try:
-        with locks.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
+        with flock.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
             staged = atomic.Staged(patient.fd)
             staged.write(b"sidecar doctor was here\n")
             staged.seal(patient.mode, patient.group)
@@ -69,7 +69,7 @@ def write(patient: Patient) -> Iterator[Finding]:
         if staged is not None:
             staged.discard()
         for name in names:
-            trees.remove(patient.fd, name)
+            dirs.remove(patient.fd, name)
     took = time.perf_counter() - begin
     slow = took > _SLOW_SYNC
     yield Finding(
@@ -94,15 +94,15 @@ def write_set(patient: Patient) -> Iterator[Finding]:
         return
     made = ""
     try:
-        with locks.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
+        with flock.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
             files = {"doctor": b"sidecar", "nested/doctor": b"was here"}
-            made = generations.build(patient.fd, files, mode=patient.mode, group=patient.group)
+            made = atomic_writer.build(patient.fd, files, mode=patient.mode, group=patient.group)
     except (OSError, _errors.SidecarError) as error:
         yield Finding("set", "wrong", f"a set cannot be published: {reason(error)}", None, _WRITE)
         return
     finally:
         if made:
-            trees.remove(patient.fd, made)
+            dirs.remove(patient.fd, made)
     yield Finding("set", "ok", "a set of files, nested ones too, can be written", None, _WRITE)
 
 
@@ -119,9 +119,9 @@ def left_overs(patient: Patient) -> Iterator[Finding]:
     found = [
         name
         for name in patient.entries
-        if (name.startswith(naming.TEMPORARY) or name == "..data_tmp")
+        if (name.startswith(layout.TEMPORARY) or name == "..data_tmp")
         and _is_old(patient.fd, name)
-        and locks.is_orphan(patient.fd, name)
+        and flock.is_orphan(patient.fd, name)
     ]
     if found:
         yield Finding(

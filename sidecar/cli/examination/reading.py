@@ -11,7 +11,8 @@ from sidecar.cli.examination.findings import (
     amount,
     reason,
 )
-from sidecar.disk import beneath, naming
+from sidecar.fs import layout as naming
+from sidecar.fs import openat
 from sidecar.volume import history, loading
 
 _SHOWN = 5
@@ -85,7 +86,7 @@ def content(patient: Patient) -> Iterator[Finding]:
 
 
 def opening() -> Finding:
-    if beneath.openat2_works():
+    if openat.openat2_works():
         return Finding("openat2", "ok", "the kernel itself keeps reads inside the volume")
     return Finding(
         "openat2",

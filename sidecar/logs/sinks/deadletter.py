@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from sidecar.disk import atomic, trees
+from sidecar.fs import atomic, dirs
 from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
@@ -89,7 +89,7 @@ class DeadLetterFile:
             OSError: the file cannot be written.
         """
         directory, name = os.path.split(os.path.abspath(self.path))
-        trees.make_directory(directory)
+        dirs.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if self._is_full(dir_fd, name, len(lines)):

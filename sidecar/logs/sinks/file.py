@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
-from sidecar.disk import atomic, failures, locks, trees
+from sidecar.fs import atomic, dirs, flock, oserrors
 from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
@@ -123,7 +123,7 @@ class FileSink(BaseSink):
             return await in_thread(self._open, _Position.of(resume))
         except OSError as error:
             raise _errors.SidecarError(
-                f"cannot write to {self.path}: {failures.remedy(error)}"
+                f"cannot write to {self.path}: {oserrors.remedy(error)}"
             ) from error
 
     async def write(self, batch: Batch) -> Receipt:
@@ -143,7 +143,7 @@ class FileSink(BaseSink):
             return function(*args, **kwargs)
 
     def _open(self, resume: _Position | None) -> dict[str, int]:
-        trees.make_directory(os.path.dirname(self.path))
+        dirs.make_directory(os.path.dirname(self.path))
         if resume is not None:
             self._cut_back(resume)
         self._begin()
@@ -165,7 +165,7 @@ class FileSink(BaseSink):
             # The umask has taken bits away. Some volumes know no modes: then it stays as they give it.
             with contextlib.suppress(PermissionError):
                 os.fchmod(fd, self._mode)
-        if not locks.take(fd):
+        if not flock.take(fd):
             os.close(fd)
             raise _errors.SidecarError(
                 f"cannot write to {self.path}: another collector does (give each its own file)"

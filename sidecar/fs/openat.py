@@ -20,7 +20,7 @@ from collections import deque
 from typing import NamedTuple
 
 from sidecar import _errors
-from sidecar.disk import mounts
+from sidecar.fs import mounts
 
 #: `openat2` has the same number on every architecture that Python runs on under Linux.
 _SYS_OPENAT2 = 437

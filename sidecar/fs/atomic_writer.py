@@ -21,8 +21,8 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Self
 
-from sidecar.disk import atomic, beneath, naming, permissions, pinned, trees, visible
-from sidecar.disk.naming import DATA, GENERATION, HIDDEN
+from sidecar.fs import atomic, dirs, layout, open_file, openat, permissions, visible_links
+from sidecar.fs.layout import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
 #: which saves about a third of the time of a set of thousands.
@@ -55,7 +55,7 @@ def is_generation(entry: str) -> bool:
 
 def build(
     dir_fd: int,
-    files: Mapping[str, bytes | atomic.Staged | pinned.Copy],
+    files: Mapping[str, bytes | atomic.Staged | open_file.Copy],
     *,
     mode: int,
     group: int | None,
@@ -72,7 +72,7 @@ def build(
         ContentAltered: a file that is to be copied is not what it was.
         OSError: whatever the file system says; nothing is left of it then.
     """
-    name = naming.temporary_name()
+    name = layout.temporary_name()
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     try:
         with _Builder(dir_fd, name, mode, group, durable=durable, exact=exact) as builder:
@@ -82,7 +82,7 @@ def build(
                 builder.take_over(path)
             builder.finish()
     except BaseException:
-        trees.remove(dir_fd, name)
+        dirs.remove(dir_fd, name)
         raise
     return name
 
@@ -96,14 +96,14 @@ def sweep(dir_fd: int) -> int:
     """
     if damage(dir_fd) is not None:
         return 0
-    current = naming.in_force(dir_fd)
+    current = layout.in_force(dir_fd)
     if current is not None and not current.startswith(GENERATION):
         return 0  # a generation of somebody else's: nothing tells the age of ours beside it
     newest = stamp_of(current or "")
     found = [entry for entry in os.listdir(dir_fd) if entry.startswith(GENERATION)]
     unborn = [entry for entry in found if stamp_of(entry) > newest]
     for entry in unborn:
-        trees.remove(dir_fd, entry)
+        dirs.remove(dir_fd, entry)
     return len(unborn)
 
 
@@ -117,10 +117,10 @@ def damage(dir_fd: int) -> str | None:
         if not stat.S_ISLNK(os.stat(DATA, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             return "is no link"
     except FileNotFoundError:
-        return "is missing" if visible.links_of_a_set(dir_fd) else None
+        return "is missing" if visible_links.links_of_a_set(dir_fd) else None
     try:
         flags = os.O_PATH | os.O_DIRECTORY
-        beneath.close(beneath.open_beneath(dir_fd, DATA, flags))
+        openat.close(openat.open_beneath(dir_fd, DATA, flags))
     except OSError as error:
         match error.errno:
             case errno.ENOENT | errno.ENOTDIR:
@@ -142,7 +142,7 @@ class _Builder:
         self._mode = mode
         self._group = group
         self._dir_fd = dir_fd
-        self._directories = {"": beneath.open_here(dir_fd, name)}
+        self._directories = {"": openat.open_here(dir_fd, name)}
         self._sources: dict[str, int] = {}
         self._pending: list[int] = []
 
@@ -151,17 +151,17 @@ class _Builder:
 
     def __exit__(self, *_: object) -> None:
         for fd in (*self._pending, *self._directories.values(), *self._sources.values()):
-            beneath.close(fd)
+            openat.close(fd)
 
-    def add(self, path: str, content: bytes | atomic.Staged | pinned.Copy) -> None:
+    def add(self, path: str, content: bytes | atomic.Staged | open_file.Copy) -> None:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
         if isinstance(content, atomic.Staged):
             content.replace(name, directory)
             return
         fd = self._create(directory, name)
-        if isinstance(content, pinned.Copy):
-            pinned.copy(*content, partial(atomic.write_all, fd))
+        if isinstance(content, open_file.Copy):
+            open_file.copy(*content, partial(atomic.write_all, fd))
             self._complete(fd, content.file.size)
             return
         atomic.write_all(fd, content)
@@ -196,14 +196,14 @@ class _Builder:
         )
 
     def _copy(self, source: int, directory: int, name: str) -> None:
-        old = beneath.open_beneath(source, name, os.O_RDONLY | os.O_NOFOLLOW)
+        old = openat.open_beneath(source, name, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             fd, size = self._create(directory, name), 0
             while chunk := os.read(old, _COPY_CHUNK):
                 atomic.write_all(fd, chunk)
                 size += len(chunk)
         finally:
-            beneath.close(old)
+            openat.close(old)
         self._complete(fd, size)
 
     def _create(self, directory: int, name: str) -> int:
@@ -231,7 +231,7 @@ class _Builder:
             above, _, name = path.rpartition("/")
             parent = self._directory(above)
             os.mkdir(name, 0o700, dir_fd=parent)
-            self._directories[path] = beneath.open_here(parent, name)
+            self._directories[path] = openat.open_here(parent, name)
         return self._directories[path]
 
     def _above(self, path: str) -> int:
@@ -242,7 +242,7 @@ class _Builder:
         """Return the directory of the generation in force at `path`."""
         if path not in self._sources:
             where = f"{DATA}/{path}" if path else DATA
-            self._sources[path] = beneath.open_beneath(
+            self._sources[path] = openat.open_beneath(
                 self._dir_fd, where, os.O_RDONLY | os.O_DIRECTORY
             )
         return self._sources[path]

@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import sys
 
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Hints, Mode, PollHints
-from sidecar.disk.inotify import InotifyHints
+from sidecar.fs.notify.base import Hints, Mode, PollHints
+from sidecar.fs.notify.inotify import InotifyHints
+from sidecar.fs.notify.wakeup import Bell
 
 #: Changes made on another machine, or behind the mount, send no events here.
 REMOTE = frozenset(
@@ -56,7 +56,7 @@ def _made(mode: Mode, bell: Bell) -> Hints:
             return InotifyHints(bell)
         case "watchfiles":
             # Imported here: nobody pays for it on Linux.
-            from sidecar.disk.portable import WatchfilesHints
+            from sidecar.fs.notify.watchfiles_backend import WatchfilesHints
 
             return WatchfilesHints(bell)
         case "poll":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sidecar import _errors
-from sidecar.disk import atomic, beneath, naming, trees
+from sidecar.fs import atomic, dirs, layout, openat
 
 _LOCK_PAUSE = 0.001
 _LOCK_PAUSE_MOST = 0.02
@@ -65,7 +65,7 @@ def locked(
     finally:
         # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
         give_back(fd)
-        beneath.close(fd)
+        openat.close(fd)
 
 
 def take(fd: int) -> bool:
@@ -94,10 +94,10 @@ def sweep(dir_fd: int) -> int:
     Call it under `locked`: then a temporary file without a lock of its own has no living writer.
     """
     orphans = [
-        e for e in os.listdir(dir_fd) if e.startswith(naming.TEMPORARY) and not _alive(dir_fd, e)
+        e for e in os.listdir(dir_fd) if e.startswith(layout.TEMPORARY) and not _alive(dir_fd, e)
     ]
     for entry in orphans:
-        trees.remove(dir_fd, entry)
+        dirs.remove(dir_fd, entry)
     return len(orphans)
 
 
@@ -113,7 +113,7 @@ def share(dir_fd: int) -> None:
         try:
             _give_to_writers(fd, dir_fd)
         finally:
-            beneath.close(fd)
+            openat.close(fd)
 
 
 def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: bool) -> int | None:
@@ -126,9 +126,9 @@ def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: b
             if locked and _is_current(dir_fd, fd):
                 return fd
         except BaseException:
-            beneath.close(fd)
+            openat.close(fd)
             raise
-        beneath.close(fd)
+        openat.close(fd)
         if not locked:
             return None
 
@@ -144,30 +144,30 @@ def _open_lock(dir_fd: int, create: bool) -> int:
                     _make_lock_file(dir_fd)
             return _open_lock_file(dir_fd)
     # Opened anew, not dup(2)ed: a lock belongs to what open(2) has made.
-    return beneath.open_here(dir_fd, ".")
+    return openat.open_here(dir_fd, ".")
 
 
 def _open_lock_file(dir_fd: int) -> int:
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    return os.open(naming.LOCK, flags, dir_fd=dir_fd)
+    return os.open(layout.LOCK, flags, dir_fd=dir_fd)
 
 
 def _make_lock_file(dir_fd: int) -> None:
     """Make the file under a temporary name first: it must not be closed to a neighbour even for a moment."""
-    name = naming.temporary_name()
+    name = layout.temporary_name()
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o200, dir_fd=dir_fd)
     try:
         _give_to_writers(fd, dir_fd)
         with contextlib.suppress(FileExistsError):
-            os.link(name, naming.LOCK, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            os.link(name, layout.LOCK, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
             return
     except (
         OSError
     ):  # no hard links here: two that make it at once may replace it, which `_is_current` sees
-        atomic.move(dir_fd, name, dir_fd, naming.LOCK)
+        atomic.move(dir_fd, name, dir_fd, layout.LOCK)
     finally:
-        beneath.close(fd)
-        trees.remove(dir_fd, name)
+        openat.close(fd)
+        dirs.remove(dir_fd, name)
 
 
 def _give_to_writers(fd: int, dir_fd: int) -> None:
@@ -188,7 +188,7 @@ def _is_current(dir_fd: int, fd: int) -> bool:
     if stat.S_ISDIR(own.st_mode):
         return True
     with contextlib.suppress(OSError):
-        return os.path.samestat(own, os.stat(naming.LOCK, dir_fd=dir_fd, follow_symlinks=False))
+        return os.path.samestat(own, os.stat(layout.LOCK, dir_fd=dir_fd, follow_symlinks=False))
     return False
 
 
@@ -266,7 +266,7 @@ def _alive(dir_fd: int, name: str) -> bool:
     except OSError:
         return _is_young(dir_fd, name)  # there are no locks on this file system
     finally:
-        beneath.close(fd)
+        openat.close(fd)
     return False
 
 

@@ -21,8 +21,8 @@ import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sidecar.disk import beneath, failures, naming
-from sidecar.disk.failures import ModeRefused
+from sidecar.fs import layout, openat, oserrors
+from sidecar.fs.oserrors import ModeRefused
 
 _RENAME_EXCHANGE = 2
 _READ_BY_OTHERS = 0o044
@@ -52,15 +52,15 @@ class Staged:
         if reused is not None:
             self._dir_fd, (self.name, self._fd) = dir_fd, reused
             return
-        self.name = naming.temporary_name()
+        self.name = layout.temporary_name()
         # Opened anew, not dup(2)ed: it must not share the lock of the caller.
-        self._dir_fd = dir_fd if brief else beneath.open_here(dir_fd, ".")
+        self._dir_fd = dir_fd if brief else openat.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
         except BaseException:
             if not brief:
-                beneath.close(self._dir_fd)
+                openat.close(self._dir_fd)
             raise
         if not brief:
             with contextlib.suppress(OSError):
@@ -128,12 +128,12 @@ class Staged:
         own, self._dir_fd = self._dir_fd, -1
         for one in (fd, sealed):
             if one >= 0:
-                beneath.close(one)
+                openat.close(one)
         with contextlib.suppress(OSError):
             if name:
                 os.unlink(name, dir_fd=own)
         if own >= 0 and not self._brief:
-            beneath.close(own)
+            openat.close(own)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
@@ -161,7 +161,7 @@ def give(fd: int, mode: int, group: int | None) -> os.stat_result:
         OSError: as fchmod(2).
     """
     if group is not None:
-        failures.give_group(fd, group)
+        oserrors.give_group(fd, group)
     refused: PermissionError | None = None
     try:
         os.fchmod(fd, mode)  # after fchown, which clears set-id bits
@@ -252,7 +252,7 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EINVAL):
             raise
-        aside = naming.temporary_name()
+        aside = layout.temporary_name()
         os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         try:
             os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -279,7 +279,7 @@ def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EINVAL):
                 raise
-            aside = naming.temporary_name()
+            aside = layout.temporary_name()
             os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             move(dir_fd, temporary, dir_fd, name)
             return aside

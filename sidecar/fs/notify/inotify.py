@@ -12,8 +12,8 @@ import termios
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Activity, Mode, Target
+from sidecar.fs.notify.base import Activity, Mode, Target
+from sidecar.fs.notify.wakeup import Bell
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
 #: Bytes that are read at first: no event has half as many.

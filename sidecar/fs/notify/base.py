@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from sidecar.disk.bell import Bell
+from sidecar.fs.notify.wakeup import Bell
 
 Mode = Literal["inotify", "watchfiles", "poll"]
 

@@ -12,8 +12,8 @@ import os
 import stat
 from collections.abc import Iterable
 
-from sidecar.disk import failures, mounts
-from sidecar.disk.failures import Refused
+from sidecar.fs import mounts, oserrors
+from sidecar.fs.oserrors import Refused
 
 DIRECTORY_MODE = 0o755
 _CAP_FOWNER = 3
@@ -33,7 +33,7 @@ def give_directory(fd: int, above_fd: int, group: int | None = None) -> None:
     above = os.fstat(above_fd)
     shared = _is_shared_by_group(above)
     if group is not None:
-        failures.give_group(fd, group)
+        oserrors.give_group(fd, group)
     elif shared and os.fstat(fd).st_gid != above.st_gid:
         with contextlib.suppress(OSError):  # not a member: then it is ours alone
             os.fchown(fd, -1, above.st_gid)
@@ -63,7 +63,7 @@ def restrict_files(dir_fd: int, names: Iterable[str], mode: int, group: int | No
                 status = os.fstat(fd)
                 if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                     if group is not None:
-                        failures.give_group(fd, group)
+                        oserrors.give_group(fd, group)
                     os.fchmod(fd, stat.S_IMODE(status.st_mode) & mode)
             finally:
                 os.close(fd)
@@ -112,7 +112,7 @@ def check_writable(dir_fd: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if not os.access(f"/proc/self/fd/{dir_fd}", os.W_OK | os.X_OK, effective_ids=True):
         status = os.fstat(dir_fd)
-        by_pod = f", or {failures.share_remedy()}" if failures.in_pod() else ""
+        by_pod = f", or {oserrors.share_remedy()}" if oserrors.in_pod() else ""
         raise Refused(
             errno.EACCES,
             f"the directory belongs to user {status.st_uid} and group {status.st_gid},"

@@ -1,6 +1,6 @@
 """Where a symbolic link leads, step by step: what has to be watched to notice that it leads elsewhere.
 
-Nothing here decides what may be read: see `sidecar.disk.beneath` for that.
+Nothing here decides what may be read: see `sidecar.fs.openat` for that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from sidecar.disk import beneath
+from sidecar.fs import openat
 
 #: As the kernel's own MAXSYMLINKS.
 _MAX_LINKS = 40
@@ -73,7 +73,7 @@ class _Walk:
         if self._links:
             self._found.append(Step(self._trail[-1], part))
         fd = os.open(part, _FLAGS, dir_fd=self._trail[-1])
-        self._stack.callback(beneath.close, fd)
+        self._stack.callback(openat.close, fd)
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             self._trail.append(fd)
             return

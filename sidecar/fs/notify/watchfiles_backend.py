@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sidecar.disk.bell import Bell
-from sidecar.disk.hints import Activity, Mode, Target
+from sidecar.fs.notify.base import Activity, Mode, Target
+from sidecar.fs.notify.wakeup import Bell
 
 _DEBOUNCE_MS = 50
 _STEP_MS = 5

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 from sidecar import _errors
-from sidecar.disk import beneath
-from sidecar.disk.beneath import Signature
+from sidecar.fs import openat
+from sidecar.fs.openat import Signature
 
 LARGE = 1 << 20
 """Bytes above which a content is not held in memory. Up to there it is cheaper to keep than to send from the disk,
@@ -55,7 +55,7 @@ class _Descriptor:
 
     def __del__(self) -> None:
         self.held.discard(self.fd)
-        beneath.close(self.fd)
+        openat.close(self.fd)
 
 
 class Directory(_Descriptor):
@@ -173,9 +173,9 @@ class Named:
             ContentAltered: there is another one by now, or none.
             ReadError: it cannot be opened.
         """
-        with beneath.reading(self.where):
+        with openat.reading(self.where):
             try:
-                fd = beneath.open_beneath(self._directory.fd, self._name)
+                fd = openat.open_beneath(self._directory.fd, self._name)
             except FileNotFoundError as error:
                 raise altered(self.where) from error
         found = Pinned(fd, self.signature, self.where)
@@ -227,7 +227,7 @@ def read(
     *,
     working: Callable[[], None] = lambda: None,
     known: Digests = _NONE_KNOWN,
-) -> beneath.FileRead | LargeRead:
+) -> openat.FileRead | LargeRead:
     """Read a regular file beneath the directory, at most `limit` bytes: up to `LARGE` into memory, else for its digest.
 
     `where` is the path that error messages name.
@@ -237,7 +237,7 @@ def read(
         NothingPublished: nothing is there.
         ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
     """
-    with beneath.reading(where):
+    with openat.reading(where):
         try:
             return _read_once(dir_fd, path, limit, where, working=working, known=known)
         except OSError as error:
@@ -286,17 +286,17 @@ def _read_once(
     *,
     working: Callable[[], None],
     known: Digests,
-) -> beneath.FileRead | LargeRead:
-    fd = beneath.open_beneath(dir_fd, path)
+) -> openat.FileRead | LargeRead:
+    fd = openat.open_beneath(dir_fd, path)
     keep = False
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not LARGE < status.st_size <= limit:
-            return beneath.read_descriptor(fd, limit, where)
+            return openat.read_descriptor(fd, limit, where)
         keep = True
     finally:
         if not keep:
-            beneath.close(fd)
+            openat.close(fd)
     file = Pinned(fd, Signature.of(status), where)
     digest = known.get(file.signature)
     if digest is not None:

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn, TypeAlias
 
-from sidecar.disk import atomic, naming, permissions, trees
-from sidecar.disk.failures import LinksRefused
-from sidecar.disk.naming import DATA, HIDDEN
+from sidecar.fs import atomic, dirs, layout, permissions
+from sidecar.fs.layout import DATA, HIDDEN
+from sidecar.fs.oserrors import LinksRefused
 
 #: What symlink(2) says on a file system that has none: vfat, some FUSE and CIFS.
 _NO_SYMLINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -79,7 +79,7 @@ class Links:
     def switch(self) -> None:
         """Put the generation in force: one rename."""
         temporary = self._staged[DATA]
-        self._before = naming.link_target(self._dir_fd, DATA)
+        self._before = layout.link_target(self._dir_fd, DATA)
         if self._before is None:
             self._placed[DATA] = atomic.put_in_place(self._dir_fd, temporary, DATA)
         else:
@@ -113,11 +113,11 @@ class Links:
         try:
             for entry, before in reversed(list(self._placed.items())):
                 if entry == DATA and self._before is not None:
-                    back = naming.temporary_name()
+                    back = layout.temporary_name()
                     os.symlink(self._before, back, dir_fd=self._dir_fd)
                     atomic.move(self._dir_fd, back, self._dir_fd, DATA)
                 elif before is not None:
-                    trees.remove(self._dir_fd, atomic.exchange(self._dir_fd, before, entry))
+                    dirs.remove(self._dir_fd, atomic.exchange(self._dir_fd, before, entry))
                 else:
                     os.unlink(entry, dir_fd=self._dir_fd)
                 del self._placed[entry]
@@ -128,7 +128,7 @@ class Links:
     def discard(self) -> None:
         """Remove the links that were not put in place. Never raises."""
         for temporary in self._staged.values():
-            trees.remove(self._dir_fd, temporary)
+            dirs.remove(self._dir_fd, temporary)
         self._staged.clear()
 
     def _stage_data(self, generation: str) -> None:
@@ -139,7 +139,7 @@ class Links:
 
     def _stage(self, entry: str, target: str, names: Collection[str]) -> None:
         _check_place(self._dir_fd, entry, names, os.path.join(self._path, entry))
-        temporary = naming.temporary_name()
+        temporary = layout.temporary_name()
         try:
             os.symlink(target, temporary, dir_fd=self._dir_fd)
         except OSError as error:
@@ -164,10 +164,10 @@ class Links:
             if before is not None and entry != DATA:
                 if displaced is not None:
                     displaced(entry, before)
-                trees.remove(self._dir_fd, before)
+                dirs.remove(self._dir_fd, before)
             elif before is not None:
                 # Nothing but a link of a publisher has this name: whatever it is, it is not ours to remove.
-                aside = f"{DATA}-replaced-{before.removeprefix(naming.TEMPORARY)}"
+                aside = f"{DATA}-replaced-{before.removeprefix(layout.TEMPORARY)}"
                 atomic.move(self._dir_fd, before, self._dir_fd, aside)
         self._placed.clear()
 
@@ -194,7 +194,7 @@ def top_entries(names: Collection[str]) -> set[str]:
 def links_of_a_set(dir_fd: int) -> set[str]:
     """Return the visible entries that are links through `..data`."""
     entries = (entry for entry in os.listdir(dir_fd) if not entry.startswith(HIDDEN))
-    return {entry for entry in entries if naming.link_target(dir_fd, entry) == _through_data(entry)}
+    return {entry for entry in entries if layout.link_target(dir_fd, entry) == _through_data(entry)}
 
 
 def beside_a_set(dir_fd: int) -> list[str]:
@@ -227,8 +227,8 @@ def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
 
 
 def _files_in(dir_fd: int, entry: str) -> Iterator[str]:
-    for path, directories, files, fd in trees.walk(dir_fd, entry, onerror=_raise):
-        deeper = directories if path.count("/") >= trees.DEEPEST else ()
+    for path, directories, files, fd in dirs.walk(dir_fd, entry, onerror=_raise):
+        deeper = directories if path.count("/") >= dirs.DEEPEST else ()
         yield from (f"{path}/{name}" for name in (*files, *deeper))
         with os.scandir(fd) as listing:
             yield from (f"{path}/{link.name}" for link in listing if link.is_symlink())

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from sidecar.disk import atomic, beneath, naming, permissions
+from sidecar.fs import atomic, layout, openat, permissions
 
 DEEPEST: Final = 64
 """Directories within each other that are looked into; a name of ours has half as many."""
@@ -52,29 +52,29 @@ def check_makeable(path: str, size: int = 0) -> None:
     above = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(above):
         above = os.path.dirname(above)
-    fd = beneath.open_directory(above)
+    fd = openat.open_directory(above)
     try:
         permissions.check_writable(fd)
         volume = os.fstatvfs(fd)
         if volume.f_bavail * volume.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
-        beneath.close(fd)
+        openat.close(fd)
 
 
 def _make_in(parent: str, name: str) -> None:
-    above = beneath.open_directory(parent)
+    above = openat.open_directory(parent)
     try:
         with contextlib.suppress(FileExistsError):  # another one makes it at the same time
             os.mkdir(name, permissions.DIRECTORY_MODE, dir_fd=above)
-            made = beneath.open_here(above, name)
+            made = openat.open_here(above, name)
             try:
                 permissions.give_directory(made, above)
             finally:
-                beneath.close(made)
+                openat.close(made)
             atomic.sync_directory(above)
     finally:
-        beneath.close(above)
+        openat.close(above)
 
 
 class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
@@ -107,7 +107,7 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
 
     def __enter__(self) -> int:
         if self._path and not self._make and not self._durable:
-            self._fd = beneath.open_folder(self._dir_fd, self._path)
+            self._fd = openat.open_folder(self._dir_fd, self._path)
         elif self._path:
             try:
                 for part in filter(None, self._path.split("/")):
@@ -119,20 +119,20 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
 
     def __exit__(self, *_: object) -> None:
         if self._fd != self._dir_fd:
-            beneath.close(self._fd)
+            openat.close(self._fd)
 
     def _descend(self, part: str) -> None:
         above = self._fd
         if self._make:
             self._fd = _open_or_make(self._dir_fd, above, part, self._as_above)
         else:
-            self._fd = beneath.open_here(above, part)
+            self._fd = openat.open_here(above, part)
         try:
             if self._durable:
                 atomic.sync_directory(above)
         finally:
             if above != self._dir_fd:
-                beneath.close(above)
+                openat.close(above)
 
 
 def prune(dir_fd: int, path: str) -> None:
@@ -191,11 +191,11 @@ def _usage(
 
 
 def _usage_in(dir_fd: int, name: str, device: int, seen: set[int], levels: int) -> int:
-    fd = beneath.open_here(dir_fd, name)
+    fd = openat.open_here(dir_fd, name)
     try:
         return _usage(fd, device, seen, (), levels)
     finally:
-        beneath.close(fd)
+        openat.close(fd)
 
 
 def remove(dir_fd: int, name: str) -> None:
@@ -209,26 +209,26 @@ def remove(dir_fd: int, name: str) -> None:
 
 
 def _sync(path: str) -> None:
-    fd = beneath.open_directory(path)
+    fd = openat.open_directory(path)
     try:
         atomic.sync_directory(fd)
     finally:
-        beneath.close(fd)
+        openat.close(fd)
 
 
 def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
     """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
     with contextlib.suppress(FileNotFoundError):
-        return beneath.open_here(dir_fd, name)
-    temporary = naming.temporary_name()
+        return openat.open_here(dir_fd, name)
+    temporary = layout.temporary_name()
     os.mkdir(temporary, 0o700, dir_fd=root_fd)
     try:
-        made = beneath.open_here(root_fd, temporary)
+        made = openat.open_here(root_fd, temporary)
         try:
             (permissions.give_as_above if as_above else permissions.give_directory)(made, dir_fd)
             atomic.move(root_fd, temporary, dir_fd, name)
         except BaseException as error:
-            beneath.close(made)
+            openat.close(made)
             if isinstance(error, PermissionError):
                 raise permissions.explain(error, dir_fd, name) from error
             raise

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from sidecar.disk import atomic, beneath, leases, naming
+from sidecar.fs import atomic, layout, leases, openat
 
 MOST: int = 64 << 10
 """Bytes of a file that is worth it; a larger one is not the cheaper for it."""
@@ -38,13 +38,13 @@ def take(
     fd = os.open(entry, flags, dir_fd=folder_fd)
     try:
         if _is_free(os.fstat(fd), fits) and leases.keep_others_out(fd):
-            name = naming.temporary_name()
+            name = layout.temporary_name()
             atomic.move(folder_fd, entry, dir_fd, name)
             taken, fd = (name, fd), -1
             return taken
     finally:
         if fd >= 0:
-            beneath.close(fd)
+            openat.close(fd)
     return None
 
 
