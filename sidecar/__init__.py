@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from sidecar.http.reader import reader_app as reader_app
     from sidecar.http.serve import serve as serve
     from sidecar.http.writer import writer_app as writer_app
-    from sidecar.runtime.health import Health as Health
-    from sidecar.runtime.running import every as every
-    from sidecar.runtime.running import run as run
+    from sidecar.process.health import Health as Health
+    from sidecar.process.lifecycle import every as every
+    from sidecar.process.lifecycle import run as run
     from sidecar.volume.gate import Gate as Gate
     from sidecar.volume.history import Version as Version
     from sidecar.volume.snapshot import Content as Content
@@ -81,13 +81,13 @@ _ROOMS = {
     "health_routes": "sidecar.http.ops",
     "metrics_routes": "sidecar.http.ops",
     "health_asgi": "sidecar.http.probes",
-    "Health": "sidecar.runtime.health",
+    "Health": "sidecar.process.health",
     "reader_app": "sidecar.http.reader",
     "writer_app": "sidecar.http.writer",
     "serve": "sidecar.http.serve",
     # Run
-    "run": "sidecar.runtime.running",
-    "every": "sidecar.runtime.running",
+    "run": "sidecar.process.lifecycle",
+    "every": "sidecar.process.lifecycle",
     # What can go wrong
     "SidecarError": "sidecar._errors",
     "PublishError": "sidecar._errors",

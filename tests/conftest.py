@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from sidecar.runtime import running
+from sidecar.process import lifecycle
 from support import (
     Condition,
     Eventually,
@@ -93,9 +93,9 @@ def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:
 @pytest.fixture(autouse=True)
 def _not_draining() -> Iterator[None]:
     """Draining is a state of the process; each test begins with one that is not told to stop."""
-    running._Process.draining = False
+    lifecycle._Process.draining = False
     yield
-    running._Process.draining = False
+    lifecycle._Process.draining = False
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from aiohttp import web
 
 import sidecar
 from sidecar import logs
-from sidecar.runtime import arguments, metrics
+from sidecar.process import arguments, metrics
 
 # Given what a type checker would refuse.
 S: Any = sidecar

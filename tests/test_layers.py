@@ -23,10 +23,10 @@ BESIDE = {"", "testing", "__main__"}  # files beside the rooms, which may import
 ONLY = {
     "aiohttp": ("http/", "reload/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
-    "prometheus_client": ("runtime/metrics",),
+    "prometheus_client": ("process/metrics",),
     "asyncinotify": ("fs/notify/inotify",),
     "watchfiles": ("fs/notify/watchfiles_backend",),
-    "pythonjsonlogger": ("runtime/logging",),
+    "pythonjsonlogger": ("process/logging",),
     "jsonschema": ("volume/schema",),
     "yaml": ("volume/syntax", "logs/config"),
 }
@@ -35,7 +35,7 @@ CALLS = {
     ("fs/atomic",): {"os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"},
     # The demonstration is the parent of two programs, and has no event loop;
     # a command hears a signal before it has imported anything else.
-    ("runtime/running", "runtime/signals", "cli/demo", "cli/main"): {
+    ("process/lifecycle", "process/signals", "cli/demo", "cli/main"): {
         "signal.signal",
         "os._exit",
         "asyncio.run",
@@ -170,9 +170,9 @@ def test_the_disk_knows_no_event_loop() -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("fs/atomic.py", "from sidecar.runtime import threads"),
+        ("fs/atomic.py", "from sidecar.process import executor"),
         ("fs/atomic.py", "from sidecar.volume.watch import watch"),
-        ("runtime/running.py", "import sidecar.fs.atomic"),
+        ("process/lifecycle.py", "import sidecar.fs.atomic"),
         ("volume/watch.py", "def late():\n    from sidecar.http import serve"),
         ("volume/watch.py", "from sidecar.logs import tail"),
         ("volume/watch.py", "import sidecar"),
@@ -218,7 +218,7 @@ def house(directory: Path) -> Path:
     """Build an empty copy of the house."""
     root = directory / "sidecar"
     for name in (
-        "__init__", "_errors", "testing", "fs/atomic", "runtime/running", "runtime/threads",
+        "__init__", "_errors", "testing", "fs/atomic", "process/lifecycle", "process/executor",
         "volume/watch", "volume/snapshot", "logs/tail", "http/serve", "cli/main",
     ):  # fmt: skip
         path = root / f"{name}.py"

@@ -15,7 +15,7 @@ import pytest
 
 import sidecar
 from sidecar import sync
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from support import WaitFor
 
 FORK = multiprocessing.get_context("fork")

@@ -24,7 +24,7 @@ from sidecar.logs.config import Pipeline, multiline, parse_spec
 from sidecar.logs.configuration import Configuration, checkpoint_of, load
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.topology import Plan, Signature, Topology, signature_of
-from sidecar.runtime import descriptors, running
+from sidecar.process import lifecycle, nofile_limit
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -112,7 +112,7 @@ def run(
     port: int | None,
 ) -> int:
     """Collect until SIGTERM, or to the end of what is there; what changes in the configuration is taken over."""
-    descriptors.allow_enough()
+    nofile_limit.allow_enough()
 
     def plan() -> Plan:
         # Read once for the names of the files, and again for what they hold: a change in between is not missed.
@@ -125,7 +125,7 @@ def run(
         work = topology.run(until_end=once)
         main = work if port is None else _beside(work, _ops(topology, host, port))
     try:
-        running.run(main)
+        lifecycle.run(main)
     except BrokenPipeError as error:  # click would end without a word
         raise _errors.SidecarError(
             "cannot write to standard output: whoever has read it is gone"
@@ -203,7 +203,7 @@ def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) ->
     async def main() -> None:
         results.append(await replaying.replay(path, list(sinks.values()), patience=patience))
 
-    running.run(main())
+    lifecycle.run(main())
     if not results:
         raise _errors.SidecarError(f"ended before the end: what is left is in {path}")
     done = results[0]

@@ -42,7 +42,7 @@ def command(
     Exit codes: 0 it is gone, 1 it was not removed, 2 called wrongly,
     3 it is gone, but a power cut may still bring it back.
     """
-    from sidecar.runtime import running
+    from sidecar.process import lifecycle
     from sidecar.volume.volume import Volume
 
     directory, name = os.path.split(os.path.abspath(path))
@@ -60,7 +60,7 @@ def command(
     )
     condition = None if if_match is None else if_match if if_match == "*" else _tag(if_match)
     try:
-        done = running.run(_delete(volume, name, condition, purge=purge, dry_run=dry_run))
+        done = lifecycle.run(_delete(volume, name, condition, purge=purge, dry_run=dry_run))
     except _errors.PublishUncertain as error:
         click.echo(f"sidecar: {error}", err=True)
         return _UNCERTAIN

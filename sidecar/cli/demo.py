@@ -23,7 +23,7 @@ import click
 
 from sidecar import _errors
 from sidecar.cli import options, probe, values, variables, words
-from sidecar.runtime import parent, signals
+from sidecar.process import parent_death, signals
 
 _START = 15.0
 _END = 15.0
@@ -111,7 +111,7 @@ class _Processes:
                 env=ours,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=partial(parent.end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
+                preexec_fn=partial(parent_death.end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
             )
         )
 

@@ -462,7 +462,7 @@ def logging(level: str = "info", *, tells_failures: bool = False) -> Decorator:
     def decorate(function: Function) -> Function:
         @wraps(function)
         def configured(*, log_level: str, log_format: Literal["text", "json"], **rest: Any) -> Any:
-            from sidecar.runtime import logging
+            from sidecar.process import logging
 
             logging.configure(log_level, log_format)
             if tells_failures:

@@ -9,7 +9,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from sidecar.runtime import trust
+from sidecar.process import tls_trust
 
 _MOST = 1 << 20
 """Bytes of an answer that are read: enough for any problem's detail."""
@@ -76,7 +76,7 @@ def get(
     """Send one GET and return the answer, all within `timeout` seconds.
 
     The certificate of an https server is verified, against `ca` or the system's authorities;
-    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine (see `runtime.trust`).
+    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine (see `process.tls_trust`).
 
     Raises:
         ProbeError: nothing came back, or nothing that is HTTP.
@@ -136,8 +136,8 @@ def _encrypted(
     import ssl
 
     # The address counts, a name could mean anything.
-    here = trust.is_this_machine(str(plain.getpeername()[0]))
-    context = trust.client_context(ca, verify=not (insecure or (ca is None and here)))
+    here = tls_trust.is_this_machine(str(plain.getpeername()[0]))
+    context = tls_trust.client_context(ca, verify=not (insecure or (ca is None and here)))
     try:
         return context.wrap_socket(plain, server_hostname=target.host)
     except ssl.SSLCertVerificationError as error:

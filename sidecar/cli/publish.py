@@ -67,7 +67,7 @@ def command(
     Exit codes: 0 it is there and durable (or was there before), 1 it was not published,
     2 called wrongly, 3 it is visible, but a power cut may still take it back.
     """  # noqa: D301 (click's mark for a paragraph that is not to be wrapped)
-    from sidecar.runtime import running
+    from sidecar.process import lifecycle
     from sidecar.volume.volume import Volume
 
     into = path.endswith("/") or os.path.isdir(path)
@@ -97,7 +97,7 @@ def command(
         )
     conditions = {"if_match": _condition(if_match), "if_none_match": "*" if if_missing else None}
     try:
-        done = running.run(
+        done = lifecycle.run(
             _publish(volume, source, name, conditions, limit=gating.max_size, dry_run=dry_run)
         )
     except _errors.VersionConflict as conflict:
@@ -158,7 +158,7 @@ async def _publish(
     import asyncio
 
     from sidecar.cli import source as sources
-    from sidecar.runtime import threads
+    from sidecar.process import executor
 
     options: dict[str, Any] = {**conditions, "dry_run": dry_run}
     if name is None:
@@ -173,7 +173,7 @@ async def _publish(
                 async with aclosing(sources.pieces(fd)) as pieces:
                     async for piece in pieces:
                         await upload.write(piece)
-                if await threads.in_thread(steady.was_whole, upload.size, upload.version):
+                if await executor.in_thread(steady.was_whole, upload.size, upload.version):
                     return await volume.put(name, upload, **options)
     raise sources.changed(source)
 
@@ -182,10 +182,10 @@ async def _publish_set(
     volume: Volume, source: str, options: Mapping[str, Any], limit: int
 ) -> Publication:
     from sidecar.cli import source as sources
-    from sidecar.runtime import threads
+    from sidecar.process import executor
 
     for _ in range(sources.ATTEMPTS):
-        files = await threads.in_thread(sources.read_set, source, limit)
+        files = await executor.in_thread(sources.read_set, source, limit)
         # A large file is read once more while it is published.
         with contextlib.suppress(_errors.ContentAltered):
             return await volume.publish(files, **options)

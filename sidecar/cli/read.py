@@ -37,7 +37,7 @@ def command(
     """
     with light.server_alone():
         from sidecar.http import reader
-    from sidecar.runtime import memory
+    from sidecar.process import memory
 
     memory.collect_seldom()
     app = reader.reader_app(

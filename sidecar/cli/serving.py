@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sidecar.cli import options
-from sidecar.runtime import descriptors
+from sidecar.process import nofile_limit
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 def run(app: web.Application, listening: options.Listening) -> None:
     """Serve until a signal, as the options say."""
-    descriptors.allow_enough()
+    nofile_limit.allow_enough()
     values = asdict(listening)
     count = values.pop("workers")
     if count == 1:
         from sidecar.http import serve
-        from sidecar.runtime import running
+        from sidecar.process import lifecycle
 
-        running.run(serve.serve(app, **values))
+        lifecycle.run(serve.serve(app, **values))
     else:
         from sidecar.http import workers
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from sidecar import _errors
 from sidecar.cli.words import one_line as shown
 from sidecar.fs import dirs, layout, openat, visible_links
-from sidecar.runtime import threads
+from sidecar.process import executor
 from sidecar.volume import listing, loading, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
 
@@ -60,7 +60,7 @@ async def pieces(fd: int) -> AsyncGenerator[bytes, None]:
         if waits:
             await _readable(fd)
         try:
-            piece = await threads.in_thread(os.read, fd, _CHUNK)
+            piece = await executor.in_thread(os.read, fd, _CHUNK)
         except BlockingIOError:
             continue  # somebody else has read it
         if not piece:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from sidecar.runtime import units
+from sidecar.process import quantities
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 
@@ -16,7 +16,7 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False)
 def size(value: str) -> int:
     """Take a number of bytes, with the suffixes of Kubernetes."""
     with _refusal():
-        return units.size(value)
+        return quantities.size(value)
 
 
 def some_size(value: str) -> int:
@@ -30,7 +30,7 @@ def some_size(value: str) -> int:
 def seconds(value: str | float) -> float:
     """Take a time in seconds, or with a unit."""
     with _refusal():
-        return units.seconds(str(value))
+        return quantities.seconds(str(value))
 
 
 def some_seconds(value: str) -> float:

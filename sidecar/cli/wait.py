@@ -43,12 +43,12 @@ def command(
     Stopped by a signal, it does not exit with 0: an init container that was stopped has not succeeded.
     """
     from sidecar.cli.waiting import Waiting
-    from sidecar.runtime import running
+    from sidecar.process import lifecycle
 
     waiting = Waiting(
         path, gating=gating, etag=etag, min_size=min_size, include=include, exclude=exclude
     )
-    version = running.run(waiting.wait(timeout))
+    version = lifecycle.run(waiting.wait(timeout))
     if version is None:
         return _stopped(path)
     if version:

@@ -50,7 +50,7 @@ def command(
     """
     with light.server_alone():
         from sidecar.http import writer
-    from sidecar.runtime import memory
+    from sidecar.process import memory
 
     memory.collect_seldom()
     # Above the 256 KiB into which uvloop decrypts: to fetch those from the kernel each time is half of an upload by TLS.

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.http import lane, problems
-from sidecar.runtime import arguments, threads
+from sidecar.process import arguments, executor
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class TokenFile:
         if time.monotonic() - self._read_at > most:
             async with self._reading:
                 if time.monotonic() - self._read_at > most:
-                    self._take(*await threads.in_thread(_read, self._path))
+                    self._take(*await executor.in_thread(_read, self._path))
 
     def middleware(self) -> Middleware:
         """Return a middleware that answers 401 without a valid token, except where `open_to_all` says so."""

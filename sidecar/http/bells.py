@@ -16,7 +16,7 @@ from aiohttp import web
 
 from sidecar.http.bearer import ADMISSION
 from sidecar.http.connection import Connection
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
     from sidecar.volume.watch import Watch
@@ -158,7 +158,7 @@ class Bell:
         admission = self._request.get(ADMISSION)
         return (
             self._waits.over
-            or running.draining()
+            or lifecycle.draining()
             or self._request.transport is None
             or (admission is not None and admission.revoked)
         )

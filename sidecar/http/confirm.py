@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from sidecar import _errors
 from sidecar.http import bearer
 from sidecar.http.bells import WAITS
-from sidecar.runtime import arguments, threads, trust
+from sidecar.process import arguments, executor, tls_trust
 
 _log = logging.getLogger(__name__)
 
@@ -76,16 +76,16 @@ class Confirm:
             yield
 
     async def _connector(self) -> aiohttp.TCPConnector:
-        """Return what connects to the reader, and verifies it as `runtime.trust` says.
+        """Return what connects to the reader, and verifies it as `process.tls_trust` says.
 
         Raises:
             ConfigError: the authority cannot be read.
         """
         host = (yarl.URL(self._url).host or "").lower().rstrip(".")
-        here = self._ca is None and (host == "localhost" or trust.is_this_machine(host))
+        here = self._ca is None and (host == "localhost" or tls_trust.is_this_machine(host))
         try:
             # A context of its own: the one that aiohttp makes at its import may have no certificates.
-            tls = await threads.in_thread(trust.client_context, self._ca, verify=not here)
+            tls = await executor.in_thread(tls_trust.client_context, self._ca, verify=not here)
         except OSError as error:
             raise _errors.ConfigError(
                 f"cannot read the authority of the reader from {self._ca}: {error.strerror or error}"

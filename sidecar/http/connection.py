@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from sidecar.http import access_log as access_logs
 from sidecar.http import acknowledged, framing, problems
 from sidecar.http import guard as guards
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
     from aiohttp.streams import StreamReader
@@ -351,9 +351,9 @@ class Connection(web.RequestHandler):
             # what comes next on this connection could be either (RFC 9110 section 10.1.1).
             undecided = "Expect" in request.headers and not request.content.is_eof()
             last = self._half_closed and self._owed == 1
-            if running.draining() or undecided or last or self._body_is_cut or self._surplus:
+            if lifecycle.draining() or undecided or last or self._body_is_cut or self._surplus:
                 answer.force_close()
-        if running.draining():
+        if lifecycle.draining():
             self._guard.held.add(self, self.wire)
         sent, reset = await super().finish_response(request, resp, start_time)
         self._owed -= 1

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.volume import Volume
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from sidecar import _errors
 from sidecar.http import lane as lanes
 from sidecar.http import memfile, problems
 from sidecar.http.connection import END, Connection, Taker
-from sidecar.runtime import logging, running
+from sidecar.process import lifecycle, logging
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -219,7 +219,7 @@ class Express(Connection):
             return False
         form, value = found
         logging.CLIENT.set(self._client())
-        if running.draining() or (withdraw := form.write(value, self._written)) is None:
+        if lifecycle.draining() or (withdraw := form.write(value, self._written)) is None:
             return False
         self._begin(_UnderWay(data, withdraw, form))
         return True
@@ -233,7 +233,7 @@ class Express(Connection):
 
     def _wait(self, data: bytes) -> bool:
         """Wait in a room for what these bytes ask for; False if there is none."""
-        if running.draining() or (found := self._lane.rooms.find(data)) is None:
+        if lifecycle.draining() or (found := self._lane.rooms.find(data)) is None:
             return False
         room, request = found
         if not room.enter(self):
@@ -291,7 +291,7 @@ class Express(Connection):
         if transport is None or transport.is_closing() or under_way.form is None:
             _count_for_nobody(outcome)
             return
-        if not (isinstance(outcome, BaseException) or running.draining()):
+        if not (isinstance(outcome, BaseException) or lifecycle.draining()):
             self._answer(self._lane.forms.fill(under_way.form, outcome.etag))
         elif isinstance(outcome, asyncio.CancelledError):
             self.force_close()

@@ -31,7 +31,7 @@ from sidecar.http import follow as following
 from sidecar.http.answers import Body, Representation
 from sidecar.http.follow import Latest
 from sidecar.http.sending import FilePart
-from sidecar.runtime import threads
+from sidecar.process import executor
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume import terms
 from sidecar.volume.snapshot import MAX_SIZE, Content
@@ -218,7 +218,7 @@ async def representation(content: Content, headers: Mapping[str, str] = SANDBOX)
     if isinstance(held, bytes):
         body, kind = held, content_type(content.name, held)
     else:
-        body = FileBody(held if isinstance(held, Pinned) else await threads.in_thread(held.open))
+        body = FileBody(held if isinstance(held, Pinned) else await executor.in_thread(held.open))
         kind = await _type_of_large(content.name, body.file)
     return Representation(
         body=body,
@@ -287,7 +287,7 @@ async def _type_of_large(name: str, file: Pinned) -> str:
     kind = _KINDS.get(file)
     if kind is None:
         # One byte more than what is looked at: it is not the whole.
-        beginning = await threads.in_thread(file.read, 0, _SAMPLE + 1)
+        beginning = await executor.in_thread(file.read, 0, _SAMPLE + 1)
         kind = _KINDS[file] = content_type(name, beginning)
     return kind
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, Unpack, overload
 from aiohttp import web
 
 from sidecar.http import lane, ops, problems
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import Snapshot, T
 from sidecar.volume.watch import Watch

@@ -28,8 +28,8 @@ from typing import Protocol
 
 from sidecar.http import problems
 from sidecar.http.acknowledged import Held
-from sidecar.runtime import metrics
-from sidecar.runtime.logging import rate_limited
+from sidecar.process import metrics
+from sidecar.process.logging import rate_limited
 
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""

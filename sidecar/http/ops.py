@@ -8,8 +8,9 @@ from typing import TypeAlias
 from aiohttp import web
 
 from sidecar.http import answers, bearer, openapi, probes, problems
-from sidecar.runtime import arguments, siblings
-from sidecar.runtime import health as healths
+from sidecar.process import arguments
+from sidecar.process import health as healths
+from sidecar.process.prefork import worker
 
 HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
 """The checks of an application; `follow` and the writer add theirs to it."""
@@ -98,6 +99,6 @@ def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
 async def _metrics(_: web.Request) -> web.Response:
     try:
         body, content_type = await probes.exposition()
-    except siblings.NoAnswer as error:
+    except worker.NoAnswer as error:
         raise problems.Problem("not-ready", str(error)) from error
     return web.Response(body=body, headers={"Content-Type": content_type})

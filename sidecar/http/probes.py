@@ -7,8 +7,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
-from sidecar.runtime import arguments, metrics, siblings, threads
-from sidecar.runtime import health as healths
+from sidecar.process import arguments, executor, metrics
+from sidecar.process import health as healths
+from sidecar.process.prefork import worker
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -69,15 +70,15 @@ def health_asgi(health: healths.Health | None = None) -> AsgiApp:
 
 async def report(kind: healths.Kind, own: healths.Report) -> healths.Report:
     """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
-    if siblings.alone():
+    if worker.alone():
         return own
     checks = dict(own.checks)
     try:
-        said: dict[str, dict[str, str] | None] = await siblings.ask(kind)
-    except siblings.NoAnswer as error:
+        said: dict[str, dict[str, str] | None] = await worker.ask(kind)
+    except worker.NoAnswer as error:
         checks["workers"] = str(error)
     else:
-        del said[str(siblings.number())]
+        del said[str(worker.number())]
         for number, found in said.items():
             if found is None:
                 checks[f"worker {number}"] = "it does not answer (is its event loop blocked?)"
@@ -99,9 +100,9 @@ async def exposition() -> tuple[bytes, str]:
         NoAnswer: the others cannot be asked; the numbers of one alone would look like counters that went back.
     """
     # In a thread: it reads /proc.
-    if siblings.alone():
-        return await threads.in_thread(metrics.exposition)
-    return await threads.in_thread(metrics.written, await siblings.ask(siblings.METRICS))
+    if worker.alone():
+        return await executor.in_thread(metrics.exposition)
+    return await executor.in_thread(metrics.written, await worker.ask(worker.METRICS))
 
 
 async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, str], bytes]:
@@ -116,7 +117,7 @@ async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, 
     if path == "/metrics":
         try:
             written, kind = await exposition()
-        except siblings.NoAnswer as error:
+        except worker.NoAnswer as error:
             return _problem(503, "not-ready", "Not ready", str(error))
         return 200, {"Content-Type": kind}, written
     name = _BY_PATH[path]

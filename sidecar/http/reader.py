@@ -40,7 +40,7 @@ from sidecar.http import (
 from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.stream import Stream
-from sidecar.runtime import arguments, threads
+from sidecar.process import arguments, executor
 from sidecar.volume import snapshot as snapshots
 from sidecar.volume.filters import EDITORS
 from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
@@ -157,7 +157,7 @@ READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
 
 async def _refuse_single_mount(path: str, _: web.Application) -> None:
     """Raise where the container should rather fail than serve an old content for ever."""
-    if await threads.in_thread(mounts.is_single_file, path):
+    if await executor.in_thread(mounts.is_single_file, path):
         raise _errors.ReadError(
             errno.EBUSY,
             f"cannot follow {path}: the file is a mount of its own (subPath), which never shows"
@@ -219,7 +219,7 @@ class _Told:
             return b"null"
         try:
             if jsontext.is_large(found):
-                return await threads.in_thread(jsontext.dumped, found)
+                return await executor.in_thread(jsontext.dumped, found)
             image = await _json_of(self._reader, found)
         except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
             return b"null"
@@ -243,7 +243,7 @@ async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | j
     else:
         in_loop = found.size <= _SMALL
         body = (
-            jsontext.dumped(found) if in_loop else await threads.in_thread(jsontext.dumped, found)
+            jsontext.dumped(found) if in_loop else await executor.in_thread(jsontext.dumped, found)
         )
         reader.image = (found, body)
     if isinstance(body, str):
@@ -258,7 +258,7 @@ async def _weighed(
         if reader.image is None or reader.image[0] is not found:
             body: jsontext.Streamed | str
             try:
-                body = await threads.in_thread(jsontext.streamed, found)
+                body = await executor.in_thread(jsontext.streamed, found)
             except problems.Problem as problem:
                 body = problem.detail
             reader.image = (found, body)
@@ -313,7 +313,7 @@ class _Beside:
 
     async def _volume(self) -> Volume:
         if self._opened is None:
-            self._opened = await threads.in_thread(self._open)
+            self._opened = await executor.in_thread(self._open)
         return self._opened
 
     def _open(self) -> Volume:

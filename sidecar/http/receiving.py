@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidecar.http.connection import Connection
 from sidecar.http.passage import NotPossible, Passage
-from sidecar.runtime import memory
+from sidecar.process import memory
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -15,7 +15,7 @@ from aiohttp import web
 from sidecar.http import lane
 from sidecar.http.answers import Tags
 from sidecar.http.bells import SLICE, WAITS, Waits
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 if TYPE_CHECKING:
     from sidecar.volume.watch import Watch

@@ -31,7 +31,7 @@ from sidecar.fs import open_file
 from sidecar.http import guard
 from sidecar.http.connection import Connection
 from sidecar.http.passage import NotPossible, Passage
-from sidecar.runtime import threads
+from sidecar.process import executor
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -87,7 +87,7 @@ class Pieces(payload.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         pieces = iter(self._pieces)
         with _cutting_off(writer):
-            while (piece := await threads.in_thread(next, pieces, None)) is not None:
+            while (piece := await executor.in_thread(next, pieces, None)) is not None:
                 await _write(writer, piece)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 (aiohttp's)
@@ -134,7 +134,7 @@ async def _send(writer: AbstractStreamWriter, file: Pinned, start: int, stop: in
         if file.is_at_hand(start, count):
             piece = file.read(start, count)
         else:
-            piece = await threads.in_thread(file.read, start, count)
+            piece = await executor.in_thread(file.read, start, count)
         await _write(writer, piece)
         start += count
 
@@ -190,7 +190,7 @@ class _Passage(Passage):
             sent = os.sendfile(self.fd, file.fd, start, count)
             await asyncio.sleep(0)
             return sent
-        return await threads.in_thread(_send_from_disk, self.fd, file.fd, start, count)
+        return await executor.in_thread(_send_from_disk, self.fd, file.fd, start, count)
 
     async def _empty_transport(self) -> None:
         """Let the transport send what it has: what goes past it must not overtake that."""

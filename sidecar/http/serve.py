@@ -26,7 +26,7 @@ from sidecar.http.guard import Guard, Guarded
 from sidecar.http.handshake import Handshake
 from sidecar.http.lane import Lane
 from sidecar.http.tls import Certificate
-from sidecar.runtime import arguments, running, threads
+from sidecar.process import arguments, executor, lifecycle
 
 _log = logging.getLogger(__name__)
 
@@ -108,15 +108,15 @@ async def serve(
     if port is None and unix_socket is None:
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:
-        certificate = await threads.in_thread(certificate_of, tls_cert, tls_key)
+        certificate = await executor.in_thread(certificate_of, tls_cert, tls_key)
         bound: list[socket.socket] = []
         if port is not None:
-            bound += await threads.in_thread(listening.tcp, host, port)
+            bound += await executor.in_thread(listening.tcp, host, port)
             for one in bound:
                 stack.callback(one.close)
         if unix_socket is not None:
             opened = listening.unix(os.fspath(unix_socket))
-            bound.append(await threads.in_thread(opened.__enter__))
+            bound.append(await executor.in_thread(opened.__enter__))
             stack.push(opened.__exit__)
         await serve_at(
             app,
@@ -303,7 +303,7 @@ async def _drain(
 
     An answer is finished when its client has acknowledged all of it: the network of a Pod ends with its processes.
     """
-    running.start_draining()
+    lifecycle.start_draining()
     lane.forget()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).

@@ -30,7 +30,7 @@ from sidecar.http import answers
 from sidecar.http.bearer import ADMISSION
 from sidecar.http.bells import Waits
 from sidecar.http.connection import Connection
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,7 +180,7 @@ class Stream:
         await response.write(b"retry: %d\n\n" % random.randint(*_RETRY) + self._text(subscriber))  # noqa: S311 (no secret)
         # A browser gives up at any other status than 200:
         # from a process that drains it gets the content, and comes back to another one.
-        if not running.draining():
+        if not lifecycle.draining():
             if isinstance(request.protocol, Connection):
                 response.subscriber = subscriber
             else:

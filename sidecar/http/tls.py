@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from sidecar import _errors
 from sidecar.http import memfile
-from sidecar.runtime import threads
+from sidecar.process import executor
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class Certificate:
     async def look(self) -> None:
         """Load the pair in the files, if it is another one and good."""
         try:
-            pair = await threads.in_thread(self._read)
+            pair = await executor.in_thread(self._read)
             if pair == self._loaded:
                 return
-            await threads.in_thread(_load, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
+            await executor.in_thread(_load, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
         except (_errors.ConfigError, ssl.SSLError, ValueError) as error:
             self._tell(
                 str(error) if isinstance(error, _errors.ConfigError) else self._misfit(error)

@@ -21,7 +21,8 @@ from sidecar import _errors
 from sidecar.http import listening, ops
 from sidecar.http.serve import certificate_of, serve_at
 from sidecar.http.tls import Certificate
-from sidecar.runtime import health, metrics, running, siblings, threads, workers
+from sidecar.process import executor, health, lifecycle, metrics
+from sidecar.process.prefork import supervisor, worker
 
 #: What each worker would import for itself: in the parent it is in memory once, a fifth of what a worker needs.
 _COMMON = ("uvloop", "asyncinotify", "ctypes.util")
@@ -45,7 +46,7 @@ def serve(
 
     Raises:
         ConfigError: as for `serve`; or this is not Linux, which alone spreads connections evenly.
-        SystemExit: in the parent, when all workers have ended; see `runtime.workers.begin`.
+        SystemExit: in the parent, when all workers have ended; see `process.prefork.supervisor.begin`.
     """
     if sys.platform != "linux":
         raise _errors.ConfigError("several workers need Linux: leave --workers at 1")
@@ -61,7 +62,7 @@ def serve(
         for name in _COMMON:
             with suppress(ImportError):
                 import_module(name)
-        number = workers.begin(
+        number = supervisor.begin(
             count,
             release=lambda: _close(places),
             drain=limits["drain_delay"] + limits["drain_timeout"],
@@ -71,7 +72,7 @@ def serve(
         _close(places, but=mine)
         for one in mine:
             listening.begin_again(one)  # for the worker whose place this one takes
-        running.run(_work(app, mine, certificate, limits))
+        lifecycle.run(_work(app, mine, certificate, limits))
 
 
 def _close(places: Sequence[Sequence[socket.socket]], but: Sequence[socket.socket] = ()) -> None:
@@ -85,20 +86,20 @@ async def _work(
     certificate: Certificate | None,
     limits: Mapping[str, Any],
 ) -> None:
-    with siblings.listening(_answers(app)):
-        await serve_at(app, bound, certificate, **limits, ready=lambda _: siblings.started())
+    with worker.listening(_answers(app)):
+        await serve_at(app, bound, certificate, **limits, ready=lambda _: worker.started())
 
 
-def _answers(app: web.Application) -> dict[str, siblings.Answer]:
+def _answers(app: web.Application) -> dict[str, worker.Answer]:
     """Return what a worker says when it is asked."""
 
     async def numbers() -> object:
-        return await threads.in_thread(metrics.collected)
+        return await executor.in_thread(metrics.collected)
 
-    def checks(kind: health.Kind) -> siblings.Answer:
+    def checks(kind: health.Kind) -> worker.Answer:
         async def said() -> object:
             return dict(ops.health_of(app).report(kind).checks)
 
         return said
 
-    return {siblings.METRICS: numbers} | {kind: checks(kind) for kind in get_args(health.Kind)}
+    return {worker.METRICS: numbers} | {kind: checks(kind) for kind in get_args(health.Kind)}

@@ -41,7 +41,7 @@ from sidecar.http import (
 from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.http.receiving import Buffers
-from sidecar.runtime import arguments, logging
+from sidecar.process import arguments, logging
 from sidecar.volume import change_log, terms
 from sidecar.volume import gate as gates
 from sidecar.volume.commit import Outcome

@@ -25,8 +25,8 @@ from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source import Figures, Tail
 from sidecar.logs.stages.limiting import for_another_sink
-from sidecar.runtime import arguments, memory, metrics
-from sidecar.runtime.threads import in_thread
+from sidecar.process import arguments, memory, metrics
+from sidecar.process.executor import in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sidecar._errors import ConfigError
 from sidecar.logs import patterns
 from sidecar.logs.records import newlines_in
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 NEWLINE = b"\n"
 _ZEROS = bytes(1 << 20)

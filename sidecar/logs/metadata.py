@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 from sidecar.fs import openat
 from sidecar.logs.records import Record
-from sidecar.runtime.logging import rate_limited
+from sidecar.process.logging import rate_limited
 
 DIRECTORY = "/etc/podinfo"
 _NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"

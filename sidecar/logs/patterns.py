@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from sidecar._errors import ConfigError
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 _SPECIAL = frozenset("\\.^$*+?{}[]|()")
 _REFERENCE = re.compile(r"\\(?:(\\)|(\d{1,2})|g<(\w+)>)", re.ASCII)

@@ -23,7 +23,7 @@ from sidecar.fs import atomic, oserrors
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.base import Receipt, Sink, SinkUnavailable
 from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
-from sidecar.runtime.threads import in_thread
+from sidecar.process.executor import in_thread
 
 _log = logging.getLogger(__name__)
 

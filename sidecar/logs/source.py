@@ -22,7 +22,7 @@ from sidecar.logs.records import Block
 from sidecar.logs.retiring import Habits
 from sidecar.logs.stream import ContentReplaced, Rules, Stream
 from sidecar.logs.tracker import Tracker
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.logs.collector import Collector, Summary
-from sidecar.runtime import metrics
-from sidecar.runtime.threads import in_thread
+from sidecar.process import metrics
+from sidecar.process.executor import in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sidecar._errors import ConfigError
-from sidecar.runtime import units
+from sidecar.process import quantities
 
 Readers = Mapping[str, Callable[[Any], Any]]
 
@@ -131,9 +131,9 @@ def octal(value: Any) -> int:
 
 def size(value: Any) -> int:
     """Bytes, with the suffixes of Kubernetes."""
-    return units.size(str(value))
+    return quantities.size(str(value))
 
 
 def seconds(value: Any) -> float:
     """Seconds, or a number with a unit."""
-    return units.seconds(str(value))
+    return quantities.seconds(str(value))

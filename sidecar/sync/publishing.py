@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Unpack, overload
 
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 from sidecar.sync.background import run
 from sidecar.sync.watching import Watch
 from sidecar.volume import gate as gates

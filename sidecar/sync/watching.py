@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, Unpack, overload
 
 from sidecar import _errors
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 from sidecar.sync.background import run
 from sidecar.volume import watch as watches
 from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T

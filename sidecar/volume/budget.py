@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from sidecar import _errors
 from sidecar.fs import dirs
-from sidecar.runtime import units
+from sidecar.process import quantities
 
 _BLOCK = 4096
 #: Beside a content a publish may make directories: one of the file, one or two of its history.
@@ -181,7 +181,7 @@ class Budget:
     def _full(self, where: str, size: int) -> OverBudget:
         return OverBudget(
             errno.EDQUOT,
-            f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {units.shown(self.limit or 0)},"
+            f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {quantities.shown(self.limit or 0)},"
             f" and has no room for {size} more, even without its history (delete files, or raise volume_budget)",
         )
 

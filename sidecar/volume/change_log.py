@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from sidecar.runtime.logging import CLIENT
+from sidecar.process.logging import CLIENT
 
 _log = logging.getLogger(__name__)
 _EVERY = 1.0

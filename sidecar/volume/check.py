@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sidecar import _errors
-from sidecar.runtime import arguments, helpers, threads
+from sidecar.process import arguments, executor, helper_process
 from sidecar.volume.check_process import Ended
 
 _MODULE = "sidecar.volume.check_process"
@@ -27,7 +27,9 @@ class Check:
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self.command = _found(command)
         self.timeout = timeout
-        self._helpers = helpers.Helpers(_MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True)
+        self._helpers = helper_process.Helpers(
+            _MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True
+        )
 
     async def run(self, name: str, path: Path, where: str) -> list[str]:
         """Return what the command has against a file that is to be published as `name`: nothing, or one reason.
@@ -37,16 +39,16 @@ class Check:
         """
         environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
         order = ((*self.command, str(path)), environment, os.getcwd(), self.timeout)
-        request = helpers.Request()
-        asking = threads.in_examination(self._helpers.ask, order, self.timeout + _MARGIN, request)
+        request = helper_process.Request()
+        asking = executor.in_examination(self._helpers.ask, order, self.timeout + _MARGIN, request)
         command = self.command[0]
         try:
-            ended = Ended(*await threads.to_its_end(asking, request.withdraw))
-        except helpers.HelperLost as error:
+            ended = Ended(*await executor.to_its_end(asking, request.withdraw))
+        except helper_process.HelperLost as error:
             raise _errors.PublishError(
                 f"cannot publish {where}: the check command {command} was not run to its end: {error}"
             ) from error
-        except helpers.HelperTimeout:
+        except helper_process.HelperTimeout:
             ended = Ended(None, b"")
         if ended.error is not None:
             raise _errors.PublishError(

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from sidecar.runtime import helpers
+from sidecar.process import helper_process
 
 OUTPUT_BYTES: Final = 16 << 10
 _PR_SET_CHILD_SUBREAPER = 36
@@ -48,15 +48,15 @@ class Ended(NamedTuple):
 
 def main() -> None:
     """Run commands for the process that has started this one, each to its end."""
-    with helpers.connected() as (connection, _):
+    with helper_process.connected() as (connection, _):
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        helpers.send(connection, None)
+        helper_process.send(connection, None)
 
         def work(message: Any) -> tuple[Any, ...]:
             return tuple(_run(Order(*message), connection))
 
-        helpers.serve(work, connection)
+        helper_process.serve(work, connection)
 
 
 def _run(order: Order, connection: socket.socket) -> Ended:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 from sidecar import _errors
-from sidecar.runtime import arguments, helpers, threads
+from sidecar.process import arguments, executor, helper_process
 from sidecar.volume import local_file, syntax
 from sidecar.volume import schema as schemas
 from sidecar.volume import snapshot as snapshots
@@ -154,10 +154,10 @@ class Gate:
         form: Format,
     ) -> Sequence[str]:
         if validation.is_short(form, size):
-            return await threads.in_thread(validation.reasons, path, content, form)
-        request = helpers.Request()
-        asking = threads.in_examination(validation.ask, path, content, form, request)
-        return await threads.to_its_end(asking, request.withdraw)
+            return await executor.in_thread(validation.reasons, path, content, form)
+        request = helper_process.Request()
+        asking = executor.in_examination(validation.ask, path, content, form, request)
+        return await executor.to_its_end(asking, request.withdraw)
 
     async def _call(
         self,
@@ -168,11 +168,11 @@ class Gate:
         where: str,
     ) -> Sequence[str]:
         """Ask a function about a content: it refuses by raising, or by returning False."""
-        given = await threads.in_thread(_content, name, path, content, where)
+        given = await executor.in_thread(_content, name, path, content, where)
         try:
             # A coroutine function begins here, and what it does is awaited here; any other one may block.
             called = arguments.is_async(function)
-            said = function(given) if called else await threads.in_examination(function, given)
+            said = function(given) if called else await executor.in_examination(function, given)
             if inspect.isawaitable(said):
                 async with asyncio.timeout(self._timeout):
                     said = await said

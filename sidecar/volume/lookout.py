@@ -19,7 +19,7 @@ from typing import Literal
 
 from sidecar import _errors
 from sidecar.fs.notify import base, select, wakeup
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.changes import Changes
 from sidecar.volume.eye import Eye, Outlook
 from sidecar.volume.filters import EVERYTHING, Filter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import orjson
 
 from sidecar import _errors
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 from sidecar.volume import syntax
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from sidecar.fs import open_file
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 T = TypeVar("T", default=None)
 

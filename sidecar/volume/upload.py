@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar import _errors
 from sidecar.fs import atomic, open_file, oserrors
 from sidecar.fs.openat import Signature
-from sidecar.runtime import threads
+from sidecar.process import executor
 from sidecar.volume import store, terms
 from sidecar.volume.snapshot import VERSION_DIGITS, Content
 from sidecar.volume.terms import Order
@@ -85,9 +85,9 @@ class Upload:
         if isinstance(content.held, bytes):
             await self.write(content.held)
             return
-        file = await threads.in_thread(content.held.open)
+        file = await executor.in_thread(content.held.open)
         for start in range(0, file.size, open_file.PIECE):
-            await self.write(await threads.in_thread(file.read, start, open_file.PIECE))
+            await self.write(await executor.in_thread(file.read, start, open_file.PIECE))
 
     async def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes; what they lie in may be changed after that.
@@ -149,7 +149,7 @@ class Upload:
             return
         with oserrors.publishing(f"publish {self._where}"):
             try:
-                await threads.to_its_end(threads.in_thread(atomic.sync_data, staged.fd))
+                await executor.to_its_end(executor.in_thread(atomic.sync_data, staged.fd))
             except OSError:
                 staged.discard()  # a failed sync is never repeated
                 raise
@@ -158,33 +158,33 @@ class Upload:
     async def _write_some(self, view: memoryview) -> int:
         """Write what fits; on a full volume older versions give way to a content that is coming in."""
         try:
-            return int(await threads.to_its_end(self._file.write(view)))
+            return int(await executor.to_its_end(self._file.write(view)))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             if self._dry_run and not self.in_memory:
-                if not await threads.in_turn(self._store.could_admit, len(view), self._where):
+                if not await executor.in_turn(self._store.could_admit, len(view), self._where):
                     raise
                 await self._go_into_memory()
-            elif self._dry_run or not await threads.in_turn(self._store.make_room, len(view)):
+            elif self._dry_run or not await executor.in_turn(self._store.make_room, len(view)):
                 raise
-        return int(await threads.to_its_end(self._file.write(view)))
+        return int(await executor.to_its_end(self._file.write(view)))
 
     async def _admit(self, size: int) -> None:
         """Make room in the budget; a trial goes on in memory instead, if there could be some."""
         if not self._dry_run:
             admit = self._store.admit_upload
-            await threads.in_turn(admit, self._budgeted_as, size, self._where)
-        elif await threads.in_turn(self._store.could_admit, size, self._where):
+            await executor.in_turn(admit, self._budgeted_as, size, self._where)
+        elif await executor.in_turn(self._store.could_admit, size, self._where):
             await self._go_into_memory()
 
     async def _go_into_memory(self) -> None:
         """Hold what was received, and what is still to come, in memory: `max_size` bounds it."""
         staged = self._open_file()
         if self._file is not None:
-            await threads.to_its_end(self._file.close())
-        self._staged = await threads.in_thread(_Memory.of, staged)
-        await threads.in_thread(staged.discard)
+            await executor.to_its_end(self._file.close())
+        self._staged = await executor.in_thread(_Memory.of, staged)
+        await executor.in_thread(staged.discard)
         self._store.end_upload(self._budgeted_as)
         self._file = _streaming(self._staged.fd, self._digest)
         self.in_memory = True
@@ -211,7 +211,7 @@ class Upload:
         """
         await self.flush()
         staged, version = self.take()
-        return await threads.in_thread(_pinned, staged.fd, version, name, self._where)
+        return await executor.in_thread(_pinned, staged.fd, version, name, self._where)
 
     def open(self, order: Order) -> None:
         """Make the temporary file. Blocking."""
@@ -224,11 +224,11 @@ class Upload:
         """Remove what was not published, whatever happens."""
         try:
             if self._file is not None:
-                await threads.to_its_end(self._file.close())
+                await executor.to_its_end(self._file.close())
         finally:
             if self._staged is not None:
                 try:
-                    await threads.in_thread(self._staged.discard)
+                    await executor.in_thread(self._staged.discard)
                 finally:
                     self._staged.discard()  # a cancelled hop may never have begun
                     self._store.end_upload(self._budgeted_as)
@@ -289,4 +289,4 @@ def _streaming(fd: int, digest: hashlib._Hash) -> Any:
     from aiofiles.threadpool import wrap
 
     # A descriptor of its own: nothing that still writes can meet the number of another file.
-    return wrap(_Hashed(os.dup(fd), digest), executor=threads.POOL)
+    return wrap(_Hashed(os.dup(fd), digest), executor=executor.POOL)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sidecar import _errors
-from sidecar.runtime import helpers
+from sidecar.process import helper_process
 from sidecar.volume import schema as schemas
 from sidecar.volume import syntax, syntax_yaml
 from sidecar.volume.syntax import Format
@@ -49,7 +49,7 @@ class Validation:
     def __init__(self, schema: schemas.Source | None, timeout: float) -> None:
         self.has_schema = schema is not None
         self.timeout = timeout
-        self._helpers = helpers.Helpers(__name__, schema, most=_MOST_HELPERS)
+        self._helpers = helper_process.Helpers(__name__, schema, most=_MOST_HELPERS)
 
     def is_short(self, form: Format, size: int) -> bool:
         """Whether a content can be examined here: it cannot take long."""
@@ -63,7 +63,11 @@ class Validation:
         return reasons(path, content, form, None)
 
     def ask(
-        self, path: Path | None, content: bytes | None, form: Format, request: helpers.Request
+        self,
+        path: Path | None,
+        content: bytes | None,
+        form: Format,
+        request: helper_process.Request,
     ) -> list[str]:
         """Return what is wrong with any content, by a helper. Blocking.
 
@@ -73,10 +77,10 @@ class Validation:
         where = None if path is None or content is not None else os.fspath(path)
         try:
             found, failure = self._helpers.ask((where, content, form), self.timeout, request)
-        except helpers.HelperTimeout:
+        except helper_process.HelperTimeout:
             limit = f"{self.timeout:g} s (simplify the schema, or raise check_timeout)"
             return [f"the examination by syntax and schema did not end within {limit}"]
-        except helpers.HelperLost as error:
+        except helper_process.HelperLost as error:
             raise _errors.PublishError(
                 f"the examination by syntax and schema ended without an answer: {error}"
                 " (is there enough memory?)"
@@ -134,9 +138,9 @@ def _load_no_formats() -> None:
 def main() -> None:
     """Examine contents for the process that has started this one."""
     _load_no_formats()
-    with helpers.connected() as (connection, setup):
+    with helper_process.connected() as (connection, setup):
         validator = None if setup is None else schemas.make(setup)
-        helpers.send(connection, None)
+        helper_process.send(connection, None)
 
         def examine(
             message: tuple[str | None, bytes | None, Format],
@@ -147,4 +151,4 @@ def main() -> None:
             except (_errors.SidecarError, OSError, MemoryError) as error:
                 return [], str(error) or "there is not enough memory"
 
-        helpers.serve(examine, connection)
+        helper_process.serve(examine, connection)

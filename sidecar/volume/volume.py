@@ -21,8 +21,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
-from sidecar.runtime import arguments, metrics, threads
-from sidecar.runtime.logging import CLIENT
+from sidecar.process import arguments, executor, metrics
+from sidecar.process.logging import CLIENT
 from sidecar.volume import change_log, commit, history, local_file, store, terms, watch_options
 from sidecar.volume import gate as gates
 from sidecar.volume import snapshot as snapshots
@@ -173,7 +173,7 @@ class Volume:
 
     async def measure(self) -> int | None:
         """Count what it takes on the disk, and return `used`. Raises `VolumeUnavailable`."""
-        await threads.to_its_end(threads.in_turn(self._store.measure))
+        await executor.to_its_end(executor.in_turn(self._store.measure))
         return self.used
 
     async def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
@@ -188,7 +188,9 @@ class Volume:
             arguments.mapping("initial", initial)
         files = {name: encoded(content) for name, content in (initial or {}).items()}
         order = Order()
-        await threads.to_its_end(threads.in_turn(self._store.prepare, files, order), order.withdraw)
+        await executor.to_its_end(
+            executor.in_turn(self._store.prepare, files, order), order.withdraw
+        )
         self._prepared = True
 
     async def publish(
@@ -347,7 +349,7 @@ class Volume:
         """Do so in a thread: to unlink a file takes long while it is on its way to the disk."""
         busy, self._busy, self._expires_in = self._busy, False, None
         with contextlib.suppress(RuntimeError):  # the program ends
-            threads.POOL.submit(self._store.expire, busy=busy)
+            executor.POOL.submit(self._store.expire, busy=busy)
         if busy:
             self._expires_in = loop
             loop.call_later(_EXPIRE_AFTER, self._expire, loop)
@@ -414,8 +416,8 @@ class Volume:
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
             order = Order(dry_run=dry_run)
-            opening = threads.in_turn(upload.open, order)
-            await threads.to_its_end(opening, order.withdraw)
+            opening = executor.in_turn(upload.open, order)
+            await executor.to_its_end(opening, order.withdraw)
             yield upload
         except BaseException as error:
             if not upload.handed_over:
@@ -432,11 +434,11 @@ class Volume:
             NothingPublished: there is no such file.
             ReadError: it leaves the volume, is no regular file, or is too large.
         """
-        return await threads.in_thread(self._store.read, name)
+        return await executor.in_thread(self._store.read, name)
 
     async def names(self) -> dict[str, int]:
         """Return the names of the files, with their sizes in bytes."""
-        return await threads.in_thread(self._store.names)
+        return await executor.in_thread(self._store.names)
 
     async def entries(self) -> list[Entry]:
         """Return the files with version, size and time, sorted by name; those that cannot be read are left out.
@@ -444,7 +446,7 @@ class Volume:
         Raises:
             NothingPublished: the directory is missing.
         """
-        return await threads.in_thread(self._store.entries)
+        return await executor.in_thread(self._store.entries)
 
     async def snapshot(self) -> Snapshot[None]:
         """Return all files as they are at this moment.
@@ -453,11 +455,11 @@ class Volume:
             NothingPublished: there are none.
             ReadError: the directory cannot be read.
         """
-        return await threads.in_thread(self._store.snapshot)
+        return await executor.in_thread(self._store.snapshot)
 
     async def versions(self, name: str | None = None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first, the present content included."""
-        return await threads.in_thread(self._store.versions, name)
+        return await executor.in_thread(self._store.versions, name)
 
     async def rollback(
         self,
@@ -479,7 +481,7 @@ class Volume:
         order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
-            kept, is_set = await threads.in_thread(self._store.kept, wanted, name)
+            kept, is_set = await executor.in_thread(self._store.kept, wanted, name)
             files = {file: await self._load(file, content) for file, content in kept.items()}
             for file, data in files.items():
                 await self._examine(file, data, dry_run=dry_run)
@@ -498,7 +500,7 @@ class Volume:
 
     async def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
-        await threads.in_turn(self._store.writable)
+        await executor.in_turn(self._store.writable)
 
     @overload
     def watch(
@@ -555,7 +557,7 @@ class Volume:
             return await content.content(name)
         if isinstance(content, os.PathLike):
             where = os.path.join(self._path, name)
-            return await threads.in_thread(
+            return await executor.in_thread(
                 local_file.read, os.fspath(content), name, self._max_size, where
             )
         return encoded(content)
@@ -621,7 +623,7 @@ class Volume:
             return done
 
         try:
-            return await threads.finish_in_turn(step, order.withdraw)
+            return await executor.finish_in_turn(step, order.withdraw)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Generic, Unpack
 
 from sidecar.fs.notify import base
-from sidecar.runtime import arguments, metrics
+from sidecar.process import arguments, metrics
 from sidecar.volume import change_log, lookout
 from sidecar.volume.lookout import Lookout, News
 from sidecar.volume.snapshot import Snapshot, T

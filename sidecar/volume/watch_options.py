@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypedDict, cast, get_args
 
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 from sidecar.volume.filters import EDITORS, Filter
 from sidecar.volume.lookout import WatchMode
 from sidecar.volume.snapshot import MAX_SIZE

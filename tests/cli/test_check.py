@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import main, probe
-from sidecar.runtime import trust
+from sidecar.process import tls_trust
 from support import FreePorts
 
 Answering = Callable[..., str]
@@ -192,7 +192,7 @@ def test_a_certificate_of_another_machine_is_verified(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What does not end on loopback could be anybody: only `--insecure` takes it unseen."""
-    monkeypatch.setattr(trust, "is_this_machine", lambda _: False)
+    monkeypatch.setattr(tls_trust, "is_this_machine", lambda _: False)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     url = answering(b"HTTP/1.1 200 OK\r\n\r\n", tls)

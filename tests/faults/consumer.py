@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import Literal, cast
 
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.watch import Watch
 
 Mode = Literal["auto", "inotify", "watchfiles", "poll"]

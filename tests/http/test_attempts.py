@@ -14,7 +14,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from httpkit import Client, MakeClient, Serve, tag
 from sidecar.http.writer import writer_app
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume import change_log
 from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import version_of

@@ -15,7 +15,7 @@ from aiohttp import ClientSession, web
 
 from httpkit import Serve
 from sidecar.http.writer import writer_app
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 Browse = Callable[[str], Awaitable[None]]
 """`await browse(url)`: open a page, until it asks for `/done`."""

@@ -10,7 +10,7 @@ import pytest
 from httpkit import Play, Served
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 WRITE = b"GET /?content=new HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -33,7 +33,7 @@ from sidecar.http.connection import Connection
 from sidecar.http.files import files_app
 from sidecar.http.lane import Lane, remembered, requests
 from sidecar.http.reader import reader_app
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 from support import Eventually
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -444,7 +444,7 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     """Draining: what was remembered said `keep-alive`."""
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
-    monkeypatch.setattr(running._Process, "draining", True)
+    monkeypatch.setattr(lifecycle._Process, "draining", True)
     lanes.forget()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)

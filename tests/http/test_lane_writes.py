@@ -24,7 +24,7 @@ from sidecar.http.express import Express
 from sidecar.http.lane import Lane
 from sidecar.http.lane.writes import Forms
 from sidecar.http.writer import WRITER, writer_app
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 from sidecar.volume.gate import Gate
 from sidecar.volume.snapshot import version_of
 from support import Eventually
@@ -332,7 +332,7 @@ async def test_the_end_is_announced_on_a_write_that_was_begun_before_it(
     await settled(wire)
     with fast.braked() as go:
         wire.protocol.data_received(write("last"))
-        monkeypatch.setattr(running._Process, "draining", True)
+        monkeypatch.setattr(lifecycle._Process, "draining", True)
         go()
         await settled(wire)
     assert (b" 200 OK" in wire.written, b"Connection: close" in wire.written) == (True, True)

@@ -17,7 +17,7 @@ from sidecar import _errors
 from sidecar.http import datapath, follow
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import WRITER, writer_app
-from sidecar.runtime import running
+from sidecar.process import lifecycle
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 PROBES = ("/startupz", "/livez", "/readyz")
@@ -97,7 +97,7 @@ class States:
 
     async def draining(self) -> tuple[Client, str]:
         found = await self.content()
-        self._patch.setattr(running, "draining", lambda: True)
+        self._patch.setattr(lifecycle, "draining", lambda: True)
         return found
 
 

@@ -18,7 +18,7 @@ from sidecar.http import incoming, passage, receiving
 from sidecar.http.express import Express
 from sidecar.http.receiving import WORTH
 from sidecar.http.writer import writer_app
-from sidecar.runtime import memory
+from sidecar.process import memory
 from sidecar.volume.upload import Upload
 from support import Eventually
 from watching import descriptors

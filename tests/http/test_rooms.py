@@ -17,7 +17,7 @@ from sidecar.http import lane as lanes
 from sidecar.http.express import Express
 from sidecar.http.lane import Lane, rooms
 from sidecar.http.reader import reader_app
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 from sidecar.volume.snapshot import version_of
 from support import Eventually
 
@@ -198,7 +198,7 @@ async def test_who_asks_for_another_time_or_shows_a_token_waits_alone(
 async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     """A process that drains: 304 for all, and the connection is closed."""
     await crowd.wait(20, ask("one"))
-    running.start_draining()
+    lifecycle.start_draining()
     lanes.forget()
     bells.Waits.end_all()
     (answer,) = await crowd.answered()

@@ -27,7 +27,7 @@ from sidecar.http import guard, listening, sending
 from sidecar.http import serve as serving
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
-from sidecar.runtime import metrics, running
+from sidecar.process import lifecycle, metrics
 from support import Eventually, StartProcess
 
 BEGUN: web.AppKey[asyncio.Event] = web.AppKey("begun", asyncio.Event)
@@ -442,7 +442,7 @@ def test_connections_that_nobody_has_accepted_are_served_at_the_end(slow: web.Ap
             with client, client.makefile("rb") as answer:
                 assert answer.read().endswith(b"quick")
 
-    with asyncio.Runner(loop_factory=running._new_loop) as runner:
+    with asyncio.Runner(loop_factory=lifecycle._new_loop) as runner:
         runner.run(main())
 
 
@@ -489,7 +489,7 @@ async def test_the_end_is_in_order(
     one = await served(slow, drain_delay=0.5)
     assert (await http.get(f"{one.url}/readyz")).status == 200
     one.task.cancel()
-    await eventually(running.draining)
+    await eventually(lifecycle.draining)
     await problem(await http.get(f"{one.url}/readyz"), 503, "not-ready")
     answer = await http.get(one.url)
     assert (answer.status, answer.headers["Connection"]) == (200, "close")
@@ -577,7 +577,7 @@ async def test_a_body_that_is_coming_in_is_received(
     writer.write(b"PUT /files/config HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
     await eventually(lambda: list(tmp_path.glob("..tmp-*")))
     stopping = asyncio.create_task(one.stop())
-    await eventually(running.draining)
+    await eventually(lifecycle.draining)
     writer.write(b"67890")
     assert (await head_of(reader)).startswith("HTTP/1.1 204 ")
     await stopping
@@ -611,7 +611,7 @@ async def test_who_waits_for_a_change_gets_an_answer(
     await eventually(lambda: waiting() == 1)
     started = time.monotonic()
     one.task.cancel()
-    await eventually(running.draining)
+    await eventually(lifecycle.draining)
     assert (await http.get(one.url, headers=headers)).status == 304
     assert (await asking).status == 304
     await asyncio.wait({one.task})

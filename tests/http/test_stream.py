@@ -21,7 +21,7 @@ from sidecar.http import stream as streams
 from sidecar.http.bells import Waits
 from sidecar.http.reader import reader_app
 from sidecar.http.stream import Stream, Subscriber
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.snapshot import version_of
 from support import Eventually, StartProcess
 

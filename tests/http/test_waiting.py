@@ -16,7 +16,7 @@ from sidecar.http import lane, room
 from sidecar.http.answers import Representation
 from sidecar.http.bells import WAITS, Bell, Waits
 from sidecar.http.waiting import answer, prepare
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 
 class Source:

@@ -25,7 +25,7 @@ from sidecar.logs.records import MOST_RECORDS
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.logs.tracker import Tracker
-from sidecar.runtime import memory, metrics
+from sidecar.process import memory, metrics
 from support import Eventually, as_user
 
 

@@ -46,7 +46,7 @@ def test_every_expression_is_promql() -> None:
 
 def test_every_metric_exists() -> None:
     """The names are those that the program exposes."""
-    from sidecar.runtime import metrics
+    from sidecar.process import metrics
 
     families = {family.name for family in metrics.REGISTRY.collect()}
     exposed = families | {

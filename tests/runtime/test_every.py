@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.runtime.running import every
+from sidecar.process.lifecycle import every
 
 
 class Clock(asyncio.SelectorEventLoop):

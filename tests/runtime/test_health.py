@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from sidecar.runtime import running
-from sidecar.runtime.health import Health, Report
+from sidecar.process import lifecycle
+from sidecar.process.health import Health, Report
 
 
 def fine() -> None:
@@ -53,7 +53,7 @@ def test_a_draining_process_is_not_ready_and_stays_alive() -> None:
     """No new traffic; and no restart in the middle of the drain."""
     health = Health()
     health.add("volume", live=fine, ready=fine, started=fine)
-    running.start_draining()
+    lifecycle.start_draining()
     assert not health.report("ready").ok
     assert "draining" in health.report("ready").checks["process"]
     assert health.report("live").ok

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sidecar.runtime import helpers
+from sidecar.process import helper_process
 from support import environment
 
 
@@ -28,6 +28,6 @@ def test_a_helper_ends_without_a_word_when_the_other_side_is_gone(
                 env=environment(),
             )
         if greeted:
-            helpers.send(ours, (1.0, None))
-            assert helpers.receive(ours) is None
+            helper_process.send(ours, (1.0, None))
+            assert helper_process.receive(ours) is None
     assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)

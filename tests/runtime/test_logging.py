@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from sidecar._errors import ConfigError
-from sidecar.runtime.logging import configure, rate_limited
+from sidecar.process.logging import configure, rate_limited
 
 log = logging.getLogger("sidecar.example")
 

@@ -31,8 +31,8 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the 
 @glibc
 def test_holes_in_the_heap_are_given_back() -> None:
     """40 MB in blocks, of which each hundredth is kept: the rest goes back to the kernel."""
-    assert freed("from sidecar.runtime import memory; memory.give_back()") > 20e6
-    assert freed("from sidecar.runtime import memory") < 20e6
+    assert freed("from sidecar.process import memory; memory.give_back()") > 20e6
+    assert freed("from sidecar.process import memory") < 20e6
 
 
 @glibc
@@ -40,7 +40,7 @@ def test_large_buffers_are_kept_for_the_next_until_they_are_given_back() -> None
     """A collector that moves blocks fetches no pages from the kernel for each of them."""
     faults = """
 import resource
-from sidecar.runtime import memory
+from sidecar.process import memory
 def touched(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
@@ -56,7 +56,7 @@ print(touched(100))
     )
     assert kept < 100
     assert fetched > 20_000
-    keep = "from sidecar.runtime import memory; memory.keep_large(64 << 20)"
+    keep = "from sidecar.process import memory; memory.keep_large(64 << 20)"
     assert freed(keep) < 20e6
     assert freed(f"{keep}; memory.give_back()") > 20e6
 
@@ -66,7 +66,7 @@ def test_threads_share_one_heap() -> None:
     """What one thread has freed the next one takes, instead of a heap for each."""
     heaps = """
 import threading
-from sidecar.runtime import memory
+from sidecar.process import memory
 {}
 gate = threading.Barrier(9)
 def work():
@@ -94,8 +94,8 @@ def test_a_program_gives_back_what_its_start_has_used() -> None:
     """Once it has settled, without a word of its own."""
     wait = """
 import asyncio
-from sidecar.runtime import running
-running._SETTLED = 0.01
-running.run(asyncio.sleep(0.1))
+from sidecar.process import lifecycle
+lifecycle._SETTLED = 0.01
+lifecycle.run(asyncio.sleep(0.1))
 """
     assert freed(wait) > 20e6

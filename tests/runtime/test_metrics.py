@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 CONTRACT = {
     "sidecar_publish_total",

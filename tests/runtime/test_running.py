@@ -15,7 +15,7 @@ import pytest
 import sidecar
 from sidecar import logs
 from sidecar._errors import ConfigError
-from sidecar.runtime import running
+from sidecar.process import lifecycle
 from support import Process, StartProcess
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -28,7 +28,8 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
     def start(text: str, until: str | None = "up") -> Process:
         path = tmp_path / "program.py"
         path.write_text(
-            "import asyncio, os, signal, time\nfrom sidecar.runtime import running\n" + dedent(text)
+            "import asyncio, os, signal, time\nfrom sidecar.process import lifecycle\n"
+            + dedent(text)
         )
         return sidecar_process(path, until=until)
 
@@ -43,12 +44,12 @@ def test_the_first_signal_cancels_and_the_clean_end_is_exit_0(
     process = program("""
         async def main():
             try:
-                print("up", running.draining())
+                print("up", lifecycle.draining())
                 await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0.01)
-                print("cleaned up, draining:", running.draining())
-        running.run(main())
+                print("cleaned up, draining:", lifecycle.draining())
+        lifecycle.run(main())
         """)
     process.send(number)
     assert process.wait() == 0
@@ -70,7 +71,7 @@ def test_the_second_signal_exits_at_once(program: StartProcess, number: int, bus
             finally:
                 print("cleaning up")
                 {busy}
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     process.wait_until("cleaning up")
@@ -89,7 +90,7 @@ def test_a_terminal_that_closes_does_not_cut_the_clean_up_off(program: StartProc
                 os.kill(os.getpid(), signal.SIGHUP)
                 await asyncio.sleep(0.01)
                 print("cleaned up")
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGHUP)
     assert process.wait() == 0, process
@@ -104,8 +105,8 @@ def test_under_nohup_a_hang_up_stays_ignored(program: StartProcess) -> None:
         async def main():
             os.kill(os.getpid(), signal.SIGHUP)
             await asyncio.sleep(0)
-            print("draining:", running.draining())
-        running.run(main())
+            print("draining:", lifecycle.draining())
+        lifecycle.run(main())
         """,
         until="draining",
     )
@@ -118,11 +119,11 @@ def test_a_blocked_loop_drains_at_once_and_stops_when_it_can(program: StartProce
     process = program("""
         async def main():
             print("up")
-            while not running.draining():
+            while not lifecycle.draining():
                 pass
             print("saw it")
             await asyncio.Event().wait()
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     assert process.wait() == 0
@@ -138,7 +139,7 @@ def test_an_error_of_the_clean_up_comes_out(program: StartProcess) -> None:
                 await asyncio.Event().wait()
             finally:
                 raise OSError("could not flush")
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     assert process.wait() == 1
@@ -150,7 +151,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
 ) -> None:
     """It is not cancelled twice (that would break a clean-up); the log says where it stands."""
     process = program("""
-        running._PATIENCE = 0.05
+        lifecycle._PATIENCE = 0.05
         async def stubborn():
             while True:
                 try:
@@ -160,7 +161,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
         async def main():
             print("up")
             await stubborn()
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     process.wait_until("has swallowed asyncio.CancelledError")
@@ -177,14 +178,14 @@ def test_every_ends_even_where_the_cancellation_was_swallowed(program: StartProc
     """A body that catches everything does not keep the loop of a draining process alive."""
     process = program("""
         async def main():
-            async for now in running.every(0.01):
+            async for now in lifecycle.every(0.01):
                 try:
                     print("up")
                     await asyncio.Event().wait()
                 except asyncio.CancelledError:
                     print("swallowed")
             print("after the loop")
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     assert process.wait() == 0
@@ -195,10 +196,10 @@ def test_every_ends_with_the_cancellation(program: StartProcess) -> None:
     """Program 1 of the design waits in `every` nearly all the time: SIGTERM there is exit 0."""
     process = program("""
         async def main():
-            async for now in running.every(10.0):
+            async for now in lifecycle.every(10.0):
                 print("up")
             print("never here")
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     assert process.wait() == 0
@@ -218,7 +219,7 @@ def test_a_signal_before_main_starts_stops_it_before_it_does_anything(
         asyncio.Runner = Early
         async def main():
             print("main ran")
-        assert running.run(main()) is None
+        assert lifecycle.run(main()) is None
         print("returned")
         """,
         until=None,
@@ -249,7 +250,7 @@ def test_a_signal_while_the_handlers_are_being_set_is_not_lost(
         async def main():
             print("waiting")
             await asyncio.Event().wait()
-        running.run(main())
+        lifecycle.run(main())
         """,
         until=None,
     )
@@ -263,7 +264,7 @@ def test_a_second_signal_counts_when_main_has_already_ended(program: StartProces
         async def main():
             print("up")
             await asyncio.Event().wait()
-        running.run(main())
+        lifecycle.run(main())
         threading.Thread(target=time.sleep, args=[60]).start()
         print("main has ended")
         """)
@@ -279,8 +280,8 @@ def test_no_drain_of_ours_is_taken_for_a_program_that_hangs() -> None:
         {name: one.default for name, one in inspect.signature(function).parameters.items()}
         for function in (sidecar.serve, logs.collect)
     )
-    assert serving["drain_delay"] + serving["drain_timeout"] < running._PATIENCE
-    assert collecting["drain_timeout"] + collecting["drain_quiet"] < running._PATIENCE
+    assert serving["drain_delay"] + serving["drain_timeout"] < lifecycle._PATIENCE
+    assert collecting["drain_timeout"] + collecting["drain_quiet"] < lifecycle._PATIENCE
 
 
 @pytest.mark.root
@@ -290,7 +291,7 @@ def test_process_1_of_a_container_obeys_both_signals(
     """The kernel drops a signal to process 1 that has no handler, so ours must be there all the time."""
     path = tmp_path / "program.py"
     path.write_text(
-        "import asyncio, os, time\nfrom sidecar.runtime import running\n"
+        "import asyncio, os, time\nfrom sidecar.process import lifecycle\n"
         "async def main():\n    print('up as', os.getpid())\n    await asyncio.Event().wait()\n"
         "running.run(main())\nprint('main has ended')\ntime.sleep(60)\n"
     )
@@ -311,7 +312,7 @@ def test_run_returns_the_value_and_gives_the_handlers_back() -> None:
         return "done"
 
     before = [signal.getsignal(number) for number in SIGNALS]
-    assert running.run(main()) == "done"
+    assert lifecycle.run(main()) == "done"
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -323,7 +324,7 @@ def test_errors_of_main_come_out_of_run() -> None:
 
     for error in (ValueError("x"), SystemExit(3), asyncio.CancelledError()):
         with pytest.raises(type(error)):
-            running.run(fails(error))
+            lifecycle.run(fails(error))
 
 
 async def _nothing() -> None: ...
@@ -335,7 +336,7 @@ def test_run_in_another_thread_is_refused_with_the_reason() -> None:
 
     def elsewhere() -> None:
         try:
-            running.run(_nothing())
+            lifecycle.run(_nothing())
         except RuntimeError as error:
             errors.append(error)
 
@@ -348,20 +349,20 @@ def test_run_in_another_thread_is_refused_with_the_reason() -> None:
 async def test_run_inside_a_loop_is_refused_with_the_reason() -> None:
     """A notebook, or `run` within `run`: await it instead."""
     with pytest.raises(RuntimeError, match="await the coroutine"):
-        running.run(_nothing())
+        lifecycle.run(_nothing())
 
 
 def test_run_of_a_function_is_refused_with_the_reason() -> None:
     """`run(main)` for `run(main())` is the usual slip."""
     with pytest.raises(TypeError, match=r"run\(main\(\)\)"):
-        running.run(_nothing)  # type: ignore[arg-type]
+        lifecycle.run(_nothing)  # type: ignore[arg-type]
 
 
 def test_run_leaves_configured_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a program that has set up nothing gets our lines on stderr."""
     root, own = logging.getLogger(), logging.NullHandler()
     monkeypatch.setattr(root, "handlers", [own])
-    running.run(_nothing())
+    lifecycle.run(_nothing())
     assert root.handlers == [own]
 
 
@@ -371,7 +372,7 @@ def test_run_configures_logging_where_nobody_has(program: StartProcess) -> None:
         async def main():
             print("up")
             await asyncio.Event().wait()
-        running.run(main())
+        lifecycle.run(main())
         """)
     process.send(signal.SIGTERM)
     process.wait()
@@ -382,18 +383,18 @@ def test_draining_begins_and_a_new_run_begins_without_it() -> None:
     """`start_draining` is for what stops by other means than a signal."""
 
     async def main() -> bool:
-        return running.draining()
+        return lifecycle.draining()
 
-    running.start_draining()
-    assert running.draining()
-    assert running.run(main()) is False
+    lifecycle.start_draining()
+    assert lifecycle.draining()
+    assert lifecycle.run(main()) is False
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_every_refuses_a_step_that_is_no_time(seconds: float) -> None:
     """At the call, not at the first iteration."""
     with pytest.raises(ConfigError, match="number of seconds above 0"):
-        running.every(seconds)
+        lifecycle.every(seconds)
 
 
 def test_one_signal_of_which_the_loop_tells_first_is_not_taken_for_two(
@@ -402,8 +403,8 @@ def test_one_signal_of_which_the_loop_tells_first_is_not_taken_for_two(
     """With several threads the loop may wake up before Python calls the handler: that is the same signal, the next is not."""
     exited: list[int] = []
     monkeypatch.setattr(os, "_exit", exited.append)
-    monkeypatch.setattr(running._Process, "draining", False)
-    stop = running._Stop()
+    monkeypatch.setattr(lifecycle._Process, "draining", False)
+    stop = lifecycle._Stop()
     stop.on_wakeup(signal.SIGTERM)
     stop.on_signal(signal.SIGTERM, None)
     assert (stop.requested, exited) == (signal.SIGTERM, [])

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from sidecar.runtime import threads
-from sidecar.runtime.threads import in_thread
+from sidecar.process import executor
+from sidecar.process.executor import in_thread
 from support import Eventually
 
 
@@ -91,7 +91,7 @@ async def test_work_that_waits_for_a_thread_is_dropped_by_a_cancellation(
     eventually: Eventually,
 ) -> None:
     """All threads hang on a dead disk: what has not begun never will, and the caller goes on at once."""
-    gates = [Gate() for _ in range(threads.POOL._max_workers)]
+    gates = [Gate() for _ in range(executor.POOL._max_workers)]
     busy = [asyncio.create_task(in_thread(gate.work)) for gate in gates]
     await eventually(lambda: all(gate.begun.is_set() for gate in gates))
     late = Gate()

@@ -7,9 +7,9 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.runtime import metrics
-from sidecar.runtime.metrics import Family
-from sidecar.runtime.totals import Totals, added_up
+from sidecar.process import metrics
+from sidecar.process.metrics import Family
+from sidecar.process.prefork.aggregate import Totals, added_up
 
 
 def counter(value: float, **labels: str) -> Family:

@@ -26,12 +26,12 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
         path.write_text(
             dedent("""
                 import asyncio, os, sys, time
-                from sidecar.runtime import logging, running, siblings, workers
+                from sidecar.process import logging, lifecycle; from sidecar.process.prefork import worker, supervisor
                 logging.configure()
-                workers._FIRST_PAUSE = 0.01
+                supervisor._FIRST_PAUSE = 0.01
                 """)
             + dedent(before)
-            + f"number = workers.begin({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
+            + f"number = supervisor.begin({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
             + dedent(text)
         )
         return sidecar_process(path, until=until)
@@ -41,10 +41,10 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
 
 SERVE = """
     async def main():
-        with siblings.listening({}):
-            siblings.started()
+        with worker.listening({}):
+            worker.started()
             await asyncio.Event().wait()
-    running.run(main())
+    lifecycle.run(main())
     """
 
 
@@ -63,15 +63,15 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
     process = program(
         """
         async def main():
-            with siblings.listening({}):
-                siblings.started()
+            with worker.listening({}):
+                worker.started()
                 try:
                     await asyncio.Event().wait()
                 finally:
                     print('drains', number, flush=True)
                     await asyncio.sleep(0.05)
                     print('ends', number, flush=True)
-        running.run(main())
+        lifecycle.run(main())
         """,
         until="all 2 workers",
     )
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_program(
     program: StartProcess, end: str, status: int, how: str
 ) -> None:
     """After five times within a minute, with growing pauses; the others drain first."""
-    process = program(f"if number == 2: siblings.started(); {end}\n{dedent(SERVE)}")
+    process = program(f"if number == 2: worker.started(); {end}\n{dedent(SERVE)}")
     assert process.wait() == status
     assert process.output.count("worker 2 (process") == 5
     assert f"has ended {how}, the 5th time within 60 s: giving up" in process.output
@@ -121,7 +121,7 @@ def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -
     process = program(
         f"if number == 2 and len(os.listdir('.')) < 12:\n"
         f"    open(f'{{time.time()}}', 'w').close(); os._exit(1)\n{dedent(SERVE)}",
-        before="import tempfile; os.chdir(tempfile.mkdtemp()); workers.WINDOW = 0.0\n",
+        before="import tempfile; os.chdir(tempfile.mkdtemp()); supervisor.WINDOW = 0.0\n",
     )
     process.wait_until("all 2 workers have started")
     assert process.output.count("another one begins") == 12
@@ -146,10 +146,10 @@ def test_a_system_without_processes_to_give_ends_no_worker(
     process = program(
         "print('begins', number, flush=True)\n"
         "if number == 2 and not os.listdir('.'):\n"
-        f"    siblings.started(); open('died', 'w').close(); os._exit(3)\n{dedent(SERVE)}",
+        f"    worker.started(); open('died', 'w').close(); os._exit(3)\n{dedent(SERVE)}",
         before=f"""
             import socket, tempfile; os.chdir(tempfile.mkdtemp())
-            workers._REFUSED_PAUSE = 0.01
+            supervisor._REFUSED_PAUSE = 0.01
             call, calls = {call}, iter(range(100))
             def refused_twice(*args):
                 if args == {arguments!r} and next(calls) in (2, 3):
@@ -194,7 +194,7 @@ def test_a_worker_that_hangs_up_does_not_keep_the_parent_busy(
     """Its end of the line may be closed for long before it ends; the parent waits for that, asleep."""
     process = program(
         f"if number == 2:\n"
-        f"    siblings.started(); siblings._Process.link._socket.close()\n"
+        f"    worker.started(); worker._Process.link._socket.close()\n"
         f"    print('hung up', flush=True); time.sleep(60)\n{dedent(SERVE)}",
         until="hung up",
     )

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar import Volume
 from sidecar.fs import inode_reuse, mounts
-from sidecar.runtime import threads
+from sidecar.process import executor
 from sidecar.volume import budget, store
 from sidecar.volume.store import Store
 from sidecar.volume.volume import Durability
@@ -35,7 +35,7 @@ async def test_a_small_content_needs_no_thread(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is visible and in the history as any other."""
-    monkeypatch.setattr(threads, "finish_in_turn", lambda *_: pytest.fail("a thread was used"))
+    monkeypatch.setattr(executor, "finish_in_turn", lambda *_: pytest.fail("a thread was used"))
     await volume.put("config", "1")
     assert (tmp_path / "config").read_text() == "1"
     assert volume.published is not None

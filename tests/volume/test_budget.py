@@ -10,7 +10,7 @@ import pytest
 
 from sidecar import _errors
 from sidecar.fs import dirs
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.volume import Volume
 
 MIB = 1 << 20

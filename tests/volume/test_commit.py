@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import Publication, PublishError, VersionConflict, Volume
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume.commit import Commits
 from sidecar.volume.snapshot import version_of
 

@@ -13,7 +13,7 @@ from sidecar.fs.notify import inotify
 from sidecar.fs.notify.base import Activity, Target
 from sidecar.fs.notify.inotify import InotifyHints
 from sidecar.fs.notify.wakeup import Bell
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.testing import until
 from sidecar.volume.lookout import Lookout
 from watching import consumer, replace

@@ -18,7 +18,7 @@ import pytest
 import sidecar
 from sidecar import _errors
 from sidecar.fs import atomic, flock, oserrors
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.volume import loose
 from sidecar.volume.snapshot import Snapshot
 from sidecar.volume.volume import Volume

@@ -18,7 +18,7 @@ import pytest
 from sidecar import ConfigError, Snapshot, Volume
 from sidecar.fs import openat
 from sidecar.fs.notify import inotify
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume import watch as watches
 from sidecar.volume import watch_run

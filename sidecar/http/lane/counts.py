@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 
 class Count:

@@ -25,7 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from sidecar._errors import SidecarError
 from sidecar.logs.records import Batch, Record, Stage
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 
 class SinkUnavailable(SidecarError, OSError):

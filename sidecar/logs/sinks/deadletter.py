@@ -25,8 +25,8 @@ from sidecar.fs import atomic, dirs
 from sidecar.logs import documents
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
-from sidecar.runtime import arguments, metrics
-from sidecar.runtime.threads import in_thread
+from sidecar.process import arguments, metrics
+from sidecar.process.executor import in_thread
 
 _log = logging.getLogger(__name__)
 _LOST = "dead_letters_full"

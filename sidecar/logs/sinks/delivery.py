@@ -41,7 +41,7 @@ from sidecar.logs.sinks.verdicts import (
     judged_by_status,
     parse_retry_after,
 )
-from sidecar.runtime import arguments, memory
+from sidecar.process import arguments, memory
 
 _log = logging.getLogger(__name__)
 

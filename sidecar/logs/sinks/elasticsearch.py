@@ -37,7 +37,7 @@ from sidecar.logs.sinks.verdicts import (
     Verdict,
     judged_by_status,
 )
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 _ALREADY_THERE = 409
 _PASSING = frozenset({401, 402, 403, 404, 408, 429})

@@ -28,7 +28,7 @@ from sidecar.logs.sinks.verdicts import (
     judged_by_status,
 )
 from sidecar.logs.stages import times
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
 _MOST_LABELS = 15

@@ -31,7 +31,7 @@ from sidecar.logs.sinks.verdicts import (
     Verdict,
     judged_by_status,
 )
-from sidecar.runtime import arguments
+from sidecar.process import arguments
 
 RETRYABLE = frozenset({429, 502, 503, 504})
 """The only statuses after which the specification lets a client try again."""

@@ -21,8 +21,8 @@ from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.output import output_of
-from sidecar.runtime import arguments
-from sidecar.runtime.threads import in_thread
+from sidecar.process import arguments
+from sidecar.process.executor import in_thread
 
 _PIPE_BUF = 4096
 _PIPE_SIZE = 65536

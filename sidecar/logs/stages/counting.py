@@ -10,7 +10,7 @@ from typing import Any
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages.limiting import as_text, member
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")

@@ -14,7 +14,7 @@ from zlib import crc32
 from sidecar.logs import documents
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages.levels import LEVELS
-from sidecar.runtime import arguments, metrics
+from sidecar.process import arguments, metrics
 
 _SECOND = 1_000_000_000
 _MOST_KEYS = 10_000

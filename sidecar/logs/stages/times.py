@@ -11,7 +11,7 @@ from typing import Any
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages import ansi, zones
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 _FIELDS = (
     "time", "timestamp", "ts", "@timestamp", "datetime", "date", "asctime", "t",

@@ -14,7 +14,7 @@ from sidecar._errors import ConfigError
 from sidecar.logs import config, stages
 from sidecar.logs.collector import Collector
 from sidecar.logs.records import Record
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 AT = 1_795_440_111_000_000_000
 """2026-11-23T13:21:51Z"""

@@ -13,7 +13,7 @@ from sidecar.logs import documents, stages
 from sidecar.logs.lines import cut_lines
 from sidecar.logs.records import Record
 from sidecar.logs.stages import zones
-from sidecar.runtime import metrics
+from sidecar.process import metrics
 
 AT = 1_795_440_111_000_000_000
 """2026-11-23T13:21:51Z"""

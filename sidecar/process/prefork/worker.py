@@ -1,6 +1,6 @@
 """A process among several that do the same work: what it asks the others, and what it tells them.
 
-Their parent (`runtime/workers`) starts them and passes questions and answers on; they never speak to each other.
+Their parent (`process/prefork/supervisor`) starts them and passes questions and answers on; they never speak to each other.
 A process that is alone, as most programs are, has no siblings: nothing of this is used.
 
 A message is one packet with one JSON array:
@@ -28,8 +28,8 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from sidecar._errors import SidecarError
-from sidecar.runtime import logging as runtime_logging
-from sidecar.runtime import parent, running
+from sidecar.process import lifecycle, parent_death
+from sidecar.process import logging as runtime_logging
 
 Answer: TypeAlias = Callable[[], Awaitable[object]]
 """What this process says about a topic, as data that JSON can hold."""
@@ -76,9 +76,9 @@ async def ask(topic: str) -> Any:
 
 
 def join(number: int, link: socket.socket, parent_pid: int) -> None:
-    """Be worker `number` of a parent from now on, and no longer than it lives; for `runtime/workers`."""
+    """Be worker `number` of a parent from now on, and no longer than it lives; for `process/prefork/supervisor`."""
     # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
-    parent.end_with(parent_pid, signal.SIGKILL)
+    parent_death.end_with(parent_pid, signal.SIGKILL)
     _Process.link = Link(number, link)
     runtime_logging.name_worker(number)
 
@@ -156,7 +156,7 @@ class Link:
         if not data:
             asyncio.get_running_loop().remove_reader(self._socket)
             _log.warning("the parent process is gone")
-            running.stop()
+            lifecycle.stop()
             return
         match json.loads(data):
             case ["question", int(asked), str(topic)]:
@@ -168,7 +168,7 @@ class Link:
                 if future is not None and not future.done():
                     future.set_result(said)
             case ["stop"]:
-                running.stop()
+                lifecycle.stop()
 
     async def _answer(self, asked: int, topic: str) -> None:
         self.send("answer", asked, await self._answers[topic]())

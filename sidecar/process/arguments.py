@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from sidecar import _errors
-from sidecar.runtime import units
+from sidecar.process import quantities
 
 _HIGHEST_GROUP = 2**32 - 2
 """fchown(2) takes the last number of 32 bits for "leave it as it is"."""
@@ -48,7 +48,7 @@ def size(name: str, value: object, *, least: int = 0) -> int:
     """
     if isinstance(value, str):
         try:
-            value = units.size(value)
+            value = quantities.size(value)
         except ValueError:
             raise refusal(
                 name, value, "a size: bytes, or a number with k, M, G, Ki, Mi or Gi"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from sidecar.runtime.metrics import Family
+from sidecar.process.metrics import Family
 
 Rule: TypeAlias = Callable[[float, float], float]
 

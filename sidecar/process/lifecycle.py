@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, TypeVar
 
-from sidecar.runtime import arguments, memory, signals
-from sidecar.runtime import logging as runtime_logging
+from sidecar.process import arguments, memory, signals
+from sidecar.process import logging as runtime_logging
 
 T = TypeVar("T")
 

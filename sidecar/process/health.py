@@ -15,7 +15,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from sidecar.runtime import running
+from sidecar.process import lifecycle
 
 Check: TypeAlias = Callable[[], str | None]
 """Returns None while all is well, else what is wrong and what to do about it.
@@ -88,7 +88,7 @@ class Health:
             for name, checks in self._checks.items()
             if kind in checks
         }
-        if kind == "ready" and running.draining():
+        if kind == "ready" and lifecycle.draining():
             found["process"] = "draining: it was told to stop and finishes what it began"
         return Report(all(said == OK for said in found.values()), MappingProxyType(found))
 

@@ -6,8 +6,8 @@ The parent has no event loop and no thread, so it can fork whenever it must; wha
     a death       is logged, and another process takes the place: at once, then after growing pauses
     SIGTERM       all are told to drain, at the same time; the program ends when they have,
                   and whoever hangs for longer than that may take is killed
-    a second one  they are killed; but SIGHUP only ever asks, see `runtime/running`
-    ask           what each worker says about a topic is gathered for the one who wants to know (`runtime/siblings`)
+    a second one  they are killed; but SIGHUP only ever asks, see `process/lifecycle`
+    ask           what each worker says about a topic is gathered for the one who wants to know (`process/prefork/worker`)
 
 A worker that dies again and again is not replaced for ever: the program ends with its status,
 and whoever has started the program decides, as with one process.
@@ -31,8 +31,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from sidecar.runtime import memory, metrics, siblings, signals
-from sidecar.runtime.totals import Totals
+from sidecar.process import memory, metrics, signals
+from sidecar.process.prefork import worker as siblings
+from sidecar.process.prefork.aggregate import Totals
 
 MOST_DEATHS = 5
 WINDOW = 60.0
