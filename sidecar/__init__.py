@@ -45,17 +45,17 @@ if TYPE_CHECKING:
     from sidecar.process.health import Health as Health
     from sidecar.process.lifecycle import every as every
     from sidecar.process.lifecycle import run as run
-    from sidecar.volume.gate import Gate as Gate
-    from sidecar.volume.history import Version as Version
-    from sidecar.volume.snapshot import Content as Content
-    from sidecar.volume.snapshot import Snapshot as Snapshot
-    from sidecar.volume.terms import Publication as Publication
-    from sidecar.volume.upload import Upload as Upload
+    from sidecar.volume.content.snapshot import Content as Content
+    from sidecar.volume.content.snapshot import Snapshot as Snapshot
+    from sidecar.volume.publish.history import Version as Version
+    from sidecar.volume.publish.models import Publication as Publication
+    from sidecar.volume.publish.upload import Upload as Upload
+    from sidecar.volume.validation.gate import Gate as Gate
     from sidecar.volume.volume import Volume as Volume
     from sidecar.volume.volume import publish_file as publish_file
-    from sidecar.volume.watch import Watch as Watch
-    from sidecar.volume.watch_group import WatchGroup as WatchGroup
-    from sidecar.volume.watch_group import watch as watch
+    from sidecar.volume.watch.group import WatchGroup as WatchGroup
+    from sidecar.volume.watch.group import watch as watch
+    from sidecar.volume.watch.watch import Watch as Watch
 
 __version__ = "0.1.0"
 
@@ -63,16 +63,16 @@ _ROOMS = {
     # Publish and read
     "Volume": "sidecar.volume.volume",
     "publish_file": "sidecar.volume.volume",
-    "Upload": "sidecar.volume.upload",
-    "Publication": "sidecar.volume.terms",
-    "Version": "sidecar.volume.history",
-    "Gate": "sidecar.volume.gate",
-    "Snapshot": "sidecar.volume.snapshot",
-    "Content": "sidecar.volume.snapshot",
+    "Upload": "sidecar.volume.publish.upload",
+    "Publication": "sidecar.volume.publish.models",
+    "Version": "sidecar.volume.publish.history",
+    "Gate": "sidecar.volume.validation.gate",
+    "Snapshot": "sidecar.volume.content.snapshot",
+    "Content": "sidecar.volume.content.snapshot",
     # Follow
-    "watch": "sidecar.volume.watch_group",
-    "WatchGroup": "sidecar.volume.watch_group",
-    "Watch": "sidecar.volume.watch",
+    "watch": "sidecar.volume.watch.group",
+    "WatchGroup": "sidecar.volume.watch.group",
+    "Watch": "sidecar.volume.watch.watch",
     # Serve
     "follow": "sidecar.http.follow",
     "LATEST": "sidecar.http.follow",

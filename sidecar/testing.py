@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sidecar.logs.testing import LogFile, MemorySink
-from sidecar.volume.snapshot import encoded
+from sidecar.volume.content.snapshot import encoded
 from sidecar.volume.volume import Volume
 
 __all__ = [

@@ -23,8 +23,8 @@ from faults import publisher
 from faults.publisher import Kind
 from sidecar import _errors
 from sidecar.fs import layout
-from sidecar.volume.store import Store
-from sidecar.volume.terms import Order
+from sidecar.volume.publish.models import Order
+from sidecar.volume.publish.store import Store
 
 TESTS = Path(__file__).parent
 

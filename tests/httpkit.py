@@ -14,7 +14,7 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 
 from sidecar.http.serve import serve
-from sidecar.volume.snapshot import encoded, etag, version_of
+from sidecar.volume.content.snapshot import encoded, etag, version_of
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[[web.Application], Awaitable[Client]]

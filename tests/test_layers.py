@@ -27,8 +27,8 @@ ONLY = {
     "asyncinotify": ("fs/notify/inotify",),
     "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("process/logging",),
-    "jsonschema": ("volume/schema",),
-    "yaml": ("volume/syntax", "logs/config"),
+    "jsonschema": ("volume/validation/schema",),
+    "yaml": ("volume/validation/syntax", "logs/config"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {
@@ -171,14 +171,14 @@ def test_the_disk_knows_no_event_loop() -> None:
     ("file", "text"),
     [
         ("fs/atomic.py", "from sidecar.process import executor"),
-        ("fs/atomic.py", "from sidecar.volume.watch import watch"),
+        ("fs/atomic.py", "from sidecar.volume.watch.watch import watch"),
         ("process/lifecycle.py", "import sidecar.fs.atomic"),
-        ("volume/watch.py", "def late():\n    from sidecar.http import serve"),
-        ("volume/watch.py", "from sidecar.logs import tail"),
-        ("volume/watch.py", "import sidecar"),
-        ("volume/watch.py", "from sidecar import testing"),
-        ("volume/watch.py", "from sidecar import Volume"),
-        ("volume/watch.py", "import aiohttp.web"),
+        ("volume/watch/watch.py", "def late():\n    from sidecar.http import serve"),
+        ("volume/watch/watch.py", "from sidecar.logs import tail"),
+        ("volume/watch/watch.py", "import sidecar"),
+        ("volume/watch/watch.py", "from sidecar import testing"),
+        ("volume/watch/watch.py", "from sidecar import Volume"),
+        ("volume/watch/watch.py", "import aiohttp.web"),
         ("http/serve.py", "import click"),
         ("_errors.py", "from sidecar.fs import atomic"),
     ],
@@ -193,8 +193,8 @@ def test_a_planted_trespass_is_found(tmp_path: Path, file: str, text: str) -> No
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("volume/watch.py", "from sidecar import _errors\nfrom sidecar.fs import atomic"),
-        ("http/serve.py", "from sidecar.volume.watch import watch\nimport aiohttp"),
+        ("volume/watch/watch.py", "from sidecar import _errors\nfrom sidecar.fs import atomic"),
+        ("http/serve.py", "from sidecar.volume.watch.watch import watch\nimport aiohttp"),
         ("__init__.py", "from sidecar.cli import main"),
         ("testing.py", "from sidecar.http.serve import serve\nimport aiohttp"),
     ],
@@ -209,8 +209,12 @@ def test_the_way_down_is_free(tmp_path: Path, file: str, text: str) -> None:
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     """Also one that is hidden in a function."""
     root = house(tmp_path)
-    (root / "volume/watch.py").write_text("from sidecar.volume.snapshot import Snapshot")
-    (root / "volume/snapshot.py").write_text("def f():\n    from sidecar.volume import watch")
+    (root / "volume/watch/watch.py").write_text(
+        "from sidecar.volume.content.snapshot import Snapshot"
+    )
+    (root / "volume/content/snapshot.py").write_text(
+        "def f():\n    from sidecar.volume.watch import watch"
+    )
     assert cycle(root / "volume", root) is not None
 
 
@@ -219,7 +223,7 @@ def house(directory: Path) -> Path:
     root = directory / "sidecar"
     for name in (
         "__init__", "_errors", "testing", "fs/atomic", "process/lifecycle", "process/executor",
-        "volume/watch", "volume/snapshot", "logs/tail", "http/serve", "cli/main",
+        "volume/watch/watch", "volume/content/snapshot", "logs/tail", "http/serve", "cli/main",
     ):  # fmt: skip
         path = root / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.testing import until
-from sidecar.volume.snapshot import Snapshot
-from sidecar.volume.watch import Watch
+from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.watch.watch import Watch
 
 RECHECK = 0.2
 MODES = ("inotify", "watchfiles", "poll")

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sidecar.cli import values, variables, words
-from sidecar.volume import filters
+from sidecar.volume.content import filters
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sidecar.volume.gate import Gate
+    from sidecar.volume.validation.gate import Gate
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -118,7 +118,7 @@ class Gating:
         """
         from pathlib import Path
 
-        from sidecar.volume.gate import Gate
+        from sidecar.volume.validation.gate import Gate
 
         return Gate(
             max_size=self.max_size,

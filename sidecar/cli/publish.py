@@ -14,7 +14,7 @@ from sidecar import _errors
 from sidecar.cli import options
 
 if TYPE_CHECKING:
-    from sidecar.volume.terms import Publication
+    from sidecar.volume.publish.models import Publication
     from sidecar.volume.volume import Volume
 
 _UNCERTAIN = 3

@@ -16,8 +16,9 @@ from sidecar import _errors
 from sidecar.cli.words import one_line as shown
 from sidecar.fs import dirs, layout, openat, visible_links
 from sidecar.process import executor
-from sidecar.volume import listing, loading, terms
-from sidecar.volume.snapshot import VERSION_DIGITS, Content
+from sidecar.volume.content import listing, loader
+from sidecar.volume.content.snapshot import VERSION_DIGITS, Content
+from sidecar.volume.publish import models
 
 _log = logging.getLogger(__name__)
 
@@ -144,12 +145,12 @@ def read_set(source: str, max_size: int) -> dict[str, Content]:
 def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None:
     """Return the files of a directory, None if they changed while they were read."""
     try:
-        sighting = loading.load_directory(fd, source, limit=max_size, before=None)
-        if not loading.unchanged(
+        sighting = loader.load_directory(fd, source, limit=max_size, before=None)
+        if not loader.unchanged(
             fd, sighting
         ):  # or so young that nothing but a second look can tell
             time.sleep(_QUIET)
-            again = loading.load_directory(fd, source, limit=max_size, before=None)
+            again = loader.load_directory(fd, source, limit=max_size, before=None)
             if again.unread or again.snapshot.version != sighting.snapshot.version:
                 return None
             sighting = again
@@ -211,8 +212,8 @@ def _why(folder: int, whole: str, name: str) -> str:
         return "a link that leads nowhere"
     if stat.S_ISDIR(target.st_mode) and layout.link_target(folder, name) is not None:
         return "a link to a directory"
-    if whole.count("/") > terms.DEEPEST:
-        return f"it lies more than {terms.DEEPEST} directories deep"
+    if whole.count("/") > models.DEEPEST:
+        return f"it lies more than {models.DEEPEST} directories deep"
     return "a name that readers do not see"
 
 

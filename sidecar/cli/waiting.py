@@ -11,9 +11,9 @@ import click
 
 from sidecar import _errors
 from sidecar.cli import options, words
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import Snapshot
-from sidecar.volume.watch import Watch
+from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.validation.gate import Gate
+from sidecar.volume.watch.watch import Watch
 
 _FIRST = 1.0
 _PROGRESS = 5.0

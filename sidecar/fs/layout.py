@@ -5,7 +5,7 @@ Every one begins with `..`, which no consumer of a Kubernetes volume looks at:
     ..tmp-<random>                      a file, a link or a directory that is being made
     ..gen-<nanoseconds>-<version>       a generation of a set, see `sidecar.fs.atomic_writer`
     ..data                              the link to the generation that is in force
-    ..versions/                         the history, see `sidecar.volume.history`
+    ..versions/                         the history, see `sidecar.volume.publish.history`
     ..lock                              the file that writers lock, see `sidecar.fs.flock`
 """
 

@@ -19,7 +19,7 @@ from sidecar.http.connection import Connection
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
-    from sidecar.volume.watch import Watch
+    from sidecar.volume.watch.watch import Watch
 
 SLICE: Final = 50
 """Requests that are woken before others get their turn: some milliseconds."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sidecar.http.guard import Guard
     from sidecar.http.lane import Form, Lane, MakeRoom, Room, Wire, Write
     from sidecar.http.memfile import MemoryFile
-    from sidecar.volume.commit import Outcome
+    from sidecar.volume.publish.group_commit import Outcome
 
 _MOST_HELD_BACK = 64 << 10
 _MOST_PIECES = 64

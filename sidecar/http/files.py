@@ -32,11 +32,11 @@ from sidecar.http.answers import Body, Representation
 from sidecar.http.follow import Latest
 from sidecar.http.sending import FilePart
 from sidecar.process import executor
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume import terms
-from sidecar.volume.snapshot import MAX_SIZE, Content
-from sidecar.volume.terms import Entry
-from sidecar.volume.watch import WatchMode
+from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.snapshot import MAX_SIZE, Content
+from sidecar.volume.publish import models
+from sidecar.volume.publish.models import Entry
+from sidecar.volume.watch.watch import WatchMode
 
 SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE: Final = "Sidecar-Stale"
@@ -193,7 +193,7 @@ async def _answer_file(
         if not shelf.serves(name):
             raise no_such_file(name)
         try:
-            content = await _content(shelf, latest, terms.check_name(name))
+            content = await _content(shelf, latest, models.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
         return await representation(content, {**shelf.headers, **headers, **stale_header(latest)})

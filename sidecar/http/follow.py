@@ -12,10 +12,10 @@ from aiohttp import web
 
 from sidecar.http import lane, ops, problems
 from sidecar.process import arguments
-from sidecar.volume import watch as watches
-from sidecar.volume.snapshot import Snapshot, T
-from sidecar.volume.watch import Watch
-from sidecar.volume.watch_options import Options, check
+from sidecar.volume.content.snapshot import Snapshot, T
+from sidecar.volume.watch import watch as watches
+from sidecar.volume.watch.options import Options, check
+from sidecar.volume.watch.watch import Watch
 
 FIRST_LOOK = 1.5
 """Seconds for which the start of an application waits for the first look at its content."""

@@ -23,8 +23,8 @@ from aiohttp.http import HttpVersion11
 from sidecar import _errors
 from sidecar.http import answers, problems
 from sidecar.http.receiving import Buffers, past_aiohttp
-from sidecar.volume import terms
-from sidecar.volume.upload import Upload
+from sidecar.volume.publish import models
+from sidecar.volume.publish.upload import Upload
 from sidecar.volume.volume import Volume
 
 BODY_PAUSE: Final = 30.0
@@ -63,7 +63,7 @@ def name_of(request: web.Request) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         if not _BAD_ESCAPE.search(path):
             urllib.parse.unquote_to_bytes(path).decode()
-            return terms.check_name(request.match_info["name"])
+            return models.check_name(request.match_info["name"])
     raise _errors.NameRefused(
         f"cannot use {request.match_info['name']!r} as the name of a file:"
         " in the address it is UTF-8, with `%XX` for each byte that is no letter (`%25` for `%`)"

@@ -16,7 +16,7 @@ import orjson
 from sidecar.fs.open_file import Pinned
 from sidecar.http import problems
 from sidecar.http.sending import Pieces
-from sidecar.volume.snapshot import Content, Snapshot
+from sidecar.volume.content.snapshot import Content, Snapshot
 
 _PIECE = 1 << 17
 """Bytes at a time: as JSON they may be six times as many, and as text in between four times."""

@@ -25,7 +25,7 @@ from multidict import CIMultiDict
 
 from sidecar import _errors
 from sidecar.http import lane
-from sidecar.volume import snapshot as snapshots
+from sidecar.volume.content import snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -294,7 +294,7 @@ def _conflict(detail: str, current: str | None) -> Problem:
 def _uncertain(detail: str, version: str) -> Problem:
     if not version:  # a file was deleted: there is nothing to name
         return Problem("perhaps-not-durable", detail)
-    tag = snapshots.etag(version)
+    tag = snapshot.etag(version)
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
 
 

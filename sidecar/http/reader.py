@@ -41,13 +41,13 @@ from sidecar.http import follow as following
 from sidecar.http.answers import Representation
 from sidecar.http.stream import Stream
 from sidecar.process import arguments, executor
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume.filters import EDITORS
-from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot
-from sidecar.volume.watch import WatchMode
+from sidecar.volume.content import snapshot
+from sidecar.volume.content.filters import EDITORS
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot
+from sidecar.volume.watch.watch import WatchMode
 
 if TYPE_CHECKING:
-    from sidecar.volume.terms import Entry
+    from sidecar.volume.publish.models import Entry
     from sidecar.volume.volume import Volume
 
 _SMALL = 1 << 20
@@ -294,7 +294,7 @@ def _stand_in(missing: str | None) -> Content | None:
     if missing is None:
         return None
     data = missing.encode()
-    return Content("missing.txt", data, snapshots.version_of(data), time.time())
+    return Content("missing.txt", data, snapshot.version_of(data), time.time())
 
 
 class _Beside:

@@ -18,7 +18,7 @@ from sidecar.http.bells import SLICE, WAITS, Waits
 from sidecar.process import metrics
 
 if TYPE_CHECKING:
-    from sidecar.volume.watch import Watch
+    from sidecar.volume.watch.watch import Watch
 
 _TOLD: Final = 200
 """Requests that get an answer that is known before others get their turn: a millisecond or two."""

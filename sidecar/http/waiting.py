@@ -15,7 +15,7 @@ from sidecar.http.answers import WAIT_LIMIT, Representation, Tags
 from sidecar.http.bells import WAITS, Waits
 
 if TYPE_CHECKING:
-    from sidecar.volume.watch import Watch
+    from sidecar.volume.watch.watch import Watch
 
 Make = Callable[[], Awaitable[Representation]]
 

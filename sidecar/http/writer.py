@@ -42,13 +42,14 @@ from sidecar.http.confirm import Confirm
 from sidecar.http.datapath import DataPath
 from sidecar.http.receiving import Buffers
 from sidecar.process import arguments, logging
-from sidecar.volume import change_log, terms
-from sidecar.volume import gate as gates
-from sidecar.volume.commit import Outcome
-from sidecar.volume.gate import Gate
-from sidecar.volume.history import Version
-from sidecar.volume.snapshot import MAX_SIZE
-from sidecar.volume.terms import Publication
+from sidecar.volume import change_log
+from sidecar.volume.content.snapshot import MAX_SIZE
+from sidecar.volume.publish import models
+from sidecar.volume.publish.group_commit import Outcome
+from sidecar.volume.publish.history import Version
+from sidecar.volume.publish.models import Publication
+from sidecar.volume.validation import gate as gates
+from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import (
     FILE_MODE,
     KEEP,
@@ -339,7 +340,7 @@ async def _post_rollback(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     dry_run = incoming.dry_run(request)
     to, name = await incoming.rollback_body(request)
-    name = writer.primary if name is None else terms.check_name(name)
+    name = writer.primary if name is None else models.check_name(name)
     wanted = await incoming.only_if_match(request, writer.volume, name)
     async with writer.data_path.attempt():
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
@@ -408,6 +409,6 @@ def _split(path: str) -> tuple[str, str | None]:
         return whole, None
     directory, name = os.path.split(whole)
     try:
-        return directory, terms.check_name(name)
+        return directory, models.check_name(name)
     except _errors.NameRefused as error:
         raise _errors.ConfigError(str(error)) from error

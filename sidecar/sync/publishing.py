@@ -11,14 +11,14 @@ from typing import Any, Unpack, overload
 from sidecar.process import arguments
 from sidecar.sync.background import run
 from sidecar.sync.watching import Watch
-from sidecar.volume import gate as gates
-from sidecar.volume import terms, upload
 from sidecar.volume import volume as volumes
-from sidecar.volume.history import Version
-from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T
-from sidecar.volume.terms import Publication
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T
+from sidecar.volume.publish import models, upload
+from sidecar.volume.publish.history import Version
+from sidecar.volume.publish.models import Publication
+from sidecar.volume.validation import gate as gates
 from sidecar.volume.volume import Durability
-from sidecar.volume.watch_options import VolumeOptions, of_volume
+from sidecar.volume.watch.options import VolumeOptions, of_volume
 
 
 def publish_file(
@@ -222,7 +222,7 @@ class Volume:
         """Return the names of the files, with their sizes in bytes."""
         return run(self._inner.names())
 
-    def entries(self) -> list[terms.Entry]:
+    def entries(self) -> list[models.Entry]:
         """Return the files with version, size and time, sorted by name."""
         return run(self._inner.entries())
 

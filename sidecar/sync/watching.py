@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar, Unpack, overload
 from sidecar import _errors
 from sidecar.process import arguments
 from sidecar.sync.background import run
-from sidecar.volume import watch as watches
-from sidecar.volume.snapshot import MAX_SIZE, Snapshot, T
-from sidecar.volume.watch_options import Options
+from sidecar.volume.content.snapshot import MAX_SIZE, Snapshot, T
+from sidecar.volume.watch import watch as watches
+from sidecar.volume.watch.options import Options
 
 R = TypeVar("R")
 

@@ -23,18 +23,21 @@ from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 from sidecar import _errors
 from sidecar.process import arguments, executor, metrics
 from sidecar.process.logging import CLIENT
-from sidecar.volume import change_log, commit, history, local_file, store, terms, watch_options
-from sidecar.volume import gate as gates
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume import watch as watches
-from sidecar.volume.commit import Outcome, Wish
-from sidecar.volume.snapshot import MAX_SIZE, Content, Snapshot, T, encoded
-from sidecar.volume.terms import Conditions, Entry, Order, Publication, Settings
-from sidecar.volume.upload import Upload
+from sidecar.volume import change_log
+from sidecar.volume.content import local_file
+from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, encoded
+from sidecar.volume.publish import group_commit, history, models, store
+from sidecar.volume.publish.group_commit import Outcome, Wish
+from sidecar.volume.publish.models import Conditions, Entry, Order, Publication, Settings
+from sidecar.volume.publish.upload import Upload
+from sidecar.volume.validation import gate as gates
+from sidecar.volume.watch import options as watch_options
+from sidecar.volume.watch import watch as watches
 
 R = TypeVar("R")
 
-too_large = terms.too_large
+too_large = models.too_large
 
 Given = bytes | str | os.PathLike[str] | Content | Upload
 """What can be published; a path is that of a file whose bytes are meant."""
@@ -141,8 +144,8 @@ class Volume:
         self._gate = gates.gate_of(gate)
         self._prepared = False
         self._published: Publication | None = None
-        self._commits: commit.Commits | None = None
-        self._commits_of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, commit.Commits]
+        self._commits: group_commit.Commits | None = None
+        self._commits_of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, group_commit.Commits]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin_anew()
         _VOLUMES.add(self)
@@ -219,14 +222,14 @@ class Volume:
         """
         arguments.mapping("publish", files)
         for name, content in files.items():
-            terms.check_text(name)
+            models.check_text(name)
             _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
-            terms.check_names(files)
+            models.check_names(files)
             contents = {name: await self._load(name, given) for name, given in files.items()}
-            self._check_size(self._path, sum(map(terms.size, contents.values())))
+            self._check_size(self._path, sum(map(models.size, contents.values())))
             for name, data in contents.items():
                 await self._examine(name, data, dry_run=dry_run)
             return await self._step(self._store.publish, contents, order=order)
@@ -257,12 +260,12 @@ class Volume:
                 nothing was published.
             PublishUncertain: visible, perhaps not durable.
         """
-        terms.check_text(name)
+        models.check_text(name)
         _check_content(content)
         order = _order(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
-            terms.check_name(name)
+            models.check_name(name)
             if isinstance(content, Upload):
                 content.handed_over = True
                 await self._examine_upload(name, content)
@@ -271,7 +274,7 @@ class Volume:
                 order.unwritten = content.in_memory
                 return await self._step(self._store.put, name, staged, order=order)
             data = await self._load(name, content)
-            self._check_size(os.path.join(self._path, name), terms.size(data))
+            self._check_size(os.path.join(self._path, name), models.size(data))
             await self._examine(name, data, dry_run=dry_run)
             if dry_run or order.conditions or isinstance(data, Content):
                 return await self._put_alone(name, data, order)
@@ -303,13 +306,13 @@ class Volume:
         """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
         self._commits_here().withdraw(wish)
 
-    def _commits_here(self) -> commit.Commits:
+    def _commits_here(self) -> group_commit.Commits:
         """Return the contents that wait in the running loop: each loop tells its own callers."""
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
             self._commits = self._commits_of.setdefault(
-                loop, commit.Commits(self._put_alone, self._put_at_once)
+                loop, group_commit.Commits(self._put_alone, self._put_at_once)
             )
         return self._commits
 
@@ -372,7 +375,7 @@ class Volume:
             FileMissing: there is no such file, and with `purge` no history of it.
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
-        terms.check_text(name)
+        models.check_text(name)
         order = _order(if_match, None, dry_run)
         order.purge = arguments.flag("purge", purge)
         where = self._where(name)
@@ -407,7 +410,7 @@ class Volume:
         ...         await volume.put("large.bin", upload)
         """
         if name is not None:
-            terms.check_text(name)
+            models.check_text(name)
         arguments.flag("dry_run", dry_run)
         most = self._max_size
         if limit is not None:

@@ -12,7 +12,7 @@ import pytest
 
 from cli.commands import Command
 from sidecar.fs import openat
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from support import StartProcess
 
 

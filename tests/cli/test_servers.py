@@ -323,7 +323,7 @@ def test_a_reader_has_no_more_in_its_memory_than_it_needs() -> None:
         "    from sidecar.http import reader, serve\n"
         "app = reader.reader_app('/tmp/config')\n"
         "unwanted = {'aiohttp.client', 'aiohttp.connector', 'aiohttp.cookiejar', 'http.server', 'wsgiref',\n"
-        "            'frozenlist._frozenlist', 'sidecar.volume.volume', 'sidecar.volume.gate'}\n"
+        "            'frozenlist._frozenlist', 'sidecar.volume.volume', 'sidecar.volume.validation.gate'}\n"
         "assert not unwanted & set(sys.modules), unwanted & set(sys.modules)\n"
     )
 

@@ -12,9 +12,9 @@ import pytest
 from sidecar import _errors
 from sidecar.cli import publish
 from sidecar.cli import source as sources
-from sidecar.volume import loading, reading
-from sidecar.volume.sighting import Sighting
-from sidecar.volume.terms import Publication
+from sidecar.volume.content import loader, read_state
+from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.publish.models import Publication
 from sidecar.volume.volume import Volume
 
 NAMES = pytest.mark.parametrize("name", ["a", None], ids=["file", "directory"])
@@ -72,7 +72,7 @@ async def test_a_source_at_rest_is_read_once(
     changes = changing(tmp_path / "source" / "a", monkeypatch, 99)
     for path in (tmp_path / "source" / "a", tmp_path / "source"):
         os.utime(path, (0, time.time() - 60))
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)  # ctime cannot be set
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)  # ctime cannot be set
     await published(tmp_path, name)
     assert changes == []
 
@@ -83,7 +83,7 @@ def test_a_name_that_comes_or_goes_meanwhile_makes_no_version(
 ) -> None:
     """What is there for a moment alone, or missing for one, belongs to no version of a directory."""
     (tmp_path / "a").write_text("1")
-    real, looks = loading.load_directory, []
+    real, looks = loader.load_directory, []
 
     def load(*args: Any, **options: Any) -> Sighting:
         looks.append("")
@@ -93,7 +93,7 @@ def test_a_name_that_comes_or_goes_meanwhile_makes_no_version(
             (tmp_path / "moment").unlink(missing_ok=True)
         return real(*args, **options)
 
-    monkeypatch.setattr(loading, "load_directory", load)
+    monkeypatch.setattr(loader, "load_directory", load)
     assert sorted(sources.read_set(str(tmp_path), 100)) == ["a"] + ["moment"] * (not appears)
     assert len(looks) == 4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from support import Process, StartProcess
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from sidecar import Volume
 from sidecar.testing import rewrite_in_place, until
-from sidecar.volume import loading
+from sidecar.volume.content import loader
 from support import FreePorts, StartProcess
 
 PUBLISHES = 20_000
@@ -200,7 +200,7 @@ async def test_no_reader_sees_a_mixed_set_in_20000_publishes(
     def read_pinned(stop: threading.Event, count: list[int]) -> None:
         fd = os.open(directory, os.O_RDONLY)
         while not stop.wait(PAUSE):
-            found = loading.load_directory(fd, str(directory), limit=1 << 20, before=None)
+            found = loader.load_directory(fd, str(directory), limit=1 << 20, before=None)
             check(found.snapshot)
             count[0] += 1
         os.close(fd)

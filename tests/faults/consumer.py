@@ -12,7 +12,7 @@ import sys
 from typing import Literal, cast
 
 from sidecar.process import metrics
-from sidecar.volume.watch import Watch
+from sidecar.volume.watch.watch import Watch
 
 Mode = Literal["auto", "inotify", "watchfiles", "poll"]
 

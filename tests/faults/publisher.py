@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from sidecar import _errors
 from sidecar.fs import layout, oserrors
-from sidecar.volume import snapshot as snapshots
-from sidecar.volume.store import Store
-from sidecar.volume.terms import Order, Settings
+from sidecar.volume.content import snapshot
+from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.store import Store
 
 BEGIN, END = "/begin-of-the-publish", "/end-of-the-publish"
 
@@ -97,7 +97,7 @@ def upload(store: Store, directory: str, data: bytes) -> object:
         for start in range(0, len(data), 4096):
             with oserrors.publishing(f"receive a content in {directory}"):
                 staged.write(data[start : start + 4096])
-        version = hashlib.sha256(data).hexdigest()[: snapshots.VERSION_DIGITS]
+        version = hashlib.sha256(data).hexdigest()[: snapshot.VERSION_DIGITS]
         return store.put("config", (staged, version), Order())
     finally:
         staged.discard()

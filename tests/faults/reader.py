@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from sidecar.fs import openat
-from sidecar.volume import loading
+from sidecar.volume.content import loader
 
 #: As large as it takes for a copy to be seen half done.
 FILLING = 2000
@@ -46,7 +46,7 @@ def read_file(directory: str) -> Mapping[str, bytes]:
 def read_pinned(directory: str) -> Mapping[str, bytes]:
     fd = openat.open_directory(directory)
     try:
-        return loading.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
+        return loader.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
     finally:
         os.close(fd)
 

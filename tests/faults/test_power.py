@@ -14,8 +14,8 @@ import pytest
 from mounts import FileSystem, cut_power, image, loop
 from sidecar.fs import atomic
 from sidecar.fs import layout as naming
-from sidecar.volume.store import Store
-from sidecar.volume.terms import Order, Settings
+from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.store import Store
 
 pytestmark = pytest.mark.root
 
@@ -25,7 +25,7 @@ PUBLISHING = """
 import sys
 sys.path[:0] = sys.argv[3:]
 from faults.test_power import contents, store_at
-from sidecar.volume.terms import Order
+from sidecar.volume.publish.models import Order
 
 path, layout = sys.argv[1:3]
 store, number = store_at(path), 0

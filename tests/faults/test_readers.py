@@ -15,8 +15,8 @@ import pytest
 
 from faultkit import TESTS
 from faults import reader
-from sidecar.volume.store import Store
-from sidecar.volume.terms import Order, Settings
+from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.store import Store
 
 READERS = 4
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import watch as watches
-from sidecar.volume import watch_run
-from sidecar.volume.watch import Watch
+from sidecar.volume.watch import session
+from sidecar.volume.watch import watch as watches
+from sidecar.volume.watch.watch import Watch
 from support import StartProcess, WaitFor
 from watching import BOUND, consumer, replace, threads
 
@@ -97,7 +97,7 @@ async def test_a_server_that_hangs_is_a_failure_and_hurts_nobody_else(
 ) -> None:
     """Another watch goes on, the loop goes on, leaving goes on; and when it answers, all is well."""
     monkeypatch.setattr(watches, "_HANGING", 0.3)
-    monkeypatch.setattr(watch_run, "_GOODBYE", 0.2)
+    monkeypatch.setattr(session, "_GOODBYE", 0.2)
     other = tmp_path / "other"
     replace(other, "0")
     async with consumer(other) as good:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.testing import rewrite_in_place, until
-from sidecar.volume import judge
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.watch import stability
 from support import StartProcess
 from watching import BOUND, consumer, replace
 
@@ -127,7 +127,7 @@ async def test_a_file_that_is_kept_open_is_told_as_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log is no content: the last good one stays, and `stale` says why; once it is closed, it is read."""
-    monkeypatch.setattr(judge, "PATIENCE", 0.5)
+    monkeypatch.setattr(stability, "PATIENCE", 0.5)
     path = tmp_path / "config"
     replace(path, "good")
     async with consumer(path, recheck=0.05) as seen:
@@ -149,7 +149,7 @@ async def test_a_writer_that_goes_away_without_a_close_is_believed_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`truncate(2)` tells of a change and of no close: after a while of stillness the file counts."""
-    monkeypatch.setattr(judge, "PATIENCE", 0.3)
+    monkeypatch.setattr(stability, "PATIENCE", 0.3)
     path = tmp_path / "config"
     replace(path, "a long text")
     async with consumer(path, recheck=0.05) as seen:
@@ -231,13 +231,13 @@ async def test_an_empty_file_that_was_truncated_is_believed_after_a_second(tmp_p
         await seen.converge("0")
         began = time.monotonic()
         path.write_bytes(b"")
-        await seen.converge("", BOUND + judge.SETTLE)
-        assert time.monotonic() - began >= judge.SETTLE
+        await seen.converge("", BOUND + stability.SETTLE)
+        assert time.monotonic() - began >= stability.SETTLE
         replace(path, "1")
         await seen.converge("1")
         began = time.monotonic()
         replace(path, "")
-        await seen.converge("", judge.SETTLE)
+        await seen.converge("", stability.SETTLE)
 
 
 async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -> None:
@@ -247,8 +247,10 @@ async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -
     async with consumer(path, watch="poll", recheck=0.02) as seen:
         await until(lambda: seen)
         for number in range(1, 3):
-            await asyncio.to_thread(rewrite_in_place, path, whole(number), judge.SETTLE * 0.7)
-            await until(lambda n=number: seen[-1].data == whole(n), timeout=BOUND + judge.SETTLE)
+            await asyncio.to_thread(rewrite_in_place, path, whole(number), stability.SETTLE * 0.7)
+            await until(
+                lambda n=number: seen[-1].data == whole(n), timeout=BOUND + stability.SETTLE
+            )
     assert all(is_whole(one.data) for one in seen)
 
 
@@ -261,7 +263,7 @@ async def test_polling_takes_a_replaced_file_without_waiting(tmp_path: Path) -> 
         began = time.monotonic()
         replace(path, "1")
         await seen.converge("1")
-        assert time.monotonic() - began < judge.SETTLE
+        assert time.monotonic() - began < stability.SETTLE
 
 
 async def test_at_the_start_a_fresh_file_is_given_a_moment(tmp_path: Path) -> None:

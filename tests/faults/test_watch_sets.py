@@ -13,8 +13,8 @@ import pytest
 
 from sidecar import NothingPublished, Snapshot
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import loading
-from sidecar.volume.sighting import Sighting
+from sidecar.volume.content import loader
+from sidecar.volume.content.scan_result import Sighting
 from support import Process, StartProcess
 from watching import BOUND, consumer
 
@@ -53,14 +53,14 @@ Read = Callable[[int, Sighting | None], Sighting]
 
 
 def read_set(fd: int, before: Sighting | None) -> Sighting:
-    found = loading.load_directory(fd, "/shared", limit=LIMIT, before=before)
+    found = loader.load_directory(fd, "/shared", limit=LIMIT, before=before)
     assert is_whole(found.snapshot), dict(found.snapshot)
     assert not found.problems
     return found
 
 
 def read_key(fd: int, before: Sighting | None) -> Sighting:
-    found = loading.load_file(fd, "/shared", "all", limit=LIMIT, before=before)
+    found = loader.load_file(fd, "/shared", "all", limit=LIMIT, before=before)
     assert found.snapshot.data.isdigit()
     return found
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.testing import ConfigMapVolume
-from sidecar.volume.judge import SETTLE
-from sidecar.volume.watch import Watch
+from sidecar.volume.watch.stability import SETTLE
+from sidecar.volume.watch.watch import Watch
 from watching import BOUND, MODES, RECHECK, GitSync, consumer, remove, replace
 
 mode = pytest.mark.parametrize("mode", MODES)

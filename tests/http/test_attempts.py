@@ -16,8 +16,8 @@ from httpkit import Client, MakeClient, Serve, tag
 from sidecar.http.writer import writer_app
 from sidecar.process import metrics
 from sidecar.volume import change_log
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.validation.gate import Gate
 from support import Eventually
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 import sidecar
 from httpkit import MakeClient, problem
 from sidecar.http.follow import LATEST, Latest, follow
-from sidecar.volume.snapshot import Snapshot
+from sidecar.volume.content.snapshot import Snapshot
 
 
 async def greet(request: web.Request) -> web.Response:

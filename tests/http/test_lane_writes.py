@@ -25,8 +25,8 @@ from sidecar.http.lane import Lane
 from sidecar.http.lane.writes import Forms
 from sidecar.http.writer import WRITER, writer_app
 from sidecar.process import lifecycle, metrics
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.validation.gate import Gate
 from support import Eventually
 
 

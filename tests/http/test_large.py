@@ -31,7 +31,7 @@ from sidecar.http import answers, jsontext, problems, sending
 from sidecar.http import reader as readers
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import writer_app
-from sidecar.volume.snapshot import Content, Snapshot
+from sidecar.volume.content.snapshot import Content, Snapshot
 from support import Eventually, Process, StartProcess
 from watching import descriptors
 

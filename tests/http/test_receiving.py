@@ -19,7 +19,7 @@ from sidecar.http.express import Express
 from sidecar.http.receiving import WORTH
 from sidecar.http.writer import writer_app
 from sidecar.process import memory
-from sidecar.volume.upload import Upload
+from sidecar.volume.publish.upload import Upload
 from support import Eventually
 from watching import descriptors
 

@@ -18,7 +18,7 @@ from sidecar.http.express import Express
 from sidecar.http.lane import Lane, rooms
 from sidecar.http.reader import reader_app
 from sidecar.process import lifecycle, metrics
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from support import Eventually
 
 

@@ -22,7 +22,7 @@ from sidecar.http.bells import Waits
 from sidecar.http.reader import reader_app
 from sidecar.http.stream import Stream, Subscriber
 from sidecar.process import metrics
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from support import Eventually, StartProcess
 
 Open: TypeAlias = Callable[..., "asyncio.Future[EventSource]"]

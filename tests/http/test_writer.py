@@ -24,8 +24,8 @@ from sidecar.fs import atomic
 from sidecar.http import answers, datapath, incoming
 from sidecar.http.reader import reader_app
 from sidecar.http.writer import WRITER, writer_app
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.validation.gate import Gate
 from support import Eventually
 
 

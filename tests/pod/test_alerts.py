@@ -46,7 +46,7 @@ _READER = """
 import os, sys
 from sidecar.cli.main import main
 from sidecar.fs.notify import inotify
-from sidecar.volume.eye import Eye
+from sidecar.volume.watch.scanner import Eye
 drain, look = inotify.Inotify.drain, Eye.look
 inotify.Inotify.drain = lambda self: [] if os.path.exists("deaf") else drain(self)
 def seeing(self, *a, **k):

@@ -12,7 +12,9 @@ from sidecar.process import helper_process
 from support import environment
 
 
-@pytest.mark.parametrize("module", ["sidecar.volume.validator", "sidecar.volume.check_process"])
+@pytest.mark.parametrize(
+    "module", ["sidecar.volume.validation.validator", "sidecar.volume.validation.command_process"]
+)
 @pytest.mark.parametrize("greeted", [True, False])
 def test_a_helper_ends_without_a_word_when_the_other_side_is_gone(
     module: str, greeted: bool

@@ -14,8 +14,8 @@ import pytest
 from sidecar import Volume
 from sidecar.fs import inode_reuse, mounts
 from sidecar.process import executor
-from sidecar.volume import budget, store
-from sidecar.volume.store import Store
+from sidecar.volume.publish import budget, store
+from sidecar.volume.publish.store import Store
 from sidecar.volume.volume import Durability
 from support import Eventually
 

@@ -15,7 +15,7 @@ import pytest
 
 from sidecar import _errors
 from sidecar.fs import atomic, flock
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import Eventually, opened
 
@@ -216,7 +216,7 @@ async def test_a_stuck_neighbour_is_an_error_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For each of those that wait, not for one after the other."""
-    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr("sidecar.volume.publish.store._LOCK_TIMEOUT", 0.3)
     volume = Volume(tmp_path)
     await volume.prepare()
     with held(tmp_path):
@@ -232,7 +232,7 @@ async def test_a_slow_disk_is_not_taken_for_a_stuck_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those at the end of the queue wait for longer than any of those before them has taken."""
-    monkeypatch.setattr("sidecar.volume.store._LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr("sidecar.volume.publish.store._LOCK_TIMEOUT", 1.0)
     real = atomic.sync_file
 
     def slow(fd: int) -> None:

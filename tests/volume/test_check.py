@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.check import Check
-from sidecar.volume.gate import Gate
+from sidecar.volume.validation.command import Check
+from sidecar.volume.validation.gate import Gate
 from support import StartProcess, WaitFor
 
 
@@ -118,7 +118,7 @@ def test_as_process_1_no_zombie_stays(tmp_path: Path) -> None:
     program.write_text(f"""
 import asyncio, os
 from pathlib import Path
-from sidecar.volume.check import Check
+from sidecar.volume.validation.command import Check
 async def main():
     for script, limit in (("sleep 60 & exit 0", 10), ("sleep 60", 0.1), ("(setsid sleep 60 &) ; sleep 60", 0.1)):
         await Check(["sh", "-c", script], limit).run("c", Path({str(tmp_path / "staged")!r}), "c")
@@ -139,7 +139,7 @@ def test_a_command_does_not_outlive_a_writer_that_is_killed(
     (tmp_path / "program.py").write_text(f"""
 import asyncio
 from pathlib import Path
-from sidecar.volume.check import Check
+from sidecar.volume.validation.command import Check
 script = "setsid sleep 60 & echo $! $$ > {pids}; wait"
 asyncio.run(Check(["sh", "-c", script], 60).run("c", Path({str(tmp_path)!r}), "c"))
 """)

@@ -9,8 +9,8 @@ import pytest
 
 from sidecar import Publication, PublishError, VersionConflict, Volume
 from sidecar.process import metrics
-from sidecar.volume.commit import Commits
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.publish.group_commit import Commits
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import listing
-from sidecar.volume.filters import Filter
+from sidecar.volume.content import listing
+from sidecar.volume.content.filters import Filter
 from watching import consumer, replace
 
 

@@ -17,8 +17,8 @@ import pytest
 
 import sidecar
 from sidecar import _errors
-from sidecar.volume.gate import Gate
-from sidecar.volume.syntax import Format
+from sidecar.volume.validation.gate import Gate
+from sidecar.volume.validation.syntax import Format
 from support import Eventually, StartProcess
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import Snapshot, version_of
+from sidecar.volume.content.snapshot import Snapshot, version_of
+from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
 from support import Eventually
 

@@ -10,10 +10,10 @@ import pytest
 from sidecar.fs import openat
 from sidecar.fs.notify.base import Activity
 from sidecar.fs.notify.inotify import Inotify
-from sidecar.volume import evidence, judge
-from sidecar.volume.judge import CONFIRM, PATIENCE, SETTLE, Judge
-from sidecar.volume.sighting import Mark, Sighting
-from sidecar.volume.snapshot import Content, Snapshot, version_of
+from sidecar.volume.content.scan_result import Mark, Sighting
+from sidecar.volume.content.snapshot import Content, Snapshot, version_of
+from sidecar.volume.watch import event_log, stability
+from sidecar.volume.watch.stability import CONFIRM, PATIENCE, SETTLE, Judge
 
 NOW = 1_000_000_000.0
 OLD = NOW - 1000
@@ -28,7 +28,7 @@ MADE, WRITTEN, CLOSED, CAME = (
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wall clock stands still."""
-    monkeypatch.setattr(judge, "_now", lambda: NOW)
+    monkeypatch.setattr(stability, "_now", lambda: NOW)
 
 
 def file(
@@ -208,9 +208,9 @@ def test_names_that_vanish_are_waited_for() -> None:
     two_left = look(file("a"), file("b"), single=False)
     one_left = look(file("a"), single=False)
     assert one.decide(two_left, before, 100.0).accept is None
-    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 0.9).accept is None
-    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 1.8).accept is None
-    assert one.decide(one_left, before, 100.0 + judge.VANISHING * 2).accept is one_left
+    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 0.9).accept is None
+    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 1.8).accept is None
+    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 2).accept is one_left
     one = Judge("/shared")
     tell(one)
     assert one.decide(two_left, before, 100.0).accept is None
@@ -328,7 +328,7 @@ def test_what_has_been_accepted_needs_new_evidence() -> None:
 def test_names_of_neighbours_do_not_fill_the_memory() -> None:
     """They are forgotten with each look that is accepted, and when they are too many."""
     one = Judge("/shared")
-    for number in range(evidence._MOST_NAMES + 10):
+    for number in range(event_log._MOST_NAMES + 10):
         raw = b"%d" % number
         one.evidence.add(Activity(last={raw: MADE}, kinds={raw: MADE}), {})
     assert len(one.evidence.last) < 20
@@ -427,7 +427,7 @@ def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
         assert verdict.accept.snapshot == before.snapshot
     one.evidence.look_begins()
     found = look(*files, single=False)
-    shown = one.decide(found, before, 100.0 + 29 / 20 + judge.QUIET).accept
+    shown = one.decide(found, before, 100.0 + 29 / 20 + stability.QUIET).accept
     assert shown is found
 
 

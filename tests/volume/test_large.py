@@ -23,9 +23,9 @@ from sidecar import (
 )
 from sidecar.fs import atomic, open_file
 from sidecar.testing import until
-from sidecar.volume import loading, reading
-from sidecar.volume.snapshot import version_of
-from sidecar.volume.watch import Watch
+from sidecar.volume.content import loader, read_state
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.watch.watch import Watch
 from watching import consumer, descriptors
 
 LARGE = b"large \xc3\xa9 " * 300_000
@@ -100,7 +100,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking once a second must not cost a gigabyte of reading each time."""
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
     hashed: list[str] = []
     digest = open_file._digest
     monkeypatch.setattr(open_file, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
@@ -135,7 +135,7 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read in the first tick may have changed in it, however long the rest has taken."""
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.05)
     (tmp_path / "config").write_bytes(LARGE)
     end = time.monotonic() + 0.2
 
@@ -144,9 +144,9 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
             pass
 
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    seen = loading.load_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
+    seen = loader.load_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
     assert "config" in seen.mark.doubtful
-    again = loading.load_file(fd, "/shared", "config", limit=1 << 30, before=seen)
+    again = loader.load_file(fd, "/shared", "config", limit=1 << 30, before=seen)
     assert not again.mark.doubtful
     os.close(fd)
 

@@ -13,8 +13,8 @@ import pytest
 from sidecar import NothingPublished
 from sidecar.fs import open_file
 from sidecar.testing import ConfigMapVolume
-from sidecar.volume import listing, loading, reading
-from sidecar.volume.sighting import Sighting
+from sidecar.volume.content import listing, loader, read_state
+from sidecar.volume.content.scan_result import Sighting
 from watching import replace
 
 LIMIT = 1 << 20
@@ -28,7 +28,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def load(fd: int, before: Sighting | None = None) -> Sighting:
-    return loading.load_directory(fd, "/shared", limit=LIMIT, before=before)
+    return loader.load_directory(fd, "/shared", limit=LIMIT, before=before)
 
 
 def test_a_directory_is_loaded_with_all_that_lies_in_it(fd: int, tmp_path: Path) -> None:
@@ -84,16 +84,16 @@ def test_what_is_unchanged_is_not_read_again(
     monkeypatch.setattr(open_file, "read", count)
     first = load(fd)
     assert len(reads) == 50
-    assert not loading.unchanged(fd, first)
+    assert not loader.unchanged(fd, first)
     assert len(load(fd, first).snapshot) == 50
     assert len(reads) == 100
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
     second = load(fd, first)
-    assert loading.unchanged(fd, second)
+    assert loader.unchanged(fd, second)
     reads.clear()
     replace(tmp_path / "7", "new")
-    assert not loading.unchanged(fd, second)
-    assert not loading.unchanged(fd, second, quick=True)
+    assert not loader.unchanged(fd, second)
+    assert not loader.unchanged(fd, second, quick=True)
     third = load(fd, second)
     assert reads == ["7"]
     assert third.snapshot.changed(second.snapshot) == {"7"}
@@ -103,16 +103,16 @@ def test_a_quick_comparison_sees_what_came_and_went_and_not_what_was_rewritten(
     fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the directories, those below as well."""
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").write_text("old")
     found = load(fd)
     with (tmp_path / "deep" / "a").open("r+") as file:
         file.write("new")
-    assert loading.unchanged(fd, found, quick=True)
-    assert not loading.unchanged(fd, found)
+    assert loader.unchanged(fd, found, quick=True)
+    assert not loader.unchanged(fd, found)
     (tmp_path / "deep" / "b").touch()
-    assert not loading.unchanged(fd, found, quick=True)
+    assert not loader.unchanged(fd, found, quick=True)
 
 
 def test_a_file_from_the_future_is_not_read_for_ever(
@@ -122,11 +122,11 @@ def test_a_file_from_the_future_is_not_read_for_ever(
     (tmp_path / "a").write_text("x")
     later = time.time_ns() + 10**12
     os.utime(tmp_path / "a", ns=(later, later))
-    monkeypatch.setattr(reading, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.05)
     found = load(fd)
-    assert not loading.unchanged(fd, found)
+    assert not loader.unchanged(fd, found)
     limit = time.monotonic() + 5
-    while not loading.unchanged(fd, found):
+    while not loader.unchanged(fd, found):
         assert time.monotonic() < limit
         found = load(fd, found)
 
@@ -135,7 +135,7 @@ def test_the_limit_is_that_of_all_files_together(fd: int, tmp_path: Path) -> Non
     """Those that fit are there; each of the others is a problem that says so."""
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text("12345")
-    found = loading.load_directory(fd, "/shared", limit=12, before=None)
+    found = loader.load_directory(fd, "/shared", limit=12, before=None)
     assert set(found.snapshot) == {"a", "b"}
     assert "cannot read /shared/c: its 5 bytes are more than what is left" in found.problems["c"]
 
@@ -152,7 +152,7 @@ def test_a_set_that_cannot_be_read_in_time_is_an_error_and_no_mixture(
         volume.update({"a": "0"})
         return real(*arguments)
 
-    monkeypatch.setattr(loading, "list_visible", late)
+    monkeypatch.setattr(loader, "list_visible", late)
     with pytest.raises(NothingPublished, match="faster than they can be read"):
         load(fd)
 
@@ -164,4 +164,4 @@ def test_a_link_to_a_generation_that_is_gone_is_nothing_published(fd: int, tmp_p
         load(fd)
     (tmp_path / "a").symlink_to("..data/a")
     with pytest.raises(NothingPublished):
-        loading.load_file(fd, "/shared", "a", limit=LIMIT, before=None)
+        loader.load_file(fd, "/shared", "a", limit=LIMIT, before=None)

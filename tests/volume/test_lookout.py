@@ -11,8 +11,8 @@ import pytest
 from sidecar.fs.notify import select
 from sidecar.fs.notify.base import Activity, Mode, Target
 from sidecar.fs.notify.wakeup import Bell
-from sidecar.volume.eye import Eye
-from sidecar.volume.lookout import Lookout, News
+from sidecar.volume.watch.scanner import Eye
+from sidecar.volume.watch.thread import Lookout, News
 from watching import replace, wait
 
 

@@ -15,7 +15,7 @@ from sidecar.fs.notify.inotify import InotifyHints
 from sidecar.fs.notify.wakeup import Bell
 from sidecar.process import metrics
 from sidecar.testing import until
-from sidecar.volume.lookout import Lookout
+from sidecar.volume.watch.thread import Lookout
 from watching import consumer, replace
 
 #: So slow a re-check that only events can be the reason for a look.
@@ -26,7 +26,7 @@ AT_ONCE = 5.0
 @pytest.fixture(autouse=True)
 def _old(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is looked at twice because a clock may be coarse: that is not what is asked here."""
-    monkeypatch.setattr("sidecar.volume.reading._STAMP_DOUBT", 0.0)
+    monkeypatch.setattr("sidecar.volume.content.read_state._STAMP_DOUBT", 0.0)
 
 
 @pytest.mark.parametrize("depth", ["sub", "a/b/c"])
@@ -113,7 +113,7 @@ async def test_without_enough_watches_everything_is_polled_and_that_is_told(
     limit = tmp_path / "limit"
     limit.write_text("8")
     monkeypatch.setattr(inotify, "_LIMIT", str(limit))
-    monkeypatch.setattr("sidecar.volume.lookout._REARM_AFTER", 0.05)
+    monkeypatch.setattr("sidecar.volume.watch.thread._REARM_AFTER", 0.05)
     volume = tmp_path / "volume"
     for number in range(6):
         (volume / f"d{number}").mkdir(parents=True)
@@ -194,7 +194,7 @@ async def test_events_are_not_relied_on_where_they_cannot_come(
     monkeypatch.setattr("sidecar.fs.notify.select.is_remote", lambda _: True)
     monkeypatch.setattr(InotifyHints, "drain", lambda _: Activity())
     for share in ("_SHARE_OF_TIME", "_LOOSE_SHARE_OF_TIME"):
-        monkeypatch.setattr(f"sidecar.volume.lookout.{share}", 1e-9)
+        monkeypatch.setattr(f"sidecar.volume.watch.thread.{share}", 1e-9)
     (tmp_path / "sub").mkdir()
     replace(tmp_path / "sub/f", "0")
     async with consumer(f"{tmp_path}/", recheck=0.02, watch="inotify") as seen:

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar import _errors
 from sidecar.fs import atomic, oserrors
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.volume import Volume
 from support import as_user
 

@@ -19,8 +19,8 @@ import sidecar
 from sidecar import _errors
 from sidecar.fs import atomic, flock, oserrors
 from sidecar.process import metrics
-from sidecar.volume import loose
-from sidecar.volume.snapshot import Snapshot
+from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.publish import single_files
 from sidecar.volume.volume import Volume
 from support import as_user
 
@@ -266,9 +266,9 @@ async def test_names_that_never_come_again_are_not_remembered_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """As in a spool: a process of weeks must not keep something of each."""
-    monkeypatch.setattr(loose, "_MOST_NAMES", 5)
+    monkeypatch.setattr(single_files, "_MOST_NAMES", 5)
     monkeypatch.setattr(
-        loose, "_STAMP_DOUBT_NS", -(10**18)
+        single_files, "_STAMP_DOUBT_NS", -(10**18)
     )  # as if each had been there for a while
     volume = Volume(tmp_path, keep=0, durability="none")
     known: list[int] = []

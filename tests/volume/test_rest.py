@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidecar.volume import lookout
-from sidecar.volume.changes import Changes
+from sidecar.volume.watch import thread
+from sidecar.volume.watch.changes import Changes
 
 
 class Clock:
@@ -23,8 +23,8 @@ class Clock:
 def rechecks(path: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str, cost: float) -> list[bool]:
     """Let ten minutes pass, one look a second, and tell which of them trusted the directories alone."""
     clock = Clock()
-    monkeypatch.setattr(lookout, "time", clock)
-    one = lookout.Lookout(
+    monkeypatch.setattr(thread, "time", clock)
+    one = thread.Lookout(
         f"{path}/",
         wanted="auto",
         recheck=1.0,

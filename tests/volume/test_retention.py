@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.volume import Volume
 
 KIB = 1024

@@ -17,7 +17,7 @@ import pytest
 
 from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer
-from sidecar.volume.snapshot import Snapshot
+from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.volume import Volume
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from sidecar.volume import syntax_yaml
+from sidecar.volume.validation import syntax_yaml
 
 
 @pytest.fixture(params=["libyaml", "pure"])

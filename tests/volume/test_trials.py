@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.gate import Gate
-from sidecar.volume.snapshot import version_of
+from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
 from support import as_user
 

@@ -20,12 +20,12 @@ from sidecar.fs import openat
 from sidecar.fs.notify import inotify
 from sidecar.process import metrics
 from sidecar.testing import ConfigMapVolume, until
-from sidecar.volume import watch as watches
-from sidecar.volume import watch_run
-from sidecar.volume.eye import Eye
-from sidecar.volume.lookout import News
-from sidecar.volume.watch import Watch, shared
-from sidecar.volume.watch_group import watch
+from sidecar.volume.watch import session
+from sidecar.volume.watch import watch as watches
+from sidecar.volume.watch.group import watch
+from sidecar.volume.watch.scanner import Eye
+from sidecar.volume.watch.thread import News
+from sidecar.volume.watch.watch import Watch, shared
 from watching import BOUND, MODES, consumer, content, descriptors, remove, replace, threads
 
 
@@ -491,7 +491,7 @@ async def test_subscribers_hear_of_each_change_of_content_and_state(path: Path) 
             one.subscribe(fail),
             one.subscribe(lambda: heard.append((one.etag, bool(one.stale)))),
         ]
-        logging.getLogger("sidecar.volume.watch").setLevel(logging.CRITICAL)
+        logging.getLogger("sidecar.volume.watch.watch").setLevel(logging.CRITICAL)
         try:
             first = one.etag
             path.unlink()
@@ -499,7 +499,7 @@ async def test_subscribers_hear_of_each_change_of_content_and_state(path: Path) 
             replace(path, "1")
             await until(lambda: heard[-1] == (one.etag, False) and one.etag != first, timeout=BOUND)
         finally:
-            logging.getLogger("sidecar.volume.watch").setLevel(logging.NOTSET)
+            logging.getLogger("sidecar.volume.watch.watch").setLevel(logging.NOTSET)
         told = len(heard)
         for one_leaves in leave:
             one_leaves()
@@ -548,7 +548,7 @@ async def test_leaving_does_not_wait_for_a_look_that_hangs(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A program must be able to end, whatever its disk does; the thread ends when the disk answers."""
-    monkeypatch.setattr(watch_run, "_GOODBYE", 0.1)
+    monkeypatch.setattr(session, "_GOODBYE", 0.1)
     hanging = Hanging(monkeypatch)
     async with Watch(path, recheck=0.02) as one:
         await one.looked()

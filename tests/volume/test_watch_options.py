@@ -13,7 +13,8 @@ import pytest
 import sidecar
 from sidecar.http import answers
 from sidecar.testing import until
-from sidecar.volume import change_log, judge
+from sidecar.volume import change_log
+from sidecar.volume.watch import stability
 from watching import consumer, replace
 
 
@@ -77,7 +78,7 @@ async def test_a_tree_that_is_copied_is_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 files made one after the other, in directories."""
-    monkeypatch.setattr(judge, "QUIET", 1.5)  # a busy machine may let the copy stand still
+    monkeypatch.setattr(stability, "QUIET", 1.5)  # a busy machine may let the copy stand still
     source, volume = tmp_path / "source", tmp_path / "volume"
     for number in range(300):
         (source / f"d{number % 7}").mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from sidecar.cli.examination import noticing, owners, place, publishing, reading
 from sidecar.cli.examination.findings import Finding, Patient
-from sidecar.volume import snapshot
+from sidecar.volume.content import snapshot
 
 _LOOKS = (
     place.access,

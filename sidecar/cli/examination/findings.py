@@ -13,7 +13,7 @@ from typing import Literal
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.volume import snapshot
+from sidecar.volume.content import snapshot
 
 State = Literal["ok", "note", "wrong"]
 Role = Literal["read", "write"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sidecar.cli.examination.findings import Finding, Patient, reason
 from sidecar.cli.words import one_line
 from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
-from sidecar.volume import history
+from sidecar.volume.publish import history
 
 _SHOWN = 3
 

@@ -13,7 +13,8 @@ from sidecar.cli.examination.findings import (
 )
 from sidecar.fs import layout as naming
 from sidecar.fs import openat
-from sidecar.volume import history, loading
+from sidecar.volume.content import loader
+from sidecar.volume.publish import history
 
 _SHOWN = 5
 
@@ -61,11 +62,11 @@ def content(patient: Patient) -> Iterator[Finding]:
         )
     try:
         if patient.name is None:
-            sighting = loading.load_directory(
+            sighting = loader.load_directory(
                 patient.fd, patient.directory, limit=patient.max_size, before=None
             )
         else:
-            sighting = loading.load_file(
+            sighting = loader.load_file(
                 patient.fd, patient.directory, patient.name, limit=patient.max_size, before=None
             )
     except _errors.NothingPublished:

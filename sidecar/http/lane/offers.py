@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sidecar.http.lane.rooms import MakeRoom, Room
     from sidecar.http.lane.writes import Write
-    from sidecar.volume.commit import Outcome
+    from sidecar.volume.publish.group_commit import Outcome
 
 _TRANSPARENT = "_sidecar_transparent"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sidecar.http.lane.requests import Seen
     from sidecar.http.lane.second import Second
-    from sidecar.volume.commit import Outcome
+    from sidecar.volume.publish.group_commit import Outcome
 
 _MOST_FORMS = 128
 #: The value of `content` may be made of these: what the query of an address may hold (RFC 3986 section 3.4),

@@ -1,0 +1,303 @@
+"""Which names of a directory count: what consumers may see, before anything of it is read.
+
+Left out is what begins with `..`, names that are not UTF-8 or hold control characters (no URL could say them),
+links to directories, the `lost+found` that a new file system brings,
+and what NFS and FUSE keep of files that were removed while somebody had them open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sidecar.fs import layout, openat
+from sidecar.volume.content.filters import EVERYTHING, Filter
+
+_MAX_DEPTH = 32
+#: What a name costs in memory beside its content: so many bytes of a limit must stand behind each.
+_BYTES_A_NAME = 1024
+_LEAST_NAMES = 1000
+#: Files that were removed while they were open: `nfs_sillyrename` of Linux, `hidden_path` of libfuse.
+_REMOVED = re.compile(r"\.nfs[0-9a-fA-F]{8,}\Z|\.fuse_hidden[0-9a-fA-F]+\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(slots=True)
+class Listing:
+    """The visible names of a directory and of those in it, before anything is read."""
+
+    files: dict[str, openat.Signature] = field(default_factory=dict)
+    folders: dict[str, openat.Signature] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of all that is noted here: each takes its memory."""
+        return len(self.files) + len(self.folders) + len(self.problems)
+
+
+def most_names(limit: int) -> int:
+    """Return how many names are listed, where all files together may have `limit` bytes."""
+    return max(_LEAST_NAMES, limit // _BYTES_A_NAME)
+
+
+def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
+    """Return the visible regular files of an open directory, with their sizes in bytes.
+
+    Raises:
+        OSError: the directory cannot be read; `E2BIG`: there are more than `most`.
+    """
+    with opened(dir_fd, layout.in_force(dir_fd)) as fd:
+        return {name: signature.size for name, signature in list_visible(fd, most).files.items()}
+
+
+@contextmanager
+def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
+    """Open the directory whose files count: the target of `..data`, else the directory itself."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    fd = openat.open_beneath(dir_fd, "." if generation is None else layout.DATA, flags)
+    try:
+        yield fd
+    finally:
+        openat.close(fd)
+
+
+class Observer(Protocol):
+    """Is told of what a listing goes through, before it reads what is in it."""
+
+    def enter(self, fd: int, name: str, device: int) -> None:
+        """Take note of a nested directory."""
+
+    def resolve(self, dir_fd: int, name: str) -> None:
+        """Take note of a link to a file, by its name relative to the directory of the content."""
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Take note of names that are gone; those of directories end with `/`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What counts of the loose files of a directory, and who is told of what is listed."""
+
+    filter: Filter = EVERYTHING
+    observer: Observer | None = None
+
+
+ALL = Scope()
+
+
+def list_visible(dir_fd: int, most: int, scope: Scope = ALL) -> Listing:
+    """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
+    listing = Listing()
+    _Walk(dir_fd, listing, most, scope).list_folder(dir_fd, "")
+    return listing
+
+
+def list_again(
+    dir_fd: int,
+    before: Listing,
+    names: Collection[str],
+    folders: Collection[str],
+    *,
+    most: int,
+    scope: Scope,
+) -> set[str]:
+    """Bring a listing up to date where something has happened, and return the names that were looked at.
+
+    `names` are entries that may have come, gone or changed, `folders` directories of which nobody knows which entry.
+    """
+    walk = _Walk(dir_fd, before, most, scope)
+    for folder in sorted(folders):
+        walk.list_folder_again(folder)
+    for name in sorted(names):
+        walk.look_at(name)
+    return walk.touched
+
+
+class _Walk:
+    """One way through a directory and those in it; what it finds is noted in the listing."""
+
+    def __init__(self, dir_fd: int, listing: Listing, most: int, scope: Scope) -> None:
+        self.touched: set[str] = set()
+        self._dir_fd = dir_fd
+        self._device = os.fstat(dir_fd).st_dev
+        self._listing = listing
+        self._most = most
+        self._filter = scope.filter
+        self._observer = scope.observer
+
+    def list_folder(self, fd: int, name: str) -> None:
+        """Note all of an open directory, and of those in it."""
+        if name and self._observer is not None:
+            self._observer.enter(fd, name, self._device)
+        self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
+        prefix = name + "/" if name else ""
+        for entry in _visible_entries(fd, self._most + 1 - len(self._listing)):
+            self._note(prefix + entry.name, fd, entry)
+
+    def list_folder_again(self, name: str) -> None:
+        """Note again which entries a directory has, not what is in those that are still the same directories."""
+        if name not in self._listing.folders:
+            return
+        try:
+            fd = openat.open_beneath(self._dir_fd, name or ".", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            self.look_at(name)
+            return
+        try:
+            if name and self._observer is not None:
+                self._observer.enter(fd, name, self._device)
+            self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
+            prefix = name + "/" if name else ""
+            entries = {
+                prefix + entry.name: entry
+                for entry in _visible_entries(fd, self._most + 1 - len(self._listing))
+            }
+            for old in self._entries_of(prefix) - entries.keys():
+                self._drop(old)
+            for path, entry in entries.items():
+                known = self._listing.folders.get(path)
+                if known is None or entry.inode() != known.inode:
+                    self._drop(path)
+                    self._note(path, fd, entry)
+        finally:
+            openat.close(fd)
+
+    def look_at(self, name: str) -> None:
+        """Note again what lies under one name."""
+        self._drop(name)
+        above, _, leaf = name.rpartition("/")
+        if not name or not _is_visible(leaf) or above not in self._listing.folders:
+            return
+        try:
+            fd = openat.open_beneath(self._dir_fd, above or ".", os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return  # its directory is gone, and is told itself
+        try:
+            self._listing.folders[above] = openat.Signature.of(os.fstat(fd))
+            self._note(name, fd, _Entry(fd, leaf))
+        finally:
+            openat.close(fd)
+
+    def _note(self, name: str, fd: int, entry: os.DirEntry[str] | _Entry) -> None:
+        self.touched.add(name)
+        try:
+            status = self._status(name, entry)
+            link = status is None
+            if status is None:
+                # A link has to be resolved with care; everything else is what it is.
+                status = openat.stat_beneath(self._dir_fd, name)
+            if stat.S_ISDIR(status.st_mode):
+                if not link and name.count("/") < _MAX_DEPTH and self._filter.enters(name):
+                    self._descend(fd, entry.name, name)
+            elif not self._filter.takes(name):
+                pass
+            elif stat.S_ISREG(status.st_mode):
+                self._listing.files[name] = openat.Signature.of(status)
+            else:
+                kind = openat.kind_of(status.st_mode)
+                self._listing.problems[name] = f"it is {kind}, and only regular files are read"
+        except FileNotFoundError:
+            return  # gone, or a link whose target is gone
+        except OSError as error:
+            self._listing.problems[name] = openat.reason(error)
+
+    def _status(self, name: str, entry: os.DirEntry[str] | _Entry) -> os.stat_result | None:
+        """Return what an entry is, None for a link: what that leads to is watched, too."""
+        with contextlib.suppress(FileNotFoundError):
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                if self._observer is not None:
+                    self._observer.resolve(self._dir_fd, name)
+                return None
+            return status
+        self._forget([name])
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def _forget(self, keys: Collection[str]) -> None:
+        if self._observer is not None:
+            self._observer.forget(keys)
+
+    def _descend(self, above: int, entry: str, name: str) -> None:
+        fd = openat.open_beneath(above, entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            self.list_folder(fd, name)
+        finally:
+            openat.close(fd)
+
+    def _entries_of(self, prefix: str) -> set[str]:
+        """Return the names of files and directories that were noted directly under a prefix."""
+        start = len(prefix)
+        found = self._listing
+        return {
+            name
+            for names in (found.files, found.folders, found.problems)
+            for name in names
+            if name and name.startswith(prefix) and "/" not in name[start:]
+        }
+
+    def _drop(self, name: str) -> None:
+        """Forget a name, and what was noted beneath it."""
+        found = self._listing
+        gone = [name]
+        if found.folders.pop(name, None) is not None:
+            prefix = name + "/"
+            beneath_it = [folder for folder in found.folders if folder.startswith(prefix)]
+            for folder in beneath_it:
+                del found.folders[folder]
+            gone += [file for file in found.files if file.startswith(prefix)]
+            gone += [file for file in found.problems if file.startswith(prefix)]
+            self._forget([prefix, *(folder + "/" for folder in beneath_it), *gone])
+        for one in gone:
+            self.touched.add(one)
+            found.files.pop(one, None)
+            found.problems.pop(one, None)
+
+
+class _Entry:
+    """An entry of a directory, as `os.scandir` gives it."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.name = name
+
+    def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+        return os.stat(self.name, dir_fd=self._fd, follow_symlinks=follow_symlinks)
+
+
+def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
+    """Return the visible entries of a directory, in order.
+
+    Raises:
+        OSError: `E2BIG`: they are more than `most`, and would fill the memory.
+    """
+    found: list[os.DirEntry[str]] = []
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            if _is_visible(entry.name):
+                found.append(entry)
+                if len(found) > most:
+                    raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def was_removed(name: str) -> bool:
+    """Whether that is what NFS or FUSE keeps of a file that was removed while somebody had it open."""
+    return _REMOVED.match(name) is not None
+
+
+def _is_visible(name: str) -> bool:
+    if name.startswith("."):
+        if name.startswith(layout.HIDDEN) or _REMOVED.match(name):
+            return False
+    elif name == "lost+found":
+        return False
+    if name.isascii():
+        return name.isprintable()
+    return layout.is_text(name) and not _CONTROL.search(name)

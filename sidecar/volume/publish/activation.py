@@ -1,0 +1,117 @@
+"""One step of publishing a set: put a generation that has been built in force, wholly or not at all.
+
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from sidecar import _errors
+from sidecar.fs import atomic, atomic_writer, dirs, layout, oserrors, visible_links
+from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.publish import history, models, repair, replaced
+from sidecar.volume.publish.models import Settings
+
+
+def activate(
+    fd: int,
+    settings: Settings,
+    new: str,
+    names: Collection[str],
+    version: str,
+    *,
+    spared: Collection[str] = (),
+    before: Sighting | None = None,
+    dry_run: bool = False,
+) -> str | None:
+    """Name the generation `new`, put it in force, bring the visible links in line, and make all of it durable.
+
+    Of `spared` entries the links may be missing as they were before.
+    What it replaces enters the history, also the generation `before` if that is none of ours.
+    A trial examines all that and changes nothing; it returns None, else the name of the generation.
+
+    Raises:
+        PublishError, OSError: nothing was published: what was done has been undone.
+        PublishUncertain: the set is in force, and perhaps not durable, or not undone.
+    """
+    # The clock may have gone back; the order of generations must not.
+    stamp = max(time.time_ns(), atomic_writer.stamp_of(layout.in_force(fd) or "") + 1)
+    name = layout.GENERATION + history.entry_name(stamp, version)
+    with _blaming_the_name(settings):
+        links = visible_links.Links(fd, name, names, settings.path, spared=spared)
+    try:
+        if dry_run:
+            return None
+        with replaced.generation(fd, settings, before) as keep_before:
+            _switch(fd, settings, new, name, version=version, links=links)
+            _show(fd, settings, name, version, links)
+            keep_before(name)
+    finally:
+        links.discard()
+    repair.tell_of_blocked(settings, links.blocked)
+    return name
+
+
+def examine(fd: int, settings: Settings, names: Collection[str], spared: Collection[str]) -> None:
+    """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
+    with _blaming_the_name(settings):
+        visible_links.check_places(fd, names, settings.path, spared)
+
+
+def _switch(
+    fd: int, settings: Settings, new: str, name: str, *, version: str, links: visible_links.Links
+) -> None:
+    try:
+        atomic.move(fd, new, fd, name)
+        # The link must not become durable before what it points at.
+        settings.sync_directory(fd)
+        links.switch()
+    except OSError as error:
+        # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+        switched = False
+        with contextlib.suppress(OSError):
+            switched = layout.in_force(fd) == name
+        if not switched:
+            dirs.remove(fd, name)
+            raise
+        raise models.uncertain(settings.path, version, error) from error
+
+
+def _show(fd: int, settings: Settings, name: str, version: str, links: visible_links.Links) -> None:
+    """Put the visible links in place, and take all of it back if one of them cannot be."""
+    try:
+        links.finish(partial(replaced.keep_loose, fd, settings))
+    except OSError as error:
+        if links.undo():
+            dirs.remove(fd, name)
+            with _blaming_the_name(settings):
+                raise
+        raise models.uncertain(
+            settings.path, version, error, failed="showing all its names"
+        ) from error
+    try:
+        settings.sync_directory(fd)
+    except OSError as error:
+        raise models.uncertain(settings.path, version, error) from error
+
+
+@contextmanager
+def _blaming_the_name(settings: Settings) -> Iterator[None]:
+    """Say of an error which name of the set it keeps from its place; a full volume keeps each."""
+    try:
+        yield
+    except OSError as error:
+        entry = error.filename
+        if not isinstance(entry, str) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = settings.where(entry)
+        if isinstance(error, IsADirectoryError):
+            raise _errors.NameTaken(f"cannot publish {where}: {oserrors.remedy(error)}") from error
+        with oserrors.publishing(f"publish {where}"):
+            raise

@@ -1,0 +1,399 @@
+"""What a volume held before: the last contents, kept beside the present one.
+
+    ..versions/file-<name>/<nanoseconds>-<version>    a content of a loose file, a hard link to what was published
+    ..versions/gen-<nanoseconds>-<version>/           a generation of a set that is no longer in force
+
+Linking and renaming copy nothing, so history costs the space of the contents themselves and no more.
+It records what became visible. It is not synced: a power cut may cost its last entry, never a content in force.
+A content is checked against the version in its name before it is used again.
+
+Anybody who may write to the volume can plant something there. What is not named as above, or claims to be of the future,
+counts as older than all else: it is never in the way of what is published, and gives way first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import logging
+import os
+import re
+import stat
+import time
+import urllib.parse
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from sidecar.fs import atomic, dirs, layout, openat, oserrors, permissions
+from sidecar.fs.atomic_writer import stamp_of
+from sidecar.volume.content import listing, snapshot
+
+DIRECTORY = "..versions"
+_SET = "gen-"
+FILE = "file-"
+_LONGEST = 200
+_NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshot.VERSION_DIGITS}}}", re.ASCII)
+#: A clock may go back; not by so much, or the name is no time that we have noted.
+_AHEAD_NS = 86_400 * 10**9
+
+_log = logging.getLogger(__name__)
+_TOLD: set[str] = set()
+_MOST_TOLD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A content that was published: when (Unix seconds), how large (bytes), of how many files.
+
+    >>> before = [Version("2", 9.0, 10, 1, current=True), Version("1", 8.0, 12, 1, current=False)]
+    >>> [one.etag for one in before if not one.current]
+    ['"1"']
+    """
+
+    version: str
+    published: float
+    size: int
+    files: int
+    current: bool
+    entry: str = ""
+    """Where it lies, relative to the volume's directory."""
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag, in quotes."""
+        return snapshot.etag(self.version)
+
+
+def entry_name(stamp: int, version: str) -> str:
+    """Return `<nanoseconds>-<version>`, which sorts by time."""
+    return f"{stamp:020d}-{version}"
+
+
+def version_in(entry: str) -> str:
+    """Return the version in the name of a generation or of a kept content."""
+    return entry.rsplit("-", 1)[-1]
+
+
+@functools.lru_cache(maxsize=64)
+def directory_of(name: str) -> str:
+    """Return the directory that keeps the contents of a loose file."""
+    quoted = urllib.parse.quote(name, safe="")
+    if len(quoted) > _LONGEST:
+        quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f"{DIRECTORY}/{FILE}{quoted}"
+
+
+def is_folder(entry: str) -> bool:
+    """Whether that is the name of a directory that keeps the contents of a loose file."""
+    return entry.startswith(FILE)
+
+
+def rank(entry: str) -> int:
+    """Return the nanoseconds in the name of an entry; 0 for what is none of ours, or is said to be of the future.
+
+    >>> rank("00000000000000000007-" + "a" * 32), rank("planted"), rank("9" * 20 + "-" + "a" * 32)
+    (7, 0, 0)
+    """
+    found = _NAME.fullmatch(entry)
+    stamp = int(found[1]) if found is not None else 0
+    return stamp if stamp < time.time_ns() + _AHEAD_NS else 0
+
+
+def newest(dir_fd: int, name: str) -> str | None:
+    """Return the version that was kept last of a loose file, None if there is none."""
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+        last = max(os.listdir(fd), key=rank, default="")
+        return version_in(last) if rank(last) else None
+    return None
+
+
+class Folder(NamedTuple):
+    """What is kept of one loose file after a change: its entries, oldest first, and what the change was."""
+
+    entries: tuple[str, ...]
+    made: bool = False
+    """Whether it had no history before."""
+    freed: int = 0
+    """Bytes on the disk that were given back."""
+    expired: tuple[str, ...] = ()
+    """Entries that are to be removed later, by `expire`."""
+
+
+def keep_file(
+    dir_fd: int,
+    name: str,
+    version: str,
+    stamp: int,
+    keep: int,
+    *,
+    link: Callable[[str, int], None],
+    known: Sequence[str] | None = None,
+    later: bool = False,
+) -> Folder | None:
+    """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
+
+    `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
+    `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
+    With `later` those are not removed yet, and named: a file system waits for what of them is on its way to the disk.
+    Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
+    """
+    if keep <= 0:
+        return None
+    with (
+        _BestEffort(name),
+        _Making(dir_fd, directory_of(name)) as (fd, made),
+    ):
+        entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
+        if entries and version_in(entries[-1]) == version:
+            dirs.remove(fd, entries.pop())  # published again, because it was in doubt
+        # The clock may have gone back; the order must not.
+        entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
+        link(entry, fd)
+        entries.append(entry)
+        old = tuple(entries[:-keep])
+        if later and known is not None:
+            return Folder(tuple(entries[-keep:]), made, expired=old)
+        # What a program has left behind that has ended.
+        return Folder(tuple(entries[-keep:]), made, sum(_remove(fd, one) for one in old))
+    return None
+
+
+def holding(dir_fd: int, name: str) -> list[str]:
+    """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
+    current = layout.in_force(dir_fd)
+    found = [folder for folder in (directory_of(name),) if _is_there(dir_fd, folder)]
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            ours = (e for e in entries if e.startswith(prefix) and (folder, e) != (".", current))
+            found += [f"{folder}/{e}" for e in ours if _is_there(fd, f"{e}/{name}")]
+    return found
+
+
+def _is_there(dir_fd: int, path: str) -> bool:
+    above, _, leaf = path.rpartition("/")
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
+        _lstat(parent, leaf)
+        return True
+    return False
+
+
+class _BestEffort:
+    """Go on where nothing can be kept; that this user may not keep it is said once of each name."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if error.errno == errno.EACCES and self._what not in _TOLD and len(_TOLD) < _MOST_TOLD:
+            _TOLD.add(self._what)
+            _log.warning("cannot keep versions of %s: %s", self._what, oserrors.remedy(error))
+        return True
+
+
+def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
+    """Remove entries of a loose file that `keep_file` has named, and return the bytes that this gives back."""
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+        return sum(_remove(fd, entry) for entry in entries)
+    return 0
+
+
+class _Making:
+    """Open the directory of a file's history, made where it is missing: also where something else lies in its place."""
+
+    def __init__(self, dir_fd: int, folder: str) -> None:
+        self._dir_fd = dir_fd
+        self._folder = folder
+        self._inside = dirs.inside(dir_fd, folder)
+
+    def __enter__(self) -> tuple[int, bool]:
+        try:
+            return self._inside.__enter__(), False
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                self._clear()
+            elif error.errno != errno.ENOENT:
+                raise
+        self._inside = dirs.inside(self._dir_fd, self._folder, make=True, as_above=True)
+        return self._inside.__enter__(), True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.__exit__()
+
+    def _clear(self) -> None:
+        """Remove what lies where only directories of ours may lie: these names are reserved."""
+        for path in (DIRECTORY, self._folder):
+            if not stat.S_ISDIR(_lstat(self._dir_fd, path).st_mode):
+                os.unlink(path, dir_fd=self._dir_fd)
+                _log.warning("removed what lay in the place of the history: %s", path)
+                return
+
+
+def _remove(fd: int, entry: str) -> int:
+    """Remove an entry, and return the bytes that this gives back."""
+    with contextlib.suppress(OSError):
+        status = _lstat(fd, entry)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(entry, dir_fd=fd)
+            return status.st_blocks * 512 if status.st_nlink == 1 else 0
+        dirs.remove(fd, entry)
+    return 0
+
+
+def retire(dir_fd: int, generation: str, keep: int) -> None:
+    """Move a generation that is no longer in force into the history; where that is impossible, remove it.
+
+    `keep` counts the one in force.
+    """
+    if keep > 1:
+        with (
+            _BestEffort("the set"),
+            _Making(dir_fd, DIRECTORY) as (fd, _),
+        ):
+            atomic.move(dir_fd, generation, fd, generation.removeprefix(layout.HIDDEN))
+            for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
+                : 1 - keep
+            ]:
+                dirs.remove(fd, old)
+    dirs.remove(dir_fd, generation)
+
+
+def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
+    """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for _, _, files, fd in dirs.walk(dir_fd, folder):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += _lstat(fd, name).st_size
+    return total
+
+
+def forget(dir_fd: int) -> bool:
+    """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room.
+
+    The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
+    """
+    forgotten = False
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, DIRECTORY) as fd:
+        for entry in os.listdir(fd):
+            if entry.startswith(_SET):
+                dirs.remove(fd, entry)
+                forgotten = True
+            elif is_folder(entry):
+                forgotten = _forget_old(fd, entry) or forgotten
+    return forgotten
+
+
+def _forget_old(dir_fd: int, folder: str) -> bool:
+    old: list[str] = []
+    with contextlib.suppress(OSError):
+        with dirs.inside(dir_fd, folder) as fd:
+            old = sorted(os.listdir(fd), key=rank)
+            if old and _lstat(fd, old[-1]).st_nlink > 1:
+                del old[-1]  # it is in force, and takes no room of its own
+            for entry in old:
+                dirs.remove(fd, entry)
+        os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
+    return bool(old)
+
+
+def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
+    """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+        permissions.restrict_files(fd, os.listdir(fd), mode, group)
+
+
+def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> None:
+    """As `restrict`, for the generations of a set that are not in force."""
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            old = [e for e in entries if e.startswith(prefix) and (folder, e) != (".", current)]
+            for entry in old:
+                with contextlib.suppress(OSError):
+                    for _, _, files, inner in dirs.walk(fd, entry):
+                        permissions.restrict_files(inner, files, mode, group)
+
+
+def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> list[Version]:
+    """Return the kept contents of a loose file, newest first; `current` is the version it has now.
+
+    `most` is how many files one of them may have: what has more is none of ours.
+    """
+    folder = directory_of(name)
+    with _listing(dir_fd, folder) as (fd, entries):
+        newest_first = sorted(entries, key=rank, reverse=True)
+        found = [v for e in newest_first if (v := _version(fd, folder, e, most)) is not None]
+    present = next((v.entry for v in found if v.version == current), None)
+    marked = [replace(v, current=v.entry == present) for v in found]
+    if current is not None and present is None:
+        # Another writer put it there, or ours was killed just before it could note it.
+        marked[:0] = _unkept(dir_fd, name, current)
+    return marked
+
+
+def versions_of_set(dir_fd: int, most: int) -> list[Version]:
+    """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old.
+
+    `most` is how many files one of them may have: what has more is none of ours.
+    """
+    current = layout.in_force(dir_fd)
+    found: list[Version] = []
+    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+        with _listing(dir_fd, folder) as (fd, entries):
+            ours = [e for e in entries if e.startswith(prefix)]
+            found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]
+    marked = [replace(v, current=v.entry == f"./{current}") for v in found]
+    return sorted(marked, key=lambda v: stamp_of(v.entry), reverse=True)
+
+
+@contextmanager
+def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield a directory of the history and what is in it; nothing where it is missing."""
+    with contextlib.ExitStack() as stack:
+        entries: list[str] = []
+        fd = -1
+        with contextlib.suppress(OSError):
+            fd = stack.enter_context(dirs.inside(dir_fd, folder))
+            entries = os.listdir(fd)
+        yield fd, entries
+
+
+def _version(dir_fd: int, folder: str, entry: str, most: int) -> Version | None:
+    """Return one kept content, None if it has been forgotten meanwhile or is none."""
+    stamp = stamp_of(entry)
+    try:
+        files, size = _weight(dir_fd, entry, most)
+    except OSError:
+        return None
+    if not stamp:
+        return None
+    return Version(version_in(entry), stamp / 1e9, size, files, False, f"{folder}/{entry}")
+
+
+def _weight(dir_fd: int, entry: str, most: int) -> tuple[int, int]:
+    """Return the number of files and of bytes of a kept content."""
+    status = _lstat(dir_fd, entry)
+    if not stat.S_ISDIR(status.st_mode):
+        return 1, status.st_size
+    with dirs.inside(dir_fd, entry) as fd:
+        sizes = listing.names_beneath(fd, most).values()
+        return len(sizes), sum(sizes)
+
+
+def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
+    with contextlib.suppress(OSError):
+        status = openat.stat_beneath(dir_fd, name)
+        yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)
+
+
+def _lstat(dir_fd: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)

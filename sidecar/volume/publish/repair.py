@@ -1,0 +1,125 @@
+"""What a start finds wrong with a set in force: mended where that is possible, told where it is not.
+
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from sidecar import _errors
+from sidecar.fs import atomic_writer, dirs, layout, oserrors, permissions, visible_links
+from sidecar.fs.layout import DATA, GENERATION
+from sidecar.volume.content import loader
+from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.publish import history
+from sidecar.volume.publish.models import Settings
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+def restore(fd: int, settings: Settings) -> None:
+    """Put the newest whole generation in force again where `..data` is damaged, and say so.
+
+    A link to a generation of another publisher, kubelet's, is left to that.
+    """
+    damage = atomic_writer.damage(fd)
+    if damage is None or not _is_ours(fd, damage):
+        return
+    for entry in sorted(_generations(fd), key=atomic_writer.stamp_of, reverse=True):
+        old = _read(fd, entry, settings)
+        if old is None:
+            continue
+        with logged(settings):
+            _put_in_force(fd, settings, entry, list(old))
+            _log.warning("%s: %s %s; put %s in force again", settings.path, DATA, damage, entry)
+        return
+    _log.warning(
+        "%s: %s %s, and no whole generation is there (publish the set again)",
+        settings.path,
+        DATA,
+        damage,
+    )
+
+
+@contextmanager
+def logged(settings: Settings) -> Iterator[None]:
+    """Log an error of mending: it must not keep a writer from its start."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.remedy(error))
+
+
+def tell_of_beside(fd: int, settings: Settings, names: Collection[str]) -> None:
+    """Log what lies beside a set, where no reader looks at it, and whether other users can follow its links."""
+    entries = visible_links.top_entries(names)
+    with contextlib.suppress(OSError):
+        beside = [entry for entry in visible_links.beside_a_set(fd) if entry not in entries]
+        if beside:
+            _log.warning(
+                "%s holds a set, and readers see nothing beside it: %s"
+                " (publish them with the set, or remove them)",
+                settings.path,
+                shown(beside),
+            )
+        if permissions.follows_no_links_of_others(os.fstat(fd)):
+            _log.warning(
+                "%s has the sticky bit and is writable for all: there the kernel follows the links of a set"
+                " for user %d alone (fs.protected_symlinks); readers of sidecar see it, other programs"
+                " of other users do not (publish into a directory in it, or take the bit away)",
+                settings.path,
+                os.geteuid(),
+            )
+
+
+def tell_of_blocked(settings: Settings, blocked: dict[str, OSError]) -> None:
+    """Log which names of the set in force cannot be made visible, and why."""
+    for entry, error in blocked.items():
+        _log.warning(
+            "%s belongs to the set in force and is not shown: %s",
+            settings.where(entry),
+            oserrors.remedy(error),
+        )
+
+
+def shown(names: Collection[str]) -> str:
+    """Return the first of some names, for a message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more
+
+
+def _put_in_force(fd: int, settings: Settings, entry: str, names: Collection[str]) -> None:
+    links = visible_links.Links(
+        fd, entry, names, settings.path, spared=visible_links.top_entries(names)
+    )
+    try:
+        links.switch()
+        links.finish()
+    finally:
+        links.discard()
+
+
+def _is_ours(fd: int, damage: str) -> bool:
+    target = layout.link_target(fd, DATA)
+    return target is None or target.startswith(GENERATION) or damage == "leads out of the volume"
+
+
+def _generations(fd: int) -> list[str]:
+    return [entry for entry in os.listdir(fd) if entry.startswith(GENERATION)]
+
+
+def _read(fd: int, entry: str, settings: Settings) -> Snapshot[None] | None:
+    """Return a generation that is what its name says, None for any other."""
+    where, limit = settings.where(entry), settings.max_size
+    with contextlib.suppress(OSError, _errors.ReadError), dirs.inside(fd, entry) as generation:
+        seen = loader.load_directory(generation, where, limit=limit, before=None)
+        if not seen.problems and seen.whole().version == history.version_in(entry):
+            return seen.whole()
+    return None

@@ -1,0 +1,230 @@
+"""What the history holds as a whole, and what of it gives way: by bytes, by deleted files, and for lack of space.
+
+`history` bounds the contents of one file, or of the set, by number. Here all are one list, in the order in which they go:
+what is none of ours or claims to be of the future, contents of deleted files where space is needed, then the oldest.
+The list is made when a bound may be reached, not at each publish: in between what is added is added up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import urllib.parse
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from sidecar.fs import dirs
+from sidecar.volume.publish import budget, history
+from sidecar.volume.publish.models import Settings
+
+#: Down to this part of its bound the history is cut, so that the list is not made anew for each publish after that.
+_DOWN_TO = 7 / 8
+_NEW_NAMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A content of the history, or a generation."""
+
+    rank: int
+    path: str
+    """Relative to the volume's directory."""
+    size: int = 0
+    """Bytes on the disk that its removal gives back, once those before it in the list are removed."""
+    folder: str | None = None
+    """The directory of its file, None for a generation."""
+    gone: bool = False
+    """Whether there is no such file any more."""
+
+
+def survey(dir_fd: int) -> list[Kept]:
+    """Return all that the history holds, the oldest first; what is in force as well is of size 0."""
+    found, sizes = _found(dir_fd)
+    return [replace(one, size=sizes.get(one.path, 0)) for one in found]
+
+
+def give_way(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) -> int:
+    """Remove old contents until so many bytes are free, and none if all together are not enough; return the bytes.
+
+    Those of deleted files go first, then the oldest; `generations` of the directory itself go last.
+    """
+    kept = [one for one in survey(dir_fd) if one.size]
+    kept.sort(key=lambda one: (bool(one.rank) and not one.gone, one.rank))
+    kept += [Kept(0, name, _usage(dir_fd, name)) for name in generations]
+    if (possible := sum(one.size for one in kept)) < wanted or dry_run:
+        return possible
+    freed = 0
+    for one in kept:
+        if freed >= wanted:
+            break
+        remove(dir_fd, one)
+        freed += one.size
+    return freed
+
+
+def remove(dir_fd: int, kept: Kept) -> None:
+    """Forget one content, and the directory of its file if that is empty then."""
+    dirs.remove(dir_fd, kept.path)
+    if kept.folder is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(kept.folder, dir_fd=dir_fd)
+
+
+class Retention:
+    """The bounds of one history. All is called under the lock of the directory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bytes: int | None = None
+        """Bytes that are kept, at most; None before they were counted first."""
+        self._gone: dict[str, None] = {}
+        """The directories of deleted files, in the order in which they go."""
+        self._names = 0
+        self._new_names = 0
+
+    def added(self, size: int) -> None:
+        """Note that so many bytes more, or less, may be kept once they are not in force any more."""
+        if self._bytes is not None:
+            self._bytes = max(self._bytes + size, 0)
+
+    def published(self, name: str, *, new_name: bool) -> None:
+        """Note that there is a file of that name; `new_name`: it had no history before."""
+        self._gone.pop(history.directory_of(name), None)
+        self._new_names += new_name
+
+    def deleted(self, name: str) -> None:
+        """Note that there is no file of that name any more."""
+        folder = history.directory_of(name)
+        self._gone.pop(folder, None)
+        self._gone[folder] = None
+
+    def enforce(self, dir_fd: int) -> int:
+        """Forget what is above the bounds, and return the bytes that this gives back."""
+        freed = 0
+        if self.is_due:
+            freed += self._count(dir_fd)
+        while len(self._gone) > self._settings.keep_deleted:
+            folder = next(iter(self._gone))
+            del self._gone[folder]
+            size = _usage(dir_fd, folder)
+            dirs.remove(dir_fd, folder)
+            self.added(-size)
+            freed += size
+        return freed
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next publish has to list the history."""
+        if self._bytes is None or self._bytes > self._settings.keep_bytes:
+            return True
+        # Their consumers may have deleted files, of which nobody has told.
+        return self._new_names > max(_NEW_NAMES, self._settings.keep_deleted, self._names // 4)
+
+    def _count(self, dir_fd: int) -> int:
+        kept = survey(dir_fd)
+        self._bytes, freed = sum(one.size for one in kept), 0
+        if self._bytes > self._settings.keep_bytes:
+            least = self._settings.keep_bytes * _DOWN_TO
+            while kept and self._bytes > least:
+                one = kept.pop(0)
+                if one.size or not one.rank:
+                    remove(dir_fd, one)
+                    self._bytes -= one.size
+                    freed += one.size
+        self._new_names, self._names = 0, len({one.folder for one in kept})
+        known = dict.fromkeys(one.folder for one in kept if one.gone and one.folder is not None)
+        # In the order of their deletion, where that is known.
+        later = {folder: None for folder in self._gone if folder in known}
+        self._gone = {folder: None for folder in known if folder not in later} | later
+        return freed
+
+
+@dataclass(slots=True)
+class _Inode:
+    size: int
+    links: int
+    paths: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _found(dir_fd: int) -> tuple[list[Kept], dict[str, int]]:
+    """Return the entries of the history in order, and what the removal of each gives back, by path."""
+    inodes: dict[int, _Inode] = {}
+    own: dict[str, int] = defaultdict(int)
+    found: list[Kept] = []
+    for one, fd, name in _entries(dir_fd):
+        found.append(one)
+        with contextlib.suppress(OSError):
+            _weigh(fd, name, one, inodes, own)
+    # A content that several entries share is given back with the last of them, if nothing else has it.
+    shared = {
+        path
+        for inode in inodes.values()
+        if len(inode.paths) < inode.links
+        for _, path in inode.paths
+    }
+    for inode in inodes.values():
+        if len(inode.paths) >= inode.links:
+            own[max(inode.paths)[1]] += inode.size
+    found.sort(key=lambda one: one.rank)
+    present = {one.folder for one in found if one.path in shared}
+    marked = [
+        replace(
+            one,
+            gone=one.folder is not None
+            and one.folder not in present
+            and not _is_there(dir_fd, one.folder),
+        )
+        for one in found
+    ]
+    return marked, own
+
+
+def _entries(dir_fd: int) -> Iterator[tuple[Kept, int, str]]:
+    """Yield each entry of the history, with the directory that it lies in and its name there."""
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, history.DIRECTORY) as top:
+        for name in os.listdir(top):
+            path = f"{history.DIRECTORY}/{name}"
+            if not history.is_folder(name):
+                yield Kept(history.rank(name), path), top, name
+                continue
+            with contextlib.suppress(OSError), dirs.inside(top, name) as folder:
+                for entry in os.listdir(folder):
+                    yield Kept(history.rank(entry), f"{path}/{entry}", folder=path), folder, entry
+
+
+def _weigh(fd: int, name: str, one: Kept, inodes: dict[int, _Inode], own: dict[str, int]) -> None:
+    """Note what an entry takes: the files of a generation by themselves, since others may share them."""
+    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    own[one.path] += 0 if stat.S_ISREG(status.st_mode) else status.st_blocks * 512
+    if stat.S_ISREG(status.st_mode):
+        _note(status, one, inodes)
+    elif stat.S_ISDIR(status.st_mode):
+        for _, directories, files, inner in dirs.walk(fd, name):
+            for file in files:
+                with contextlib.suppress(OSError):
+                    _note(os.stat(file, dir_fd=inner, follow_symlinks=False), one, inodes)
+            own[one.path] += len(directories) * budget.on_disk(1)
+
+
+def _note(status: os.stat_result, one: Kept, inodes: dict[int, _Inode]) -> None:
+    inode = inodes.setdefault(status.st_ino, _Inode(status.st_blocks * 512, status.st_nlink))
+    inode.paths.append((one.rank, one.path))
+
+
+def _is_there(dir_fd: int, folder: str) -> bool:
+    """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
+    name = urllib.parse.unquote(folder.removeprefix(f"{history.DIRECTORY}/{history.FILE}"))
+    above, _, leaf = name.rpartition("/")
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
+        os.stat(leaf, dir_fd=parent, follow_symlinks=False)
+        return True
+    return False
+
+
+def _usage(dir_fd: int, folder: str) -> int:
+    """Return the bytes that a directory takes, whose files nothing else has."""
+    with contextlib.suppress(OSError), dirs.inside(dir_fd, folder) as fd:
+        return dirs.disk_usage(fd)
+    return 0

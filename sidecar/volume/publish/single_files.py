@@ -1,0 +1,469 @@
+"""Loose files: each is replaced by itself, whole and durable, and has a history of its own.
+
+Blocking, one directory, which the caller has opened and locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TypeVar
+
+from sidecar import _errors
+from sidecar.fs import atomic, dirs, inode_reuse, open_file, openat, oserrors, permissions
+from sidecar.volume.content import snapshot
+from sidecar.volume.publish import history, models
+from sidecar.volume.publish.budget import Budget
+from sidecar.volume.publish.models import Conditions, Entry, Given, Order, Publication, Settings
+from sidecar.volume.publish.retention import Retention
+
+T = TypeVar("T")
+
+_HASH_CHUNK = 1 << 20
+#: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
+_STAMP_DOUBT_NS = 2_000_000_000
+#: Files of which it is remembered what was done to them last; of others it is found out anew, for a sync or a digest more.
+#: A volume can have ever new names: those of a spool, whose consumer deletes what it has taken.
+_MOST_NAMES = 4096
+#: What `open_beneath` says where no file can be read under a name: missing, or a link that leads out.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
+
+
+class LooseFiles:
+    """The files of a directory that belong to no set."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        digests: open_file.Digests,
+        budget: Budget,
+        retention: Retention,
+    ) -> None:
+        self._settings = settings
+        self._digests = digests
+        self._budget = budget
+        self._retention = retention
+        self._histories: dict[str, tuple[str, ...]] = {}
+        self.expired: deque[tuple[str, str]] = deque()
+        """Names and entries of the history that are to be removed, once nobody waits for it."""
+        self._known: dict[str, tuple[openat.Signature, str]] = {}
+        self._durable: dict[str, openat.Signature] = {}
+        self._kept: dict[str, tuple[openat.Signature, str]] = {}
+        """The state in which a file was left by this object, and its version then."""
+        self._doubtful: set[str] = set()
+
+    def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
+        """Publish one file."""
+        where = self._settings.where(name)
+        version, size = models.weigh(content)
+        status = entry(fd, name)
+        # The old content has to be read only where it matters what it is.
+        what = f"publish {where}"
+        left = None if status is None else self._left(name, status)
+        may_be_same = status is not None and status.st_size == size and left in (None, version)
+        current = (
+            self._current(fd, name, what, order.conditions)
+            if order.conditions or may_be_same
+            else None
+        )
+        order.conditions.check(what, current)
+        same = status if current == version else None
+        fits = same is not None and self._settings.fits(same)
+        if same is not None and fits and self._is_settled(fd, name):
+            return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
+        if not isinstance(content, tuple):
+            self._budget.admit(fd, size, where, dry_run=order.dry_run)
+        if order.unwritten:
+            with oserrors.placing(what):
+                self._check_place(fd, name, status, order)
+            return Publication(version, True, status is None, time.time(), size)
+        reused = None if order.dry_run else self._take_expired(fd, size)
+        with models.staged(fd, content, where, reused) as staged, oserrors.placing(what):
+            self._check_place(fd, name, status, order)
+            staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
+            # Where the mount fixes modes and groups, a new file would be no other.
+            alike = same is not None and models.have_same_access(same, staged.status())
+            if same is not None and alike and not fits and self._is_settled(fd, name):
+                return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
+            order.check()
+            if order.dry_run:
+                return Publication(version, True, status is None, time.time(), size)
+            if status is not None and left is None:
+                self._keep_found(fd, name, status)
+            self._replace(fd, staged, name, version)
+            modified = self._note(
+                fd, name, version, status, staged, ours=left is not None, later=order.later
+            )
+            if status is not None and not self._settings.fits(status):
+                history.restrict(fd, name, self._settings.mode, self._settings.group)
+        return Publication(version, True, status is None, modified, size)
+
+    def delete(self, fd: int, name: str, order: Order) -> None:
+        """Remove one file, and the directories that are empty without it."""
+        where = self._settings.where(name)
+        what = f"delete {where}"
+        current = self._current(fd, name, what, order.conditions) if order.conditions else None
+        order.conditions.check(what, current)
+        status = entry(fd, name)
+        if status is None or stat.S_ISDIR(status.st_mode):
+            raise models.missing(where)
+        order.check()
+        above, _, leaf = name.rpartition("/")
+        if order.dry_run:
+            with oserrors.publishing(what), dirs.inside(fd, above) as parent:
+                permissions.check_writable(parent)
+                permissions.check_replaceable(parent, leaf, where)
+            return
+        if not order.purge and self._left(name, status) is None:
+            self._keep_found(fd, name, status)
+        with oserrors.publishing(what), dirs.inside(fd, above) as parent:
+            try:
+                os.unlink(leaf, dir_fd=parent)
+            except PermissionError as error:
+                raise permissions.explain(error, parent, leaf) from error
+            self._forget(name)
+            self._retention.deleted(name)
+            if status.st_nlink == 1:
+                self._budget.change(-status.st_blocks * 512)
+            try:
+                self._settings.sync_directory(parent)
+            except OSError as error:
+                raise _errors.PublishUncertain(
+                    f"deleted {where}, but perhaps not durably: syncing its directory failed:"
+                    f" {oserrors.remedy(error)} (a power cut may bring it back)",
+                    "",
+                ) from error
+        dirs.prune(fd, above)
+
+    def _take_expired(self, fd: int, size: int) -> tuple[str, int] | None:
+        """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
+        if size > inode_reuse.MOST or not self.expired:
+            return None
+        with contextlib.suppress(IndexError, OSError):  # another thread removes them all
+            name, entry = self.expired.popleft()
+            with dirs.inside(fd, history.directory_of(name)) as folder:
+                taken = inode_reuse.take(folder, entry, fd, self._settings.fits)
+            if taken is None:
+                self.expired.append((name, entry))  # too young, or somebody reads it
+            return taken
+        return None
+
+    def expire(self, fd: int, leave: int = 0) -> None:
+        """Remove what has left the history, but the newest `leave`: any thread may, without the lock."""
+        names: dict[str, list[str]] = defaultdict(list)
+        with contextlib.suppress(IndexError):
+            while len(self.expired) > leave:
+                name, entry = self.expired.popleft()
+                names[name].append(entry)
+        for name, entries in names.items():
+            self._budget.change(-history.expire(fd, name, entries))
+
+    def version(self, fd: int, name: str) -> str | None:
+        """Return the version of a file as it is now, None where there is no regular file.
+
+        Raises:
+            OSError: there is one, and it cannot be read; `EFBIG` if it is larger than the limit.
+        """
+        try:
+            file = openat.open_beneath(fd, name)
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return None
+            raise
+        try:
+            return self._version_of(file, name)
+        finally:
+            openat.close(file)
+
+    def entries(self, fd: int, names: Collection[str]) -> list[Entry]:
+        """Return all files with their versions, sorted; those that cannot be read are left out."""
+        for gone in [name for name in list(self._known) if name not in names]:
+            self._known.pop(gone, None)
+        found = [self.entry(fd, name) for name in sorted(names)]
+        return [entry for entry in found if entry is not None]
+
+    def entry(self, fd: int, name: str) -> Entry | None:
+        """Return a file with its version, None where it cannot be read."""
+        with contextlib.suppress(OSError):
+            version, status = self.version(fd, name), openat.stat_beneath(fd, name)
+            if version is not None:
+                return Entry(name, version, status.st_size, status.st_mtime_ns / 1e9)
+        return None
+
+    def versions(self, fd: int, name: str) -> list[history.Version]:
+        """Return the history of a file, newest first."""
+        current = None
+        with contextlib.suppress(OSError):
+            current = self.version(fd, name)
+        return history.versions_of_file(fd, name, current, self._settings.most_names)[
+            : self._settings.keep
+        ]
+
+    def _version_of(self, file: int, name: str) -> str | None:
+        status = os.fstat(file)
+        signature = openat.Signature.of(status)
+        if (known := self._known.get(name)) is not None and known[0] == signature:
+            return known[1]
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if (digest := self._digests.get(signature)) is not None:
+            return digest
+        begun = time.time_ns()
+        version = _hash(file, self._settings.max_size)
+        if is_sure(signature, begun):
+            self._known[name] = (signature, version)
+        return version
+
+    def _current(self, fd: int, name: str, what: str, conditions: Conditions) -> str | None:
+        """Return the version that is to be replaced; that it cannot be read matters only to a condition."""
+        try:
+            return self.version(fd, name)
+        except OSError as error:
+            if not conditions:
+                return None
+            raise _errors.VolumeUnavailable(
+                error.errno,
+                f"cannot {what}: what is there cannot be compared with the condition:"
+                f" {openat.reason(error)}",
+            ) from error
+
+    def _left(self, name: str, status: os.stat_result) -> str | None:
+        """Return the version that this object has left there, None if somebody else has changed the file since.
+
+        A file that was rewritten in place within one tick of the clock looks the same:
+        what it holds has to be read before it is taken for what is wanted.
+        """
+        left = self._kept.get(name)
+        return left[1] if left is not None and left[0] == openat.Signature.of(status) else None
+
+    def _is_settled(self, fd: int, name: str) -> bool:
+        """Whether the content that is visible is durable as well: then there is nothing to publish.
+
+        What this object has not published itself is synced first: its writer may have been killed before it could.
+        """
+        if name in self._doubtful:
+            return False
+        if not self._settings.durable:
+            return True
+        above, _, leaf = name.rpartition("/")
+        with contextlib.suppress(OSError), dirs.inside(fd, above) as parent:
+            file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+            try:
+                signature = openat.Signature.of(os.fstat(file))
+                if self._durable.get(name) != signature:
+                    atomic.sync_file(file)
+                    atomic.sync_directory(parent)
+                    _note(self._durable, name, signature)
+            finally:
+                openat.close(file)
+            return True
+        return False
+
+    def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
+        """Rename and sync. After an error in the midst of that, look at what readers see now."""
+        above, _, leaf = name.rpartition("/")
+        with dirs.inside(fd, above, make=True, durable=self._settings.durable) as parent:
+            renamed = False
+            try:
+                staged.replace(leaf, parent)
+                renamed = True
+                self._settings.sync_directory(parent)
+            except OSError as error:
+                if isinstance(error, PermissionError) and not renamed:
+                    raise permissions.explain(error, parent, leaf) from error
+                # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+                in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)
+                if in_doubt and self._shows(fd, name, version, unreadable=renamed):
+                    # A later sync that succeeds proves nothing: the next equal content is published anew.
+                    self._doubtful.add(name)
+                    raise models.uncertain(self._settings.where(name), version, error) from error
+                raise
+
+    def _shows(self, fd: int, name: str, version: str, *, unreadable: bool) -> bool:
+        """Whether readers see that version; `unreadable` is the answer where nobody can tell."""
+        try:
+            return self.version(fd, name) == version
+        except OSError:
+            return unreadable
+
+    def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
+        """Take a content into the history that is about to be replaced, and that was not put there by us."""
+        if stat.S_ISREG(status.st_mode):
+            keep_found(fd, name, name, self._settings, self._version_of)
+
+    def _forget(self, name: str) -> None:
+        """Forget a name of which there is no file any more."""
+        for states in (self._known, self._durable, self._kept, self._histories):
+            states.pop(name, None)
+        self._doubtful.discard(name)
+
+    def _keep(
+        self,
+        fd: int,
+        name: str,
+        version: str,
+        before: os.stat_result | None,
+        staged: atomic.Staged,
+        *,
+        ours: bool,
+        later: bool,
+    ) -> None:
+        """Keep what was published in the history, which is listed only if somebody else may have changed it."""
+        known = self._histories.pop(name, None) if ours else None
+        keep = self._settings.keep
+        kept = history.keep_file(
+            fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known, later=later
+        )
+        if kept is not None:
+            _note(self._histories, name, kept.entries)
+            self.expired.extend((name, entry) for entry in kept.expired)
+            self._retention.published(name, new_name=kept.made)
+            self._budget.change(-kept.freed)
+        elif before is not None and before.st_nlink == 1:
+            self._budget.change(-before.st_blocks * 512)
+        if kept is not None and before is not None and keep > 1:
+            self._retention.added(before.st_blocks * 512 - kept.freed)
+
+    def _note(
+        self,
+        fd: int,
+        name: str,
+        version: str,
+        before: os.stat_result | None,
+        staged: atomic.Staged,
+        *,
+        ours: bool,
+        later: bool,
+    ) -> float:
+        """Keep what was published in the history, and remember that it is durable; return its time.
+
+        All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
+        """
+        self._keep(fd, name, version, before, staged, ours=ours, later=later)
+        self._doubtful.discard(name)
+        self._durable.pop(name, None)
+        self._kept.pop(name, None)
+        with contextlib.suppress(OSError):
+            # Only now: the link of the history has changed ctime.
+            signature = openat.Signature.of(staged.status())
+            _note(self._durable, name, signature)
+            _note(self._kept, name, (signature, version))
+            if signature.size > open_file.LARGE:
+                # Nobody rewrites so much within one tick of a clock.
+                self._digests.note(signature, version)
+            return signature.mtime_ns / 1e9
+        return time.time()
+
+    def _check_place(self, fd: int, name: str, status: os.stat_result | None, order: Order) -> None:
+        """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
+        above, _, leaf = name.rpartition("/")
+        if status is None:
+            with contextlib.suppress(FileNotFoundError), dirs.inside(fd, above):
+                pass
+        elif stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        if order.dry_run:
+            _check_permitted(fd, above, leaf, self._settings.where(name))
+
+
+def _note(states: dict[str, T], name: str, state: T) -> None:
+    """Remember the state of a file; what was noted longest ago gives way to it."""
+    states.pop(name, None)
+    states[name] = state
+    if len(states) > _MOST_NAMES:
+        del states[next(iter(states))]
+
+
+def keep_found(
+    fd: int,
+    path: str,
+    name: str,
+    settings: Settings,
+    version_of: Callable[[int, str], str | None] | None = None,
+) -> None:
+    """Take the regular file at `path`, which is or was `name`, into the history of that name. Never raises `OSError`."""
+    if settings.keep <= 1:
+        return
+    with contextlib.suppress(OSError):
+        # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
+        file = openat.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            found = version_of(file, name) if version_of else _hash(file, settings.max_size)
+            if found is not None and found != history.newest(fd, name):
+                link = partial(_take_in, file)
+                history.keep_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
+        finally:
+            openat.close(file)
+
+
+def is_sure(signature: openat.Signature, begun: int) -> bool:
+    """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
+    return begun - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS
+
+
+def entry(fd: int, name: str) -> os.stat_result | None:
+    """Return the status of what lies under a name, a link itself and not its target; None where nothing lies.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    above, _, leaf = name.rpartition("/")
+    try:
+        with dirs.inside(fd, above) as parent:
+            return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
+    """Raise what a rename would be refused with, or the making of the directories that are missing."""
+    try:
+        with dirs.inside(fd, above) as parent:
+            permissions.check_writable(parent)
+            permissions.check_replaceable(parent, leaf, where)
+    except FileNotFoundError:
+        above, _, leaf = above.rpartition("/")
+        _check_permitted(fd, above, leaf, os.path.dirname(where))
+
+
+def _take_in(file: int, entry: str, dir_fd: int) -> None:
+    """Link an open file into the history, or copy it where only its owner may link it; see proc_sys_fs(5)."""
+    try:
+        atomic.link_open(file, dir_fd, entry)
+    except PermissionError:
+        status = os.fstat(file)
+        if status.st_uid == os.geteuid():
+            raise  # there are no hard links here
+        mode = stat.S_IMODE(status.st_mode) & 0o666
+        copy = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=dir_fd)
+        try:
+            os.lseek(file, 0, os.SEEK_SET)
+            while chunk := os.read(file, _HASH_CHUNK):
+                atomic.write_all(copy, chunk)
+        finally:
+            os.close(copy)
+
+
+def _hash(file: int, limit: int) -> str:
+    """Return the version of an open file. Raises `OSError` (`EFBIG`) beyond the limit, without reading for ever."""
+    digest, size = hashlib.sha256(), 0
+    # By its size, not by large pieces: memory is made for all that is asked for.
+    piece = min(os.fstat(file).st_size + 1, _HASH_CHUNK)
+    while chunk := os.read(file, piece):
+        digest.update(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return digest.hexdigest()[: snapshot.VERSION_DIGITS]

@@ -1,0 +1,592 @@
+"""Everything that is done to one directory, as blocking steps: one call is one hop to a thread.
+
+Each step that changes something holds the directory's lock, decides, acts, and says what became of it.
+A step that has been withdrawn before its content became visible leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sidecar import _errors
+from sidecar.fs import (
+    atomic,
+    atomic_writer,
+    dirs,
+    flock,
+    layout,
+    mounts,
+    open_file,
+    openat,
+    oserrors,
+)
+from sidecar.volume.content import listing, loader
+from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.snapshot import Content, Snapshot
+from sidecar.volume.publish import file_sets, history, models, retention, single_files
+from sidecar.volume.publish.budget import Budget, OverBudget
+from sidecar.volume.publish.models import (
+    Conditions,
+    Entry,
+    Given,
+    Order,
+    Publication,
+    Settings,
+    check_name,
+)
+
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+_LOCK_TIMEOUT = 10.0
+_MUTEX_PAUSE = 0.05
+_REPLACED_RETRIES = 5
+#: Bytes of a content that may be published by the event loop itself, seconds after which that was too long,
+#: and for how long it is left to threads then.
+_AT_ONCE = 64 << 10
+_LONG = 0.02
+_PAUSE = 1.0
+_MOST_EXPIRED = 512
+#: As many small contents as are published within a tick of the kernel's clock, and more.
+_LEFT_WHILE_BUSY = 128
+_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
+
+
+class Store:
+    """The blocking half of `Volume`: one directory, its files or its set, and its history."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = settings.path
+        self._digests = open_file.Digests()
+        self._budget = Budget(settings.volume_budget, self._give_way)
+        self._retention = retention.Retention(settings)
+        self._loose = single_files.LooseFiles(
+            settings, self._digests, self._budget, self._retention
+        )
+        self._set = file_sets.FileSet(settings, self._budget, self._retention)
+        # flock(2) keeps all writers apart; this one does where the file system has no locks.
+        self._mutex = threading.Lock()
+        self._got_on = float("-inf")
+        """When somebody has last got in."""
+        self._identity: tuple[int, int] | None = None
+        self._local: tuple[tuple[int, int], bool] | None = None
+        self._not_before = 0.0
+        """When the event loop may publish by itself again."""
+
+    def begin_anew(self) -> None:
+        """Forget who works with it: in a process that was forked, nobody does."""
+        self._mutex = threading.Lock()
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is published here is to survive a power cut."""
+        return self._settings.durable
+
+    def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
+        """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
+        with oserrors.publishing(f"prepare {self._path}"):
+            dirs.make_directory(self._path)
+        for name in initial:
+            self._refuse_single_mount(check_name(name))
+        with self._writing(order) as fd, oserrors.publishing(f"prepare {self._path}"):
+            flock.share(fd)
+            swept = flock.sweep(fd) + atomic_writer.sweep(fd)
+            self._set.repair(fd)
+            # What a killed writer has renamed last is visible, and perhaps not durable yet.
+            self._settings.sync_directory(fd)
+            self._enforce(fd)
+            missing = [name for name in initial if single_files.entry(fd, name) is None]
+        for name in missing:
+            with contextlib.suppress(_errors.VersionConflict):
+                self.put(name, initial[name], Order(Conditions(if_none_match=("*",))))
+        return swept
+
+    def stage(self, order: Order) -> atomic.Staged | None:
+        """Make a temporary file to stream into; None for a trial where the directory is missing, or old contents must give way."""
+
+        def stage(fd: int) -> atomic.Staged | None:
+            if order.unwritten:
+                return None
+            with oserrors.publishing(f"publish to {self._path}"):
+                return atomic.Staged(fd)
+
+        if self._is_absent(order):
+            self._try_to_make(order, 0, self._path)
+            return None
+        with self._writing(order) as fd:
+            return self._with_room(fd, stage, order)
+
+    def put(self, name: str, content: Given, order: Order) -> Publication:
+        """Publish one file, loose or within the set that is in force."""
+        check_name(name)
+        version, size = models.weigh(content)
+        if self._is_absent(order):
+            self._try_to_make(order, size, self._settings.where(name))
+            return Publication(version, True, True, time.time(), size)
+        # Elsewhere a lease tells nothing about readers on other machines.
+        order.later = order.later and self._is_local() and self.expired <= _MOST_EXPIRED
+
+        def put(fd: int) -> Publication:
+            self._set.restore_lost(fd, order)
+            if _has_set(fd):
+                order.wait()
+                return self._set.put(fd, name, content, order)
+            return self._loose.put(fd, name, content, order)
+
+        upload = content[0].name if isinstance(content, tuple) else None
+        with self._writing(order) as fd:
+            again = not isinstance(content, tuple)
+            done = self._with_room(fd, put, order, size=size, again=again)
+            if isinstance(content, tuple) and upload and content[0].name != upload:
+                self._budget.end_upload(upload, published=True)
+            return done
+
+    def put_at_once(self, name: str, content: bytes) -> Publication | None:
+        """Publish one loose file in the thread of the event loop, where that has been short so far; None: use `put`.
+
+        A change of threads costs more than such a publish. So it is spared where nothing is synced, the content is small,
+        and the file system is of this machine; not again for a while once it took long.
+        """
+        if (
+            self._settings.durable
+            or len(content) > _AT_ONCE
+            or time.monotonic() < self._not_before
+            or self._retention.is_due
+            or not self._budget.is_quick
+            or self.expired > _MOST_EXPIRED
+            or not self._is_local()
+        ):
+            return None
+        begun, waits = time.monotonic(), _waits()
+        try:
+            return self.put(name, content, Order(at_once=True, later=True))
+        except models.WouldWaitError:
+            return None
+        finally:
+            # A thread that only had to leave its core to others has not waited: another thread would be no faster.
+            if (now := time.monotonic()) - begun > _LONG and _waits() > waits:
+                self._not_before = now + _PAUSE
+
+    @property
+    def expired(self) -> int:
+        """How many old contents are left to be removed by `expire`, or to be written anew."""
+        return len(self._loose.expired)
+
+    def expire(self, *, busy: bool = False) -> None:
+        """Remove old contents that have left the history. Never raises; what stays goes with the next start.
+
+        While the volume is `busy` some stay: the next contents are written into their files, see `fs.inode_reuse`.
+        """
+        with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
+            self._loose.expire(fd, _LEFT_WHILE_BUSY if busy else 0)
+
+    def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
+        """Publish a whole set: these files, and no others."""
+        models.check_names(files)
+        size = sum(map(models.size, files.values()))
+        if self._is_absent(order):
+            self._try_to_make(order, size, self._path)
+            version = snapshots.version_of_set({n: models.weigh(c)[0] for n, c in files.items()})
+            return Publication(version, True, True, time.time(), size)
+        with self._writing(order) as fd:
+            return self._with_room(
+                fd, lambda fd: self._set.publish(fd, files, order), order, size=size
+            )
+
+    def delete(self, name: str, order: Order) -> Publication | None:
+        """Remove one file; return the set that is left, None for a loose file."""
+        check_name(name)
+
+        def delete(fd: int) -> Publication | None:
+            done: Publication | None = None
+            self._set.restore_lost(fd, order)
+            try:
+                if _has_set(fd):
+                    done = self._set.delete(fd, name, order)
+                else:
+                    self._loose.delete(fd, name, order)
+            except _errors.FileMissing:
+                if not (order.purge and history.holding(fd, name)):
+                    raise
+            if order.purge and not order.dry_run:
+                for entry in history.holding(fd, name):
+                    dirs.remove(fd, entry)
+                self._budget.doubt()
+            return done
+
+        if self._is_absent(order):
+            where = self._settings.where(name)
+            order.conditions.check(f"delete {where}", None)
+            raise models.missing(where)
+        with self._writing(order) as fd:
+            return self._with_room(fd, delete, order)
+
+    def grow(self, upload: str, size: int) -> bool:
+        """Count more bytes for a temporary file that was staged; False, and nothing, if `admit_upload` is needed."""
+        return self._budget.grow(upload, size)
+
+    def admit_upload(self, upload: str, size: int, where: str) -> None:
+        """Count more bytes for a temporary file, for which old contents give way.
+
+        Raises:
+            VolumeFull: not even without the history.
+        """
+        with self._writing(Order()) as fd:
+            self._budget.admit_upload(fd, upload, size, where)
+
+    def could_admit(self, size: int, where: str) -> bool:
+        """Whether old contents would give way to so many bytes, of an upload that is only tried.
+
+        Raises:
+            VolumeFull: not even without the history they would fit into the budget.
+        """
+        with self._writing(Order(dry_run=True)) as fd:
+            self._budget.admit(fd, size, where, dry_run=True)
+            return self._could_give(fd, size)
+
+    def end_upload(self, upload: str) -> None:
+        """Count a temporary file no more that is gone."""
+        self._budget.end_upload(upload, published=False)
+
+    @property
+    def used(self) -> int | None:
+        """Bytes that all takes on the disk, as far as is known; None without a budget."""
+        return self._budget.used if self._budget.limit is not None else None
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that all may take on the disk, None without a bound."""
+        return self._budget.limit
+
+    def measure(self) -> None:
+        """Count anew what all takes on the disk, where there is a budget."""
+        if self._budget.limit is not None:
+            with self._writing(Order()) as fd:
+                self._budget.count(fd)
+
+    def make_room(self, size: int) -> bool:
+        """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
+        with self._writing(Order()) as fd:
+            return self._forget(fd, size)
+
+    def read(self, name: str) -> Content:
+        """Read one file, from the set where there is one.
+
+        Raises:
+            NameRefused, NothingPublished, ReadError: see those.
+        """
+        check_name(name)
+        with self._reading() as fd:
+            return self._read_in_force(fd, name)
+
+    def names(self) -> dict[str, int]:
+        """Return the visible files and their sizes; none where the directory is missing."""
+        with contextlib.suppress(_errors.NothingPublished), self._reading() as fd:
+            return listing.names_beneath(fd, self._settings.most_names)
+        return {}
+
+    def entries(self) -> list[Entry]:
+        """Return the visible files with their versions; loose ones that cannot be read are left out.
+
+        Raises:
+            NothingPublished, ReadError: the directory is missing, or cannot be read.
+        """
+        with self._reading() as fd:
+            if _has_set(fd):
+                return self._set.entries(fd)
+            return self._loose.entries(fd, listing.names_beneath(fd, self._settings.most_names))
+
+    def snapshot(self) -> Snapshot[None]:
+        """Read the whole directory."""
+        with self._reading() as fd:
+            limit = self._settings.max_size
+            seen = loader.load_directory(fd, self._path, limit=limit, before=None)
+            if seen.mark.generation is not None:
+                for problem in seen.problems.values():
+                    raise _errors.ReadError(errno.EIO, problem)
+            return seen.whole()
+
+    def versions(self, name: str | None) -> list[history.Version]:
+        """Return the history of a loose file, or of the set, newest first."""
+        if name is not None:
+            check_name(name)
+        with self._reading() as fd:
+            found = self._set.versions(fd) if name is None or _has_set(fd) else []
+            if name is not None:
+                # Of what lay loose where the set has a name now.
+                loose = self._loose.versions(fd, name)
+                found += [v for v in loose if not (found and v.current)]
+            return found
+
+    def kept(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
+        """Return an older content by names, and whether it is a set, after checking that it is what its name says.
+
+        Raises:
+            UnknownVersion: the history does not hold it, or it was altered since.
+        """
+        where = self._settings.where(name) if name is not None else self._path
+        kept: list[history.Version] = []
+        with contextlib.suppress(_errors.NothingPublished):
+            kept = [one for one in self.versions(name) if one.version == version]
+        if not kept:
+            raise _errors.UnknownVersion(
+                f"cannot roll {where} back to {snapshots.etag(version)}: the history does not hold it"
+                " (list it with GET /versions)"
+            )
+        with self._reading() as fd:
+            readable = (old for one in kept if (old := self._read_kept(fd, one)) is not None)
+            old = next(readable, None)
+        if isinstance(old, Snapshot):
+            return {name: old.content(name) for name in old}, True
+        if old is None or name is None:
+            raise _errors.UnknownVersion(
+                f"cannot roll {where} back to {snapshots.etag(version)}: what was kept of it is altered"
+                " or cannot be read (publish the old content from its source)"
+            )
+        return {name: old}, False
+
+    def writable(self) -> None:
+        """Try what a publish needs, and leave nothing behind.
+
+        Raises:
+            PublishError: it would fail now, and why.
+        """
+        staged = self.stage(Order())
+        if staged is not None:
+            staged.discard()
+
+    def _with_room(
+        self, fd: int, work: Callable[[int], R], order: Order, *, size: int = 0, again: bool = True
+    ) -> R:
+        """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
+        try:
+            done = work(fd)
+        except OverBudget:
+            raise  # all that could give way has been looked at
+        except _errors.VolumeFull:
+            self._budget.doubt()
+            if order.dry_run:
+                if not self._could_give(fd, size):
+                    raise
+                order.unwritten = True
+            # A file that was streamed is gone by now: only its sender can try again.
+            elif not self._forget(fd, size) or not again:
+                raise
+            done = work(fd)
+        except _errors.PublishError:
+            self._budget.doubt()
+            raise
+        if not order.dry_run:
+            self._enforce(fd)
+        return done
+
+    def _enforce(self, fd: int) -> None:
+        """Forget what is above the bounds of the history."""
+        with contextlib.suppress(OSError):
+            self._budget.change(-self._retention.enforce(fd))
+
+    def _give_way(self, fd: int, wanted: int, dry_run: bool) -> int:
+        """Free so many bytes of what was published before, or none; return how many that are, or would be."""
+        freed = retention.give_way(fd, wanted, self._set.expendable(fd), dry_run=dry_run)
+        if freed >= wanted and not dry_run:
+            _log.warning("%s has reached its budget: forgot older versions", self._path)
+        return freed
+
+    def _could_give(self, fd: int, size: int) -> bool:
+        """Whether there would be room for so many bytes, if what was published before were forgotten."""
+        volume, expendable = os.fstatvfs(fd), self._set.expendable(fd)
+        kept = retention.give_way(fd, 0, expendable, dry_run=True)
+        return bool(kept) and volume.f_bavail * volume.f_frsize + kept >= size
+
+    def _forget(self, fd: int, size: int) -> bool:
+        expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)
+        kept = history.weight(fd) + sum(history.weight(fd, entry) for entry in expendable)
+        if volume.f_bavail * volume.f_frsize + kept < size:
+            return False  # too large all the same: nothing has to be lost for it
+        for entry in expendable:
+            dirs.remove(fd, entry)
+        forgotten = history.forget(fd) or bool(expendable)
+        if forgotten:
+            _log.warning("%s is full: forgot older versions to make room", self._path)
+        return forgotten
+
+    def _read_in_force(self, fd: int, name: str) -> Content:
+        """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
+        while True:
+            generation = layout.in_force(fd)
+            path = f"{layout.DATA}/{name}" if generation is not None else name
+            try:
+                return self._read(fd, path, name)
+            except _errors.NothingPublished:
+                if layout.in_force(fd) == generation:
+                    raise
+
+    def _read(self, fd: int, path: str, name: str) -> Content:
+        """Read the file at `path` as `name`. A large one is held open, and its version remembered."""
+        begun, where = time.time_ns(), self._settings.where(name)
+        found = open_file.read(fd, path, self._settings.max_size, where, known=self._digests)
+        modified = found.signature.mtime_ns / 1e9
+        if isinstance(found, openat.FileRead):
+            return Content(name, found.data, snapshots.version_of(found.data), modified)
+        if found.digest is None:
+            raise _errors.ReadError(
+                errno.EBUSY,
+                f"cannot read {where}: it changes while it is read (is it being written?)",
+            )
+        version = found.digest[: snapshots.VERSION_DIGITS]
+        if single_files.is_sure(found.signature, begun):
+            self._digests.note(found.signature, version)
+        return Content(name, found.file, version, modified)
+
+    def _read_kept(self, fd: int, kept: history.Version) -> Content | Snapshot[None] | None:
+        """Return a content of the history: a file's or a set's, None if it is not what its name says."""
+        where, limit = self._settings.where(kept.entry), self._settings.max_size
+        with contextlib.suppress(_errors.ReadError), openat.reading(where):
+            if not atomic_writer.is_generation(kept.entry):
+                one = self._read(fd, kept.entry, kept.entry)
+                return one if one.version == kept.version else None
+            with dirs.inside(fd, kept.entry) as generation:
+                seen = loader.load_directory(generation, where, limit=limit, before=None)
+                old = seen.whole()
+            return old if old.version == kept.version else None
+        return None
+
+    def _refuse_single_mount(self, name: str) -> None:
+        where = self._settings.where(name)
+        if mounts.is_single_file(where):
+            raise _errors.VolumeUnavailable(
+                errno.EBUSY,
+                f"cannot publish {where}: the file is a mount of its own (subPath), which can neither"
+                " be replaced nor see updates (mount the directory instead)",
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[int]:
+        """Open the directory; every error of the operating system is one of reading it."""
+        with openat.reading(self._path):
+            fd = self._open()
+            try:
+                yield fd
+            finally:
+                openat.close(fd)
+
+    @contextmanager
+    def _writing(self, order: Order) -> Iterator[int]:
+        """Open the directory and keep every other writer out of it; every error is one of publishing."""
+        begun = time.monotonic()
+        with self._alone(begun, order), oserrors.publishing(f"publish to {self._path}"):
+            for _ in range(_REPLACED_RETRIES):
+                fd = self._open()
+                try:
+                    timeout = max(self._limit(begun) - time.monotonic(), 0.0)
+                    with flock.locked(
+                        fd,
+                        timeout=timeout,
+                        where=self._path,
+                        waiting=order.wait,
+                        create=not order.dry_run,
+                    ):
+                        if self._is_still():
+                            self._got_on = time.monotonic()
+                            self._budget.enter(fd)
+                            yield fd
+                            self._budget.leave(fd)
+                            return
+                finally:
+                    openat.close(fd)
+        raise _errors.VolumeUnavailable(
+            errno.ESTALE,
+            f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
+        )
+
+    def _is_absent(self, order: Order) -> bool:
+        """Whether a trial has no directory to look into: a publish would make it."""
+        return order.dry_run and not os.path.lexists(self._path)
+
+    def _try_to_make(self, order: Order, size: int, where: str) -> None:
+        """Raise what a publish would meet that makes the directory first, as far as that can be known."""
+        order.conditions.check(f"publish {where}", None)
+        with oserrors.publishing(f"prepare {self._path}"):
+            dirs.check_makeable(self._path, size)
+        self._budget.admit_first(size, where)
+
+    def _open(self) -> int:
+        """Open the directory; if it is the one of the last time, without asking again where its mount begins."""
+        if self._identity is not None:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            if _identity(fd) == self._identity:
+                return fd
+            openat.close(fd)
+        fd = openat.open_directory(self._path)
+        self._identity = _identity(fd)
+        return fd
+
+    def _is_local(self) -> bool:
+        """Whether the directory lies on a file system whose calls do not wait for another machine or program."""
+        if self._identity is None:
+            return False
+        if self._local is None or self._local[0] != self._identity:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._local = self._identity, mounts.filesystem(fd) in _LOCAL
+            finally:
+                openat.close(fd)
+        return self._local[1]
+
+    def _is_still(self) -> bool:
+        """Whether the path still names the directory that was opened: it may have been replaced while we waited."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    @contextmanager
+    def _alone(self, begun: float, order: Order) -> Iterator[None]:
+        """Keep other threads of this object out."""
+        while not self._mutex.acquire(timeout=0 if order.at_once else _MUTEX_PAUSE):
+            order.wait()
+            if time.monotonic() > self._limit(begun):
+                raise _errors.VolumeUnavailable(
+                    errno.EWOULDBLOCK,
+                    f"cannot publish to {self._path}: an earlier publish has not ended within"
+                    f" {_LOCK_TIMEOUT:g} s (is the storage stuck?)",
+                )
+        try:
+            yield
+        finally:
+            self._mutex.release()
+
+    def _limit(self, begun: float) -> float:
+        """Return until when to wait for one's turn; as long as others get theirs, nothing is stuck."""
+        return max(begun, self._got_on) + _LOCK_TIMEOUT
+
+
+def _waits() -> int:
+    """Return how often this thread has waited so far: for a disk, a lock, another thread; see getrusage(2)."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _has_set(fd: int) -> bool:
+    return layout.in_force(fd) is not None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return device and inode of a directory that has just been opened; it is closed if that fails."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        openat.close(fd)
+        raise
+    return status.st_dev, status.st_ino

@@ -1,0 +1,84 @@
+"""A command of the user's that looks at a staged file, and says by its exit status whether it is good."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sidecar import _errors
+from sidecar.process import arguments, executor, helper_process
+from sidecar.volume.validation.command_process import Ended
+
+_MODULE = "sidecar.volume.validation.command_process"
+_MOST_AT_A_TIME = 4
+_MARGIN = 15.0
+"""Seconds beyond the time limit in which the process around the command ends what that has started."""
+
+
+class Check:
+    """The command, and the seconds that it may take. Whatever it starts ends with it.
+
+    Raises:
+        ConfigError: it is empty, or not found.
+    """
+
+    def __init__(self, command: Sequence[str], timeout: float) -> None:
+        self.command = _found(command)
+        self.timeout = timeout
+        self._helpers = helper_process.Helpers(
+            _MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True
+        )
+
+    async def run(self, name: str, path: Path, where: str) -> list[str]:
+        """Return what the command has against a file that is to be published as `name`: nothing, or one reason.
+
+        Raises:
+            PublishError: it cannot be started.
+        """
+        environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
+        order = ((*self.command, str(path)), environment, os.getcwd(), self.timeout)
+        request = helper_process.Request()
+        asking = executor.in_examination(self._helpers.ask, order, self.timeout + _MARGIN, request)
+        command = self.command[0]
+        try:
+            ended = Ended(*await executor.to_its_end(asking, request.withdraw))
+        except helper_process.HelperLost as error:
+            raise _errors.PublishError(
+                f"cannot publish {where}: the check command {command} was not run to its end: {error}"
+            ) from error
+        except helper_process.HelperTimeout:
+            ended = Ended(None, b"")
+        if ended.error is not None:
+            raise _errors.PublishError(
+                f"cannot publish {where}: the check command {command} cannot be started:"
+                f" {ended.error} (is it still there, and executable?)"
+            )
+        if ended.status is None:
+            return [f"the check command {command} did not end within {self.timeout:g} s"]
+        return [] if ended.status == 0 else [_verdict(command, ended.status, ended.output)]
+
+
+def _found(command: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(command, str) or not all(isinstance(one, str) for one in command):
+        raise arguments.refusal("check", command, "a list of words, or a function")
+    if not command:
+        raise _errors.ConfigError("the check command is empty")
+    if shutil.which(command[0]) is None:
+        raise _errors.ConfigError(
+            f"the check command {command[0]} is not found or not executable"
+            " (give its full path, or put it on the PATH of the writer)"
+        )
+    return tuple(command)
+
+
+def _verdict(command: str, status: int, output: bytes) -> str:
+    how = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
+    lines = output.decode(errors="replace").strip().splitlines()[-5:]
+    said = "; ".join(line.strip() for line in lines)
+    return (
+        f"the check command {command} {how}: {said}"
+        if said
+        else f"the check command {command} {how}"
+    )

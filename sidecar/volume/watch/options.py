@@ -1,0 +1,81 @@
+"""What a watch can be told beside its path, its schema and its stop event: names, types, defaults and checks, for all who take it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypedDict, cast, get_args
+
+from sidecar.process import arguments
+from sidecar.volume.content.filters import EDITORS, Filter
+from sidecar.volume.content.snapshot import MAX_SIZE
+from sidecar.volume.watch.thread import WatchMode
+
+
+class _Common(TypedDict, total=False):
+    watch: WatchMode
+    recheck: float
+    include: Collection[str]
+    exclude: Collection[str]
+    quiet: float | None
+
+
+class Options(_Common, total=False):
+    """Of a watch of any path; see `sidecar.Watch`."""
+
+    max_size: int | str
+
+
+class VolumeOptions(_Common, total=False):
+    """Of a watch of a volume, whose own `max_size` holds where None is given."""
+
+    max_size: int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a watch does, after the check."""
+
+    path: str
+    watch: WatchMode
+    recheck: float
+    limit: int
+    """Bytes that are read."""
+    wanted_names: Filter
+    quiet: float | None
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    schema: object = None,
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+) -> Checked:
+    """Check the arguments of a watch, and fill in what was not given.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    arguments.seconds("recheck", recheck, zero=False)
+    arguments.choice("watch", watch, get_args(WatchMode))
+    limit = arguments.size("max_size", max_size)
+    arguments.texts("include", include)
+    arguments.texts("exclude", exclude)
+    if quiet is not None:
+        arguments.seconds("quiet", quiet)
+    if schema is not None:
+        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
+    names = Filter(tuple(include), tuple(exclude))
+    return Checked(arguments.path("path", path), watch, recheck, limit, names, quiet)
+
+
+def of_volume(options: VolumeOptions, max_size: int | str) -> Options:
+    """Return the options of a watch of a volume that takes `max_size` bytes."""
+    given = options.get("max_size")
+    return cast("Options", {**options, "max_size": max_size if given is None else given})

@@ -1,0 +1,83 @@
+"""One run of a watch: from the first user's entering to the last one's leaving, in one event loop of one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+from sidecar.volume.watch.thread import Lookout, News
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that leaving waits for the thread: one that hangs in the kernel must not keep the program.
+_GOODBYE = 2.0
+
+
+class Run:
+    """The time from the first user's entering to the last one's leaving: one loop, one lookout."""
+
+    def __init__(self, make: Callable[..., Lookout], receive: Callable[[Run, News], None]) -> None:
+        self.looked = False
+        """The first look is over."""
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.lookout = make(tell=self._tell, ended=self._ended)
+        self.lookout.start()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one whose thread looks."""
+        return os.getpid() != self._pid
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its event loop is closed: nobody can be told anything any more."""
+        return self._loop.is_closed()
+
+    def check(self, path: str) -> None:
+        """Return if this is its process and its event loop.
+
+        Raises:
+            RuntimeError: another one would wait for ever, or be told late.
+        """
+        if self.is_forked:
+            raise RuntimeError(
+                f"the watch of {path} was entered before this process was forked: enter it here"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                f"the watch of {path} was entered in another event loop: make one for each loop"
+            )
+
+    async def end(self) -> None:
+        """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
+        self.lookout.stop()
+        limit = self._loop.time() + _GOODBYE
+        cancelled: asyncio.CancelledError | None = None
+        while not self._over.done() and (left := limit - self._loop.time()) > 0:
+            try:
+                await asyncio.wait({self._over}, timeout=left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if self._over.done():
+            self.lookout.join()
+        else:
+            logger.warning("a look at %s hangs and is left to itself", self.lookout.path)
+        if cancelled is not None:
+            raise cancelled
+
+    def _tell(self, news: News) -> None:
+        self._soon(self._receive, self, news)
+
+    def _ended(self) -> None:
+        self._soon(self._over.set_result, None)
+
+    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop is closed: nobody receives anything any more
+            self.lookout.stop()
