@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from sidecar._errors import VersionConflict as VersionConflict
     from sidecar._errors import VolumeFull as VolumeFull
     from sidecar._errors import VolumeUnavailable as VolumeUnavailable
-    from sidecar.http.files import files_app as files_app
-    from sidecar.http.follow import LATEST as LATEST
-    from sidecar.http.follow import Latest as Latest
-    from sidecar.http.follow import follow as follow
-    from sidecar.http.ops import health_routes as health_routes
-    from sidecar.http.ops import metrics_routes as metrics_routes
-    from sidecar.http.probes import health_asgi as health_asgi
-    from sidecar.http.reader import reader_app as reader_app
-    from sidecar.http.serve import serve as serve
-    from sidecar.http.writer import writer_app as writer_app
+    from sidecar.http.apps.files import files_app as files_app
+    from sidecar.http.apps.follow import LATEST as LATEST
+    from sidecar.http.apps.follow import Latest as Latest
+    from sidecar.http.apps.follow import follow as follow
+    from sidecar.http.apps.ops import health_routes as health_routes
+    from sidecar.http.apps.ops import metrics_routes as metrics_routes
+    from sidecar.http.apps.probes import health_asgi as health_asgi
+    from sidecar.http.apps.reader import reader_app as reader_app
+    from sidecar.http.apps.writer import writer_app as writer_app
+    from sidecar.http.server.serve import serve as serve
     from sidecar.process.health import Health as Health
     from sidecar.process.lifecycle import every as every
     from sidecar.process.lifecycle import run as run
@@ -74,17 +74,17 @@ _ROOMS = {
     "WatchGroup": "sidecar.volume.watch.group",
     "Watch": "sidecar.volume.watch.watch",
     # Serve
-    "follow": "sidecar.http.follow",
-    "LATEST": "sidecar.http.follow",
-    "Latest": "sidecar.http.follow",
-    "files_app": "sidecar.http.files",
-    "health_routes": "sidecar.http.ops",
-    "metrics_routes": "sidecar.http.ops",
-    "health_asgi": "sidecar.http.probes",
+    "follow": "sidecar.http.apps.follow",
+    "LATEST": "sidecar.http.apps.follow",
+    "Latest": "sidecar.http.apps.follow",
+    "files_app": "sidecar.http.apps.files",
+    "health_routes": "sidecar.http.apps.ops",
+    "metrics_routes": "sidecar.http.apps.ops",
+    "health_asgi": "sidecar.http.apps.probes",
     "Health": "sidecar.process.health",
-    "reader_app": "sidecar.http.reader",
-    "writer_app": "sidecar.http.writer",
-    "serve": "sidecar.http.serve",
+    "reader_app": "sidecar.http.apps.reader",
+    "writer_app": "sidecar.http.apps.writer",
+    "serve": "sidecar.http.server.serve",
     # Run
     "run": "sidecar.process.lifecycle",
     "every": "sidecar.process.lifecycle",

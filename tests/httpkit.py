@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 
-from sidecar.http.serve import serve
+from sidecar.http.server.serve import serve
 from sidecar.volume.content.snapshot import encoded, etag, version_of
 
 Client = TestClient[web.Request, web.Application]

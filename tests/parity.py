@@ -18,11 +18,11 @@ from typing import Any
 
 from aiohttp import web
 
-from sidecar.http import framing
-from sidecar.http.connection import Connection
-from sidecar.http.express import Express
-from sidecar.http.guard import Guard
-from sidecar.http.lane import Lane, counts
+from sidecar.http.server import framing
+from sidecar.http.server.fastpath import Lane, counters
+from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.limits import Guard
+from sidecar.http.server.protocol import Connection
 
 _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 
@@ -172,7 +172,7 @@ async def peer(app: web.Application, lane: Lane | None) -> Any:
 
 def by_the_lane() -> int:
     """How many answers this process has given without aiohttp."""
-    return sum(count.number for count in counts._COUNTS.values())
+    return sum(count.number for count in counters._COUNTS.values())
 
 
 def dates_removed(data: bytes) -> bytes:

@@ -136,7 +136,7 @@ async def test_probes_of_a_forked_application_fail(tmp_path: Path) -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        from sidecar.http import ops
+        from sidecar.http.apps import ops
 
         async def main() -> object:
             return dict(ops.health_of(app).report("live").checks)

@@ -173,13 +173,13 @@ def test_the_disk_knows_no_event_loop() -> None:
         ("fs/atomic.py", "from sidecar.process import executor"),
         ("fs/atomic.py", "from sidecar.volume.watch.watch import watch"),
         ("process/lifecycle.py", "import sidecar.fs.atomic"),
-        ("volume/watch/watch.py", "def late():\n    from sidecar.http import serve"),
+        ("volume/watch/watch.py", "def late():\n    from sidecar.http.server import serve"),
         ("volume/watch/watch.py", "from sidecar.logs import tail"),
         ("volume/watch/watch.py", "import sidecar"),
         ("volume/watch/watch.py", "from sidecar import testing"),
         ("volume/watch/watch.py", "from sidecar import Volume"),
         ("volume/watch/watch.py", "import aiohttp.web"),
-        ("http/serve.py", "import click"),
+        ("http/server/serve.py", "import click"),
         ("_errors.py", "from sidecar.fs import atomic"),
     ],
 )
@@ -194,9 +194,9 @@ def test_a_planted_trespass_is_found(tmp_path: Path, file: str, text: str) -> No
     ("file", "text"),
     [
         ("volume/watch/watch.py", "from sidecar import _errors\nfrom sidecar.fs import atomic"),
-        ("http/serve.py", "from sidecar.volume.watch.watch import watch\nimport aiohttp"),
+        ("http/server/serve.py", "from sidecar.volume.watch.watch import watch\nimport aiohttp"),
         ("__init__.py", "from sidecar.cli import main"),
-        ("testing.py", "from sidecar.http.serve import serve\nimport aiohttp"),
+        ("testing.py", "from sidecar.http.server.serve import serve\nimport aiohttp"),
     ],
 )
 def test_the_way_down_is_free(tmp_path: Path, file: str, text: str) -> None:
@@ -223,7 +223,7 @@ def house(directory: Path) -> Path:
     root = directory / "sidecar"
     for name in (
         "__init__", "_errors", "testing", "fs/atomic", "process/lifecycle", "process/executor",
-        "volume/watch/watch", "volume/content/snapshot", "logs/tail", "http/serve", "cli/main",
+        "volume/watch/watch", "volume/content/snapshot", "logs/tail", "http/server/serve", "cli/main",
     ):  # fmt: skip
         path = root / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -419,7 +419,7 @@ def _plain(text: str) -> str:
 
 def _ops(collector: Collector | Topology, host: str, port: int) -> Any:
     """Answer probes and scrapes. The HTTP server is only imported where somebody wants it."""
-    from sidecar.http import serve
+    from sidecar.http.server import serve
 
     # No delay at the end: the collection itself drains, and is asked until then.
     return serve.serve(ops_app(collector), host=host, port=port, drain_delay=0.0)
@@ -429,7 +429,9 @@ def ops_app(collector: Collector | Topology) -> web.Application:
     """Return what answers probes and scrapes for a collection."""
     from aiohttp import web
 
-    from sidecar.http import openapi, ops, problems
+    from sidecar.http import problems
+    from sidecar.http.apps import ops
+    from sidecar.http.semantics import openapi
 
     app = web.Application(middlewares=[problems.middleware])
     ops.health_of(app).add(

@@ -77,7 +77,7 @@ def _version(source: str) -> str:
 def _without_certificates() -> Iterator[None]:
     """Run aiohttp's client, which makes two contexts for TLS, without those of the system.
 
-    Who sends requests over TLS from these commands makes a context of its own (see `sidecar.http.confirm`).
+    Who sends requests over TLS from these commands makes a context of its own (see `sidecar.http.apps.confirm`).
     """
     import ssl  # here, because a list of the commands must not pay for it
 

@@ -36,7 +36,7 @@ def command(
     A second signal exits at once.
     """
     with light.server_alone():
-        from sidecar.http import reader
+        from sidecar.http.apps import reader
     from sidecar.process import memory
 
     memory.collect_seldom()

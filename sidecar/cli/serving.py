@@ -18,11 +18,11 @@ def run(app: web.Application, listening: options.Listening) -> None:
     values = asdict(listening)
     count = values.pop("workers")
     if count == 1:
-        from sidecar.http import serve
+        from sidecar.http.server import serve
         from sidecar.process import lifecycle
 
         lifecycle.run(serve.serve(app, **values))
     else:
-        from sidecar.http import workers
+        from sidecar.http.server import prefork
 
-        workers.serve(app, count=count, **values)
+        prefork.serve(app, count=count, **values)

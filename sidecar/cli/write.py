@@ -49,7 +49,7 @@ def command(
     A second signal exits at once.
     """
     with light.server_alone():
-        from sidecar.http import writer
+        from sidecar.http.apps import writer
     from sidecar.process import memory
 
     memory.collect_seldom()

@@ -63,7 +63,7 @@ def leave_out_failures(logger: str) -> None:
 def name_worker(number: int) -> None:
     """Say on each line from now on which of several processes it comes from.
 
-    As text it stands behind the name of the logger, `sidecar.http.serve[2]`; in JSON it is `worker`.
+    As text it stands behind the name of the logger, `sidecar.http.server.serve[2]`; in JSON it is `worker`.
     """
 
     def mark(record: logging.LogRecord) -> bool:

@@ -24,7 +24,7 @@ from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.receiver import Broken, Busy
 from sidecar import logs
 from sidecar.cli import collecting, main
-from sidecar.http import ops
+from sidecar.http.apps import ops
 from sidecar.logs import checkpoint
 from sidecar.logs.collector import Collector
 from support import Eventually, StartProcess

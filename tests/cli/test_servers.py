@@ -320,7 +320,7 @@ def test_a_reader_has_no_more_in_its_memory_than_it_needs() -> None:
     in_a_process(
         "import sys, sidecar.cli.light as light\n"
         "with light.server_alone():\n"
-        "    from sidecar.http import reader, serve\n"
+        "    from sidecar.http.apps import reader; from sidecar.http.server import serve\n"
         "app = reader.reader_app('/tmp/config')\n"
         "unwanted = {'aiohttp.client', 'aiohttp.connector', 'aiohttp.cookiejar', 'http.server', 'wsgiref',\n"
         "            'frozenlist._frozenlist', 'sidecar.volume.volume', 'sidecar.volume.validation.gate'}\n"
@@ -335,7 +335,7 @@ def test_a_server_has_the_client_as_soon_as_it_asks_for_it() -> None:
         "from importlib.metadata import version\n"
         "before, real = dict(os.environ), ssl.SSLContext.load_default_certs\n"
         "with light.server_alone():\n"
-        "    from sidecar.http import serve, writer\n"
+        "    from sidecar.http.server import serve; from sidecar.http.apps import writer\n"
         "import aiohttp\n"
         "assert aiohttp.__version__ == version('aiohttp')\n"
         "assert aiohttp.web is serve.web and aiohttp.http.SERVER_SOFTWARE.endswith(aiohttp.__version__)\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from httpkit import Serve, Served, place
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 from support import Eventually
 
 CONTENT = "x" * 12_000

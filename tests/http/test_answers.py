@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from sidecar.http import answers
-from sidecar.http.answers import Representation, Tags
 from sidecar.http.problems import Problem
+from sidecar.http.semantics import representation
+from sidecar.http.semantics.representation import Representation, Tags
 
 TAG = '"0123"'
 MODIFIED = 1_700_000_000.75
@@ -29,7 +29,7 @@ def ask(method: str = "GET", body: bytes = BODY, **headers: Any) -> web.Response
     request = make_mocked_request(
         method, "/", headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
-    return answers.respond(
+    return representation.respond(
         request, Representation(body, TAG, MODIFIED, "text/plain", ranges=True, headers={"X": "y"})
     )
 
@@ -38,7 +38,7 @@ def test_a_header_in_several_lines_is_one_list() -> None:
     """Proxies split and join them (RFC 9110 section 5.3)."""
     headers = CIMultiDict([("If-None-Match", '"x"'), ("If-None-Match", TAG)])
     request = make_mocked_request("GET", "/", headers=headers)
-    known = answers.if_none_match(request)
+    known = representation.if_none_match(request)
     assert known is not None
     assert known.match(TAG)
 
@@ -147,10 +147,12 @@ def test_a_range_holds_only_for_the_content_it_was_meant_for(if_range: str, expe
 def test_a_date_of_this_second_proves_nothing() -> None:
     """Section 8.8.2.2: within a second there may have been two contents of the same date."""
     request = make_mocked_request(
-        "GET", "/", headers={"Range": "bytes=0-1", "If-Range": answers.http_date(time.time())}
+        "GET",
+        "/",
+        headers={"Range": "bytes=0-1", "If-Range": representation.http_date(time.time())},
     )
     fresh = Representation(BODY, TAG, time.time(), "text/plain", ranges=True)
-    assert answers.respond(request, fresh).status == 200
+    assert representation.respond(request, fresh).status == 200
 
 
 def test_a_head_has_the_headers_of_the_whole() -> None:
@@ -170,7 +172,7 @@ def test_a_304_carries_what_a_cache_needs() -> None:
 
 def test_a_date_is_never_in_the_future() -> None:
     """Section 8.8.2.1: a clock that was set back must not confuse caches."""
-    assert answers.http_date(time.time() + 3600) == answers.http_date(time.time())
+    assert representation.http_date(time.time() + 3600) == representation.http_date(time.time())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_a_date_is_never_in_the_future() -> None:
         ('wait="5"', 5.0),
         ("respond-async, wait=5; x=1", 5.0),
         ("wait=5, wait=9", 5.0),
-        ("wait=100000", answers.WAIT_LIMIT),
+        ("wait=100000", representation.WAIT_LIMIT),
         ("wait=0", 0.0),
         ("wait", None),
         ("wait=", None),
@@ -201,7 +203,7 @@ def test_a_date_is_never_in_the_future() -> None:
 def test_prefer_wait_is_read_as_rfc_7240_says(prefer: str, expected: float | None) -> None:
     """The first of a name counts, and what is not understood is as if it were not there."""
     request = make_mocked_request("GET", "/", headers={"Prefer": prefer})
-    assert answers.wait_of(request) == expected
+    assert representation.wait_of(request) == expected
 
 
 #: What a client can send is bytes; of characters Hypothesis would first make a table, for seconds.
@@ -216,8 +218,8 @@ def test_no_header_makes_the_parsers_fail(pieces: list[bytes]) -> None:
         "utf-8", "replace"
     )  # `make_mocked_request` takes no lone surrogates, as aiohttp makes them
     request = make_mocked_request("GET", "/", headers={"Prefer": text, "If-None-Match": text})
-    answers.wait_of(request)
-    answers.if_none_match(request)
+    representation.wait_of(request)
+    representation.if_none_match(request)
     with contextlib.suppress(ValueError):
         Tags.parse(sent.decode("utf-8", "surrogateescape"))
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from aiohttp import ClientError, ClientSession, web
 
 from httpkit import Client, MakeClient, Serve, tag
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.writer import writer_app
 from sidecar.process import metrics
 from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import version_of
@@ -136,14 +136,14 @@ async def test_the_access_log_has_one_line_for_each_request(
     """Also for what would be answered from memory; neither contents nor tokens are in it."""
     app: web.Application = writer_app(tmp_path / "config")
     one = await served(app, access_log=True)
-    with caplog.at_level(logging.INFO, logger="sidecar.http.access_log"):
+    with caplog.at_level(logging.INFO, logger="sidecar.http.server.access_log"):
         async with ClientSession() as session:
             for number in range(4):
                 async with session.get(f"{one.url}/?content=secret{number}") as answer:
                     assert answer.status == 200
             async with session.get(f"{one.url}/nope%0a") as answer:
                 assert answer.status == 404
-    lines = [r.getMessage() for r in caplog.records if r.name == "sidecar.http.access_log"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "sidecar.http.server.access_log"]
     assert [line.split()[1:4] for line in lines] == [["GET", "/", "200"]] * 4 + [
         ["GET", "/nope?", "404"]
     ]

@@ -11,15 +11,15 @@ from aiohttp import ClientSession
 
 import sidecar
 from httpkit import MakeClient, Serve, place, problem, tag
-from sidecar.http import bearer
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.semantics import bearer_auth
 
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with one token, which is looked at often."""
-    monkeypatch.setattr(bearer, "RECHECK", 0.01)
+    monkeypatch.setattr(bearer_auth, "RECHECK", 0.01)
     path = tmp_path / "token"
     path.write_text("secret\n")
     return path
@@ -101,10 +101,10 @@ async def test_the_file_is_read_again_a_second_later(
 ) -> None:
     """By default, and on a clock that the test turns: docs/http.md says a second."""
     now = 0.0
-    monkeypatch.setattr(bearer, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(bearer_auth, "time", SimpleNamespace(monotonic=lambda: now))
     path = tmp_path / "token"
     path.write_text("older")
-    tokens = bearer.TokenFile(path)
+    tokens = bearer_auth.TokenFile(path)
     assert await tokens.tokens() == (b"older",)
     path.write_text("newer")
     now = 1.01

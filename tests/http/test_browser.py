@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import ClientSession, web
 
 from httpkit import Serve
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.writer import writer_app
 from sidecar.process import metrics
 
 Browse = Callable[[str], Awaitable[None]]

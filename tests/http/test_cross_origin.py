@@ -9,9 +9,9 @@ import pytest
 
 from httpkit import Client, MakeClient, Serve, problem, tag, talk
 from sidecar import ConfigError
-from sidecar.http.cross_origin import CrossOriginProtection
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.semantics.cross_origin import CrossOriginProtection
 
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)", "Accept-Language": "en"}
 FOREIGN = [

@@ -15,7 +15,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 
 from parity import Peer, peer
-from sidecar.http.lane import Lane
+from sidecar.http.server.fastpath import Lane
 
 METHODS = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"G@T", b"get", b""]
 TARGETS = [b"/", b"/a?b=c", b"/%zz", b"*", b"http://a/b", b"/a b", b"//a", b"/\xff", b"/\x00", b"a"]

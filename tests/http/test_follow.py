@@ -13,7 +13,7 @@ from aiohttp import web
 
 import sidecar
 from httpkit import MakeClient, problem
-from sidecar.http.follow import LATEST, Latest, follow
+from sidecar.http.apps.follow import LATEST, Latest, follow
 from sidecar.volume.content.snapshot import Snapshot
 
 
@@ -130,7 +130,7 @@ async def test_a_volume_that_hangs_does_not_hold_up_the_start(
     client: MakeClient, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first look is waited for, but not for ever: probes must be answered."""
-    from sidecar.http import follow as following
+    from sidecar.http.apps import follow as following
 
     async def never(_: object) -> None:
         await asyncio.get_running_loop().create_future()

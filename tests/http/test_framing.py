@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from httpkit import Serve, place, talk
-from sidecar.http import answers
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.semantics import representation
 
 ASK = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 SMUGGLED = b"GET /?content=smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -237,7 +237,7 @@ async def test_a_date_alone_is_compared_for_equality(served: Serve, tmp_path: Pa
     one = await served(reader_app(config))
     modified = config.stat().st_mtime
     for shift, status in ((0, "304"), (60, "200"), (-60, "200")):
-        date = answers.http_date(min(modified + shift, time.time()))
+        date = representation.http_date(min(modified + shift, time.time()))
         ask = f"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nIf-Modified-Since: {date}\r\n\r\n"
         assert codes(await talk(one.port, ask.encode())) == [status]
 

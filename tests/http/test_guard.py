@@ -21,7 +21,7 @@ from aiohttp import web
 import sidecar
 from httpkit import Serve, Served, talk
 from parity import Peer, settled
-from sidecar.http.guard import Guard
+from sidecar.http.server.limits import Guard
 from support import StartProcess
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from httpkit import Play, Served
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 from sidecar.process import metrics
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

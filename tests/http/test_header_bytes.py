@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from httpkit import Serve, place, talk
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 
 HEADERS = [
     "Authorization",

@@ -27,12 +27,12 @@ from parity import (
     peer,
     settled,
 )
-from sidecar.http import answers
-from sidecar.http import lane as lanes
-from sidecar.http.connection import Connection
-from sidecar.http.files import files_app
-from sidecar.http.lane import Lane, remembered, requests
-from sidecar.http.reader import reader_app
+from sidecar.http.apps.files import files_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.semantics import representation
+from sidecar.http.server import fastpath
+from sidecar.http.server.fastpath import Lane, request_key, response_cache
+from sidecar.http.server.protocol import Connection
 from sidecar.process import lifecycle, metrics
 from support import Eventually
 
@@ -139,7 +139,7 @@ async def test_what_is_sent_in_one_piece_is_remembered_and_what_is_longer_is_not
     """Of a long answer a slow client is to hold one piece; the lane would have all of it written at once."""
     around = len(b'""') if target == b"/" else 0
     for more, known in ((0, True), (1, False)):
-        content = b"x" * (answers.PIECE - around + more)
+        content = b"x" * (representation.PIECE - around + more)
         path = place(tmp_path / str(more) / "config", content)
         async with peer(reader_app(path), Lane()) as one:
             assert one.lane is not None
@@ -219,7 +219,7 @@ async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None
 async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(both: Pair) -> None:
     """Lines that are left out of what is remembered count for the limit: 128 fields by aiohttp's own default."""
     ask = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % (b"b3: 1\r\n" * 400)
-    assert len(ask) < requests.LONGEST
+    assert len(ask) < request_key.LONGEST
     for one in both:
         for _ in range(3):
             await one.talk([ASK], eager=False)
@@ -231,9 +231,9 @@ async def test_a_long_request_is_not_remembered(fast: Peer) -> None:
     assert fast.lane is not None
     for more, known in ((0, True), (1, False)):
         empty = b"GET / HTTP/1.1\r\nHost: a\r\nX-Filler: \r\n\r\n"
-        filler = b"X-Filler: " + b"x" * (requests.LONGEST - len(empty) + more)
+        filler = b"X-Filler: " + b"x" * (request_key.LONGEST - len(empty) + more)
         ask = empty.replace(b"X-Filler: ", filler)
-        assert len(ask) == requests.LONGEST + more
+        assert len(ask) == request_key.LONGEST + more
         for _ in range(3):
             await fast.talk([ask], eager=False)
         assert (fast.lane.find(ask) is not None) is known
@@ -245,14 +245,14 @@ async def test_a_change_ends_what_is_remembered(
     """And so does the loss of the file: the next answer says that it is stale."""
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
-    before = lanes.generation()
+    before = fastpath.generation()
     config.write_text("456")
-    await eventually(lambda: lanes.generation() > before)
+    await eventually(lambda: fastpath.generation() > before)
     assert fast.lane.find(ASK) is None
     assert b'"456"' in (await fast.talk([ASK] * 3, eager=False)).written
-    before = lanes.generation()
+    before = fastpath.generation()
     config.unlink()
-    await eventually(lambda: lanes.generation() > before)
+    await eventually(lambda: fastpath.generation() > before)
     assert b"Sidecar-Stale: " in (await fast.talk([ASK], eager=False)).written
 
 
@@ -260,9 +260,9 @@ async def test_a_generation_that_is_over_is_not_kept() -> None:
     """Whatever was offered before the last `forget`."""
 
     async def handler(request: web.Request) -> web.Response:
-        generation = lanes.generation()
-        lanes.forget()
-        lanes.offer(request, generation)
+        generation = fastpath.generation()
+        fastpath.forget()
+        fastpath.offer(request, generation)
         return web.Response(text="old")
 
     app = web.Application()
@@ -391,7 +391,7 @@ async def test_what_is_remembered_has_a_bound_in_number_and_in_bytes(
     asks = [ASK.replace(b"GET /", b"GET /?%d" % number) for number in range(4)]
     await fast.talk([asks[0]] * 2, eager=False)
     each = int(re.findall(r"bytes=(\d+)", repr(fast.lane))[0])
-    monkeypatch.setattr(remembered, bound, 3 if bound == "_MOST_ANSWERS" else 3 * each)
+    monkeypatch.setattr(response_cache, bound, 3 if bound == "_MOST_ANSWERS" else 3 * each)
     for ask, count in zip(asks[1:], (2, 3, 1), strict=True):
         await fast.talk([ask] * 2, eager=False)
         assert f"answers={count} " in repr(fast.lane)
@@ -445,7 +445,7 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
     monkeypatch.setattr(lifecycle._Process, "draining", True)
-    lanes.forget()
+    fastpath.forget()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)
     assert fast.lane.find(ASK) is None

@@ -20,10 +20,10 @@ from aiohttp import web
 from httpkit import Serve
 from parity import NO_WRITES, WRITES, Outcome, Peer, conversations, peer, settled
 from sidecar import _errors
-from sidecar.http.express import Express
-from sidecar.http.lane import Lane
-from sidecar.http.lane.writes import Forms
-from sidecar.http.writer import WRITER, writer_app
+from sidecar.http.apps.writer import WRITER, writer_app
+from sidecar.http.server.fastpath import Lane
+from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.fastpath.write_templates import Forms
 from sidecar.process import lifecycle, metrics
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.validation.gate import Gate

@@ -27,10 +27,13 @@ from eventsource import EventSource
 from httpkit import MakeClient, Serve, Served, place, problem, tag
 from sidecar.fs import open_file
 from sidecar.fs.openat import Signature
-from sidecar.http import answers, jsontext, problems, sending
-from sidecar.http import reader as readers
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http import problems
+from sidecar.http.apps import json_body
+from sidecar.http.apps import reader as readers
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.semantics import representation
+from sidecar.http.server import sendfile
 from sidecar.volume.content.snapshot import Content, Snapshot
 from support import Eventually, Process, StartProcess
 from watching import descriptors
@@ -86,13 +89,13 @@ async def dawdling(one: Served, *request: str) -> AsyncIterator[Slow]:
         slow.socket.close()
 
 
-EDGES = (0, 1, sending._TAIL, sending._WORTH, sending._SMALL_PIECE, sending._PIECE, SIZE)
+EDGES = (0, 1, sendfile._TAIL, sendfile._WORTH, sendfile._SMALL_PIECE, sendfile._PIECE, SIZE)
 RANGES = sorted(
     {
         f"bytes={first}-{last}"
         for one in EDGES
         for first in (max(0, one - 1), one, one + 1)
-        for last in (first, first + sending._WORTH, first + sending._PIECE + 1, SIZE - 1, SIZE)
+        for last in (first, first + sendfile._WORTH, first + sendfile._PIECE + 1, SIZE - 1, SIZE)
     }
     | {"bytes=0-", "bytes=-1", f"bytes=-{SIZE}", f"bytes=-{SIZE + 1}", f"bytes={SIZE}-", "bytes=-0"}
 )
@@ -101,7 +104,9 @@ RANGES = sorted(
 async def test_any_part_is_the_same_from_the_disk_as_from_memory(served: Serve, path: Path) -> None:
     """Status, headers and every byte, at the borders of all pieces, on one connection that stays open."""
     one = await served(reader_app(path))
-    in_memory = answers.Representation(DATA, tag(DATA), path.stat().st_mtime, "a/b", ranges=True)
+    in_memory = representation.Representation(
+        DATA, tag(DATA), path.stat().st_mtime, "a/b", ranges=True
+    )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
         for wanted in RANGES:
             async with session.get(f"{one.url}/raw", headers={"Range": wanted}) as answer:
@@ -109,7 +114,7 @@ async def test_any_part_is_the_same_from_the_disk_as_from_memory(served: Serve, 
             request = aiohttp.test_utils.make_mocked_request("GET", "/", {"Range": wanted})
             expected, outside = None, None
             try:
-                expected = answers._range(request, in_memory)
+                expected = representation._range(request, in_memory)
             except problems.Problem as error:
                 outside = error
             if outside is not None:
@@ -177,7 +182,7 @@ async def test_a_client_that_takes_nothing_is_let_go(
     served: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """It holds a file on the disk that may have been deleted; who takes a little stays."""
-    monkeypatch.setattr(sending, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
     place(path, bytes(HUGE))
     one = await served(reader_app(path))
     before = descriptors()
@@ -251,7 +256,7 @@ async def test_the_last_byte_waits_for_a_last_look(
         check(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        unsent = sending._unsent
+        unsent = sendfile._unsent
 
         def sent_and_then_rewritten(fd: int) -> int:
             left = unsent(fd)
@@ -260,7 +265,7 @@ async def test_the_last_byte_waits_for_a_last_look(
                     file.write(b"new")
             return left
 
-        patch.setattr(sending, "_unsent", sent_and_then_rewritten)
+        patch.setattr(sendfile, "_unsent", sent_and_then_rewritten)
         patch.setattr(open_file.Pinned, "check", rewrite_before_the_end)
         async with aiohttp.ClientSession() as session, session.get(f"{one.url}/raw") as answer:
             with pytest.raises(aiohttp.ClientPayloadError):
@@ -311,7 +316,7 @@ def test_json_in_pieces_is_json_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, text: str, bad: bytes | None, piece: int, whole: bool
 ) -> None:
     """No border of a piece splits a character; what is no text is refused with the same words."""
-    monkeypatch.setattr(jsontext, "_PIECE", piece)
+    monkeypatch.setattr(json_body, "_PIECE", piece)
     data = text.encode() + (bad or b"") + text.encode()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "a").write_bytes(data)
@@ -323,12 +328,12 @@ def test_json_in_pieces_is_json_of_the_whole(
             return Snapshot({"a": contents["a"]} if whole else contents, single=whole, value=None)
 
         def in_pieces() -> bytes:
-            streamed = jsontext.streamed(found(file))
-            made = b"".join(jsontext.pieces(streamed.found))
+            streamed = json_body.streamed(found(file))
+            made = b"".join(json_body.pieces(streamed.found))
             assert streamed.size == len(made)
             return made
 
-        assert said(in_pieces) == said(lambda: jsontext.dumped(found(data)))
+        assert said(in_pieces) == said(lambda: json_body.dumped(found(data)))
 
 
 def said(make: Callable[[], bytes]) -> bytes | str:
@@ -453,7 +458,7 @@ async def test_a_large_file_is_sent_without_what_helps(
         case "descriptors":
             monkeypatch.setattr(os, "dup", fails)
         case _:
-            monkeypatch.setattr(sending, "_WORTH", 1 << 40)
+            monkeypatch.setattr(sendfile, "_WORTH", 1 << 40)
     one = await served(reader_app(path))
     async with aiohttp.ClientSession() as session, session.get(f"{one.url}/raw") as answer:
         assert await answer.read() == DATA

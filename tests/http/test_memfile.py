@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from httpkit import Play, Served
-from sidecar.http import memfile
-from sidecar.http.memfile import MemoryFile
-from sidecar.http.reader import reader_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.server import memfd
+from sidecar.http.server.memfd import MemoryFile
 
 RAW = b"GET /raw HTTP/1.1\r\nHost: a\r\n\r\n"
 STATE = b"HEAD /raw HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -193,7 +193,7 @@ def test_it_goes_past_a_transport_only_when_nothing_is_in_its_way(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         transport = Recorded(ours, **state)
-        MemoryFile(b"all of it").send(transport, memfile.socket_of(transport))
+        MemoryFile(b"all of it").send(transport, memfd.socket_of(transport))
         theirs.setblocking(False)
         found = theirs.recv(100) if past else b""
         assert (found, transport.written) == ((b"all of it", b"") if past else (b"", b"all of it"))

@@ -11,8 +11,8 @@ from aiohttp import web
 
 import sidecar
 from httpkit import Serve
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 
 SEEDS = [
     b"GET /?content=abc%20d HTTP/1.1\r\nHost: x\r\n\r\n",

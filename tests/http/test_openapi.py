@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from httpkit import MakeClient
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 
 APPS: dict[str, Callable[[Path], web.Application]] = {"reader": reader_app, "writer": writer_app}
 
@@ -76,9 +76,9 @@ async def test_a_token_is_part_of_the_description(
     client: MakeClient, tmp_path: Path, name: str
 ) -> None:
     """All but the probes need one, where one is configured; else nothing does."""
-    from sidecar.http import descriptions
+    from sidecar.http.apps import api_descriptions
 
-    with_token = getattr(descriptions, name)(token=True)
+    with_token = getattr(api_descriptions, name)(token=True)
     without = await described(client, APPS[name](tmp_path / "config"))
     assert with_token["security"] == [{"token": []}]
     assert with_token["paths"]["/livez"]["get"]["security"] == []

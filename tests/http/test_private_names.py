@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 import sidecar.http
-from sidecar.http import connection
-from sidecar.http.connection import PRIVATE_NAMES, Connection
-from sidecar.http.express import Express
+from sidecar.http.server import protocol as connection
+from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.protocol import PRIVATE_NAMES, Connection
 
 
 def test_the_list_of_private_names_is_what_the_protocols_use() -> None:

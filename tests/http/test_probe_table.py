@@ -14,9 +14,9 @@ from aiohttp import web
 import sidecar
 from httpkit import Client, MakeClient, Serve, place, talk
 from sidecar import _errors
-from sidecar.http import datapath, follow
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import WRITER, writer_app
+from sidecar.http.apps import follow, write_health
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import WRITER, writer_app
 from sidecar.process import lifecycle
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
@@ -89,7 +89,7 @@ class States:
         return await self._refusing(_errors.VolumeUnavailable(30, "cannot publish it: read-only"))
 
     async def hanging(self) -> tuple[Client, str]:
-        self._patch.setattr(datapath, "STUCK", 0.0)
+        self._patch.setattr(write_health, "STUCK", 0.0)
         one, _ = await self.written()
         one.app[WRITER].data_path.begin()
         one.app[WRITER].data_path.got_on = 0.0

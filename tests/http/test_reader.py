@@ -14,8 +14,9 @@ from aiohttp import web
 import sidecar
 from httpkit import Client, MakeClient, Serve, place, problem, tag, talk
 from sidecar.fs import open_file
-from sidecar.http import answers, jsontext, reader
-from sidecar.http.reader import reader_app
+from sidecar.http.apps import json_body, reader
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.semantics import representation
 
 
 @pytest.fixture(autouse=True, params=["in memory", "on the disk"])
@@ -47,7 +48,7 @@ async def test_the_content_is_a_json_string_with_its_validators(
     assert (answer.status, await answer.json()) == (200, '1"2\u00e9')
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
     assert answer.headers["ETag"] == tag('1"2\u00e9')
-    assert answer.headers["Last-Modified"] == answers.http_date(config.stat().st_mtime)
+    assert answer.headers["Last-Modified"] == representation.http_date(config.stat().st_mtime)
     assert answer.headers["Cache-Control"] == "no-cache"
 
 
@@ -332,7 +333,7 @@ async def test_no_date_hides_that_a_file_of_a_set_has_gone(
     async with asyncio.timeout(10):
         while (await one.get(address)).headers["ETag"] == before:
             await asyncio.sleep(0)
-    now = {"If-Modified-Since": answers.http_date(time.time())}
+    now = {"If-Modified-Since": representation.http_date(time.time())}
     assert (await one.get(address, headers=now)).status == 200
 
 
@@ -432,8 +433,8 @@ async def test_a_large_content_is_weighed_as_json_once_for_each_version(
     """It is weighed once: a second request costs no second look at whether it is text, and how long."""
     place(config, "x" * (2 << 20))
     made = []
-    streamed = jsontext.streamed
-    monkeypatch.setattr(jsontext, "streamed", lambda found: made.append(found) or streamed(found))
+    streamed = json_body.streamed
+    monkeypatch.setattr(json_body, "streamed", lambda found: made.append(found) or streamed(found))
     one = await client(reader_app(config))
     for _ in range(3):
         assert len(await (await one.get("/")).json()) == 2 << 20

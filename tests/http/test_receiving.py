@@ -14,10 +14,11 @@ import pytest
 
 from httpkit import Play, Serve, Served, tag
 from sidecar import VolumeFull
-from sidecar.http import incoming, passage, receiving
-from sidecar.http.express import Express
-from sidecar.http.receiving import WORTH
-from sidecar.http.writer import writer_app
+from sidecar.http.apps import write_request
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.server import raw_socket, recv
+from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.recv import WORTH
 from sidecar.process import memory
 from sidecar.volume.publish.upload import Upload
 from support import Eventually
@@ -62,7 +63,7 @@ async def peer(one: Served) -> AsyncIterator[Peer]:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("size", [WORTH - 1, WORTH, WORTH + 1, receiving._PIECE, SIZE])
+@pytest.mark.parametrize("size", [WORTH - 1, WORTH, WORTH + 1, recv._PIECE, SIZE])
 def test_a_body_of_any_size_is_published_whole(play: Play, tmp_path: Path, size: int) -> None:
     """Sent in one go, in pieces of odd sizes, and behind its head: at every border of the two ways that it can go."""
 
@@ -138,7 +139,7 @@ async def test_without_a_descriptor_a_body_goes_by_way_of_aiohttp(
 
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
-        monkeypatch.setattr(passage, "_second", fails)
+        monkeypatch.setattr(raw_socket, "_second", fails)
         await client.send(head(SIZE) + DATA)
         assert (await client.answer())[0] == 201
     assert (tmp_path / "large").read_bytes() == DATA
@@ -178,7 +179,7 @@ async def test_a_client_that_stalls_is_told_and_let_go(
     served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """408, and what it sends after that is no request."""
-    monkeypatch.setattr(incoming, "BODY_PAUSE", 0.2)
+    monkeypatch.setattr(write_request, "BODY_PAUSE", 0.2)
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
         await client.send(head(SIZE) + DATA[:-2])
@@ -217,7 +218,7 @@ async def test_clients_that_dawdle_are_in_nobodys_way(
 ) -> None:
     """Many more of them than there are buffers, each in the middle of a body: a good client is answered, and they are."""
     one = await served(writer_app(tmp_path / "config"))
-    slow = 5 * receiving._BUFFERS
+    slow = 5 * recv._BUFFERS
     async with asyncio.timeout(20):
         opened = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(slow)]
         clients = [Peer(*each) for each in opened]
@@ -238,7 +239,7 @@ async def test_memory_for_pieces_is_given_back(
     monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """Few buffers for however many uploads, the same ones again; none of them, and nothing else, a while after the last."""
-    buffers, given_back = receiving.Buffers(), asyncio.Event()
+    buffers, given_back = recv.Buffers(), asyncio.Event()
     at_once = most = 0
 
     async def use() -> None:
@@ -250,7 +251,7 @@ async def test_memory_for_pieces_is_given_back(
                 await asyncio.sleep(0)
                 at_once -= 1
 
-    monkeypatch.setattr(receiving, "_SETTLED", 0.01)
+    monkeypatch.setattr(recv, "_SETTLED", 0.01)
     monkeypatch.setattr(memory, "give_back", given_back.set)
     with buffers.used(), buffers.used():
         pass
@@ -258,6 +259,6 @@ async def test_memory_for_pieces_is_given_back(
         await asyncio.gather(*(use() for _ in range(50)))
         assert buffers._giving_back is not None
         assert buffers._giving_back.cancelled()
-        assert (most, len(buffers._idle)) == (receiving._BUFFERS, receiving._BUFFERS)
+        assert (most, len(buffers._idle)) == (recv._BUFFERS, recv._BUFFERS)
     await eventually(given_back.is_set)
     assert repr(buffers) == "<Buffers uploads=0 idle=0>"

@@ -12,11 +12,11 @@ import pytest_asyncio
 import sidecar
 from httpkit import Serve
 from parity import Peer, Wire, dates_removed, peer, settled
-from sidecar.http import bells
-from sidecar.http import lane as lanes
-from sidecar.http.express import Express
-from sidecar.http.lane import Lane, rooms
-from sidecar.http.reader import reader_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.server import fastpath
+from sidecar.http.server.fastpath import Lane, waitlists
+from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.subscribe import pending
 from sidecar.process import lifecycle, metrics
 from sidecar.volume.content.snapshot import version_of
 from support import Eventually
@@ -143,13 +143,13 @@ async def test_each_waits_as_long_as_it_has_asked_for(
 ) -> None:
     """304 then, as by a handler, and that one does not begin to wait anew."""
     began = []
-    wait = bells.Bell.wait
+    wait = pending.Bell.wait
 
-    async def noted(bell: bells.Bell, timeout: float) -> None:
+    async def noted(bell: pending.Bell, timeout: float) -> None:
         began.append(timeout)
         await wait(bell, timeout)
 
-    monkeypatch.setattr(bells.Bell, "wait", noted)
+    monkeypatch.setattr(pending.Bell, "wait", noted)
     await crowd.wait(20, ask("one", seconds=0.3))
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
@@ -162,9 +162,9 @@ async def test_a_change_that_changes_nothing_for_them_ends_no_waiting(
 ) -> None:
     """The source goes away: the content is the same, and only that it is stale is new."""
     await crowd.wait(20, ask("one"))
-    generation = lanes.generation()
+    generation = fastpath.generation()
     config.unlink()
-    await eventually(lambda: lanes.generation() > generation)
+    await eventually(lambda: fastpath.generation() > generation)
     await eventually(lambda: subscribers() == 20)
     assert [bytes(wire.written) for wire in crowd.wires] == [b""] * 20
     assert len(by_aiohttp) <= 6  # two at first, and two that looked whether there was anything new
@@ -199,8 +199,8 @@ async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     """A process that drains: 304 for all, and the connection is closed."""
     await crowd.wait(20, ask("one"))
     lifecycle.start_draining()
-    lanes.forget()
-    bells.Waits.end_all()
+    fastpath.forget()
+    pending.Waits.end_all()
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
     assert b"\r\nConnection: close" in answer
@@ -210,7 +210,7 @@ async def test_rooms_in_which_nobody_is_give_way(
     crowd: Crowd, by_aiohttp: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are bounded, and whoever asks in ever new words must not keep others from waiting."""
-    monkeypatch.setattr(rooms, "_MOST_ROOMS", 2)
+    monkeypatch.setattr(waitlists, "_MOST_ROOMS", 2)
     lane = crowd.reader.lane
     assert lane is not None
     await crowd.wait(3, ask("one"))

@@ -23,10 +23,10 @@ from aiohttp import web
 import sidecar
 from httpkit import Serve, place, problem, start_serving, talk
 from sidecar import _errors
-from sidecar.http import guard, listening, sending
-from sidecar.http import serve as serving
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.server import limits, sendfile, sockets
+from sidecar.http.server import serve as serving
 from sidecar.process import lifecycle, metrics
 from support import Eventually, StartProcess
 
@@ -177,7 +177,7 @@ def test_a_socket_whose_listener_is_stuck_is_not_waited_for(tmp_path: Path) -> N
 
     def start() -> None:
         try:
-            with listening.unix(path):
+            with sockets.unix(path):
                 told.append("served")
         except _errors.ConfigError as error:
             told.append(str(error))
@@ -216,8 +216,8 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
     size: int,
 ) -> None:
     """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
-    monkeypatch.setattr(guard, "PATIENCE", 0.5)
-    monkeypatch.setattr(sending, "PATIENCE", 0.5)
+    monkeypatch.setattr(limits, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -232,8 +232,8 @@ async def test_a_slow_client_is_sent_its_whole_answer(
     served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """However long that takes: it takes less than the kernel would send next, but something, again and again."""
-    monkeypatch.setattr(guard, "PATIENCE", 0.5)
-    monkeypatch.setattr(sending, "PATIENCE", 0.5)
+    monkeypatch.setattr(limits, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
@@ -241,7 +241,7 @@ async def test_a_slow_client_is_sent_its_whole_answer(
         client.connect(("127.0.0.1", one.port))
         client.setblocking(False)
         await loop.sock_sendall(client, b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
-        taken, slow_until = 0, loop.time() + 4 * guard.PATIENCE
+        taken, slow_until = 0, loop.time() + 4 * limits.PATIENCE
         async with asyncio.timeout(20):
             while taken < 40 * size:
                 slow = loop.time() < slow_until
@@ -472,13 +472,13 @@ def test_a_socket_can_be_kept_from_beginning_connections() -> None:
     """What is there is accepted, what comes is not answered, so nothing is lost by closing it; and it can be undone."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = socket.create_connection(listener.getsockname(), timeout=10)
-        listening.begin_no_more(listener)
+        sockets.begin_no_more(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), timeout=0.1)
         with there, listener.accept()[0] as accepted:
             there.sendall(b"still here")
             assert accepted.recv(100) == b"still here"
-        listening.begin_again(listener)
+        sockets.begin_again(listener)
         socket.create_connection(listener.getsockname(), timeout=10).close()
 
 
@@ -711,16 +711,16 @@ def test_without_a_host_ipv4_is_served_where_there_is_no_ipv6(
     monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """`ipv6.disable=1` of the kernel, or a sandbox that has none."""
-    bind = listening._bind
+    bind = sockets._bind
 
     def without_ipv6(family: socket.AddressFamily, *rest: Any, **options: Any) -> socket.socket:
         if family == socket.AF_INET6:
-            with listening._told("", 0):
+            with sockets._told("", 0):
                 raise OSError(error, os.strerror(error))
         return bind(family, *rest, **options)
 
-    monkeypatch.setattr(listening, "_bind", without_ipv6)
-    (one,) = listening.tcp("", 0)
+    monkeypatch.setattr(sockets, "_bind", without_ipv6)
+    (one,) = sockets.tcp("", 0)
     with one:
         assert (one.family, one.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
 
@@ -731,4 +731,4 @@ def test_a_busy_port_is_told_in_either_family() -> None:
         socket.create_server(("0.0.0.0", 0)) as other,
         pytest.raises(sidecar.ConfigError, match="in use"),
     ):
-        listening.tcp("", other.getsockname()[1])
+        sockets.tcp("", other.getsockname()[1])

@@ -16,11 +16,11 @@ from aiohttp.test_utils import make_mocked_request
 
 from eventsource import Event, EventSource, Parser
 from httpkit import MakeClient, Serve, Served, place, tag
-from sidecar.http import reader as readers
-from sidecar.http import stream as streams
-from sidecar.http.bells import Waits
-from sidecar.http.reader import reader_app
-from sidecar.http.stream import Stream, Subscriber
+from sidecar.http.apps import reader
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.subscribe import sse
+from sidecar.http.subscribe.pending import Waits
+from sidecar.http.subscribe.sse import Stream, Subscriber
 from sidecar.process import metrics
 from sidecar.volume.content.snapshot import version_of
 from support import Eventually, StartProcess
@@ -87,7 +87,7 @@ async def listen(one: Served) -> AsyncIterator[Open]:
 
 
 def stream_of(app: web.Application) -> Stream:
-    found = app[readers.READER].stream
+    found = app[reader.READER].stream
     assert found is not None
     return found
 
@@ -179,7 +179,7 @@ async def test_silence_is_broken_by_comments_from_one_task(
     listen: Open, app: web.Application, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """However many listen; and with the last of them it ends."""
-    monkeypatch.setattr(streams, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(sse, "HEARTBEAT", 0.05)
     sources = [await listen() for _ in range(20)]
     tasks = [task for task in asyncio.all_tasks() if task.get_name() == "events"]
     assert len(tasks) == 1
@@ -268,9 +268,9 @@ async def test_who_takes_nothing_for_long_is_let_go(
     monkeypatch: pytest.MonkeyPatch, eventually: Eventually,
 ) -> None:  # fmt: skip
     """Its connection is as good as dead, and holds a message."""
-    monkeypatch.setattr(streams, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(streams, "_PATIENCE", 0.2)
-    monkeypatch.setattr(readers, "_MOST_TOLD", 1 << 30)  # more than all buffers on the way take
+    monkeypatch.setattr(sse, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(sse, "_PATIENCE", 0.2)
+    monkeypatch.setattr(reader, "_MOST_TOLD", 1 << 30)  # more than all buffers on the way take
     raw = socket.create_connection(("127.0.0.1", one.port))
     raw.sendall(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
     quick = await listen()
@@ -327,7 +327,7 @@ async def test_a_reason_with_an_odd_name_in_it_can_be_told(app: web.Application)
     """Names of files are bytes; JSON is text."""
     request = make_mocked_request("GET", "/events")
     stream = Stream(None, None)  # type: ignore[arg-type]
-    stream._now = streams._Now(None, "cannot read \udcff", b"null")
+    stream._now = sse._Now(None, "cannot read \udcff", b"null")
     assert b'{"reason":"cannot read ?"}' in stream._text(Subscriber(stream, request, None))
 
 

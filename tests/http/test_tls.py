@@ -20,11 +20,12 @@ from aiohttp import ClientSession, web
 
 from httpkit import Serve, Served, start_serving
 from sidecar import _errors, health_routes
-from sidecar.http import guard, tls
-from sidecar.http import serve as serving
-from sidecar.http.reader import reader_app
-from sidecar.http.tls import Certificate
-from sidecar.http.writer import writer_app
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
+from sidecar.http.server import limits as guard
+from sidecar.http.server import serve as serving
+from sidecar.http.server import tls
+from sidecar.http.server.tls import Certificate
 from support import StartProcess
 
 pytestmark = [

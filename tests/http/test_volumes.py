@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from httpkit import MakeClient, problem
-from sidecar.http import datapath
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import writer_app
+from sidecar.http.apps import write_health
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import writer_app
 
 MakeTmpfs = Callable[..., Path]
 
@@ -155,7 +155,7 @@ async def test_a_volume_that_cannot_be_written_at_the_start_heals_later(
     client: MakeClient, tmpfs: MakeTmpfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started, ready and answering; the empty file comes once it can."""
-    monkeypatch.setattr(datapath, "PREPARE_EVERY", 0.05)
+    monkeypatch.setattr(write_health, "PREPARE_EVERY", 0.05)
     config = tmpfs("size=1m") / "config"
     remount(config.parent, "ro")
     writer = await client(writer_app(config))

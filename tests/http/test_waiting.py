@@ -12,10 +12,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from sidecar.http import lane, room
-from sidecar.http.answers import Representation
-from sidecar.http.bells import WAITS, Bell, Waits
-from sidecar.http.waiting import answer, prepare
+from sidecar.http.semantics.representation import Representation
+from sidecar.http.server import fastpath
+from sidecar.http.subscribe import coalesced
+from sidecar.http.subscribe.long_poll import answer, prepare
+from sidecar.http.subscribe.pending import WAITS, Bell, Waits
 from sidecar.process import metrics
 
 
@@ -160,7 +161,7 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
     opened: list[
         object
     ] = []  # for who waits in the same words, or for who is told of the new content
-    monkeypatch.setattr(room, "open_for", lambda *given: opened.append(given[3:]))
+    monkeypatch.setattr(coalesced, "open_for", lambda *given: opened.append(given[3:]))
     others = Waiters(app[WAITS], source, 60)
     await asyncio.sleep(0)
     state, read = "old", asyncio.get_running_loop().create_future()
@@ -182,7 +183,7 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
         await asyncio.sleep(0)
     state = "new"
     read.set_result(None)
-    lane.forget()
+    fastpath.forget()
     source.change()
     async with asyncio.timeout(10):
         assert (await one).headers["ETag"] == '"new"'

@@ -21,9 +21,10 @@ import sidecar
 from httpkit import Client, MakeClient, Serve, problem, tag, talk
 from sidecar import _errors
 from sidecar.fs import atomic
-from sidecar.http import answers, datapath, incoming
-from sidecar.http.reader import reader_app
-from sidecar.http.writer import WRITER, writer_app
+from sidecar.http.apps import write_health, write_request
+from sidecar.http.apps.reader import reader_app
+from sidecar.http.apps.writer import WRITER, writer_app
+from sidecar.http.semantics import representation
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.validation.gate import Gate
 from support import Eventually
@@ -313,7 +314,7 @@ async def test_a_body_that_never_comes_is_not_waited_for(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`408` after a pause of `BODY_PAUSE` seconds."""
-    monkeypatch.setattr(incoming, "BODY_PAUSE", 0.1)
+    monkeypatch.setattr(write_request, "BODY_PAUSE", 0.1)
     one = await client(writer_app(config))
     request = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123"
     reader, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
@@ -430,7 +431,7 @@ async def test_a_name_that_is_taken_is_no_fault_of_the_volume(
         ({"If-None-Match": f"W/{tag('old')}"}, 412),
         ({"If-None-Match": '"x"'}, 204),
         ({"If-None-Match": "unquoted"}, 400),
-        ({"If-Unmodified-Since": answers.http_date(1)}, 412),
+        ({"If-Unmodified-Since": representation.http_date(1)}, 412),
         ({"If-Unmodified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}, 204),
         ({"If-Unmodified-Since": "soon"}, 204),
     ],
@@ -489,7 +490,7 @@ async def test_a_date_is_no_condition_where_there_is_nothing(
 ) -> None:
     """It has no date that could be compared (RFC 9110 section 13.1.4)."""
     one = await client(writer_app(config))
-    headers = {"If-Unmodified-Since": answers.http_date(1)}
+    headers = {"If-Unmodified-Since": representation.http_date(1)}
     assert (await one.put("/files/new", data=b"1", headers=headers)).status == 201
 
 
@@ -697,7 +698,7 @@ async def test_a_volume_that_comes_late_is_prepared_when_it_is_there(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever has been written meanwhile stays."""
-    monkeypatch.setattr(datapath, "PREPARE_EVERY", 0.05)
+    monkeypatch.setattr(write_health, "PREPARE_EVERY", 0.05)
     prepare, late, prepared = sidecar.Volume.prepare, [True], list[bool]()
 
     async def wait(self: sidecar.Volume, *, initial: dict[str, bytes] | None = None) -> None:
@@ -720,7 +721,7 @@ async def test_a_write_that_hangs_fails_liveness(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A storage that is gone holds the thread in the kernel: a restart on another node may mend it."""
-    monkeypatch.setattr(datapath, "STUCK", 0.05)
+    monkeypatch.setattr(write_health, "STUCK", 0.05)
     one = await client(writer_app(config))
     hanging = asyncio.Event()
 
@@ -810,8 +811,8 @@ async def test_a_write_that_waits_for_its_turn_is_not_stuck(
 ) -> None:
     """A thousand uploads to a slow disk: a restart would mend nothing, and all of them would be lost."""
     now = 0.0
-    monkeypatch.setattr(datapath, "time", SimpleNamespace(monotonic=lambda: now))
-    path = datapath.DataPath(sidecar.Volume(tmp_path), initial={})
+    monkeypatch.setattr(write_health, "time", SimpleNamespace(monotonic=lambda: now))
+    path = write_health.DataPath(sidecar.Volume(tmp_path), initial={})
     waiting = path.begin()
     for _ in range(5):
         async with path.attempt() as other:

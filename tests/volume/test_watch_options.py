@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar.http import answers
+from sidecar.http.semantics import representation
 from sidecar.testing import until
 from sidecar.volume import change_log
 from sidecar.volume.watch import stability
@@ -150,5 +150,5 @@ def test_a_snapshot_becomes_files_for_who_wants_paths() -> None:
 @pytest.mark.parametrize("unix", [2.0**62, -(2.0**62), 2.0**40, -(2.0**40)])
 def test_a_time_that_no_calendar_has_becomes_the_nearest_one(unix: float) -> None:
     """Whoever can write to a tmpfs can set any (utimensat(2)): that is no reason for a 500."""
-    assert answers.rfc3339(unix)[:4] in {"0001", "9999"}
-    assert answers.http_date(unix).endswith(" GMT")
+    assert representation.rfc3339(unix)[:4] in {"0001", "9999"}
+    assert representation.http_date(unix).endswith(" GMT")

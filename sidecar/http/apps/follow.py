@@ -1,0 +1,182 @@
+"""Have the newest content at hand in an aiohttp application: `follow` keeps it, `LATEST` finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Generic, Unpack, overload
+
+from aiohttp import web
+
+from sidecar.http import problems
+from sidecar.http.apps import ops
+from sidecar.http.server import fastpath
+from sidecar.process import arguments
+from sidecar.volume.content.snapshot import Snapshot, T
+from sidecar.volume.watch import watch as watches
+from sidecar.volume.watch.options import Options, check
+from sidecar.volume.watch.watch import Watch
+
+FIRST_LOOK = 1.5
+"""Seconds for which the start of an application waits for the first look at its content."""
+
+
+class Latest(Generic[T]):
+    """The newest content of one file or directory, in memory.
+
+    >>> from aiohttp import web
+    >>> async def version(request: web.Request) -> web.Response:
+    ...     return web.json_response(request.app[LATEST].snapshot.version)
+    """
+
+    def __init__(self, watch: Watch[T]) -> None:
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return f"<Latest of {self._watch!r}>"
+
+    @property
+    def snapshot(self) -> Snapshot[T]:
+        """The last good content, which stays whatever happens to the volume; `stale` says if it did.
+
+        Raises:
+            HTTPServiceUnavailable: nothing has been published yet.
+                In a handler that is the answer 503, with `Retry-After`, as a problem (RFC 9457).
+        """
+        found = self._watch.snapshot
+        if found is None:
+            reason = self._watch.problem or f"nothing has been published to {self._watch.path} yet"
+            raise NothingYet(reason)
+        return found
+
+    @property
+    def stale(self) -> str | None:
+        """Why the content may be out of date, None while it is what the volume holds."""
+        return self._watch.stale
+
+    @property
+    def etag(self) -> str | None:
+        """The entity tag of the content, None as long as there is none."""
+        return self._watch.etag
+
+    @property
+    def watch(self) -> Watch[T]:
+        """The watch beneath, to wait for changes or to subscribe to them."""
+        return self._watch
+
+
+class NothingYet(problems.Problem, web.HTTPServiceUnavailable):
+    """Nothing has been published yet: 503, and the time after which it is worth to ask again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("nothing-published", reason, headers={"Retry-After": problems.RETRY_AFTER})
+
+
+LATEST: web.AppKey[Latest[None]] = web.AppKey("sidecar.latest", Latest)
+"""Where `follow` puts the newest content: `request.app[sidecar.LATEST].snapshot`."""
+
+_Context = Callable[[web.Application], AsyncIterator[None]]
+
+
+@overload
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[None]] = LATEST,
+    schema: None = None,
+    required: bool = False,
+    **options: Unpack[Options],
+) -> _Context: ...
+@overload
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[T]],
+    schema: Callable[[Snapshot[Any]], T],
+    required: bool = False,
+    **options: Unpack[Options],
+) -> _Context: ...
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    key: web.AppKey[Latest[Any]] = LATEST,
+    schema: Callable[[Snapshot[Any]], Any] | None = None,
+    required: bool = False,
+    **options: Unpack[Options],
+) -> _Context:
+    """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
+
+    Handlers find the newest content under `key`.
+    The probes of `health_routes` learn of it: started and ready as soon as the first look is over,
+    whatever it has found, and alive while the path is watched. Before the first content the answers say 503 themselves.
+    With `required` it is not ready before the first content either: only for a Pod in which no other container
+    is behind the same Service, for it would be cut off as well.
+    Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> app.cleanup_ctx.append(follow("/shared"))
+    """
+    check(path, schema=schema, **options)
+    arguments.instance("key", key, web.AppKey, "a web.AppKey")
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        opened = (
+            watches.shared(path, **options)
+            if schema is None
+            else watches.Watch(path, schema=schema, **options)
+        )
+        async with opened as one:
+            app[key] = Latest(one)
+            remove = _report(app, one, required=required)
+            forget = one.subscribe(fastpath.forget)
+            await _first_look(one)
+            try:
+                yield
+            finally:
+                forget()
+                remove()
+
+    return context
+
+
+async def _first_look(watch: Watch[Any]) -> None:
+    """Wait until the first answer can be the content instead of "nothing yet", but not for ever.
+
+    A content without a problem that is still held back is too young to be trusted: it comes in a moment.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK):
+            await watch.looked()
+            if watch.problem is None:
+                await watch.changed(None, FIRST_LOOK)
+
+
+def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:
+    """Tell the probes about a watch; returns what ends that."""
+
+    def live() -> str | None:
+        return watch.failure
+
+    def started() -> str | None:
+        return None if watch.has_looked else f"the first look at {watch.path} is not over yet"
+
+    def ready() -> str | None:
+        if required and watch.snapshot is None:
+            return watch.problem or f"nothing has been published to {watch.path} yet"
+        return started() or live()
+
+    def detail() -> Mapping[str, object]:
+        # Nothing that is made of the content: no entity tag, and not what a schema says about it.
+        stale = "the schema refuses the newest content" if watch.refused else watch.stale
+        return {"mode": watch.mode, "published": watch.snapshot is not None, "stale": stale}
+
+    name = f"content of {watch.path}"
+    remove = ops.health_of(app).add(name, live=live, ready=ready, started=started)
+    ops.details_of(app)[name] = detail
+    return remove

@@ -1,0 +1,106 @@
+"""What operators ask of every application: is it well, what does it count, what can it do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from aiohttp import web
+
+from sidecar.http import problems
+from sidecar.http.apps import probes
+from sidecar.http.semantics import bearer_auth, openapi, representation
+from sidecar.process import arguments
+from sidecar.process import health as healths
+from sidecar.process.prefork import worker
+
+HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
+"""The checks of an application; `follow` and the writer add theirs to it."""
+
+Detail: TypeAlias = Callable[[], Mapping[str, object]]
+
+DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
+"""What the probes report beside the checks, for people: the mode of a watch, why a content is stale."""
+
+
+def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
+    """Return the routes `/livez`, `/readyz` and `/startupz` for Kubernetes' probes.
+
+    Each answers 200, or 503 with a problem that says which check has failed and what to do about it;
+    never anything that is made of a content. `/startupz`: the process and its watches are up.
+    `/livez`: its own data path works, which an absent content does not change. `/readyz`: both, and it does not drain.
+    Without an argument they ask the checks of the application they are added to,
+    to which `sidecar.follow` adds its own. A process that drains is not ready.
+    They need no token; where there is one, only who shows it is told details.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> _ = app.add_routes(health_routes())
+    """
+    if health is not None:
+        arguments.instance("health", health, healths.Health, "a sidecar.Health, or None")
+    return [_probe(kind, health) for kind in probes.PROBES]
+
+
+def metrics_routes() -> list[web.RouteDef]:
+    """Return the route `/metrics`: what `sidecar` counts in this process, in the format of Prometheus.
+
+    Metrics of your own stay in the registry of prometheus-client in which you have made them.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> _ = app.add_routes(metrics_routes())
+    """
+    return [web.get("/metrics", _metrics)]
+
+
+def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
+    """Return the routes of `health_routes`, `/metrics` and `/openapi.json`."""
+
+    async def description(_: web.Request) -> web.Response:
+        return representation.json_answer(describe())
+
+    return [
+        *health_routes(),
+        *metrics_routes(),
+        web.get("/openapi.json", description),
+    ]
+
+
+def health_of(app: web.Application) -> healths.Health:
+    """Return the checks of an application, made when they are first asked for."""
+    if HEALTH not in app:
+        app[HEALTH] = healths.Health()
+    return app[HEALTH]
+
+
+def details_of(app: web.Application) -> dict[str, Detail]:
+    """Return the details of an application, made when they are first asked for."""
+    if DETAILS not in app:
+        app[DETAILS] = {}
+    return app[DETAILS]
+
+
+def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
+    path, problem, _ = probes.PROBES[kind]
+
+    async def probe(request: web.Request) -> web.Response:
+        asked = health or request.config_dict.get(HEALTH) or healths.Health()
+        report = await probes.report(kind, asked.report(kind))
+        found: dict[str, object] = {"checks": dict(report.checks)}
+        if request.get(bearer_auth.MAY_READ, True):
+            details = request.config_dict.get(DETAILS) or {}
+            found["details"] = {name: detail() for name, detail in details.items()}
+        if report.ok:
+            return representation.json_answer({"status": "ok", **found})
+        raise problems.Problem(problem, probes.reason(report), members=found)
+
+    return web.get(path, bearer_auth.open_to_all(probe))
+
+
+async def _metrics(_: web.Request) -> web.Response:
+    try:
+        body, content_type = await probes.exposition()
+    except worker.NoAnswer as error:
+        raise problems.Problem("not-ready", str(error)) from error
+    return web.Response(body=body, headers={"Content-Type": content_type})

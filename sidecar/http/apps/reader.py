@@ -1,0 +1,324 @@
+"""The reader: what the writer published last, over HTTP.
+
+    GET /              the content as a JSON string; of a set, a JSON object of names and texts
+    GET /raw           its bytes
+    GET /files         all files of the volume
+    GET /files/NAME    one of them
+    GET /events        each change, as it happens
+
+Every answer has the content's strong `ETag`, the same that the writer gave for it.
+The last good content is served for ever; `Sidecar-Stale` says so when the volume does not hold it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from sidecar import _errors
+from sidecar.fs import mounts
+from sidecar.http import problems
+from sidecar.http.apps import api_descriptions, files, json_body, ops
+from sidecar.http.apps import follow as following
+from sidecar.http.semantics import bearer_auth, cross_origin, representation
+from sidecar.http.semantics.representation import Representation
+from sidecar.http.subscribe import long_poll, pending
+from sidecar.http.subscribe.sse import Stream
+from sidecar.process import arguments, executor
+from sidecar.volume.content import snapshot
+from sidecar.volume.content.filters import EDITORS
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot
+from sidecar.volume.watch.watch import WatchMode
+
+if TYPE_CHECKING:
+    from sidecar.volume.publish.models import Entry
+    from sidecar.volume.volume import Volume
+
+_SMALL = 1 << 20
+"""Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
+_MOST_TOLD = 4 << 20
+"""Bytes up to which an event has the content in it: whoever listens to a larger one asks for it."""
+
+
+def reader_app(
+    path: str | os.PathLike[str],
+    *,
+    missing: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    allowed_hosts: Collection[str] = (),
+    watch: WatchMode = "auto",
+    recheck: float = 1.0,
+    max_size: int | str = MAX_SIZE,
+    include: Collection[str] = (),
+    exclude: Collection[str] = EDITORS,
+    quiet: float | None = None,
+) -> web.Application:
+    """Return the reader of a file or a directory as an aiohttp application.
+
+    It does not start on a file that is a mount of its own (`subPath`): what replaces that is never seen there.
+
+    Args:
+        path: the file, or the directory for a set. With a file, the others of its directory
+            can be had under `/files`, unless that directory is the root of the file system.
+        missing: the text to answer with as long as nothing has been published, instead of 503.
+        token_file: a file with the bearer tokens that may read, one a line; probes need none.
+        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
+            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
+        watch: where hints come from, as for `sidecar.watch`.
+        recheck: seconds between looks without a hint.
+        max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
+        include: patterns of the loose files of a directory that count, as for `sidecar.watch`; none means all.
+        exclude: patterns of those that do not.
+        quiet: seconds for which a directory of loose files must be still before a change is shown.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+        ReadError: when the application starts: the file is a mount of its own.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
+    """
+    limit = arguments.size("max_size", max_size)
+    if missing is not None:
+        arguments.instance("missing", missing, str, "a text, or None")
+    tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
+    protection = cross_origin.CrossOriginProtection(allowed_hosts=allowed_hosts)
+    app = web.Application(
+        middlewares=[
+            problems.middleware,
+            protection.middleware(),
+            *([tokens.middleware()] if tokens else []),
+        ]
+    )
+    long_poll.prepare(app)
+    app[READER] = Reader(_stand_in(missing))
+    app[files.SHELF] = files.Shelf(_beside(arguments.path("path", path), limit), files.SANDBOX)
+    if tokens is not None:
+        app.cleanup_ctx.append(tokens.follow)
+    app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
+    app.cleanup_ctx.append(
+        following.follow(
+            path,
+            watch=watch,
+            recheck=recheck,
+            max_size=limit,
+            include=include,
+            exclude=exclude,
+            quiet=quiet,
+        )
+    )
+    app.add_routes(
+        [
+            web.get("/", _get_content),
+            web.get("/raw", _get_raw),
+            web.get("/events", _get_events),
+            web.get("/files", files.list_files),
+            web.get(f"/files/{files.NAME}", files.get_file),
+            *ops.ops_routes(lambda: api_descriptions.reader(token=tokens is not None)),
+        ]
+    )
+    return app
+
+
+@dataclass
+class Reader:
+    """What the handlers of one reader share."""
+
+    stand_in: Content | None
+    """What is served as long as nothing has been published."""
+    image: tuple[Snapshot[None] | Content, bytes | json_body.Streamed | str] | None = None
+    """The JSON of the content that was served last: it is made once for each version.
+    Of a large one it is known how long it is, or why there is none."""
+    weighing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large content is read for that: it is done once, however many ask."""
+    stream: Stream | None = None
+    """Those who listen to changes, once there has been one."""
+
+
+READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
+
+
+async def _refuse_single_mount(path: str, _: web.Application) -> None:
+    """Raise where the container should rather fail than serve an old content for ever."""
+    if await executor.in_thread(mounts.is_single_file, path):
+        raise _errors.ReadError(
+            errno.EBUSY,
+            f"cannot follow {path}: the file is a mount of its own (subPath), which never shows"
+            " what replaces it (mount the directory instead)",
+        )
+
+
+async def _get_content(request: web.Request) -> web.Response:
+    reader, latest = request.app[READER], request.app[following.LATEST]
+
+    async def make() -> Representation:
+        found = _found(reader, latest)
+        is_set = isinstance(found, Snapshot) and found.name is None
+        return Representation(
+            body=await _json_of(reader, found),
+            etag=found.etag,
+            modified=found.modified,
+            content_type=representation.JSON,
+            dated=not is_set,
+            headers=files.stale_header(latest),
+        )
+
+    return await long_poll.answer(request, latest.watch, make, in_memory=lambda: True)
+
+
+async def _get_events(request: web.Request) -> web.StreamResponse:
+    reader = request.app[READER]
+    if reader.stream is None:
+        reader.stream = Stream(
+            _Told(reader, request.app[following.LATEST]), request.app[pending.WAITS]
+        )
+    return await reader.stream.answer(request)
+
+
+class _Told:
+    """The content of a reader, as its event stream tells of it."""
+
+    def __init__(self, reader: Reader, latest: following.Latest[None]) -> None:
+        self._reader = reader
+        self._latest = latest
+        self._last: tuple[Snapshot[None] | Content, bytes] | None = None
+
+    @property
+    def stale(self) -> str | None:
+        return self._latest.stale
+
+    async def image(self) -> tuple[str, bytes] | None:
+        try:
+            found = _found(self._reader, self._latest)
+        except following.NothingYet:
+            return None
+        if self._last is None or self._last[0] is not found:
+            self._last = (found, await self._json(found))
+        return found.etag, self._last[1]
+
+    async def _json(self, found: Snapshot[None] | Content) -> bytes:
+        """Return the JSON as it is told: whole, in memory, for however many listen; `null` where there is none."""
+        if found.size > _MOST_TOLD:
+            return b"null"
+        try:
+            if json_body.is_large(found):
+                return await executor.in_thread(json_body.dumped, found)
+            image = await _json_of(self._reader, found)
+        except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
+            return b"null"
+        return image if isinstance(image, bytes) else b"null"
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._latest.watch.subscribe(callback)
+
+
+async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | json_body.Streamed:
+    """Return the content as JSON, made once for each version; where it is large, as something that can be sent.
+
+    Raises:
+        Problem: 406 where it is no text.
+        ContentAltered: a large file is not what it was.
+    """
+    if reader.image is not None and reader.image[0] is found:
+        body = reader.image[1]
+    elif json_body.is_large(found):
+        body = await _weighed(reader, found)
+    else:
+        in_loop = found.size <= _SMALL
+        body = (
+            json_body.dumped(found)
+            if in_loop
+            else await executor.in_thread(json_body.dumped, found)
+        )
+        reader.image = (found, body)
+    if isinstance(body, str):
+        raise problems.Problem("not-text", body)
+    return body
+
+
+async def _weighed(
+    reader: Reader, found: Snapshot[None] | Content
+) -> bytes | json_body.Streamed | str:
+    async with reader.weighing:
+        if reader.image is None or reader.image[0] is not found:
+            body: json_body.Streamed | str
+            try:
+                body = await executor.in_thread(json_body.streamed, found)
+            except problems.Problem as problem:
+                body = problem.detail
+            reader.image = (found, body)
+        return reader.image[1]
+
+
+async def _get_raw(request: web.Request) -> web.Response:
+    reader, latest = request.app[READER], request.app[following.LATEST]
+
+    async def make() -> Representation:
+        found = _found(reader, latest)
+        headers = {**files.SANDBOX, **files.stale_header(latest)}
+        if isinstance(found, Content):
+            return await files.representation(found, headers)
+        if found.name is None:
+            raise problems.Problem(
+                "no-such-file",
+                f"{latest.watch.path} is a directory: GET /files lists its files, GET /files/NAME has one",
+            )
+        return await files.representation(found.content(), headers)
+
+    return await long_poll.answer(request, latest.watch, make, in_memory=lambda: True)
+
+
+def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:
+    """Return what is to be served; raises `Problem` 503 if there is nothing."""
+    if latest.watch.snapshot is None and reader.stand_in is not None:
+        return reader.stand_in
+    return latest.snapshot
+
+
+def _stand_in(missing: str | None) -> Content | None:
+    if missing is None:
+        return None
+    data = missing.encode()
+    return Content("missing.txt", data, snapshot.version_of(data), time.time())
+
+
+class _Beside:
+    """The directory around a file: what can read it can publish as well, and is imported when it is needed."""
+
+    def __init__(self, directory: str, max_size: int) -> None:
+        self._directory = directory
+        self._max_size = max_size
+        self._opened: Volume | None = None
+
+    async def entries(self) -> list[Entry]:
+        return await (await self._volume()).entries()
+
+    async def read(self, name: str) -> Content:
+        return await (await self._volume()).read(name)
+
+    async def _volume(self) -> Volume:
+        if self._opened is None:
+            self._opened = await executor.in_thread(self._open)
+        return self._opened
+
+    def _open(self) -> Volume:
+        from sidecar.volume.volume import Volume
+
+        return Volume(self._directory, max_size=self._max_size)
+
+
+def _beside(path: str, max_size: int) -> _Beside | None:
+    """Return the directory around a file; whether the path is one is known once it has been read."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if path.endswith("/") or directory == "/":
+        return None  # to serve a file that lies in / must not mean to serve the machine
+    return _Beside(directory, max_size)

@@ -1,0 +1,281 @@
+"""What a request to the writer says: its content, its conditions, whether it is meant.
+
+Each function reads one aspect of a request, and raises a problem where it cannot be understood:
+nothing has been changed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from sidecar import _errors
+from sidecar.http import problems
+from sidecar.http.semantics import representation
+from sidecar.http.server.recv import Buffers, past_aiohttp
+from sidecar.volume.publish import models
+from sidecar.volume.publish.upload import Upload
+from sidecar.volume.volume import Volume
+
+BODY_PAUSE: Final = 30.0
+"""Seconds for which a client may send nothing in the middle of a body."""
+
+_SMALL_BODY: Final = 64 << 10
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ASKING: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
+
+
+def content_of(request: web.Request) -> bytes | None:
+    """Return the bytes of `content` in the query, None without it; of several the first counts.
+
+    It is decoded as the article's program does: `+` is a space, `%XX` a byte.
+    Unlike there, what cannot be decoded is refused instead of dropped,
+    and what is no UTF-8 is refused as well: the reader could not answer it as JSON.
+    """
+    # As it came: aiohttp's own `query` replaces what is not UTF-8.
+    raw = request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
+    for pair in raw.split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if _decoded(key) == b"content":
+            return decoded(value)
+    return None
+
+
+def name_of(request: web.Request) -> str:
+    """Return the name of the file that the address says.
+
+    What is no `%XX`, or no UTF-8, is refused: aiohttp would take its signs for the name.
+
+    Raises:
+        NameRefused: no file may have that name.
+    """
+    path = request.raw_path.partition("?")[0].encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        if not _BAD_ESCAPE.search(path):
+            urllib.parse.unquote_to_bytes(path).decode()
+            return models.check_name(request.match_info["name"])
+    raise _errors.NameRefused(
+        f"cannot use {request.match_info['name']!r} as the name of a file:"
+        " in the address it is UTF-8, with `%XX` for each byte that is no letter (`%25` for `%`)"
+    )
+
+
+def decoded(value: bytes) -> bytes:
+    """Return the content that a value in the query stands for."""
+    return _text(_decoded(value))
+
+
+def unconditional(request: web.Request) -> bool:
+    """Whether nothing is asked of the state before the write, or of the reader after it."""
+    return not any(name in request.headers for name in _ASKING)
+
+
+def dry_run(request: web.Request) -> bool:
+    """Tell whether the write is only to be tried."""
+    return flag(request, "dry_run")
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Tell whether the query has a flag, as `?dry_run=1`."""
+    value = request.query.get(name)
+    if value is None or value.lower() in {"0", "false", "no"}:
+        return False
+    if value.lower() in {"", "1", "true", "yes"}:
+        return True
+    raise problems.Problem("bad-request", f"{name} is 1 or 0, not {value!r}; nothing was changed")
+
+
+def refuse_strange_body(request: web.Request) -> None:
+    """Refuse a body that is not the content itself, and one that was forgotten."""
+    if request.headers.keys().isdisjoint({"Content-Length", "Transfer-Encoding"}):
+        # `curl -X PUT URL`: HTTP calls that an empty body, and the content would be gone.
+        raise problems.Problem(
+            "length-required",
+            "there is no body, so nothing was changed (an empty content has `Content-Length: 0`)",
+        )
+    if "Content-Range" in request.headers:
+        raise problems.Problem(
+            "bad-request", "a content is published whole: Content-Range cannot be used with PUT"
+        )
+    # aiohttp undoes gzip, but takes one that was cut short for whole: half a file would be published as if it were all.
+    codings = request.headers.getall("Content-Encoding", ())
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
+        raise problems.Problem(
+            "unsupported-coding",
+            f"the content coding {', '.join(codings)!r} is not undone; send the plain bytes",
+            headers={"Accept-Encoding": "identity"},
+        )
+    # Here it undoes the last one only: the content would be what the others made of it.
+    transfer = request.headers.get("Transfer-Encoding", "chunked")
+    if transfer.strip().lower() != "chunked":
+        raise problems.Problem(
+            "unsupported-transfer",
+            f"the transfer coding {transfer!r} is not undone, only `chunked`; send the plain bytes",
+        )
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Entity tags as `Volume` takes them; None where there is no such condition."""
+
+    if_match: Sequence[str] | None
+    if_none_match: Sequence[str] | None
+
+
+async def conditions(request: web.Request, volume: Volume, name: str | None) -> Conditions:
+    """Return what must hold for the write; a date is turned into the tag of what is there now."""
+    try:
+        match = representation.tags_of(request, "If-Match")
+        none_match = representation.tags_of(request, "If-None-Match")
+    except ValueError as error:
+        raise problems.Problem(
+            "bad-request", f"cannot understand the condition: {error}"
+        ) from error
+    since = representation.date_of(request, "If-Unmodified-Since")
+    if match is None and since is not None:
+        return Conditions(await _unmodified(volume, name, since), _plain_tags(none_match))
+    # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
+    wanted = None if match is None else ("*",) if match.any else match.tags
+    return Conditions(wanted, _plain_tags(none_match))
+
+
+async def only_if_match(
+    request: web.Request, volume: Volume, name: str | None
+) -> Sequence[str] | None:
+    """Return the tags of `If-Match` where `If-None-Match` cannot be used."""
+    found = await conditions(request, volume, name)
+    if found.if_none_match is not None:
+        raise problems.Problem(
+            "bad-request", "If-None-Match has no meaning here; nothing was changed (use If-Match)"
+        )
+    return found.if_match
+
+
+async def rollback_body(request: web.Request) -> tuple[str, str | None]:
+    """Return `to` and `name` of the body."""
+    wanted = 'the body is a JSON object {"to": ETAG} or {"to": ETAG, "name": NAME}'
+    body = bytearray()
+    while chunk := await _next_chunk(request):
+        body += chunk
+        if len(body) > _SMALL_BODY:
+            raise problems.Problem("content-too-large", wanted)
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise problems.Problem("bad-request", f"{wanted}; it is no JSON: {error}") from error
+    if not isinstance(said, dict) or not {"to"} <= said.keys() <= {"to", "name"}:
+        raise problems.Problem("bad-request", wanted)
+    to, name = said["to"], said.get("name")
+    if not isinstance(to, str) or not isinstance(name, str | None):
+        raise problems.Problem("bad-request", wanted)
+    return to.strip().removeprefix("W/"), name
+
+
+async def continue_later(request: web.Request) -> None:
+    """Do not answer `Expect: 100-continue` yet: only who knows the name and the conditions may."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise problems.Problem(
+            "expectation-failed", "only `Expect: 100-continue` can be met; leave the header out"
+        )
+
+
+async def continue_now(request: web.Request) -> None:
+    """Ask for the body, if the client waits to be asked (RFC 9110 section 10.1.1)."""
+    if "Expect" in request.headers and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # An interim answer is no part of the final one, and aiohttp takes this for its beginning.
+        request.writer.output_size = 0
+
+
+async def receive(
+    request: web.Request, upload: Upload, got_on: Callable[[], None], buffers: Buffers
+) -> None:
+    """Stream the body to the disk, and tell of each piece that has got there."""
+
+    async def write(piece: bytes | memoryview) -> None:
+        await upload.write(piece)
+        got_on()
+
+    with buffers.used():
+        while chunk := await _next_chunk(request):
+            taken = upload.size + len(chunk)
+            with past_aiohttp(request, taken, buffers) as rest:
+                await write(chunk)
+                del chunk  # not held while a thousand uploads wait for their turn
+                if rest is not None:
+                    with _in_time():
+                        await rest.hand_over(write, pause=BODY_PAUSE)
+
+
+def _decoded(part: bytes) -> bytes:
+    if b"%" not in part:
+        return part.replace(b"+", b" ")
+    if _BAD_ESCAPE.search(part):
+        raise problems.Problem(
+            "bad-request",
+            "the query holds a `%` that two hexadecimal digits do not follow (write `%25` for `%`)",
+        )
+    return urllib.parse.unquote_to_bytes(part.replace(b"+", b" "))
+
+
+def _text(content: bytes) -> bytes:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise problems.Problem(
+            "bad-request",
+            f"`content` is not UTF-8 (byte {error.start}): publish bytes with PUT /files/NAME",
+        ) from error
+    return content
+
+
+async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequence[str] | None:
+    """Return the tag of what is there now if it is not newer than a date."""
+    try:
+        found = await (volume.snapshot() if name is None else volume.read(name))
+    except _errors.ReadError:
+        return None  # there is no date to compare with, and RFC 9110 section 13.1.4 says: ignore it
+    if int(found.modified) > since:
+        raise _errors.VersionConflict(
+            f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
+            f" {representation.http_date(found.modified)}, after If-Unmodified-Since"
+            " (read it again, and decide anew)",
+            found.etag,
+        )
+    return (found.etag,)
+
+
+def _plain_tags(tags: representation.Tags | None) -> Sequence[str] | None:
+    if tags is None:
+        return None
+    return ("*",) if tags.any else tuple(tag.removeprefix("W/") for tag in tags.tags)
+
+
+async def _next_chunk(request: web.Request) -> bytes:
+    with _in_time():
+        async with asyncio.timeout(BODY_PAUSE):
+            return await request.content.readany()
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Say what it means that nothing has come for so long; what else comes on this connection could be anything."""
+    try:
+        yield
+    except TimeoutError as error:
+        problem = problems.Problem(
+            "request-timeout", f"nothing of the body has come for {BODY_PAUSE:g} s"
+        )
+        problem.force_close()
+        raise problem from error

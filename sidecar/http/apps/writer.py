@@ -1,0 +1,407 @@
+"""The writer: what comes over HTTP becomes a file, whole and durable, or an error and nothing.
+
+    GET /?content=TEXT     publishes TEXT, as in the article that this project starts from
+    PUT /files/NAME        publishes a body, streamed to the disk
+    DELETE /files/NAME     removes a file; with `?purge=1` from the history, too
+    GET /versions          what was published before
+    POST /rollback         publishes one of those again
+    GET /files[/NAME]      what is there now, to be read back
+
+Every write takes `?dry_run=1` and `Prefer: wait=SECONDS`; those of a file take `If-Match` and `If-None-Match`.
+
+A GET that writes is what the article has, and what people try first, so it stays.
+It brings two dangers: a page of another origin that makes a visitor's browser send it,
+and a browser that sends it in advance; both are refused (see `cross_origin`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from sidecar import _errors
+from sidecar.http import problems
+from sidecar.http.apps import api_descriptions, files, ops, write_request
+from sidecar.http.apps.confirm import Confirm
+from sidecar.http.apps.write_health import DataPath
+from sidecar.http.semantics import bearer_auth, cross_origin, representation
+from sidecar.http.server import fastpath
+from sidecar.http.server.recv import Buffers
+from sidecar.http.subscribe import long_poll
+from sidecar.process import arguments, logging
+from sidecar.volume import change_log
+from sidecar.volume.content.snapshot import MAX_SIZE
+from sidecar.volume.publish import models
+from sidecar.volume.publish.group_commit import Outcome
+from sidecar.volume.publish.history import Version
+from sidecar.volume.publish.models import Publication
+from sidecar.volume.validation import gate as gates
+from sidecar.volume.validation.gate import Gate
+from sidecar.volume.volume import (
+    FILE_MODE,
+    KEEP,
+    KEEP_BYTES,
+    KEEP_DELETED,
+    Durability,
+    Volume,
+    count_failure,
+    too_large,
+)
+
+DRY_RUN: Final = "Sidecar-Dry-Run"
+"""The header of an answer to `?dry_run=1`."""
+
+
+def writer_app(
+    path: str | os.PathLike[str],
+    *,
+    gate: Gate | Mapping[str, Any] | gates.Validate | None = None,
+    max_size: int | str = MAX_SIZE,
+    mode: int = FILE_MODE,
+    group: int | None = None,
+    keep: int = KEEP,
+    keep_bytes: int | str = KEEP_BYTES,
+    keep_deleted: int = KEEP_DELETED,
+    volume_budget: int | str | None = None,
+    durability: Durability = "full",
+    confirm: str | None = None,
+    confirm_ca: str | os.PathLike[str] | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    allowed_origins: Collection[str] = (),
+    allowed_hosts: Collection[str] = (),
+) -> web.Application:
+    """Return the writer of a file or a directory as an aiohttp application.
+
+    At its start it creates the directory (mode 0755) and, where `path` is a file that is missing, an empty one.
+
+    Args:
+        path: the file; or the directory, if it exists or ends with `/`, which has no content of its own
+            (`GET /?content=` answers 400), only files.
+        gate: what examines each content before it is published, as for `sidecar.Volume`.
+        max_size: bytes that a content may have (`"64Mi"` is understood); more is refused with 413.
+        mode: permissions of the files.
+        group: their group, by number.
+        keep: contents that stay in the history of each file.
+        keep_bytes: bytes that older contents may take together.
+        keep_deleted: deleted files of which older contents stay.
+        volume_budget: bytes that the directory may take, as for `sidecar.Volume`; a write beyond it is 507.
+        durability: `none` answers before the disk has the content, as for `sidecar.Volume`.
+        confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
+            for a file other than the one at `path`, `/files/NAME` beneath it.
+            Where `token_file` is given, its first token is shown to that reader.
+        confirm_ca: the authority (PEM) that must have signed the certificate of that reader, where it has one.
+            Without it those of the system count, and a reader on this machine itself is not verified.
+        token_file: a file with the bearer tokens that may write, one a line; probes need none.
+        allowed_origins: origins whose pages may make a browser write, as `https://admin.example.com`,
+            beside pages of the application's own.
+        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
+            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
+
+    Raises:
+        ConfigError: an argument makes no sense. What is wrong with the volume is no error here:
+            it is said by the answers and the details of the probes, until it is mended.
+
+    >>> from aiohttp import web
+    >>> app = web.Application()
+    >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
+    """
+    limit = arguments.size("max_size", max_size)
+    examiner = gates.gate_of(gate)
+    tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
+    protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
+    app = web.Application(
+        middlewares=[
+            problems.middleware,
+            protection.middleware(),
+            *([tokens.middleware()] if tokens else []),
+        ]
+    )
+    directory, primary = _split(arguments.path("path", path))
+    volume = Volume(
+        directory,
+        mode=mode,
+        group=group,
+        keep=keep,
+        keep_bytes=keep_bytes,
+        keep_deleted=keep_deleted,
+        volume_budget=volume_budget,
+        max_size=limit,
+        gate=examiner,
+        durability=durability,
+    )
+    writer = app[WRITER] = Writer(
+        volume=volume,
+        primary=primary,
+        max_size=limit,
+        data_path=DataPath(
+            volume,
+            initial={primary: b""} if primary is not None else {},
+            patience=examiner.patience if examiner is not None else 0.0,
+        ),
+        confirm=Confirm(confirm, tokens, confirm_ca) if confirm is not None else None,
+    )
+    long_poll.prepare(app)
+    data_path = writer.data_path
+    part = f"volume {directory}"
+    ops.health_of(app).add(
+        part, live=data_path.live, ready=data_path.ready, started=data_path.started
+    )
+    ops.details_of(app)[part] = data_path.detail
+    if tokens is not None:
+        app.cleanup_ctx.append(tokens.follow)
+    if writer.confirm is not None:
+        app.cleanup_ctx.append(writer.confirm.run)
+    app.cleanup_ctx.append(data_path.run)
+    if volume_budget is not None:
+        app.cleanup_ctx.append(data_path.follow_use)
+    app.add_routes(
+        [
+            web.get("/", _get_content),
+            web.get("/files", _list_files),
+            web.get(f"/files/{files.NAME}", _get_file),
+            web.put(f"/files/{files.NAME}", _put_file, expect_handler=write_request.continue_later),
+            web.delete(f"/files/{files.NAME}", _delete_file),
+            web.get("/versions", _get_versions),
+            web.post("/rollback", _post_rollback),
+            *ops.ops_routes(lambda: api_descriptions.writer(token=tokens is not None)),
+        ]
+    )
+    return app
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What the handlers of one writer share."""
+
+    volume: Volume
+    primary: str | None
+    """The name of the file that `/?content=` publishes; None for a directory."""
+    max_size: int
+    data_path: DataPath
+    confirm: Confirm | None
+    buffers: Buffers = field(default_factory=Buffers)
+
+    def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
+        """Publish a value of `content` for the lane; None if it is not fit for that. See `lane.Write`."""
+        try:
+            content = write_request.decoded(value)
+        except problems.Problem:
+            return None
+
+        def ended(outcome: Outcome) -> None:
+            self.data_path.end(progress, outcome if isinstance(outcome, BaseException) else None)
+            tell(outcome)
+
+        wish = self.volume.put_soon(self.primary or "", content, ended)
+        if wish is None:
+            return None
+        progress = self.data_path.begin()
+        return partial(self.volume.withdraw, wish)
+
+
+WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
+
+
+def _attempt(handler: Handler) -> Handler:
+    """Note for whom a handler works, and count what fails before it comes to the volume."""
+
+    @wraps(handler)
+    async def attempted(request: web.Request) -> web.StreamResponse:
+        logging.CLIENT.set(request.remote or "a client of the unix socket")
+        try:
+            return await handler(request)
+        except _errors.SidecarError as error:
+            name = request.match_info.get("name")
+            where = os.path.join(request.app[WRITER].volume.path, change_log.one_line(name or ""))
+            count_failure(error, where, dry_run="dry_run" in request.query, once=True)
+            raise
+
+    return attempted
+
+
+# The handlers, in the order of the routes
+
+
+@cross_origin.changes_state
+@_attempt
+async def _get_content(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    content = write_request.content_of(request)
+    if content is None:
+        raise problems.Problem(
+            "bad-request",
+            "there is no `content` in the query, so nothing was changed"
+            " (publish with GET /?content=TEXT or PUT /files/NAME)",
+        )
+    if writer.primary is None:
+        raise problems.Problem(
+            "bad-request",
+            f"{writer.volume.path} is a directory, so there is no one file that"
+            " `content` could be published to (use PUT /files/NAME)",
+        )
+    name = writer.primary
+    # HEAD asks what a GET would answer, and is safe: it changes nothing.
+    dry_run = write_request.dry_run(request) or request.method == "HEAD"
+    done = fastpath.outcome_of(request)
+    if done is None:
+        conditions = await write_request.conditions(request, writer.volume, name)
+        async with writer.data_path.attempt():
+            done = await writer.volume.put(
+                name,
+                content,
+                if_match=conditions.if_match,
+                if_none_match=conditions.if_none_match,
+                dry_run=dry_run,
+            )
+    if isinstance(done, BaseException):
+        raise done
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    if not dry_run and write_request.unconditional(request):
+        fastpath.offer_writes(request, writer.write)
+    return representation.json_answer("ok", status=200 if in_time else 202, headers=headers)
+
+
+async def _list_files(request: web.Request) -> web.Response:
+    entries = await request.app[WRITER].volume.entries()
+    return representation.respond(request, files.listing(entries, {}))
+
+
+async def _get_file(request: web.Request) -> web.Response:
+    name = write_request.name_of(request)
+    try:
+        content = await request.app[WRITER].volume.read(name)
+    except _errors.NothingPublished as error:
+        raise files.no_such_file(name) from error
+    return representation.respond(request, await files.representation(content))
+
+
+@_attempt
+async def _put_file(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    name = write_request.name_of(request)
+    dry_run = write_request.dry_run(request)
+    write_request.refuse_strange_body(request)
+    if request.content_length is not None and request.content_length > writer.max_size:
+        raise _too_large(writer, name, dry_run=dry_run)
+    conditions = await write_request.conditions(request, writer.volume, name)
+    await write_request.continue_now(request)
+    async with (
+        writer.data_path.attempt() as progress,
+        writer.volume.stage(name, dry_run=dry_run) as upload,
+    ):
+        await write_request.receive(request, upload, progress.made, writer.buffers)
+        done = await writer.volume.put(
+            name,
+            upload,
+            if_match=conditions.if_match,
+            if_none_match=conditions.if_none_match,
+            dry_run=dry_run,
+        )
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    if not in_time:
+        return web.Response(status=202, headers=headers)
+    return web.Response(status=201 if done.created else 204, headers=headers)
+
+
+@_attempt
+async def _delete_file(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    name = write_request.name_of(request)
+    dry_run = write_request.dry_run(request)
+    purge = write_request.flag(request, "purge")
+    wanted = await write_request.only_if_match(request, writer.volume, name)
+    async with writer.data_path.attempt():
+        await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
+    in_time, headers = await _outcome(request, name, None, dry_run=dry_run)
+    return web.Response(status=204 if in_time else 202, headers=headers)
+
+
+async def _get_versions(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    versions = await writer.volume.versions(request.query.get("name", writer.primary))
+    return representation.json_answer([_version_entry(one) for one in versions])
+
+
+@_attempt
+async def _post_rollback(request: web.Request) -> web.Response:
+    writer = request.app[WRITER]
+    dry_run = write_request.dry_run(request)
+    to, name = await write_request.rollback_body(request)
+    name = writer.primary if name is None else models.check_name(name)
+    wanted = await write_request.only_if_match(request, writer.volume, name)
+    async with writer.data_path.attempt():
+        done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
+    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    state = {
+        "name": name,
+        "etag": done.etag,
+        "changed": done.changed,
+        "size": done.size,
+        "modified": representation.rfc3339(done.modified),
+    }
+    return representation.json_answer(state, status=200 if in_time else 202, headers=headers)
+
+
+# What is answered
+
+
+async def _outcome(
+    request: web.Request, name: str | None, done: Publication | None, *, dry_run: bool
+) -> tuple[bool, dict[str, str]]:
+    """Return whether the content is where it is wanted, and the headers that say what was done.
+
+    With `Prefer: wait=SECONDS` that is the reader, which is asked for it; `done` None: whether it has it no more.
+    """
+    writer = request.app[WRITER]
+    etag = None if done is None else done.etag
+    headers = ({} if etag is None else {"ETag": etag}) | _said(dry_run=dry_run)
+    seconds = representation.wait_of(request)
+    if seconds is None or writer.confirm is None or dry_run:
+        return True, headers
+    asked = None if name == writer.primary else name
+    took = await writer.confirm.wait(request, etag, name=asked, seconds=seconds)
+    headers |= representation.wait_applied(seconds)
+    if took is not None:
+        headers["Server-Timing"] = f"confirm;dur={took * 1000:.1f}"
+    return took is not None, headers
+
+
+def _said(*, dry_run: bool) -> dict[str, str]:
+    return {"Cache-Control": "no-store"} | ({DRY_RUN: "1"} if dry_run else {})
+
+
+def _version_entry(version: Version) -> dict[str, object]:
+    return {
+        "etag": version.etag,
+        "published": representation.rfc3339(version.published),
+        "size": version.size,
+        "files": version.files,
+        "current": version.current,
+    }
+
+
+def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
+    where = os.path.join(writer.volume.path, name)
+    error = too_large(where, writer.max_size)
+    count_failure(error, where, dry_run=dry_run)
+    problem = problems.of(error)
+    problem.force_close()
+    return problem
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    """Return the directory, and the name of the one file if `path` is one."""
+    whole = os.path.abspath(path)
+    if path.endswith("/") or os.path.isdir(whole):
+        return whole, None
+    directory, name = os.path.split(whole)
+    try:
+        return directory, models.check_name(name)
+    except _errors.NameRefused as error:
+        raise _errors.ConfigError(str(error)) from error

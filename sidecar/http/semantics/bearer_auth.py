@@ -1,0 +1,203 @@
+"""A bearer token from a file (RFC 6750), for whoever may read or write over HTTP.
+
+The file is read again when it changes, as the mounted Secret of Kubernetes does:
+each line of it is a token, so a new one can be added before the old one goes.
+A file that is missing or empty lets nobody in; it never opens the door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from sidecar.http import problems
+from sidecar.http.server import fastpath
+from sidecar.process import arguments, executor
+
+_log = logging.getLogger(__name__)
+
+RECHECK = 1.0
+"""Seconds for which a token that has been read is trusted without a look at the file."""
+REVOKED_WITHIN = 0.5
+"""Seconds between looks at the file while requests that show a token wait, or are told of changes: they end with it."""
+
+MAY_READ: web.RequestKey[bool] = web.RequestKey("sidecar.may_read", bool)
+"""In a request to a handler that is open to all: whether it shows a token all the same. Absent where none is needed."""
+
+_LARGEST = 64 << 10
+_OPEN = "sidecar_open_to_all"
+
+
+class Admission:
+    """A request that was let in by a token, for as long as that is in force."""
+
+    __slots__ = ("_file", "_token")
+
+    def __init__(self, file: TokenFile, token: bytes) -> None:
+        self._file = file
+        self._token = token
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the token was not in the file any more when that was read last."""
+        return not self._file.holds(self._token)
+
+    def on_revoked(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back within a second after the token was taken from the file; return what ends that."""
+        return self._file.on_revoked(self._token, callback)
+
+    def check(self) -> None:
+        """Return while the token is in force.
+
+        Raises:
+            Problem: 401, it is not.
+        """
+        if self.revoked:
+            raise _unauthorized(shown=True)
+
+
+ADMISSION: web.RequestKey[Admission] = web.RequestKey("sidecar.admission", Admission)
+"""In a request that needed a token, what it was let in by."""
+
+
+class TokenFile:
+    """The tokens that a file holds, at most `RECHECK` seconds old."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(arguments.path("token_file", path))
+        self._tokens: tuple[bytes, ...] = ()
+        self._problem: str | None = None
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+        self._waiting: dict[object, tuple[bytes, Callable[[], None]]] = {}
+        """Who is called back when a token is revoked."""
+        self._looking: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<TokenFile {self._path} tokens={len(self._tokens)}>"
+
+    async def admitted(self, authorization: str) -> Admission | None:
+        """Return what the value of an `Authorization` header lets in; None if it holds none of the tokens."""
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        secret = given.strip().encode("utf-8", "surrogateescape")
+        # Every token is compared, so the time taken says nothing about which one was close.
+        matches = [token for token in await self.tokens() if hmac.compare_digest(secret, token)]
+        return Admission(self, matches[0]) if matches else None
+
+    async def tokens(self) -> tuple[bytes, ...]:
+        """Return the tokens in force; none while the file cannot be read."""
+        await self._refresh(RECHECK)
+        return self._tokens
+
+    def holds(self, token: bytes) -> bool:
+        """Tell whether a token was in the file when that was read last."""
+        return token in self._tokens
+
+    def on_revoked(self, token: bytes, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back once a token is in the file no more; return what ends that. See `Admission.on_revoked`."""
+        key = object()
+        self._waiting[key] = (token, callback)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name=f"tokens in {self._path}")
+
+        def end() -> None:
+            self._waiting.pop(key, None)
+            if not self._waiting and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
+
+        return end
+
+    async def _look(self) -> None:
+        """Look at the file as long as somebody is to be called back."""
+        while True:
+            await self._refresh(REVOKED_WITHIN)
+            for key, (token, callback) in list(self._waiting.items()):
+                if not self.holds(token) and self._waiting.pop(key, None) is not None:
+                    callback()
+            await asyncio.sleep(REVOKED_WITHIN)
+
+    async def _refresh(self, most: float) -> None:
+        """Read the file, unless that was done within the last `most` seconds."""
+        if time.monotonic() - self._read_at > most:
+            async with self._reading:
+                if time.monotonic() - self._read_at > most:
+                    self._take(*await executor.in_thread(_read, self._path))
+
+    def middleware(self) -> Middleware:
+        """Return a middleware that answers 401 without a valid token, except where `open_to_all` says so."""
+
+        @fastpath.transparent
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if is_open_to_all(request.match_info.handler):
+                request[MAY_READ] = await self._admission(request) is not None
+            else:
+                await self._check(request)
+            return await handler(request)
+
+        return guard
+
+    async def follow(self, _: web.Application) -> AsyncIterator[None]:
+        """Read the file at the start already, so that a missing one is told of in the log: for `cleanup_ctx`."""
+        await self.tokens()
+        yield
+
+    async def _admission(self, request: web.Request) -> Admission | None:
+        given = request.headers.get("Authorization")
+        return None if given is None else await self.admitted(given)
+
+    async def _check(self, request: web.Request) -> None:
+        admission = await self._admission(request)
+        if admission is None:
+            raise _unauthorized(shown="Authorization" in request.headers)
+        request[ADMISSION] = admission
+
+    def _take(self, tokens: tuple[bytes, ...], problem: str | None) -> None:
+        if problem is not None and problem != self._problem:
+            _log.warning("%s: every request is refused until there is a token", problem)
+        elif self._tokens and tokens != self._tokens:
+            _log.info("the token file %s has changed", self._path)
+        self._tokens, self._problem = tokens, problem
+        self._read_at = time.monotonic()
+
+
+def open_to_all(handler: Handler) -> Handler:
+    """Mark a handler that answers without a token, as probes must: kubelet has none."""
+    setattr(handler, _OPEN, True)
+    return handler
+
+
+def is_open_to_all(handler: object) -> bool:
+    """Tell whether a handler is one that `open_to_all` has marked."""
+    return getattr(handler, _OPEN, False) is True
+
+
+def _unauthorized(*, shown: bool) -> problems.Problem:
+    challenge = 'Bearer realm="sidecar"' + (', error="invalid_token"' if shown else "")
+    return problems.Problem(
+        "unauthorized",
+        "this needs the header `Authorization: Bearer TOKEN` with a token that is in force",
+        headers={"WWW-Authenticate": challenge},
+    )
+
+
+def _read(path: Path) -> tuple[tuple[bytes, ...], str | None]:
+    """Return the tokens, and what is wrong if there are none."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_LARGEST).splitlines()
+    except OSError as error:
+        return (), f"cannot read the token file {path}: {error.strerror}"
+    tokens = tuple(line.strip() for line in lines if line.strip())
+    return tokens, None if tokens else f"the token file {path} is empty"

@@ -1,0 +1,212 @@
+"""Refuse what a browser sends for a page of another origin: cross-site request forgery, DNS rebinding.
+
+The rules are those of Go's `net/http.CrossOriginProtection` (https://pkg.go.dev/net/http#CrossOriginProtection),
+applied to every request that changes something, the GET that publishes among them:
+
+    Sec-Fetch-Site    `same-origin` and `none` (typed, a bookmark) pass; browsers send it to https and localhost only
+    Origin            must name the host that the request was sent to; every browser sends it with POST, PUT and DELETE
+    neither           is no browser, or a GET over plain http: then `Referer` must name that host, if there is one
+
+Go compares `Origin` with `Host` letter by letter. Here case and a default port that one of them writes make no difference:
+it is the same origin (RFC 6454 section 5). Empty headers, which Go takes for none, are refused.
+
+Over plain http a browser says nothing at all of a GET for a page that hides its address (`Referrer-Policy: no-referrer`).
+What it embeds (an image, a script, a fetch) is told by what it accepts and refused;
+a link or a frame looks as an address that somebody typed, and passes: TLS or a token is the remedy.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from sidecar import _errors
+from sidecar.http import problems
+from sidecar.http.semantics import bearer_auth
+from sidecar.http.server import fastpath
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+_AUTHORITY_END: Final = re.compile(r"[/?#]")
+_CHANGES: Final = "sidecar_changes_state"
+_H = TypeVar("_H")
+
+
+def changes_state(handler: _H) -> _H:
+    """Mark a handler of a safe method (GET) that changes something all the same."""
+    setattr(handler, _CHANGES, True)
+    return handler
+
+
+class CrossOriginProtection:
+    """What pages of browsers may do with an application.
+
+    Args:
+        allowed_origins: origins whose pages may change something beside those of the application itself,
+            as `https://admin.example.com`.
+        allowed_hosts: names by which the application may be asked; one that begins with a dot stands for all beneath it.
+            Empty for any. Addresses and `localhost` always are: DNS rebinding needs a name.
+
+    Raises:
+        ConfigError: one of them is no origin, or no name.
+
+    >>> CrossOriginProtection(["https://admin.example.com"], ["config.example.com", ".svc"])
+    <CrossOriginProtection origins=1 hosts=2>
+    """
+
+    def __init__(
+        self, allowed_origins: Collection[str] = (), allowed_hosts: Collection[str] = ()
+    ) -> None:
+        self._origins = frozenset(map(_as_origin, allowed_origins))
+        self._hosts = frozenset(map(_as_host, allowed_hosts))
+
+    def __repr__(self) -> str:
+        return f"<CrossOriginProtection origins={len(self._origins)} hosts={len(self._hosts)}>"
+
+    def middleware(self) -> Middleware:
+        """Return a middleware that refuses before the handler, and before a body is read."""
+
+        @fastpath.transparent
+        @web.middleware
+        async def protect(request: web.Request, handler: Handler) -> web.StreamResponse:
+            found = request.match_info.handler
+            if self._hosts and not bearer_auth.is_open_to_all(found):
+                self.check_host(_host_of(request))
+            if request.method not in _SAFE or getattr(found, _CHANGES, False):
+                self.check(request)
+            return await handler(request)
+
+        return protect
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Return if a request that changes something may be done.
+
+        Raises:
+            Problem: 403, a browser sends it for a page of another origin, or in advance.
+        """
+        headers = request.headers
+        if "prefetch" in headers.get("Sec-Purpose", headers.get("Purpose", "")).lower():
+            raise problems.Problem(
+                "cross-site", "a browser sends this in advance; nothing was changed"
+            )
+        origins = headers.getall("Origin", ())
+        site = headers.getall("Sec-Fetch-Site", ())
+        if site:
+            allowed = all(one in ("same-origin", "none") for one in site)
+        elif origins:
+            allowed = all(_is_of(one, _host_of(request)) for one in origins)
+        elif "Referer" in headers:
+            allowed = all(self._may_refer(one, request) for one in headers.getall("Referer"))
+        else:
+            allowed = not _is_embedded(request)
+        if not allowed and not (origins and self._origins.issuperset(map(str.lower, origins))):
+            raise problems.Problem(
+                "cross-site",
+                "a browser sends this for a page of another origin, which must not change anything here;"
+                " nothing was changed (open the address directly,"
+                " or allow the origin of that page by --allowed-origins)",
+            )
+
+    def check_host(self, host: str) -> None:
+        """Return if the application may be asked by this name.
+
+        Raises:
+            Problem: 421, the name is not one of `allowed_hosts`.
+        """
+        name = _name_of(host)
+        if (
+            name in self._hosts
+            or any(one[0] == "." and name.endswith(one) for one in self._hosts)
+            or name == "localhost"
+            or name.endswith(".localhost")
+            or _is_address(name)
+        ):
+            return
+        raise problems.Problem(
+            "misdirected", f"{name!r} is no name of this service (name it by --allowed-hosts)"
+        )
+
+    def _may_refer(self, referer: str, request: web.BaseRequest) -> bool:
+        if _is_of(referer, _host_of(request)):
+            return True
+        origin = "{0.scheme}://{0.netloc}".format(urlsplit(referer)) if _is_url(referer) else ""
+        return origin.lower() in self._origins
+
+
+def _host_of(request: web.BaseRequest) -> str:
+    """Return the host and port that a request was sent to; those of an absolute address come before `Host`.
+
+    See RFC 9112 section 3.2.2. `request.host` lacks the port of such an address.
+    """
+    target = request.raw_path
+    if not target.startswith("/") and "://" in target:
+        return _AUTHORITY_END.split(target.partition("://")[2], 1)[0]
+    return request.host
+
+
+def _is_of(url: str, host: str) -> bool:
+    """Whether a URL, or an origin, is one of this host and port. The scheme is not known here, as in Go's.
+
+    Browsers leave the default port of a scheme out of both, and some clients and proxies write it.
+    """
+    if not _is_url(url):
+        return False
+    scheme, netloc, host = urlsplit(url).scheme, urlsplit(url).netloc.lower(), host.lower()
+    return host in (netloc, f"{netloc}{_DEFAULT_PORTS.get(scheme, '')}")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return bool(urlsplit(text).netloc)
+    except ValueError:
+        return False
+
+
+def _is_embedded(request: web.BaseRequest) -> bool:
+    """Whether a browser asks for something that a page embeds, and hides of which. All of them accept some language."""
+    headers = request.headers
+    return (
+        headers.get("User-Agent", "").startswith("Mozilla/")
+        and "Accept-Language" in headers
+        and "text/html" not in headers.get("Accept", "")
+    )
+
+
+def _name_of(host: str) -> str:
+    """Return the name of a `Host` without its port, as names are compared."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _as_origin(text: str) -> str:
+    scheme, _, rest = text.lower().partition("://")
+    if scheme not in ("http", "https") or not _is_of(text, rest) or "@" in rest:
+        raise _errors.ConfigError(
+            f"{text!r} is no origin: write scheme, host and port as browsers do, as in https://admin.example.com"
+        )
+    return text.lower()
+
+
+def _as_host(text: str) -> str:
+    name = text.lower().rstrip(".")
+    if not name.strip(".") or any(sign in name for sign in "/:@* \t"):
+        raise _errors.ConfigError(
+            f"{text!r} is no name of a host: write it without scheme and port, as in config.example.com;"
+            " .example.com stands for all names beneath it"
+        )
+    return name

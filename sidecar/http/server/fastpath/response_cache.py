@@ -1,0 +1,118 @@
+"""Answers that are remembered whole, by the complete bytes of their request, until something changes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, TypeAlias
+
+from sidecar.http.server import memfd
+from sidecar.http.server.fastpath import request_key, serialized_response
+from sidecar.http.server.fastpath.counters import Count
+from sidecar.http.server.fastpath.date_header import Second
+from sidecar.http.server.fastpath.request_key import Seen
+from sidecar.http.server.fastpath.serialized_response import Sent
+from sidecar.http.server.memfd import MemoryFile
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+#: Bounds of what is remembered: a client that asks in ever new words must not fill the memory.
+_MOST_ANSWERS = 1024
+_MOST_BYTES = 4 << 20
+
+Wire: TypeAlias = "tuple[bytes | MemoryFile, Count, float]"
+"""A complete answer, where it is counted, and until when its `Date` holds, by the clock of the loop."""
+
+
+class Answers:
+    """Answers by the complete bytes of their request."""
+
+    def __init__(self) -> None:
+        self._answers: dict[bytes, Sent] = {}
+        self._bytes = 0
+        self.wires: dict[bytes, Wire] = {}
+        """What can be written as it is, in this second. It stays the same object, and is emptied."""
+        self.second = Second(self.wires.clear)
+        self.seen = Seen()
+        _ALL.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} answers={len(self._answers)} bytes={self._bytes}>"
+
+    def find(self, request: bytes) -> bytes | MemoryFile | None:
+        """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
+        found = self.wires.get(request)
+        if found is None and (not self._answers or (found := self._date(request)) is None):
+            return None
+        wire, counter, _ = found
+        counter.number += 1
+        return wire
+
+    def knows(self, key: bytes) -> bool:
+        """Tell whether there is an answer to these bytes."""
+        return key in self._answers
+
+    def keep(
+        self, data: bytes, request: BaseRequest, response: web.Response, generation: int
+    ) -> None:
+        """Remember what aiohttp has sent for these bytes, unless something has changed meanwhile.
+
+        That is done at the second time: what is asked for once is not worth the memory.
+        """
+        if generation != _Now.generation or len(data) > request_key.LONGEST:
+            return
+        answer = serialized_response.as_sent(request, response)
+        if answer is None:
+            return
+        key = request_key.key(data)
+        if key in self._answers or not self.seen.before(key):
+            return
+        size = len(key) + len(answer.before) + len(answer.after)
+        if self._bytes + size > _MOST_BYTES or len(self._answers) >= _MOST_ANSWERS:
+            self.clear()
+        self._answers[key] = answer
+        self._bytes += size
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        self._answers.clear()
+        self.wires.clear()
+        self._bytes = 0
+
+    def _date(self, request: bytes) -> Wire | None:
+        key = request_key.key(request)
+        found = self.wires.get(key)
+        if found is not None:
+            return found
+        answer = self._answers.get(key)
+        if answer is None:
+            return None
+        date = self.second.date or self.second.begin()
+        found = self.wires[key] = (
+            memfd.held(answer.before + date + answer.after),
+            answer.counter,
+            self.second.ends,
+        )
+        return found
+
+
+class _Now:
+    """Grows with each `forget`: an answer that was begun before it is not kept after it."""
+
+    generation = 0
+
+
+_ALL: weakref.WeakSet[Answers] = weakref.WeakSet()
+
+
+def generation() -> int:
+    """Return the number of the present state of everything: ask before looking at what is answered with."""
+    return _Now.generation
+
+
+def forget() -> None:
+    """Forget every answer of this process: something that they depend on has changed."""
+    _Now.generation += 1
+    for answers in list(_ALL):
+        answers.clear()

@@ -1,0 +1,48 @@
+"""Responses as the bytes that aiohttp has sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sidecar.http.server.fastpath import counters, request_key
+from sidecar.http.server.fastpath.counters import Count
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+_DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
+
+
+class Sent(NamedTuple):
+    """The bytes before and after the value of `Date`, and where it is counted."""
+
+    before: bytes
+    after: bytes
+    counter: Count
+
+
+def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
+    """Return a response as aiohttp has written it; None if that cannot be known, or may be another the next time.
+
+    A body that is sent in pieces (`answers.PIECE`) is none that is known: a slow client is to hold one of them, not all.
+
+    The number of bytes that aiohttp has counted proves it: nothing was sent besides, and nothing in another form.
+    """
+    if response.status not in (200, 304) or not response.keep_alive:
+        return None
+    if not request_key.is_plain(request):
+        return None
+    body = response.body if request.method != "HEAD" and response.status == 200 else None
+    if not isinstance(body, bytes | None):
+        return None
+    lines = [f"HTTP/1.1 {response.status} {response.reason}"]
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    before, found, after = "\r\n".join(lines).partition("\r\nDate: ")
+    sent = Sent(
+        (before + found).encode("utf-8", "surrogateescape"),
+        after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
+        counters.of(str(response.status)),
+    )
+    size = len(sent.before) + _DATE_LENGTH + len(sent.after)
+    return sent if found and size == response.body_length else None
