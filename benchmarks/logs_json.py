@@ -22,7 +22,7 @@ from _rows import Row, report
 from aiohttp import web
 
 from sidecar import logs
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Batch, Block
 from sidecar.logs.sinks import compression
 
@@ -101,7 +101,7 @@ def encode_only(path: str) -> float:
     ]
     began = time.process_time()
     for block in blocks:
-        compression.gzipped(documents.json_lines(Batch([block])))
+        compression.gzipped(json_encoding.json_lines(Batch([block])))
     return len(blocks) * (size // step) / (time.process_time() - began)
 
 

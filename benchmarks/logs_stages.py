@@ -15,8 +15,8 @@ from _options import arguments
 from _rows import Row, report
 
 from sidecar import logs
-from sidecar.logs import config
-from sidecar.logs.lines import Grouper
+from sidecar.logs import pipeline
+from sidecar.logs.input.framing import Grouper
 from sidecar.logs.records import Block, Stage
 
 TEXT = b"2026-11-23T13:21:51.%06dZ INFO request %d done path=/api/v1/users/%d status=200 took=0.012"
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def rate(form: bytes, specs: Sequence[Any], lines: int) -> float:
-    stages = config.Pipeline(files=["x"], stages=specs).make_stages()
+    stages = pipeline.Pipeline(files=["x"], stages=specs).make_stages()
     data = b"".join(form % (number, number, number) + b"\n" for number in range(lines))
     read_at = 1_795_440_112 * 10**9
     block = Block(data, "/log/a", "id", 0, len(data), read_at)
@@ -98,7 +98,7 @@ def run(block: Block, stages: Sequence[Stage]) -> float:
 
 def group(rule: str, lines: int) -> float:
     data = b"".join(TEXT % (number, number, number) + b"\n" for number in range(lines))
-    grouper = Grouper(config.multiline(rule))
+    grouper = Grouper(pipeline.multiline(rule))
     best = 0.0
     for _ in range(3):
         began = time.process_time()

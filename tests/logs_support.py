@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sidecar.logs import source
+from sidecar.logs.input import tail as source
 
 PAD = "." * 70
 """Long enough to be recognised by: the identity of a few bytes is a guess."""

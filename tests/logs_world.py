@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sidecar.logs import source
-from sidecar.logs.content import Plain
+from sidecar.logs.input import tail as source
+from sidecar.logs.input.file_content import Plain
 from sidecar.logs.records import Block
 
 Step = tuple[str, int]

@@ -28,7 +28,7 @@ ONLY = {
     "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("process/logging",),
     "jsonschema": ("volume/validation/schema",),
-    "yaml": ("volume/validation/syntax", "logs/config"),
+    "yaml": ("volume/validation/syntax", "logs/pipeline"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {

@@ -9,7 +9,7 @@ import click
 from sidecar.cli import light, options, values
 
 if TYPE_CHECKING:
-    from sidecar.logs.configuration import Configuration
+    from sidecar.logs.config_file import Configuration
 
 
 class _Line(click.ParamType[str]):

@@ -18,12 +18,13 @@ import orjson
 
 from sidecar import _errors
 from sidecar.cli import light, words
-from sidecar.logs import checkpoint, documents
+from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
-from sidecar.logs.config import Pipeline, multiline, parse_spec
-from sidecar.logs.configuration import Configuration, checkpoint_of, load
+from sidecar.logs.config_file import Configuration, checkpoint_of, load
+from sidecar.logs.input import checkpoint
+from sidecar.logs.pipeline import Pipeline, multiline, parse_spec
+from sidecar.logs.pipelines import Plan, Signature, Topology, signature_of
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.topology import Plan, Signature, Topology, signature_of
 from sidecar.process import lifecycle, nofile_limit
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def dry_run(found: Configuration, path: str) -> int:
                         dropped += 1
                         continue
                     changed += result.changed
-                    out.write(documents.json_line(result) + b"\n")
+                    out.write(json_encoding.json_line(result) + b"\n")
             source.acknowledge("", blocks)
         out.flush()
     finally:

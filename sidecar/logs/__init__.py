@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from sidecar.logs.collector import Collector as Collector
     from sidecar.logs.collector import Summary as Summary
     from sidecar.logs.collector import collect as collect
-    from sidecar.logs.lines import Multiline as Multiline
-    from sidecar.logs.metadata import PodMetadata as PodMetadata
+    from sidecar.logs.input.framing import Multiline as Multiline
+    from sidecar.logs.input.partial_lines import CRI_LINES as CRI_LINES
+    from sidecar.logs.input.partial_lines import DOCKER_LINES as DOCKER_LINES
+    from sidecar.logs.input.stack_traces import stack_traces as stack_traces
+    from sidecar.logs.input.tail import Tail as Tail
+    from sidecar.logs.input.tail import tail as tail
+    from sidecar.logs.pod_metadata import PodMetadata as PodMetadata
     from sidecar.logs.records import Batch as Batch
     from sidecar.logs.records import Block as Block
     from sidecar.logs.records import Record as Record
@@ -47,43 +52,38 @@ if TYPE_CHECKING:
     from sidecar.logs.sinks.ndjson import NdjsonSink as NdjsonSink
     from sidecar.logs.sinks.otlp import OtlpSink as OtlpSink
     from sidecar.logs.sinks.stdout import StdoutSink as StdoutSink
-    from sidecar.logs.source import Tail as Tail
-    from sidecar.logs.source import tail as tail
     from sidecar.logs.stages.ansi import strip_ansi as strip_ansi
-    from sidecar.logs.stages.changing import add_fields as add_fields
-    from sidecar.logs.stages.changing import redact as redact
-    from sidecar.logs.stages.changing import remove_fields as remove_fields
-    from sidecar.logs.stages.changing import rename_fields as rename_fields
-    from sidecar.logs.stages.counting import count_lines as count_lines
-    from sidecar.logs.stages.counting import observe_field as observe_field
+    from sidecar.logs.stages.filter import drop as drop
+    from sidecar.logs.stages.filter import keep as keep
     from sidecar.logs.stages.formats import parse_csv as parse_csv
     from sidecar.logs.stages.formats import parse_docker as parse_docker
     from sidecar.logs.stages.formats import parse_klog as parse_klog
     from sidecar.logs.stages.formats import parse_syslog as parse_syslog
     from sidecar.logs.stages.formats import parse_syslog_in as parse_syslog_in
-    from sidecar.logs.stages.levels import find_level as find_level
     from sidecar.logs.stages.limiting import deduplicate as deduplicate
     from sidecar.logs.stages.limiting import keep_level as keep_level
     from sidecar.logs.stages.limiting import rate_limit as rate_limit
     from sidecar.logs.stages.limiting import sample as sample
-    from sidecar.logs.stages.parsing import parse_cri as parse_cri
-    from sidecar.logs.stages.parsing import parse_json as parse_json
-    from sidecar.logs.stages.parsing import parse_logfmt as parse_logfmt
-    from sidecar.logs.stages.parsing import parse_regex as parse_regex
-    from sidecar.logs.stages.pieces import CRI_LINES as CRI_LINES
-    from sidecar.logs.stages.pieces import DOCKER_LINES as DOCKER_LINES
-    from sidecar.logs.stages.selecting import drop as drop
-    from sidecar.logs.stages.selecting import keep as keep
-    from sidecar.logs.stages.times import find_time as find_time
-    from sidecar.logs.stages.times import find_time_in as find_time_in
-    from sidecar.logs.stages.times import parse_time as parse_time
-    from sidecar.logs.stages.traces import stack_traces as stack_traces
+    from sidecar.logs.stages.log_metrics import count_lines as count_lines
+    from sidecar.logs.stages.log_metrics import observe_field as observe_field
+    from sidecar.logs.stages.mutate import add_fields as add_fields
+    from sidecar.logs.stages.mutate import redact as redact
+    from sidecar.logs.stages.mutate import remove_fields as remove_fields
+    from sidecar.logs.stages.mutate import rename_fields as rename_fields
+    from sidecar.logs.stages.parse import parse_cri as parse_cri
+    from sidecar.logs.stages.parse import parse_json as parse_json
+    from sidecar.logs.stages.parse import parse_logfmt as parse_logfmt
+    from sidecar.logs.stages.parse import parse_regex as parse_regex
+    from sidecar.logs.stages.severity import find_level as find_level
+    from sidecar.logs.stages.timestamp import find_time as find_time
+    from sidecar.logs.stages.timestamp import find_time_in as find_time_in
+    from sidecar.logs.stages.timestamp import parse_time as parse_time
 
 _ROOMS = {
     # Collect
-    "tail": "sidecar.logs.source",
-    "Tail": "sidecar.logs.source",
-    "Multiline": "sidecar.logs.lines",
+    "tail": "sidecar.logs.input.tail",
+    "Tail": "sidecar.logs.input.tail",
+    "Multiline": "sidecar.logs.input.framing",
     "collect": "sidecar.logs.collector",
     "Collector": "sidecar.logs.collector",
     "Summary": "sidecar.logs.collector",
@@ -93,24 +93,24 @@ _ROOMS = {
     "Batch": "sidecar.logs.records",
     "Stage": "sidecar.logs.records",
     # Stages
-    "parse_json": "sidecar.logs.stages.parsing",
-    "parse_logfmt": "sidecar.logs.stages.parsing",
-    "parse_regex": "sidecar.logs.stages.parsing",
-    "parse_cri": "sidecar.logs.stages.parsing",
-    "CRI_LINES": "sidecar.logs.stages.pieces",
-    "keep": "sidecar.logs.stages.selecting",
-    "drop": "sidecar.logs.stages.selecting",
-    "redact": "sidecar.logs.stages.changing",
-    "add_fields": "sidecar.logs.stages.changing",
-    "find_level": "sidecar.logs.stages.levels",
-    "find_time": "sidecar.logs.stages.times",
-    "find_time_in": "sidecar.logs.stages.times",
+    "parse_json": "sidecar.logs.stages.parse",
+    "parse_logfmt": "sidecar.logs.stages.parse",
+    "parse_regex": "sidecar.logs.stages.parse",
+    "parse_cri": "sidecar.logs.stages.parse",
+    "CRI_LINES": "sidecar.logs.input.partial_lines",
+    "keep": "sidecar.logs.stages.filter",
+    "drop": "sidecar.logs.stages.filter",
+    "redact": "sidecar.logs.stages.mutate",
+    "add_fields": "sidecar.logs.stages.mutate",
+    "find_level": "sidecar.logs.stages.severity",
+    "find_time": "sidecar.logs.stages.timestamp",
+    "find_time_in": "sidecar.logs.stages.timestamp",
     "strip_ansi": "sidecar.logs.stages.ansi",
-    "parse_time": "sidecar.logs.stages.times",
-    "remove_fields": "sidecar.logs.stages.changing",
-    "rename_fields": "sidecar.logs.stages.changing",
-    "count_lines": "sidecar.logs.stages.counting",
-    "observe_field": "sidecar.logs.stages.counting",
+    "parse_time": "sidecar.logs.stages.timestamp",
+    "remove_fields": "sidecar.logs.stages.mutate",
+    "rename_fields": "sidecar.logs.stages.mutate",
+    "count_lines": "sidecar.logs.stages.log_metrics",
+    "observe_field": "sidecar.logs.stages.log_metrics",
     "parse_csv": "sidecar.logs.stages.formats",
     "parse_docker": "sidecar.logs.stages.formats",
     "parse_klog": "sidecar.logs.stages.formats",
@@ -120,9 +120,9 @@ _ROOMS = {
     "keep_level": "sidecar.logs.stages.limiting",
     "rate_limit": "sidecar.logs.stages.limiting",
     "sample": "sidecar.logs.stages.limiting",
-    "stack_traces": "sidecar.logs.stages.traces",
-    "DOCKER_LINES": "sidecar.logs.stages.pieces",
-    "PodMetadata": "sidecar.logs.metadata",
+    "stack_traces": "sidecar.logs.input.stack_traces",
+    "DOCKER_LINES": "sidecar.logs.input.partial_lines",
+    "PodMetadata": "sidecar.logs.pod_metadata",
     # Sinks
     "StdoutSink": "sidecar.logs.sinks.stdout",
     "FileSink": "sidecar.logs.sinks.file",

@@ -17,13 +17,13 @@ from typing import Any
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.logs.checkpoint import State
-from sidecar.logs.hints import DirectoryHints, Noticed
-from sidecar.logs.lane import DeadLetters, Lane
+from sidecar.logs.input.checkpoint import State
+from sidecar.logs.input.dir_watch import DirectoryHints, Noticed
+from sidecar.logs.input.tail import Figures, Tail
 from sidecar.logs.records import Block, Stage
+from sidecar.logs.sink_worker import DeadLetters, Lane
 from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
-from sidecar.logs.source import Figures, Tail
 from sidecar.logs.stages.limiting import for_another_sink
 from sidecar.process import arguments, memory, metrics
 from sidecar.process.executor import in_thread

@@ -25,8 +25,8 @@ from logs.fakes.receiver import Broken, Busy
 from sidecar import logs
 from sidecar.cli import collecting, main
 from sidecar.http.apps import ops
-from sidecar.logs import checkpoint
 from sidecar.logs.collector import Collector
+from sidecar.logs.input import checkpoint
 from support import Eventually, StartProcess
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar.logs.checkpoint import Checkpoint, State
+from sidecar.logs.input.checkpoint import Checkpoint, State
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected
 from sidecar.logs.sinks.deadletter import DeadLetterFile

@@ -15,9 +15,9 @@ import pytest
 
 from logs_support import PAD, Follower
 from sidecar.fs import atomic
-from sidecar.logs import checkpoint
-from sidecar.logs.checkpoint import Checkpoint, Entry, State
-from sidecar.logs.identity import Place, Print
+from sidecar.logs.input import checkpoint
+from sidecar.logs.input.checkpoint import Checkpoint, Entry, State
+from sidecar.logs.input.fingerprint import Place, Print
 from sidecar.logs.testing import LogFile
 
 

@@ -18,13 +18,13 @@ from logs_support import PAD
 from sidecar import logs
 from sidecar.fs.notify import inotify
 from sidecar.logs import collector as collecting_module
-from sidecar.logs import lane
-from sidecar.logs.checkpoint import Checkpoint
+from sidecar.logs import sink_worker
 from sidecar.logs.collector import Collector
+from sidecar.logs.input.checkpoint import Checkpoint
+from sidecar.logs.input.rotation import Tracker
 from sidecar.logs.records import MOST_RECORDS
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
-from sidecar.logs.tracker import Tracker
 from sidecar.process import memory, metrics
 from support import Eventually, as_user
 
@@ -195,7 +195,7 @@ async def test_a_sink_that_stays_unavailable_is_named_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who looks at the end of the log after hours must see it, with the reason of now; and at the end what is left."""
-    monkeypatch.setattr(lane, "_REMIND_AFTER", 0.0)
+    monkeypatch.setattr(sink_worker, "_REMIND_AFTER", 0.0)
     log.write("one", "two")
     sink = MemorySink()
     sink.fail("connection refused")
@@ -466,7 +466,7 @@ async def test_told_to_stop_it_asks_a_receiver_that_was_away_again(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pauses grow to half a minute, more than there is to drain: a receiver that is back by then gets its lines."""
-    monkeypatch.setattr(lane, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(sink_worker, "_FIRST_PAUSE", 60.0)
 
     class Away(MemorySink):
         away = True

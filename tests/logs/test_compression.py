@@ -25,7 +25,7 @@ else:
 
 from logs_support import PAD, Follower, numbered
 from sidecar import logs
-from sidecar.logs import archives
+from sidecar.logs.input import archives
 from sidecar.logs.testing import LogFile, MemorySink
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config, configuration, stages
-from sidecar.logs.references import References
+from sidecar.logs import config_file, stages
+from sidecar.logs import pipeline as config
+from sidecar.logs.config_references import References
 
 
 def loaded(tmp_path: Path, document: str) -> config.Pipeline:
     path = tmp_path / "pipeline.yaml"
     path.write_text(document)
-    return configuration.load(path).only
+    return config_file.load(path).only
 
 
 def test_variables_and_files_stand_in_any_value(

@@ -17,8 +17,9 @@ import pytest
 import sidecar
 from logs_support import PAD, Follower
 from mounts import mounted, tmpfs
-from sidecar.logs import refusals, source
-from sidecar.logs.discovery import Discovery
+from sidecar.logs.input import log_once
+from sidecar.logs.input import tail as source
+from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.testing import LogFile
 from support import as_user
 
@@ -57,7 +58,7 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An application that makes unreadable files with new names all day costs no memory; one that stays is named once."""
-    monkeypatch.setattr(refusals, "_MOST", 5)
+    monkeypatch.setattr(log_once, "_MOST", 5)
     touch(tmp_path / "secret")
     (tmp_path / "log").mkdir()
     follower = Follower(tmp_path / "log" / "*.log")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.logs.hints import DirectoryHints
+from sidecar.logs.input.dir_watch import DirectoryHints
 
 
 @pytest.mark.parametrize("left", ["real", "link"])

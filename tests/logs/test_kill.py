@@ -22,7 +22,7 @@ from aiohttp import web
 
 from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.receiver import Request, SlowRead
-from sidecar.logs.checkpoint import decode
+from sidecar.logs.input.checkpoint import decode
 from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.testing import LogFile
 from support import Eventually, WaitFor, environment

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from logs_support import Follower
 from sidecar import logs
-from sidecar.logs import lines, source
-from sidecar.logs.lines import Multiline
+from sidecar.logs.input import framing
+from sidecar.logs.input import tail as source
+from sidecar.logs.input.framing import Multiline
 from sidecar.logs.records import MOST_RECORDS, newlines_in
 from sidecar.logs.testing import LogFile
 
@@ -201,7 +202,7 @@ def test_cutting_loses_no_byte(texts: list[str], step: int) -> None:
     out, start, end = b"", 0, 0
     while start < len(whole):
         end = min(end + step, len(whole))
-        cut = lines.cut_lines(whole[start:end], 50, final=False)
+        cut = framing.cut_lines(whole[start:end], 50, final=False)
         if cut is not None:
             assert 0 < cut.size <= end - start
             out += whole[start : start + cut.size]

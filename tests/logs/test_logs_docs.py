@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from logs.fakes.ndjson import FakeNdjson
-from sidecar.logs import config, configuration
-from sidecar.logs.sinks import addresses
+from sidecar.logs import config_file
+from sidecar.logs import pipeline as config
+from sidecar.logs.sinks import factory
 from support import Eventually, StartProcess
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,7 +32,7 @@ def test_the_pipelines_that_are_shown_are_right(tmp_path: Path) -> None:
     for document in documents:
         path = tmp_path / "pipeline.yaml"
         path.write_text(document)
-        for pipeline in configuration.load(path).pipelines.values():
+        for pipeline in config_file.load(path).pipelines.values():
             assert pipeline.source()
             assert pipeline.make_stages()
             assert pipeline.make_routes()
@@ -39,7 +40,7 @@ def test_the_pipelines_that_are_shown_are_right(tmp_path: Path) -> None:
 
 def test_every_name_of_the_configuration_is_in_the_page() -> None:
     """What nobody explains is of no use: options of sinks, keys of the file, stages."""
-    names = {name for kind in addresses._OWN.values() for name in kind}
+    names = {name for kind in factory._OWN.values() for name in kind}
     shown = {name for document in blocks("yaml") for name in yaml.safe_load(document)}
     receivers = PAGE.partition("## Receivers")[2].partition("\n## ")[0]
     assert {name for name in names if f"`{name}`" not in receivers} == set()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.logs.metadata import PodMetadata, parse_quoted
+from sidecar.logs.pod_metadata import PodMetadata, parse_quoted
 from sidecar.logs.records import Record
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar import logs
 from sidecar._errors import ConfigError
-from sidecar.logs import conditions, configuration, topology
+from sidecar.logs import config_file, pipelines, route_conditions
 from sidecar.logs.collector import Collector
 from sidecar.logs.records import Record
 from sidecar.testing import LogFile, MemorySink
@@ -50,7 +50,7 @@ def test_a_condition_says_of_each_record_whether_it_holds(given: Any, holds: boo
         fields={"status": 503, "http": {"method": "GET"}, "ok": True},
         labels={"app": "web"},
     )
-    assert conditions.condition(given)(record) is holds
+    assert route_conditions.condition(given)(record) is holds
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_condition_says_of_each_record_whether_it_holds(given: Any, holds: boo
 )
 def test_a_condition_that_means_nothing_is_refused(given: Any) -> None:
     with pytest.raises((ConfigError, TypeError, ValueError)):
-        conditions.condition(given)
+        route_conditions.condition(given)
 
 
 # -- routes and pipelines
@@ -148,7 +148,7 @@ def test_pipelines_that_cannot_work_are_refused_with_their_name(
 ) -> None:
     (tmp_path / "p.yaml").write_text(document)
     with pytest.raises(ConfigError, match=words):
-        configuration.load(tmp_path / "p.yaml")
+        config_file.load(tmp_path / "p.yaml")
 
 
 def test_a_route_that_means_nothing_is_refused(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_route_that_means_nothing_is_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / "p.yaml").write_text(f"files: a\nsinks: [{sink}]")
         with pytest.raises((ConfigError, TypeError), match=r"sink 1|list"):
-            configuration.load(tmp_path / "p.yaml").only.make_routes()
+            config_file.load(tmp_path / "p.yaml").only.make_routes()
 
 
 # -- a configuration that changes
@@ -167,9 +167,9 @@ def test_a_route_that_means_nothing_is_refused(tmp_path: Path) -> None:
 
 def plan(
     source: logs.Tail, sink: MemorySink, says: object, files: tuple[Path, ...] = ()
-) -> topology.Plan:
-    return topology.Plan(
-        {"": Collector(source, [], [sink])}, 5.0, says, topology.signature_of(map(str, files))
+) -> pipelines.Plan:
+    return pipelines.Plan(
+        {"": Collector(source, [], [sink])}, 5.0, says, pipelines.signature_of(map(str, files))
     )
 
 
@@ -177,17 +177,17 @@ async def test_a_changed_configuration_goes_on_where_the_one_before_ended(
     log: LogFile, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenario 37. Without a checkpoint, too: nothing is lost, and nothing delivered twice."""
-    monkeypatch.setattr(topology, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(pipelines, "_LOOK_EVERY", 0.02)
     config = tmp_path / "config"
     config.write_text("1")
     sink = MemorySink()
 
-    def make() -> topology.Plan:
+    def make() -> pipelines.Plan:
         if config.read_text() == "wrong":
             raise ConfigError("it says nothing that can work")
         return plan(logs.tail(log.path), sink, config.read_text(), (config,))
 
-    running = asyncio.create_task((made := topology.Topology(make(), make)).run())
+    running = asyncio.create_task((made := pipelines.Topology(make(), make)).run())
     for number, text in enumerate(["22", "wrong", "333"]):
         log.write(*(f"{number} {line}" for line in range(50)))
         await eventually(lambda number=number: len(sink.lines) == 50 * (number + 1))
@@ -236,20 +236,20 @@ async def test_a_new_configuration_gets_the_deleted_files_that_a_dead_sink_still
     checkpoint: str,
 ) -> None:
     """The address of the sink may be the very thing that the change mends: to wait for the old one would be for ever."""
-    monkeypatch.setattr(topology, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(pipelines, "_LOOK_EVERY", 0.02)
     config = tmp_path / "config"
     config.write_text("1")
     alive = MemorySink(name="alive")
 
-    def make() -> topology.Plan:
+    def make() -> pipelines.Plan:
         says = config.read_text()
         file = tmp_path / ("2.json" if checkpoint == "another" and says == "22" else "1.json")
         source = logs.tail(log.path, checkpoint=None if checkpoint == "none" else file)
         sink = dead if says == "1" else alive
-        files = topology.signature_of([str(config)])
-        return topology.Plan({"": Collector(source, [], [sink])}, 0.0, says, files)
+        files = pipelines.signature_of([str(config)])
+        return pipelines.Plan({"": Collector(source, [], [sink])}, 0.0, says, files)
 
-    running = asyncio.create_task((made := topology.Topology(make(), make)).run())
+    running = asyncio.create_task((made := pipelines.Topology(make(), make)).run())
     await delete_unread(log, made._plan.collectors[""], eventually)
     Path(log.path).write_text("three\n")
     config.write_text("22")

@@ -10,7 +10,7 @@ import pytest
 from logs_support import Follower, numbered
 from sidecar import logs
 from sidecar.fs import atomic
-from sidecar.logs import removing, retiring
+from sidecar.logs.input import close_policy, deletion
 from sidecar.logs.testing import LogFile
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_takes_the_name_meanwhile_is_not_deleted(
         rename(path, target)
 
     monkeypatch.setattr(atomic, "rename", overtaken)
-    assert not removing.remove(str(finished), key, changed)
+    assert not deletion.remove(str(finished), key, changed)
     assert finished.read_text() == "another\n"
     assert sorted(os.listdir(finished.parent)) == ["app.log", "app.log.1"]
 
@@ -140,6 +140,6 @@ def test_only_files_that_the_patterns_name_are_deleted(log: LogFile) -> None:
     log.close()
     follower.later(1)
     follower.tail.save()
-    assert retiring.removable(follower.tail._require().roster.streams, 0, follower.now) == []
+    assert close_policy.removable(follower.tail._require().roster.streams, 0, follower.now) == []
     follower.tail.remove_delivered()
     assert rotated.exists()

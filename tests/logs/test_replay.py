@@ -15,7 +15,7 @@ from sidecar.logs.records import Record
 from sidecar.logs.replay import replay
 from sidecar.logs.sinks.base import Rejected
 from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
-from sidecar.logs.sinks.texts import line
+from sidecar.logs.sinks.render import line
 from sidecar.testing import MemorySink
 from support import Process, StartProcess
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from logs_support import PAD, Follower, numbered
-from sidecar.logs.content import Plain
+from sidecar.logs.input.file_content import Plain
 from sidecar.logs.testing import LogFile
 
 

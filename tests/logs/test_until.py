@@ -13,7 +13,8 @@ import pytest
 import sidecar
 from logs_support import PAD
 from sidecar import logs
-from sidecar.logs import config, until
+from sidecar.logs import pipeline as config
+from sidecar.logs import stop_conditions
 from sidecar.logs.testing import LogFile, MemorySink
 from support import Eventually, StartProcess, WaitFor
 
@@ -26,7 +27,7 @@ async def test_it_ends_when_it_was_told_and_the_last_writer_has_closed(
     source = logs.tail(log.path, recheck=0.05)
     with caplog.at_level("INFO"):
         collection = asyncio.create_task(
-            logs.collect(source, sink=sink, until=until.file_exists(str(done)))
+            logs.collect(source, sink=sink, until=stop_conditions.file_exists(str(done)))
         )
         log.write("one")
         await eventually(lambda: sink.lines == ["one"])
@@ -75,11 +76,11 @@ def test_the_command_ends_with_the_file(
 def test_the_end_of_a_process_is_noticed() -> None:
     """By the name of the program, as in a Pod with one process namespace."""
     with subprocess.Popen(["sleep", "60"], executable="/bin/sleep") as process:
-        ended = until.process_ended("sleep")
+        ended = stop_conditions.process_ended("sleep")
         before = ended()
         process.kill()
     assert not before
-    others = any("sleep" in names for names in until._running())
+    others = any("sleep" in names for names in stop_conditions._running())
     assert ended() != others
 
 
@@ -88,7 +89,7 @@ def test_a_process_that_was_never_seen_has_ended_after_a_minute(
 ) -> None:
     """A Job that is done before the collector starts must not hang; and it is said."""
     now = 0.0
-    ended = until.process_ended("no such program", clock=lambda: now)
+    ended = stop_conditions.process_ended("no such program", clock=lambda: now)
     assert not ended()
     now = 61.0
     assert ended()
@@ -114,4 +115,4 @@ def test_a_container_of_its_own_namespace_is_told_what_is_missing(
     """It would see the end of everything, at once."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(sidecar.ConfigError, match="shareProcessNamespace"):
-        until.process_ended("worker")
+        stop_conditions.process_ended("worker")

@@ -12,8 +12,9 @@ import yaml
 from pod import chart, tools
 from pod.matrix import MATRIX, rendered
 from sidecar.cli import collect
-from sidecar.logs import config, configuration
-from sidecar.logs.discovery import Discovery
+from sidecar.logs import config_file
+from sidecar.logs import pipeline as config
+from sidecar.logs.input.discovery import Discovery
 
 WITH_COLLECTOR = [name for name, values in MATRIX.items() if "collector" in values]
 HOSTPATH = {"volume": {"hostPath": {"path": "/data"}}}
@@ -27,13 +28,13 @@ def pipeline(objects: list[chart.Object], directory: Path) -> config.Pipeline:
     return configured(objects, directory).only
 
 
-def configured(objects: list[chart.Object], directory: Path) -> configuration.Configuration:
+def configured(objects: list[chart.Object], directory: Path) -> config_file.Configuration:
     """Return what the program makes of the file in the ConfigMap."""
     (text,) = [
         one["data"]["pipeline.yaml"] for one in objects if "pipeline.yaml" in one.get("data", {})
     ]
     (directory / "pipeline.yaml").write_text(text)
-    return configuration.load(directory / "pipeline.yaml")
+    return config_file.load(directory / "pipeline.yaml")
 
 
 @pytest.mark.parametrize("name", WITH_COLLECTOR)
@@ -264,7 +265,7 @@ def test_a_service_without_a_port_is_none() -> None:
 
 
 def test_the_pods_labels_come_by_the_downward_api() -> None:
-    """Names that `sidecar.logs.metadata` knows, and no token for the API of Kubernetes."""
+    """Names that `sidecar.logs.pod_metadata` knows, and no token for the API of Kubernetes."""
     objects = rendered("collector with all that it knows")
     collector = chart.container(objects, "logs")
     fields = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in collector["env"] if "valueFrom" in one}  # fmt: skip

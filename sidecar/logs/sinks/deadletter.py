@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from sidecar.fs import atomic, dirs
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
 from sidecar.process import arguments, metrics
@@ -61,7 +61,7 @@ class DeadLetterFile:
         """
         if not rejected:
             return
-        now = documents.rfc3339(time.time_ns())
+        now = json_encoding.rfc3339(time.time_ns())
         lines = b"".join([_letter(now, sink, one) for one in rejected])
         try:
             await in_thread(self.append, lines)
@@ -128,8 +128,8 @@ def _letter(now: str, sink: str, one: Rejected) -> bytes:
         "rejected_at": now,
         "sink": sink,
         "reason": one.reason,
-        "record": orjson.Fragment(documents.json_line(record)),
-        "origin": orjson.Fragment(documents.dumps(origin_of(record))),
+        "record": orjson.Fragment(json_encoding.json_line(record)),
+        "origin": orjson.Fragment(json_encoding.dumps(origin_of(record))),
     }
     return orjson.dumps(letter) + b"\n"
 
@@ -143,7 +143,7 @@ def origin_of(record: Record) -> dict[str, Any]:
     return {
         "time": record.time,
         "level": record.level,
-        "file": documents.readable(record.file),
+        "file": json_encoding.readable(record.file),
         "file_id": record.file_id,
         "offset": record.offset,
         "labels": dict(record.labels),

@@ -21,12 +21,12 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from sidecar._errors import ConfigError
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import Receipt, Rejected
-from sidecar.logs.sinks.delivery import HttpSink
-from sidecar.logs.sinks.verdicts import (
+from sidecar.logs.sinks.http import HttpSink
+from sidecar.logs.sinks.responses import (
     Answer,
     Bad,
     Delivered,
@@ -137,8 +137,8 @@ class ElasticsearchSink(HttpSink):
             lines.append(action % self._id(record) if self._ids else action)
             source = self._schema(record)
             if not self._has_time:
-                source["@timestamp"] = documents.rfc3339(record.time)
-            lines.append(documents.dumps(source) + b"\n")
+                source["@timestamp"] = json_encoding.rfc3339(record.time)
+            lines.append(json_encoding.dumps(source) + b"\n")
         return b"".join(lines)
 
     def _action_for(self, index: str | None) -> bytes:
@@ -302,7 +302,7 @@ def _is_of_the_index(found: Mapping[str, Any]) -> bool:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    source = documents.document(record)
+    source = json_encoding.document(record)
     if "time" not in record.fields:
         del source["time"]
     return source

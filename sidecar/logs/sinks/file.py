@@ -20,7 +20,7 @@ from sidecar.fs import atomic, dirs, flock, oserrors
 from sidecar.logs.records import MOST_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
-from sidecar.logs.sinks.output import output_of
+from sidecar.logs.sinks.line_output import output_of
 from sidecar.process import arguments
 from sidecar.process.executor import in_thread
 

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import orjson
 
 from sidecar._errors import ConfigError
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Batch, Record
-from sidecar.logs.sinks import texts
-from sidecar.logs.sinks.delivery import HttpSink
-from sidecar.logs.sinks.verdicts import (
+from sidecar.logs.sinks import render
+from sidecar.logs.sinks.http import HttpSink
+from sidecar.logs.sinks.responses import (
     Answer,
     Bad,
     Hopeless,
@@ -27,7 +27,7 @@ from sidecar.logs.sinks.verdicts import (
     Verdict,
     judged_by_status,
 )
-from sidecar.logs.stages import times
+from sidecar.logs.stages import timestamp
 from sidecar.process import arguments
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
@@ -109,7 +109,7 @@ class LokiSink(HttpSink):
             stream = streams.get(key)
             if stream is None:
                 stream = streams[key] = (self._stream_labels(record), [])
-            value: list[Any] = [str(record.time), texts.line(record)]
+            value: list[Any] = [str(record.time), render.line(record)]
             if self._metadata_fields and (metadata := self._metadata(record)):
                 value.append(metadata)
             stream[1].append(value)
@@ -160,7 +160,7 @@ class LokiSink(HttpSink):
 
     def _metadata(self, record: Record) -> dict[str, str]:
         return {
-            _label_name(name): value if isinstance(value, str) else documents.value(value)
+            _label_name(name): value if isinstance(value, str) else json_encoding.value(value)
             for name in self._metadata_fields
             if (value := record.fields.get(name)) is not None
         }
@@ -206,7 +206,7 @@ def _rank(name: str, wanted: Sequence[str]) -> int:
 
 def _text(value: object) -> str | None:
     """Return a value as the application wrote it: `true`, and JSON of what is nested."""
-    return value if value is None or isinstance(value, str) else documents.value(value)
+    return value if value is None or isinstance(value, str) else json_encoding.value(value)
 
 
 def _cut(text: str, limit: int) -> str:
@@ -219,7 +219,7 @@ def _cut(text: str, limit: int) -> str:
 def _oldest(said: str) -> int | None:
     """Return the oldest time that Loki takes, by its own words; Unix nanoseconds."""
     found = _OLDEST.search(said)
-    return None if found is None else times.nanoseconds(found[1])
+    return None if found is None else timestamp.nanoseconds(found[1])
 
 
 def _label_name(name: str) -> str:

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import Batching
-from sidecar.logs.sinks.delivery import HttpSink
+from sidecar.logs.sinks.http import HttpSink
 
 
 class NdjsonSink(HttpSink):
@@ -49,7 +49,7 @@ class NdjsonSink(HttpSink):
         if self._schema is not None:
             return (self.encode(batch.records()),)
         # Piece by piece: what is in memory is one of them, and what the others have become.
-        return documents.json_pieces(batch)
+        return json_encoding.json_pieces(batch)
 
     def headers_for(self, body: bytes) -> Mapping[str, str]:
         return {"Idempotency-Key": hashlib.blake2b(body, digest_size=16).hexdigest()}

@@ -17,11 +17,11 @@ import orjson
 
 from sidecar import __version__
 from sidecar._errors import ConfigError
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
-from sidecar.logs.sinks import schemas, texts
-from sidecar.logs.sinks.delivery import HttpSink
-from sidecar.logs.sinks.verdicts import (
+from sidecar.logs.sinks import render, schemas
+from sidecar.logs.sinks.http import HttpSink
+from sidecar.logs.sinks.responses import (
     Answer,
     Bad,
     Delivered,
@@ -133,7 +133,7 @@ def _partial(answer: Answer, count: int) -> Verdict:
 
 
 def _log_record(record: Record, observed: str) -> dict[str, Any]:
-    message, fields = texts.message(record)
+    message, fields = render.message(record)
     attributes = schemas.place_of(record)
     made: dict[str, Any] = {"timeUnixNano": str(record.time), "observedTimeUnixNano": observed}
     if record.level is not None and record.level in schemas.SEVERITY:
@@ -196,7 +196,7 @@ def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a
             return {"kvlistValue": {"values": _attributes(value, depth + 1)}}
         case list() | tuple() if depth < _DEEP:
             return {"arrayValue": {"values": [any_value(one, depth + 1) for one in value]}}
-    return {"stringValue": _clean(documents.shortened(value))}
+    return {"stringValue": _clean(json_encoding.shortened(value))}
 
 
 def _clean(text: str) -> str:

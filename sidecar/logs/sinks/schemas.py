@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sidecar._errors import ConfigError
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Batch, Record
-from sidecar.logs.sinks import texts
+from sidecar.logs.sinks import render
 
 Schema = Callable[[Record], dict[str, Any]]
 """From a record to what a receiver gets of it, as an object of its own."""
@@ -80,13 +80,15 @@ def named(name: str, prefix: str | None = None) -> Schema | None:
 def json_lines(batch: Batch, schema: Schema | None) -> bytes:
     """Return the batch as JSON objects of a schema, each with its newline."""
     if schema is None:
-        return documents.json_lines(batch)
-    return b"".join([documents.dumps(schema(record)) + b"\n" for record in batch.records()])
+        return json_encoding.json_lines(batch)
+    return b"".join([json_encoding.dumps(schema(record)) + b"\n" for record in batch.records()])
 
 
 def json_line(record: Record, schema: Schema | None) -> bytes:
     """Return the record as one JSON object of a schema, without a line ending."""
-    return documents.json_line(record) if schema is None else documents.dumps(schema(record))
+    return (
+        json_encoding.json_line(record) if schema is None else json_encoding.dumps(schema(record))
+    )
 
 
 def resource_attributes(labels: Mapping[str, str]) -> dict[str, str]:
@@ -131,13 +133,13 @@ class Ecs:
         self._of_labels = _OfLabels(_ecs_labels)
 
     def __call__(self, record: Record) -> dict[str, Any]:
-        message, fields = texts.message(record)
-        made: dict[str, Any] = {"@timestamp": documents.rfc3339(record.time)}
+        message, fields = render.message(record)
+        made: dict[str, Any] = {"@timestamp": json_encoding.rfc3339(record.time)}
         if message is not None:
             made["message"] = message
         log: dict[str, Any] = {
             "offset": record.offset,
-            "file": {"path": documents.readable(record.file)},
+            "file": {"path": json_encoding.readable(record.file)},
         }
         if record.level is not None:
             log = {"level": record.level, **log}
@@ -171,8 +173,8 @@ class Otel:
         )
 
     def __call__(self, record: Record) -> dict[str, Any]:
-        message, fields = texts.message(record)
-        made: dict[str, Any] = {"@timestamp": documents.rfc3339(record.time)}
+        message, fields = render.message(record)
+        made: dict[str, Any] = {"@timestamp": json_encoding.rfc3339(record.time)}
         if record.level in SEVERITY:
             made["severity_text"] = record.level.upper()
             made["severity_number"] = SEVERITY[record.level]
@@ -201,12 +203,12 @@ class Flat:
 
     def __call__(self, record: Record) -> dict[str, Any]:
         prefix = self._prefix
-        made: dict[str, Any] = {f"{prefix}time": documents.rfc3339(record.time)}
+        made: dict[str, Any] = {f"{prefix}time": json_encoding.rfc3339(record.time)}
         if record.level is not None:
             made[f"{prefix}level"] = record.level
         if not record.structured:
             made[f"{prefix}message"] = record.text
-        made[f"{prefix}file"] = documents.readable(record.file)
+        made[f"{prefix}file"] = json_encoding.readable(record.file)
         made[f"{prefix}offset"] = record.offset
         made.update(self._of_labels(record.labels))
         for name, value in record.fields.items():
@@ -216,7 +218,7 @@ class Flat:
 
 def place_of(record: Record) -> dict[str, Any]:
     """Return where a record comes from, by OpenTelemetry's names for it."""
-    path = documents.readable(record.file)
+    path = json_encoding.readable(record.file)
     return {
         "log.file.path": path,
         "log.file.name": os.path.basename(path),
@@ -292,4 +294,4 @@ def _name(given: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else documents.value(value)
+    return value if isinstance(value, str) else json_encoding.value(value)

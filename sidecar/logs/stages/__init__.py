@@ -8,9 +8,9 @@ A stage never fails on a line: what it does not understand it passes on as it ca
 
 from __future__ import annotations
 
+from sidecar.logs.input.stack_traces import LANGUAGES, stack_traces, takes_any_line
 from sidecar.logs.stages.ansi import strip_ansi
-from sidecar.logs.stages.changing import add_fields, redact, remove_fields, rename_fields
-from sidecar.logs.stages.counting import count_lines, observe_field
+from sidecar.logs.stages.filter import drop, keep
 from sidecar.logs.stages.formats import (
     parse_csv,
     parse_docker,
@@ -18,12 +18,12 @@ from sidecar.logs.stages.formats import (
     parse_syslog,
     parse_syslog_in,
 )
-from sidecar.logs.stages.levels import find_level
 from sidecar.logs.stages.limiting import deduplicate, keep_level, rate_limit, sample
-from sidecar.logs.stages.parsing import parse_cri, parse_json, parse_logfmt, parse_regex
-from sidecar.logs.stages.selecting import drop, keep
-from sidecar.logs.stages.times import find_time, find_time_in, parse_time
-from sidecar.logs.stages.traces import LANGUAGES, stack_traces, takes_any_line
+from sidecar.logs.stages.log_metrics import count_lines, observe_field
+from sidecar.logs.stages.mutate import add_fields, redact, remove_fields, rename_fields
+from sidecar.logs.stages.parse import parse_cri, parse_json, parse_logfmt, parse_regex
+from sidecar.logs.stages.severity import find_level
+from sidecar.logs.stages.timestamp import find_time, find_time_in, parse_time
 
 __all__ = [
     "LANGUAGES",

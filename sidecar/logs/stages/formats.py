@@ -13,8 +13,9 @@ import orjson
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages import parsing, times, zones
-from sidecar.logs.stages.levels import SEVERITIES
+from sidecar.logs.stages import parse as parsing
+from sidecar.logs.stages import time_zones, timestamp
+from sidecar.logs.stages.severity import SEVERITIES
 
 _FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
@@ -60,9 +61,9 @@ def parse_docker(record: Record) -> Record:
     record.text = "".join(piece["log"] for piece in pieces if piece).removesuffix("\n")
     more: dict[str, Any] = {name: first[name] for name in ("stream", "attrs") if name in first}
     record.fields = {**record.fields, **more}
-    moment = times.nanoseconds(str(first.get("time", "")))
+    moment = timestamp.nanoseconds(str(first.get("time", "")))
     if moment is not None:
-        times.set_time(record, moment)
+        timestamp.set_time(record, moment)
     return record
 
 
@@ -88,7 +89,7 @@ def parse_syslog_in(zone: str) -> Stage:
     >>> parse_syslog_in("UTC")(Record(b"Nov 23 13:21:51 web su: x", time=1795440112 * 10**9)).time
     1795440111000000000
     """
-    local = zones.named(zone)
+    local = time_zones.named(zone)
     return lambda record: _syslog(record, local)
 
 
@@ -163,8 +164,8 @@ def _syslog(record: Record, zone: tzinfo | None) -> Record:
     stamp = fields.get("timestamp")
     if isinstance(stamp, str):
         if stamp[:1].isdigit():
-            if (moment := times.nanoseconds(stamp, zone)) is not None:
-                times.set_time(record, moment)
+            if (moment := timestamp.nanoseconds(stamp, zone)) is not None:
+                timestamp.set_time(record, moment)
         else:
             _take_time(record, stamp, "%b %d %H:%M:%S", zone)
     return record
@@ -173,13 +174,13 @@ def _syslog(record: Record, zone: tzinfo | None) -> Record:
 def _take_time(record: Record, stamp: str, form: str, zone: tzinfo | None) -> None:
     second, _, fraction = stamp.partition(".")
     read_at = record.time // _MINUTE * _MINUTE
-    moment = _by_format(second, form, zone or zones.default(), read_at)
+    moment = _by_format(second, form, zone or time_zones.default(), read_at)
     if moment is not None:
-        times.set_time(record, moment + int(fraction.ljust(9, "0") or 0))
+        timestamp.set_time(record, moment + int(fraction.ljust(9, "0") or 0))
 
 
 # Lines come in order, and strptime takes as long as everything else together.
-_by_format = lru_cache(maxsize=1024)(times.by_format)
+_by_format = lru_cache(maxsize=1024)(timestamp.by_format)
 
 
 def _syslog_fields(raw: bytes) -> dict[str, Any]:

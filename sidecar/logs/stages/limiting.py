@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 from zlib import crc32
 
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages.levels import LEVELS
+from sidecar.logs.stages.severity import LEVELS
 from sidecar.process import arguments, metrics
 
 _SECOND = 1_000_000_000
@@ -130,7 +130,7 @@ def member(fields: dict[str, Any], name: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    return value if isinstance(value, str) else documents.value(value)
+    return value if isinstance(value, str) else json_encoding.value(value)
 
 
 def _is_number(value: object) -> bool:

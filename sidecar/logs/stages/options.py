@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.logs import conditions, stages, values
+from sidecar.logs import config_types, route_conditions, stages
 from sidecar.logs.records import Stage
 
 Maker = Callable[[Any, str | None], list[Stage]]
@@ -44,24 +44,34 @@ def _csv(given: Any) -> Stage:
         return stages.parse_csv([one.strip() for one in given.split(",")])
     if not isinstance(given, dict):
         return stages.parse_csv([str(one) for one in given] if isinstance(given, list) else [])
-    readers: values.Readers = {"columns": list, "delimiter": values.text, "quote": values.text}
-    return stages.parse_csv(**{"columns": [], **values.read(given, readers, "csv")})
+    readers: config_types.Readers = {
+        "columns": list,
+        "delimiter": config_types.text,
+        "quote": config_types.text,
+    }
+    return stages.parse_csv(**{"columns": [], **config_types.read(given, readers, "csv")})
 
 
 def _redact(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        read = values.read(given, {"pattern": values.text, "with": values.text}, "redact")
+        read = config_types.read(
+            given, {"pattern": config_types.text, "with": config_types.text}, "redact"
+        )
         if "pattern" not in read:
             raise ValueError("`pattern:` is missing")
         return [stages.redact(read["pattern"], read.get("with", "***"))]
-    return [stages.redact(pattern) for pattern in values.patterns(given)]
+    return [stages.redact(pattern) for pattern in config_types.patterns(given)]
 
 
 def _time(given: Any, zone: str | None) -> list[Stage]:
     if given is None:
         return [stages.find_time if zone is None else stages.find_time_in(zone)]
-    readers: values.Readers = {"field": values.text, "format": values.text, "zone": values.text}
-    read = values.read({"field": given} if isinstance(given, str) else given, readers, "time")
+    readers: config_types.Readers = {
+        "field": config_types.text,
+        "format": config_types.text,
+        "zone": config_types.text,
+    }
+    read = config_types.read({"field": given} if isinstance(given, str) else given, readers, "time")
     if "field" not in read:
         raise ValueError("`field:` is missing")
     return [stages.parse_time(**{"zone": zone, **read})]
@@ -74,24 +84,24 @@ def _add(given: Any, _zone: str | None) -> list[Stage]:
 
 
 def _rename(given: Any, _zone: str | None) -> list[Stage]:
-    names = values.mapping(given)
+    names = config_types.mapping(given)
     return [stages.rename_fields(**names)]
 
 
 def _remove(given: Any, _zone: str | None) -> list[Stage]:
-    return [stages.remove_fields(*values.texts(given))]
+    return [stages.remove_fields(*config_types.texts(given))]
 
 
 def _keep(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.keep(conditions.condition(given))]
-    return [stages.keep(pattern) for pattern in values.patterns(given)]
+        return [stages.keep(route_conditions.condition(given))]
+    return [stages.keep(pattern) for pattern in config_types.patterns(given)]
 
 
 def _drop(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.drop(conditions.condition(given))]
-    return [stages.drop(pattern) for pattern in values.patterns(given)]
+        return [stages.drop(route_conditions.condition(given))]
+    return [stages.drop(pattern) for pattern in config_types.patterns(given)]
 
 
 def _level(_given: Any, _zone: str | None) -> list[Stage]:
@@ -103,14 +113,16 @@ def _strip_ansi(_given: Any, _zone: str | None) -> list[Stage]:
 
 
 def _min_level(given: Any, _zone: str | None) -> list[Stage]:
-    return [stages.keep_level(values.text(given))]
+    return [stages.keep_level(config_types.text(given))]
 
 
-def _with_main(name: str, main: str, readers: values.Readers, make: Callable[..., Stage]) -> Maker:
+def _with_main(
+    name: str, main: str, readers: config_types.Readers, make: Callable[..., Stage]
+) -> Maker:
     """A stage of which one value is enough; the others stand in a mapping beside it."""
 
     def maker(given: Any, _zone: str | None) -> list[Stage]:
-        read = values.read(given if isinstance(given, dict) else {main: given}, readers, name)
+        read = config_types.read(given if isinstance(given, dict) else {main: given}, readers, name)
         if main not in read:
             raise ValueError(f"`{main}:` is missing")
         return [make(**read)]
@@ -119,9 +131,9 @@ def _with_main(name: str, main: str, readers: values.Readers, make: Callable[...
 
 
 def _deduplicate(given: Any, _zone: str | None) -> list[Stage]:
-    readers: values.Readers = {"window": values.seconds, "by": values.texts}
+    readers: config_types.Readers = {"window": config_types.seconds, "by": config_types.texts}
     mapping = given if isinstance(given, dict) else {} if given is None else {"window": given}
-    return [stages.deduplicate(**values.read(mapping, readers, "deduplicate"))]
+    return [stages.deduplicate(**config_types.read(mapping, readers, "deduplicate"))]
 
 
 def _number(value: Any) -> Any:
@@ -146,25 +158,30 @@ MAKERS: Mapping[str, Maker] = {
     "rename": _rename,
     "remove": _remove,
     "strip_ansi": _strip_ansi,
-    "sample": _with_main("sample", "share", {"share": _number, "by": values.text}, stages.sample),
+    "sample": _with_main(
+        "sample", "share", {"share": _number, "by": config_types.text}, stages.sample
+    ),
     "rate_limit": _with_main(
         "rate_limit",
         "per_second",
-        {"per_second": _number, "by": values.text, "burst": values.some},
+        {"per_second": _number, "by": config_types.text, "burst": config_types.some},
         stages.rate_limit,
     ),
     "deduplicate": _deduplicate,
     "count": _with_main(
-        "count", "name", {"name": values.text, "labels": values.mapping}, stages.count_lines
+        "count",
+        "name",
+        {"name": config_types.text, "labels": config_types.mapping},
+        stages.count_lines,
     ),
     "histogram": _with_main(
         "histogram",
         "name",
         {
-            "name": values.text,
-            "field": values.text,
+            "name": config_types.text,
+            "field": config_types.text,
             "buckets": _numbers,
-            "labels": values.mapping,
+            "labels": config_types.mapping,
         },
         stages.observe_field,
     ),

@@ -19,12 +19,12 @@ from logs.sinks.helpers import batch, deliver, numbered, opened, said
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Batch
 from sidecar.logs.sinks.base import SinkUnavailable
-from sidecar.logs.sinks.delivery import HttpSink
 from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
+from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.loki import LokiSink
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.logs.sinks.otlp import OtlpSink
-from sidecar.logs.sinks.verdicts import parse_retry_after
+from sidecar.logs.sinks.responses import parse_retry_after
 
 KINDS: dict[str, tuple[type[Receiver], type[HttpSink]]] = {
     "ndjson": (FakeNdjson, NdjsonSink),

@@ -17,11 +17,11 @@ from logs.fakes.otlp import FakeOtlp
 from logs.fakes.receiver import Broken, DropAnswer
 from logs.sinks.helpers import READ_AT, batch, deliver, numbered, opened, reasons, records, said
 from sidecar._errors import ConfigError
-from sidecar.logs import documents, stages
+from sidecar.logs import json_encoding, stages
 from sidecar.logs.records import Batch, Block, Record
-from sidecar.logs.sinks.addresses import sink as sink_of
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
+from sidecar.logs.sinks.factory import sink as sink_of
 from sidecar.logs.sinks.loki import LokiSink
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.logs.sinks.otlp import OtlpSink, any_value
@@ -242,7 +242,7 @@ async def test_documents_hold_the_time_as_data_streams_ask_for() -> None:
 
         [((index, _), source)] = search.documents.items()
         assert index == "logs-sidecar-default"
-        assert source["@timestamp"] == documents.rfc3339(READ_AT)
+        assert source["@timestamp"] == json_encoding.rfc3339(READ_AT)
         assert source["status"] == 200
         assert source["log"]["file"] == {"path": "/log/a"}
 
@@ -368,8 +368,8 @@ def test_blocks_and_records_are_written_as_the_same_json() -> None:
         slow = Batch(fast.blocks, [r for b in fast.blocks for r in b.records(labels)], labels)
         fast.labels = labels
 
-        assert documents.json_lines(fast) == documents.json_lines(slow)
-        assert all(orjson.loads(line) for line in documents.json_lines(fast).splitlines())
+        assert json_encoding.json_lines(fast) == json_encoding.json_lines(slow)
+        assert all(orjson.loads(line) for line in json_encoding.json_lines(fast).splitlines())
 
 
 @pytest.mark.parametrize("value", ["\ud800", 2**70, {1: 2}, object(), {"a": {1, 2}}, float("nan")])
@@ -377,7 +377,7 @@ def test_whatever_stages_put_into_a_field_can_be_written(value: Any) -> None:
     """An object nobody can serialise must not end the collection."""
     record = stages.add_fields(strange=value)(Record(b"hello"))
     assert record is not None
-    assert orjson.loads(documents.json_line(record))["message"] == "hello"
+    assert orjson.loads(json_encoding.json_line(record))["message"] == "hello"
 
 
 def test_a_line_without_fields_is_written_as_its_document_says() -> None:
@@ -389,8 +389,8 @@ def test_a_line_without_fields_is_written_as_its_document_says() -> None:
     surrogate.text = "\ud800"
     for record in (plain, graded, redacted, surrogate):
         assert record is not None
-        assert orjson.loads(documents.json_line(record)) == orjson.loads(
-            documents.dumps(documents.document(record))
+        assert orjson.loads(json_encoding.json_line(record)) == orjson.loads(
+            json_encoding.dumps(json_encoding.document(record))
         )
 
 
@@ -399,14 +399,14 @@ def test_fields_nested_without_end_can_be_written() -> None:
     deep["itself"] = deep
     record = stages.add_fields(deep=deep)(Record(b"hello"))
     assert record is not None
-    assert orjson.loads(documents.json_line(record))["message"] == "hello"
+    assert orjson.loads(json_encoding.json_line(record))["message"] == "hello"
 
 
 def test_what_the_application_wrote_wins_over_what_we_know() -> None:
     record = stages.parse_json(
         Record(b'{"time":"then","file":"main.go","level":"loud"}', file="/log/a")
     )
-    made = orjson.loads(documents.json_line(record))
+    made = orjson.loads(json_encoding.json_line(record))
     assert (made["time"], made["file"], made["level"]) == ("then", "main.go", "loud")
 
 
@@ -471,7 +471,7 @@ def test_pieces_of_a_block_are_the_same_lines_at_the_same_offsets() -> None:
     lines = [b"x" * 7000, b"two\r", b"\xff\xfe", b"", b"y" * 70_000, "ü".encode() * 9000, b"last"]
     data = b"\n".join(lines * 3) + b"\n"
     block = Block(data, "/log/a", "id", start=100, end=100 + len(data), read_at=0, count=21)
-    made = b"".join(documents.json_pieces(Batch([block])))
+    made = b"".join(json_encoding.json_pieces(Batch([block])))
     assert [orjson.loads(line)["message"] for line in made.splitlines()] == [
         line.removesuffix(b"\r").decode("utf-8", "replace") for line in lines * 3
     ]

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from logs.sinks.helpers import batch, opened
 from sidecar.logs.sinks.base import SinkUnavailable
-from sidecar.logs.sinks.destination import Tls
+from sidecar.logs.sinks.endpoint import Tls
 from sidecar.logs.sinks.ndjson import NdjsonSink
 
 

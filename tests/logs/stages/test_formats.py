@@ -11,7 +11,8 @@ import pytest
 from logs_support import Follower
 from sidecar import logs, testing
 from sidecar._errors import ConfigError
-from sidecar.logs import config, stages
+from sidecar.logs import pipeline as config
+from sidecar.logs import stages
 from sidecar.logs.collector import Collector
 from sidecar.logs.records import Record
 from sidecar.process import metrics

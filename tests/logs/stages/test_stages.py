@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from logs_support import Follower
 from sidecar import logs
 from sidecar._errors import ConfigError
-from sidecar.logs import documents, stages
-from sidecar.logs.lines import Grouper
+from sidecar.logs import json_encoding, stages
+from sidecar.logs.input.framing import Grouper
 from sidecar.logs.records import Record
 
 CRI_P = b"2026-11-23T13:21:51.5Z stdout P "
@@ -67,7 +67,7 @@ def test_an_integer_of_any_length_keeps_its_digits(digits: str) -> None:
     parsed = stages.parse_json(record(f'{{"a": {{"id": [{digits}]}}, "text": "-"}}'))
     assert parsed.fields["a"] == {"id": [int(digits)]}
     assert not parsed.changed
-    assert digits in documents.json_line(parsed).decode()
+    assert digits in json_encoding.json_line(parsed).decode()
 
 
 def test_json_inside_of_a_line_that_was_changed_before_is_parsed_as_changed() -> None:
@@ -154,7 +154,7 @@ def test_stages_pass_every_line_whatever_bytes_it_holds(raw: bytes, prefix: str)
         assert result is not None
         result = stage(result)
     assert result is not None
-    assert documents.json_line(result)
+    assert json_encoding.json_line(result)
 
 
 # -- CRI
@@ -379,7 +379,7 @@ def test_a_secret_is_taken_out_of_text_and_of_every_field() -> None:
     )
     result = stages.redact("4111111111111111")(stages.parse_json(record(line)))
     assert result is not None
-    assert "4111111111111111" not in documents.json_line(result).decode() + result.text
+    assert "4111111111111111" not in json_encoding.json_line(result).decode() + result.text
     assert result.fields["msg"] == "card ***"
 
 
@@ -396,7 +396,7 @@ def test_a_secret_that_only_a_pattern_across_fields_finds_does_not_leak(line: st
     stage = stages.redact(r'"password": ?"[^"]*"|"token":"1"')
     result = stage(stages.parse_json(record(line)))
     assert result is not None
-    assert "s3cret" not in documents.json_line(result).decode() + result.text
+    assert "s3cret" not in json_encoding.json_line(result).decode() + result.text
 
 
 @pytest.mark.parametrize("nested", ['{{"a":{}}}', "[{}]"])
@@ -408,14 +408,14 @@ def test_what_is_nested_too_deep_to_be_looked_through_is_replaced_whole(nested: 
     line = f'{{"near":"s3cret","kept":1,"far":{deep}}}'
     result = stages.redact("s3cret")(stages.parse_json(record(line)))
     assert result is not None
-    assert "s3cret" not in documents.json_line(result).decode() + result.text
+    assert "s3cret" not in json_encoding.json_line(result).decode() + result.text
     assert (result.fields["near"], result.fields["kept"]) == ("***", 1)
 
 
 def test_a_secret_hidden_by_escapes_in_the_text_is_found_in_the_field() -> None:
     result = stages.redact("s3cret")(stages.parse_json(record(r'{"a":"s3cr\u0065t"}')))
     assert result is not None
-    assert b"s3cret" not in documents.json_line(result)
+    assert b"s3cret" not in json_encoding.json_line(result)
 
 
 def test_a_replacement_that_matches_its_own_pattern_keeps_the_fields() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sidecar import logs
-from sidecar.logs import documents, stages
-from sidecar.logs.lines import cut_lines
+from sidecar.logs import json_encoding, stages
+from sidecar.logs.input.framing import cut_lines
 from sidecar.logs.records import Record
-from sidecar.logs.stages import zones
+from sidecar.logs.stages import time_zones
 from sidecar.process import metrics
 
 AT = 1_795_440_111_000_000_000
@@ -60,22 +60,22 @@ def test_a_time_without_a_zone_is_in_that_of_the_node_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TZ is what a Pod has to say it; with neither it nor /etc/localtime it is UTC."""
-    caplog.set_level("INFO", logger=zones.__name__)
+    caplog.set_level("INFO", logger=time_zones.__name__)
     for variable, file, expected in [
         ("Europe/Berlin", "/nonexistent", AT - 3600 * 10**9),
         ("", "/nonexistent", AT),
         ("", "/usr/share/zoneinfo/Asia/Tokyo", AT - 9 * 3600 * 10**9),
     ]:
         monkeypatch.setenv("TZ", variable)
-        monkeypatch.setattr(zones, "_LOCALTIME", file)
-        zones.default.cache_clear()
-        made = zones.default()
+        monkeypatch.setattr(time_zones, "_LOCALTIME", file)
+        time_zones.default.cache_clear()
+        made = time_zones.default()
         found = logs.find_time_in(str(made)) if str(made) != "UTC" else stages.find_time
         parsed = found(record("2026-11-23 13:21:51 x"))
         assert parsed is not None
         assert parsed.time == expected
     assert "are read as Europe/Berlin (TZ)" in caplog.text
-    zones.default.cache_clear()
+    time_zones.default.cache_clear()
 
 
 def test_a_time_hours_ahead_is_counted_and_that_of_reading_stays() -> None:
@@ -83,7 +83,7 @@ def test_a_time_hours_ahead_is_counted_and_that_of_reading_stays() -> None:
     now = time.time_ns()
     before = metrics.LOGS_IMPLAUSIBLE_TIMES._value.get()
     for ahead, taken in [(600, True), (3 * 3600, False)]:
-        made = record(documents.rfc3339(now + ahead * 10**9) + " x", time=now)
+        made = record(json_encoding.rfc3339(now + ahead * 10**9) + " x", time=now)
         assert (stages.find_time(made).time != now) is taken
     assert metrics.LOGS_IMPLAUSIBLE_TIMES._value.get() == before + 1
 
@@ -140,7 +140,9 @@ def test_json_is_read_as_applications_write_it_and_goes_out_repaired(
     parsed = stages.parse_json(record(line))
     assert parsed.fields == fields
     assert not parsed.changed
-    assert stages.parse_json(record(documents.json_line(parsed))).fields.items() >= fields.items()
+    assert (
+        stages.parse_json(record(json_encoding.json_line(parsed))).fields.items() >= fields.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_a_secret_behind_an_encoding_is_redacted(line: str, parse: Any) -> None:
     made = stages.redact(r"password=[^\s\"\\}]+")(parse(record(line)))
     assert made is not None
     raw = made.text if made.changed else made.raw.decode()
-    for text in (raw, documents.json_line(made).decode()):
+    for text in (raw, json_encoding.json_line(made).decode()):
         assert "hunter2" not in text
 
 
@@ -192,7 +194,7 @@ def test_a_secret_in_base64_is_redacted(
     made = stages.redact(r"password=[^\s\"\\}]+")(parse(record(line.format(hidden))))
     assert made is not None
     assert made.changed
-    for text in (made.text, documents.json_line(made).decode()):
+    for text in (made.text, json_encoding.json_line(made).decode()):
         assert hidden.rstrip("=") not in text
         assert "***" in text
 

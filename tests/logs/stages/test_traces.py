@@ -11,9 +11,9 @@ import pytest
 
 from sidecar import logs
 from sidecar._errors import ConfigError
-from sidecar.logs import config
-from sidecar.logs.lines import Grouper, Multiline
-from sidecar.logs.stages.traces import LANGUAGES
+from sidecar.logs import pipeline
+from sidecar.logs.input.framing import Grouper, Multiline
+from sidecar.logs.input.stack_traces import LANGUAGES
 
 TRACES = {
     "java": """\
@@ -118,7 +118,7 @@ def test_a_stack_trace_stays_with_the_line_that_reports_it(language: str, rule: 
     before, report, after = (f"2026-11-20 10:00:0{n} INFO main.main started\n" for n in range(3))
     given = {"preset": language, "all": "stack_traces"}.get(rule, rule)
     whole = report + TRACES[language]
-    assert records(config.multiline(given), before + whole + after) == [before, whole, after]
+    assert records(pipeline.multiline(given), before + whole + after) == [before, whole, after]
 
 
 def test_a_traceback_of_this_python_is_one_record() -> None:
@@ -207,12 +207,12 @@ def test_what_the_runtime_itself_writes_is_one_record(language: str, tmp_path: P
 
 def test_a_rule_of_ones_own_may_say_what_continues_a_record() -> None:
     """Beside what begins one: RE2 has no look-ahead to say `not Caused by`."""
-    rule = config.multiline({"start": r"^\S", "continuation": "^(?:Caused by|and):"})
+    rule = pipeline.multiline({"start": r"^\S", "continuation": "^(?:Caused by|and):"})
     assert records(rule, "a\n b\nCaused by: c\nd\nand: e\n") == [
         "a\n b\nCaused by: c\n",
         "d\nand: e\n",
     ]
-    explicit = config.multiline("^(?:Traceback|[0-9])")
+    explicit = pipeline.multiline("^(?:Traceback|[0-9])")
     assert records(explicit, "1\nTraceback (most recent call last):\n") == ["1\n", "Traceback (most recent call last):\n"]  # fmt: skip
 
 
@@ -220,4 +220,4 @@ def test_a_rule_of_ones_own_may_say_what_continues_a_record() -> None:
 def test_a_rule_that_cannot_work_is_refused(wrong: object) -> None:
     """A list of presets with a slip in it is no pattern."""
     with pytest.raises((ConfigError, ValueError)):
-        config.multiline([*wrong.split(",")] if isinstance(wrong, str) else wrong)
+        pipeline.multiline([*wrong.split(",")] if isinstance(wrong, str) else wrong)

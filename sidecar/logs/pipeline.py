@@ -23,16 +23,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from sidecar._errors import ConfigError
-from sidecar.logs import conditions, stages, until, values
+from sidecar.logs import config_types, route_conditions, stages, stop_conditions
 from sidecar.logs.collector import Collector
-from sidecar.logs.lines import Multiline
-from sidecar.logs.metadata import DIRECTORY, PodMetadata
+from sidecar.logs.input.framing import Multiline
+from sidecar.logs.input.tail import Tail, tail
+from sidecar.logs.pod_metadata import DIRECTORY, PodMetadata
 from sidecar.logs.records import Stage
-from sidecar.logs.sinks import addresses
+from sidecar.logs.sinks import factory
 from sidecar.logs.sinks.base import Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
-from sidecar.logs.source import Tail, tail
-from sidecar.logs.stages import options, zones
+from sidecar.logs.stages import options, time_zones
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Pipeline:
         """
         told = []
         if self.until_process is not None:  # first: it has to be asked each time
-            told.append(until.process_ended(self.until_process))
+            told.append(stop_conditions.process_ended(self.until_process))
         if self.until_file is not None:
-            told.append(until.file_exists(self.until_file))
+            told.append(stop_conditions.file_exists(self.until_file))
         return (lambda: all(one() for one in told)) if told else None
 
     def make_stages(self) -> list[Stage]:
@@ -209,25 +209,25 @@ def _route(
     spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any], zone: str | None
 ) -> Route:
     if isinstance(spec, str):
-        return Route(addresses.sink(spec, json=json, defaults=defaults))
+        return Route(factory.sink(spec, json=json, defaults=defaults))
     if not isinstance(spec, Mapping) or not isinstance(spec.get("url"), str):
         raise ConfigError(f"{where}: expected an address, or a mapping with `url:`, not {spec!r}")
     options = {name: one for name, one in spec.items() if name not in ("url", "when", "stages")}
     own: list[Stage] = []
     if "when" in spec:
         try:
-            own.append(stages.keep(conditions.condition(spec["when"])))
+            own.append(stages.keep(route_conditions.condition(spec["when"])))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: when: {error}") from error
     for number, stage in enumerate(_list(spec.get("stages", [])), 1):
         own += _stages(stage, f"{where}, stage {number}", zone)
-    return Route(addresses.sink(spec["url"], options, json=json, defaults=defaults), own)
+    return Route(factory.sink(spec["url"], options, json=json, defaults=defaults), own)
 
 
 def _stages(spec: Any, where: str, zone: str | None) -> list[Stage]:
     name, given = _named(spec, where)
     if name not in _MAKERS:
-        near = values.nearest(name, _MAKERS)
+        near = config_types.nearest(name, _MAKERS)
         raise ConfigError(f"{where}: there is no stage {name!r} ({near})")
     try:
         return _MAKERS[name](given, zone)
@@ -269,23 +269,23 @@ def multiline(given: Any) -> Multiline:
                 else Multiline(given)
             )
         case list():
-            return stages.stack_traces(*values.texts(given))
+            return stages.stack_traces(*config_types.texts(given))
         case dict():
             return _rule(given)
     raise TypeError(f"{given!r} is no rule: give the pattern of a first line, or a language")
 
 
 def _rule(given: dict[str, Any]) -> Multiline:
-    readers: values.Readers = {
-        "preset": values.texts,
-        "start": values.text,
-        "end": values.text,
-        "continuation": values.text,
-        "timeout": values.seconds,
-        "max_lines": values.count,
+    readers: config_types.Readers = {
+        "preset": config_types.texts,
+        "start": config_types.text,
+        "end": config_types.text,
+        "continuation": config_types.text,
+        "timeout": config_types.seconds,
+        "max_lines": config_types.count,
     }
     try:
-        read = values.read(given, readers, "the rule")
+        read = config_types.read(given, readers, "the rule")
         if "preset" in read:
             preset = stages.stack_traces(*read.pop("preset"))
             read.setdefault("continuation", preset.continuation)
@@ -297,7 +297,7 @@ def _rule(given: dict[str, Any]) -> Multiline:
 
 
 def _pieces(runtime: str) -> Multiline:
-    from sidecar.logs.stages.pieces import CRI_LINES, DOCKER_LINES
+    from sidecar.logs.input.partial_lines import CRI_LINES, DOCKER_LINES
 
     return CRI_LINES if runtime == "cri" else DOCKER_LINES
 
@@ -309,7 +309,7 @@ def _start(given: Any) -> Literal["beginning", "end"]:
 
 
 def _zone(given: Any) -> str:
-    zones.named(name := values.text(given))
+    time_zones.named(name := config_types.text(given))
     return name
 
 
@@ -319,29 +319,29 @@ def _list(given: Any) -> list[Any]:
     return given
 
 
-READERS: values.Readers = {
-    "files": values.patterns,
-    "exclude": values.patterns,
-    "checkpoint": values.text,
+READERS: config_types.Readers = {
+    "files": config_types.patterns,
+    "exclude": config_types.patterns,
+    "checkpoint": config_types.text,
     "start": _start,
-    "ignore_older": values.seconds,
-    "archives": values.patterns,
-    "root": values.text,
-    "encoding": values.text,
-    "max_line": values.size,
+    "ignore_older": config_types.seconds,
+    "archives": config_types.patterns,
+    "root": config_types.text,
+    "encoding": config_types.text,
+    "max_line": config_types.size,
     "multiline": multiline,
     "stages": _list,
     "sinks": _list,
-    "json": values.truth,
-    "labels": values.mapping,
-    "podinfo": values.text,
-    "annotations": values.patterns,
-    "dead_letters": values.text,
-    "budget": values.size,
-    "held_limit": values.size,
-    "drain_timeout": values.seconds,
-    "remove_after": values.seconds,
-    "until_file": values.text,
-    "until_process": values.text,
+    "json": config_types.truth,
+    "labels": config_types.mapping,
+    "podinfo": config_types.text,
+    "annotations": config_types.patterns,
+    "dead_letters": config_types.text,
+    "budget": config_types.size,
+    "held_limit": config_types.size,
+    "drain_timeout": config_types.seconds,
+    "remove_after": config_types.seconds,
+    "until_file": config_types.text,
+    "until_process": config_types.text,
     "time_zone": _zone,
 }

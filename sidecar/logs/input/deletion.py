@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from sidecar.fs import atomic, layout
-from sidecar.logs.discovery import Key
+from sidecar.logs.input.discovery import Key
 
 
 def remove(path: str, key: Key, changed: tuple[int, ...]) -> bool:

@@ -6,11 +6,11 @@ import logging
 import os
 from dataclasses import dataclass
 
-from sidecar.logs import identity
-from sidecar.logs.content import recognise
-from sidecar.logs.opening import Opener
-from sidecar.logs.roster import Roster
-from sidecar.logs.stream import Stream
+from sidecar.logs.input import fingerprint
+from sidecar.logs.input.file_content import recognise
+from sidecar.logs.input.file_reader import Stream
+from sidecar.logs.input.opener import Opener
+from sidecar.logs.input.registry import Roster
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Search:
     def go_on_elsewhere(self, stream: Stream, now: float) -> None:
         """Search for the file in which the content of `stream` lives on, and go on there."""
         # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
-        unknown = stream.read_by_none and stream.head.length < identity.EVIDENCE
+        unknown = stream.read_by_none and stream.head.length < fingerprint.EVIDENCE
         if not unknown and self._settle_in_a_relative(stream, now):
             return
         if stream.sought_until is None:
@@ -141,8 +141,8 @@ class Search:
 def _may_continue(name: str, other: str, bare: bool) -> bool:
     """Whether rotation may have moved a content from one name to the other. `bare`: there is a log of the bare name."""
     if bare:
-        return identity.are_related(name, other)
-    return identity.plain_name(name) == identity.plain_name(other)
+        return fingerprint.are_related(name, other)
+    return fingerprint.plain_name(name) == fingerprint.plain_name(other)
 
 
 def _modified_ns(path: str) -> int:

@@ -7,13 +7,13 @@ import os
 import time
 from dataclasses import dataclass
 
-from sidecar.logs import identity
-from sidecar.logs.content import Content
-from sidecar.logs.discovery import Key
-from sidecar.logs.opening import Opener, key_of
-from sidecar.logs.roster import Roster, Suspect
-from sidecar.logs.searching import Search
-from sidecar.logs.stream import Stream
+from sidecar.logs.input import fingerprint
+from sidecar.logs.input.discovery import Key
+from sidecar.logs.input.file_content import Content
+from sidecar.logs.input.file_reader import Stream
+from sidecar.logs.input.opener import Opener, key_of
+from sidecar.logs.input.registry import Roster, Suspect
+from sidecar.logs.input.relocate import Search
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Strangers:
             return True
         if not stranger.status.st_size:
             return False  # judged by its first bytes, once there are some
-        beginning = stranger.content.read(0, identity.EVIDENCE)
+        beginning = stranger.content.read(0, fingerprint.EVIDENCE)
         related = [s for s in self.roster.relatives(stranger.path) if s.may_begin_with(beginning)]
         for stream in related:
             # One that was closed for want of descriptors is compared as all others.
@@ -98,7 +98,7 @@ class Strangers:
         if not homeless:
             return False
         again = stranger.path == stream.path and not stranger.content.compressed
-        if again and stream.size < identity.EVIDENCE:
+        if again and stream.size < fingerprint.EVIDENCE:
             # Deleted and begun again with the same few bytes: rather read them twice than never.
             return False
         if not stream.is_held_by(stranger.content):
@@ -127,7 +127,7 @@ class Strangers:
             self.roster.aliases[stranger.key] = stream
         elif (stream.deleted and stranger.path == stream.path) or _is_original(stranger, stream):
             return False
-        elif identity.is_copy(content, stranger.status.st_size, original):
+        elif fingerprint.is_copy(content, stranger.status.st_size, original):
             return self._is_left_alone(self._suspect(stream, stranger, now), stranger, now)
         else:
             return False
@@ -166,7 +166,7 @@ class Strangers:
         """Return what is known of a file that repeats a stream, from now or from earlier looks."""
         # One that nobody has asked for is only needed while it may be the past of a log.
         wanted = stranger.path in self.roster.found.files or stranger.status.st_nlink == 0
-        unsure = stranger.status.st_size < identity.EVIDENCE
+        unsure = stranger.status.st_size < fingerprint.EVIDENCE
         held = (wanted or unsure) and self._held(stranger.key) < _MOST_UNSURE
         known = self.roster.suspects.get(stranger.key)
         if known is None:
@@ -215,7 +215,7 @@ class Strangers:
             return False
         source = opened[0]
         try:
-            head = stranger.content.read(0, identity.HEAD)
+            head = stranger.content.read(0, fingerprint.HEAD)
             return source.read(0, len(head)) == head
         finally:
             source.close()
@@ -229,7 +229,7 @@ def signature(status: os.stat_result) -> tuple[int, ...]:
 def _is_original(stranger: Stranger, stream: Stream) -> bool:
     """Whether the file has the name that rotation leaves to the log itself, beside the other: no copy gets that one."""
     directory, name = os.path.split(stranger.path)
-    return name == identity.core_name(name) and directory == os.path.dirname(stream.path)
+    return name == fingerprint.core_name(name) and directory == os.path.dirname(stream.path)
 
 
 def _is_archive_of(archive: Content, stream: Stream) -> bool:
@@ -241,7 +241,7 @@ def _is_archived_copy(archive: Content, original: Content) -> bool:
     """Whether an archive holds the beginning of a living log (`copy` with `compress`)."""
     if not archive.compressed or original.compressed:
         return False
-    head = archive.read(0, identity.HEAD)
+    head = archive.read(0, fingerprint.HEAD)
     if not head or original.read(0, len(head)) != head:
         return False
-    return identity.is_copy(archive, archive.measure(), original)
+    return fingerprint.is_copy(archive, archive.measure(), original)

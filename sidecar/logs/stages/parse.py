@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 
 from sidecar._errors import ConfigError
-from sidecar.logs import patterns
+from sidecar.logs import regex
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages import escapes, times
+from sidecar.logs.stages import escapes, timestamp
 
 _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOTALL)
 # Possessive, and a word without `=` is a match as well: what was read once is never read again,
@@ -78,7 +78,7 @@ def parse_regex(pattern: str) -> Stage:
     >>> parse_regex(r"(?P<verb>[A-Z]+) (?P<path>\S+)")(Record(b"GET /users/7 200")).fields
     {'verb': 'GET', 'path': '/users/7'}
     """
-    compiled = patterns.compiled(pattern)
+    compiled = regex.compiled(pattern)
     if not compiled.names:
         raise ConfigError(
             f"the pattern {pattern!r} names nothing to take: write (?P<name>…) around what is wanted"
@@ -134,7 +134,7 @@ def _join(record: Record) -> Record:
 def _take(record: Record, stamp: bytes, stream: bytes, content: bytes) -> None:
     record.text = content.decode("utf-8", "replace")
     record.fields = {**record.fields, "stream": stream.decode()}
-    moment = times.nanoseconds(stamp.decode("ascii", "replace"))
+    moment = timestamp.nanoseconds(stamp.decode("ascii", "replace"))
     if moment is not None:
         record.time = moment
 

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from sidecar.logs.records import Batch, Record
-from sidecar.logs.sinks import compression, destination
+from sidecar.logs.sinks import compression, endpoint
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable, shown
 from sidecar.logs.sinks.connector import Connector
-from sidecar.logs.sinks.verdicts import (
+from sidecar.logs.sinks.responses import (
     Answer,
     Bad,
     Delivered,
@@ -164,14 +164,14 @@ class HttpSink(BaseSink):
         for file in (password_file, token_file, api_key_file, ca_file, cert_file, key_file):
             if file is not None:
                 arguments.path("a file of the sink", file)
-        self.url, credentials = destination.address(url, self.standard_path)
+        self.url, credentials = endpoint.address(url, self.standard_path)
         self.name = name or shown(self.url)
         arguments.seconds(f"{self.name}: timeout", timeout, zero=False)
         limit = arguments.size(f"{self.name}: max_body", max_body, least=1)
-        destination.check_headers(self.name, headers)
+        endpoint.check_headers(self.name, headers)
         self._query = urlsplit(self.url).query.encode()
         self._gzip, self._timeout, self._max_body = gzip, timeout, limit
-        self._credentials = destination.Credentials(
+        self._credentials = endpoint.Credentials(
             self.name,
             credentials,
             user=user,
@@ -181,10 +181,10 @@ class HttpSink(BaseSink):
             header_files=header_files,
         )
         self._fixed_headers = {**headers, "Content-Type": self.content_type}
-        self._tls = destination.Tls(
+        self._tls = endpoint.Tls(
             self.name, self.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file
         )
-        self._proxy = destination.proxy(self.url)
+        self._proxy = endpoint.proxy(self.url)
         self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._works: dict[int, _Work] = {}

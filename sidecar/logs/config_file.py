@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sidecar._errors import ConfigError
-from sidecar.logs import values
-from sidecar.logs.config import READERS, Pipeline
-from sidecar.logs.references import References
+from sidecar.logs import config_types
+from sidecar.logs.config_references import References
+from sidecar.logs.pipeline import READERS, Pipeline
 
 if TYPE_CHECKING:
     import yaml
@@ -100,12 +100,12 @@ def load(path: str | os.PathLike[str]) -> Configuration:
 def _pipelines(found: Mapping[str, Any], where: str) -> dict[str, Pipeline]:
     """Read the pipelines. What one says itself counts instead of what stands beside `pipelines:`."""
     if "pipelines" not in found:
-        return {_ONLY: Pipeline(**values.read(found, READERS, where))}
+        return {_ONLY: Pipeline(**config_types.read(found, READERS, where))}
     common = {name: value for name, value in found.items() if name != "pipelines"}
     given = found["pipelines"]
     if not isinstance(given, dict) or not given:
         raise ConfigError(f"{where}: pipelines: expected a mapping of names to pipelines")
-    values.read(common, READERS, where)
+    config_types.read(common, READERS, where)
     made = {}
     for name, own in given.items():
         if not _NAME.fullmatch(str(name)):
@@ -114,7 +114,7 @@ def _pipelines(found: Mapping[str, Any], where: str) -> dict[str, Pipeline]:
             )
         if not isinstance(own, dict):
             raise ConfigError(f"{where}: pipelines: {name}: expected a mapping, not {own!r}")
-        read = values.read({**common, **own}, READERS, f"{where}: pipelines: {name}")
+        read = config_types.read({**common, **own}, READERS, f"{where}: pipelines: {name}")
         if "checkpoint" in common and "checkpoint" not in own:
             read["checkpoint"] = checkpoint_of(read["checkpoint"], str(name))
         made[str(name)] = Pipeline(**read)

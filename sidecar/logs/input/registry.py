@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field, replace
 
-from sidecar.logs import checkpoint, identity
-from sidecar.logs.content import Content
-from sidecar.logs.discovery import Found, Key
-from sidecar.logs.stream import Cursor, Stream
-from sidecar.logs.window import AckWindow
+from sidecar.logs.input import checkpoint, fingerprint
+from sidecar.logs.input.ack_window import AckWindow
+from sidecar.logs.input.discovery import Found, Key
+from sidecar.logs.input.file_content import Content
+from sidecar.logs.input.file_reader import Cursor, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Roster:
         near = families if far else [d for d in _directories(directory) if d in families]
         if self.has_bare_name(path):
             return [s for d in near for group in families[d].values() for s in group]
-        plain = identity.plain_name(name)
+        plain = fingerprint.plain_name(name)
         return [s for d in near for s in families[d].get(plain, ())]
 
     def has_bare_name(self, path: str) -> bool:
@@ -132,15 +132,17 @@ class Roster:
         stream.path = path
         self._join_family(stream)
 
-    def begin(self, stream: Stream, *, at_end: bool = False, judged: int = identity.HEAD) -> None:
+    def begin(
+        self, stream: Stream, *, at_end: bool = False, judged: int = fingerprint.HEAD
+    ) -> None:
         """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
         content = stream.content
         if content is None:
             return
         # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
-        known = identity.HEAD if content.compressed else min(judged, identity.HEAD)
+        known = fingerprint.HEAD if content.compressed else min(judged, fingerprint.HEAD)
         stream.head_bytes = stream.head_now(known)
-        stream.head = identity.Print.of(stream.head_bytes)
+        stream.head = fingerprint.Print.of(stream.head_bytes)
         offset, mark = 0, b""
         if at_end:
             offset = content.measure()
@@ -148,11 +150,11 @@ class Roster:
                 stream.size = offset
             else:  # from the beginning of the last line on, if it is not complete
                 offset = _after_last_newline(content, offset)
-            start = max(offset - identity.MARK, 0)
+            start = max(offset - fingerprint.MARK, 0)
             mark = content.read(start, offset - start)
         for lane in self.lanes:
             stream.cursors[lane] = Cursor(offset, mark)
-            stream.windows[lane] = AckWindow(identity.Place.of(offset, mark))
+            stream.windows[lane] = AckWindow(fingerprint.Place.of(offset, mark))
         self.add(stream)
         if stream.key is not None:
             self.clear_of_suspicion(stream.key)
@@ -212,12 +214,12 @@ class Roster:
     def _join_family(self, stream: Stream) -> None:
         directory, name = os.path.split(stream.path)
         family = self.families.setdefault(_core(stream.path), {}).setdefault(directory, {})
-        family.setdefault(identity.plain_name(name), {})[stream] = None
+        family.setdefault(fingerprint.plain_name(name), {})[stream] = None
 
     def _leave_family(self, stream: Stream) -> None:
         directory, name = os.path.split(stream.path)
         families = self.families[_core(stream.path)]
-        del families[directory][identity.plain_name(name)][stream]
+        del families[directory][fingerprint.plain_name(name)][stream]
         # Groups stay as long as the family: that there was a log of the bare name is remembered.
         if not any(families[directory].values()):
             del families[directory]
@@ -245,7 +247,7 @@ class Roster:
             stream.modified_ns = stream.met_ns = entry.modified_ns
             for lane in self.lanes:
                 place = entry.places.get(lane) or min(
-                    entry.places.values(), key=lambda p: p.offset, default=identity.Place(0)
+                    entry.places.values(), key=lambda p: p.offset, default=fingerprint.Place(0)
                 )
                 stream.cursors[lane] = Cursor(place.offset)
                 stream.windows[lane] = AckWindow(place)
@@ -308,7 +310,7 @@ def _entry(stream: Stream) -> checkpoint.Entry:
 
 @functools.lru_cache(maxsize=10_000)
 def _core(path: str) -> str:
-    return identity.core_name(os.path.basename(path))
+    return fingerprint.core_name(os.path.basename(path))
 
 
 def _directories(directory: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ A file of its own: its pattern loads RE2, 2.5 MB for everybody who has no use fo
 
 from __future__ import annotations
 
-from sidecar.logs.lines import Multiline
+from sidecar.logs.input.framing import Multiline
 
 CRI_LINES = Multiline(
     # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.

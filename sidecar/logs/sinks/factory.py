@@ -13,55 +13,60 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
-from sidecar.logs import values
+from sidecar.logs import config_types
 from sidecar.logs.sinks.base import Sink, shown
 
 if TYPE_CHECKING:
-    from sidecar.logs.sinks.delivery import HttpSink
+    from sidecar.logs.sinks.http import HttpSink
 
 FORMS = "stdout, file:///path, http(s)://…, loki+http(s)://…, elasticsearch+http(s)://…, otlp+http(s)://…"
 
-_SCHEMA = {"schema": values.text, "prefix": values.text}
+_SCHEMA = {"schema": config_types.text, "prefix": config_types.text}
 _FILE = {
     **_SCHEMA,
-    "json": values.truth,
-    "max_bytes": values.size,
-    "keep": values.count,
-    "mode": values.octal,
-    "name": values.text,
+    "json": config_types.truth,
+    "max_bytes": config_types.size,
+    "keep": config_types.count,
+    "mode": config_types.octal,
+    "name": config_types.text,
 }
 _HTTP = {
-    "name": values.text,
-    "gzip": values.truth,
-    "timeout": values.seconds,
-    "headers": values.mapping,
-    "user": values.text,
-    "password_file": values.text,
-    "token_file": values.text,
-    "api_key_file": values.text,
-    "header_files": values.mapping,
-    "ca_file": values.text,
-    "cert_file": values.text,
-    "key_file": values.text,
-    "max_body": values.size,
-    "batch_bytes": values.some_size,
-    "batch_lines": values.some,
-    "linger": values.seconds,
-    "concurrency": values.some,
+    "name": config_types.text,
+    "gzip": config_types.truth,
+    "timeout": config_types.seconds,
+    "headers": config_types.mapping,
+    "user": config_types.text,
+    "password_file": config_types.text,
+    "token_file": config_types.text,
+    "api_key_file": config_types.text,
+    "header_files": config_types.mapping,
+    "ca_file": config_types.text,
+    "cert_file": config_types.text,
+    "key_file": config_types.text,
+    "max_body": config_types.size,
+    "batch_bytes": config_types.some_size,
+    "batch_lines": config_types.some,
+    "linger": config_types.seconds,
+    "concurrency": config_types.some,
 }
-_OWN: Mapping[str, values.Readers] = {
-    "stdout": {**_SCHEMA, "json": values.truth, "name": values.text},
+_OWN: Mapping[str, config_types.Readers] = {
+    "stdout": {**_SCHEMA, "json": config_types.truth, "name": config_types.text},
     "file": _FILE,
     "ndjson": {**_SCHEMA, **_HTTP},
     "loki": {
         **_HTTP,
-        "tenant": values.text,
-        "labels": values.mapping,
-        "label_fields": values.texts,
-        "metadata_fields": values.texts,
+        "tenant": config_types.text,
+        "labels": config_types.mapping,
+        "label_fields": config_types.texts,
+        "metadata_fields": config_types.texts,
     },
-    "elasticsearch": {**_SCHEMA, **_HTTP, "index": values.text, "require_alias": values.truth},
-    "otlp": {**_HTTP, "resource": values.mapping, "retry_status": values.counts},
+    "elasticsearch": {
+        **_SCHEMA,
+        **_HTTP,
+        "index": config_types.text,
+        "require_alias": config_types.truth,
+    },
+    "otlp": {**_HTTP, "resource": config_types.mapping, "retry_status": config_types.counts},
 }
 _BATCHING = {
     "batch_bytes": "max_bytes",
@@ -100,7 +105,7 @@ def sink(
     if "@" in bare or set(own) & {"user", "api_key_file"} or _authorizes(own.get("header_files")):
         given.pop("token_file", None)
     given |= own
-    made = values.read(given, known, f"the sink {shown(bare)}")
+    made = config_types.read(given, known, f"the sink {shown(bare)}")
     if kind == "stdout":
         from sidecar.logs.sinks.stdout import StdoutSink
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages import ansi, zones
+from sidecar.logs.stages import ansi, time_zones
 from sidecar.process import metrics
 
 _FIELDS = (
@@ -64,7 +64,7 @@ def find_time_in(zone: str) -> Stage:
     >>> find_time_in("Europe/Berlin")(Record(b"2026-11-23 14:21:51 hello")).time
     1795440111000000000
     """
-    local = zones.named(zone)
+    local = time_zones.named(zone)
     return lambda record: _find(record, local)
 
 
@@ -83,7 +83,7 @@ def parse_time(field: str, format: str | None = None, *, zone: str | None = None
     >>> stage(Record(b"", fields={"at": "10/Oct/2000:13:55:36 -0700"})).time
     971211336000000000
     """
-    local = None if zone is None else zones.named(zone)
+    local = None if zone is None else time_zones.named(zone)
     if format:
         _check(format)
 
@@ -92,7 +92,7 @@ def parse_time(field: str, format: str | None = None, *, zone: str | None = None
         if value is None:
             return record
         if format:
-            given = by_format(str(value), format, local or zones.default(), record.time)
+            given = by_format(str(value), format, local or time_zones.default(), record.time)
         else:
             given = _moment(value, local)
         if given is not None:
@@ -179,7 +179,7 @@ def _utc(moment: str) -> int | None:
 def _second(moment: str, written: str, zone: tzinfo | None) -> int | None:
     try:
         naive = datetime.fromisoformat(moment)
-        parsed = naive.replace(tzinfo=zones.understood(written.strip(), naive, zone))
+        parsed = naive.replace(tzinfo=time_zones.understood(written.strip(), naive, zone))
         second = parsed.timestamp()
     except (ValueError, OverflowError):
         return None

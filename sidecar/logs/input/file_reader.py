@@ -5,7 +5,7 @@ compression another form; the positions stay.
 For each lane (a sink's own progress) there is a cursor, how far it was read,
 and a window, how far it was acknowledged.
 
-Blocking reads; no decision about which file belongs to which stream: see `sidecar.logs.tracker`.
+Blocking reads; no decision about which file belongs to which stream: see `sidecar.logs.input.rotation`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from sidecar.logs.archives import LONGEST_MAGIC, is_archive
-from sidecar.logs.content import Content, recognise
-from sidecar.logs.discovery import Key
-from sidecar.logs.identity import (
+from sidecar.logs.input.ack_window import AckWindow
+from sidecar.logs.input.archives import LONGEST_MAGIC, is_archive
+from sidecar.logs.input.discovery import Key
+from sidecar.logs.input.file_content import Content, recognise
+from sidecar.logs.input.fingerprint import (
     EVIDENCE,
     HEAD,
     MARK,
@@ -29,7 +30,7 @@ from sidecar.logs.identity import (
     Print,
     is_continued_by,
 )
-from sidecar.logs.lines import (
+from sidecar.logs.input.framing import (
     Cut,
     Encoding,
     Grouper,
@@ -40,7 +41,6 @@ from sidecar.logs.lines import (
     split_lines,
 )
 from sidecar.logs.records import MOST_RECORDS, Block, newlines_in
-from sidecar.logs.window import AckWindow
 
 _BOM_NEEDS = 3
 

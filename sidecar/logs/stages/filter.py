@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sidecar.logs import patterns
+from sidecar.logs import regex
 from sidecar.logs.records import Record, Stage
 
 
@@ -12,7 +12,7 @@ def keep(what: str | Callable[[Record], bool]) -> Stage:
     """Make a stage that passes only the lines in which a pattern is found, or for which a function says yes.
 
     Raises:
-        ConfigError: no valid pattern (see `sidecar.logs.patterns`).
+        ConfigError: no valid pattern (see `sidecar.logs.regex`).
 
     >>> errors = keep("ERROR")
     >>> errors(Record(b"INFO started")) is None
@@ -30,7 +30,7 @@ def drop(what: str | Callable[[Record], bool]) -> Stage:
     """Make a stage that drops the lines in which a pattern is found, or for which a function says yes.
 
     Raises:
-        ConfigError: no valid pattern (see `sidecar.logs.patterns`).
+        ConfigError: no valid pattern (see `sidecar.logs.regex`).
 
     >>> drop("/healthz")(Record(b"GET /healthz 200")) is None
     True
@@ -46,5 +46,5 @@ def drop(what: str | Callable[[Record], bool]) -> Stage:
 def _test(what: str | Callable[[Record], bool]) -> Callable[[Record], bool]:
     if callable(what):
         return what
-    pattern = patterns.compiled(what)
+    pattern = regex.compiled(what)
     return lambda record: pattern.found(record.text)

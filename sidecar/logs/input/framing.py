@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar._errors import ConfigError
-from sidecar.logs import patterns
+from sidecar.logs import regex
 from sidecar.logs.records import newlines_in
 from sidecar.process import arguments
 
@@ -62,7 +62,7 @@ class Multiline:
         arguments.seconds("timeout", self.timeout)
         arguments.integer("max_lines", self.max_lines, least=1)
         for pattern in (self.start, self.end, self.apart, self.continuation):
-            patterns.compiled(pattern or "")
+            regex.compiled(pattern or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,10 @@ class Grouper:
 
     def __init__(self, rule: Multiline) -> None:
         self.rule = rule
-        self._start = patterns.compiled(rule.start) if rule.start is not None else None
-        self._end = patterns.compiled(rule.end) if rule.end is not None else None
-        self._goes_on = patterns.compiled(rule.continuation) if rule.continuation else None
-        self._apart = patterns.compiled(rule.apart) if rule.apart is not None else None
+        self._start = regex.compiled(rule.start) if rule.start is not None else None
+        self._end = regex.compiled(rule.end) if rule.end is not None else None
+        self._goes_on = regex.compiled(rule.continuation) if rule.continuation else None
+        self._apart = regex.compiled(rule.apart) if rule.apart is not None else None
 
     def cut(self, lines: bytes, *, final: bool) -> Cut | None:
         """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""

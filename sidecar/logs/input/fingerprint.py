@@ -26,7 +26,7 @@ EVIDENCE = 64
 
 
 class Readable(Protocol):
-    """A content that can be read anywhere: `sidecar.logs.content` has them."""
+    """A content that can be read anywhere: `sidecar.logs.input.file_content` has them."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset` on; fewer only at the end."""

@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 
-from sidecar.logs.archives import LONGEST_MAGIC, Archive, open_archive
+from sidecar.logs.input.archives import LONGEST_MAGIC, Archive, open_archive
 
 _F_SETSIG = 10  # asm-generic/fcntl.h; Python has no name for it
 

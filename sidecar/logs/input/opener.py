@@ -10,9 +10,9 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.logs.content import Content, recognise
-from sidecar.logs.discovery import Discovery, Key
-from sidecar.logs.refusals import Refusals
+from sidecar.logs.input.discovery import Discovery, Key
+from sidecar.logs.input.file_content import Content, recognise
+from sidecar.logs.input.log_once import Refusals
 
 _log = logging.getLogger(__name__)
 

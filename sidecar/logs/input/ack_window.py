@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from sidecar.logs.identity import Place
+from sidecar.logs.input.fingerprint import Place
 from sidecar.logs.records import Block
 
 

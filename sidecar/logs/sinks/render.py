@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.logs import documents
+from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
 
 _MESSAGES = ("message", "msg", "log", "event")
@@ -23,7 +23,7 @@ def line(record: Record) -> str:
     if not record.changed:
         return record.text
     fields = record.fields if record.structured else {"message": record.text, **record.fields}
-    return documents.dumps(fields).decode()
+    return json_encoding.dumps(fields).decode()
 
 
 def message(record: Record) -> tuple[str | None, dict[str, Any]]:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
-from sidecar.logs import lines
-from sidecar.logs.checkpoint import Checkpoint, Entry, State
-from sidecar.logs.content import Content
-from sidecar.logs.discovery import Discovery
+from sidecar.logs.input import framing
+from sidecar.logs.input.checkpoint import Checkpoint, Entry, State
+from sidecar.logs.input.close_policy import Habits
+from sidecar.logs.input.discovery import Discovery
+from sidecar.logs.input.file_content import Content
+from sidecar.logs.input.file_reader import ContentReplaced, Rules, Stream
+from sidecar.logs.input.rotation import Tracker
 from sidecar.logs.records import Block
-from sidecar.logs.retiring import Habits
-from sidecar.logs.stream import ContentReplaced, Rules, Stream
-from sidecar.logs.tracker import Tracker
 from sidecar.process import arguments
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Tail:
         """Bytes that could never be read, by reason."""
         self._damaged: dict[str, str] = {}
         self._discovery, self._rules, self._habits = discovery, rules, habits
-        self._grouper = lines.Grouper(rules.multiline) if rules.multiline else None
+        self._grouper = framing.Grouper(rules.multiline) if rules.multiline else None
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: Tracker | None = None
         self._taken = False
@@ -487,7 +487,7 @@ def tail(
     ignore_older: float | None = None,
     root: str | None = None,
     archives: Sequence[str] = (),
-    multiline: lines.Multiline | None = None,
+    multiline: framing.Multiline | None = None,
     encoding: str = "utf-8",
     max_line: int | str = 1 << 20,
     recheck: float = 1.0,
@@ -530,7 +530,7 @@ def tail(
     """
     arguments.instance("encoding", encoding, str, "the name of an encoding")
     try:
-        lines.check_encoding(encoding)
+        framing.check_encoding(encoding)
     except ValueError as error:
         raise _errors.ConfigError(str(error)) from error
     arguments.choice("start", start, ("beginning", "end"))
@@ -545,7 +545,7 @@ def tail(
     if root is not None:
         arguments.path("root", root)
     if multiline is not None:
-        arguments.instance("multiline", multiline, lines.Multiline, "a logs.Multiline, or None")
+        arguments.instance("multiline", multiline, framing.Multiline, "a logs.Multiline, or None")
     line_limit = arguments.size("max_line", max_line, least=1)
     unread_limit = arguments.size("held_limit", held_limit, least=1)
     names = [arguments.path("pattern", pattern) for pattern in patterns]

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.fs import openat
-from sidecar.logs.identity import core_name
-from sidecar.logs.refusals import Refusals
+from sidecar.logs.input.fingerprint import core_name
+from sidecar.logs.input.log_once import Refusals
 
 _log = logging.getLogger(__name__)
 

@@ -24,17 +24,17 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from sidecar.logs import removing, retiring
-from sidecar.logs.archives import Unreadable
-from sidecar.logs.checkpoint import State
-from sidecar.logs.discovery import Discovery, Found, Key
-from sidecar.logs.opening import Opener
-from sidecar.logs.refusals import Refusals
-from sidecar.logs.retiring import Habits
-from sidecar.logs.roster import Roster
-from sidecar.logs.searching import Search
-from sidecar.logs.strangers import Stranger, Strangers
-from sidecar.logs.stream import Stream
+from sidecar.logs.input import close_policy, deletion
+from sidecar.logs.input.archives import Unreadable
+from sidecar.logs.input.checkpoint import State
+from sidecar.logs.input.classify import Stranger, Strangers
+from sidecar.logs.input.close_policy import Habits
+from sidecar.logs.input.discovery import Discovery, Found, Key
+from sidecar.logs.input.file_reader import Stream
+from sidecar.logs.input.log_once import Refusals
+from sidecar.logs.input.opener import Opener
+from sidecar.logs.input.registry import Roster
+from sidecar.logs.input.relocate import Search
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Tracker:
         wait = self._habits.remove_after
         if wait is None:
             return
-        for stream in retiring.removable(self.roster.streams, wait, now):
+        for stream in close_policy.removable(self.roster.streams, wait, now):
             path, key = stream.path, stream.key
             # Open, so that nothing is lost of what a writer adds that has it open.
             if path not in self.roster.found.files or key is None or not self.reopen(stream):
@@ -202,7 +202,7 @@ class Tracker:
             if stream.has_writer():
                 continue
             try:
-                if removing.remove(path, key, stream.changed):
+                if deletion.remove(path, key, stream.changed):
                     stream.deleted = True
                     _log.info("deleted %s: all of it is delivered", path)
             except OSError as error:
@@ -370,21 +370,21 @@ class Tracker:
         """Flush what waits for no one, close what is finished, forget what is long gone."""
         roster, habits = self.roster, self._habits
         for stream in [s for s in roster.streams if s.content is not None]:
-            for cursor in retiring.waiting_for_nothing(stream, habits, now):
+            for cursor in close_policy.waiting_for_nothing(stream, habits, now):
                 cursor.flush = True
                 roster.wake(stream)
             if now - stream.grew_at >= habits.rotate_wait:
                 self.tell_if_cut_off(stream)
-            if retiring.is_done_with(stream, habits, now):
+            if close_policy.is_done_with(stream, habits, now):
                 if stream.deleted or stream.key not in roster.found.places:
                     roster.bury(stream)
                 else:
                     roster.close_file(stream)  # looked at by its path from now on
         self._limit_held()
-        for stream in retiring.long_gone(roster.streams, time.time()):
+        for stream in close_policy.long_gone(roster.streams, time.time()):
             roster.remove(stream)
         roster.tidy(roster.found.places)
-        for stream in retiring.vanished(roster.streams, roster.found.places):
+        for stream in close_policy.vanished(roster.streams, roster.found.places):
             if (unread := stream.written - stream.read_by_all) > 0:
                 roster.lose("deleted", unread, stream.path)
             roster.bury(stream)
@@ -392,7 +392,7 @@ class Tracker:
     def _limit_held(self) -> None:
         """Deleted files whose space only we keep in use must not fill the volume."""
         limit = self._habits.held_limit
-        for stream, unread in retiring.beyond_limit(self.roster.streams, limit):
+        for stream, unread in close_policy.beyond_limit(self.roster.streams, limit):
             _log.error(
                 "giving up %d unread bytes of the deleted file %s: more than %d bytes of deleted files"
                 " would be kept in use (raise held_limit, or mend the sink)",
@@ -405,7 +405,7 @@ class Tracker:
 
     def _make_room(self) -> bool:
         """Close files that were not needed for long; they are opened again when there is something to read."""
-        closed = retiring.closable(self.roster.recent, self.roster.found.places)
+        closed = close_policy.closable(self.roster.recent, self.roster.found.places)
         for stream in closed:
             self.roster.close_file(stream)
         return bool(closed)

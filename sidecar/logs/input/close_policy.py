@@ -1,6 +1,6 @@
 """What may be let go: decided from what is known of the streams, without a look at the disk.
 
-Plain functions that return whom it concerns; `sidecar.logs.tracker` then flushes, closes and forgets.
+Plain functions that return whom it concerns; `sidecar.logs.input.rotation` then flushes, closes and forgets.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
-from sidecar.logs.discovery import Key
-from sidecar.logs.stream import Cursor, Stream
+from sidecar.logs.input.discovery import Key
+from sidecar.logs.input.file_reader import Cursor, Stream
 
 MOST_REMEMBERED = 1000
 """Contents without a file that are kept in mind, to recognise a copy that appears later …"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from sidecar.logs import documents, patterns
+from sidecar.logs import json_encoding, regex
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages import escapes
 
@@ -34,7 +34,7 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
     such a record goes on as text without fields.
 
     Raises:
-        ConfigError: no valid pattern (see `sidecar.logs.patterns`), or a replacement that does not fit it.
+        ConfigError: no valid pattern (see `sidecar.logs.regex`), or a replacement that does not fit it.
 
     >>> redact(r"token=\S+")(Record(b"login token=s3cret ok")).text
     'login *** ok'
@@ -124,10 +124,10 @@ class _Cleaner:
     """Replaces matches in nested values, and counts them."""
 
     def __init__(self, pattern: str, replacement: str) -> None:
-        self.pattern = patterns.compiled(pattern)
-        self._suspicious = patterns.compiled(f"{escapes.BASE64}|{pattern}" if pattern else "")
+        self.pattern = regex.compiled(pattern)
+        self._suspicious = regex.compiled(f"{escapes.BASE64}|{pattern}" if pattern else "")
         """One pass for both: nearly always it finds neither."""
-        self._base64 = patterns.compiled(escapes.BASE64)
+        self._base64 = regex.compiled(escapes.BASE64)
         self.replacement = replacement
         self._replace = self._replacing(replacement)
         self._mark = self._replacing(_MARK)
@@ -174,7 +174,7 @@ class _Cleaner:
             self._found(said) for _, _, readable in escapes.in_base64(text) for said in readable
         )
 
-    def _replacing(self, replacement: str) -> patterns.Replace:
+    def _replacing(self, replacement: str) -> regex.Replace:
         plain = self.pattern.replacing(replacement)
 
         def replace(text: str) -> tuple[str, int]:
@@ -227,10 +227,10 @@ class _Cleaner:
 
     def still_there(self, fields: dict[str, Any]) -> bool:
         """Tell whether the pattern matches anything that is not inside of one value."""
-        marked = documents.dumps(self._clean(fields, self._mark, 0))
+        marked = json_encoding.dumps(self._clean(fields, self._mark, 0))
         return self.pattern.found(marked.decode())
 
-    def _clean(self, value: Any, replace: patterns.Replace, depth: int) -> Any:
+    def _clean(self, value: Any, replace: regex.Replace, depth: int) -> Any:
         if isinstance(value, str):
             return self._in_text(value, replace)
         if isinstance(value, bool) or value is None:
@@ -250,7 +250,7 @@ class _Cleaner:
         cleaned = self._in_text(text, replace)
         return value if cleaned == text else cleaned
 
-    def _in_text(self, text: str, replace: patterns.Replace) -> str:
+    def _in_text(self, text: str, replace: regex.Replace) -> str:
         cleaned, count = replace(text)
         self._count += count
         return cleaned

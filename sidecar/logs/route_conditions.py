@@ -15,9 +15,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.logs import documents, patterns, values
+from sidecar.logs import config_types, json_encoding, regex
 from sidecar.logs.records import Record
-from sidecar.logs.stages.levels import LEVELS
+from sidecar.logs.stages.severity import LEVELS
 
 Condition = Callable[[Record], bool]
 
@@ -40,7 +40,7 @@ def condition(given: Any) -> Condition:
     for name, value in given.items():
         if name not in _TESTS:
             raise ValueError(
-                f"there is no condition {name!r} ({values.nearest(str(name), _TESTS)})"
+                f"there is no condition {name!r} ({config_types.nearest(str(name), _TESTS)})"
             )
         made.append(_TESTS[name](value))
     return made[0] if len(made) == 1 else lambda record: all(one(record) for one in made)
@@ -52,7 +52,7 @@ def _text(given: Any) -> Condition:
 
 
 def _level(given: Any) -> Condition:
-    wanted = frozenset(_known_level(one) for one in values.texts(given))
+    wanted = frozenset(_known_level(one) for one in config_types.texts(given))
     return lambda record: record.level in wanted
 
 
@@ -62,7 +62,7 @@ def _min_level(given: Any) -> Condition:
 
 
 def _file(given: Any) -> Condition:
-    globs = [re.compile(fnmatch.translate(one)) for one in values.patterns(given)]
+    globs = [re.compile(fnmatch.translate(one)) for one in config_types.patterns(given)]
     return lambda record: any(one.match(record.file) for one in globs)
 
 
@@ -108,7 +108,7 @@ def _members(given: Any, of: Callable[[Record], Mapping[str, Any]]) -> Condition
         for name, found in made:
             value = _member(members, name)
             if value is None or not found(
-                value if isinstance(value, str) else documents.value(value)
+                value if isinstance(value, str) else json_encoding.value(value)
             ):
                 return False
         return True
@@ -131,8 +131,8 @@ def _pattern(given: Any) -> Callable[[str], bool]:
     if isinstance(given, list):
         made = [_pattern(one) for one in given]
         return lambda text: any(one(text) for one in made)
-    text = given if isinstance(given, str) else documents.value(given)
-    return patterns.compiled(text).found
+    text = given if isinstance(given, str) else json_encoding.value(given)
+    return regex.compiled(text).found
 
 
 def _known_level(given: Any) -> str:

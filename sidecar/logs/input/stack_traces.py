@@ -8,8 +8,8 @@ A trace belongs to the line that reports it; one that nobody reports (Go's `pani
 from __future__ import annotations
 
 from sidecar._errors import ConfigError
-from sidecar.logs import patterns
-from sidecar.logs.lines import Multiline
+from sidecar.logs import regex
+from sidecar.logs.input.framing import Multiline
 
 _INDENTED = r"^\s|^$"
 _CONTINUED = {
@@ -58,7 +58,7 @@ def takes_any_line(start: str) -> bool:
     >>> takes_any_line(r"^\S"), takes_any_line(r"^\d{4}-")
     (True, False)
     """
-    pattern = patterns.compiled(start)
+    pattern = regex.compiled(start)
     return all(pattern.found(one) for one in ("a", "Z", "0", "[", "{", "<")) and not pattern.found(
         " a"
     )

@@ -22,7 +22,7 @@ import orjson
 
 from sidecar import _errors
 from sidecar.fs import atomic, dirs, flock, layout
-from sidecar.logs.identity import HEAD, MARK, Place, Print
+from sidecar.logs.input.fingerprint import HEAD, MARK, Place, Print
 
 VERSION = 1
 PREVIOUS = ".previous"
