@@ -27,7 +27,7 @@ LABEL org.opencontainers.image.title="sidecar" \
 COPY --from=build /opt/sidecar /opt/sidecar
 # At run time nothing can be compiled (read-only root), so what is imported is compiled here: it halves the start.
 # Nothing can be installed either: a base may have a pip of its own.
-RUN /opt/sidecar/bin/python3 -c "import sidecar.cli.main, sidecar.cli.check, sidecar.http.apps.reader, sidecar.http.apps.writer, sidecar.http.server.serve, sidecar.cli.collecting, sidecar.logs.sinks.http, sidecar.logs.sinks.stdout, jsonschema, yaml" \
+RUN /opt/sidecar/bin/python3 -c "import sidecar.cli.main, sidecar.cli.commands.check, sidecar.http.apps.reader, sidecar.http.apps.writer, sidecar.http.server.serve, sidecar.cli.impl.collect, sidecar.logs.sinks.http, sidecar.logs.sinks.stdout, jsonschema, yaml" \
  && rm -rf /usr/share/python-wheels /usr/local/bin/pip* /usr/lib/python3/dist-packages/pip* \
         "$(python3 -c 'import ensurepip, os; print(os.path.dirname(ensurepip.__file__))')" \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/pip*

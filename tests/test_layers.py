@@ -35,7 +35,7 @@ CALLS = {
     ("fs/atomic",): {"os.rename", "os.replace", "os.fsync", "os.fdatasync", "os.sync"},
     # The demonstration is the parent of two programs, and has no event loop;
     # a command hears a signal before it has imported anything else.
-    ("process/lifecycle", "process/signals", "cli/demo", "cli/main"): {
+    ("process/lifecycle", "process/signals", "cli/commands/demo", "cli/main"): {
         "signal.signal",
         "os._exit",
         "asyncio.run",

@@ -15,7 +15,7 @@ from types import FrameType
 import click
 
 from sidecar import __version__, _errors
-from sidecar.cli import variables, words
+from sidecar.cli import envvars, escape
 
 COMMANDS = ("write", "read", "collect", "publish", "delete", "wait", "check", "doctor", "demo")
 
@@ -70,7 +70,7 @@ class Commands(click.Group):
     """The commands, each imported when it is asked for."""
 
     def get_help(self, ctx: click.Context) -> str:
-        return words.fit_marks(super().get_help(ctx))
+        return escape.fit_marks(super().get_help(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -78,7 +78,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        found = import_module(f"sidecar.cli.{cmd_name}").command
+        found = import_module(f"sidecar.cli.commands.{cmd_name}").command
         return found if isinstance(found, click.Command) else None
 
     def resolve_command(
@@ -89,7 +89,7 @@ class Commands(click.Group):
         ):  # a shell asks how a line may go on: nothing is said of what is wrong in it
             return super().resolve_command(ctx, args)
         if args[0] not in COMMANDS:
-            near = words.nearest(args[0], COMMANDS)
+            near = escape.nearest(args[0], COMMANDS)
             meant = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
             ctx.fail(f"there is no command {args[0]!r} ({meant})")
         name, command, rest = super().resolve_command(ctx, args)
@@ -130,15 +130,15 @@ def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None
     Raises:
         click.UsageError: names the variable, and the nearest that exists.
     """
-    known = variables.of(command)
-    if not variables.unknown(os.environ, known):
+    known = envvars.of(command)
+    if not envvars.unknown(os.environ, known):
         return
     # Only now the other commands' modules are worth their import.
     for name in COMMANDS:
         if (other := sidecar.get_command(ctx, name)) is not None:
-            known |= variables.of(other)
-    if unknown := variables.unknown(os.environ, known):
-        raise click.UsageError(variables.complaint(unknown[0], known), ctx)
+            known |= envvars.of(other)
+    if unknown := envvars.unknown(os.environ, known):
+        raise click.UsageError(envvars.complaint(unknown[0], known), ctx)
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:
@@ -147,7 +147,7 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _report(error: Exception, message: str, code: int) -> int:
-    click.echo(f"sidecar: {words.one_line(message)}", err=True)
+    click.echo(f"sidecar: {escape.one_line(message)}", err=True)
     if _debugging():
         import traceback
 
@@ -163,7 +163,7 @@ def _debugging() -> bool:
 
 def _report_usage(error: click.ClickException) -> int:
     """Say what is wrong, where it came from, and where to read on."""
-    click.echo(f"sidecar: {words.one_line(_usage_message(error))}", err=True)
+    click.echo(f"sidecar: {escape.one_line(_usage_message(error))}", err=True)
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is not None:
         click.echo(f"Try '{ctx.command_path} --help'.", err=True)

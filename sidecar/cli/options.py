@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import values, variables, words
+from sidecar.cli import envvars, escape, param_types
 from sidecar.volume.content import filters
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Option(click.Option):
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         value = super().resolve_envvar_value(ctx)
-        if value and isinstance(self.envvar, str) and variables.is_service_link(self.envvar, value):
+        if value and isinstance(self.envvar, str) and envvars.is_service_link(self.envvar, value):
             return None
         return value
 
@@ -45,11 +45,11 @@ class Command(click.Command):
         super().__init__(name, **attributes)
         for option in self.params:
             if isinstance(option, Option):
-                option.envvar = variables.name(name, option.opts[0].lstrip("-"))
+                option.envvar = envvars.name(name, option.opts[0].lstrip("-"))
                 option.show_envvar = True
 
     def get_help(self, ctx: click.Context) -> str:
-        return words.fit_marks(super().get_help(ctx))
+        return escape.fit_marks(super().get_help(ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the arguments; one too many is named before an option that is missing: it may be its value."""
@@ -159,7 +159,7 @@ def path(what: str) -> Decorator:
     return option(
         "--path",
         required=True,
-        type=values.some_path,
+        type=param_types.some_path,
         metavar="PATH",
         shell_complete=complete_path,
         help=what,
@@ -195,7 +195,7 @@ def listening(*, default: int) -> Decorator:
         host(),
         option(
             "--port",
-            type=values.port,
+            type=param_types.port,
             default=default,
             help="Port to listen on; 0 takes any free one.",
         ),
@@ -206,31 +206,31 @@ def listening(*, default: int) -> Decorator:
         ),
         option(
             "--tls-cert",
-            type=values.EXISTING_FILE,
+            type=param_types.EXISTING_FILE,
             help="Certificate chain (PEM); read again when it changes.",
         ),
         option(
             "--tls-key",
-            type=values.EXISTING_FILE,
+            type=param_types.EXISTING_FILE,
             help="Private key of the certificate (PEM), if --tls-cert does not hold it.",
         ),
         option(
             "--drain-delay",
-            type=values.seconds,
+            type=param_types.seconds,
             metavar="SECONDS",
             default=1.0,
             help="After SIGTERM, seconds in which requests are still accepted while /readyz says no.",
         ),
         option(
             "--drain-timeout",
-            type=values.seconds,
+            type=param_types.seconds,
             metavar="SECONDS",
             default=10.0,
             help="After that, seconds that running requests have to finish.",
         ),
         option(
             "--head-timeout",
-            type=values.some_seconds,
+            type=param_types.some_seconds,
             metavar="SECONDS",
             default=10.0,
             help="Seconds from the first byte of a request to the end of its head; then 408.",
@@ -284,17 +284,19 @@ def gating() -> Decorator:
             help="Syntax that a content must have; text is UTF-8.",
         ),
         option(
-            "--schema", type=values.EXISTING_FILE, help="JSON Schema that a content must satisfy."
+            "--schema",
+            type=param_types.EXISTING_FILE,
+            help="JSON Schema that a content must satisfy.",
         ),
         option(
             "--check",
-            type=values.command_line,
+            type=param_types.command_line,
             metavar="COMMAND",
             help="Program that gets the path of a content as its last argument, and refuses it by a failing exit.",
         ),
         option(
             "--check-timeout",
-            type=values.some_seconds,
+            type=param_types.some_seconds,
             metavar="SECONDS",
             default=10.0,
             help="Seconds that an examination may take: by --format and --schema, and by --check.",
@@ -311,8 +313,12 @@ def keeping() -> Decorator:
     return _group(
         "keeping",
         gather,
-        option("--mode", type=values.mode, default="0644", help="Permissions of published files."),
-        option("--group", type=values.group, help="Group of published files, by number or name."),
+        option(
+            "--mode", type=param_types.mode, default="0644", help="Permissions of published files."
+        ),
+        option(
+            "--group", type=param_types.group, help="Group of published files, by number or name."
+        ),
         option(
             "--keep",
             type=click.IntRange(min=0),
@@ -322,7 +328,7 @@ def keeping() -> Decorator:
         ),
         option(
             "--keep-bytes",
-            type=values.size,
+            type=param_types.size,
             metavar="SIZE",
             default="256Mi",
             help="Bytes of older versions to keep on the volume, of all files together; the oldest go first.",
@@ -336,7 +342,7 @@ def keeping() -> Decorator:
         ),
         option(
             "--volume-budget",
-            type=values.some_size,
+            type=param_types.some_size,
             metavar="SIZE",
             help="Bytes on the disk that the directory may take, with history and temporary files: beyond it 507,"
             " once the history has given way. Set it below the `sizeLimit` of an emptyDir.",
@@ -372,7 +378,7 @@ def watching() -> Decorator:
         option("--poll", is_flag=True, help="Short for --watch poll."),
         option(
             "--recheck",
-            type=values.some_seconds,
+            type=param_types.some_seconds,
             metavar="SECONDS",
             default=1.0,
             help="Seconds between two looks at the files themselves, whatever the hints say.",
@@ -381,7 +387,7 @@ def watching() -> Decorator:
         *_patterns(),
         option(
             "--quiet",
-            type=values.some_seconds,
+            type=param_types.some_seconds,
             metavar="SECONDS",
             help="Show a change of a directory of loose files once nothing more has changed for so long;"
             " without it only what is written in place waits, for 0.1 s.",
@@ -402,7 +408,7 @@ def _patterns() -> tuple[Decorator, ...]:
     return (
         option(
             "--include",
-            type=values.words,
+            type=param_types.words,
             metavar="PATTERN[,PATTERN…]",
             default="",
             show_default=False,
@@ -410,7 +416,7 @@ def _patterns() -> tuple[Decorator, ...]:
         ),
         option(
             "--exclude",
-            type=values.words,
+            type=param_types.words,
             metavar="PATTERN[,PATTERN…]",
             default=",".join(filters.EDITORS),
             help="Loose files that do not count, and directories that are not looked into;"
@@ -423,7 +429,7 @@ def token_file() -> Decorator:
     """Add `--token-file`."""
     return option(
         "--token-file",
-        type=values.EXISTING_FILE,
+        type=param_types.EXISTING_FILE,
         help="File with the bearer token that requests must carry; read again when it changes.",
     )
 
@@ -432,7 +438,7 @@ def allowed_hosts() -> Decorator:
     """Add `--allowed-hosts`."""
     return option(
         "--allowed-hosts",
-        type=values.words,
+        type=param_types.words,
         metavar="NAME[,NAME…]",
         default="",
         show_default=False,
@@ -445,7 +451,7 @@ def allowed_origins() -> Decorator:
     """Add `--allowed-origins`."""
     return option(
         "--allowed-origins",
-        type=values.words,
+        type=param_types.words,
         metavar="ORIGIN[,ORIGIN…]",
         default="",
         show_default=False,
@@ -490,7 +496,7 @@ def logging(level: str = "info", *, tells_failures: bool = False) -> Decorator:
 
 def max_size(what: str) -> Decorator:
     """Add `--max-size`."""
-    return option("--max-size", type=values.size, default="64Mi", help=what)
+    return option("--max-size", type=param_types.size, default="64Mi", help=what)
 
 
 def _group(name: str, gather: Function, *options: Decorator) -> Decorator:

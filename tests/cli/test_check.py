@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli import main, probe
+from sidecar.cli import main
+from sidecar.cli.impl import http_probe
 from sidecar.process import tls_trust
 from support import FreePorts
 
@@ -213,7 +214,7 @@ def test_a_certificate_of_another_machine_is_verified(
 )
 def test_urls_are_taken_apart_as_rfc_3986_says(url: str, host: str, port: int, path: str) -> None:
     """Addresses of IPv6, default ports, queries; a fragment never goes to the server."""
-    assert probe.parse(url)[:3] == (host, port, path)
+    assert http_probe.parse(url)[:3] == (host, port, path)
 
 
 def test_many_probes_at_once_leave_nothing_open(

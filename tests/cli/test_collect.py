@@ -23,7 +23,8 @@ from logs.fakes.loki import FakeLoki
 from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.receiver import Broken, Busy
 from sidecar import logs
-from sidecar.cli import collecting, main
+from sidecar.cli import main
+from sidecar.cli.impl import collect
 from sidecar.http.apps import ops
 from sidecar.logs.collector import Collector
 from sidecar.logs.input import checkpoint
@@ -119,9 +120,9 @@ def test_the_limit_of_deleted_files_is_taken_from_file_and_flag(config: Path) ->
     with config.open("a") as file:
         file.write("held_limit: 64Mi\n")
     for given, limit in (({}, 64 << 20), ({"held_limit": 1 << 20}, 1 << 20)):
-        tail = collecting.configuration(str(config), given, as_json=False).only.source()
+        tail = collect.configuration(str(config), given, as_json=False).only.source()
         assert tail._habits.held_limit == limit
-    tail = collecting.configuration(None, {"files": ["a"]}, as_json=False).only.source()
+    tail = collect.configuration(None, {"files": ["a"]}, as_json=False).only.source()
     assert tail._habits.held_limit == 1 << 30
 
 
@@ -521,7 +522,7 @@ async def test_a_startup_probe_waits_until_the_files_have_been_looked_for(
 ) -> None:
     """`/startupz` says no before that: a native sidecar lets the application begin when it says yes."""
     collector = Collector(logs.tail(log), [], [logs.FileSink(tmp_path / "out")])
-    health = ops.health_of(collecting.ops_app(collector))
+    health = ops.health_of(collect.ops_app(collector))
     assert not health.report("started").ok
     assert health.report("live").ok
 

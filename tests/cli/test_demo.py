@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.commands import Command
-from sidecar.cli import variables
+from sidecar.cli import envvars
 from support import FreePorts, Process, StartProcess, WaitFor
 
 READY = "Ctrl-C stops both."
@@ -145,7 +145,7 @@ def test_a_busy_port_names_the_flag_to_use(
     assert done.code == 2
     assert f"cannot listen on 127.0.0.1 port {busy}: address already in use" in done.err
     assert flag in done.err
-    assert variables.name("demo", flag.removeprefix("--")) in done.err  # `make run` takes no flags
+    assert envvars.name("demo", flag.removeprefix("--")) in done.err  # `make run` takes no flags
     assert len(done.err.splitlines()) == 1
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import asyncinotify  # noqa: F401 (another user may not be able to import it)
 import pytest
 
-from sidecar.cli.examination import course
-from sidecar.cli.examination.findings import Finding
+from sidecar.cli.doctor import runner
+from sidecar.cli.doctor.report import Finding
 from sidecar.volume.volume import Volume
 from support import as_user
 
 
 def found(path: Path, subject: str) -> list[Finding]:
     """What is found of one subject that is not in order."""
-    return [f for f in course.examine(str(path)) if f.subject == subject and f.state != "ok"]
+    return [f for f in runner.examine(str(path)) if f.subject == subject and f.state != "ok"]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_set_is_tried_with_the_mode_and_group_of_the_writer(open_path: Path) -
         tried = {
             one.text.split(":")[0]: one.state
             for group in (65532, 1)
-            for one in course.examine(str(open_path), mode=0o640, group=group)
+            for one in runner.examine(str(open_path), mode=0o640, group=group)
             if one.subject == "set"
         }
     assert tried == {

@@ -318,7 +318,7 @@ def in_a_process(code: str) -> None:
 def test_a_reader_has_no_more_in_its_memory_than_it_needs() -> None:
     """No client, no code that publishes, no second web server, no C++: 5 MB of each reader."""
     in_a_process(
-        "import sys, sidecar.cli.light as light\n"
+        "import sys, sidecar.cli.lazy_imports as light\n"
         "with light.server_alone():\n"
         "    from sidecar.http.apps import reader; from sidecar.http.server import serve\n"
         "app = reader.reader_app('/tmp/config')\n"
@@ -331,7 +331,7 @@ def test_a_reader_has_no_more_in_its_memory_than_it_needs() -> None:
 def test_a_server_has_the_client_as_soon_as_it_asks_for_it() -> None:
     """It is that of aiohttp, without the certificates of the system; what was changed for it is as it was."""
     in_a_process(
-        "import os, ssl, sidecar.cli.light as light\n"
+        "import os, ssl, sidecar.cli.lazy_imports as light\n"
         "from importlib.metadata import version\n"
         "before, real = dict(os.environ), ssl.SSLContext.load_default_certs\n"
         "with light.server_alone():\n"
@@ -353,5 +353,5 @@ def test_in_a_program_of_a_user_aiohttp_is_what_it_is() -> None:
     in_a_process(
         "import sys, sidecar\n"
         "sidecar.reader_app, sidecar.writer_app, sidecar.serve\n"
-        "assert 'aiohttp.client' in sys.modules and 'sidecar.cli.light' not in sys.modules\n"
+        "assert 'aiohttp.client' in sys.modules and 'sidecar.cli.lazy_imports' not in sys.modules\n"
     )

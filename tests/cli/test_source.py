@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar import _errors
-from sidecar.cli import publish
-from sidecar.cli import source as sources
+from sidecar.cli.commands import publish
+from sidecar.cli.impl import publish_source
 from sidecar.volume.content import loader, read_state
 from sidecar.volume.content.scan_result import Sighting
 from sidecar.volume.publish.models import Publication
@@ -34,7 +34,7 @@ def changing(path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> list[fl
     changes: list[float] = []
 
     def sleep(seconds: float) -> None:
-        if seconds == sources._QUIET and len(changes) < times:
+        if seconds == publish_source._QUIET and len(changes) < times:
             changes.append(seconds)
             path.write_text(str(len(changes)))
 
@@ -94,7 +94,7 @@ def test_a_name_that_comes_or_goes_meanwhile_makes_no_version(
         return real(*args, **options)
 
     monkeypatch.setattr(loader, "load_directory", load)
-    assert sorted(sources.read_set(str(tmp_path), 100)) == ["a"] + ["moment"] * (not appears)
+    assert sorted(publish_source.read_set(str(tmp_path), 100)) == ["a"] + ["moment"] * (not appears)
     assert len(looks) == 4
 
 
@@ -107,8 +107,8 @@ async def test_what_is_left_of_standard_input_is_read_again_from_there(
     path.write_text("first\nrest")
     with path.open("rb", buffering=0) as file:
         file.seek(6)
-        steady = sources.Steady(file.fileno())
+        steady = publish_source.Steady(file.fileno())
         for _ in range(2):
             assert file.read() == b"rest"
-            assert steady.was_whole(4, sources._version_of(file.fileno(), 6))
+            assert steady.was_whole(4, publish_source._version_of(file.fileno(), 6))
             steady.begin_again()

@@ -13,7 +13,7 @@ import pytest
 
 import sidecar
 from cli.commands import Command
-from sidecar.cli import main, variables
+from sidecar.cli import envvars, main
 from support import environment
 
 
@@ -25,7 +25,7 @@ def commands() -> dict[str, click.Command]:
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(variables.PREFIX)]:
+    for name in [name for name in os.environ if name.startswith(envvars.PREFIX)]:
         monkeypatch.delenv(name)
 
 
@@ -108,7 +108,7 @@ def test_a_bad_value_of_a_variable_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who reads the message must know where to correct it: in the Pod's variables, not in its arguments."""
-    variable = variables.name("write", flag.removeprefix("--"))
+    variable = envvars.name("write", flag.removeprefix("--"))
     monkeypatch.setenv(variable, value)
     assert main.run(["write", "--path", "x"]) == 2
     first = capsys.readouterr().err.splitlines()[0]
@@ -369,7 +369,7 @@ def test_an_error_nobody_thought_of_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No traceback in a Pod's log, and a hint how to get one."""
-    monkeypatch.setattr("sidecar.cli.probe.get", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sidecar.cli.impl.http_probe.get", lambda *_, **__: 1 / 0)
     assert main.run(["check", "http://localhost:1/"]) == 1
     err = capsys.readouterr().err
     assert err.splitlines() == [

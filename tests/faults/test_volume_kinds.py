@@ -14,7 +14,7 @@ import pytest
 
 import mounts
 from sidecar import _errors
-from sidecar.cli.examination import course
+from sidecar.cli.doctor import runner
 from sidecar.fs import flock
 from sidecar.volume.volume import Volume
 from support import StartProcess, WaitFor, opened
@@ -118,7 +118,7 @@ async def test_what_works_on_a_kind_of_volume_is_what_the_table_says(
     await check_files(path, kind)
     await check_sets(path, kind)
     check_lock(path)
-    wrong = [finding for finding in course.examine(str(path)) if finding.state == "wrong"]
+    wrong = [finding for finding in runner.examine(str(path)) if finding.state == "wrong"]
     assert wrong == []
 
 

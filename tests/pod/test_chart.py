@@ -100,7 +100,7 @@ def test_the_readme_names_every_value() -> None:
 @pytest.mark.parametrize("role", ["writer", "reader"])
 def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> None:
     """`--check-timeout` is `checkTimeout`: one word for one thing, and none is missing in the chart."""
-    from sidecar.cli import read, write
+    from sidecar.cli.commands import read, write
 
     command = {"writer": write, "reader": read}[role].command
     values = yaml.safe_load((tools.CHART / "values.yaml").read_text())
@@ -131,7 +131,7 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) -> None:
     """What the chart passes is parsed by the command itself: no flag that it does not know, no value it refuses."""
-    from sidecar.cli import collect, publish, read, write
+    from sidecar.cli.commands import collect, publish, read, write
 
     commands = {
         "write": write.command,

@@ -11,7 +11,7 @@ import yaml
 
 from pod import chart, tools
 from pod.matrix import MATRIX, rendered
-from sidecar.cli import collect
+from sidecar.cli.commands import collect
 from sidecar.logs import config_file
 from sidecar.logs import pipeline as config
 from sidecar.logs.input.discovery import Discovery

@@ -90,8 +90,8 @@ def test_what_a_start_imports_is_compiled(image: str) -> None:
     """With a read-only root each start would compile it again: every module has its bytecode in the image."""
     program = (
         "import os, sys, importlib.util as u;"
-        "import sidecar.cli.main, sidecar.cli.check, sidecar.http.apps.reader, sidecar.http.apps.writer, sidecar.http.server.serve;"
-        "import yaml, sidecar.cli.collecting, sidecar.logs.sinks.http, sidecar.logs.sinks.stdout;"
+        "import sidecar.cli.main, sidecar.cli.commands.check, sidecar.http.apps.reader, sidecar.http.apps.writer, sidecar.http.server.serve;"
+        "import yaml, sidecar.cli.impl.collect, sidecar.logs.sinks.http, sidecar.logs.sinks.stdout;"
         "files = [m.__file__ for m in list(sys.modules.values()) if (getattr(m, '__file__', None) or '').endswith('.py')];"
         "print(sorted(f for f in files if not os.path.exists(u.cache_from_source(f))))"
     )

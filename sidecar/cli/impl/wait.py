@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from sidecar import _errors
-from sidecar.cli import options, words
+from sidecar.cli import escape, options
 from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.watch.watch import Watch
@@ -57,7 +57,7 @@ class Waiting:
                 if left <= 0:
                     break
                 if clock() >= tell:
-                    missing = words.one_line(self.missing)
+                    missing = escape.one_line(self.missing)
                     click.echo(f"waiting for {self._path}: {missing} ({left:.0f} s left)", err=True)
                     tell = clock() + _PROGRESS
                 await _within(changed, min(left, tell - clock()))

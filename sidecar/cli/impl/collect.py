@@ -17,7 +17,7 @@ import click
 import orjson
 
 from sidecar import _errors
-from sidecar.cli import light, words
+from sidecar.cli import escape, lazy_imports
 from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
@@ -120,7 +120,7 @@ def run(
         signature = signature_of(make().files)
         return _plan(make(), sink_defaults, signature)
 
-    with light.server_alone():
+    with lazy_imports.server_alone():
         first = plan()
         topology = Topology(first, plan if first.signature else None)
         work = topology.run(until_end=once)
@@ -211,7 +211,7 @@ def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) ->
     left = sum(done.left.values())
     click.echo(f"{done.delivered} delivered, {done.refused} refused again, {left} left in {path}")
     for reason, count in done.left.items():
-        click.echo(f"sidecar: {count} left: {words.one_line(reason)}", err=True)
+        click.echo(f"sidecar: {count} left: {escape.one_line(reason)}", err=True)
     return 1 if done.refused or left else 0
 
 
@@ -272,8 +272,8 @@ def print_status(path: str, *, as_json: bool) -> int:
     titles = ("FILE", "SINK", "POSITION", "SIZE", "LAG", "STATE")
     cells = [
         (
-            words.one_line(row["file"]),
-            words.one_line(row["sink"]),
+            escape.one_line(row["file"]),
+            escape.one_line(row["sink"]),
             f"{row['position']:,}",
             f"{row['size']:,}",
             f"{row['lag']:,}",

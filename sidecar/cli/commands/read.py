@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import light, options, serving
+from sidecar.cli import lazy_imports, options
+from sidecar.cli.impl import serve
 
 
 @options.command("read")
@@ -35,7 +36,7 @@ def command(
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
     A second signal exits at once.
     """
-    with light.server_alone():
+    with lazy_imports.server_alone():
         from sidecar.http.apps import reader
     from sidecar.process import memory
 
@@ -47,4 +48,4 @@ def command(
         allowed_hosts=allowed_hosts,
         **asdict(watching),
     )
-    serving.run(app, listening)
+    serve.run(app, listening)

@@ -8,11 +8,7 @@ import select
 import sys
 from collections.abc import Iterator
 
-from sidecar.cli.examination.findings import (
-    Finding,
-    Patient,
-    reason,
-)
+from sidecar.cli.doctor.report import Finding, Patient, reason
 from sidecar.fs.notify import select as events
 from sidecar.fs.notify.inotify import Inotify
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 
 from sidecar import _errors
-from sidecar.cli.words import one_line as shown
+from sidecar.cli.escape import one_line as shown
 from sidecar.fs import dirs, layout, openat, visible_links
 from sidecar.process import executor
 from sidecar.volume.content import listing, loader

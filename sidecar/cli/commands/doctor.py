@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import options, values, words
+from sidecar.cli import escape, options, param_types
 
 if TYPE_CHECKING:
-    from sidecar.cli.examination.findings import Finding
+    from sidecar.cli.doctor.report import Finding
 
 _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red")}
 
@@ -25,10 +25,15 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
 )
 @options.max_size("Largest content that its writer and readers take.")
 @options.option(
-    "--mode", type=values.mode, default="0644", help="Permissions that its writer gives its files."
+    "--mode",
+    type=param_types.mode,
+    default="0644",
+    help="Permissions that its writer gives its files.",
 )
 @options.option(
-    "--group", type=values.group, help="Group that its writer gives its files, by number or name."
+    "--group",
+    type=param_types.group,
+    help="Group that its writer gives its files, by number or name.",
 )
 @options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
@@ -46,11 +51,12 @@ def command(
     Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
     It tries a publish of a file and of a set under names that nobody reads, and removes them again.
     """
-    from sidecar.cli.examination import course, findings
+    from sidecar.cli.doctor import report as findings
+    from sidecar.cli.doctor import runner
 
     wanted = set(findings.BOTH if role == "both" else (role,))
     found = []
-    for finding in course.examine(path, max_size=max_size, mode=mode, group=group):
+    for finding in runner.examine(path, max_size=max_size, mode=mode, group=group):
         if wanted & set(finding.roles):
             found.append(finding)
             if not as_json:
@@ -67,10 +73,10 @@ def command(
 
 def _print(finding: Finding) -> None:
     sign, colour = _SIGNS[finding.state]
-    sign = click.style(words.fit_marks(sign), fg=colour)
-    click.echo(f"{sign} {finding.subject:<10} {words.one_line(finding.text)}")
+    sign = click.style(escape.fit_marks(sign), fg=colour)
+    click.echo(f"{sign} {finding.subject:<10} {escape.one_line(finding.text)}")
     if finding.remedy:
-        click.echo(f"  {'':<10} {words.fit_marks('→')} {finding.remedy}")
+        click.echo(f"  {'':<10} {escape.fit_marks('→')} {finding.remedy}")
 
 
 def _print_json(path: str, role: str, findings: list[Finding]) -> None:

@@ -157,36 +157,36 @@ async def _publish(
 ) -> Publication:
     import asyncio
 
-    from sidecar.cli import source as sources
+    from sidecar.cli.impl import publish_source
     from sidecar.process import executor
 
     options: dict[str, Any] = {**conditions, "dry_run": dry_run}
     if name is None:
         return await _publish_set(volume, source, options, limit)
-    with sources.opened(None if source == _STDIN else source) as fd:
-        steady = sources.Steady(fd)
-        for attempt in range(sources.ATTEMPTS):
+    with publish_source.opened(None if source == _STDIN else source) as fd:
+        steady = publish_source.Steady(fd)
+        for attempt in range(publish_source.ATTEMPTS):
             if attempt:
-                await asyncio.sleep(sources.PAUSE)
+                await asyncio.sleep(publish_source.PAUSE)
                 steady.begin_again()
             async with volume.stage(name, dry_run=dry_run) as upload:
-                async with aclosing(sources.pieces(fd)) as pieces:
+                async with aclosing(publish_source.pieces(fd)) as pieces:
                     async for piece in pieces:
                         await upload.write(piece)
                 if await executor.in_thread(steady.was_whole, upload.size, upload.version):
                     return await volume.put(name, upload, **options)
-    raise sources.changed(source)
+    raise publish_source.changed(source)
 
 
 async def _publish_set(
     volume: Volume, source: str, options: Mapping[str, Any], limit: int
 ) -> Publication:
-    from sidecar.cli import source as sources
+    from sidecar.cli.impl import publish_source
     from sidecar.process import executor
 
-    for _ in range(sources.ATTEMPTS):
-        files = await executor.in_thread(sources.read_set, source, limit)
+    for _ in range(publish_source.ATTEMPTS):
+        files = await executor.in_thread(publish_source.read_set, source, limit)
         # A large file is read once more while it is published.
         with contextlib.suppress(_errors.ContentAltered):
             return await volume.publish(files, **options)
-    raise sources.changed(source)
+    raise publish_source.changed(source)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from sidecar.cli.examination.findings import Finding, Patient, reason
-from sidecar.cli.words import one_line
+from sidecar.cli.doctor.report import Finding, Patient, reason
+from sidecar.cli.escape import one_line
 from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
 from sidecar.volume.publish import history
 

@@ -22,7 +22,8 @@ from typing import Self
 import click
 
 from sidecar import _errors
-from sidecar.cli import options, probe, values, variables, words
+from sidecar.cli import envvars, escape, options, param_types
+from sidecar.cli.impl import http_probe
 from sidecar.process import parent_death, signals
 
 _START = 15.0
@@ -43,7 +44,7 @@ _TRANSCRIPT = (
 @options.command("demo")
 @options.option(
     "--path",
-    type=values.some_path,
+    type=param_types.some_path,
     metavar="PATH",
     shell_complete=options.complete_path,
     help="File that both share; a temporary one, which is removed at the end, if none is given.",
@@ -55,10 +56,10 @@ _TRANSCRIPT = (
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
 @options.option(
-    "--writer-port", type=values.port, metavar="PORT", default=8080, help="Port of the writer."
+    "--writer-port", type=param_types.port, metavar="PORT", default=8080, help="Port of the writer."
 )
 @options.option(
-    "--reader-port", type=values.port, metavar="PORT", default=8081, help="Port of the reader."
+    "--reader-port", type=param_types.port, metavar="PORT", default=8081, help="Port of the reader."
 )
 @options.logging(level="warning")
 @click.pass_context
@@ -104,7 +105,7 @@ class _Processes:
 
         That would reach it twice, by the terminal and by us, and the second signal exits without draining.
         """
-        ours = {n: v for n, v in os.environ.items() if not n.startswith(variables.PREFIX)}
+        ours = {n: v for n, v in os.environ.items() if not n.startswith(envvars.PREFIX)}
         self._started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "sidecar.cli", *arguments],
@@ -119,8 +120,8 @@ class _Processes:
         """Wait until a server answers with success, and with this body, if one is given."""
         limit = time.monotonic() + _START
         while True:
-            with contextlib.suppress(OSError, probe.ProbeError):
-                answer = probe.get(probe.parse(url), timeout=1.0)
+            with contextlib.suppress(OSError, http_probe.ProbeError):
+                answer = http_probe.get(http_probe.parse(url), timeout=1.0)
                 if answer.status == 200 and body in (None, answer.body):
                     return
             self.check()
@@ -194,7 +195,7 @@ def _free(host: str, port: int, flag: str) -> int:
             raise _errors.ConfigError(
                 f"cannot listen on {host} port {port}: {(error.strerror or str(error)).lower()}"
                 f" (choose another port by {flag} or the variable"
-                f" {variables.name('demo', flag.removeprefix('--'))}, 0 for any free one)"
+                f" {envvars.name('demo', flag.removeprefix('--'))}, 0 for any free one)"
             ) from error
         chosen: int = trial.getsockname()[1]
         return chosen
@@ -222,7 +223,7 @@ def _command_of(process: subprocess.Popen[bytes]) -> str:
 
 def _explain(urls: dict[str, str], shared: str, *, empty: bool) -> None:
     """Print what runs, and the article's transcript as commands to paste; `empty`: its first answer holds."""
-    arrow = words.fit_marks("→")
+    arrow = escape.fit_marks("→")
     click.echo(f"\n  writer  {urls['writer']}    HTTP {arrow} {shared}")
     click.echo(f"  reader  {urls['reader']}    {shared} {arrow} HTTP")
     click.echo("\nTo try in another terminal:")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options, probe, values, words
+from sidecar.cli import escape, options, param_types
+from sidecar.cli.impl import http_probe
 
 
 @options.command("check")
 @click.argument("url")
 @options.option(
     "--timeout",
-    type=values.some_seconds,
+    type=param_types.some_seconds,
     metavar="SECONDS",
     default=1.0,
     help="Seconds until the answer must be there.",
 )
 @options.option(
     "--ca",
-    type=values.EXISTING_FILE,
+    type=param_types.EXISTING_FILE,
     help="Authority (PEM) that must have signed the server's certificate.",
 )
 @options.option("--insecure", is_flag=True, help="Accept any certificate.")
@@ -30,8 +31,8 @@ def command(url: str, timeout: float, ca: str | None, insecure: bool) -> int:
     when no --ca is given: an address of the loopback interface cannot be anybody else's.
     """
     try:
-        answer = probe.get(_target(url), timeout=timeout, ca=ca, insecure=insecure)
-    except (OSError, probe.ProbeError) as error:
+        answer = http_probe.get(_target(url), timeout=timeout, ca=ca, insecure=insecure)
+    except (OSError, http_probe.ProbeError) as error:
         return _failed(f"no answer from {url}: {_why(error, timeout)}")
     if 200 <= answer.status < 300:
         click.echo(f"{answer.status} {answer.reason}".rstrip())
@@ -39,15 +40,15 @@ def command(url: str, timeout: float, ca: str | None, insecure: bool) -> int:
     return _failed(f"{url} answered {answer.status}{_detail(answer)}")
 
 
-def _target(url: str) -> probe.Target:
+def _target(url: str) -> http_probe.Target:
     try:
-        return probe.parse(url)
+        return http_probe.parse(url)
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from error
 
 
 def _failed(message: str) -> int:
-    click.echo(f"sidecar: {words.one_line(message)}", err=True)
+    click.echo(f"sidecar: {escape.one_line(message)}", err=True)
     return 1
 
 
@@ -61,7 +62,7 @@ def _why(error: Exception, timeout: float) -> str:
     return str(error)
 
 
-def _detail(answer: probe.Answer) -> str:
+def _detail(answer: http_probe.Answer) -> str:
     """Return what a problem (RFC 9457) or a health report says, else the beginning of a text."""
     if "location" in answer.headers:
         return f", a redirect to {answer.headers['location']}; ask there"

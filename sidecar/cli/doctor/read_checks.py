@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sidecar import _errors
-from sidecar.cli.examination.findings import (
-    Finding,
-    Patient,
-    amount,
-    reason,
-)
+from sidecar.cli.doctor.report import Finding, Patient, amount, reason
 from sidecar.fs import layout as naming
 from sidecar.fs import openat
 from sidecar.volume.content import loader

@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator
 
-from sidecar.cli.examination.findings import (
+from sidecar.cli.doctor.report import (
     Finding,
     Patient,
     permission_remedy,

@@ -9,24 +9,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from sidecar.cli.examination import noticing, owners, place, publishing, reading
-from sidecar.cli.examination.findings import Finding, Patient
+from sidecar.cli.doctor import owner_checks, path_checks, read_checks, watch_checks, write_checks
+from sidecar.cli.doctor.report import Finding, Patient
 from sidecar.volume.content import snapshot
 
 _LOOKS = (
-    place.access,
-    publishing.space,
-    publishing.write,
-    publishing.write_set,
-    publishing.left_overs,
-    owners.replaceable,
-    owners.links,
-    owners.shared_history,
-    reading.layout,
-    owners.set_in_force,
-    reading.content,
-    noticing.arrivals,
-    noticing.limits,
+    path_checks.access,
+    write_checks.space,
+    write_checks.write,
+    write_checks.write_set,
+    write_checks.left_overs,
+    owner_checks.replaceable,
+    owner_checks.links,
+    owner_checks.shared_history,
+    read_checks.layout,
+    owner_checks.set_in_force,
+    read_checks.content,
+    watch_checks.arrivals,
+    watch_checks.limits,
 )
 
 
@@ -45,12 +45,12 @@ def examine(
         group=group,
     )
     try:
-        yield place.process()
-        yield from place.path(patient)
-        yield from place.mount(patient)
+        yield path_checks.process()
+        yield from path_checks.path(patient)
+        yield from path_checks.mount(patient)
         if patient.fd >= 0:
             for look in _LOOKS:
                 yield from look(patient)
-            yield reading.opening()
+            yield read_checks.opening()
     finally:
         patient.close()

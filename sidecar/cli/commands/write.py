@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import light, options, serving, values
+from sidecar.cli import lazy_imports, options, param_types
+from sidecar.cli.impl import serve
 
 
 @options.command("write")
@@ -14,13 +15,13 @@ from sidecar.cli import light, options, serving, values
 @options.keeping()
 @options.option(
     "--confirm",
-    type=values.http_url,
+    type=param_types.http_url,
     metavar="URL",
     help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
 )
 @options.option(
     "--confirm-ca",
-    type=values.EXISTING_FILE,
+    type=param_types.EXISTING_FILE,
     help="Authority (PEM) that must have signed the certificate of that reader; without it,"
     " those of the system, but a reader on this machine itself is not verified.",
 )
@@ -48,7 +49,7 @@ def command(
     It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
     A second signal exits at once.
     """
-    with light.server_alone():
+    with lazy_imports.server_alone():
         from sidecar.http.apps import writer
     from sidecar.process import memory
 
@@ -66,4 +67,4 @@ def command(
         allowed_origins=allowed_origins,
         allowed_hosts=allowed_hosts,
     )
-    serving.run(app, listening)
+    serve.run(app, listening)

@@ -8,13 +8,7 @@ import time
 from collections.abc import Iterator
 
 from sidecar import _errors
-from sidecar.cli.examination.findings import (
-    Finding,
-    Patient,
-    Role,
-    amount,
-    reason,
-)
+from sidecar.cli.doctor.report import Finding, Patient, Role, amount, reason
 from sidecar.fs import atomic, atomic_writer, dirs, flock, layout
 
 _OLD = 60.0

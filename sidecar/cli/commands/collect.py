@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecar.cli import light, options, values
+from sidecar.cli import lazy_imports, options, param_types
 
 if TYPE_CHECKING:
     from sidecar.logs.config_file import Configuration
@@ -62,7 +62,7 @@ _LINE = _Line()
 )
 @options.option(
     "--ignore-older",
-    type=values.seconds,
+    type=param_types.seconds,
     metavar="SECONDS",
     help="Of those, begin at the end of each that has not been written for so long.",
 )
@@ -86,7 +86,7 @@ _LINE = _Line()
 )
 @options.option("--encoding", default="utf-8", help="Of files without a byte order mark.")
 @options.option(
-    "--max-line", type=values.size, default="1Mi", help="Longer lines are passed on in pieces."
+    "--max-line", type=param_types.size, default="1Mi", help="Longer lines are passed on in pieces."
 )
 @options.option(
     "--multiline",
@@ -146,27 +146,27 @@ _LINE = _Line()
 @options.option("--tenant", help="X-Scope-OrgID for Loki.")
 @options.option(
     "--budget",
-    type=values.size,
+    type=param_types.size,
     default="8Mi",
     help="Bytes in flight, all sinks together; when they are used up, reading stops.",
 )
 @options.option(
     "--held-limit",
-    type=values.size,
+    type=param_types.size,
     default="1Gi",
     help="Unread bytes of deleted files that may be kept on the volume for a sink that is away; "
     "beyond it the oldest file is given up, loudly.",
 )
 @options.option(
     "--drain-timeout",
-    type=values.seconds,
+    type=param_types.seconds,
     metavar="SECONDS",
     default=20.0,
     help="After SIGTERM, seconds to deliver what is there.",
 )
 @options.option(
     "--remove-after",
-    type=values.seconds,
+    type=param_types.seconds,
     metavar="SECONDS",
     help="Delete a file once every sink has acknowledged all of it, that is saved, "
     "and it was not written for so long.",
@@ -215,7 +215,7 @@ _LINE = _Line()
 )
 @options.option(
     "--port",
-    type=values.port,
+    type=param_types.port,
     help="Answer /livez, /readyz, /startupz and /metrics on this port.",
 )
 @options.host()
@@ -248,11 +248,11 @@ def command(
 
     It runs until SIGTERM: then it reads to the end, delivers, saves, and exits with 0.
     """
-    with light.server_alone():
-        from sidecar.cli import collecting
+    with lazy_imports.server_alone():
+        from sidecar.cli.impl import collect
 
     if status is not None:
-        return collecting.print_status(status, as_json=json)
+        return collect.print_status(status, as_json=json)
     explicit = {
         name: value
         for name, value in given.items()
@@ -260,15 +260,15 @@ def command(
     }
 
     def found() -> Configuration:
-        return collecting.configuration(config, explicit, as_json=json)
+        return collect.configuration(config, explicit, as_json=json)
 
     sink_defaults = {
         name: given[name] for name in ("token_file", "ca_file", "tenant") if given[name] is not None
     }
     if dry_run is not None:
-        return collecting.dry_run(found(), dry_run)
+        return collect.dry_run(found(), dry_run)
     if replay is not None:
-        return collecting.replay(found(), sink_defaults, replay)
+        return collect.replay(found(), sink_defaults, replay)
     if check_config:
-        return collecting.check(found(), sink_defaults)
-    return collecting.run(found, sink_defaults, once=once, host=host, port=port)
+        return collect.check(found(), sink_defaults)
+    return collect.run(found, sink_defaults, once=once, host=host, port=port)

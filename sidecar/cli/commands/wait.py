@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import options, values, words
+from sidecar.cli import escape, options, param_types
 
 
 @options.command("wait")
@@ -12,14 +12,14 @@ from sidecar.cli import options, values, words
     "File that must be there, or directory that must hold one (if it is not there yet: end it with /)."
 )
 @options.option(
-    "--timeout", type=values.seconds, default=60.0, help="Seconds to wait; 0 looks once."
+    "--timeout", type=param_types.seconds, default=60.0, help="Seconds to wait; 0 looks once."
 )
 @options.option(
     "--etag", help="Wait for this very version, as `publish` prints it or a writer's ETag says it."
 )
 @options.option(
     "--min-size",
-    type=values.size,
+    type=param_types.size,
     default="0",
     help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
 )
@@ -42,7 +42,7 @@ def command(
     On success the version is printed, which is the ETag without its quotes.
     Stopped by a signal, it does not exit with 0: an init container that was stopped has not succeeded.
     """
-    from sidecar.cli.waiting import Waiting
+    from sidecar.cli.impl.wait import Waiting
     from sidecar.process import lifecycle
 
     waiting = Waiting(
@@ -54,7 +54,7 @@ def command(
     if version:
         click.echo(version)
         return 0
-    missing = words.one_line(waiting.missing)
+    missing = escape.one_line(waiting.missing)
     click.echo(f"sidecar: {path} is not there after {timeout:g} s: {missing}", err=True)
     return 1
 
