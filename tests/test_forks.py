@@ -16,7 +16,7 @@ from aiohttp import web
 import sidecar
 from sidecar import logs, testing
 from support import Eventually, WaitFor
-from watching import threads
+from support.watching import threads
 
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import Command, Result
 from support import environment
+from support.commands import Command, Result
 
 
 @pytest.fixture

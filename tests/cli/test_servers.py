@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import Command
 from support import FreePorts, Process, StartProcess, WaitFor
+from support.commands import Command
 
 
 def get(url: str, **headers: str) -> tuple[int, str]:

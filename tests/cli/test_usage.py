@@ -12,9 +12,9 @@ import click
 import pytest
 
 import sidecar
-from cli.commands import Command
 from sidecar.cli import envvars, main
 from support import environment
+from support.commands import Command
 
 
 def commands() -> dict[str, click.Command]:

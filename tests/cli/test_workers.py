@@ -22,8 +22,8 @@ from typing import BinaryIO
 
 import pytest
 
-from cli.commands import Command
 from support import FreePorts, Process, StartProcess, WaitFor
+from support.commands import Command
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="needs Linux")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faultkit import Publisher
+from support.faultkit import Publisher
 
 
 @pytest.fixture(scope="session")

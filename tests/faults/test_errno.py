@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from faultkit import Point, Publisher, Run
 from faults.publisher import STATES, Kind
 from sidecar import _errors
+from support.faultkit import Point, Publisher, Run
 
 ERRNOS = ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "EPERM", "ESTALE", "EXDEV"]
 FULL = ["ENOSPC", "EDQUOT"]

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from faults.publisher import left_over
-from mounts import image, loop, mounted, tmpfs
 from sidecar import _errors
 from sidecar.volume.publish.models import Order, Settings
 from sidecar.volume.publish.store import Store
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
+from support.mounts import image, loop, mounted, tmpfs
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from sidecar.volume.content import loader
 from sidecar.volume.publish import models
 from sidecar.volume.volume import Volume
 from support import Process, StartProcess, read_beneath
-from watching import BOUND, consumer, descriptors, replace
+from support.watching import BOUND, consumer, descriptors, replace
 
 SECRET = "root:x:0:0 from outside"
 LIMIT = 1 << 20

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from faultkit import CHANGING, Point, Publisher, examine
 from faults.publisher import STATES, Kind
+from support.faultkit import CHANGING, Point, Publisher, examine
 
 #: Each way to the disk of its own; the others are made of the same steps in another order.
 WHOLE: list[Kind] = ["file", "upload", "set"]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from mounts import FileSystem, cut_power, image, loop
 from sidecar.fs import layout
 from support import FreePorts, WaitFor
+from support.mounts import FileSystem, cut_power, image, loop
 
 CLIENTS = 64
 TIMES = 256

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mounts import FileSystem, cut_power, image, loop
 from sidecar.fs import atomic
 from sidecar.fs import layout as naming
 from sidecar.volume.publish.models import Order, Settings
 from sidecar.volume.publish.store import Store
+from support.mounts import FileSystem, cut_power, image, loop
 
 pytestmark = pytest.mark.root
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from faultkit import TESTS
 from faults import reader
 from sidecar.volume.publish.models import Order, Settings
 from sidecar.volume.publish.store import Store
+from support.faultkit import TESTS
 
 READERS = 4
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import mounts
 from sidecar import _errors
 from sidecar.cli.doctor import runner
 from sidecar.fs import flock
 from sidecar.volume.volume import Volume
-from support import StartProcess, WaitFor, opened
+from support import StartProcess, WaitFor, mounts, opened
 
 pytestmark = pytest.mark.root
 

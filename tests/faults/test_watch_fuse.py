@@ -17,7 +17,7 @@ from sidecar.volume.watch import session
 from sidecar.volume.watch import watch as watches
 from sidecar.volume.watch.watch import Watch
 from support import StartProcess, WaitFor
-from watching import BOUND, consumer, replace, threads
+from support.watching import BOUND, consumer, replace, threads
 
 pytest.importorskip("mfusepy")
 pytestmark = pytest.mark.root

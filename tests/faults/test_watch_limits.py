@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support import Process, StartProcess, WaitFor
-from watching import replace
+from support.watching import replace
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from sidecar.testing import rewrite_in_place, until
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.watch import stability
 from support import StartProcess
-from watching import BOUND, consumer, replace
+from support.watching import BOUND, consumer, replace
 
 
 def whole(number: int, most: int = 3000) -> bytes:

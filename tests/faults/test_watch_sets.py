@@ -16,7 +16,7 @@ from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume.content import loader
 from sidecar.volume.content.scan_result import Sighting
 from support import Process, StartProcess
-from watching import BOUND, consumer
+from support.watching import BOUND, consumer
 
 LIMIT = 1 << 20
 SECONDS = 10

@@ -17,7 +17,7 @@ import pytest
 from sidecar.testing import ConfigMapVolume
 from sidecar.volume.watch.stability import SETTLE
 from sidecar.volume.watch.watch import Watch
-from watching import BOUND, MODES, RECHECK, GitSync, consumer, remove, replace
+from support.watching import BOUND, MODES, RECHECK, GitSync, consumer, remove, replace
 
 mode = pytest.mark.parametrize("mode", MODES)
 

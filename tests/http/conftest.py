@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from httpkit import Client, MakeClient, Play, Serve, Served, start_serving
+from support.httpkit import Client, MakeClient, Play, Serve, Served, start_serving
 
 
 @pytest_asyncio.fixture

@@ -11,9 +11,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from httpkit import MakeClient, problem
 from sidecar import _errors
 from sidecar.http import problems
+from support.httpkit import MakeClient, problem
 
 
 def every_error(base: type[_errors.SidecarError] = _errors.SidecarError) -> Iterator[type]:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import sidecar
-from logs_support import PAD
 from sidecar import logs
 from sidecar.fs.notify import inotify
 from sidecar.logs import collector as collecting_module
@@ -27,6 +26,7 @@ from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.process import memory, metrics
 from support import Eventually, as_user
+from support.logs_support import PAD
 
 
 @pytest.fixture

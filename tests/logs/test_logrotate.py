@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from logs_support import Follower
 from sidecar.logs.testing import LogFile
+from support.logs_support import Follower
 
 LOGROTATE = shutil.which("logrotate") or "/usr/sbin/logrotate"
 pytestmark = pytest.mark.skipif(not os.path.exists(LOGROTATE), reason="logrotate is not installed")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logs_world import Step, World
+from support.logs_world import Step, World
 
 STEPS = st.lists(
     st.one_of(

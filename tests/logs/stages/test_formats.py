@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from logs_support import Follower
 from sidecar import logs, testing
 from sidecar._errors import ConfigError
 from sidecar.logs import pipeline as config
@@ -16,6 +15,7 @@ from sidecar.logs import stages
 from sidecar.logs.collector import Collector
 from sidecar.logs.records import Record
 from sidecar.process import metrics
+from support.logs_support import Follower
 
 AT = 1_795_440_111_000_000_000
 """2026-11-23T13:21:51Z"""

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logs_support import Follower
 from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.logs import json_encoding, stages
 from sidecar.logs.input.framing import Grouper
 from sidecar.logs.records import Record
+from support.logs_support import Follower
 
 CRI_P = b"2026-11-23T13:21:51.5Z stdout P "
 CRI_F = b"2026-11-23T13:21:51.6Z stdout F "

@@ -1,0 +1,190 @@
+"""Hints by inotify: what is told, what is not, and that nothing a neighbour does ends the telling."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.fs.notify.base import Activity, Target
+from sidecar.fs.notify.inotify import Inotify, InotifyHints
+from sidecar.fs.notify.wakeup import Bell
+from support.watching import replace
+
+
+@pytest.fixture
+def hints(bell: Bell, fd: int, tmp_path: Path) -> Iterator[InotifyHints]:
+    """Hints for a file `config` in a directory."""
+    one = InotifyHints(bell)
+    one.arm([Target(fd, str(tmp_path), frozenset({b"config", b"..data"}))])
+    yield one
+    one.close()
+
+
+def test_draining_never_waits(hints: InotifyHints) -> None:
+    """asyncinotify makes a descriptor that would block."""
+    assert not os.get_blocking(hints._inotify.fd)
+    assert hints.drain() == Activity()
+
+
+def test_a_neighbour_who_is_as_fast_as_we_are_does_not_hold_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited at the beginning is returned, all of it; what has come meanwhile is for the next time."""
+    inotify = Inotify()
+    inotify.add(str(tmp_path))
+    real, names, reads = os.read, iter(range(10**6)), 0
+
+    def make(count: int) -> None:
+        for _ in range(count):
+            (tmp_path / f"{next(names):0100}").touch()
+
+    def read(fd: int, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        assert reads < 20, "it goes on reading"
+        data = real(fd, size)
+        make(1000)
+        return data
+
+    make(1000)
+    monkeypatch.setattr(os, "read", read)
+    found = {event.name for event in inotify.drain()}
+    monkeypatch.undo()
+    inotify.close()
+    assert {b"%0100d" % number for number in range(1000)} <= found
+
+
+def test_a_rename_over_the_file_is_urgent(hints: InotifyHints, tmp_path: Path) -> None:
+    """It is whole, so there is a reason to look now."""
+    replace(tmp_path / "config", "x")
+    seen = hints.drain()
+    assert seen.urgent
+    assert seen.last == {b"config": Inotify.MOVED_TO}
+    assert hints.drain() == Activity()
+
+
+def test_writing_is_no_reason_to_look_and_closing_is(hints: InotifyHints, tmp_path: Path) -> None:
+    """Whoever looked at each `write` would read half of a file a thousand times."""
+    (tmp_path / "config").touch()
+    hints.drain()
+    with (tmp_path / "config").open("w", buffering=1) as file:
+        file.write("half\n")
+        seen = hints.drain()
+        assert seen.count
+        assert not seen.urgent
+        assert seen.last == {b"config": Inotify.MODIFY}
+    seen = hints.drain()
+    assert seen.urgent
+    assert seen.last == {b"config": Inotify.CLOSE_WRITE}
+
+
+def test_other_names_are_not_told(hints: InotifyHints, tmp_path: Path) -> None:
+    """Neighbours, temporary files, generations."""
+    for name in ("other", "..tmp-1", "..gen-1"):
+        (tmp_path / name).touch()
+    assert hints.drain() == Activity()
+
+
+@pytest.mark.parametrize(
+    "change", ["rename", "remove", pytest.param("unmount", marks=pytest.mark.root)]
+)
+def test_the_end_of_the_directory_is_told(bell: Bell, tmp_path: Path, change: str) -> None:
+    """The watch is of an inode: its path may mean another one by now."""
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    if change == "unmount":
+        subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    fd = os.open(directory, os.O_RDONLY)
+    hints = InotifyHints(bell)
+    hints.arm([Target(fd, str(directory), None)])
+    os.close(fd)
+    {
+        "rename": lambda: directory.rename(tmp_path / "away"),
+        "remove": directory.rmdir,
+        "unmount": lambda: subprocess.run(["umount", directory], check=True),
+    }[change]()
+    seen = hints.drain()
+    assert seen.moved
+    assert seen.urgent
+    hints.close()
+
+
+def test_a_way_tells_of_its_entry_and_not_of_what_is_written_there(
+    bell: Bell, fd: int, tmp_path: Path
+) -> None:
+    """A link that is swapped, a directory that comes; not the noise of a busy `/tmp`."""
+    hints = InotifyHints(bell)
+    hints.arm([Target(fd, str(tmp_path), frozenset({b"link"}), way=True)])
+    (tmp_path / "link").write_text("a file that is written to")
+    seen = hints.drain()
+    assert seen.count == 1  # made
+    assert not seen.arrived
+    assert seen.last == {}
+    replace(tmp_path / "link", "x")
+    assert hints.drain().arrived
+    hints.close()
+
+
+def test_one_directory_may_be_two_targets(bell: Bell, fd: int, tmp_path: Path) -> None:
+    """As the way to itself, and as what holds the content: each name counts for what it is."""
+    hints = InotifyHints(bell)
+    hints.arm(
+        [
+            Target(fd, str(tmp_path), frozenset({b"way"}), way=True),
+            Target(fd, str(tmp_path), frozenset({b"config"})),
+        ]
+    )
+    replace(tmp_path / "config", "x")
+    (tmp_path / "way").mkdir()
+    seen = hints.drain()
+    assert seen.count == 2
+    assert seen.last == {b"config": Inotify.MOVED_TO}
+    with (tmp_path / "config").open("a") as file:
+        file.write("x")
+    assert hints.drain().last == {b"config": Inotify.CLOSE_WRITE}
+    hints.close()
+
+
+def test_arming_again_forgets_the_directories_of_before(
+    bell: Bell, fd: int, tmp_path: Path
+) -> None:
+    """And leaves nothing behind in the kernel or in memory, however often it happens."""
+    hints = InotifyHints(bell)
+    for number in range(50):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        one = os.open(directory, os.O_RDONLY)
+        hints.arm([Target(one, str(directory), None)])
+        os.close(one)
+    (tmp_path / "0" / "old").touch()
+    hints.drain()
+    (tmp_path / "0" / "old").touch()
+    assert not hints.drain().count
+    assert len(hints._targets) == 1
+    assert len(hints._inotify._inotify._watches) == 1
+    hints.close()
+
+
+def test_names_that_are_not_utf8_are_told_as_they_are(bell: Bell, fd: int, tmp_path: Path) -> None:
+    """Names are bytes."""
+    hints = InotifyHints(bell)
+    hints.arm([Target(fd, str(tmp_path), None)])
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff\xfe", os.O_CREAT | os.O_WRONLY))
+    assert hints.drain().last == {b"\xff\xfe": Inotify.CLOSE_WRITE}
+    hints.close()
+
+
+def test_thousands_of_events_are_drained_at_once(bell: Bell, fd: int, tmp_path: Path) -> None:
+    """Whatever a `read` returns of them at a time."""
+    hints = InotifyHints(bell)
+    hints.arm([Target(fd, str(tmp_path), None)])
+    for number in range(3000):
+        (tmp_path / f"{number:0100}").touch()
+    seen = hints.drain()
+    assert len(seen.last) == 3000
+    assert not seen.lost
+    hints.close()

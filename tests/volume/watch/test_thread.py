@@ -1,0 +1,147 @@
+"""A lookout trusts nothing that it has armed or read before something went wrong: it begins again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.fs.notify import select
+from sidecar.fs.notify.base import Activity, Mode, Target
+from sidecar.fs.notify.wakeup import Bell
+from sidecar.volume.watch.scanner import Eye
+from sidecar.volume.watch.thread import Lookout, News
+from support.watching import replace, wait
+
+
+class FakeHints:
+    """Hints that tell what a test lets them tell, and remember how often they were armed."""
+
+    mode: Mode = "inotify"
+    fd: int | None = None
+    nests = True
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._seen = Activity()
+        self.arms = 0
+        self.fail_next = False
+
+    def arm(self, targets: Sequence[Target]) -> None:
+        assert targets
+        self.arms += 1
+
+    def follow(self, target: Target) -> None: ...
+
+    def unfollow(self, key: str) -> None: ...
+
+    def drain(self) -> Activity:
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("planted")
+        seen, self._seen = self._seen, Activity()
+        return seen
+
+    def close(self) -> None: ...
+
+    def tell(self, seen: Activity) -> None:
+        self._seen = seen
+        self._bell.ring()
+
+
+class World:
+    """A lookout at a file, with fake hints; what it told, and each look: what was known, and whether that was trusted."""
+
+    def __init__(self, path: Path, recheck: float) -> None:
+        self.told: list[News] = []
+        self.looks: list[tuple[bool, bool]] = []
+        self.fail_next = False
+        self.hints: FakeHints
+        self.lookout = Lookout(
+            str(path),
+            wanted="inotify",
+            recheck=recheck,
+            limit=1 << 20,
+            tell=self.told.append,
+            ended=lambda: None,
+        )
+
+    def source(self, _: Mode, bell: Bell) -> FakeHints:
+        self.hints = FakeHints(bell)
+        return self.hints
+
+    def look(self, real: Any, eye: Eye, before: Any, *, thoroughly: bool, quick: bool) -> Any:
+        self.looks.append((before is not None, not thoroughly))
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("planted")
+        return real(eye, before, thoroughly=thoroughly, quick=quick)
+
+
+@pytest.fixture
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """A lookout that has told the first content, and looks again so many seconds later."""
+    path = tmp_path / "config"
+    replace(path, "0")
+    made = World(path, request.param)
+    real = Eye.look
+    monkeypatch.setattr(select, "source", made.source)
+    monkeypatch.setattr(Eye, "look", lambda eye, *args, **more: made.look(real, eye, *args, **more))
+    made.lookout.start()
+    wait(lambda: made.told and not made.lookout._unsure)  # so young a file is looked at once more
+    yield made
+    made.lookout.stop()
+    made.lookout.join()
+
+
+@pytest.mark.parametrize("world", [60.0], indirect=True)
+def test_after_lost_events_the_directories_are_armed_again(world: World) -> None:
+    """One of those that were lost may have said that a watch has ended; and all is read again."""
+    assert world.hints.arms == 1
+    before = len(world.looks)
+    world.hints.tell(Activity(urgent=True, lost=True))
+    wait(lambda: len(world.looks) > before)
+    assert world.hints.arms == 2
+    assert world.looks[before] == (True, False)
+
+
+@pytest.mark.parametrize("world", [60.0], indirect=True)
+def test_an_event_of_the_file_is_no_reason_to_arm_again(world: World) -> None:
+    """What is armed stays so, and the content is read."""
+    before = len(world.looks)
+    world.hints.tell(Activity(count=1, urgent=True))
+    wait(lambda: len(world.looks) > before)
+    assert world.hints.arms == 1
+
+
+@pytest.mark.parametrize("world", [0.05], indirect=True)
+def test_after_an_exception_everything_is_read_and_armed_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows what was half done: the content is told anew, so the consumer knows that it is not stale."""
+    before, looks, arms = len(world.told), len(world.looks), world.hints.arms
+    world.fail_next = True
+    wait(lambda: len(world.told) >= before + 2)
+    death, again = world.told[before : before + 2]
+    assert "planted" in str(death.death)
+    assert again.snapshot is not None
+    assert again.snapshot.text() == "0"
+    assert world.hints.arms == arms + 1
+    assert (False, False) in world.looks[looks:]
+    assert "failed and begins again" in caplog.text
+
+
+@pytest.mark.parametrize("world", [0.05], indirect=True)
+def test_an_exception_between_two_looks_does_not_end_it_unseen(world: World) -> None:
+    """It is told as a failure, as a liveness probe must hear of it, and it begins again."""
+    before, arms = len(world.told), world.hints.arms
+    world.hints.fail_next = True
+    wait(lambda: len(world.told) >= before + 2)
+    death, again = world.told[before : before + 2]
+    assert "planted" in str(death.death)
+    assert again.snapshot is not None
+    assert world.hints.arms == arms + 1
