@@ -16,7 +16,7 @@ from _rows import Row, report
 
 from sidecar import logs
 from sidecar.logs import pipeline
-from sidecar.logs.input.framing import Grouper
+from sidecar.logs.input.framing import MultilineGrouper
 from sidecar.logs.records import Block, Stage
 
 TEXT = b"2026-11-23T13:21:51.%06dZ INFO request %d done path=/api/v1/users/%d status=200 took=0.012"
@@ -98,7 +98,7 @@ def run(block: Block, stages: Sequence[Stage]) -> float:
 
 def group(rule: str, lines: int) -> float:
     data = b"".join(TEXT % (number, number, number) + b"\n" for number in range(lines))
-    grouper = Grouper(pipeline.multiline(rule))
+    grouper = MultilineGrouper(pipeline.multiline(rule))
     best = 0.0
     for _ in range(3):
         began = time.process_time()

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sidecar.logs.testing import LogFile, MemorySink
-from sidecar.volume.content.snapshot import encoded
+from sidecar.volume.content.snapshot import to_bytes
 from sidecar.volume.volume import Volume
 
 __all__ = [
@@ -91,7 +91,7 @@ class ConfigMapVolume:
         for name, content in files.items():
             target = new / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(encoded(content))
+            target.write_bytes(to_bytes(content))
         temporary = self.path / "..data_tmp"
         temporary.symlink_to(new.name)
         temporary.rename(self.path / _DATA)
@@ -123,7 +123,7 @@ def rewrite_in_place(path: str | os.PathLike[str], content: bytes | str, pause: 
     ...     config.read()
     'a: 2'
     """
-    data = encoded(content)
+    data = to_bytes(content)
     half = len(data) // 2
     with open(path, "wb", buffering=0) as file:
         file.write(data[:half])

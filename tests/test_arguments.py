@@ -149,7 +149,7 @@ def test_sizes_are_understood_as_the_command_takes_them(tmp_path: Path) -> None:
         make(tmp_path / "x", max_size="64Mi")
     logs.tail("/x", max_line="64Ki", held_limit="1Gi")
     logs.FileSink(tmp_path / "x", max_bytes="10M")
-    assert arguments.size("max_size", "64Mi") == 64 << 20
+    assert arguments.check_size("max_size", "64Mi") == 64 << 20
 
 
 NO_CONTENTS = [5, {}, None, True, 1.5, ["a"], bytearray(b"x"), memoryview(b"x"), object()]

@@ -242,7 +242,7 @@ def test_readme_commands_run(in_namespace, tmp_path: Path) -> None:
 
 def test_every_problem_is_documented_with_its_status() -> None:
     """The table of docs/http.md and the table in the code say the same."""
-    from sidecar.http.problems import KINDS
+    from sidecar.http.problems import PROBLEM_TYPES
 
     rows = re.findall(
         r"^\| (`[^|]+`) \| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.MULTILINE
@@ -251,7 +251,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
         name: int(status) for cell, status in rows for name in re.findall("`([^`]+)`", cell)
     }
 
-    assert documented == {name: kind.status for name, kind in KINDS.items()}
+    assert documented == {name: kind.status for name, kind in PROBLEM_TYPES.items()}
 
 
 @pytest.mark.parametrize("page", ["docs/security.md", "docs/volume.md"])

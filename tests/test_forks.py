@@ -139,11 +139,11 @@ async def test_probes_of_a_forked_application_fail(tmp_path: Path) -> None:
         from sidecar.http.apps import ops
 
         async def main() -> object:
-            return dict(ops.health_of(app).report("live").checks)
+            return dict(ops.get_health(app).report("live").checks)
 
         said = await in_child(main)
         assert "it was forked after" in str(said)
-        assert ops.health_of(app).report("live").ok
+        assert ops.get_health(app).report("live").ok
     finally:
         await runner.cleanup()
 
@@ -263,11 +263,11 @@ async def test_a_child_that_is_forked_during_a_publish_does_not_keep_its_lock(
 
     fd = os.open(tmp_path, os.O_RDONLY)
     stop = FORK.Event()
-    with flock.locked(fd, timeout=1, where="x"):
+    with flock.directory_lock(fd, timeout=1, where="x"):
         child = FORK.Process(target=stop.wait, args=(20,))
         child.start()
     try:
-        with flock.locked(fd, timeout=1, where="x"):
+        with flock.directory_lock(fd, timeout=1, where="x"):
             pass
     finally:
         stop.set()

@@ -43,7 +43,7 @@ def is_service_link(variable: str, value: str) -> bool:
     return _LINK_NAME.search(variable) is not None
 
 
-def of(command: click.Command) -> frozenset[str]:
+def variable_of(command: click.Command) -> frozenset[str]:
     """Return the variables of one command."""
     return frozenset(option.envvar for option in command.params if isinstance(option.envvar, str))
 
@@ -58,7 +58,7 @@ def unknown(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
     )
 
 
-def complaint(variable: str, known: Iterable[str]) -> str:
+def unknown_variable_error(variable: str, known: Iterable[str]) -> str:
     """Say that a variable is unknown, and which one may have been meant."""
     from difflib import get_close_matches
 

@@ -130,15 +130,15 @@ def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None
     Raises:
         click.UsageError: names the variable, and the nearest that exists.
     """
-    known = envvars.of(command)
+    known = envvars.variable_of(command)
     if not envvars.unknown(os.environ, known):
         return
     # Only now the other commands' modules are worth their import.
     for name in COMMANDS:
         if (other := sidecar.get_command(ctx, name)) is not None:
-            known |= envvars.of(other)
+            known |= envvars.variable_of(other)
     if unknown := envvars.unknown(os.environ, known):
-        raise click.UsageError(envvars.complaint(unknown[0], known), ctx)
+        raise click.UsageError(envvars.unknown_variable_error(unknown[0], known), ctx)
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:

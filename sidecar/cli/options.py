@@ -84,7 +84,7 @@ def option(*declarations: str, help: str, **attributes: Any) -> Decorator:  # no
 
 
 @dataclass(frozen=True)
-class Listening:
+class ServerOptions:
     """Where a server listens, what it bears, and how it ends."""
 
     host: str
@@ -101,7 +101,7 @@ class Listening:
 
 
 @dataclass(frozen=True)
-class Gating:
+class ValidationOptions:
     """What a content must be, to pass."""
 
     max_size: int
@@ -130,7 +130,7 @@ class Gating:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class StorageOptions:
     """What becomes of a content on the volume."""
 
     mode: int
@@ -143,7 +143,7 @@ class Keeping:
 
 
 @dataclass(frozen=True)
-class Watching:
+class WatchOptions:
     """How changes are noticed."""
 
     watch: Literal["auto", "inotify", "watchfiles", "poll"]
@@ -181,13 +181,13 @@ def listening(*, default: int) -> Decorator:
     """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS, draining, limits and workers."""
 
     @click.pass_context
-    def gather(ctx: click.Context, /, **chosen: Any) -> Listening:
+    def gather(ctx: click.Context, /, **chosen: Any) -> ServerOptions:
         given = ctx.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
         if chosen["unix_socket"] and not given:
             chosen["port"] = None
         if chosen["tls_key"] and not chosen["tls_cert"]:
             raise click.UsageError("--tls-key is of no use alone: give --tls-cert, too", ctx)
-        return Listening(**chosen)
+        return ServerOptions(**chosen)
 
     return _group(
         "listening",
@@ -271,8 +271,8 @@ def host() -> Decorator:
 def gating() -> Decorator:
     """Add what a content must be: `--max-size`, `--format`, `--schema`, `--check`."""
 
-    def gather(**chosen: Any) -> Gating:
-        return Gating(**chosen)
+    def gather(**chosen: Any) -> ValidationOptions:
+        return ValidationOptions(**chosen)
 
     return _group(
         "gating",
@@ -307,8 +307,8 @@ def gating() -> Decorator:
 def keeping() -> Decorator:
     """Add what becomes of files: their mode, the bounds of the history and of the volume, `--durability`."""
 
-    def gather(**chosen: Any) -> Keeping:
-        return Keeping(**chosen)
+    def gather(**chosen: Any) -> StorageOptions:
+        return StorageOptions(**chosen)
 
     return _group(
         "keeping",
@@ -360,11 +360,11 @@ def watching() -> Decorator:
     """Add how changes are noticed: `--watch`, `--poll`, `--recheck`, `--max-size`, `--include`, `--exclude`, `--quiet`."""
 
     @click.pass_context
-    def gather(ctx: click.Context, /, *, poll: bool, watch: Any, **chosen: Any) -> Watching:
+    def gather(ctx: click.Context, /, *, poll: bool, watch: Any, **chosen: Any) -> WatchOptions:
         given = ctx.get_parameter_source("watch") is not click.core.ParameterSource.DEFAULT
         if poll and given and watch != "poll":
             raise click.UsageError(f"--poll contradicts --watch {watch}: give one of them", ctx)
-        return Watching(watch="poll" if poll else watch, **chosen)
+        return WatchOptions(watch="poll" if poll else watch, **chosen)
 
     return _group(
         "watching",

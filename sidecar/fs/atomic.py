@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sidecar.fs import layout, openat, oserrors
-from sidecar.fs.oserrors import ModeRefused
+from sidecar.fs.oserrors import ChmodDenied
 
 _RENAME_EXCHANGE = 2
 _READ_BY_OTHERS = 0o044
@@ -33,7 +33,7 @@ _SIDE_BY_SIDE = 8
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
-class Staged:
+class TempFile:
     """A temporary file in the directory of its target, not yet visible under any name that is read.
 
     Make one under `locks.locked`; the file's own lock then tells `locks.sweep` that its writer lives.
@@ -89,7 +89,7 @@ class Staged:
             os.ftruncate(self._fd, self.size)
             status = os.fstat(self._fd)
         else:
-            status = give(self._fd, mode, group)
+            status = set_owner_and_mode(self._fd, mode, group)
         check_size(status, self.size)
         if durable:
             sync_file(self._fd)
@@ -149,7 +149,7 @@ def check_size(status: os.stat_result, size: int) -> None:
         raise OSError(errno.EIO, f"{size} bytes were written, and {status.st_size} arrived")
 
 
-def give(fd: int, mode: int, group: int | None) -> os.stat_result:
+def set_owner_and_mode(fd: int, mode: int, group: int | None) -> os.stat_result:
     """Set group and mode of a file of ours that is not visible yet, whatever the umask, and return its state.
 
     Where the mount fixes the modes (vfat, CIFS, some FUSE), one that grants what was asked for is taken,
@@ -170,7 +170,7 @@ def give(fd: int, mode: int, group: int | None) -> os.stat_result:
     status = os.fstat(fd)  # some mounts do not refuse it, and change nothing
     found = stat.S_IMODE(status.st_mode)
     if mode & ~found or found & ~mode & _READ_BY_OTHERS:
-        raise ModeRefused(
+        raise ChmodDenied(
             errno.EPERM,
             f"mode {mode:04o} cannot be set: the mount fixes that of its files at {found:04o}"
             f" (ask for --mode {found:04o}, or mount it with other modes: file_mode=, umask=)",
@@ -187,7 +187,7 @@ def link_open(fd: int, dir_fd: int, name: str) -> None:
     os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
 
 
-def begin_sync(fd: int) -> None:
+def start_writeback(fd: int) -> None:
     """Start to bring the bytes of a file to the disk, and do not wait for it."""
     # The standard library has no sync_file_range(2); this advice begins the same work.
     if hasattr(os, "posix_fadvise"):
@@ -263,7 +263,7 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
     return temporary
 
 
-def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
+def rename_or_exchange(dir_fd: int, temporary: str, name: str) -> str | None:
     """Give an entry its name, whatever has that; return the name of what had it, None if nothing had.
 
     A file that has the name is replaced at once; of a directory `exchange` says when it is missing for a moment.

@@ -40,7 +40,7 @@ _NO_LINK = (
 )
 
 
-def stamp_of(generation: str) -> int:
+def timestamp_of(generation: str) -> int:
     """Return the nanoseconds in the name of a generation, 0 if there are none."""
     digits = (
         generation.rsplit("/", 1)[-1].removeprefix(HIDDEN).removeprefix("gen-").split("-", 1)[0]
@@ -55,7 +55,7 @@ def is_generation(entry: str) -> bool:
 
 def build(
     dir_fd: int,
-    files: Mapping[str, bytes | atomic.Staged | open_file.Copy],
+    files: Mapping[str, bytes | atomic.TempFile | open_file.Copy],
     *,
     mode: int,
     group: int | None,
@@ -82,7 +82,7 @@ def build(
                 builder.take_over(path)
             builder.finish()
     except BaseException:
-        dirs.remove(dir_fd, name)
+        dirs.rmtree(dir_fd, name)
         raise
     return name
 
@@ -96,14 +96,14 @@ def sweep(dir_fd: int) -> int:
     """
     if damage(dir_fd) is not None:
         return 0
-    current = layout.in_force(dir_fd)
+    current = layout.active_generation(dir_fd)
     if current is not None and not current.startswith(GENERATION):
         return 0  # a generation of somebody else's: nothing tells the age of ours beside it
-    newest = stamp_of(current or "")
+    newest = timestamp_of(current or "")
     found = [entry for entry in os.listdir(dir_fd) if entry.startswith(GENERATION)]
-    unborn = [entry for entry in found if stamp_of(entry) > newest]
+    unborn = [entry for entry in found if timestamp_of(entry) > newest]
     for entry in unborn:
-        dirs.remove(dir_fd, entry)
+        dirs.rmtree(dir_fd, entry)
     return len(unborn)
 
 
@@ -117,7 +117,7 @@ def damage(dir_fd: int) -> str | None:
         if not stat.S_ISLNK(os.stat(DATA, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             return "is no link"
     except FileNotFoundError:
-        return "is missing" if visible_links.links_of_a_set(dir_fd) else None
+        return "is missing" if visible_links.set_links(dir_fd) else None
     try:
         flags = os.O_PATH | os.O_DIRECTORY
         openat.close(openat.open_beneath(dir_fd, DATA, flags))
@@ -153,10 +153,10 @@ class _Builder:
         for fd in (*self._pending, *self._directories.values(), *self._sources.values()):
             openat.close(fd)
 
-    def add(self, path: str, content: bytes | atomic.Staged | open_file.Copy) -> None:
+    def add(self, path: str, content: bytes | atomic.TempFile | open_file.Copy) -> None:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
-        if isinstance(content, atomic.Staged):
+        if isinstance(content, atomic.TempFile):
             content.replace(name, directory)
             return
         fd = self._create(directory, name)
@@ -184,7 +184,7 @@ class _Builder:
         """Wait until the files are on the disk, then open the directories to readers and sync them."""
         self._sync_pending()
         for path, fd in self._directories.items():
-            permissions.give_directory(fd, self._above(path), self._group)
+            permissions.set_directory_access(fd, self._above(path), self._group)
         if self._durable:
             for fd in reversed(self._directories.values()):
                 atomic.sync_directory(fd)
@@ -213,11 +213,11 @@ class _Builder:
         return fd
 
     def _complete(self, fd: int, size: int) -> None:
-        atomic.check_size(atomic.give(fd, self._mode, self._group), size)
+        atomic.check_size(atomic.set_owner_and_mode(fd, self._mode, self._group), size)
         if len(self._pending) >= _BATCH:
             self._sync_pending()
         elif self._durable:
-            atomic.begin_sync(fd)
+            atomic.start_writeback(fd)
 
     def _sync_pending(self) -> None:
         if self._durable:

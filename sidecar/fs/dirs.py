@@ -15,14 +15,14 @@ from typing import Final
 
 from sidecar.fs import atomic, layout, openat, permissions
 
-DEEPEST: Final = 64
+MAX_DEPTH: Final = 64
 """Directories within each other that are looked into; a name of ours has half as many."""
 
 
 def make_directory(path: str) -> None:
     """Create a directory and its missing parents with mode 0755, whatever the umask, durably.
 
-    Where a group shares the directory above, it may write in the new ones, too: see `permissions.give_directory`.
+    Where a group shares the directory above, it may write in the new ones, too: see `permissions.set_directory_access`.
     A link on the way that leads out of the volume is not followed: `beneath.open_directory` says where that ends.
 
     Raises:
@@ -69,7 +69,7 @@ def _make_in(parent: str, name: str) -> None:
             os.mkdir(name, permissions.DIRECTORY_MODE, dir_fd=above)
             made = openat.open_here(above, name)
             try:
-                permissions.give_directory(made, above)
+                permissions.set_directory_access(made, above)
             finally:
                 openat.close(made)
             atomic.sync_directory(above)
@@ -77,10 +77,10 @@ def _make_in(parent: str, name: str) -> None:
         openat.close(above)
 
 
-class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
+class open_subdir:  # noqa: N801 (used as a function, see `failures.publishing`)
     """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
 
-    With `make`, what is missing is created, as `permissions.give_directory` says;
+    With `make`, what is missing is created, as `permissions.set_directory_access` says;
     with `as_above` it is writable for all who may write to the directory above it.
     With `durable` the names on the way are synced.
 
@@ -135,12 +135,12 @@ class inside:  # noqa: N801 (used as a function, see `failures.publishing`)
                 openat.close(above)
 
 
-def prune(dir_fd: int, path: str) -> None:
+def remove_empty_parents(dir_fd: int, path: str) -> None:
     """Remove the directory at `path` and those above it, as far as they are empty. Never raises."""
     with contextlib.suppress(OSError):
         while path:
             path, _, last = path.rpartition("/")
-            with inside(dir_fd, path) as above:
+            with open_subdir(dir_fd, path) as above:
                 os.rmdir(last, dir_fd=above)
 
 
@@ -149,12 +149,12 @@ def walk(
 ) -> Iterator[tuple[str, list[str], list[str], int]]:
     """Yield of a directory, and of each beneath it, its path, directories, files and descriptor; follow no link.
 
-    It is `os.fwalk`, to a depth of `DEEPEST`: the directories there are named, and not gone into.
+    It is `os.fwalk`, to a depth of `MAX_DEPTH`: the directories there are named, and not gone into.
     Each that it is in holds a descriptor, and a neighbour can nest more than a process may open.
     """
     for path, directories, files, fd in os.fwalk(folder, dir_fd=dir_fd, onerror=onerror):
         yield path, directories, files, fd
-        if path.count("/") >= DEEPEST:
+        if path.count("/") >= MAX_DEPTH:
             directories.clear()
 
 
@@ -166,7 +166,7 @@ def disk_usage(dir_fd: int, *, leave_out: Collection[str] = ()) -> int:
     """
     status = os.fstat(dir_fd)
     seen: set[int] = set()
-    return status.st_blocks * 512 + _usage(dir_fd, status.st_dev, seen, leave_out, DEEPEST)
+    return status.st_blocks * 512 + _usage(dir_fd, status.st_dev, seen, leave_out, MAX_DEPTH)
 
 
 def _usage(
@@ -198,7 +198,7 @@ def _usage_in(dir_fd: int, name: str, device: int, seen: set[int], levels: int) 
         openat.close(fd)
 
 
-def remove(dir_fd: int, name: str) -> None:
+def rmtree(dir_fd: int, name: str) -> None:
     """Remove a file, a link or a directory with all it holds. Never raises, never follows a link."""
     # A neighbour can nest directories deeper than a recursion may go.
     with contextlib.suppress(OSError, RecursionError):
@@ -225,7 +225,9 @@ def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
     try:
         made = openat.open_here(root_fd, temporary)
         try:
-            (permissions.give_as_above if as_above else permissions.give_directory)(made, dir_fd)
+            (permissions.inherit_parent_access if as_above else permissions.set_directory_access)(
+                made, dir_fd
+            )
             atomic.move(root_fd, temporary, dir_fd, name)
         except BaseException as error:
             openat.close(made)
@@ -233,6 +235,6 @@ def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
                 raise permissions.explain(error, dir_fd, name) from error
             raise
     except BaseException:
-        remove(root_fd, temporary)
+        rmtree(root_fd, temporary)
         raise
     return made

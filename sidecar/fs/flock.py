@@ -34,7 +34,7 @@ def _go_on() -> None:
 
 
 @contextmanager
-def locked(
+def directory_lock(
     dir_fd: int,
     *,
     timeout: float,
@@ -68,7 +68,7 @@ def locked(
         openat.close(fd)
 
 
-def take(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
     """Lock an open file or directory for this process, until it is closed; return False while somebody else has it.
 
     NFS and some FUSE file systems have no locks, or none for directories: there it is ours.
@@ -83,21 +83,21 @@ def take(fd: int) -> bool:
 
 
 def give_back(fd: int) -> None:
-    """Unlock what `take` has locked, for all processes that have the descriptor."""
+    """Unlock what `try_lock` has locked, for all processes that have the descriptor."""
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def sweep(dir_fd: int) -> int:
+def remove_orphans(dir_fd: int) -> int:
     """Remove the temporary entries of killed writers, and return how many those were.
 
-    Call it under `locked`: then a temporary file without a lock of its own has no living writer.
+    Call it under `directory_lock`: then a temporary file without a lock of its own has no living writer.
     """
     orphans = [
         e for e in os.listdir(dir_fd) if e.startswith(layout.TEMPORARY) and not _alive(dir_fd, e)
     ]
     for entry in orphans:
-        dirs.remove(dir_fd, entry)
+        dirs.rmtree(dir_fd, entry)
     return len(orphans)
 
 
@@ -122,14 +122,14 @@ def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: b
     while True:
         fd = _open_lock(dir_fd, create)
         try:
-            locked = _lock(fd, end - time.monotonic(), waiting)
-            if locked and _is_current(dir_fd, fd):
+            directory_lock = _lock(fd, end - time.monotonic(), waiting)
+            if directory_lock and _is_current(dir_fd, fd):
                 return fd
         except BaseException:
             openat.close(fd)
             raise
         openat.close(fd)
-        if not locked:
+        if not directory_lock:
             return None
 
 
@@ -167,7 +167,7 @@ def _make_lock_file(dir_fd: int) -> None:
         atomic.move(dir_fd, name, dir_fd, layout.LOCK)
     finally:
         openat.close(fd)
-        dirs.remove(dir_fd, name)
+        dirs.rmtree(dir_fd, name)
 
 
 def _give_to_writers(fd: int, dir_fd: int) -> None:
@@ -197,7 +197,7 @@ def _lock(fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
 
     Only the next one asks for the lock; the others ask to be next. So who has just released it, and wants it again, waits.
     """
-    if not _somebody_is_next(fd) and take(fd):
+    if not _somebody_is_next(fd) and try_lock(fd):
         return True
     begun = time.monotonic()
     pause, is_next = _LOCK_PAUSE, False
@@ -205,7 +205,7 @@ def _lock(fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
         while True:
             is_next = is_next or _be_next(fd)
             waited = time.monotonic() - begun
-            if (is_next or waited >= _NEXT_TIMEOUT) and take(fd):
+            if (is_next or waited >= _NEXT_TIMEOUT) and try_lock(fd):
                 return True
             if waited >= timeout:
                 return False

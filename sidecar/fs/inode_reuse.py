@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 from sidecar.fs import atomic, layout, leases, openat
 
-MOST: int = 64 << 10
+MAX_BYTES: int = 64 << 10
 """Bytes of a file that is worth it; a larger one is not the cheaper for it."""
 #: File systems note times by the tick of the kernel, of 1 to 10 ms.
 _TICK_NS = 20_000_000
 
 
-def take(
+def try_reuse(
     folder_fd: int, entry: str, dir_fd: int, fits: Callable[[os.stat_result], bool]
 ) -> tuple[str, int] | None:
     """Move the file `entry` to a temporary name in another directory of the volume, and return that and a descriptor.
@@ -53,7 +53,7 @@ def _is_free(status: os.stat_result, fits: Callable[[os.stat_result], bool]) -> 
         stat.S_ISREG(status.st_mode)
         and status.st_nlink == 1
         and status.st_uid == os.geteuid()
-        and status.st_size <= MOST
+        and status.st_size <= MAX_BYTES
         and time.time_ns() - status.st_ctime_ns > _TICK_NS
         and fits(status)
     )

@@ -36,7 +36,7 @@ def is_text(name: str) -> bool:
     return True
 
 
-def in_force(dir_fd: int) -> str | None:
+def active_generation(dir_fd: int) -> str | None:
     """Return where `..data` points, None where there is no such link.
 
     Raises:

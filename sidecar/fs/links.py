@@ -46,10 +46,10 @@ def steps(dir_fd: int, path: str) -> Iterator[list[Step]]:
     A link that leads out of the directory, or in a circle, has the steps up to there.
     """
     with contextlib.ExitStack() as stack:
-        yield _Walk(stack, dir_fd).go(path)
+        yield _LinkWalk(stack, dir_fd).go(path)
 
 
-class _Walk:
+class _LinkWalk:
     def __init__(self, stack: contextlib.ExitStack, dir_fd: int) -> None:
         self._stack = stack
         self._trail = [dir_fd]

@@ -36,7 +36,7 @@ def filesystem(fd: int) -> str:
     return next((mount.kind for mount in _mounts() if mount.number == number), "unknown")
 
 
-def is_single_file(path: str) -> bool:
+def is_file_mount(path: str) -> bool:
     """Whether `path` is a mount point of its own that is no directory (`subPath` in a Pod).
 
     Such a file cannot be replaced, and never shows what replaces its source.

@@ -23,12 +23,12 @@ from typing import ClassVar, NamedTuple
 
 from sidecar import _errors
 from sidecar.fs import openat
-from sidecar.fs.openat import Signature
+from sidecar.fs.openat import StatSignature
 
-LARGE = 1 << 20
+LARGE_FILE_BYTES = 1 << 20
 """Bytes above which a content is not held in memory. Up to there it is cheaper to keep than to send from the disk,
 and what most volumes are for, configuration, survives even a program that rewrites it in place."""
-PIECE = 1 << 20
+READ_CHUNK_BYTES = 1 << 20
 """Bytes that are read at a time: so many are in memory of a file of any size."""
 
 _MOST_HELD = 1024
@@ -36,7 +36,7 @@ _MOST_DIGESTS = 1024
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
-def room() -> bool:
+def can_hold() -> bool:
     """Whether one more file of a set may be held open: an eighth of what the process may open, 1,024 at most."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_HELD if soft == resource.RLIM_INFINITY else min(_MOST_HELD, soft // 8)
@@ -64,7 +64,7 @@ class Directory(_Descriptor):
     __slots__ = ()
 
 
-class Pinned(_Descriptor):
+class OpenFile(_Descriptor):
     """A regular file that is held open, and the state in which its bytes are those that are meant.
 
     The descriptor is its own from now on. Any thread may read; each says from where.
@@ -72,7 +72,7 @@ class Pinned(_Descriptor):
 
     __slots__ = ("signature", "where")
 
-    def __init__(self, fd: int, signature: Signature, where: str) -> None:
+    def __init__(self, fd: int, signature: StatSignature, where: str) -> None:
         super().__init__(fd)
         self.signature = signature
         self.where = where
@@ -85,7 +85,7 @@ class Pinned(_Descriptor):
         """Bytes."""
         return self.signature.size
 
-    def open(self) -> Pinned:
+    def open(self) -> OpenFile:
         """Return the file, open: this one."""
         return self
 
@@ -99,7 +99,7 @@ class Pinned(_Descriptor):
         status = os.fstat(self.fd)
         # Not ctime: a link more or less, as when it is replaced, does not touch the bytes.
         if (status.st_mtime_ns, status.st_size) != (self.signature.mtime_ns, self.size):
-            raise altered(self.where)
+            raise changed_error(self.where)
 
     def read(self, start: int, count: int) -> bytes:
         """Return bytes from a place on, fewer only at the end. Blocking.
@@ -116,14 +116,14 @@ class Pinned(_Descriptor):
             data += more
         self.check()
         if len(data) < wanted:
-            raise altered(self.where)
+            raise changed_error(self.where)
         return data[:wanted]
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Yield the bytes from one place to another in pieces. Blocking; raises as `read`."""
         stop = self.size if stop is None else stop
         while start < stop:
-            data = self.read(start, min(PIECE, stop - start))
+            data = self.read(start, min(READ_CHUNK_BYTES, stop - start))
             start += len(data)
             yield data
 
@@ -144,7 +144,7 @@ class Pinned(_Descriptor):
         return False
 
 
-class Named:
+class LazyFile:
     """A large file of a directory that is held open in its place; it is opened when it is wanted.
 
     Who replaces or removes it takes it away, unlike one that is pinned.
@@ -152,7 +152,9 @@ class Named:
 
     __slots__ = ("__weakref__", "_directory", "_name", "signature", "where")
 
-    def __init__(self, directory: Directory, name: str, signature: Signature, where: str) -> None:
+    def __init__(
+        self, directory: Directory, name: str, signature: StatSignature, where: str
+    ) -> None:
         self._directory = directory
         self._name = name
         self.signature = signature
@@ -166,21 +168,21 @@ class Named:
         """Bytes."""
         return self.signature.size
 
-    def open(self) -> Pinned:
+    def open(self) -> OpenFile:
         """Return the file, open. Blocking.
 
         Raises:
             ContentAltered: there is another one by now, or none.
             ReadError: it cannot be opened.
         """
-        with openat.reading(self.where):
+        with openat.read_errors(self.where):
             try:
                 fd = openat.open_beneath(self._directory.fd, self._name)
             except FileNotFoundError as error:
-                raise altered(self.where) from error
-        found = Pinned(fd, self.signature, self.where)
-        if Signature.of(os.fstat(fd)).identity != self.signature.identity:
-            raise altered(self.where)
+                raise changed_error(self.where) from error
+        found = OpenFile(fd, self.signature, self.where)
+        if StatSignature.of(os.fstat(fd)).identity != self.signature.identity:
+            raise changed_error(self.where)
         found.check()
         return found
 
@@ -192,8 +194,8 @@ class Named:
 class LargeRead(NamedTuple):
     """A large file that was read to its end, and is held open."""
 
-    file: Pinned
-    signature: Signature
+    file: OpenFile
+    signature: StatSignature
     digest: str | None
     """SHA-256 in hexadecimal digits, or what is known of it; None if the file changed while it was read."""
     links: int
@@ -203,13 +205,13 @@ class Digests:
     """What large files were found to hold, by their state: they are not read again for it."""
 
     def __init__(self) -> None:
-        self._known: dict[Signature, str] = {}
+        self._known: dict[StatSignature, str] = {}
 
-    def get(self, signature: Signature) -> str | None:
+    def get(self, signature: StatSignature) -> str | None:
         """Return the digest, or the beginning of it that was noted; None if it is not known."""
         return self._known.get(signature)
 
-    def note(self, signature: Signature, digest: str) -> None:
+    def note(self, signature: StatSignature, digest: str) -> None:
         """Remember it; what was noted longest ago gives way to it."""
         self._known[signature] = digest
         if len(self._known) > _MOST_DIGESTS:
@@ -228,7 +230,7 @@ def read(
     working: Callable[[], None] = lambda: None,
     known: Digests = _NONE_KNOWN,
 ) -> openat.FileRead | LargeRead:
-    """Read a regular file beneath the directory, at most `limit` bytes: up to `LARGE` into memory, else for its digest.
+    """Read a regular file beneath the directory, at most `limit` bytes: up to `LARGE_FILE_BYTES` into memory, else for its digest.
 
     `where` is the path that error messages name.
     `working` is called between two pieces; it ends the work by raising. What is `known` is not read.
@@ -237,7 +239,7 @@ def read(
         NothingPublished: nothing is there.
         ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
     """
-    with openat.reading(where):
+    with openat.read_errors(where):
         try:
             return _read_once(dir_fd, path, limit, where, working=working, known=known)
         except OSError as error:
@@ -247,7 +249,7 @@ def read(
             return _read_once(dir_fd, path, limit, where, working=working, known=known)
 
 
-def copy(file: Pinned | Named, digest: str, write: Callable[[bytes], object]) -> None:
+def copy(file: OpenFile | LazyFile, digest: str, write: Callable[[bytes], object]) -> None:
     """Hand all bytes of a file to `write`, piece by piece. `digest` is what theirs must begin with.
 
     Raises:
@@ -259,17 +261,17 @@ def copy(file: Pinned | Named, digest: str, write: Callable[[bytes], object]) ->
         found.update(piece)
         write(piece)
     if not found.hexdigest().startswith(digest):
-        raise altered(file.where)
+        raise changed_error(file.where)
 
 
 class Copy(NamedTuple):
     """A large file that is to be copied, and what its digest must begin with."""
 
-    file: Pinned | Named
+    file: OpenFile | LazyFile
     digest: str
 
 
-def altered(where: str) -> _errors.ContentAltered:
+def changed_error(where: str) -> _errors.ContentAltered:
     """Return the error for a file that is not what it was."""
     return _errors.ContentAltered(
         errno.EIO,
@@ -291,22 +293,22 @@ def _read_once(
     keep = False
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not LARGE < status.st_size <= limit:
+        if not stat.S_ISREG(status.st_mode) or not LARGE_FILE_BYTES < status.st_size <= limit:
             return openat.read_descriptor(fd, limit, where)
         keep = True
     finally:
         if not keep:
             openat.close(fd)
-    file = Pinned(fd, Signature.of(status), where)
+    file = OpenFile(fd, StatSignature.of(status), where)
     digest = known.get(file.signature)
     if digest is not None:
         return LargeRead(file, file.signature, digest, status.st_nlink)
     return _digest(file, status.st_nlink, working)
 
 
-def _digest(file: Pinned, links: int, working: Callable[[], None]) -> LargeRead:
+def _digest(file: OpenFile, links: int, working: Callable[[], None]) -> LargeRead:
     digest = hashlib.sha256()
-    advise(file.fd, 0, file.size, "POSIX_FADV_SEQUENTIAL")
+    fadvise(file.fd, 0, file.size, "POSIX_FADV_SEQUENTIAL")
     try:
         for piece in file.pieces():
             digest.update(piece)
@@ -319,7 +321,7 @@ def _digest(file: Pinned, links: int, working: Callable[[], None]) -> LargeRead:
     return LargeRead(file, now, digest.hexdigest(), status.st_nlink)
 
 
-def advise(fd: int, start: int, count: int, advice: str) -> None:
+def fadvise(fd: int, start: int, count: int, advice: str) -> None:
     """Tell the kernel what will be read, where it listens."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):

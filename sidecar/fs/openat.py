@@ -48,7 +48,7 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-class Signature(NamedTuple):
+class StatSignature(NamedTuple):
     """What tells one state of a file from another without reading it.
 
     Whole seconds are not enough and the inode alone is reused, hence all five.
@@ -61,7 +61,7 @@ class Signature(NamedTuple):
     ctime_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Signature:
+    def of(cls, status: os.stat_result) -> StatSignature:
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
@@ -76,7 +76,7 @@ class FileRead(NamedTuple):
     """The bytes of a regular file, and its state after they were read."""
 
     data: bytes
-    signature: Signature
+    signature: StatSignature
     links: int
     settled: bool
     """False if the file changed while it was read: the bytes may be of two contents."""
@@ -207,7 +207,9 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
     after = os.fstat(fd)
     # Not ctime: the file may have been replaced or linked meanwhile, which does not touch its bytes.
     same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
-    return FileRead(data, Signature.of(after), after.st_nlink, same and len(data) == after.st_size)
+    return FileRead(
+        data, StatSignature.of(after), after.st_nlink, same and len(data) == after.st_size
+    )
 
 
 def close(fd: int) -> None:
@@ -224,7 +226,7 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a regular file")
 
 
-class reading:  # noqa: N801 (used as a function; a class costs a tenth of a generator at each look)
+class read_errors:  # noqa: N801 (used as a function; a class costs a tenth of a generator at each look)
     """Turn the `OSError` of a read into a `ReadError` that names the path and the remedy."""
 
     __slots__ = ("_where",)
@@ -243,11 +245,11 @@ class reading:  # noqa: N801 (used as a function; a class costs a tenth of a gen
                 errno.ENOENT, f"cannot read {self._where}: nothing has been published there"
             ) from error
         raise _errors.ReadError(
-            error.errno, f"cannot read {self._where}: {reason(error)}"
+            error.errno, f"cannot read {self._where}: {explain(error)}"
         ) from error
 
 
-def reason(error: OSError) -> str:
+def explain(error: OSError) -> str:
     """Say in words why something cannot be read, and what to change."""
     match error.errno:
         case errno.EXDEV:

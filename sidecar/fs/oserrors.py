@@ -46,19 +46,19 @@ class Refused(PermissionError):
     """An error whose text says by itself what is not permitted, and what to change."""
 
 
-class GroupRefused(Refused):
+class ChownDenied(Refused):
     """The process may not give a file to that group."""
 
 
-class ModeRefused(Refused):
+class ChmodDenied(Refused):
     """A file cannot have the mode that was asked for, because the mount fixes the modes of all its files."""
 
 
-class LinksRefused(Refused):
+class SymlinksUnsupported(Refused):
     """The file system has no symbolic links."""
 
 
-class publishing:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
+class map_publish_errors:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
     """Turn an `OSError` into the `PublishError` that says what to change.
 
     `what` completes "cannot …", as in "publish /shared/config".
@@ -82,16 +82,16 @@ class publishing:  # noqa: N801 (used as a function; a class costs a fraction of
         if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
             full = error.errno in _FULL
             raised = _errors.VolumeFull if full else _errors.VolumeUnavailable
-            raise raised(error.errno, f"cannot {self._what}: {remedy(error)}") from error
+            raise raised(error.errno, f"cannot {self._what}: {hint(error)}") from error
 
 
-class placing(publishing):  # noqa: N801
-    """As `publishing`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
+class map_name_errors(map_publish_errors):  # noqa: N801
+    """As `map_publish_errors`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
 
     Raises:
         NameTaken: `ENOTDIR`, `ELOOP`, `EISDIR`.
         NameRefused: `ENAMETOOLONG`: this file system takes less than others.
-        VolumeFull, VolumeUnavailable: as `publishing`.
+        VolumeFull, VolumeUnavailable: as `map_publish_errors`.
     """
 
     __slots__ = ()
@@ -104,13 +104,13 @@ class placing(publishing):  # noqa: N801
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
             if error.errno in _IN_THE_WAY:
-                raise _errors.NameTaken(f"cannot {self._what}: {remedy(error)}") from error
+                raise _errors.NameTaken(f"cannot {self._what}: {hint(error)}") from error
             if error.errno == errno.ENAMETOOLONG:
-                raise _errors.NameRefused(f"cannot {self._what}: {remedy(error)}") from error
+                raise _errors.NameRefused(f"cannot {self._what}: {hint(error)}") from error
         super().__exit__(kind, error, traceback)
 
 
-def remedy(error: OSError) -> str:
+def hint(error: OSError) -> str:
     """Say in words what an error of the operating system means here, and what to change."""
     if isinstance(error, Refused):
         return str(error.strerror)
@@ -146,7 +146,7 @@ def give_group(fd: int, group: int) -> None:
         os.fchown(fd, -1, group)
     except PermissionError as error:
         membership = "fsGroup or supplementalGroups" if in_pod() else "usermod --append --groups"
-        raise GroupRefused(
+        raise ChownDenied(
             error.errno,
             f"user {os.geteuid()} may not give files to group {group}"
             f" (make it a member by {membership}, or leave the group out;"

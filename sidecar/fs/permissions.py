@@ -20,7 +20,7 @@ _CAP_FOWNER = 3
 _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH
 
 
-def give_directory(fd: int, above_fd: int, group: int | None = None) -> None:
+def set_directory_access(fd: int, above_fd: int, group: int | None = None) -> None:
     """Give a new directory the group and mode that the one above it allows, whatever the umask.
 
     It is mode 0755, and where a group shares the directory above, that group may write in it, too;
@@ -44,9 +44,9 @@ def give_directory(fd: int, above_fd: int, group: int | None = None) -> None:
     _set_mode(fd, mode)
 
 
-def give_as_above(fd: int, above_fd: int) -> None:
+def inherit_parent_access(fd: int, above_fd: int) -> None:
     """Let all those write to a new directory who may write to the one above it, under the same sticky bit."""
-    give_directory(fd, above_fd)
+    set_directory_access(fd, above_fd)
     above = os.fstat(above_fd).st_mode
     _set_mode(fd, os.fstat(fd).st_mode | (above & (stat.S_IWGRP | _STICKY_FOR_ALL)))
 

@@ -15,7 +15,7 @@ from typing import NoReturn, TypeAlias
 
 from sidecar.fs import atomic, dirs, layout, permissions
 from sidecar.fs.layout import DATA, HIDDEN
-from sidecar.fs.oserrors import LinksRefused
+from sidecar.fs.oserrors import SymlinksUnsupported
 
 #: What symlink(2) says on a file system that has none: vfat, some FUSE and CIFS.
 _NO_SYMLINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -25,7 +25,7 @@ Displaced: TypeAlias = Callable[[str, str], None]
 """Called with an entry in whose place there is a link now, and the name of what lay there before. Never raises."""
 
 
-class Links:
+class LinkUpdate:
     """The links that put a generation in force: made under temporary names, and put in place at the end.
 
     `generation` None leaves `..data` as it is, and mends the visible links alone.
@@ -57,7 +57,7 @@ class Links:
         self._before: str | None = None
         """Where `..data` pointed before the switch."""
         self.blocked: dict[str, OSError] = {}
-        entries, ours = top_entries(names), links_of_a_set(dir_fd)
+        entries, ours = top_level_names(names), set_links(dir_fd)
         self._obsolete = [entry for entry in ours if entry not in entries]
         try:
             if generation is not None:
@@ -81,7 +81,7 @@ class Links:
         temporary = self._staged[DATA]
         self._before = layout.link_target(self._dir_fd, DATA)
         if self._before is None:
-            self._placed[DATA] = atomic.put_in_place(self._dir_fd, temporary, DATA)
+            self._placed[DATA] = atomic.rename_or_exchange(self._dir_fd, temporary, DATA)
         else:
             atomic.move(self._dir_fd, temporary, self._dir_fd, DATA)
             self._placed[DATA] = None
@@ -98,7 +98,7 @@ class Links:
         """
         for entry, temporary in list(self._staged.items()):
             try:
-                self._placed[entry] = atomic.put_in_place(self._dir_fd, temporary, entry)
+                self._placed[entry] = atomic.rename_or_exchange(self._dir_fd, temporary, entry)
             except OSError as error:
                 self._give_up(entry, error)
             else:
@@ -117,7 +117,7 @@ class Links:
                     os.symlink(self._before, back, dir_fd=self._dir_fd)
                     atomic.move(self._dir_fd, back, self._dir_fd, DATA)
                 elif before is not None:
-                    dirs.remove(self._dir_fd, atomic.exchange(self._dir_fd, before, entry))
+                    dirs.rmtree(self._dir_fd, atomic.exchange(self._dir_fd, before, entry))
                 else:
                     os.unlink(entry, dir_fd=self._dir_fd)
                 del self._placed[entry]
@@ -128,7 +128,7 @@ class Links:
     def discard(self) -> None:
         """Remove the links that were not put in place. Never raises."""
         for temporary in self._staged.values():
-            dirs.remove(self._dir_fd, temporary)
+            dirs.rmtree(self._dir_fd, temporary)
         self._staged.clear()
 
     def _stage_data(self, generation: str) -> None:
@@ -144,7 +144,7 @@ class Links:
             os.symlink(target, temporary, dir_fd=self._dir_fd)
         except OSError as error:
             if error.errno in _NO_SYMLINKS and _is_writable(self._dir_fd):
-                raise LinksRefused(
+                raise SymlinksUnsupported(
                     error.errno,
                     "this file system has no symbolic links, of which a set is made"
                     " (publish single files here, or take another volume for the set)",
@@ -153,7 +153,7 @@ class Links:
         self._staged[entry] = temporary
 
     def _give_up(self, entry: str, error: OSError) -> None:
-        if entry not in self._spared or isinstance(error, LinksRefused) or _is_full(error):
+        if entry not in self._spared or isinstance(error, SymlinksUnsupported) or _is_full(error):
             error.filename = entry
             raise error
         self.blocked[entry] = error
@@ -164,7 +164,7 @@ class Links:
             if before is not None and entry != DATA:
                 if displaced is not None:
                     displaced(entry, before)
-                dirs.remove(self._dir_fd, before)
+                dirs.rmtree(self._dir_fd, before)
             elif before is not None:
                 # Nothing but a link of a publisher has this name: whatever it is, it is not ours to remove.
                 aside = f"{DATA}-replaced-{before.removeprefix(layout.TEMPORARY)}"
@@ -172,13 +172,15 @@ class Links:
         self._placed.clear()
 
 
-def check_places(dir_fd: int, names: Collection[str], path: str, spared: Collection[str]) -> None:
-    """Raise what `Links` would find in the places of a set, where not even links can be made: for a trial.
+def check_conflicts(
+    dir_fd: int, names: Collection[str], path: str, spared: Collection[str]
+) -> None:
+    """Raise what `LinkUpdate` would find in the places of a set, where not even links can be made: for a trial.
 
     Raises:
-        OSError: as `Links`. `filename` is the entry.
+        OSError: as `LinkUpdate`. `filename` is the entry.
     """
-    for entry in sorted({DATA} | (top_entries(names) - links_of_a_set(dir_fd) - set(spared))):
+    for entry in sorted({DATA} | (top_level_names(names) - set_links(dir_fd) - set(spared))):
         try:
             _check_place(dir_fd, entry, names, os.path.join(path, entry))
         except OSError as error:
@@ -186,20 +188,20 @@ def check_places(dir_fd: int, names: Collection[str], path: str, spared: Collect
             raise
 
 
-def top_entries(names: Collection[str]) -> set[str]:
+def top_level_names(names: Collection[str]) -> set[str]:
     """Return the entries of a directory that the files of a set lie under."""
     return {name.split("/", 1)[0] for name in names}
 
 
-def links_of_a_set(dir_fd: int) -> set[str]:
+def set_links(dir_fd: int) -> set[str]:
     """Return the visible entries that are links through `..data`."""
     entries = (entry for entry in os.listdir(dir_fd) if not entry.startswith(HIDDEN))
     return {entry for entry in entries if layout.link_target(dir_fd, entry) == _through_data(entry)}
 
 
-def beside_a_set(dir_fd: int) -> list[str]:
+def loose_names_beside_set(dir_fd: int) -> list[str]:
     """Return the visible entries that belong to no set: no reader of a directory with `..data` looks at them."""
-    ours = links_of_a_set(dir_fd)
+    ours = set_links(dir_fd)
     entries = (e for e in os.listdir(dir_fd) if not e.startswith(HIDDEN) and e != _LOST_AND_FOUND)
     return sorted(entry for entry in entries if entry not in ours)
 
@@ -228,7 +230,7 @@ def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
 
 def _files_in(dir_fd: int, entry: str) -> Iterator[str]:
     for path, directories, files, fd in dirs.walk(dir_fd, entry, onerror=_raise):
-        deeper = directories if path.count("/") >= dirs.DEEPEST else ()
+        deeper = directories if path.count("/") >= dirs.MAX_DEPTH else ()
         yield from (f"{path}/{name}" for name in (*files, *deeper))
         with os.scandir(fd) as listing:
             yield from (f"{path}/{link.name}" for link in listing if link.is_symlink())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from sidecar.http.server.fastpath.waitlists import MakeRoom, Room
-    from sidecar.http.server.fastpath.write_templates import Write
+    from sidecar.http.server.fastpath.waitlists import MakeWaitlist, Waitlist
+    from sidecar.http.server.fastpath.write_templates import WriteFunction
     from sidecar.volume.publish.group_commit import Outcome
 
 _TRANSPARENT = "_sidecar_transparent"
@@ -20,7 +20,7 @@ _TRANSPARENT = "_sidecar_transparent"
 _M = TypeVar("_M")
 
 
-def offer(request: web.Request, generation: int, *, waited: bool = False) -> None:
+def mark_cacheable(request: web.Request, generation: int, *, waited: bool = False) -> None:
     """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
 
     Or on whether it had `waited` besides: then it is the answer to those who have waited in a room.
@@ -32,7 +32,7 @@ def offer(request: web.Request, generation: int, *, waited: bool = False) -> Non
         protocol.waited = waited
 
 
-def offer_writes(request: web.Request, write: Write) -> None:
+def mark_writable(request: web.Request, write: WriteFunction) -> None:
     """Say, in a handler, that another value of `content` in this request would do nothing but `write` it.
 
     The answer to a write that ends well depends on nothing else, and differs in its `ETag` alone.
@@ -42,7 +42,9 @@ def offer_writes(request: web.Request, write: Write) -> None:
         protocol.offered = write
 
 
-def room_for(request: web.Request, make: MakeRoom, instead: tuple[str, str] | None) -> Room | None:
+def coalesced_poll(
+    request: web.Request, make: MakeWaitlist, instead: tuple[str, str] | None
+) -> Waitlist | None:
     """Return, in a handler, the room of all who wait and ask in the same words; None if there can be none.
 
     It is for a handler that would look again at nothing but a change that its room is told of, too.
@@ -50,24 +52,24 @@ def room_for(request: web.Request, make: MakeRoom, instead: tuple[str, str] | No
     """
     protocol: Any = request.protocol
     if hasattr(protocol, "room_for") and all(map(_is_ours, request.match_info.apps)):
-        room: Room | None = protocol.room_for(request, make, instead)
+        room: Waitlist | None = protocol.room_for(request, make, instead)
         return room
     return None
 
 
-def limit_of(request: web.Request) -> float | None:
+def deadline(request: web.Request) -> float | None:
     """Return, in a handler, until when this very request may wait, because it has waited elsewhere already."""
     limit: float | None = getattr(request.protocol, "limit", None)
     return limit
 
 
-def outcome_of(request: web.Request) -> Outcome | None:
+def prior_result(request: web.Request) -> Outcome | None:
     """Return, in a handler, what became of this very request already; None: it is for the handler to do it."""
     outcome: Outcome | None = getattr(request.protocol, "outcome", None)
     return outcome
 
 
-def transparent(middleware: _M) -> _M:
+def cache_safe(middleware: _M) -> _M:
     """Mark a middleware that does nothing to an answer that a handler has offered."""
     setattr(middleware, _TRANSPARENT, True)
     return middleware

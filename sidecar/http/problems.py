@@ -2,7 +2,7 @@
 
 Each kind of problem has a stable `type`, a URI-reference by which a program can tell it from the others
 (`/problems/version-conflict`); `detail` is for people and may change.
-The table below is the whole list; `of` knows which error of ours becomes which problem, `from_aiohttp` the same of aiohttp's.
+The table below is the whole list; `from_error` knows which error of ours becomes which problem, `from_aiohttp` the same of aiohttp's.
 
 A problem is raised, never returned: aiohttp answers it from any handler, of ours or of a user.
 """
@@ -38,54 +38,54 @@ _TOO_MANY = "Too many headers received"
 """What aiohttp says of more than 128: it has no class of its own for that."""
 
 
-class Kind(NamedTuple):
+class ProblemType(NamedTuple):
     """One row of the table: the status that goes with a type, and its title."""
 
     status: int
     title: str
 
 
-KINDS: Mapping[str, Kind] = {
+PROBLEM_TYPES: Mapping[str, ProblemType] = {
     # The request
-    "bad-request": Kind(400, "The request cannot be understood"),
-    "bad-name": Kind(400, "Not a name that may lie on a volume"),
-    "unauthorized": Kind(401, "A bearer token is needed"),
-    "cross-site": Kind(403, "Another web site must not change anything"),
-    "not-found": Kind(404, "There is nothing at this path"),
-    "no-such-file": Kind(404, "There is no such file"),
-    "unfit-to-read": Kind(404, "What lies there is not served"),
-    "unknown-version": Kind(404, "The history does not hold this version"),
-    "method-not-allowed": Kind(405, "The method is not allowed here"),
-    "not-text": Kind(406, "The content is not text"),
-    "request-timeout": Kind(408, "The request did not arrive in time"),
-    "length-required": Kind(411, "The request has no body"),
-    "content-too-large": Kind(413, "The content is too large"),
-    "misdirected": Kind(421, "Nothing is served by this name"),
-    "uri-too-long": Kind(414, "The address is too long"),
-    "unsupported-coding": Kind(415, "The content coding is not supported"),
-    "range-not-satisfiable": Kind(416, "The range lies outside the content"),
-    "expectation-failed": Kind(417, "The expectation cannot be met"),
-    "head-too-large": Kind(431, "The headers are too long, or too many"),
-    "unsupported-transfer": Kind(501, "The transfer coding is not supported"),
-    "unsupported-version": Kind(505, "The version of HTTP is not supported"),
+    "bad-request": ProblemType(400, "The request cannot be understood"),
+    "bad-name": ProblemType(400, "Not a name that may lie on a volume"),
+    "unauthorized": ProblemType(401, "A bearer token is needed"),
+    "cross-site": ProblemType(403, "Another web site must not change anything"),
+    "not-found": ProblemType(404, "There is nothing at this path"),
+    "no-such-file": ProblemType(404, "There is no such file"),
+    "unfit-to-read": ProblemType(404, "What lies there is not served"),
+    "unknown-version": ProblemType(404, "The history does not hold this version"),
+    "method-not-allowed": ProblemType(405, "The method is not allowed here"),
+    "not-text": ProblemType(406, "The content is not text"),
+    "request-timeout": ProblemType(408, "The request did not arrive in time"),
+    "length-required": ProblemType(411, "The request has no body"),
+    "content-too-large": ProblemType(413, "The content is too large"),
+    "misdirected": ProblemType(421, "Nothing is served by this name"),
+    "uri-too-long": ProblemType(414, "The address is too long"),
+    "unsupported-coding": ProblemType(415, "The content coding is not supported"),
+    "range-not-satisfiable": ProblemType(416, "The range lies outside the content"),
+    "expectation-failed": ProblemType(417, "The expectation cannot be met"),
+    "head-too-large": ProblemType(431, "The headers are too long, or too many"),
+    "unsupported-transfer": ProblemType(501, "The transfer coding is not supported"),
+    "unsupported-version": ProblemType(505, "The version of HTTP is not supported"),
     # Publishing
-    "name-taken": Kind(409, "Something else is in the way of this name"),
-    "version-conflict": Kind(412, "Somebody else has published first"),
-    "content-refused": Kind(422, "The content is refused"),
-    "not-published": Kind(500, "Nothing has been published"),
-    "perhaps-not-durable": Kind(500, "Published, but perhaps not durable"),
-    "volume-unavailable": Kind(503, "The volume cannot be written"),
-    "volume-full": Kind(507, "The volume is full"),
+    "name-taken": ProblemType(409, "Something else is in the way of this name"),
+    "version-conflict": ProblemType(412, "Somebody else has published first"),
+    "content-refused": ProblemType(422, "The content is refused"),
+    "not-published": ProblemType(500, "Nothing has been published"),
+    "perhaps-not-durable": ProblemType(500, "Published, but perhaps not durable"),
+    "volume-unavailable": ProblemType(503, "The volume cannot be written"),
+    "volume-full": ProblemType(507, "The volume is full"),
     # Reading
-    "nothing-published": Kind(503, "Nothing has been published yet"),
-    "content-altered": Kind(503, "A large content is being rewritten"),
-    "unreadable": Kind(503, "The volume cannot be read now"),
+    "nothing-published": ProblemType(503, "Nothing has been published yet"),
+    "content-altered": ProblemType(503, "A large content is being rewritten"),
+    "unreadable": ProblemType(503, "The volume cannot be read now"),
     # The service itself
-    "too-many-connections": Kind(503, "Too many connections"),
-    "internal-error": Kind(500, "The service has failed"),
-    "not-live": Kind(503, "Not alive"),
-    "not-ready": Kind(503, "Not ready"),
-    "not-started": Kind(503, "Not started yet"),
+    "too-many-connections": ProblemType(503, "Too many connections"),
+    "internal-error": ProblemType(500, "The service has failed"),
+    "not-live": ProblemType(503, "Not alive"),
+    "not-ready": ProblemType(503, "Not ready"),
+    "not-started": ProblemType(503, "Not started yet"),
 }
 
 #: What says that this file is not fit to be read. Everything else that the operating system says is not the file's fault.
@@ -124,7 +124,7 @@ class Problem(web.HTTPException):
         headers: Mapping[str, str] | None = None,
         members: Mapping[str, object] | None = None,
     ) -> None:
-        status, title = KINDS[kind]
+        status, title = PROBLEM_TYPES[kind]
         self.status_code = status
         self.kind = kind
         self.detail = detail
@@ -141,7 +141,7 @@ class UntypedProblem(web.HTTPException):
         _fill(self, "about:blank", self.reason, detail, None)
 
 
-def of(error: _errors.SidecarError) -> Problem:
+def from_error(error: _errors.SidecarError) -> Problem:
     """Return the problem that an error of ours is.
 
     >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
@@ -159,11 +159,11 @@ def of(error: _errors.SidecarError) -> Problem:
             return _uncertain(detail, error.version)
         case _:
             kind = _kind_of(error)
-            retry = {"Retry-After": RETRY_AFTER} if KINDS[kind].status == 503 else None
+            retry = {"Retry-After": RETRY_AFTER} if PROBLEM_TYPES[kind].status == 503 else None
             return Problem(kind, detail, headers=retry)
 
 
-def from_http(error: web.HTTPException, path: str) -> web.HTTPException:
+def from_http_exception(error: web.HTTPException, path: str) -> web.HTTPException:
     """Return an error of aiohttp itself as a problem; what is none, or is one already, unchanged."""
     if error.status < HTTPStatus.BAD_REQUEST or isinstance(error, Problem):
         return error
@@ -210,7 +210,9 @@ def from_aiohttp(
             return Problem(kind, f"this is not HTTP/1.1 as RFC 9112 has it: {reason}")
         case web.HTTPException() | web.RequestPayloadError():
             return (
-                _unreadable(exc) if isinstance(exc, web.RequestPayloadError) else from_http(exc, "")
+                _unreadable(exc)
+                if isinstance(exc, web.RequestPayloadError)
+                else from_http_exception(exc, "")
             )
         case None if status != 500:
             return UntypedProblem(status, "the request has taken too long")
@@ -218,7 +220,7 @@ def from_aiohttp(
             return internal_error(exc or RuntimeError(message))
 
 
-def plain(problem: web.HTTPException) -> web.Response:
+def to_response(problem: web.HTTPException) -> web.Response:
     """Return a problem as an answer that can be returned instead of raised."""
     return web.Response(status=problem.status, headers=problem.headers, body=problem.body)
 
@@ -239,20 +241,20 @@ def client_has_gone(request: web.BaseRequest) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-@fastpath.transparent
+@fastpath.cache_safe
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""
     try:
         return await handler(request)
     except _errors.SidecarError as error:
-        raise of(error) from error
+        raise from_error(error) from error
     except web.HTTPNotFound as error:
         if request.method == "OPTIONS" and request.path == "*":
             return _options(request.app)
-        raise from_http(error, request.path) from error
+        raise from_http_exception(error, request.path) from error
     except web.HTTPException as error:
-        raise from_http(error, request.path) from error
+        raise from_http_exception(error, request.path) from error
     except web.RequestPayloadError as error:
         raise _unreadable(error, "; nothing was changed") from error
     except Exception as error:

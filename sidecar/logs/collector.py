@@ -18,32 +18,32 @@ from typing import Any
 from sidecar import _errors
 from sidecar.fs import oserrors
 from sidecar.logs.input.checkpoint import State
-from sidecar.logs.input.dir_watch import DirectoryHints, Noticed
-from sidecar.logs.input.tail import Figures, Tail
+from sidecar.logs.input.dir_watch import DirectoryWatcher, DirEvents
+from sidecar.logs.input.tail import Tail, TailStats
 from sidecar.logs.records import Block, Stage
-from sidecar.logs.sink_worker import DeadLetters, Lane
+from sidecar.logs.sink_worker import DeadLetters, SinkWorker
 from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.stages.limiting import for_another_sink
 from sidecar.process import arguments, memory, metrics
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_ROUND = 2 << 20
+_READ_BATCH = 2 << 20
 """Bytes that one hop to the disk reads for a sink. Each hop costs a fifth of a millisecond of CPU."""
-_PACE = 0.02
+_MIN_INTERVAL = 0.02
 """Seconds between two rounds for events: a writer of single lines must not cost a core, and nobody waits longer."""
 _POLL = 0.25
 _SAVE_EVERY = 1.0
 _SAVE_SOON = 0.05
 """Seconds to the second save. Pauses double from there: who is killed every second must get on all the same."""
-_CLAIM = 0.5
+_LOCK_POLL = 0.5
 """Seconds between two looks whether the checkpoint is free."""
 _TIDY_EVERY = 10.0
 """Seconds between two returns of freed memory to the kernel, where lines have moved: a few milliseconds each."""
 _DEAD_LETTERS = ".dead-letters.ndjson"
-_figures: dict[int, Figures] = {}
+_figures: dict[int, TailStats] = {}
 """Of each collection that runs in this process."""
 
 
@@ -115,8 +115,8 @@ async def collect(
     ...     asyncio.run(main(directory))
     ['one', 'two']
     """
-    arguments.seconds("drain_timeout", drain_timeout)
-    arguments.seconds("drain_quiet", drain_quiet)
+    arguments.check_seconds("drain_timeout", drain_timeout)
+    arguments.check_seconds("drain_quiet", drain_quiet)
     collector = Collector(
         source,
         stages,
@@ -150,21 +150,25 @@ class Collector:
         budget: int | str = 8 << 20,
         until: Callable[[], bool] | None = None,
     ) -> None:
-        arguments.instance("source", source, Tail, "what logs.tail returns")
+        arguments.check_instance("source", source, Tail, "what logs.tail returns")
         for stage in stages:
-            arguments.plain_function("stage", stage, "a function from a record to a record or None")
+            arguments.check_plain_function(
+                "stage", stage, "a function from a record to a record or None"
+            )
         routes = [one if isinstance(one, Route) else Route(one) for one in sinks]
         for sink in (route.sink for route in routes):
-            arguments.instance(
+            arguments.check_instance(
                 "sink", sink, Sink, "a sink: name, batching, open, write, flush, close"
             )
         if dead_letters is not None and not callable(getattr(dead_letters, "write", None)):
-            raise arguments.refusal("dead_letters", dead_letters, "a logs.DeadLetterFile, or None")
+            raise arguments.argument_error(
+                "dead_letters", dead_letters, "a logs.DeadLetterFile, or None"
+            )
         if labels is not None and not callable(labels):
-            arguments.instance(
+            arguments.check_instance(
                 "labels", labels, Mapping, "a mapping, or a function that returns one"
             )
-        limit = arguments.size("budget", budget, least=1)
+        limit = arguments.check_size("budget", budget, least=1)
         names = [route.sink.name for route in routes]
         if not names:
             raise _errors.ConfigError("a collection needs a sink")
@@ -179,7 +183,7 @@ class Collector:
         self.summary = Summary()
         made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
         self.lanes = [
-            Lane(
+            SinkWorker(
                 route.sink,
                 [*(stages if number == 0 else map(for_another_sink, stages)), *route.stages],
                 budget=max(limit // len(routes), 1),
@@ -190,7 +194,7 @@ class Collector:
             )
             for number, route in enumerate(routes)
         ]
-        self._hints: DirectoryHints | None = None
+        self._hints: DirectoryWatcher | None = None
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
         self._idle = asyncio.Event()
@@ -243,7 +247,7 @@ class Collector:
         self._successor = successor
         self._wake.set()
         for lane in self.lanes:
-            lane.hurry()
+            lane.expedite()
 
     async def run(
         self,
@@ -254,9 +258,9 @@ class Collector:
     ) -> Summary:
         """Collect. See `collect`."""
         self._until_end, self._quiet = until_end and self._until is None, drain_quiet
-        memory.share_one_heap()
+        memory.use_single_arena()
         if all(lane.sink.takes_blocks for lane in self.lanes):
-            memory.keep_large()
+            memory.raise_mmap_threshold()
         self.source.take()
         try:
             if await self._claim():
@@ -273,7 +277,7 @@ class Collector:
         Return False if this one has been told to leave meanwhile.
         """
         waiting = False
-        while not await in_thread(self.source.claim):
+        while not await run_in_thread(self.source.claim):
             if not waiting:
                 _log.warning(
                     "another collector uses the checkpoint %s: waiting for its end",
@@ -282,18 +286,18 @@ class Collector:
             waiting = True
             if self._leave_at is not None:
                 return False
-            await asyncio.sleep(_CLAIM)
+            await asyncio.sleep(_LOCK_POLL)
         return True
 
     async def _run(self, drain_timeout: float) -> None:
-        opened: list[Lane] = []
+        opened: list[SinkWorker] = []
         try:
-            await in_thread(self.source.open, [lane.name for lane in self.lanes])
+            await run_in_thread(self.source.open, [lane.name for lane in self.lanes])
             if not self.source.matched:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
-                for name in await in_thread(self.source.directories_named):
+                for name in await run_in_thread(self.source.directories_named):
                     _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
-            self._hints = await in_thread(DirectoryHints)
+            self._hints = await run_in_thread(DirectoryWatcher)
             for lane in self.lanes:
                 begun = await lane.sink.open(self.source.resume.get(lane.name))
                 opened.append(lane)
@@ -321,7 +325,7 @@ class Collector:
                 self._draining = True
                 self._wake.set()
                 for lane in self.lanes:
-                    lane.hurry()
+                    lane.expedite()
                 await self._until_finished(tasks, drain_timeout)
                 raise
         finally:
@@ -365,10 +369,10 @@ class Collector:
             look = look or (self._until_end and self._all_idle())
             through = self._limited and source.present_is_read
             open_lanes = [lane for lane in self.lanes if lane.room > 0 and not through]
-            wanted = {lane.name: min(lane.room, _ROUND) for lane in open_lanes}
+            wanted = {lane.name: min(lane.room, _READ_BATCH) for lane in open_lanes}
             self._wake.clear()
             last_round = now
-            blocks = await in_thread(self._round, wanted, look)
+            blocks = await run_in_thread(self._round, wanted, look)
             if source.turns != turns:
                 turns = source.turns
                 self._dirty.set()
@@ -388,12 +392,12 @@ class Collector:
             wanting = any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
             if source.incomplete or (wanting and not through):
                 continue
-            await self._pause(now + _PACE if hurried else due, last_round)
+            await self._pause(now + _MIN_INTERVAL if hurried else due, last_round)
 
     async def _after_look(self, now: float) -> None:
         source = self.source
         if source.removes_files:
-            await in_thread(source.remove_delivered)
+            await run_in_thread(source.remove_delivered)
         if self._until_end and not self._limited and not source.incomplete:
             source.limit_to_present()
             self._limited = True
@@ -429,52 +433,52 @@ class Collector:
         """Give back what moving lines has left in the heap: a burst must not be kept for ever."""
         if self._moved and now - self._tidied_at >= _TIDY_EVERY:
             self._moved, self._tidied_at = False, now
-            await in_thread(memory.give_back)
+            await run_in_thread(memory.trim_heap)
 
     async def _is_end(self, news_at: float, through: bool) -> bool:
         ends_itself = (self._until_end or self._finishing) and not self._draining
         if ends_itself and not self._patience_ended:
             self._patience_ended = True
-            await in_thread(self.source.end_patience)
+            await run_in_thread(self.source.end_patience)
             return False
         if through:
             return True
         if self._finishing and ends_itself and not await self._is_complete(news_at):
             return False
-        await in_thread(self.source.flush, everything=ends_itself)
+        await run_in_thread(self.source.flush, everything=ends_itself)
         if any(self.source.ready(lane.name) for lane in self.lanes):
             return False
         if ends_itself or time.monotonic() - news_at >= self._quiet:
             return True
-        return await in_thread(self.source.is_abandoned)
+        return await run_in_thread(self.source.is_abandoned)
 
     async def _is_complete(self, news_at: float) -> bool:
         """Whether no program writes any more: none has a file open, or, where nobody knows, nothing has come for a while."""
-        files = await in_thread(self.source.written_by_others)
+        files = await run_in_thread(self.source.written_by_others)
         if files and files != self._waits_for:
             _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
         self._waits_for = files
         if files:
             return False
         quiet = time.monotonic() - news_at >= self._quiet
-        return quiet or await in_thread(self.source.is_abandoned)
+        return quiet or await run_in_thread(self.source.is_abandoned)
 
     async def _pause(self, due: float, last_round: float) -> None:
         timeout = due - time.monotonic()
         if self._until_end:
-            timeout = min(timeout, _PACE)
+            timeout = min(timeout, _MIN_INTERVAL)
         if timeout > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
-        rest = last_round + _PACE - time.monotonic()
+        rest = last_round + _MIN_INTERVAL - time.monotonic()
         if rest > 0 and not self._draining:
             await asyncio.sleep(rest)
 
     def _round(self, wanted: Mapping[str, int], look: bool) -> dict[str, list[Block]]:
         """One hop to the disk: take the hints, look where they point, read what there is room for."""
         hints = self._hints
-        noticed = hints.drain() if hints is not None else Noticed()
+        noticed = hints.drain() if hints is not None else DirEvents()
         source = self.source
         if look and self._until is not None and not self._finishing and self._until():
             self._finishing = True
@@ -513,15 +517,15 @@ class Collector:
     async def _save(self) -> None:
         self._dirty.clear()
         try:
-            state = await in_thread(self.source.state)
+            state = await run_in_thread(self.source.state)
             self.last_state = state
             # What the checkpoint says must be durable in the sinks before the checkpoint says so.
             for lane in self.lanes:
                 await lane.sink.flush()
-            await in_thread(self.source.save, state)
+            await run_in_thread(self.source.save, state)
         except OSError as error:
             self._dirty.set()
-            why = str(error) if isinstance(error, _errors.SidecarError) else oserrors.remedy(error)
+            why = str(error) if isinstance(error, _errors.SidecarError) else oserrors.hint(error)
             failure = f"cannot save the checkpoint {self.source.checkpoint_path}: {why}"
             if self._save_failure != failure:
                 _log.error("%s; collecting goes on, a restart would deliver lines again", failure)
@@ -529,7 +533,7 @@ class Collector:
         else:
             self._save_failure = None
 
-    async def _end(self, opened: Sequence[Lane]) -> None:
+    async def _end(self, opened: Sequence[SinkWorker]) -> None:
         if self._hints is not None:
             if self._hints.fd is not None:
                 asyncio.get_running_loop().remove_reader(self._hints.fd)
@@ -537,14 +541,14 @@ class Collector:
         if (self._until_end or self._finishing) and self._started:
             self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
-            stack.push_async_callback(in_thread, self.source.close)
+            stack.push_async_callback(run_in_thread, self.source.close)
             for lane in opened:
                 stack.push_async_callback(lane.sink.close)
             if len(opened) == len(self.lanes):
                 await self._save()
-                await in_thread(self.source.remove_delivered)
+                await run_in_thread(self.source.remove_delivered)
             if self._leave_at is not None:
-                await in_thread(self.source.hand_over, self._successor)
+                await run_in_thread(self.source.hand_over, self._successor)
             self._report()
         _figures.pop(id(self), None)
 
@@ -553,7 +557,7 @@ class Collector:
     def _all_idle(self) -> bool:
         return all(lane.idle for lane in self.lanes)
 
-    def _acknowledged(self, lane: Lane, blocks: Sequence[Block], resume: Any) -> None:
+    def _acknowledged(self, lane: SinkWorker, blocks: Sequence[Block], resume: Any) -> None:
         self.source.acknowledge(lane.name, blocks, resume)
         if lane is self.lanes[0]:
             size, count = sum(len(b.data) for b in blocks), sum(b.lines for b in blocks)
@@ -564,7 +568,7 @@ class Collector:
         self._dirty.set()
         self._wake.set()
 
-    def _refused(self, lane: Lane, rejected: Sequence[Rejected]) -> None:
+    def _refused(self, lane: SinkWorker, rejected: Sequence[Rejected]) -> None:
         self.summary.refused += len(rejected)
         if lane.has_dead_letters:
             return

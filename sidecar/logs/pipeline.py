@@ -195,7 +195,7 @@ def _refuse_directory(name: str, path: str | None) -> None:
         raise ConfigError(f"{name}: {path!r} is a directory: name a file in it")
 
 
-def parse_spec(text: str) -> Mapping[str, Any]:
+def parse_sink_spec(text: str) -> Mapping[str, Any]:
     r"""Turn what stands behind `--parse` into a stage.
 
     >>> parse_spec("json"), parse_spec(r"regex:(?P<level>\w+)")
@@ -209,19 +209,19 @@ def _route(
     spec: Any, where: str, *, json: bool, defaults: Mapping[str, Any], zone: str | None
 ) -> Route:
     if isinstance(spec, str):
-        return Route(factory.sink(spec, json=json, defaults=defaults))
+        return Route(factory.make_sink(spec, json=json, defaults=defaults))
     if not isinstance(spec, Mapping) or not isinstance(spec.get("url"), str):
         raise ConfigError(f"{where}: expected an address, or a mapping with `url:`, not {spec!r}")
     options = {name: one for name, one in spec.items() if name not in ("url", "when", "stages")}
     own: list[Stage] = []
     if "when" in spec:
         try:
-            own.append(stages.keep(route_conditions.condition(spec["when"])))
+            own.append(stages.keep(route_conditions.make_condition(spec["when"])))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: when: {error}") from error
     for number, stage in enumerate(_list(spec.get("stages", [])), 1):
         own += _stages(stage, f"{where}, stage {number}", zone)
-    return Route(factory.sink(spec["url"], options, json=json, defaults=defaults), own)
+    return Route(factory.make_sink(spec["url"], options, json=json, defaults=defaults), own)
 
 
 def _stages(spec: Any, where: str, zone: str | None) -> list[Stage]:

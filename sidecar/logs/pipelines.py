@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sidecar import _errors
 from sidecar.logs.collector import Collector, Summary
 from sidecar.process import metrics
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -151,12 +151,12 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
     before = known
     while True:
         await asyncio.sleep(_LOOK_EVERY)
-        now = await in_thread(signature_of, known)
+        now = await run_in_thread(signature_of, known)
         changed, quiet, before = now != known, now == before, now
         if not changed or not quiet:
             continue
         try:
-            made = await in_thread(make)
+            made = await run_in_thread(make)
         except _errors.ConfigError as error:
             known = before = now
             _log.error("the new configuration is refused, the one before stays in use: %s", error)

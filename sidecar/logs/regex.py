@@ -60,7 +60,7 @@ class Pattern(Protocol):
         """
 
 
-def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
+def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Pattern:
     r"""Compile a pattern.
 
     Raises:
@@ -72,7 +72,7 @@ def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
     Traceback (most recent call last):
     sidecar._errors.ConfigError: the pattern '(?=x)' cannot be used: invalid perl operator: (?= (syntax: RE2, without look-around and back-references)
     """
-    arguments.instance("pattern", pattern, str, "a regular expression, a str")
+    arguments.check_instance("pattern", pattern, str, "a regular expression, a str")
     if pattern and not ignore_case and _SPECIAL.isdisjoint(pattern):
         return _Plain(pattern)
     return _Re2(pattern, ignore_case=ignore_case)

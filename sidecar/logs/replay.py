@@ -23,7 +23,7 @@ from sidecar.fs import atomic, oserrors
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.base import Receipt, Sink, SinkUnavailable
 from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -67,11 +67,11 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
     done = Replayed()
     taken = path + _SUFFIX
     try:
-        lines = await in_thread(_take, path, taken)
+        lines = await run_in_thread(_take, path, taken)
     except FileNotFoundError as error:
         raise _errors.ConfigError(f"there are no dead letters in {path}: no such file") from error
     except OSError as error:
-        raise _errors.SidecarError(f"cannot take {path}: {oserrors.remedy(error)}") from error
+        raise _errors.SidecarError(f"cannot take {path}: {oserrors.hint(error)}") from error
     by_name = {sink.name: sink for sink in sinks}
     letters, back = dict[str, list[_Letter]](), list[bytes]()
     for line in lines:
@@ -88,7 +88,7 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
     finally:
         # Also when it is cancelled: nothing is delivered twice then, and nothing lost.
         rest = [*back, *(one.line for waiting in letters.values() for one in waiting)]
-        await in_thread(_put_back, again, rest, taken)
+        await run_in_thread(_put_back, again, rest, taken)
     return done
 
 

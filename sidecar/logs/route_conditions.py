@@ -22,7 +22,7 @@ from sidecar.logs.stages.severity import LEVELS
 Condition = Callable[[Record], bool]
 
 
-def condition(given: Any) -> Condition:
+def make_condition(given: Any) -> Condition:
     """Make a condition of what stands in a configuration.
 
     Raises:
@@ -77,12 +77,12 @@ def _labels(given: Any) -> Condition:
 def _any(given: Any) -> Condition:
     if not isinstance(given, list) or not given:
         raise TypeError(f"{given!r} is no list of conditions")
-    made = [condition(one) for one in given]
+    made = [make_condition(one) for one in given]
     return lambda record: any(one(record) for one in made)
 
 
 def _not(given: Any) -> Condition:
-    unwanted = condition(given)
+    unwanted = make_condition(given)
     return lambda record: not unwanted(record)
 
 
@@ -132,7 +132,7 @@ def _pattern(given: Any) -> Callable[[str], bool]:
         made = [_pattern(one) for one in given]
         return lambda text: any(one(text) for one in made)
     text = given if isinstance(given, str) else json_encoding.value(given)
-    return regex.compiled(text).found
+    return regex.compile_pattern(text).found
 
 
 def _known_level(given: Any) -> str:

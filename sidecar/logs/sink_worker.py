@@ -35,7 +35,7 @@ class DeadLetters(Protocol):
         """
 
 
-class Lane:
+class SinkWorker:
     """The blocks on their way to one sink."""
 
     def __init__(
@@ -46,8 +46,8 @@ class Lane:
         budget: int,
         labels: Callable[[], Mapping[str, str]],
         dead_letters: DeadLetters | None,
-        acknowledged: Callable[[Lane, Sequence[Block], Any], None],
-        refused: Callable[[Lane, Sequence[Rejected]], None],
+        acknowledged: Callable[[SinkWorker, Sequence[Block], Any], None],
+        refused: Callable[[SinkWorker, Sequence[Rejected]], None],
     ) -> None:
         self.name, self.sink = sink.name, sink
         self.budget = budget
@@ -102,7 +102,7 @@ class Lane:
             self.held += len(block.data)
         self._news.set()
 
-    def hurry(self) -> None:
+    def expedite(self) -> None:
         """From now on wait for no fuller batch, and not for the end of a long pause of our own."""
         self._hurried.set()
         self._news.set()

@@ -20,7 +20,7 @@ _HIGHEST_GROUP = 2**32 - 2
 _HIGHEST_PORT = 65535
 
 
-def path(name: str, value: object) -> str:
+def check_path(name: str, value: object) -> str:
     """Take a path: a `str` or `os.PathLike` of text, not empty, without a null byte."""
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
@@ -33,14 +33,14 @@ def path(name: str, value: object) -> str:
     return found
 
 
-def integer(name: str, value: object, *, least: int = 0, unit: str = "") -> int:
+def check_integer(name: str, value: object, *, least: int = 0, unit: str = "") -> int:
     """Take a whole number from `least` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise refusal(name, value, f"a whole number{unit and f' of {unit}'} from {least} on")
+        raise argument_error(name, value, f"a whole number{unit and f' of {unit}'} from {least} on")
     return value
 
 
-def size(name: str, value: object, *, least: int = 0) -> int:
+def check_size(name: str, value: object, *, least: int = 0) -> int:
     """Take a number of bytes, or a text with a suffix of Kubernetes, as the command does.
 
     >>> size("max_size", "64Mi"), size("max_size", 512)
@@ -50,13 +50,13 @@ def size(name: str, value: object, *, least: int = 0) -> int:
         try:
             value = quantities.size(value)
         except ValueError:
-            raise refusal(
+            raise argument_error(
                 name, value, "a size: bytes, or a number with k, M, G, Ki, Mi or Gi"
             ) from None
-    return integer(name, value, least=least, unit="bytes")
+    return check_integer(name, value, least=least, unit="bytes")
 
 
-def seconds(name: str, value: object, *, zero: bool = True) -> float:
+def check_seconds(name: str, value: object, *, zero: bool = True) -> float:
     """Take a finite number of seconds that is not negative, and not 0 unless `zero`."""
     if (
         isinstance(value, bool)
@@ -64,28 +64,28 @@ def seconds(name: str, value: object, *, zero: bool = True) -> float:
         or not (value > 0 or (zero and value == 0))
         or not math.isfinite(value)
     ):
-        raise refusal(
+        raise argument_error(
             name, value, "a number of seconds from 0 on" if zero else "a number of seconds above 0"
         )
     return value
 
 
-def choice(name: str, value: object, allowed: Collection[str]) -> str:
+def check_choice(name: str, value: object, allowed: Collection[str]) -> str:
     """Take one of some words."""
     if not isinstance(value, str) or value not in allowed:
-        raise refusal(name, value, f"one of {', '.join(allowed)}")
+        raise argument_error(name, value, f"one of {', '.join(allowed)}")
     return value
 
 
-def mode(name: str, value: object) -> int:
+def check_mode(name: str, value: object) -> int:
     """Take the permissions of a file."""
     if isinstance(value, bool) or not isinstance(value, int) or value & ~0o777:
         shown = oct(value) if isinstance(value, int) else value
-        raise refusal(name, value, "permissions in octal, as in 0o644", shown=shown)
+        raise argument_error(name, value, "permissions in octal, as in 0o644", shown=shown)
     return value
 
 
-def group(name: str, value: object) -> int | None:
+def check_group(name: str, value: object) -> int | None:
     """Take the number of a group, or None."""
     if value is None:
         return None
@@ -96,32 +96,36 @@ def group(name: str, value: object) -> int | None:
     return value
 
 
-def port(name: str, value: object) -> int:
+def check_port(name: str, value: object) -> int:
     """Take a TCP port, 0 for any free one."""
-    if integer(name, value) > _HIGHEST_PORT:
-        raise refusal(name, value, f"a port from 1 to {_HIGHEST_PORT}, or 0 for any free one")
+    if check_integer(name, value) > _HIGHEST_PORT:
+        raise argument_error(
+            name, value, f"a port from 1 to {_HIGHEST_PORT}, or 0 for any free one"
+        )
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
-def flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object) -> bool:
     """Take True or False: a text such as "no" would count as True."""
     if not isinstance(value, bool):
-        raise refusal(name, value, "True or False")
+        raise argument_error(name, value, "True or False")
     return value
 
 
-def instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+def check_instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
     """Take an object of a class; `what` says which one that is."""
     if not isinstance(value, kind):
-        raise refusal(name, value, what)
+        raise argument_error(name, value, what)
 
 
-def plain_function(name: str, value: object, what: str) -> None:
+def check_plain_function(name: str, value: object, what: str) -> None:
     """Take something to call that returns a value: not a coroutine function, whose value nobody would await."""
     if not callable(value):
-        raise refusal(name, value, f"{what}, which is called")
+        raise argument_error(name, value, f"{what}, which is called")
     if is_async(value):
-        raise refusal(name, value, f"{what}; a coroutine function is not awaited: take a plain one")
+        raise argument_error(
+            name, value, f"{what}; a coroutine function is not awaited: take a plain one"
+        )
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -131,26 +135,26 @@ def is_async(function: Callable[..., Any]) -> bool:
     )
 
 
-def texts(name: str, value: object) -> tuple[str, ...]:
+def check_strings(name: str, value: object) -> tuple[str, ...]:
     """Take several texts: a collection of `str`, and not one `str`, which is a collection of its letters."""
     given = value if isinstance(value, Collection) and not isinstance(value, str) else None
     if given is None or not all(isinstance(one, str) and one for one in given):
-        raise refusal(name, value, 'a collection of texts, such as ("*.conf", "*.json")')
+        raise argument_error(name, value, 'a collection of texts, such as ("*.conf", "*.json")')
     return tuple(given)
 
 
-def mapping(name: str, value: object) -> None:
+def check_mapping(name: str, value: object) -> None:
     """Take a mapping. Raises `TypeError`."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} takes a mapping of names to contents, not {type(value).__name__}")
 
 
-def options(name: str, value: object) -> dict[str, Any]:
+def check_options(name: str, value: object) -> dict[str, Any]:
     """Take a mapping of names to values, or None for none; a copy is returned."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise refusal(name, value, "a mapping of names to values")
+        raise argument_error(name, value, "a mapping of names to values")
     return dict(value)
 
 
@@ -158,11 +162,11 @@ def words(name: str, value: object) -> tuple[str, ...]:
     """Take several texts: a text alone would be taken for its letters."""
     found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
     if not all(isinstance(one, str) for one in found):
-        raise refusal(name, value, "several texts, as in a list")
+        raise argument_error(name, value, "several texts, as in a list")
     return found
 
 
-def tags(name: str, value: object) -> tuple[str, ...] | None:
+def check_etags(name: str, value: object) -> tuple[str, ...] | None:
     """Take entity tags, one or several; a version without quotes is the tag of that version, and `*` is any.
 
     >>> tags("if_match", "a665a459"), tags("if_match", ['"a665a459"', "*"])
@@ -172,11 +176,15 @@ def tags(name: str, value: object) -> tuple[str, ...] | None:
         return None
     given = (value,) if isinstance(value, str) else value
     if not isinstance(given, Collection) or not all(isinstance(one, str) for one in given):
-        raise refusal(name, value, "an entity tag, a version, or several of them, each a str")
+        raise argument_error(
+            name, value, "an entity tag, a version, or several of them, each a str"
+        )
     return tuple(_tag(one) for one in given)
 
 
-def refusal(name: str, value: object, allowed: str, *, shown: object = None) -> _errors.ConfigError:
+def argument_error(
+    name: str, value: object, allowed: str, *, shown: object = None
+) -> _errors.ConfigError:
     """Return the error for a value that is not what is allowed."""
     text = str(shown) if shown is not None and shown is not value else repr(value)
     text = text if len(text) <= 80 else text[:77] + "..."

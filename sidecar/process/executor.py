@@ -22,23 +22,23 @@ T = TypeVar("T")
 
 def _make_pools() -> None:
     """Make the threads of this process; those of the one that was forked are not there in the other."""
-    global POOL, _QUEUE, _EXAMINATIONS  # noqa: PLW0603 (one of each for a process)
+    global IO_POOL, _LOCK_POOL, _VALIDATION_POOL  # noqa: PLW0603 (one of each for a process)
     # Threads start when they are needed and then stay: most programs see two or three of the sixteen.
-    POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
+    IO_POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
     # For work that waits for its turn, with a thread in its hands: all other work must not wait for those.
-    _QUEUE = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
+    _LOCK_POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
     # For what may take as long as a content wants it to.
-    _EXAMINATIONS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sidecar-examine")
+    _VALIDATION_POOL = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sidecar-examine")
 
 
-POOL: ThreadPoolExecutor
-_QUEUE: ThreadPoolExecutor
-_EXAMINATIONS: ThreadPoolExecutor
+IO_POOL: ThreadPoolExecutor
+_LOCK_POOL: ThreadPoolExecutor
+_VALIDATION_POOL: ThreadPoolExecutor
 _make_pools()
 os.register_at_fork(after_in_child=_make_pools)
 
 
-async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking function in a thread, and return or raise what it does.
 
     When this returns or raises, the function is no longer running.
@@ -50,27 +50,27 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     >>> asyncio.run(in_thread(pow, 2, 10))
     1024
     """
-    return await _end_of(_submit(POOL, function, *args, **kwargs))
+    return await _end_of(_submit(IO_POOL, function, *args, **kwargs))
 
 
-async def in_turn(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do as `in_thread`, with work that may wait for other work of its kind: for a lock, on a slow disk."""
-    return await _end_of(_submit(_QUEUE, function, *args, **kwargs))
+async def run_queued(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do as `run_in_thread`, with work that may wait for other work of its kind: for a lock, on a slow disk."""
+    return await _end_of(_submit(_LOCK_POOL, function, *args, **kwargs))
 
 
-async def in_examination(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do as `in_thread`, with the examination of a content: nothing else waits for those."""
-    return await _end_of(_submit(_EXAMINATIONS, function, *args, **kwargs))
+async def run_validation(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do as `run_in_thread`, with the examination of a content: nothing else waits for those."""
+    return await _end_of(_submit(_VALIDATION_POOL, function, *args, **kwargs))
 
 
-async def finish_in_turn(function: Callable[[], T], withdraw: Callable[[], None]) -> T:
-    """Run a function as `in_turn` does; a cancellation withdraws it, waits for its end, and goes on after that.
+async def run_queued_cancellable(function: Callable[[], T], withdraw: Callable[[], None]) -> T:
+    """Run a function as `run_queued` does; a cancellation withdraws it, waits for its end, and goes on after that.
 
-    It is `to_its_end` with fewer turns of the loop between the end of the function and that of the caller.
+    It is `finish_before_cancel` with fewer turns of the loop between the end of the function and that of the caller.
     """
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-    submitted = _submit(_QUEUE, function)
+    submitted = _submit(_LOCK_POOL, function)
     submitted.add_done_callback(lambda _: _tell(loop, ended))
     try:
         await ended
@@ -82,7 +82,9 @@ async def finish_in_turn(function: Callable[[], T], withdraw: Callable[[], None]
     return submitted.result()
 
 
-async def to_its_end(work: Awaitable[T], withdraw: Callable[[], None] = lambda: None) -> T:
+async def finish_before_cancel(
+    work: Awaitable[T], withdraw: Callable[[], None] = lambda: None
+) -> T:
     """Await work that must not be left running: a cancellation withdraws it, waits for it, and goes on after that."""
     task = asyncio.ensure_future(work)
     try:

@@ -23,7 +23,7 @@ Check: TypeAlias = Callable[[], str | None]
 It is asked at each probe, on the event loop: it looks at a state that is at hand and waits for nothing.
 """
 
-Kind: TypeAlias = Literal["live", "ready", "started"]
+ProbeKind: TypeAlias = Literal["live", "ready", "started"]
 
 OK = "ok"
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Health:
     """
 
     def __init__(self) -> None:
-        self._checks: dict[str, dict[Kind, Check]] = {}
+        self._checks: dict[str, dict[ProbeKind, Check]] = {}
 
     def __repr__(self) -> str:
         return f"<Health of {', '.join(self._checks) or 'nothing'}>"
@@ -67,7 +67,7 @@ class Health:
 
         Where the name is taken, the part is reported as `name#2`, `name#3`, ….
         """
-        given: dict[Kind, Check | None] = {"live": live, "ready": ready, "started": started}
+        given: dict[ProbeKind, Check | None] = {"live": live, "ready": ready, "started": started}
         free = next(one for one in _numbered(name) if one not in self._checks)
         checks = {kind: check for kind, check in given.items() if check is not None}
         self._checks[free] = checks
@@ -78,7 +78,7 @@ class Health:
 
         return remove
 
-    def report(self, kind: Kind) -> Report:
+    def report(self, kind: ProbeKind) -> Report:
         """Ask all checks of this kind. A process that drains is not ready, whatever they say.
 
         A check that raises has found something wrong: its error is the answer, and goes to the log.

@@ -44,7 +44,7 @@ class HelperTimeout(SidecarError):
     """There was no answer in time, and the helper was ended."""
 
 
-class Withdrawn(SidecarError):
+class RequestCancelled(SidecarError):
     """Nobody waits for the answer any more, and the helper was ended."""
 
 
@@ -77,12 +77,12 @@ class Request:
             self.check()
 
     def check(self) -> None:
-        """Raise `Withdrawn` if it is."""
+        """Raise `RequestCancelled` if it is."""
         if self._withdrawn:
-            raise Withdrawn("the request was withdrawn")
+            raise RequestCancelled("the request was withdrawn")
 
 
-class Helpers:
+class HelperPool:
     """The helpers that run one module: one as a rule, others while it is busy, never more than `most`.
 
     Args:
@@ -128,7 +128,7 @@ class Helpers:
             self._give_back(helper, healthy=healthy)
         return answer
 
-    def _take(self, request: Request) -> _Helper:
+    def _take(self, request: Request) -> _HelperProcess:
         if os.getpid() != self._pid:
             self._forget()  # those of the process that was forked are its own
         limit = time.monotonic() + self._crowded
@@ -142,14 +142,14 @@ class Helpers:
                     break
                 self._changed.wait(0.05)
         try:
-            return _Helper(self._module, self._setup, gently=self._gently)
+            return _HelperProcess(self._module, self._setup, gently=self._gently)
         except BaseException:
             with self._changed:
                 self._count -= 1
                 self._changed.notify()
             raise
 
-    def _give_back(self, helper: _Helper, *, healthy: bool) -> None:
+    def _give_back(self, helper: _HelperProcess, *, healthy: bool) -> None:
         with self._changed:
             keep = healthy and not self._idle
             if keep:
@@ -163,12 +163,12 @@ class Helpers:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._idle: list[_Helper] = []
+        self._idle: list[_HelperProcess] = []
         self._count = 0
         self._changed = threading.Condition()
 
 
-class _Helper:
+class _HelperProcess:
     """One process, from its start to its end."""
 
     def __init__(self, module: str, setup: Any, *, gently: bool) -> None:

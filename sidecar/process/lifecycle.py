@@ -26,7 +26,7 @@ from sidecar.process import logging as runtime_logging
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 25.0
+_END_TIMEOUT = 25.0
 """Seconds after which a program that has been told to stop is said to be still running:
 more than `serve` and `logs.collect` take to drain, less than the grace period of a Pod."""
 
@@ -38,7 +38,7 @@ class _Process:
     """What is true of this process as a whole. A plain attribute: a signal handler must take no lock."""
 
     draining = False
-    stop: _Stop | None = None
+    stop: _StopController | None = None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T | None:
@@ -71,7 +71,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
         if not logging.getLogger().handlers:
             runtime_logging.configure()
         _Process.draining = False
-        stop = _Process.stop = _Stop()
+        stop = _Process.stop = _StopController()
         with _handlers(stop), asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(_until_stopped(main, stop))
     finally:
@@ -95,8 +95,8 @@ def every(seconds: float) -> AsyncGenerator[datetime, None]:
     ...             break
     >>> run(main())
     """
-    arguments.seconds("the step of every()", seconds, zero=False)
-    return _grid(seconds)
+    arguments.check_seconds("the step of every()", seconds, zero=False)
+    return _ticks(seconds)
 
 
 def draining() -> bool:
@@ -104,7 +104,7 @@ def draining() -> bool:
     return _Process.draining
 
 
-def start_draining() -> None:
+def begin_drain() -> None:
     """Say that the process is about to stop: from now on it is not ready for new work."""
     _Process.draining = True
 
@@ -118,7 +118,7 @@ def stop() -> None:
         _Process.stop.cancel(signal.SIGTERM)
 
 
-async def _grid(seconds: float) -> AsyncGenerator[datetime, None]:
+async def _ticks(seconds: float) -> AsyncGenerator[datetime, None]:
     loop = asyncio.get_running_loop()
     start = loop.time()
     step = 0
@@ -144,11 +144,11 @@ def _require_a_place_to_run() -> None:
     )
 
 
-async def _until_stopped(main: Coroutine[Any, Any, T], stop: _Stop) -> T | None:
+async def _until_stopped(main: Coroutine[Any, Any, T], stop: _StopController) -> T | None:
     """Await `main` in the task that a signal cancels."""
     if not stop.attach():
         return None
-    settled = asyncio.get_running_loop().call_later(_SETTLED, memory.give_back)
+    settled = asyncio.get_running_loop().call_later(_SETTLED, memory.trim_heap)
     try:
         return await main
     except asyncio.CancelledError:
@@ -160,11 +160,11 @@ async def _until_stopped(main: Coroutine[Any, Any, T], stop: _Stop) -> T | None:
         stop.detach()
 
 
-class _Stop:
+class _StopController:
     """What the signals have said so far, and what they are to cancel."""
 
     def __init__(self) -> None:
-        self.signals = signals.that_stop()
+        self.signals = signals.stop_signals()
         self.requested: signal.Signals | None = None
         self._handler_due: int | None = None
         """The signal of which the loop has told first: Python is still to call `on_signal` for it."""
@@ -212,7 +212,7 @@ class _Stop:
 
     def _request(self, number: int) -> None:
         self.requested = signal.Signals(number)
-        start_draining()
+        begin_drain()
 
     def cancel(self, number: int) -> None:
         if self.requested is None:
@@ -220,7 +220,7 @@ class _Stop:
         if self._task is None or self._reminder:
             return
         _log.info("%s: draining, a second signal exits at once", signal.Signals(number).name)
-        self._reminder = asyncio.get_running_loop().call_later(_PATIENCE, self._remind)
+        self._reminder = asyncio.get_running_loop().call_later(_END_TIMEOUT, self._remind)
         self._task.cancel()
 
     def _remind(self) -> None:
@@ -228,13 +228,13 @@ class _Stop:
             _log.warning(
                 "still running %.0f s after the signal to stop, at %s; "
                 "if that is no clean-up, it has swallowed asyncio.CancelledError",
-                _PATIENCE,
+                _END_TIMEOUT,
                 _position(self._task.get_coro()),
             )
 
 
 @contextmanager
-def _handlers(stop: _Stop) -> Iterator[None]:
+def _handlers(stop: _StopController) -> Iterator[None]:
     """Handle the signals by `stop`.
 
     Once one has come the handlers stay: until the process is gone the next one exits at once,

@@ -12,7 +12,7 @@ import gc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
-def give_back() -> bool:
+def trim_heap() -> bool:
     """Return unused pages of the heap to the kernel; tells whether this C library can.
 
     >>> give_back() in (True, False)
@@ -27,7 +27,7 @@ def give_back() -> bool:
     return True
 
 
-def keep_no_large(size: int = 64 << 10) -> bool:
+def lower_mmap_threshold(size: int = 64 << 10) -> bool:
     """Have each buffer of at least so many bytes returned as soon as it is freed, in the whole process.
 
     The C library does so by itself until the first one is freed, and from then on keeps them for the next:
@@ -40,10 +40,10 @@ def keep_no_large(size: int = 64 << 10) -> bool:
     return _set(_M_MMAP_THRESHOLD, size)
 
 
-def keep_large(size: int = 8 << 20) -> bool:
-    """Keep up to about so many freed bytes for the next buffers, in the whole process, until `give_back`.
+def raise_mmap_threshold(size: int = 8 << 20) -> bool:
+    """Keep up to about so many freed bytes for the next buffers, in the whole process, until `trim_heap`.
 
-    The opposite of `keep_no_large`, for who fills and frees the same buffers thousands of times a second:
+    The opposite of `lower_mmap_threshold`, for who fills and frees the same buffers thousands of times a second:
     fetching their pages from the kernel each time cost a collector as much as copying the lines into them.
 
     >>> keep_large() in (True, False)
@@ -52,7 +52,7 @@ def keep_large(size: int = 8 << 20) -> bool:
     return _set(_M_MMAP_THRESHOLD, size) and _set(_M_TRIM_THRESHOLD, size)
 
 
-def share_one_heap() -> bool:
+def use_single_arena() -> bool:
     """Let all threads that begin from now on allocate from one heap, not from one each.
 
     Threads that wait for a disk and hand over what they have read do not compete for it,
@@ -74,7 +74,7 @@ def _set(parameter: int, value: int) -> bool:
         return False
 
 
-def collect_seldom() -> None:
+def relax_gc() -> None:
     """Look for garbage in cycles when there are 10,000 new objects that could be some, not 700.
 
     With ten thousand clients that wait, each look at all objects is 0.2 s in which nobody is answered,

@@ -41,7 +41,7 @@ _PUBLISH_STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 _PROPAGATION_STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 60, 120)
 
 
-class Durations(Collector):
+class FastHistogram(Collector):
     """A histogram of seconds in a quarter of the time that the library's own takes: for tens of thousands a second."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Durations(Collector):
 PUBLISH_TOTAL = Counter(
     "sidecar_publish_total", "Publishes, by how they ended", ["result"], registry=REGISTRY
 )
-PUBLISH_SECONDS = Durations(
+PUBLISH_SECONDS = FastHistogram(
     "sidecar_publish_seconds",
     "Time of a publish, from the first write to durable",
     _PUBLISH_STEPS,
@@ -222,12 +222,12 @@ class ContentSource(Protocol):
         """Why nothing is followed any more, None while all is well."""
 
 
-def track(source: ContentSource) -> Callable[[], None]:
+def track_content(source: ContentSource) -> Callable[[], None]:
     """Include a source in what is scraped; returns what ends that (twice does no harm)."""
     return _SOURCES.add(source)
 
 
-def before_scrape(hand_in: Callable[[], None]) -> None:
+def add_collector_hook(hand_in: Callable[[], None]) -> None:
     """Call `hand_in` before each exposition: for counts that are kept elsewhere until somebody asks."""
     _HAND_IN.append(hand_in)
 
@@ -245,7 +245,7 @@ def exposition() -> tuple[bytes, str]:
     return generate_latest(_Scrape()), CONTENT_TYPE
 
 
-def collected() -> list[Family]:
+def export_families() -> list[Family]:
     """Return all metrics as data, to be added up with those of other processes (`totals`)."""
     for hand_in in _HAND_IN:
         hand_in()
@@ -260,7 +260,7 @@ def collected() -> list[Family]:
     ]
 
 
-def written(families: Iterable[Family]) -> tuple[bytes, str]:
+def render_families(families: Iterable[Family]) -> tuple[bytes, str]:
     """Return what was collected as `exposition` would."""
     from prometheus_client.exposition import generate_latest
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import resource
 
-ENOUGH = 1 << 16
+WANTED_OPEN_FILES = 1 << 16
 """As many as a command asks for. More would slow down what it starts: some programs close each number there could be."""
 
 
-def allow_enough() -> int:
-    """Raise the limit of this process as far as it may itself, to `ENOUGH` at most; return what it is now.
+def raise_nofile_limit() -> int:
+    """Raise the limit of this process as far as it may itself, to `WANTED_OPEN_FILES` at most; return what it is now.
 
     A container often starts with a soft limit of 1,024, which is there for programs that use `select`,
     and with a hard one that is far higher: https://0pointer.net/blog/file-descriptor-limits.html.
@@ -20,7 +20,7 @@ def allow_enough() -> int:
     True
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
+    wanted = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return soft
     with contextlib.suppress(

@@ -8,7 +8,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with(parent: int, number: int) -> None:
+def die_with_parent(parent: int, number: int) -> None:
     """Have this process get a signal when its parent dies, even by SIGKILL.
 
     Only on Linux, see https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html;

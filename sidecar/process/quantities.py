@@ -34,7 +34,7 @@ def seconds(value: str) -> float:
     return float(found[1]) * _TIMES[found[2]]
 
 
-def shown(count: int) -> str:
+def format_size(count: int) -> str:
     """Return a number of bytes as people read it, in the form that `size` takes.
 
     >>> shown(192 << 20), shown(1000)

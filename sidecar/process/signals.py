@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-def that_stop() -> tuple[signal.Signals, ...]:
+def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a program to stop: SIGHUP only where nobody has had it ignored (`nohup`)."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     asked = signal.SIGTERM, signal.SIGINT
@@ -20,7 +20,7 @@ def that_stop() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def arriving(*numbers: int) -> Iterator[socket.socket]:
+def captured_signals(*numbers: int) -> Iterator[socket.socket]:
     """Let signals arrive at a socket, one byte each, for a program that waits without an event loop."""
     reader, writer = socket.socketpair()
     with reader, writer:

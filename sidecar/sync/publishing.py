@@ -153,7 +153,7 @@ class Volume:
         dry_run: bool = False,
     ) -> Publication:
         """Publish a whole set: readers see all of these files change at once, and no others remain in it."""
-        arguments.mapping("publish", files)
+        arguments.check_mapping("publish", files)
         given = {name: _given(content) for name, content in files.items()}
         return run(
             self._inner.publish(
@@ -222,7 +222,7 @@ class Volume:
         """Return the names of the files, with their sizes in bytes."""
         return run(self._inner.names())
 
-    def entries(self) -> list[models.Entry]:
+    def entries(self) -> list[models.FileInfo]:
         """Return the files with version, size and time, sorted by name."""
         return run(self._inner.entries())
 

@@ -22,7 +22,7 @@ from sidecar.volume.watch.options import Options
 
 R = TypeVar("R")
 
-FIRST_LOOK = 1.5
+FIRST_SCAN_TIMEOUT = 1.5
 """Seconds for which the first access to a watch waits for its first look."""
 _STOP_CHECK = 1.0
 """Seconds between two looks at the stop event of an iteration."""
@@ -56,7 +56,7 @@ class Watch(Generic[T]):
         self._path = self._make().path
         if stop_event is not None:
             what = "a threading.Event (not one of asyncio)"
-            arguments.instance("stop_event", stop_event, threading.Event, what)
+            arguments.check_instance("stop_event", stop_event, threading.Event, what)
         self._lock = threading.Lock()
         self._entered: tuple[int, watches.Watch[T]] | None = None
         self._closed = False
@@ -133,7 +133,7 @@ class Watch(Generic[T]):
 
     def changed(self, etag: str | None = None, timeout: float = 60.0) -> Snapshot[T] | None:
         """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds."""
-        arguments.seconds("timeout", timeout)
+        arguments.check_seconds("timeout", timeout)
         return run(self._inner().changed(etag, timeout))
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -251,10 +251,10 @@ async def _begin(inner: watches.Watch[Any]) -> None:
     """Enter it, and wait for the first look, but not for ever: it goes on looking."""
     await inner.__aenter__()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_LOOK):
+        async with asyncio.timeout(FIRST_SCAN_TIMEOUT):
             await inner.looked()
             if inner.problem is None:
-                await inner.changed(None, FIRST_LOOK)
+                await inner.changed(None, FIRST_SCAN_TIMEOUT)
 
 
 async def _returning(make: Callable[[], R]) -> R:
@@ -365,9 +365,9 @@ def load(
     ...     sync.load(f"{shared}/config").text()
     'debug: true'
     """
-    arguments.seconds("timeout", timeout)
+    arguments.check_seconds("timeout", timeout)
     if schema is not None:
-        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
+        arguments.check_plain_function("schema", schema, "a function from a snapshot to a value")
     found = run(_load(watches.Watch(path, max_size=max_size), timeout))
     return found if schema is None else found.with_value(schema)
 

@@ -26,10 +26,16 @@ from sidecar.process.logging import CLIENT
 from sidecar.volume import change_log
 from sidecar.volume.content import local_file
 from sidecar.volume.content import snapshot as snapshots
-from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, encoded
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, to_bytes
 from sidecar.volume.publish import group_commit, history, models, store
-from sidecar.volume.publish.group_commit import Outcome, Wish
-from sidecar.volume.publish.models import Conditions, Entry, Order, Publication, Settings
+from sidecar.volume.publish.group_commit import Outcome, PendingWrite
+from sidecar.volume.publish.models import (
+    FileInfo,
+    Operation,
+    Preconditions,
+    Publication,
+    VolumeConfig,
+)
 from sidecar.volume.publish.upload import Upload
 from sidecar.volume.validation import gate as gates
 from sidecar.volume.watch import options as watch_options
@@ -126,26 +132,28 @@ class Volume:
         gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
         durability: Durability = "full",
     ) -> None:
-        self._path = arguments.path("path", path)
-        self._max_size = arguments.size("max_size", max_size)
-        settings = Settings(
+        self._path = arguments.check_path("path", path)
+        self._max_size = arguments.check_size("max_size", max_size)
+        settings = VolumeConfig(
             os.path.abspath(self._path),
-            arguments.mode("mode", mode),
-            arguments.group("group", group),
-            arguments.integer("keep", keep),
-            arguments.seconds("grace", grace),
+            arguments.check_mode("mode", mode),
+            arguments.check_group("group", group),
+            arguments.check_integer("keep", keep),
+            arguments.check_seconds("grace", grace),
             self._max_size,
-            arguments.choice("durability", durability, DURABILITIES) == "full",
-            arguments.size("keep_bytes", keep_bytes),
-            arguments.integer("keep_deleted", keep_deleted),
-            None if volume_budget is None else arguments.size("volume_budget", volume_budget),
+            arguments.check_choice("durability", durability, DURABILITIES) == "full",
+            arguments.check_size("keep_bytes", keep_bytes),
+            arguments.check_integer("keep_deleted", keep_deleted),
+            None if volume_budget is None else arguments.check_size("volume_budget", volume_budget),
         )
         self._store = store.Store(settings)
-        self._gate = gates.gate_of(gate)
+        self._gate = gates.make_gate(gate)
         self._prepared = False
         self._published: Publication | None = None
-        self._commits: group_commit.Commits | None = None
-        self._commits_of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, group_commit.Commits]
+        self._commits: group_commit.GroupCommit | None = None
+        self._commits_of: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, group_commit.GroupCommit
+        ]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin_anew()
         _VOLUMES.add(self)
@@ -176,7 +184,7 @@ class Volume:
 
     async def measure(self) -> int | None:
         """Count what it takes on the disk, and return `used`. Raises `VolumeUnavailable`."""
-        await executor.to_its_end(executor.in_turn(self._store.measure))
+        await executor.finish_before_cancel(executor.run_queued(self._store.measure))
         return self.used
 
     async def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
@@ -188,11 +196,11 @@ class Volume:
             VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
         """
         if initial is not None:
-            arguments.mapping("initial", initial)
-        files = {name: encoded(content) for name, content in (initial or {}).items()}
-        order = Order()
-        await executor.to_its_end(
-            executor.in_turn(self._store.prepare, files, order), order.withdraw
+            arguments.check_mapping("initial", initial)
+        files = {name: to_bytes(content) for name, content in (initial or {}).items()}
+        order = Operation()
+        await executor.finish_before_cancel(
+            executor.run_queued(self._store.prepare, files, order), order.withdraw
         )
         self._prepared = True
 
@@ -220,7 +228,7 @@ class Volume:
             VolumeFull, VolumeUnavailable: the operating system refused.
             PublishUncertain: visible, perhaps not durable.
         """
-        arguments.mapping("publish", files)
+        arguments.check_mapping("publish", files)
         for name, content in files.items():
             models.check_text(name)
             _check_content(content)
@@ -282,7 +290,9 @@ class Volume:
 
         return await self._counted(work, self._where(name), dry_run=dry_run)
 
-    def put_soon(self, name: str, content: bytes, tell: Callable[[Outcome], None]) -> Wish | None:
+    def put_soon(
+        self, name: str, content: bytes, tell: Callable[[Outcome], None]
+    ) -> PendingWrite | None:
         """Publish one file as `put` does, and `tell` what became of it, instead of letting a task wait for that.
 
         For a server that answers many at a time; `name` is one that `put` takes.
@@ -302,17 +312,17 @@ class Volume:
 
         return self._commits_here().wish(name, content, ended)
 
-    def withdraw(self, wish: Wish) -> None:
+    def withdraw(self, wish: PendingWrite) -> None:
         """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
         self._commits_here().withdraw(wish)
 
-    def _commits_here(self) -> group_commit.Commits:
+    def _commits_here(self) -> group_commit.GroupCommit:
         """Return the contents that wait in the running loop: each loop tells its own callers."""
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
             self._commits = self._commits_of.setdefault(
-                loop, group_commit.Commits(self._put_alone, self._put_at_once)
+                loop, group_commit.GroupCommit(self._put_alone, self._put_at_once)
             )
         return self._commits
 
@@ -325,9 +335,9 @@ class Volume:
         self._store.begin_anew()
 
     async def _put_alone(
-        self, name: str, data: bytes | Content, order: Order | None = None
+        self, name: str, data: bytes | Content, order: Operation | None = None
     ) -> Publication:
-        order = order or Order()
+        order = order or Operation()
         order.later = True
         done = await self._step(self._store.put, name, data, order=order)
         self._expire_soon()
@@ -352,7 +362,7 @@ class Volume:
         """Do so in a thread: to unlink a file takes long while it is on its way to the disk."""
         busy, self._busy, self._expires_in = self._busy, False, None
         with contextlib.suppress(RuntimeError):  # the program ends
-            executor.POOL.submit(self._store.expire, busy=busy)
+            executor.IO_POOL.submit(self._store.expire, busy=busy)
         if busy:
             self._expires_in = loop
             loop.call_later(_EXPIRE_AFTER, self._expire, loop)
@@ -377,7 +387,7 @@ class Volume:
         """
         models.check_text(name)
         order = _order(if_match, None, dry_run)
-        order.purge = arguments.flag("purge", purge)
+        order.purge = arguments.check_flag("purge", purge)
         where = self._where(name)
         try:
             done = await self._step(self._store.delete, name, order=order)
@@ -411,16 +421,16 @@ class Volume:
         """
         if name is not None:
             models.check_text(name)
-        arguments.flag("dry_run", dry_run)
+        arguments.check_flag("dry_run", dry_run)
         most = self._max_size
         if limit is not None:
-            most = min(most, arguments.size("limit", limit))
+            most = min(most, arguments.check_size("limit", limit))
         await self._prepare_once(dry_run=dry_run)
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
-            order = Order(dry_run=dry_run)
-            opening = executor.in_turn(upload.open, order)
-            await executor.to_its_end(opening, order.withdraw)
+            order = Operation(dry_run=dry_run)
+            opening = executor.run_queued(upload.open, order)
+            await executor.finish_before_cancel(opening, order.withdraw)
             yield upload
         except BaseException as error:
             if not upload.handed_over:
@@ -437,19 +447,19 @@ class Volume:
             NothingPublished: there is no such file.
             ReadError: it leaves the volume, is no regular file, or is too large.
         """
-        return await executor.in_thread(self._store.read, name)
+        return await executor.run_in_thread(self._store.read, name)
 
     async def names(self) -> dict[str, int]:
         """Return the names of the files, with their sizes in bytes."""
-        return await executor.in_thread(self._store.names)
+        return await executor.run_in_thread(self._store.names)
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self) -> list[FileInfo]:
         """Return the files with version, size and time, sorted by name; those that cannot be read are left out.
 
         Raises:
             NothingPublished: the directory is missing.
         """
-        return await executor.in_thread(self._store.entries)
+        return await executor.run_in_thread(self._store.entries)
 
     async def snapshot(self) -> Snapshot[None]:
         """Return all files as they are at this moment.
@@ -458,11 +468,11 @@ class Volume:
             NothingPublished: there are none.
             ReadError: the directory cannot be read.
         """
-        return await executor.in_thread(self._store.snapshot)
+        return await executor.run_in_thread(self._store.snapshot)
 
     async def versions(self, name: str | None = None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first, the present content included."""
-        return await executor.in_thread(self._store.versions, name)
+        return await executor.run_in_thread(self._store.versions, name)
 
     async def rollback(
         self,
@@ -479,12 +489,12 @@ class Volume:
             ContentRefused: the gate, as it is by now, refuses it.
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
-        arguments.instance("version", version, str, "a version or an entity tag, a str")
+        arguments.check_instance("version", version, str, "a version or an entity tag, a str")
         wanted = version.strip('"')
         order = _order(if_match, None, dry_run)
 
         async def work() -> Publication:
-            kept, is_set = await executor.in_thread(self._store.kept, wanted, name)
+            kept, is_set = await executor.run_in_thread(self._store.kept, wanted, name)
             files = {file: await self._load(file, content) for file, content in kept.items()}
             for file, data in files.items():
                 await self._examine(file, data, dry_run=dry_run)
@@ -503,7 +513,7 @@ class Volume:
 
     async def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
-        await executor.in_turn(self._store.writable)
+        await executor.run_queued(self._store.writable)
 
     @overload
     def watch(
@@ -560,10 +570,10 @@ class Volume:
             return await content.content(name)
         if isinstance(content, os.PathLike):
             where = os.path.join(self._path, name)
-            return await executor.in_thread(
+            return await executor.run_in_thread(
                 local_file.read, os.fspath(content), name, self._max_size, where
             )
-        return encoded(content)
+        return to_bytes(content)
 
     async def _examine(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
         """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
@@ -613,7 +623,7 @@ class Volume:
             _count(published, where, started, done)
         return published
 
-    async def _step(self, function: Callable[..., R], *args: Any, order: Order) -> R:
+    async def _step(self, function: Callable[..., R], *args: Any, order: Operation) -> R:
         """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
         await self._prepare_once(dry_run=order.dry_run)
 
@@ -626,7 +636,7 @@ class Volume:
             return done
 
         try:
-            return await executor.finish_in_turn(step, order.withdraw)
+            return await executor.run_queued_cancellable(step, order.withdraw)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again
@@ -658,7 +668,7 @@ async def publish_file(
     ...     asyncio.run(publish_file(f"{shared}/config", "debug: true")).changed
     True
     """
-    directory, name = os.path.split(arguments.path("path", path))
+    directory, name = os.path.split(arguments.check_path("path", path))
     volume = Volume(
         directory or os.curdir, mode=mode, group=group, keep=keep, durability=durability
     )
@@ -669,13 +679,14 @@ def _order(
     if_match: str | Collection[str] | None,
     if_none_match: str | Collection[str] | None,
     dry_run: bool,
-) -> Order:
-    arguments.flag("dry_run", dry_run)
+) -> Operation:
+    arguments.check_flag("dry_run", dry_run)
     if if_match is None and if_none_match is None:
-        return Order(dry_run=dry_run)
-    return Order(
-        Conditions(
-            arguments.tags("if_match", if_match), arguments.tags("if_none_match", if_none_match)
+        return Operation(dry_run=dry_run)
+    return Operation(
+        Preconditions(
+            arguments.check_etags("if_match", if_match),
+            arguments.check_etags("if_none_match", if_none_match),
         ),
         dry_run,
     )

@@ -200,7 +200,7 @@ async def test_no_reader_sees_a_mixed_set_in_20000_publishes(
     def read_pinned(stop: threading.Event, count: list[int]) -> None:
         fd = os.open(directory, os.O_RDONLY)
         while not stop.wait(PAUSE):
-            found = loader.load_directory(fd, str(directory), limit=1 << 20, before=None)
+            found = loader.read_directory(fd, str(directory), limit=1 << 20, before=None)
             check(found.snapshot)
             count[0] += 1
         os.close(fd)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from sidecar import _errors
 from sidecar.fs import layout, oserrors
 from sidecar.volume.content import snapshot
-from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.models import Operation, VolumeConfig
 from sidecar.volume.publish.store import Store
 
 BEGIN, END = "/begin-of-the-publish", "/end-of-the-publish"
@@ -49,32 +49,32 @@ STATES: Mapping[Kind, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
 
 
 def store_at(directory: str, *, grace: float = 0.0) -> Store:
-    return Store(Settings(directory, 0o640, None, 3, grace, 1 << 20))
+    return Store(VolumeConfig(directory, 0o640, None, 3, grace, 1 << 20))
 
 
 def begin(kind: Kind, directory: str) -> Callable[[], object]:
     """Publish what is old, and return what publishes the new. Every path has been walked once by then."""
     store = store_at(directory)
-    store.prepare({}, Order())
+    store.prepare({}, Operation())
     old, new = STATES[kind]
     if kind in ("set", "in-set", "prepare"):
         for files in (NEW_SET, OLD_SET):
-            store.publish(files, Order())
+            store.publish(files, Operation())
         if kind == "prepare":
             leave_behind(directory)
     else:
         for name, data in old.items():
             for content in (b"older", data):
-                store.put(name, content, Order())
+                store.put(name, content, Operation())
     return {
-        "file": lambda: store.put("config", new["config"], Order()),
-        "nested": lambda: store.put("deep/er/config", NEW_FILE, Order()),
+        "file": lambda: store.put("config", new["config"], Operation()),
+        "nested": lambda: store.put("deep/er/config", NEW_FILE, Operation()),
         "upload": lambda: upload(store, directory, new["config"]),
-        "set": lambda: store.publish(new, Order()),
-        "in-set": lambda: store.put("sub/b", new["sub/b"], Order()),
-        "transition": lambda: store.publish(new, Order()),
-        "delete": lambda: store.delete("config", Order()),
-        "prepare": lambda: store.prepare({}, Order()),
+        "set": lambda: store.publish(new, Operation()),
+        "in-set": lambda: store.put("sub/b", new["sub/b"], Operation()),
+        "transition": lambda: store.publish(new, Operation()),
+        "delete": lambda: store.delete("config", Operation()),
+        "prepare": lambda: store.prepare({}, Operation()),
     }[kind]
 
 
@@ -91,14 +91,14 @@ def leave_behind(directory: str) -> None:
 
 def upload(store: Store, directory: str, data: bytes) -> object:
     """Receive a content in three pieces, as `Volume.stage` does."""
-    staged = store.stage(Order())
+    staged = store.stage(Operation())
     assert staged is not None
     try:
         for start in range(0, len(data), 4096):
-            with oserrors.publishing(f"receive a content in {directory}"):
+            with oserrors.map_publish_errors(f"receive a content in {directory}"):
                 staged.write(data[start : start + 4096])
         version = hashlib.sha256(data).hexdigest()[: snapshot.VERSION_DIGITS]
-        return store.put("config", (staged, version), Order())
+        return store.put("config", (staged, version), Operation())
     finally:
         staged.discard()
 

@@ -46,7 +46,7 @@ def read_file(directory: str) -> Mapping[str, bytes]:
 def read_pinned(directory: str) -> Mapping[str, bytes]:
     fd = openat.open_directory(directory)
     try:
-        return loader.load_directory(fd, directory, limit=1 << 20, before=None).snapshot
+        return loader.read_directory(fd, directory, limit=1 << 20, before=None).snapshot
     finally:
         os.close(fd)
 

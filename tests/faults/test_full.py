@@ -15,7 +15,7 @@ import pytest
 
 from faults.publisher import left_over
 from sidecar import _errors
-from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.models import Operation, VolumeConfig
 from sidecar.volume.publish.store import Store
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
@@ -34,7 +34,7 @@ def limited(which: int, most: int) -> Iterator[None]:
 
 
 def store_at(path: Path) -> Store:
-    return Store(Settings(str(path), 0o644, None, 10, 0.0, 64 << 20))
+    return Store(VolumeConfig(str(path), 0o644, None, 10, 0.0, 64 << 20))
 
 
 @pytest.mark.root
@@ -223,21 +223,21 @@ def test_a_disk_that_fails_at_the_sync_alone_acknowledges_nothing(tmp_path: Path
         loop(tmp_path / "mnt", image(small / "disk", "ext4", 200 << 20)) as path,
     ):
         store = store_at(path)
-        store.put("config", b"old", Order())
+        store.put("config", b"old", Operation())
         subprocess.run(["sync", "-f", path], check=True)
         for _ in range(3):
             with pytest.raises((_errors.VolumeFull, _errors.VolumeUnavailable)):
-                store.put("config", b"x" * (50 << 20), Order())
+                store.put("config", b"x" * (50 << 20), Operation())
         assert store.read("config").data == b"old"
 
 
 def test_the_limit_of_a_file_size_is_named(tmp_path: Path) -> None:
     """RLIMIT_FSIZE: the old content stands."""
     store = store_at(tmp_path)
-    store.put("config", b"old", Order())
+    store.put("config", b"old", Operation())
     too_large = pytest.raises(_errors.VolumeUnavailable, match="RLIMIT_FSIZE")
     with too_large, limited(resource.RLIMIT_FSIZE, 100_000):
-        store.put("config", b"x" * 200_000, Order())
+        store.put("config", b"x" * 200_000, Operation())
     assert store.read("config").data == b"old"
     assert left_over(str(tmp_path)) == []
 
@@ -255,9 +255,9 @@ def test_without_descriptors_nothing_is_lost(tmp_path: Path, layout: str) -> Non
 
     def publish(content: bytes) -> None:
         if layout == "file":
-            store.put("config", content, Order())
+            store.put("config", content, Operation())
         else:
-            store.publish({"config": content, "sub/same": b"x"}, Order())
+            store.publish({"config": content, "sub/same": b"x"}, Operation())
 
     publish(b"old")
     outcomes = set()

@@ -327,7 +327,7 @@ def test_no_race_of_a_directory_leads_outside(
                 contents.add(read_beneath(fd, "deep/config", LIMIT, "config").data)
             except _errors.ReadError:
                 refused += 1
-            found = loader.load_directory(fd, "volume", limit=LIMIT, before=None)
+            found = loader.read_directory(fd, "volume", limit=LIMIT, before=None)
             contents |= set(found.snapshot.values())
     os.close(fd)
     assert contents == {b"good"}
@@ -360,7 +360,7 @@ def test_many_fifos_block_no_thread(volume: Path) -> None:
         os.mkfifo(volume / f"fifo-{number}")
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
     began = time.monotonic()
-    found = loader.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    found = loader.read_directory(fd, str(volume), limit=LIMIT, before=None)
     os.close(fd)
     assert time.monotonic() - began < BOUND
     assert len(found.problems) == 200
@@ -372,10 +372,10 @@ def test_thousands_of_files_cost_what_the_limit_permits(volume: Path) -> None:
     for number in range(3000):
         (volume / f"{number:05}").touch()
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
-    found = loader.load_directory(fd, str(volume), limit=4 << 20, before=None)
+    found = loader.read_directory(fd, str(volume), limit=4 << 20, before=None)
     assert len(found.snapshot) == 3001
     with pytest.raises(_errors.ReadError, match=f"cannot read {volume}: it holds more files"):
-        loader.load_directory(fd, str(volume), limit=LIMIT, before=found)
+        loader.read_directory(fd, str(volume), limit=LIMIT, before=found)
     os.close(fd)
 
 
@@ -384,7 +384,7 @@ def test_thousands_of_directories_cost_no_more(volume: Path) -> None:
     for number in range(3600):
         (volume / f"{number // 60:02}" / f"{number % 60:02}").mkdir(parents=True)
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
-    found = loader.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    found = loader.read_directory(fd, str(volume), limit=LIMIT, before=None)
     os.close(fd)
     assert dict(found.snapshot) == {"config": b"good"}
     assert len(found.mark.folders) + len(found.problems) < 1200
@@ -396,13 +396,13 @@ def test_comparing_with_thousands_of_new_files_costs_no_memory(volume: Path) -> 
     past = time.time() - 60
     os.utime(volume / "config", (past, past))
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
-    before = loader.load_directory(fd, str(volume), limit=LIMIT, before=None)
+    before = loader.read_directory(fd, str(volume), limit=LIMIT, before=None)
     before.mark.doubtful.clear()  # type: ignore[attr-defined]  # as after two seconds
-    assert loader.unchanged(fd, before)
+    assert loader.is_unchanged(fd, before)
     for number in range(20_000):
         os.mknod(volume / f"{number:05}")
     tracemalloc.start()
-    assert not loader.unchanged(fd, before)
+    assert not loader.is_unchanged(fd, before)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     os.close(fd)

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.fs import atomic
 from sidecar.fs import layout as naming
-from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.models import Operation, VolumeConfig
 from sidecar.volume.publish.store import Store
 from support.mounts import FileSystem, cut_power, image, loop
 
@@ -25,23 +25,23 @@ PUBLISHING = """
 import sys
 sys.path[:0] = sys.argv[3:]
 from faults.test_power import contents, store_at
-from sidecar.volume.publish.models import Order
+from sidecar.volume.publish.models import Operation
 
 path, layout = sys.argv[1:3]
 store, number = store_at(path), 0
-store.prepare({}, Order())
+store.prepare({}, Operation())
 while True:
     number += 1
     if layout == "file":
-        store.put("config", contents(number)["config"], Order())
+        store.put("config", contents(number)["config"], Operation())
     else:
-        store.publish(contents(number), Order())
+        store.publish(contents(number), Operation())
     print(number, flush=True)
 """
 
 
 def store_at(path: str) -> Store:
-    return Store(Settings(path, 0o644, None, 3, 0.0, 1 << 20))
+    return Store(VolumeConfig(path, 0o644, None, 3, 0.0, 1 << 20))
 
 
 def contents(number: int) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def cut(path: Path, disk: Path, layout: str, pause: float) -> list[str]:
 
 def examine(shared: Path, layout: str, acknowledged: int) -> list[str]:
     store = store_at(str(shared))
-    store.prepare({}, Order())
+    store.prepare({}, Operation())
     found = dict(store.snapshot())
     number = int(found["config"][:7])
     wanted = contents(number) if layout == "set" else {"config": contents(number)["config"]}
@@ -91,7 +91,7 @@ def examine(shared: Path, layout: str, acknowledged: int) -> list[str]:
         "torn or mixed": found == wanted,
         "left over": left == [],
         "a name is not visible": visible == {name for name in wanted if "/" not in name},
-        "the next publish fails": store.publish({"config": b"next"}, Order()).changed,
+        "the next publish fails": store.publish({"config": b"next"}, Operation()).changed,
     }
     shutil.rmtree(shared)
     return [what for what, holds in rules.items() if not holds]

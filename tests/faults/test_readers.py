@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from faults import reader
-from sidecar.volume.publish.models import Order, Settings
+from sidecar.volume.publish.models import Operation, VolumeConfig
 from sidecar.volume.publish.store import Store
 from support.faultkit import TESTS
 
@@ -61,7 +61,7 @@ def publish(
 ) -> Found:
     """Publish so often while readers of these kinds look, and check that they have looked."""
     directory.mkdir()
-    store = Store(Settings(str(directory), 0o644, None, 3, 30.0, 1 << 20))
+    store = Store(VolumeConfig(str(directory), 0o644, None, 3, 30.0, 1 << 20))
     once(store, 1)
     with reading(kinds, directory) as found:
         for number in range(2, publishes + 1):
@@ -73,12 +73,12 @@ def publish(
 
 
 def put(store: Store, number: int) -> object:
-    return store.put("config", reader.content(number), Order())
+    return store.put("config", reader.content(number), Operation())
 
 
 def publish_set(store: Store, number: int) -> object:
     files = {name: reader.content(number, name) for name in ("config", "other", "sub/third")}
-    return store.publish(files, Order())
+    return store.publish(files, Operation())
 
 
 @pytest.mark.slow

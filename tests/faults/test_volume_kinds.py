@@ -162,9 +162,9 @@ def check_lock(path: Path) -> None:
     """One writer at a time."""
     with (
         opened(path) as fd,
-        flock.locked(fd, timeout=0, where=str(path)),
+        flock.directory_lock(fd, timeout=0, where=str(path)),
         opened(path) as other,
         pytest.raises(_errors.VolumeUnavailable),
-        flock.locked(other, timeout=0, where=str(path)),
+        flock.directory_lock(other, timeout=0, where=str(path)),
     ):
         pytest.fail("two writers at a time")

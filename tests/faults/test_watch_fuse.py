@@ -96,8 +96,8 @@ async def test_a_server_that_hangs_is_a_failure_and_hurts_nobody_else(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another watch goes on, the loop goes on, leaving goes on; and when it answers, all is well."""
-    monkeypatch.setattr(watches, "_HANGING", 0.3)
-    monkeypatch.setattr(session, "_GOODBYE", 0.2)
+    monkeypatch.setattr(watches, "_SCAN_STALL", 0.3)
+    monkeypatch.setattr(session, "_JOIN_TIMEOUT", 0.2)
     other = tmp_path / "other"
     replace(other, "0")
     async with consumer(other) as good:

@@ -127,7 +127,7 @@ async def test_a_file_that_is_kept_open_is_told_as_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log is no content: the last good one stays, and `stale` says why; once it is closed, it is read."""
-    monkeypatch.setattr(stability, "PATIENCE", 0.5)
+    monkeypatch.setattr(stability, "MAX_WAIT", 0.5)
     path = tmp_path / "config"
     replace(path, "good")
     async with consumer(path, recheck=0.05) as seen:
@@ -149,7 +149,7 @@ async def test_a_writer_that_goes_away_without_a_close_is_believed_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`truncate(2)` tells of a change and of no close: after a while of stillness the file counts."""
-    monkeypatch.setattr(stability, "PATIENCE", 0.3)
+    monkeypatch.setattr(stability, "MAX_WAIT", 0.3)
     path = tmp_path / "config"
     replace(path, "a long text")
     async with consumer(path, recheck=0.05) as seen:
@@ -231,13 +231,13 @@ async def test_an_empty_file_that_was_truncated_is_believed_after_a_second(tmp_p
         await seen.converge("0")
         began = time.monotonic()
         path.write_bytes(b"")
-        await seen.converge("", BOUND + stability.SETTLE)
-        assert time.monotonic() - began >= stability.SETTLE
+        await seen.converge("", BOUND + stability.QUIET_PERIOD)
+        assert time.monotonic() - began >= stability.QUIET_PERIOD
         replace(path, "1")
         await seen.converge("1")
         began = time.monotonic()
         replace(path, "")
-        await seen.converge("", stability.SETTLE)
+        await seen.converge("", stability.QUIET_PERIOD)
 
 
 async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -> None:
@@ -247,9 +247,11 @@ async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -
     async with consumer(path, watch="poll", recheck=0.02) as seen:
         await until(lambda: seen)
         for number in range(1, 3):
-            await asyncio.to_thread(rewrite_in_place, path, whole(number), stability.SETTLE * 0.7)
+            await asyncio.to_thread(
+                rewrite_in_place, path, whole(number), stability.QUIET_PERIOD * 0.7
+            )
             await until(
-                lambda n=number: seen[-1].data == whole(n), timeout=BOUND + stability.SETTLE
+                lambda n=number: seen[-1].data == whole(n), timeout=BOUND + stability.QUIET_PERIOD
             )
     assert all(is_whole(one.data) for one in seen)
 
@@ -263,7 +265,7 @@ async def test_polling_takes_a_replaced_file_without_waiting(tmp_path: Path) -> 
         began = time.monotonic()
         replace(path, "1")
         await seen.converge("1")
-        assert time.monotonic() - began < stability.SETTLE
+        assert time.monotonic() - began < stability.QUIET_PERIOD
 
 
 async def test_at_the_start_a_fresh_file_is_given_a_moment(tmp_path: Path) -> None:

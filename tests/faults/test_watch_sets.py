@@ -14,7 +14,7 @@ import pytest
 from sidecar import NothingPublished, Snapshot
 from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume.content import loader
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from support import Process, StartProcess
 from support.watching import BOUND, consumer
 
@@ -49,18 +49,18 @@ def volume(tmp_path: Path) -> Path:
     return tmp_path
 
 
-Read = Callable[[int, Sighting | None], Sighting]
+Read = Callable[[int, ScanResult | None], ScanResult]
 
 
-def read_set(fd: int, before: Sighting | None) -> Sighting:
-    found = loader.load_directory(fd, "/shared", limit=LIMIT, before=before)
+def read_set(fd: int, before: ScanResult | None) -> ScanResult:
+    found = loader.read_directory(fd, "/shared", limit=LIMIT, before=before)
     assert is_whole(found.snapshot), dict(found.snapshot)
     assert not found.problems
     return found
 
 
-def read_key(fd: int, before: Sighting | None) -> Sighting:
-    found = loader.load_file(fd, "/shared", "all", limit=LIMIT, before=before)
+def read_key(fd: int, before: ScanResult | None) -> ScanResult:
+    found = loader.read_file(fd, "/shared", "all", limit=LIMIT, before=before)
     assert found.snapshot.data.isdigit()
     return found
 
@@ -82,7 +82,7 @@ class Readers:
 
     def _run(self, number: int, read: Read) -> None:
         fd = os.open(self._directory, os.O_RDONLY)
-        before: Sighting | None = None
+        before: ScanResult | None = None
         while not self._stop.wait(0.001):
             try:
                 before = read(fd, before if number % 2 else None)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.testing import ConfigMapVolume
-from sidecar.volume.watch.stability import SETTLE
+from sidecar.volume.watch.stability import QUIET_PERIOD
 from sidecar.volume.watch.watch import Watch
 from support.watching import BOUND, MODES, RECHECK, GitSync, consumer, remove, replace
 
@@ -287,7 +287,7 @@ async def test_changes_that_send_no_event_are_found_by_the_re_check(
     async with consumer(merged / "config", watch=mode) as seen:
         await seen.converge("0")
         (upper / "config").write_text("1")
-        await seen.converge("1", BOUND + SETTLE)
+        await seen.converge("1", BOUND + QUIET_PERIOD)
 
 
 @pytest.mark.parametrize("path", ["config", "volume/"])

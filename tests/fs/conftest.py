@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 
 @pytest.fixture
-def bell() -> Iterator[Bell]:
-    one = Bell()
+def bell() -> Iterator[WakeupPipe]:
+    one = WakeupPipe()
     yield one
     one.close()
 

@@ -16,7 +16,7 @@ from support import as_user, failing, opened
 
 
 def published(fd: int, name: str, data: bytes, mode: int = 0o644) -> None:
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.write(data)
     staged.seal(mode, None)
     staged.replace(name, fd)
@@ -25,7 +25,7 @@ def published(fd: int, name: str, data: bytes, mode: int = 0o644) -> None:
 
 def test_a_staged_file_is_hidden_and_private_until_it_is_sealed(fd: int, tmp_path: Path) -> None:
     """Nobody may read what is not whole: its name begins with `..`, its mode is 0600."""
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.write(b"half")
     (entry,) = tmp_path.iterdir()
     assert entry.name.startswith("..tmp-")
@@ -40,7 +40,7 @@ def test_a_planted_file_is_never_written_to(
     (tmp_path / "..tmp-guessed").write_text("planted")
     monkeypatch.setattr(layout, "temporary_name", lambda: "..tmp-guessed")
     with pytest.raises(FileExistsError):
-        atomic.Staged(fd)
+        atomic.TempFile(fd)
     assert (tmp_path / "..tmp-guessed").read_text() == "planted"
 
 
@@ -54,7 +54,7 @@ def test_the_mode_is_the_one_asked_for(fd: int, tmp_path: Path) -> None:
 @pytest.mark.root
 def test_mode_and_group_are_there_before_the_name_is(fd: int, tmp_path: Path) -> None:
     """A file is never visible with the wrong owner."""
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.seal(0o640, 12345)
     (entry,) = tmp_path.iterdir()
     assert (stat.S_IMODE(entry.stat().st_mode), entry.stat().st_gid) == (0o640, 12345)
@@ -65,12 +65,12 @@ def test_mode_and_group_are_there_before_the_name_is(fd: int, tmp_path: Path) ->
 def test_a_group_that_may_not_be_given_is_named(open_path: Path) -> None:
     """The message says which group, and what to change in the Pod."""
     with as_user(65532), opened(open_path) as fd:
-        staged = atomic.Staged(fd)
-        with pytest.raises(oserrors.GroupRefused) as caught:
+        staged = atomic.TempFile(fd)
+        with pytest.raises(oserrors.ChownDenied) as caught:
             staged.seal(0o644, 12345)
         staged.discard()
-    assert "group 12345" in oserrors.remedy(caught.value)
-    assert "supplementalGroups" in oserrors.remedy(caught.value)
+    assert "group 12345" in oserrors.hint(caught.value)
+    assert "supplementalGroups" in oserrors.hint(caught.value)
     assert list(open_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_the_group_that_a_file_has_already_needs_no_permission(
 ) -> None:
     """A directory with the set-group-id bit gives the group by itself, as with fsGroup."""
     monkeypatch.setattr(os, "fchown", failing(errno.EPERM))
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.seal(0o644, os.getegid())
     staged.discard()
 
@@ -97,7 +97,7 @@ def test_short_writes_are_continued(
 def test_bytes_that_have_not_arrived_are_an_error(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that says it took everything is not believed."""
     monkeypatch.setattr(os, "write", lambda _, data: len(data))
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.write(b"lost")
     with pytest.raises(OSError, match="4 bytes were written, and 0 arrived"):
         staged.seal(0o644, None)
@@ -106,7 +106,7 @@ def test_bytes_that_have_not_arrived_are_an_error(fd: int, monkeypatch: pytest.M
 
 def test_bytes_of_somebody_else_are_an_error(fd: int, tmp_path: Path) -> None:
     """A file that holds more than was written is not what was to be published."""
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.write(b"ours")
     with (tmp_path / staged.name).open("ab") as file:
         file.write(b" and theirs")
@@ -121,7 +121,7 @@ def test_a_failed_sync_is_never_repeated(
     """The kernel reports a lost page once: a second fsync would say that all is well."""
     calls: list[int] = []
     monkeypatch.setattr(os, "fsync", failing(errno.EIO, calls))
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     with pytest.raises(OSError, match="error"):
         staged.seal(0o644, None)
     staged.discard()
@@ -131,7 +131,7 @@ def test_a_failed_sync_is_never_repeated(
 
 def test_a_close_that_fails_stops_the_publish(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS and FUSE report a full disk only at close(2)."""
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     with monkeypatch.context() as patched:
         patched.setattr(os, "close", failing(errno.ENOSPC))
         number = staged.fd
@@ -144,7 +144,7 @@ def test_a_close_that_fails_stops_the_publish(fd: int, monkeypatch: pytest.Monke
 def test_a_discarded_file_leaves_neither_name_nor_descriptor(fd: int, tmp_path: Path) -> None:
     """Also if it is discarded twice."""
     before = os.listdir("/proc/self/fd")
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     staged.discard()
     staged.discard()
     assert list(tmp_path.iterdir()) == []
@@ -186,7 +186,7 @@ def test_a_link_takes_the_place_of_a_directory(
         (tmp_path / "name" / "file").write_bytes(b"")
         (tmp_path / "link").symlink_to("elsewhere")
         watcher = Looking(tmp_path / "name")
-        dirs.remove(fd, atomic.exchange(fd, "link", "name"))
+        dirs.rmtree(fd, atomic.exchange(fd, "link", "name"))
         missing += [turn] * watcher.end()
         assert os.readlink(tmp_path / "name") == "elsewhere"
         assert os.listdir(tmp_path) == ["name"]
@@ -240,7 +240,7 @@ def test_what_had_a_name_is_kept_until_all_is_in_place(
     with monkeypatch.context() as patched:
         if fault == "stat":
             patched.setattr(os, "stat", failing_stat)
-        before = atomic.put_in_place(fd, "..tmp-ours", "config")
+        before = atomic.rename_or_exchange(fd, "..tmp-ours", "config")
     assert (tmp_path / "config").read_text() == "ours"
     if fault == "ignored":
         assert before is None

@@ -79,7 +79,7 @@ def test_the_names_of_new_directories_are_synced(
     dirs.make_directory(str(tmp_path / "a" / "b"))  # whose maker may have been killed before
     assert synced == [".", "a", "a"]
     synced.clear()
-    with dirs.inside(fd, "c/d", make=True, durable=True):
+    with dirs.open_subdir(fd, "c/d", make=True, durable=True):
         assert synced == [".", "c"]
 
 
@@ -101,7 +101,7 @@ def test_a_file_in_the_place_of_the_directory_is_an_error(tmp_path: Path) -> Non
 def test_an_inner_directory_has_its_mode_before_its_name(fd: int, tmp_path: Path) -> None:
     """And inherits the group of a volume with fsGroup, whose directories have the set-group-id bit."""
     os.chmod(tmp_path, 0o2775)
-    with dirs.inside(fd, "a/b", make=True):
+    with dirs.open_subdir(fd, "a/b", make=True):
         assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o2775
     assert os.listdir(tmp_path) == ["a"]
 
@@ -111,7 +111,7 @@ def test_no_link_is_followed_on_the_way(fd: int, tmp_path: Path, make: bool) -> 
     """A neighbour could have planted it: nothing outside the volume may be touched."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "link").symlink_to("outside")
-    with pytest.raises(OSError) as caught, dirs.inside(fd, "link/inner", make=make):  # noqa: PT011
+    with pytest.raises(OSError) as caught, dirs.open_subdir(fd, "link/inner", make=make):  # noqa: PT011
         pytest.fail("went through the link")
     assert caught.value.errno in {errno.ENOTDIR, errno.ELOOP}
     assert list((tmp_path / "outside").iterdir()) == []
@@ -121,7 +121,7 @@ def test_empty_directories_are_pruned_upwards(fd: int, tmp_path: Path) -> None:
     """As far as they are empty."""
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "a" / "other").write_bytes(b"")
-    dirs.prune(fd, "a/b/c")
+    dirs.remove_empty_parents(fd, "a/b/c")
     assert os.listdir(tmp_path / "a") == ["other"]
 
 
@@ -139,7 +139,7 @@ def test_a_tree_deeper_than_any_recursion_does_no_harm(fd: int, tmp_path: Path) 
     """A neighbour can plant one; the sweep goes on without a traceback."""
     plant_deep_tree(fd, "..tmp-deep")
     (tmp_path / "..tmp-file").write_bytes(b"")
-    flock.sweep(fd)
+    flock.remove_orphans(fd)
     subprocess.run(["rm", "-rf", tmp_path / "..tmp-deep"], check=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -150,9 +150,9 @@ def test_a_walk_ends_in_a_tree_deeper_than_any_recursion(fd: int, tmp_path: Path
     before = len(os.listdir("/proc/self/fd"))
     walked = [(path, len(os.listdir("/proc/self/fd"))) for path, *_ in dirs.walk(fd, "deep")]
     path, opened = walked[-1]
-    assert path == "deep" + "/d" * dirs.DEEPEST
+    assert path == "deep" + "/d" * dirs.MAX_DEPTH
     assert opened < before + 100
     with pytest.raises(IsADirectoryError):
-        visible_links.Links(fd, None, ["deep/a", "deep" + "/d" * 32], str(tmp_path))
+        visible_links.LinkUpdate(fd, None, ["deep/a", "deep" + "/d" * 32], str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before
     subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)

@@ -26,12 +26,12 @@ def test_the_lock_keeps_other_processes_out(fd: int, tmp_path: Path) -> None:
     """And says, after its time, that somebody else is holding it."""
     with holding(tmp_path):
         begin = time.monotonic()
-        lock = flock.locked(fd, timeout=0.2, where="/shared")
+        lock = flock.directory_lock(fd, timeout=0.2, where="/shared")
         with pytest.raises(_errors.VolumeUnavailable, match="another writer") as caught, lock:
             pytest.fail("two writers at a time")
         assert caught.value.errno == errno.EWOULDBLOCK
         assert 0.2 <= time.monotonic() - begin < 5
-    with flock.locked(fd, timeout=5, where="/shared"):
+    with flock.directory_lock(fd, timeout=5, where="/shared"):
         pass  # a killed writer frees the lock
 
 
@@ -41,7 +41,7 @@ def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None
     def give_up() -> None:
         raise _errors.PublishError("cancelled")
 
-    lock = flock.locked(fd, timeout=60, where="/shared", waiting=give_up)
+    lock = flock.directory_lock(fd, timeout=60, where="/shared", waiting=give_up)
     with holding(tmp_path), pytest.raises(_errors.PublishError, match="cancelled"), lock:
         pytest.fail("two writers at a time")
 
@@ -49,7 +49,7 @@ def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None
 def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS cannot lock a directory; publishing works there all the same."""
     monkeypatch.setattr(fcntl, "flock", failing(errno.EBADF))
-    with flock.locked(fd, timeout=0.0, where="/shared"):
+    with flock.directory_lock(fd, timeout=0.0, where="/shared"):
         pass
 
 
@@ -57,7 +57,7 @@ def test_without_locks_one_writer_is_assumed(fd: int, monkeypatch: pytest.Monkey
 def test_whoever_may_only_read_cannot_hold_the_lock(open_path: Path) -> None:
     """flock(2) asks for nothing but an open file: what readers can open they could lock for ever."""
     open_path.chmod(0o755)
-    with opened(open_path) as fd, flock.locked(fd, timeout=5, where="/shared"):
+    with opened(open_path) as fd, flock.directory_lock(fd, timeout=5, where="/shared"):
         pass
     lock = open_path / "..lock"
     assert stat.S_IMODE(lock.stat().st_mode) == 0o200
@@ -67,7 +67,7 @@ def test_whoever_may_only_read_cannot_hold_the_lock(open_path: Path) -> None:
                 os.open(lock, flags)
     with opened(open_path) as reader, opened(open_path) as fd:
         fcntl.flock(reader, fcntl.LOCK_EX)
-        with flock.locked(fd, timeout=0, where="/shared"):
+        with flock.directory_lock(fd, timeout=0, where="/shared"):
             pass
 
 
@@ -76,18 +76,22 @@ def test_all_who_may_write_share_the_lock(open_path: Path) -> None:
     """Two users of one group keep each other out, whoever of them made the file, and whenever the mode was widened."""
     open_path.chmod(0o755)
     os.chown(open_path, 65531, 2000)
-    with as_user(65531), opened(open_path) as fd, flock.locked(fd, timeout=0, where="/shared"):
+    with (
+        as_user(65531),
+        opened(open_path) as fd,
+        flock.directory_lock(fd, timeout=0, where="/shared"),
+    ):
         pass
     open_path.chmod(0o2775)
     with as_user(65531, 2000), opened(open_path) as fd:
         flock.share(fd)
     with (
         opened(open_path) as fd,
-        flock.locked(fd, timeout=0, where="/shared"),
+        flock.directory_lock(fd, timeout=0, where="/shared"),
         as_user(65532, 2000),
         opened(open_path) as other,
         pytest.raises(_errors.VolumeUnavailable),
-        flock.locked(other, timeout=0, where="/shared"),
+        flock.directory_lock(other, timeout=0, where="/shared"),
     ):
         pytest.fail("two writers at a time")
 
@@ -95,16 +99,16 @@ def test_all_who_may_write_share_the_lock(open_path: Path) -> None:
 def test_a_lock_file_that_was_removed_is_made_anew(fd: int, tmp_path: Path) -> None:
     """Whoever waits for a file that no name leads to must not go on beside the next writer."""
     tmp_path.chmod(0o755)
-    with flock.locked(fd, timeout=0, where="/shared"):
+    with flock.directory_lock(fd, timeout=0, where="/shared"):
         (tmp_path / "..lock").unlink()
-        with flock.locked(fd, timeout=0, where="/shared"):
+        with flock.directory_lock(fd, timeout=0, where="/shared"):
             pass
     for plant in (os.mkdir, os.mkfifo, lambda path: os.symlink("gone", path)):
         (tmp_path / "..lock").unlink()
         plant(tmp_path / "..lock")
-        with flock.locked(fd, timeout=0, where="/shared"):
+        with flock.directory_lock(fd, timeout=0, where="/shared"):
             pass
-        dirs.remove(fd, "..lock")
+        dirs.rmtree(fd, "..lock")
         (tmp_path / "..lock").touch()
 
 
@@ -113,16 +117,16 @@ def test_who_has_waited_for_a_file_that_was_removed_locks_the_one_of_now(
 ) -> None:
     """Else it would go on beside the next writer, which locks another file."""
     tmp_path.chmod(0o755)
-    first = flock.locked(fd, timeout=0, where="/shared")
+    first = flock.directory_lock(fd, timeout=0, where="/shared")
     first.__enter__()
 
     def give_way() -> None:
         (tmp_path / "..lock").unlink()
         first.__exit__(None, None, None)
 
-    third = flock.locked(fd, timeout=0, where="/shared")
+    third = flock.directory_lock(fd, timeout=0, where="/shared")
     with (
-        flock.locked(fd, timeout=5, where="/shared", waiting=give_way),
+        flock.directory_lock(fd, timeout=5, where="/shared", waiting=give_way),
         pytest.raises(_errors.VolumeUnavailable),
         third,
     ):
@@ -141,34 +145,34 @@ def test_who_waits_gets_the_lock_before_who_has_just_released_it(fd: int, tmp_pa
     def neighbour() -> None:
         with (
             opened(tmp_path) as own,
-            flock.locked(own, timeout=20, where="/shared", waiting=wait_to_ask),
+            flock.directory_lock(own, timeout=20, where="/shared", waiting=wait_to_ask),
         ):
             pass
 
     with ThreadPoolExecutor(1) as threads:
-        with flock.locked(fd, timeout=0, where="/shared"):
+        with flock.directory_lock(fd, timeout=0, where="/shared"):
             waiting = threads.submit(neighbour)
             assert waits.wait(20)
         for _ in range(3):
             with (
                 pytest.raises(_errors.VolumeUnavailable),
-                flock.locked(fd, timeout=0, where="/shared"),
+                flock.directory_lock(fd, timeout=0, where="/shared"),
             ):
                 pytest.fail("the neighbour was first")
         may_ask.set()
         waiting.result(20)
-    with flock.locked(fd, timeout=0, where="/shared"):
+    with flock.directory_lock(fd, timeout=0, where="/shared"):
         pass
 
 
 def test_the_next_in_line_cannot_keep_the_lock_from_others(fd: int, tmp_path: Path) -> None:
     """It may be stopped, or a hostile neighbour: the lock itself is free."""
     tmp_path.chmod(0o755)
-    with flock.locked(fd, timeout=0, where="/shared"):
+    with flock.directory_lock(fd, timeout=0, where="/shared"):
         pass
     stuck = os.open(tmp_path / "..lock", os.O_WRONLY)
     fcntl.lockf(stuck, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-    with flock.locked(fd, timeout=20, where="/shared"):
+    with flock.directory_lock(fd, timeout=20, where="/shared"):
         pass
     os.close(stuck)
 
@@ -176,7 +180,7 @@ def test_the_next_in_line_cannot_keep_the_lock_from_others(fd: int, tmp_path: Pa
 def holding(directory: Path) -> AbstractContextManager[None]:
     """Let another process hold the lock of a directory, and kill it at the end."""
     return doing(
-        "from sidecar.fs import flock\nlock = flock.locked(fd, timeout=5, where='')\nlock.__enter__()",
+        "from sidecar.fs import flock\nlock = flock.directory_lock(fd, timeout=5, where='')\nlock.__enter__()",
         directory,
     )
 
@@ -189,17 +193,17 @@ def test_the_sweep_takes_what_the_dead_have_left(fd: int, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "..tmp-fifo")
     for kept in ("config", ".hidden", "..data_tmp", "..versions"):
         (tmp_path / kept).write_bytes(b"")
-    assert flock.sweep(fd) == 4
+    assert flock.remove_orphans(fd) == 4
     assert sorted(os.listdir(tmp_path)) == ["..data_tmp", "..versions", ".hidden", "config"]
 
 
 def test_the_sweep_spares_a_living_writer(fd: int, tmp_path: Path) -> None:
     """Its file is locked, in this process or in another one; when it ends, the file is fair game."""
-    staged = atomic.Staged(fd)
+    staged = atomic.TempFile(fd)
     with staging(tmp_path):
-        assert flock.sweep(fd) == 0
+        assert flock.remove_orphans(fd) == 0
         assert len(list(tmp_path.iterdir())) == 2
-    assert flock.sweep(fd) == 1
+    assert flock.remove_orphans(fd) == 1
     staged.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -212,7 +216,7 @@ def test_where_there_are_no_locks_only_old_files_are_swept(
     for name, age in (("..tmp-young", 60), ("..tmp-old", 7200)):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (0, time.time() - age))
-    assert flock.sweep(fd) == 1
+    assert flock.remove_orphans(fd) == 1
     assert os.listdir(tmp_path) == ["..tmp-young"]
 
 
@@ -223,7 +227,7 @@ def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
         (open_path / name).touch(mode=0o600)
         os.utime(open_path / name, (0, time.time() - age))
     with as_user(65532), opened(open_path) as fd:
-        assert flock.sweep(fd) == 1
+        assert flock.remove_orphans(fd) == 1
     assert os.listdir(open_path) == ["..tmp-young"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.fs import inode_reuse
-from sidecar.fs.atomic import Staged
+from sidecar.fs.atomic import TempFile
 
 OLD = b"an older content, and a longer one"
 
@@ -35,7 +35,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 def take(file: Path, directory: int, *, fits: bool = True) -> tuple[str, int] | None:
     folder = os.open(file.parent, os.O_RDONLY)
     try:
-        return inode_reuse.take(folder, file.name, directory, lambda _: fits)
+        return inode_reuse.try_reuse(folder, file.name, directory, lambda _: fits)
     finally:
         os.close(folder)
 
@@ -46,7 +46,7 @@ def test_the_next_content_lies_in_the_file_of_an_old_one(file: Path, directory: 
     taken = take(file, directory)
     assert taken is not None
     assert not file.exists()
-    staged = Staged(directory, brief=True, reused=taken)
+    staged = TempFile(directory, brief=True, reused=taken)
     staged.write(b"new")
     staged.seal(0o644, None)
     staged.replace("config", directory)
@@ -87,7 +87,7 @@ def test_a_file_that_would_differ_from_a_new_one_is_left_alone(
     if unfit == "young":
         monkeypatch.setattr(inode_reuse, "_TICK_NS", 3600 * 10**9)
     if unfit == "large":
-        monkeypatch.setattr(inode_reuse, "MOST", len(OLD) - 1)
+        monkeypatch.setattr(inode_reuse, "MAX_BYTES", len(OLD) - 1)
     assert take(file, directory, fits=unfit != "of another mode") is None
     assert file.read_bytes() == OLD
 
@@ -96,7 +96,7 @@ def test_who_opens_it_meanwhile_waits_until_it_is_complete(file: Path, directory
     """A reader that was held up between the look-up of the name and the opening must not read half a content."""
     taken = take(file, directory)
     assert taken is not None
-    staged = Staged(directory, brief=True, reused=taken)
+    staged = TempFile(directory, brief=True, reused=taken)
     staged.write(b"new")
     with pytest.raises(BlockingIOError):
         os.open(taken[0], os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)

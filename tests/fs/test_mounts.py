@@ -59,7 +59,7 @@ def test_a_directory_that_is_a_mount_of_its_own_is_no_single_file(tmp_path: Path
         (tmp_path / name).mkdir()
     subprocess.run(["mount", "--bind", tmp_path / "source", tmp_path / "volume"], check=True)
     try:
-        assert not mounts.is_single_file(str(tmp_path / "volume"))
+        assert not mounts.is_file_mount(str(tmp_path / "volume"))
     finally:
         subprocess.run(["umount", tmp_path / "volume"], check=True)
 
@@ -74,8 +74,8 @@ def test_a_single_file_mount_is_recognised(tmp_path: Path, name: str) -> None:
         path.write_bytes(b"")
     subprocess.run(["mount", "--bind", tmp_path / "source", tmp_path / "real" / name], check=True)
     try:
-        assert mounts.is_single_file(str(tmp_path / "link" / name))
-        assert not mounts.is_single_file(str(tmp_path / "link" / "other"))
-        assert not mounts.is_single_file(str(tmp_path / "real"))
+        assert mounts.is_file_mount(str(tmp_path / "link" / name))
+        assert not mounts.is_file_mount(str(tmp_path / "link" / "other"))
+        assert not mounts.is_file_mount(str(tmp_path / "real"))
     finally:
         subprocess.run(["umount", tmp_path / "real" / name], check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar import ContentAltered, NothingPublished, ReadError
 from sidecar.fs import open_file
-from sidecar.fs.openat import FileRead, Signature
+from sidecar.fs.openat import FileRead, StatSignature
 from support.watching import descriptors
 
 DATA = os.urandom(3 << 20)
@@ -41,12 +41,12 @@ def test_a_large_file_is_held_open_with_its_digest(volume: int, tmp_path: Path) 
     """Any part of it can be read, and the whole; up to the threshold it comes as bytes."""
     found = read(volume)
     assert found.digest == hashlib.sha256(DATA).hexdigest()
-    assert found.signature == Signature.of((tmp_path / "large").stat())
+    assert found.signature == StatSignature.of((tmp_path / "large").stat())
     assert found.file.read(1_234_567, 89) == DATA[1_234_567:1_234_656]
     assert found.file.read(len(DATA) - 5, 89) == DATA[-5:]
     assert b"".join(found.file.pieces(7, 2_000_000)) == DATA[7:2_000_000]
     assert found.file.whole() == DATA
-    write(tmp_path / "large", DATA[: open_file.LARGE])
+    write(tmp_path / "large", DATA[: open_file.LARGE_FILE_BYTES])
     assert isinstance(open_file.read(volume, "large", 1 << 30, "x"), FileRead)
 
 
@@ -129,15 +129,15 @@ def test_digests_are_not_remembered_without_end() -> None:
     """Those that were noted first give way."""
     digests = open_file.Digests()
     for number in range(3000):
-        digests.note(Signature(1, number, 0, 0, 0), str(number))
-    assert digests.get(Signature(1, 0, 0, 0, 0)) is None
-    assert digests.get(Signature(1, 2999, 0, 0, 0)) == "2999"
+        digests.note(StatSignature(1, number, 0, 0, 0), str(number))
+    assert digests.get(StatSignature(1, 0, 0, 0, 0)) is None
+    assert digests.get(StatSignature(1, 2999, 0, 0, 0)) == "2999"
 
 
 def test_a_file_can_be_opened_anew_each_time(volume: int, tmp_path: Path) -> None:
     """Where too many would be held open: by name, in a directory that is; another file is not taken for it."""
     found = read(volume)
-    named = open_file.Named(
+    named = open_file.LazyFile(
         open_file.Directory(os.dup(volume)), "large", found.signature, "/shared/large"
     )
     assert (named.size, named.whole()) == (len(DATA), DATA)

@@ -260,7 +260,7 @@ def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
     except OSError as error:
         return error.errno
     try:
-        return openat.Signature.of(os.fstat(opened)).identity
+        return openat.StatSignature.of(os.fstat(opened)).identity
     finally:
         os.close(opened)
 
@@ -292,6 +292,6 @@ def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
 def test_every_reason_says_what_to_change() -> None:
     """Words, not numbers."""
     for code in (errno.EXDEV, errno.EACCES, errno.ENXIO, errno.ENOTDIR, errno.EMFILE, errno.EIO):
-        said = openat.reason(OSError(code, "x"))
+        said = openat.explain(OSError(code, "x"))
         assert "Errno" not in said
         assert len(said) > 10

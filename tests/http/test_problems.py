@@ -22,7 +22,7 @@ def every_error(base: type[_errors.SidecarError] = _errors.SidecarError) -> Iter
         yield from every_error(one)
 
 
-@pytest.mark.parametrize("kind", problems.KINDS)
+@pytest.mark.parametrize("kind", problems.PROBLEM_TYPES)
 def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
     """Type, title, status and detail; the media type; the status of the table."""
     made = problems.Problem(kind, "what was attempted", members={"more": 1})
@@ -31,7 +31,7 @@ def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
     assert made.content_type == "application/problem+json"
     assert body == {
         "type": f"/problems/{kind}",
-        "title": problems.KINDS[kind].title,
+        "title": problems.PROBLEM_TYPES[kind].title,
         "status": made.status,
         "detail": "what was attempted",
         "more": 1,
@@ -62,14 +62,14 @@ def test_every_kind_makes_a_problem_of_rfc_9457(kind: str) -> None:
 )
 def test_every_error_of_ours_has_its_status(error: _errors.SidecarError, status: int) -> None:
     """The whole tree, and the message as it is, without the number of the errno."""
-    made = problems.of(error)
+    made = problems.from_error(error)
     assert (made.status, made.detail) == (status, "m")
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOTCONN])
 def test_a_volume_that_fails_is_not_taken_for_a_file_that_is_not_there(number: int) -> None:
     """404 is for what lies there; all else is the volume's or the process's fault, and worth another try."""
-    made = problems.of(_errors.ReadError(number, "cannot read /shared/a: …"))
+    made = problems.from_error(_errors.ReadError(number, "cannot read /shared/a: …"))
     assert (made.status, made.kind, made.headers["Retry-After"]) == (503, "unreadable", "1")
 
 
@@ -88,7 +88,7 @@ def test_no_error_of_ours_is_forgotten() -> None:
 
 def test_a_deletion_that_is_not_durable_names_no_version() -> None:
     """There is no content whose entity tag could be said."""
-    found = problems.of(_errors.PublishUncertain("deleted, but perhaps not durably", ""))
+    found = problems.from_error(_errors.PublishUncertain("deleted, but perhaps not durably", ""))
     assert "ETag" not in found.headers
     assert isinstance(found.body, bytes)
     assert b"etag" not in found.body

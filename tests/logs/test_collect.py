@@ -20,7 +20,7 @@ from sidecar.logs import collector as collecting_module
 from sidecar.logs import sink_worker
 from sidecar.logs.collector import Collector
 from sidecar.logs.input.checkpoint import Checkpoint
-from sidecar.logs.input.rotation import Tracker
+from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import MOST_RECORDS
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
@@ -232,7 +232,7 @@ async def test_what_a_burst_leaves_in_the_heap_is_given_back(
     """Once for each burst, some seconds later; never while nothing moves."""
     given: list[int] = []
     looks: list[int] = []
-    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(looks)))
+    monkeypatch.setattr(memory, "trim_heap", lambda: given.append(len(looks)))
     monkeypatch.setattr(collecting_module, "_TIDY_EVERY", 0.05)
     collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
     look = collector.source.look
@@ -528,7 +528,7 @@ async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first look at thousands of files takes a while, and a program that goes on wants its descriptors back."""
-    before, look, looked = set(os.listdir("/proc/self/fd")), Tracker.look, threading.Event()
+    before, look, looked = set(os.listdir("/proc/self/fd")), RotationTracker.look, threading.Event()
     go_on = threading.Event()
 
     def slow(*args: Any) -> None:
@@ -536,7 +536,7 @@ async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
         assert go_on.wait(10)
         look(*args)
 
-    monkeypatch.setattr(Tracker, "look", slow)
+    monkeypatch.setattr(RotationTracker, "look", slow)
     log.write("one")
     task = asyncio.create_task(logs.collect(logs.tail(log.path), sink=MemorySink()))
     await eventually(looked.is_set)

@@ -50,7 +50,7 @@ def test_a_condition_says_of_each_record_whether_it_holds(given: Any, holds: boo
         fields={"status": 503, "http": {"method": "GET"}, "ok": True},
         labels={"app": "web"},
     )
-    assert route_conditions.condition(given)(record) is holds
+    assert route_conditions.make_condition(given)(record) is holds
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_condition_says_of_each_record_whether_it_holds(given: Any, holds: boo
 )
 def test_a_condition_that_means_nothing_is_refused(given: Any) -> None:
     with pytest.raises((ConfigError, TypeError, ValueError)):
-        route_conditions.condition(given)
+        route_conditions.make_condition(given)
 
 
 # -- routes and pipelines

@@ -46,14 +46,14 @@ _READER = """
 import os, sys
 from sidecar.cli.main import main
 from sidecar.fs.notify import inotify
-from sidecar.volume.watch.scanner import Eye
-drain, look = inotify.Inotify.drain, Eye.look
+from sidecar.volume.watch.scanner import PathScanner
+drain, look = inotify.Inotify.drain, PathScanner.look
 inotify.Inotify.drain = lambda self: [] if os.path.exists("deaf") else drain(self)
 def seeing(self, *a, **k):
     if os.path.exists("blind"):
         raise RuntimeError("planted")
     return look(self, *a, **k)
-Eye.look = seeing
+PathScanner.look = seeing
 sys.exit(main())
 """
 

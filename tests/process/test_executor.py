@@ -7,23 +7,23 @@ import threading
 import pytest
 
 from sidecar.process import executor
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 from support import Eventually
 
 
 async def test_the_result_and_the_error_come_back() -> None:
     """As if it had been called, but beside the event loop."""
-    assert await in_thread(divmod, 7, 2) == (3, 1)
-    assert await in_thread(threading.current_thread) is not threading.main_thread()
+    assert await run_in_thread(divmod, 7, 2) == (3, 1)
+    assert await run_in_thread(threading.current_thread) is not threading.main_thread()
     with pytest.raises(ZeroDivisionError):
-        await in_thread(divmod, 7, 0)
+        await run_in_thread(divmod, 7, 0)
 
 
 async def test_context_variables_are_seen_in_the_thread() -> None:
     """A request's context goes with its work."""
     variable = contextvars.ContextVar("variable", default="outside")
     variable.set("inside")
-    assert await in_thread(variable.get) == "inside"
+    assert await run_in_thread(variable.get) == "inside"
 
 
 class Gate:
@@ -45,7 +45,7 @@ class Gate:
 async def test_a_cancellation_waits_for_the_thread(eventually: Eventually) -> None:
     """Whoever sees the CancelledError may rely on it: nothing is being written any more."""
     gate = Gate()
-    task = asyncio.create_task(in_thread(gate.work))
+    task = asyncio.create_task(run_in_thread(gate.work))
     await eventually(gate.begun.is_set)
     for _ in range(3):  # an impatient caller changes nothing
         task.cancel("stop")
@@ -62,7 +62,7 @@ async def test_a_cancellation_that_waited_tells_the_error_of_the_work(
 ) -> None:
     """The work failed after the cancel: still cancelled, and the failure is not lost."""
     gate = Gate(OSError("disk gone"))
-    task = asyncio.create_task(in_thread(gate.work))
+    task = asyncio.create_task(run_in_thread(gate.work))
     await eventually(gate.begun.is_set)
     task.cancel()
     gate.may_end.set()
@@ -77,7 +77,7 @@ async def test_a_time_limit_works_across_the_hop(eventually: Eventually) -> None
 
     async def limited() -> None:
         async with asyncio.timeout(0.01):
-            await in_thread(gate.work)
+            await run_in_thread(gate.work)
 
     task = asyncio.create_task(limited())
     await eventually(gate.begun.is_set)
@@ -91,11 +91,11 @@ async def test_work_that_waits_for_a_thread_is_dropped_by_a_cancellation(
     eventually: Eventually,
 ) -> None:
     """All threads hang on a dead disk: what has not begun never will, and the caller goes on at once."""
-    gates = [Gate() for _ in range(executor.POOL._max_workers)]
-    busy = [asyncio.create_task(in_thread(gate.work)) for gate in gates]
+    gates = [Gate() for _ in range(executor.IO_POOL._max_workers)]
+    busy = [asyncio.create_task(run_in_thread(gate.work)) for gate in gates]
     await eventually(lambda: all(gate.begun.is_set() for gate in gates))
     late = Gate()
-    waiting = asyncio.create_task(in_thread(late.work))
+    waiting = asyncio.create_task(run_in_thread(late.work))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

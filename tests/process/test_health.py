@@ -53,7 +53,7 @@ def test_a_draining_process_is_not_ready_and_stays_alive() -> None:
     """No new traffic; and no restart in the middle of the drain."""
     health = Health()
     health.add("volume", live=fine, ready=fine, started=fine)
-    lifecycle.start_draining()
+    lifecycle.begin_drain()
     assert not health.report("ready").ok
     assert "draining" in health.report("ready").checks["process"]
     assert health.report("live").ok

@@ -151,7 +151,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
 ) -> None:
     """It is not cancelled twice (that would break a clean-up); the log says where it stands."""
     process = program("""
-        lifecycle._PATIENCE = 0.05
+        lifecycle._END_TIMEOUT = 0.05
         async def stubborn():
             while True:
                 try:
@@ -280,8 +280,8 @@ def test_no_drain_of_ours_is_taken_for_a_program_that_hangs() -> None:
         {name: one.default for name, one in inspect.signature(function).parameters.items()}
         for function in (sidecar.serve, logs.collect)
     )
-    assert serving["drain_delay"] + serving["drain_timeout"] < lifecycle._PATIENCE
-    assert collecting["drain_timeout"] + collecting["drain_quiet"] < lifecycle._PATIENCE
+    assert serving["drain_delay"] + serving["drain_timeout"] < lifecycle._END_TIMEOUT
+    assert collecting["drain_timeout"] + collecting["drain_quiet"] < lifecycle._END_TIMEOUT
 
 
 @pytest.mark.root
@@ -385,7 +385,7 @@ def test_draining_begins_and_a_new_run_begins_without_it() -> None:
     async def main() -> bool:
         return lifecycle.draining()
 
-    lifecycle.start_draining()
+    lifecycle.begin_drain()
     assert lifecycle.draining()
     assert lifecycle.run(main()) is False
 
@@ -404,7 +404,7 @@ def test_one_signal_of_which_the_loop_tells_first_is_not_taken_for_two(
     exited: list[int] = []
     monkeypatch.setattr(os, "_exit", exited.append)
     monkeypatch.setattr(lifecycle._Process, "draining", False)
-    stop = lifecycle._Stop()
+    stop = lifecycle._StopController()
     stop.on_wakeup(signal.SIGTERM)
     stop.on_signal(signal.SIGTERM, None)
     assert (stop.requested, exited) == (signal.SIGTERM, [])

@@ -31,7 +31,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the 
 @glibc
 def test_holes_in_the_heap_are_given_back() -> None:
     """40 MB in blocks, of which each hundredth is kept: the rest goes back to the kernel."""
-    assert freed("from sidecar.process import memory; memory.give_back()") > 20e6
+    assert freed("from sidecar.process import memory; memory.trim_heap()") > 20e6
     assert freed("from sidecar.process import memory") < 20e6
 
 
@@ -56,9 +56,9 @@ print(touched(100))
     )
     assert kept < 100
     assert fetched > 20_000
-    keep = "from sidecar.process import memory; memory.keep_large(64 << 20)"
+    keep = "from sidecar.process import memory; memory.raise_mmap_threshold(64 << 20)"
     assert freed(keep) < 20e6
-    assert freed(f"{keep}; memory.give_back()") > 20e6
+    assert freed(f"{keep}; memory.trim_heap()") > 20e6
 
 
 @glibc

@@ -115,7 +115,7 @@ def test_a_publish_is_in_the_bucket_of_its_time_and_in_all_above() -> None:
 def test_a_dead_watch_has_no_mode() -> None:
     """All of them are 0 then: that is what the alert for it asks."""
     source = Source()
-    stop = metrics.track(source)
+    stop = metrics.track_content(source)
     assert sum(values("sidecar_watch_mode").values()) == 1
     source.failure = "planted"
     assert sum(values("sidecar_watch_mode").values()) == 0
@@ -125,7 +125,7 @@ def test_a_dead_watch_has_no_mode() -> None:
 def test_a_tracked_source_is_read_when_somebody_scrapes() -> None:
     """The state of now, not of the last change; and gone once it is no longer tracked."""
     source = Source(etag='"8e8cba29"', modified=time.time() - 100)
-    stop = metrics.track(source)
+    stop = metrics.track_content(source)
     assert values("sidecar_content_info") == {"8e8cba29": 1.0}
     assert values("sidecar_content_age_seconds")[""] == pytest.approx(100, abs=5)
     source.etag = '"77777777"'
@@ -139,9 +139,9 @@ def test_a_tracked_source_is_read_when_somebody_scrapes() -> None:
 def test_of_several_sources_the_worst_is_told() -> None:
     """Oldest age, stale if any is; each version and each mode once."""
     stops = [
-        metrics.track(Source('"a"', time.time() - 5, None, "inotify")),
-        metrics.track(Source('"b"', time.time() - 500, "directory is gone", "poll")),
-        metrics.track(Source('"b"', None, None, "poll")),
+        metrics.track_content(Source('"a"', time.time() - 5, None, "inotify")),
+        metrics.track_content(Source('"b"', time.time() - 500, "directory is gone", "poll")),
+        metrics.track_content(Source('"b"', None, None, "poll")),
     ]
     try:
         assert values("sidecar_content_age_seconds")[""] == pytest.approx(500, abs=5)
@@ -167,7 +167,7 @@ def test_who_follows_no_content_has_no_dead_watch() -> None:
 
 def test_a_clock_that_runs_behind_gives_no_negative_age() -> None:
     """A file from a node whose clock is ahead is new, not older than new."""
-    stop = metrics.track(Source(modified=time.time() + 60))
+    stop = metrics.track_content(Source(modified=time.time() + 60))
     assert values("sidecar_content_age_seconds") == {"": 0.0}
     stop()
 

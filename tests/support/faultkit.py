@@ -23,7 +23,7 @@ from faults import publisher
 from faults.publisher import Kind
 from sidecar import _errors
 from sidecar.fs import layout
-from sidecar.volume.publish.models import Order
+from sidecar.volume.publish.models import Operation
 from sidecar.volume.publish.store import Store
 
 TESTS = Path(__file__).parent
@@ -189,7 +189,7 @@ def examine(kind: Kind, directory: Path, run: Run) -> list[str]:
         check(f"{name} is missing or torn by its path", whole)
 
     store = publisher.store_at(str(directory), grace=60.0)  # nothing vanishes into the history
-    store.prepare({}, Order())
+    store.prepare({}, Operation())
     check("something is left over", not publisher.left_over(str(directory)))
     check("the start has changed the content", publisher.state(str(directory)) == found)
     check("a file of the set is not visible by its path", by_path(directory) == found)

@@ -14,7 +14,7 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 
 from sidecar.http.server.serve import serve
-from sidecar.volume.content.snapshot import encoded, etag, version_of
+from sidecar.volume.content.snapshot import etag, to_bytes, version_of
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[[web.Application], Awaitable[Client]]
@@ -24,7 +24,7 @@ def place(path: Path, content: bytes | str) -> Path:
     """Replace a file as a publisher does, a minute ago: the watch takes it at the first look."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name("..draft")
-    draft.write_bytes(encoded(content))
+    draft.write_bytes(to_bytes(content))
     past = time.time() - 60
     os.utime(draft, (past, past))
     draft.rename(path)
@@ -33,7 +33,7 @@ def place(path: Path, content: bytes | str) -> Path:
 
 def tag(content: bytes | str) -> str:
     """The entity tag that writer and reader give it."""
-    return etag(version_of(encoded(content)))
+    return etag(version_of(to_bytes(content)))
 
 
 async def problem(answer: ClientResponse, status: int, kind: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from sidecar.logs.input import tail as source
-from sidecar.logs.input.file_content import Plain
+from sidecar.logs.input.file_content import PlainFile
 from sidecar.logs.records import Block
 
 Step = tuple[str, int]
@@ -342,13 +342,13 @@ class World:
 
     @contextlib.contextmanager
     def _disturbed_reads(self) -> Iterator[None]:
-        read = Plain.read
+        read = PlainFile.read
 
-        def disturbed(content: Plain, offset: int, size: int) -> bytes:
+        def disturbed(content: PlainFile, offset: int, size: int) -> bytes:
             self._copy_tick()
             return read(content, offset, size)
 
-        with mock.patch.object(Plain, "read", disturbed):
+        with mock.patch.object(PlainFile, "read", disturbed):
             yield
 
     def _copy_tick(self) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.http.server import framing
-from sidecar.http.server.fastpath import Lane, counters
-from sidecar.http.server.fastpath.protocol import Express
-from sidecar.http.server.limits import Guard
-from sidecar.http.server.protocol import Connection
+from sidecar.http.server.fastpath import ListenerCache, counters
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
+from sidecar.http.server.limits import ConnectionLimiter
+from sidecar.http.server.protocol import ServerProtocol
 
 _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 
@@ -30,7 +30,7 @@ _DATE = re.compile(rb"\r\nDate: [^\r\n]*")
 class Wire(asyncio.Transport):
     """A transport that keeps what is written, and closes as a real one does: a moment later."""
 
-    def __init__(self, protocol: Connection) -> None:
+    def __init__(self, protocol: ServerProtocol) -> None:
         super().__init__()
         self.protocol = protocol
         self.written = bytearray()
@@ -77,7 +77,7 @@ class Outcome:
     """How many pieces had their answer before aiohttp was given the first."""
 
 
-class Observed(Express):
+class Observed(FastPathProtocol):
     """A connection that notes when aiohttp gets something for the first time."""
 
     __slots__ = ("at_once", "before")
@@ -87,10 +87,10 @@ class Observed(Express):
         self.at_once: int | None = None
         super().connection_made(transport)
 
-    def _give_to_aiohttp(self, data: bytes) -> None:
+    def _fall_back(self, data: bytes) -> None:
         if self.at_once is None:
             self.at_once = by_the_lane() - self.before
-        super()._give_to_aiohttp(data)
+        super()._fall_back(data)
 
     def all_at_once(self) -> int:
         """How many answers the lane has given before that."""
@@ -102,14 +102,14 @@ class Peer:
     """One application, and how to talk to it."""
 
     server: web.Server
-    guard: Guard
-    lane: Lane | None
+    guard: ConnectionLimiter
+    lane: ListenerCache | None
 
     def connect(self) -> Wire:
         loop = asyncio.get_running_loop()
         options: Any = {"loop": loop, "keepalive_timeout": 75.0, "max_line_size": 8190}
         connection = (
-            Connection(self.server, self.guard, **options)
+            ServerProtocol(self.server, self.guard, **options)
             if self.lane is None
             else Observed(self.server, self.guard, self.lane, **options)
         )
@@ -158,14 +158,16 @@ async def settled(wire: Wire) -> None:
 
 
 @asynccontextmanager
-async def peer(app: web.Application, lane: Lane | None) -> Any:
+async def peer(app: web.Application, lane: ListenerCache | None) -> Any:
     """Run an application for `Peer.talk`."""
     runner = web.AppRunner(app)
     await runner.setup()
     assert runner.server is not None
     framing.enforce(runner.server)
     try:
-        yield Peer(runner.server, Guard(head_timeout=60.0, max_connections=10_000), lane)
+        yield Peer(
+            runner.server, ConnectionLimiter(head_timeout=60.0, max_connections=10_000), lane
+        )
     finally:
         await runner.cleanup()
 

@@ -32,7 +32,7 @@ _UNCERTAIN = 3
 @options.keeping()
 @options.logging(level="warning", tells_failures=True)
 def command(
-    *, path: str, if_match: str | None, purge: bool, dry_run: bool, keeping: options.Keeping
+    *, path: str, if_match: str | None, purge: bool, dry_run: bool, keeping: options.StorageOptions
 ) -> int:
     """Remove the file at PATH, of a set or by itself.
 

@@ -112,7 +112,7 @@ class _Processes:
                 env=ours,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=partial(parent_death.end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
+                preexec_fn=partial(parent_death.die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
             )
         )
 
@@ -168,7 +168,7 @@ def _until_signal() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in signals.that_stop()}
+    before = {number: signal.signal(number, stop) for number in signals.stop_signals()}
     try:
         with contextlib.suppress(_Stopped):
             yield

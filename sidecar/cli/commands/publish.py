@@ -47,8 +47,8 @@ def command(
     if_match: str | None,
     if_missing: bool,
     dry_run: bool,
-    gating: options.Gating,
-    keeping: options.Keeping,
+    gating: options.ValidationOptions,
+    keeping: options.StorageOptions,
 ) -> int:
     """Publish SOURCE to PATH, whole and durable, and print its version.
 
@@ -118,7 +118,7 @@ def command(
     return 0
 
 
-def _trial(done: Publication, source: str, path: str, gating: options.Gating) -> str:
+def _trial(done: Publication, source: str, path: str, gating: options.ValidationOptions) -> str:
     """Say what a trial has examined, and what the publish would do."""
     asked = ("format", gating.format), ("schema", gating.schema), ("check", gating.check)
     examined = ", ".join(["size", *(name for name, value in asked if value), "names", "places"])
@@ -173,7 +173,7 @@ async def _publish(
                 async with aclosing(publish_source.pieces(fd)) as pieces:
                     async for piece in pieces:
                         await upload.write(piece)
-                if await executor.in_thread(steady.was_whole, upload.size, upload.version):
+                if await executor.run_in_thread(steady.was_whole, upload.size, upload.version):
                     return await volume.put(name, upload, **options)
     raise publish_source.changed(source)
 
@@ -185,7 +185,7 @@ async def _publish_set(
     from sidecar.process import executor
 
     for _ in range(publish_source.ATTEMPTS):
-        files = await executor.in_thread(publish_source.read_set, source, limit)
+        files = await executor.run_in_thread(publish_source.read_set, source, limit)
         # A large file is read once more while it is published.
         with contextlib.suppress(_errors.ContentAltered):
             return await volume.publish(files, **options)

@@ -23,9 +23,9 @@ from sidecar.cli.impl import serve
 def command(
     *,
     path: str,
-    listening: options.Listening,
+    listening: options.ServerOptions,
     missing: str | None,
-    watching: options.Watching,
+    watching: options.WatchOptions,
     token_file: str | None,
     allowed_hosts: tuple[str, ...],
 ) -> None:
@@ -40,7 +40,7 @@ def command(
         from sidecar.http.apps import reader
     from sidecar.process import memory
 
-    memory.collect_seldom()
+    memory.relax_gc()
     app = reader.reader_app(
         path,
         missing=missing,

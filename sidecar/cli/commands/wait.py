@@ -34,7 +34,7 @@ def command(
     min_size: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    gating: options.Gating,
+    gating: options.ValidationOptions,
 ) -> int:
     """Wait until PATH is there and valid, and exit with 0; exit with 1 after --timeout.
 

@@ -32,9 +32,9 @@ from sidecar.cli.impl import serve
 def command(
     *,
     path: str,
-    listening: options.Listening,
-    gating: options.Gating,
-    keeping: options.Keeping,
+    listening: options.ServerOptions,
+    gating: options.ValidationOptions,
+    keeping: options.StorageOptions,
     confirm: str | None,
     confirm_ca: str | None,
     token_file: str | None,
@@ -53,9 +53,9 @@ def command(
         from sidecar.http.apps import writer
     from sidecar.process import memory
 
-    memory.collect_seldom()
+    memory.relax_gc()
     # Above the 256 KiB into which uvloop decrypts: to fetch those from the kernel each time is half of an upload by TLS.
-    memory.keep_no_large(320 << 10)
+    memory.lower_mmap_threshold(320 << 10)
     app = writer.writer_app(
         path,
         gate=gating.gate(),

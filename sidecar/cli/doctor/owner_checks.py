@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from sidecar.cli.doctor.report import Finding, Patient, reason
+from sidecar.cli.doctor.report import Finding, Target, reason
 from sidecar.cli.escape import one_line
 from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
 from sidecar.volume.publish import history
@@ -13,7 +13,7 @@ from sidecar.volume.publish import history
 _SHOWN = 3
 
 
-def replaceable(patient: Patient) -> Iterator[Finding]:
+def replaceable(patient: Target) -> Iterator[Finding]:
     """Whether the file at the path can be replaced by this user, and the set in force, of which it may be a part."""
     if not patient.writable:
         return
@@ -28,7 +28,7 @@ def replaceable(patient: Patient) -> Iterator[Finding]:
             yield Finding("publish", "wrong", text, None, ("write",))
 
 
-def links(patient: Patient) -> Iterator[Finding]:
+def links(patient: Target) -> Iterator[Finding]:
     """Whether a set can be published here, and be read by others."""
     if not patient.writable:
         return
@@ -45,7 +45,7 @@ def links(patient: Patient) -> Iterator[Finding]:
         )
         return
     finally:
-        dirs.remove(patient.fd, temporary)
+        dirs.rmtree(patient.fd, temporary)
     if permissions.follows_no_links_of_others(os.fstat(patient.fd)):
         yield Finding(
             "links",
@@ -58,12 +58,12 @@ def links(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def shared_history(patient: Patient) -> Iterator[Finding]:
+def shared_history(patient: Target) -> Iterator[Finding]:
     """Whether what this user publishes enters the history."""
     if not patient.writable or history.DIRECTORY not in patient.entries:
         return
     try:
-        with dirs.inside(patient.fd, history.DIRECTORY) as fd:
+        with dirs.open_subdir(patient.fd, history.DIRECTORY) as fd:
             permissions.check_writable(fd)
     except OSError as error:
         yield Finding(
@@ -75,7 +75,7 @@ def shared_history(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def set_in_force(patient: Patient) -> Iterator[Finding]:
+def set_in_force(patient: Target) -> Iterator[Finding]:
     """Whether the link to the set is whole, and what nobody sees because it lies beside the set."""
     try:
         damage = atomic_writer.damage(patient.fd)
@@ -88,8 +88,8 @@ def set_in_force(patient: Patient) -> Iterator[Finding]:
             f"the link {layout.DATA} to the set in force {damage}",
             "start a writer, which puts the newest whole generation in force, or publish the set again",
         )
-    elif layout.in_force(patient.fd) is not None and (
-        beside := visible_links.beside_a_set(patient.fd)
+    elif layout.active_generation(patient.fd) is not None and (
+        beside := visible_links.loose_names_beside_set(patient.fd)
     ):
         more = f" and {len(beside) - _SHOWN} more" if len(beside) > _SHOWN else ""
         yield Finding(

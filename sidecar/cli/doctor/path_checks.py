@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sidecar.cli.doctor.report import (
     Finding,
-    Patient,
+    Target,
     permission_remedy,
     reason,
     remedy_for,
@@ -27,7 +27,7 @@ def process() -> Finding:
     return Finding("process", "ok", f"user {user_of(os.geteuid())}, groups {names}")
 
 
-def path(patient: Patient) -> Iterator[Finding]:
+def path(patient: Target) -> Iterator[Finding]:
     """What lies at the path; opens the directory that counts."""
     whole = patient.path
     plain = whole.rstrip("/") or "/"
@@ -58,7 +58,7 @@ def path(patient: Patient) -> Iterator[Finding]:
     yield from _open(patient)
 
 
-def _missing(patient: Patient, plain: str) -> Iterator[Finding]:
+def _missing(patient: Target, plain: str) -> Iterator[Finding]:
     """Nothing is there: the nearest directory above tells whether a writer can make it."""
     parent = os.path.dirname(plain)
     if os.path.islink(plain):
@@ -89,7 +89,7 @@ def _missing(patient: Patient, plain: str) -> Iterator[Finding]:
         )
 
 
-def _open(patient: Patient) -> Iterator[Finding]:
+def _open(patient: Target) -> Iterator[Finding]:
     try:
         patient.fd = openat.open_directory(patient.directory)
         patient.entries = os.listdir(patient.fd)
@@ -106,10 +106,10 @@ def _open(patient: Patient) -> Iterator[Finding]:
         yield Finding("directory", "ok", f"{patient.directory}, {rights(os.fstat(patient.fd))}")
 
 
-def mount(patient: Patient) -> Iterator[Finding]:
+def mount(patient: Target) -> Iterator[Finding]:
     """Where the volume begins, of which kind it is, and whether it is only a file of one."""
     plain = patient.path.rstrip("/") or "/"
-    if mounts.is_single_file(plain):
+    if mounts.is_file_mount(plain):
         yield Finding(
             "mount",
             "wrong",
@@ -142,7 +142,7 @@ def mount(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def access(patient: Patient) -> Iterator[Finding]:
+def access(patient: Target) -> Iterator[Finding]:
     """Whether this user may read and write, by the kernel's own judgement."""
     here = f"/proc/self/fd/{patient.fd}" if sys.platform == "linux" else patient.directory
     if not os.access(here, os.R_OK | os.X_OK, effective_ids=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sidecar import _errors
-from sidecar.cli.doctor.report import Finding, Patient, amount, reason
+from sidecar.cli.doctor.report import Finding, Target, format_amount, reason
 from sidecar.fs import layout as naming
 from sidecar.fs import openat
 from sidecar.volume.content import loader
@@ -14,7 +14,7 @@ from sidecar.volume.publish import history
 _SHOWN = 5
 
 
-def layout(patient: Patient) -> Iterator[Finding]:
+def layout(patient: Target) -> Iterator[Finding]:
     """How the files are laid out, which tells who publishes here."""
     generation = naming.link_target(patient.fd, naming.DATA)
     if generation is None:
@@ -44,7 +44,7 @@ def layout(patient: Patient) -> Iterator[Finding]:
         yield Finding("history", "ok", f"kept under {history.DIRECTORY}")
 
 
-def content(patient: Patient) -> Iterator[Finding]:
+def content(patient: Target) -> Iterator[Finding]:
     """Read it the way a reader does, which refuses what must not be served."""
     unspeakable = [n for n in patient.entries if not naming.is_text(n)]
     if unspeakable and patient.name is None:
@@ -57,11 +57,11 @@ def content(patient: Patient) -> Iterator[Finding]:
         )
     try:
         if patient.name is None:
-            sighting = loader.load_directory(
+            sighting = loader.read_directory(
                 patient.fd, patient.directory, limit=patient.max_size, before=None
             )
         else:
-            sighting = loader.load_file(
+            sighting = loader.read_file(
                 patient.fd, patient.directory, patient.name, limit=patient.max_size, before=None
             )
     except _errors.NothingPublished:
@@ -78,7 +78,7 @@ def content(patient: Patient) -> Iterator[Finding]:
         yield Finding("content", "wrong", more, roles=("read",))
     found = sighting.snapshot
     files = "one file" if len(found) == 1 else f"{len(found)} files"
-    yield Finding("content", "ok", f"{files}, {amount(found.size)}, version {found.version}")
+    yield Finding("content", "ok", f"{files}, {format_amount(found.size)}, version {found.version}")
 
 
 def opening() -> Finding:

@@ -33,7 +33,7 @@ class Finding:
 
 
 @dataclass
-class Patient:
+class Target:
     """The path under examination, and what the examinations have learned about it."""
 
     path: str
@@ -61,7 +61,7 @@ class Patient:
 
 def reason(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-        return oserrors.remedy(error)
+        return oserrors.hint(error)
     return str(error)
 
 
@@ -104,7 +104,7 @@ def _name(look_up: Callable[[], str]) -> str:
         return ""
 
 
-def amount(count: int) -> str:
+def format_amount(count: int) -> str:
     """Return a number of bytes as people read it."""
     rest = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):

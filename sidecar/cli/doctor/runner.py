@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 
 from sidecar.cli.doctor import owner_checks, path_checks, read_checks, watch_checks, write_checks
-from sidecar.cli.doctor.report import Finding, Patient
+from sidecar.cli.doctor.report import Finding, Target
 from sidecar.volume.content import snapshot
 
-_LOOKS = (
+_CHECKS = (
     path_checks.access,
     write_checks.space,
     write_checks.write,
@@ -38,7 +38,7 @@ def examine(
     group: int | None = None,
 ) -> Iterator[Finding]:
     """Yield what is found, from the ground up; what rests on something that is missing is left out."""
-    patient = Patient(
+    patient = Target(
         os.path.abspath(path) + ("/" if path.endswith("/") else ""),
         max_size=max_size,
         mode=mode,
@@ -49,7 +49,7 @@ def examine(
         yield from path_checks.path(patient)
         yield from path_checks.mount(patient)
         if patient.fd >= 0:
-            for look in _LOOKS:
+            for look in _CHECKS:
                 yield from look(patient)
             yield read_checks.opening()
     finally:

@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Iterator
 
-from sidecar.cli.doctor.report import Finding, Patient, reason
+from sidecar.cli.doctor.report import Finding, Target, reason
 from sidecar.fs.notify import select as events
 from sidecar.fs.notify.inotify import Inotify
 
@@ -17,7 +17,7 @@ _FEW_WATCHES = 1024
 _LIMITS = "/proc/sys/fs/inotify/"
 
 
-def arrivals(patient: Patient) -> Iterator[Finding]:
+def arrivals(patient: Target) -> Iterator[Finding]:
     """Whether events arrive, by provoking one: opening the directory does that, and needs no right to write."""
     if events.is_remote(patient.filesystem):
         yield Finding(
@@ -65,7 +65,7 @@ def _provoke_event(dir_fd: int) -> bool:
         inotify.close()
 
 
-def limits(_: Patient) -> Iterator[Finding]:
+def limits(_: Target) -> Iterator[Finding]:
     """The node's limits of inotify, which all its containers share for each user."""
     found: dict[str, int] = {}
     for name in ("max_user_watches", "max_user_instances", "max_queued_events"):

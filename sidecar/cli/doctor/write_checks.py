@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from sidecar import _errors
-from sidecar.cli.doctor.report import Finding, Patient, Role, amount, reason
+from sidecar.cli.doctor.report import Finding, Role, Target, format_amount, reason
 from sidecar.fs import atomic, atomic_writer, dirs, flock, layout
 
 _OLD = 60.0
@@ -19,12 +19,12 @@ _TIGHT_SPACE = 1 << 20
 _TIGHT_INODES = 16
 
 
-def space(patient: Patient) -> Iterator[Finding]:
+def space(patient: Target) -> Iterator[Finding]:
     """Room for the new content beside the old. Some file systems do not count inodes and say 0 of 0."""
     numbers = os.fstatvfs(patient.fd)
     free, inodes = numbers.f_bavail * numbers.f_frsize, numbers.f_favail
     counts_inodes = numbers.f_files > 0
-    text = f"{amount(free)} free" + (f", {inodes} inodes free" if counts_inodes else "")
+    text = f"{format_amount(free)} free" + (f", {inodes} inodes free" if counts_inodes else "")
     if free == 0 or (counts_inodes and inodes == 0):
         yield Finding(
             "space", "wrong", text, "enlarge the volume, or delete something", roles=("write",)
@@ -41,16 +41,16 @@ def space(patient: Patient) -> Iterator[Finding]:
         yield Finding("space", "ok", text)
 
 
-def write(patient: Patient) -> Iterator[Finding]:
+def write(patient: Target) -> Iterator[Finding]:
     """Try a publish in small: every step of it, timed, under names that nobody reads."""
     if not patient.writable:
         return
     names = [f"{layout.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
-    staged: atomic.Staged | None = None
+    staged: atomic.TempFile | None = None
     begin = time.perf_counter()
     try:
-        with flock.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
-            staged = atomic.Staged(patient.fd)
+        with flock.directory_lock(patient.fd, timeout=5.0, where=patient.directory, create=False):
+            staged = atomic.TempFile(patient.fd)
             staged.write(b"sidecar doctor was here\n")
             staged.seal(patient.mode, patient.group)
             linked = _try_link(patient.fd, staged, names[1])
@@ -63,7 +63,7 @@ def write(patient: Patient) -> Iterator[Finding]:
         if staged is not None:
             staged.discard()
         for name in names:
-            dirs.remove(patient.fd, name)
+            dirs.rmtree(patient.fd, name)
     took = time.perf_counter() - begin
     slow = took > _SLOW_SYNC
     yield Finding(
@@ -82,13 +82,13 @@ def write(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def write_set(patient: Patient) -> Iterator[Finding]:
+def write_set(patient: Target) -> Iterator[Finding]:
     """Try a set in small: a generation with a nested file, as a publish makes it, under a name that nobody reads."""
     if not patient.writable:
         return
     made = ""
     try:
-        with flock.locked(patient.fd, timeout=5.0, where=patient.directory, create=False):
+        with flock.directory_lock(patient.fd, timeout=5.0, where=patient.directory, create=False):
             files = {"doctor": b"sidecar", "nested/doctor": b"was here"}
             made = atomic_writer.build(patient.fd, files, mode=patient.mode, group=patient.group)
     except (OSError, _errors.SidecarError) as error:
@@ -96,11 +96,11 @@ def write_set(patient: Patient) -> Iterator[Finding]:
         return
     finally:
         if made:
-            dirs.remove(patient.fd, made)
+            dirs.rmtree(patient.fd, made)
     yield Finding("set", "ok", "a set of files, nested ones too, can be written", None, _WRITE)
 
 
-def _try_link(dir_fd: int, staged: atomic.Staged, name: str) -> str | None:
+def _try_link(dir_fd: int, staged: atomic.TempFile, name: str) -> str | None:
     try:
         staged.link_into(dir_fd, name)
     except OSError as error:
@@ -108,7 +108,7 @@ def _try_link(dir_fd: int, staged: atomic.Staged, name: str) -> str | None:
     return None
 
 
-def left_overs(patient: Patient) -> Iterator[Finding]:
+def left_overs(patient: Target) -> Iterator[Finding]:
     """What killed writers have left behind, of ours and of kubelet's."""
     found = [
         name

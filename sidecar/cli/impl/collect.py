@@ -22,7 +22,7 @@ from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
 from sidecar.logs.input import checkpoint
-from sidecar.logs.pipeline import Pipeline, multiline, parse_spec
+from sidecar.logs.pipeline import Pipeline, multiline, parse_sink_spec
 from sidecar.logs.pipelines import Plan, Signature, Topology, signature_of
 from sidecar.logs.records import Record, Stage
 from sidecar.process import lifecycle, nofile_limit
@@ -67,7 +67,7 @@ def configuration(
 
 def _with_flags(base: Pipeline, given: Mapping[str, Any], *, as_json: bool) -> Pipeline:
     stages = [
-        *[parse_spec(one) for one in given.get("parse", ())],
+        *[parse_sink_spec(one) for one in given.get("parse", ())],
         *[{name: one} for name in ("keep", "drop", "redact") for one in given.get(name, ())],
     ]
     if added := _pairs("--add", given.get("add", ())):
@@ -113,7 +113,7 @@ def run(
     port: int | None,
 ) -> int:
     """Collect until SIGTERM, or to the end of what is there; what changes in the configuration is taken over."""
-    nofile_limit.allow_enough()
+    nofile_limit.raise_nofile_limit()
 
     def plan() -> Plan:
         # Read once for the names of the files, and again for what they hold: a change in between is not missed.
@@ -332,7 +332,7 @@ def _state(path: str) -> checkpoint.State:
     raise _errors.SidecarError(problems[0])
 
 
-def _rows(entry: checkpoint.Entry) -> list[dict[str, Any]]:
+def _rows(entry: checkpoint.FileState) -> list[dict[str, Any]]:
     path, size, state = _whereabouts(entry)
     return [
         {
@@ -347,7 +347,7 @@ def _rows(entry: checkpoint.Entry) -> list[dict[str, Any]]:
     ]
 
 
-def _whereabouts(entry: checkpoint.Entry) -> tuple[str, int, str]:
+def _whereabouts(entry: checkpoint.FileState) -> tuple[str, int, str]:
     """Find the file by its inode, under its name or another one in the same directory."""
     if entry.gone is not None:
         return entry.path, entry.size, "gone, delivered"
@@ -361,7 +361,7 @@ def _whereabouts(entry: checkpoint.Entry) -> tuple[str, int, str]:
     return entry.path, entry.size, "not found"
 
 
-def _size_if_same(path: str, entry: checkpoint.Entry) -> int | None:
+def _size_if_same(path: str, entry: checkpoint.FileState) -> int | None:
     try:
         found = os.stat(path)
     except OSError:
@@ -435,7 +435,7 @@ def ops_app(collector: Collector | Topology) -> web.Application:
     from sidecar.http.semantics import openapi
 
     app = web.Application(middlewares=[problems.middleware])
-    ops.health_of(app).add(
+    ops.get_health(app).add(
         "collector",
         ready=collector.trouble,
         started=lambda: None if collector.started else "the files are still being looked for",

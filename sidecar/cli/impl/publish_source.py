@@ -61,7 +61,7 @@ async def pieces(fd: int) -> AsyncGenerator[bytes, None]:
         if waits:
             await _readable(fd)
         try:
-            piece = await executor.in_thread(os.read, fd, _CHUNK)
+            piece = await executor.run_in_thread(os.read, fd, _CHUNK)
         except BlockingIOError:
             continue  # somebody else has read it
         if not piece:
@@ -145,12 +145,12 @@ def read_set(source: str, max_size: int) -> dict[str, Content]:
 def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None:
     """Return the files of a directory, None if they changed while they were read."""
     try:
-        sighting = loader.load_directory(fd, source, limit=max_size, before=None)
-        if not loader.unchanged(
+        sighting = loader.read_directory(fd, source, limit=max_size, before=None)
+        if not loader.is_unchanged(
             fd, sighting
         ):  # or so young that nothing but a second look can tell
             time.sleep(_QUIET)
-            again = loader.load_directory(fd, source, limit=max_size, before=None)
+            again = loader.read_directory(fd, source, limit=max_size, before=None)
             if again.unread or again.snapshot.version != sighting.snapshot.version:
                 return None
             sighting = again
@@ -168,8 +168,8 @@ def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None
 
 def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
     """Refuse a directory that holds more than can be published: nothing is left out in silence."""
-    generation = layout.in_force(fd)
-    with listing.opened(fd, generation) as held:
+    generation = layout.active_generation(fd)
+    with listing.open_content_dir(fd, generation) as held:
         left_out = [f"{shown(name)} ({why})" for name, why in _left_out(held, files)]
     if left_out:
         more = f", and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
@@ -177,7 +177,7 @@ def _refuse_left_out(fd: int, source: str, files: Collection[str]) -> None:
             f"{source} is not published: it holds what cannot be in a set: {', '.join(left_out[:_SHOWN])}{more}"
             " (replace or remove it)"
         )
-    beside = visible_links.beside_a_set(fd) if generation is not None else []
+    beside = visible_links.loose_names_beside_set(fd) if generation is not None else []
     if beside:
         _log.warning(
             "%s holds a set; what lies beside it is not published: %s",
@@ -192,7 +192,7 @@ def _left_out(fd: int, files: Collection[str]) -> Iterator[tuple[str, str]]:
         prefix = path[2:] + "/" if path != "." else ""
         if not prefix:
             _drop_hidden(directories)
-        deepest = path.count("/") >= dirs.DEEPEST
+        deepest = path.count("/") >= dirs.MAX_DEPTH
         for name in sorted((*names, *directories)):
             whole = prefix + name
             if whole in files or _is_hidden(whole):
@@ -212,8 +212,8 @@ def _why(folder: int, whole: str, name: str) -> str:
         return "a link that leads nowhere"
     if stat.S_ISDIR(target.st_mode) and layout.link_target(folder, name) is not None:
         return "a link to a directory"
-    if whole.count("/") > models.DEEPEST:
-        return f"it lies more than {models.DEEPEST} directories deep"
+    if whole.count("/") > models.MAX_DEPTH:
+        return f"it lies more than {models.MAX_DEPTH} directories deep"
     return "a name that readers do not see"
 
 

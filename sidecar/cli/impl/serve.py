@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
-def run(app: web.Application, listening: options.Listening) -> None:
+def run(app: web.Application, listening: options.ServerOptions) -> None:
     """Serve until a signal, as the options say."""
-    nofile_limit.allow_enough()
+    nofile_limit.raise_nofile_limit()
     values = asdict(listening)
     count = values.pop("workers")
     if count == 1:
@@ -25,4 +25,4 @@ def run(app: web.Application, listening: options.Listening) -> None:
     else:
         from sidecar.http.server import prefork
 
-        prefork.serve(app, count=count, **values)
+        prefork.serve_prefork(app, count=count, **values)

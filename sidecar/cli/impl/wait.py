@@ -29,7 +29,7 @@ class Waiting:
         self,
         path: str,
         *,
-        gating: options.Gating,
+        gating: options.ValidationOptions,
         etag: str | None,
         min_size: int,
         include: tuple[str, ...],

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 Mode = Literal["inotify", "watchfiles", "poll"]
 
 
 @dataclass(frozen=True)
-class Target:
+class WatchTarget:
     """A directory to watch, open as `fd`, and the names in it that matter (None: all).
 
     One that is only on the `way` to the content is watched for its entries, not for what is written to them.
@@ -46,7 +46,7 @@ class Target:
 
 
 @dataclass
-class Activity:
+class EventBatch:
     """What has been seen since the last `drain`."""
 
     count: int = 0
@@ -67,7 +67,7 @@ class Activity:
     """Keys of targets that are not followed any more, because their directory is gone."""
 
 
-class Hints(Protocol):
+class Notifier(Protocol):
     """A source of hints, used by one thread."""
 
     mode: Mode
@@ -76,16 +76,16 @@ class Hints(Protocol):
     nests: bool
     """Whether `follow` works."""
 
-    def arm(self, targets: Sequence[Target]) -> None:
+    def arm(self, targets: Sequence[WatchTarget]) -> None:
         """Watch these directories instead of those before. Raises `OSError` at a limit."""
 
-    def follow(self, target: Target) -> None:
+    def follow(self, target: WatchTarget) -> None:
         """Watch one more directory, under its `key`. Raises `OSError` at a limit."""
 
     def unfollow(self, key: str) -> None:
         """Watch what was followed under that key no longer."""
 
-    def drain(self) -> Activity:
+    def drain(self) -> EventBatch:
         """Return what was seen since the last call, without waiting.
 
         Raises:
@@ -96,22 +96,22 @@ class Hints(Protocol):
         """End, and give everything back."""
 
 
-class PollHints:
+class PollNotifier:
     """No hints at all: the re-check finds every change."""
 
     mode: Mode = "poll"
     nests = False
 
-    def __init__(self, _: Bell | None = None) -> None:
+    def __init__(self, _: WakeupPipe | None = None) -> None:
         self.fd: int | None = None
 
-    def arm(self, targets: Sequence[Target]) -> None: ...
+    def arm(self, targets: Sequence[WatchTarget]) -> None: ...
 
-    def follow(self, target: Target) -> None: ...
+    def follow(self, target: WatchTarget) -> None: ...
 
     def unfollow(self, key: str) -> None: ...
 
-    def drain(self) -> Activity:
-        return Activity()
+    def drain(self) -> EventBatch:
+        return EventBatch()
 
     def close(self) -> None: ...

@@ -12,8 +12,8 @@ import termios
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sidecar.fs.notify.base import Activity, Mode, Target
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.base import EventBatch, Mode, WatchTarget
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
 #: Bytes that are read at first: no event has half as many.
@@ -135,20 +135,20 @@ _GONE = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNO
 STATES = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
 
 
-class InotifyHints:
+class InotifyNotifier:
     """Hints by inotify(7): no thread, no polling, no wake-up while nothing happens."""
 
     mode: Mode = "inotify"
     nests = True
 
-    def __init__(self, _: Bell) -> None:
+    def __init__(self, _: WakeupPipe) -> None:
         self._inotify = Inotify()
         self.fd: int | None = self._inotify.fd
-        self._targets: dict[int, list[Target]] = {}
+        self._targets: dict[int, list[WatchTarget]] = {}
         self._followed: dict[str, set[int]] = {}
         self._most = 0
 
-    def arm(self, targets: Sequence[Target]) -> None:
+    def arm(self, targets: Sequence[WatchTarget]) -> None:
         self._most = _most_watches()
         before, self._targets = set(self._targets), {}
         self._followed.clear()
@@ -157,7 +157,7 @@ class InotifyHints:
         for number in before - set(self._targets):
             self._inotify.remove(number)
 
-    def follow(self, target: Target) -> None:
+    def follow(self, target: WatchTarget) -> None:
         if len(self._targets) >= self._most:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         number = self._add(target)
@@ -172,8 +172,8 @@ class InotifyHints:
             elif self._targets.pop(number, None) is not None:
                 self._inotify.remove(number)
 
-    def drain(self) -> Activity:
-        seen = Activity()
+    def drain(self) -> EventBatch:
+        seen = EventBatch()
         for event in self._inotify.drain():
             seen.lost = seen.lost or bool(event.mask & Inotify.OVERFLOW)
             for target in self._targets.get(event.watch, ()):
@@ -192,7 +192,7 @@ class InotifyHints:
     def close(self) -> None:
         self._inotify.close()
 
-    def _add(self, target: Target) -> int:
+    def _add(self, target: WatchTarget) -> int:
         mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
         number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
         # Two targets may be one directory, each with the names that it wants.
@@ -207,7 +207,7 @@ def _most_watches() -> int:
     return _FEWEST_WATCHES
 
 
-def _note(seen: Activity, target: Target, event: Event) -> None:
+def _note(seen: EventBatch, target: WatchTarget, event: Event) -> None:
     if not target.wants(event.name):
         return
     seen.count += 1

@@ -1,10 +1,10 @@
 """Where hints come from: which source suits a file system, and how it is had.
 
-Three of them behind one small protocol, `Hints`:
+Three of them behind one small protocol, `Notifier`:
 `InotifyHints` on Linux, which wakes nobody while nothing happens;
 `WatchfilesHints` elsewhere;
 `PollHints`, which gives none, for where events cannot be trusted.
-All of them ring a `Bell` or are waited for together with one, so that one thread can wait for everything at once.
+All of them ring a `WakeupPipe` or are waited for together with one, so that one thread can wait for everything at once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import sys
 
-from sidecar.fs.notify.base import Hints, Mode, PollHints
-from sidecar.fs.notify.inotify import InotifyHints
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.base import Mode, Notifier, PollNotifier
+from sidecar.fs.notify.inotify import InotifyNotifier
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 #: Changes made on another machine, or behind the mount, send no events here.
 REMOTE = frozenset(
@@ -38,7 +38,7 @@ def best_mode(filesystem: str) -> Mode:
     return "inotify" if sys.platform == "linux" else "watchfiles"
 
 
-def source(mode: Mode, bell: Bell) -> Hints:
+def open_notifier(mode: Mode, bell: WakeupPipe) -> Notifier:
     """Make the source of hints of that mode.
 
     Raises:
@@ -50,14 +50,14 @@ def source(mode: Mode, bell: Bell) -> Hints:
         raise OSError(errno.ENOSYS, f"{mode} cannot be used here: {error}") from error
 
 
-def _made(mode: Mode, bell: Bell) -> Hints:
+def _made(mode: Mode, bell: WakeupPipe) -> Notifier:
     match mode:
         case "inotify":
-            return InotifyHints(bell)
+            return InotifyNotifier(bell)
         case "watchfiles":
             # Imported here: nobody pays for it on Linux.
-            from sidecar.fs.notify.watchfiles_backend import WatchfilesHints
+            from sidecar.fs.notify.watchfiles_backend import WatchfilesNotifier
 
-            return WatchfilesHints(bell)
+            return WatchfilesNotifier(bell)
         case "poll":
-            return PollHints(bell)
+            return PollNotifier(bell)

@@ -13,7 +13,7 @@ _LONG = 1e6
 _MANY_RINGS = 1 << 16
 
 
-class Bell:
+class WakeupPipe:
     """Wakes the one thread that waits for it, from any other: a pipe that can be polled."""
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sidecar.fs.notify.base import Activity, Mode, Target
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.base import EventBatch, Mode, WatchTarget
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 _DEBOUNCE_MS = 50
 _STEP_MS = 5
@@ -20,24 +20,24 @@ _START = 2.0
 _LIVED = 1.0
 
 
-class WatchfilesHints:
+class WatchfilesNotifier:
     """What `watchfiles` tells. A thread waits for it."""
 
     mode: Mode = "watchfiles"
     nests = False
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: WakeupPipe) -> None:
         self.fd: int | None = None
         self._bell = bell
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._lock = threading.Lock()
-        self._seen = Activity()
+        self._seen = EventBatch()
         self._error: Exception | None = None
-        self._paths: dict[str, Target] = {}
+        self._paths: dict[str, WatchTarget] = {}
 
-    def arm(self, targets: Sequence[Target]) -> None:
+    def arm(self, targets: Sequence[WatchTarget]) -> None:
         self._end_thread()
         self._paths = {target.path: target for target in targets}
         if self._paths:
@@ -50,13 +50,13 @@ class WatchfilesHints:
             self._ready.wait(_START)
             self._raise_error()
 
-    def follow(self, target: Target) -> None: ...
+    def follow(self, target: WatchTarget) -> None: ...
 
     def unfollow(self, key: str) -> None: ...
 
-    def drain(self) -> Activity:
+    def drain(self) -> EventBatch:
         with self._lock:
-            seen, self._seen = self._seen, Activity()
+            seen, self._seen = self._seen, EventBatch()
         self._raise_error()
         return seen
 

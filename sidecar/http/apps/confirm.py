@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from sidecar import _errors
 from sidecar.http.semantics import bearer_auth
-from sidecar.http.subscribe.pending import WAITS
+from sidecar.http.subscribe.pending import PENDING
 from sidecar.process import arguments, executor, tls_trust
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class _Loopback(AbstractResolver):
         """There is nothing to close."""
 
 
-class Confirm:
+class ReaderConfirmation:
     """A reader that can be asked.
 
     It is asked with `HEAD` and its own long-poll, so that it answers in the moment it has the content;
@@ -61,7 +61,7 @@ class Confirm:
         ca: str | os.PathLike[str] | None = None,
     ) -> None:
         if not str(url).startswith(("http://", "https://")):
-            raise arguments.refusal("confirm", url, "an address with http:// or https://")
+            raise arguments.argument_error("confirm", url, "an address with http:// or https://")
         self._url = url
         self._ca = None if ca is None else os.fspath(ca)
         self._tokens = tokens
@@ -88,7 +88,7 @@ class Confirm:
         here = self._ca is None and (host == "localhost" or tls_trust.is_this_machine(host))
         try:
             # A context of its own: the one that aiohttp makes at its import may have no certificates.
-            tls = await executor.in_thread(tls_trust.client_context, self._ca, verify=not here)
+            tls = await executor.run_in_thread(tls_trust.client_context, self._ca, verify=not here)
         except OSError as error:
             raise _errors.ConfigError(
                 f"cannot read the authority of the reader from {self._ca}: {error.strerror or error}"
@@ -110,7 +110,7 @@ class Confirm:
         started = loop.time()
         asking = asyncio.create_task(self._ask(name, etag, started + seconds), name="confirm")
         try:
-            with request.app[WAITS].bell(request, None) as bell:
+            with request.app[PENDING].bell(request, None) as bell:
                 over = asyncio.create_task(bell.wait(seconds), name="confirm: the end")
                 await asyncio.wait(
                     {asking, over}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED

@@ -25,23 +25,23 @@ import orjson
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.fs.open_file import Pinned
+from sidecar.fs.open_file import OpenFile
 from sidecar.http import problems
 from sidecar.http.apps import follow as following
 from sidecar.http.apps.follow import Latest
 from sidecar.http.semantics import representation as answers
 from sidecar.http.semantics.representation import Body, Representation
-from sidecar.http.server.sendfile import FilePart
+from sidecar.http.server.sendfile import FileRange
 from sidecar.http.subscribe import long_poll
 from sidecar.process import executor
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.snapshot import MAX_SIZE, Content
 from sidecar.volume.publish import models
-from sidecar.volume.publish.models import Entry
+from sidecar.volume.publish.models import FileInfo
 from sidecar.volume.watch.watch import WatchMode
 
-SANDBOX: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
-STALE: Final = "Sidecar-Stale"
+SANDBOX_HEADERS: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
+STALE_HEADER: Final = "Sidecar-Stale"
 """The header that says why the content may be out of date; it is absent while it is not."""
 
 NAME: Final = r"{name:[\s\S]+}"
@@ -51,7 +51,7 @@ _INDEX = "index.html"
 _CHOSEN: Final[Mapping[str, str]] = {"Vary": "Accept"}
 _DISK_RECHECK = 0.25
 _SAMPLE = 64 << 10
-_KINDS: weakref.WeakKeyDictionary[Pinned, str] = weakref.WeakKeyDictionary()
+_KINDS: weakref.WeakKeyDictionary[OpenFile, str] = weakref.WeakKeyDictionary()
 _TYPES = mimetypes.MimeTypes(filenames=())
 _MORE_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
@@ -72,23 +72,23 @@ _CODED: Final = {
 }
 
 
-class Beside(Protocol):
+class DirectoryReader(Protocol):
     """A directory whose files are not followed, and read when they are asked for; a `Volume` is one."""
 
-    async def entries(self) -> list[Entry]: ...
+    async def entries(self) -> list[FileInfo]: ...
 
     async def read(self, name: str) -> Content: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class FileSource:
     """What an application serves files from, and with which headers.
 
     The files of the content that is followed come from memory, or, large ones, from the disk.
     Where that is a single file, the others of its directory come from `beside`, when they are asked for.
     """
 
-    beside: Beside | None
+    beside: DirectoryReader | None
     headers: Mapping[str, str]
     dotfiles: bool = True
 
@@ -97,7 +97,7 @@ class Shelf:
         return self.dotfiles or (not name.startswith(".") and "/." not in name)
 
 
-SHELF: web.AppKey[Shelf] = web.AppKey("sidecar.shelf", Shelf)
+FILE_SOURCE: web.AppKey[FileSource] = web.AppKey("sidecar.shelf", FileSource)
 
 
 def files_app(
@@ -128,8 +128,8 @@ def files_app(
     >>> _ = app.add_subapp("/site/", files_app("/shared"))
     """
     app = web.Application(middlewares=[problems.middleware])
-    long_poll.prepare(app)
-    app[SHELF] = Shelf(None, {} if trusted else SANDBOX, dotfiles)
+    long_poll.setup(app)
+    app[FILE_SOURCE] = FileSource(None, {} if trusted else SANDBOX_HEADERS, dotfiles)
     app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
         [web.get("", _get_page), web.get("/", _get_page), web.get(f"/{NAME}", _get_page)]
@@ -173,12 +173,12 @@ async def list_files(
     request: web.Request, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
     """Answer with the list of all files: name, size, entity tag and time of each."""
-    shelf, latest = request.app[SHELF], request.app[following.LATEST]
+    shelf, latest = request.app[FILE_SOURCE], request.app[following.LATEST]
 
     async def make() -> Representation:
         return listing(await _entries(shelf, latest), {**headers, **stale_header(latest)})
 
-    return await long_poll.answer(request, latest.watch, make, recheck=_DISK_RECHECK)
+    return await long_poll.respond(request, latest.watch, make, recheck=_DISK_RECHECK)
 
 
 async def get_file(request: web.Request) -> web.Response:
@@ -189,7 +189,7 @@ async def get_file(request: web.Request) -> web.Response:
 async def _answer_file(
     request: web.Request, name: str, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
-    shelf, latest = request.app[SHELF], request.app[following.LATEST]
+    shelf, latest = request.app[FILE_SOURCE], request.app[following.LATEST]
 
     async def make() -> Representation:
         if not shelf.serves(name):
@@ -204,12 +204,14 @@ async def _answer_file(
         snapshot = latest.watch.snapshot
         return snapshot is not None and name in snapshot
 
-    return await long_poll.answer(
+    return await long_poll.respond(
         request, latest.watch, make, recheck=_DISK_RECHECK, in_memory=in_memory
     )
 
 
-async def representation(content: Content, headers: Mapping[str, str] = SANDBOX) -> Representation:
+async def representation(
+    content: Content, headers: Mapping[str, str] = SANDBOX_HEADERS
+) -> Representation:
     """Return the bytes of one file as they are sent: from memory, or from the disk where it is large.
 
     Raises:
@@ -220,7 +222,9 @@ async def representation(content: Content, headers: Mapping[str, str] = SANDBOX)
     if isinstance(held, bytes):
         body, kind = held, content_type(content.name, held)
     else:
-        body = FileBody(held if isinstance(held, Pinned) else await executor.in_thread(held.open))
+        body = FileBody(
+            held if isinstance(held, OpenFile) else await executor.run_in_thread(held.open)
+        )
         kind = await _type_of_large(content.name, body.file)
     return Representation(
         body=body,
@@ -236,7 +240,7 @@ async def representation(content: Content, headers: Mapping[str, str] = SANDBOX)
 class FileBody:
     """A file on the disk, as the body of an answer."""
 
-    file: Pinned
+    file: OpenFile
 
     @property
     def size(self) -> int:
@@ -245,11 +249,11 @@ class FileBody:
     def check(self) -> None:
         self.file.check()
 
-    def payload(self, part: slice) -> FilePart:
-        return FilePart(self.file, part)
+    def payload(self, part: slice) -> FileRange:
+        return FileRange(self.file, part)
 
 
-def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representation:
+def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Representation:
     """Return a list of files as JSON. Its entity tag is its own: it changes with any of them, and its date need not."""
     body = orjson.dumps(
         [
@@ -274,7 +278,7 @@ def listing(entries: Sequence[Entry], headers: Mapping[str, str]) -> Representat
 
 def stale_header(latest: Latest[None]) -> Mapping[str, str]:
     """Return the header that says why the content may be out of date, if it may."""
-    return {STALE: answers.header_text(latest.stale)} if latest.stale is not None else {}
+    return {STALE_HEADER: answers.header_text(latest.stale)} if latest.stale is not None else {}
 
 
 def no_such_file(name: str) -> problems.Problem:
@@ -284,12 +288,12 @@ def no_such_file(name: str) -> problems.Problem:
     )
 
 
-async def _type_of_large(name: str, file: Pinned) -> str:
+async def _type_of_large(name: str, file: OpenFile) -> str:
     """Return `content_type` of a file that is not in memory: its beginning is read once."""
     kind = _KINDS.get(file)
     if kind is None:
         # One byte more than what is looked at: it is not the whole.
-        beginning = await executor.in_thread(file.read, 0, _SAMPLE + 1)
+        beginning = await executor.run_in_thread(file.read, 0, _SAMPLE + 1)
         kind = _KINDS[file] = content_type(name, beginning)
     return kind
 
@@ -312,10 +316,10 @@ def content_type(name: str, data: bytes) -> str:
     return f"{kind or 'text/plain'}; charset=utf-8"
 
 
-async def _entries(shelf: Shelf, latest: Latest[None]) -> list[Entry]:
+async def _entries(shelf: FileSource, latest: Latest[None]) -> list[FileInfo]:
     snapshot = latest.snapshot
     contents = [snapshot.content(name) for name in snapshot]
-    found = {one.name: Entry(one.name, one.version, one.size, one.modified) for one in contents}
+    found = {one.name: FileInfo(one.name, one.version, one.size, one.modified) for one in contents}
     if shelf.beside is not None and snapshot.name is not None:
         # The last good content stays in the list even where its directory is gone.
         with contextlib.suppress(_errors.ReadError):
@@ -324,7 +328,7 @@ async def _entries(shelf: Shelf, latest: Latest[None]) -> list[Entry]:
     return [found[name] for name in sorted(found) if shelf.serves(name)]
 
 
-async def _content(shelf: Shelf, latest: Latest[None], name: str) -> Content:
+async def _content(shelf: FileSource, latest: Latest[None], name: str) -> Content:
     """Return one file. Raises `KeyError` or `NothingPublished` where there is none."""
     snapshot = latest.snapshot
     if name in snapshot or snapshot.name is None or shelf.beside is None:

@@ -19,7 +19,7 @@ from sidecar.volume.watch import watch as watches
 from sidecar.volume.watch.options import Options, check
 from sidecar.volume.watch.watch import Watch
 
-FIRST_LOOK = 1.5
+FIRST_SCAN_TIMEOUT = 1.5
 """Seconds for which the start of an application waits for the first look at its content."""
 
 
@@ -48,7 +48,7 @@ class Latest(Generic[T]):
         found = self._watch.snapshot
         if found is None:
             reason = self._watch.problem or f"nothing has been published to {self._watch.path} yet"
-            raise NothingYet(reason)
+            raise NotPublishedYet(reason)
         return found
 
     @property
@@ -67,7 +67,7 @@ class Latest(Generic[T]):
         return self._watch
 
 
-class NothingYet(problems.Problem, web.HTTPServiceUnavailable):
+class NotPublishedYet(problems.Problem, web.HTTPServiceUnavailable):
     """Nothing has been published yet: 503, and the time after which it is worth to ask again."""
 
     def __init__(self, reason: str) -> None:
@@ -123,7 +123,7 @@ def follow(
     >>> app.cleanup_ctx.append(follow("/shared"))
     """
     check(path, schema=schema, **options)
-    arguments.instance("key", key, web.AppKey, "a web.AppKey")
+    arguments.check_instance("key", key, web.AppKey, "a web.AppKey")
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         opened = (
@@ -134,7 +134,7 @@ def follow(
         async with opened as one:
             app[key] = Latest(one)
             remove = _report(app, one, required=required)
-            forget = one.subscribe(fastpath.forget)
+            forget = one.subscribe(fastpath.invalidate_all)
             await _first_look(one)
             try:
                 yield
@@ -151,10 +151,10 @@ async def _first_look(watch: Watch[Any]) -> None:
     A content without a problem that is still held back is too young to be trusted: it comes in a moment.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_LOOK):
+        async with asyncio.timeout(FIRST_SCAN_TIMEOUT):
             await watch.looked()
             if watch.problem is None:
-                await watch.changed(None, FIRST_LOOK)
+                await watch.changed(None, FIRST_SCAN_TIMEOUT)
 
 
 def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:
@@ -177,6 +177,6 @@ def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Calla
         return {"mode": watch.mode, "published": watch.snapshot is not None, "stale": stale}
 
     name = f"content of {watch.path}"
-    remove = ops.health_of(app).add(name, live=live, ready=ready, started=started)
-    ops.details_of(app)[name] = detail
+    remove = ops.get_health(app).add(name, live=live, ready=ready, started=started)
+    ops.get_details(app)[name] = detail
     return remove

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import orjson
 
-from sidecar.fs.open_file import Pinned
+from sidecar.fs.open_file import OpenFile
 from sidecar.http import problems
-from sidecar.http.server.sendfile import Pieces
+from sidecar.http.server.sendfile import IterPayload
 from sidecar.volume.content.snapshot import Content, Snapshot
 
 _PIECE = 1 << 17
@@ -29,7 +29,7 @@ def is_large(found: Snapshot[None] | Content) -> bool:
     return any(found.content(name).is_large for name in found)
 
 
-def dumped(found: Snapshot[None] | Content) -> bytes:
+def dump_json(found: Snapshot[None] | Content) -> bytes:
     """Return the JSON of a content in memory.
 
     Raises:
@@ -43,7 +43,7 @@ def dumped(found: Snapshot[None] | Content) -> bytes:
 
 
 @dataclass(frozen=True)
-class Streamed:
+class JsonStream:
     """The JSON of a content that is not in memory, as the body of an answer. It has no ranges."""
 
     found: Snapshot[None] | Content
@@ -51,25 +51,25 @@ class Streamed:
 
     def check(self) -> None:
         for content in _contents(self.found):
-            if isinstance(content.held, Pinned):
+            if isinstance(content.held, OpenFile):
                 content.held.check()
 
-    def payload(self, _: slice) -> Pieces:
-        return Pieces(pieces(self.found), self.size)
+    def payload(self, _: slice) -> IterPayload:
+        return IterPayload(iter_json(self.found), self.size)
 
 
-def streamed(found: Snapshot[None] | Content) -> Streamed:
+def measure(found: Snapshot[None] | Content) -> JsonStream:
     """Read a content, and return its JSON as something that can be sent. Blocking.
 
     Raises:
         Problem: 406 where it is no text.
         ContentAltered: a large file is not what it was.
     """
-    return Streamed(found, sum(map(len, pieces(found))))
+    return JsonStream(found, sum(map(len, iter_json(found))))
 
 
-def pieces(found: Snapshot[None] | Content) -> Iterator[bytes]:
-    """Yield the JSON of a content, the very bytes that `dumped` returns. Blocking; raises as `streamed`."""
+def iter_json(found: Snapshot[None] | Content) -> Iterator[bytes]:
+    """Yield the JSON of a content, the very bytes that `dump_json` returns. Blocking; raises as `measure`."""
     if isinstance(found, Content) or found.name is not None:
         (content,) = _contents(found)
         yield from _string(content)
@@ -92,7 +92,7 @@ def _string(content: Content) -> Iterator[bytes]:
         return
     file, decoder = content.held.open(), codecs.getincrementaldecoder("utf-8")()
 
-    def dumped(start: int) -> bytes:
+    def encoded_chunk(start: int) -> bytes:
         # A function of its own: while a client takes this piece, nothing else of it is held.
         data = file.read(start, _PIECE)
         kept = len(decoder.getstate()[0])  # the beginning of a character whose end is in this piece
@@ -104,7 +104,7 @@ def _string(content: Content) -> Iterator[bytes]:
 
     yield b'"'
     for start in range(0, file.size, _PIECE):
-        yield dumped(start)
+        yield encoded_chunk(start)
     yield b'"'
 
 

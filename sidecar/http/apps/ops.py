@@ -38,7 +38,7 @@ def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
     >>> _ = app.add_routes(health_routes())
     """
     if health is not None:
-        arguments.instance("health", health, healths.Health, "a sidecar.Health, or None")
+        arguments.check_instance("health", health, healths.Health, "a sidecar.Health, or None")
     return [_probe(kind, health) for kind in probes.PROBES]
 
 
@@ -67,21 +67,21 @@ def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
     ]
 
 
-def health_of(app: web.Application) -> healths.Health:
+def get_health(app: web.Application) -> healths.Health:
     """Return the checks of an application, made when they are first asked for."""
     if HEALTH not in app:
         app[HEALTH] = healths.Health()
     return app[HEALTH]
 
 
-def details_of(app: web.Application) -> dict[str, Detail]:
+def get_details(app: web.Application) -> dict[str, Detail]:
     """Return the details of an application, made when they are first asked for."""
     if DETAILS not in app:
         app[DETAILS] = {}
     return app[DETAILS]
 
 
-def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
+def _probe(kind: healths.ProbeKind, health: healths.Health | None) -> web.RouteDef:
     path, problem, _ = probes.PROBES[kind]
 
     async def probe(request: web.Request) -> web.Response:
@@ -95,12 +95,12 @@ def _probe(kind: healths.Kind, health: healths.Health | None) -> web.RouteDef:
             return representation.json_answer({"status": "ok", **found})
         raise problems.Problem(problem, probes.reason(report), members=found)
 
-    return web.get(path, bearer_auth.open_to_all(probe))
+    return web.get(path, bearer_auth.public(probe))
 
 
 async def _metrics(_: web.Request) -> web.Response:
     try:
         body, content_type = await probes.exposition()
-    except worker.NoAnswer as error:
+    except worker.NoReply as error:
         raise problems.Problem("not-ready", str(error)) from error
     return web.Response(body=body, headers={"Content-Type": content_type})

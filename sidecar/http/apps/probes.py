@@ -25,7 +25,7 @@ class Probe(NamedTuple):
     title: str
 
 
-PROBES: Final[Mapping[healths.Kind, Probe]] = {
+PROBES: Final[Mapping[healths.ProbeKind, Probe]] = {
     "live": Probe("/livez", "not-live", "Not alive"),
     "ready": Probe("/readyz", "not-ready", "Not ready"),
     "started": Probe("/startupz", "not-started", "Not started yet"),
@@ -49,7 +49,7 @@ def health_asgi(health: healths.Health | None = None) -> AsgiApp:
     >>> app = health_asgi(health)
     """
     if health is not None:
-        arguments.instance("health", health, healths.Health, "a sidecar.Health, or None")
+        arguments.check_instance("health", health, healths.Health, "a sidecar.Health, or None")
     asked = health or healths.Health()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,14 +68,14 @@ def health_asgi(health: healths.Health | None = None) -> AsgiApp:
     return app
 
 
-async def report(kind: healths.Kind, own: healths.Report) -> healths.Report:
+async def report(kind: healths.ProbeKind, own: healths.Report) -> healths.Report:
     """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
-    if worker.alone():
+    if worker.is_single():
         return own
     checks = dict(own.checks)
     try:
-        said: dict[str, dict[str, str] | None] = await worker.ask(kind)
-    except worker.NoAnswer as error:
+        said: dict[str, dict[str, str] | None] = await worker.query_all(kind)
+    except worker.NoReply as error:
         checks["workers"] = str(error)
     else:
         del said[str(worker.number())]
@@ -100,9 +100,11 @@ async def exposition() -> tuple[bytes, str]:
         NoAnswer: the others cannot be asked; the numbers of one alone would look like counters that went back.
     """
     # In a thread: it reads /proc.
-    if worker.alone():
-        return await executor.in_thread(metrics.exposition)
-    return await executor.in_thread(metrics.written, await worker.ask(worker.METRICS))
+    if worker.is_single():
+        return await executor.run_in_thread(metrics.exposition)
+    return await executor.run_in_thread(
+        metrics.render_families, await worker.query_all(worker.METRICS)
+    )
 
 
 async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, str], bytes]:
@@ -117,7 +119,7 @@ async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, 
     if path == "/metrics":
         try:
             written, kind = await exposition()
-        except worker.NoAnswer as error:
+        except worker.NoReply as error:
             return _problem(503, "not-ready", "Not ready", str(error))
         return 200, {"Content-Type": kind}, written
     name = _BY_PATH[path]

@@ -31,7 +31,7 @@ from sidecar.http.apps import follow as following
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.semantics.representation import Representation
 from sidecar.http.subscribe import long_poll, pending
-from sidecar.http.subscribe.sse import Stream
+from sidecar.http.subscribe.sse import EventHub
 from sidecar.process import arguments, executor
 from sidecar.volume.content import snapshot
 from sidecar.volume.content.filters import EDITORS
@@ -39,7 +39,7 @@ from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot
 from sidecar.volume.watch.watch import WatchMode
 
 if TYPE_CHECKING:
-    from sidecar.volume.publish.models import Entry
+    from sidecar.volume.publish.models import FileInfo
     from sidecar.volume.volume import Volume
 
 _SMALL = 1 << 20
@@ -87,9 +87,9 @@ def reader_app(
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
     """
-    limit = arguments.size("max_size", max_size)
+    limit = arguments.check_size("max_size", max_size)
     if missing is not None:
-        arguments.instance("missing", missing, str, "a text, or None")
+        arguments.check_instance("missing", missing, str, "a text, or None")
     tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
     protection = cross_origin.CrossOriginProtection(allowed_hosts=allowed_hosts)
     app = web.Application(
@@ -99,9 +99,11 @@ def reader_app(
             *([tokens.middleware()] if tokens else []),
         ]
     )
-    long_poll.prepare(app)
+    long_poll.setup(app)
     app[READER] = Reader(_stand_in(missing))
-    app[files.SHELF] = files.Shelf(_beside(arguments.path("path", path), limit), files.SANDBOX)
+    app[files.FILE_SOURCE] = files.FileSource(
+        _beside(arguments.check_path("path", path), limit), files.SANDBOX_HEADERS
+    )
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
@@ -135,12 +137,12 @@ class Reader:
 
     stand_in: Content | None
     """What is served as long as nothing has been published."""
-    image: tuple[Snapshot[None] | Content, bytes | json_body.Streamed | str] | None = None
+    image: tuple[Snapshot[None] | Content, bytes | json_body.JsonStream | str] | None = None
     """The JSON of the content that was served last: it is made once for each version.
     Of a large one it is known how long it is, or why there is none."""
     weighing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a large content is read for that: it is done once, however many ask."""
-    stream: Stream | None = None
+    stream: EventHub | None = None
     """Those who listen to changes, once there has been one."""
 
 
@@ -149,7 +151,7 @@ READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
 
 async def _refuse_single_mount(path: str, _: web.Application) -> None:
     """Raise where the container should rather fail than serve an old content for ever."""
-    if await executor.in_thread(mounts.is_single_file, path):
+    if await executor.run_in_thread(mounts.is_file_mount, path):
         raise _errors.ReadError(
             errno.EBUSY,
             f"cannot follow {path}: the file is a mount of its own (subPath), which never shows"
@@ -172,19 +174,19 @@ async def _get_content(request: web.Request) -> web.Response:
             headers=files.stale_header(latest),
         )
 
-    return await long_poll.answer(request, latest.watch, make, in_memory=lambda: True)
+    return await long_poll.respond(request, latest.watch, make, in_memory=lambda: True)
 
 
 async def _get_events(request: web.Request) -> web.StreamResponse:
     reader = request.app[READER]
     if reader.stream is None:
-        reader.stream = Stream(
-            _Told(reader, request.app[following.LATEST]), request.app[pending.WAITS]
+        reader.stream = EventHub(
+            _SseSource(reader, request.app[following.LATEST]), request.app[pending.PENDING]
         )
     return await reader.stream.answer(request)
 
 
-class _Told:
+class _SseSource:
     """The content of a reader, as its event stream tells of it."""
 
     def __init__(self, reader: Reader, latest: following.Latest[None]) -> None:
@@ -199,7 +201,7 @@ class _Told:
     async def image(self) -> tuple[str, bytes] | None:
         try:
             found = _found(self._reader, self._latest)
-        except following.NothingYet:
+        except following.NotPublishedYet:
             return None
         if self._last is None or self._last[0] is not found:
             self._last = (found, await self._json(found))
@@ -211,7 +213,7 @@ class _Told:
             return b"null"
         try:
             if json_body.is_large(found):
-                return await executor.in_thread(json_body.dumped, found)
+                return await executor.run_in_thread(json_body.dump_json, found)
             image = await _json_of(self._reader, found)
         except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
             return b"null"
@@ -221,7 +223,7 @@ class _Told:
         return self._latest.watch.subscribe(callback)
 
 
-async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | json_body.Streamed:
+async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | json_body.JsonStream:
     """Return the content as JSON, made once for each version; where it is large, as something that can be sent.
 
     Raises:
@@ -235,9 +237,9 @@ async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | j
     else:
         in_loop = found.size <= _SMALL
         body = (
-            json_body.dumped(found)
+            json_body.dump_json(found)
             if in_loop
-            else await executor.in_thread(json_body.dumped, found)
+            else await executor.run_in_thread(json_body.dump_json, found)
         )
         reader.image = (found, body)
     if isinstance(body, str):
@@ -247,12 +249,12 @@ async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | j
 
 async def _weighed(
     reader: Reader, found: Snapshot[None] | Content
-) -> bytes | json_body.Streamed | str:
+) -> bytes | json_body.JsonStream | str:
     async with reader.weighing:
         if reader.image is None or reader.image[0] is not found:
-            body: json_body.Streamed | str
+            body: json_body.JsonStream | str
             try:
-                body = await executor.in_thread(json_body.streamed, found)
+                body = await executor.run_in_thread(json_body.measure, found)
             except problems.Problem as problem:
                 body = problem.detail
             reader.image = (found, body)
@@ -264,7 +266,7 @@ async def _get_raw(request: web.Request) -> web.Response:
 
     async def make() -> Representation:
         found = _found(reader, latest)
-        headers = {**files.SANDBOX, **files.stale_header(latest)}
+        headers = {**files.SANDBOX_HEADERS, **files.stale_header(latest)}
         if isinstance(found, Content):
             return await files.representation(found, headers)
         if found.name is None:
@@ -274,7 +276,7 @@ async def _get_raw(request: web.Request) -> web.Response:
             )
         return await files.representation(found.content(), headers)
 
-    return await long_poll.answer(request, latest.watch, make, in_memory=lambda: True)
+    return await long_poll.respond(request, latest.watch, make, in_memory=lambda: True)
 
 
 def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:
@@ -291,7 +293,7 @@ def _stand_in(missing: str | None) -> Content | None:
     return Content("missing.txt", data, snapshot.version_of(data), time.time())
 
 
-class _Beside:
+class _Directory:
     """The directory around a file: what can read it can publish as well, and is imported when it is needed."""
 
     def __init__(self, directory: str, max_size: int) -> None:
@@ -299,7 +301,7 @@ class _Beside:
         self._max_size = max_size
         self._opened: Volume | None = None
 
-    async def entries(self) -> list[Entry]:
+    async def entries(self) -> list[FileInfo]:
         return await (await self._volume()).entries()
 
     async def read(self, name: str) -> Content:
@@ -307,7 +309,7 @@ class _Beside:
 
     async def _volume(self) -> Volume:
         if self._opened is None:
-            self._opened = await executor.in_thread(self._open)
+            self._opened = await executor.run_in_thread(self._open)
         return self._opened
 
     def _open(self) -> Volume:
@@ -316,9 +318,9 @@ class _Beside:
         return Volume(self._directory, max_size=self._max_size)
 
 
-def _beside(path: str, max_size: int) -> _Beside | None:
+def _beside(path: str, max_size: int) -> _Directory | None:
     """Return the directory around a file; whether the path is one is known once it has been read."""
     directory = os.path.dirname(os.path.abspath(path))
     if path.endswith("/") or directory == "/":
         return None  # to serve a file that lies in / must not mean to serve the machine
-    return _Beside(directory, max_size)
+    return _Directory(directory, max_size)

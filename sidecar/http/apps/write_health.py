@@ -17,7 +17,7 @@ from sidecar.volume.volume import Volume
 
 _log = logging.getLogger(__name__)
 
-STUCK = 60.0
+STALL_TIMEOUT = 60.0
 """Seconds after which a write is held to be stuck: the kernel waits for a storage that is gone."""
 PREPARE_EVERY = 5.0
 """Seconds between attempts to prepare a volume that could not be written at the start."""
@@ -26,10 +26,10 @@ MEASURE_EVERY = 15.0
 _VOLUME_ERRORS = (_errors.VolumeFull, _errors.VolumeUnavailable, _errors.PublishUncertain)
 
 
-class Progress:
+class WriteAttempt:
     """The moment in which a write has last got on."""
 
-    def __init__(self, path: DataPath) -> None:
+    def __init__(self, path: WriteHealth) -> None:
         self._path = path
         self.at = time.monotonic()
 
@@ -37,7 +37,7 @@ class Progress:
         self.at = self._path.got_on = time.monotonic()
 
 
-class DataPath:
+class WriteHealth:
     """The way from a request to the disk, as the attempts to go it have found it.
 
     A full or read-only volume is told by the answers (507, 503) and in the details of the probes, and never by
@@ -50,7 +50,7 @@ class DataPath:
     Args:
         volume: what is written to.
         initial: files to publish at the start where they are missing.
-        patience: seconds that a write may take beyond `STUCK`.
+        patience: seconds that a write may take beyond `STALL_TIMEOUT`.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class DataPath:
     ) -> None:
         self._volume = volume
         self._initial = initial
-        self._patience = STUCK + patience
+        self._patience = STALL_TIMEOUT + patience
         self._started = False
         self._problem: str | None = None
-        self._attempts: set[Progress] = set()
+        self._attempts: set[WriteAttempt] = set()
         self.got_on = float("-inf")
         """When any write has last got on."""
 
@@ -69,7 +69,7 @@ class DataPath:
         return f"<DataPath to {self._volume.path} problem={self._problem!r}>"
 
     @asynccontextmanager
-    async def attempt(self) -> AsyncIterator[Progress]:
+    async def attempt(self) -> AsyncIterator[WriteAttempt]:
         """Note how the write inside goes; it tells of the progress that it makes."""
         progress = self.begin()
         error: BaseException | None = None
@@ -81,13 +81,13 @@ class DataPath:
         finally:
             self.end(progress, error)
 
-    def begin(self) -> Progress:
+    def begin(self) -> WriteAttempt:
         """Note that a write has begun; the caller says by `end` how it went."""
-        progress = Progress(self)
+        progress = WriteAttempt(self)
         self._attempts.add(progress)
         return progress
 
-    def end(self, progress: Progress, error: BaseException | None) -> None:
+    def end(self, progress: WriteAttempt, error: BaseException | None) -> None:
         """Note how a write went. An error that is not the volume's says nothing about the volume."""
         self._attempts.discard(progress)
         if error is None:

@@ -23,7 +23,7 @@ from aiohttp.http import HttpVersion11
 from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.semantics import representation
-from sidecar.http.server.recv import Buffers, past_aiohttp
+from sidecar.http.server.recv import BufferPool, bypass_parser
 from sidecar.volume.publish import models
 from sidecar.volume.publish.upload import Upload
 from sidecar.volume.volume import Volume
@@ -36,7 +36,7 @@ _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ASKING: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
 
 
-def content_of(request: web.Request) -> bytes | None:
+def query_content(request: web.Request) -> bytes | None:
     """Return the bytes of `content` in the query, None without it; of several the first counts.
 
     It is decoded as the article's program does: `+` is a space, `%XX` a byte.
@@ -52,7 +52,7 @@ def content_of(request: web.Request) -> bytes | None:
     return None
 
 
-def name_of(request: web.Request) -> str:
+def file_name(request: web.Request) -> str:
     """Return the name of the file that the address says.
 
     What is no `%XX`, or no UTF-8, is refused: aiohttp would take its signs for the name.
@@ -76,7 +76,7 @@ def decoded(value: bytes) -> bytes:
     return _text(_decoded(value))
 
 
-def unconditional(request: web.Request) -> bool:
+def has_no_preconditions(request: web.Request) -> bool:
     """Whether nothing is asked of the state before the write, or of the reader after it."""
     return not any(name in request.headers for name in _ASKING)
 
@@ -96,7 +96,7 @@ def flag(request: web.Request, name: str) -> bool:
     raise problems.Problem("bad-request", f"{name} is 1 or 0, not {value!r}; nothing was changed")
 
 
-def refuse_strange_body(request: web.Request) -> None:
+def check_body_headers(request: web.Request) -> None:
     """Refuse a body that is not the content itself, and one that was forgotten."""
     if request.headers.keys().isdisjoint({"Content-Length", "Transfer-Encoding"}):
         # `curl -X PUT URL`: HTTP calls that an empty body, and the content would be gone.
@@ -126,31 +126,33 @@ def refuse_strange_body(request: web.Request) -> None:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class RequestPreconditions:
     """Entity tags as `Volume` takes them; None where there is no such condition."""
 
     if_match: Sequence[str] | None
     if_none_match: Sequence[str] | None
 
 
-async def conditions(request: web.Request, volume: Volume, name: str | None) -> Conditions:
+async def conditions(
+    request: web.Request, volume: Volume, name: str | None
+) -> RequestPreconditions:
     """Return what must hold for the write; a date is turned into the tag of what is there now."""
     try:
-        match = representation.tags_of(request, "If-Match")
-        none_match = representation.tags_of(request, "If-None-Match")
+        match = representation.entity_tags(request, "If-Match")
+        none_match = representation.entity_tags(request, "If-None-Match")
     except ValueError as error:
         raise problems.Problem(
             "bad-request", f"cannot understand the condition: {error}"
         ) from error
-    since = representation.date_of(request, "If-Unmodified-Since")
+    since = representation.parse_date(request, "If-Unmodified-Since")
     if match is None and since is not None:
-        return Conditions(await _unmodified(volume, name, since), _plain_tags(none_match))
+        return RequestPreconditions(await _unmodified(volume, name, since), _plain_tags(none_match))
     # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
     wanted = None if match is None else ("*",) if match.any else match.tags
-    return Conditions(wanted, _plain_tags(none_match))
+    return RequestPreconditions(wanted, _plain_tags(none_match))
 
 
-async def only_if_match(
+async def if_match_only(
     request: web.Request, volume: Volume, name: str | None
 ) -> Sequence[str] | None:
     """Return the tags of `If-Match` where `If-None-Match` cannot be used."""
@@ -182,7 +184,7 @@ async def rollback_body(request: web.Request) -> tuple[str, str | None]:
     return to.strip().removeprefix("W/"), name
 
 
-async def continue_later(request: web.Request) -> None:
+async def defer_continue(request: web.Request) -> None:
     """Do not answer `Expect: 100-continue` yet: only who knows the name and the conditions may."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         raise problems.Problem(
@@ -190,7 +192,7 @@ async def continue_later(request: web.Request) -> None:
         )
 
 
-async def continue_now(request: web.Request) -> None:
+async def send_continue(request: web.Request) -> None:
     """Ask for the body, if the client waits to be asked (RFC 9110 section 10.1.1)."""
     if "Expect" in request.headers and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -198,8 +200,8 @@ async def continue_now(request: web.Request) -> None:
         request.writer.output_size = 0
 
 
-async def receive(
-    request: web.Request, upload: Upload, got_on: Callable[[], None], buffers: Buffers
+async def stream_body(
+    request: web.Request, upload: Upload, got_on: Callable[[], None], buffers: BufferPool
 ) -> None:
     """Stream the body to the disk, and tell of each piece that has got there."""
 
@@ -210,7 +212,7 @@ async def receive(
     with buffers.used():
         while chunk := await _next_chunk(request):
             taken = upload.size + len(chunk)
-            with past_aiohttp(request, taken, buffers) as rest:
+            with bypass_parser(request, taken, buffers) as rest:
                 await write(chunk)
                 del chunk  # not held while a thousand uploads wait for their turn
                 if rest is not None:
@@ -256,7 +258,7 @@ async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequenc
     return (found.etag,)
 
 
-def _plain_tags(tags: representation.Tags | None) -> Sequence[str] | None:
+def _plain_tags(tags: representation.EntityTags | None) -> Sequence[str] | None:
     if tags is None:
         return None
     return ("*",) if tags.any else tuple(tag.removeprefix("W/") for tag in tags.tags)

@@ -28,11 +28,11 @@ from aiohttp.typedefs import Handler
 from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.apps import api_descriptions, files, ops, write_request
-from sidecar.http.apps.confirm import Confirm
-from sidecar.http.apps.write_health import DataPath
+from sidecar.http.apps.confirm import ReaderConfirmation
+from sidecar.http.apps.write_health import WriteHealth
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.server import fastpath
-from sidecar.http.server.recv import Buffers
+from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
 from sidecar.process import arguments, logging
 from sidecar.volume import change_log
@@ -111,8 +111,8 @@ def writer_app(
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
-    limit = arguments.size("max_size", max_size)
-    examiner = gates.gate_of(gate)
+    limit = arguments.check_size("max_size", max_size)
+    examiner = gates.make_gate(gate)
     tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
@@ -122,7 +122,7 @@ def writer_app(
             *([tokens.middleware()] if tokens else []),
         ]
     )
-    directory, primary = _split(arguments.path("path", path))
+    directory, primary = _split(arguments.check_path("path", path))
     volume = Volume(
         directory,
         mode=mode,
@@ -139,20 +139,20 @@ def writer_app(
         volume=volume,
         primary=primary,
         max_size=limit,
-        data_path=DataPath(
+        data_path=WriteHealth(
             volume,
             initial={primary: b""} if primary is not None else {},
             patience=examiner.patience if examiner is not None else 0.0,
         ),
-        confirm=Confirm(confirm, tokens, confirm_ca) if confirm is not None else None,
+        confirm=ReaderConfirmation(confirm, tokens, confirm_ca) if confirm is not None else None,
     )
-    long_poll.prepare(app)
+    long_poll.setup(app)
     data_path = writer.data_path
     part = f"volume {directory}"
-    ops.health_of(app).add(
+    ops.get_health(app).add(
         part, live=data_path.live, ready=data_path.ready, started=data_path.started
     )
-    ops.details_of(app)[part] = data_path.detail
+    ops.get_details(app)[part] = data_path.detail
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     if writer.confirm is not None:
@@ -165,7 +165,7 @@ def writer_app(
             web.get("/", _get_content),
             web.get("/files", _list_files),
             web.get(f"/files/{files.NAME}", _get_file),
-            web.put(f"/files/{files.NAME}", _put_file, expect_handler=write_request.continue_later),
+            web.put(f"/files/{files.NAME}", _put_file, expect_handler=write_request.defer_continue),
             web.delete(f"/files/{files.NAME}", _delete_file),
             web.get("/versions", _get_versions),
             web.post("/rollback", _post_rollback),
@@ -183,9 +183,9 @@ class Writer:
     primary: str | None
     """The name of the file that `/?content=` publishes; None for a directory."""
     max_size: int
-    data_path: DataPath
-    confirm: Confirm | None
-    buffers: Buffers = field(default_factory=Buffers)
+    data_path: WriteHealth
+    confirm: ReaderConfirmation | None
+    buffers: BufferPool = field(default_factory=BufferPool)
 
     def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
         """Publish a value of `content` for the lane; None if it is not fit for that. See `lane.Write`."""
@@ -232,7 +232,7 @@ def _attempt(handler: Handler) -> Handler:
 @_attempt
 async def _get_content(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    content = write_request.content_of(request)
+    content = write_request.query_content(request)
     if content is None:
         raise problems.Problem(
             "bad-request",
@@ -248,7 +248,7 @@ async def _get_content(request: web.Request) -> web.Response:
     name = writer.primary
     # HEAD asks what a GET would answer, and is safe: it changes nothing.
     dry_run = write_request.dry_run(request) or request.method == "HEAD"
-    done = fastpath.outcome_of(request)
+    done = fastpath.prior_result(request)
     if done is None:
         conditions = await write_request.conditions(request, writer.volume, name)
         async with writer.data_path.attempt():
@@ -262,40 +262,40 @@ async def _get_content(request: web.Request) -> web.Response:
     if isinstance(done, BaseException):
         raise done
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
-    if not dry_run and write_request.unconditional(request):
-        fastpath.offer_writes(request, writer.write)
+    if not dry_run and write_request.has_no_preconditions(request):
+        fastpath.mark_writable(request, writer.write)
     return representation.json_answer("ok", status=200 if in_time else 202, headers=headers)
 
 
 async def _list_files(request: web.Request) -> web.Response:
     entries = await request.app[WRITER].volume.entries()
-    return representation.respond(request, files.listing(entries, {}))
+    return representation.build_response(request, files.listing(entries, {}))
 
 
 async def _get_file(request: web.Request) -> web.Response:
-    name = write_request.name_of(request)
+    name = write_request.file_name(request)
     try:
         content = await request.app[WRITER].volume.read(name)
     except _errors.NothingPublished as error:
         raise files.no_such_file(name) from error
-    return representation.respond(request, await files.representation(content))
+    return representation.build_response(request, await files.representation(content))
 
 
 @_attempt
 async def _put_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = write_request.name_of(request)
+    name = write_request.file_name(request)
     dry_run = write_request.dry_run(request)
-    write_request.refuse_strange_body(request)
+    write_request.check_body_headers(request)
     if request.content_length is not None and request.content_length > writer.max_size:
         raise _too_large(writer, name, dry_run=dry_run)
     conditions = await write_request.conditions(request, writer.volume, name)
-    await write_request.continue_now(request)
+    await write_request.send_continue(request)
     async with (
         writer.data_path.attempt() as progress,
         writer.volume.stage(name, dry_run=dry_run) as upload,
     ):
-        await write_request.receive(request, upload, progress.made, writer.buffers)
+        await write_request.stream_body(request, upload, progress.made, writer.buffers)
         done = await writer.volume.put(
             name,
             upload,
@@ -312,10 +312,10 @@ async def _put_file(request: web.Request) -> web.Response:
 @_attempt
 async def _delete_file(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
-    name = write_request.name_of(request)
+    name = write_request.file_name(request)
     dry_run = write_request.dry_run(request)
     purge = write_request.flag(request, "purge")
-    wanted = await write_request.only_if_match(request, writer.volume, name)
+    wanted = await write_request.if_match_only(request, writer.volume, name)
     async with writer.data_path.attempt():
         await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
     in_time, headers = await _outcome(request, name, None, dry_run=dry_run)
@@ -334,7 +334,7 @@ async def _post_rollback(request: web.Request) -> web.Response:
     dry_run = write_request.dry_run(request)
     to, name = await write_request.rollback_body(request)
     name = writer.primary if name is None else models.check_name(name)
-    wanted = await write_request.only_if_match(request, writer.volume, name)
+    wanted = await write_request.if_match_only(request, writer.volume, name)
     async with writer.data_path.attempt():
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
@@ -361,12 +361,12 @@ async def _outcome(
     writer = request.app[WRITER]
     etag = None if done is None else done.etag
     headers = ({} if etag is None else {"ETag": etag}) | _said(dry_run=dry_run)
-    seconds = representation.wait_of(request)
+    seconds = representation.prefer_wait(request)
     if seconds is None or writer.confirm is None or dry_run:
         return True, headers
     asked = None if name == writer.primary else name
     took = await writer.confirm.wait(request, etag, name=asked, seconds=seconds)
-    headers |= representation.wait_applied(seconds)
+    headers |= representation.preference_applied(seconds)
     if took is not None:
         headers["Server-Timing"] = f"confirm;dur={took * 1000:.1f}"
     return took is not None, headers
@@ -390,7 +390,7 @@ def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
     where = os.path.join(writer.volume.path, name)
     error = too_large(where, writer.max_size)
     count_failure(error, where, dry_run=dry_run)
-    problem = problems.of(error)
+    problem = problems.from_error(error)
     problem.force_close()
     return problem
 

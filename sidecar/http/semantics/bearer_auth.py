@@ -72,7 +72,7 @@ class TokenFile:
     """The tokens that a file holds, at most `RECHECK` seconds old."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(arguments.path("token_file", path))
+        self._path = Path(arguments.check_path("token_file", path))
         self._tokens: tuple[bytes, ...] = ()
         self._problem: str | None = None
         self._read_at = float("-inf")
@@ -132,15 +132,15 @@ class TokenFile:
         if time.monotonic() - self._read_at > most:
             async with self._reading:
                 if time.monotonic() - self._read_at > most:
-                    self._take(*await executor.in_thread(_read, self._path))
+                    self._take(*await executor.run_in_thread(_read, self._path))
 
     def middleware(self) -> Middleware:
-        """Return a middleware that answers 401 without a valid token, except where `open_to_all` says so."""
+        """Return a middleware that answers 401 without a valid token, except where `public` says so."""
 
-        @fastpath.transparent
+        @fastpath.cache_safe
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if is_open_to_all(request.match_info.handler):
+            if is_public(request.match_info.handler):
                 request[MAY_READ] = await self._admission(request) is not None
             else:
                 await self._check(request)
@@ -172,14 +172,14 @@ class TokenFile:
         self._read_at = time.monotonic()
 
 
-def open_to_all(handler: Handler) -> Handler:
+def public(handler: Handler) -> Handler:
     """Mark a handler that answers without a token, as probes must: kubelet has none."""
     setattr(handler, _OPEN, True)
     return handler
 
 
-def is_open_to_all(handler: object) -> bool:
-    """Tell whether a handler is one that `open_to_all` has marked."""
+def is_public(handler: object) -> bool:
+    """Tell whether a handler is one that `public` has marked."""
     return getattr(handler, _OPEN, False) is True
 
 

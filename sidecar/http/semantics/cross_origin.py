@@ -72,11 +72,11 @@ class CrossOriginProtection:
     def middleware(self) -> Middleware:
         """Return a middleware that refuses before the handler, and before a body is read."""
 
-        @fastpath.transparent
+        @fastpath.cache_safe
         @web.middleware
         async def protect(request: web.Request, handler: Handler) -> web.StreamResponse:
             found = request.match_info.handler
-            if self._hosts and not bearer_auth.is_open_to_all(found):
+            if self._hosts and not bearer_auth.is_public(found):
                 self.check_host(_host_of(request))
             if request.method not in _SAFE or getattr(found, _CHANGES, False):
                 self.check(request)

@@ -112,7 +112,7 @@ def _with_problems(operations: Object) -> Object:
 
 
 def _problem_schema() -> Object:
-    types: list[Json] = [f"/problems/{kind}" for kind in problems.KINDS]
+    types: list[Json] = [f"/problems/{kind}" for kind in problems.PROBLEM_TYPES]
     return {
         "type": "object",
         "description": "A problem as RFC 9457 has it",

@@ -1,7 +1,7 @@
 """Answers to requests for a content: conditions, ranges and preferences, as the RFCs have them.
 
 Nothing here knows where a content comes from.
-A `Representation` is what there is to send; `respond` decides by the request's headers what is sent of it:
+A `Representation` is what there is to send; `build_response` decides by the request's headers what is sent of it:
 
     RFC 9110 13.1, 13.2.2   If-Match, If-Unmodified-Since, If-None-Match, If-Modified-Since, in this order
     RFC 9110 14.2, 14.4     Range and If-Range
@@ -28,7 +28,7 @@ JSON = "application/json; charset=utf-8"
 WAIT_LIMIT: Final = 300.0
 """Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
 
-PIECE: Final = 256 << 10
+CHUNK_SIZE: Final = 256 << 10
 """Bytes of a body that are sent at once. The express lane remembers none that is longer."""
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
 #: No content is longer than 19 digits say; a longer number is no range that anybody means.
@@ -86,7 +86,7 @@ class Representation:
 
 
 @dataclass(frozen=True, slots=True)
-class Tags:
+class EntityTags:
     """The value of `If-Match` or `If-None-Match`: `*`, or a list of entity tags.
 
     >>> tags = Tags.parse('"a", W/"b"')
@@ -98,7 +98,7 @@ class Tags:
     tags: tuple[str, ...]
 
     @classmethod
-    def parse(cls, value: str) -> Tags:
+    def parse(cls, value: str) -> EntityTags:
         """Parse the value of the header.
 
         Raises:
@@ -129,25 +129,25 @@ class Tags:
         return etag is not None and (self.any or etag in self.tags)
 
 
-def if_none_match(request: web.Request) -> Tags | None:
+def if_none_match(request: web.Request) -> EntityTags | None:
     """Return the tags of `If-None-Match`; None if there is none, or none that can be understood."""
     try:
-        return tags_of(request, "If-None-Match")
+        return entity_tags(request, "If-None-Match")
     except ValueError:
         return None
 
 
-def tags_of(request: web.Request, header: str) -> Tags | None:
+def entity_tags(request: web.Request, header: str) -> EntityTags | None:
     """Return the tags of a header, which may come in several lines.
 
     Raises:
         ValueError: as `Tags.parse`.
     """
     lines = request.headers.getall(header, None)
-    return None if lines is None else Tags.parse(",".join(lines))
+    return None if lines is None else EntityTags.parse(",".join(lines))
 
 
-def date_of(request: web.Request, header: str) -> float | None:
+def parse_date(request: web.Request, header: str) -> float | None:
     """Return a date in Unix seconds; None if there is none, or none that can be understood: then it is ignored."""
     text = request.headers.get(header)
     if text is not None and (found := parsedate(text)) is not None:
@@ -156,7 +156,7 @@ def date_of(request: web.Request, header: str) -> float | None:
     return None
 
 
-def wait_of(request: web.Request) -> float | None:
+def prefer_wait(request: web.Request) -> float | None:
     """Return the seconds of `Prefer: wait=SECONDS`, at most `WAIT_LIMIT`.
 
     None without that preference, or where its value is no number: a preference is never an error (RFC 7240).
@@ -166,7 +166,7 @@ def wait_of(request: web.Request) -> float | None:
     return min(float(value), WAIT_LIMIT) if _SECONDS.fullmatch(value) else None
 
 
-def wait_applied(seconds: float) -> dict[str, str]:
+def preference_applied(seconds: float) -> dict[str, str]:
     """Return the header that says for how long one was ready to wait."""
     return {"Preference-Applied": f"wait={seconds:g}"}
 
@@ -223,7 +223,7 @@ def json_answer(
     )
 
 
-def respond(request: web.Request, representation: Representation) -> web.Response:
+def build_response(request: web.Request, representation: Representation) -> web.Response:
     """Answer a GET or HEAD by what the request's conditions and range ask for: 200, 206 or 304.
 
     Of several ranges in one request none is served, the whole is (RFC 9110 section 14.2 permits it):
@@ -257,14 +257,14 @@ def _answer(status: int, body: bytes | Body, part: slice, headers: dict[str, str
     if not isinstance(body, bytes):
         return web.Response(status=status, body=body.payload(part), headers=headers)
     view = memoryview(body)[part]
-    if len(view) <= PIECE:
+    if len(view) <= CHUNK_SIZE:
         return web.Response(status=status, body=bytes(view), headers=headers)
     return web.Response(status=status, body=_pieces(view), headers=headers)
 
 
 async def _pieces(body: memoryview) -> AsyncIterator[memoryview]:
-    for start in range(0, len(body), PIECE):
-        yield body[start : start + PIECE]
+    for start in range(0, len(body), CHUNK_SIZE):
+        yield body[start : start + CHUNK_SIZE]
 
 
 def _validators(representation: Representation) -> dict[str, str]:
@@ -285,7 +285,7 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     # As it is sent: never one that is still to come.
     modified = min(representation.modified, time.time()) // 1 if representation.dated else None
     try:
-        wanted = tags_of(request, "If-Match")
+        wanted = entity_tags(request, "If-Match")
     except ValueError as error:
         raise problems.Problem("bad-request", f"cannot understand If-Match: {error}") from error
     if wanted is not None:
@@ -293,7 +293,7 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
             raise _not_that_one("If-Match", etag)
     elif (
         modified is not None
-        and (limit := date_of(request, "If-Unmodified-Since")) is not None
+        and (limit := parse_date(request, "If-Unmodified-Since")) is not None
         and modified > limit
     ):
         raise _not_that_one("If-Unmodified-Since", etag)
@@ -301,7 +301,7 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
         known = if_none_match(request)
         return known is not None and known.match(etag)
     # Equality, as nginx has it: the time of a file goes back as well (`mv`, `cp -p`, a rollback).
-    since = date_of(request, "If-Modified-Since")
+    since = parse_date(request, "If-Modified-Since")
     return since is not None and modified is not None and modified == since
 
 

@@ -26,7 +26,7 @@ _CLOSED = 7
 """`TCP_CLOSE`: the first byte of `struct tcp_info` when the peer has gone, and nothing will be acknowledged any more."""
 
 
-def owed(number: int) -> int:
+def unacked_bytes(number: int) -> int:
     """Return the bytes that the peer of a socket has not acknowledged yet; 0 where that cannot be known."""
     if sys.platform != "linux":
         return 0
@@ -45,7 +45,7 @@ class Owner(Protocol):
         """Whether more is still to be handed to the kernel."""
 
 
-class Held:
+class UnackedSockets:
     """Sockets that are held until their peers have acknowledged everything.
 
     Before the drain those alone that are closed with much that is still on its way, and no longer than a minute:
@@ -81,7 +81,7 @@ class Held:
     def close(self, owner: Owner, wire: asyncio.BaseTransport | None) -> None:
         """Send the end of a connection whose own socket is being closed: as long as this one is open, the kernel does not."""
         found = socket_of(wire)
-        if found is not None and owed(found.fileno()) > _MUCH and not _is_reset(found):
+        if found is not None and unacked_bytes(found.fileno()) > _MUCH and not _is_reset(found):
             self.add(owner, wire)
         if owner in self._sockets:
             with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ class Held:
         for owner, (held, limit) in list(self._sockets.items()):
             if owner.busy:
                 continue
-            if not owed(held.fileno()) or _is_closed(held) or now > limit:
+            if not unacked_bytes(held.fileno()) or _is_closed(held) or now > limit:
                 held.close()
                 del self._sockets[owner]
 

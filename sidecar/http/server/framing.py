@@ -99,7 +99,7 @@ def _refusing(handle: Handler) -> Handler:
         fault = request.get(FAULT) if len(request) else None
         if fault is None:
             return await handle(request)
-        answer = problems.plain(fault)
+        answer = problems.to_response(fault)
         answer.force_close()
         return answer
 

@@ -13,10 +13,10 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sidecar.http.server.protocol import Connection, begun
+from sidecar.http.server.protocol import ServerProtocol, begun
 
 if TYPE_CHECKING:
-    from sidecar.http.server.limits import Guard
+    from sidecar.http.server.limits import ConnectionLimiter
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Handshake(asyncio.Protocol):
     def __init__(
         self,
         context: ssl.SSLContext,
-        guard: Guard,
-        make: Callable[[], Connection],
+        guard: ConnectionLimiter,
+        make: Callable[[], ServerProtocol],
         *,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -90,7 +90,7 @@ class Handshake(asyncio.Protocol):
         if self.wire is not None:
             self.wire.abort()
 
-    def head_is_late(self) -> bool:
+    def header_timeout_expired(self) -> bool:
         """End the connection: there is no way to answer it."""
         self.give_way()
         return True

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Protocol
 
 from sidecar.http import problems
-from sidecar.http.server.acknowledged import Held
+from sidecar.http.server.acknowledged import UnackedSockets
 from sidecar.process import metrics
 from sidecar.process.logging import rate_limited
 
@@ -35,7 +35,7 @@ HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""
 MAX_CONNECTIONS = 10_000
 """Connections at a time. One that is idle costs about 7 KiB."""
-PATIENCE = 60.0
+STALL_TIMEOUT = 60.0
 """Seconds in which a client must take something of what it is sent.
 
 `TCP_USER_TIMEOUT` (tcp(7)) is no measure of it: where the window of a slow client opens by less than the next segment
@@ -69,10 +69,10 @@ _BYTES_ACKED = slice(120, 128)
 _log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
 
 
-class Guarded(Protocol):
+class LimitedConnection(Protocol):
     """What a guard has to do with a connection."""
 
-    def head_is_late(self) -> bool:
+    def header_timeout_expired(self) -> bool:
         """End the connection, whose request did not come; False if it has to be asked again later."""
 
     def give_way(self) -> None:
@@ -99,23 +99,23 @@ class Guarded(Protocol):
         """Whether its first request has not come yet."""
 
 
-class Guard:
+class ConnectionLimiter:
     """The open connections of one server, those that are owed the rest of a head, and those that leave what they are sent.
 
     There is one timer for all of a kind, and only while there is something to wait for.
     """
 
     def __init__(self, *, head_timeout: float, max_connections: int) -> None:
-        self.connections: set[Guarded] = set()
+        self.connections: set[LimitedConnection] = set()
         self.head_timeout = head_timeout
         self.max_connections = min(max_connections, _descriptors())
-        self._heads: dict[Guarded, float] = {}
+        self._heads: dict[LimitedConnection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._leaving: dict[Guarded, tuple[object, float]] = {}
+        self._leaving: dict[LimitedConnection, tuple[object, float]] = {}
         """How much those had taken that did not take all, and since when that is so."""
         self._looks = False
-        self._surplus: dict[Guarded, None] = {}
-        self.held = Held()
+        self._surplus: dict[LimitedConnection, None] = {}
+        self.held = UnackedSockets()
         """While it drains: the sockets of answers that their clients have not acknowledged yet."""
 
     def __repr__(self) -> str:
@@ -148,14 +148,14 @@ class Guard:
             one.give_way()
         return bool(found)
 
-    def begins(self, connection: Guarded) -> None:
+    def begins(self, connection: LimitedConnection) -> None:
         """Count one more connection, and see to it that its client takes what it is sent."""
         self.connections.add(connection)
         if not self._looks:
             self._looks = True
-            asyncio.get_running_loop().call_later(PATIENCE / _LOOKS, self._look)
+            asyncio.get_running_loop().call_later(STALL_TIMEOUT / _LOOKS, self._look)
 
-    def head_begins(self, connection: Guarded) -> None:
+    def header_started(self, connection: LimitedConnection) -> None:
         """Wait for the rest of a head from now on; if it has begun before, from then on."""
         if connection in self._heads:
             return
@@ -164,24 +164,24 @@ class Guard:
         if self._timer is None:
             self._timer = loop.call_later(self.head_timeout, self._sweep)
 
-    def head_ends(self, connection: Guarded) -> None:
+    def header_finished(self, connection: LimitedConnection) -> None:
         """Wait for it no longer: it is complete, or its connection is gone."""
         if self._heads.pop(connection, None) is not None and not self._heads:
             self._stop()
 
-    def hear(self, connection: Guarded) -> None:
+    def hear(self, connection: LimitedConnection) -> None:
         """Hold one connection too many until it says what it wants, no longer than a head may take."""
         if len(self._surplus) >= _SURPLUS:
             oldest = next(iter(self._surplus))
             self.heard(oldest)
             oldest.give_way()
         self._surplus[connection] = None
-        self.head_begins(connection)
+        self.header_started(connection)
 
-    def heard(self, connection: Guarded) -> None:
+    def heard(self, connection: LimitedConnection) -> None:
         """Hold it no longer."""
         self._surplus.pop(connection, None)
-        self.head_ends(connection)
+        self.header_finished(connection)
 
     def refusal(self) -> bytes:
         """Count and return the answer to one connection too many."""
@@ -191,7 +191,7 @@ class Guard:
             len(self.connections),
         )
         metrics.HTTP_REQUESTS_TOTAL.labels("503").inc()
-        return answer(
+        return raw_response(
             "too-many-connections", f"more than {self.max_connections} are open at a time"
         )
 
@@ -219,7 +219,7 @@ class Guard:
         # Whoever sends thousands of them at once must not be ended at once: each takes 40 µs of all others' time.
         for connection in list(islice(self._late(loop.time()), _SLICE)):
             del self._heads[connection]
-            if not connection.head_is_late():
+            if not connection.header_timeout_expired():
                 self._heads[connection] = loop.time() + self.head_timeout
         if self._heads:
             self._timer = loop.call_at(next(iter(self._heads.values())), self._sweep)
@@ -231,18 +231,18 @@ class Guard:
             wire = connection.wire
             if wire is None or not wire.get_write_buffer_size():
                 continue
-            taken = _taken(wire)
+            taken = _is_acknowledging(wire)
             known, since = before.get(connection, (None, 0.0))
             self._leaving[connection] = taken, since if taken == known else loop.time()
         for connection, (_, since) in self._leaving.items():
-            if loop.time() - since >= PATIENCE and connection.wire is not None:
-                _log.info("a client has taken nothing for %g s and is let go", PATIENCE)
-                drop(connection.wire)
+            if loop.time() - since >= STALL_TIMEOUT and connection.wire is not None:
+                _log.info("a client has taken nothing for %g s and is let go", STALL_TIMEOUT)
+                abort(connection.wire)
         self._looks = bool(self.connections)
         if self._looks:
-            loop.call_later(PATIENCE / _LOOKS, self._look)
+            loop.call_later(STALL_TIMEOUT / _LOOKS, self._look)
 
-    def _late(self, now: float) -> Iterator[Guarded]:
+    def _late(self, now: float) -> Iterator[LimitedConnection]:
         # The limit is the same for all, so they are in order.
         for connection, limit in self._heads.items():
             if limit > now + 0.01:
@@ -264,7 +264,7 @@ def is_probe(data: bytes) -> bool:
     return _PROBE.match(data) is not None
 
 
-def answer(kind: str, detail: str) -> bytes:
+def raw_response(kind: str, detail: str) -> bytes:
     """Return a complete answer for a connection at which there is no request to answer, and none will follow."""
     problem = problems.Problem(kind, detail)
     body = problem.body if isinstance(problem.body, bytes) else b""
@@ -282,7 +282,7 @@ def answer(kind: str, detail: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def _taken(wire: asyncio.Transport) -> object:
+def _is_acknowledging(wire: asyncio.Transport) -> object:
     """Return what is another one as soon as the client has taken something."""
     found = wire.get_extra_info("socket")
     acknowledged = b""
@@ -292,7 +292,7 @@ def _taken(wire: asyncio.Transport) -> object:
     return wire.get_write_buffer_size(), acknowledged[_BYTES_ACKED]
 
 
-def drop(wire: asyncio.WriteTransport) -> None:
+def abort(wire: asyncio.WriteTransport) -> None:
     """End a connection at once, with what the kernel still has for it."""
     found = wire.get_extra_info("socket")
     if found is not None:

@@ -34,7 +34,7 @@ def create(name: str) -> int:
     return fd
 
 
-class MemoryFile:
+class MemFd:
     """Bytes that do not change, as `send` needs them. It is closed when nobody refers to it any more.
 
     Raises:
@@ -77,7 +77,7 @@ class MemoryFile:
             transport.write(memoryview(self._bytes)[sent:])
 
 
-def socket_of(transport: asyncio.WriteTransport) -> int:
+def raw_fd(transport: asyncio.WriteTransport) -> int:
     """Return the descriptor that a transport writes to as it is told; -1 if there is none, as with TLS."""
     socket = transport.get_extra_info("socket")
     if socket is None or transport.get_extra_info("sslcontext") is not None:
@@ -86,11 +86,11 @@ def socket_of(transport: asyncio.WriteTransport) -> int:
     return number
 
 
-def held(answer: bytes) -> bytes | MemoryFile:
+def to_memfd(answer: bytes) -> bytes | MemFd:
     """Return a long answer as a file in memory, a short one, or one for which there is no descriptor, as it is."""
     if len(answer) < _LEAST:
         return answer
     try:
-        return MemoryFile(answer)
+        return MemFd(answer)
     except OSError:
         return answer

@@ -20,16 +20,16 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http.apps import ops
 from sidecar.http.server import sockets
-from sidecar.http.server.serve import certificate_of, serve_at
-from sidecar.http.server.tls import Certificate
+from sidecar.http.server.serve import load_certificate, serve_on
+from sidecar.http.server.tls import ReloadingCertificate
 from sidecar.process import executor, health, lifecycle, metrics
 from sidecar.process.prefork import supervisor, worker
 
 #: What each worker would import for itself: in the parent it is in memory once, a fifth of what a worker needs.
-_COMMON = ("uvloop", "asyncinotify", "ctypes.util")
+_PRELOAD = ("uvloop", "asyncinotify", "ctypes.util")
 
 
-def serve(
+def serve_prefork(
     app: web.Application,
     *,
     count: int,
@@ -43,27 +43,27 @@ def serve(
     """Serve by `count` processes until a signal, as `run(serve(…))` does by one. It forks, so it is no coroutine.
 
     The application is made before, and started by each worker for itself.
-    The limits of `serve` hold for each worker.
+    The limits of `serve_prefork` hold for each worker.
 
     Raises:
-        ConfigError: as for `serve`; or this is not Linux, which alone spreads connections evenly.
+        ConfigError: as for `serve_prefork`; or this is not Linux, which alone spreads connections evenly.
         SystemExit: in the parent, when all workers have ended; see `process.prefork.supervisor.begin`.
     """
     if sys.platform != "linux":
         raise _errors.ConfigError("several workers need Linux: leave --workers at 1")
     with ExitStack() as stack:
-        certificate = certificate_of(tls_cert, tls_key)
+        certificate = load_certificate(tls_cert, tls_key)
         places: list[list[socket.socket]] = [[] for _ in range(count)]
         if port is not None:
-            places = sockets.tcp_of_several(host, port, count)
+            places = sockets.bind_reuseport(host, port, count)
         if unix_socket is not None:
-            shared = stack.enter_context(sockets.unix(os.fspath(unix_socket)))
+            shared = stack.enter_context(sockets.bind_unix(os.fspath(unix_socket)))
             for place in places:
                 place.append(shared)
-        for name in _COMMON:
+        for name in _PRELOAD:
             with suppress(ImportError):
                 import_module(name)
-        number = supervisor.begin(
+        number = supervisor.fork_workers(
             count,
             release=lambda: _close(places),
             drain=limits["drain_delay"] + limits["drain_timeout"],
@@ -72,7 +72,7 @@ def serve(
         # A socket of another worker that stayed open here would take connections after that worker has closed it.
         _close(places, but=mine)
         for one in mine:
-            sockets.begin_again(one)  # for the worker whose place this one takes
+            sockets.accept_syns(one)  # for the worker whose place this one takes
         lifecycle.run(_work(app, mine, certificate, limits))
 
 
@@ -84,23 +84,23 @@ def _close(places: Sequence[Sequence[socket.socket]], but: Sequence[socket.socke
 async def _work(
     app: web.Application,
     bound: Sequence[socket.socket],
-    certificate: Certificate | None,
+    certificate: ReloadingCertificate | None,
     limits: Mapping[str, Any],
 ) -> None:
-    with worker.listening(_answers(app)):
-        await serve_at(app, bound, certificate, **limits, ready=lambda _: worker.started())
+    with worker.serve_queries(_answers(app)):
+        await serve_on(app, bound, certificate, **limits, ready=lambda _: worker.started())
 
 
 def _answers(app: web.Application) -> dict[str, worker.Answer]:
     """Return what a worker says when it is asked."""
 
     async def numbers() -> object:
-        return await executor.in_thread(metrics.collected)
+        return await executor.run_in_thread(metrics.export_families)
 
-    def checks(kind: health.Kind) -> worker.Answer:
+    def checks(kind: health.ProbeKind) -> worker.Answer:
         async def said() -> object:
-            return dict(ops.health_of(app).report(kind).checks)
+            return dict(ops.get_health(app).report(kind).checks)
 
         return said
 
-    return {worker.METRICS: numbers} | {kind: checks(kind) for kind in get_args(health.Kind)}
+    return {worker.METRICS: numbers} | {kind: checks(kind) for kind in get_args(health.ProbeKind)}

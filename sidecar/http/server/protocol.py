@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aiohttp.streams import StreamReader
     from aiohttp.web_request import BaseRequest
 
-    from sidecar.http.server.limits import Guard
+    from sidecar.http.server.limits import ConnectionLimiter
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ PRIVATE_NAMES = frozenset(
         "_upgraded",
     }
 )
-"""What `Connection` and `Express` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
+"""What `ServerProtocol` and `Express` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
 A test compares it with what they use."""
 if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHandler, name)):
     raise ImportError(
@@ -63,7 +63,7 @@ _TLS_AHEAD = 1 << 16
 """Bytes of answers that may wait to be encrypted, as without TLS they may wait to be sent: by itself uvloop holds 512 KiB."""
 
 
-class Taker(Protocol):
+class ConnectionOwner(Protocol):
     """Who has taken a connection over."""
 
     def resumed(self) -> None:
@@ -73,7 +73,7 @@ class Taker(Protocol):
         """The connection is gone."""
 
 
-class Connection(web.RequestHandler):
+class ServerProtocol(web.RequestHandler):
     """The protocol of one connection; `guard` holds those that are open.
 
     What the parser has begun and not finished cannot be asked of it. So it is concluded from what went in and came out:
@@ -100,7 +100,7 @@ class Connection(web.RequestHandler):
     def __init__(
         self,
         server: web.Server,
-        guard: Guard,
+        guard: ConnectionLimiter,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -133,7 +133,7 @@ class Connection(web.RequestHandler):
         self._made = 0.0
         self._surplus = False
         """There was no room for it: it is held until it says what it wants, and closed after one answer."""
-        self._taker: Taker | None = None
+        self._taker: ConnectionOwner | None = None
         self.wire: asyncio.Transport | None = None
         """The transport until its end, whoever has it: aiohttp forgets one that it has closed."""
         self.beneath: asyncio.Transport | None = None
@@ -176,7 +176,7 @@ class Connection(web.RequestHandler):
     def owes_bytes(self) -> bool:
         """Whether the client has not acknowledged yet all that it was sent."""
         found = acknowledged.socket_of(self.wire)
-        return found is not None and acknowledged.owed(found.fileno()) > 0
+        return found is not None and acknowledged.unacked_bytes(found.fileno()) > 0
 
     @property
     def fresh(self) -> bool:
@@ -254,14 +254,14 @@ class Connection(web.RequestHandler):
         if self._body is not None and self._body.is_eof() and (in_body or new):
             size = self._body.total_bytes - (0 if new else taken)
             if framing.goes_on_behind_body(self._body_form, data, size, new):
-                self._guard.head_begins(self)
+                self._guard.header_started(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._taker is not None:
             self._taker.resumed()
 
-    def take(self, taker: Taker) -> asyncio.Transport | None:
+    def take(self, taker: ConnectionOwner) -> asyncio.Transport | None:
         """Hand the connection over for good, when an answer that has no end has begun; None if it is gone.
 
         aiohttp holds two tasks, a request and an answer as long as a handler runs: twice of what the connection needs.
@@ -275,7 +275,7 @@ class Connection(web.RequestHandler):
             self._parser = None
         return transport
 
-    def lend(self, body: StreamReader, taken: int) -> bool:
+    def lend_socket(self, body: StreamReader, taken: int) -> bool:
         """Read no more, and let somebody else read the rest of a body from the socket, of which `taken` bytes were given out.
 
         False if there are bytes here that were not.
@@ -288,7 +288,7 @@ class Connection(web.RequestHandler):
         transport.pause_reading()
         return True
 
-    def take_back(self, body: StreamReader, complete: bool) -> None:
+    def return_socket(self, body: StreamReader, complete: bool) -> None:
         """Go on after the body, if somebody else has read it to its end; else nothing can follow any more."""
         self._body_is_cut = not complete
         if self.transport is not None and complete:
@@ -307,7 +307,7 @@ class Connection(web.RequestHandler):
         elif self.transport is not None:
             self.transport.resume_reading()
 
-    def head_is_late(self) -> bool:
+    def header_timeout_expired(self) -> bool:
         """Answer 408 and close, unless an earlier request is still being answered."""
         transport = self.transport
         if transport is None:
@@ -320,20 +320,22 @@ class Connection(web.RequestHandler):
         limit = self._guard.head_timeout
         metrics.HTTP_REQUESTS_TOTAL.labels("408").inc()
         transport.write(
-            limits.answer("request-timeout", f"the head was not complete after {limit:g} s")
+            limits.raw_response("request-timeout", f"the head was not complete after {limit:g} s")
         )
         self.force_close()
         return True
 
-    def on_lost(self, callback: Callable[[], None], *, patient: bool = False) -> None:
-        """Call back when the client has gone, unless `off_lost` has been called before.
+    def add_disconnect_callback(
+        self, callback: Callable[[], None], *, patient: bool = False
+    ) -> None:
+        """Call back when the client has gone, unless `remove_disconnect_callback` has been called before.
 
         `patient`: there is nothing to answer yet, so a client that closes its side counts as gone.
         """
         self._lost = self._lost or {}
         self._lost[callback] = patient
 
-    def off_lost(self, callback: Callable[[], None]) -> None:
+    def remove_disconnect_callback(self, callback: Callable[[], None]) -> None:
         """Do not call back any more."""
         if self._lost is not None:
             self._lost.pop(callback, None)
@@ -343,7 +345,7 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPExpectationFailed):
             # aiohttp raises it outside of all middlewares.
-            resp = problems.from_http(resp, request.path)
+            resp = problems.from_http_exception(resp, request.path)
         answer: object = resp  # a handler of a user may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")
@@ -368,9 +370,9 @@ class Connection(web.RequestHandler):
         held_back = self._upgraded or transport is None or not transport.is_reading()
         if len(self._messages) == before:
             if data and not in_body and not held_back:
-                self._guard.head_begins(self)  # only a head can have taken them
+                self._guard.header_started(self)  # only a head can have taken them
             return
-        self._guard.head_ends(self)
+        self._guard.header_finished(self)
         message: Any
         message, payload = self._messages[-1]
         if in_body and self._body is not None and not self._body.is_eof():
@@ -385,7 +387,7 @@ class Connection(web.RequestHandler):
             return
         self._clean = data.endswith(END) and not message.upgrade
         if data and not self._clean:
-            self._guard.head_begins(self)
+            self._guard.header_started(self)
 
     def give_way(self) -> None:
         """Close, because others need the room, and nobody is owed an answer here."""
@@ -406,7 +408,7 @@ class Connection(web.RequestHandler):
             self._force_close = False
             self._open(transport)
         else:
-            self._guard.head_ends(self)
+            self._guard.header_finished(self)
             self.wire = transport
             transport.write(self._guard.refusal())
             transport.close()
@@ -435,7 +437,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
             # aiohttp stumbles over its own message about an expectation that is not ASCII.
             exc, status = web.HTTPExpectationFailed(), 417
-        answer = problems.plain(
+        answer = problems.to_response(
             problems.from_aiohttp(status, exc, message, longest_line=self.max_line_size)
         )
         answer.force_close()

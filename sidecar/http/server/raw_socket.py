@@ -12,14 +12,14 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-from sidecar.http.server.protocol import Connection
+from sidecar.http.server.protocol import ServerProtocol
 
 
-class NotPossible(Exception):
+class Unsupported(Exception):
     """There is no way past a transport: TLS, or no descriptor is left."""
 
 
-class Passage:
+class RawSocket:
     """A way past a transport to its socket, until the block ends.
 
     Raises:
@@ -35,15 +35,15 @@ class Passage:
     def __enter__(self) -> Self:
         found: socket.socket | None = self.transport.get_extra_info("socket")
         if found is None or self.transport.get_extra_info("sslcontext") is not None:
-            raise NotPossible
+            raise Unsupported
         try:
-            self.fd = _second(found.fileno())
+            self.fd = _duplicate(found.fileno())
         except OSError as error:
-            raise NotPossible from error
+            raise Unsupported from error
         protocol = self.transport.get_protocol()
-        if isinstance(protocol, Connection):
-            protocol.on_lost(self._ring)
-            self._forget = lambda: protocol.off_lost(self._ring)
+        if isinstance(protocol, ServerProtocol):
+            protocol.add_disconnect_callback(self._ring)
+            self._forget = lambda: protocol.remove_disconnect_callback(self._ring)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,6 +83,6 @@ class Passage:
             self._wake.set_result(None)
 
 
-def _second(fd: int) -> int:
+def _duplicate(fd: int) -> int:
     """Return another number for a socket: an event loop does not tell of the readiness of one that a transport has."""
     return os.dup(fd)

@@ -17,14 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from sidecar.http.server.protocol import Connection
-from sidecar.http.server.raw_socket import NotPossible, Passage
+from sidecar.http.server.protocol import ServerProtocol
+from sidecar.http.server.raw_socket import RawSocket, Unsupported
 from sidecar.process import memory
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-WORTH: Final = 1 << 18
+MIN_BYTES: Final = 1 << 18
 """Bytes from which on the second descriptor is worth its while."""
 _PIECE: Final = 1 << 20
 """Bytes at a time, if so many have come. With a quarter of it an upload costs a quarter more."""
@@ -35,7 +35,7 @@ _SETTLED: Final = 1.0
 """Seconds without an upload after which their memory is given back: that takes milliseconds."""
 
 
-class Buffers:
+class BufferPool:
     """Memory for the pieces that are on their way to the disk, for all uploads.
 
     A second after the last one it is given back, with all else that they have left in the heap.
@@ -66,7 +66,7 @@ class Buffers:
 
     def _give_back(self) -> None:
         self._idle.clear()
-        memory.give_back()
+        memory.trim_heap()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[mmap.mmap]:
@@ -79,10 +79,10 @@ class Buffers:
                 self._idle.append(buffer)
 
 
-class Rest:
-    """What is still to come of a body, once aiohttp reads no more of it. Made by `past_aiohttp`."""
+class BodyRemainder:
+    """What is still to come of a body, once aiohttp reads no more of it. Made by `bypass_parser`."""
 
-    def __init__(self, passage: Passage, buffers: Buffers, left: int) -> None:
+    def __init__(self, passage: RawSocket, buffers: BufferPool, left: int) -> None:
         self._passage = passage
         self._buffers = buffers
         self._left = left
@@ -127,7 +127,9 @@ class Rest:
 
 
 @contextmanager
-def past_aiohttp(request: web.Request, taken: int, buffers: Buffers) -> Iterator[Rest | None]:
+def bypass_parser(
+    request: web.Request, taken: int, buffers: BufferPool
+) -> Iterator[BodyRemainder | None]:
     """Take over the rest of a body of which `taken` bytes have come; None: aiohttp goes on with it.
 
     If the rest has not come whole when the block ends, nothing but the answer can follow on its connection.
@@ -136,10 +138,10 @@ def past_aiohttp(request: web.Request, taken: int, buffers: Buffers) -> Iterator
     left = (request.content_length or 0) - taken
     with ExitStack() as stack:
         rest = None
-        if left >= WORTH and isinstance(connection, Connection) and transport is not None:
-            with suppress(NotPossible):
-                passage = stack.enter_context(Passage(transport))
-                if connection.lend(request.content, taken):
-                    rest = Rest(passage, buffers, left)
-                    stack.callback(lambda: connection.take_back(request.content, rest.complete))
+        if left >= MIN_BYTES and isinstance(connection, ServerProtocol) and transport is not None:
+            with suppress(Unsupported):
+                passage = stack.enter_context(RawSocket(transport))
+                if connection.lend_socket(request.content, taken):
+                    rest = BodyRemainder(passage, buffers, left)
+                    stack.callback(lambda: connection.return_socket(request.content, rest.complete))
         yield rest

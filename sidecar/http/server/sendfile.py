@@ -29,14 +29,14 @@ from aiohttp import payload
 
 from sidecar.fs import open_file
 from sidecar.http.server import limits
-from sidecar.http.server.protocol import Connection
-from sidecar.http.server.raw_socket import NotPossible, Passage
+from sidecar.http.server.protocol import ServerProtocol
+from sidecar.http.server.raw_socket import RawSocket, Unsupported
 from sidecar.process import executor
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-    from sidecar.fs.open_file import Pinned
+    from sidecar.fs.open_file import OpenFile
 
 _log = logging.getLogger(__name__)
 
@@ -59,24 +59,24 @@ _SIOCOUTQNSD: Final = 0x894B
 _GLANCE: Final = 0.005
 
 
-class FilePart(payload.Payload):
+class FileRange(payload.Payload):
     """Bytes of a file as the body of an answer."""
 
-    def __init__(self, file: Pinned, part: slice) -> None:
+    def __init__(self, file: OpenFile, part: slice) -> None:
         super().__init__(file)
         self._file = file
         self._part = part
         self._size = part.stop - part.start
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        with _cutting_off(writer):
+        with _abort_on_error(writer):
             await _send(writer, self._file, self._part.start, self._part.stop)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 (aiohttp's)
         raise TypeError("a file that is sent from the disk is not read into memory")
 
 
-class Pieces(payload.Payload):
+class IterPayload(payload.Payload):
     """A body that is made piece by piece, by blocking work in a thread, as the client takes it."""
 
     def __init__(self, pieces: Iterable[bytes], size: int) -> None:
@@ -86,15 +86,15 @@ class Pieces(payload.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         pieces = iter(self._pieces)
-        with _cutting_off(writer):
-            while (piece := await executor.in_thread(next, pieces, None)) is not None:
+        with _abort_on_error(writer):
+            while (piece := await executor.run_in_thread(next, pieces, None)) is not None:
                 await _write(writer, piece)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 (aiohttp's)
         raise TypeError("a body that is made piece by piece is not held in memory")
 
 
-class _cutting_off:  # noqa: N801 (used as a function)
+class _abort_on_error:  # noqa: N801 (used as a function)
     """End the connection where the answer on it cannot be completed: the client must notice."""
 
     def __init__(self, writer: AbstractStreamWriter) -> None:
@@ -109,7 +109,7 @@ class _cutting_off:  # noqa: N801 (used as a function)
         transport = self._writer.transport
         if transport is not None:
             if isinstance(error, TimeoutError):
-                limits.drop(transport)
+                limits.abort(transport)
             else:
                 transport.abort()
         match error:
@@ -124,17 +124,17 @@ class _cutting_off:  # noqa: N801 (used as a function)
         raise ConnectionResetError("the answer cannot be completed") from error
 
 
-async def _send(writer: AbstractStreamWriter, file: Pinned, start: int, stop: int) -> None:
+async def _send(writer: AbstractStreamWriter, file: OpenFile, start: int, stop: int) -> None:
     transport = writer.transport
     if transport is not None and stop - start >= _WORTH:
-        with contextlib.suppress(NotPossible), _Passage(transport, writer) as passage:
+        with contextlib.suppress(Unsupported), _SendfileSocket(transport, writer) as passage:
             start = await passage.send(file, start, stop - _TAIL)
     while start < stop:
         count = min(_SMALL_PIECE, stop - start)
         if file.is_at_hand(start, count):
             piece = file.read(start, count)
         else:
-            piece = await executor.in_thread(file.read, start, count)
+            piece = await executor.run_in_thread(file.read, start, count)
         await _write(writer, piece)
         start += count
 
@@ -149,18 +149,18 @@ def _limit(transport: asyncio.WriteTransport | None) -> float | None:
 
     A transport goes on only when a third of what the kernel holds has been taken: a slow client needs minutes for that.
     """
-    guarded = transport is not None and isinstance(transport.get_protocol(), Connection)
+    guarded = transport is not None and isinstance(transport.get_protocol(), ServerProtocol)
     return None if guarded else PATIENCE
 
 
-class _Passage(Passage):
+class _SendfileSocket(RawSocket):
     """A way past the transport for parts of a file."""
 
     def __init__(self, transport: asyncio.WriteTransport, writer: AbstractStreamWriter) -> None:
         super().__init__(transport)
         self._writer = writer
 
-    async def send(self, file: Pinned, start: int, stop: int) -> int:
+    async def send(self, file: OpenFile, start: int, stop: int) -> int:
         """Send bytes of a file, and return from where on the rest has to be sent, when these have left.
 
         Raises:
@@ -179,18 +179,18 @@ class _Passage(Passage):
                 await self._wait_for_room()
                 continue
             if not sent:
-                raise open_file.altered(file.where)
+                raise open_file.changed_error(file.where)
             self._note(sent)
             start += sent
         await self._wait_until_sent()
         return start
 
-    async def _send_piece(self, file: Pinned, start: int, count: int) -> int:
+    async def _send_piece(self, file: OpenFile, start: int, count: int) -> int:
         if file.is_at_hand(start, count):
             sent = os.sendfile(self.fd, file.fd, start, count)
             await asyncio.sleep(0)
             return sent
-        return await executor.in_thread(_send_from_disk, self.fd, file.fd, start, count)
+        return await executor.run_in_thread(_send_from_disk, self.fd, file.fd, start, count)
 
     async def _empty_transport(self) -> None:
         """Let the transport send what it has: what goes past it must not overtake that."""
@@ -237,7 +237,7 @@ class _Passage(Passage):
 
 def _send_from_disk(to: int, fd: int, start: int, count: int) -> int:
     """Send what has to be read first, and have what follows read meanwhile."""
-    open_file.advise(fd, start, count + _AHEAD, "POSIX_FADV_WILLNEED")
+    open_file.fadvise(fd, start, count + _AHEAD, "POSIX_FADV_WILLNEED")
     return os.sendfile(to, fd, start, count)
 
 

@@ -18,13 +18,13 @@ from aiohttp import web
 
 from sidecar import _errors
 from sidecar.http.server import fastpath, framing, limits, sockets
-from sidecar.http.server.fastpath import Lane
-from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.fastpath import ListenerCache
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
 from sidecar.http.server.handshake import Handshake
-from sidecar.http.server.limits import Guard, Guarded
-from sidecar.http.server.protocol import Connection
-from sidecar.http.server.tls import Certificate
-from sidecar.http.subscribe.pending import Waits
+from sidecar.http.server.limits import ConnectionLimiter, LimitedConnection
+from sidecar.http.server.protocol import ServerProtocol
+from sidecar.http.server.tls import ReloadingCertificate
+from sidecar.http.subscribe.pending import PendingRequests
 from sidecar.process import arguments, executor, lifecycle
 
 _log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ LONGEST_LINE = 64 << 10
 #: `listening` removes the file of a unix socket, and other processes may listen there as well.
 _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _CANCEL_TIME = 1.0
-_GLANCE = 0.01
-_FIRST_WORDS = 0.25
+_POLL_INTERVAL = 0.01
+_FIRST_REQUEST_GRACE = 0.25
 """Seconds that a new connection has for its first request when listening ends: a few round trips.
 It has as many turns of the loop as fit into that: one in which a thousand handshakes are done may take a second."""
 
@@ -90,34 +90,34 @@ async def serve(
     >>> async def main() -> None:
     ...     await serve(web.Application(), port=8080)
     """
-    arguments.instance("app", app, web.Application, "an aiohttp.web.Application")
-    arguments.instance("host", host, str, "an address, a str")
+    arguments.check_instance("app", app, web.Application, "an aiohttp.web.Application")
+    arguments.check_instance("host", host, str, "an address, a str")
     if port is not None:
-        arguments.port("port", port)
+        arguments.check_port("port", port)
     for name, value in {"drain_delay": drain_delay, "drain_timeout": drain_timeout}.items():
-        arguments.seconds(name, value)
-    arguments.seconds("head_timeout", head_timeout, zero=False)
-    arguments.integer("max_connections", max_connections, least=1)
+        arguments.check_seconds(name, value)
+    arguments.check_seconds("head_timeout", head_timeout, zero=False)
+    arguments.check_integer("max_connections", max_connections, least=1)
     paths = {"unix_socket": unix_socket, "tls_cert": tls_cert, "tls_key": tls_key}
     for name, path in paths.items():
         if path is not None:
-            arguments.path(name, path)
+            arguments.check_path(name, path)
     if ready is not None:
-        arguments.plain_function("ready", ready, "a function that gets the addresses")
+        arguments.check_plain_function("ready", ready, "a function that gets the addresses")
     if port is None and unix_socket is None:
         raise _errors.ConfigError("there is nowhere to listen: give a port or a unix socket")
     async with AsyncExitStack() as stack:
-        certificate = await executor.in_thread(certificate_of, tls_cert, tls_key)
+        certificate = await executor.run_in_thread(load_certificate, tls_cert, tls_key)
         bound: list[socket.socket] = []
         if port is not None:
-            bound += await executor.in_thread(sockets.tcp, host, port)
+            bound += await executor.run_in_thread(sockets.bind_tcp, host, port)
             for one in bound:
                 stack.callback(one.close)
         if unix_socket is not None:
-            opened = sockets.unix(os.fspath(unix_socket))
-            bound.append(await executor.in_thread(opened.__enter__))
+            opened = sockets.bind_unix(os.fspath(unix_socket))
+            bound.append(await executor.run_in_thread(opened.__enter__))
             stack.push(opened.__exit__)
-        await serve_at(
+        await serve_on(
             app,
             bound,
             certificate,
@@ -130,10 +130,10 @@ async def serve(
         )
 
 
-async def serve_at(
+async def serve_on(
     app: web.Application,
     bound: Sequence[socket.socket],
-    certificate: Certificate | None,
+    certificate: ReloadingCertificate | None,
     *,
     drain_delay: float,
     drain_timeout: float,
@@ -147,34 +147,34 @@ async def serve_at(
         if certificate is not None:
             await stack.enter_async_context(certificate.followed())
         places = [
-            _Place(one, None if one.family == socket.AF_UNIX else certificate) for one in bound
+            _Endpoint(one, None if one.family == socket.AF_UNIX else certificate) for one in bound
         ]
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
-        guard = Guard(head_timeout=head_timeout, max_connections=max_connections)
+        guard = ConnectionLimiter(head_timeout=head_timeout, max_connections=max_connections)
         await _run(app, places, guard, ready, drain, access_log=access_log)
 
 
-def certificate_of(
+def load_certificate(
     cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
-) -> Certificate | None:
+) -> ReloadingCertificate | None:
     """Read the certificate that is shown at ports, None if there is to be none.
 
     Raises:
         ConfigError: it cannot be read, the key does not fit, or there is nothing but a key.
     """
     if cert is not None:
-        return Certificate(cert, key)
+        return ReloadingCertificate(cert, key)
     if key is not None:
         raise _errors.ConfigError("there is a TLS key and no certificate: give tls_cert too")
     return None
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Endpoint:
     """A bound socket, and the certificate that is shown at it."""
 
     socket: socket.socket
-    certificate: Certificate | None
+    certificate: ReloadingCertificate | None
 
     @property
     def address(self) -> str:
@@ -187,10 +187,10 @@ class _Place:
 
 async def _run(
     app: web.Application,
-    places: Sequence[_Place],
-    guard: Guard,
+    places: Sequence[_Endpoint],
+    guard: ConnectionLimiter,
     ready: Callable[[Sequence[str]], None] | None,
-    drain: Callable[[Sequence[_Listener], Guard], Awaitable[None]],
+    drain: Callable[[Sequence[_Listener], ConnectionLimiter], Awaitable[None]],
     *,
     access_log: bool,
 ) -> None:
@@ -226,7 +226,7 @@ async def _run(
 class _Listener:
     """A place that is listened at."""
 
-    place: _Place
+    place: _Endpoint
     server: asyncio.Server
     factory: Callable[[], asyncio.BaseProtocol]
     """What makes the protocol of each connection there."""
@@ -235,7 +235,7 @@ class _Listener:
         """Listen no longer, and serve the connections that nobody has accepted yet: the kernel would reset them."""
         loop = asyncio.get_running_loop()
         waiting = []
-        sockets.begin_no_more(self.place.socket)
+        sockets.drop_new_syns(self.place.socket)
         with contextlib.suppress(OSError):  # there is none left
             for _ in range(sockets.BACKLOG):
                 waiting.append(self.place.socket.accept()[0])  # noqa: PERF401 (those before the error count)
@@ -250,18 +250,18 @@ class _Listener:
 
 
 async def _listen(
-    runner: web.AppRunner, guard: Guard, place: _Place, *, access_log: bool
+    runner: web.AppRunner, guard: ConnectionLimiter, place: _Endpoint, *, access_log: bool
 ) -> _Listener:
     loop = asyncio.get_running_loop()
     server = runner.server
     if server is None:
         raise RuntimeError("the application is not set up")
 
-    answers = Lane()
+    answers = ListenerCache()
 
-    def connection() -> Connection:
+    def connection() -> ServerProtocol:
         if access_log:  # the lane answers without a request that could be logged
-            return Connection(
+            return ServerProtocol(
                 server,
                 guard,
                 loop=loop,
@@ -269,7 +269,7 @@ async def _listen(
                 max_line_size=LONGEST_LINE,
                 access_log=True,
             )
-        return Express(
+        return FastPathProtocol(
             server,
             guard,
             answers,
@@ -293,7 +293,7 @@ async def _listen(
 
 async def _drain(
     listeners: Sequence[_Listener],
-    guard: Guard,
+    guard: ConnectionLimiter,
     *,
     delay: float,
     timeout: float,
@@ -302,21 +302,21 @@ async def _drain(
 
     An answer is finished when its client has acknowledged all of it: the network of a Pod ends with its processes.
     """
-    lifecycle.start_draining()
-    fastpath.forget()  # from now on each answer says `Connection: close`
+    lifecycle.begin_drain()
+    fastpath.invalidate_all()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     loop = asyncio.get_running_loop()
     over = loop.time() + delay
     while (left := over - loop.time()) > 0:
-        await asyncio.sleep(min(left, _GLANCE * 5))
+        await asyncio.sleep(min(left, _POLL_INTERVAL * 5))
         guard.held.release()
     accepted = [task for listener in listeners for task in await listener.end()]
     connections, held = guard.connections, guard.held
     for one in connections:
         if one.idle_since is None or one.owes_bytes:
             held.add(one, one.wire)
-    Waits.end_all()
+    PendingRequests.wake_all()
     # What is left is finished here and not by aiohttp: that would drop the bodies that are still coming in,
     # and end with answers that have not left this process.
     limit = loop.time() + timeout
@@ -324,15 +324,15 @@ async def _drain(
         await asyncio.wait(accepted, timeout=timeout)
     await asyncio.sleep(0)
     # A client that has just connected has its first request on the way, or its handshake.
-    fresh: set[Guarded] | None = None
+    fresh: set[LimitedConnection] | None = None
     glances = 0
     while True:
         busy = sum(one.busy for one in connections)
         before, fresh = fresh, {one for one in connections if one.fresh}
-        glances = glances - 1 if fresh == before else round(_FIRST_WORDS / _GLANCE)
+        glances = glances - 1 if fresh == before else round(_FIRST_REQUEST_GRACE / _POLL_INTERVAL)
         if loop.time() >= limit or not (busy or len(held) or (fresh and glances > 0)):
             break
-        await asyncio.sleep(_GLANCE)
+        await asyncio.sleep(_POLL_INTERVAL)
         held.release()
     unread = len(held)
     held.release_all()

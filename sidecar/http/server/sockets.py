@@ -26,7 +26,7 @@ BACKLOG = 1024
 """Connections that may wait until somebody takes them."""
 
 
-def tcp(host: str, port: int) -> list[socket.socket]:
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Bind all addresses of a host; `::` takes IPv4 as well, as people expect of it.
 
     An empty host is `::`, and where this machine has no IPv6, `0.0.0.0`.
@@ -49,7 +49,7 @@ def tcp(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
-def tcp_of_several(host: str, port: int, count: int) -> list[list[socket.socket]]:
+def bind_reuseport(host: str, port: int, count: int) -> list[list[socket.socket]]:
     """Bind all addresses of a host for each of so many processes; the kernel spreads the connections evenly.
 
     On one socket that all share, whoever wakes up first takes what is there: of 64 connections one process
@@ -61,16 +61,16 @@ def tcp_of_several(host: str, port: int, count: int) -> list[list[socket.socket]
     and that is what another `sidecar` finds.
 
     Raises:
-        ConfigError: as for `tcp`.
+        ConfigError: as for `bind_tcp`.
     """
-    groups = [tcp(host, port)]
+    groups = [bind_tcp(host, port)]
     try:
         for _ in range(count - 1):
             groups.append([])
             for first in groups[0]:
-                groups[-1].append(_twin(first, host))
+                groups[-1].append(_reuseport_sibling(first, host))
         for first in groups[0]:
-            with _told(host, first.getsockname()[1]):
+            with _bind_errors(host, first.getsockname()[1]):
                 first.listen(BACKLOG)
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:
@@ -81,7 +81,7 @@ def tcp_of_several(host: str, port: int, count: int) -> list[list[socket.socket]
 
 
 @contextmanager
-def unix(path: str) -> Iterator[socket.socket]:
+def bind_unix(path: str) -> Iterator[socket.socket]:
     """Bind a unix socket, whose file goes away at the end. One that nobody listens at any more is replaced.
 
     Raises:
@@ -108,7 +108,7 @@ def unix(path: str) -> Iterator[socket.socket]:
                 os.unlink(path)
 
 
-def begin_no_more(one: socket.socket) -> None:
+def drop_new_syns(one: socket.socket) -> None:
     """Let the kernel begin no further connections at a socket that listens, before it is closed.
 
     Between the last `accept` and `close` another connection could be made, and would be reset with its request.
@@ -124,8 +124,8 @@ def begin_no_more(one: socket.socket) -> None:
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
-def begin_again(one: socket.socket) -> None:
-    """Undo `begin_no_more`, at a socket that another process has ended with and that is still there."""
+def accept_syns(one: socket.socket) -> None:
+    """Undo `drop_new_syns`, at a socket that another process has ended with and that is still there."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # there is no filter
             one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
@@ -181,10 +181,10 @@ def _bind(
     *,
     shared: bool = False,
 ) -> socket.socket:
-    with _told(host, port):
+    with _bind_errors(host, port):
         one = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with _told(host, port):
+        with _bind_errors(host, port):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if shared:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -197,14 +197,14 @@ def _bind(
     return one
 
 
-def _twin(first: socket.socket, host: str) -> socket.socket:
+def _reuseport_sibling(first: socket.socket, host: str) -> socket.socket:
     """Bind another socket to the same address, to share its connections."""
     address = first.getsockname()
     return _bind(socket.AddressFamily(first.family), address, host, address[1], shared=True)
 
 
 @contextmanager
-def _told(host: str, port: int) -> Iterator[None]:
+def _bind_errors(host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:

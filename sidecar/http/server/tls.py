@@ -27,7 +27,7 @@ RECHECK = 5.0
 _LARGEST = 1 << 20
 
 
-class Certificate:
+class ReloadingCertificate:
     """A certificate chain and its key, and the context that serves the newest good pair.
 
     Args:
@@ -42,7 +42,7 @@ class Certificate:
         self._cert = os.fspath(cert)
         self._key = os.fspath(key) if key is not None else None
         self._problem: str | None = None
-        self._loaded: Pair = self._read()
+        self._loaded: CertKeyPair = self._read()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
@@ -76,10 +76,10 @@ class Certificate:
     async def look(self) -> None:
         """Load the pair in the files, if it is another one and good."""
         try:
-            pair = await executor.in_thread(self._read)
+            pair = await executor.run_in_thread(self._read)
             if pair == self._loaded:
                 return
-            await executor.in_thread(_load, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
+            await executor.run_in_thread(_load, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
         except (_errors.ConfigError, ssl.SSLError, ValueError) as error:
             self._tell(
                 str(error) if isinstance(error, _errors.ConfigError) else self._misfit(error)
@@ -90,7 +90,7 @@ class Certificate:
         self._loaded, self._problem = pair, None
         _log.info("the certificate %s has been replaced", self._cert)
 
-    def _read(self) -> Pair:
+    def _read(self) -> CertKeyPair:
         try:
             return _bytes(self._cert), None if self._key is None else _bytes(self._key)
         except OSError as error:
@@ -110,7 +110,7 @@ class Certificate:
         self._problem = problem
 
 
-Pair = tuple[bytes, bytes | None]
+CertKeyPair = tuple[bytes, bytes | None]
 
 
 def _bytes(path: str) -> bytes:
@@ -118,7 +118,7 @@ def _bytes(path: str) -> bytes:
         return file.read(_LARGEST)
 
 
-def _load(context: ssl.SSLContext, pair: Pair) -> None:
+def _load(context: ssl.SSLContext, pair: CertKeyPair) -> None:
     cert, key = pair
     with ExitStack() as stack:
         cert_path = stack.enter_context(_in_memory(cert))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from sidecar.http.semantics.representation import Tags
+from sidecar.http.semantics.representation import EntityTags
 from sidecar.http.server import fastpath
-from sidecar.http.subscribe.pending import SLICE, WAITS, Waits
+from sidecar.http.subscribe.pending import PENDING, WAKE_BATCH, PendingRequests
 from sidecar.process import metrics
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PATIENCE: Final = 10
 """Turns of the event loop in which the answer should be known; after them the others ask their handlers, too."""
 
 
-def open_for(
+def coalesce(
     request: web.Request,
     watch: Watch[Any],
     seconds: float,
@@ -39,21 +39,23 @@ def open_for(
     `instead` is what stands in their words, and what stands in the place of it in this request.
     """
 
-    def make(is_known: Callable[[], bool], closed: Callable[[], object]) -> Room:
-        return Room(request.app[WAITS], watch, seconds, is_known, closed)
+    def make(is_known: Callable[[], bool], closed: Callable[[], object]) -> CoalescedPoll:
+        return CoalescedPoll(request.app[PENDING], watch, seconds, is_known, closed)
 
-    room = fastpath.room_for(request, make, instead)
-    if isinstance(room, Room):
+    room = fastpath.coalesced_poll(request, make, instead)
+    if isinstance(room, CoalescedPoll):
         room.open()
 
 
-def expect(request: web.Request, watch: Watch[Any], seconds: float, known: Tags, etag: str) -> None:
+def coalesce_next(
+    request: web.Request, watch: Watch[Any], seconds: float, known: EntityTags, etag: str
+) -> None:
     """Open a room for those who are told of `etag` now, and will all ask for something newer than that."""
     if len(known.tags) == 1:
-        open_for(request, watch, seconds, (etag, known.tags[0]))
+        coalesce(request, watch, seconds, (etag, known.tags[0]))
 
 
-class Room:
+class CoalescedPoll:
     """Those who have asked in the same words for something newer: each is an entry here, and nothing else.
 
     It is told of what their handlers are told of. As soon as one of those has answered, all get the same bytes.
@@ -61,7 +63,7 @@ class Room:
 
     def __init__(
         self,
-        waits: Waits,
+        waits: PendingRequests,
         watch: Watch[Any],
         seconds: float,
         is_known: Callable[[], bool],
@@ -72,7 +74,7 @@ class Room:
         self._seconds = seconds
         self._is_known = is_known
         self._closed = closed
-        self._guests: dict[fastpath.Guest, float] = {}
+        self._guests: dict[fastpath.WaitingConnection, float] = {}
         """Those who wait, and until when; since all do so for the same time, in the order in which they came."""
         self._open = True
         self._turns = 0
@@ -88,7 +90,7 @@ class Room:
         """Say that what is there now is not new: who is here stays."""
         self._open = True
 
-    def enter(self, guest: fastpath.Guest) -> bool:
+    def enter(self, guest: fastpath.WaitingConnection) -> bool:
         if not self._open:
             return False
         loop = asyncio.get_running_loop()
@@ -98,7 +100,7 @@ class Room:
         metrics.SUBSCRIBERS.inc()
         return True
 
-    def leave(self, guest: fastpath.Guest) -> None:
+    def leave(self, guest: fastpath.WaitingConnection) -> None:
         if self._guests.pop(guest, None) is not None:
             metrics.SUBSCRIBERS.dec()
 
@@ -131,9 +133,9 @@ class Room:
             return _TOLD
         if self._turns == 0:
             return _SCOUTS
-        return 0 if self._turns < _PATIENCE else SLICE
+        return 0 if self._turns < _PATIENCE else WAKE_BATCH
 
-    def _call(self, guests: Iterable[fastpath.Guest]) -> None:
+    def _call(self, guests: Iterable[fastpath.WaitingConnection]) -> None:
         for guest in list(guests):
             limit = self._guests[guest]
             self.leave(guest)
@@ -144,7 +146,7 @@ class Room:
         self._timer = None
         loop = asyncio.get_running_loop()
         late = takewhile(lambda one: self._guests[one] <= loop.time() + 0.001, self._guests)
-        self._call(islice(late, SLICE))
+        self._call(islice(late, WAKE_BATCH))
         if self._guests:
             self._timer = loop.call_at(next(iter(self._guests.values())), self._sweep)
 

@@ -12,27 +12,27 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.semantics import bearer_auth, representation
-from sidecar.http.semantics.representation import WAIT_LIMIT, Representation, Tags
+from sidecar.http.semantics.representation import WAIT_LIMIT, EntityTags, Representation
 from sidecar.http.server import fastpath
 from sidecar.http.subscribe import coalesced
-from sidecar.http.subscribe.pending import WAITS, Waits
+from sidecar.http.subscribe.pending import PENDING, PendingRequests
 
 if TYPE_CHECKING:
     from sidecar.volume.watch.watch import Watch
 
-Make = Callable[[], Awaitable[Representation]]
+MakeRepresentation = Callable[[], Awaitable[Representation]]
 
 
-def prepare(app: web.Application) -> None:
+def setup(app: web.Application) -> None:
     """Let requests of this application wait, at the longest until it shuts down, whoever runs it."""
-    waits = app[WAITS] = Waits()
+    waits = app[PENDING] = PendingRequests()
     app.on_shutdown.append(waits.shut_down)
 
 
-async def answer(
+async def respond(
     request: web.Request,
     watch: Watch[Any],
-    make: Make,
+    make: MakeRepresentation,
     *,
     recheck: float = WAIT_LIMIT,
     in_memory: Callable[[], bool] = lambda: False,
@@ -43,55 +43,55 @@ async def answer(
     `recheck` is the number of seconds between looks for changes of which the watch does not tell.
     `in_memory` says whether there are none: then the answer can be remembered for the same request.
     """
-    seconds = representation.wait_of(request)
+    seconds = representation.prefer_wait(request)
     known = representation.if_none_match(request)
-    generation = fastpath.generation()
+    generation = fastpath.epoch()
     found = await _attempt(make)
-    waited = fastpath.limit_of(request) is not None
+    waited = fastpath.deadline(request) is not None
     if seconds is not None and _is_old(found, known):
         waited = True
         loop = asyncio.get_running_loop()
-        limit = fastpath.limit_of(request) or loop.time() + seconds
-        with request.app[WAITS].bell(request, watch) as bell:
-            generation = fastpath.generation()
+        limit = fastpath.deadline(request) or loop.time() + seconds
+        with request.app[PENDING].bell(request, watch) as bell:
+            generation = fastpath.epoch()
             found = await _attempt(make)
             while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
-                if in_memory() and generation == fastpath.generation():
-                    coalesced.open_for(request, watch, seconds)
+                if in_memory() and generation == fastpath.epoch():
+                    coalesced.coalesce(request, watch, seconds)
                 await bell.wait(min(left, recheck))
-                generation = fastpath.generation()
+                generation = fastpath.epoch()
                 found = await _attempt(make)
         if (admission := request.get(bearer_auth.ADMISSION)) is not None:
             admission.check()
-    applied = representation.wait_applied(seconds) if seconds is not None and waited else {}
+    applied = representation.preference_applied(seconds) if seconds is not None and waited else {}
     if isinstance(found, problems.Problem):
         found.headers.update(applied)
         raise found
-    response = representation.respond(request, found)
+    response = representation.build_response(request, found)
     response.headers.update(applied)
     # The answer to who has waited in vain is not the one to who asks.
     at_once = seconds is None or not _is_old(found, known)
     # A date that is still to come is sent as the present one, so it would be another each time.
     if at_once and found.modified <= time.time() and in_memory():
-        fastpath.offer(request, generation, waited=waited)
-        if seconds and known is not None and generation == fastpath.generation():
-            coalesced.expect(request, watch, seconds, known, found.etag)
+        fastpath.mark_cacheable(request, generation, waited=waited)
+        if seconds and known is not None and generation == fastpath.epoch():
+            coalesced.coalesce_next(request, watch, seconds, known, found.etag)
     return response
 
 
-async def _attempt(make: Make) -> Representation | problems.Problem:
+async def _attempt(make: MakeRepresentation) -> Representation | problems.Problem:
     """Return what there is; that there is nothing yet is a result as well, for something may come."""
     try:
         return await make()
     except _errors.ContentAltered as error:
-        return problems.of(error)
+        return problems.from_error(error)
     except problems.Problem as problem:
         if problem.kind != "nothing-published":
             raise
         return problem
 
 
-def _is_old(found: Representation | problems.Problem, known: Tags | None) -> bool:
+def _is_old(found: Representation | problems.Problem, known: EntityTags | None) -> bool:
     if isinstance(found, problems.Problem) or (known is not None and known.match(found.etag)):
         return True
     try:

@@ -15,57 +15,57 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 from aiohttp import web
 
 from sidecar.http.semantics.bearer_auth import ADMISSION
-from sidecar.http.server.protocol import Connection
+from sidecar.http.server.protocol import ServerProtocol
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
     from sidecar.volume.watch.watch import Watch
 
-SLICE: Final = 50
+WAKE_BATCH: Final = 50
 """Requests that are woken before others get their turn: some milliseconds."""
 
 
-class Rings(Protocol):
+class Wakeable(Protocol):
     """What is rung when waiting is over."""
 
     def ring(self) -> None: ...
 
 
-class Waits:
+class PendingRequests:
     """The waiting requests of one application."""
 
-    _everywhere: ClassVar[weakref.WeakSet[Waits]] = weakref.WeakSet()
+    _everywhere: ClassVar[weakref.WeakSet[PendingRequests]] = weakref.WeakSet()
 
     def __init__(self) -> None:
         self.over = False
         """The application shuts down."""
-        self._bells: set[Rings] = set()
-        self._towers: dict[Watch[Any], _Tower] = {}
+        self._bells: set[Wakeable] = set()
+        self._towers: dict[Watch[Any], _Broadcast] = {}
         self._everywhere.add(self)
 
     def __repr__(self) -> str:
         return f"<Waits waiting={len(self._bells)}{' over' if self.over else ''}>"
 
     @classmethod
-    def end_all(cls) -> None:
+    def wake_all(cls) -> None:
         """Wake every waiting request of this process, because it drains."""
         for waits in list(cls._everywhere):
             waits.ring()
 
-    def bell(self, request: web.Request, watch: Watch[Any] | None) -> Bell:
+    def bell(self, request: web.Request, watch: Watch[Any] | None) -> Waiter:
         """Return a bell that rings for this request: at each change of the watch, and when waiting is over."""
-        return Bell(self, request, watch)
+        return Waiter(self, request, watch)
 
-    def add(self, bell: Rings, watch: Watch[Any] | None = None) -> None:
+    def add(self, bell: Wakeable, watch: Watch[Any] | None = None) -> None:
         """Ring this one, too; at each change of the watch as well, if there is one."""
         self._bells.add(bell)
         if watch is not None:
             tower = self._towers.get(watch)
             if tower is None:
-                tower = self._towers[watch] = _Tower(watch)
+                tower = self._towers[watch] = _Broadcast(watch)
             tower.bells[bell] = None
 
-    def discard(self, bell: Rings, watch: Watch[Any] | None = None) -> None:
+    def discard(self, bell: Wakeable, watch: Watch[Any] | None = None) -> None:
         """Do so no longer."""
         self._bells.discard(bell)
         if watch is not None and (tower := self._towers.get(watch)) is not None:
@@ -85,19 +85,19 @@ class Waits:
         self.ring()
 
 
-class _Tower:
+class _Broadcast:
     """The bells that ring at each change of one watch: a few, and when those have been answered, the next few.
 
     Thousands that all wake at once would be answered before anybody else, a probe for example, has a turn.
     """
 
     def __init__(self, watch: Watch[Any]) -> None:
-        self.bells: dict[Rings, None] = {}
-        self._left: dict[Rings, None] = {}
+        self.bells: dict[Wakeable, None] = {}
+        self._left: dict[Wakeable, None] = {}
         self._next: asyncio.Handle | None = None
         self._unsubscribe = watch.subscribe(self._changed)
 
-    def discard(self, bell: Rings) -> None:
+    def discard(self, bell: Wakeable) -> None:
         self.bells.pop(bell, None)
         self._left.pop(bell, None)
 
@@ -112,14 +112,14 @@ class _Tower:
             self._ring_some()
 
     def _ring_some(self) -> None:
-        for bell in list(islice(self._left, SLICE)):
+        for bell in list(islice(self._left, WAKE_BATCH)):
             del self._left[bell]
             bell.ring()
         loop = asyncio.get_running_loop()
         self._next = loop.call_soon(self._ring_some) if self._left else None
 
 
-class Bell:
+class Waiter:
     """Rings when it is worth to look again, for one request, inside of its `with` block.
 
     There can be ten thousand of them: so it is one object, with one more and a timer while it waits.
@@ -127,7 +127,9 @@ class Bell:
 
     __slots__ = ("_end_callback", "_request", "_rung", "_waits", "_wake", "_watch")
 
-    def __init__(self, waits: Waits, request: web.Request, watch: Watch[Any] | None) -> None:
+    def __init__(
+        self, waits: PendingRequests, request: web.Request, watch: Watch[Any] | None
+    ) -> None:
         self._waits = waits
         self._request = request
         self._watch = watch
@@ -137,8 +139,8 @@ class Bell:
 
     def __enter__(self) -> Self:
         self._waits.add(self, self._watch)
-        if isinstance(self._request.protocol, Connection):
-            self._request.protocol.on_lost(self.ring, patient=True)
+        if isinstance(self._request.protocol, ServerProtocol):
+            self._request.protocol.add_disconnect_callback(self.ring, patient=True)
         if (admission := self._request.get(ADMISSION)) is not None:
             self._end_callback = admission.on_revoked(self.ring)
         metrics.SUBSCRIBERS.inc()
@@ -146,8 +148,8 @@ class Bell:
 
     def __exit__(self, *_: object) -> None:
         metrics.SUBSCRIBERS.dec()
-        if isinstance(self._request.protocol, Connection):
-            self._request.protocol.off_lost(self.ring)
+        if isinstance(self._request.protocol, ServerProtocol):
+            self._request.protocol.remove_disconnect_callback(self.ring)
         if self._end_callback is not None:
             self._end_callback()
         self._waits.discard(self, self._watch)
@@ -182,4 +184,4 @@ class Bell:
         self._rung = False
 
 
-WAITS: web.AppKey[Waits] = web.AppKey("sidecar.waits", Waits)
+PENDING: web.AppKey[PendingRequests] = web.AppKey("sidecar.waits", PendingRequests)

@@ -28,8 +28,8 @@ from aiohttp.http import HttpVersion11
 
 from sidecar.http.semantics import representation
 from sidecar.http.semantics.bearer_auth import ADMISSION
-from sidecar.http.server.protocol import Connection
-from sidecar.http.subscribe.pending import Waits
+from sidecar.http.server.protocol import ServerProtocol
+from sidecar.http.subscribe.pending import PendingRequests
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Subscriber:
         "wake",
     )
 
-    def __init__(self, stream: Stream, request: web.Request, etag: str | None) -> None:
+    def __init__(self, stream: EventHub, request: web.Request, etag: str | None) -> None:
         self.stream = stream
         self.connection = request.protocol
         self.transport: asyncio.Transport | None = None
@@ -150,10 +150,10 @@ class _Answer(web.StreamResponse):
             self.subscriber.stream.take(self.subscriber)
 
 
-class Stream:
+class EventHub:
     """All subscribers of one source, and the task that writes to them while there are any."""
 
-    def __init__(self, source: Source, waits: Waits) -> None:
+    def __init__(self, source: Source, waits: PendingRequests) -> None:
         self._source = source
         self._waits = waits
         self._subscribers: dict[Subscriber, None] = {}
@@ -181,7 +181,7 @@ class Stream:
         # A browser gives up at any other status than 200:
         # from a process that drains it gets the content, and comes back to another one.
         if not lifecycle.draining():
-            if isinstance(request.protocol, Connection):
+            if isinstance(request.protocol, ServerProtocol):
                 response.subscriber = subscriber
             else:
                 await self._stay(subscriber, request)
@@ -195,7 +195,7 @@ class Stream:
 
     def take(self, subscriber: Subscriber) -> None:
         """Take the connection from aiohttp: whatever happens to it now comes here."""
-        if isinstance(subscriber.connection, Connection):
+        if isinstance(subscriber.connection, ServerProtocol):
             subscriber.transport = subscriber.connection.take(subscriber)
             if subscriber.transport is not None:
                 self._add(subscriber)
@@ -258,17 +258,17 @@ class Stream:
             begun = loop.time()
             self._changed.clear()
             await self._refresh()
-            await self._to_all(self.tell)
+            await self._broadcast(self.tell)
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + HEARTBEAT
-                await self._to_all(self._comfort)
+                await self._broadcast(self._heartbeat)
             # Many subscribers and many changes: half of the time is for other requests.
             await asyncio.sleep(loop.time() - begun)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(heartbeat):
                     await self._changed.wait()
 
-    async def _to_all(self, say: Callable[[Subscriber], None]) -> None:
+    async def _broadcast(self, say: Callable[[Subscriber], None]) -> None:
         for number, subscriber in enumerate(list(self._subscribers), 1):
             say(subscriber)
             if number % _SLICE == 0:
@@ -301,7 +301,7 @@ class Stream:
         if subscriber.transport is not None:
             subscriber.transport.write(wire)
 
-    def _comfort(self, subscriber: Subscriber) -> None:
+    def _heartbeat(self, subscriber: Subscriber) -> None:
         """Write a comment; let go of who has taken nothing for long."""
         if subscriber.transport is None:
             return

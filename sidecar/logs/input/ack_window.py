@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from sidecar.logs.input.fingerprint import Place
+from sidecar.logs.input.fingerprint import Position
 from sidecar.logs.records import Block
 
 
@@ -17,7 +17,7 @@ class _Sent:
     acknowledged: bool = False
 
 
-class AckWindow:
+class OffsetWindow:
     r"""What has been handed to a sink and not been acknowledged, in the order of the file.
 
     >>> window = AckWindow(Place(0))
@@ -31,18 +31,18 @@ class AckWindow:
 
     __slots__ = ("_mark", "_place", "_sent", "offset")
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Position) -> None:
         self.offset = place.offset
         """Everything before it has been acknowledged."""
-        self._place: Place | None = place
+        self._place: Position | None = place
         self._mark = b""
         self._sent: deque[_Sent] = deque()
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Position:
         """The acknowledged place, as the checkpoint keeps it. Hashed only when somebody asks."""
         if self._place is None:
-            self._place = Place.of(self.offset, self._mark)
+            self._place = Position.of(self.offset, self._mark)
         return self._place
 
     @property

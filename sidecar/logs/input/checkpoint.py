@@ -22,7 +22,7 @@ import orjson
 
 from sidecar import _errors
 from sidecar.fs import atomic, dirs, flock, layout
-from sidecar.logs.input.fingerprint import HEAD, MARK, Place, Print
+from sidecar.logs.input.fingerprint import HEAD_BYTES, TAIL_BYTES, Fingerprint, Position
 
 VERSION = 1
 PREVIOUS = ".previous"
@@ -38,23 +38,23 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Entry:
+class FileState:
     """One content: identity, and the place of each sink by the sink's name."""
 
     file_id: str
     path: str
     device: int
     inode: int
-    head: Print
+    head: Fingerprint
     size: int
-    places: dict[str, Place]
+    places: dict[str, Position]
     modified_ns: int = 0
     gone: float | None = None
     """Unix time at which the file had vanished, everything read; kept to recognise its compressed copy."""
 
     @property
-    def furthest(self) -> Place:
-        return max(self.places.values(), key=lambda place: place.offset, default=Place(0))
+    def furthest(self) -> Position:
+        return max(self.places.values(), key=lambda place: place.offset, default=Position(0))
 
     @property
     def lowest(self) -> int:
@@ -65,7 +65,7 @@ class Entry:
 class State:
     """Everything a checkpoint holds."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[FileState] = field(default_factory=list)
     resume: dict[str, Any] = field(default_factory=dict)
     """The last `Receipt.resume` of each sink."""
     saved: bool = field(default=False, compare=False)
@@ -96,7 +96,7 @@ class Checkpoint:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         except (OSError, _errors.SidecarError):
             return True
-        if not flock.take(fd):
+        if not flock.try_lock(fd):
             os.close(fd)
             return False
         self._claim, self._claimed_by = fd, os.getpid()
@@ -149,7 +149,7 @@ class Checkpoint:
         dirs.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            staged = atomic.Staged(dir_fd)
+            staged = atomic.TempFile(dir_fd)
             try:
                 staged.write(data)
                 staged.seal(_MODE, None)
@@ -207,7 +207,7 @@ def decode(data: bytes) -> State:
     return State(list(_entries_in(files)), sinks, saved=True)
 
 
-def _entries_in(files: Sequence[Any]) -> Iterator[Entry]:
+def _entries_in(files: Sequence[Any]) -> Iterator[FileState]:
     """Yield the entries that can be true. One that cannot costs its own file a second reading, and no other's."""
     for number, raw in enumerate(files, 1):
         try:
@@ -220,7 +220,7 @@ def _entries_in(files: Sequence[Any]) -> Iterator[Entry]:
             )
 
 
-def _entry_out(entry: Entry) -> dict[str, Any]:
+def _entry_out(entry: FileState) -> dict[str, Any]:
     raw: dict[str, Any] = {
         "id": entry.file_id,
         "path": entry.path,
@@ -239,16 +239,16 @@ def _entry_out(entry: Entry) -> dict[str, Any]:
     return raw
 
 
-def _entry_in(raw: Mapping[str, Any]) -> Entry:
+def _entry_in(raw: Mapping[str, Any]) -> FileState:
     places = {
-        name: Place(_whole(offset), _print_in(length, digest))
+        name: Position(_whole(offset), _print_in(length, digest))
         for name, (offset, length, digest) in raw["places"].items()
     }
     if any(place.mark.length > place.offset for place in places.values()):
         raise ValueError("more bytes before a place than there are")
     length, digest = raw["head"]
     gone = raw.get("gone")
-    return Entry(
+    return FileState(
         file_id=_text(raw["id"]),
         path=_text(raw["path"]),
         device=_whole(raw["device"], _LARGEST_KEY),
@@ -261,8 +261,8 @@ def _entry_in(raw: Mapping[str, Any]) -> Entry:
     )
 
 
-def _print_in(length: Any, digest: Any) -> Print:
-    return Print(_whole(length, max(HEAD, MARK)), _text(digest))
+def _print_in(length: Any, digest: Any) -> Fingerprint:
+    return Fingerprint(_whole(length, max(HEAD_BYTES, TAIL_BYTES)), _text(digest))
 
 
 def _whole(value: Any, largest: int = _LARGEST_OFFSET, smallest: int = 0) -> int:
@@ -289,8 +289,8 @@ def _sweep(directory: str) -> None:
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with flock.locked(dir_fd, timeout=1.0, where=directory, create=False):
-                flock.sweep(dir_fd)
+            with flock.directory_lock(dir_fd, timeout=1.0, where=directory, create=False):
+                flock.remove_orphans(dir_fd)
         finally:
             os.close(dir_fd)
 

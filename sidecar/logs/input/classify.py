@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from sidecar.logs.input import fingerprint
 from sidecar.logs.input.discovery import Key
 from sidecar.logs.input.file_content import Content
-from sidecar.logs.input.file_reader import Stream
-from sidecar.logs.input.opener import Opener, key_of
-from sidecar.logs.input.registry import Roster, Suspect
-from sidecar.logs.input.relocate import Search
+from sidecar.logs.input.file_reader import LogStream
+from sidecar.logs.input.opener import Opener, file_key
+from sidecar.logs.input.registry import CopyCandidate, StreamRegistry
+from sidecar.logs.input.relocate import Relocator
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _ARCHIVE_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
+class NewFile:
     """A file that was opened, and what was known of it then."""
 
     path: str
@@ -42,23 +42,23 @@ class Stranger:
 
 
 @dataclass(slots=True)
-class Strangers:
+class FileClassifier:
     """Tells what is new from what is not."""
 
-    roster: Roster
+    roster: StreamRegistry
     opener: Opener
-    search: Search
+    search: Relocator
     patient: bool = True
     """A file that may be a copy is left alone for a while."""
 
-    def is_past(self, stranger: Stranger, now: float) -> bool:
+    def is_past(self, stranger: NewFile, now: float) -> bool:
         """Whether the file is (or may soon turn out to be) what another stream has read. Takes the content if so."""
         if stranger.content.compressed and self._is_compressing(stranger):
             stranger.content.close()
             return True
         if not stranger.status.st_size:
             return False  # judged by its first bytes, once there are some
-        beginning = stranger.content.read(0, fingerprint.EVIDENCE)
+        beginning = stranger.content.read(0, fingerprint.MIN_EVIDENCE)
         related = [s for s in self.roster.relatives(stranger.path) if s.may_begin_with(beginning)]
         for stream in related:
             # One that was closed for want of descriptors is compared as all others.
@@ -92,13 +92,13 @@ class Strangers:
         except OSError:
             return False
 
-    def _is_next_home(self, stream: Stream, stranger: Stranger, now: float) -> bool:
+    def _is_next_home(self, stream: LogStream, stranger: NewFile, now: float) -> bool:
         """Whether the stream has lost its file, and goes on in this one."""
         homeless = stream.gone is not None or stream.deleted or stream.restored is not None
         if not homeless:
             return False
         again = stranger.path == stream.path and not stranger.content.compressed
-        if again and stream.size < fingerprint.EVIDENCE:
+        if again and stream.size < fingerprint.MIN_EVIDENCE:
             # Deleted and begun again with the same few bytes: rather read them twice than never.
             return False
         if not stream.is_held_by(stranger.content):
@@ -110,13 +110,13 @@ class Strangers:
         return True
 
     @staticmethod
-    def _final_size(stream: Stream) -> int | None:
+    def _final_size(stream: LogStream) -> int | None:
         """Return the length of a content whose file is deleted, None where nobody knows it."""
         if stream.content is not None:
             return None if stream.content.compressed else stream.content.measure()
         return None if stream.gone is None else stream.size
 
-    def _is_repetition(self, stream: Stream, stranger: Stranger, now: float) -> bool:
+    def _is_repetition(self, stream: LogStream, stranger: NewFile, now: float) -> bool:
         """Whether the file only repeats what the stream reads from its own."""
         original, content = stream.content, stranger.content
         if original is None:
@@ -134,7 +134,7 @@ class Strangers:
         content.close()
         return True
 
-    def _is_left_alone(self, suspect: Suspect, stranger: Stranger, now: float) -> bool:
+    def _is_left_alone(self, suspect: CopyCandidate, stranger: NewFile, now: float) -> bool:
         """Whether a file that may be a copy has to wait. Keeps its content open, or closes it, if so."""
         nameless = stranger.status.st_nlink == 0
         if nameless and self._has_waited(suspect, now):
@@ -162,11 +162,11 @@ class Strangers:
             stranger.content.close()
         return True
 
-    def _suspect(self, stream: Stream, stranger: Stranger, now: float) -> Suspect:
+    def _suspect(self, stream: LogStream, stranger: NewFile, now: float) -> CopyCandidate:
         """Return what is known of a file that repeats a stream, from now or from earlier looks."""
         # One that nobody has asked for is only needed while it may be the past of a log.
         wanted = stranger.path in self.roster.found.files or stranger.status.st_nlink == 0
-        unsure = stranger.status.st_size < fingerprint.EVIDENCE
+        unsure = stranger.status.st_size < fingerprint.MIN_EVIDENCE
         held = (wanted or unsure) and self._held(stranger.key) < _MOST_UNSURE
         known = self.roster.suspects.get(stranger.key)
         if known is None:
@@ -181,7 +181,7 @@ class Strangers:
         else:
             changed = known.seen != stranger.signature
             since, quiet_since = known.since, now if changed else known.quiet_since
-        return Suspect(
+        return CopyCandidate(
             stranger.path,
             stream,
             stranger.signature,
@@ -190,14 +190,14 @@ class Strangers:
             stranger.content if held else None,
         )
 
-    def _is_overdue(self, suspect: Suspect, now: float) -> bool:
+    def _is_overdue(self, suspect: CopyCandidate, now: float) -> bool:
         """Whether a file has repeated another for so long that it is delivered: twice is better than never."""
         if suspect.path not in self.roster.found.files:
             return False  # nobody has asked for it
         return self._has_waited(suspect, now) or not self.patient
 
     @staticmethod
-    def _has_waited(suspect: Suspect, now: float) -> bool:
+    def _has_waited(suspect: CopyCandidate, now: float) -> bool:
         """Whether a copy in the making would have been completed by now."""
         return now - suspect.quiet_since >= _COPY_PATIENCE or now - suspect.since >= _COPY_LIMIT
 
@@ -206,16 +206,16 @@ class Strangers:
         suspects = self.roster.suspects.items()
         return sum(suspect.content is not None and key != but for key, suspect in suspects)
 
-    def _is_compressing(self, stranger: Stranger) -> bool:
+    def _is_compressing(self, stranger: NewFile) -> bool:
         """Whether the archive may still be in the making: it is young, and its source is there."""
         plain, extension = os.path.splitext(stranger.path)
         if not extension or time.time() - stranger.status.st_mtime > _ARCHIVE_PATIENCE:
             return False
-        if key_of(plain) is None or (opened := self.opener.open(plain)) is None:
+        if file_key(plain) is None or (opened := self.opener.open(plain)) is None:
             return False
         source = opened[0]
         try:
-            head = stranger.content.read(0, fingerprint.HEAD)
+            head = stranger.content.read(0, fingerprint.HEAD_BYTES)
             return source.read(0, len(head)) == head
         finally:
             source.close()
@@ -226,13 +226,13 @@ def signature(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _is_original(stranger: Stranger, stream: Stream) -> bool:
+def _is_original(stranger: NewFile, stream: LogStream) -> bool:
     """Whether the file has the name that rotation leaves to the log itself, beside the other: no copy gets that one."""
     directory, name = os.path.split(stranger.path)
-    return name == fingerprint.core_name(name) and directory == os.path.dirname(stream.path)
+    return name == fingerprint.base_log_name(name) and directory == os.path.dirname(stream.path)
 
 
-def _is_archive_of(archive: Content, stream: Stream) -> bool:
+def _is_archive_of(archive: Content, stream: LogStream) -> bool:
     """Whether an archive holds all of a stream whose file is still there, and nothing else."""
     return stream.is_held_by(archive) and archive.measure() <= stream.size
 
@@ -241,7 +241,7 @@ def _is_archived_copy(archive: Content, original: Content) -> bool:
     """Whether an archive holds the beginning of a living log (`copy` with `compress`)."""
     if not archive.compressed or original.compressed:
         return False
-    head = archive.read(0, fingerprint.HEAD)
+    head = archive.read(0, fingerprint.HEAD_BYTES)
     if not head or original.read(0, len(head)) != head:
         return False
     return fingerprint.is_copy(archive, archive.measure(), original)

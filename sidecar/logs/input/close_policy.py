@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from sidecar.logs.input.discovery import Key
-from sidecar.logs.input.file_reader import Cursor, Stream
+from sidecar.logs.input.file_reader import LogStream, ReadPosition
 
 MOST_REMEMBERED = 1000
 """Contents without a file that are kept in mind, to recognise a copy that appears later …"""
@@ -18,7 +18,7 @@ REMEMBER = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class TailPolicy:
     """When files are given up, and where reading begins."""
 
     from_end: bool = False
@@ -31,14 +31,14 @@ class Habits:
     remove_after: float | None = None
 
 
-def waiting_for_nothing(stream: Stream, habits: Habits, now: float) -> list[Cursor]:
+def timed_out_partials(stream: LogStream, habits: TailPolicy, now: float) -> list[ReadPosition]:
     """Return the cursors whose last line (or group) has waited long enough for its end."""
     quiet = now - stream.grew_at
     past = stream.deleted or not stream.live
     of_line = habits.rotate_wait if past else habits.partial_timeout
     of_group = habits.group_timeout
 
-    def is_over(cursor: Cursor) -> bool:
+    def is_over(cursor: ReadPosition) -> bool:
         if of_line is not None and quiet >= of_line:
             return True
         # A group can be complete while its file is quiet; a line without its end is not.
@@ -47,21 +47,21 @@ def waiting_for_nothing(stream: Stream, habits: Habits, now: float) -> list[Curs
     return [c for c in stream.cursors.values() if c.held and not c.flush and is_over(c)]
 
 
-def is_done_with(stream: Stream, habits: Habits, now: float) -> bool:
+def is_finished(stream: LogStream, habits: TailPolicy, now: float) -> bool:
     """Whether a rotated or deleted file has been quiet for long, and all of it has been read and acknowledged."""
     if stream.live and not stream.deleted:
         return False
     return now - stream.grew_at >= habits.rotate_wait and _is_finished(stream)
 
 
-def _is_finished(stream: Stream) -> bool:
+def _is_finished(stream: LogStream) -> bool:
     cursors = stream.cursors.values()
     if not stream.settled or any(cursor.held for cursor in cursors):
         return False
     return _is_read(stream)
 
 
-def removable(streams: Iterable[Stream], wait: float, now: float) -> list[Stream]:
+def removable(streams: Iterable[LogStream], wait: float, now: float) -> list[LogStream]:
     """Return whose file may be deleted: all of it is delivered and saved, and it was quiet for so many seconds."""
     return [
         s
@@ -76,7 +76,7 @@ def removable(streams: Iterable[Stream], wait: float, now: float) -> list[Stream
     ]
 
 
-def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream, int]]:
+def over_held_limit(streams: Iterable[LogStream], limit: int) -> Iterator[tuple[LogStream, int]]:
     """Yield the deleted files, with their unread bytes, that keep more space in use than is permitted."""
     deleted = [s for s in streams if s.deleted and s.content is not None]
     held = [(s, unread) for s in deleted if (unread := s.written - s.read_by_all) > 0]
@@ -88,20 +88,20 @@ def beyond_limit(streams: Iterable[Stream], limit: int) -> Iterator[tuple[Stream
         yield stream, unread
 
 
-def long_gone(streams: Iterable[Stream], unix_time: float) -> list[Stream]:
+def expired(streams: Iterable[LogStream], unix_time: float) -> list[LogStream]:
     """Return the contents without a file of which nobody needs to know any more."""
     gone = [s for s in streams if s.gone is not None and s.settled]
     surplus, old = len(gone) - MOST_REMEMBERED, unix_time - REMEMBER
     return [s for index, s in enumerate(gone) if index < surplus or (s.gone or 0) < old]
 
 
-def vanished(streams: Iterable[Stream], there: Container[Key]) -> list[Stream]:
+def unlinked(streams: Iterable[LogStream], there: Container[Key]) -> list[LogStream]:
     """Return the closed files that have lost their last name."""
     closed = (s for s in streams if s.content is None and s.gone is None and s.restored is None)
     return [s for s in closed if s.key not in there]
 
 
-def closable(recent: Collection[Stream], there: Container[Key]) -> list[Stream]:
+def idle(recent: Collection[LogStream], there: Container[Key]) -> list[LogStream]:
     """Return a quarter of the open files, which may be closed: they are opened again when there is something to read.
 
     `recent` has the one that was not used for longest at its beginning. Those that were read go first:
@@ -114,7 +114,7 @@ def closable(recent: Collection[Stream], there: Container[Key]) -> list[Stream]:
     return (read + unread)[: max(len(recent) // 4, 1)]
 
 
-def _is_read(stream: Stream) -> bool:
+def _is_read(stream: LogStream) -> bool:
     if stream.content is not None and stream.content.compressed:
         return all(cursor.at_end for cursor in stream.cursors.values())
     return stream.read_by_all >= stream.written

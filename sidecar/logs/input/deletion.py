@@ -9,7 +9,7 @@ from sidecar.fs import atomic, layout
 from sidecar.logs.input.discovery import Key
 
 
-def remove(path: str, key: Key, changed: tuple[int, ...]) -> bool:
+def delete_delivered(path: str, key: Key, changed: tuple[int, ...]) -> bool:
     """Delete a file, if it is still the one of this device and inode, with this size and modification time.
 
     Between a look and unlink(2) rotation may give the name to another file. So the file gets a name that nobody

@@ -22,7 +22,7 @@ _GONE = Inotify.IGNORED | Inotify.DELETE_SELF | Inotify.MOVE_SELF
 
 
 @dataclass(slots=True)
-class Noticed:
+class DirEvents:
     """What has happened since the last time."""
 
     written: set[str] = field(default_factory=set)
@@ -32,7 +32,7 @@ class Noticed:
     overflow: bool = False
 
 
-class DirectoryHints:
+class DirectoryWatcher:
     """Watches directories. Every method is quick and none waits."""
 
     def __init__(self) -> None:
@@ -68,9 +68,9 @@ class DirectoryHints:
             if path not in self._watched:
                 self._add(self._inotify, path)
 
-    def drain(self) -> Noticed:
+    def drain(self) -> DirEvents:
         """Return what has been noticed since the last call."""
-        noticed = Noticed()
+        noticed = DirEvents()
         if self._inotify is None:
             return noticed
         for event in self._inotify.drain():

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.fs import openat
-from sidecar.logs.input.fingerprint import core_name
-from sidecar.logs.input.log_once import Refusals
+from sidecar.logs.input.fingerprint import base_log_name
+from sidecar.logs.input.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Listing:
 
 
 @dataclass(slots=True)
-class Found:
+class ScanIndex:
     """What one scan found."""
 
     files: dict[str, Key] = field(default_factory=dict)
@@ -96,24 +96,24 @@ class Discovery:
         self.beside = [os.path.abspath(path) for path in beside]
         """Directories that are listed, whatever the patterns say."""
         self._listings: dict[str, Listing] = {}
-        self._last: Found | None = None
-        self.refusals = Refusals(_log)
+        self._last: ScanIndex | None = None
+        self.refusals = LogOnce(_log)
         """The directories that could not be listed."""
 
     def leave_out(self, path: str) -> bool:
         """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
         directory, name = os.path.split(os.path.abspath(path))
-        self._own.add((os.path.realpath(directory), core_name(name)))
+        self._own.add((os.path.realpath(directory), base_log_name(name)))
         return os.path.abspath(path) in self.patterns
 
-    def scan(self, *, suspicious: Iterable[str] = ()) -> Found:
+    def scan(self, *, suspicious: Iterable[str] = ()) -> ScanIndex:
         """Look once. Directories in `suspicious` are listed again, whatever their times say."""
         for path in suspicious:
             if self._listings.pop(path, None) is not None:
                 self._last = None
         if self._last is not None and not self._last.targets and self._is_unchanged():
             return self._last
-        found = Found()
+        found = ScanIndex()
         seen: dict[str, Listing] = {}
         for pattern in self._compiled:
             for path, key in self._walk(pattern.base, pattern.parts, found, seen):
@@ -151,12 +151,12 @@ class Discovery:
         for place in dict.fromkeys([directory, *self.beside]):
             if self._listings.pop(place, None) is not None:
                 self._last = None
-            listing = self._list(place, Found(), scratch)
+            listing = self._list(place, ScanIndex(), scratch)
             if listing is None:
                 continue
             below = [os.path.join(place, name) for name in listing.directories[:100]]
             for each in [place, *below]:
-                inner = listing if each == place else self._list(each, Found(), scratch)
+                inner = listing if each == place else self._list(each, ScanIndex(), scratch)
                 for name in inner.keys if inner is not None else ():
                     yield os.path.join(each, name)
 
@@ -199,7 +199,7 @@ class Discovery:
 
     def _is_own(self, path: str) -> bool:
         directory, name = os.path.split(path)
-        core = core_name(name)
+        core = base_log_name(name)
         return any(core == own for _, own in self._own) and (
             (os.path.realpath(directory), core) in self._own
         )
@@ -208,7 +208,7 @@ class Discovery:
         self,
         directory: str,
         parts: Sequence[str | re.Pattern[str] | None],
-        found: Found,
+        found: ScanIndex,
         seen: dict[str, Listing],
     ) -> Iterator[tuple[str, Key]]:
         part, rest = parts[0], parts[1:]
@@ -228,7 +228,7 @@ class Discovery:
             return
         yield from self._matching(directory, listing, part, found)
 
-    def _tree(self, directory: str, found: Found, seen: dict[str, Listing]) -> Iterator[str]:
+    def _tree(self, directory: str, found: ScanIndex, seen: dict[str, Listing]) -> Iterator[str]:
         """Yield a directory and all below it. Without recursion: whoever writes there decides how deep it goes."""
         waiting = [directory]
         while waiting and len(seen) <= _MOST_DIRECTORIES:
@@ -241,7 +241,7 @@ class Discovery:
             waiting += [os.path.join(place, name) for name in reversed(below)]
 
     def _matching(
-        self, directory: str, listing: Listing, part: str | re.Pattern[str], found: Found
+        self, directory: str, listing: Listing, part: str | re.Pattern[str], found: ScanIndex
     ) -> Iterator[tuple[str, Key]]:
         for name in [part] if isinstance(part, str) else list(listing.keys):
             if name in listing.keys and _fits(part, name):
@@ -255,7 +255,7 @@ class Discovery:
                         found.targets.add(os.path.dirname(os.path.realpath(path)))
                         yield path, (status.st_dev, status.st_ino)
 
-    def _list(self, directory: str, found: Found, seen: dict[str, Listing]) -> Listing | None:
+    def _list(self, directory: str, found: ScanIndex, seen: dict[str, Listing]) -> Listing | None:
         if directory in seen:
             return seen[directory]
         try:

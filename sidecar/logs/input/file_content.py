@@ -16,7 +16,7 @@ from sidecar.logs.input.archives import LONGEST_MAGIC, Archive, open_archive
 _F_SETSIG = 10  # asm-generic/fcntl.h; Python has no name for it
 
 
-class Plain:
+class PlainFile:
     """A regular file as it lies there."""
 
     compressed = False
@@ -72,14 +72,14 @@ class Plain:
             self.fd = -1
 
 
-Content = Plain | Archive
+Content = PlainFile | Archive
 
 
-def recognise(fd: int) -> Content:
+def open_content(fd: int) -> Content:
     """Return the content of an open file. What begins as an archive does is one, whatever its name.
 
     Raises:
         Unreadable: it is compressed in a way that cannot be read.
         OSError: as pread(2).
     """
-    return open_archive(fd, os.pread(fd, LONGEST_MAGIC, 0)) or Plain(fd)
+    return open_archive(fd, os.pread(fd, LONGEST_MAGIC, 0)) or PlainFile(fd)

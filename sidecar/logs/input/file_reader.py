@@ -16,29 +16,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from sidecar.logs.input.ack_window import AckWindow
+from sidecar.logs.input.ack_window import OffsetWindow
 from sidecar.logs.input.archives import LONGEST_MAGIC, is_archive
 from sidecar.logs.input.discovery import Key
-from sidecar.logs.input.file_content import Content, recognise
+from sidecar.logs.input.file_content import Content, open_content
 from sidecar.logs.input.fingerprint import (
-    EVIDENCE,
-    HEAD,
-    MARK,
+    HEAD_BYTES,
+    MIN_EVIDENCE,
     NOTHING,
-    Landmarks,
-    Place,
-    Print,
+    TAIL_BYTES,
+    Fingerprint,
+    Position,
+    SampledHashes,
     is_continued_by,
 )
 from sidecar.logs.input.framing import (
-    Cut,
     Encoding,
-    Grouper,
+    Frame,
     Multiline,
-    at_most,
-    leading_hole,
-    sniff,
+    MultilineGrouper,
+    detect_encoding,
+    limit_records,
     split_lines,
+    zero_prefix,
 )
 from sidecar.logs.records import MOST_RECORDS, Block, newlines_in
 
@@ -50,7 +50,7 @@ class ContentReplaced(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class FramingConfig:
     """How bytes become blocks."""
 
     max_line: int = 1 << 20
@@ -60,7 +60,7 @@ class Rules:
 
 
 @dataclass(slots=True, eq=False)
-class Cursor:
+class ReadPosition:
     """How far a lane has read."""
 
     offset: int
@@ -76,12 +76,12 @@ class Cursor:
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
+class LogStream:
     """One content, its file for now, and its positions."""
 
     path: str
     key: Key | None
-    head: Print = NOTHING
+    head: Fingerprint = NOTHING
     content: Content | None = None
     size: int = 0
     """As last seen; of a compressed file: how far it was read."""
@@ -101,8 +101,8 @@ class Stream:
     """The same when the last look began that has met all files: older ones are known."""
     grew_at: float = 0.0
     """Monotonic time of the last sign of life."""
-    cursors: dict[str, Cursor] = field(default_factory=dict)
-    windows: dict[str, AckWindow] = field(default_factory=dict)
+    cursors: dict[str, ReadPosition] = field(default_factory=dict)
+    windows: dict[str, OffsetWindow] = field(default_factory=dict)
     goal: int = 0
     """How much of it a run that ends by itself delivers: what was there when it began."""
     saved: int = 0
@@ -112,7 +112,7 @@ class Stream:
     skipped: int = 0
     """Bytes of holes that were stepped over and not reported yet."""
     head_bytes: bytes = b""
-    restored: Place | None = None
+    restored: Position | None = None
     """Its file has not been found (again) yet: what is known of the furthest place."""
     sought: str = "vanished"
     """What will have happened to its unread bytes if it is never found."""
@@ -120,7 +120,7 @@ class Stream:
     """Monotonic time at which the search ends. Names move while a rotation is under way."""
     _encoding: Encoding | None = None
     _counted: int = 0
-    _landmarks: Landmarks = field(default_factory=Landmarks)
+    _landmarks: SampledHashes = field(default_factory=SampledHashes)
 
     @property
     def read_by_all(self) -> int:
@@ -152,10 +152,10 @@ class Stream:
         return self.restored is None and self.read_by_all >= min(self.goal, self.written)
 
     @property
-    def furthest(self) -> Place:
+    def furthest(self) -> Position:
         """The place of the lane that has read most: what a continuation is recognised by."""
         cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
-        return Place(0) if cursor is None else Place.of(cursor.offset, cursor.mark)
+        return Position(0) if cursor is None else Position.of(cursor.offset, cursor.mark)
 
     @property
     def settled(self) -> bool:
@@ -168,8 +168,8 @@ class Stream:
         self.detach()
         self.content, self.key, self.path = content, key, path
         self.deleted, self.gone, self.changed, self.reserved = False, None, (), None
-        self.head_bytes = self.head_now(HEAD)
-        self.head = Print.of(self.head_bytes)
+        self.head_bytes = self.head_now(HEAD_BYTES)
+        self.head = Fingerprint.of(self.head_bytes)
         if not content.compressed:
             self.size = content.measure()
         for cursor in self.cursors.values():
@@ -219,14 +219,14 @@ class Stream:
             Unreadable: it turns out to be compressed in a way that cannot be read.
         """
         known, content = self.head_bytes, self.content
-        if content is not None and len(known) < HEAD:
-            head = self.head_now(HEAD if content.compressed else min(HEAD, size))
+        if content is not None and len(known) < HEAD_BYTES:
+            head = self.head_now(HEAD_BYTES if content.compressed else min(HEAD_BYTES, size))
             if not head.startswith(known):
                 return False
             if head != known:
-                self.head_bytes, self.head = head, Print.of(head)
+                self.head_bytes, self.head = head, Fingerprint.of(head)
             if not content.compressed and len(known) < LONGEST_MAGIC and is_archive(head):
-                self.content = recognise(content.fd)  # it was empty when it was met
+                self.content = open_content(content.fd)  # it was empty when it was met
         return True
 
     def is_intact(self) -> bool:
@@ -253,7 +253,7 @@ class Stream:
     def ends_early_in(self, content: Content) -> bool:
         """Whether that file holds the beginning of this content, and not all that was seen of it."""
         size, seen = content.measure(), max(self.furthest.offset, len(self.head_bytes))
-        if not EVIDENCE <= size < seen or not self.head_bytes:
+        if not MIN_EVIDENCE <= size < seen or not self.head_bytes:
             return False
         head = content.read(0, len(self.head_bytes))
         if not self.head_bytes.startswith(head):
@@ -266,7 +266,7 @@ class Stream:
             return False
         if self.content is None:
             return True
-        start = max(self.size - MARK, 0)
+        start = max(self.size - TAIL_BYTES, 0)
         end = self.content.read(start, self.size - start)
         return content.read(start, len(end)) == end
 
@@ -279,7 +279,7 @@ class Stream:
         return self.has_writer() is False
 
     def next_block(
-        self, lane: str, rules: Rules, grouper: Grouper | None
+        self, lane: str, rules: FramingConfig, grouper: MultilineGrouper | None
     ) -> tuple[Block | None, bool]:
         """Read on for a lane. Return the next block, if there is one, and whether it is worth asking again at once.
 
@@ -313,7 +313,7 @@ class Stream:
         cursor.at_end = not more
         return self._block(cursor, raw, taken, cut), more
 
-    def _read(self, cursor: Cursor, size: int) -> bytes:
+    def _read(self, cursor: ReadPosition, size: int) -> bytes:
         content = self.content
         if content is None:
             return b""
@@ -329,19 +329,19 @@ class Stream:
         if before != cursor.mark or (cursor.offset == 0 and not raw.startswith(self.head_bytes)):
             raise ContentReplaced(self.path)
         known = len(self.head_bytes)
-        if known < HEAD and cursor.offset <= known < cursor.offset + len(raw):
-            head = self.head_bytes[: cursor.offset] + raw[: HEAD - cursor.offset]
+        if known < HEAD_BYTES and cursor.offset <= known < cursor.offset + len(raw):
+            head = self.head_bytes[: cursor.offset] + raw[: HEAD_BYTES - cursor.offset]
             self.head_bytes = head.rstrip(b"\0") or head
-            self.head = Print.of(self.head_bytes)
+            self.head = Fingerprint.of(self.head_bytes)
         return raw
 
-    def _skip(self, cursor: Cursor, raw: bytes, short: bool, declared: str) -> bool | None:
+    def _skip(self, cursor: ReadPosition, raw: bytes, short: bool, declared: str) -> bool | None:
         """Step over a byte order mark or a hole. True: read again; None: wait; False: nothing to skip."""
         if self._encoding is None:
             if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
                 cursor.held = bool(raw)
                 return None
-            self._encoding = sniff(self.head_bytes or raw, declared)
+            self._encoding = detect_encoding(self.head_bytes or raw, declared)
         if cursor.offset == 0 and self._encoding.skip:
             self._advance(cursor, raw, self._encoding.skip)
             return True
@@ -349,7 +349,7 @@ class Stream:
             if raw:
                 self.reserved = None
             return False
-        hole = leading_hole(raw)
+        hole = zero_prefix(raw)
         if hole == len(raw):
             following = self._behind_hole(cursor.offset + hole)
             if following is None:
@@ -362,7 +362,7 @@ class Stream:
         if cursor.offset + hole > self._counted:
             self.skipped += hole
             self._counted = cursor.offset + hole
-        cursor.mark = (cursor.mark + bytes(min(hole, MARK)))[-MARK:]
+        cursor.mark = (cursor.mark + bytes(min(hole, TAIL_BYTES)))[-TAIL_BYTES:]
         cursor.offset += hole
         self.size = max(self.size, cursor.offset)
         return True
@@ -376,14 +376,19 @@ class Stream:
             piece = content.read(data, step)
             if not piece:
                 return None
-            if (zeros := leading_hole(piece)) < len(piece):
+            if (zeros := zero_prefix(piece)) < len(piece):
                 return data + zeros
             offset = data + zeros  # written zeros: a file that was filled with them in advance
         return None
 
     def _cut(
-        self, cursor: Cursor, raw: bytes, rules: Rules, grouper: Grouper | None, short: bool
-    ) -> Cut | None:
+        self,
+        cursor: ReadPosition,
+        raw: bytes,
+        rules: FramingConfig,
+        grouper: MultilineGrouper | None,
+        short: bool,
+    ) -> Frame | None:
         if self._encoding is None:
             return None
         content = self.content
@@ -406,14 +411,14 @@ class Stream:
         newline = self._encoding.newline if self._encoding is not None else b"\n"
         return raw.endswith(newline) and len(raw) % len(newline) == 0
 
-    def _few(self, raw: bytes, cut: Cut) -> tuple[Cut, bytes]:
+    def _few(self, raw: bytes, cut: Frame) -> tuple[Frame, bytes]:
         """Return the cut, with no more records than may be made at once, and its bytes."""
         taken = raw[: cut.size] if cut.size < len(raw) else raw
         if self._encoding is not None and self._encoding.plain:
-            cut = at_most(cut, taken, MOST_RECORDS)
+            cut = limit_records(cut, taken, MOST_RECORDS)
         return cut, taken if cut.size == len(taken) else taken[: cut.size]
 
-    def _block(self, cursor: Cursor, raw: bytes, taken: bytes, cut: Cut) -> Block:
+    def _block(self, cursor: ReadPosition, raw: bytes, taken: bytes, cut: Frame) -> Block:
         start = cursor.offset
         self._advance(cursor, raw, cut.size)
         cursor.held, cursor.torn = cut.size < len(raw), not self._is_whole(raw)
@@ -441,10 +446,10 @@ class Stream:
             count=_count(data, cut),
         )
 
-    def _advance(self, cursor: Cursor, raw: bytes, size: int) -> None:
+    def _advance(self, cursor: ReadPosition, raw: bytes, size: int) -> None:
         self._landmarks.passed(cursor.offset, raw, size)
-        end = raw[max(size - MARK, 0) : size]
-        cursor.mark = end if len(end) == MARK else (cursor.mark + end)[-MARK:]
+        end = raw[max(size - TAIL_BYTES, 0) : size]
+        cursor.mark = end if len(end) == TAIL_BYTES else (cursor.mark + end)[-TAIL_BYTES:]
         cursor.offset += size
         self.size = max(self.size, cursor.offset)
 
@@ -468,7 +473,7 @@ class Stream:
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
 
 
-def _count(data: bytes, cut: Cut) -> int:
+def _count(data: bytes, cut: Frame) -> int:
     """Return how many records there are: now, while the bytes are in the processor's cache; later they are not."""
     if cut.starts is not None:
         return len(cut.starts)
@@ -496,5 +501,5 @@ def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> li
 
 
 def _mark_at(content: Content, offset: int) -> bytes:
-    start = max(offset - MARK, 0)
+    start = max(offset - TAIL_BYTES, 0)
     return content.read(start, offset - start)

@@ -17,11 +17,11 @@ from array import array
 from dataclasses import dataclass
 from typing import Protocol
 
-HEAD = 1024
+HEAD_BYTES = 1024
 """Bytes of the head that count. Less is used while the file is smaller."""
-MARK = 1024
+TAIL_BYTES = 1024
 """Bytes before the offset that count: as a rule more than a line, since many lines end alike."""
-EVIDENCE = 64
+MIN_EVIDENCE = 64
 """A content of fewer bytes may well begin again by chance: an application that writes `started`."""
 
 
@@ -33,37 +33,37 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Print:
+class Fingerprint:
     """Length and digest of some bytes: enough to recognise them, not to read them in a checkpoint."""
 
     length: int
     digest: str
 
     @classmethod
-    def of(cls, data: bytes) -> Print:
+    def of(cls, data: bytes) -> Fingerprint:
         return cls(len(data), hashlib.blake2b(data, digest_size=12).hexdigest())
 
     def matches(self, data: bytes) -> bool:
         """Whether `data` begins with the bytes this was made of."""
-        return len(data) >= self.length and Print.of(data[: self.length]) == self
+        return len(data) >= self.length and Fingerprint.of(data[: self.length]) == self
 
 
-NOTHING = Print.of(b"")
+NOTHING = Fingerprint.of(b"")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """How far a content was read: the offset, and what stands just before it."""
 
     offset: int
-    mark: Print = NOTHING
+    mark: Fingerprint = NOTHING
 
     @classmethod
-    def of(cls, offset: int, mark: bytes) -> Place:
-        return cls(offset, Print.of(mark[-MARK:]))
+    def of(cls, offset: int, mark: bytes) -> Position:
+        return cls(offset, Fingerprint.of(mark[-TAIL_BYTES:]))
 
 
-def is_continued_by(head: Print, place: Place, content: Readable) -> bool:
+def is_continued_by(head: Fingerprint, place: Position, content: Readable) -> bool:
     """Whether `content` is the one that had this head and was read up to this place.
 
     False for a content of which nothing is known: an empty head fits everything.
@@ -84,8 +84,8 @@ def is_copy(copy: Readable, copy_size: int, original: Readable) -> bool:
     """
     if copy_size == 0:
         return False
-    head = min(copy_size, 4 * HEAD)
-    tail = max(copy_size - 4 * HEAD, 0)
+    head = min(copy_size, 4 * HEAD_BYTES)
+    tail = max(copy_size - 4 * HEAD_BYTES, 0)
     return _same(copy, original, 0, head) and _same(copy, original, tail, copy_size - tail)
 
 
@@ -94,7 +94,7 @@ def _same(one: Readable, other: Readable, offset: int, size: int) -> bool:
     return len(expected) == size and other.read(offset, size) == expected
 
 
-class Landmarks:
+class SampledHashes:
     """What stands at some places of a content that was read, as hashes: to recognise its beginning where it ends early.
 
     `copytruncate` under a busy writer leaves a copy that is shorter than what a quick reader has read.
@@ -119,7 +119,7 @@ class Landmarks:
         """Remember places in the first `size` bytes of `data`, which stand at `start`."""
         last = self._offsets[-1] if self._offsets else 0
         while (
-            place := max(last + max(HEAD, last >> self._APART), start + self._BYTES)
+            place := max(last + max(HEAD_BYTES, last >> self._APART), start + self._BYTES)
         ) <= start + size:
             at = place - start
             self._offsets.append(place)
@@ -159,7 +159,7 @@ def plain_name(name: str) -> str:
     return _COMPRESSED.sub("", name) or name
 
 
-def core_name(name: str) -> str:
+def base_log_name(name: str) -> str:
     """Return what rotation leaves of a file name.
 
     >>> {core_name(n) for n in ("app.log", "app.log.1", "app.log.2.gz", "app-20260101.log", "app.log-20260101.gz")}
@@ -170,13 +170,13 @@ def core_name(name: str) -> str:
     return name
 
 
-def are_related(one: str, other: str) -> bool:
+def same_log_family(one: str, other: str) -> bool:
     """Whether the names may be of one log file and its rotated past. Some scripts put another extension in place.
 
     >>> [are_related("app.log", other) for other in ("app.log.1", "app.bak", "app.1", "app.err", "other.bak")]
     [True, True, True, False, False]
     """
-    first, second = core_name(one), core_name(other)
+    first, second = base_log_name(one), base_log_name(other)
     return first == second or _stem(first) == second or first == _stem(second)
 
 

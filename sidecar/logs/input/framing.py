@@ -59,14 +59,14 @@ class Multiline:
             raise ConfigError(
                 "a rule needs either start or end, and not both (continuation goes with start)"
             )
-        arguments.seconds("timeout", self.timeout)
-        arguments.integer("max_lines", self.max_lines, least=1)
+        arguments.check_seconds("timeout", self.timeout)
+        arguments.check_integer("max_lines", self.max_lines, least=1)
         for pattern in (self.start, self.end, self.apart, self.continuation):
-            regex.compiled(pattern or "")
+            regex.compile_pattern(pattern or "")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Frame:
     """How many of the bytes that were read make a block."""
 
     size: int
@@ -79,7 +79,7 @@ class Cut:
     """How many records it makes, where that is known already."""
 
 
-def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
+def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
     """Return the longest run of whole lines at the beginning of `raw`, None if it has to wait for more.
 
     A line of more than `max_line` bytes comes alone, in pieces of whole characters.
@@ -89,54 +89,54 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Cut | None:
     if size == 0:
         if len(raw) > max_line:
             return _piece(raw, max_line)
-        return Cut(len(raw), newline=True) if final and raw else None
+        return Frame(len(raw), newline=True) if final and raw else None
     # One byte is searched for many times faster than two, and hardly a log holds it.
     if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
         size = hole + 1
     if size <= max_line:
-        return Cut(size)
+        return Frame(size)
     start = 0
     while size - start > max_line + 1:
         end = raw.rfind(NEWLINE, start, min(start + max_line + 1, size))
         if end < 0:
-            return Cut(start) if start else _piece(raw, max_line)
+            return Frame(start) if start else _piece(raw, max_line)
         start = end + 1
-    return Cut(size)
+    return Frame(size)
 
 
-def at_most(cut: Cut, taken: bytes, most: int) -> Cut:
+def limit_records(cut: Frame, taken: bytes, most: int) -> Frame:
     """Return a cut of no more than so many records; `taken` are its bytes, whole lines of UTF-8."""
     if cut.newline or cut.order is not None:
         return cut
     if cut.starts is not None:
         if len(cut.starts) <= most:
             return cut
-        return Cut(cut.starts[most], starts=cut.starts[:most])
+        return Frame(cut.starts[most], starts=cut.starts[:most])
     count = newlines_in(taken)
     if count <= most:
-        return Cut(cut.size, count=count)
+        return Frame(cut.size, count=count)
     end = 0
     for _ in range(most):
         end = taken.index(NEWLINE, end) + 1
-    return Cut(end, count=most)
+    return Frame(end, count=most)
 
 
-def _piece(raw: bytes, most: int) -> Cut:
+def _piece(raw: bytes, most: int) -> Frame:
     """Return the beginning of an overlong line: up to a blank, if there is one near, else of whole characters.
 
     What is cut between two words can be found by who looks for one (`redact`).
     """
     near = min(_NEAR, most // 16)
     if (blank := raw.rfind(b" ", most - near, most)) > 0:
-        return Cut(blank, newline=True)
+        return Frame(blank, newline=True)
     size = most
     while most - size < _LONGEST_CHARACTER - 1 and size > 1 and raw[size] & 0xC0 == 0x80:
         size -= 1
     whole = raw[size] & 0xC0 != 0x80
-    return Cut(size if whole else most, newline=True)
+    return Frame(size if whole else most, newline=True)
 
 
-def leading_hole(raw: bytes) -> int:
+def zero_prefix(raw: bytes) -> int:
     """Return how many NUL bytes `raw` begins with."""
     # A file that was filled with zeros ahead is nothing else for megabytes: compared, they cost a fiftieth.
     if raw == _ZEROS[: len(raw)]:
@@ -144,17 +144,17 @@ def leading_hole(raw: bytes) -> int:
     return len(raw) - len(raw.lstrip(b"\0"))
 
 
-class Grouper:
+class MultilineGrouper:
     """Finds where groups of lines begin. Stateless between calls: what is not complete is read again."""
 
     def __init__(self, rule: Multiline) -> None:
         self.rule = rule
-        self._start = regex.compiled(rule.start) if rule.start is not None else None
-        self._end = regex.compiled(rule.end) if rule.end is not None else None
-        self._goes_on = regex.compiled(rule.continuation) if rule.continuation else None
-        self._apart = regex.compiled(rule.apart) if rule.apart is not None else None
+        self._start = regex.compile_pattern(rule.start) if rule.start is not None else None
+        self._end = regex.compile_pattern(rule.end) if rule.end is not None else None
+        self._goes_on = regex.compile_pattern(rule.continuation) if rule.continuation else None
+        self._apart = regex.compile_pattern(rule.apart) if rule.apart is not None else None
 
-    def cut(self, lines: bytes, *, final: bool) -> Cut | None:
+    def cut(self, lines: bytes, *, final: bool) -> Frame | None:
         """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
         if self._apart is not None:
             return self._cut_apart(split_lines(lines), final=final)
@@ -175,10 +175,10 @@ class Grouper:
             return None
         if open_group and not final and in_group < self.rule.max_lines:
             last = starts.pop()
-            return Cut(last, starts=starts) if starts else None
-        return Cut(len(lines), starts=starts)
+            return Frame(last, starts=starts) if starts else None
+        return Frame(len(lines), starts=starts)
 
-    def _cut_apart(self, lines: Sequence[bytes], *, final: bool) -> Cut | None:
+    def _cut_apart(self, lines: Sequence[bytes], *, final: bool) -> Frame | None:
         """As `cut`, for lines of several writers."""
         groups: list[list[int]] = []
         of_writer: dict[str | None, list[int]] = {}
@@ -209,7 +209,7 @@ class Grouper:
             place += sum(len(lines[number]) for number in group)
         if not starts:
             return None
-        return Cut(place, starts=starts, order=None if order == sorted(order) else order)
+        return Frame(place, starts=starts, order=None if order == sorted(order) else order)
 
     def _begins(self, line: bytes) -> bool:
         if self._start is None:
@@ -255,7 +255,7 @@ class Encoding:
     def newline(self) -> bytes:
         return NEWLINE.decode().encode(self.name)
 
-    def cut(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Cut | None:
+    def cut(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Frame | None:
         """As `cut_lines`, for this encoding; the size is in bytes of the file.
 
         `ended`: a last character of which there is only a part goes, too: there will never be more of it.
@@ -267,13 +267,13 @@ class Encoding:
         while end >= 0 and end % width:
             end = raw.rfind(self.newline, 0, end + width - 1)
         if end >= 0:
-            return Cut(end + width)
+            return Frame(end + width)
         if len(raw) > max_line:
-            return Cut(max_line - max_line % width, newline=True)
+            return Frame(max_line - max_line % width, newline=True)
         whole = len(raw) if ended else len(raw) - len(raw) % width
-        return Cut(whole, newline=True) if final and whole else None
+        return Frame(whole, newline=True) if final and whole else None
 
-    def grouped(self, lines: bytes, grouper: Grouper, *, final: bool) -> Cut | None:
+    def grouped(self, lines: bytes, grouper: MultilineGrouper, *, final: bool) -> Frame | None:
         """As `Grouper.cut`, for lines in this encoding: `starts` are places in the lines as UTF-8."""
         if self.plain:
             return grouper.cut(lines, final=final)
@@ -328,7 +328,7 @@ def check_encoding(name: str) -> None:
         )
 
 
-def sniff(head: bytes, declared: str) -> Encoding:
+def detect_encoding(head: bytes, declared: str) -> Encoding:
     """Return the encoding of a file that begins so: a byte order mark overrules what was declared.
 
     Raises:

@@ -13,7 +13,7 @@ _MOST = 1000
 """Paths, before it is looked which of them are gone: names with a time in them never end."""
 
 
-class Refusals:
+class LogOnce:
     """What could not be read when it was last tried, each with the reason."""
 
     def __init__(self, log: logging.Logger, attempt: str = "read") -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from sidecar import _errors
 from sidecar.logs.input.discovery import Discovery, Key
-from sidecar.logs.input.file_content import Content, recognise
-from sidecar.logs.input.log_once import Refusals
+from sidecar.logs.input.file_content import Content, open_content
+from sidecar.logs.input.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Opener:
     """Closes some files that were not needed for long; returns whether there were any."""
     most: int = 4096
     """The first descriptor that log files leave to others: to sinks, the checkpoint, probes."""
-    refusals: Refusals = field(default_factory=lambda: Refusals(_log))
+    refusals: LogOnce = field(default_factory=lambda: LogOnce(_log))
 
     def open(self, path: str) -> Opened | None:
         """Open a file, or say once why it cannot be."""
@@ -39,7 +39,7 @@ class Opener:
                 self.refusals.note(path, error)
             return None
         try:
-            opened = recognise(fd), os.fstat(fd)
+            opened = open_content(fd), os.fstat(fd)
         except (OSError, _errors.ReadError) as error:
             os.close(fd)
             self.refusals.note(path, error)
@@ -47,12 +47,12 @@ class Opener:
         self.refusals.forget(path)
         return opened
 
-    def first_that(
+    def find_first(
         self, fits: Callable[[Content], bool], paths: Iterable[str], taken: Container[Key]
     ) -> tuple[Content, Key, str] | None:
         """Open files one after the other until one fits. Those that are taken are not asked."""
         for path in paths:
-            key = key_of(path)
+            key = file_key(path)
             if key is None or key in taken or (opened := self.open(path)) is None:
                 continue
             content, status = opened
@@ -75,7 +75,7 @@ class Opener:
         return fd
 
 
-def key_of(path: str) -> Key | None:
+def file_key(path: str) -> Key | None:
     """Return device and inode of a regular file, None for anything else."""
     try:
         status = os.stat(path)

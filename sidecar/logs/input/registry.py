@@ -14,24 +14,24 @@ from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field, replace
 
 from sidecar.logs.input import checkpoint, fingerprint
-from sidecar.logs.input.ack_window import AckWindow
-from sidecar.logs.input.discovery import Found, Key
+from sidecar.logs.input.ack_window import OffsetWindow
+from sidecar.logs.input.discovery import Key, ScanIndex
 from sidecar.logs.input.file_content import Content
-from sidecar.logs.input.file_reader import Cursor, Stream
+from sidecar.logs.input.file_reader import LogStream, ReadPosition
 
 _log = logging.getLogger(__name__)
 
 
-_Family = dict[str, dict[Stream, None]]
+_Family = dict[str, dict[LogStream, None]]
 """Streams by their names as they were before compression."""
 
 
 @dataclass(slots=True)
-class Suspect:
+class CopyCandidate:
     """A file that has so far repeated the beginning of another: a copy, most probably."""
 
     path: str
-    of: Stream
+    of: LogStream
     seen: tuple[int, ...]
     since: float
     """Monotonic time at which it was met."""
@@ -42,23 +42,23 @@ class Suspect:
 
 
 @dataclass(slots=True)
-class Roster:
+class StreamRegistry:
     """The streams of one collection."""
 
     lanes: tuple[str, ...]
-    wake: Callable[[Stream], None]
+    wake: Callable[[LogStream], None]
     """Called for each stream that may have something to read."""
     lose: Callable[[str, int, str], None]
     """Called with reason, bytes and path for what can never be read."""
-    found: Found = field(default_factory=Found)
+    found: ScanIndex = field(default_factory=ScanIndex)
     """What the last scan of the directories has found."""
-    streams: list[Stream] = field(default_factory=list)
-    by_key: dict[Key, Stream] = field(default_factory=dict)
-    recent: dict[Stream, None] = field(default_factory=dict)
+    streams: list[LogStream] = field(default_factory=list)
+    by_key: dict[Key, LogStream] = field(default_factory=dict)
+    recent: dict[LogStream, None] = field(default_factory=dict)
     """Those whose file is open; the one that was not used for longest comes first."""
-    aliases: dict[Key, Stream] = field(default_factory=dict)
+    aliases: dict[Key, LogStream] = field(default_factory=dict)
     """Archives that hold nothing but what a stream reads from its own file."""
-    suspects: dict[Key, Suspect] = field(default_factory=dict)
+    suspects: dict[Key, CopyCandidate] = field(default_factory=dict)
     turns: int = 0
     """Grows whenever a stream begins, moves or ends."""
     archives: Collection[str] = ()
@@ -70,7 +70,7 @@ class Roster:
         """Whether somebody reads this file, or need not."""
         return key in self.by_key or key in self.aliases
 
-    def relatives(self, path: str) -> list[Stream]:
+    def relatives(self, path: str) -> list[LogStream]:
         """Return the streams of which this file may be the rotated past, or the next home.
 
         Beside it, or a directory above; anywhere, if it lies in one that rotation moves files to.
@@ -99,19 +99,19 @@ class Roster:
 
     # -- descriptors
 
-    def used(self, stream: Stream) -> None:
+    def used(self, stream: LogStream) -> None:
         """Its file is open, and needed just now."""
         self.recent.pop(stream, None)
         self.recent[stream] = None
 
-    def close_file(self, stream: Stream) -> None:
+    def close_file(self, stream: LogStream) -> None:
         """Close its file, if it is open. The stream goes on when it is opened again."""
         stream.detach()
         self.recent.pop(stream, None)
 
     # -- steps
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: LogStream) -> None:
         """Take in a stream, with or without a file."""
         self.streams.append(stream)
         self._join_family(stream)
@@ -119,30 +119,32 @@ class Roster:
             self.by_key[stream.key] = stream
             self.used(stream)
 
-    def remove(self, stream: Stream) -> None:
+    def remove(self, stream: LogStream) -> None:
         """Forget a stream altogether."""
         self.streams.remove(stream)
         self.recent.pop(stream, None)
         self._leave_family(stream)
         self.unlink(stream)
 
-    def rename(self, stream: Stream, path: str) -> None:
+    def rename(self, stream: LogStream, path: str) -> None:
         """Its file has another name now."""
         self._leave_family(stream)
         stream.path = path
         self._join_family(stream)
 
     def begin(
-        self, stream: Stream, *, at_end: bool = False, judged: int = fingerprint.HEAD
+        self, stream: LogStream, *, at_end: bool = False, judged: int = fingerprint.HEAD_BYTES
     ) -> None:
         """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
         content = stream.content
         if content is None:
             return
         # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
-        known = fingerprint.HEAD if content.compressed else min(judged, fingerprint.HEAD)
+        known = (
+            fingerprint.HEAD_BYTES if content.compressed else min(judged, fingerprint.HEAD_BYTES)
+        )
         stream.head_bytes = stream.head_now(known)
-        stream.head = fingerprint.Print.of(stream.head_bytes)
+        stream.head = fingerprint.Fingerprint.of(stream.head_bytes)
         offset, mark = 0, b""
         if at_end:
             offset = content.measure()
@@ -150,17 +152,17 @@ class Roster:
                 stream.size = offset
             else:  # from the beginning of the last line on, if it is not complete
                 offset = _after_last_newline(content, offset)
-            start = max(offset - fingerprint.MARK, 0)
+            start = max(offset - fingerprint.TAIL_BYTES, 0)
             mark = content.read(start, offset - start)
         for lane in self.lanes:
-            stream.cursors[lane] = Cursor(offset, mark)
-            stream.windows[lane] = AckWindow(fingerprint.Place.of(offset, mark))
+            stream.cursors[lane] = ReadPosition(offset, mark)
+            stream.windows[lane] = OffsetWindow(fingerprint.Position.of(offset, mark))
         self.add(stream)
         if stream.key is not None:
             self.clear_of_suspicion(stream.key)
         self.turns += 1
 
-    def settle(self, stream: Stream, content: Content, key: Key, path: str, now: float) -> None:
+    def settle(self, stream: LogStream, content: Content, key: Key, path: str, now: float) -> None:
         """Let a stream go on in this file."""
         level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
         self.unlink(stream)
@@ -177,7 +179,7 @@ class Roster:
         _log.log(level, "the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
         self.wake(stream)
 
-    def suspect(self, key: Key, suspect: Suspect) -> None:
+    def suspect(self, key: Key, suspect: CopyCandidate) -> None:
         """Leave a file alone while it only repeats another."""
         self.clear_of_suspicion(key)
         self.suspects[key] = suspect
@@ -188,7 +190,7 @@ class Roster:
         if suspect is not None and suspect.content is not None:
             suspect.content.close()
 
-    def bury(self, stream: Stream) -> None:
+    def bury(self, stream: LogStream) -> None:
         """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
         self.close_file(stream)
         self.unlink(stream)
@@ -211,12 +213,12 @@ class Roster:
         for key in list(self.suspects):
             self.clear_of_suspicion(key)
 
-    def _join_family(self, stream: Stream) -> None:
+    def _join_family(self, stream: LogStream) -> None:
         directory, name = os.path.split(stream.path)
         family = self.families.setdefault(_core(stream.path), {}).setdefault(directory, {})
         family.setdefault(fingerprint.plain_name(name), {})[stream] = None
 
-    def _leave_family(self, stream: Stream) -> None:
+    def _leave_family(self, stream: LogStream) -> None:
         directory, name = os.path.split(stream.path)
         families = self.families[_core(stream.path)]
         del families[directory][fingerprint.plain_name(name)][stream]
@@ -226,7 +228,7 @@ class Roster:
         if not families:
             del self.families[_core(stream.path)]
 
-    def unlink(self, stream: Stream) -> None:
+    def unlink(self, stream: LogStream) -> None:
         """It has no file now."""
         if stream.key is not None and self.by_key.get(stream.key) is stream:
             del self.by_key[stream.key]
@@ -236,7 +238,7 @@ class Roster:
     def restore(self, state: checkpoint.State) -> None:
         """Take over the streams of a checkpoint. Their files have to be looked for."""
         for entry in state.entries:
-            stream = Stream(
+            stream = LogStream(
                 entry.path,
                 (entry.device, entry.inode),
                 head=entry.head,
@@ -247,21 +249,21 @@ class Roster:
             stream.modified_ns = stream.met_ns = entry.modified_ns
             for lane in self.lanes:
                 place = entry.places.get(lane) or min(
-                    entry.places.values(), key=lambda p: p.offset, default=fingerprint.Place(0)
+                    entry.places.values(), key=lambda p: p.offset, default=fingerprint.Position(0)
                 )
-                stream.cursors[lane] = Cursor(place.offset)
-                stream.windows[lane] = AckWindow(place)
+                stream.cursors[lane] = ReadPosition(place.offset)
+                stream.windows[lane] = OffsetWindow(place)
             # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
             stream.restored = entry.furthest
             self.add(stream)
 
-    def entries(self) -> Iterator[checkpoint.Entry]:
+    def entries(self) -> Iterator[checkpoint.FileState]:
         """Yield what a checkpoint should keep."""
         return map(_entry, self.streams)
 
     # -- over a new configuration
 
-    def unnamed(self) -> Iterator[Stream]:
+    def unnamed(self) -> Iterator[LogStream]:
         """Yield the streams whose open file nobody finds any more: deleted, or moved out of sight."""
         for stream in self.streams:
             content = stream.content
@@ -271,7 +273,7 @@ class Roster:
             if deleted or stream.key not in self.found.places:
                 yield stream
 
-    def surrender(self, stream: Stream) -> tuple[checkpoint.Entry, Content]:
+    def surrender(self, stream: LogStream) -> tuple[checkpoint.FileState, Content]:
         """Let another roster have a stream's open file. The stream has none any more."""
         content, stream.content = stream.content, None
         if content is None:
@@ -279,7 +281,7 @@ class Roster:
         self.recent.pop(stream, None)
         return _entry(stream), content
 
-    def adopt(self, entry: checkpoint.Entry, content: Content, now: float) -> None:
+    def adopt(self, entry: checkpoint.FileState, content: Content, now: float) -> None:
         """Go on with a file that another roster has surrendered, at the position that was restored.
 
         A content that the checkpoint does not know is new to its sinks, and read from its beginning.
@@ -293,9 +295,9 @@ class Roster:
         self.settle(stream, content, key, entry.path, now)
 
 
-def _entry(stream: Stream) -> checkpoint.Entry:
+def _entry(stream: LogStream) -> checkpoint.FileState:
     key = stream.key or (0, 0)
-    return checkpoint.Entry(
+    return checkpoint.FileState(
         file_id=stream.file_id,
         path=stream.path,
         device=key[0],
@@ -310,7 +312,7 @@ def _entry(stream: Stream) -> checkpoint.Entry:
 
 @functools.lru_cache(maxsize=10_000)
 def _core(path: str) -> str:
-    return fingerprint.core_name(os.path.basename(path))
+    return fingerprint.base_log_name(os.path.basename(path))
 
 
 def _directories(directory: str) -> tuple[str, str]:

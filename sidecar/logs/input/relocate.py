@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 
 from sidecar.logs.input import fingerprint
-from sidecar.logs.input.file_content import recognise
-from sidecar.logs.input.file_reader import Stream
+from sidecar.logs.input.file_content import open_content
+from sidecar.logs.input.file_reader import LogStream
 from sidecar.logs.input.opener import Opener
-from sidecar.logs.input.registry import Roster
+from sidecar.logs.input.registry import StreamRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -19,13 +19,13 @@ _PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class Relocator:
     """Finds streams another file."""
 
-    roster: Roster
+    roster: StreamRegistry
     opener: Opener
 
-    def reopen(self, stream: Stream) -> bool:
+    def reopen(self, stream: LogStream) -> bool:
         """Open the file of a stream, if it was closed. False if it cannot be, or lies under another name by now."""
         if stream.content is not None:
             self.roster.used(stream)
@@ -42,17 +42,17 @@ class Search:
         stream.changed = ()  # the next look tries again
         return False
 
-    def replaced(self, stream: Stream, now: float) -> None:
+    def replaced(self, stream: LogStream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
         content, key, path = stream.content, stream.key, stream.path
         if content is None or key is None:
             return
         stream.content = None
         self.roster.recent.pop(stream, None)
-        fresh = Stream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
+        fresh = LogStream(path, key, live=stream.live, deleted=stream.deleted, grew_at=now)
         fresh.parent_id = stream.file_id or stream.parent_id
         try:
-            fresh.content = recognise(content.fd)
+            fresh.content = open_content(content.fd)
         except OSError as error:
             content.close()
             self.opener.refusals.note(path, error)
@@ -82,10 +82,10 @@ class Search:
             self.go_on_elsewhere(stream, now)
         return True
 
-    def go_on_elsewhere(self, stream: Stream, now: float) -> None:
+    def go_on_elsewhere(self, stream: LogStream, now: float) -> None:
         """Search for the file in which the content of `stream` lives on, and go on there."""
         # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
-        unknown = stream.read_by_none and stream.head.length < fingerprint.EVIDENCE
+        unknown = stream.read_by_none and stream.head.length < fingerprint.MIN_EVIDENCE
         if not unknown and self._settle_in_a_relative(stream, now):
             return
         if stream.sought_until is None:
@@ -97,11 +97,11 @@ class Search:
             self.roster.lose(stream.sought, missing, stream.path)
         self.roster.bury(stream)
 
-    def _settle_in_a_relative(self, stream: Stream, now: float) -> bool:
+    def _settle_in_a_relative(self, stream: LogStream, now: float) -> bool:
         paths, taken = self._relatives(stream.path), self.roster.by_key
-        home = self.opener.first_that(stream.is_continued_by, paths, taken)
+        home = self.opener.find_first(stream.is_continued_by, paths, taken)
         if home is None:
-            home = self.opener.first_that(stream.ends_early_in, paths, taken)
+            home = self.opener.find_first(stream.ends_early_in, paths, taken)
             if home is None:
                 return False
             stream.shorten(home[0])
@@ -115,7 +115,7 @@ class Search:
         names = [p for p in siblings if _may_continue(name, os.path.basename(p), bare)]
         return sorted(names, key=lambda p: (p != path, _modified_ns(p)), reverse=True)
 
-    def _find_by_key(self, stream: Stream, now: float) -> bool:
+    def _find_by_key(self, stream: LogStream, now: float) -> bool:
         """Look under the device and inode it had. True also if that has to be done once more."""
         key, places = stream.key, self.roster.found.places
         if key is None or key in self.roster.by_key or key not in places:
@@ -141,7 +141,7 @@ class Search:
 def _may_continue(name: str, other: str, bare: bool) -> bool:
     """Whether rotation may have moved a content from one name to the other. `bare`: there is a log of the bare name."""
     if bare:
-        return fingerprint.are_related(name, other)
+        return fingerprint.same_log_family(name, other)
     return fingerprint.plain_name(name) == fingerprint.plain_name(other)
 
 

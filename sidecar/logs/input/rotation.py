@@ -27,14 +27,14 @@ from collections.abc import Callable, Iterable
 from sidecar.logs.input import close_policy, deletion
 from sidecar.logs.input.archives import Unreadable
 from sidecar.logs.input.checkpoint import State
-from sidecar.logs.input.classify import Stranger, Strangers
-from sidecar.logs.input.close_policy import Habits
-from sidecar.logs.input.discovery import Discovery, Found, Key
-from sidecar.logs.input.file_reader import Stream
-from sidecar.logs.input.log_once import Refusals
+from sidecar.logs.input.classify import FileClassifier, NewFile
+from sidecar.logs.input.close_policy import TailPolicy
+from sidecar.logs.input.discovery import Discovery, Key, ScanIndex
+from sidecar.logs.input.file_reader import LogStream
+from sidecar.logs.input.log_once import LogOnce
 from sidecar.logs.input.opener import Opener
-from sidecar.logs.input.registry import Roster
-from sidecar.logs.input.relocate import Search
+from sidecar.logs.input.registry import StreamRegistry
+from sidecar.logs.input.relocate import Relocator
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _MOST_AT_ONCE = 256
 """Files that one look opens for the first time: some hundredths of a second."""
 
 
-class Tracker:
+class RotationTracker:
     """Keeps the streams of one collection to the files that hold them.
 
     `wake` is called for each stream that may have something to read, `lose` with reason, bytes and path
@@ -53,17 +53,17 @@ class Tracker:
         self,
         discovery: Discovery,
         lanes: tuple[str, ...],
-        habits: Habits,
+        habits: TailPolicy,
         *,
-        wake: Callable[[Stream], None],
+        wake: Callable[[LogStream], None],
         lose: Callable[[str, int, str], None],
     ) -> None:
-        self.roster = Roster(lanes, wake, lose, archives=discovery.beside)
+        self.roster = StreamRegistry(lanes, wake, lose, archives=discovery.beside)
         self._discovery, self._habits = discovery, habits
         self._opener = Opener(discovery, self._make_room, habits.max_open)
-        self._search = Search(self.roster, self._opener)
-        self._strangers = Strangers(self.roster, self._opener, self._search)
-        self._removals = Refusals(_log, "delete")
+        self._search = Relocator(self.roster, self._opener)
+        self._strangers = FileClassifier(self.roster, self._opener, self._search)
+        self._removals = LogOnce(_log, "delete")
         self._unmet: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
         self._without_log: set[Key] = set()
@@ -78,7 +78,7 @@ class Tracker:
         """What the present look has still to open, the next one at the end."""
 
     @property
-    def refusals(self) -> Refusals:
+    def refusals(self) -> LogOnce:
         """The files that could not be opened."""
         return self._opener.refusals
 
@@ -129,7 +129,7 @@ class Tracker:
         self._let_go(now)
         self._first, self._there_at_first = False, set()
 
-    def check(self, stream: Stream, now: float) -> None:
+    def check(self, stream: LogStream, now: float) -> None:
         """Look at one stream alone, after a hint that its file was written."""
         content = stream.content
         if content is None:
@@ -165,15 +165,15 @@ class Tracker:
             return
         self.roster.wake(stream)
 
-    def reopen(self, stream: Stream) -> bool:
+    def reopen(self, stream: LogStream) -> bool:
         """Open the file of a stream, if it was closed. False if there is nothing to read from just now."""
         return self._search.reopen(stream)
 
-    def replaced(self, stream: Stream, now: float) -> None:
+    def replaced(self, stream: LogStream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
         self._search.replaced(stream, now)
 
-    def tell_if_cut_off(self, stream: Stream) -> None:
+    def tell_if_cut_off(self, stream: LogStream) -> None:
         """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
         content = stream.content
         if content is not None and not content.reported and content.cut_off:
@@ -202,7 +202,7 @@ class Tracker:
             if stream.has_writer():
                 continue
             try:
-                if deletion.remove(path, key, stream.changed):
+                if deletion.delete_delivered(path, key, stream.changed):
                     stream.deleted = True
                     _log.info("deleted %s: all of it is delivered", path)
             except OSError as error:
@@ -210,7 +210,7 @@ class Tracker:
 
     # -- files that are known
 
-    def _refresh(self, stream: Stream, now: float) -> None:
+    def _refresh(self, stream: LogStream, now: float) -> None:
         """Learn the present names of a file, and look at it."""
         found = self.roster.found
         names = found.places.get(stream.key, []) if stream.key is not None else []
@@ -224,21 +224,21 @@ class Tracker:
         else:
             self.check(stream, now)
 
-    def _turns_out_a_copy(self, stream: Stream, status: os.stat_result, now: float) -> bool:
+    def _turns_out_a_copy(self, stream: LogStream, status: os.stat_result, now: float) -> bool:
         """Empty when it was met, and now it begins to repeat another file: give it up again, unread."""
         content, key = stream.content, stream.key
         if content is None or key is None or not stream.read_by_none:
             return False
         self.roster.remove(stream)
         self.roster.turns += 1
-        if self._strangers.is_past(Stranger(stream.path, key, content, status), now):
+        if self._strangers.is_past(NewFile(stream.path, key, content, status), now):
             # It is another's now, or closed: who was woken already must find nothing here.
             stream.content = None
             return True
         self.roster.add(stream)
         return False
 
-    def _reopen_if_grown(self, stream: Stream, now: float) -> None:
+    def _reopen_if_grown(self, stream: LogStream, now: float) -> None:
         """A file that was closed for want of descriptors, or because it was quiet, has it grown?"""
         try:
             status = os.stat(stream.path)
@@ -285,7 +285,7 @@ class Tracker:
             elif suspect.content is not None:
                 # It has lost its name before it was clear what it is.
                 content, suspect.content = suspect.content, None
-                self._judge(Stranger(suspect.path, key, content, os.fstat(content.fd)), now)
+                self._judge(NewFile(suspect.path, key, content, os.fstat(content.fd)), now)
 
     def _meet(self, path: str, key: Key, now: float) -> None:
         """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
@@ -302,12 +302,12 @@ class Tracker:
             self._unmet.add(key)
             content.close()
             return
-        self._judge(Stranger(path, key, content, status), now)
+        self._judge(NewFile(path, key, content, status), now)
 
-    def _judge(self, stranger: Stranger, now: float) -> None:
+    def _judge(self, stranger: NewFile, now: float) -> None:
         if self._strangers.is_past(stranger, now):
             return
-        stream = Stream(stranger.path, stranger.key, content=stranger.content, grew_at=now)
+        stream = LogStream(stranger.path, stranger.key, content=stranger.content, grew_at=now)
         at_end = stranger.key in self._there_at_first and self._is_skipped(stranger.status)
         self.roster.begin(stream, at_end=at_end, judged=stranger.status.st_size)
         _log.info("reading %s", stranger.path)
@@ -319,7 +319,7 @@ class Tracker:
         too_old = oldest is not None and time.time() - status.st_mtime > oldest
         return self._habits.from_end or too_old
 
-    def _catch_up(self, before: Found, now: float) -> None:
+    def _catch_up(self, before: ScanIndex, now: float) -> None:
         """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.
 
         Such a file appeared since the last look, or, at the first one, is not older than what the checkpoint knows,
@@ -336,7 +336,7 @@ class Tracker:
             elif key not in roster.by_key:
                 self._meet(path, key, now)
 
-    def _appeared(self, before: Found, unmet: set[Key]) -> list[tuple[str, Key]]:
+    def _appeared(self, before: ScanIndex, unmet: set[Key]) -> list[tuple[str, Key]]:
         """The files that nobody reads, and that rotation may have made since the last look, the oldest first."""
         roster = self.roster
         appeared = []
@@ -370,21 +370,21 @@ class Tracker:
         """Flush what waits for no one, close what is finished, forget what is long gone."""
         roster, habits = self.roster, self._habits
         for stream in [s for s in roster.streams if s.content is not None]:
-            for cursor in close_policy.waiting_for_nothing(stream, habits, now):
+            for cursor in close_policy.timed_out_partials(stream, habits, now):
                 cursor.flush = True
                 roster.wake(stream)
             if now - stream.grew_at >= habits.rotate_wait:
                 self.tell_if_cut_off(stream)
-            if close_policy.is_done_with(stream, habits, now):
+            if close_policy.is_finished(stream, habits, now):
                 if stream.deleted or stream.key not in roster.found.places:
                     roster.bury(stream)
                 else:
                     roster.close_file(stream)  # looked at by its path from now on
         self._limit_held()
-        for stream in close_policy.long_gone(roster.streams, time.time()):
+        for stream in close_policy.expired(roster.streams, time.time()):
             roster.remove(stream)
         roster.tidy(roster.found.places)
-        for stream in close_policy.vanished(roster.streams, roster.found.places):
+        for stream in close_policy.unlinked(roster.streams, roster.found.places):
             if (unread := stream.written - stream.read_by_all) > 0:
                 roster.lose("deleted", unread, stream.path)
             roster.bury(stream)
@@ -392,7 +392,7 @@ class Tracker:
     def _limit_held(self) -> None:
         """Deleted files whose space only we keep in use must not fill the volume."""
         limit = self._habits.held_limit
-        for stream, unread in close_policy.beyond_limit(self.roster.streams, limit):
+        for stream, unread in close_policy.over_held_limit(self.roster.streams, limit):
             _log.error(
                 "giving up %d unread bytes of the deleted file %s: more than %d bytes of deleted files"
                 " would be kept in use (raise held_limit, or mend the sink)",
@@ -405,7 +405,7 @@ class Tracker:
 
     def _make_room(self) -> bool:
         """Close files that were not needed for long; they are opened again when there is something to read."""
-        closed = close_policy.closable(self.roster.recent, self.roster.found.places)
+        closed = close_policy.idle(self.roster.recent, self.roster.found.places)
         for stream in closed:
             self.roster.close_file(stream)
         return bool(closed)

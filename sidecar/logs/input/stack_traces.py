@@ -58,7 +58,7 @@ def takes_any_line(start: str) -> bool:
     >>> takes_any_line(r"^\S"), takes_any_line(r"^\d{4}-")
     (True, False)
     """
-    pattern = regex.compiled(start)
+    pattern = regex.compile_pattern(start)
     return all(pattern.found(one) for one in ("a", "Z", "0", "[", "{", "<")) and not pattern.found(
         " a"
     )

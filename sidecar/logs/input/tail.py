@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
 from sidecar.logs.input import framing
-from sidecar.logs.input.checkpoint import Checkpoint, Entry, State
-from sidecar.logs.input.close_policy import Habits
+from sidecar.logs.input.checkpoint import Checkpoint, FileState, State
+from sidecar.logs.input.close_policy import TailPolicy
 from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.input.file_content import Content
-from sidecar.logs.input.file_reader import ContentReplaced, Rules, Stream
-from sidecar.logs.input.rotation import Tracker
+from sidecar.logs.input.file_reader import ContentReplaced, FramingConfig, LogStream
+from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import Block
 from sidecar.process import arguments
 
@@ -32,7 +32,7 @@ _MOST_OPEN = 1 << 15
 """Files; each costs the kernel a kilobyte."""
 
 
-class Figures(NamedTuple):
+class TailStats(NamedTuple):
     """How far a tail is behind its files."""
 
     lag_bytes: int
@@ -58,8 +58,8 @@ class Tail:
         checkpoint: str | None,
         *,
         discovery: Discovery,
-        rules: Rules,
-        habits: Habits,
+        rules: FramingConfig,
+        habits: TailPolicy,
         recheck: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,20 +73,20 @@ class Tail:
         """Bytes that could never be read, by reason."""
         self._damaged: dict[str, str] = {}
         self._discovery, self._rules, self._habits = discovery, rules, habits
-        self._grouper = framing.Grouper(rules.multiline) if rules.multiline else None
+        self._grouper = framing.MultilineGrouper(rules.multiline) if rules.multiline else None
         self._checkpoint = Checkpoint(checkpoint)
-        self._tracker: Tracker | None = None
+        self._tracker: RotationTracker | None = None
         self._taken = False
         self._pid = os.getpid()
         """The process that opens, or has opened, the files."""
         self._inherited: State | None = None
-        self._ready: dict[str, dict[Stream, None]] = {}
-        self._streams_of: dict[tuple[str, int], Stream] = {}
-        self._in_state: list[tuple[Stream, int]] = []
+        self._ready: dict[str, dict[LogStream, None]] = {}
+        self._streams_of: dict[tuple[str, int], LogStream] = {}
+        self._in_state: list[tuple[LogStream, int]] = []
         """How far the streams were acknowledged at the last `state`."""
-        self._present: dict[Stream, None] = {}
+        self._present: dict[LogStream, None] = {}
         """What was there when a run that ends by itself began, and has not been read yet."""
-        self._adopted: list[tuple[Entry, Content]] = []
+        self._adopted: list[tuple[FileState, Content]] = []
         """Files without a name that another tail has handed over."""
         # Acknowledgements come from the event loop's thread, everything else from workers'.
         self._lock_of_windows = threading.Lock()
@@ -103,7 +103,7 @@ class Tail:
         """Load the checkpoint and look for the first time. Each lane gets its own progress."""
         self._check_process()
         self._ready = {lane: {} for lane in lanes}
-        self._tracker = Tracker(
+        self._tracker = RotationTracker(
             self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
         )
         state = self._checkpoint.load() if self._inherited is None else self._inherited
@@ -141,7 +141,7 @@ class Tail:
                 self._lose("deleted", size, entry.path)
             content.close()
 
-    def adopt(self, files: Iterable[tuple[Entry, Content]]) -> None:
+    def adopt(self, files: Iterable[tuple[FileState, Content]]) -> None:
         """Go on with these open files once it is opened itself. See `hand_over`."""
         self._adopted += files
 
@@ -157,7 +157,7 @@ class Tail:
             tracker.end_patience(self._clock())
             self._limit(s for s in tracker.roster.streams if s not in known)
 
-    def _limit(self, streams: Iterable[Stream]) -> None:
+    def _limit(self, streams: Iterable[LogStream]) -> None:
         for stream in streams:
             stream.goal = stream.written
             self._present[stream] = None
@@ -369,7 +369,7 @@ class Tail:
             if stream.holds_back and self._clock() - stream.grew_at >= quiet:
                 self._flush(stream)
 
-    def _flush(self, stream: Stream) -> None:
+    def _flush(self, stream: LogStream) -> None:
         for cursor in stream.cursors.values():
             cursor.flush = cursor.flush or cursor.held
         self._wake(stream)
@@ -384,7 +384,7 @@ class Tail:
 
     # -- figures
 
-    def figures(self) -> Figures:
+    def figures(self) -> TailStats:
         """Return how far behind this tail is, in one pass."""
         now_ns, now = time.time_ns(), self._clock()
         behind = unacknowledged = 0
@@ -400,7 +400,7 @@ class Tail:
             waiting = now - stream.grew_at if read is None else (now_ns - read) / 1e9
             oldest = max(oldest, waiting)
         copies = len(self._tracker.roster.suspects) if self._tracker is not None else 0
-        return Figures(behind, unacknowledged, oldest, copies)
+        return TailStats(behind, unacknowledged, oldest, copies)
 
     def positions(self) -> Mapping[str, tuple[int, int]]:
         """Return offset and size of each file that is there, by path."""
@@ -408,7 +408,7 @@ class Tail:
 
     # -- inside
 
-    def _streams(self) -> list[Stream]:
+    def _streams(self) -> list[LogStream]:
         if self._tracker is None:
             return []
         return [s for s in list(self._tracker.roster.streams) if s.gone is None]
@@ -424,12 +424,12 @@ class Tail:
         self._check_process()
         return self._lock_of_windows
 
-    def _require(self) -> Tracker:
+    def _require(self) -> RotationTracker:
         if self._tracker is None:
             raise RuntimeError("this tail is not open")
         return self._tracker
 
-    def _read_one(self, stream: Stream, lane: str) -> Block | None:
+    def _read_one(self, stream: LogStream, lane: str) -> Block | None:
         tracker = self._require()
         if not tracker.reopen(stream):
             return None
@@ -459,7 +459,7 @@ class Tail:
             self._ready[lane][stream] = None
         return block
 
-    def _report_damage(self, stream: Stream) -> None:
+    def _report_damage(self, stream: LogStream) -> None:
         content = stream.content
         if content is not None and content.damaged and not content.reported:
             content.reported = True
@@ -469,7 +469,7 @@ class Tail:
             )
             self._lose("damaged", os.fstat(content.fd).st_size, stream.path)
 
-    def _wake(self, stream: Stream) -> None:
+    def _wake(self, stream: LogStream) -> None:
         for ready in self._ready.values():
             ready[stream] = None
 
@@ -528,33 +528,35 @@ def tail(
     >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
     <Tail /var/log/app/*.log files=0>
     """
-    arguments.instance("encoding", encoding, str, "the name of an encoding")
+    arguments.check_instance("encoding", encoding, str, "the name of an encoding")
     try:
         framing.check_encoding(encoding)
     except ValueError as error:
         raise _errors.ConfigError(str(error)) from error
-    arguments.choice("start", start, ("beginning", "end"))
-    arguments.seconds("recheck", recheck, zero=False)
-    arguments.seconds("rotate_wait", rotate_wait)
+    arguments.check_choice("start", start, ("beginning", "end"))
+    arguments.check_seconds("recheck", recheck, zero=False)
+    arguments.check_seconds("rotate_wait", rotate_wait)
     waits = {"ignore_older": ignore_older, "partial_timeout": partial_timeout}
     for name, value in {**waits, "remove_after": remove_after}.items():
         if value is not None:
-            arguments.seconds(name, value)
+            arguments.check_seconds(name, value)
     for name, several in {"exclude": exclude, "archives": archives}.items():
         arguments.words(name, several)
     if root is not None:
-        arguments.path("root", root)
+        arguments.check_path("root", root)
     if multiline is not None:
-        arguments.instance("multiline", multiline, framing.Multiline, "a logs.Multiline, or None")
-    line_limit = arguments.size("max_line", max_line, least=1)
-    unread_limit = arguments.size("held_limit", held_limit, least=1)
-    names = [arguments.path("pattern", pattern) for pattern in patterns]
+        arguments.check_instance(
+            "multiline", multiline, framing.Multiline, "a logs.Multiline, or None"
+        )
+    line_limit = arguments.check_size("max_line", max_line, least=1)
+    unread_limit = arguments.check_size("held_limit", held_limit, least=1)
+    names = [arguments.check_path("pattern", pattern) for pattern in patterns]
     return Tail(
         names,
-        None if checkpoint is None else arguments.path("checkpoint", checkpoint),
+        None if checkpoint is None else arguments.check_path("checkpoint", checkpoint),
         discovery=Discovery(names, exclude, root=root, beside=archives),
-        rules=Rules(max_line=line_limit, encoding=encoding, multiline=multiline),
-        habits=Habits(
+        rules=FramingConfig(max_line=line_limit, encoding=encoding, multiline=multiline),
+        habits=TailPolicy(
             from_end=start == "end",
             ignore_older=ignore_older,
             rotate_wait=rotate_wait,

@@ -42,7 +42,7 @@ class SinkUnavailable(SidecarError, OSError):
 _VALUE = re.compile(r"=[^&;]*")
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a URL as people may see it: without credentials, and without the values of its query.
 
     A key for the receiver stands there often enough. It is no part of a sink's name in the checkpoint either:
@@ -112,8 +112,8 @@ class Batching:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_lines", "max_records", "concurrency"):
             if (value := getattr(self, name)) is not None:
-                arguments.integer(f"{name} of a batching", value, least=1)
-        arguments.seconds("linger of a batching", self.linger)
+                arguments.check_integer(f"{name} of a batching", value, least=1)
+        arguments.check_seconds("linger of a batching", self.linger)
 
 
 @runtime_checkable

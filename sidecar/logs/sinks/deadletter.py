@@ -26,7 +26,7 @@ from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected, SinkUnavailable
 from sidecar.process import arguments, metrics
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 _LOST = "dead_letters_full"
@@ -46,8 +46,8 @@ class DeadLetterFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int | str = 256 << 20) -> None:
-        self.path = arguments.path("path", path)
-        self.max_bytes = arguments.size("max_bytes", max_bytes, least=1)
+        self.path = arguments.check_path("path", path)
+        self.max_bytes = arguments.check_size("max_bytes", max_bytes, least=1)
 
     def __repr__(self) -> str:
         return f"<DeadLetterFile {self.path}>"
@@ -64,7 +64,7 @@ class DeadLetterFile:
         now = json_encoding.rfc3339(time.time_ns())
         lines = b"".join([_letter(now, sink, one) for one in rejected])
         try:
-            await in_thread(self.append, lines)
+            await run_in_thread(self.append, lines)
         except OSError as error:
             raise SinkUnavailable(
                 f"cannot write dead letters to {self.path}: {error.strerror or error}"

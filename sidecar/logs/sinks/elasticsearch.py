@@ -27,15 +27,15 @@ from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import Receipt, Rejected
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
+    Accepted,
     Answer,
-    Bad,
-    Delivered,
-    Hopeless,
-    Itemised,
-    Later,
+    PartialResult,
+    PermanentlyRejected,
+    RecordRejected,
+    RetryLater,
     Unclear,
     Verdict,
-    judged_by_status,
+    classify_status,
 )
 from sidecar.process import arguments
 
@@ -108,7 +108,7 @@ class ElasticsearchSink(HttpSink):
         self._ids, self._require_alias = True, require_alias
         path = urlsplit(self.url).path.removesuffix("/_bulk").strip("/")
         if index is not None:
-            arguments.instance("index", index, str, "the name of an index, or None")
+            arguments.check_instance("index", index, str, "the name of an index, or None")
             check_index(index)
         elif not path:
             index = "logs-sidecar-default"
@@ -161,7 +161,7 @@ class ElasticsearchSink(HttpSink):
         if answer.status != 200:
             return self._judged_whole(answer, found, count)
         if not answer.body.strip():
-            return Delivered()
+            return Accepted()
         items = _items(found)
         if items is None or len(items) != count:
             if isinstance(found, Mapping) and isinstance(found.get("errors"), bool):
@@ -171,7 +171,7 @@ class ElasticsearchSink(HttpSink):
                 if items
                 else "not an answer to a bulk request"
             )
-            return Later(f"{said}: {answer}")
+            return RetryLater(f"{said}: {answer}")
         refused, again, pausing = list[tuple[int, str]](), list[int](), ""
         for index, (status, item) in enumerate(items):
             if 200 <= status < 300 or status == _ALREADY_THERE:
@@ -185,7 +185,7 @@ class ElasticsearchSink(HttpSink):
             else:
                 refused.append((index, reason))
         said = f"{len(again)} of {count} documents: {pausing}" if pausing else ""
-        return Itemised(refused, again, said, answer.retry_after)
+        return PartialResult(refused, again, said, answer.retry_after)
 
     def _judged_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
         """Judge an answer that has no item for each document: `?filter_path`, and receivers that leave some out.
@@ -194,26 +194,28 @@ class ElasticsearchSink(HttpSink):
         those that are stored are conflicts by now, and a conflict is an error, too.
         """
         if not found["errors"]:
-            return Delivered()
+            return Accepted()
         items = found.get("items")
         for item in items if isinstance(items, list) else []:
             said = next(iter(item.values()), None) if isinstance(item, Mapping) else None
             if isinstance(said, Mapping) and _is_passing(said.get("status"), said):
-                return Later(f"{_reason(said.get('status'), said)}", answer.retry_after)
+                return RetryLater(f"{_reason(said.get('status'), said)}", answer.retry_after)
         reason = (
             f"some were refused, and not which (does the address have a filter_path?): {answer}"
         )
-        return Unclear(reason) if self._ids else Hopeless(reason)  # what has no _id is stored twice
+        return (
+            Unclear(reason) if self._ids else PermanentlyRejected(reason)
+        )  # what has no _id is stored twice
 
     def _judged_whole(self, answer: Answer, found: Any, count: int) -> Verdict:
         """Judge an answer that says nothing of single documents."""
-        verdict = judged_by_status(answer)
-        if not isinstance(verdict, Bad):
+        verdict = classify_status(answer)
+        if not isinstance(verdict, RecordRejected):
             return verdict
         if self._forgoes_ids(verdict.reason):
-            return Itemised((), range(count))
+            return PartialResult((), range(count))
         if isinstance(found, Mapping) and _is_of_the_index(found):
-            return Later(f"{answer} (check the index)", answer.retry_after)
+            return RetryLater(f"{answer} (check the index)", answer.retry_after)
         return verdict
 
     def _forgoes_ids(self, reason: str) -> bool:
@@ -302,7 +304,7 @@ def _is_of_the_index(found: Mapping[str, Any]) -> bool:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    source = json_encoding.document(record)
+    source = json_encoding.to_document(record)
     if "time" not in record.fields:
         del source["time"]
     return source

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 from sidecar._errors import ConfigError
-from sidecar.logs.sinks.base import SinkUnavailable, shown
+from sidecar.logs.sinks.base import SinkUnavailable, redact_url
 
 Path = str | os.PathLike[str]
 
@@ -29,10 +29,10 @@ def address(url: str, standard_path: str) -> tuple[str, str | None]:
         scheme = parts.scheme.rpartition("+")[2]
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"{shown(url)!r} is no URL: {error}") from None
+        raise ConfigError(f"{redact_url(url)!r} is no URL: {error}") from None
     if scheme not in ("http", "https") or not host:
         raise ConfigError(
-            f"{shown(url)!r} is no URL for a sink: write it like http://host:port/path"
+            f"{redact_url(url)!r} is no URL for a sink: write it like http://host:port/path"
         )
     credentials = None
     if parts.username is not None:
@@ -67,7 +67,7 @@ def proxy(url: str) -> str | None:
     if fits:
         return found
     raise ConfigError(
-        f"{shown(url)}: the variable {receiver.scheme.upper()}_PROXY names no proxy, it is {shown(found)!r}:"
+        f"{redact_url(url)}: the variable {receiver.scheme.upper()}_PROXY names no proxy, it is {redact_url(found)!r}:"
         " write it like http://proxy:3128, or name the receiver in NO_PROXY"
     )
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
 from sidecar.logs import config_types
-from sidecar.logs.sinks.base import Sink, shown
+from sidecar.logs.sinks.base import Sink, redact_url
 
 if TYPE_CHECKING:
     from sidecar.logs.sinks.http import HttpSink
@@ -78,7 +78,7 @@ _KINDS = {"": "ndjson", "ndjson": "ndjson", "loki": "loki", "otlp": "otlp"}
 _KINDS |= {"elasticsearch": "elasticsearch", "opensearch": "elasticsearch"}
 
 
-def sink(
+def make_sink(
     address: str,
     options: Mapping[str, Any] | None = None,
     *,
@@ -105,7 +105,7 @@ def sink(
     if "@" in bare or set(own) & {"user", "api_key_file"} or _authorizes(own.get("header_files")):
         given.pop("token_file", None)
     given |= own
-    made = config_types.read(given, known, f"the sink {shown(bare)}")
+    made = config_types.read(given, known, f"the sink {redact_url(bare)}")
     if kind == "stdout":
         from sidecar.logs.sinks.stdout import StdoutSink
 
@@ -138,7 +138,7 @@ def _split(address: str) -> tuple[str, str, dict[str, str]]:
     kind, _, inner = scheme.rpartition("+")
     if colon and inner in ("http", "https") and kind in _KINDS:
         return bare, _KINDS[kind], options
-    raise ConfigError(f"{shown(bare)!r} is no sink: it is one of {FORMS}")
+    raise ConfigError(f"{redact_url(bare)!r} is no sink: it is one of {FORMS}")
 
 
 def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:

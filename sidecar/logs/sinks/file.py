@@ -22,7 +22,7 @@ from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.line_output import output_of
 from sidecar.process import arguments
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,8 +93,8 @@ class FileSink(BaseSink):
         schema: str = "plain",
         prefix: str | None = None,
     ) -> None:
-        limit = None if max_bytes is None else arguments.size("max_bytes", max_bytes, least=1)
-        self.path = os.path.abspath(arguments.path("path", path))
+        limit = None if max_bytes is None else arguments.check_size("max_bytes", max_bytes, least=1)
+        self.path = os.path.abspath(arguments.check_path("path", path))
         if os.path.isdir(self.path) or os.fspath(path).endswith("/"):
             raise _errors.ConfigError(
                 f"cannot write to {os.fspath(path)}: it is a directory (name a file in it)"
@@ -105,7 +105,10 @@ class FileSink(BaseSink):
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self._json, self._max = json, limit
-        self._keep, self._mode = arguments.integer("keep", keep), arguments.mode("mode", mode)
+        self._keep, self._mode = (
+            arguments.check_integer("keep", keep),
+            arguments.check_mode("mode", mode),
+        )
         self._fd = -1
         self._size = 0
         self._synced = True
@@ -120,21 +123,21 @@ class FileSink(BaseSink):
             SidecarError: another collector has the file open, or it cannot be opened.
         """
         try:
-            return await in_thread(self._open, _Position.of(resume))
+            return await run_in_thread(self._open, _Position.of(resume))
         except OSError as error:
             raise _errors.SidecarError(
-                f"cannot write to {self.path}: {oserrors.remedy(error)}"
+                f"cannot write to {self.path}: {oserrors.hint(error)}"
             ) from error
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json, schema=self._schema)
-        return Receipt(resume=await in_thread(self._in_turn, self._append, pieces))
+        return Receipt(resume=await run_in_thread(self._in_turn, self._append, pieces))
 
     async def flush(self) -> None:
-        await in_thread(self._in_turn, self._sync)
+        await run_in_thread(self._in_turn, self._sync)
 
     async def close(self) -> None:
-        await in_thread(self._in_turn, self._close)
+        await run_in_thread(self._in_turn, self._close)
 
     # -- blocking
 
@@ -165,7 +168,7 @@ class FileSink(BaseSink):
             # The umask has taken bits away. Some volumes know no modes: then it stays as they give it.
             with contextlib.suppress(PermissionError):
                 os.fchmod(fd, self._mode)
-        if not flock.take(fd):
+        if not flock.try_lock(fd):
             os.close(fd)
             raise _errors.SidecarError(
                 f"cannot write to {self.path}: another collector does (give each its own file)"

@@ -26,19 +26,26 @@ import aiohttp
 
 from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import compression, endpoint
-from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkUnavailable, shown
+from sidecar.logs.sinks.base import (
+    BaseSink,
+    Batching,
+    Receipt,
+    Rejected,
+    SinkUnavailable,
+    redact_url,
+)
 from sidecar.logs.sinks.connector import Connector
 from sidecar.logs.sinks.responses import (
+    Accepted,
     Answer,
-    Bad,
-    Delivered,
-    Hopeless,
-    Itemised,
-    Later,
-    TooLarge,
+    PartialResult,
+    PayloadTooLarge,
+    PermanentlyRejected,
+    RecordRejected,
+    RetryLater,
     Unclear,
     Verdict,
-    judged_by_status,
+    classify_status,
     parse_retry_after,
 )
 from sidecar.process import arguments, memory
@@ -155,19 +162,19 @@ class HttpSink(BaseSink):
         max_body: int | str = 8 << 20,
         batching: Batching | None = None,
     ) -> None:
-        arguments.instance("url", url, str, "an address, as http://host:port/path")
+        arguments.check_instance("url", url, str, "an address, as http://host:port/path")
         if name is not None:
-            arguments.instance("name", name, str, "a name, or None")
+            arguments.check_instance("name", name, str, "a name, or None")
         if batching is not None:
-            arguments.instance("batching", batching, Batching, "a logs.Batching, or None")
-        headers = arguments.options("headers", headers)
+            arguments.check_instance("batching", batching, Batching, "a logs.Batching, or None")
+        headers = arguments.check_options("headers", headers)
         for file in (password_file, token_file, api_key_file, ca_file, cert_file, key_file):
             if file is not None:
-                arguments.path("a file of the sink", file)
+                arguments.check_path("a file of the sink", file)
         self.url, credentials = endpoint.address(url, self.standard_path)
-        self.name = name or shown(self.url)
-        arguments.seconds(f"{self.name}: timeout", timeout, zero=False)
-        limit = arguments.size(f"{self.name}: max_body", max_body, least=1)
+        self.name = name or redact_url(self.url)
+        arguments.check_seconds(f"{self.name}: timeout", timeout, zero=False)
+        limit = arguments.check_size(f"{self.name}: max_body", max_body, least=1)
         endpoint.check_headers(self.name, headers)
         self._query = urlsplit(self.url).query.encode()
         self._gzip, self._timeout, self._max_body = gzip, timeout, limit
@@ -207,9 +214,9 @@ class HttpSink(BaseSink):
 
     def judge(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
         """Say what an answer to a request with so many records means."""
-        return judged_by_status(answer)
+        return classify_status(answer)
 
-    def sift(self, verdict: Bad, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
+    def sift(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
         """Say more about a refusal, where the receiver's words tell which of the records it means."""
         return verdict
 
@@ -220,9 +227,9 @@ class HttpSink(BaseSink):
     # -- the promises of `Sink`
 
     async def open(self, resume: Any) -> None:  # noqa: ARG002 (others remember something)
-        memory.keep_no_large()
+        memory.lower_mmap_threshold()
         if self._proxy is not None:
-            _log.info("%s is reached by the proxy %s", self.name, shown(self._proxy))
+            _log.info("%s is reached by the proxy %s", self.name, redact_url(self._proxy))
         self._session = aiohttp.ClientSession(
             connector=Connector(limit=max(self.batching.concurrency, 1), ttl_dns_cache=30),
             timeout=self._limits,
@@ -250,24 +257,24 @@ class HttpSink(BaseSink):
         while work.parts:
             part = work.parts[-1]
             verdict = await self._send(part, batch)
-            if isinstance(verdict, Later):
+            if isinstance(verdict, RetryLater):
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
             if isinstance(verdict, Unclear):
                 part.unclear += 1
                 if part.unclear < _UNCLEAR_TRIES:
                     raise SinkUnavailable(f"{self.name}: {verdict.reason}")
             work.parts.pop()
-            if isinstance(verdict, Delivered):
+            if isinstance(verdict, Accepted):
                 work.taken = True
                 continue  # without making records of a block that nobody has split
             records = _records(part, batch)
-            if isinstance(verdict, Bad):
+            if isinstance(verdict, RecordRejected):
                 verdict = self.sift(verdict, records)
             work.parts += _what_is_left(verdict, records)
             work.rejected += _what_is_refused(verdict, records)
-            if isinstance(verdict, Itemised) and verdict.again and verdict.reason:
+            if isinstance(verdict, PartialResult) and verdict.again and verdict.reason:
                 raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
-            if isinstance(verdict, TooLarge | Bad) and len(records) == 1:
+            if isinstance(verdict, PayloadTooLarge | RecordRejected) and len(records) == 1:
                 work.refused_alone(verdict.reason)
         del self._works[id(batch)]
         return self.receipt(work.rejected)
@@ -286,15 +293,15 @@ class HttpSink(BaseSink):
                 pieces, None if _count(part, batch) == 1 else self._max_body
             )
             if part.body is None:
-                return TooLarge("larger than max_body")
+                return PayloadTooLarge("larger than max_body")
         try:
             answer = await self._post(part.body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return Later(_said(error, self._timeout, self._proxy))
+            return RetryLater(_said(error, self._timeout, self._proxy))
         if answer.status == 415 and self._gzip:
             _log.warning("%s does not take gzip: bodies are sent plain from now on", self.name)
             self._gzip, part.body = False, None
-            return Later(str(answer), 0.05)
+            return RetryLater(str(answer), 0.05)
         return self.judge(answer, _count(part, batch))
 
     async def _body_of(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
@@ -365,21 +372,21 @@ def _count(part: _Part, batch: Batch) -> int:
 def _what_is_left(verdict: Verdict, records: Sequence[Record]) -> list[_Part]:
     """Return what still has to be sent, the next part last."""
     match verdict:
-        case TooLarge() | Bad() if len(records) > 1:
+        case PayloadTooLarge() | RecordRejected() if len(records) > 1:
             middle = len(records) // 2
             return [_Part(records[middle:]), _Part(records[:middle])]
-        case Itemised(again=again) if again:
+        case PartialResult(again=again) if again:
             return [_Part([records[index] for index in again])]
     return []
 
 
 def _what_is_refused(verdict: Verdict, records: Sequence[Record]) -> list[Rejected]:
     match verdict:
-        case TooLarge(reason) | Bad(reason) if len(records) == 1:
+        case PayloadTooLarge(reason) | RecordRejected(reason) if len(records) == 1:
             return [Rejected(records[0], reason)]
-        case Hopeless(reason) | Unclear(reason):
+        case PermanentlyRejected(reason) | Unclear(reason):
             return [Rejected(record, reason) for record in records]
-        case Itemised(refused=refused):
+        case PartialResult(refused=refused):
             return [Rejected(records[index], reason) for index, reason in refused]
     return []
 
@@ -400,9 +407,9 @@ def _said(error: BaseException, timeout: float, proxy: str | None) -> str:
         return f"no answer within {timeout:g} s"
     if proxy is not None and isinstance(error, aiohttp.ClientHttpProxyError):
         # Its own words hold the proxy's password.
-        return f"the proxy {shown(proxy)} answered {error.status} {error.message}"
+        return f"the proxy {redact_url(proxy)} answered {error.status} {error.message}"
     if proxy is not None and isinstance(error, aiohttp.ClientProxyConnectionError):
-        return f"cannot connect to the proxy {shown(proxy)}: {_why(error)}"
+        return f"cannot connect to the proxy {redact_url(proxy)}: {_why(error)}"
     if type(error) is aiohttp.ClientConnectorError:  # its kin say more: a name, a certificate
         return f"cannot connect to {error.host}:{error.port}: {_why(error)}"
     if isinstance(error, aiohttp.ClientResponseError):

@@ -20,12 +20,12 @@ from sidecar.logs.sinks import render
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
     Answer,
-    Bad,
-    Hopeless,
-    Itemised,
-    Later,
+    PartialResult,
+    PermanentlyRejected,
+    RecordRejected,
+    RetryLater,
     Verdict,
-    judged_by_status,
+    classify_status,
 )
 from sidecar.logs.stages import timestamp
 from sidecar.process import arguments
@@ -83,14 +83,14 @@ class LokiSink(HttpSink):
         metadata_fields: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        headers = arguments.options("headers", options.pop("headers", None))
+        headers = arguments.check_options("headers", options.pop("headers", None))
         if tenant is not None:
-            arguments.instance("tenant", tenant, str, "the name of a tenant, or None")
+            arguments.check_instance("tenant", tenant, str, "the name of a tenant, or None")
             if not tenant:
                 raise ConfigError("the tenant of Loki cannot be empty")
             headers["X-Scope-OrgID"] = tenant
         super().__init__(url, headers=headers, **options)
-        self._labels = arguments.options("labels", labels)
+        self._labels = arguments.check_options("labels", labels)
         self._label_fields = arguments.words("label_fields", label_fields)
         self._metadata_fields = arguments.words("metadata_fields", metadata_fields)
         self._times = _Times()
@@ -119,13 +119,13 @@ class LokiSink(HttpSink):
     def judge(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
         """204 is success; 260 says that ingestion is blocked, and that nothing was taken."""
         if answer.status == _BLOCKED:
-            return Later(str(answer), answer.retry_after)
-        verdict = judged_by_status(answer)
-        if isinstance(verdict, Bad) and _OF_THE_TENANT.search(verdict.reason):
-            return Later(f"{answer} (check the tenant's limits_config)", answer.retry_after)
+            return RetryLater(str(answer), answer.retry_after)
+        verdict = classify_status(answer)
+        if isinstance(verdict, RecordRejected) and _OF_THE_TENANT.search(verdict.reason):
+            return RetryLater(f"{answer} (check the tenant's limits_config)", answer.retry_after)
         return verdict
 
-    def sift(self, verdict: Bad, records: Sequence[Record]) -> Verdict:
+    def sift(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:
         """Loki takes what is good of a push, and names the oldest time that it takes: older lines need no try alone.
 
         The others are sent once more, at once: Loki knows what it has, by stream, time and text.
@@ -135,10 +135,10 @@ class LokiSink(HttpSink):
             if old:
                 refused = [(index, verdict.reason) for index in old]
                 known = set(old)
-                return Itemised(refused, [at for at in range(len(records)) if at not in known])
+                return PartialResult(refused, [at for at in range(len(records)) if at not in known])
         counts = _IGNORED.search(verdict.reason)
         if counts is not None and counts[1] == counts[2] == str(len(records)):
-            return Hopeless(verdict.reason)
+            return PermanentlyRejected(verdict.reason)
         return verdict
 
     def _stream_labels(self, record: Record) -> dict[str, str]:

@@ -22,14 +22,14 @@ from sidecar.logs.records import Record
 from sidecar.logs.sinks import render, schemas
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
+    Accepted,
     Answer,
-    Bad,
-    Delivered,
-    Hopeless,
-    Later,
-    TooLarge,
+    PayloadTooLarge,
+    PermanentlyRejected,
+    RecordRejected,
+    RetryLater,
     Verdict,
-    judged_by_status,
+    classify_status,
 )
 from sidecar.process import arguments
 
@@ -75,9 +75,9 @@ class OtlpSink(HttpSink):
         **options: Any,
     ) -> None:
         super().__init__(url, **options)
-        self._resource = arguments.options("resource", resource)
+        self._resource = arguments.check_options("resource", resource)
         for status in retry_status:
-            arguments.integer("retry_status", status, least=100)
+            arguments.check_integer("retry_status", status, least=100)
         self._retryable = RETRYABLE | frozenset(retry_status)
         if not all(300 <= status <= 599 for status in self._retryable):
             raise ConfigError(f"{self.name}: retry_status takes statuses from 300 to 599")
@@ -106,16 +106,16 @@ class OtlpSink(HttpSink):
     def judge(self, answer: Answer, count: int) -> Verdict:
         status = answer.status
         if status in self._retryable:
-            return Later(str(answer), answer.retry_after)
+            return RetryLater(str(answer), answer.retry_after)
         if 200 <= status < 300:
             return _partial(answer, count)
         if status >= 500:
-            return Hopeless(str(answer))
-        verdict = judged_by_status(answer)
-        if isinstance(verdict, Bad | TooLarge):
+            return PermanentlyRejected(str(answer))
+        verdict = classify_status(answer)
+        if isinstance(verdict, RecordRejected | PayloadTooLarge):
             return verdict
         if status in (408, 425):
-            return Hopeless(str(answer))
+            return PermanentlyRejected(str(answer))
         return verdict
 
 
@@ -125,11 +125,13 @@ def _partial(answer: Answer, count: int) -> Verdict:
         partial = orjson.loads(answer.body or b"{}").get("partialSuccess") or {}
         rejected = int(partial.get("rejectedLogRecords") or 0)
     except (ValueError, TypeError, AttributeError):
-        return Delivered()  # a 2xx is an acknowledgement, whatever its text
+        return Accepted()  # a 2xx is an acknowledgement, whatever its text
     if rejected <= 0:
-        return Delivered()
+        return Accepted()
     said = f"partial success: {rejected} of {count} refused, it is not said which"
-    return Hopeless(f"{said}: {str(partial.get('errorMessage') or 'no reason given')[:300]}")
+    return PermanentlyRejected(
+        f"{said}: {str(partial.get('errorMessage') or 'no reason given')[:300]}"
+    )
 
 
 def _log_record(record: Record, observed: str) -> dict[str, Any]:

@@ -28,12 +28,12 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class Accepted:
     """It has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class RetryLater:
     """Nothing was taken: the same again, after a pause."""
 
     reason: str
@@ -41,21 +41,21 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class TooLarge:
+class PayloadTooLarge:
     """To be sent in halves."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class RecordRejected:
     """Something in it is refused: in halves, until what is refused stands alone and is given back."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Hopeless:
+class PermanentlyRejected:
     """All of it is refused, and asking again is forbidden."""
 
     reason: str
@@ -69,7 +69,7 @@ class Unclear:
 
 
 @dataclass(frozen=True, slots=True)
-class Itemised:
+class PartialResult:
     """An answer for each record: positions of those that are refused (and why), and of those to send again.
 
     With a `reason`, those are sent after a pause, else at once.
@@ -81,21 +81,29 @@ class Itemised:
     after: float | None = None
 
 
-Verdict = Delivered | Later | TooLarge | Bad | Hopeless | Unclear | Itemised
+Verdict = (
+    Accepted
+    | RetryLater
+    | PayloadTooLarge
+    | RecordRejected
+    | PermanentlyRejected
+    | Unclear
+    | PartialResult
+)
 
 
-def judged_by_status(answer: Answer) -> Verdict:
+def classify_status(answer: Answer) -> Verdict:
     """Judge by the status alone, as most receivers mean it."""
     status = answer.status
     if 200 <= status < 300:
-        return Delivered()
+        return Accepted()
     if status in _LATER or status >= 500:
-        return Later(str(answer), answer.retry_after)
+        return RetryLater(str(answer), answer.retry_after)
     if status == 413:
-        return TooLarge(str(answer))
+        return PayloadTooLarge(str(answer))
     if status in _RECORD:
-        return Bad(str(answer))
-    return Later(f"{answer} (check address and credentials)", answer.retry_after)
+        return RecordRejected(str(answer))
+    return RetryLater(f"{answer} (check address and credentials)", answer.retry_after)
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:

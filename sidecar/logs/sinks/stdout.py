@@ -22,7 +22,7 @@ from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.line_output import output_of
 from sidecar.process import arguments
-from sidecar.process.executor import in_thread
+from sidecar.process.executor import run_in_thread
 
 _PIPE_BUF = 4096
 _PIPE_SIZE = 65536
@@ -65,7 +65,7 @@ class StdoutSink(BaseSink):
     ) -> None:
         self.name = name
         self._schema = schemas.named(schema, prefix)
-        self._json, self._fd = json, arguments.integer("fd", fd)
+        self._json, self._fd = json, arguments.check_integer("fd", fd)
         if json:
             self.batching = replace(self.batching, max_lines=MOST_RECORDS)
         self.own_files = _file_behind(fd)
@@ -73,7 +73,7 @@ class StdoutSink(BaseSink):
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json, schema=self._schema)
         stop = threading.Event()
-        work = asyncio.create_task(in_thread(_write_all, self._fd, pieces, stop))
+        work = asyncio.create_task(run_in_thread(_write_all, self._fd, pieces, stop))
         try:
             await asyncio.shield(work)
         except BrokenPipeError:

@@ -46,5 +46,5 @@ def drop(what: str | Callable[[Record], bool]) -> Stage:
 def _test(what: str | Callable[[Record], bool]) -> Callable[[Record], bool]:
     if callable(what):
         return what
-    pattern = regex.compiled(what)
+    pattern = regex.compile_pattern(what)
     return lambda record: pattern.found(record.text)

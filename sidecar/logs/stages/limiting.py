@@ -46,7 +46,7 @@ def keep_level(least: str) -> Stage:
     True
     """
     if least not in LEVELS:
-        raise arguments.refusal("least", least, f"one of {', '.join(LEVELS)}")
+        raise arguments.argument_error("least", least, f"one of {', '.join(LEVELS)}")
     below = frozenset(LEVELS[: LEVELS.index(least)])
     return lambda record: None if record.level in below else record
 
@@ -64,7 +64,7 @@ def sample(share: float, by: str | None = None) -> Stage:
     True
     """
     if not _is_number(share) or not 0 <= share <= 1:
-        raise arguments.refusal("share", share, "a number from 0 to 1")
+        raise arguments.argument_error("share", share, "a number from 0 to 1")
     most = share * 2**32
     dropped = metrics.LOGS_DROPPED.labels("sample")
 
@@ -97,9 +97,9 @@ def rate_limit(per_second: float, by: str | None = None, burst: int | None = Non
     [True, False, True]
     """
     if not _is_number(per_second) or per_second <= 0:
-        raise arguments.refusal("per_second", per_second, "a number above 0")
+        raise arguments.argument_error("per_second", per_second, "a number above 0")
     if burst is not None:
-        arguments.integer("burst", burst, least=1)
+        arguments.check_integer("burst", burst, least=1)
     return _RateLimit(per_second, by, burst or max(int(per_second), 1))
 
 
@@ -115,7 +115,7 @@ def deduplicate(window: float = 60.0, by: Sequence[str] = ()) -> Stage:
     >>> [stage(Record(text)) is not None for text in (b"disk full", b"disk full", b"ok")]
     [True, False, True]
     """
-    arguments.seconds("window", window)
+    arguments.check_seconds("window", window)
     return _Deduplicate(window, tuple(by))
 
 

@@ -124,10 +124,10 @@ class _Cleaner:
     """Replaces matches in nested values, and counts them."""
 
     def __init__(self, pattern: str, replacement: str) -> None:
-        self.pattern = regex.compiled(pattern)
-        self._suspicious = regex.compiled(f"{escapes.BASE64}|{pattern}" if pattern else "")
+        self.pattern = regex.compile_pattern(pattern)
+        self._suspicious = regex.compile_pattern(f"{escapes.BASE64}|{pattern}" if pattern else "")
         """One pass for both: nearly always it finds neither."""
-        self._base64 = regex.compiled(escapes.BASE64)
+        self._base64 = regex.compile_pattern(escapes.BASE64)
         self.replacement = replacement
         self._replace = self._replacing(replacement)
         self._mark = self._replacing(_MARK)

@@ -94,13 +94,13 @@ def _remove(given: Any, _zone: str | None) -> list[Stage]:
 
 def _keep(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.keep(route_conditions.condition(given))]
+        return [stages.keep(route_conditions.make_condition(given))]
     return [stages.keep(pattern) for pattern in config_types.patterns(given)]
 
 
 def _drop(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.drop(route_conditions.condition(given))]
+        return [stages.drop(route_conditions.make_condition(given))]
     return [stages.drop(pattern) for pattern in config_types.patterns(given)]
 
 

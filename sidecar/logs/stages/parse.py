@@ -78,7 +78,7 @@ def parse_regex(pattern: str) -> Stage:
     >>> parse_regex(r"(?P<verb>[A-Z]+) (?P<path>\S+)")(Record(b"GET /users/7 200")).fields
     {'verb': 'GET', 'path': '/users/7'}
     """
-    compiled = regex.compiled(pattern)
+    compiled = regex.compile_pattern(pattern)
     if not compiled.names:
         raise ConfigError(
             f"the pattern {pattern!r} names nothing to take: write (?P<name>…) around what is wanted"

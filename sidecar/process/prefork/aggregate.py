@@ -33,7 +33,7 @@ _RULES: dict[str, Rule] = {
 }
 
 
-class Totals:
+class MetricAggregator:
     """What the processes of one program have told about themselves, by number."""
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class Totals:
     def ended(self, number: int) -> None:
         """Keep what a process had counted when it was last asked: it is gone, and so are its states."""
         counted = [one for one in self._last.pop(number, ()) if one[2] in ("counter", "histogram")]
-        self._ended = added_up([self._ended, counted])
+        self._ended = merge([self._ended, counted])
 
     def sum(self, parent: Sequence[Family]) -> list[Family]:
         """Return the metrics of all, those of the parent included."""
-        return added_up([parent, *self._last.values(), self._ended])
+        return merge([parent, *self._last.values(), self._ended])
 
 
-def added_up(parts: Iterable[Sequence[Family]]) -> list[Family]:
+def merge(parts: Iterable[Sequence[Family]]) -> list[Family]:
     """Return one family for all of the same name; the text is that of the first.
 
     >>> added_up([[("n", "", "counter", [("n_total", {}, 1.0)])]] * 3)

@@ -33,10 +33,10 @@ from typing import Any
 
 from sidecar.process import memory, metrics, signals
 from sidecar.process.prefork import worker as siblings
-from sidecar.process.prefork.aggregate import Totals
+from sidecar.process.prefork.aggregate import MetricAggregator
 
-MOST_DEATHS = 5
-WINDOW = 60.0
+MAX_DEATHS = 5
+DEATH_WINDOW = 60.0
 """So many ends of one worker in so many seconds end the program."""
 _FIRST_PAUSE = 0.25
 """Seconds between the second end of a worker and its next beginning; twice as many after each further end.
@@ -53,7 +53,7 @@ _REFUSED_PAUSE = 1.0
 _log = logging.getLogger(__name__)
 
 
-def begin(size: int, *, release: Callable[[], None], drain: float = math.inf) -> int:
+def fork_workers(size: int, *, release: Callable[[], None], drain: float = math.inf) -> int:
     """Become `size` processes: return in each of them, with its number from 1 on.
 
     In the parent it never returns: it leaves with SystemExit when all have ended.
@@ -67,13 +67,13 @@ def begin(size: int, *, release: Callable[[], None], drain: float = math.inf) ->
         release: called in the parent when it drains: gives up what it holds for workers to come.
         drain: seconds that the end of a worker may take; one that takes `KILL_AFTER` longer hangs, and is killed.
     """
-    memory.give_back()
+    memory.trim_heap()
     # What is there now is never garbage, so no worker's collector writes to its pages: they stay shared.
     gc.collect()
     gc.freeze()
-    numbers = (*signals.that_stop(), signal.SIGCHLD)
-    with signals.arriving(*numbers) as arrived:
-        number = _Parent(size, numbers, arrived, release, drain).run()
+    numbers = (*signals.stop_signals(), signal.SIGCHLD)
+    with signals.captured_signals(*numbers) as arrived:
+        number = _Supervisor(size, numbers, arrived, release, drain).run()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return number
 
@@ -93,14 +93,14 @@ class _Worker:
     def send(self, *message: object) -> bool:
         """Send without waiting; False if it takes nothing more, because it hangs or is gone."""
         try:
-            self.link.send(siblings.pack(message))
+            self.link.send(siblings.encode(message))
         except OSError:
             return False
         return True
 
 
 @dataclass(eq=False)
-class _Question:
+class _Query:
     """What one worker wants to know from all."""
 
     asker: _Worker
@@ -111,7 +111,7 @@ class _Question:
     said: dict[int, Any] = field(default_factory=dict)
 
 
-class _Parent:
+class _Supervisor:
     def __init__(
         self,
         size: int,
@@ -131,9 +131,9 @@ class _Parent:
         self._due: dict[int, float] = {}
         """When the next process of a number begins."""
         self._deaths: dict[int, deque[float]] = {}
-        self._questions: dict[int, _Question] = {}
+        self._questions: dict[int, _Query] = {}
         self._ids = count(1)
-        self._totals = Totals()
+        self._totals = MetricAggregator()
         self._up = False
         """The first worker has started, so a start can succeed."""
         self._stopping: signal.Signals | None = None
@@ -166,7 +166,7 @@ class _Parent:
             self._put_off(number, error)
             return False
         for one in (ours, theirs):
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.LARGEST)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.MAX_REPLY_BYTES)
         # A signal between here and the worker's own handlers waits for those.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         parent = os.getpid()
@@ -183,7 +183,7 @@ class _Parent:
             self._selector.close()
             for worker in self._workers.values():
                 worker.link.close()
-            siblings.join(number, theirs, parent)
+            siblings.attach(number, theirs, parent)
             metrics.WORKER_RESTARTS_TOTAL.reset()  # that was counted by the parent
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
@@ -293,16 +293,16 @@ class _Parent:
         if not worker.started and not self._up:
             self._give_up(status)  # it has said why
             return
-        deaths = self._deaths.setdefault(worker.number, deque(maxlen=MOST_DEATHS))
+        deaths = self._deaths.setdefault(worker.number, deque(maxlen=MAX_DEATHS))
         deaths.append(time.monotonic())
-        recent = [moment for moment in deaths if moment > deaths[-1] - WINDOW]
-        if len(recent) == MOST_DEATHS:
+        recent = [moment for moment in deaths if moment > deaths[-1] - DEATH_WINDOW]
+        if len(recent) == MAX_DEATHS:
             _log.error(
                 "%s has ended %s, the %dth time within %.0f s: giving up",
                 worker,
                 how,
-                MOST_DEATHS,
-                WINDOW,
+                MAX_DEATHS,
+                DEATH_WINDOW,
             )
             self._give_up(status)
             return
@@ -332,7 +332,7 @@ class _Parent:
 
     def _read(self, worker: _Worker) -> None:
         try:
-            data = worker.link.recv(siblings.LARGEST)
+            data = worker.link.recv(siblings.MAX_REPLY_BYTES)
         except OSError:
             return
         if not data:
@@ -358,9 +358,9 @@ class _Parent:
             _log.info("all %d workers have started", self._size)
 
     def _ask(self, asker: _Worker, asked: int, topic: str) -> None:
-        limit = time.monotonic() + siblings.PATIENCE
+        limit = time.monotonic() + siblings.REPLY_TIMEOUT
         key, waiting = next(self._ids), set(self._workers)
-        self._questions[key] = _Question(asker, asked, topic, limit, waiting)
+        self._questions[key] = _Query(asker, asked, topic, limit, waiting)
         for worker in list(self._workers.values()):
             worker.send("question", key, topic)
 
@@ -384,7 +384,7 @@ class _Parent:
     def _answer(self, key: int) -> None:
         question = self._questions.pop(key)
         if question.topic == siblings.METRICS:
-            said: object = self._totals.sum(metrics.collected())
+            said: object = self._totals.sum(metrics.export_families())
         else:
             said = question.said | dict.fromkeys(question.waiting)
         question.asker.send("answers", question.asked, said)

@@ -36,25 +36,25 @@ Answer: TypeAlias = Callable[[], Awaitable[object]]
 
 METRICS = "metrics"
 """The topic whose answers are numbers, and added up; about others the answer is what each worker has said."""
-PATIENCE = 0.5
+REPLY_TIMEOUT = 0.5
 """Seconds in which a worker has to answer: less than a probe of Kubernetes waits."""
-LARGEST = 1 << 20
+MAX_REPLY_BYTES = 1 << 20
 """Bytes of a message."""
 
 _log = logging.getLogger(__name__)
 
 
-class NoAnswer(SidecarError):
+class NoReply(SidecarError):
     """The parent does not answer: it has been stopped, or the machine has no time for it."""
 
 
 class _Process:
     """What is true of this process as a whole."""
 
-    link: Link | None = None
+    link: ControlChannel | None = None
 
 
-def alone() -> bool:
+def is_single() -> bool:
     """Tell whether this process has no siblings."""
     return _Process.link is None
 
@@ -64,22 +64,22 @@ def number() -> int:
     return _Process.link.number if _Process.link is not None else 0
 
 
-async def ask(topic: str) -> Any:
+async def query_all(topic: str) -> Any:
     """Return what the parent has gathered about a topic from all workers, this one included.
 
     Raises:
         NoAnswer: nothing came in time.
     """
     if _Process.link is None:
-        raise NoAnswer("this process has no siblings to ask")
+        raise NoReply("this process has no siblings to ask")
     return await _Process.link.ask(topic)
 
 
-def join(number: int, link: socket.socket, parent_pid: int) -> None:
+def attach(number: int, link: socket.socket, parent_pid: int) -> None:
     """Be worker `number` of a parent from now on, and no longer than it lives; for `process/prefork/supervisor`."""
     # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
-    parent_death.end_with(parent_pid, signal.SIGKILL)
-    _Process.link = Link(number, link)
+    parent_death.die_with_parent(parent_pid, signal.SIGKILL)
+    _Process.link = ControlChannel(number, link)
     runtime_logging.name_worker(number)
 
 
@@ -90,7 +90,7 @@ def started() -> None:
 
 
 @contextmanager
-def listening(answers: dict[str, Answer]) -> Iterator[None]:
+def serve_queries(answers: dict[str, Answer]) -> Iterator[None]:
     """Answer questions, and end when the parent says so, as long as the block runs; needs a running loop."""
     if _Process.link is None:
         yield
@@ -99,7 +99,7 @@ def listening(answers: dict[str, Answer]) -> Iterator[None]:
         yield
 
 
-class Link:
+class ControlChannel:
     """The worker's end of the line to its parent."""
 
     def __init__(self, number: int, link: socket.socket) -> None:
@@ -132,10 +132,10 @@ class Link:
         try:
             self.send("ask", asked, topic)
             # The parent waits as long for a worker that says nothing, and then answers without it.
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * REPLY_TIMEOUT):
                 return await future
         except TimeoutError as error:
-            raise NoAnswer(
+            raise NoReply(
                 f"the parent process {os.getppid()} of the workers does not answer"
             ) from error
         finally:
@@ -144,11 +144,11 @@ class Link:
     def send(self, *message: object) -> None:
         # A parent that takes nothing more is missed by whoever waits for its answer.
         with contextlib.suppress(OSError):
-            self._socket.send(pack(message))
+            self._socket.send(encode(message))
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(LARGEST)
+            data = self._socket.recv(MAX_REPLY_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -174,6 +174,6 @@ class Link:
         self.send("answer", asked, await self._answers[topic]())
 
 
-def pack(message: object) -> bytes:
+def encode(message: object) -> bytes:
     """Return a message as a packet."""
     return json.dumps(message, separators=(",", ":")).encode()

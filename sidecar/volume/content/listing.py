@@ -33,8 +33,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Listing:
     """The visible names of a directory and of those in it, before anything is read."""
 
-    files: dict[str, openat.Signature] = field(default_factory=dict)
-    folders: dict[str, openat.Signature] = field(default_factory=dict)
+    files: dict[str, openat.StatSignature] = field(default_factory=dict)
+    folders: dict[str, openat.StatSignature] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Listing:
         return len(self.files) + len(self.folders) + len(self.problems)
 
 
-def most_names(limit: int) -> int:
+def max_names(limit: int) -> int:
     """Return how many names are listed, where all files together may have `limit` bytes."""
     return max(_LEAST_NAMES, limit // _BYTES_A_NAME)
 
@@ -53,12 +53,12 @@ def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
     Raises:
         OSError: the directory cannot be read; `E2BIG`: there are more than `most`.
     """
-    with opened(dir_fd, layout.in_force(dir_fd)) as fd:
+    with open_content_dir(dir_fd, layout.active_generation(dir_fd)) as fd:
         return {name: signature.size for name, signature in list_visible(fd, most).files.items()}
 
 
 @contextmanager
-def opened(dir_fd: int, generation: str | None) -> Iterator[int]:
+def open_content_dir(dir_fd: int, generation: str | None) -> Iterator[int]:
     """Open the directory whose files count: the target of `..data`, else the directory itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     fd = openat.open_beneath(dir_fd, "." if generation is None else layout.DATA, flags)
@@ -136,7 +136,7 @@ class _Walk:
         """Note all of an open directory, and of those in it."""
         if name and self._observer is not None:
             self._observer.enter(fd, name, self._device)
-        self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
+        self._listing.folders[name] = openat.StatSignature.of(os.fstat(fd))
         prefix = name + "/" if name else ""
         for entry in _visible_entries(fd, self._most + 1 - len(self._listing)):
             self._note(prefix + entry.name, fd, entry)
@@ -153,7 +153,7 @@ class _Walk:
         try:
             if name and self._observer is not None:
                 self._observer.enter(fd, name, self._device)
-            self._listing.folders[name] = openat.Signature.of(os.fstat(fd))
+            self._listing.folders[name] = openat.StatSignature.of(os.fstat(fd))
             prefix = name + "/" if name else ""
             entries = {
                 prefix + entry.name: entry
@@ -180,7 +180,7 @@ class _Walk:
         except OSError:
             return  # its directory is gone, and is told itself
         try:
-            self._listing.folders[above] = openat.Signature.of(os.fstat(fd))
+            self._listing.folders[above] = openat.StatSignature.of(os.fstat(fd))
             self._note(name, fd, _Entry(fd, leaf))
         finally:
             openat.close(fd)
@@ -199,14 +199,14 @@ class _Walk:
             elif not self._filter.takes(name):
                 pass
             elif stat.S_ISREG(status.st_mode):
-                self._listing.files[name] = openat.Signature.of(status)
+                self._listing.files[name] = openat.StatSignature.of(status)
             else:
                 kind = openat.kind_of(status.st_mode)
                 self._listing.problems[name] = f"it is {kind}, and only regular files are read"
         except FileNotFoundError:
             return  # gone, or a link whose target is gone
         except OSError as error:
-            self._listing.problems[name] = openat.reason(error)
+            self._listing.problems[name] = openat.explain(error)
 
     def _status(self, name: str, entry: os.DirEntry[str] | _Entry) -> os.stat_result | None:
         """Return what an entry is, None for a link: what that leads to is watched, too."""

@@ -17,11 +17,11 @@ from sidecar.volume.content.listing import (
     Scope,
     list_again,
     list_visible,
-    most_names,
-    opened,
+    max_names,
+    open_content_dir,
 )
-from sidecar.volume.content.read_state import Reading, doubtful, kept
-from sidecar.volume.content.scan_result import Mark, Sighting
+from sidecar.volume.content.read_state import ReadState, doubtful, kept
+from sidecar.volume.content.scan_result import FileStates, ScanResult
 from sidecar.volume.content.snapshot import Snapshot
 
 _SET_RETRIES = 20
@@ -33,16 +33,16 @@ def _go_on() -> None:
     """Read a large file without asking anybody."""
 
 
-def load_file(
+def read_file(
     dir_fd: int,
     directory: str,
     name: str,
     *,
     limit: int,
-    before: Sighting | None,
+    before: ScanResult | None,
     linked: bool = True,
     working: Callable[[], None] = _go_on,
-) -> Sighting:
+) -> ScanResult:
     """Read one file beneath an open directory. One that is not `linked` is known to be no link.
 
     `working` is called now and then while a large file is read; it ends that by raising.
@@ -52,10 +52,10 @@ def load_file(
         ReadError: it must not or cannot be read.
     """
     where = os.path.join(directory, name)
-    with openat.reading(where):
+    with openat.read_errors(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
-            reading = Reading(before, working)
+            reading = ReadState(before, working)
             try:
                 if not _keep_large(reading, dir_fd, name):
                     reading.read(dir_fd, name, limit, where)
@@ -67,16 +67,16 @@ def load_file(
     raise _restless(where)
 
 
-def load_directory(
+def read_directory(
     dir_fd: int,
     directory: str,
     *,
     limit: int,
-    before: Sighting | None,
+    before: ScanResult | None,
     working: Callable[[], None] = _go_on,
     scope: Scope = ALL,
-) -> Sighting:
-    """Read all files beneath an open directory; `working` as for `load_file`, `scope` for loose files.
+) -> ScanResult:
+    """Read all files beneath an open directory; `working` as for `read_file`, `scope` for loose files.
 
     Where there is a `..data`, they are those of the generation in force,
     pinned by its descriptor, so they belong together whatever is published meanwhile.
@@ -89,30 +89,30 @@ def load_directory(
         NothingPublished: there is no file, or generations are replaced faster than one can be read.
         ReadError: the directory cannot be read, or a generation has lost a file.
     """
-    with openat.reading(directory):
+    with openat.read_errors(directory):
         for _ in range(_SET_RETRIES):
-            generation = layout.in_force(dir_fd)
+            generation = layout.active_generation(dir_fd)
             try:
-                reading = Reading(before, working, scope=scope)
+                reading = ReadState(before, working, scope=scope)
                 return _load_once(dir_fd, directory, generation, limit, reading)
             except OSError:
-                if generation == layout.in_force(dir_fd):
+                if generation == layout.active_generation(dir_fd):
                     raise
                 # It was being removed, and another one is in force.
     raise _restless(directory)
 
 
-def load_again(
+def reread(
     dir_fd: int,
     directory: str,
     *,
     limit: int,
-    before: Sighting,
+    before: ScanResult,
     names: Collection[str],
     folders: Collection[str],
     working: Callable[[], None] = _go_on,
     scope: Scope = ALL,
-) -> Sighting | None:
+) -> ScanResult | None:
     """Read of loose files what may have changed since `before`: `names`, and what is new in `folders`.
 
     None if that is not enough: a set of generations is in force by now.
@@ -121,18 +121,20 @@ def load_again(
         NothingPublished: there is no file any more.
         ReadError: the directory cannot be read.
     """
-    with openat.reading(directory):
-        if layout.in_force(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
+    with openat.read_errors(directory):
+        if layout.active_generation(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
             return None
         mark = before.mark
         listing = Listing(dict(mark.signatures), dict(mark.folders), dict(before.problems))
-        touched = list_again(dir_fd, listing, names, folders, most=most_names(limit), scope=scope)
-        reading = Reading(before, working, touched=touched)
+        touched = list_again(dir_fd, listing, names, folders, most=max_names(limit), scope=scope)
+        reading = ReadState(before, working, touched=touched)
         _read_touched(dir_fd, directory, listing, limit, reading)
         return _sighting(dir_fd, None, listing, reading, single=False)
 
 
-def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False, scope: Scope = ALL) -> bool:
+def is_unchanged(
+    dir_fd: int, before: ScanResult, *, quick: bool = False, scope: Scope = ALL
+) -> bool:
     """Whether everything still has the signatures of `before`; nothing is read.
 
     False where signatures alone cannot tell: within two seconds of a change, as file systems' clocks are coarse.
@@ -144,11 +146,11 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False, scope: Scop
     try:
         if before.snapshot.name is not None:
             return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
-        if layout.in_force(dir_fd) != mark.generation:
+        if layout.active_generation(dir_fd) != mark.generation:
             return False
         if quick:
             return not changed_folders(dir_fd, before)
-        with opened(dir_fd, mark.generation) as fd:
+        with open_content_dir(dir_fd, mark.generation) as fd:
             most = 2 * (len(mark.signatures) + len(mark.folders)) + _MORE_NAMES
             scope = scope if mark.generation is None else ALL
             return list_visible(fd, most, scope).files == mark.signatures
@@ -157,7 +159,7 @@ def unchanged(dir_fd: int, before: Sighting, *, quick: bool = False, scope: Scop
 
 
 def changed_folders(
-    dir_fd: int, before: Sighting, names: Collection[str] | None = None
+    dir_fd: int, before: ScanResult, names: Collection[str] | None = None
 ) -> set[str]:
     """Return the directories of a set in which something came, went or was replaced since `before`.
 
@@ -168,7 +170,7 @@ def changed_folders(
     """
     mark = before.mark
     changed: set[str] = set()
-    with opened(dir_fd, mark.generation) as fd:
+    with open_content_dir(dir_fd, mark.generation) as fd:
         for name in mark.folders if names is None else names:
             try:
                 if _signature(fd, name or ".") != mark.folders.get(name):
@@ -183,16 +185,14 @@ def _load_once(
     directory: str,
     generation: str | None,
     limit: int,
-    reading: Reading,
-) -> Sighting:
+    reading: ReadState,
+) -> ScanResult:
     before = reading.before
     if generation is None and os.fstat(dir_fd).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
-    with opened(dir_fd, generation) as held:
-        listing = list_visible(
-            held, most_names(limit), reading.scope if generation is None else ALL
-        )
-        if generation is not None and generation != layout.in_force(dir_fd):
+    with open_content_dir(dir_fd, generation) as held:
+        listing = list_visible(held, max_names(limit), reading.scope if generation is None else ALL)
+        if generation is not None and generation != layout.active_generation(dir_fd):
             # Publishers remove a generation only after the link has left it: what is listed may lack files.
             raise _restless(directory)
         _read(held, directory, listing, limit, reading)
@@ -213,7 +213,7 @@ def _load_once(
     return _sighting(dir_fd, generation, listing, reading, single=False)
 
 
-def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: Reading) -> None:
+def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState) -> None:
     """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
     room = limit
     for name, signature in listing.files.items():
@@ -221,7 +221,7 @@ def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: Re
 
 
 def _read_touched(
-    dir_fd: int, directory: str, listing: Listing, limit: int, reading: Reading
+    dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState
 ) -> None:
     """Take over what was known before, and read what was looked at anew."""
     before, touched = reading.before, reading.touched
@@ -256,8 +256,8 @@ def _read_one(
     dir_fd: int,
     directory: str,
     name: str,
-    signature: openat.Signature,
-    into: tuple[Listing, Reading, int, int],
+    signature: openat.StatSignature,
+    into: tuple[Listing, ReadState, int, int],
 ) -> int:
     """Read one file that is listed, unless it is known; return its bytes, 0 if it could not be read."""
     listing, reading, room, limit = into
@@ -272,7 +272,7 @@ def _read_one(
                 " for all files together (raise max_size)"
             )
             return 0
-        if reading.directory is None and signature.size > open_file.LARGE:
+        if reading.directory is None and signature.size > open_file.LARGE_FILE_BYTES:
             reading.directory = open_file.Directory(os.dup(dir_fd))
         return reading.read(dir_fd, name, room, os.path.join(directory, name))
     except _errors.NothingPublished:
@@ -285,9 +285,9 @@ def _read_one(
 def _check_whole(
     directory: str,
     generation: str,
-    reading: Reading,
+    reading: ReadState,
     problems: Mapping[str, str],
-    before: Sighting | None,
+    before: ScanResult | None,
 ) -> None:
     """Refuse a generation that lacks what it held, or whose files cannot all be read any more.
 
@@ -311,10 +311,10 @@ def _sighting(
     dir_fd: int,
     generation: str | None,
     listing: Listing,
-    reading: Reading,
+    reading: ReadState,
     *,
     single: bool,
-) -> Sighting:
+) -> ScanResult:
     for name in reading.unread if generation is not None else ():
         raise _errors.ReadError(
             errno.EBUSY,
@@ -322,14 +322,14 @@ def _sighting(
             " (a generation never changes; publish the set again)",
         )
     status = os.fstat(dir_fd)
-    mark = Mark(
+    mark = FileStates(
         (status.st_dev, status.st_ino),
         generation,
         reading.signatures,
         listing.folders,
         doubtful(reading),
     )
-    return Sighting(
+    return ScanResult(
         _snapshot(reading, single=single),
         mark,
         frozenset(reading.unsettled),
@@ -340,7 +340,7 @@ def _sighting(
     )
 
 
-def _snapshot(reading: Reading, *, single: bool) -> Snapshot[None]:
+def _snapshot(reading: ReadState, *, single: bool) -> Snapshot[None]:
     """Make the snapshot; one that holds what the one before held is that one."""
     before, contents = reading.before, reading.contents
     if before is None or reading.touched is None:
@@ -366,14 +366,14 @@ def _generation(dir_fd: int, name: str) -> str | None:
     link = layout.link_target(dir_fd, name)
     if link is None or not link.startswith(layout.DATA + "/"):
         return None
-    return layout.in_force(dir_fd)
+    return layout.active_generation(dir_fd)
 
 
-def _signature(dir_fd: int, name: str) -> openat.Signature:
-    return openat.Signature.of(openat.stat_beneath(dir_fd, name))
+def _signature(dir_fd: int, name: str) -> openat.StatSignature:
+    return openat.StatSignature.of(openat.stat_beneath(dir_fd, name))
 
 
-def _keep_large(reading: Reading, dir_fd: int, name: str) -> bool:
+def _keep_large(reading: ReadState, dir_fd: int, name: str) -> bool:
     """Keep a large file that is still the same, without reading it again; small ones are believed by their bytes."""
     before = reading.before
     if before is None or not before.snapshot.content().is_large:

@@ -11,8 +11,8 @@ import time
 
 from sidecar import _errors
 from sidecar.fs import open_file, openat
-from sidecar.fs.open_file import Pinned
-from sidecar.fs.openat import Signature
+from sidecar.fs.open_file import OpenFile
+from sidecar.fs.openat import StatSignature
 from sidecar.volume.content import snapshot
 from sidecar.volume.content.snapshot import Content
 from sidecar.volume.publish import models
@@ -49,14 +49,14 @@ def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
 
 def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
     """As `read`, once. Raises `ContentAltered` if it changed meanwhile."""
-    with openat.reading(path):
+    with openat.read_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
         except OSError:
             os.close(fd)
             raise
-        file = Pinned(fd, Signature.of(status), path)
+        file = OpenFile(fd, StatSignature.of(status), path)
         if not stat.S_ISREG(status.st_mode):
             raise _errors.ReadError(
                 errno.EINVAL, f"cannot publish {path} as {where}: it is no regular file"
@@ -68,29 +68,29 @@ def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
         if begun - status.st_mtime_ns < _DOUBT_NS and file.size:
             # Clocks of file systems are coarse, and a program that pauses may go on.
             time.sleep(_QUIET)
-            if models.weigh(_take(file, name)) != models.weigh(first):
-                raise open_file.altered(path)
+            if models.content_size(_take(file, name)) != models.content_size(first):
+                raise open_file.changed_error(path)
         return first
 
 
-def _take(file: Pinned, name: str) -> bytes | Content:
-    return _whole(file) if file.size <= open_file.LARGE else _content_of(file, name)
+def _take(file: OpenFile, name: str) -> bytes | Content:
+    return _whole(file) if file.size <= open_file.LARGE_FILE_BYTES else _content_of(file, name)
 
 
-def _whole(file: Pinned) -> bytes:
+def _whole(file: OpenFile) -> bytes:
     """Return the bytes up to the end; files of /proc have some although their size is 0."""
     if file.size:
         return file.whole()
     found = b""
-    while piece := os.pread(file.fd, open_file.PIECE, len(found)):
+    while piece := os.pread(file.fd, open_file.READ_CHUNK_BYTES, len(found)):
         found += piece
-        if len(found) > open_file.LARGE:
-            raise open_file.altered(file.where)
+        if len(found) > open_file.LARGE_FILE_BYTES:
+            raise open_file.changed_error(file.where)
     file.check()
     return found
 
 
-def _content_of(file: Pinned, name: str) -> Content:
+def _content_of(file: OpenFile, name: str) -> Content:
     digest = hashlib.sha256()
     for piece in file.pieces():
         digest.update(piece)

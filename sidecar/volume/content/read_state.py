@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sidecar.fs import open_file, openat
 from sidecar.volume.content.listing import ALL, Scope
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content, Large, version_of
 
 #: File systems stamp in ticks, FAT in two seconds; so soon after a change an equal signature proves nothing.
@@ -16,15 +16,15 @@ _STAMP_DOUBT = 2.0
 
 
 @dataclass(slots=True)
-class Reading:
+class ReadState:
     """What reading the names of a listing has brought."""
 
-    before: Sighting | None
+    before: ScanResult | None
     working: Callable[[], None]
     directory: open_file.Directory | None = None
     """The one that is read, held open: for large files that are not, because too many are already."""
     contents: dict[str, Content] = field(default_factory=dict)
-    signatures: dict[str, openat.Signature] = field(default_factory=dict)
+    signatures: dict[str, openat.StatSignature] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
     begun: dict[str, float] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Reading:
     """The names that were looked at, None for all."""
     scope: Scope = ALL
 
-    def keep(self, name: str, signature: openat.Signature, content: Content) -> None:
+    def keep(self, name: str, signature: openat.StatSignature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
 
     def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
@@ -58,8 +58,8 @@ class Reading:
             self.unsettled.add(name)
             self.unread.add(name)
         file: Large = found.file
-        if self.directory is not None and not open_file.room():
-            file = open_file.Named(self.directory, name, found.signature, found.file.where)
+        if self.directory is not None and not open_file.can_hold():
+            file = open_file.LazyFile(self.directory, name, found.signature, found.file.where)
         version = (found.digest or "")[:VERSION_DIGITS]
         modified = found.signature.mtime_ns / 1e9
         old = self.before.snapshot.get_content(name) if self.before is not None else None
@@ -68,14 +68,14 @@ class Reading:
         self.keep(name, found.signature, Content(name, file, version, modified))
 
 
-def kept(name: str, now: openat.Signature, before: Sighting | None) -> Content | None:
+def kept(name: str, now: openat.StatSignature, before: ScanResult | None) -> Content | None:
     """Return the content read before, if the signature proves that it is still the same."""
     if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
         return None
     return before.snapshot.content(name)
 
 
-def doubtful(reading: Reading) -> dict[str, float]:
+def doubtful(reading: ReadState) -> dict[str, float]:
     """Return the names that must be read again although their signature stays the same.
 
     A signature is sure once the file has been read two seconds after its last change,
@@ -105,7 +105,7 @@ def doubtful(reading: Reading) -> dict[str, float]:
     return found
 
 
-def _is_same_file(old: Content, now: openat.Signature) -> bool:
+def _is_same_file(old: Content, now: openat.StatSignature) -> bool:
     """Whether a large content lies in this very file, which was not written to since."""
     if isinstance(old.held, bytes):
         return False
@@ -113,7 +113,7 @@ def _is_same_file(old: Content, now: openat.Signature) -> bool:
     return (was.identity, was.size, was.mtime_ns) == (now.identity, now.size, now.mtime_ns)
 
 
-def _content(found: openat.FileRead, name: str, before: Sighting | None) -> Content:
+def _content(found: openat.FileRead, name: str, before: ScanResult | None) -> Content:
     """Make the content; bytes that equal those before are compared, not hashed again."""
     modified = found.signature.mtime_ns / 1e9
     old = before.snapshot.get_content(name) if before is not None else None

@@ -12,27 +12,27 @@ from sidecar.fs import openat
 from sidecar.volume.content.snapshot import Snapshot
 
 
-class Mark(NamedTuple):
+class FileStates(NamedTuple):
     """What was seen on the disk, to tell without reading whether it is still the same."""
 
     directory: tuple[int, int]
     """Device and inode of the directory."""
     generation: str | None
     """What `..data` pointed at, None for files that lie loose."""
-    signatures: Mapping[str, openat.Signature]
+    signatures: Mapping[str, openat.StatSignature]
     """The state of each file that was read."""
-    folders: Mapping[str, openat.Signature]
+    folders: Mapping[str, openat.StatSignature]
     """The state of each directory that was listed: it changes when names come, go or are replaced."""
     doubtful: Mapping[str, float]
     """Names that a coarse clock could hide a further change of, since when (monotonic seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class ScanResult:
     """One look at the disk: a snapshot, and how far it can be trusted."""
 
     snapshot: Snapshot[None]
-    mark: Mark
+    mark: FileStates
     unsettled: frozenset[str]
     """Names that changed while they were read."""
     linked: frozenset[str]
@@ -57,7 +57,7 @@ class Sighting:
             )
         return self.snapshot
 
-    def without(self, held: frozenset[str], before: Sighting | None) -> Sighting:
+    def without(self, held: frozenset[str], before: ScanResult | None) -> ScanResult:
         """Return the same look with the content of `held` names as it was before, or without them."""
         old = before.mark.signatures if before is not None else {}
         known = {
@@ -73,13 +73,13 @@ class Sighting:
         snapshot = self.snapshot.replaced(known, held - known.keys())
         return replace(self, snapshot=snapshot, mark=self.mark._replace(signatures=signatures))
 
-    def altered(self, before: Sighting | None) -> list[str]:
+    def altered(self, before: ScanResult | None) -> list[str]:
         """Return the names of files that are other ones than those of `before`, or were read anew."""
         if self.touched is not None:
             return [name for name in self.touched if name in self.snapshot]
         return self.snapshot.other_than(before.snapshot.contents() if before is not None else {})
 
-    def gone(self, before: Sighting) -> frozenset[str]:
+    def gone(self, before: ScanResult) -> frozenset[str]:
         """Return the names of `before` that are not there any more."""
         names = before.snapshot.keys() if self.touched is None else self.touched
         now, then = self.snapshot.keys(), before.snapshot.keys()

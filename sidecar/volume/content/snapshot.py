@@ -24,7 +24,7 @@ from sidecar.process import arguments
 T = TypeVar("T", default=None)
 
 #: A file that is too large to be held in memory.
-Large: TypeAlias = open_file.Pinned | open_file.Named
+Large: TypeAlias = open_file.OpenFile | open_file.LazyFile
 
 VERSION_DIGITS = 32
 MAX_SIZE = 64 << 20
@@ -65,7 +65,7 @@ def etag(version: str) -> str:
     return f'"{version}"'
 
 
-def encoded(content: bytes | str) -> bytes:
+def to_bytes(content: bytes | str) -> bytes:
     """Return bytes as they are and text as UTF-8.
 
     Raises:
@@ -169,10 +169,10 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     @staticmethod
     def of(files: Mapping[str, bytes | str], *, single: bool = False) -> Snapshot[None]:
         """Make a snapshot of contents in memory, as tests do. Raises `TypeError` for what is none."""
-        arguments.mapping("Snapshot.of", files)
+        arguments.check_mapping("Snapshot.of", files)
         now = time.time()
         contents = {
-            name: Content(name, data := encoded(value), version_of(data), now)
+            name: Content(name, data := to_bytes(value), version_of(data), now)
             for name, value in files.items()
         }
         return Snapshot(contents, single=single, value=None)
@@ -302,7 +302,7 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         """Return the names whose file is not the one that is given, or is not given."""
         return [name for name, content in self._files.items() if files.get(name) is not content]
 
-    def holds_others_than(self, before: Snapshot[Any]) -> bool:
+    def has_new_files(self, before: Snapshot[Any]) -> bool:
         """Whether the same content lies in other large files by now: those of `before` may be gone."""
         return any(
             (old := before.get_content(name)) and old.held is not self._files[name].held

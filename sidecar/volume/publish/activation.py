@@ -14,20 +14,20 @@ from functools import partial
 
 from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer, dirs, layout, oserrors, visible_links
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.publish import history, models, repair, replaced
-from sidecar.volume.publish.models import Settings
+from sidecar.volume.publish.models import VolumeConfig
 
 
 def activate(
     fd: int,
-    settings: Settings,
+    settings: VolumeConfig,
     new: str,
     names: Collection[str],
     version: str,
     *,
     spared: Collection[str] = (),
-    before: Sighting | None = None,
+    before: ScanResult | None = None,
     dry_run: bool = False,
 ) -> str | None:
     """Name the generation `new`, put it in force, bring the visible links in line, and make all of it durable.
@@ -41,10 +41,10 @@ def activate(
         PublishUncertain: the set is in force, and perhaps not durable, or not undone.
     """
     # The clock may have gone back; the order of generations must not.
-    stamp = max(time.time_ns(), atomic_writer.stamp_of(layout.in_force(fd) or "") + 1)
+    stamp = max(time.time_ns(), atomic_writer.timestamp_of(layout.active_generation(fd) or "") + 1)
     name = layout.GENERATION + history.entry_name(stamp, version)
     with _blaming_the_name(settings):
-        links = visible_links.Links(fd, name, names, settings.path, spared=spared)
+        links = visible_links.LinkUpdate(fd, name, names, settings.path, spared=spared)
     try:
         if dry_run:
             return None
@@ -58,14 +58,22 @@ def activate(
     return name
 
 
-def examine(fd: int, settings: Settings, names: Collection[str], spared: Collection[str]) -> None:
+def examine(
+    fd: int, settings: VolumeConfig, names: Collection[str], spared: Collection[str]
+) -> None:
     """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
     with _blaming_the_name(settings):
-        visible_links.check_places(fd, names, settings.path, spared)
+        visible_links.check_conflicts(fd, names, settings.path, spared)
 
 
 def _switch(
-    fd: int, settings: Settings, new: str, name: str, *, version: str, links: visible_links.Links
+    fd: int,
+    settings: VolumeConfig,
+    new: str,
+    name: str,
+    *,
+    version: str,
+    links: visible_links.LinkUpdate,
 ) -> None:
     try:
         atomic.move(fd, new, fd, name)
@@ -76,20 +84,22 @@ def _switch(
         # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
         switched = False
         with contextlib.suppress(OSError):
-            switched = layout.in_force(fd) == name
+            switched = layout.active_generation(fd) == name
         if not switched:
-            dirs.remove(fd, name)
+            dirs.rmtree(fd, name)
             raise
         raise models.uncertain(settings.path, version, error) from error
 
 
-def _show(fd: int, settings: Settings, name: str, version: str, links: visible_links.Links) -> None:
+def _show(
+    fd: int, settings: VolumeConfig, name: str, version: str, links: visible_links.LinkUpdate
+) -> None:
     """Put the visible links in place, and take all of it back if one of them cannot be."""
     try:
         links.finish(partial(replaced.keep_loose, fd, settings))
     except OSError as error:
         if links.undo():
-            dirs.remove(fd, name)
+            dirs.rmtree(fd, name)
             with _blaming_the_name(settings):
                 raise
         raise models.uncertain(
@@ -102,7 +112,7 @@ def _show(fd: int, settings: Settings, name: str, version: str, links: visible_l
 
 
 @contextmanager
-def _blaming_the_name(settings: Settings) -> Iterator[None]:
+def _blaming_the_name(settings: VolumeConfig) -> Iterator[None]:
     """Say of an error which name of the set it keeps from its place; a full volume keeps each."""
     try:
         yield
@@ -112,6 +122,6 @@ def _blaming_the_name(settings: Settings) -> Iterator[None]:
             raise
         where = settings.where(entry)
         if isinstance(error, IsADirectoryError):
-            raise _errors.NameTaken(f"cannot publish {where}: {oserrors.remedy(error)}") from error
-        with oserrors.publishing(f"publish {where}"):
+            raise _errors.NameTaken(f"cannot publish {where}: {oserrors.hint(error)}") from error
+        with oserrors.map_publish_errors(f"publish {where}"):
             raise

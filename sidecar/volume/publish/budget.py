@@ -181,7 +181,7 @@ class Budget:
     def _full(self, where: str, size: int) -> OverBudget:
         return OverBudget(
             errno.EDQUOT,
-            f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {quantities.shown(self.limit or 0)},"
+            f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {quantities.format_size(self.limit or 0)},"
             f" and has no room for {size} more, even without its history (delete files, or raise volume_budget)",
         )
 

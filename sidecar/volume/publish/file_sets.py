@@ -18,11 +18,11 @@ from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer, dirs, layout, open_file, oserrors, visible_links
 from sidecar.volume.content import listing, loader
 from sidecar.volume.content import snapshot as snapshots
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import Content
 from sidecar.volume.publish import activation, history, models, repair, replaced
 from sidecar.volume.publish.budget import Budget, on_disk
-from sidecar.volume.publish.models import Entry, Given, Order, Publication, Settings
+from sidecar.volume.publish.models import FileInfo, Given, Operation, Publication, VolumeConfig
 from sidecar.volume.publish.retention import Retention
 
 #: Generations in their grace period, at most: a set may be published a thousand times in it.
@@ -32,25 +32,27 @@ _MOST_RETIRING = 16
 class FileSet:
     """The one set of a directory, where it has one."""
 
-    def __init__(self, settings: Settings, budget: Budget, retention: Retention) -> None:
+    def __init__(self, settings: VolumeConfig, budget: Budget, retention: Retention) -> None:
         self._settings = settings
         self._budget = budget
         self._retention = retention
-        self._seen: Sighting | None = None
+        self._seen: ScanResult | None = None
         self._durable: str | None = None
         self._made: str | None = None
         """The generation that this object has published last."""
         self._doubtful = False
-        self._fitting: Sighting | None = None
+        self._fitting: ScanResult | None = None
         """The set whose files were found to have the mode and group that are asked for."""
 
-    def publish(self, fd: int, files: Mapping[str, bytes | Content], order: Order) -> Publication:
+    def publish(
+        self, fd: int, files: Mapping[str, bytes | Content], order: Operation
+    ) -> Publication:
         """Publish these files, and no others."""
         path = self._settings.path
-        versions = {name: models.weigh(content)[0] for name, content in files.items()}
+        versions = {name: models.content_size(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
-            before = self.see(fd) if layout.in_force(fd) is not None else None
+            before = self.see(fd) if layout.active_generation(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
             if order.conditions:
@@ -59,34 +61,36 @@ class FileSet:
         order.conditions.check(
             f"publish {path}", before.snapshot.version if before is not None else None
         )
-        return self._put_in_force(fd, _Wanted(versions, files), before, order)
+        return self._put_in_force(fd, _DesiredSet(versions, files), before, order)
 
-    def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
+    def put(self, fd: int, name: str, content: Given, order: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
         where = self._settings.where(name)
         before = self._see_whole(fd, where, order)
         old = _versions(before)
         order.conditions.check(f"publish {where}", old.get(name))
-        version, size = models.weigh(content)
+        version, size = models.content_size(content)
         wanted = {**old, name: version}
         models.check_names(wanted)
         self._check_room(before, name, size)
-        spared = visible_links.top_entries(old) - visible_links.top_entries([name])
+        spared = visible_links.top_level_names(old) - visible_links.top_level_names([name])
         if wanted == old:
-            done = self._put_in_force(fd, _Wanted(old, {}), before, order, spared)
+            done = self._put_in_force(fd, _DesiredSet(old, {}), before, order, spared)
             modified = before.snapshot.modified_of(name)
             return Publication(version, done.changed, False, modified, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
         if order.unwritten:
             given = content[0] if isinstance(content, tuple) else content
-            done = self._put_in_force(fd, _Wanted(wanted, {name: given}), before, order, spared)
+            done = self._put_in_force(fd, _DesiredSet(wanted, {name: given}), before, order, spared)
             return Publication(version, True, name not in old, done.modified, size)
         with models.staged(fd, content, where) as staged:
-            done = self._put_in_force(fd, _Wanted(wanted, {name: staged}), before, order, spared)
+            done = self._put_in_force(
+                fd, _DesiredSet(wanted, {name: staged}), before, order, spared
+            )
         return Publication(version, done.changed, name not in old, done.modified, size)
 
-    def delete(self, fd: int, name: str, order: Order) -> Publication:
+    def delete(self, fd: int, name: str, order: Operation) -> Publication:
         """Publish the set without one file."""
         where = self._settings.where(name)
         before = self._see_whole(fd, where, order)
@@ -94,30 +98,30 @@ class FileSet:
         order.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise models.missing(where)
-        spared = visible_links.top_entries(versions)
-        return self._put_in_force(fd, _Wanted(versions, {}), before, order, spared)
+        spared = visible_links.top_level_names(versions)
+        return self._put_in_force(fd, _DesiredSet(versions, {}), before, order, spared)
 
-    def see(self, fd: int) -> Sighting:
+    def see(self, fd: int) -> ScanResult:
         """Return the set in force, read again only where it changed.
 
         Raises:
             ReadError: it cannot be read whole.
         """
-        if self._seen is None or not loader.unchanged(fd, self._seen):
+        if self._seen is None or not loader.is_unchanged(fd, self._seen):
             before, self._seen = self._seen, None
             path, limit = self._settings.path, self._settings.max_size
-            seen = loader.load_directory(fd, path, limit=limit, before=before)
+            seen = loader.read_directory(fd, path, limit=limit, before=before)
             for problem in seen.problems.values():
                 raise _errors.ReadError(errno.EIO, problem)
             seen.whole()
             self._seen = seen
         return self._seen
 
-    def entries(self, fd: int) -> list[Entry]:
+    def entries(self, fd: int) -> list[FileInfo]:
         """Return the files of the set."""
         snapshot = self.see(fd).snapshot
         found = [snapshot.content(name) for name in sorted(snapshot)]
-        return [Entry(c.name, c.version, c.size, c.modified) for c in found]
+        return [FileInfo(c.name, c.version, c.size, c.modified) for c in found]
 
     def versions(self, fd: int) -> list[history.Version]:
         """Return the history of the set, newest first."""
@@ -129,24 +133,26 @@ class FileSet:
         What cannot be mended is logged: it must not keep a writer from its start.
         """
         repair.restore(fd, self._settings)
-        if layout.in_force(fd) is None:
+        if layout.active_generation(fd) is None:
             return
         try:
             names = list(self.see(fd).snapshot)
         except _errors.ReadError:
             return  # damaged: publishing a new one is the remedy, and readers say what is wrong
         with repair.logged(self._settings):
-            self._mend_links(fd, names, visible_links.top_entries(names))
+            self._mend_links(fd, names, visible_links.top_level_names(names))
         repair.tell_of_beside(fd, self._settings, names)
-        self._retire(fd, layout.in_force(fd) or "")
+        self._retire(fd, layout.active_generation(fd) or "")
 
-    def restore_lost(self, fd: int, order: Order) -> None:
+    def restore_lost(self, fd: int, order: Operation) -> None:
         """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile.
 
         Raises:
             VolumeUnavailable: it is gone, and a trial mends nothing.
         """
-        if (self._seen is not None or self._durable is not None) and layout.in_force(fd) is None:
+        if (self._seen is not None or self._durable is not None) and layout.active_generation(
+            fd
+        ) is None:
             if order.dry_run:
                 raise _errors.VolumeUnavailable(
                     errno.ENOENT,
@@ -157,22 +163,25 @@ class FileSet:
 
     def expendable(self, fd: int) -> list[str]:
         """Return the generations in their grace that may go early: all but the one before the present."""
-        return _retiring(fd, layout.in_force(fd) or "")[:-1]
+        return _retiring(fd, layout.active_generation(fd) or "")[:-1]
 
     def _put_in_force(
         self,
         fd: int,
-        wanted: _Wanted,
-        before: Sighting | None,
-        order: Order,
+        wanted: _DesiredSet,
+        before: ScanResult | None,
+        order: Operation,
         spared: Collection[str] = (),
     ) -> Publication:
         """Make a generation and switch to it; the one before goes into its grace period.
 
         Of `spared` entries the links may be missing as they were before: they must not keep other names back.
         """
-        version, created = snapshots.version_of_set(wanted.versions), layout.in_force(fd) is None
-        with oserrors.publishing(f"publish {self._settings.path}"):
+        version, created = (
+            snapshots.version_of_set(wanted.versions),
+            layout.active_generation(fd) is None,
+        )
+        with oserrors.map_publish_errors(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
             fits = before is None or self._fits(fd, before)
             done = None
@@ -214,7 +223,7 @@ class FileSet:
                 self._doubtful = True
                 raise
             finally:
-                dirs.remove(fd, new)  # it has another name by now, if all went well
+                dirs.rmtree(fd, new)  # it has another name by now, if all went well
         self._durable = self._made = generation
         self._doubtful = False
         if not fits:
@@ -226,9 +235,9 @@ class FileSet:
         modified = _newest(fd, generation, wanted.fresh)
         return Publication(version, True, created, modified, wanted.size)
 
-    def _build(self, fd: int, wanted: _Wanted, *, exact: bool) -> str:
+    def _build(self, fd: int, wanted: _DesiredSet, *, exact: bool) -> str:
         for content in wanted.fresh.values():
-            if isinstance(content, atomic.Staged):
+            if isinstance(content, atomic.TempFile):
                 content.seal(
                     self._settings.mode, self._settings.group, durable=self._settings.durable
                 )
@@ -242,13 +251,13 @@ class FileSet:
             exact=exact,
         )
 
-    def _fits(self, fd: int, before: Sighting) -> bool:
+    def _fits(self, fd: int, before: ScanResult) -> bool:
         """Whether all files of the set in force have the mode and the group that are asked for.
 
         What this object has published itself has them.
         """
         if self._fitting is not before and before.mark.generation != self._made:
-            with listing.opened(fd, before.mark.generation) as held:
+            with listing.open_content_dir(fd, before.mark.generation) as held:
                 names = before.snapshot
                 if not all(self._settings.fits(os.stat(n, dir_fd=held)) for n in names):
                     return False
@@ -257,9 +266,12 @@ class FileSet:
 
     def _is_alike(self, fd: int, new: str, names: Collection[str]) -> bool:
         """Whether the files of a new generation have the modes and groups of those in force."""
-        with dirs.inside(fd, new) as one, listing.opened(fd, layout.in_force(fd)) as other:
+        with (
+            dirs.open_subdir(fd, new) as one,
+            listing.open_content_dir(fd, layout.active_generation(fd)) as other,
+        ):
             pairs = ((os.stat(n, dir_fd=one), os.stat(n, dir_fd=other)) for n in names)
-            return all(models.have_same_access(*pair) for pair in pairs)
+            return all(models.has_same_access(*pair) for pair in pairs)
 
     def _is_settled(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Whether the set in force has all its links and is durable: then there is nothing to publish.
@@ -268,7 +280,7 @@ class FileSet:
         """
         if self._doubtful:
             return False
-        generation = layout.in_force(fd)
+        generation = layout.active_generation(fd)
         with contextlib.suppress(OSError):
             if self._mend_links(fd, names, spared) or self._durable != generation:
                 self._settings.sync_directory(fd)
@@ -278,7 +290,7 @@ class FileSet:
 
     def _mend_links(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
         """Bring the visible links in line with the set in force, and say whether there was a need to."""
-        links = visible_links.Links(fd, None, names, self._settings.path, spared=spared)
+        links = visible_links.LinkUpdate(fd, None, names, self._settings.path, spared=spared)
         needed = links.needed
         try:
             links.finish(partial(replaced.keep_loose, fd, self._settings))
@@ -296,10 +308,10 @@ class FileSet:
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
                 # What counts is how long it has been out of force: since its successor came.
                 crowded = len(retiring) - position > _MOST_RETIRING
-                if crowded or atomic_writer.stamp_of(follower) <= over:
-                    history.retire(fd, entry, self._settings.keep)
+                if crowded or atomic_writer.timestamp_of(follower) <= over:
+                    history.archive_generation(fd, entry, self._settings.keep)
 
-    def _see_whole(self, fd: int, where: str, order: Order) -> Sighting:
+    def _see_whole(self, fd: int, where: str, order: Operation) -> ScanResult:
         """Return the set that one file of it is to be changed of: nothing of the rest may be lost."""
         try:
             return self.see(fd)
@@ -310,7 +322,7 @@ class FileSet:
                     return self.see(fd)
             raise _damaged(where, error) from error
 
-    def _check_room(self, before: Sighting, name: str, size: int) -> None:
+    def _check_room(self, before: ScanResult, name: str, size: int) -> None:
         """Refuse a file with which the set would be larger than readers take."""
         own = before.snapshot.get_content(name)
         others = before.snapshot.size - (own.size if own is not None else 0)
@@ -319,11 +331,11 @@ class FileSet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _DesiredSet:
     """A set to be: the versions of all its files, and those that are written anew; the others are taken over."""
 
     versions: Mapping[str, str]
-    fresh: Mapping[str, bytes | atomic.Staged | Content]
+    fresh: Mapping[str, bytes | atomic.TempFile | Content]
 
     @property
     def taken_over(self) -> list[str]:
@@ -333,13 +345,13 @@ class _Wanted:
     def to_be_written(self) -> int:
         """The bytes on the disk that are not there yet."""
         fresh = self.fresh.values()
-        return sum(on_disk(models.size(c)) for c in fresh if not isinstance(c, atomic.Staged))
+        return sum(on_disk(models.size(c)) for c in fresh if not isinstance(c, atomic.TempFile))
 
     @property
     def on_disk(self) -> int:
         """The bytes on the disk of all that is written anew."""
         return sum(
-            on_disk(c.size if isinstance(c, atomic.Staged) else models.size(c))
+            on_disk(c.size if isinstance(c, atomic.TempFile) else models.size(c))
             for c in self.fresh.values()
         )
 
@@ -348,7 +360,9 @@ class _Wanted:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
 
 
-def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged | open_file.Copy:
+def _material(
+    content: bytes | atomic.TempFile | Content,
+) -> bytes | atomic.TempFile | open_file.Copy:
     """Return a content as a generation is built of it."""
     if not isinstance(content, Content):
         return content
@@ -360,18 +374,18 @@ def _material(content: bytes | atomic.Staged | Content) -> bytes | atomic.Staged
 def _retiring(fd: int, current: str) -> list[str]:
     """Return the generations that are out of force, oldest first."""
     entries = [e for e in os.listdir(fd) if e.startswith(layout.GENERATION) and e != current]
-    return sorted(entries, key=atomic_writer.stamp_of)
+    return sorted(entries, key=atomic_writer.timestamp_of)
 
 
 def _newest(fd: int, generation: str, names: Collection[str]) -> float:
     """Return the time that readers see of what was published."""
     with contextlib.suppress(OSError):
         times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
-        return max(times, default=atomic_writer.stamp_of(generation)) / 1e9
+        return max(times, default=atomic_writer.timestamp_of(generation)) / 1e9
     return time.time()
 
 
-def _versions(sighting: Sighting) -> dict[str, str]:
+def _versions(sighting: ScanResult) -> dict[str, str]:
     return {name: sighting.snapshot.content(name).version for name in sighting.snapshot}
 
 

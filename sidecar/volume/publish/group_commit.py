@@ -30,7 +30,7 @@ Outcome: TypeAlias = Publication | BaseException
 """What became of a content; `CancelledError` if it was withdrawn, or given up with the whole program."""
 
 
-class Wish:
+class PendingWrite:
     """A content that is to be published, and who is told what became of it."""
 
     __slots__ = ("data", "given_up", "name", "tell")
@@ -42,21 +42,21 @@ class Wish:
         self.given_up = False
 
 
-class Commits:
+class GroupCommit:
     """The contents that wait, by name, and the one publish a name that is under way."""
 
     def __init__(self, publish: Publish, at_once: AtOnce = lambda *_: None) -> None:
         self._publish = publish
         self._at_once = at_once
-        self._waiting: dict[str, list[Wish]] = {}
-        self._rounds: dict[str, _Round] = {}
+        self._waiting: dict[str, list[PendingWrite]] = {}
+        self._rounds: dict[str, _Batch] = {}
 
     def __repr__(self) -> str:
         return f"<Commits waiting={sum(map(len, self._waiting.values()))}>"
 
-    def wish(self, name: str, data: bytes, tell: Callable[[Outcome], None]) -> Wish:
+    def wish(self, name: str, data: bytes, tell: Callable[[Outcome], None]) -> PendingWrite:
         """Publish a content, or let a later one do for it, and `tell` what became of it, once, on the loop."""
-        wish = Wish(name, data, tell)
+        wish = PendingWrite(name, data, tell)
         waiting = self._waiting.get(name)
         if waiting is None:
             waiting = self._waiting[name] = []
@@ -65,7 +65,7 @@ class Commits:
             self._begin(name)
         return wish
 
-    def withdraw(self, wish: Wish) -> None:
+    def withdraw(self, wish: PendingWrite) -> None:
         """Give a wish up. One that still waits is never written, and told at once that it was cancelled.
 
         So is one under way that nobody else waits for, unless it is visible by then: it is told when that is known.
@@ -97,11 +97,11 @@ class Commits:
         return answer.result()
 
     def _begin(self, name: str) -> None:
-        one = self._rounds[name] = _Round()
+        one = self._rounds[name] = _Batch()
         one.publish = asyncio.create_task(self._run(name, one), name=f"publish {name}")
         one.publish.add_done_callback(lambda task: self._give_up(name, one, task))
 
-    async def _run(self, name: str, one: _Round) -> None:
+    async def _run(self, name: str, one: _Batch) -> None:
         """Publish what waits, and tell what became of it: a turn of the loop earlier than once the task is done."""
         outcome: Outcome | None
         try:
@@ -110,7 +110,7 @@ class Commits:
             outcome = error
         self._end(name, one, outcome)
 
-    async def _publish_last(self, name: str, one: _Round) -> Publication | None:
+    async def _publish_last(self, name: str, one: _Batch) -> Publication | None:
         """Publish what waits, once a turn of the loop has brought no more.
 
         Clients that have just been answered come back within a few turns, and are served by the same pair of syncs;
@@ -129,7 +129,7 @@ class Commits:
         done = self._at_once(name, data) if len(one.wishes) == 1 else None
         return done or await self._publish(name, data)
 
-    def _give_up(self, name: str, one: _Round, task: asyncio.Task[None]) -> None:
+    def _give_up(self, name: str, one: _Batch, task: asyncio.Task[None]) -> None:
         """End a round that was cancelled."""
         if self._rounds.get(name) is not one:
             return
@@ -142,7 +142,7 @@ class Commits:
             outcome = cancelled.__cause__ or cancelled
         self._end(name, one, outcome)
 
-    def _end(self, name: str, one: _Round, outcome: Outcome | None) -> None:
+    def _end(self, name: str, one: _Batch, outcome: Outcome | None) -> None:
         _tell(one.wishes, outcome)
         # Only now: whoever was told may have wished again.
         del self._rounds[name]
@@ -150,7 +150,7 @@ class Commits:
             self._begin(name)
 
 
-class _Round:
+class _Batch:
     """The wishes that one publish fulfils: all that wait when it begins."""
 
     __slots__ = ("publish", "wishes")
@@ -158,10 +158,10 @@ class _Round:
     publish: asyncio.Task[None]
 
     def __init__(self) -> None:
-        self.wishes: list[Wish] = []
+        self.wishes: list[PendingWrite] = []
 
 
-def _tell(wishes: list[Wish], done: Outcome | None) -> None:
+def _tell(wishes: list[PendingWrite], done: Outcome | None) -> None:
     """Tell everybody what became of a publish; None: that it was cancelled."""
     for wish in wishes:
         if isinstance(done, Publication):

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sidecar.fs import atomic, dirs, layout, openat, oserrors, permissions
-from sidecar.fs.atomic_writer import stamp_of
+from sidecar.fs.atomic_writer import timestamp_of
 from sidecar.volume.content import listing, snapshot
 
 DIRECTORY = "..versions"
@@ -103,9 +103,9 @@ def rank(entry: str) -> int:
     return stamp if stamp < time.time_ns() + _AHEAD_NS else 0
 
 
-def newest(dir_fd: int, name: str) -> str | None:
+def latest_version(dir_fd: int, name: str) -> str | None:
     """Return the version that was kept last of a loose file, None if there is none."""
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
         last = max(os.listdir(fd), key=rank, default="")
         return version_in(last) if rank(last) else None
     return None
@@ -123,7 +123,7 @@ class Folder(NamedTuple):
     """Entries that are to be removed later, by `expire`."""
 
 
-def keep_file(
+def archive_file(
     dir_fd: int,
     name: str,
     version: str,
@@ -149,7 +149,7 @@ def keep_file(
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
-            dirs.remove(fd, entries.pop())  # published again, because it was in doubt
+            dirs.rmtree(fd, entries.pop())  # published again, because it was in doubt
         # The clock may have gone back; the order must not.
         entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
         link(entry, fd)
@@ -162,9 +162,9 @@ def keep_file(
     return None
 
 
-def holding(dir_fd: int, name: str) -> list[str]:
+def has_version(dir_fd: int, name: str) -> list[str]:
     """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
-    current = layout.in_force(dir_fd)
+    current = layout.active_generation(dir_fd)
     found = [folder for folder in (directory_of(name),) if _is_there(dir_fd, folder)]
     for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
@@ -175,7 +175,7 @@ def holding(dir_fd: int, name: str) -> list[str]:
 
 def _is_there(dir_fd: int, path: str) -> bool:
     above, _, leaf = path.rpartition("/")
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, above) as parent:
         _lstat(parent, leaf)
         return True
     return False
@@ -195,13 +195,13 @@ class _BestEffort:
             return False
         if error.errno == errno.EACCES and self._what not in _TOLD and len(_TOLD) < _MOST_TOLD:
             _TOLD.add(self._what)
-            _log.warning("cannot keep versions of %s: %s", self._what, oserrors.remedy(error))
+            _log.warning("cannot keep versions of %s: %s", self._what, oserrors.hint(error))
         return True
 
 
 def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
-    """Remove entries of a loose file that `keep_file` has named, and return the bytes that this gives back."""
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+    """Remove entries of a loose file that `archive_file` has named, and return the bytes that this gives back."""
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
         return sum(_remove(fd, entry) for entry in entries)
     return 0
 
@@ -212,7 +212,7 @@ class _Making:
     def __init__(self, dir_fd: int, folder: str) -> None:
         self._dir_fd = dir_fd
         self._folder = folder
-        self._inside = dirs.inside(dir_fd, folder)
+        self._inside = dirs.open_subdir(dir_fd, folder)
 
     def __enter__(self) -> tuple[int, bool]:
         try:
@@ -222,7 +222,7 @@ class _Making:
                 self._clear()
             elif error.errno != errno.ENOENT:
                 raise
-        self._inside = dirs.inside(self._dir_fd, self._folder, make=True, as_above=True)
+        self._inside = dirs.open_subdir(self._dir_fd, self._folder, make=True, as_above=True)
         return self._inside.__enter__(), True
 
     def __exit__(self, *_: object) -> None:
@@ -244,11 +244,11 @@ def _remove(fd: int, entry: str) -> int:
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(entry, dir_fd=fd)
             return status.st_blocks * 512 if status.st_nlink == 1 else 0
-        dirs.remove(fd, entry)
+        dirs.rmtree(fd, entry)
     return 0
 
 
-def retire(dir_fd: int, generation: str, keep: int) -> None:
+def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
     """Move a generation that is no longer in force into the history; where that is impossible, remove it.
 
     `keep` counts the one in force.
@@ -262,11 +262,11 @@ def retire(dir_fd: int, generation: str, keep: int) -> None:
             for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
                 : 1 - keep
             ]:
-                dirs.remove(fd, old)
-    dirs.remove(dir_fd, generation)
+                dirs.rmtree(fd, old)
+    dirs.rmtree(dir_fd, generation)
 
 
-def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
+def disk_usage(dir_fd: int, folder: str = DIRECTORY) -> int:
     """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
     total = 0
     with contextlib.suppress(OSError):
@@ -277,16 +277,16 @@ def weight(dir_fd: int, folder: str = DIRECTORY) -> int:
     return total
 
 
-def forget(dir_fd: int) -> bool:
+def purge(dir_fd: int) -> bool:
     """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room.
 
     The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
     """
     forgotten = False
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, DIRECTORY) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, DIRECTORY) as fd:
         for entry in os.listdir(fd):
             if entry.startswith(_SET):
-                dirs.remove(fd, entry)
+                dirs.rmtree(fd, entry)
                 forgotten = True
             elif is_folder(entry):
                 forgotten = _forget_old(fd, entry) or forgotten
@@ -296,19 +296,19 @@ def forget(dir_fd: int) -> bool:
 def _forget_old(dir_fd: int, folder: str) -> bool:
     old: list[str] = []
     with contextlib.suppress(OSError):
-        with dirs.inside(dir_fd, folder) as fd:
+        with dirs.open_subdir(dir_fd, folder) as fd:
             old = sorted(os.listdir(fd), key=rank)
             if old and _lstat(fd, old[-1]).st_nlink > 1:
                 del old[-1]  # it is in force, and takes no room of its own
             for entry in old:
-                dirs.remove(fd, entry)
+                dirs.rmtree(fd, entry)
         os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
     return bool(old)
 
 
 def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
     """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
         permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
@@ -336,7 +336,7 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> 
     marked = [replace(v, current=v.entry == present) for v in found]
     if current is not None and present is None:
         # Another writer put it there, or ours was killed just before it could note it.
-        marked[:0] = _unkept(dir_fd, name, current)
+        marked[:0] = _unarchived(dir_fd, name, current)
     return marked
 
 
@@ -345,14 +345,14 @@ def versions_of_set(dir_fd: int, most: int) -> list[Version]:
 
     `most` is how many files one of them may have: what has more is none of ours.
     """
-    current = layout.in_force(dir_fd)
+    current = layout.active_generation(dir_fd)
     found: list[Version] = []
     for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
             found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]
     marked = [replace(v, current=v.entry == f"./{current}") for v in found]
-    return sorted(marked, key=lambda v: stamp_of(v.entry), reverse=True)
+    return sorted(marked, key=lambda v: timestamp_of(v.entry), reverse=True)
 
 
 @contextmanager
@@ -362,14 +362,14 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
         entries: list[str] = []
         fd = -1
         with contextlib.suppress(OSError):
-            fd = stack.enter_context(dirs.inside(dir_fd, folder))
+            fd = stack.enter_context(dirs.open_subdir(dir_fd, folder))
             entries = os.listdir(fd)
         yield fd, entries
 
 
 def _version(dir_fd: int, folder: str, entry: str, most: int) -> Version | None:
     """Return one kept content, None if it has been forgotten meanwhile or is none."""
-    stamp = stamp_of(entry)
+    stamp = timestamp_of(entry)
     try:
         files, size = _weight(dir_fd, entry, most)
     except OSError:
@@ -384,12 +384,12 @@ def _weight(dir_fd: int, entry: str, most: int) -> tuple[int, int]:
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
-    with dirs.inside(dir_fd, entry) as fd:
+    with dirs.open_subdir(dir_fd, entry) as fd:
         sizes = listing.names_beneath(fd, most).values()
         return len(sizes), sum(sizes)
 
 
-def _unkept(dir_fd: int, name: str, current: str) -> Iterator[Version]:
+def _unarchived(dir_fd: int, name: str, current: str) -> Iterator[Version]:
     with contextlib.suppress(OSError):
         status = openat.stat_beneath(dir_fd, name)
         yield Version(current, status.st_mtime_ns / 1e9, status.st_size, 1, True, name)

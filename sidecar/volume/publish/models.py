@@ -15,14 +15,14 @@ from sidecar.fs import atomic, layout, oserrors
 from sidecar.volume.content import listing, snapshot
 
 #: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
-Given: TypeAlias = bytes | tuple[atomic.Staged, str] | snapshot.Content
+Given: TypeAlias = bytes | tuple[atomic.TempFile, str] | snapshot.Content
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
 #: Files that are listed in any case: their names take some 25 MB.
 _LEAST_LISTED = 1 << 16
 #: As deep as snapshots look.
-DEEPEST = 32
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FileInfo:
     """A visible file without its bytes: `size` of them, last changed at `modified` in Unix seconds."""
 
     name: str
@@ -65,7 +65,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class Preconditions:
     """Entity tags that must, and must not, be in force (RFC 9110 sections 13.1.1 and 13.1.2); `*` is any."""
 
     if_match: Collection[str] | None = None
@@ -100,10 +100,10 @@ class WouldWaitError(Exception):
 
 
 @dataclass(slots=True)
-class Order:
+class Operation:
     """How a change is wanted: under which conditions, for trial only, and whether still at all."""
 
-    conditions: Conditions = Conditions()
+    conditions: Preconditions = Preconditions()
     dry_run: bool = False
     purge: bool = False
     """Whether what is deleted is to leave the history, too."""
@@ -132,7 +132,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class VolumeConfig:
     """What holds for every change of one directory; see `sidecar.Volume`. `path` is absolute."""
 
     path: str
@@ -153,7 +153,7 @@ class Settings:
     @property
     def most_names(self) -> int:
         """How many files are listed: `max_size` may be small, as it is that of one content."""
-        return max(_LEAST_LISTED, listing.most_names(self.max_size))
+        return max(_LEAST_LISTED, listing.max_names(self.max_size))
 
     def fits(self, status: os.stat_result) -> bool:
         """Whether a file has the mode and the group that are asked for."""
@@ -171,7 +171,7 @@ class Settings:
             atomic.sync_directory(dir_fd)
 
 
-def have_same_access(one: os.stat_result, other: os.stat_result) -> bool:
+def has_same_access(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether two files have the same type, mode and group."""
     return (one.st_mode, one.st_gid) == (other.st_mode, other.st_gid)
 
@@ -214,7 +214,7 @@ def check_names(names: Collection[str]) -> None:
                 )
 
 
-def weigh(content: Given) -> tuple[str, int]:
+def content_size(content: Given) -> tuple[str, int]:
     """Return version and size of a content that is to be published."""
     if isinstance(content, bytes):
         return snapshot.version_of(content), len(content)
@@ -233,18 +233,18 @@ def size(content: Given) -> int:
 @contextmanager
 def staged(
     fd: int, content: Given, where: str, reused: tuple[str, int] | None = None
-) -> Iterator[atomic.Staged]:
+) -> Iterator[atomic.TempFile]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed.
 
     `reused` is a file to write it into, see `reuse.take`.
     """
-    with oserrors.publishing(f"publish {where}"):
+    with oserrors.map_publish_errors(f"publish {where}"):
         if isinstance(content, tuple):
             file = content[0]
         else:
-            file = atomic.Staged(fd, brief=True, reused=reused)
+            file = atomic.TempFile(fd, brief=True, reused=reused)
     try:
-        with oserrors.publishing(f"publish {where}"):
+        with oserrors.map_publish_errors(f"publish {where}"):
             if isinstance(content, bytes):
                 file.write(content)
             elif isinstance(content, snapshot.Content):
@@ -269,7 +269,7 @@ def uncertain(
     """Return the error for a content that is visible, and of which a later step has failed."""
     return _errors.PublishUncertain(
         f"published {where}, but perhaps not durably: readers see version {version[:8]},"
-        f" and {failed} failed: {oserrors.remedy(error)}"
+        f" and {failed} failed: {oserrors.hint(error)}"
         " (a power cut may bring the old content back; publish again once the storage is well)",
         version,
     )
@@ -300,8 +300,8 @@ def _wrong_with(name: str) -> str | None:
         return "it holds a control character"
     if len(raw) > _LONGEST_PATH:
         return f"it is longer than {_LONGEST_PATH} bytes"
-    if name.count("/") > DEEPEST:
-        return f"it lies more than {DEEPEST} directories deep"
+    if name.count("/") > MAX_DEPTH:
+        return f"it lies more than {MAX_DEPTH} directories deep"
     return next(filter(None, map(_wrong_with_part, name.split("/"))), None)
 
 

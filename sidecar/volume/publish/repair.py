@@ -17,14 +17,14 @@ from sidecar.fs.layout import DATA, GENERATION
 from sidecar.volume.content import loader
 from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.publish import history
-from sidecar.volume.publish.models import Settings
+from sidecar.volume.publish.models import VolumeConfig
 
 _log = logging.getLogger(__name__)
 
 _SHOWN = 5
 
 
-def restore(fd: int, settings: Settings) -> None:
+def restore(fd: int, settings: VolumeConfig) -> None:
     """Put the newest whole generation in force again where `..data` is damaged, and say so.
 
     A link to a generation of another publisher, kubelet's, is left to that.
@@ -32,7 +32,7 @@ def restore(fd: int, settings: Settings) -> None:
     damage = atomic_writer.damage(fd)
     if damage is None or not _is_ours(fd, damage):
         return
-    for entry in sorted(_generations(fd), key=atomic_writer.stamp_of, reverse=True):
+    for entry in sorted(_generations(fd), key=atomic_writer.timestamp_of, reverse=True):
         old = _read(fd, entry, settings)
         if old is None:
             continue
@@ -49,19 +49,21 @@ def restore(fd: int, settings: Settings) -> None:
 
 
 @contextmanager
-def logged(settings: Settings) -> Iterator[None]:
+def logged(settings: VolumeConfig) -> Iterator[None]:
     """Log an error of mending: it must not keep a writer from its start."""
     try:
         yield
     except OSError as error:
-        _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.remedy(error))
+        _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.hint(error))
 
 
-def tell_of_beside(fd: int, settings: Settings, names: Collection[str]) -> None:
+def tell_of_beside(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
     """Log what lies beside a set, where no reader looks at it, and whether other users can follow its links."""
-    entries = visible_links.top_entries(names)
+    entries = visible_links.top_level_names(names)
     with contextlib.suppress(OSError):
-        beside = [entry for entry in visible_links.beside_a_set(fd) if entry not in entries]
+        beside = [
+            entry for entry in visible_links.loose_names_beside_set(fd) if entry not in entries
+        ]
         if beside:
             _log.warning(
                 "%s holds a set, and readers see nothing beside it: %s"
@@ -79,13 +81,13 @@ def tell_of_beside(fd: int, settings: Settings, names: Collection[str]) -> None:
             )
 
 
-def tell_of_blocked(settings: Settings, blocked: dict[str, OSError]) -> None:
+def tell_of_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
     """Log which names of the set in force cannot be made visible, and why."""
     for entry, error in blocked.items():
         _log.warning(
             "%s belongs to the set in force and is not shown: %s",
             settings.where(entry),
-            oserrors.remedy(error),
+            oserrors.hint(error),
         )
 
 
@@ -95,9 +97,9 @@ def shown(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:_SHOWN]) + more
 
 
-def _put_in_force(fd: int, settings: Settings, entry: str, names: Collection[str]) -> None:
-    links = visible_links.Links(
-        fd, entry, names, settings.path, spared=visible_links.top_entries(names)
+def _put_in_force(fd: int, settings: VolumeConfig, entry: str, names: Collection[str]) -> None:
+    links = visible_links.LinkUpdate(
+        fd, entry, names, settings.path, spared=visible_links.top_level_names(names)
     )
     try:
         links.switch()
@@ -115,11 +117,11 @@ def _generations(fd: int) -> list[str]:
     return [entry for entry in os.listdir(fd) if entry.startswith(GENERATION)]
 
 
-def _read(fd: int, entry: str, settings: Settings) -> Snapshot[None] | None:
+def _read(fd: int, entry: str, settings: VolumeConfig) -> Snapshot[None] | None:
     """Return a generation that is what its name says, None for any other."""
     where, limit = settings.where(entry), settings.max_size
-    with contextlib.suppress(OSError, _errors.ReadError), dirs.inside(fd, entry) as generation:
-        seen = loader.load_directory(generation, where, limit=limit, before=None)
+    with contextlib.suppress(OSError, _errors.ReadError), dirs.open_subdir(fd, entry) as generation:
+        seen = loader.read_directory(generation, where, limit=limit, before=None)
         if not seen.problems and seen.whole().version == history.version_in(entry):
             return seen.whole()
     return None

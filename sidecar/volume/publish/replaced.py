@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sidecar.fs import atomic, atomic_writer, dirs, layout
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.publish import history, single_files
-from sidecar.volume.publish.models import Settings
+from sidecar.volume.publish.models import VolumeConfig
 
 
 @contextmanager
 def generation(
-    fd: int, settings: Settings, before: Sighting | None
+    fd: int, settings: VolumeConfig, before: ScanResult | None
 ) -> Iterator[Callable[[str], None]]:
     """Copy a generation in force that another publisher has made; call what is yielded with its successor to keep it.
 
@@ -28,7 +28,7 @@ def generation(
 
     def keep(successor: str) -> None:
         if copy is not None and before is not None:
-            stamp = atomic_writer.stamp_of(successor) - 1
+            stamp = atomic_writer.timestamp_of(successor) - 1
             name = history.entry_name(stamp, before.snapshot.version)
             with contextlib.suppress(OSError):
                 atomic.move(fd, copy, fd, layout.GENERATION + name)
@@ -37,10 +37,10 @@ def generation(
         yield keep
     finally:
         if copy is not None:
-            dirs.remove(fd, copy)  # it has another name by now, if all went well
+            dirs.rmtree(fd, copy)  # it has another name by now, if all went well
 
 
-def _copy(fd: int, settings: Settings, before: Sighting) -> str | None:
+def _copy(fd: int, settings: VolumeConfig, before: ScanResult) -> str | None:
     if settings.keep <= 1 or atomic_writer.is_generation(before.mark.generation or ""):
         return None
     with contextlib.suppress(OSError):
@@ -50,9 +50,9 @@ def _copy(fd: int, settings: Settings, before: Sighting) -> str | None:
     return None
 
 
-def keep_loose(fd: int, settings: Settings, entry: str, aside: str) -> None:
+def keep_loose(fd: int, settings: VolumeConfig, entry: str, aside: str) -> None:
     """Keep the loose files that lay where the set has the link `entry` now; they lie under the name `aside`."""
     with contextlib.suppress(OSError):
         nested = [f"{path}/{name}" for path, _, files, _ in dirs.walk(fd, aside) for name in files]
         for path in nested or [aside]:
-            single_files.keep_found(fd, path, entry + path.removeprefix(aside), settings)
+            single_files.archive_existing(fd, path, entry + path.removeprefix(aside), settings)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from sidecar.fs import dirs
 from sidecar.volume.publish import budget, history
-from sidecar.volume.publish.models import Settings
+from sidecar.volume.publish.models import VolumeConfig
 
 #: Down to this part of its bound the history is cut, so that the list is not made anew for each publish after that.
 _DOWN_TO = 7 / 8
@@ -25,7 +25,7 @@ _NEW_NAMES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ArchivedVersion:
     """A content of the history, or a generation."""
 
     rank: int
@@ -39,20 +39,20 @@ class Kept:
     """Whether there is no such file any more."""
 
 
-def survey(dir_fd: int) -> list[Kept]:
+def survey(dir_fd: int) -> list[ArchivedVersion]:
     """Return all that the history holds, the oldest first; what is in force as well is of size 0."""
     found, sizes = _found(dir_fd)
     return [replace(one, size=sizes.get(one.path, 0)) for one in found]
 
 
-def give_way(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) -> int:
+def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) -> int:
     """Remove old contents until so many bytes are free, and none if all together are not enough; return the bytes.
 
     Those of deleted files go first, then the oldest; `generations` of the directory itself go last.
     """
     kept = [one for one in survey(dir_fd) if one.size]
     kept.sort(key=lambda one: (bool(one.rank) and not one.gone, one.rank))
-    kept += [Kept(0, name, _usage(dir_fd, name)) for name in generations]
+    kept += [ArchivedVersion(0, name, _usage(dir_fd, name)) for name in generations]
     if (possible := sum(one.size for one in kept)) < wanted or dry_run:
         return possible
     freed = 0
@@ -64,9 +64,9 @@ def give_way(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool)
     return freed
 
 
-def remove(dir_fd: int, kept: Kept) -> None:
+def remove(dir_fd: int, kept: ArchivedVersion) -> None:
     """Forget one content, and the directory of its file if that is empty then."""
-    dirs.remove(dir_fd, kept.path)
+    dirs.rmtree(dir_fd, kept.path)
     if kept.folder is not None:
         with contextlib.suppress(OSError):
             os.rmdir(kept.folder, dir_fd=dir_fd)
@@ -75,7 +75,7 @@ def remove(dir_fd: int, kept: Kept) -> None:
 class Retention:
     """The bounds of one history. All is called under the lock of the directory."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: VolumeConfig) -> None:
         self._settings = settings
         self._bytes: int | None = None
         """Bytes that are kept, at most; None before they were counted first."""
@@ -109,7 +109,7 @@ class Retention:
             folder = next(iter(self._gone))
             del self._gone[folder]
             size = _usage(dir_fd, folder)
-            dirs.remove(dir_fd, folder)
+            dirs.rmtree(dir_fd, folder)
             self.added(-size)
             freed += size
         return freed
@@ -148,11 +148,11 @@ class _Inode:
     paths: list[tuple[int, str]] = field(default_factory=list)
 
 
-def _found(dir_fd: int) -> tuple[list[Kept], dict[str, int]]:
+def _found(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
     """Return the entries of the history in order, and what the removal of each gives back, by path."""
     inodes: dict[int, _Inode] = {}
     own: dict[str, int] = defaultdict(int)
-    found: list[Kept] = []
+    found: list[ArchivedVersion] = []
     for one, fd, name in _entries(dir_fd):
         found.append(one)
         with contextlib.suppress(OSError):
@@ -181,20 +181,26 @@ def _found(dir_fd: int) -> tuple[list[Kept], dict[str, int]]:
     return marked, own
 
 
-def _entries(dir_fd: int) -> Iterator[tuple[Kept, int, str]]:
+def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
     """Yield each entry of the history, with the directory that it lies in and its name there."""
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, history.DIRECTORY) as top:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, history.DIRECTORY) as top:
         for name in os.listdir(top):
             path = f"{history.DIRECTORY}/{name}"
             if not history.is_folder(name):
-                yield Kept(history.rank(name), path), top, name
+                yield ArchivedVersion(history.rank(name), path), top, name
                 continue
-            with contextlib.suppress(OSError), dirs.inside(top, name) as folder:
+            with contextlib.suppress(OSError), dirs.open_subdir(top, name) as folder:
                 for entry in os.listdir(folder):
-                    yield Kept(history.rank(entry), f"{path}/{entry}", folder=path), folder, entry
+                    yield (
+                        ArchivedVersion(history.rank(entry), f"{path}/{entry}", folder=path),
+                        folder,
+                        entry,
+                    )
 
 
-def _weigh(fd: int, name: str, one: Kept, inodes: dict[int, _Inode], own: dict[str, int]) -> None:
+def _weigh(
+    fd: int, name: str, one: ArchivedVersion, inodes: dict[int, _Inode], own: dict[str, int]
+) -> None:
     """Note what an entry takes: the files of a generation by themselves, since others may share them."""
     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
     own[one.path] += 0 if stat.S_ISREG(status.st_mode) else status.st_blocks * 512
@@ -208,7 +214,7 @@ def _weigh(fd: int, name: str, one: Kept, inodes: dict[int, _Inode], own: dict[s
             own[one.path] += len(directories) * budget.on_disk(1)
 
 
-def _note(status: os.stat_result, one: Kept, inodes: dict[int, _Inode]) -> None:
+def _note(status: os.stat_result, one: ArchivedVersion, inodes: dict[int, _Inode]) -> None:
     inode = inodes.setdefault(status.st_ino, _Inode(status.st_blocks * 512, status.st_nlink))
     inode.paths.append((one.rank, one.path))
 
@@ -217,7 +223,7 @@ def _is_there(dir_fd: int, folder: str) -> bool:
     """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
     name = urllib.parse.unquote(folder.removeprefix(f"{history.DIRECTORY}/{history.FILE}"))
     above, _, leaf = name.rpartition("/")
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, above) as parent:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, above) as parent:
         os.stat(leaf, dir_fd=parent, follow_symlinks=False)
         return True
     return False
@@ -225,6 +231,6 @@ def _is_there(dir_fd: int, folder: str) -> bool:
 
 def _usage(dir_fd: int, folder: str) -> int:
     """Return the bytes that a directory takes, whose files nothing else has."""
-    with contextlib.suppress(OSError), dirs.inside(dir_fd, folder) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, folder) as fd:
         return dirs.disk_usage(fd)
     return 0

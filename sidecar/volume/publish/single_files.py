@@ -21,7 +21,14 @@ from sidecar.fs import atomic, dirs, inode_reuse, open_file, openat, oserrors, p
 from sidecar.volume.content import snapshot
 from sidecar.volume.publish import history, models
 from sidecar.volume.publish.budget import Budget
-from sidecar.volume.publish.models import Conditions, Entry, Given, Order, Publication, Settings
+from sidecar.volume.publish.models import (
+    FileInfo,
+    Given,
+    Operation,
+    Preconditions,
+    Publication,
+    VolumeConfig,
+)
 from sidecar.volume.publish.retention import Retention
 
 T = TypeVar("T")
@@ -36,12 +43,12 @@ _MOST_NAMES = 4096
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
 
 
-class LooseFiles:
+class SingleFiles:
     """The files of a directory that belong to no set."""
 
     def __init__(
         self,
-        settings: Settings,
+        settings: VolumeConfig,
         digests: open_file.Digests,
         budget: Budget,
         retention: Retention,
@@ -53,16 +60,16 @@ class LooseFiles:
         self._histories: dict[str, tuple[str, ...]] = {}
         self.expired: deque[tuple[str, str]] = deque()
         """Names and entries of the history that are to be removed, once nobody waits for it."""
-        self._known: dict[str, tuple[openat.Signature, str]] = {}
-        self._durable: dict[str, openat.Signature] = {}
-        self._kept: dict[str, tuple[openat.Signature, str]] = {}
+        self._known: dict[str, tuple[openat.StatSignature, str]] = {}
+        self._durable: dict[str, openat.StatSignature] = {}
+        self._kept: dict[str, tuple[openat.StatSignature, str]] = {}
         """The state in which a file was left by this object, and its version then."""
         self._doubtful: set[str] = set()
 
-    def put(self, fd: int, name: str, content: Given, order: Order) -> Publication:
+    def put(self, fd: int, name: str, content: Given, order: Operation) -> Publication:
         """Publish one file."""
         where = self._settings.where(name)
-        version, size = models.weigh(content)
+        version, size = models.content_size(content)
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
         what = f"publish {where}"
@@ -81,15 +88,15 @@ class LooseFiles:
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=order.dry_run)
         if order.unwritten:
-            with oserrors.placing(what):
+            with oserrors.map_name_errors(what):
                 self._check_place(fd, name, status, order)
             return Publication(version, True, status is None, time.time(), size)
         reused = None if order.dry_run else self._take_expired(fd, size)
-        with models.staged(fd, content, where, reused) as staged, oserrors.placing(what):
+        with models.staged(fd, content, where, reused) as staged, oserrors.map_name_errors(what):
             self._check_place(fd, name, status, order)
             staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
             # Where the mount fixes modes and groups, a new file would be no other.
-            alike = same is not None and models.have_same_access(same, staged.status())
+            alike = same is not None and models.has_same_access(same, staged.status())
             if same is not None and alike and not fits and self._is_settled(fd, name):
                 return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
             order.check()
@@ -105,7 +112,7 @@ class LooseFiles:
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
 
-    def delete(self, fd: int, name: str, order: Order) -> None:
+    def delete(self, fd: int, name: str, order: Operation) -> None:
         """Remove one file, and the directories that are empty without it."""
         where = self._settings.where(name)
         what = f"delete {where}"
@@ -117,13 +124,13 @@ class LooseFiles:
         order.check()
         above, _, leaf = name.rpartition("/")
         if order.dry_run:
-            with oserrors.publishing(what), dirs.inside(fd, above) as parent:
+            with oserrors.map_publish_errors(what), dirs.open_subdir(fd, above) as parent:
                 permissions.check_writable(parent)
                 permissions.check_replaceable(parent, leaf, where)
             return
         if not order.purge and self._left(name, status) is None:
             self._keep_found(fd, name, status)
-        with oserrors.publishing(what), dirs.inside(fd, above) as parent:
+        with oserrors.map_publish_errors(what), dirs.open_subdir(fd, above) as parent:
             try:
                 os.unlink(leaf, dir_fd=parent)
             except PermissionError as error:
@@ -137,19 +144,19 @@ class LooseFiles:
             except OSError as error:
                 raise _errors.PublishUncertain(
                     f"deleted {where}, but perhaps not durably: syncing its directory failed:"
-                    f" {oserrors.remedy(error)} (a power cut may bring it back)",
+                    f" {oserrors.hint(error)} (a power cut may bring it back)",
                     "",
                 ) from error
-        dirs.prune(fd, above)
+        dirs.remove_empty_parents(fd, above)
 
     def _take_expired(self, fd: int, size: int) -> tuple[str, int] | None:
         """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
-        if size > inode_reuse.MOST or not self.expired:
+        if size > inode_reuse.MAX_BYTES or not self.expired:
             return None
         with contextlib.suppress(IndexError, OSError):  # another thread removes them all
             name, entry = self.expired.popleft()
-            with dirs.inside(fd, history.directory_of(name)) as folder:
-                taken = inode_reuse.take(folder, entry, fd, self._settings.fits)
+            with dirs.open_subdir(fd, history.directory_of(name)) as folder:
+                taken = inode_reuse.try_reuse(folder, entry, fd, self._settings.fits)
             if taken is None:
                 self.expired.append((name, entry))  # too young, or somebody reads it
             return taken
@@ -182,19 +189,19 @@ class LooseFiles:
         finally:
             openat.close(file)
 
-    def entries(self, fd: int, names: Collection[str]) -> list[Entry]:
+    def entries(self, fd: int, names: Collection[str]) -> list[FileInfo]:
         """Return all files with their versions, sorted; those that cannot be read are left out."""
         for gone in [name for name in list(self._known) if name not in names]:
             self._known.pop(gone, None)
         found = [self.entry(fd, name) for name in sorted(names)]
         return [entry for entry in found if entry is not None]
 
-    def entry(self, fd: int, name: str) -> Entry | None:
+    def entry(self, fd: int, name: str) -> FileInfo | None:
         """Return a file with its version, None where it cannot be read."""
         with contextlib.suppress(OSError):
             version, status = self.version(fd, name), openat.stat_beneath(fd, name)
             if version is not None:
-                return Entry(name, version, status.st_size, status.st_mtime_ns / 1e9)
+                return FileInfo(name, version, status.st_size, status.st_mtime_ns / 1e9)
         return None
 
     def versions(self, fd: int, name: str) -> list[history.Version]:
@@ -208,7 +215,7 @@ class LooseFiles:
 
     def _version_of(self, file: int, name: str) -> str | None:
         status = os.fstat(file)
-        signature = openat.Signature.of(status)
+        signature = openat.StatSignature.of(status)
         if (known := self._known.get(name)) is not None and known[0] == signature:
             return known[1]
         if not stat.S_ISREG(status.st_mode):
@@ -217,11 +224,11 @@ class LooseFiles:
             return digest
         begun = time.time_ns()
         version = _hash(file, self._settings.max_size)
-        if is_sure(signature, begun):
+        if signature_is_reliable(signature, begun):
             self._known[name] = (signature, version)
         return version
 
-    def _current(self, fd: int, name: str, what: str, conditions: Conditions) -> str | None:
+    def _current(self, fd: int, name: str, what: str, conditions: Preconditions) -> str | None:
         """Return the version that is to be replaced; that it cannot be read matters only to a condition."""
         try:
             return self.version(fd, name)
@@ -231,7 +238,7 @@ class LooseFiles:
             raise _errors.VolumeUnavailable(
                 error.errno,
                 f"cannot {what}: what is there cannot be compared with the condition:"
-                f" {openat.reason(error)}",
+                f" {openat.explain(error)}",
             ) from error
 
     def _left(self, name: str, status: os.stat_result) -> str | None:
@@ -241,7 +248,7 @@ class LooseFiles:
         what it holds has to be read before it is taken for what is wanted.
         """
         left = self._kept.get(name)
-        return left[1] if left is not None and left[0] == openat.Signature.of(status) else None
+        return left[1] if left is not None and left[0] == openat.StatSignature.of(status) else None
 
     def _is_settled(self, fd: int, name: str) -> bool:
         """Whether the content that is visible is durable as well: then there is nothing to publish.
@@ -253,10 +260,10 @@ class LooseFiles:
         if not self._settings.durable:
             return True
         above, _, leaf = name.rpartition("/")
-        with contextlib.suppress(OSError), dirs.inside(fd, above) as parent:
+        with contextlib.suppress(OSError), dirs.open_subdir(fd, above) as parent:
             file = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
             try:
-                signature = openat.Signature.of(os.fstat(file))
+                signature = openat.StatSignature.of(os.fstat(file))
                 if self._durable.get(name) != signature:
                     atomic.sync_file(file)
                     atomic.sync_directory(parent)
@@ -266,10 +273,10 @@ class LooseFiles:
             return True
         return False
 
-    def _replace(self, fd: int, staged: atomic.Staged, name: str, version: str) -> None:
+    def _replace(self, fd: int, staged: atomic.TempFile, name: str, version: str) -> None:
         """Rename and sync. After an error in the midst of that, look at what readers see now."""
         above, _, leaf = name.rpartition("/")
-        with dirs.inside(fd, above, make=True, durable=self._settings.durable) as parent:
+        with dirs.open_subdir(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
                 staged.replace(leaf, parent)
@@ -296,7 +303,7 @@ class LooseFiles:
     def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
         if stat.S_ISREG(status.st_mode):
-            keep_found(fd, name, name, self._settings, self._version_of)
+            archive_existing(fd, name, name, self._settings, self._version_of)
 
     def _forget(self, name: str) -> None:
         """Forget a name of which there is no file any more."""
@@ -310,7 +317,7 @@ class LooseFiles:
         name: str,
         version: str,
         before: os.stat_result | None,
-        staged: atomic.Staged,
+        staged: atomic.TempFile,
         *,
         ours: bool,
         later: bool,
@@ -318,7 +325,7 @@ class LooseFiles:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
-        kept = history.keep_file(
+        kept = history.archive_file(
             fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known, later=later
         )
         if kept is not None:
@@ -337,7 +344,7 @@ class LooseFiles:
         name: str,
         version: str,
         before: os.stat_result | None,
-        staged: atomic.Staged,
+        staged: atomic.TempFile,
         *,
         ours: bool,
         later: bool,
@@ -352,20 +359,22 @@ class LooseFiles:
         self._kept.pop(name, None)
         with contextlib.suppress(OSError):
             # Only now: the link of the history has changed ctime.
-            signature = openat.Signature.of(staged.status())
+            signature = openat.StatSignature.of(staged.status())
             _note(self._durable, name, signature)
             _note(self._kept, name, (signature, version))
-            if signature.size > open_file.LARGE:
+            if signature.size > open_file.LARGE_FILE_BYTES:
                 # Nobody rewrites so much within one tick of a clock.
                 self._digests.note(signature, version)
             return signature.mtime_ns / 1e9
         return time.time()
 
-    def _check_place(self, fd: int, name: str, status: os.stat_result | None, order: Order) -> None:
+    def _check_place(
+        self, fd: int, name: str, status: os.stat_result | None, order: Operation
+    ) -> None:
         """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
         above, _, leaf = name.rpartition("/")
         if status is None:
-            with contextlib.suppress(FileNotFoundError), dirs.inside(fd, above):
+            with contextlib.suppress(FileNotFoundError), dirs.open_subdir(fd, above):
                 pass
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
@@ -381,11 +390,11 @@ def _note(states: dict[str, T], name: str, state: T) -> None:
         del states[next(iter(states))]
 
 
-def keep_found(
+def archive_existing(
     fd: int,
     path: str,
     name: str,
-    settings: Settings,
+    settings: VolumeConfig,
     version_of: Callable[[int, str], str | None] | None = None,
 ) -> None:
     """Take the regular file at `path`, which is or was `name`, into the history of that name. Never raises `OSError`."""
@@ -399,14 +408,14 @@ def keep_found(
             if not stat.S_ISREG(status.st_mode):
                 return
             found = version_of(file, name) if version_of else _hash(file, settings.max_size)
-            if found is not None and found != history.newest(fd, name):
+            if found is not None and found != history.latest_version(fd, name):
                 link = partial(_take_in, file)
-                history.keep_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
+                history.archive_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
         finally:
             openat.close(file)
 
 
-def is_sure(signature: openat.Signature, begun: int) -> bool:
+def signature_is_reliable(signature: openat.StatSignature, begun: int) -> bool:
     """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
     return begun - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS
 
@@ -419,7 +428,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
     """
     above, _, leaf = name.rpartition("/")
     try:
-        with dirs.inside(fd, above) as parent:
+        with dirs.open_subdir(fd, above) as parent:
             return os.stat(leaf, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -430,7 +439,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
 def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
     """Raise what a rename would be refused with, or the making of the directories that are missing."""
     try:
-        with dirs.inside(fd, above) as parent:
+        with dirs.open_subdir(fd, above) as parent:
             permissions.check_writable(parent)
             permissions.check_replaceable(parent, leaf, where)
     except FileNotFoundError:

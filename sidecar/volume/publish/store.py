@@ -35,12 +35,12 @@ from sidecar.volume.content.snapshot import Content, Snapshot
 from sidecar.volume.publish import file_sets, history, models, retention, single_files
 from sidecar.volume.publish.budget import Budget, OverBudget
 from sidecar.volume.publish.models import (
-    Conditions,
-    Entry,
+    FileInfo,
     Given,
-    Order,
+    Operation,
+    Preconditions,
     Publication,
-    Settings,
+    VolumeConfig,
     check_name,
 )
 
@@ -65,13 +65,13 @@ _LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs",
 class Store:
     """The blocking half of `Volume`: one directory, its files or its set, and its history."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: VolumeConfig) -> None:
         self._settings = settings
         self._path = settings.path
         self._digests = open_file.Digests()
         self._budget = Budget(settings.volume_budget, self._give_way)
         self._retention = retention.Retention(settings)
-        self._loose = single_files.LooseFiles(
+        self._loose = single_files.SingleFiles(
             settings, self._digests, self._budget, self._retention
         )
         self._set = file_sets.FileSet(settings, self._budget, self._retention)
@@ -93,15 +93,15 @@ class Store:
         """Whether what is published here is to survive a power cut."""
         return self._settings.durable
 
-    def prepare(self, initial: Mapping[str, bytes], order: Order) -> int:
+    def prepare(self, initial: Mapping[str, bytes], order: Operation) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
-        with oserrors.publishing(f"prepare {self._path}"):
+        with oserrors.map_publish_errors(f"prepare {self._path}"):
             dirs.make_directory(self._path)
         for name in initial:
             self._refuse_single_mount(check_name(name))
-        with self._writing(order) as fd, oserrors.publishing(f"prepare {self._path}"):
+        with self._writing(order) as fd, oserrors.map_publish_errors(f"prepare {self._path}"):
             flock.share(fd)
-            swept = flock.sweep(fd) + atomic_writer.sweep(fd)
+            swept = flock.remove_orphans(fd) + atomic_writer.sweep(fd)
             self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
             self._settings.sync_directory(fd)
@@ -109,17 +109,17 @@ class Store:
             missing = [name for name in initial if single_files.entry(fd, name) is None]
         for name in missing:
             with contextlib.suppress(_errors.VersionConflict):
-                self.put(name, initial[name], Order(Conditions(if_none_match=("*",))))
+                self.put(name, initial[name], Operation(Preconditions(if_none_match=("*",))))
         return swept
 
-    def stage(self, order: Order) -> atomic.Staged | None:
+    def stage(self, order: Operation) -> atomic.TempFile | None:
         """Make a temporary file to stream into; None for a trial where the directory is missing, or old contents must give way."""
 
-        def stage(fd: int) -> atomic.Staged | None:
+        def stage(fd: int) -> atomic.TempFile | None:
             if order.unwritten:
                 return None
-            with oserrors.publishing(f"publish to {self._path}"):
-                return atomic.Staged(fd)
+            with oserrors.map_publish_errors(f"publish to {self._path}"):
+                return atomic.TempFile(fd)
 
         if self._is_absent(order):
             self._try_to_make(order, 0, self._path)
@@ -127,10 +127,10 @@ class Store:
         with self._writing(order) as fd:
             return self._with_room(fd, stage, order)
 
-    def put(self, name: str, content: Given, order: Order) -> Publication:
+    def put(self, name: str, content: Given, order: Operation) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
-        version, size = models.weigh(content)
+        version, size = models.content_size(content)
         if self._is_absent(order):
             self._try_to_make(order, size, self._settings.where(name))
             return Publication(version, True, True, time.time(), size)
@@ -170,7 +170,7 @@ class Store:
             return None
         begun, waits = time.monotonic(), _waits()
         try:
-            return self.put(name, content, Order(at_once=True, later=True))
+            return self.put(name, content, Operation(at_once=True, later=True))
         except models.WouldWaitError:
             return None
         finally:
@@ -191,20 +191,22 @@ class Store:
         with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
             self._loose.expire(fd, _LEFT_WHILE_BUSY if busy else 0)
 
-    def publish(self, files: Mapping[str, bytes | Content], order: Order) -> Publication:
+    def publish(self, files: Mapping[str, bytes | Content], order: Operation) -> Publication:
         """Publish a whole set: these files, and no others."""
         models.check_names(files)
         size = sum(map(models.size, files.values()))
         if self._is_absent(order):
             self._try_to_make(order, size, self._path)
-            version = snapshots.version_of_set({n: models.weigh(c)[0] for n, c in files.items()})
+            version = snapshots.version_of_set(
+                {n: models.content_size(c)[0] for n, c in files.items()}
+            )
             return Publication(version, True, True, time.time(), size)
         with self._writing(order) as fd:
             return self._with_room(
                 fd, lambda fd: self._set.publish(fd, files, order), order, size=size
             )
 
-    def delete(self, name: str, order: Order) -> Publication | None:
+    def delete(self, name: str, order: Operation) -> Publication | None:
         """Remove one file; return the set that is left, None for a loose file."""
         check_name(name)
 
@@ -217,11 +219,11 @@ class Store:
                 else:
                     self._loose.delete(fd, name, order)
             except _errors.FileMissing:
-                if not (order.purge and history.holding(fd, name)):
+                if not (order.purge and history.has_version(fd, name)):
                     raise
             if order.purge and not order.dry_run:
-                for entry in history.holding(fd, name):
-                    dirs.remove(fd, entry)
+                for entry in history.has_version(fd, name):
+                    dirs.rmtree(fd, entry)
                 self._budget.doubt()
             return done
 
@@ -242,7 +244,7 @@ class Store:
         Raises:
             VolumeFull: not even without the history.
         """
-        with self._writing(Order()) as fd:
+        with self._writing(Operation()) as fd:
             self._budget.admit_upload(fd, upload, size, where)
 
     def could_admit(self, size: int, where: str) -> bool:
@@ -251,7 +253,7 @@ class Store:
         Raises:
             VolumeFull: not even without the history they would fit into the budget.
         """
-        with self._writing(Order(dry_run=True)) as fd:
+        with self._writing(Operation(dry_run=True)) as fd:
             self._budget.admit(fd, size, where, dry_run=True)
             return self._could_give(fd, size)
 
@@ -272,12 +274,12 @@ class Store:
     def measure(self) -> None:
         """Count anew what all takes on the disk, where there is a budget."""
         if self._budget.limit is not None:
-            with self._writing(Order()) as fd:
+            with self._writing(Operation()) as fd:
                 self._budget.count(fd)
 
     def make_room(self, size: int) -> bool:
         """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
-        with self._writing(Order()) as fd:
+        with self._writing(Operation()) as fd:
             return self._forget(fd, size)
 
     def read(self, name: str) -> Content:
@@ -296,7 +298,7 @@ class Store:
             return listing.names_beneath(fd, self._settings.most_names)
         return {}
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[FileInfo]:
         """Return the visible files with their versions; loose ones that cannot be read are left out.
 
         Raises:
@@ -311,7 +313,7 @@ class Store:
         """Read the whole directory."""
         with self._reading() as fd:
             limit = self._settings.max_size
-            seen = loader.load_directory(fd, self._path, limit=limit, before=None)
+            seen = loader.read_directory(fd, self._path, limit=limit, before=None)
             if seen.mark.generation is not None:
                 for problem in seen.problems.values():
                     raise _errors.ReadError(errno.EIO, problem)
@@ -362,12 +364,18 @@ class Store:
         Raises:
             PublishError: it would fail now, and why.
         """
-        staged = self.stage(Order())
+        staged = self.stage(Operation())
         if staged is not None:
             staged.discard()
 
     def _with_room(
-        self, fd: int, work: Callable[[int], R], order: Order, *, size: int = 0, again: bool = True
+        self,
+        fd: int,
+        work: Callable[[int], R],
+        order: Operation,
+        *,
+        size: int = 0,
+        again: bool = True,
     ) -> R:
         """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
         try:
@@ -398,7 +406,7 @@ class Store:
 
     def _give_way(self, fd: int, wanted: int, dry_run: bool) -> int:
         """Free so many bytes of what was published before, or none; return how many that are, or would be."""
-        freed = retention.give_way(fd, wanted, self._set.expendable(fd), dry_run=dry_run)
+        freed = retention.reclaim(fd, wanted, self._set.expendable(fd), dry_run=dry_run)
         if freed >= wanted and not dry_run:
             _log.warning("%s has reached its budget: forgot older versions", self._path)
         return freed
@@ -406,17 +414,17 @@ class Store:
     def _could_give(self, fd: int, size: int) -> bool:
         """Whether there would be room for so many bytes, if what was published before were forgotten."""
         volume, expendable = os.fstatvfs(fd), self._set.expendable(fd)
-        kept = retention.give_way(fd, 0, expendable, dry_run=True)
+        kept = retention.reclaim(fd, 0, expendable, dry_run=True)
         return bool(kept) and volume.f_bavail * volume.f_frsize + kept >= size
 
     def _forget(self, fd: int, size: int) -> bool:
         expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)
-        kept = history.weight(fd) + sum(history.weight(fd, entry) for entry in expendable)
+        kept = history.disk_usage(fd) + sum(history.disk_usage(fd, entry) for entry in expendable)
         if volume.f_bavail * volume.f_frsize + kept < size:
             return False  # too large all the same: nothing has to be lost for it
         for entry in expendable:
-            dirs.remove(fd, entry)
-        forgotten = history.forget(fd) or bool(expendable)
+            dirs.rmtree(fd, entry)
+        forgotten = history.purge(fd) or bool(expendable)
         if forgotten:
             _log.warning("%s is full: forgot older versions to make room", self._path)
         return forgotten
@@ -424,12 +432,12 @@ class Store:
     def _read_in_force(self, fd: int, name: str) -> Content:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
-            generation = layout.in_force(fd)
+            generation = layout.active_generation(fd)
             path = f"{layout.DATA}/{name}" if generation is not None else name
             try:
                 return self._read(fd, path, name)
             except _errors.NothingPublished:
-                if layout.in_force(fd) == generation:
+                if layout.active_generation(fd) == generation:
                     raise
 
     def _read(self, fd: int, path: str, name: str) -> Content:
@@ -445,26 +453,26 @@ class Store:
                 f"cannot read {where}: it changes while it is read (is it being written?)",
             )
         version = found.digest[: snapshots.VERSION_DIGITS]
-        if single_files.is_sure(found.signature, begun):
+        if single_files.signature_is_reliable(found.signature, begun):
             self._digests.note(found.signature, version)
         return Content(name, found.file, version, modified)
 
     def _read_kept(self, fd: int, kept: history.Version) -> Content | Snapshot[None] | None:
         """Return a content of the history: a file's or a set's, None if it is not what its name says."""
         where, limit = self._settings.where(kept.entry), self._settings.max_size
-        with contextlib.suppress(_errors.ReadError), openat.reading(where):
+        with contextlib.suppress(_errors.ReadError), openat.read_errors(where):
             if not atomic_writer.is_generation(kept.entry):
                 one = self._read(fd, kept.entry, kept.entry)
                 return one if one.version == kept.version else None
-            with dirs.inside(fd, kept.entry) as generation:
-                seen = loader.load_directory(generation, where, limit=limit, before=None)
+            with dirs.open_subdir(fd, kept.entry) as generation:
+                seen = loader.read_directory(generation, where, limit=limit, before=None)
                 old = seen.whole()
             return old if old.version == kept.version else None
         return None
 
     def _refuse_single_mount(self, name: str) -> None:
         where = self._settings.where(name)
-        if mounts.is_single_file(where):
+        if mounts.is_file_mount(where):
             raise _errors.VolumeUnavailable(
                 errno.EBUSY,
                 f"cannot publish {where}: the file is a mount of its own (subPath), which can neither"
@@ -474,7 +482,7 @@ class Store:
     @contextmanager
     def _reading(self) -> Iterator[int]:
         """Open the directory; every error of the operating system is one of reading it."""
-        with openat.reading(self._path):
+        with openat.read_errors(self._path):
             fd = self._open()
             try:
                 yield fd
@@ -482,15 +490,15 @@ class Store:
                 openat.close(fd)
 
     @contextmanager
-    def _writing(self, order: Order) -> Iterator[int]:
+    def _writing(self, order: Operation) -> Iterator[int]:
         """Open the directory and keep every other writer out of it; every error is one of publishing."""
         begun = time.monotonic()
-        with self._alone(begun, order), oserrors.publishing(f"publish to {self._path}"):
+        with self._alone(begun, order), oserrors.map_publish_errors(f"publish to {self._path}"):
             for _ in range(_REPLACED_RETRIES):
                 fd = self._open()
                 try:
                     timeout = max(self._limit(begun) - time.monotonic(), 0.0)
-                    with flock.locked(
+                    with flock.directory_lock(
                         fd,
                         timeout=timeout,
                         where=self._path,
@@ -510,14 +518,14 @@ class Store:
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
         )
 
-    def _is_absent(self, order: Order) -> bool:
+    def _is_absent(self, order: Operation) -> bool:
         """Whether a trial has no directory to look into: a publish would make it."""
         return order.dry_run and not os.path.lexists(self._path)
 
-    def _try_to_make(self, order: Order, size: int, where: str) -> None:
+    def _try_to_make(self, order: Operation, size: int, where: str) -> None:
         """Raise what a publish would meet that makes the directory first, as far as that can be known."""
         order.conditions.check(f"publish {where}", None)
-        with oserrors.publishing(f"prepare {self._path}"):
+        with oserrors.map_publish_errors(f"prepare {self._path}"):
             dirs.check_makeable(self._path, size)
         self._budget.admit_first(size, where)
 
@@ -553,7 +561,7 @@ class Store:
         return (status.st_dev, status.st_ino) == self._identity
 
     @contextmanager
-    def _alone(self, begun: float, order: Order) -> Iterator[None]:
+    def _alone(self, begun: float, order: Operation) -> Iterator[None]:
         """Keep other threads of this object out."""
         while not self._mutex.acquire(timeout=0 if order.at_once else _MUTEX_PAUSE):
             order.wait()
@@ -579,7 +587,7 @@ def _waits() -> int:
 
 
 def _has_set(fd: int) -> bool:
-    return layout.in_force(fd) is not None
+    return layout.active_generation(fd) is not None
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar import _errors
 from sidecar.fs import atomic, open_file, oserrors
-from sidecar.fs.openat import Signature
+from sidecar.fs.openat import StatSignature
 from sidecar.process import executor
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content
 from sidecar.volume.publish import models, store
-from sidecar.volume.publish.models import Order
+from sidecar.volume.publish.models import Operation
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -48,7 +48,7 @@ class Upload:
         self.in_memory = False
         """Whether it is only tried, and cannot be written: the directory is missing, or old contents must give way first."""
         self._where = directory if name is None else os.path.join(directory, name)
-        self._staged: atomic.Staged | None = None
+        self._staged: atomic.TempFile | None = None
         self._directory = directory
         self._limit = limit
         self._digest = hashlib.sha256()
@@ -85,9 +85,11 @@ class Upload:
         if isinstance(content.held, bytes):
             await self.write(content.held)
             return
-        file = await executor.in_thread(content.held.open)
-        for start in range(0, file.size, open_file.PIECE):
-            await self.write(await executor.in_thread(file.read, start, open_file.PIECE))
+        file = await executor.run_in_thread(content.held.open)
+        for start in range(0, file.size, open_file.READ_CHUNK_BYTES):
+            await self.write(
+                await executor.run_in_thread(file.read, start, open_file.READ_CHUNK_BYTES)
+            )
 
     async def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes; what they lie in may be changed after that.
@@ -120,7 +122,7 @@ class Upload:
 
     async def _append(self, data: memoryview) -> None:
         staged = self._open_file()
-        with oserrors.publishing(f"publish {self._where}"):
+        with oserrors.map_publish_errors(f"publish {self._where}"):
             if not (self.in_memory or self._store.grow(self._budgeted_as, len(data))):
                 await self._admit(len(data))
             staged = self._open_file()
@@ -144,12 +146,14 @@ class Upload:
         if (
             not self._store.durable
             or self.in_memory
-            or staged.size - self._settled < open_file.LARGE
+            or staged.size - self._settled < open_file.LARGE_FILE_BYTES
         ):
             return
-        with oserrors.publishing(f"publish {self._where}"):
+        with oserrors.map_publish_errors(f"publish {self._where}"):
             try:
-                await executor.to_its_end(executor.in_thread(atomic.sync_data, staged.fd))
+                await executor.finish_before_cancel(
+                    executor.run_in_thread(atomic.sync_data, staged.fd)
+                )
             except OSError:
                 staged.discard()  # a failed sync is never repeated
                 raise
@@ -158,38 +162,38 @@ class Upload:
     async def _write_some(self, view: memoryview) -> int:
         """Write what fits; on a full volume older versions give way to a content that is coming in."""
         try:
-            return int(await executor.to_its_end(self._file.write(view)))
+            return int(await executor.finish_before_cancel(self._file.write(view)))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             if self._dry_run and not self.in_memory:
-                if not await executor.in_turn(self._store.could_admit, len(view), self._where):
+                if not await executor.run_queued(self._store.could_admit, len(view), self._where):
                     raise
                 await self._go_into_memory()
-            elif self._dry_run or not await executor.in_turn(self._store.make_room, len(view)):
+            elif self._dry_run or not await executor.run_queued(self._store.make_room, len(view)):
                 raise
-        return int(await executor.to_its_end(self._file.write(view)))
+        return int(await executor.finish_before_cancel(self._file.write(view)))
 
     async def _admit(self, size: int) -> None:
         """Make room in the budget; a trial goes on in memory instead, if there could be some."""
         if not self._dry_run:
             admit = self._store.admit_upload
-            await executor.in_turn(admit, self._budgeted_as, size, self._where)
-        elif await executor.in_turn(self._store.could_admit, size, self._where):
+            await executor.run_queued(admit, self._budgeted_as, size, self._where)
+        elif await executor.run_queued(self._store.could_admit, size, self._where):
             await self._go_into_memory()
 
     async def _go_into_memory(self) -> None:
         """Hold what was received, and what is still to come, in memory: `max_size` bounds it."""
         staged = self._open_file()
         if self._file is not None:
-            await executor.to_its_end(self._file.close())
-        self._staged = await executor.in_thread(_Memory.of, staged)
-        await executor.in_thread(staged.discard)
+            await executor.finish_before_cancel(self._file.close())
+        self._staged = await executor.run_in_thread(_Memory.of, staged)
+        await executor.run_in_thread(staged.discard)
         self._store.end_upload(self._budgeted_as)
         self._file = _streaming(self._staged.fd, self._digest)
         self.in_memory = True
 
-    def take(self) -> tuple[atomic.Staged, str]:
+    def take(self) -> tuple[atomic.TempFile, str]:
         """Return the flushed file and its version.
 
         Raises:
@@ -211,9 +215,9 @@ class Upload:
         """
         await self.flush()
         staged, version = self.take()
-        return await executor.in_thread(_pinned, staged.fd, version, name, self._where)
+        return await executor.run_in_thread(_pinned, staged.fd, version, name, self._where)
 
-    def open(self, order: Order) -> None:
+    def open(self, order: Operation) -> None:
         """Make the temporary file. Blocking."""
         self._staged = self._store.stage(order)
         if self._staged is None:
@@ -224,16 +228,16 @@ class Upload:
         """Remove what was not published, whatever happens."""
         try:
             if self._file is not None:
-                await executor.to_its_end(self._file.close())
+                await executor.finish_before_cancel(self._file.close())
         finally:
             if self._staged is not None:
                 try:
-                    await executor.in_thread(self._staged.discard)
+                    await executor.run_in_thread(self._staged.discard)
                 finally:
                     self._staged.discard()  # a cancelled hop may never have begun
                     self._store.end_upload(self._budgeted_as)
 
-    def _open_file(self) -> atomic.Staged:
+    def _open_file(self) -> atomic.TempFile:
         if self._staged is None or self._staged.fd < 0:
             raise _errors.PublishError(
                 f"cannot publish {self._where}: this upload has ended (begin another one)"
@@ -241,7 +245,7 @@ class Upload:
         return self._staged
 
 
-class _Memory(atomic.Staged):
+class _Memory(atomic.TempFile):
     """What a trial has received, in memory in place of a temporary file; it can be examined, and not be published."""
 
     def __init__(self) -> None:
@@ -252,7 +256,7 @@ class _Memory(atomic.Staged):
         self._brief = True
 
     @classmethod
-    def of(cls, staged: atomic.Staged) -> _Memory:
+    def of(cls, staged: atomic.TempFile) -> _Memory:
         """Return one that has received what a file has."""
         one = cls()
         one.size = staged.size
@@ -265,7 +269,7 @@ class _Memory(atomic.Staged):
 def _pinned(fd: int, version: str, name: str, where: str) -> Content:
     # A descriptor of its own: the upload is closed at its end, whoever still reads.
     held = os.dup(fd)
-    file = open_file.Pinned(held, Signature.of(os.fstat(held)), where)
+    file = open_file.OpenFile(held, StatSignature.of(os.fstat(held)), where)
     return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 
@@ -289,4 +293,4 @@ def _streaming(fd: int, digest: hashlib._Hash) -> Any:
     from aiofiles.threadpool import wrap
 
     # A descriptor of its own: nothing that still writes can meet the number of another file.
-    return wrap(_Hashed(os.dup(fd), digest), executor=executor.POOL)
+    return wrap(_Hashed(os.dup(fd), digest), executor=executor.IO_POOL)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidecar import _errors
 from sidecar.process import arguments, executor, helper_process
-from sidecar.volume.validation.command_process import Ended
+from sidecar.volume.validation.command_process import CommandResult
 
 _MODULE = "sidecar.volume.validation.command_process"
 _MOST_AT_A_TIME = 4
@@ -17,7 +17,7 @@ _MARGIN = 15.0
 """Seconds beyond the time limit in which the process around the command ends what that has started."""
 
 
-class Check:
+class ValidatorCommand:
     """The command, and the seconds that it may take. Whatever it starts ends with it.
 
     Raises:
@@ -27,7 +27,7 @@ class Check:
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self.command = _found(command)
         self.timeout = timeout
-        self._helpers = helper_process.Helpers(
+        self._helpers = helper_process.HelperPool(
             _MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True
         )
 
@@ -40,16 +40,16 @@ class Check:
         environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
         order = ((*self.command, str(path)), environment, os.getcwd(), self.timeout)
         request = helper_process.Request()
-        asking = executor.in_examination(self._helpers.ask, order, self.timeout + _MARGIN, request)
+        asking = executor.run_validation(self._helpers.ask, order, self.timeout + _MARGIN, request)
         command = self.command[0]
         try:
-            ended = Ended(*await executor.to_its_end(asking, request.withdraw))
+            ended = CommandResult(*await executor.finish_before_cancel(asking, request.withdraw))
         except helper_process.HelperLost as error:
             raise _errors.PublishError(
                 f"cannot publish {where}: the check command {command} was not run to its end: {error}"
             ) from error
         except helper_process.HelperTimeout:
-            ended = Ended(None, b"")
+            ended = CommandResult(None, b"")
         if ended.error is not None:
             raise _errors.PublishError(
                 f"cannot publish {where}: the check command {command} cannot be started:"
@@ -62,7 +62,7 @@ class Check:
 
 def _found(command: Sequence[str]) -> tuple[str, ...]:
     if isinstance(command, str) or not all(isinstance(one, str) for one in command):
-        raise arguments.refusal("check", command, "a list of words, or a function")
+        raise arguments.argument_error("check", command, "a list of words, or a function")
     if not command:
         raise _errors.ConfigError("the check command is empty")
     if shutil.which(command[0]) is None:

@@ -29,7 +29,7 @@ _PATIENCE = 5.0
 """Seconds for which this process tries to end what a command has left."""
 
 
-class Order(NamedTuple):
+class CommandRequest(NamedTuple):
     """A command that is to be run, as plain data."""
 
     command: tuple[str, ...]
@@ -38,7 +38,7 @@ class Order(NamedTuple):
     timeout: float
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """What became of it: `status` as `subprocess` has it, None after the time limit; `error` if it could not be started."""
 
     status: int | None
@@ -54,30 +54,30 @@ def main() -> None:
         helper_process.send(connection, None)
 
         def work(message: Any) -> tuple[Any, ...]:
-            return tuple(_run(Order(*message), connection))
+            return tuple(_run(CommandRequest(*message), connection))
 
         helper_process.serve(work, connection)
 
 
-def _run(order: Order, connection: socket.socket) -> Ended:
+def _run(order: CommandRequest, connection: socket.socket) -> CommandResult:
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     try:
         process = _start(order, theirs)
     except OSError as error:
         os.close(ours)
-        return Ended(None, b"", error.strerror or str(error))
+        return CommandResult(None, b"", error.strerror or str(error))
     finally:
         os.close(theirs)
     try:
         status, kept = _wait(process, ours, connection, order.timeout)
         _end_all(process)
-        return Ended(status, _rest(ours, kept))
+        return CommandResult(status, _rest(ours, kept))
     finally:
         os.close(ours)
 
 
-def _start(order: Order, output: int) -> subprocess.Popen[bytes]:
+def _start(order: CommandRequest, output: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         order.command,
         stdin=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ from sidecar.volume.content import local_file, snapshot
 from sidecar.volume.content.snapshot import Content
 from sidecar.volume.validation import schema as schemas
 from sidecar.volume.validation import syntax
-from sidecar.volume.validation.command import Check
+from sidecar.volume.validation.command import ValidatorCommand
 from sidecar.volume.validation.syntax import Format
 from sidecar.volume.validation.validator import Validation
 
@@ -71,18 +71,18 @@ class Gate:
         check: Sequence[str] | Validate | None = None,
         check_timeout: float = 10.0,
     ) -> None:
-        arguments.seconds("check_timeout", check_timeout, zero=False)
+        arguments.check_seconds("check_timeout", check_timeout, zero=False)
         if format is not None:
-            arguments.choice("format", format, syntax.FORMATS)
+            arguments.check_choice("format", format, syntax.FORMATS)
             syntax.check_parser(format)
-        self._max_size = None if max_size is None else arguments.size("max_size", max_size)
+        self._max_size = None if max_size is None else arguments.check_size("max_size", max_size)
         self._format = format
         self._validation: Validation | None = None
         if format is not None or schema is not None:
             self._validation = Validation(
                 None if schema is None else schemas.read(schema), check_timeout
             )
-        self._check = Check(check, check_timeout) if _is_command(check) else None
+        self._check = ValidatorCommand(check, check_timeout) if _is_command(check) else None
         self._function = check if callable(check) else None
         self._timeout = check_timeout
 
@@ -138,7 +138,7 @@ class Gate:
                 " (make it smaller, or raise max_size)"
             )
         if self._validation is not None:
-            form = self._format or syntax.said_by(name)
+            form = self._format or syntax.format_for(name)
             _refuse_if(where, await self._validate(self._validation, path, size, content, form))
         if self._check is not None and path is not None:
             _refuse_if(where, await self._check.run(name, path, where))
@@ -154,10 +154,10 @@ class Gate:
         form: Format,
     ) -> Sequence[str]:
         if validation.is_short(form, size):
-            return await executor.in_thread(validation.reasons, path, content, form)
+            return await executor.run_in_thread(validation.reasons, path, content, form)
         request = helper_process.Request()
-        asking = executor.in_examination(validation.ask, path, content, form, request)
-        return await executor.to_its_end(asking, request.withdraw)
+        asking = executor.run_validation(validation.ask, path, content, form, request)
+        return await executor.finish_before_cancel(asking, request.withdraw)
 
     async def _call(
         self,
@@ -168,11 +168,11 @@ class Gate:
         where: str,
     ) -> Sequence[str]:
         """Ask a function about a content: it refuses by raising, or by returning False."""
-        given = await executor.in_thread(_content, name, path, content, where)
+        given = await executor.run_in_thread(_content, name, path, content, where)
         try:
             # A coroutine function begins here, and what it does is awaited here; any other one may block.
             called = arguments.is_async(function)
-            said = function(given) if called else await executor.in_examination(function, given)
+            said = function(given) if called else await executor.run_validation(function, given)
             if inspect.isawaitable(said):
                 async with asyncio.timeout(self._timeout):
                     said = await said
@@ -184,7 +184,7 @@ class Gate:
         return ["the check refuses it"] if said is False else []
 
 
-def gate_of(given: object) -> Gate | None:
+def make_gate(given: object) -> Gate | None:
     """Return the gate that is meant: a `Gate`, a JSON Schema as a mapping, or a function that gets the content.
 
     Raises:
@@ -196,7 +196,7 @@ def gate_of(given: object) -> Gate | None:
         return Gate(schema=given)
     if callable(given):
         return Gate(check=given)
-    raise arguments.refusal(
+    raise arguments.argument_error(
         "gate", given, "a sidecar.Gate, a JSON Schema (a mapping), a function, or None"
     )
 

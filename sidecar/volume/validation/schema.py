@@ -36,7 +36,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
         except TypeError as error:
             raise _errors.ConfigError(f"the schema is no JSON: {error}") from error
     else:
-        path = Path(arguments.path("schema", source))
+        path = Path(arguments.check_path("schema", source))
         where = os.fspath(path)
         try:
             text = path.read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ _SUFFIXES: Mapping[str, Format] = {
 _PIECE = 1 << 18
 
 
-def said_by(name: str) -> Format:
+def format_for(name: str) -> Format:
     """Return the syntax that the ending of a name says, JSON where it says none.
 
     >>> said_by("routes.yml"), said_by("config")
@@ -59,7 +59,7 @@ def parse(text: str, syntax: Format) -> list[Any]:
     return _PARSERS[syntax](text)
 
 
-def not_text(path: Path) -> Iterator[str]:
+def utf8_error(path: Path) -> Iterator[str]:
     """Yield what keeps a file from being UTF-8, if anything does."""
     decoder, offset, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
     with path.open("rb") as file:

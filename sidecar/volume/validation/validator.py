@@ -49,7 +49,7 @@ class Validation:
     def __init__(self, schema: schemas.Source | None, timeout: float) -> None:
         self.has_schema = schema is not None
         self.timeout = timeout
-        self._helpers = helper_process.Helpers(__name__, schema, most=_MOST_HELPERS)
+        self._helpers = helper_process.HelperPool(__name__, schema, most=_MOST_HELPERS)
 
     def is_short(self, form: Format, size: int) -> bool:
         """Whether a content can be examined here: it cannot take long."""
@@ -98,7 +98,7 @@ def reasons(
     Text is read piece by piece. Whatever has to be parsed must fit into memory, several times.
     """
     if content is None and path is not None and form == "text" and validator is None:
-        return list(syntax.not_text(path))
+        return list(syntax.utf8_error(path))
     raw = content if content is not None else Path(path or os.devnull).read_bytes()
     try:
         text = raw.decode()

@@ -24,7 +24,7 @@ class Changes:
     def __bool__(self) -> bool:
         return self.everything or bool(self.names or self.folders)
 
-    def add(self, activity: base.Activity, aliases: Mapping[str, str]) -> None:
+    def add(self, activity: base.EventBatch, aliases: Mapping[str, str]) -> None:
         """Take over what events have told; one that tells no name may mean any."""
         nameless = activity.count > 0 and not activity.kinds
         if activity.lost or activity.moved or nameless:

@@ -18,7 +18,7 @@ class Coverage:
     """Follows what listings go through, with the hints of the moment."""
 
     def __init__(self) -> None:
-        self._source: base.Hints = base.PollHints()
+        self._source: base.Notifier = base.PollNotifier()
         self._followed: dict[str, object] = {}
         self._seen: set[str] = set()
         self.failure: OSError | None = None
@@ -26,7 +26,7 @@ class Coverage:
         self.blind = False
         """Something is not watched, because the source of hints cannot."""
 
-    def begin(self, source: base.Hints) -> None:
+    def begin(self, source: base.Notifier) -> None:
         """Begin anew, with hints that follow nothing yet."""
         self._source = source
         self._followed.clear()
@@ -44,7 +44,7 @@ class Coverage:
             if status.st_dev != device:
                 _check_filesystem(fd, name)
             self.forget([key])
-            self._source.follow(base.Target(fd, "", None, prefix=os.fsencode(key), key=key))
+            self._source.follow(base.WatchTarget(fd, "", None, prefix=os.fsencode(key), key=key))
             self._followed[key] = identity
         except OSError as error:
             self.failure = error
@@ -93,7 +93,7 @@ class Coverage:
         wanted = frozenset({os.fsencode(step.entry)})
         fd = step.open()
         try:
-            target = base.Target(fd, "", wanted, alias=os.fsencode(name), key=name)
+            target = base.WatchTarget(fd, "", wanted, alias=os.fsencode(name), key=name)
             self._source.follow(target)
         finally:
             openat.close(fd)

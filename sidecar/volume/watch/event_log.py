@@ -13,7 +13,7 @@ _MOST_NAMES = 1 << 16
 
 
 @dataclass
-class Evidence:
+class EventLog:
     """What events have told of names whose content has not been accepted since."""
 
     last: dict[str, int] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Evidence:
     arrived: bool = False
     """The directory as a whole came by rename."""
 
-    def add(self, activity: base.Activity, aliases: Mapping[str, str]) -> None:
+    def add(self, activity: base.EventBatch, aliases: Mapping[str, str]) -> None:
         """Take over what events have told."""
         if activity.lost:
             self.forget()
@@ -40,7 +40,7 @@ class Evidence:
             if raw in activity.last:
                 self.last[name] = activity.last[raw]
 
-    def look_begins(self) -> None:
+    def scan_started(self) -> None:
         """Tell apart what was known before a look from what happens during it."""
         self.known = dict(self.last)
         self.late.clear()

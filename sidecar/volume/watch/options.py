@@ -62,17 +62,17 @@ def check(
     Raises:
         ConfigError: one of them makes no sense.
     """
-    arguments.seconds("recheck", recheck, zero=False)
-    arguments.choice("watch", watch, get_args(WatchMode))
-    limit = arguments.size("max_size", max_size)
-    arguments.texts("include", include)
-    arguments.texts("exclude", exclude)
+    arguments.check_seconds("recheck", recheck, zero=False)
+    arguments.check_choice("watch", watch, get_args(WatchMode))
+    limit = arguments.check_size("max_size", max_size)
+    arguments.check_strings("include", include)
+    arguments.check_strings("exclude", exclude)
     if quiet is not None:
-        arguments.seconds("quiet", quiet)
+        arguments.check_seconds("quiet", quiet)
     if schema is not None:
-        arguments.plain_function("schema", schema, "a function from a snapshot to a value")
+        arguments.check_plain_function("schema", schema, "a function from a snapshot to a value")
     names = Filter(tuple(include), tuple(exclude))
-    return Checked(arguments.path("path", path), watch, recheck, limit, names, quiet)
+    return Checked(arguments.check_path("path", path), watch, recheck, limit, names, quiet)
 
 
 def of_volume(options: VolumeOptions, max_size: int | str) -> Options:

@@ -20,13 +20,13 @@ from sidecar.fs import dirs, layout, leases, links, mounts, openat
 from sidecar.fs.notify import base, select
 from sidecar.volume.content import listing, loader
 from sidecar.volume.content.filters import EVERYTHING, Filter
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.publish import history
 from sidecar.volume.watch.coverage import Coverage
 
 
 @dataclass(frozen=True)
-class Outlook:
+class WatchPlan:
     """What has to be watched at present; it changes when the path comes to mean something else."""
 
     directory: tuple[int, int] | None
@@ -41,7 +41,7 @@ class Outlook:
     """Where a link leads that the path itself is: directories (device and inode), and the entry in each."""
 
 
-class Eye:
+class PathScanner:
     """Looks at one path: a file, or a directory for a set."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Eye:
         self._fd = -1
         self._identity: tuple[int, int] | None = None
 
-    def turn(self) -> Outlook:
+    def turn(self) -> WatchPlan:
         """Open the directory that the path means now, and tell what has to be watched.
 
         Nothing is raised: where there is no directory, `look` will say why.
@@ -73,11 +73,11 @@ class Eye:
         with contextlib.suppress(OSError):
             self._open()
         names, aliases, steps = self._entries()
-        return Outlook(self._identity, names, frozenset(self._ways()), aliases, steps)
+        return WatchPlan(self._identity, names, frozenset(self._ways()), aliases, steps)
 
     def look(
-        self, before: Sighting | None, *, thoroughly: bool, quick: bool = False
-    ) -> Sighting | None:
+        self, before: ScanResult | None, *, thoroughly: bool, quick: bool = False
+    ) -> ScanResult | None:
         """Read what is there; None if it is what `before` saw.
 
         `thoroughly`: do not trust signatures. `quick`: trust those of the directories, in a set.
@@ -88,7 +88,7 @@ class Eye:
         """
         try:
             if self._fd < 0:
-                with openat.reading(self.path):
+                with openat.read_errors(self.path):
                     self._open()
             return self._look(before, thoroughly=thoroughly, quick=quick)
         except _errors.ReadError as error:
@@ -97,8 +97,8 @@ class Eye:
             raise
 
     def look_again(
-        self, before: Sighting, names: Collection[str], folders: Collection[str]
-    ) -> Sighting | None:
+        self, before: ScanResult, names: Collection[str], folders: Collection[str]
+    ) -> ScanResult | None:
         """Read of a set of loose files what has changed; None if it takes a look at everything.
 
         Raises:
@@ -106,7 +106,7 @@ class Eye:
         """
         if not self.can_mend(before):
             return None
-        return loader.load_again(
+        return loader.reread(
             self._fd,
             self._whole,
             limit=self._limit,
@@ -117,21 +117,21 @@ class Eye:
             scope=self._scope,
         )
 
-    def can_mend(self, before: Sighting) -> bool:
+    def can_mend(self, before: ScanResult) -> bool:
         """Whether a look at what has changed is enough: at loose files, in the directory where they were found."""
         mark = before.mark
         loose = before.snapshot.name is None and mark.generation is None and not self._single
         return loose and self._fd >= 0 and mark.directory == self._identity
 
-    def changed_folders(self, before: Sighting, *, top: bool) -> set[str]:
+    def changed_folders(self, before: ScanResult, *, top: bool) -> set[str]:
         """Return the directories of a set in which something came, went or was replaced since `before`.
 
         `top` asks the topmost one alone.
         """
-        with openat.reading(self.path):
+        with openat.read_errors(self.path):
             return loader.changed_folders(self._fd, before, [""] if top else None)
 
-    def is_open_for_writing(self, name: str, signature: openat.Signature) -> bool | None:
+    def is_open_for_writing(self, name: str, signature: openat.StatSignature) -> bool | None:
         """Return whether anybody writes to a file that was found in that state, None if nobody can tell.
 
         False: nobody does, and it is still in that state, or our history has it as it was published.
@@ -139,24 +139,27 @@ class Eye:
         with contextlib.suppress(OSError):
             fd = openat.open_beneath(self._fd, name)
             try:
-                if openat.Signature.of(os.fstat(fd)) != signature:
+                if openat.StatSignature.of(os.fstat(fd)) != signature:
                     return None
                 if select.is_remote(mounts.filesystem(fd)):
                     return None
                 writing = leases.is_open_for_writing(fd)
                 # What was read is what is there now, if it has not changed in between.
-                same = openat.Signature.of(os.fstat(fd)) == signature
+                same = openat.StatSignature.of(os.fstat(fd)) == signature
                 return writing if writing or same else None
             finally:
                 openat.close(fd)
         return None
 
-    def has_published(self, name: str, signature: openat.Signature, version: str) -> bool:
+    def has_published(self, name: str, signature: openat.StatSignature, version: str) -> bool:
         """Whether the history holds this very file under that version: then it was whole when it became visible."""
         if self._fd < 0:
             return False
         suffix = f"-{version}"
-        with contextlib.suppress(OSError), dirs.inside(self._fd, history.directory_of(name)) as fd:
+        with (
+            contextlib.suppress(OSError),
+            dirs.open_subdir(self._fd, history.directory_of(name)) as fd,
+        ):
             for entry in os.listdir(fd):
                 if entry.endswith(suffix):
                     status = os.stat(entry, dir_fd=fd, follow_symlinks=False)
@@ -165,30 +168,32 @@ class Eye:
         return False
 
     @contextmanager
-    def targets(self, outlook: Outlook) -> Iterator[list[base.Target]]:
+    def targets(self, outlook: WatchPlan) -> Iterator[list[base.WatchTarget]]:
         """Open the directories to watch, until the block ends."""
         with contextlib.ExitStack() as opened:
-            found: list[base.Target] = []
+            found: list[base.WatchTarget] = []
             for above, name in sorted(outlook.ways):
                 with contextlib.suppress(OSError):  # it is missing too, and has a gap above it
                     fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                     opened.callback(openat.close, fd)
-                    found.append(base.Target(fd, above, frozenset({os.fsencode(name)}), way=True))
+                    found.append(
+                        base.WatchTarget(fd, above, frozenset({os.fsencode(name)}), way=True)
+                    )
             if self._fd >= 0:
-                found.append(base.Target(self._fd, self._directory(), outlook.names))
+                found.append(base.WatchTarget(self._fd, self._directory(), outlook.names))
                 if outlook.steps:
                     found += self._behind_the_link(opened)
             yield found
 
-    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[base.Target]:
+    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[base.WatchTarget]:
         name = self._place[1]
-        found: list[base.Target] = []
+        found: list[base.WatchTarget] = []
         for step in opened.enter_context(links.steps(self._fd, name)):
             fd = step.open()
             opened.callback(openat.close, fd)
             path = os.path.realpath(f"/proc/self/fd/{fd}")
             wanted = frozenset({os.fsencode(step.entry)})
-            found.append(base.Target(fd, path, wanted, alias=os.fsencode(name)))
+            found.append(base.WatchTarget(fd, path, wanted, alias=os.fsencode(name)))
         return found
 
     def filesystem(self) -> str:
@@ -203,20 +208,22 @@ class Eye:
             openat.close(self._fd)
         self._fd, self._identity = -1, None
 
-    def _look(self, before: Sighting | None, *, thoroughly: bool, quick: bool) -> Sighting | None:
+    def _look(
+        self, before: ScanResult | None, *, thoroughly: bool, quick: bool
+    ) -> ScanResult | None:
         if before is not None and (before.snapshot.name is not None) is not self._single:
             before = None
         if before is not None and not thoroughly:
             same = before.mark.directory == self._identity
-            if same and loader.unchanged(self._fd, before, quick=quick, scope=self._scope):
+            if same and loader.is_unchanged(self._fd, before, quick=quick, scope=self._scope):
                 return None
         found = self._load(before)
         self._decided = True
         return found
 
-    def _load(self, before: Sighting | None) -> Sighting:
+    def _load(self, before: ScanResult | None) -> ScanResult:
         if self._single:
-            return loader.load_file(
+            return loader.read_file(
                 self._fd,
                 *self._place,
                 limit=self._limit,
@@ -225,7 +232,7 @@ class Eye:
                 working=self._working,
             )
         self.coverage.begin_pass()
-        found = loader.load_directory(
+        found = loader.read_directory(
             self._fd,
             self._whole,
             limit=self._limit,

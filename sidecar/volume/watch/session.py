@@ -7,18 +7,20 @@ import logging
 import os
 from collections.abc import Callable
 
-from sidecar.volume.watch.thread import Lookout, News
+from sidecar.volume.watch.thread import WatchThread, WatchUpdate
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that leaving waits for the thread: one that hangs in the kernel must not keep the program.
-_GOODBYE = 2.0
+_JOIN_TIMEOUT = 2.0
 
 
-class Run:
+class Session:
     """The time from the first user's entering to the last one's leaving: one loop, one lookout."""
 
-    def __init__(self, make: Callable[..., Lookout], receive: Callable[[Run, News], None]) -> None:
+    def __init__(
+        self, make: Callable[..., WatchThread], receive: Callable[[Session, WatchUpdate], None]
+    ) -> None:
         self.looked = False
         """The first look is over."""
         self._receive = receive
@@ -56,7 +58,7 @@ class Run:
     async def end(self) -> None:
         """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
         self.lookout.stop()
-        limit = self._loop.time() + _GOODBYE
+        limit = self._loop.time() + _JOIN_TIMEOUT
         cancelled: asyncio.CancelledError | None = None
         while not self._over.done() and (left := limit - self._loop.time()) > 0:
             try:
@@ -70,7 +72,7 @@ class Run:
         if cancelled is not None:
             raise cancelled
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: WatchUpdate) -> None:
         self._soon(self._receive, self, news)
 
     def _ended(self) -> None:

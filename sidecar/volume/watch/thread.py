@@ -21,11 +21,11 @@ from sidecar import _errors
 from sidecar.fs.notify import base, select, wakeup
 from sidecar.process import metrics
 from sidecar.volume.content.filters import EVERYTHING, Filter
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.watch.changes import Changes
-from sidecar.volume.watch.scanner import Eye, Outlook
-from sidecar.volume.watch.stability import SETTLE, VANISHING, Judge, Verdict
+from sidecar.volume.watch.scanner import PathScanner, WatchPlan
+from sidecar.volume.watch.stability import DELETION_QUIET, QUIET_PERIOD, Decision, StabilityFilter
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _NOISE_PAUSE = 0.005
 
 
 @dataclass(frozen=True)
-class News:
+class WatchUpdate:
     """What a lookout tells: only what is different from what it told before."""
 
     snapshot: Snapshot[None] | None = None
@@ -68,7 +68,7 @@ class _Stopped(Exception):
     """There is no point any more in what was being read."""
 
 
-class Lookout:
+class WatchThread:
     """Follows a path from `start` until `stop`; `tell` is called in its thread."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Lookout:
         limit: int,
         wanted_names: Filter = EVERYTHING,
         quiet: float | None = None,
-        tell: Callable[[News], None],
+        tell: Callable[[WatchUpdate], None],
         ended: Callable[[], None],
     ) -> None:
         self.path = path
@@ -92,15 +92,15 @@ class Lookout:
         self._recheck = recheck
         self._tell = tell
         self._ended = ended
-        self._bell = wakeup.Bell()
-        self._hints: base.Hints = base.PollHints(self._bell)
-        self._eye = Eye(path, limit, self._get_on, wanted_names)
-        self._judge = Judge(path, self._eye, quiet)
+        self._bell = wakeup.WakeupPipe()
+        self._hints: base.Notifier = base.PollNotifier(self._bell)
+        self._eye = PathScanner(path, limit, self._get_on, wanted_names)
+        self._judge = StabilityFilter(path, self._eye, quiet)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
-        self._armed: Outlook | None = None
+        self._armed: WatchPlan | None = None
         self._rearm_at = 0.0
-        self._before: Sighting | None = None
+        self._before: ScanResult | None = None
         self._unsure = True
         self._urgent = True
         self._hinted = True
@@ -159,7 +159,7 @@ class Lookout:
                 metrics.WATCH_ERRORS_TOTAL.inc()
                 logger.exception("the watch of %s failed and begins again", self.path)
                 self._told = (None, death)
-                self._tell(News(death=death))
+                self._tell(WatchUpdate(death=death))
             self._armed, self._before, self._unsure = None, None, True
             self._changes.everything = True
             self.busy_since = None
@@ -198,7 +198,7 @@ class Lookout:
 
     def _observe(self, *, by_hint: bool) -> float:
         self._hinted = self._hinted or by_hint
-        self._judge.evidence.look_begins()
+        self._judge.evidence.scan_started()
         changes, self._changes = self._changes, Changes()
         try:
             sighting = self._look(changes, thoroughly=by_hint or self._unsure)
@@ -219,7 +219,7 @@ class Lookout:
             self._changes.join(changes)  # what was not accepted is looked at once more
         return pause
 
-    def _look(self, changes: Changes, *, thoroughly: bool) -> Sighting | None:
+    def _look(self, changes: Changes, *, thoroughly: bool) -> ScanResult | None:
         """Look at what has changed, where events tell of each file; else at everything."""
         before = self._before
         if before is not None and self._is_covered() and self._eye.can_mend(before):
@@ -233,7 +233,7 @@ class Lookout:
                     return found
         return self._look_at_all(before, thoroughly=thoroughly)
 
-    def _suspects(self, before: Sighting) -> Changes:
+    def _suspects(self, before: ScanResult) -> Changes:
         """Return what is looked at without a hint: what a clock may hide, and what the directories tell."""
         started = time.monotonic()
         top = started < self._quick_at
@@ -244,7 +244,7 @@ class Lookout:
             self._quick_at = now + min((now - started) / _LOOSE_SHARE_OF_TIME, _FULL_AT_LEAST)
         return found
 
-    def _look_at_all(self, before: Sighting | None, *, thoroughly: bool) -> Sighting | None:
+    def _look_at_all(self, before: ScanResult | None, *, thoroughly: bool) -> ScanResult | None:
         """Look; where comparing takes long, and events work, compare all the files less often."""
         started = time.monotonic()
         sparing = before is not None and self._is_covered() and not before.problems
@@ -279,7 +279,7 @@ class Lookout:
             logger.info("%s is watched by %s again", self.path, self._hints.mode)
             self.fallback = None
 
-    def _act(self, sighting: Sighting) -> float:
+    def _act(self, sighting: ScanResult) -> float:
         verdict = self._judge.decide(sighting, self._before, time.monotonic())
         accepted = verdict.accept
         problem = verdict.problem or next(iter(sighting.problems.values()), None)
@@ -295,9 +295,9 @@ class Lookout:
         return min(self._recheck, max(verdict.pause, _LEAST_PAUSE))
 
     @staticmethod
-    def _briefly(verdict: Verdict) -> bool:
+    def _briefly(verdict: Decision) -> bool:
         """Whether a first content is only a moment away: then the first look is not over yet."""
-        return verdict.pause is not None and verdict.pause <= SETTLE
+        return verdict.pause is not None and verdict.pause <= QUIET_PERIOD
 
     def _miss(self, error: _errors.ReadError) -> float:
         """Tell why nothing can be read; a gap between the old file and the new one is no reason yet."""
@@ -309,7 +309,7 @@ class Lookout:
         elif self._missing_since is None:
             self._missing_since = now
         if missing and self._before is not None and self._missing_since is not None:
-            left = self._missing_since + VANISHING - now
+            left = self._missing_since + DELETION_QUIET - now
             if left > 0:
                 return left
         problem = str(error)
@@ -327,9 +327,7 @@ class Lookout:
         version = snapshot.version if snapshot is not None else None
         old = self._told
         moved = (
-            snapshot is not None
-            and self._shown is not None
-            and snapshot.holds_others_than(self._shown)
+            snapshot is not None and self._shown is not None and snapshot.has_new_files(self._shown)
         )
         same = version is None or (old is not None and version == old[0])
         if old is not None and same and not moved and problem == old[1]:
@@ -340,7 +338,7 @@ class Lookout:
             snapshot = None
         if snapshot is not None:
             self._shown = snapshot
-        self._tell(News(snapshot, problem, missing, self._hinted))
+        self._tell(WatchUpdate(snapshot, problem, missing, self._hinted))
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a hint that matters, for `stop`, or until the time is over."""
@@ -360,7 +358,7 @@ class Lookout:
             activity = self._hints.drain()
         except OSError as error:
             self._fall_back(error)
-            activity = base.Activity(urgent=True)
+            activity = base.EventBatch(urgent=True)
         self._counted += activity.count
         if activity.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
@@ -384,7 +382,7 @@ class Lookout:
         if self._noise > _NOISE:
             time.sleep(_NOISE_PAUSE)
 
-    def _arm(self, outlook: Outlook) -> None:
+    def _arm(self, outlook: WatchPlan) -> None:
         """Point the hints at the directories of now; fall back to polling where that fails."""
         self._rearm_at = float("inf")
         try:
@@ -407,8 +405,8 @@ class Lookout:
 
     def _change_hints(self, mode: base.Mode) -> None:
         self._hints.close()
-        self._hints = base.PollHints(self._bell)
-        self._hints = select.source(mode, self._bell)
+        self._hints = base.PollNotifier(self._bell)
+        self._hints = select.open_notifier(mode, self._bell)
 
     def _fall_back(self, error: OSError) -> None:
         """Poll until the limit is lifted; say so once."""

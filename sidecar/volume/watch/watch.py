@@ -5,7 +5,7 @@ So the watch heals by itself: a directory that is removed and comes back, a queu
 a limit that is reached, a file system that sends no events.
 The last good content is kept in memory for ever; what happened to its source is told by `stale`.
 
-Looking and judging is the work of a `Lookout`, in a thread of its own.
+Looking and judging is the work of a `WatchThread`, in a thread of its own.
 Here is what users hold in their hands: what it has told, in their event loop.
 """
 
@@ -28,15 +28,15 @@ from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import Snapshot, T
 from sidecar.volume.watch import thread
 from sidecar.volume.watch.options import Options, check
-from sidecar.volume.watch.session import Run
-from sidecar.volume.watch.thread import Lookout, News
+from sidecar.volume.watch.session import Session
+from sidecar.volume.watch.thread import WatchThread, WatchUpdate
 
 logger = logging.getLogger(__name__)
 
 WatchMode = thread.WatchMode
 
 #: Seconds after which a look that is still going on is told as a failure.
-_HANGING = 30.0
+_SCAN_STALL = 30.0
 
 
 class Watch(Generic[T]):
@@ -91,11 +91,11 @@ class Watch(Generic[T]):
         checked = check(path, schema=schema, **options)
         self._path = checked.path
         if stop_event is not None:
-            arguments.instance("stop_event", stop_event, asyncio.Event, "an asyncio.Event")
+            arguments.check_instance("stop_event", stop_event, asyncio.Event, "an asyncio.Event")
         self._schema = schema
         self._stop_event = stop_event
         self._lookout = partial(
-            Lookout,
+            WatchThread,
             checked.path,
             wanted=checked.watch,
             recheck=checked.recheck,
@@ -108,7 +108,7 @@ class Watch(Generic[T]):
         self._refusal: str | None = None
         self._death: str | None = None
         self._users = 0
-        self._run: Run | None = None
+        self._run: Session | None = None
         self._stop_tracking: Callable[[], None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._subscribers: dict[object, Callable[[], None]] = {}
@@ -189,7 +189,7 @@ class Watch(Generic[T]):
                 " (begin it after the fork, as when a worker starts, or use sidecar.sync)"
             )
         since = self._run.lookout.busy_since
-        if since is not None and (hanging := time.monotonic() - since) > _HANGING:
+        if since is not None and (hanging := time.monotonic() - since) > _SCAN_STALL:
             return (
                 f"a look at {self.path} has been hanging for {hanging:.0f} s (is its storage gone?)"
             )
@@ -232,8 +232,8 @@ class Watch(Generic[T]):
             self._renew_or_refuse(self._run)
         if self._run is None:
             self._death = None
-            self._run = Run(self._lookout, self._receive)
-            self._stop_tracking = metrics.track(self)
+            self._run = Session(self._lookout, self._receive)
+            self._stop_tracking = metrics.track_content(self)
         self._users += 1
         return self
 
@@ -248,7 +248,7 @@ class Watch(Generic[T]):
         if not run.is_forked:
             await run.end()
 
-    def _renew_or_refuse(self, run: Run) -> None:
+    def _renew_or_refuse(self, run: Session) -> None:
         """Let a run go that is over without having been left: with its loop, or in the process before a fork."""
         if not run.is_forked and not run.is_over:
             run.check(self.path)
@@ -312,7 +312,7 @@ class Watch(Generic[T]):
             except Exception:  # one subscriber's fault must not reach the others, nor the watch
                 logger.exception("a subscriber of %s failed", self.path)
 
-    def _receive(self, run: Run, news: News) -> None:
+    def _receive(self, run: Session, news: WatchUpdate) -> None:
         """Take over what the lookout has found, in the event loop."""
         if run is not self._run:
             return  # it is ending, and another one may have begun
@@ -337,7 +337,7 @@ class Watch(Generic[T]):
         self._refusal = None
         known = self._snapshot
         if known is not None and found == known:
-            if found.holds_others_than(known):
+            if found.has_new_files(known):
                 self._snapshot = found.with_value(lambda _: known.value)
             return
         accepted: Snapshot[Any] = found

@@ -522,7 +522,7 @@ async def test_a_startup_probe_waits_until_the_files_have_been_looked_for(
 ) -> None:
     """`/startupz` says no before that: a native sidecar lets the application begin when it says yes."""
     collector = Collector(logs.tail(log), [], [logs.FileSink(tmp_path / "out")])
-    health = ops.health_of(collect.ops_app(collector))
+    health = ops.get_health(collect.ops_app(collector))
     assert not health.report("started").ok
     assert health.report("live").ok
 

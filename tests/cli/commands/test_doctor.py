@@ -233,7 +233,7 @@ def test_a_circle_of_links_is_called_that(command: Command, tmp_path: Path) -> N
 def test_an_upload_under_way_is_no_left_over(command: Command, tmp_path: Path) -> None:
     """Its writer lives, however long it takes: the lock of its file says so."""
     fd = os.open(tmp_path, os.O_RDONLY)
-    upload = atomic.Staged(fd)
+    upload = atomic.TempFile(fd)
     try:
         past = time.time() - 3600
         os.utime(tmp_path / upload.name, (past, past))

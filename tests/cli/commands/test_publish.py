@@ -48,9 +48,9 @@ def test_publishing_it_again_is_a_success_that_changes_nothing(
     """An init container that runs twice must not fail, nor wake any consumer."""
     (tmp_path / "source").write_text("hello")
     first = command("publish", "source", "--path", "config")
-    before = openat.Signature.of((tmp_path / "config").stat())
+    before = openat.StatSignature.of((tmp_path / "config").stat())
     assert command("publish", "source", "--path", "config") == first
-    assert openat.Signature.of((tmp_path / "config").stat()) == before
+    assert openat.StatSignature.of((tmp_path / "config").stat()) == before
 
 
 def test_standard_input_is_published_bytes_and_all(command: Command, tmp_path: Path) -> None:

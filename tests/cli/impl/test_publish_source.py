@@ -13,7 +13,7 @@ from sidecar import _errors
 from sidecar.cli.commands import publish
 from sidecar.cli.impl import publish_source
 from sidecar.volume.content import loader, read_state
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.publish.models import Publication
 from sidecar.volume.volume import Volume
 
@@ -83,9 +83,9 @@ def test_a_name_that_comes_or_goes_meanwhile_makes_no_version(
 ) -> None:
     """What is there for a moment alone, or missing for one, belongs to no version of a directory."""
     (tmp_path / "a").write_text("1")
-    real, looks = loader.load_directory, []
+    real, looks = loader.read_directory, []
 
-    def load(*args: Any, **options: Any) -> Sighting:
+    def load(*args: Any, **options: Any) -> ScanResult:
         looks.append("")
         if (len(looks) == 1) == appears:
             (tmp_path / "moment").write_text("1")
@@ -93,7 +93,7 @@ def test_a_name_that_comes_or_goes_meanwhile_makes_no_version(
             (tmp_path / "moment").unlink(missing_ok=True)
         return real(*args, **options)
 
-    monkeypatch.setattr(loader, "load_directory", load)
+    monkeypatch.setattr(loader, "read_directory", load)
     assert sorted(publish_source.read_set(str(tmp_path), 100)) == ["a"] + ["moment"] * (not appears)
     assert len(looks) == 4
 

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.fs.notify.base import Activity, Target
-from sidecar.fs.notify.inotify import Inotify, InotifyHints
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.base import EventBatch, WatchTarget
+from sidecar.fs.notify.inotify import Inotify, InotifyNotifier
+from sidecar.fs.notify.wakeup import WakeupPipe
 from support.watching import replace
 
 
 @pytest.fixture
-def hints(bell: Bell, fd: int, tmp_path: Path) -> Iterator[InotifyHints]:
+def hints(bell: WakeupPipe, fd: int, tmp_path: Path) -> Iterator[InotifyNotifier]:
     """Hints for a file `config` in a directory."""
-    one = InotifyHints(bell)
-    one.arm([Target(fd, str(tmp_path), frozenset({b"config", b"..data"}))])
+    one = InotifyNotifier(bell)
+    one.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config", b"..data"}))])
     yield one
     one.close()
 
 
-def test_draining_never_waits(hints: InotifyHints) -> None:
+def test_draining_never_waits(hints: InotifyNotifier) -> None:
     """asyncinotify makes a descriptor that would block."""
     assert not os.get_blocking(hints._inotify.fd)
-    assert hints.drain() == Activity()
+    assert hints.drain() == EventBatch()
 
 
 def test_a_neighbour_who_is_as_fast_as_we_are_does_not_hold_us(
@@ -58,16 +58,18 @@ def test_a_neighbour_who_is_as_fast_as_we_are_does_not_hold_us(
     assert {b"%0100d" % number for number in range(1000)} <= found
 
 
-def test_a_rename_over_the_file_is_urgent(hints: InotifyHints, tmp_path: Path) -> None:
+def test_a_rename_over_the_file_is_urgent(hints: InotifyNotifier, tmp_path: Path) -> None:
     """It is whole, so there is a reason to look now."""
     replace(tmp_path / "config", "x")
     seen = hints.drain()
     assert seen.urgent
     assert seen.last == {b"config": Inotify.MOVED_TO}
-    assert hints.drain() == Activity()
+    assert hints.drain() == EventBatch()
 
 
-def test_writing_is_no_reason_to_look_and_closing_is(hints: InotifyHints, tmp_path: Path) -> None:
+def test_writing_is_no_reason_to_look_and_closing_is(
+    hints: InotifyNotifier, tmp_path: Path
+) -> None:
     """Whoever looked at each `write` would read half of a file a thousand times."""
     (tmp_path / "config").touch()
     hints.drain()
@@ -82,25 +84,25 @@ def test_writing_is_no_reason_to_look_and_closing_is(hints: InotifyHints, tmp_pa
     assert seen.last == {b"config": Inotify.CLOSE_WRITE}
 
 
-def test_other_names_are_not_told(hints: InotifyHints, tmp_path: Path) -> None:
+def test_other_names_are_not_told(hints: InotifyNotifier, tmp_path: Path) -> None:
     """Neighbours, temporary files, generations."""
     for name in ("other", "..tmp-1", "..gen-1"):
         (tmp_path / name).touch()
-    assert hints.drain() == Activity()
+    assert hints.drain() == EventBatch()
 
 
 @pytest.mark.parametrize(
     "change", ["rename", "remove", pytest.param("unmount", marks=pytest.mark.root)]
 )
-def test_the_end_of_the_directory_is_told(bell: Bell, tmp_path: Path, change: str) -> None:
+def test_the_end_of_the_directory_is_told(bell: WakeupPipe, tmp_path: Path, change: str) -> None:
     """The watch is of an inode: its path may mean another one by now."""
     directory = tmp_path / "directory"
     directory.mkdir()
     if change == "unmount":
         subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
     fd = os.open(directory, os.O_RDONLY)
-    hints = InotifyHints(bell)
-    hints.arm([Target(fd, str(directory), None)])
+    hints = InotifyNotifier(bell)
+    hints.arm([WatchTarget(fd, str(directory), None)])
     os.close(fd)
     {
         "rename": lambda: directory.rename(tmp_path / "away"),
@@ -114,11 +116,11 @@ def test_the_end_of_the_directory_is_told(bell: Bell, tmp_path: Path, change: st
 
 
 def test_a_way_tells_of_its_entry_and_not_of_what_is_written_there(
-    bell: Bell, fd: int, tmp_path: Path
+    bell: WakeupPipe, fd: int, tmp_path: Path
 ) -> None:
     """A link that is swapped, a directory that comes; not the noise of a busy `/tmp`."""
-    hints = InotifyHints(bell)
-    hints.arm([Target(fd, str(tmp_path), frozenset({b"link"}), way=True)])
+    hints = InotifyNotifier(bell)
+    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"link"}), way=True)])
     (tmp_path / "link").write_text("a file that is written to")
     seen = hints.drain()
     assert seen.count == 1  # made
@@ -129,13 +131,13 @@ def test_a_way_tells_of_its_entry_and_not_of_what_is_written_there(
     hints.close()
 
 
-def test_one_directory_may_be_two_targets(bell: Bell, fd: int, tmp_path: Path) -> None:
+def test_one_directory_may_be_two_targets(bell: WakeupPipe, fd: int, tmp_path: Path) -> None:
     """As the way to itself, and as what holds the content: each name counts for what it is."""
-    hints = InotifyHints(bell)
+    hints = InotifyNotifier(bell)
     hints.arm(
         [
-            Target(fd, str(tmp_path), frozenset({b"way"}), way=True),
-            Target(fd, str(tmp_path), frozenset({b"config"})),
+            WatchTarget(fd, str(tmp_path), frozenset({b"way"}), way=True),
+            WatchTarget(fd, str(tmp_path), frozenset({b"config"})),
         ]
     )
     replace(tmp_path / "config", "x")
@@ -150,15 +152,15 @@ def test_one_directory_may_be_two_targets(bell: Bell, fd: int, tmp_path: Path) -
 
 
 def test_arming_again_forgets_the_directories_of_before(
-    bell: Bell, fd: int, tmp_path: Path
+    bell: WakeupPipe, fd: int, tmp_path: Path
 ) -> None:
     """And leaves nothing behind in the kernel or in memory, however often it happens."""
-    hints = InotifyHints(bell)
+    hints = InotifyNotifier(bell)
     for number in range(50):
         directory = tmp_path / str(number)
         directory.mkdir()
         one = os.open(directory, os.O_RDONLY)
-        hints.arm([Target(one, str(directory), None)])
+        hints.arm([WatchTarget(one, str(directory), None)])
         os.close(one)
     (tmp_path / "0" / "old").touch()
     hints.drain()
@@ -169,19 +171,21 @@ def test_arming_again_forgets_the_directories_of_before(
     hints.close()
 
 
-def test_names_that_are_not_utf8_are_told_as_they_are(bell: Bell, fd: int, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_told_as_they_are(
+    bell: WakeupPipe, fd: int, tmp_path: Path
+) -> None:
     """Names are bytes."""
-    hints = InotifyHints(bell)
-    hints.arm([Target(fd, str(tmp_path), None)])
+    hints = InotifyNotifier(bell)
+    hints.arm([WatchTarget(fd, str(tmp_path), None)])
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff\xfe", os.O_CREAT | os.O_WRONLY))
     assert hints.drain().last == {b"\xff\xfe": Inotify.CLOSE_WRITE}
     hints.close()
 
 
-def test_thousands_of_events_are_drained_at_once(bell: Bell, fd: int, tmp_path: Path) -> None:
+def test_thousands_of_events_are_drained_at_once(bell: WakeupPipe, fd: int, tmp_path: Path) -> None:
     """Whatever a `read` returns of them at a time."""
-    hints = InotifyHints(bell)
-    hints.arm([Target(fd, str(tmp_path), None)])
+    hints = InotifyNotifier(bell)
+    hints.arm([WatchTarget(fd, str(tmp_path), None)])
     for number in range(3000):
         (tmp_path / f"{number:0100}").touch()
     seen = hints.drain()

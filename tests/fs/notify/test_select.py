@@ -8,16 +8,16 @@ import sys
 import pytest
 
 from sidecar.fs.notify import select
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.wakeup import WakeupPipe
 
 
 def test_a_source_that_does_not_exist_is_an_error_like_a_limit(
-    bell: Bell, monkeypatch: pytest.MonkeyPatch
+    bell: WakeupPipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever wants hints falls back to polling, and does not die."""
     monkeypatch.setitem(sys.modules, "asyncinotify", None)
     with pytest.raises(OSError, match="inotify cannot be used here") as caught:
-        select.source("inotify", bell)
+        select.open_notifier("inotify", bell)
     assert caught.value.errno == errno.ENOSYS
 
 

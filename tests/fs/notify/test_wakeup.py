@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.wakeup import WakeupPipe
 from support.watching import descriptors
 
 
-def test_a_bell_ends_a_wait_of_another_thread(bell: Bell) -> None:
+def test_a_bell_ends_a_wait_of_another_thread(bell: WakeupPipe) -> None:
     """At once, and also a wait that has not begun; then it is silent again."""
     threading.Timer(0.02, bell.ring).start()
     began = time.monotonic()
@@ -30,7 +30,7 @@ def test_a_bell_ends_a_wait_of_another_thread(bell: Bell) -> None:
 def test_a_bell_that_is_closed_may_be_rung() -> None:
     """Its descriptors belong to somebody else by now."""
     before = descriptors()
-    bell = Bell()
+    bell = WakeupPipe()
     bell.close()
     other = os.pipe()
     bell.ring()

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from sidecar.fs.notify import watchfiles_backend
-from sidecar.fs.notify.base import Target
-from sidecar.fs.notify.wakeup import Bell
-from sidecar.fs.notify.watchfiles_backend import WatchfilesHints
+from sidecar.fs.notify.base import WatchTarget
+from sidecar.fs.notify.wakeup import WakeupPipe
+from sidecar.fs.notify.watchfiles_backend import WatchfilesNotifier
 from support.watching import replace, threads, wait
 
 
 def test_watchfiles_tells_of_changes_and_rings_the_bell(
-    bell: Bell, fd: int, tmp_path: Path
+    bell: WakeupPipe, fd: int, tmp_path: Path
 ) -> None:
     """From a thread of its own, which ends with it."""
-    hints = WatchfilesHints(bell)
-    hints.arm([Target(fd, str(tmp_path), frozenset({b"config"}))])
+    hints = WatchfilesNotifier(bell)
+    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
     replace(tmp_path / "config", "x")
     bell.wait(10, None)
     assert hints.drain().urgent
@@ -30,12 +30,12 @@ def test_watchfiles_tells_of_changes_and_rings_the_bell(
 
 
 def test_watchfiles_begins_again_after_a_name_that_it_cannot_read(
-    bell: Bell, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bell: WakeupPipe, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own loop ends with an exception; everything has to be looked at."""
     monkeypatch.setattr(watchfiles_backend, "_LIVED", 0.0)
-    hints = WatchfilesHints(bell)
-    hints.arm([Target(fd, str(tmp_path), frozenset({b"config"}))])
+    hints = WatchfilesNotifier(bell)
+    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT))
     bell.wait(10, None)
     assert hints.drain().lost
@@ -46,9 +46,9 @@ def test_watchfiles_begins_again_after_a_name_that_it_cannot_read(
     hints.close()
 
 
-def test_watchfiles_that_cannot_work_says_so(bell: Bell, tmp_path: Path) -> None:
+def test_watchfiles_that_cannot_work_says_so(bell: WakeupPipe, tmp_path: Path) -> None:
     """An exception in a thread must not be a silence."""
-    hints = WatchfilesHints(bell)
+    hints = WatchfilesNotifier(bell)
     with pytest.raises(OSError, match="No such file"):
-        hints.arm([Target(-1, str(tmp_path / "missing"), None)])
+        hints.arm([WatchTarget(-1, str(tmp_path / "missing"), None)])
     hints.close()

@@ -136,7 +136,7 @@ async def test_a_volume_that_hangs_does_not_hold_up_the_start(
         await asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(sidecar.Watch, "looked", never)
-    monkeypatch.setattr(following, "FIRST_LOOK", 0.05)
+    monkeypatch.setattr(following, "FIRST_SCAN_TIMEOUT", 0.05)
     started = time.monotonic()
     one = await client(program(shared))
     assert (await one.get("/livez")).status == 200

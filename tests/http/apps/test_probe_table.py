@@ -47,7 +47,7 @@ class States:
 
         self._patch.setattr(sidecar.Watch, "looked", never)
         self._patch.setattr(sidecar.Watch, "has_looked", False)
-        self._patch.setattr(follow, "FIRST_LOOK", 0.01)
+        self._patch.setattr(follow, "FIRST_SCAN_TIMEOUT", 0.01)
         return await self._client(reader_app(self._config)), "/"
 
     async def no_directory(self) -> tuple[Client, str]:
@@ -89,7 +89,7 @@ class States:
         return await self._refusing(_errors.VolumeUnavailable(30, "cannot publish it: read-only"))
 
     async def hanging(self) -> tuple[Client, str]:
-        self._patch.setattr(write_health, "STUCK", 0.0)
+        self._patch.setattr(write_health, "STALL_TIMEOUT", 0.0)
         one, _ = await self.written()
         one.app[WRITER].data_path.begin()
         one.app[WRITER].data_path.got_on = 0.0

@@ -23,7 +23,7 @@ from support.httpkit import Client, MakeClient, Serve, place, problem, tag, talk
 def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where contents are: a large one is answered with from the disk, and nobody may see a difference."""
     if request.param == "on the disk":
-        monkeypatch.setattr(open_file, "LARGE", -1)
+        monkeypatch.setattr(open_file, "LARGE_FILE_BYTES", -1)
     return str(request.param)
 
 
@@ -433,8 +433,8 @@ async def test_a_large_content_is_weighed_as_json_once_for_each_version(
     """It is weighed once: a second request costs no second look at whether it is text, and how long."""
     place(config, "x" * (2 << 20))
     made = []
-    streamed = json_body.streamed
-    monkeypatch.setattr(json_body, "streamed", lambda found: made.append(found) or streamed(found))
+    streamed = json_body.measure
+    monkeypatch.setattr(json_body, "measure", lambda found: made.append(found) or streamed(found))
     one = await client(reader_app(config))
     for _ in range(3):
         assert len(await (await one.get("/")).json()) == 2 << 20

@@ -721,7 +721,7 @@ async def test_a_write_that_hangs_fails_liveness(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A storage that is gone holds the thread in the kernel: a restart on another node may mend it."""
-    monkeypatch.setattr(write_health, "STUCK", 0.05)
+    monkeypatch.setattr(write_health, "STALL_TIMEOUT", 0.05)
     one = await client(writer_app(config))
     hanging = asyncio.Event()
 
@@ -812,7 +812,7 @@ async def test_a_write_that_waits_for_its_turn_is_not_stuck(
     """A thousand uploads to a slow disk: a restart would mend nothing, and all of them would be lost."""
     now = 0.0
     monkeypatch.setattr(write_health, "time", SimpleNamespace(monotonic=lambda: now))
-    path = write_health.DataPath(sidecar.Volume(tmp_path), initial={})
+    path = write_health.WriteHealth(sidecar.Volume(tmp_path), initial={})
     waiting = path.begin()
     for _ in range(5):
         async with path.attempt() as other:

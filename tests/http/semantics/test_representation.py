@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from sidecar.http.problems import Problem
 from sidecar.http.semantics import representation
-from sidecar.http.semantics.representation import Representation, Tags
+from sidecar.http.semantics.representation import EntityTags, Representation
 
 TAG = '"0123"'
 MODIFIED = 1_700_000_000.75
@@ -29,7 +29,7 @@ def ask(method: str = "GET", body: bytes = BODY, **headers: Any) -> web.Response
     request = make_mocked_request(
         method, "/", headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
-    return representation.respond(
+    return representation.build_response(
         request, Representation(body, TAG, MODIFIED, "text/plain", ranges=True, headers={"X": "y"})
     )
 
@@ -152,7 +152,7 @@ def test_a_date_of_this_second_proves_nothing() -> None:
         headers={"Range": "bytes=0-1", "If-Range": representation.http_date(time.time())},
     )
     fresh = Representation(BODY, TAG, time.time(), "text/plain", ranges=True)
-    assert representation.respond(request, fresh).status == 200
+    assert representation.build_response(request, fresh).status == 200
 
 
 def test_a_head_has_the_headers_of_the_whole() -> None:
@@ -203,7 +203,7 @@ def test_a_date_is_never_in_the_future() -> None:
 def test_prefer_wait_is_read_as_rfc_7240_says(prefer: str, expected: float | None) -> None:
     """The first of a name counts, and what is not understood is as if it were not there."""
     request = make_mocked_request("GET", "/", headers={"Prefer": prefer})
-    assert representation.wait_of(request) == expected
+    assert representation.prefer_wait(request) == expected
 
 
 #: What a client can send is bytes; of characters Hypothesis would first make a table, for seconds.
@@ -218,10 +218,10 @@ def test_no_header_makes_the_parsers_fail(pieces: list[bytes]) -> None:
         "utf-8", "replace"
     )  # `make_mocked_request` takes no lone surrogates, as aiohttp makes them
     request = make_mocked_request("GET", "/", headers={"Prefer": text, "If-None-Match": text})
-    representation.wait_of(request)
+    representation.prefer_wait(request)
     representation.if_none_match(request)
     with contextlib.suppress(ValueError):
-        Tags.parse(sent.decode("utf-8", "surrogateescape"))
+        EntityTags.parse(sent.decode("utf-8", "surrogateescape"))
 
 
 @given(
@@ -230,5 +230,5 @@ def test_no_header_makes_the_parsers_fail(pieces: list[bytes]) -> None:
 def test_tags_are_found_in_any_list_of_them(tags: list[str]) -> None:
     """Commas inside the quotes belong to the tag."""
     quoted = [f'"{tag}"' for tag in tags]
-    parsed = Tags.parse(" , ".join(quoted))
+    parsed = EntityTags.parse(" , ".join(quoted))
     assert parsed.tags == tuple(quoted)

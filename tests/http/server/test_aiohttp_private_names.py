@@ -12,15 +12,15 @@ from aiohttp import web
 
 import sidecar.http
 from sidecar.http.server import protocol as connection
-from sidecar.http.server.fastpath.protocol import Express
-from sidecar.http.server.protocol import PRIVATE_NAMES, Connection
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
+from sidecar.http.server.protocol import PRIVATE_NAMES, ServerProtocol
 
 
 def test_the_list_of_private_names_is_what_the_protocols_use() -> None:
     """Neither one more, which would break unseen, nor one less."""
     used: set[str] = set()
     own: set[str] = set()
-    for protocol in (Connection, Express):
+    for protocol in (ServerProtocol, FastPathProtocol):
         own |= set(vars(protocol))
         tree = ast.parse(inspect.getsource(protocol))
         used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

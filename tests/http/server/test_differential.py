@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 
-from sidecar.http.server.fastpath import Lane
+from sidecar.http.server.fastpath import ListenerCache
 from support.parity import Peer, peer
 
 METHODS = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"G@T", b"get", b""]
@@ -155,7 +155,7 @@ async def test_nothing_is_taken_for_a_request_that_is_none(
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", hello)
     looser, failed, done = [], [], 0
-    async with peer(app, Lane()) as one:
+    async with peer(app, ListenerCache()) as one:
         with caplog.at_level(logging.ERROR):
             for pieces in conversations(seed, count):
                 ours, codes = await answered(one, pieces)

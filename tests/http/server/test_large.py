@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import sidecar
 from sidecar.fs import open_file
-from sidecar.fs.openat import Signature
+from sidecar.fs.openat import StatSignature
 from sidecar.http import problems
 from sidecar.http.apps import json_body
 from sidecar.http.apps import reader as readers
@@ -248,9 +248,9 @@ async def test_the_last_byte_waits_for_a_last_look(
     """All but the end of it has left the server already when the file is rewritten."""
     one = await served(reader_app(path))
     checks = 0
-    check = open_file.Pinned.check
+    check = open_file.OpenFile.check
 
-    def rewrite_before_the_end(file: open_file.Pinned) -> None:
+    def rewrite_before_the_end(file: open_file.OpenFile) -> None:
         nonlocal checks
         checks += 1
         check(file)
@@ -266,7 +266,7 @@ async def test_the_last_byte_waits_for_a_last_look(
             return left
 
         patch.setattr(sendfile, "_unsent", sent_and_then_rewritten)
-        patch.setattr(open_file.Pinned, "check", rewrite_before_the_end)
+        patch.setattr(open_file.OpenFile, "check", rewrite_before_the_end)
         async with aiohttp.ClientSession() as session, session.get(f"{one.url}/raw") as answer:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.read()
@@ -321,19 +321,19 @@ def test_json_in_pieces_is_json_of_the_whole(
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "a").write_bytes(data)
         fd = os.open(f"{directory}/a", os.O_RDONLY)
-        file = open_file.Pinned(fd, Signature.of(os.fstat(fd)), "a")
+        file = open_file.OpenFile(fd, StatSignature.of(os.fstat(fd)), "a")
 
-        def found(held: bytes | open_file.Pinned) -> Snapshot[None]:
+        def found(held: bytes | open_file.OpenFile) -> Snapshot[None]:
             contents = {name: Content(name, held, "0", 0.0) for name in ("a", 'b"é')}
             return Snapshot({"a": contents["a"]} if whole else contents, single=whole, value=None)
 
         def in_pieces() -> bytes:
-            streamed = json_body.streamed(found(file))
-            made = b"".join(json_body.pieces(streamed.found))
+            streamed = json_body.measure(found(file))
+            made = b"".join(json_body.iter_json(streamed.found))
             assert streamed.size == len(made)
             return made
 
-        assert said(in_pieces) == said(lambda: json_body.dumped(found(data)))
+        assert said(in_pieces) == said(lambda: json_body.dump_json(found(data)))
 
 
 def said(make: Callable[[], bytes]) -> bytes | str:
@@ -454,7 +454,7 @@ async def test_a_large_file_is_sent_without_what_helps(
     """From a disk that has to be waited for; without a second descriptor; on a server that is not ours."""
     match lacks:
         case "page cache":
-            monkeypatch.setattr(open_file.Pinned, "is_at_hand", lambda *_: False)
+            monkeypatch.setattr(open_file.OpenFile, "is_at_hand", lambda *_: False)
         case "descriptors":
             monkeypatch.setattr(os, "dup", fails)
         case _:

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 import sidecar
-from sidecar.http.server.limits import Guard
+from sidecar.http.server.limits import ConnectionLimiter
 from support import StartProcess
 from support.httpkit import Serve, Served, talk
 from support.parity import Peer, settled
@@ -154,7 +154,7 @@ async def test_nothing_is_timed_while_no_head_is_incomplete(app: web.Application
     runner = web.AppRunner(app)
     await runner.setup()
     assert runner.server is not None
-    guard = Guard(head_timeout=60, max_connections=10)
+    guard = ConnectionLimiter(head_timeout=60, max_connections=10)
     wire = Peer(runner.server, guard, None).connect()
     await settled(wire)
     assert guard._timer is None
@@ -171,7 +171,7 @@ async def test_nothing_is_timed_while_no_head_is_incomplete(app: web.Application
 
 async def test_late_heads_without_number_leave_others_their_turn() -> None:
     """They are ended a few at a time, all of them at once as far as their clients can tell."""
-    guard = Guard(head_timeout=0.01, max_connections=1000)
+    guard = ConnectionLimiter(head_timeout=0.01, max_connections=1000)
     loop = asyncio.get_running_loop()
     ended: list[int] = []
     turns = 0
@@ -186,12 +186,12 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
         def give_way(self) -> None:
             pytest.fail("there is room")
 
-        def head_is_late(self) -> bool:
+        def header_timeout_expired(self) -> bool:
             ended.append(turns)
             return True
 
     for _ in range(1000):
-        guard.head_begins(Head())
+        guard.header_started(Head())
     begun = loop.time()
     async with asyncio.timeout(5):
         while len(ended) < 1000:
@@ -351,7 +351,7 @@ def test_silent_connections_do_not_keep_a_probe_out(
 def test_there_are_no_more_connections_than_descriptors() -> None:
     """Whatever is configured: some are left for files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert Guard(head_timeout=1, max_connections=1 << 40).max_connections < soft
+    assert ConnectionLimiter(head_timeout=1, max_connections=1 << 40).max_connections < soft
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.server import memfd
-from sidecar.http.server.memfd import MemoryFile
+from sidecar.http.server.memfd import MemFd
 from support.httpkit import Play, Served
 
 RAW = b"GET /raw HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -193,7 +193,7 @@ def test_it_goes_past_a_transport_only_when_nothing_is_in_its_way(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         transport = Recorded(ours, **state)
-        MemoryFile(b"all of it").send(transport, memfd.socket_of(transport))
+        MemFd(b"all of it").send(transport, memfd.raw_fd(transport))
         theirs.setblocking(False)
         found = theirs.recv(100) if past else b""
         assert (found, transport.written) == ((b"all of it", b"") if past else (b"", b"all of it"))

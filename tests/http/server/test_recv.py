@@ -16,8 +16,8 @@ from sidecar import VolumeFull
 from sidecar.http.apps import write_request
 from sidecar.http.apps.writer import writer_app
 from sidecar.http.server import raw_socket, recv
-from sidecar.http.server.fastpath.protocol import Express
-from sidecar.http.server.recv import WORTH
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
+from sidecar.http.server.recv import MIN_BYTES
 from sidecar.process import memory
 from sidecar.volume.publish.upload import Upload
 from support import Eventually
@@ -63,7 +63,7 @@ async def peer(one: Served) -> AsyncIterator[Peer]:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("size", [WORTH - 1, WORTH, WORTH + 1, recv._PIECE, SIZE])
+@pytest.mark.parametrize("size", [MIN_BYTES - 1, MIN_BYTES, MIN_BYTES + 1, recv._PIECE, SIZE])
 def test_a_body_of_any_size_is_published_whole(play: Play, tmp_path: Path, size: int) -> None:
     """Sent in one go, in pieces of odd sizes, and behind its head: at every border of the two ways that it can go."""
 
@@ -113,20 +113,20 @@ async def test_most_of_a_large_body_never_comes_to_aiohttp(
 ) -> None:
     """It would be copied twice more, and lie here until the disk takes it."""
     through = 0
-    given = Express._give_to_aiohttp
+    given = FastPathProtocol._fall_back
 
-    def count(self: Express, data: bytes) -> None:
+    def count(self: FastPathProtocol, data: bytes) -> None:
         nonlocal through
         through += len(data)
         given(self, data)
 
-    monkeypatch.setattr(Express, "_give_to_aiohttp", count)
+    monkeypatch.setattr(FastPathProtocol, "_fall_back", count)
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
         await client.send(head(SIZE))
         await client.send(DATA)
         assert (await client.answer())[0] == 201
-    assert through <= WORTH
+    assert through <= MIN_BYTES
 
 
 async def test_without_a_descriptor_a_body_goes_by_way_of_aiohttp(
@@ -139,7 +139,7 @@ async def test_without_a_descriptor_a_body_goes_by_way_of_aiohttp(
 
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
-        monkeypatch.setattr(raw_socket, "_second", fails)
+        monkeypatch.setattr(raw_socket, "_duplicate", fails)
         await client.send(head(SIZE) + DATA)
         assert (await client.answer())[0] == 201
     assert (tmp_path / "large").read_bytes() == DATA
@@ -197,15 +197,17 @@ async def test_a_disk_that_is_full_ends_the_connection_with_an_answer(
     write = Upload.write
 
     async def fail_late(self: Upload, chunk: bytes | memoryview) -> None:
-        if self.size > 2 * WORTH:
+        if self.size > 2 * MIN_BYTES:
             raise VolumeFull(28, "planted")
         await write(self, chunk)
 
     monkeypatch.setattr(Upload, "write", fail_late)
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
-        for start in range(0, SIZE, WORTH):
-            await client.send(DATA[start : start + WORTH] if start else head(SIZE) + DATA[:WORTH])
+        for start in range(0, SIZE, MIN_BYTES):
+            await client.send(
+                DATA[start : start + MIN_BYTES] if start else head(SIZE) + DATA[:MIN_BYTES]
+            )
         status, said = await client.answer()
         assert (status, "Connection: close" in said) == (507, True)
         client.writer.write_eof()
@@ -239,7 +241,7 @@ async def test_memory_for_pieces_is_given_back(
     monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """Few buffers for however many uploads, the same ones again; none of them, and nothing else, a while after the last."""
-    buffers, given_back = recv.Buffers(), asyncio.Event()
+    buffers, given_back = recv.BufferPool(), asyncio.Event()
     at_once = most = 0
 
     async def use() -> None:
@@ -252,7 +254,7 @@ async def test_memory_for_pieces_is_given_back(
                 at_once -= 1
 
     monkeypatch.setattr(recv, "_SETTLED", 0.01)
-    monkeypatch.setattr(memory, "give_back", given_back.set)
+    monkeypatch.setattr(memory, "trim_heap", given_back.set)
     with buffers.used(), buffers.used():
         pass
     with buffers.used():

@@ -177,7 +177,7 @@ def test_a_socket_whose_listener_is_stuck_is_not_waited_for(tmp_path: Path) -> N
 
     def start() -> None:
         try:
-            with sockets.unix(path):
+            with sockets.bind_unix(path):
                 told.append("served")
         except _errors.ConfigError as error:
             told.append(str(error))
@@ -216,7 +216,7 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
     size: int,
 ) -> None:
     """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
-    monkeypatch.setattr(limits, "PATIENCE", 0.5)
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
     monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     with socket.socket() as client:
@@ -232,7 +232,7 @@ async def test_a_slow_client_is_sent_its_whole_answer(
     served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """However long that takes: it takes less than the kernel would send next, but something, again and again."""
-    monkeypatch.setattr(limits, "PATIENCE", 0.5)
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
     monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     loop = asyncio.get_running_loop()
@@ -241,7 +241,7 @@ async def test_a_slow_client_is_sent_its_whole_answer(
         client.connect(("127.0.0.1", one.port))
         client.setblocking(False)
         await loop.sock_sendall(client, b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
-        taken, slow_until = 0, loop.time() + 4 * limits.PATIENCE
+        taken, slow_until = 0, loop.time() + 4 * limits.STALL_TIMEOUT
         async with asyncio.timeout(20):
             while taken < 40 * size:
                 slow = loop.time() < slow_until
@@ -456,12 +456,12 @@ async def test_a_client_that_has_just_connected_may_ask_at_the_end(
     idle[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await head_of(idle[0])
     one.task.cancel()
-    await asyncio.sleep(serving._FIRST_WORDS / 5)
+    await asyncio.sleep(serving._FIRST_REQUEST_GRACE / 5)
     fresh[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert "Connection: close" in await head_of(fresh[0])
     begin = asyncio.get_running_loop().time()
     await asyncio.wait({one.task})
-    assert asyncio.get_running_loop().time() - begin < serving._FIRST_WORDS / 2
+    assert asyncio.get_running_loop().time() - begin < serving._FIRST_REQUEST_GRACE / 2
     for _, writer in (fresh, idle):
         writer.close()
         await writer.wait_closed()
@@ -472,13 +472,13 @@ def test_a_socket_can_be_kept_from_beginning_connections() -> None:
     """What is there is accepted, what comes is not answered, so nothing is lost by closing it; and it can be undone."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = socket.create_connection(listener.getsockname(), timeout=10)
-        sockets.begin_no_more(listener)
+        sockets.drop_new_syns(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), timeout=0.1)
         with there, listener.accept()[0] as accepted:
             there.sendall(b"still here")
             assert accepted.recv(100) == b"still here"
-        sockets.begin_again(listener)
+        sockets.accept_syns(listener)
         socket.create_connection(listener.getsockname(), timeout=10).close()
 
 
@@ -715,12 +715,12 @@ def test_without_a_host_ipv4_is_served_where_there_is_no_ipv6(
 
     def without_ipv6(family: socket.AddressFamily, *rest: Any, **options: Any) -> socket.socket:
         if family == socket.AF_INET6:
-            with sockets._told("", 0):
+            with sockets._bind_errors("", 0):
                 raise OSError(error, os.strerror(error))
         return bind(family, *rest, **options)
 
     monkeypatch.setattr(sockets, "_bind", without_ipv6)
-    (one,) = sockets.tcp("", 0)
+    (one,) = sockets.bind_tcp("", 0)
     with one:
         assert (one.family, one.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
 
@@ -731,4 +731,4 @@ def test_a_busy_port_is_told_in_either_family() -> None:
         socket.create_server(("0.0.0.0", 0)) as other,
         pytest.raises(sidecar.ConfigError, match="in use"),
     ):
-        sockets.tcp("", other.getsockname()[1])
+        sockets.bind_tcp("", other.getsockname()[1])

@@ -24,7 +24,7 @@ from sidecar.http.apps.writer import writer_app
 from sidecar.http.server import limits as guard
 from sidecar.http.server import serve as serving
 from sidecar.http.server import tls
-from sidecar.http.server.tls import Certificate
+from sidecar.http.server.tls import ReloadingCertificate
 from support import StartProcess
 from support.httpkit import Serve, Served, start_serving
 
@@ -132,7 +132,7 @@ async def test_a_broken_pair_breaks_no_handshake(
 ) -> None:
     """Mismatched, half written, empty, gone: the pair in force stays, and one line says why."""
     cert, key = install(*pairs[0])
-    certificate = Certificate(cert, key)
+    certificate = ReloadingCertificate(cert, key)
     (first, first_key), (second, second_key) = pairs
     for bad in ((second, first_key), (first, second_key), (second, ""), (second[:100], second_key)):
         install(*bad)
@@ -148,7 +148,7 @@ async def test_a_broken_pair_breaks_no_handshake(
     assert await handshake(certificate) == second
 
 
-async def handshake(certificate: Certificate) -> str:
+async def handshake(certificate: ReloadingCertificate) -> str:
     """The certificate that a server with this context shows."""
 
     async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +180,7 @@ def test_what_cannot_be_served_is_told_at_the_start(
             ).stdout
         )
     with pytest.raises(_errors.ConfigError, match=r"tls\.key"):
-        Certificate(cert, path)
+        ReloadingCertificate(cert, path)
 
 
 async def test_a_key_without_a_certificate_is_an_error(tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_nothing_older_than_tls_1_2_is_spoken(
     pairs: list[tuple[str, str]], install: Callable[..., tuple[Path, Path]]
 ) -> None:
     """TLS 1.0 and 1.1 must not be used (RFC 8996), also where OpenSSL's own policy would allow them."""
-    context = Certificate(*install(*pairs[0])).context
+    context = ReloadingCertificate(*install(*pairs[0])).context
     context.set_ciphers("ALL:@SECLEVEL=0")
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE

@@ -12,8 +12,8 @@ import pytest_asyncio
 import sidecar
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.server import fastpath
-from sidecar.http.server.fastpath import Lane, waitlists
-from sidecar.http.server.fastpath.protocol import Express
+from sidecar.http.server.fastpath import ListenerCache, waitlists
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
 from sidecar.http.subscribe import pending
 from sidecar.process import lifecycle, metrics
 from sidecar.volume.content.snapshot import version_of
@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def reader(config: Path) -> AsyncIterator[Peer]:
-    async with peer(reader_app(config, recheck=0.05), Lane()) as one:
+    async with peer(reader_app(config, recheck=0.05), ListenerCache()) as one:
         await one.talk([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], eager=False)
         yield one
 
@@ -56,13 +56,13 @@ async def reader(config: Path) -> AsyncIterator[Peer]:
 def by_aiohttp(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The requests that aiohttp has been given."""
     given: list[bytes] = []
-    give = Express._give_to_aiohttp
+    give = FastPathProtocol._fall_back
 
-    def noted(connection: Express, data: bytes) -> None:
+    def noted(connection: FastPathProtocol, data: bytes) -> None:
         given.append(data)
         give(connection, data)
 
-    monkeypatch.setattr(Express, "_give_to_aiohttp", noted)
+    monkeypatch.setattr(FastPathProtocol, "_fall_back", noted)
     return given
 
 
@@ -143,13 +143,13 @@ async def test_each_waits_as_long_as_it_has_asked_for(
 ) -> None:
     """304 then, as by a handler, and that one does not begin to wait anew."""
     began = []
-    wait = pending.Bell.wait
+    wait = pending.Waiter.wait
 
-    async def noted(bell: pending.Bell, timeout: float) -> None:
+    async def noted(bell: pending.Waiter, timeout: float) -> None:
         began.append(timeout)
         await wait(bell, timeout)
 
-    monkeypatch.setattr(pending.Bell, "wait", noted)
+    monkeypatch.setattr(pending.Waiter, "wait", noted)
     await crowd.wait(20, ask("one", seconds=0.3))
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
@@ -162,9 +162,9 @@ async def test_a_change_that_changes_nothing_for_them_ends_no_waiting(
 ) -> None:
     """The source goes away: the content is the same, and only that it is stale is new."""
     await crowd.wait(20, ask("one"))
-    generation = fastpath.generation()
+    generation = fastpath.epoch()
     config.unlink()
-    await eventually(lambda: fastpath.generation() > generation)
+    await eventually(lambda: fastpath.epoch() > generation)
     await eventually(lambda: subscribers() == 20)
     assert [bytes(wire.written) for wire in crowd.wires] == [b""] * 20
     assert len(by_aiohttp) <= 6  # two at first, and two that looked whether there was anything new
@@ -198,9 +198,9 @@ async def test_who_asks_for_another_time_or_shows_a_token_waits_alone(
 async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     """A process that drains: 304 for all, and the connection is closed."""
     await crowd.wait(20, ask("one"))
-    lifecycle.start_draining()
-    fastpath.forget()
-    pending.Waits.end_all()
+    lifecycle.begin_drain()
+    fastpath.invalidate_all()
+    pending.PendingRequests.wake_all()
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")
     assert b"\r\nConnection: close" in answer

@@ -15,8 +15,8 @@ from aiohttp.test_utils import make_mocked_request
 from sidecar.http.semantics.representation import Representation
 from sidecar.http.server import fastpath
 from sidecar.http.subscribe import coalesced
-from sidecar.http.subscribe.long_poll import answer, prepare
-from sidecar.http.subscribe.pending import WAITS, Bell, Waits
+from sidecar.http.subscribe.long_poll import respond, setup
+from sidecar.http.subscribe.pending import PENDING, PendingRequests, Waiter
 from sidecar.process import metrics
 
 
@@ -41,10 +41,10 @@ def source() -> Any:
 
 
 @pytest.fixture
-async def waits() -> Waits:
+async def waits() -> PendingRequests:
     app = web.Application()
-    prepare(app)
-    return app[WAITS]
+    setup(app)
+    return app[PENDING]
 
 
 def request() -> Any:
@@ -61,7 +61,7 @@ def waiting() -> float:
 class Waiters:
     """So many requests, and the turn of the event loop in which each was woken."""
 
-    def __init__(self, waits: Waits, source: Any, count: int) -> None:
+    def __init__(self, waits: PendingRequests, source: Any, count: int) -> None:
         self.waits = waits
         self.source = source
         self.turn = 0
@@ -88,7 +88,7 @@ class Waiters:
         await asyncio.wait(self.tasks)
 
 
-async def test_those_who_wait_leave_others_their_turn(waits: Waits, source: Any) -> None:
+async def test_those_who_wait_leave_others_their_turn(waits: PendingRequests, source: Any) -> None:
     """A few are woken at a time; a probe that comes in meanwhile is answered after the first of them."""
     waiters = Waiters(waits, source, 1000)
     await asyncio.sleep(0)
@@ -102,7 +102,7 @@ async def test_those_who_wait_leave_others_their_turn(waits: Waits, source: Any)
 
 
 async def test_a_change_while_they_are_being_woken_wakes_all_of_them_again(
-    waits: Waits, source: Any
+    waits: PendingRequests, source: Any
 ) -> None:
     """Whoever has been answered with the change before must not miss this one."""
     waiters = Waiters(waits, source, 200)
@@ -118,7 +118,9 @@ async def test_a_change_while_they_are_being_woken_wakes_all_of_them_again(
     await waiters.end()
 
 
-async def test_who_leaves_before_its_turn_is_not_waited_for(waits: Waits, source: Any) -> None:
+async def test_who_leaves_before_its_turn_is_not_waited_for(
+    waits: PendingRequests, source: Any
+) -> None:
     """Its client has gone away, and with the last of them the watch is let go."""
     waiters = Waiters(waits, source, 200)
     await asyncio.sleep(0)
@@ -130,7 +132,7 @@ async def test_who_leaves_before_its_turn_is_not_waited_for(waits: Waits, source
     assert source.callbacks == []
 
 
-async def test_the_end_wakes_those_without_a_watch_too(waits: Waits) -> None:
+async def test_the_end_wakes_those_without_a_watch_too(waits: PendingRequests) -> None:
     """An application that shuts down answers whoever still waits."""
     waiters = Waiters(waits, None, 3)
     await asyncio.sleep(0)
@@ -140,10 +142,10 @@ async def test_the_end_wakes_those_without_a_watch_too(waits: Waits) -> None:
 
 
 async def test_a_bell_that_nobody_rings_is_waited_for_no_longer_than_said(
-    waits: Waits, source: Any
+    waits: PendingRequests, source: Any
 ) -> None:
     """And one that has been rung before is not waited for at all."""
-    with Bell(waits, request(), source) as bell:
+    with Waiter(waits, request(), source) as bell:
         begun = asyncio.get_running_loop().time()
         await bell.wait(0.05)
         assert 0.04 < asyncio.get_running_loop().time() - begun < 1
@@ -157,12 +159,12 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
 ) -> None:
     """Its own bell rings later, as it stands far behind: others must not be told that what is there is not new."""
     app = web.Application()
-    prepare(app)
+    setup(app)
     opened: list[
         object
     ] = []  # for who waits in the same words, or for who is told of the new content
-    monkeypatch.setattr(coalesced, "open_for", lambda *given: opened.append(given[3:]))
-    others = Waiters(app[WAITS], source, 60)
+    monkeypatch.setattr(coalesced, "coalesce", lambda *given: opened.append(given[3:]))
+    others = Waiters(app[PENDING], source, 60)
     await asyncio.sleep(0)
     state, read = "old", asyncio.get_running_loop().create_future()
     looks = 0
@@ -178,12 +180,12 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
     headers = {"If-None-Match": '"old"', "Prefer": "wait=30"}
     server = SimpleNamespace(ssl_context=None, peername=None, sockname=None, transport=object())
     asking = make_mocked_request("GET", "/", headers, app=app, protocol=server)
-    one = asyncio.create_task(answer(asking, source, make, in_memory=lambda: True))
+    one = asyncio.create_task(respond(asking, source, make, in_memory=lambda: True))
     while looks < 2:
         await asyncio.sleep(0)
     state = "new"
     read.set_result(None)
-    fastpath.forget()
+    fastpath.invalidate_all()
     source.change()
     async with asyncio.timeout(10):
         assert (await one).headers["ETag"] == '"new"'

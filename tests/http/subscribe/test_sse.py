@@ -17,8 +17,8 @@ from aiohttp.test_utils import make_mocked_request
 from sidecar.http.apps import reader
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.subscribe import sse
-from sidecar.http.subscribe.pending import Waits
-from sidecar.http.subscribe.sse import Stream, Subscriber
+from sidecar.http.subscribe.pending import PendingRequests
+from sidecar.http.subscribe.sse import EventHub, Subscriber
 from sidecar.process import metrics
 from sidecar.volume.content.snapshot import version_of
 from support import Eventually, StartProcess
@@ -50,7 +50,7 @@ class Recovering:
 
 async def test_fresh_is_never_told_with_the_tag_of_what_was_stale() -> None:
     """Its tag is that of the content that ended the staleness (issue 10, point 12)."""
-    stream = Stream(Recovering(), Waits())
+    stream = EventHub(Recovering(), PendingRequests())
     await stream._refresh()
     assert (stream._now.etag, stream._now.stale) == (tag("old"), "it is gone")
     await stream._refresh()
@@ -86,7 +86,7 @@ async def listen(one: Served) -> AsyncIterator[Open]:
         source.close()
 
 
-def stream_of(app: web.Application) -> Stream:
+def stream_of(app: web.Application) -> EventHub:
     found = app[reader.READER].stream
     assert found is not None
     return found
@@ -308,17 +308,17 @@ async def test_a_change_while_one_is_being_welcomed_is_not_missed(
     """It has been told of the content before, and was not among the others yet when they were told of the next."""
     first = await listen()
     assert await first.next() == content("1")
-    take = Stream.take
+    take = EventHub.take
 
     async def image() -> tuple[str, bytes]:
         return tag("2"), b'"2"'
 
-    def late(stream: Stream, subscriber: Subscriber) -> None:
+    def late(stream: EventHub, subscriber: Subscriber) -> None:
         monkeypatch.setattr(stream._source, "image", image)
         stream._now = stream._now._replace(etag=tag("2"), image=b'"2"')
         take(stream, subscriber)
 
-    monkeypatch.setattr(Stream, "take", late)
+    monkeypatch.setattr(EventHub, "take", late)
     second = await listen()
     assert [await second.next(), await second.next(2)] == [content("1"), content("2")]
 
@@ -326,7 +326,7 @@ async def test_a_change_while_one_is_being_welcomed_is_not_missed(
 async def test_a_reason_with_an_odd_name_in_it_can_be_told(app: web.Application) -> None:
     """Names of files are bytes; JSON is text."""
     request = make_mocked_request("GET", "/events")
-    stream = Stream(None, None)  # type: ignore[arg-type]
+    stream = EventHub(None, None)  # type: ignore[arg-type]
     stream._now = sse._Now(None, "cannot read \udcff", b"null")
     assert b'{"reason":"cannot read ?"}' in stream._text(Subscriber(stream, request, None))
 

@@ -15,8 +15,8 @@ import pytest
 
 from sidecar.fs import atomic
 from sidecar.logs.input import checkpoint
-from sidecar.logs.input.checkpoint import Checkpoint, Entry, State
-from sidecar.logs.input.fingerprint import Place, Print
+from sidecar.logs.input.checkpoint import Checkpoint, FileState, State
+from sidecar.logs.input.fingerprint import Fingerprint, Position
 from sidecar.logs.testing import LogFile
 from support.logs_support import PAD, Follower
 
@@ -27,8 +27,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def state(offset: int = 42) -> State:
-    place = Place(offset, Print.of(b"before"))
-    entry = Entry("id", "/log/ü\udcff", 1, 2, Print.of(b"head"), 50, {"stdout": place}, 7, 1.5)
+    place = Position(offset, Fingerprint.of(b"before"))
+    entry = FileState(
+        "id", "/log/ü\udcff", 1, 2, Fingerprint.of(b"head"), 50, {"stdout": place}, 7, 1.5
+    )
     return State([entry], {"stdout": {"size": 3}})
 
 
@@ -170,7 +172,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as planted:
-        planted.setattr(atomic.Staged, "seal", full)
+        planted.setattr(atomic.TempFile, "seal", full)
         with pytest.raises(OSError, match="No space"):
             one.save(state(20))
     assert Checkpoint(str(path)).load() == state(10)

@@ -108,7 +108,7 @@ def test_a_file_that_takes_the_name_meanwhile_is_not_deleted(
         rename(path, target)
 
     monkeypatch.setattr(atomic, "rename", overtaken)
-    assert not deletion.remove(str(finished), key, changed)
+    assert not deletion.delete_delivered(str(finished), key, changed)
     assert finished.read_text() == "another\n"
     assert sorted(os.listdir(finished.parent)) == ["app.log", "app.log.1"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.logs.input.dir_watch import DirectoryHints
+from sidecar.logs.input.dir_watch import DirectoryWatcher
 
 
 @pytest.mark.parametrize("left", ["real", "link"])
@@ -17,7 +17,7 @@ def test_a_directory_with_two_names_is_watched_as_long_as_one_is_asked_for(
     names = [str(tmp_path / "real"), str(tmp_path / "link")]
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    hints = DirectoryHints()
+    hints = DirectoryWatcher()
     hints.watch(names)
     (tmp_path / "real" / "a.log").write_text("one")
     assert hints.drain().written == {f"{name}/a.log" for name in names}
@@ -32,7 +32,7 @@ def test_a_directory_that_is_gone_and_back_is_watched_again(tmp_path: Path) -> N
     """Under each of its names."""
     names = [str(tmp_path / "real"), str(tmp_path / "link")]
     (tmp_path / "link").symlink_to("real")
-    hints = DirectoryHints()
+    hints = DirectoryWatcher()
     for _ in range(2):
         (tmp_path / "real").mkdir()
         hints.watch(names)

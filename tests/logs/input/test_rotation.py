@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.logs.input.file_content import Plain
+from sidecar.logs.input.file_content import PlainFile
 from sidecar.logs.testing import LogFile
 from support.logs_support import PAD, Follower, numbered
 
@@ -194,15 +194,15 @@ def test_a_copy_that_fills_while_it_is_looked_at_is_read_by_one_stream_only(
     if touched:
         follower.news()
         os.utime(copy)
-    read = Plain.read
+    read = PlainFile.read
 
-    def filled_meanwhile(self: Plain, offset: int, size: int) -> bytes:
+    def filled_meanwhile(self: PlainFile, offset: int, size: int) -> bytes:
         if os.path.sameopenfile(self.fd, copying.fileno()) and not copying.tell():
             copying.write(log.path.read_bytes())
         return read(self, offset, size)
 
     with copy.open("ab", buffering=0) as copying, monkeypatch.context() as planted:
-        planted.setattr(Plain, "read", filled_meanwhile)
+        planted.setattr(PlainFile, "read", filled_meanwhile)
         assert follower.news() == []
         assert copying.tell()
     log.truncate()

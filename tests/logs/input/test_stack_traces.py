@@ -12,7 +12,7 @@ import pytest
 from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.logs import pipeline
-from sidecar.logs.input.framing import Grouper, Multiline
+from sidecar.logs.input.framing import Multiline, MultilineGrouper
 from sidecar.logs.input.stack_traces import LANGUAGES
 
 TRACES = {
@@ -104,7 +104,7 @@ ruby: Rails' `log_error`, https://github.com/rails/rails/blob/main/actionpack/li
 
 def records(rule: Multiline, text: str) -> list[str]:
     data = text.encode()
-    cut = Grouper(rule).cut(data, final=True)
+    cut = MultilineGrouper(rule).cut(data, final=True)
     assert cut is not None
     assert cut.starts is not None
     ends = [*cut.starts[1:], len(data)]

@@ -16,7 +16,7 @@ from sidecar.logs import stages
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
-from sidecar.logs.sinks.factory import sink as sink_of
+from sidecar.logs.sinks.factory import make_sink as sink_of
 from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.sinks.otlp import OtlpSink
 

@@ -21,7 +21,7 @@ from sidecar.logs import json_encoding, stages
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
-from sidecar.logs.sinks.factory import sink as sink_of
+from sidecar.logs.sinks.factory import make_sink as sink_of
 from sidecar.logs.sinks.loki import LokiSink
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.logs.sinks.otlp import OtlpSink, any_value
@@ -390,7 +390,7 @@ def test_a_line_without_fields_is_written_as_its_document_says() -> None:
     for record in (plain, graded, redacted, surrogate):
         assert record is not None
         assert orjson.loads(json_encoding.json_line(record)) == orjson.loads(
-            json_encoding.dumps(json_encoding.document(record))
+            json_encoding.dumps(json_encoding.to_document(record))
         )
 
 

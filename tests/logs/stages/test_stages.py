@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sidecar import logs
 from sidecar._errors import ConfigError
 from sidecar.logs import json_encoding, stages
-from sidecar.logs.input.framing import Grouper
+from sidecar.logs.input.framing import MultilineGrouper
 from sidecar.logs.records import Record
 from support.logs_support import Follower
 
@@ -181,7 +181,7 @@ def test_lines_of_a_container_are_grouped_to_their_last_piece() -> None:
         CRI_P + b"still open",
     ]
     data = b"".join(line + b"\n" for line in lines)
-    cut = Grouper(logs.CRI_LINES).cut(data, final=False)
+    cut = MultilineGrouper(logs.CRI_LINES).cut(data, final=False)
     assert cut is not None
     assert cut.starts is not None
     pieces = [data[a:b] for a, b in zip(cut.starts, [*cut.starts[1:], cut.size], strict=True)]
@@ -241,7 +241,7 @@ def test_a_piece_that_is_never_completed_does_not_hold_the_others_back_for_ever(
     """The container was killed in the middle of a line of one stream; the other one goes on."""
     rule = replace(logs.CRI_LINES, max_lines=3)
     err = CRI_P.replace(b"stdout", b"stderr") + b"cut off\n"
-    grouper = Grouper(rule)
+    grouper = MultilineGrouper(rule)
     assert grouper.cut(err + CRI_F + b"a\n", final=False) is None
     cut = grouper.cut(err + (CRI_F + b"a\n") * 2, final=False)
     assert cut is not None

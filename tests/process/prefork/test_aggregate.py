@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.process import metrics
 from sidecar.process.metrics import Family
-from sidecar.process.prefork.aggregate import Totals, added_up
+from sidecar.process.prefork.aggregate import MetricAggregator, merge
 
 
 def counter(value: float, **labels: str) -> Family:
@@ -43,7 +43,7 @@ def test_counters_and_histograms_are_added_up() -> None:
         [counter(1, code="200"), histogram(2)],
         [counter(5, code="200"), counter(7, code="404")],
     ]
-    assert values(added_up(parts)) == {
+    assert values(merge(parts)) == {
         "n_total,200": 6, "n_total,404": 7, "h_bucket,+Inf": 2, "h_count": 2, "h_sum": 1,
     }  # fmt: skip
 
@@ -60,12 +60,12 @@ def test_counters_and_histograms_are_added_up() -> None:
 )
 def test_a_state_is_told_as_makes_sense_of_it(name: str, told: float) -> None:
     """Subscribers and memory are added up, of ages the largest counts, and a program is as old as its parent."""
-    assert values(added_up([[gauge(name, 2.0)], [gauge(name, 5.0)]])) == {name: told}
+    assert values(merge([[gauge(name, 2.0)], [gauge(name, 5.0)]])) == {name: told}
 
 
 def test_what_the_dead_have_counted_stays() -> None:
     """Also when their number has a new process; but not their states."""
-    totals = Totals()
+    totals = MetricAggregator()
     totals.note(1, [counter(10), histogram(4), gauge("sidecar_subscribers", 3)])
     totals.note(2, [counter(1)])
     before = values(totals.sum([]))
@@ -81,7 +81,7 @@ def test_what_the_dead_have_counted_stays() -> None:
 
 def test_one_that_does_not_answer_counts_with_what_it_said_last() -> None:
     """A counter that is missing for one scrape would look like one that went back."""
-    totals = Totals()
+    totals = MetricAggregator()
     totals.note(1, [counter(10)])
     totals.note(2, [counter(1)])
     totals.note(2, [counter(3)])
@@ -91,8 +91,8 @@ def test_one_that_does_not_answer_counts_with_what_it_said_last() -> None:
 def test_what_one_process_has_collected_is_written_as_it_would_itself() -> None:
     """Through JSON, as it goes from one process to another."""
     metrics.HTTP_REQUESTS_TOTAL.labels("418").inc()
-    families = json.loads(json.dumps(metrics.collected()))
-    text, content_type = metrics.written(families)
+    families = json.loads(json.dumps(metrics.export_families()))
+    text, content_type = metrics.render_families(families)
     assert content_type == metrics.CONTENT_TYPE
 
     def shape(exposition: bytes) -> list[tuple[str, str, list[str]]]:

@@ -31,7 +31,7 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
                 supervisor._FIRST_PAUSE = 0.01
                 """)
             + dedent(before)
-            + f"number = supervisor.begin({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
+            + f"number = supervisor.fork_workers({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
             + dedent(text)
         )
         return sidecar_process(path, until=until)
@@ -41,7 +41,7 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
 
 SERVE = """
     async def main():
-        with worker.listening({}):
+        with worker.serve_queries({}):
             worker.started()
             await asyncio.Event().wait()
     lifecycle.run(main())
@@ -63,7 +63,7 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
     process = program(
         """
         async def main():
-            with worker.listening({}):
+            with worker.serve_queries({}):
                 worker.started()
                 try:
                     await asyncio.Event().wait()
@@ -121,7 +121,7 @@ def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -
     process = program(
         f"if number == 2 and len(os.listdir('.')) < 12:\n"
         f"    open(f'{{time.time()}}', 'w').close(); os._exit(1)\n{dedent(SERVE)}",
-        before="import tempfile; os.chdir(tempfile.mkdtemp()); supervisor.WINDOW = 0.0\n",
+        before="import tempfile; os.chdir(tempfile.mkdtemp()); supervisor.DEATH_WINDOW = 0.0\n",
     )
     process.wait_until("all 2 workers have started")
     assert process.output.count("another one begins") == 12

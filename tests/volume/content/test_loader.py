@@ -14,7 +14,7 @@ from sidecar import NothingPublished
 from sidecar.fs import open_file
 from sidecar.testing import ConfigMapVolume
 from sidecar.volume.content import listing, loader, read_state
-from sidecar.volume.content.scan_result import Sighting
+from sidecar.volume.content.scan_result import ScanResult
 from support.watching import replace
 
 LIMIT = 1 << 20
@@ -27,8 +27,8 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(opened)
 
 
-def load(fd: int, before: Sighting | None = None) -> Sighting:
-    return loader.load_directory(fd, "/shared", limit=LIMIT, before=before)
+def load(fd: int, before: ScanResult | None = None) -> ScanResult:
+    return loader.read_directory(fd, "/shared", limit=LIMIT, before=before)
 
 
 def test_a_directory_is_loaded_with_all_that_lies_in_it(fd: int, tmp_path: Path) -> None:
@@ -84,16 +84,16 @@ def test_what_is_unchanged_is_not_read_again(
     monkeypatch.setattr(open_file, "read", count)
     first = load(fd)
     assert len(reads) == 50
-    assert not loader.unchanged(fd, first)
+    assert not loader.is_unchanged(fd, first)
     assert len(load(fd, first).snapshot) == 50
     assert len(reads) == 100
     monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
     second = load(fd, first)
-    assert loader.unchanged(fd, second)
+    assert loader.is_unchanged(fd, second)
     reads.clear()
     replace(tmp_path / "7", "new")
-    assert not loader.unchanged(fd, second)
-    assert not loader.unchanged(fd, second, quick=True)
+    assert not loader.is_unchanged(fd, second)
+    assert not loader.is_unchanged(fd, second, quick=True)
     third = load(fd, second)
     assert reads == ["7"]
     assert third.snapshot.changed(second.snapshot) == {"7"}
@@ -109,10 +109,10 @@ def test_a_quick_comparison_sees_what_came_and_went_and_not_what_was_rewritten(
     found = load(fd)
     with (tmp_path / "deep" / "a").open("r+") as file:
         file.write("new")
-    assert loader.unchanged(fd, found, quick=True)
-    assert not loader.unchanged(fd, found)
+    assert loader.is_unchanged(fd, found, quick=True)
+    assert not loader.is_unchanged(fd, found)
     (tmp_path / "deep" / "b").touch()
-    assert not loader.unchanged(fd, found, quick=True)
+    assert not loader.is_unchanged(fd, found, quick=True)
 
 
 def test_a_file_from_the_future_is_not_read_for_ever(
@@ -124,9 +124,9 @@ def test_a_file_from_the_future_is_not_read_for_ever(
     os.utime(tmp_path / "a", ns=(later, later))
     monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.05)
     found = load(fd)
-    assert not loader.unchanged(fd, found)
+    assert not loader.is_unchanged(fd, found)
     limit = time.monotonic() + 5
-    while not loader.unchanged(fd, found):
+    while not loader.is_unchanged(fd, found):
         assert time.monotonic() < limit
         found = load(fd, found)
 
@@ -135,7 +135,7 @@ def test_the_limit_is_that_of_all_files_together(fd: int, tmp_path: Path) -> Non
     """Those that fit are there; each of the others is a problem that says so."""
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text("12345")
-    found = loader.load_directory(fd, "/shared", limit=12, before=None)
+    found = loader.read_directory(fd, "/shared", limit=12, before=None)
     assert set(found.snapshot) == {"a", "b"}
     assert "cannot read /shared/c: its 5 bytes are more than what is left" in found.problems["c"]
 
@@ -164,4 +164,4 @@ def test_a_link_to_a_generation_that_is_gone_is_nothing_published(fd: int, tmp_p
         load(fd)
     (tmp_path / "a").symlink_to("..data/a")
     with pytest.raises(NothingPublished):
-        loader.load_file(fd, "/shared", "a", limit=LIMIT, before=None)
+        loader.read_file(fd, "/shared", "a", limit=LIMIT, before=None)

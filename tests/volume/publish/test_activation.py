@@ -101,14 +101,14 @@ async def test_a_set_that_cannot_be_shown_whole_is_taken_back(
     if place == ".loose":
         (tmp_path / "a").write_text("loose")
         (tmp_path / "dir").mkdir()
-    was, real = everything(tmp_path), atomic.put_in_place
+    was, real = everything(tmp_path), atomic.rename_or_exchange
 
     def put_in_place(dir_fd: int, temporary: str, name: str) -> str | None:
         if name == "last":
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         return real(dir_fd, temporary, name)
 
-    monkeypatch.setattr(atomic, "put_in_place", put_in_place)
+    monkeypatch.setattr(atomic, "rename_or_exchange", put_in_place)
     with pytest.raises(_errors.VolumeUnavailable, match="last: "):
         await volume.publish({"a": "1", "dir/b": "1", "last": "1", "stays": "1"})
     assert everything(tmp_path) == was

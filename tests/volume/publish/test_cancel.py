@@ -56,7 +56,7 @@ def open_files() -> int:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Another writer holds the lock of the directory."""
-    with opened(path) as fd, flock.locked(fd, timeout=5, where=str(path)):
+    with opened(path) as fd, flock.directory_lock(fd, timeout=5, where=str(path)):
         yield
 
 

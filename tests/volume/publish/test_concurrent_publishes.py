@@ -35,7 +35,9 @@ async def test_a_small_content_needs_no_thread(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is visible and in the history as any other."""
-    monkeypatch.setattr(executor, "finish_in_turn", lambda *_: pytest.fail("a thread was used"))
+    monkeypatch.setattr(
+        executor, "run_queued_cancellable", lambda *_: pytest.fail("a thread was used")
+    )
     await volume.put("config", "1")
     assert (tmp_path / "config").read_text() == "1"
     assert volume.published is not None

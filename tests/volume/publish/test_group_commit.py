@@ -10,7 +10,7 @@ import pytest
 from sidecar import Publication, PublishError, VersionConflict, Volume
 from sidecar.process import metrics
 from sidecar.volume.content.snapshot import version_of
-from sidecar.volume.publish.group_commit import Commits
+from sidecar.volume.publish.group_commit import GroupCommit
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -36,7 +36,7 @@ class Disk:
 async def test_of_the_contents_that_wait_only_the_last_is_written() -> None:
     """The first is under way, so four wait: two publishes for five acknowledgements."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     puts = [asyncio.create_task(commits.put("config", b"%d" % n)) for n in range(5)]
     await asyncio.sleep(0)
     disk.turn.release()
@@ -51,7 +51,7 @@ async def test_of_the_contents_that_wait_only_the_last_is_written() -> None:
 async def test_names_do_not_wait_for_each_other() -> None:
     """Each name has its own publish under way."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     puts = [asyncio.create_task(commits.put(name, name.encode())) for name in ("a", "b")]
     disk.turn.release()
     disk.turn.release()
@@ -64,7 +64,7 @@ async def test_names_do_not_wait_for_each_other() -> None:
 async def test_an_error_reaches_everybody_who_waited_for_that_publish() -> None:
     """Nothing was published for any of them, so none is told that it was; the next one is tried anew."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     disk.error = PublishError("the disk is gone")
     puts = [asyncio.create_task(commits.put("config", b"%d" % n)) for n in range(3)]
     for _ in puts:
@@ -81,7 +81,7 @@ async def test_an_error_reaches_everybody_who_waited_for_that_publish() -> None:
 async def test_a_content_that_still_waits_is_withdrawn_when_its_caller_is_cancelled() -> None:
     """It is never written, and the one under way is not disturbed."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     first = asyncio.create_task(commits.put("config", b"first"))
     await disk.begun.wait()
     second = asyncio.create_task(commits.put("config", b"second"))
@@ -98,7 +98,7 @@ async def test_a_content_that_still_waits_is_withdrawn_when_its_caller_is_cancel
 async def test_a_publish_goes_on_for_those_who_still_wait_for_it() -> None:
     """One of two in the same round is cancelled: the other is acknowledged, and learns nothing of it."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     first = asyncio.create_task(commits.put("config", b"first"))
     await disk.begun.wait()
     one, other = (asyncio.create_task(commits.put("config", data)) for data in (b"one", b"other"))
@@ -120,7 +120,7 @@ async def test_a_publish_goes_on_for_those_who_still_wait_for_it() -> None:
 async def test_who_is_cancelled_when_it_was_told_already_takes_nobody_along(turns: int) -> None:
     """Its publish has ended, and those who came after it are gathering for theirs."""
     disk = Disk()
-    commits = Commits(disk.publish)
+    commits = GroupCommit(disk.publish)
     first = asyncio.create_task(commits.put("config", b"first"))
     await disk.begun.wait()
     second = asyncio.create_task(commits.put("config", b"second"))
@@ -140,7 +140,7 @@ async def test_who_is_cancelled_when_it_was_told_already_takes_nobody_along(turn
 async def test_who_waits_is_told_when_the_program_ends_before_anything_was_taken() -> None:
     """The round is between two turns of the loop: it has begun, and has taken no content yet."""
     told: list[object] = []
-    commits = Commits(Disk().publish)
+    commits = GroupCommit(Disk().publish)
     commits.wish("config", b"0", told.append)
     await asyncio.sleep(0)
     (publish,) = asyncio.all_tasks() - {asyncio.current_task()}
@@ -210,7 +210,7 @@ async def test_only_who_comes_alone_is_served_by_the_event_loop_itself() -> None
         served.append(("loop", data))
         return done
 
-    commits = Commits(publish, at_once)
+    commits = GroupCommit(publish, at_once)
     await commits.put("config", b"1")
     await asyncio.gather(*(commits.put("config", data) for data in (b"2", b"3")))
     assert served == [("loop", b"1"), ("thread", b"3")]

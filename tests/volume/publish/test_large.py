@@ -120,7 +120,7 @@ async def test_leaving_does_not_wait_for_a_gigabyte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch that is left in the middle of a large file ends with the piece, and a long read is no hanging one."""
-    monkeypatch.setattr(open_file.Pinned, "pieces", lambda _: itertools.repeat(b"and so on"))
+    monkeypatch.setattr(open_file.OpenFile, "pieces", lambda _: itertools.repeat(b"and so on"))
     place(tmp_path / "config", LARGE)
     one = Watch(tmp_path / "config")
     async with one:
@@ -144,9 +144,9 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
             pass
 
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    seen = loader.load_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
+    seen = loader.read_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
     assert "config" in seen.mark.doubtful
-    again = loader.load_file(fd, "/shared", "config", limit=1 << 30, before=seen)
+    again = loader.read_file(fd, "/shared", "config", limit=1 << 30, before=seen)
     assert not again.mark.doubtful
     os.close(fd)
 
@@ -155,7 +155,7 @@ async def test_a_set_of_many_large_files_does_not_use_up_the_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some are held open, the others opened when they are wanted; all can be read."""
-    monkeypatch.setattr(open_file, "LARGE", 3)
+    monkeypatch.setattr(open_file, "LARGE_FILE_BYTES", 3)
     monkeypatch.setattr(open_file, "_MOST_HELD", len(open_file._Descriptor.held) + 5)
     before = descriptors()
     volume = Volume(tmp_path)
@@ -163,8 +163,8 @@ async def test_a_set_of_many_large_files_does_not_use_up_the_descriptors(
     snapshot = await volume.snapshot()
     assert descriptors() <= before + 8
     assert {type(snapshot.content(name).held) for name in snapshot} == {
-        open_file.Pinned,
-        open_file.Named,
+        open_file.OpenFile,
+        open_file.LazyFile,
     }
     assert dict(snapshot) == {f"{n}": f"content {n}".encode() for n in range(100)}
 

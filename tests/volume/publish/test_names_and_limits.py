@@ -24,7 +24,7 @@ def rechecks(path: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str, cost: fl
     """Let ten minutes pass, one look a second, and tell which of them trusted the directories alone."""
     clock = Clock()
     monkeypatch.setattr(thread, "time", clock)
-    one = thread.Lookout(
+    one = thread.WatchThread(
         f"{path}/",
         wanted="auto",
         recheck=1.0,

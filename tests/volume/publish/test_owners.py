@@ -24,15 +24,15 @@ def mode_of(path: Path) -> int:
 @pytest.fixture
 def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Somebody who replaces a file at once after our rename; return what is put there."""
-    content, real = b"B" * LARGE, atomic.Staged.replace
+    content, real = b"B" * LARGE, atomic.TempFile.replace
 
-    def replace(staged: atomic.Staged, target: str, dir_fd: int) -> None:
+    def replace(staged: atomic.TempFile, target: str, dir_fd: int) -> None:
         real(staged, target, dir_fd)
         monkeypatch.undo()
         (tmp_path / "..theirs").write_bytes(content)
         os.rename(tmp_path / "..theirs", tmp_path / target)
 
-    monkeypatch.setattr(atomic.Staged, "replace", replace)
+    monkeypatch.setattr(atomic.TempFile, "replace", replace)
     return content
 
 

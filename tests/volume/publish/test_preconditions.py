@@ -122,8 +122,8 @@ async def test_a_change_within_one_tick_of_the_clock_is_seen(
 ) -> None:
     """File systems' clocks are coarse: two contents of one moment can have one signature."""
     now = time.time_ns()
-    same = openat.Signature(1, 1, 3, now, now)
-    monkeypatch.setattr(openat.Signature, "of", lambda _: same)
+    same = openat.StatSignature(1, 1, 3, now, now)
+    monkeypatch.setattr(openat.StatSignature, "of", lambda _: same)
     volume = Volume(tmp_path)
     for content in ("old", "new"):
         (tmp_path / "config").write_text(content)

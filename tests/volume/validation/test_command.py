@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from sidecar import _errors
-from sidecar.volume.validation.command import Check
+from sidecar.volume.validation.command import ValidatorCommand
 from sidecar.volume.validation.gate import Gate
 from support import StartProcess, WaitFor
 
 
 async def checked(command: list[str], path: Path, timeout: float = 10.0) -> tuple[str, ...]:
     """What a check command has against a staged file."""
-    return tuple(await Check(command, timeout).run("config", path, "config"))
+    return tuple(await ValidatorCommand(command, timeout).run("config", path, "config"))
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def test_as_process_1_no_zombie_stays(tmp_path: Path) -> None:
     program.write_text(f"""
 import asyncio, os
 from pathlib import Path
-from sidecar.volume.validation.command import Check
+from sidecar.volume.validation.command import ValidatorCommand
 async def main():
     for script, limit in (("sleep 60 & exit 0", 10), ("sleep 60", 0.1), ("(setsid sleep 60 &) ; sleep 60", 0.1)):
-        await Check(["sh", "-c", script], limit).run("c", Path({str(tmp_path / "staged")!r}), "c")
+        await ValidatorCommand(["sh", "-c", script], limit).run("c", Path({str(tmp_path / "staged")!r}), "c")
     left = [Path(f"/proc/{{one}}/stat").read_text() for one in os.listdir("/proc") if one.isdigit()]
     print([one for one in left if " Z " in one or "sleep" in one])
 asyncio.run(main())
@@ -139,9 +139,9 @@ def test_a_command_does_not_outlive_a_writer_that_is_killed(
     (tmp_path / "program.py").write_text(f"""
 import asyncio
 from pathlib import Path
-from sidecar.volume.validation.command import Check
+from sidecar.volume.validation.command import ValidatorCommand
 script = "setsid sleep 60 & echo $! $$ > {pids}; wait"
-asyncio.run(Check(["sh", "-c", script], 60).run("c", Path({str(tmp_path)!r}), "c"))
+asyncio.run(ValidatorCommand(["sh", "-c", script], 60).run("c", Path({str(tmp_path)!r}), "c"))
 """)
     writer = start_process(sys.executable, tmp_path / "program.py")
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.fs.notify import inotify
-from sidecar.fs.notify.base import Activity, Target
-from sidecar.fs.notify.inotify import InotifyHints
-from sidecar.fs.notify.wakeup import Bell
+from sidecar.fs.notify.base import EventBatch, WatchTarget
+from sidecar.fs.notify.inotify import InotifyNotifier
+from sidecar.fs.notify.wakeup import WakeupPipe
 from sidecar.process import metrics
 from sidecar.testing import until
-from sidecar.volume.watch.thread import Lookout
+from sidecar.volume.watch.thread import WatchThread
 from support.watching import consumer, replace
 
 #: So slow a re-check that only events can be the reason for a look.
@@ -141,15 +141,15 @@ async def test_one_change_among_many_files_is_looked_at_alone(
         (tmp_path / f"d{number:02}").mkdir()
         replace(tmp_path / f"d{number:02}/f", "0")
     everything: list[int] = []
-    real = Lookout._look_at_all
+    real = WatchThread._look_at_all
 
-    def count(self: Lookout, *args: object, **more: object) -> object:
+    def count(self: WatchThread, *args: object, **more: object) -> object:
         everything.append(1)
         return real(self, *args, **more)  # type: ignore[arg-type]
 
     async with consumer(f"{tmp_path}/", recheck=NEVER) as seen:
         await until(lambda: seen and len(seen[-1]) == 50)
-        monkeypatch.setattr(Lookout, "_look_at_all", count)
+        monkeypatch.setattr(WatchThread, "_look_at_all", count)
         replace(tmp_path / "d07/f", "1")
         await until(lambda: seen[-1].text("d07/f") == "1", timeout=AT_ONCE)
         assert seen[-1].version == type(seen[-1]).of({n: seen[-1][n] for n in seen[-1]}).version
@@ -158,12 +158,12 @@ async def test_one_change_among_many_files_is_looked_at_alone(
 
 def test_watches_of_what_is_gone_are_given_back(tmp_path: Path) -> None:
     """A directory that two keys follow is watched until the last of them is gone."""
-    bell = Bell()
-    hints = InotifyHints(bell)
+    bell = WakeupPipe()
+    hints = InotifyNotifier(bell)
     hints.arm([])
     fd = os.open(tmp_path, os.O_RDONLY)
-    hints.follow(Target(fd, "", None, prefix=b"a/", key="a/"))
-    hints.follow(Target(fd, "", None, prefix=b"b/", key="b/"))
+    hints.follow(WatchTarget(fd, "", None, prefix=b"a/", key="a/"))
+    hints.follow(WatchTarget(fd, "", None, prefix=b"b/", key="b/"))
     hints.unfollow("a/")
     (tmp_path / "f").touch()
     assert set(hints.drain().kinds) == {b"b/f"}
@@ -192,7 +192,7 @@ async def test_events_are_not_relied_on_where_they_cannot_come(
 ) -> None:
     """inotify(7): "does not report accesses and modifications that occur [...] on network filesystems", whatever --watch says."""
     monkeypatch.setattr("sidecar.fs.notify.select.is_remote", lambda _: True)
-    monkeypatch.setattr(InotifyHints, "drain", lambda _: Activity())
+    monkeypatch.setattr(InotifyNotifier, "drain", lambda _: EventBatch())
     for share in ("_SHARE_OF_TIME", "_LOOSE_SHARE_OF_TIME"):
         monkeypatch.setattr(f"sidecar.volume.watch.thread.{share}", 1e-9)
     (tmp_path / "sub").mkdir()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from sidecar.fs import openat
-from sidecar.fs.notify.base import Activity
+from sidecar.fs.notify.base import EventBatch
 from sidecar.fs.notify.inotify import Inotify
-from sidecar.volume.content.scan_result import Mark, Sighting
+from sidecar.volume.content.scan_result import FileStates, ScanResult
 from sidecar.volume.content.snapshot import Content, Snapshot, version_of
 from sidecar.volume.watch import event_log, stability
-from sidecar.volume.watch.stability import CONFIRM, PATIENCE, SETTLE, Judge
+from sidecar.volume.watch.stability import CLOSE_CONFIRM, MAX_WAIT, QUIET_PERIOD, StabilityFilter
 
 NOW = 1_000_000_000.0
 OLD = NOW - 1000
@@ -36,19 +36,19 @@ def file(
 ) -> Any:
     """One file of a look: its content and its signature."""
     changed = int((OLD if age is None else NOW - age) * 1e9)
-    return text, openat.Signature(1, inode, len(text), changed, changed + linked)
+    return text, openat.StatSignature(1, inode, len(text), changed, changed + linked)
 
 
 def look(
     *files: Any, single: bool = True, generation: str | None = None, directory: int = 1, **more: Any
-) -> Sighting:
+) -> ScanResult:
     names = {f"{chr(ord('a') + n)}": one for n, one in enumerate(files) if one is not None}
     contents = {
         n: Content(n, text.encode(), version_of(text.encode()), 0.0)
         for n, (text, _) in names.items()
     }
-    mark = Mark((1, directory), generation, {n: s for n, (_, s) in names.items()}, {}, {})
-    return Sighting(
+    mark = FileStates((1, directory), generation, {n: s for n, (_, s) in names.items()}, {}, {})
+    return ScanResult(
         Snapshot(contents, single=single, value=None),
         mark,
         more.get("unsettled", frozenset()),
@@ -58,16 +58,16 @@ def look(
     )
 
 
-def tell(one: Judge, *kinds: int, name: str = "a", late: int = 0) -> None:
+def tell(one: StabilityFilter, *kinds: int, name: str = "a", late: int = 0) -> None:
     """Let events come before the look, and `late` ones during it."""
     for kind in kinds:
         one.evidence.add(
-            Activity(count=1, last={name.encode(): kind}, kinds={name.encode(): kind}), {}
+            EventBatch(count=1, last={name.encode(): kind}, kinds={name.encode(): kind}), {}
         )
-    one.evidence.look_begins()
+    one.evidence.scan_started()
     if late:
         one.evidence.add(
-            Activity(count=1, last={name.encode(): late}, kinds={name.encode(): late}), {}
+            EventBatch(count=1, last={name.encode(): late}, kinds={name.encode(): late}), {}
         )
 
 
@@ -81,14 +81,14 @@ CASES = {
     "renamed over, empty": ([CAME], 0, file("", inode=2), None),
     "renamed over twice, once during the look": ([CAME], CAME, NEW, None),
     "renamed over during the look only": ([], CAME, NEW, 0.0),
-    "renamed over, and being rewritten": ([CAME], WRITTEN, NEW, PATIENCE),
-    "rewritten and closed": ([WRITTEN, CLOSED], 0, PLACE, CONFIRM),
-    "rewritten and closed, empty": ([WRITTEN, CLOSED], 0, file("", age=0), SETTLE),
+    "renamed over, and being rewritten": ([CAME], WRITTEN, NEW, MAX_WAIT),
+    "rewritten and closed": ([WRITTEN, CLOSED], 0, PLACE, CLOSE_CONFIRM),
+    "rewritten and closed, empty": ([WRITTEN, CLOSED], 0, file("", age=0), QUIET_PERIOD),
     "closed during the look": ([WRITTEN], CLOSED, PLACE, 0.0),
-    "closed, and begun again during the look": ([WRITTEN, CLOSED], WRITTEN, PLACE, PATIENCE),
-    "still open": ([WRITTEN], 0, PLACE, PATIENCE),
-    "made, nothing in it yet": ([MADE], 0, file("", inode=2, age=0), SETTLE),
-    "made, and its first write under way": ([MADE], 0, file("ne", inode=2, age=0), SETTLE),
+    "closed, and begun again during the look": ([WRITTEN, CLOSED], WRITTEN, PLACE, MAX_WAIT),
+    "still open": ([WRITTEN], 0, PLACE, MAX_WAIT),
+    "made, nothing in it yet": ([MADE], 0, file("", inode=2, age=0), QUIET_PERIOD),
+    "made, and its first write under way": ([MADE], 0, file("ne", inode=2, age=0), QUIET_PERIOD),
     "made by a link to a complete file": (
         [MADE],
         0,
@@ -96,9 +96,9 @@ CASES = {
         None,
     ),
     "made by a link to an old file": ([MADE], 0, NEW, None),
-    "made by a link to an old file, empty": ([MADE], 0, file("", inode=2), SETTLE),
-    "no event, rewritten in place": ([], 0, PLACE, SETTLE),
-    "no event, another file, fresh": ([], 0, file("new", inode=2, age=0), SETTLE),
+    "made by a link to an old file, empty": ([MADE], 0, file("", inode=2), QUIET_PERIOD),
+    "no event, rewritten in place": ([], 0, PLACE, QUIET_PERIOD),
+    "no event, another file, fresh": ([], 0, file("new", inode=2, age=0), QUIET_PERIOD),
     "no event, another file, old": ([], 0, NEW, None),
     "no event, another link or mode": ([], 0, ("old", file()[1]._replace(ctime_ns=5)), None),
     "open, and its bytes are the old ones": ([WRITTEN], 0, file("old", age=0), None),
@@ -109,7 +109,7 @@ CASES = {
 def test_each_kind_of_change_is_waited_for_as_long_as_it_needs(case: str) -> None:
     """Renamed is whole; closed is nearly so; everything else must have been still."""
     kinds, late, found, wait = CASES[case]
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, *kinds, late=late)
     verdict = one.decide(look(found), HERE, 100.0)
     assert verdict.pause == (pytest.approx(wait) if wait else wait)
@@ -122,11 +122,11 @@ def test_each_kind_of_change_is_waited_for_as_long_as_it_needs(case: str) -> Non
 def test_what_was_still_for_long_enough_is_believed(case: str) -> None:
     """And the time begins anew with each change."""
     kinds, late, found, wait = CASES[case]
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, *kinds, late=late)
     assert wait is not None
     assert one.decide(look(found), HERE, 100.0).accept is None
-    one.evidence.look_begins()
+    one.evidence.scan_started()
     text, signature = found
     again = signature._replace(mtime_ns=signature.mtime_ns + 1, ctime_ns=signature.ctime_ns + 1)
     other = (text, again)
@@ -137,39 +137,39 @@ def test_what_was_still_for_long_enough_is_believed(case: str) -> None:
 
 def test_a_file_that_changed_while_it_was_read_is_read_again() -> None:
     """At once if its writer has closed it, else when it is still."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, WRITTEN, CLOSED)
     torn = look(PLACE, unsettled=frozenset({"a"}))
     assert one.decide(torn, HERE, 100.0).pause == 0.0
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one)
-    assert one.decide(torn, HERE, 100.0).pause == pytest.approx(SETTLE)
+    assert one.decide(torn, HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
 
 
 @pytest.mark.parametrize("known", [CLOSED, CAME])
 def test_a_whole_rewrite_during_the_look_is_read_again(known: int) -> None:
     """It was closed before and is closed now, and what was read lies between: only the next look can tell."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, known)
-    one.evidence.add(Activity(last={b"a": CLOSED}, kinds={b"a": WRITTEN | CLOSED}), {})
+    one.evidence.add(EventBatch(last={b"a": CLOSED}, kinds={b"a": WRITTEN | CLOSED}), {})
     assert one.decide(look(NEW), HERE, 100.0).pause == 0.0
 
 
 def test_bytes_count_and_not_signatures() -> None:
     """Old bytes with a new signature are nothing new, unless they were read while they changed; new bytes are always doubted."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one)
     again = look(file("old", age=0), unsettled=frozenset({"a"}))
     assert one.decide(again, HERE, 100.0).accept is None
     tell(one)
     signature = file("old")[1]
-    assert one.decide(look(("odd", signature)), HERE, 100.0).pause == pytest.approx(SETTLE)
+    assert one.decide(look(("odd", signature)), HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
 
 
 def test_a_first_look_trusts_what_is_not_fresh() -> None:
     """Of what happened before there is no event."""
-    for age, wait in ((None, None), (0.0, SETTLE), (0.4, 0.6)):
-        one = Judge("/shared/a")
+    for age, wait in ((None, None), (0.0, QUIET_PERIOD), (0.4, 0.6)):
+        one = StabilityFilter("/shared/a")
         tell(one)
         verdict = one.decide(look(file(age=age)), None, 100.0)
         assert verdict.pause == (wait and pytest.approx(wait))
@@ -177,7 +177,7 @@ def test_a_first_look_trusts_what_is_not_fresh() -> None:
 
 def test_a_generation_is_whole_whatever_its_files_look_like() -> None:
     """`..data` points at it: nobody is still writing. Within one generation that does not hold."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     tell(one, MADE)
     before = look(file(), single=False, generation="..1")
     new = look(file("", inode=2, age=0), file("b", age=0), single=False, generation="..2")
@@ -188,11 +188,11 @@ def test_a_generation_is_whole_whatever_its_files_look_like() -> None:
 
 def test_names_of_a_loose_set_are_held_back_one_by_one() -> None:
     """The others are shown with the old content of the name that is being written."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     tell(one, WRITTEN)
     before = look(file("a0"), file("b0"), single=False)
-    one.evidence.add(Activity(last={b"b": CAME}, kinds={b"b": CAME}), {})
-    one.evidence.look_begins()
+    one.evidence.add(EventBatch(last={b"b": CAME}, kinds={b"b": CAME}), {})
+    one.evidence.scan_started()
     found = look(file("a1", age=0), file("b1", inode=2), single=False)
     shown = one.decide(found, before, 100.0).accept
     assert shown is not None
@@ -202,16 +202,16 @@ def test_names_of_a_loose_set_are_held_back_one_by_one() -> None:
 
 def test_names_that_vanish_are_waited_for() -> None:
     """Until no further one does, but not for ever."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     before = look(file("a"), file("b"), file("c"), single=False)
     tell(one)
     two_left = look(file("a"), file("b"), single=False)
     one_left = look(file("a"), single=False)
     assert one.decide(two_left, before, 100.0).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 0.9).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 1.8).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.VANISHING * 2).accept is one_left
-    one = Judge("/shared")
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 0.9).accept is None
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 1.8).accept is None
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 2).accept is one_left
+    one = StabilityFilter("/shared")
     tell(one)
     assert one.decide(two_left, before, 100.0).accept is None
     assert one.decide(one_left, before, 102.0).accept is one_left
@@ -224,9 +224,9 @@ def test_what_was_not_read_to_its_end_is_never_shown() -> None:
         file("x", inode=5), single=False, directory=2,
         unsettled=frozenset("a"), unread=frozenset("a"),
     )  # fmt: skip
-    one = Judge("/shared")
-    one.evidence.add(Activity(count=1, moved=True, arrived=True), {})
-    one.evidence.look_begins()
+    one = StabilityFilter("/shared")
+    one.evidence.add(EventBatch(count=1, moved=True, arrived=True), {})
+    one.evidence.scan_started()
     verdict = one.decide(new, before, 100.0)
     assert verdict.accept is None or "a" not in verdict.accept.snapshot
     assert verdict.pause is not None
@@ -236,48 +236,48 @@ def test_another_directory_is_a_first_look() -> None:
     """What came by rename was made before; else it may be in the hands of its maker."""
     before = look(file("old"), single=False)
     new = look(file("x", inode=5, age=0), file("", inode=6, age=0), single=False, directory=2)
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     tell(one)
     assert one.decide(new, before, 100.0).accept is None
-    one = Judge("/shared")
-    one.evidence.add(Activity(count=1, moved=True, arrived=True), {})
-    one.evidence.look_begins()
+    one = StabilityFilter("/shared")
+    one.evidence.add(EventBatch(count=1, moved=True, arrived=True), {})
+    one.evidence.scan_started()
     assert one.decide(new, before, 100.0).accept is new
 
 
 def test_what_happens_in_the_middle_of_a_look_is_not_forgotten_for_what_comes_after() -> None:
     """Begun anew and closed again while it was read: the bytes may be half of each."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, WRITTEN, CLOSED)
     for kind in (WRITTEN, CLOSED):
-        one.evidence.add(Activity(count=1, last={b"a": kind}, kinds={b"a": kind}), {})
+        one.evidence.add(EventBatch(count=1, last={b"a": kind}, kinds={b"a": kind}), {})
     verdict = one.decide(look(PLACE), HERE, 100.0)
     assert (verdict.accept, verdict.pause) == (None, 0.0)
 
 
 def test_a_rename_during_a_look_is_evidence_for_the_next_one() -> None:
     """The content before it is shown, and the one after it needs no wait."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, CAME, late=CAME)
     first = look(NEW)
     assert one.decide(first, HERE, 100.0).accept is first
-    one.evidence.look_begins()
+    one.evidence.scan_started()
     second = look(file("newer", inode=3, age=0))
     assert one.decide(second, first, 100.0).accept is second
 
 
 def test_what_changed_while_it_was_read_is_never_shown() -> None:
     """However long it has been still: the bytes at hand are not those of now."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     torn = look(PLACE, unsettled=frozenset("a"))
-    for now in (100.0, 100.0 + 2 * SETTLE):
+    for now in (100.0, 100.0 + 2 * QUIET_PERIOD):
         tell(one)
         assert one.decide(torn, HERE, now).accept is None
 
 
 def test_a_name_that_is_made_as_one_more_link_is_complete() -> None:
     """A file with two names was written before it got the second one."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, MADE)
     linked = look(file("new", inode=2, age=0), linked=frozenset("a"))
     assert one.decide(linked, HERE, 100.0).accept is linked
@@ -285,7 +285,7 @@ def test_a_name_that_is_made_as_one_more_link_is_complete() -> None:
 
 def test_names_that_a_new_generation_does_not_have_are_gone_at_once() -> None:
     """The set was switched as a whole: nobody is in the middle of removing files."""
-    one = Judge("/shared/")
+    one = StabilityFilter("/shared/")
     tell(one)
     before = look(file(), file(), single=False, generation="..gen-1")
     after = look(file(inode=2), single=False, generation="..gen-2")
@@ -294,43 +294,43 @@ def test_names_that_a_new_generation_does_not_have_are_gone_at_once() -> None:
 
 def test_waiting_without_an_end_is_told_as_a_problem() -> None:
     """The reader of a log file must not believe that all is well."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     said = None
-    for second in range(int(PATIENCE) + 2):
+    for second in range(int(MAX_WAIT) + 2):
         tell(one, WRITTEN)
         found = look(file("x" * (second + 4), age=0))
         said = one.decide(found, HERE, 100.0 + second).problem
-        assert (said is not None) == (second >= PATIENCE)
+        assert (said is not None) == (second >= MAX_WAIT)
     assert said is not None
     assert said.startswith("cannot read /shared/a: a has been rewritten in place")
 
 
 def test_lost_events_leave_no_evidence() -> None:
     """After an overflow nothing is known of who writes what."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, CAME)
-    one.evidence.add(Activity(lost=True), {})
-    one.evidence.look_begins()
-    assert one.decide(look(PLACE), HERE, 100.0).pause == pytest.approx(SETTLE)
+    one.evidence.add(EventBatch(lost=True), {})
+    one.evidence.scan_started()
+    assert one.decide(look(PLACE), HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
 
 
 def test_what_has_been_accepted_needs_new_evidence() -> None:
     """The rename of yesterday says nothing about the rewrite of today."""
-    one = Judge("/shared/a")
+    one = StabilityFilter("/shared/a")
     tell(one, CAME)
     accepted = one.decide(look(NEW), HERE, 100.0).accept
     assert accepted is not None
-    one.evidence.look_begins()
+    one.evidence.scan_started()
     rewritten = look(file("newer", inode=2, age=0))
-    assert one.decide(rewritten, accepted, 101.0).pause == pytest.approx(SETTLE)
+    assert one.decide(rewritten, accepted, 101.0).pause == pytest.approx(QUIET_PERIOD)
 
 
 def test_names_of_neighbours_do_not_fill_the_memory() -> None:
     """They are forgotten with each look that is accepted, and when they are too many."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     for number in range(event_log._MOST_NAMES + 10):
         raw = b"%d" % number
-        one.evidence.add(Activity(last={raw: MADE}, kinds={raw: MADE}), {})
+        one.evidence.add(EventBatch(last={raw: MADE}, kinds={raw: MADE}), {})
     assert len(one.evidence.last) < 20
     tell(one)
     one.decide(look(file(), single=False), None, 100.0)
@@ -339,9 +339,9 @@ def test_names_of_neighbours_do_not_fill_the_memory() -> None:
 
 def test_events_of_another_name_may_tell_of_a_file() -> None:
     """`..data` is the way to the file, and a link's target is the file."""
-    one = Judge("/shared/a")
-    one.evidence.add(Activity(last={b"..data": CAME}, kinds={b"..data": CAME}), {"..data": "a"})
-    one.evidence.look_begins()
+    one = StabilityFilter("/shared/a")
+    one.evidence.add(EventBatch(last={b"..data": CAME}, kinds={b"..data": CAME}), {"..data": "a"})
+    one.evidence.scan_started()
     assert one.decide(look(NEW), HERE, 100.0).accept is not None
 
 
@@ -377,17 +377,17 @@ YOUNG = file("new", age=0.4, inode=2)
     [
         (Disk(), None, 0.6),  # nobody can tell: until nothing has touched it for a second
         (Disk(writing=False), None, None),
-        (Disk(writing=True), None, PATIENCE - 0.4),
-        (Disk(writing=True), HERE, PATIENCE - 0.4),
+        (Disk(writing=True), None, MAX_WAIT - 0.4),
+        (Disk(writing=True), HERE, MAX_WAIT - 0.4),
         (Disk(published=True), None, None),
         (Disk(writing=True, published=True), None, None),
     ],
 )
 def test_a_young_file_without_events_is_believed_if_the_disk_proves_it(
-    disk: Disk, before: Sighting | None, wait: float | None
+    disk: Disk, before: ScanResult | None, wait: float | None
 ) -> None:
     """A lease (fcntl(2)) says whether it is open for writing; our history holds what was whole when it was published."""
-    one = Judge("/shared/a", disk)
+    one = StabilityFilter("/shared/a", disk)
     tell(one)
     found = look(YOUNG, linked=frozenset("a") if disk.published else frozenset())
     assert one.decide(found, before, 100.0).pause == (wait and pytest.approx(wait))
@@ -395,21 +395,23 @@ def test_a_young_file_without_events_is_believed_if_the_disk_proves_it(
 
 def test_a_file_that_was_cut_by_its_path_is_waited_for_a_second() -> None:
     """truncate(2) opens nothing: one IN_MODIFY, and no close will come."""
-    one = Judge("/shared/a", Disk(writing=False))
+    one = StabilityFilter("/shared/a", Disk(writing=False))
     tell(one, WRITTEN)
     assert one.decide(look(file("ol", age=0.4)), HERE, 100.0).pause == pytest.approx(0.6)
 
 
 def test_files_that_lay_in_a_directory_when_it_came_by_rename_are_whole() -> None:
     """Renaming sets its time of change; what has been touched since was not made before."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     tell(one, CAME, name="sub")
     old = look(file(), single=False)
     for changed, accepted in ((NOW - 0.5, True), (NOW - 0.2, False)):
-        found = look(file(), ("x", openat.Signature(1, 7, 1, 0, int(changed * 1e9))), single=False)
+        found = look(
+            file(), ("x", openat.StatSignature(1, 7, 1, 0, int(changed * 1e9))), single=False
+        )
         names = {"a": found.mark.signatures["a"], "sub/b": found.mark.signatures["b"]}
         contents = {"a": old.snapshot.content("a"), "sub/b": found.snapshot.content("b")}
-        folder = openat.Signature(1, 8, 1, 0, int((NOW - 0.4) * 1e9))
+        folder = openat.StatSignature(1, 8, 1, 0, int((NOW - 0.4) * 1e9))
         mark = found.mark._replace(signatures=names, folders={"sub": folder})
         nested = replace(found, snapshot=Snapshot(contents, single=False, value=None), mark=mark)
         assert (one.decide(nested, old, 100.0).pause is None) == accepted
@@ -417,7 +419,7 @@ def test_files_that_lay_in_a_directory_when_it_came_by_rename_are_whole() -> Non
 
 def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
     """Each file is closed after the other; what is there already is not kept waiting by new ones for ever."""
-    one = Judge("/shared")
+    one = StabilityFilter("/shared")
     before, files = look(file(), single=False), [file()]
     for number in range(30):
         files.append(file("x", inode=9 + number, age=0))
@@ -425,7 +427,7 @@ def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
         verdict = one.decide(look(*files, single=False), before, 100.0 + number / 20)
         assert verdict.accept is not None
         assert verdict.accept.snapshot == before.snapshot
-    one.evidence.look_begins()
+    one.evidence.scan_started()
     found = look(*files, single=False)
     shown = one.decide(found, before, 100.0 + 29 / 20 + stability.QUIET).accept
     assert shown is found
@@ -433,7 +435,7 @@ def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
 
 def test_a_quiet_period_that_is_asked_for_holds_for_every_change() -> None:
     """And not for ever: a directory that never comes to rest is shown all the same."""
-    one = Judge("/shared", quiet=0.5)
+    one = StabilityFilter("/shared", quiet=0.5)
     before = look(file(), single=False)
     for number in range(60):
         tell(one, CAME)

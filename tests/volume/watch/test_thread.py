@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sidecar.fs.notify import select
-from sidecar.fs.notify.base import Activity, Mode, Target
-from sidecar.fs.notify.wakeup import Bell
-from sidecar.volume.watch.scanner import Eye
-from sidecar.volume.watch.thread import Lookout, News
+from sidecar.fs.notify.base import EventBatch, Mode, WatchTarget
+from sidecar.fs.notify.wakeup import WakeupPipe
+from sidecar.volume.watch.scanner import PathScanner
+from sidecar.volume.watch.thread import WatchThread, WatchUpdate
 from support.watching import replace, wait
 
 
@@ -23,30 +23,30 @@ class FakeHints:
     fd: int | None = None
     nests = True
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: WakeupPipe) -> None:
         self._bell = bell
-        self._seen = Activity()
+        self._seen = EventBatch()
         self.arms = 0
         self.fail_next = False
 
-    def arm(self, targets: Sequence[Target]) -> None:
+    def arm(self, targets: Sequence[WatchTarget]) -> None:
         assert targets
         self.arms += 1
 
-    def follow(self, target: Target) -> None: ...
+    def follow(self, target: WatchTarget) -> None: ...
 
     def unfollow(self, key: str) -> None: ...
 
-    def drain(self) -> Activity:
+    def drain(self) -> EventBatch:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("planted")
-        seen, self._seen = self._seen, Activity()
+        seen, self._seen = self._seen, EventBatch()
         return seen
 
     def close(self) -> None: ...
 
-    def tell(self, seen: Activity) -> None:
+    def tell(self, seen: EventBatch) -> None:
         self._seen = seen
         self._bell.ring()
 
@@ -55,11 +55,11 @@ class World:
     """A lookout at a file, with fake hints; what it told, and each look: what was known, and whether that was trusted."""
 
     def __init__(self, path: Path, recheck: float) -> None:
-        self.told: list[News] = []
+        self.told: list[WatchUpdate] = []
         self.looks: list[tuple[bool, bool]] = []
         self.fail_next = False
         self.hints: FakeHints
-        self.lookout = Lookout(
+        self.lookout = WatchThread(
             str(path),
             wanted="inotify",
             recheck=recheck,
@@ -68,11 +68,13 @@ class World:
             ended=lambda: None,
         )
 
-    def source(self, _: Mode, bell: Bell) -> FakeHints:
+    def source(self, _: Mode, bell: WakeupPipe) -> FakeHints:
         self.hints = FakeHints(bell)
         return self.hints
 
-    def look(self, real: Any, eye: Eye, before: Any, *, thoroughly: bool, quick: bool) -> Any:
+    def look(
+        self, real: Any, eye: PathScanner, before: Any, *, thoroughly: bool, quick: bool
+    ) -> Any:
         self.looks.append((before is not None, not thoroughly))
         if self.fail_next:
             self.fail_next = False
@@ -88,9 +90,11 @@ def world(
     path = tmp_path / "config"
     replace(path, "0")
     made = World(path, request.param)
-    real = Eye.look
-    monkeypatch.setattr(select, "source", made.source)
-    monkeypatch.setattr(Eye, "look", lambda eye, *args, **more: made.look(real, eye, *args, **more))
+    real = PathScanner.look
+    monkeypatch.setattr(select, "open_notifier", made.source)
+    monkeypatch.setattr(
+        PathScanner, "look", lambda eye, *args, **more: made.look(real, eye, *args, **more)
+    )
     made.lookout.start()
     wait(lambda: made.told and not made.lookout._unsure)  # so young a file is looked at once more
     yield made
@@ -103,7 +107,7 @@ def test_after_lost_events_the_directories_are_armed_again(world: World) -> None
     """One of those that were lost may have said that a watch has ended; and all is read again."""
     assert world.hints.arms == 1
     before = len(world.looks)
-    world.hints.tell(Activity(urgent=True, lost=True))
+    world.hints.tell(EventBatch(urgent=True, lost=True))
     wait(lambda: len(world.looks) > before)
     assert world.hints.arms == 2
     assert world.looks[before] == (True, False)
@@ -113,7 +117,7 @@ def test_after_lost_events_the_directories_are_armed_again(world: World) -> None
 def test_an_event_of_the_file_is_no_reason_to_arm_again(world: World) -> None:
     """What is armed stays so, and the content is read."""
     before = len(world.looks)
-    world.hints.tell(Activity(count=1, urgent=True))
+    world.hints.tell(EventBatch(count=1, urgent=True))
     wait(lambda: len(world.looks) > before)
     assert world.hints.arms == 1
 

@@ -23,8 +23,8 @@ from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume.watch import session
 from sidecar.volume.watch import watch as watches
 from sidecar.volume.watch.group import watch
-from sidecar.volume.watch.scanner import Eye
-from sidecar.volume.watch.thread import News
+from sidecar.volume.watch.scanner import PathScanner
+from sidecar.volume.watch.thread import WatchUpdate
 from sidecar.volume.watch.watch import Watch, shared
 from support.watching import BOUND, MODES, consumer, content, descriptors, remove, replace, threads
 
@@ -379,7 +379,9 @@ async def test_a_run_that_has_ended_is_not_heard_any_more(path: Path) -> None:
     async with one:
         await one.looked()
         assert old is not None
-        one._receive(old, News(Snapshot.of({"config": "old"}, single=True), "old", death="old"))
+        one._receive(
+            old, WatchUpdate(Snapshot.of({"config": "old"}, single=True), "old", death="old")
+        )
         assert (one.stale, one.failure) == (None, None)
         assert one.snapshot is not None
         assert one.snapshot.text() == "0"
@@ -517,21 +519,21 @@ class Hanging:
 
         self.hangs = threading.Event()
         self.released = threading.Event()
-        look = Eye.look
+        look = PathScanner.look
 
         def hang(*arguments: Any, **options: Any) -> Any:
             if self.hangs.is_set():
                 self.released.wait(30)
             return look(*arguments, **options)
 
-        monkeypatch.setattr(Eye, "look", hang)
+        monkeypatch.setattr(PathScanner, "look", hang)
 
 
 async def test_a_look_that_hangs_is_a_failure_until_it_returns(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Liveness looks at the data path: a dead disk fails it, an absent file does not."""
-    monkeypatch.setattr(watches, "_HANGING", 0.2)
+    monkeypatch.setattr(watches, "_SCAN_STALL", 0.2)
     hanging = Hanging(monkeypatch)
     async with Watch(path, recheck=0.02) as one:
         await one.looked()
@@ -548,7 +550,7 @@ async def test_leaving_does_not_wait_for_a_look_that_hangs(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A program must be able to end, whatever its disk does; the thread ends when the disk answers."""
-    monkeypatch.setattr(session, "_GOODBYE", 0.1)
+    monkeypatch.setattr(session, "_JOIN_TIMEOUT", 0.1)
     hanging = Hanging(monkeypatch)
     async with Watch(path, recheck=0.02) as one:
         await one.looked()
@@ -567,7 +569,7 @@ async def test_a_watch_that_fails_says_so_once_and_goes_on(
     async with Watch(path, recheck=0.02) as one:
         await one.looked()
         before = metric("sidecar_watch_errors_total")
-        monkeypatch.setattr(Eye, "look", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(PathScanner, "look", lambda *_, **__: 1 / 0)
         await until(lambda: "ZeroDivisionError" in str(one.failure), timeout=BOUND)
         assert one.snapshot is not None
         await asyncio.sleep(0.1)

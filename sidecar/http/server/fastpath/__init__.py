@@ -6,7 +6,7 @@ until something changes: the content, its staleness, the process that begins to 
 What is remembered has been parsed, checked and answered by aiohttp at the same place;
 the lane itself understands nothing of HTTP, so it cannot understand it differently.
 
-    handler            says that an answer depends on nothing but the request and what `forget` is called for
+    handler            says that an answer depends on nothing but the request and what `invalidate_all` is called for
     Express            asks for an answer while no request is under way, and hands in what aiohttp has sent
     Lane               keeps them, within bounds, and sets `Date` anew each second
 
@@ -20,34 +20,34 @@ the `second` whose `Date` that bears, and `counts` of what was answered. `offers
 from __future__ import annotations
 
 from sidecar.http.handler_api import (
-    limit_of,
-    offer,
-    offer_writes,
-    outcome_of,
-    room_for,
-    transparent,
+    cache_safe,
+    coalesced_poll,
+    deadline,
+    mark_cacheable,
+    mark_writable,
+    prior_result,
 )
 from sidecar.http.server.fastpath.counters import count
-from sidecar.http.server.fastpath.listener_cache import Lane
-from sidecar.http.server.fastpath.response_cache import Wire, forget, generation
-from sidecar.http.server.fastpath.waitlists import Guest, MakeRoom, Room
-from sidecar.http.server.fastpath.write_templates import Form, Write
+from sidecar.http.server.fastpath.listener_cache import ListenerCache
+from sidecar.http.server.fastpath.response_cache import HotResponse, epoch, invalidate_all
+from sidecar.http.server.fastpath.waitlists import MakeWaitlist, WaitingConnection, Waitlist
+from sidecar.http.server.fastpath.write_templates import WriteFunction, WriteTemplate
 
 __all__ = [
-    "Form",
-    "Guest",
-    "Lane",
-    "MakeRoom",
-    "Room",
-    "Wire",
-    "Write",
+    "HotResponse",
+    "ListenerCache",
+    "MakeWaitlist",
+    "WaitingConnection",
+    "Waitlist",
+    "WriteFunction",
+    "WriteTemplate",
+    "cache_safe",
+    "coalesced_poll",
     "count",
-    "forget",
-    "generation",
-    "limit_of",
-    "offer",
-    "offer_writes",
-    "outcome_of",
-    "room_for",
-    "transparent",
+    "deadline",
+    "epoch",
+    "invalidate_all",
+    "mark_cacheable",
+    "mark_writable",
+    "prior_result",
 ]

@@ -7,7 +7,7 @@ import threading
 from sidecar.process import metrics
 
 
-class Count:
+class Counter:
     """How many answers of one code the lane has given. It only grows, and another thread may read it."""
 
     __slots__ = ("number",)
@@ -16,14 +16,14 @@ class Count:
         self.number = 0
 
 
-_COUNTS: dict[str, Count] = {}
+_COUNTS: dict[str, Counter] = {}
 _handed_in: dict[str, int] = {}
 _handing_in = threading.Lock()
 
 
-def of(code: str) -> Count:
+def of(code: str) -> Counter:
     """Return where answers of this code are counted."""
-    return _COUNTS.setdefault(code, Count())
+    return _COUNTS.setdefault(code, Counter())
 
 
 def count(code: str) -> None:
@@ -43,4 +43,4 @@ def _hand_in() -> None:
             _handed_in[code] = number
 
 
-metrics.before_scrape(_hand_in)
+metrics.add_collector_hook(_hand_in)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 
-class Second:
+class DateHeader:
     """The second in which answers are given, from the first of them on; `over` is called at its end.
 
     A timer is armed by the first answer of a second, and by that alone: at rest nobody is woken.

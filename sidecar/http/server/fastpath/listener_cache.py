@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sidecar.http.server.fastpath.response_cache import Answers
-from sidecar.http.server.fastpath.waitlists import Rooms
-from sidecar.http.server.fastpath.write_templates import Forms
+from sidecar.http.server.fastpath.response_cache import ResponseCache
+from sidecar.http.server.fastpath.waitlists import Waitlists
+from sidecar.http.server.fastpath.write_templates import WriteTemplates
 
 
-class Lane(Answers):
+class ListenerCache(ResponseCache):
     """The answers of one place, the forms of writes there, and the rooms of those who wait.
 
     One place: the same bytes may mean something else at another port, with or without TLS.
@@ -16,7 +16,7 @@ class Lane(Answers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forms = Forms(self.seen, self.second)
-        self.told = Answers()
+        self.forms = WriteTemplates(self.seen, self.second)
+        self.told = ResponseCache()
         """The answers to those who have waited: they say that they were late (`Preference-Applied`)."""
-        self.rooms = Rooms(self.seen, self.told)
+        self.rooms = Waitlists(self.seen, self.told)

@@ -19,15 +19,22 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.server import fastpath, memfd
-from sidecar.http.server.protocol import END, Connection, Taker
+from sidecar.http.server.protocol import END, ConnectionOwner, ServerProtocol
 from sidecar.process import lifecycle, logging
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
-    from sidecar.http.server.fastpath import Form, Lane, MakeRoom, Room, Wire, Write
-    from sidecar.http.server.limits import Guard
-    from sidecar.http.server.memfd import MemoryFile
+    from sidecar.http.server.fastpath import (
+        HotResponse,
+        ListenerCache,
+        MakeWaitlist,
+        Waitlist,
+        WriteFunction,
+        WriteTemplate,
+    )
+    from sidecar.http.server.limits import ConnectionLimiter
+    from sidecar.http.server.memfd import MemFd
     from sidecar.volume.publish.group_commit import Outcome
 
 _MOST_HELD_BACK = 64 << 10
@@ -37,7 +44,7 @@ any more: a small piece takes more memory than its bytes."""
 
 
 @dataclass(eq=False, slots=True)
-class _UnderWay:
+class _InFlight:
     """A request that the lane has taken and not answered yet, and what has come after it.
 
     A write has the form that its answer fills; without one it waits for something newer.
@@ -45,7 +52,7 @@ class _UnderWay:
 
     request: bytes
     withdraw: Callable[[], None]
-    form: Form | None = None
+    form: WriteTemplate | None = None
     held_back: deque[bytes] | None = None
 
     @property
@@ -55,11 +62,11 @@ class _UnderWay:
         return sum(map(len, pieces)) > _MOST_HELD_BACK or len(pieces) > _MOST_PIECES
 
 
-_NO_WIRES: dict[bytes, Wire] = {}
+_NO_WIRES: dict[bytes, HotResponse] = {}
 """What a connection has where it must not answer at once. Never filled."""
 
 
-class Express(Connection):
+class FastPathProtocol(ServerProtocol):
     """The protocol of one connection at a place whose answers are in `lane`."""
 
     __slots__ = (
@@ -80,8 +87,8 @@ class Express(Connection):
     def __init__(
         self,
         server: web.Server,
-        guard: Guard,
-        lane: Lane,
+        guard: ConnectionLimiter,
+        lane: ListenerCache,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -96,7 +103,7 @@ class Express(Connection):
         )
         self._lane = lane
         self._peer: str | None = None
-        self.offered: int | Write | None = None
+        self.offered: int | WriteFunction | None = None
         """What a handler has offered to be remembered: the lane's generation of its answer, or how to write."""
         self.outcome: Outcome | None = None
         """What became already of the request that aiohttp has been given."""
@@ -104,7 +111,7 @@ class Express(Connection):
         """Whether what is offered is the answer to those alone who have waited for it."""
         self.limit: float | None = None
         """Until when it may wait, if it has waited without aiohttp before."""
-        self._under_way: _UnderWay | None = None
+        self._under_way: _InFlight | None = None
         self._wires = _NO_WIRES
         """The answers of the lane that can be given at once: those of this second, once it has been looked whether
         this connection is idle, and none as soon as it is not. So an answer costs one look into a table."""
@@ -140,7 +147,7 @@ class Express(Connection):
         # An empty table would want to know the hash of what is looked up: of a whole piece of an upload.
         found = self._wires.get(data) if self._wires else None
         if found is None:
-            self._consider(data)
+            self._dispatch(data)
             return
         wire, counter, self._served_until = found
         counter.number += 1
@@ -149,10 +156,10 @@ class Express(Connection):
         else:
             self._send(wire)  # type: ignore[arg-type]  # a long one
 
-    def _consider(self, data: bytes) -> None:
+    def _dispatch(self, data: bytes) -> None:
         """Look what can be done with bytes, by all that is known of this connection."""
         if self._under_way is not None:
-            self._hold_back(self._under_way, data)
+            self._buffer_input(self._under_way, data)
             return
         if (
             self._at_boundary
@@ -165,22 +172,22 @@ class Express(Connection):
                 return
             if self._write(data) or self._wait(data):
                 return
-        self._give_to_aiohttp(data)
+        self._fall_back(data)
 
-    def _answer(self, wire: bytes | MemoryFile) -> None:
+    def _answer(self, wire: bytes | MemFd) -> None:
         if isinstance(wire, bytes):
             self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
         else:
             self._send(wire)
         self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
 
-    def _send(self, wire: MemoryFile) -> None:
+    def _send(self, wire: MemFd) -> None:
         transport: Any = self.transport
         if self._socket is None:
-            self._socket = memfd.socket_of(transport)
+            self._socket = memfd.raw_fd(transport)
         wire.send(transport, self._socket)
 
-    def _give_to_aiohttp(self, data: bytes) -> None:
+    def _fall_back(self, data: bytes) -> None:
         at_boundary, self._at_boundary = self._at_boundary, False
         self._wires = _NO_WIRES
         self._alone = None
@@ -221,7 +228,7 @@ class Express(Connection):
         logging.CLIENT.set(self._client())
         if lifecycle.draining() or (withdraw := form.write(value, self._written)) is None:
             return False
-        self._begin(_UnderWay(data, withdraw, form))
+        self._begin(_InFlight(data, withdraw, form))
         return True
 
     def _client(self) -> str | None:
@@ -238,18 +245,18 @@ class Express(Connection):
         room, request = found
         if not room.enter(self):
             return False
-        self._begin(_UnderWay(request, partial(room.leave, self)))
+        self._begin(_InFlight(request, partial(room.leave, self)))
         return True
 
     def room_for(
-        self, request: BaseRequest, make: MakeRoom, instead: tuple[str, str] | None
-    ) -> Room | None:
+        self, request: BaseRequest, make: MakeWaitlist, instead: tuple[str, str] | None
+    ) -> Waitlist | None:
         """Return the room of all who ask in the words of the request under way; None if there can be none."""
         if self._alone is None:
             return None
         return self._lane.rooms.room_for(self._alone, request, make, instead)
 
-    def _begin(self, under_way: _UnderWay) -> None:
+    def _begin(self, under_way: _InFlight) -> None:
         self._under_way = under_way
         self._wires = _NO_WIRES
         self._request_in_progress = True  # as aiohttp has it while a handler runs
@@ -260,7 +267,7 @@ class Express(Connection):
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
 
-    def _hold_back(self, under_way: _UnderWay, data: bytes) -> None:
+    def _buffer_input(self, under_way: _InFlight, data: bytes) -> None:
         """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
         if under_way.held_back is None:
             under_way.held_back = deque()
@@ -268,7 +275,7 @@ class Express(Connection):
         if under_way.full and self.transport is not None:
             self.transport.pause_reading()
 
-    def _go_on(self, under_way: _UnderWay) -> None:
+    def _drain_input(self, under_way: _InFlight) -> None:
         """Read what was held back; close when that was all, of a client that has closed its side."""
         if under_way.full and self.transport is not None:
             self.transport.resume_reading()
@@ -298,8 +305,8 @@ class Express(Connection):
             return
         else:
             self.outcome = outcome
-            self._give_to_aiohttp(under_way.request)
-        self._go_on(under_way)
+            self._fall_back(under_way.request)
+        self._drain_input(under_way)
 
     def look_again(self, limit: float) -> None:
         """Answer who has waited, as all others who did so with the same words; else let its handler look."""
@@ -313,8 +320,8 @@ class Express(Connection):
             self._answer(wire)
         else:
             self.limit = limit
-            self._give_to_aiohttp(under_way.request)
-        self._go_on(under_way)
+            self._fall_back(under_way.request)
+        self._drain_input(under_way)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         under_way = self._under_way
@@ -350,7 +357,7 @@ class Express(Connection):
         if self._under_way is not None:
             self._under_way.withdraw()
 
-    def take(self, taker: Taker) -> asyncio.Transport | None:
+    def take(self, taker: ConnectionOwner) -> asyncio.Transport | None:
         self._wires = _NO_WIRES
         return super().take(taker)
 
@@ -360,4 +367,4 @@ def _count_for_nobody(outcome: Outcome) -> None:
     if not isinstance(outcome, BaseException):
         fastpath.count("200")
     elif isinstance(outcome, _errors.SidecarError):
-        fastpath.count(str(problems.of(outcome).status))
+        fastpath.count(str(problems.from_error(outcome).status))

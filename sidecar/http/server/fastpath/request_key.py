@@ -40,7 +40,7 @@ _HARMLESS = re.compile(
 )
 
 
-class Seen:
+class SeenOnce:
     """Requests that were seen once. What is asked for once is not worth the memory of its answer."""
 
     __slots__ = ("_marks",)
@@ -48,9 +48,9 @@ class Seen:
     def __init__(self) -> None:
         self._marks: set[int] = set()
 
-    def before(self, key: bytes) -> bool:
+    def before(self, cache_key: bytes) -> bool:
         """Tell whether it was seen before; from now on it was."""
-        mark = hash(key)
+        mark = hash(cache_key)
         if mark in self._marks:
             return True
         if len(self._marks) >= _MOST_SEEN:
@@ -59,7 +59,7 @@ class Seen:
         return False
 
 
-def key(request: bytes) -> bytes:
+def cache_key(request: bytes) -> bytes:
     """Return the request without the lines that change nothing.
 
     Those follow its first line: what begins with the end of a line is left as it is,
@@ -76,7 +76,7 @@ def key(request: bytes) -> bytes:
     return _HARMLESS.sub(b"", request)
 
 
-def is_plain(request: BaseRequest) -> bool:
+def is_cacheable(request: BaseRequest) -> bool:
     """Tell whether there is nothing in it that is left out."""
     return (
         request.method in ("GET", "HEAD")

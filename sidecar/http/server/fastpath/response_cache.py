@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.http.server import memfd
 from sidecar.http.server.fastpath import request_key, serialized_response
-from sidecar.http.server.fastpath.counters import Count
-from sidecar.http.server.fastpath.date_header import Second
-from sidecar.http.server.fastpath.request_key import Seen
-from sidecar.http.server.fastpath.serialized_response import Sent
-from sidecar.http.server.memfd import MemoryFile
+from sidecar.http.server.fastpath.counters import Counter
+from sidecar.http.server.fastpath.date_header import DateHeader
+from sidecar.http.server.fastpath.request_key import SeenOnce
+from sidecar.http.server.fastpath.serialized_response import SerializedResponse
+from sidecar.http.server.memfd import MemFd
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 _MOST_ANSWERS = 1024
 _MOST_BYTES = 4 << 20
 
-Wire: TypeAlias = "tuple[bytes | MemoryFile, Count, float]"
+HotResponse: TypeAlias = "tuple[bytes | MemFd, Counter, float]"
 """A complete answer, where it is counted, and until when its `Date` holds, by the clock of the loop."""
 
 
-class Answers:
+class ResponseCache:
     """Answers by the complete bytes of their request."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, Sent] = {}
+        self._answers: dict[bytes, SerializedResponse] = {}
         self._bytes = 0
-        self.wires: dict[bytes, Wire] = {}
+        self.wires: dict[bytes, HotResponse] = {}
         """What can be written as it is, in this second. It stays the same object, and is emptied."""
-        self.second = Second(self.wires.clear)
-        self.seen = Seen()
+        self.second = DateHeader(self.wires.clear)
+        self.seen = SeenOnce()
         _ALL.add(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} answers={len(self._answers)} bytes={self._bytes}>"
 
-    def find(self, request: bytes) -> bytes | MemoryFile | None:
+    def find(self, request: bytes) -> bytes | MemFd | None:
         """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
         found = self.wires.get(request)
         if found is None and (not self._answers or (found := self._date(request)) is None):
@@ -53,19 +53,17 @@ class Answers:
         """Tell whether there is an answer to these bytes."""
         return key in self._answers
 
-    def keep(
-        self, data: bytes, request: BaseRequest, response: web.Response, generation: int
-    ) -> None:
+    def keep(self, data: bytes, request: BaseRequest, response: web.Response, epoch: int) -> None:
         """Remember what aiohttp has sent for these bytes, unless something has changed meanwhile.
 
         That is done at the second time: what is asked for once is not worth the memory.
         """
-        if generation != _Now.generation or len(data) > request_key.LONGEST:
+        if epoch != _Now.epoch or len(data) > request_key.LONGEST:
             return
-        answer = serialized_response.as_sent(request, response)
+        answer = serialized_response.serialize(request, response)
         if answer is None:
             return
-        key = request_key.key(data)
+        key = request_key.cache_key(data)
         if key in self._answers or not self.seen.before(key):
             return
         size = len(key) + len(answer.before) + len(answer.after)
@@ -80,8 +78,8 @@ class Answers:
         self.wires.clear()
         self._bytes = 0
 
-    def _date(self, request: bytes) -> Wire | None:
-        key = request_key.key(request)
+    def _date(self, request: bytes) -> HotResponse | None:
+        key = request_key.cache_key(request)
         found = self.wires.get(key)
         if found is not None:
             return found
@@ -90,7 +88,7 @@ class Answers:
             return None
         date = self.second.date or self.second.begin()
         found = self.wires[key] = (
-            memfd.held(answer.before + date + answer.after),
+            memfd.to_memfd(answer.before + date + answer.after),
             answer.counter,
             self.second.ends,
         )
@@ -98,21 +96,21 @@ class Answers:
 
 
 class _Now:
-    """Grows with each `forget`: an answer that was begun before it is not kept after it."""
+    """Grows with each `invalidate_all`: an answer that was begun before it is not kept after it."""
 
-    generation = 0
-
-
-_ALL: weakref.WeakSet[Answers] = weakref.WeakSet()
+    epoch = 0
 
 
-def generation() -> int:
+_ALL: weakref.WeakSet[ResponseCache] = weakref.WeakSet()
+
+
+def epoch() -> int:
     """Return the number of the present state of everything: ask before looking at what is answered with."""
-    return _Now.generation
+    return _Now.epoch
 
 
-def forget() -> None:
+def invalidate_all() -> None:
     """Forget every answer of this process: something that they depend on has changed."""
-    _Now.generation += 1
+    _Now.epoch += 1
     for answers in list(_ALL):
         answers.clear()

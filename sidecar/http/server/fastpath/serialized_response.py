@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.http.server.fastpath import counters, request_key
-from sidecar.http.server.fastpath.counters import Count
+from sidecar.http.server.fastpath.counters import Counter
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 _DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
 
 
-class Sent(NamedTuple):
+class SerializedResponse(NamedTuple):
     """The bytes before and after the value of `Date`, and where it is counted."""
 
     before: bytes
     after: bytes
-    counter: Count
+    counter: Counter
 
 
-def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
+def serialize(request: BaseRequest, response: web.Response) -> SerializedResponse | None:
     """Return a response as aiohttp has written it; None if that cannot be known, or may be another the next time.
 
     A body that is sent in pieces (`answers.PIECE`) is none that is known: a slow client is to hold one of them, not all.
@@ -31,7 +31,7 @@ def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
     """
     if response.status not in (200, 304) or not response.keep_alive:
         return None
-    if not request_key.is_plain(request):
+    if not request_key.is_cacheable(request):
         return None
     body = response.body if request.method != "HEAD" and response.status == 200 else None
     if not isinstance(body, bytes | None):
@@ -39,7 +39,7 @@ def as_sent(request: BaseRequest, response: web.Response) -> Sent | None:
     lines = [f"HTTP/1.1 {response.status} {response.reason}"]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     before, found, after = "\r\n".join(lines).partition("\r\nDate: ")
-    sent = Sent(
+    sent = SerializedResponse(
         (before + found).encode("utf-8", "surrogateescape"),
         after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
         counters.of(str(response.status)),

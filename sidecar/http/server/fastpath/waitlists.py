@@ -20,63 +20,63 @@ from sidecar.http.server.fastpath import request_key
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
-    from sidecar.http.server.fastpath.request_key import Seen
-    from sidecar.http.server.fastpath.response_cache import Answers
+    from sidecar.http.server.fastpath.request_key import SeenOnce
+    from sidecar.http.server.fastpath.response_cache import ResponseCache
 
 _MOST_ROOMS = 128
 
 
-class Guest(Protocol):
+class WaitingConnection(Protocol):
     """Who waits in a room."""
 
     def look_again(self, limit: float) -> None:
         """Something may have changed, or `limit` is over: until then, by the clock of the loop, it may wait."""
 
 
-class Room(Protocol):
+class Waitlist(Protocol):
     """Where those wait who have asked in the same words for something newer than they have."""
 
-    def enter(self, guest: Guest) -> bool:
+    def enter(self, guest: WaitingConnection) -> bool:
         """Wait from now on; False if what is there now may be new, so that aiohttp must be asked."""
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: WaitingConnection) -> None:
         """Wait no longer."""
 
     def close_if_empty(self) -> bool:
         """Give the place to another room, if nobody is in it."""
 
 
-MakeRoom: TypeAlias = "Callable[[Callable[[], bool], Callable[[], object]], Room]"
+MakeWaitlist: TypeAlias = "Callable[[Callable[[], bool], Callable[[], object]], Waitlist]"
 """Makes a room, told how to see whether the answer to those words is known, and what to call when it closes."""
 
 
-class Rooms:
+class Waitlists:
     """Rooms by the words of those who wait in them; `told` are the answers that they get."""
 
-    def __init__(self, seen: Seen, told: Answers) -> None:
-        self._rooms: dict[bytes, Room] = {}
+    def __init__(self, seen: SeenOnce, told: ResponseCache) -> None:
+        self._rooms: dict[bytes, Waitlist] = {}
         self._seen = seen
         self._told = told
 
-    def find(self, request: bytes) -> tuple[Room, bytes] | None:
+    def find(self, request: bytes) -> tuple[Waitlist, bytes] | None:
         """Return where to wait with these bytes, and the bytes as they are kept there; None: ask aiohttp."""
         if not self._rooms:
             return None
-        key = request_key.key(request)
+        key = request_key.cache_key(request)
         room = self._rooms.get(key)
         return None if room is None else (room, key if key == request else request)
 
     def room_for(
-        self, data: bytes, request: BaseRequest, make: MakeRoom, instead: tuple[str, str] | None
-    ) -> Room | None:
+        self, data: bytes, request: BaseRequest, make: MakeWaitlist, instead: tuple[str, str] | None
+    ) -> Waitlist | None:
         """Return where others wait who ask for something newer with these bytes: made at the second time.
 
         Or with these bytes but for one word, which is `instead` of another: they will be many, if those were.
         None: there is none.
         """
-        if len(data) > request_key.LONGEST or not request_key.is_plain(request):
+        if len(data) > request_key.LONGEST or not request_key.is_cacheable(request):
             return None
-        key = request_key.key(data)
+        key = request_key.cache_key(data)
         many = self._seen.before(key)
         if instead is not None:
             new, old = (word.encode("utf-8", "surrogateescape") for word in instead)

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from sidecar.http.server.fastpath import request_key, serialized_response
-from sidecar.http.server.fastpath.counters import Count
+from sidecar.http.server.fastpath.counters import Counter
 
 if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.web_request import BaseRequest
 
-    from sidecar.http.server.fastpath.date_header import Second
-    from sidecar.http.server.fastpath.request_key import Seen
+    from sidecar.http.server.fastpath.date_header import DateHeader
+    from sidecar.http.server.fastpath.request_key import SeenOnce
     from sidecar.volume.publish.group_commit import Outcome
 
 _MOST_FORMS = 128
@@ -35,57 +35,61 @@ _VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 _BEFORE_VALUE: Final = b"?content="
 _AFTER_VALUE: Final = b" HTTP/1.1\r\n"
 
-Write: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
+WriteFunction: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
 """Publishes the value of `content` as it stands in an address, and tells what became of it, once, later.
 
 Returns what withdraws it; None if it cannot be done in this way, and nothing has begun."""
 
 
-class Form(NamedTuple):
+class WriteTemplate(NamedTuple):
     """The answer to a write, around the values of `ETag` and `Date`, and what publishes another content."""
 
-    write: Write
+    write: WriteFunction
     before: bytes
     between: bytes
     after: bytes
-    counter: Count
+    counter: Counter
 
 
-class Forms:
+class WriteTemplates:
     """Forms by what stands before and behind the value of `content` in a request.
 
     Nothing that changes is in them, so they need not be forgotten; what they publish with lives as long as the server.
     """
 
-    def __init__(self, seen: Seen, second: Second) -> None:
-        self._forms: dict[tuple[bytes, bytes], Form] = {}
+    def __init__(self, seen: SeenOnce, second: DateHeader) -> None:
+        self._forms: dict[tuple[bytes, bytes], WriteTemplate] = {}
         self._seen = seen
         self._second = second
 
     def __len__(self) -> int:
         return len(self._forms)
 
-    def find(self, request: bytes) -> tuple[Form, bytes] | None:
+    def find(self, request: bytes) -> tuple[WriteTemplate, bytes] | None:
         """Return the form that these bytes fill, and the value of `content` in them; None: ask aiohttp."""
         if not self._forms or (parts := _divide(request)) is None:
             return None
         before, value, after = parts
-        form = self._forms.get((before, after)) or self._forms.get((before, request_key.key(after)))
+        form = self._forms.get((before, after)) or self._forms.get(
+            (before, request_key.cache_key(after))
+        )
         return None if form is None else (form, value)
 
-    def fill(self, form: Form, etag: str) -> bytes:
+    def fill(self, form: WriteTemplate, etag: str) -> bytes:
         """Return the complete answer to a write that has ended well, dated now, and count it."""
         date = self._second.date or self._second.begin()
         form.counter.number += 1
         return b"".join((form.before, etag.encode(), form.between, date, form.after))
 
-    def keep(self, data: bytes, request: BaseRequest, response: web.Response, write: Write) -> None:
+    def keep(
+        self, data: bytes, request: BaseRequest, response: web.Response, write: WriteFunction
+    ) -> None:
         """Remember what aiohttp has answered to a write, and all of it but the content, at the second time."""
         parts = _divide(data)
         if parts is None or request.method != "GET" or response.status != 200:
             return
         before, _, after = parts
-        key = (before, request_key.key(after))
+        key = (before, request_key.cache_key(after))
         if (
             key in self._forms
             or len(before) + len(after) > request_key.LONGEST
@@ -98,15 +102,17 @@ class Forms:
         self._forms[key] = form
 
 
-def _form(request: BaseRequest, response: web.Response, write: Write) -> Form | None:
+def _form(
+    request: BaseRequest, response: web.Response, write: WriteFunction
+) -> WriteTemplate | None:
     """Return the answer to a write with two places left open; None if it has not got them."""
-    sent, tag = serialized_response.as_sent(request, response), response.headers.get("ETag")
+    sent, tag = serialized_response.serialize(request, response), response.headers.get("ETag")
     if sent is None or tag is None:
         return None
     before, found, between = sent.before.partition(f"\r\nETag: {tag}\r\n".encode())
     if not found:
         return None
-    return Form(write, before + b"\r\nETag: ", b"\r\n" + between, sent.after, sent.counter)
+    return WriteTemplate(write, before + b"\r\nETag: ", b"\r\n" + between, sent.after, sent.counter)
 
 
 def _divide(request: bytes) -> tuple[bytes, bytes, bytes] | None:

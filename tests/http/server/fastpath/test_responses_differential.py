@@ -19,8 +19,8 @@ from sidecar.http.apps.files import files_app
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.semantics import representation
 from sidecar.http.server import fastpath
-from sidecar.http.server.fastpath import Lane, request_key, response_cache
-from sidecar.http.server.protocol import Connection
+from sidecar.http.server.fastpath import ListenerCache, request_key, response_cache
+from sidecar.http.server.protocol import ServerProtocol
 from sidecar.process import lifecycle, metrics
 from support import Eventually
 from support.httpkit import Serve, place, problem, tag
@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture
 async def fast(config: Path) -> AsyncIterator[Peer]:
     """A reader with the lane."""
-    async with peer(reader_app(config), Lane()) as one:
+    async with peer(reader_app(config), ListenerCache()) as one:
         yield one
 
 
@@ -139,9 +139,9 @@ async def test_what_is_sent_in_one_piece_is_remembered_and_what_is_longer_is_not
     """Of a long answer a slow client is to hold one piece; the lane would have all of it written at once."""
     around = len(b'""') if target == b"/" else 0
     for more, known in ((0, True), (1, False)):
-        content = b"x" * (representation.PIECE - around + more)
+        content = b"x" * (representation.CHUNK_SIZE - around + more)
         path = place(tmp_path / str(more) / "config", content)
-        async with peer(reader_app(path), Lane()) as one:
+        async with peer(reader_app(path), ListenerCache()) as one:
             assert one.lane is not None
             ask = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target
             for _ in range(3):
@@ -245,14 +245,14 @@ async def test_a_change_ends_what_is_remembered(
     """And so does the loss of the file: the next answer says that it is stale."""
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
-    before = fastpath.generation()
+    before = fastpath.epoch()
     config.write_text("456")
-    await eventually(lambda: fastpath.generation() > before)
+    await eventually(lambda: fastpath.epoch() > before)
     assert fast.lane.find(ASK) is None
     assert b'"456"' in (await fast.talk([ASK] * 3, eager=False)).written
-    before = fastpath.generation()
+    before = fastpath.epoch()
     config.unlink()
-    await eventually(lambda: fastpath.generation() > before)
+    await eventually(lambda: fastpath.epoch() > before)
     assert b"Sidecar-Stale: " in (await fast.talk([ASK], eager=False)).written
 
 
@@ -260,14 +260,14 @@ async def test_a_generation_that_is_over_is_not_kept() -> None:
     """Whatever was offered before the last `forget`."""
 
     async def handler(request: web.Request) -> web.Response:
-        generation = fastpath.generation()
-        fastpath.forget()
-        fastpath.offer(request, generation)
+        generation = fastpath.epoch()
+        fastpath.invalidate_all()
+        fastpath.mark_cacheable(request, generation)
         return web.Response(text="old")
 
     app = web.Application()
     app.router.add_get("/", handler)
-    async with peer(app, Lane()) as one:
+    async with peer(app, ListenerCache()) as one:
         await one.talk([ASK] * 3, eager=False)
         assert one.lane.find(ASK) is None
 
@@ -278,7 +278,7 @@ async def test_what_was_fetched_with_a_token_is_never_remembered(
     """The token is asked for each time, so one that was taken back opens nothing."""
     token = place(tmp_path / "token", "secret")
     ask = ASK[:-2] + b"Authorization: Bearer secret\r\n\r\n"
-    async with peer(reader_app(config, token_file=token), Lane()) as one:
+    async with peer(reader_app(config, token_file=token), ListenerCache()) as one:
         outcome = await one.talk([ask] * 3 + [ASK] * 3, eager=False)
         assert (outcome.written.count(b" 200 "), outcome.written.count(b" 401 ")) == (3, 3)
         assert (one.lane.find(ask), one.lane.find(ASK)) == (None, None)
@@ -332,7 +332,7 @@ async def test_an_application_that_wants_to_see_each_request_sees_it(
         parent = web.Application(middlewares=[audit])
         parent.add_subapp("/config/", app)
         app, ask = parent, ASK.replace(b"GET /", b"GET /config/")
-    async with peer(app, Lane()) as one:
+    async with peer(app, ListenerCache()) as one:
         await one.talk([ask] * 5, eager=False)
     assert len(seen) == 5
 
@@ -342,7 +342,7 @@ async def test_a_mounted_reader_has_the_lane_too(config: Path) -> None:
     parent = web.Application()
     parent.add_subapp("/config/", reader_app(config))
     parent.add_subapp("/site/", files_app(config.parent))
-    async with peer(parent, Lane()) as one:
+    async with peer(parent, ListenerCache()) as one:
         for path in (b"GET /config/", b"GET /site/config"):
             ask = ASK.replace(b"GET /", path)
             await one.talk([ask] * 2, eager=False)
@@ -353,7 +353,7 @@ async def test_a_date_that_is_still_to_come_is_not_remembered(config: Path) -> N
     """It is sent as the present one, which is another each time."""
     future = time.time() + 3600
     os.utime(config, (future, future))
-    async with peer(reader_app(config), Lane()) as one:
+    async with peer(reader_app(config), ListenerCache()) as one:
         outcome = await one.talk([ASK] * 3, eager=False)
         assert outcome.written.count(b" 200 OK") == 3
         assert one.lane.find(ASK) is None
@@ -434,7 +434,7 @@ async def test_the_lane_answers_nobody_who_does_not_read(fast: Peer) -> None:
 
 def unsent() -> int:
     """Return the bytes that wait in the connections of this process."""
-    found = [one for one in gc.get_objects() if isinstance(one, Connection)]
+    found = [one for one in gc.get_objects() if isinstance(one, ServerProtocol)]
     return sum(one.transport.get_write_buffer_size() for one in found if one.transport)
 
 
@@ -445,7 +445,7 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
     monkeypatch.setattr(lifecycle._Process, "draining", True)
-    fastpath.forget()
+    fastpath.invalidate_all()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)
     assert fast.lane.find(ASK) is None

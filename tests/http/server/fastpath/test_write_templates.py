@@ -19,9 +19,9 @@ from aiohttp import web
 
 from sidecar import _errors
 from sidecar.http.apps.writer import WRITER, writer_app
-from sidecar.http.server.fastpath import Lane
-from sidecar.http.server.fastpath.protocol import Express
-from sidecar.http.server.fastpath.write_templates import Forms
+from sidecar.http.server.fastpath import ListenerCache
+from sidecar.http.server.fastpath.protocol import FastPathProtocol
+from sidecar.http.server.fastpath.write_templates import WriteTemplates
 from sidecar.process import lifecycle, metrics
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.validation.gate import Gate
@@ -79,7 +79,7 @@ class Pair:
 @pytest_asyncio.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     both = Pair(tmp_path)
-    async with peer(both.apps[0], Lane()) as fast, peer(both.apps[1], None) as slow:
+    async with peer(both.apps[0], ListenerCache()) as fast, peer(both.apps[1], None) as slow:
         both.peers = [fast, slow]
         yield both
 
@@ -88,7 +88,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 async def fast(tmp_path: Path) -> AsyncIterator[Fast]:
     """A writer whose lane knows the form of `write` already."""
     app = writer_app(tmp_path / "config")
-    async with peer(app, Lane()) as one:
+    async with peer(app, ListenerCache()) as one:
         for number in range(2):
             await one.talk([write(number)], eager=False)
         assert one.lane is not None
@@ -151,8 +151,8 @@ async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
 ) -> None:
     """Some thousand generated writes: the same bytes but for dates, the same file, no 5xx, nothing in the log."""
     filled = []
-    fill = Forms.fill
-    monkeypatch.setattr(Forms, "fill", lambda *args: filled.append(1) or fill(*args))
+    fill = WriteTemplates.fill
+    monkeypatch.setattr(WriteTemplates, "fill", lambda *args: filled.append(1) or fill(*args))
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
     assert len(filled) > 400, "the lane has written too little for that to mean anything"
@@ -184,7 +184,7 @@ async def test_a_write_goes_by_the_lane_from_the_third_time_on(fast: Fast) -> No
     """Whatever its content; and is counted as any other is."""
     before = counted()
     wire = fast.peer.connect()
-    assert isinstance(wire.protocol, Express)
+    assert isinstance(wire.protocol, FastPathProtocol)
     await settled(wire)
     for content in ("2", "3", "three+and%20more"):
         wire.protocol.data_received(write(content))
@@ -245,7 +245,7 @@ async def test_what_goes_wrong_is_answered_as_without_the_lane(
         for lane in (True, False):
             before = count()
             if not lane:
-                monkeypatch.setattr(Forms, "find", lambda *_: None)
+                monkeypatch.setattr(WriteTemplates, "find", lambda *_: None)
             said = await fast.peer.talk([write("new"), write("newer")], eager=False)
             outcomes.append((said, count() - before, data_path.ready(), len(tried)))
             tried.clear()
@@ -360,7 +360,7 @@ async def test_a_connection_is_not_idle_while_it_writes(fast: Fast) -> None:
 async def test_a_write_that_outlasts_the_end_is_withdrawn(fast: Fast) -> None:
     """If it is not visible yet: the file keeps what it has."""
     wire = fast.peer.connect()
-    assert isinstance(wire.protocol, Express)
+    assert isinstance(wire.protocol, FastPathProtocol)
     await settled(wire)
     with fast.braked() as go:
         wire.protocol.data_received(write("too-late"))
@@ -392,7 +392,7 @@ async def test_what_wants_to_see_each_write_sees_it(tmp_path: Path, kind: str) -
         app.middlewares.append(audit)
     elif kind == "signal":
         app.on_response_prepare.append(sign)
-    async with peer(app, Lane()) as one:
+    async with peer(app, ListenerCache()) as one:
         await one.talk([write(1), write(2), write(3)], eager=False)
         wire = one.connect()
         await settled(wire)
@@ -407,7 +407,9 @@ async def test_a_write_with_a_token_is_never_remembered(tmp_path: Path) -> None:
     """The token is asked for each time."""
     (tmp_path / "token").write_text("secret")
     ask = write(1)[:-2] + b"Authorization: Bearer secret\r\n\r\n"
-    async with peer(writer_app(tmp_path / "config", token_file=tmp_path / "token"), Lane()) as one:
+    async with peer(
+        writer_app(tmp_path / "config", token_file=tmp_path / "token"), ListenerCache()
+    ) as one:
         said = await one.talk([ask] * 3 + [write(1)] * 3, eager=False)
         assert (said.written.count(b" 200 "), said.written.count(b" 401 ")) == (3, 3)
         assert (one.lane.forms.find(ask), one.lane.forms.find(write(2))) == (None, None)
@@ -416,7 +418,7 @@ async def test_a_write_with_a_token_is_never_remembered(tmp_path: Path) -> None:
 async def test_a_content_above_the_limit_is_refused_by_the_lane_too(tmp_path: Path) -> None:
     """Of the volume, or of the gate."""
     for options in ({"max_size": 10}, {"gate": Gate(max_size=10)}):
-        async with peer(writer_app(tmp_path / "config", **options), Lane()) as one:
+        async with peer(writer_app(tmp_path / "config", **options), ListenerCache()) as one:
             said = await one.talk([write(1), write(2), write("x" * 11), write("y")], eager=False)
             assert said.written.count(b" 200 ") == 3
             assert said.written.count(b" 413 ") == 1
