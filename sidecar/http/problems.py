@@ -24,7 +24,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from sidecar import _errors
-from sidecar.http.server import fastpath
+from sidecar.http import handler_api
 from sidecar.volume.content import snapshot
 
 _log = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def client_has_gone(request: web.BaseRequest) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-@fastpath.cache_safe
+@handler_api.cache_safe
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error of the handlers beneath as a problem."""

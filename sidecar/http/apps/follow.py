@@ -10,9 +10,8 @@ from typing import Any, Generic, Unpack, overload
 
 from aiohttp import web
 
-from sidecar.http import problems
+from sidecar.http import handler_api, problems
 from sidecar.http.apps import ops
-from sidecar.http.server import fastpath
 from sidecar.process import arguments
 from sidecar.volume.content.snapshot import Snapshot, T
 from sidecar.volume.watch import watch as watches
@@ -134,7 +133,7 @@ def follow(
         async with opened as one:
             app[key] = Latest(one)
             remove = _report(app, one, required=required)
-            forget = one.subscribe(fastpath.invalidate_all)
+            forget = one.subscribe(handler_api.invalidate_all)
             await _first_look(one)
             try:
                 yield

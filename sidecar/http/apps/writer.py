@@ -26,12 +26,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from sidecar import _errors
-from sidecar.http import problems
+from sidecar.http import handler_api, problems
 from sidecar.http.apps import api_descriptions, files, ops, write_request
 from sidecar.http.apps.confirm import ReaderConfirmation
 from sidecar.http.apps.write_health import WriteHealth
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
-from sidecar.http.server import fastpath
 from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
 from sidecar.process import arguments, logging
@@ -248,7 +247,7 @@ async def _get_content(request: web.Request) -> web.Response:
     name = writer.primary
     # HEAD asks what a GET would answer, and is safe: it changes nothing.
     dry_run = write_request.dry_run(request) or request.method == "HEAD"
-    done = fastpath.prior_result(request)
+    done = handler_api.prior_result(request)
     if done is None:
         conditions = await write_request.conditions(request, writer.volume, name)
         async with writer.data_path.attempt():
@@ -263,7 +262,7 @@ async def _get_content(request: web.Request) -> web.Response:
         raise done
     in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
     if not dry_run and write_request.has_no_preconditions(request):
-        fastpath.mark_writable(request, writer.write)
+        handler_api.mark_writable(request, writer.write)
     return representation.json_answer("ok", status=200 if in_time else 202, headers=headers)
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from sidecar.http import problems
-from sidecar.http.server import fastpath
+from sidecar.http import handler_api, problems
 from sidecar.process import arguments, executor
 
 _log = logging.getLogger(__name__)
@@ -137,7 +136,7 @@ class TokenFile:
     def middleware(self) -> Middleware:
         """Return a middleware that answers 401 without a valid token, except where `public` says so."""
 
-        @fastpath.cache_safe
+        @handler_api.cache_safe
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             if is_public(request.match_info.handler):

@@ -27,9 +27,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from sidecar import _errors
-from sidecar.http import problems
+from sidecar.http import handler_api, problems
 from sidecar.http.semantics import bearer_auth
-from sidecar.http.server import fastpath
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
@@ -72,7 +71,7 @@ class CrossOriginProtection:
     def middleware(self) -> Middleware:
         """Return a middleware that refuses before the handler, and before a body is read."""
 
-        @fastpath.cache_safe
+        @handler_api.cache_safe
         @web.middleware
         async def protect(request: web.Request, handler: Handler) -> web.StreamResponse:
             found = request.match_info.handler

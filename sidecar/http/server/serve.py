@@ -17,7 +17,8 @@ from typing import Any
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http.server import fastpath, framing, limits, sockets
+from sidecar.http import handler_api
+from sidecar.http.server import framing, limits, sockets
 from sidecar.http.server.fastpath import ListenerCache
 from sidecar.http.server.fastpath.protocol import FastPathProtocol
 from sidecar.http.server.handshake import Handshake
@@ -303,7 +304,7 @@ async def _drain(
     An answer is finished when its client has acknowledged all of it: the network of a Pod ends with its processes.
     """
     lifecycle.begin_drain()
-    fastpath.invalidate_all()  # from now on each answer says `Connection: close`
+    handler_api.invalidate_all()  # from now on each answer says `Connection: close`
     # Endpoints are removed while the Pod is being stopped, not before: requests still come
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     loop = asyncio.get_running_loop()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from sidecar.http import handler_api
 from sidecar.http.semantics.representation import EntityTags
-from sidecar.http.server import fastpath
 from sidecar.http.subscribe.pending import PENDING, WAKE_BATCH, PendingRequests
 from sidecar.process import metrics
 
@@ -42,7 +42,7 @@ def coalesce(
     def make(is_known: Callable[[], bool], closed: Callable[[], object]) -> CoalescedPoll:
         return CoalescedPoll(request.app[PENDING], watch, seconds, is_known, closed)
 
-    room = fastpath.coalesced_poll(request, make, instead)
+    room = handler_api.coalesced_poll(request, make, instead)
     if isinstance(room, CoalescedPoll):
         room.open()
 
@@ -74,7 +74,7 @@ class CoalescedPoll:
         self._seconds = seconds
         self._is_known = is_known
         self._closed = closed
-        self._guests: dict[fastpath.WaitingConnection, float] = {}
+        self._guests: dict[handler_api.WaitingConnection, float] = {}
         """Those who wait, and until when; since all do so for the same time, in the order in which they came."""
         self._open = True
         self._turns = 0
@@ -90,7 +90,7 @@ class CoalescedPoll:
         """Say that what is there now is not new: who is here stays."""
         self._open = True
 
-    def enter(self, guest: fastpath.WaitingConnection) -> bool:
+    def enter(self, guest: handler_api.WaitingConnection) -> bool:
         if not self._open:
             return False
         loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ class CoalescedPoll:
         metrics.SUBSCRIBERS.inc()
         return True
 
-    def leave(self, guest: fastpath.WaitingConnection) -> None:
+    def leave(self, guest: handler_api.WaitingConnection) -> None:
         if self._guests.pop(guest, None) is not None:
             metrics.SUBSCRIBERS.dec()
 
@@ -135,7 +135,7 @@ class CoalescedPoll:
             return _SCOUTS
         return 0 if self._turns < _PATIENCE else WAKE_BATCH
 
-    def _call(self, guests: Iterable[fastpath.WaitingConnection]) -> None:
+    def _call(self, guests: Iterable[handler_api.WaitingConnection]) -> None:
         for guest in list(guests):
             limit = self._guests[guest]
             self.leave(guest)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http import problems
+from sidecar.http import handler_api, problems
 from sidecar.http.semantics import bearer_auth, representation
 from sidecar.http.semantics.representation import WAIT_LIMIT, EntityTags, Representation
-from sidecar.http.server import fastpath
 from sidecar.http.subscribe import coalesced
 from sidecar.http.subscribe.pending import PENDING, PendingRequests
 
@@ -45,21 +44,21 @@ async def respond(
     """
     seconds = representation.prefer_wait(request)
     known = representation.if_none_match(request)
-    generation = fastpath.epoch()
+    generation = handler_api.epoch()
     found = await _attempt(make)
-    waited = fastpath.deadline(request) is not None
+    waited = handler_api.deadline(request) is not None
     if seconds is not None and _is_old(found, known):
         waited = True
         loop = asyncio.get_running_loop()
-        limit = fastpath.deadline(request) or loop.time() + seconds
+        limit = handler_api.deadline(request) or loop.time() + seconds
         with request.app[PENDING].bell(request, watch) as bell:
-            generation = fastpath.epoch()
+            generation = handler_api.epoch()
             found = await _attempt(make)
             while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
-                if in_memory() and generation == fastpath.epoch():
+                if in_memory() and generation == handler_api.epoch():
                     coalesced.coalesce(request, watch, seconds)
                 await bell.wait(min(left, recheck))
-                generation = fastpath.epoch()
+                generation = handler_api.epoch()
                 found = await _attempt(make)
         if (admission := request.get(bearer_auth.ADMISSION)) is not None:
             admission.check()
@@ -73,8 +72,8 @@ async def respond(
     at_once = seconds is None or not _is_old(found, known)
     # A date that is still to come is sent as the present one, so it would be another each time.
     if at_once and found.modified <= time.time() and in_memory():
-        fastpath.mark_cacheable(request, generation, waited=waited)
-        if seconds and known is not None and generation == fastpath.epoch():
+        handler_api.mark_cacheable(request, generation, waited=waited)
+        if seconds and known is not None and generation == handler_api.epoch():
             coalesced.coalesce_next(request, watch, seconds, known, found.etag)
     return response
 

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 import sidecar
+from sidecar.http import handler_api
 from sidecar.http.apps.reader import reader_app
-from sidecar.http.server import fastpath
 from sidecar.http.server.fastpath import ListenerCache, waitlists
 from sidecar.http.server.fastpath.protocol import FastPathProtocol
 from sidecar.http.subscribe import pending
@@ -162,9 +162,9 @@ async def test_a_change_that_changes_nothing_for_them_ends_no_waiting(
 ) -> None:
     """The source goes away: the content is the same, and only that it is stale is new."""
     await crowd.wait(20, ask("one"))
-    generation = fastpath.epoch()
+    generation = handler_api.epoch()
     config.unlink()
-    await eventually(lambda: fastpath.epoch() > generation)
+    await eventually(lambda: handler_api.epoch() > generation)
     await eventually(lambda: subscribers() == 20)
     assert [bytes(wire.written) for wire in crowd.wires] == [b""] * 20
     assert len(by_aiohttp) <= 6  # two at first, and two that looked whether there was anything new
@@ -199,7 +199,7 @@ async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     """A process that drains: 304 for all, and the connection is closed."""
     await crowd.wait(20, ask("one"))
     lifecycle.begin_drain()
-    fastpath.invalidate_all()
+    handler_api.invalidate_all()
     pending.PendingRequests.wake_all()
     (answer,) = await crowd.answered()
     assert answer.startswith(b"HTTP/1.1 304 ")

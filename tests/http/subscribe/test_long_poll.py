@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from sidecar.http import handler_api
 from sidecar.http.semantics.representation import Representation
-from sidecar.http.server import fastpath
 from sidecar.http.subscribe import coalesced
 from sidecar.http.subscribe.long_poll import respond, setup
 from sidecar.http.subscribe.pending import PENDING, PendingRequests, Waiter
@@ -185,7 +185,7 @@ async def test_who_has_looked_before_a_change_holds_nobody_back_after_it(
         await asyncio.sleep(0)
     state = "new"
     read.set_result(None)
-    fastpath.invalidate_all()
+    handler_api.invalidate_all()
     source.change()
     async with asyncio.timeout(10):
         assert (await one).headers["ETag"] == '"new"'

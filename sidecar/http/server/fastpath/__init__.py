@@ -1,53 +1,27 @@
-"""The express lane: a request that was answered before, byte for byte, is answered again without a thought.
+"""The fast path: a request that was answered before, byte for byte, is answered again without parsing it.
 
-A reader serves one content to clients that ask in the same words each time.
-So the complete bytes of a request are remembered, and with them the complete bytes that aiohttp has answered,
+A reader serves one content to clients that send the same request each time.
+So the complete bytes of a request are kept, and with them the complete bytes that aiohttp has sent for it,
 until something changes: the content, its staleness, the process that begins to drain.
-What is remembered has been parsed, checked and answered by aiohttp at the same place;
-the lane itself understands nothing of HTTP, so it cannot understand it differently.
+What is kept has been parsed, checked and answered by aiohttp at the same listener;
+the fast path itself understands nothing of HTTP, so it cannot understand it differently.
 
-    handler            says that an answer depends on nothing but the request and what `invalidate_all` is called for
-    Express            asks for an answer while no request is under way, and hands in what aiohttp has sent
-    Lane               keeps them, within bounds, and sets `Date` anew each second
+It is there for the numbers of docs/benchmarks.md (a third of the CPU of a handler for each request), and no function needs it:
+with `ServerProtocol` in place of `FastPathProtocol` every request is answered by its handler.
 
-Handlers and connections use the names below.
-Inside, a `lane` is what is known at one place: answers that are `remembered`,
-forms of `writes` that differ in their content alone, and `rooms` for all who wait with the same words.
-Those stand on `requests`, what one is told from another by, `responses`, what was sent for it,
-the `second` whose `Date` that bears, and `counts` of what was answered. `offers` is what handlers say.
+    sidecar.http.handler_api   a handler says that its answer depends on nothing but the request and what `invalidate_all` is called for
+    protocol                   asks for an answer while no request is under way, and stores what aiohttp has sent
+    listener_cache             what is cached at one listener
+
+A `listener_cache` is a `response_cache`, `write_templates` (requests to write that differ in their content alone)
+and `waitlists` (long polls that ask for the same).
+They stand on `request_key` (which requests are the same), `serialized_response` (what was sent),
+`date_header` (`Date` changes each second) and `counters` (what was answered).
 """
 
 from __future__ import annotations
 
-from sidecar.http.handler_api import (
-    cache_safe,
-    coalesced_poll,
-    deadline,
-    mark_cacheable,
-    mark_writable,
-    prior_result,
-)
 from sidecar.http.server.fastpath.counters import count
 from sidecar.http.server.fastpath.listener_cache import ListenerCache
-from sidecar.http.server.fastpath.response_cache import HotResponse, epoch, invalidate_all
-from sidecar.http.server.fastpath.waitlists import MakeWaitlist, WaitingConnection, Waitlist
-from sidecar.http.server.fastpath.write_templates import WriteFunction, WriteTemplate
 
-__all__ = [
-    "HotResponse",
-    "ListenerCache",
-    "MakeWaitlist",
-    "WaitingConnection",
-    "Waitlist",
-    "WriteFunction",
-    "WriteTemplate",
-    "cache_safe",
-    "coalesced_poll",
-    "count",
-    "deadline",
-    "epoch",
-    "invalidate_all",
-    "mark_cacheable",
-    "mark_writable",
-    "prior_result",
-]
+__all__ = ["ListenerCache", "count"]

@@ -25,14 +25,10 @@ from sidecar.process import lifecycle, logging
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
-    from sidecar.http.server.fastpath import (
-        HotResponse,
-        ListenerCache,
-        MakeWaitlist,
-        Waitlist,
-        WriteFunction,
-        WriteTemplate,
-    )
+    from sidecar.http.handler_api import MakeWaitlist, Waitlist, WriteFunction
+    from sidecar.http.server.fastpath import ListenerCache
+    from sidecar.http.server.fastpath.response_cache import HotResponse
+    from sidecar.http.server.fastpath.write_templates import WriteTemplate
     from sidecar.http.server.limits import ConnectionLimiter
     from sidecar.http.server.memfd import MemFd
     from sidecar.volume.publish.group_commit import Outcome

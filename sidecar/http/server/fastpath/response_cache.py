@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, TypeAlias
 
+from sidecar.http import handler_api
 from sidecar.http.server import memfd
 from sidecar.http.server.fastpath import request_key, serialized_response
 from sidecar.http.server.fastpath.counters import Counter
@@ -35,7 +35,7 @@ class ResponseCache:
         """What can be written as it is, in this second. It stays the same object, and is emptied."""
         self.second = DateHeader(self.wires.clear)
         self.seen = SeenOnce()
-        _ALL.add(self)
+        handler_api.register_cache(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} answers={len(self._answers)} bytes={self._bytes}>"
@@ -58,7 +58,7 @@ class ResponseCache:
 
         That is done at the second time: what is asked for once is not worth the memory.
         """
-        if epoch != _Now.epoch or len(data) > request_key.LONGEST:
+        if epoch != handler_api.epoch() or len(data) > request_key.LONGEST:
             return
         answer = serialized_response.serialize(request, response)
         if answer is None:
@@ -93,24 +93,3 @@ class ResponseCache:
             self.second.ends,
         )
         return found
-
-
-class _Now:
-    """Grows with each `invalidate_all`: an answer that was begun before it is not kept after it."""
-
-    epoch = 0
-
-
-_ALL: weakref.WeakSet[ResponseCache] = weakref.WeakSet()
-
-
-def epoch() -> int:
-    """Return the number of the present state of everything: ask before looking at what is answered with."""
-    return _Now.epoch
-
-
-def invalidate_all() -> None:
-    """Forget every answer of this process: something that they depend on has changed."""
-    _Now.epoch += 1
-    for answers in list(_ALL):
-        answers.clear()

@@ -11,43 +11,19 @@ When something has changed aiohttp answers the first, and the others get the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 from sidecar.http.server.fastpath import request_key
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
+    from sidecar.http.handler_api import MakeWaitlist, Waitlist
     from sidecar.http.server.fastpath.request_key import SeenOnce
     from sidecar.http.server.fastpath.response_cache import ResponseCache
 
 _MOST_ROOMS = 128
-
-
-class WaitingConnection(Protocol):
-    """Who waits in a room."""
-
-    def look_again(self, limit: float) -> None:
-        """Something may have changed, or `limit` is over: until then, by the clock of the loop, it may wait."""
-
-
-class Waitlist(Protocol):
-    """Where those wait who have asked in the same words for something newer than they have."""
-
-    def enter(self, guest: WaitingConnection) -> bool:
-        """Wait from now on; False if what is there now may be new, so that aiohttp must be asked."""
-
-    def leave(self, guest: WaitingConnection) -> None:
-        """Wait no longer."""
-
-    def close_if_empty(self) -> bool:
-        """Give the place to another room, if nobody is in it."""
-
-
-MakeWaitlist: TypeAlias = "Callable[[Callable[[], bool], Callable[[], object]], Waitlist]"
-"""Makes a room, told how to see whether the answer to those words is known, and what to call when it closes."""
 
 
 class Waitlists:

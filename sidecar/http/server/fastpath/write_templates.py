@@ -14,8 +14,7 @@ Where that ends in any other way than well, aiohttp gets the request after all, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.http.server.fastpath import request_key, serialized_response
 from sidecar.http.server.fastpath.counters import Counter
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.web_request import BaseRequest
 
+    from sidecar.http.handler_api import WriteFunction
     from sidecar.http.server.fastpath.date_header import DateHeader
     from sidecar.http.server.fastpath.request_key import SeenOnce
-    from sidecar.volume.publish.group_commit import Outcome
 
 _MOST_FORMS = 128
 #: The value of `content` may be made of these: what the query of an address may hold (RFC 3986 section 3.4),
@@ -34,11 +33,6 @@ _MOST_FORMS = 128
 _VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$'()*+,/:=?@%"
 _BEFORE_VALUE: Final = b"?content="
 _AFTER_VALUE: Final = b" HTTP/1.1\r\n"
-
-WriteFunction: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
-"""Publishes the value of `content` as it stands in an address, and tells what became of it, once, later.
-
-Returns what withdraws it; None if it cannot be done in this way, and nothing has begun."""
 
 
 class WriteTemplate(NamedTuple):

@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from sidecar.http import handler_api
 from sidecar.http.apps.files import files_app
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.semantics import representation
-from sidecar.http.server import fastpath
 from sidecar.http.server.fastpath import ListenerCache, request_key, response_cache
 from sidecar.http.server.protocol import ServerProtocol
 from sidecar.process import lifecycle, metrics
@@ -245,14 +245,14 @@ async def test_a_change_ends_what_is_remembered(
     """And so does the loss of the file: the next answer says that it is stale."""
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
-    before = fastpath.epoch()
+    before = handler_api.epoch()
     config.write_text("456")
-    await eventually(lambda: fastpath.epoch() > before)
+    await eventually(lambda: handler_api.epoch() > before)
     assert fast.lane.find(ASK) is None
     assert b'"456"' in (await fast.talk([ASK] * 3, eager=False)).written
-    before = fastpath.epoch()
+    before = handler_api.epoch()
     config.unlink()
-    await eventually(lambda: fastpath.epoch() > before)
+    await eventually(lambda: handler_api.epoch() > before)
     assert b"Sidecar-Stale: " in (await fast.talk([ASK], eager=False)).written
 
 
@@ -260,9 +260,9 @@ async def test_a_generation_that_is_over_is_not_kept() -> None:
     """Whatever was offered before the last `forget`."""
 
     async def handler(request: web.Request) -> web.Response:
-        generation = fastpath.epoch()
-        fastpath.invalidate_all()
-        fastpath.mark_cacheable(request, generation)
+        generation = handler_api.epoch()
+        handler_api.invalidate_all()
+        handler_api.mark_cacheable(request, generation)
         return web.Response(text="old")
 
     app = web.Application()
@@ -445,7 +445,7 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
     monkeypatch.setattr(lifecycle._Process, "draining", True)
-    fastpath.invalidate_all()
+    handler_api.invalidate_all()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)
     assert fast.lane.find(ASK) is None
