@@ -31,6 +31,7 @@ lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)  ## bring the code into its form
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sidecar._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sidecar._errors import ConfigError as ConfigError
     from sidecar._errors import ContentAltered as ContentAltered
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from sidecar.volume.watch.group import watch as watch
     from sidecar.volume.watch.watch import Watch as Watch
 
-__version__ = "0.1.0"
 
 _ROOMS = {
     # Publish and read

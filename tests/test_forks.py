@@ -136,14 +136,14 @@ async def test_probes_of_a_forked_application_fail(tmp_path: Path) -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        from sidecar.http.apps import ops
+        from sidecar.http import health_state
 
         async def main() -> object:
-            return dict(ops.get_health(app).report("live").checks)
+            return dict(health_state.get_health(app).report("live").checks)
 
         said = await in_child(main)
         assert "it was forked after" in str(said)
-        assert ops.get_health(app).report("live").ok
+        assert health_state.get_health(app).report("live").ok
     finally:
         await runner.cleanup()
 

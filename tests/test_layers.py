@@ -1,6 +1,10 @@
-"""The house of seven rooms: who may import whom, and what only one place may do."""
+"""The architecture: who may import whom, and what only one module may do. The layers are contracts in pyproject.toml."""
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -8,16 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "sidecar"
-
-FLOORS = [
-    {"_errors"},
-    {"disk", "runtime"},
-    {"volume", "logs"},
-    {"http", "reload", "sync"},
-    {"cli"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-BESIDE = {"", "testing", "__main__"}  # files beside the rooms, which may import all of them
 
 # Who may import what from outside. A name that is not here is free.
 ONLY = {
@@ -28,7 +22,7 @@ ONLY = {
     "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("process/logging",),
     "jsonschema": ("volume/validation/schema",),
-    "yaml": ("volume/validation/syntax", "logs/pipeline"),
+    "yaml": ("volume/validation/syntax", "logs/pipeline", "logs/config_file"),
 }
 # What only one place may call, whoever is in need of it.
 CALLS = {
@@ -72,28 +66,15 @@ def module_file(module: str, root: Path) -> Path | None:
     return None
 
 
-def room(path: Path, root: Path) -> str:
-    first = path.relative_to(root).parts[0].removesuffix(".py")
-    return "" if first == "__init__" else first
-
-
 def place(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def trespasses(path: Path, root: Path = ROOT) -> Iterator[str]:
-    """Name each import of a file that leads up, sideways, or to what another file keeps for itself."""
-    here = room(path, root)
+def strangers(path: Path, root: Path = ROOT) -> Iterator[str]:
+    """Name each library that a file imports and that belongs to other modules."""
     for module in imports(path, root):
         top = module.split(".")[0]
-        if top == root.name:
-            target = module_file(module, root)
-            there = room(target, root) if target else "?"
-            if here in BESIDE or there == here:
-                continue
-            if there not in FLOOR or FLOOR[there] >= FLOOR[here]:
-                yield f"{place(path, root)} ({here}) imports {module} ({there or 'the package itself'})"
-        elif top in ONLY and not place(path, root).startswith(ONLY[top]):
+        if top in ONLY and not place(path, root).startswith(ONLY[top]):
             yield f"{place(path, root)} imports {module}, which belongs in {ONLY[top]}"
 
 
@@ -107,7 +88,7 @@ def calls(path: Path) -> set[str]:
 
 
 def cycle(directory: Path, root: Path = ROOT) -> list[str] | None:
-    """Return a circle of imports among the files of one room."""
+    """Return a circle of imports among the modules of one package."""
     graph = {
         place(path, root): {
             place(target, root)
@@ -123,92 +104,83 @@ def cycle(directory: Path, root: Path = ROOT) -> list[str] | None:
     return None
 
 
-ROOMS = sorted(path for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists())
 MODULES = files(ROOT)
-GUIDES = [path for path in MODULES if path.name == "__init__.py" and path.parent != ROOT]
+PACKAGES = sorted({path.parent for path in MODULES} - {ROOT})
+GUIDES = [path / "__init__.py" for path in PACKAGES]
+
+
+def test_the_contracts_of_the_layers_hold() -> None:
+    """Those of `[tool.importlinter]` in pyproject.toml: no package imports from one above it or beside it."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: place(path, ROOT))
-def test_a_room_imports_only_from_the_floors_below(path: Path) -> None:
-    """And never from its neighbours: volume and logs do not see each other, nor do disk and runtime."""
-    assert list(trespasses(path)) == []
+def test_a_library_is_imported_where_it_belongs(path: Path) -> None:
+    """One module hides each: it can be replaced there."""
+    assert list(strangers(path)) == []
 
 
-@pytest.mark.parametrize("directory", ROOMS, ids=lambda path: path.name)
-def test_the_files_of_a_room_form_a_straight_line(directory: Path) -> None:
-    """No two files of a room that need each other."""
+@pytest.mark.parametrize("directory", PACKAGES, ids=lambda path: place(path, ROOT))
+def test_the_modules_of_a_package_form_no_circle(directory: Path) -> None:
+    """No two modules of a package that need each other."""
     assert cycle(directory) is None
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: place(path.parent, ROOT))
-def test_a_room_tells_where_everything_is(guide: Path) -> None:
-    """Whoever opens the door finds each file by what it is for."""
+def test_a_package_says_what_its_modules_are_for(guide: Path) -> None:
+    """A reader finds each module by its purpose."""
     told = ast.get_docstring(ast.parse(guide.read_text())) or ""
     files_here = {path.stem for path in guide.parent.glob("[!_]*.py")}
-    rooms_here = {f"{path.parent.name}/" for path in guide.parent.glob("*/__init__.py")}
-    assert [name for name in files_here | rooms_here if f"`{name}`" not in told] == []
-
-
-def test_every_room_has_a_floor() -> None:
-    """A new room is placed on purpose."""
-    assert {room(path, ROOT) for path in MODULES} - BESIDE <= set(FLOOR)
+    packages_here = {f"{path.parent.name}/" for path in guide.parent.glob("*/__init__.py")}
+    assert [name for name in files_here | packages_here if f"`{name}`" not in told] == []
 
 
 @pytest.mark.parametrize("owners", CALLS, ids=lambda owners: owners[0])
-def test_what_one_place_does_no_other_does(owners: tuple[str, ...]) -> None:
-    """One file renames and syncs, one file handles signals: one file to get right."""
+def test_what_one_module_does_no_other_does(owners: tuple[str, ...]) -> None:
+    """One module renames and syncs, one handles signals."""
     found = {place(path, ROOT): calls(path) & CALLS[owners] for path in MODULES}
     assert {name for name, used in found.items() if used} <= set(owners)
     assert found[owners[0]], "the rule guards nothing any more"
 
 
-def test_the_disk_knows_no_event_loop() -> None:
+def test_the_file_system_knows_no_event_loop() -> None:
     """Plain blocking functions, testable without a loop."""
-    assert [place(path, ROOT) for path in files(ROOT / "disk") if "asyncio" in imports(path)] == []
+    assert [place(path, ROOT) for path in files(ROOT / "fs") if "asyncio" in imports(path)] == []
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("fs/atomic.py", "from sidecar.process import executor"),
-        ("fs/atomic.py", "from sidecar.volume.watch.watch import watch"),
-        ("process/lifecycle.py", "import sidecar.fs.atomic"),
-        ("volume/watch/watch.py", "def late():\n    from sidecar.http.server import serve"),
-        ("volume/watch/watch.py", "from sidecar.logs import tail"),
-        ("volume/watch/watch.py", "import sidecar"),
-        ("volume/watch/watch.py", "from sidecar import testing"),
-        ("volume/watch/watch.py", "from sidecar import Volume"),
-        ("volume/watch/watch.py", "import aiohttp.web"),
-        ("http/server/serve.py", "import click"),
-        ("_errors.py", "from sidecar.fs import atomic"),
-    ],
-)
-def test_a_planted_trespass_is_found(tmp_path: Path, file: str, text: str) -> None:
-    """The guard itself is awake."""
-    root = house(tmp_path)
-    (root / file).write_text(text)
-    assert len(list(trespasses(root / file, root))) == 1
+def test_a_planted_import_of_a_library_is_found(tmp_path: Path) -> None:
+    """The check itself works, and what is allowed is not refused."""
+    root = empty_package(tmp_path)
+    (root / "volume/watch/watch.py").write_text("def late():\n    import aiohttp.web")
+    (root / "http/server/serve.py").write_text("from aiohttp import web")
+    assert len(list(strangers(root / "volume/watch/watch.py", root))) == 1
+    assert list(strangers(root / "http/server/serve.py", root)) == []
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("volume/watch/watch.py", "from sidecar import _errors\nfrom sidecar.fs import atomic"),
-        ("http/server/serve.py", "from sidecar.volume.watch.watch import watch\nimport aiohttp"),
-        ("__init__.py", "from sidecar.cli import main"),
-        ("testing.py", "from sidecar.http.server.serve import serve\nimport aiohttp"),
-    ],
-)
-def test_the_way_down_is_free(tmp_path: Path, file: str, text: str) -> None:
-    """What the design allows is not refused."""
-    root = house(tmp_path)
-    (root / file).write_text(text)
-    assert list(trespasses(root / file, root)) == []
+def test_a_planted_import_of_a_higher_layer_is_found(tmp_path: Path) -> None:
+    """The contracts name this package's layers, and not some that it had once."""
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT.parent / "pyproject.toml", project)
+    shutil.copytree(ROOT, project / "sidecar", ignore=shutil.ignore_patterns("__pycache__"))
+    with (project / "sidecar/fs/atomic.py").open("a") as file:
+        file.write("\nfrom sidecar.volume.content import snapshot\n")
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=project, env=os.environ | {"PYTHONPATH": str(project)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "sidecar.fs.atomic -> sidecar.volume.content.snapshot" in done.stdout
 
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     """Also one that is hidden in a function."""
-    root = house(tmp_path)
+    root = empty_package(tmp_path)
     (root / "volume/watch/watch.py").write_text(
         "from sidecar.volume.content.snapshot import Snapshot"
     )
@@ -218,8 +190,8 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert cycle(root / "volume", root) is not None
 
 
-def house(directory: Path) -> Path:
-    """Build an empty copy of the house."""
+def empty_package(directory: Path) -> Path:
+    """Build some of the modules, empty."""
     root = directory / "sidecar"
     for name in (
         "__init__", "_errors", "testing", "fs/atomic", "process/lifecycle", "process/executor",

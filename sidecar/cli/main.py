@@ -14,7 +14,8 @@ from types import FrameType
 
 import click
 
-from sidecar import __version__, _errors
+from sidecar import _errors
+from sidecar._version import __version__
 from sidecar.cli import envvars, escape
 
 COMMANDS = ("write", "read", "collect", "publish", "delete", "wait", "check", "doctor", "demo")

@@ -12,13 +12,20 @@ Every one begins with `..`, which no consumer of a Kubernetes volume looks at:
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
 import secrets
+import urllib.parse
 
 HIDDEN = ".."
 DATA = "..data"
 TEMPORARY = "..tmp-"
 GENERATION = "..gen-"
+HISTORY = "..versions"
+"""The directory of what was published before."""
+HISTORY_OF_FILE = "file-"
+_LONGEST_QUOTED = 200
 LOCK = "..lock"
 
 
@@ -56,3 +63,17 @@ def link_target(dir_fd: int, name: str) -> str | None:
         return os.readlink(name, dir_fd=dir_fd)
     except OSError:
         return None
+
+
+@functools.lru_cache(maxsize=64)
+def history_of(name: str) -> str:
+    """Return the directory that keeps the contents of a loose file."""
+    quoted = urllib.parse.quote(name, safe="")
+    if len(quoted) > _LONGEST_QUOTED:
+        quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f"{HISTORY}/{HISTORY_OF_FILE}{quoted}"
+
+
+def is_history_of_file(entry: str) -> bool:
+    """Whether that is the name of a directory that keeps the contents of a loose file."""
+    return entry.startswith(HISTORY_OF_FILE)

@@ -6,14 +6,12 @@
 The names below are public; the modules they live in may change.
 Each is imported when it is first used: a collector that writes to standard output never loads an HTTP client.
 
-Inside, `collector` drives a `source`, for ever or for `until` something, and, for each sink, a `lane` with a `window` of what is acknowledged.
-Which files: `discovery` finds them, `hints` says which were written, `opening` opens them, `refusals` says which it cannot.
-Compressed ones are `archives`. Which content: `tracker` knows by `identity` what each file holds, with `searching` and `strangers` for hard cases;
-`roster` lists the streams, `retiring` lets them go, `removing` deletes files. A `stream` is one `content` on its way, cut by `lines` into `records`.
-`checkpoint` is what survives a restart. `stages/` and `sinks/` are what users choose from,
-`metadata` what a Pod knows of itself, `patterns` the regular expressions, `documents` a record as JSON;
-`config` makes a pipeline of `values` in a file, `conditions` the tests of its routes;
-`configuration` reads that file, whose `references` are resolved first, and `topology` runs what it says.
+Inside, `collector` drives a source (`input/`), for ever or until one of the `stop_conditions`,
+and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` is what flows between them.
+`stages/` and `sinks/` are what users choose from; `json_encoding` is a record as JSON, `regex` the regular expressions,
+`pod_metadata` what a Pod knows of itself.
+`pipeline` makes a pipeline of `config_types` in a file, `route_conditions` the conditions of its routes;
+`config_file` reads that file, whose `config_references` are resolved first, and `pipelines` runs what it says.
 `replay` delivers dead letters once more. `testing` is for users' tests.
 """
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, cast
 from sidecar._errors import ConfigError
 from sidecar.logs import config_types, route_conditions, stages, stop_conditions
 from sidecar.logs.collector import Collector
+from sidecar.logs.input import stack_traces
 from sidecar.logs.input.framing import Multiline
 from sidecar.logs.input.tail import Tail, tail
 from sidecar.logs.pod_metadata import DIRECTORY, PodMetadata
@@ -259,17 +260,17 @@ def multiline(given: Any) -> Multiline:
         case "cri" | "docker":
             return _pieces(given)
         case "stack_traces":
-            return stages.stack_traces()
-        case str() if given in stages.LANGUAGES:
-            return stages.stack_traces(given)
+            return stack_traces.stack_traces()
+        case str() if given in stack_traces.LANGUAGES:
+            return stack_traces.stack_traces(given)
         case str():
             return (
-                stages.stack_traces(start=given)
-                if stages.takes_any_line(given)
+                stack_traces.stack_traces(start=given)
+                if stack_traces.takes_any_line(given)
                 else Multiline(given)
             )
         case list():
-            return stages.stack_traces(*config_types.texts(given))
+            return stack_traces.stack_traces(*config_types.texts(given))
         case dict():
             return _rule(given)
     raise TypeError(f"{given!r} is no rule: give the pattern of a first line, or a language")
@@ -287,7 +288,7 @@ def _rule(given: dict[str, Any]) -> Multiline:
     try:
         read = config_types.read(given, readers, "the rule")
         if "preset" in read:
-            preset = stages.stack_traces(*read.pop("preset"))
+            preset = stack_traces.stack_traces(*read.pop("preset"))
             read.setdefault("continuation", preset.continuation)
         return Multiline(**read)
     except ConfigError:

@@ -24,7 +24,7 @@ from sidecar import _errors
 from sidecar.process import arguments, executor, metrics
 from sidecar.process.logging import CLIENT
 from sidecar.volume import change_log
-from sidecar.volume.content import local_file
+from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, to_bytes
 from sidecar.volume.publish import group_commit, history, models, store
@@ -43,7 +43,7 @@ from sidecar.volume.watch import watch as watches
 
 R = TypeVar("R")
 
-too_large = models.too_large
+too_large = payload.too_large
 
 Given = bytes | str | os.PathLike[str] | Content | Upload
 """What can be published; a path is that of a file whose bytes are meant."""
@@ -237,7 +237,7 @@ class Volume:
         async def work() -> Publication:
             models.check_names(files)
             contents = {name: await self._load(name, given) for name, given in files.items()}
-            self._check_size(self._path, sum(map(models.size, contents.values())))
+            self._check_size(self._path, sum(map(payload.size, contents.values())))
             for name, data in contents.items():
                 await self._examine(name, data, dry_run=dry_run)
             return await self._step(self._store.publish, contents, order=order)
@@ -282,7 +282,7 @@ class Volume:
                 order.unwritten = content.in_memory
                 return await self._step(self._store.put, name, staged, order=order)
             data = await self._load(name, content)
-            self._check_size(os.path.join(self._path, name), models.size(data))
+            self._check_size(os.path.join(self._path, name), payload.size(data))
             await self._examine(name, data, dry_run=dry_run)
             if dry_run or order.conditions or isinstance(data, Content):
                 return await self._put_alone(name, data, order)

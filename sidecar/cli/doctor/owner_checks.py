@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from sidecar.cli.doctor.report import Finding, Target, reason
 from sidecar.cli.escape import one_line
 from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
-from sidecar.volume.publish import history
 
 _SHOWN = 3
 
@@ -60,10 +59,10 @@ def links(patient: Target) -> Iterator[Finding]:
 
 def shared_history(patient: Target) -> Iterator[Finding]:
     """Whether what this user publishes enters the history."""
-    if not patient.writable or history.DIRECTORY not in patient.entries:
+    if not patient.writable or layout.HISTORY not in patient.entries:
         return
     try:
-        with dirs.open_subdir(patient.fd, history.DIRECTORY) as fd:
+        with dirs.open_subdir(patient.fd, layout.HISTORY) as fd:
             permissions.check_writable(fd)
     except OSError as error:
         yield Finding(

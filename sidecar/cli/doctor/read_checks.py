@@ -6,26 +6,24 @@ from collections.abc import Iterator
 
 from sidecar import _errors
 from sidecar.cli.doctor.report import Finding, Target, format_amount, reason
-from sidecar.fs import layout as naming
-from sidecar.fs import openat
+from sidecar.fs import layout, openat
 from sidecar.volume.content import loader
-from sidecar.volume.publish import history
 
 _SHOWN = 5
 
 
-def layout(patient: Target) -> Iterator[Finding]:
+def file_layout(patient: Target) -> Iterator[Finding]:
     """How the files are laid out, which tells who publishes here."""
-    generation = naming.link_target(patient.fd, naming.DATA)
+    generation = layout.link_target(patient.fd, layout.DATA)
     if generation is None:
         links = [n for n in patient.entries if not n.startswith(".") and _is_link(patient.fd, n)]
         if ".worktrees" in patient.entries:
             text = f"a volume of git-sync; name its link: {', '.join(sorted(links)) or 'not there yet'}"
         else:
-            files = sum(not n.startswith(naming.HIDDEN) for n in patient.entries)
+            files = sum(not n.startswith(layout.HIDDEN) for n in patient.entries)
             text = f"loose files, {files} {'entry' if files == 1 else 'entries'}"
         yield Finding("layout", "ok", text)
-    elif generation.startswith(naming.GENERATION):
+    elif generation.startswith(layout.GENERATION):
         yield Finding("layout", "ok", f"a set published by sidecar, generation {generation}")
     else:
         yield Finding(
@@ -40,13 +38,13 @@ def layout(patient: Target) -> Iterator[Finding]:
             "publish to a volume of its own, such as an emptyDir",
             roles=("write",),
         )
-    if history.DIRECTORY in patient.entries:
-        yield Finding("history", "ok", f"kept under {history.DIRECTORY}")
+    if layout.HISTORY in patient.entries:
+        yield Finding("history", "ok", f"kept under {layout.HISTORY}")
 
 
 def content(patient: Target) -> Iterator[Finding]:
     """Read it the way a reader does, which refuses what must not be served."""
-    unspeakable = [n for n in patient.entries if not naming.is_text(n)]
+    unspeakable = [n for n in patient.entries if not layout.is_text(n)]
     if unspeakable and patient.name is None:
         yield Finding(
             "names",
@@ -92,4 +90,4 @@ def opening() -> Finding:
 
 
 def _is_link(dir_fd: int, name: str) -> bool:
-    return naming.link_target(dir_fd, name) is not None
+    return layout.link_target(dir_fd, name) is not None

@@ -22,7 +22,7 @@ _CHECKS = (
     owner_checks.replaceable,
     owner_checks.links,
     owner_checks.shared_history,
-    read_checks.layout,
+    read_checks.file_layout,
     owner_checks.set_in_force,
     read_checks.content,
     watch_checks.arrivals,

@@ -18,6 +18,7 @@ import orjson
 
 from sidecar import _errors
 from sidecar.cli import escape, lazy_imports
+from sidecar.http import health_state
 from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
@@ -435,7 +436,7 @@ def ops_app(collector: Collector | Topology) -> web.Application:
     from sidecar.http.semantics import openapi
 
     app = web.Application(middlewares=[problems.middleware])
-    ops.get_health(app).add(
+    health_state.get_health(app).add(
         "collector",
         ready=collector.trouble,
         started=lambda: None if collector.started else "the files are still being looked for",

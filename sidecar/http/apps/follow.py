@@ -10,8 +10,7 @@ from typing import Any, Generic, Unpack, overload
 
 from aiohttp import web
 
-from sidecar.http import handler_api, problems
-from sidecar.http.apps import ops
+from sidecar.http import handler_api, health_state, problems
 from sidecar.process import arguments
 from sidecar.volume.content.snapshot import Snapshot, T
 from sidecar.volume.watch import watch as watches
@@ -176,6 +175,6 @@ def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Calla
         return {"mode": watch.mode, "published": watch.snapshot is not None, "stale": stale}
 
     name = f"content of {watch.path}"
-    remove = ops.get_health(app).add(name, live=live, ready=ready, started=started)
-    ops.get_details(app)[name] = detail
+    remove = health_state.get_health(app).add(name, live=live, ready=ready, started=started)
+    health_state.get_details(app)[name] = detail
     return remove

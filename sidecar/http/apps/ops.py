@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable
 
 from aiohttp import web
 
-from sidecar.http import problems
+from sidecar.http import health_state, problems
 from sidecar.http.apps import probes
 from sidecar.http.semantics import bearer_auth, openapi, representation
 from sidecar.process import arguments
 from sidecar.process import health as healths
 from sidecar.process.prefork import worker
-
-HEALTH: web.AppKey[healths.Health] = web.AppKey("sidecar.health", healths.Health)
-"""The checks of an application; `follow` and the writer add theirs to it."""
-
-Detail: TypeAlias = Callable[[], Mapping[str, object]]
-
-DETAILS: web.AppKey[dict[str, Detail]] = web.AppKey("sidecar.details", dict)
-"""What the probes report beside the checks, for people: the mode of a watch, why a content is stale."""
 
 
 def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
@@ -67,29 +58,15 @@ def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
     ]
 
 
-def get_health(app: web.Application) -> healths.Health:
-    """Return the checks of an application, made when they are first asked for."""
-    if HEALTH not in app:
-        app[HEALTH] = healths.Health()
-    return app[HEALTH]
-
-
-def get_details(app: web.Application) -> dict[str, Detail]:
-    """Return the details of an application, made when they are first asked for."""
-    if DETAILS not in app:
-        app[DETAILS] = {}
-    return app[DETAILS]
-
-
 def _probe(kind: healths.ProbeKind, health: healths.Health | None) -> web.RouteDef:
     path, problem, _ = probes.PROBES[kind]
 
     async def probe(request: web.Request) -> web.Response:
-        asked = health or request.config_dict.get(HEALTH) or healths.Health()
+        asked = health or request.config_dict.get(health_state.HEALTH) or healths.Health()
         report = await probes.report(kind, asked.report(kind))
         found: dict[str, object] = {"checks": dict(report.checks)}
         if request.get(bearer_auth.MAY_READ, True):
-            details = request.config_dict.get(DETAILS) or {}
+            details = request.config_dict.get(health_state.DETAILS) or {}
             found["details"] = {name: detail() for name, detail in details.items()}
         if report.ok:
             return representation.json_answer({"status": "ok", **found})

@@ -26,7 +26,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from sidecar import _errors
-from sidecar.http import handler_api, problems
+from sidecar.http import handler_api, health_state, problems
 from sidecar.http.apps import api_descriptions, files, ops, write_request
 from sidecar.http.apps.confirm import ReaderConfirmation
 from sidecar.http.apps.write_health import WriteHealth
@@ -148,10 +148,10 @@ def writer_app(
     long_poll.setup(app)
     data_path = writer.data_path
     part = f"volume {directory}"
-    ops.get_health(app).add(
+    health_state.get_health(app).add(
         part, live=data_path.live, ready=data_path.ready, started=data_path.started
     )
-    ops.get_details(app)[part] = data_path.detail
+    health_state.get_details(app)[part] = data_path.detail
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     if writer.confirm is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from sidecar import __version__
+from sidecar._version import __version__
 from sidecar.http import problems
 from sidecar.http.semantics import representation
 

@@ -18,7 +18,7 @@ from typing import Any, get_args
 from aiohttp import web
 
 from sidecar import _errors
-from sidecar.http.apps import ops
+from sidecar.http import health_state
 from sidecar.http.server import sockets
 from sidecar.http.server.serve import load_certificate, serve_on
 from sidecar.http.server.tls import ReloadingCertificate
@@ -99,7 +99,7 @@ def _answers(app: web.Application) -> dict[str, worker.Answer]:
 
     def checks(kind: health.ProbeKind) -> worker.Answer:
         async def said() -> object:
-            return dict(ops.get_health(app).report(kind).checks)
+            return dict(health_state.get_health(app).report(kind).checks)
 
         return said
 

@@ -56,6 +56,9 @@ if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHand
         f"this aiohttp ({aiohttp.__version__}) has no RequestHandler.{', RequestHandler.'.join(_gone)}:"
         " install one of the versions that sidecar names in its metadata (pip install --upgrade podsidecar)"
     )
+drain_callbacks: list[Callable[[], None]] = []
+"""Called when a server has stopped listening: whoever lets requests wait answers them now."""
+
 _READ_AHEAD = 1 << 14
 """Bytes of a body, half of those after which the client has to wait until somebody takes them.
 With aiohttp's own 64 KiB a thousand uploads hold twice as much, and one is no faster."""

@@ -18,14 +18,13 @@ from aiohttp import web
 
 from sidecar import _errors
 from sidecar.http import handler_api
-from sidecar.http.server import framing, limits, sockets
+from sidecar.http.server import framing, limits, protocol, sockets
 from sidecar.http.server.fastpath import ListenerCache
 from sidecar.http.server.fastpath.protocol import FastPathProtocol
 from sidecar.http.server.handshake import Handshake
 from sidecar.http.server.limits import ConnectionLimiter, LimitedConnection
 from sidecar.http.server.protocol import ServerProtocol
 from sidecar.http.server.tls import ReloadingCertificate
-from sidecar.http.subscribe.pending import PendingRequests
 from sidecar.process import arguments, executor, lifecycle
 
 _log = logging.getLogger(__name__)
@@ -317,7 +316,8 @@ async def _drain(
     for one in connections:
         if one.idle_since is None or one.owes_bytes:
             held.add(one, one.wire)
-    PendingRequests.wake_all()
+    for wake in protocol.drain_callbacks:
+        wake()
     # What is left is finished here and not by aiohttp: that would drop the bodies that are still coming in,
     # and end with answers that have not left this process.
     limit = loop.time() + timeout

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 from aiohttp import web
 
 from sidecar.http.semantics.bearer_auth import ADMISSION
-from sidecar.http.server.protocol import ServerProtocol
+from sidecar.http.server.protocol import ServerProtocol, drain_callbacks
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
@@ -185,3 +185,5 @@ class Waiter:
 
 
 PENDING: web.AppKey[PendingRequests] = web.AppKey("sidecar.waits", PendingRequests)
+
+drain_callbacks.append(PendingRequests.wake_all)

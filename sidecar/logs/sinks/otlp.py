@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import orjson
 
-from sidecar import __version__
 from sidecar._errors import ConfigError
+from sidecar._version import __version__
 from sidecar.logs import json_encoding
 from sidecar.logs.records import Record
 from sidecar.logs.sinks import render, schemas

@@ -1,14 +1,14 @@
 """Steps between file and sink: plain functions from a record to a record, or to None.
 
-`parsing` and `formats` say what is in a line (`levels` how grave it is, `times` and `zones` when it was written), `selecting` which lines go on,
-`changing` what they say, without what `ansi` knows of terminals and `escapes` of encodings; `limiting` leaves lines out to have fewer, `counting` makes metrics of them;
-`pieces` puts together what a container runtime has cut, `traces` what belongs to a stack trace. `options` makes stages of a configuration.
+`parse` and `formats` read what is in a line, `severity` its level, `timestamp` and `time_zones` when it was written;
+`filter` says which lines go on, `limiting` leaves lines out to have fewer;
+`mutate` changes what they say, with `escapes` for what an encoding hides, and `ansi` for control sequences of terminals;
+`log_metrics` makes metrics of lines. `options` makes stages of a configuration.
 A stage never fails on a line: what it does not understand it passes on as it came.
 """
 
 from __future__ import annotations
 
-from sidecar.logs.input.stack_traces import LANGUAGES, stack_traces, takes_any_line
 from sidecar.logs.stages.ansi import strip_ansi
 from sidecar.logs.stages.filter import drop, keep
 from sidecar.logs.stages.formats import (
@@ -26,7 +26,6 @@ from sidecar.logs.stages.severity import find_level
 from sidecar.logs.stages.timestamp import find_time, find_time_in, parse_time
 
 __all__ = [
-    "LANGUAGES",
     "add_fields",
     "count_lines",
     "deduplicate",
@@ -52,7 +51,5 @@ __all__ = [
     "remove_fields",
     "rename_fields",
     "sample",
-    "stack_traces",
     "strip_ansi",
-    "takes_any_line",
 ]

@@ -13,9 +13,8 @@ from sidecar import _errors
 from sidecar.fs import open_file, openat
 from sidecar.fs.open_file import OpenFile
 from sidecar.fs.openat import StatSignature
-from sidecar.volume.content import snapshot
+from sidecar.volume.content import payload, snapshot
 from sidecar.volume.content.snapshot import Content
-from sidecar.volume.publish import models
 
 #: How often a file that changes is read, and the seconds in between.
 _ATTEMPTS = 3
@@ -62,13 +61,13 @@ def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
                 errno.EINVAL, f"cannot publish {path} as {where}: it is no regular file"
             )
         if file.size > limit:
-            raise models.too_large(where, limit)
+            raise payload.too_large(where, limit)
         begun = time.time_ns()
         first = _take(file, name)
         if begun - status.st_mtime_ns < _DOUBT_NS and file.size:
             # Clocks of file systems are coarse, and a program that pauses may go on.
             time.sleep(_QUIET)
-            if models.content_size(_take(file, name)) != models.content_size(first):
+            if payload.content_size(_take(file, name)) != payload.content_size(first):
                 raise open_file.changed_error(path)
         return first
 

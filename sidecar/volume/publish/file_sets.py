@@ -16,13 +16,14 @@ from functools import partial
 
 from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer, dirs, layout, open_file, oserrors, visible_links
-from sidecar.volume.content import listing, loader
+from sidecar.volume.content import listing, loader, payload
 from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.payload import Payload
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import Content
 from sidecar.volume.publish import activation, history, models, repair, replaced
 from sidecar.volume.publish.budget import Budget, on_disk
-from sidecar.volume.publish.models import FileInfo, Given, Operation, Publication, VolumeConfig
+from sidecar.volume.publish.models import FileInfo, Operation, Publication, VolumeConfig
 from sidecar.volume.publish.retention import Retention
 
 #: Generations in their grace period, at most: a set may be published a thousand times in it.
@@ -49,7 +50,7 @@ class FileSet:
     ) -> Publication:
         """Publish these files, and no others."""
         path = self._settings.path
-        versions = {name: models.content_size(content)[0] for name, content in files.items()}
+        versions = {name: payload.content_size(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
             before = self.see(fd) if layout.active_generation(fd) is not None else None
@@ -63,13 +64,13 @@ class FileSet:
         )
         return self._put_in_force(fd, _DesiredSet(versions, files), before, order)
 
-    def put(self, fd: int, name: str, content: Given, order: Operation) -> Publication:
+    def put(self, fd: int, name: str, content: Payload, order: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
         where = self._settings.where(name)
         before = self._see_whole(fd, where, order)
         old = _versions(before)
         order.conditions.check(f"publish {where}", old.get(name))
-        version, size = models.content_size(content)
+        version, size = payload.content_size(content)
         wanted = {**old, name: version}
         models.check_names(wanted)
         self._check_room(before, name, size)
@@ -327,7 +328,7 @@ class FileSet:
         own = before.snapshot.get_content(name)
         others = before.snapshot.size - (own.size if own is not None else 0)
         if size + others > self._settings.max_size:
-            raise models.too_large(self._settings.where(name), self._settings.max_size)
+            raise payload.too_large(self._settings.where(name), self._settings.max_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,13 +346,13 @@ class _DesiredSet:
     def to_be_written(self) -> int:
         """The bytes on the disk that are not there yet."""
         fresh = self.fresh.values()
-        return sum(on_disk(models.size(c)) for c in fresh if not isinstance(c, atomic.TempFile))
+        return sum(on_disk(payload.size(c)) for c in fresh if not isinstance(c, atomic.TempFile))
 
     @property
     def on_disk(self) -> int:
         """The bytes on the disk of all that is written anew."""
         return sum(
-            on_disk(c.size if isinstance(c, atomic.TempFile) else models.size(c))
+            on_disk(c.size if isinstance(c, atomic.TempFile) else payload.size(c))
             for c in self.fresh.values()
         )
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import hashlib
 import logging
 import os
 import re
 import stat
 import time
-import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,10 +29,7 @@ from sidecar.fs import atomic, dirs, layout, openat, oserrors, permissions
 from sidecar.fs.atomic_writer import timestamp_of
 from sidecar.volume.content import listing, snapshot
 
-DIRECTORY = "..versions"
 _SET = "gen-"
-FILE = "file-"
-_LONGEST = 200
 _NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshot.VERSION_DIGITS}}}", re.ASCII)
 #: A clock may go back; not by so much, or the name is no time that we have noted.
 _AHEAD_NS = 86_400 * 10**9
@@ -78,20 +72,6 @@ def version_in(entry: str) -> str:
     return entry.rsplit("-", 1)[-1]
 
 
-@functools.lru_cache(maxsize=64)
-def directory_of(name: str) -> str:
-    """Return the directory that keeps the contents of a loose file."""
-    quoted = urllib.parse.quote(name, safe="")
-    if len(quoted) > _LONGEST:
-        quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f"{DIRECTORY}/{FILE}{quoted}"
-
-
-def is_folder(entry: str) -> bool:
-    """Whether that is the name of a directory that keeps the contents of a loose file."""
-    return entry.startswith(FILE)
-
-
 def rank(entry: str) -> int:
     """Return the nanoseconds in the name of an entry; 0 for what is none of ours, or is said to be of the future.
 
@@ -105,7 +85,7 @@ def rank(entry: str) -> int:
 
 def latest_version(dir_fd: int, name: str) -> str | None:
     """Return the version that was kept last of a loose file, None if there is none."""
-    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         last = max(os.listdir(fd), key=rank, default="")
         return version_in(last) if rank(last) else None
     return None
@@ -145,7 +125,7 @@ def archive_file(
         return None
     with (
         _BestEffort(name),
-        _Making(dir_fd, directory_of(name)) as (fd, made),
+        _Making(dir_fd, layout.history_of(name)) as (fd, made),
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
@@ -165,8 +145,8 @@ def archive_file(
 def has_version(dir_fd: int, name: str) -> list[str]:
     """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
     current = layout.active_generation(dir_fd)
-    found = [folder for folder in (directory_of(name),) if _is_there(dir_fd, folder)]
-    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+    found = [folder for folder in (layout.history_of(name),) if _is_there(dir_fd, folder)]
+    for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = (e for e in entries if e.startswith(prefix) and (folder, e) != (".", current))
             found += [f"{folder}/{e}" for e in ours if _is_there(fd, f"{e}/{name}")]
@@ -201,7 +181,7 @@ class _BestEffort:
 
 def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
     """Remove entries of a loose file that `archive_file` has named, and return the bytes that this gives back."""
-    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         return sum(_remove(fd, entry) for entry in entries)
     return 0
 
@@ -230,7 +210,7 @@ class _Making:
 
     def _clear(self) -> None:
         """Remove what lies where only directories of ours may lie: these names are reserved."""
-        for path in (DIRECTORY, self._folder):
+        for path in (layout.HISTORY, self._folder):
             if not stat.S_ISDIR(_lstat(self._dir_fd, path).st_mode):
                 os.unlink(path, dir_fd=self._dir_fd)
                 _log.warning("removed what lay in the place of the history: %s", path)
@@ -256,7 +236,7 @@ def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
     if keep > 1:
         with (
             _BestEffort("the set"),
-            _Making(dir_fd, DIRECTORY) as (fd, _),
+            _Making(dir_fd, layout.HISTORY) as (fd, _),
         ):
             atomic.move(dir_fd, generation, fd, generation.removeprefix(layout.HIDDEN))
             for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
@@ -266,7 +246,7 @@ def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
     dirs.rmtree(dir_fd, generation)
 
 
-def disk_usage(dir_fd: int, folder: str = DIRECTORY) -> int:
+def disk_usage(dir_fd: int, folder: str = layout.HISTORY) -> int:
     """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
     total = 0
     with contextlib.suppress(OSError):
@@ -283,12 +263,12 @@ def purge(dir_fd: int) -> bool:
     The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
     """
     forgotten = False
-    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, DIRECTORY) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.HISTORY) as fd:
         for entry in os.listdir(fd):
             if entry.startswith(_SET):
                 dirs.rmtree(fd, entry)
                 forgotten = True
-            elif is_folder(entry):
+            elif layout.is_history_of_file(entry):
                 forgotten = _forget_old(fd, entry) or forgotten
     return forgotten
 
@@ -308,13 +288,13 @@ def _forget_old(dir_fd: int, folder: str) -> bool:
 
 def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
     """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
-    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, directory_of(name)) as fd:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
 def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> None:
     """As `restrict`, for the generations of a set that are not in force."""
-    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             old = [e for e in entries if e.startswith(prefix) and (folder, e) != (".", current)]
             for entry in old:
@@ -328,7 +308,7 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> 
 
     `most` is how many files one of them may have: what has more is none of ours.
     """
-    folder = directory_of(name)
+    folder = layout.history_of(name)
     with _listing(dir_fd, folder) as (fd, entries):
         newest_first = sorted(entries, key=rank, reverse=True)
         found = [v for e in newest_first if (v := _version(fd, folder, e, most)) is not None]
@@ -347,7 +327,7 @@ def versions_of_set(dir_fd: int, most: int) -> list[Version]:
     """
     current = layout.active_generation(dir_fd)
     found: list[Version] = []
-    for folder, prefix in ((".", layout.GENERATION), (DIRECTORY, _SET)):
+    for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
             found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]

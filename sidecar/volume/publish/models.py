@@ -8,14 +8,13 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from sidecar import _errors
 from sidecar.fs import atomic, layout, oserrors
 from sidecar.volume.content import listing, snapshot
+from sidecar.volume.content.payload import Payload
 
 #: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
-Given: TypeAlias = bytes | tuple[atomic.TempFile, str] | snapshot.Content
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
@@ -214,25 +213,9 @@ def check_names(names: Collection[str]) -> None:
                 )
 
 
-def content_size(content: Given) -> tuple[str, int]:
-    """Return version and size of a content that is to be published."""
-    if isinstance(content, bytes):
-        return snapshot.version_of(content), len(content)
-    if isinstance(content, snapshot.Content):
-        return content.version, content.size
-    return content[1], content[0].size
-
-
-def size(content: Given) -> int:
-    """Return the bytes of a content that is to be published."""
-    if isinstance(content, bytes):
-        return len(content)
-    return content.size if isinstance(content, snapshot.Content) else content[0].size
-
-
 @contextmanager
 def staged(
-    fd: int, content: Given, where: str, reused: tuple[str, int] | None = None
+    fd: int, content: Payload, where: str, reused: tuple[str, int] | None = None
 ) -> Iterator[atomic.TempFile]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed.
 
@@ -278,14 +261,6 @@ def uncertain(
 def missing(where: str) -> _errors.FileMissing:
     """Return the error for a file that was to be deleted."""
     return _errors.FileMissing(f"cannot delete {where}: there is no such file")
-
-
-def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
-    """Return the error for a content above the limit, in bytes."""
-    return _errors.ContentTooLarge(
-        f"cannot publish {where}: the content is larger than the limit of {limit} bytes"
-        " (raise max_size, or publish less)"
-    )
 
 
 @functools.lru_cache(maxsize=1024)

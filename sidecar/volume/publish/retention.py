@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from sidecar.fs import dirs
+from sidecar.fs import dirs, layout
 from sidecar.volume.publish import budget, history
 from sidecar.volume.publish.models import VolumeConfig
 
@@ -91,12 +91,12 @@ class Retention:
 
     def published(self, name: str, *, new_name: bool) -> None:
         """Note that there is a file of that name; `new_name`: it had no history before."""
-        self._gone.pop(history.directory_of(name), None)
+        self._gone.pop(layout.history_of(name), None)
         self._new_names += new_name
 
     def deleted(self, name: str) -> None:
         """Note that there is no file of that name any more."""
-        folder = history.directory_of(name)
+        folder = layout.history_of(name)
         self._gone.pop(folder, None)
         self._gone[folder] = None
 
@@ -183,10 +183,10 @@ def _found(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
 
 def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
     """Yield each entry of the history, with the directory that it lies in and its name there."""
-    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, history.DIRECTORY) as top:
+    with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.HISTORY) as top:
         for name in os.listdir(top):
-            path = f"{history.DIRECTORY}/{name}"
-            if not history.is_folder(name):
+            path = f"{layout.HISTORY}/{name}"
+            if not layout.is_history_of_file(name):
                 yield ArchivedVersion(history.rank(name), path), top, name
                 continue
             with contextlib.suppress(OSError), dirs.open_subdir(top, name) as folder:
@@ -221,7 +221,7 @@ def _note(status: os.stat_result, one: ArchivedVersion, inodes: dict[int, _Inode
 
 def _is_there(dir_fd: int, folder: str) -> bool:
     """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
-    name = urllib.parse.unquote(folder.removeprefix(f"{history.DIRECTORY}/{history.FILE}"))
+    name = urllib.parse.unquote(folder.removeprefix(f"{layout.HISTORY}/{layout.HISTORY_OF_FILE}"))
     above, _, leaf = name.rpartition("/")
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, above) as parent:
         os.stat(leaf, dir_fd=parent, follow_symlinks=False)

@@ -17,13 +17,13 @@ from functools import partial
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.fs import atomic, dirs, inode_reuse, open_file, openat, oserrors, permissions
-from sidecar.volume.content import snapshot
+from sidecar.fs import atomic, dirs, inode_reuse, layout, open_file, openat, oserrors, permissions
+from sidecar.volume.content import payload, snapshot
+from sidecar.volume.content.payload import Payload
 from sidecar.volume.publish import history, models
 from sidecar.volume.publish.budget import Budget
 from sidecar.volume.publish.models import (
     FileInfo,
-    Given,
     Operation,
     Preconditions,
     Publication,
@@ -66,10 +66,10 @@ class SingleFiles:
         """The state in which a file was left by this object, and its version then."""
         self._doubtful: set[str] = set()
 
-    def put(self, fd: int, name: str, content: Given, order: Operation) -> Publication:
+    def put(self, fd: int, name: str, content: Payload, order: Operation) -> Publication:
         """Publish one file."""
         where = self._settings.where(name)
-        version, size = models.content_size(content)
+        version, size = payload.content_size(content)
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
         what = f"publish {where}"
@@ -155,7 +155,7 @@ class SingleFiles:
             return None
         with contextlib.suppress(IndexError, OSError):  # another thread removes them all
             name, entry = self.expired.popleft()
-            with dirs.open_subdir(fd, history.directory_of(name)) as folder:
+            with dirs.open_subdir(fd, layout.history_of(name)) as folder:
                 taken = inode_reuse.try_reuse(folder, entry, fd, self._settings.fits)
             if taken is None:
                 self.expired.append((name, entry))  # too young, or somebody reads it

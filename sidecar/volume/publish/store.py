@@ -29,14 +29,14 @@ from sidecar.fs import (
     openat,
     oserrors,
 )
-from sidecar.volume.content import listing, loader
+from sidecar.volume.content import listing, loader, payload
 from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.payload import Payload
 from sidecar.volume.content.snapshot import Content, Snapshot
 from sidecar.volume.publish import file_sets, history, models, retention, single_files
 from sidecar.volume.publish.budget import Budget, OverBudget
 from sidecar.volume.publish.models import (
     FileInfo,
-    Given,
     Operation,
     Preconditions,
     Publication,
@@ -127,10 +127,10 @@ class Store:
         with self._writing(order) as fd:
             return self._with_room(fd, stage, order)
 
-    def put(self, name: str, content: Given, order: Operation) -> Publication:
+    def put(self, name: str, content: Payload, order: Operation) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
-        version, size = models.content_size(content)
+        version, size = payload.content_size(content)
         if self._is_absent(order):
             self._try_to_make(order, size, self._settings.where(name))
             return Publication(version, True, True, time.time(), size)
@@ -194,11 +194,11 @@ class Store:
     def publish(self, files: Mapping[str, bytes | Content], order: Operation) -> Publication:
         """Publish a whole set: these files, and no others."""
         models.check_names(files)
-        size = sum(map(models.size, files.values()))
+        size = sum(map(payload.size, files.values()))
         if self._is_absent(order):
             self._try_to_make(order, size, self._path)
             version = snapshots.version_of_set(
-                {n: models.content_size(c)[0] for n, c in files.items()}
+                {n: payload.content_size(c)[0] for n, c in files.items()}
             )
             return Publication(version, True, True, time.time(), size)
         with self._writing(order) as fd:

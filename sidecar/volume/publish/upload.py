@@ -13,8 +13,9 @@ from sidecar import _errors
 from sidecar.fs import atomic, open_file, oserrors
 from sidecar.fs.openat import StatSignature
 from sidecar.process import executor
+from sidecar.volume.content import payload
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content
-from sidecar.volume.publish import models, store
+from sidecar.volume.publish import store
 from sidecar.volume.publish.models import Operation
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Upload:
         self._open_file()
         self._size += len(chunk)
         if self._size > self._limit:
-            raise models.too_large(self._where, self._limit)
+            raise payload.too_large(self._where, self._limit)
         if len(chunk) >= _WRITE_AT_LEAST:
             await self.flush()
             await self._append(memoryview(chunk))

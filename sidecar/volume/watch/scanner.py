@@ -21,7 +21,6 @@ from sidecar.fs.notify import base, select
 from sidecar.volume.content import listing, loader
 from sidecar.volume.content.filters import EVERYTHING, Filter
 from sidecar.volume.content.scan_result import ScanResult
-from sidecar.volume.publish import history
 from sidecar.volume.watch.coverage import Coverage
 
 
@@ -158,7 +157,7 @@ class PathScanner:
         suffix = f"-{version}"
         with (
             contextlib.suppress(OSError),
-            dirs.open_subdir(self._fd, history.directory_of(name)) as fd,
+            dirs.open_subdir(self._fd, layout.history_of(name)) as fd,
         ):
             for entry in os.listdir(fd):
                 if entry.endswith(suffix):

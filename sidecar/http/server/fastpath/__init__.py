@@ -10,7 +10,7 @@ It is there for the numbers of docs/benchmarks.md (a third of the CPU of a handl
 with `ServerProtocol` in place of `FastPathProtocol` every request is answered by its handler.
 
     sidecar.http.handler_api   a handler says that its answer depends on nothing but the request and what `invalidate_all` is called for
-    protocol                   asks for an answer while no request is under way, and stores what aiohttp has sent
+    `protocol`                 asks for an answer while no request is under way, and stores what aiohttp has sent
     listener_cache             what is cached at one listener
 
 A `listener_cache` is a `response_cache`, `write_templates` (requests to write that differ in their content alone)

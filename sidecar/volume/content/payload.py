@@ -1,0 +1,37 @@
+"""What is to be published: its size and version, whatever form it has."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from sidecar import _errors
+from sidecar.fs.atomic import TempFile
+from sidecar.volume.content import snapshot
+from sidecar.volume.content.snapshot import Content
+
+Payload: TypeAlias = bytes | tuple[TempFile, str] | Content
+"""Bytes, a file that has been written beside the others with its version, or a content that lies on a disk."""
+
+
+def content_size(content: Payload) -> tuple[str, int]:
+    """Return version and size of a content that is to be published."""
+    if isinstance(content, bytes):
+        return snapshot.version_of(content), len(content)
+    if isinstance(content, Content):
+        return content.version, content.size
+    return content[1], content[0].size
+
+
+def size(content: Payload) -> int:
+    """Return the bytes of a content that is to be published."""
+    if isinstance(content, bytes):
+        return len(content)
+    return content.size if isinstance(content, Content) else content[0].size
+
+
+def too_large(where: str, limit: int) -> _errors.ContentTooLarge:
+    """Return the error for a content above the limit, in bytes."""
+    return _errors.ContentTooLarge(
+        f"cannot publish {where}: the content is larger than the limit of {limit} bytes"
+        " (raise max_size, or publish less)"
+    )
