@@ -29,14 +29,14 @@ async def in_child(main: Callable[[], Coroutine[Any, Any, object]]) -> object:
     def run() -> None:
         asyncio._set_running_loop(None)
         try:
-            theirs.send(asyncio.run(asyncio.wait_for(main(), 10)))
+            theirs.send(asyncio.run(asyncio.wait_for(main(), 40)))
         except BaseException as error:  # noqa: BLE001 (it is what the test compares)
             theirs.send(f"{type(error).__name__}: {error}")
 
     child = FORK.Process(target=run)
     child.start()
     try:
-        assert await asyncio.to_thread(ours.poll, 20), "the child says nothing"
+        assert await asyncio.to_thread(ours.poll, 50), "the child says nothing"
         return ours.recv()
     finally:
         child.kill()
@@ -50,7 +50,7 @@ async def in_other_loop(main: Callable[[], Coroutine[Any, Any, object]]) -> obje
 
     def run() -> object:
         try:
-            return asyncio.run(asyncio.wait_for(main(), 10))
+            return asyncio.run(asyncio.wait_for(main(), 40))
         except Exception as error:  # noqa: BLE001 (it is what the test compares)
             return f"{type(error).__name__}: {error}"
 
