@@ -195,35 +195,32 @@ def test_the_bill_of_materials_is_what_the_image_is_made_of(tmp_path: Path) -> N
 
 
 MEASURE = """
-import sys, time
-begin = time.process_time()
+import sys
 import sidecar
 [getattr(sidecar, name) for name in sys.argv[1:]]
-spent = time.process_time() - begin
 pages = int(open("/proc/self/statm").read().split()[1])
-print(spent, pages * 4096 / 1e6, *sys.modules)
+print(pages * 4096 / 1e6, *sys.modules)
 """
 
 
-def weight(*names: str) -> tuple[float, float, set[str]]:
-    """CPU seconds, MB and modules of a program that uses these names; the fastest of three."""
+def weight(*names: str) -> tuple[float, set[str]]:
+    """MB and modules of a program that uses these names; the smallest of three."""
     runs = [python("-c", MEASURE, *names).split() for _ in range(3)]
     best = min(runs, key=lambda run: float(run[0]))
-    return float(best[0]), float(best[1]), set(best[2:])
+    return float(best[0]), set(best[1:])
 
 
 def test_a_program_that_only_publishes_loads_no_web_server() -> None:
     """A writer of twelve lines stays small."""
-    _seconds, megabytes, modules = weight("Volume", "run", "every")
+    megabytes, modules = weight("Volume", "run", "every")
     assert not {"aiohttp", "click", "jsonschema", "yaml"} & modules
     assert megabytes < 34
 
 
 def test_what_a_reader_needs_leaves_the_rest_alone() -> None:
-    """The first answer comes within 0.6 s after the start, and the imports are most of that."""
-    seconds, _megabytes, modules = weight("reader_app", "serve", "run")
+    """Imports are most of the time to the first answer; `make bench` measures it."""
+    _megabytes, modules = weight("reader_app", "serve", "run")
     assert not {"jsonschema", "yaml", "click", "tomllib", "importlib.metadata"} & modules
-    assert seconds < 0.6
 
 
 def test_a_reader_at_rest_stays_under_45_megabytes(

@@ -4,7 +4,7 @@ A group is a decorator. It adds its options and hands the function one frozen ob
 
     @command("write")
     @options.listening(default=8080)
-    def command(listening: options.Listening) -> None: ...
+    def command(listening: options.ServerOptions) -> None: ...
 """
 
 from __future__ import annotations

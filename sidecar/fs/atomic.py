@@ -6,7 +6,7 @@ Temporary file in the same directory, mode and group before anybody can see it, 
 and what was acknowledged survives a power cut (rename(2), fsync(2), close(2)).
 A failed `fsync` is never repeated, since the kernel forgets the error and drops the pages; the file is dropped instead.
 
-Callers hold `locks.locked` while they change a directory.
+Callers hold `flock.directory_lock` while they change a directory.
 No link is followed on the way to what is changed: a neighbour could have planted it.
 """
 
@@ -36,10 +36,10 @@ _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 class TempFile:
     """A temporary file in the directory of its target, not yet visible under any name that is read.
 
-    Make one under `locks.locked`; the file's own lock then tells `locks.sweep` that its writer lives.
+    Make one under `flock.directory_lock`; the file's own lock then tells `flock.remove_orphans` that its writer lives.
     Then `write`, `seal`, and `replace`; at last `discard`, always: it gives back what is left.
     A `brief` one ends before that lock is given back, and `dir_fd` is closed: it needs no lock and directory of its own.
-    `reused` are name and descriptor of a file that `reuse.take` has found, for a brief one: it has its mode already.
+    `reused` are name and descriptor of a file that `inode_reuse.try_reuse` has found, for a brief one: it has its mode already.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TempFile:
         What is published is known by `status` from then on, whoever gives its name to another file.
 
         Raises:
-            ModeRefused, GroupRefused: see those.
+            ChmodDenied, ChownDenied: see those.
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
         if self._reused:
@@ -156,8 +156,8 @@ def set_owner_and_mode(fd: int, mode: int, group: int | None) -> os.stat_result:
     unless it lets somebody read who was to be kept out.
 
     Raises:
-        GroupRefused: the process may not give it to that group.
-        ModeRefused: the mount fixes another mode.
+        ChownDenied: the process may not give it to that group.
+        ChmodDenied: the mount fixes another mode.
         OSError: as fchmod(2).
     """
     if group is not None:

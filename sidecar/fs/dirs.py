@@ -77,7 +77,7 @@ def _make_in(parent: str, name: str) -> None:
         openat.close(above)
 
 
-class open_subdir:  # noqa: N801 (used as a function, see `failures.publishing`)
+class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_errors`)
     """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
 
     With `make`, what is missing is created, as `permissions.set_directory_access` says;

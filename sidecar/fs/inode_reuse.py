@@ -28,8 +28,8 @@ def try_reuse(
 ) -> tuple[str, int] | None:
     """Move the file `entry` to a temporary name in another directory of the volume, and return that and a descriptor.
 
-    `fits` tells whether it has the mode and the group that are wanted. Call it under `locks.locked`;
-    what killed writers leave is removed by `locks.sweep`. None, and nothing has happened, if it cannot be taken.
+    `fits` tells whether it has the mode and the group that are wanted. Call it under `flock.directory_lock`;
+    what killed writers leave is removed by `flock.remove_orphans`. None, and nothing has happened, if it cannot be taken.
 
     Raises:
         OSError: it cannot be opened, or moved.

@@ -78,7 +78,7 @@ class OpenFile(_Descriptor):
         self.where = where
 
     def __repr__(self) -> str:
-        return f"<Pinned {self.where} size={self.size}>"
+        return f"<OpenFile {self.where} size={self.size}>"
 
     @property
     def size(self) -> int:
@@ -187,7 +187,7 @@ class LazyFile:
         return found
 
     def whole(self) -> bytes:
-        """Return all of it. Blocking; raises as `open` and `Pinned.read`."""
+        """Return all of it. Blocking; raises as `open` and `OpenFile.read`."""
         return self.open().whole()
 
 

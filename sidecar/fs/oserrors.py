@@ -138,7 +138,7 @@ def give_group(fd: int, group: int) -> None:
     """Give an open file or directory to a group.
 
     Raises:
-        GroupRefused: the process may not, or the mount fixes the groups of all its files.
+        ChownDenied: the process may not, or the mount fixes the groups of all its files.
     """
     if os.fstat(fd).st_gid == group:
         return

@@ -28,7 +28,7 @@ def set_directory_access(fd: int, above_fd: int, group: int | None = None) -> No
     Nothing is inherited from a directory with the sticky bit: there each user's names are protected from the others.
 
     Raises:
-        GroupRefused: the process may not give it to `group`.
+        ChownDenied: the process may not give it to `group`.
     """
     above = os.fstat(above_fd)
     shared = _is_shared_by_group(above)

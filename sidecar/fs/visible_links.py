@@ -33,7 +33,7 @@ class LinkUpdate:
     Of `spared` entries the link may be missing: what stands in their way is noted as `blocked`, and not raised.
 
     Raises:
-        LinksRefused: the file system has no symbolic links.
+        SymlinksUnsupported: the file system has no symbolic links.
         Refused: the sticky bit protects what lies in the place of a link.
         OSError: there is no room for a link; `EISDIR` if a directory with other files lies in its place,
             `EBUSY` if that is a mount. `filename` is the entry.

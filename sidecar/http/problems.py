@@ -144,7 +144,7 @@ class UntypedProblem(web.HTTPException):
 def from_error(error: _errors.SidecarError) -> Problem:
     """Return the problem that an error of ours is.
 
-    >>> of(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
+    >>> from_error(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
     507
     """
     detail = str(error)

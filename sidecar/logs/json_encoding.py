@@ -26,7 +26,7 @@ from sidecar.logs.records import Batch, Block, Record
 _OPTIONS = orjson.OPT_NON_STR_KEYS
 _SECOND = 1_000_000_000
 _PIECE = 24 << 10
-"""Bytes of lines that become JSON at once: what they become stays below the 64 KiB of `memory.keep_no_large`."""
+"""Bytes of lines that become JSON at once: what they become stays below the 64 KiB of `memory.lower_mmap_threshold`."""
 _LINES = 64
 """Records that do."""
 
@@ -34,7 +34,7 @@ _LINES = 64
 def to_document(record: Record) -> dict[str, Any]:
     """Return what the record says, as an object of its own.
 
-    >>> document(Record(b"hello", file="/log/app", offset=6, level="info"))
+    >>> to_document(Record(b"hello", file="/log/app", offset=6, level="info"))
     {'time': '1970-01-01T00:00:00.000000000Z', 'level': 'info', 'message': 'hello', 'file': '/log/app', 'offset': 6}
     """
     made: dict[str, Any] = {"time": rfc3339(record.time)}

@@ -199,7 +199,7 @@ def _refuse_directory(name: str, path: str | None) -> None:
 def parse_sink_spec(text: str) -> Mapping[str, Any]:
     r"""Turn what stands behind `--parse` into a stage.
 
-    >>> parse_spec("json"), parse_spec(r"regex:(?P<level>\w+)")
+    >>> parse_sink_spec("json"), parse_sink_spec(r"regex:(?P<level>\w+)")
     ({'parse': 'json'}, {'parse': {'regex': '(?P<level>\\w+)'}})
     """
     kind, colon, rest = text.partition(":")

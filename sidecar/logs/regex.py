@@ -66,9 +66,9 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Pattern:
     Raises:
         ConfigError: no valid pattern, or one that RE2 leaves out; the message says what and where.
 
-    >>> compiled(r"(?P<verb>GET|POST) (?P<path>\S+)").groups("GET /healthz 200")
+    >>> compile_pattern(r"(?P<verb>GET|POST) (?P<path>\S+)").groups("GET /healthz 200")
     {'verb': 'GET', 'path': '/healthz'}
-    >>> compiled("(?=x)")
+    >>> compile_pattern("(?=x)")
     Traceback (most recent call last):
     sidecar._errors.ConfigError: the pattern '(?=x)' cannot be used: invalid perl operator: (?= (syntax: RE2, without look-around and back-references)
     """

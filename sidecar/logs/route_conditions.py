@@ -28,7 +28,7 @@ def make_condition(given: Any) -> Condition:
     Raises:
         TypeError, ValueError: it is none; half a sentence says why. Of patterns: ConfigError.
 
-    >>> holds = condition({"min_level": "warn", "not": {"text": "/healthz"}})
+    >>> holds = make_condition({"min_level": "warn", "not": {"text": "/healthz"}})
     >>> holds(Record(b"GET / 500", level="error")), holds(Record(b"GET / 200", level="info"))
     (True, False)
     """

@@ -43,7 +43,7 @@ def check_integer(name: str, value: object, *, least: int = 0, unit: str = "") -
 def check_size(name: str, value: object, *, least: int = 0) -> int:
     """Take a number of bytes, or a text with a suffix of Kubernetes, as the command does.
 
-    >>> size("max_size", "64Mi"), size("max_size", 512)
+    >>> check_size("max_size", "64Mi"), check_size("max_size", 512)
     (67108864, 512)
     """
     if isinstance(value, str):
@@ -169,7 +169,7 @@ def words(name: str, value: object) -> tuple[str, ...]:
 def check_etags(name: str, value: object) -> tuple[str, ...] | None:
     """Take entity tags, one or several; a version without quotes is the tag of that version, and `*` is any.
 
-    >>> tags("if_match", "a665a459"), tags("if_match", ['"a665a459"', "*"])
+    >>> check_etags("if_match", "a665a459"), check_etags("if_match", ['"a665a459"', "*"])
     (('"a665a459"',), ('"a665a459"', '*'))
     """
     if value is None:

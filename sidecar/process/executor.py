@@ -47,7 +47,7 @@ async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.
     Work that was still waiting for a free thread is dropped instead and never begins.
 
     >>> import asyncio
-    >>> asyncio.run(in_thread(pow, 2, 10))
+    >>> asyncio.run(run_in_thread(pow, 2, 10))
     1024
     """
     return await _end_of(_submit(IO_POOL, function, *args, **kwargs))

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 def trim_heap() -> bool:
     """Return unused pages of the heap to the kernel; tells whether this C library can.
 
-    >>> give_back() in (True, False)
+    >>> trim_heap() in (True, False)
     True
     """
     import ctypes  # a fifth of a megabyte: only for those who come here
@@ -34,7 +34,7 @@ def lower_mmap_threshold(size: int = 64 << 10) -> bool:
     a megabyte of a collector that makes bodies of a few hundred kilobytes all the time.
     It costs a page fault for every 4 KiB.
 
-    >>> keep_no_large() in (True, False)
+    >>> lower_mmap_threshold() in (True, False)
     True
     """
     return _set(_M_MMAP_THRESHOLD, size)
@@ -46,7 +46,7 @@ def raise_mmap_threshold(size: int = 8 << 20) -> bool:
     The opposite of `lower_mmap_threshold`, for who fills and frees the same buffers thousands of times a second:
     fetching their pages from the kernel each time cost a collector as much as copying the lines into them.
 
-    >>> keep_large() in (True, False)
+    >>> raise_mmap_threshold() in (True, False)
     True
     """
     return _set(_M_MMAP_THRESHOLD, size) and _set(_M_TRIM_THRESHOLD, size)
@@ -58,7 +58,7 @@ def use_single_arena() -> bool:
     Threads that wait for a disk and hand over what they have read do not compete for it,
     and what one has freed the next one takes: 4 MB less of a collector that moves lines.
 
-    >>> share_one_heap() in (True, False)
+    >>> use_single_arena() in (True, False)
     True
     """
     return _set(_M_ARENA_MAX, 1)

@@ -16,7 +16,7 @@ def raise_nofile_limit() -> int:
     and with a hard one that is far higher: https://0pointer.net/blog/file-descriptor-limits.html.
     It is for a process that is ours. In a program of somebody else the limit stays what it is.
 
-    >>> allow_enough() >= 1
+    >>> raise_nofile_limit() >= 1
     True
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

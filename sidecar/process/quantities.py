@@ -37,7 +37,7 @@ def seconds(value: str) -> float:
 def format_size(count: int) -> str:
     """Return a number of bytes as people read it, in the form that `size` takes.
 
-    >>> shown(192 << 20), shown(1000)
+    >>> format_size(192 << 20), format_size(1000)
     ('192Mi', '1000')
     """
     for factor, suffix in ((1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")):

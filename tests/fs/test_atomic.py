@@ -62,8 +62,11 @@ def test_mode_and_group_are_there_before_the_name_is(fd: int, tmp_path: Path) ->
 
 
 @pytest.mark.root
-def test_a_group_that_may_not_be_given_is_named(open_path: Path) -> None:
+def test_a_group_that_may_not_be_given_is_named(
+    open_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The message says which group, and what to change in the Pod."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with as_user(65532), opened(open_path) as fd:
         staged = atomic.TempFile(fd)
         with pytest.raises(oserrors.ChownDenied) as caught:

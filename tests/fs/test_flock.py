@@ -233,7 +233,7 @@ def test_the_young_files_of_another_user_are_spared(open_path: Path) -> None:
 
 def staging(directory: Path) -> AbstractContextManager[None]:
     """Let another process have a staged file, and kill it at the end."""
-    return doing("from sidecar.fs import atomic\nstaged = atomic.Staged(fd)", directory)
+    return doing("from sidecar.fs import atomic\nstaged = atomic.TempFile(fd)", directory)
 
 
 @contextmanager

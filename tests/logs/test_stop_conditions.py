@@ -76,7 +76,8 @@ def test_the_command_ends_with_the_file(
 
 def test_the_end_of_a_process_is_noticed(tmp_path: Path) -> None:
     """By the name of the program, as in a Pod with one process namespace."""
-    program = shutil.copy("/bin/sleep", tmp_path / f"worker-{os.getpid()}")  # no other one has it
+    program = tmp_path / f"worker-{os.getpid()}"  # no other one has that name
+    shutil.copy("/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as process:
         ended = stop_conditions.process_ended(program.name)
         before = ended()

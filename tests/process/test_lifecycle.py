@@ -293,7 +293,7 @@ def test_process_1_of_a_container_obeys_both_signals(
     path.write_text(
         "import asyncio, os, time\nfrom sidecar.process import lifecycle\n"
         "async def main():\n    print('up as', os.getpid())\n    await asyncio.Event().wait()\n"
-        "running.run(main())\nprint('main has ended')\ntime.sleep(60)\n"
+        "lifecycle.run(main())\nprint('main has ended')\ntime.sleep(60)\n"
     )
     process = start_process("unshare", "--pid", "--fork", sys.executable, path, until="up as 1\n")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

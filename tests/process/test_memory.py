@@ -52,7 +52,7 @@ print(touched(100))
 """
     kept, fetched = (
         int(subprocess.check_output([sys.executable, "-c", faults.format(how)]))
-        for how in ("memory.keep_large()", "memory.keep_no_large()")
+        for how in ("memory.raise_mmap_threshold()", "memory.lower_mmap_threshold()")
     )
     assert kept < 100
     assert fetched > 20_000
@@ -83,7 +83,7 @@ gate.wait()
 """
     one, many = (
         int(subprocess.check_output([sys.executable, "-c", heaps.format(how)]))
-        for how in ("memory.share_one_heap()", "")
+        for how in ("memory.use_single_arena()", "")
     )
     assert one == 0
     assert many > 0

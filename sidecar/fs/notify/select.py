@@ -1,9 +1,9 @@
 """Where hints come from: which source suits a file system, and how it is had.
 
 Three of them behind one small protocol, `Notifier`:
-`InotifyHints` on Linux, which wakes nobody while nothing happens;
-`WatchfilesHints` elsewhere;
-`PollHints`, which gives none, for where events cannot be trusted.
+`InotifyNotifier` on Linux, which wakes nobody while nothing happens;
+`WatchfilesNotifier` elsewhere;
+`PollNotifier`, which gives none, for where events cannot be trusted.
 All of them ring a `WakeupPipe` or are waited for together with one, so that one thread can wait for everything at once.
 """
 

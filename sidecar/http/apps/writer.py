@@ -187,7 +187,7 @@ class Writer:
     buffers: BufferPool = field(default_factory=BufferPool)
 
     def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
-        """Publish a value of `content` for the lane; None if it is not fit for that. See `lane.Write`."""
+        """Publish a value of `content` for the lane; None if it is not fit for that. See `handler_api.WriteFunction`."""
         try:
             content = write_request.decoded(value)
         except problems.Problem:

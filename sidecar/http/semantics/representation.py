@@ -89,7 +89,7 @@ class Representation:
 class EntityTags:
     """The value of `If-Match` or `If-None-Match`: `*`, or a list of entity tags.
 
-    >>> tags = Tags.parse('"a", W/"b"')
+    >>> tags = EntityTags.parse('"a", W/"b"')
     >>> tags.match('"b"'), tags.match_strongly('"b"'), tags.match_strongly('"a"')
     (True, False, True)
     """

@@ -40,7 +40,7 @@ class MemFd:
     Raises:
         OSError: there is no descriptor left for it, or no memory.
 
-    >>> MemoryFile(b"HTTP/1.1 200 OK").size
+    >>> MemFd(b"HTTP/1.1 200 OK").size
     15
     """
 

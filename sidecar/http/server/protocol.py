@@ -49,7 +49,7 @@ PRIVATE_NAMES = frozenset(
         "_upgraded",
     }
 )
-"""What `ServerProtocol` and `Express` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
+"""What `ServerProtocol` and `FastPathProtocol` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
 A test compares it with what they use."""
 if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHandler, name)):
     raise ImportError(

@@ -20,7 +20,7 @@ class _Sent:
 class OffsetWindow:
     r"""What has been handed to a sink and not been acknowledged, in the order of the file.
 
-    >>> window = AckWindow(Place(0))
+    >>> window = OffsetWindow(Position(0))
     >>> first, second = (Block(b"a\n", "f", "id", start, start + 2, 0) for start in (0, 2))
     >>> window.sent(first); window.sent(second)
     >>> window.acknowledge(second); window.place.offset      # the first is still missing

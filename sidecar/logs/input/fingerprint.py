@@ -100,7 +100,7 @@ class SampledHashes:
     `copytruncate` under a busy writer leaves a copy that is shorter than what a quick reader has read.
     Places are a sixteenth of the way apart, the last 64 of them are kept: a kilobyte a file.
 
-    >>> landmarks = Landmarks()
+    >>> landmarks = SampledHashes()
     >>> landmarks.passed(0, bytes(range(256)) * 32, 8192)
     >>> landmarks
     <Landmarks 8, the last at 8192>
@@ -162,7 +162,7 @@ def plain_name(name: str) -> str:
 def base_log_name(name: str) -> str:
     """Return what rotation leaves of a file name.
 
-    >>> {core_name(n) for n in ("app.log", "app.log.1", "app.log.2.gz", "app-20260101.log", "app.log-20260101.gz")}
+    >>> {base_log_name(n) for n in ("app.log", "app.log.1", "app.log.2.gz", "app-20260101.log", "app.log-20260101.gz")}
     {'app.log'}
     """
     while (shorter := _ROTATION.sub("", name)) != name and shorter:
@@ -173,7 +173,7 @@ def base_log_name(name: str) -> str:
 def same_log_family(one: str, other: str) -> bool:
     """Whether the names may be of one log file and its rotated past. Some scripts put another extension in place.
 
-    >>> [are_related("app.log", other) for other in ("app.log.1", "app.bak", "app.1", "app.err", "other.bak")]
+    >>> [same_log_family("app.log", other) for other in ("app.log.1", "app.bak", "app.1", "app.err", "other.bak")]
     [True, True, True, False, False]
     """
     first, second = base_log_name(one), base_log_name(other)

@@ -48,7 +48,7 @@ def redact_url(url: str) -> str:
     A key for the receiver stands there often enough. It is no part of a sink's name in the checkpoint either:
     a new key must not make a new sink, which would get everything again.
 
-    >>> shown("https://ada:secret@logs.example.com/in?api_key=secret&source=shop")
+    >>> redact_url("https://ada:secret@logs.example.com/in?api_key=secret&source=shop")
     'https://logs.example.com/in?api_key=***&source=***'
     """
     rest, question, query = url.partition("?")

@@ -93,7 +93,7 @@ def make_sink(
     Raises:
         ConfigError: no such form, no such option, or a value that cannot work.
 
-    >>> sink("loki+http://loki:3100#tenant=shop")
+    >>> make_sink("loki+http://loki:3100#tenant=shop")
     <LokiSink http://loki:3100/loki/api/v1/push>
     """
     bare, kind, in_address = _split(address)

@@ -57,7 +57,7 @@ class MetricAggregator:
 def merge(parts: Iterable[Sequence[Family]]) -> list[Family]:
     """Return one family for all of the same name; the text is that of the first.
 
-    >>> added_up([[("n", "", "counter", [("n_total", {}, 1.0)])]] * 3)
+    >>> merge([[("n", "", "counter", [("n_total", {}, 1.0)])]] * 3)
     [('n', '', 'counter', [('n_total', {}, 3.0)])]
     """
     found: dict[str, tuple[str, str, dict[tuple[str, ...], tuple[dict[str, str], float]]]] = {}

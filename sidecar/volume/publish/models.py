@@ -219,7 +219,7 @@ def staged(
 ) -> Iterator[atomic.TempFile]:
     """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed.
 
-    `reused` is a file to write it into, see `reuse.take`.
+    `reused` is a file to write it into, see `inode_reuse.try_reuse`.
     """
     with oserrors.map_publish_errors(f"publish {where}"):
         if isinstance(content, tuple):

@@ -27,7 +27,7 @@ _PIECE = 1 << 18
 def format_for(name: str) -> Format:
     """Return the syntax that the ending of a name says, JSON where it says none.
 
-    >>> said_by("routes.yml"), said_by("config")
+    >>> format_for("routes.yml"), format_for("config")
     ('yaml', 'json')
     """
     return _SUFFIXES.get(PurePosixPath(name).suffix, "json")

@@ -84,7 +84,7 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
 
 def test_a_worker_that_hangs_is_killed_when_it_should_have_ended(program: StartProcess) -> None:
     """SIGSTOP stands for a disk that is gone; the others end in order, and the program says who it was."""
-    process = program(SERVE, before="workers.KILL_AFTER = 0.3\n", until="all 2 workers")
+    process = program(SERVE, before="supervisor.KILL_AFTER = 0.3\n", until="all 2 workers")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGSTOP)
     assert process.stop() == 128 + signal.SIGKILL
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_program(
     assert f"has ended {how}, the 5th time within 60 s: giving up" in process.output
     pauses = re.findall(r"another one begins (?:now|in (\S+) s)", process.output)
     assert pauses == ["", "0.01", "0.02", "0.04"]
-    assert "running[1]: SIGTERM: draining" in process.output
+    assert "lifecycle[1]: SIGTERM: draining" in process.output
 
 
 def test_deaths_that_are_far_apart_are_no_reason_to_end(program: StartProcess) -> None:

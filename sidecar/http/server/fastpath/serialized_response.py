@@ -25,7 +25,7 @@ class SerializedResponse(NamedTuple):
 def serialize(request: BaseRequest, response: web.Response) -> SerializedResponse | None:
     """Return a response as aiohttp has written it; None if that cannot be known, or may be another the next time.
 
-    A body that is sent in pieces (`answers.PIECE`) is none that is known: a slow client is to hold one of them, not all.
+    A body that is sent in pieces (`representation.CHUNK_SIZE`) is none that is known: a slow client is to hold one of them, not all.
 
     The number of bytes that aiohttp has counted proves it: nothing was sent besides, and nothing in another form.
     """

@@ -5,7 +5,7 @@ and the second opens a room for all others: there a connection is an entry in a 
 When something has changed aiohttp answers the first, and the others get the same bytes:
 
     handler            says `room_for`, for as long as what is there is not new to those words
-    Express            enters it, and holds back what else comes
+    FastPathProtocol   enters it, and holds back what else comes
     Rooms              know where it is, and whether the answer has been given once (`Lane.told`)
 """
 

@@ -5,7 +5,7 @@ as a form whose answer differs in nothing but `ETag` and `Date`, and the value i
 if it is made of signs that mean nothing but themselves, wherever they stand in it:
 
     handler            says `offer_writes`: what would publish another value in the place of this one
-    Express            lets it be published, and holds back what else comes until it has ended
+    FastPathProtocol   lets it be published, and holds back what else comes until it has ended
     Forms              fill in the answer
 
 Where that ends in any other way than well, aiohttp gets the request after all, and its handler the outcome
