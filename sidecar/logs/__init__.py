@@ -10,7 +10,7 @@ Inside, `collector` drives a source (`input/`), for ever or until one of the `st
 and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` is what flows between them.
 `stages/` and `sinks/` are what users choose from; `json_encoding` is a record as JSON, `regex` the regular expressions,
 `pod_metadata` what a Pod knows of itself.
-`pipeline` makes a pipeline of `config_types` in a file, `route_conditions` the conditions of its routes;
+`pipeline` makes a pipeline of `config_types` in a file;
 `config_file` reads that file, whose `config_references` are resolved first, and `pipelines` runs what it says.
 `replay` delivers dead letters once more. `testing` is for users' tests.
 """

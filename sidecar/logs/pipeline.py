@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config_types, route_conditions, stages, stop_conditions
+from sidecar.logs import config_types, stages, stop_conditions
 from sidecar.logs.collector import Collector
 from sidecar.logs.input import stack_traces
 from sidecar.logs.input.framing import Multiline
@@ -33,7 +33,7 @@ from sidecar.logs.records import Stage
 from sidecar.logs.sinks import factory
 from sidecar.logs.sinks.base import Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
-from sidecar.logs.stages import options, time_zones
+from sidecar.logs.stages import conditions, options, time_zones
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _route(
     own: list[Stage] = []
     if "when" in spec:
         try:
-            own.append(stages.keep(route_conditions.make_condition(spec["when"])))
+            own.append(stages.keep(conditions.make_condition(spec["when"])))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: when: {error}") from error
     for number, stage in enumerate(_list(spec.get("stages", [])), 1):

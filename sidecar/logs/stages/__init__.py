@@ -1,7 +1,7 @@
 """Steps between file and sink: plain functions from a record to a record, or to None.
 
 `parse` and `formats` read what is in a line, `severity` its level, `timestamp` and `time_zones` when it was written;
-`filter` says which lines go on, `limiting` leaves lines out to have fewer;
+`filter` says which lines go on, `conditions` how a configuration puts that, `limiting` leaves lines out to have fewer;
 `mutate` changes what they say, with `escapes` for what an encoding hides, and `ansi` for control sequences of terminals;
 `log_metrics` makes metrics of lines. `options` makes stages of a configuration.
 A stage never fails on a line: what it does not understand it passes on as it came.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.logs import config_types, route_conditions, stages
+from sidecar.logs import config_types, stages
 from sidecar.logs.records import Stage
+from sidecar.logs.stages import conditions
 
 Maker = Callable[[Any, str | None], list[Stage]]
 """What stands behind the name, and the zone of times that name none."""
@@ -94,13 +95,13 @@ def _remove(given: Any, _zone: str | None) -> list[Stage]:
 
 def _keep(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.keep(route_conditions.make_condition(given))]
+        return [stages.keep(conditions.make_condition(given))]
     return [stages.keep(pattern) for pattern in config_types.patterns(given)]
 
 
 def _drop(given: Any, _zone: str | None) -> list[Stage]:
     if isinstance(given, dict):
-        return [stages.drop(route_conditions.make_condition(given))]
+        return [stages.drop(conditions.make_condition(given))]
     return [stages.drop(pattern) for pattern in config_types.patterns(given)]
 
 
