@@ -26,7 +26,7 @@ from sidecar.fs import layout
 from sidecar.volume.publish.models import Operation
 from sidecar.volume.publish.store import Store
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def _words(text: str) -> frozenset[str]:

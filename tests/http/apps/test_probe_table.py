@@ -19,7 +19,7 @@ from sidecar.http.apps.writer import WRITER, writer_app
 from sidecar.process import lifecycle
 from support.httpkit import Client, MakeClient, Serve, place, talk
 
-PAGE = Path(__file__).parents[2] / "docs" / "http.md"
+PAGE = Path(__file__).parents[3] / "docs" / "http.md"
 PROBES = ("/startupz", "/livez", "/readyz")
 MakeState = Callable[[], Awaitable[tuple[Client, str]]]
 """Brings an application into a state; returns a client of it, and what to ask for beside the probes."""
