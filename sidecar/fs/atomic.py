@@ -1,13 +1,13 @@
-"""Replace files whole, durably: the only module that renames and syncs.
+"""Replace files atomically and durably. Only this module renames and syncs.
 
-The order of the calls is the guarantee.
-Temporary file in the same directory, mode and group before anybody can see it, write, `fsync`, `close`,
-`rename`, `fsync` of the directory: readers meet the old content or the new one,
-and what was acknowledged survives a power cut (rename(2), fsync(2), close(2)).
-A failed `fsync` is never repeated, since the kernel forgets the error and drops the pages; the file is dropped instead.
+The order of the system calls is the guarantee:
+create a temporary file in the same directory, set mode and group while it is invisible, write, `fsync`, `close`,
+`rename`, `fsync` the directory. Readers see either the old content or the new one,
+and acknowledged content survives a power failure (rename(2), fsync(2), close(2)).
+A failed `fsync` is never retried: the kernel reports the error once and drops the pages. The file is discarded instead.
 
 Callers hold `flock.directory_lock` while they change a directory.
-No link is followed on the way to what is changed: a neighbour could have planted it.
+Symbolic links are never followed: another user of the volume could have created them.
 """
 
 from __future__ import annotations
@@ -25,64 +25,66 @@ from sidecar.fs import layout, openat, oserrors
 from sidecar.fs.oserrors import ChmodDenied
 
 _RENAME_EXCHANGE = 2
-_READ_BY_OTHERS = 0o044
-#: Files that are synced side by side if there are so many: the threads cost as much as some syncs.
-_MANY = 32
-_SIDE_BY_SIDE = 8
-#: Some file systems of other machines have no such call for directories; nothing more can be done there.
+_GROUP_OTHER_READ = 0o044
+#: From this number of files on, syncs run in parallel. For fewer files, starting threads costs more than it saves.
+_PARALLEL_SYNC_MIN_FILES = 32
+_SYNC_THREADS = 8
+#: Some network file systems cannot sync a directory. The error is ignored there.
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 class TempFile:
-    """A temporary file in the directory of its target, not yet visible under any name that is read.
+    """A temporary file in the directory of its target, under a name that readers ignore.
 
-    Make one under `flock.directory_lock`; the file's own lock then tells `flock.remove_orphans` that its writer lives.
-    Then `write`, `seal`, and `replace`; at last `discard`, always: it gives back what is left.
-    A `brief` one ends before that lock is given back, and `dir_fd` is closed: it needs no lock and directory of its own.
-    `reused` are name and descriptor of a file that `inode_reuse.try_reuse` has found, for a brief one: it has its mode already.
+    Create it under `flock.directory_lock`. The file's own lock shows `flock.remove_orphans` that its writer is alive.
+    Call `write`, `finalize` and `rename_into`, and always `discard` at the end, which releases what is left.
+    A `short_lived` file is discarded before the directory lock is released and `dir_fd` is closed,
+    so it takes no lock and opens no directory of its own.
+    `reused` is the name and descriptor of a file from `inode_reuse.try_reuse`, which already has the right mode;
+    only for short-lived files.
     """
 
     def __init__(
-        self, dir_fd: int, *, brief: bool = False, reused: tuple[str, int] | None = None
+        self, dir_fd: int, *, short_lived: bool = False, reused: tuple[str, int] | None = None
     ) -> None:
         self.size = 0
-        self._fd = self._sealed_fd = -1
-        self._brief = brief
+        self._fd = self._path_fd = -1
+        self._short_lived = short_lived
         self._reused = reused is not None
         if reused is not None:
             self._dir_fd, (self.name, self._fd) = dir_fd, reused
             return
         self.name = layout.temporary_name()
-        # Opened anew, not dup(2)ed: it must not share the lock of the caller.
-        self._dir_fd = dir_fd if brief else openat.open_here(dir_fd, ".")
+        # Opened again instead of dup(2): the descriptor must not share the caller's lock.
+        self._dir_fd = dir_fd if short_lived else openat.open_here(dir_fd, ".")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self.name, flags, 0o600, dir_fd=dir_fd)
         except BaseException:
-            if not brief:
+            if not short_lived:
                 openat.close(self._dir_fd)
             raise
-        if not brief:
+        if not short_lived:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @property
     def fd(self) -> int:
-        """The open descriptor; -1 once it is sealed or discarded."""
+        """The open descriptor; -1 after `finalize` or `discard`."""
         return self._fd
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append all of `data`: short writes and signals are dealt with."""
+        """Append all of `data`, also after short writes and signals."""
         write_all(self._fd, data)
         self.size += len(data)
 
-    def seal(self, mode: int, group: int | None, *, durable: bool = True) -> None:
-        """Give it mode and group, sync it unless it need not be durable, and close it. Any error means: drop it.
+    def finalize(self, mode: int, group: int | None, *, durable: bool = True) -> None:
+        """Set mode and group, sync the file if `durable`, and close it. After an error, discard the file.
 
-        What is published is known by `status` from then on, whoever gives its name to another file.
+        From then on `status` describes the published file itself, even if its name is given to another file.
 
         Raises:
-            ChmodDenied, ChownDenied: see those.
+            ChmodDenied, ChownDenied: see there.
             OSError: as fchmod(2), fchown(2), fsync(2), close(2); `EIO` if bytes are missing.
         """
         if self._reused:
@@ -93,83 +95,83 @@ class TempFile:
         check_size(status, self.size)
         if durable:
             sync_file(self._fd)
-        # It does not count as opened for writing, so nobody takes the file for one that is still being written.
-        self._sealed_fd = os.open(self.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._dir_fd)
-        if not os.path.samestat(status, os.fstat(self._sealed_fd)):
-            raise OSError(errno.EIO, "somebody has replaced the temporary file")
-        # NFS and FUSE report a full disk only here, and close(2) must not be called twice.
+        # O_PATH does not count as open for writing, so watchers do not consider the file unfinished.
+        self._path_fd = os.open(self.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._dir_fd)
+        if not os.path.samestat(status, os.fstat(self._path_fd)):
+            raise OSError(errno.EIO, "the temporary file was replaced by another process")
+        # NFS and FUSE report a full disk only on close(2), which must not be called twice.
         fd, self._fd = self._fd, -1
         os.close(fd)
 
     def status(self) -> os.stat_result:
-        """Return the state of the file itself once it is sealed, whatever its name leads to by now."""
-        return os.fstat(self._sealed_fd)
+        """Return the status of the finalized file itself, regardless of what its name refers to now."""
+        return os.fstat(self._path_fd)
 
-    def replace(self, target: str, dir_fd: int) -> None:
-        """Rename it over `target` in a directory of its volume, which is not synced yet."""
+    def rename_into(self, target: str, dir_fd: int) -> None:
+        """Rename the file over `target` in a directory of the same volume. The directory is not synced."""
         os.rename(self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd)
         self.name = ""
 
-    def keep_as(self, name: str, dir_fd: int) -> None:
-        """Give the sealed file itself a second name, whatever its first name leads to by now."""
-        link_open(self._sealed_fd, dir_fd, name)
+    def link_as(self, name: str, dir_fd: int) -> None:
+        """Link the finalized file itself under a second name, regardless of what its first name refers to now."""
+        link_open(self._path_fd, dir_fd, name)
 
     def link_into(self, dir_fd: int, target: str) -> None:
-        """Give the file a second name in another directory of the same volume."""
+        """Link the file into another directory of the same volume."""
         os.link(
             self.name, target, src_dir_fd=self._dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False
         )
 
     def discard(self) -> None:
-        """Close and unlink whatever is left of it. Never raises, and may be called again."""
+        """Close and unlink what is left of the file. Never raises; may be called repeatedly."""
         fd, self._fd = self._fd, -1
-        sealed, self._sealed_fd = self._sealed_fd, -1
+        sealed, self._path_fd = self._path_fd, -1
         name, self.name = self.name, ""
         own, self._dir_fd = self._dir_fd, -1
-        for one in (fd, sealed):
-            if one >= 0:
-                openat.close(one)
+        for descriptor in (fd, sealed):
+            if descriptor >= 0:
+                openat.close(descriptor)
         with contextlib.suppress(OSError):
             if name:
                 os.unlink(name, dir_fd=own)
-        if own >= 0 and not self._brief:
+        if own >= 0 and not self._short_lived:
             openat.close(own)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all of `data`: write(2) may take a part of it."""
+    """Write all of `data`; a single write(2) may be partial."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def check_size(status: os.stat_result, size: int) -> None:
-    """Raise `OSError` (`EIO`) if a file has not got the bytes that were written."""
+    """Raise `OSError` (`EIO`) if the size of a file differs from the number of bytes written."""
     if status.st_size != size:
         raise OSError(errno.EIO, f"{size} bytes were written, and {status.st_size} arrived")
 
 
 def set_owner_and_mode(fd: int, mode: int, group: int | None) -> os.stat_result:
-    """Set group and mode of a file of ours that is not visible yet, whatever the umask, and return its state.
+    """Set group and mode of a file that is not visible yet, independent of the umask, and return its status.
 
-    Where the mount fixes the modes (vfat, CIFS, some FUSE), one that grants what was asked for is taken,
-    unless it lets somebody read who was to be kept out.
+    If the mount fixes the modes (vfat, CIFS, some FUSE), a mode that grants at least the requested one is accepted,
+    unless it also lets the group or others read a file that they must not read.
 
     Raises:
-        ChownDenied: the process may not give it to that group.
-        ChmodDenied: the mount fixes another mode.
+        ChownDenied: the process may not change the file to that group.
+        ChmodDenied: the mount fixes a different mode.
         OSError: as fchmod(2).
     """
     if group is not None:
-        oserrors.give_group(fd, group)
+        oserrors.set_group(fd, group)
     refused: PermissionError | None = None
     try:
         os.fchmod(fd, mode)  # after fchown, which clears set-id bits
     except PermissionError as error:
         refused = error
-    status = os.fstat(fd)  # some mounts do not refuse it, and change nothing
+    status = os.fstat(fd)  # some mounts accept fchmod and ignore it
     found = stat.S_IMODE(status.st_mode)
-    if mode & ~found or found & ~mode & _READ_BY_OTHERS:
+    if mode & ~found or found & ~mode & _GROUP_OTHER_READ:
         raise ChmodDenied(
             errno.EPERM,
             f"mode {mode:04o} cannot be set: the mount fixes that of its files at {found:04o}"
@@ -179,60 +181,59 @@ def set_owner_and_mode(fd: int, mode: int, group: int | None) -> os.stat_result:
 
 
 def link_open(fd: int, dir_fd: int, name: str) -> None:
-    """Give an open file another name; see open(2), `O_TMPFILE`.
+    """Link an open file under another name; see open(2), `O_TMPFILE`.
 
     Raises:
-        OSError: as linkat(2); `ENOENT` if it has no name any more.
+        OSError: as linkat(2); `ENOENT` if the file has no name left.
     """
     os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
 
 
 def start_writeback(fd: int) -> None:
-    """Start to bring the bytes of a file to the disk, and do not wait for it."""
-    # The standard library has no sync_file_range(2); this advice begins the same work.
+    """Start writing the dirty pages of a file to the disk, without waiting."""
+    # The standard library has no sync_file_range(2); this advice has the same effect.
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync_file(fd: int) -> None:
-    """Bring the bytes of a file to the disk. An error means that they are lost: never try again."""
+    """Sync the data of a file. An error means that data was lost: never retry."""
     os.fsync(fd)
 
 
 def sync_files(fds: Sequence[int]) -> None:
-    """Bring the bytes of several files to the disk, many of them side by side: most of a sync is waiting.
+    """Sync the data of several files; in parallel if there are many, since a sync mostly waits.
 
-    An error means that they are lost; none is being synced any more when it is raised.
+    An error means that data was lost. When it is raised, no sync is running any more.
     """
-    if len(fds) < _MANY:
+    if len(fds) < _PARALLEL_SYNC_MIN_FILES:
         for fd in fds:
             sync_file(fd)
         return
-    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="sidecar-sync") as threads:
+    with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sidecar-sync") as threads:
         for _ in threads.map(sync_file, fds):
             pass
 
 
 def sync_directory(dir_fd: int) -> None:
-    """Make the names of a directory durable; see fsync(2)."""
+    """Make the entries of a directory durable; see fsync(2)."""
     try:
         os.fsync(dir_fd)
     except OSError as error:
         if error.errno not in _NO_DIRECTORY_SYNC:
             raise
-    # XFS lets this fsync succeed if its log has died just before and taken the change along;
-    # whether it has died, stat(2) tells.
+    # On XFS this fsync can succeed although the log was just shut down and the change is lost; fstat(2) then fails.
     os.fstat(dir_fd)
 
 
 def sync_data(fd: int) -> None:
-    """Make the bytes of an open file durable, and its size; see fdatasync(2)."""
+    """Make the data and size of an open file durable; see fdatasync(2)."""
     os.fdatasync(fd)
 
 
 def rename(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give a file another name, in place of what has that name. It is not synced."""
+    """Rename a file and replace the target. Nothing is synced."""
     os.replace(path, target)
 
 
@@ -242,9 +243,9 @@ def move(from_fd: int, name: str, to_fd: int, target: str) -> None:
 
 
 def exchange(dir_fd: int, temporary: str, name: str) -> str:
-    """Put `temporary` in the place of the directory `name`; return what that is called from now on.
+    """Replace the directory `name` by `temporary`, and return the new name of the old directory.
 
-    `name` is there all the time. Where the kernel or the file system cannot exchange two names (renameat2(2)),
+    `name` always exists. If the kernel or the file system cannot exchange two names (renameat2(2)),
     it is missing for a moment.
     """
     try:
@@ -264,9 +265,9 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
 
 
 def rename_or_exchange(dir_fd: int, temporary: str, name: str) -> str | None:
-    """Give an entry its name, whatever has that; return the name of what had it, None if nothing had.
+    """Rename `temporary` to `name`; return the new name of the entry that was there, None if there was none.
 
-    A file that has the name is replaced at once; of a directory `exchange` says when it is missing for a moment.
+    A file is replaced atomically. For a directory, see `exchange`.
     """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -283,14 +284,14 @@ def rename_or_exchange(dir_fd: int, temporary: str, name: str) -> str | None:
             os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             move(dir_fd, temporary, dir_fd, name)
             return aside
-        return temporary if _is_there(dir_fd, temporary) else None
+        return temporary if _exists(dir_fd, temporary) else None
     return exchange(dir_fd, temporary, name)
 
 
-def _is_there(dir_fd: int, name: str) -> bool:
-    """Whether an exchange was one: some FUSE file systems do not look at the flags of a rename.
+def _exists(dir_fd: int, name: str) -> bool:
+    """Whether `name` exists, so that an exchange really was one: some FUSE file systems ignore the flags of a rename.
 
-    Where nobody can tell it is taken for one: what was there must not be lost.
+    True if the check fails: the old entry must not be lost.
     """
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -300,7 +301,7 @@ def _is_there(dir_fd: int, name: str) -> bool:
 
 
 def _exchange(dir_fd: int, first: str, second: str) -> None:
-    # The standard library has no renameat2(2), and not every C library has it either.
+    # The standard library has no renameat2(2), nor does every C library.
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

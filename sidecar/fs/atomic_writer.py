@@ -1,15 +1,15 @@
-"""Sets of files in the layout that kubelet uses for ConfigMap, Secret and projected volumes.
+"""Publish sets of files in the layout that kubelet's AtomicWriter uses for ConfigMap, Secret and projected volumes.
 
-A directory for each generation, the link `..data` to the one in force, and visible links through `..data`.
-So whatever reads a ConfigMap volume reads ours:
+The layout has one directory per generation, the link `..data` to the active generation, and visible links
+through `..data`. Every program that reads ConfigMap volumes can read it:
 
-    ..gen-<nanoseconds>-<version>/      a generation; it never changes once it is in force
-    ..data -> ..gen-…                   swapped by one rename: all files change together
-    index.html -> ..data/index.html     made after its content, removed after it
+    ..gen-<nanoseconds>-<version>/      a generation; it never changes once it is active
+    ..data -> ..gen-…                   replaced by one rename, so all files change together
+    index.html -> ..data/index.html     created after its content and removed after it
 
-A generation is made under a temporary name and gets its own just before it comes in force,
-so the time in that name is the time of the change.
-Whatever may fail for want of room happens before the first step that readers can see.
+A generation is built under a temporary name and gets its final name just before activation,
+so the timestamp in the name is the time of the change.
+Every step that needs disk space happens before the first step that readers can see.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Self
 from sidecar.fs import atomic, dirs, layout, open_file, openat, permissions, visible_links
 from sidecar.fs.layout import DATA, GENERATION, HIDDEN
 
-#: Files that are open at a time: each is on its way to the disk before the first of them is waited for,
-#: which saves about a third of the time of a set of thousands.
-_BATCH = 64
-_COPY_CHUNK = 1 << 20
-#: FAT, some FUSE and network file systems have no hard links;
-#: `fs.protected_hardlinks` forbids those to files of other users (proc_sys_fs(5)).
-_NO_LINK = (
+#: Files that are open at a time. Writeback has started for all of them before the first is synced,
+#: which saves about a third of the time for a set of thousands of files.
+_MAX_OPEN_FILES = 64
+_COPY_CHUNK_BYTES = 1 << 20
+#: FAT, some FUSE and some network file systems have no hard links;
+#: `fs.protected_hardlinks` forbids links to files of other users (proc_sys_fs(5)).
+_NO_HARD_LINK_ERRNOS = (
     errno.EPERM,
     errno.EACCES,
     errno.ENOTSUP,
@@ -41,7 +41,7 @@ _NO_LINK = (
 
 
 def timestamp_of(generation: str) -> int:
-    """Return the nanoseconds in the name of a generation, 0 if there are none."""
+    """Return the timestamp in the name of a generation, in nanoseconds; 0 if it has none."""
     digits = (
         generation.rsplit("/", 1)[-1].removeprefix(HIDDEN).removeprefix("gen-").split("-", 1)[0]
     )
@@ -49,7 +49,7 @@ def timestamp_of(generation: str) -> int:
 
 
 def is_generation(entry: str) -> bool:
-    """Whether that is the name of a generation, in force or in the history."""
+    """Whether `entry` is the name of a generation, active or archived."""
     return entry.rsplit("/", 1)[-1].removeprefix(HIDDEN).startswith("gen-")
 
 
@@ -63,24 +63,24 @@ def build(
     durable: bool = True,
     exact: bool = False,
 ) -> str:
-    """Write a generation under a temporary name, whole and synced unless it need not be, and return that name.
+    """Write a complete generation under a temporary name, synced if `durable`, and return that name.
 
-    `keep` names files that are taken over from the generation in force, as hard links where those work;
-    with `exact` those are copied that have another mode or group.
+    The files in `keep` are reused from the active generation, as hard links where possible.
+    With `exact`, files whose mode or group differs are copied instead.
 
     Raises:
-        ContentAltered: a file that is to be copied is not what it was.
-        OSError: whatever the file system says; nothing is left of it then.
+        ContentAltered: a file changed since it was read.
+        OSError: an error of the file system; the partial generation is removed.
     """
     name = layout.temporary_name()
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     try:
-        with _Builder(dir_fd, name, mode, group, durable=durable, exact=exact) as builder:
+        with _GenerationBuilder(dir_fd, name, mode, group, durable=durable, exact=exact) as builder:
             for path, content in files.items():
                 builder.add(path, content)
             for path in keep:
-                builder.take_over(path)
-            builder.finish()
+                builder.link_from_active(path)
+            builder.complete()
     except BaseException:
         dirs.rmtree(dir_fd, name)
         raise
@@ -88,30 +88,30 @@ def build(
 
 
 def sweep(dir_fd: int) -> int:
-    """Remove generations that never came in force, and return how many those were.
+    """Remove generations that were never activated, and return their number.
 
-    Their writer was killed between naming them and the switch.
-    They are newer than the one in force, because the time in the names only grows.
-    Where `..data` is damaged nothing tells which one that was: then all stay.
+    Their writer was killed between naming the generation and swapping `..data`.
+    They are newer than the active generation, because the timestamps in the names only increase.
+    If `..data` is damaged, the active generation is unknown and nothing is removed.
     """
     if damage(dir_fd) is not None:
         return 0
     current = layout.active_generation(dir_fd)
     if current is not None and not current.startswith(GENERATION):
-        return 0  # a generation of somebody else's: nothing tells the age of ours beside it
+        return 0  # another publisher's generation is active, so the age of ours cannot be compared
     newest = timestamp_of(current or "")
     found = [entry for entry in os.listdir(dir_fd) if entry.startswith(GENERATION)]
-    unborn = [entry for entry in found if timestamp_of(entry) > newest]
-    for entry in unborn:
+    inactive = [entry for entry in found if timestamp_of(entry) > newest]
+    for entry in inactive:
         dirs.rmtree(dir_fd, entry)
-    return len(unborn)
+    return len(inactive)
 
 
 def damage(dir_fd: int) -> str | None:
-    """Say what is wrong with the link to the set in force; None if nothing is, or if there is no set.
+    """Describe the damage of the `..data` link; None if it is intact or there is no set.
 
     Raises:
-        OSError: nobody can tell.
+        OSError: the link cannot be inspected.
     """
     try:
         if not stat.S_ISLNK(os.stat(DATA, dir_fd=dir_fd, follow_symlinks=False).st_mode):
@@ -131,7 +131,7 @@ def damage(dir_fd: int) -> str | None:
     return None
 
 
-class _Builder:
+class _GenerationBuilder:
     """Fills one generation: its directories as they are needed, its files in batches."""
 
     def __init__(
@@ -157,17 +157,17 @@ class _Builder:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
         if isinstance(content, atomic.TempFile):
-            content.replace(name, directory)
+            content.rename_into(name, directory)
             return
         fd = self._create(directory, name)
         if isinstance(content, open_file.Copy):
             open_file.copy(*content, partial(atomic.write_all, fd))
-            self._complete(fd, content.file.size)
+            self._finish_file(fd, content.file.size)
             return
         atomic.write_all(fd, content)
-        self._complete(fd, len(content))
+        self._finish_file(fd, len(content))
 
-    def take_over(self, path: str) -> None:
+    def link_from_active(self, path: str) -> None:
         above, _, name = path.rpartition("/")
         source, directory = self._source(above), self._directory(above)
         if self._exact and not self._fits(os.stat(name, dir_fd=source, follow_symlinks=False)):
@@ -176,12 +176,12 @@ class _Builder:
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in _NO_HARD_LINK_ERRNOS:
                 raise
             self._copy(source, directory, name)
 
-    def finish(self) -> None:
-        """Wait until the files are on the disk, then open the directories to readers and sync them."""
+    def complete(self) -> None:
+        """Sync the files, then set the access of the directories and sync them."""
         self._sync_pending()
         for path, fd in self._directories.items():
             permissions.set_directory_access(fd, self._above(path), self._group)
@@ -199,12 +199,12 @@ class _Builder:
         old = openat.open_beneath(source, name, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             fd, size = self._create(directory, name), 0
-            while chunk := os.read(old, _COPY_CHUNK):
+            while chunk := os.read(old, _COPY_CHUNK_BYTES):
                 atomic.write_all(fd, chunk)
                 size += len(chunk)
         finally:
             openat.close(old)
-        self._complete(fd, size)
+        self._finish_file(fd, size)
 
     def _create(self, directory: int, name: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -212,9 +212,9 @@ class _Builder:
         self._pending.append(fd)
         return fd
 
-    def _complete(self, fd: int, size: int) -> None:
+    def _finish_file(self, fd: int, size: int) -> None:
         atomic.check_size(atomic.set_owner_and_mode(fd, self._mode, self._group), size)
-        if len(self._pending) >= _BATCH:
+        if len(self._pending) >= _MAX_OPEN_FILES:
             self._sync_pending()
         elif self._durable:
             atomic.start_writeback(fd)
@@ -223,10 +223,10 @@ class _Builder:
         if self._durable:
             atomic.sync_files(self._pending)
         while self._pending:
-            os.close(self._pending.pop(0))  # NFS and FUSE report a full disk only here
+            os.close(self._pending.pop(0))  # NFS and FUSE report a full disk only on close(2)
 
     def _directory(self, path: str) -> int:
-        """Return the directory of the new generation at `path`, made where it is missing."""
+        """Return the descriptor of the directory `path` in the new generation; create it if missing."""
         if path not in self._directories:
             above, _, name = path.rpartition("/")
             parent = self._directory(above)
@@ -235,11 +235,11 @@ class _Builder:
         return self._directories[path]
 
     def _above(self, path: str) -> int:
-        """Return the directory that holds the one at `path`."""
+        """Return the descriptor of the parent directory of `path`."""
         return self._directories[path.rpartition("/")[0]] if path else self._dir_fd
 
     def _source(self, path: str) -> int:
-        """Return the directory of the generation in force at `path`."""
+        """Return the descriptor of the directory `path` in the active generation."""
         if path not in self._sources:
             where = f"{DATA}/{path}" if path else DATA
             self._sources[path] = openat.open_beneath(

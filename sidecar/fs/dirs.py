@@ -39,10 +39,10 @@ def make_directory(path: str) -> None:
         return
     if not os.path.isdir(parent):
         make_directory(parent)
-    _make_in(parent, name)
+    _create_in(parent, name)
 
 
-def check_makeable(path: str, size: int = 0) -> None:
+def check_creatable(path: str, size: int = 0) -> None:
     """Raise what `make_directory`, and a file of `size` bytes in it, would meet, as far as that can be known; make nothing.
 
     Raises:
@@ -62,7 +62,7 @@ def check_makeable(path: str, size: int = 0) -> None:
         openat.close(fd)
 
 
-def _make_in(parent: str, name: str) -> None:
+def _create_in(parent: str, name: str) -> None:
     above = openat.open_directory(parent)
     try:
         with contextlib.suppress(FileExistsError):  # another one makes it at the same time
@@ -81,14 +81,14 @@ class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_
     """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
 
     With `make`, what is missing is created, as `permissions.set_directory_access` says;
-    with `as_above` it is writable for all who may write to the directory above it.
+    with `inherit_access` it is writable for all who may write to the directory above it.
     With `durable` the names on the way are synced.
 
     Raises:
         OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
     """
 
-    __slots__ = ("_as_above", "_dir_fd", "_durable", "_fd", "_make", "_path")
+    __slots__ = ("_dir_fd", "_durable", "_fd", "_inherit_access", "_make", "_path")
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_
         *,
         make: bool = False,
         durable: bool = False,
-        as_above: bool = False,
+        inherit_access: bool = False,
     ) -> None:
         self._dir_fd = self._fd = dir_fd
         self._path = path
         self._make = make
         self._durable = durable
-        self._as_above = as_above
+        self._inherit_access = inherit_access
 
     def __enter__(self) -> int:
         if self._path and not self._make and not self._durable:
@@ -124,7 +124,7 @@ class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_
     def _descend(self, part: str) -> None:
         above = self._fd
         if self._make:
-            self._fd = _open_or_make(self._dir_fd, above, part, self._as_above)
+            self._fd = _open_or_create(self._dir_fd, above, part, self._inherit_access)
         else:
             self._fd = openat.open_here(above, part)
         try:
@@ -216,7 +216,7 @@ def _sync(path: str) -> None:
         openat.close(fd)
 
 
-def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
+def _open_or_create(root_fd: int, dir_fd: int, name: str, inherit_access: bool) -> int:
     """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
     with contextlib.suppress(FileNotFoundError):
         return openat.open_here(dir_fd, name)
@@ -225,9 +225,11 @@ def _open_or_make(root_fd: int, dir_fd: int, name: str, as_above: bool) -> int:
     try:
         made = openat.open_here(root_fd, temporary)
         try:
-            (permissions.inherit_parent_access if as_above else permissions.set_directory_access)(
-                made, dir_fd
-            )
+            (
+                permissions.inherit_parent_access
+                if inherit_access
+                else permissions.set_directory_access
+            )(made, dir_fd)
             atomic.move(root_fd, temporary, dir_fd, name)
         except BaseException as error:
             openat.close(made)

@@ -18,18 +18,18 @@ from contextlib import contextmanager
 from sidecar import _errors
 from sidecar.fs import atomic, dirs, layout, openat
 
-_LOCK_PAUSE = 0.001
-_LOCK_PAUSE_MOST = 0.02
-_NEXT_PAUSE_MOST = 0.005
+_MIN_RETRY_DELAY = 0.001
+_MAX_RETRY_DELAY = 0.02
+_MAX_NEXT_RETRY_DELAY = 0.005
 _NEXT_TIMEOUT = 1.0
 """Seconds for which the next in line keeps others from a lock; it may be stopped."""
-_FIRST_BYTE = "hhqqi4x"
+_FLOCK_STRUCT_FORMAT = "hhqqi4x"
 """The type, then `SEEK_SET`, start, length and process: `struct flock` of fcntl(2)."""
-_FOREIGN_AGE = 3600.0
-_READ_BY_OTHERS = 0o044
+_FOREIGN_MAX_AGE = 3600.0
+_GROUP_OTHER_READ = 0o044
 
 
-def _go_on() -> None:
+def _no_check() -> None:
     """Wait for the lock without asking anybody."""
 
 
@@ -39,7 +39,7 @@ def directory_lock(
     *,
     timeout: float,
     where: str,
-    waiting: Callable[[], None] = _go_on,
+    before_wait: Callable[[], None] = _no_check,
     create: bool = True,
 ) -> Iterator[None]:
     """Keep other writers out of a directory, in this process and in other containers of the node.
@@ -47,13 +47,13 @@ def directory_lock(
     An flock(2), so a killed writer frees it. Whoever can open a file may lock it, hence not the directory is locked
     where others can read that, but `..lock` in it: it can be opened for writing alone, by those who may write there.
     Without `create`, that file is locked only where it is there. Where nothing can be locked, writers are not kept apart.
-    `waiting` is called between two tries; it ends the wait by raising.
+    `before_wait` is called between two tries; it ends the wait by raising.
     Who waits longest in line gets the lock before whoever has just released it.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
     """
-    fd = _acquire(dir_fd, timeout, waiting, create)
+    fd = _acquire(dir_fd, timeout, before_wait, create)
     if fd is None:
         raise _errors.VolumeUnavailable(
             errno.EWOULDBLOCK,
@@ -64,7 +64,7 @@ def directory_lock(
         yield
     finally:
         # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
-        give_back(fd)
+        unlock(fd)
         openat.close(fd)
 
 
@@ -82,7 +82,7 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def give_back(fd: int) -> None:
+def unlock(fd: int) -> None:
     """Unlock what `try_lock` has locked, for all processes that have the descriptor."""
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
@@ -94,7 +94,9 @@ def remove_orphans(dir_fd: int) -> int:
     Call it under `directory_lock`: then a temporary file without a lock of its own has no living writer.
     """
     orphans = [
-        e for e in os.listdir(dir_fd) if e.startswith(layout.TEMPORARY) and not _alive(dir_fd, e)
+        e
+        for e in os.listdir(dir_fd)
+        if e.startswith(layout.TEMPORARY) and not _has_living_writer(dir_fd, e)
     ]
     for entry in orphans:
         dirs.rmtree(dir_fd, entry)
@@ -103,7 +105,7 @@ def remove_orphans(dir_fd: int) -> int:
 
 def is_orphan(dir_fd: int, name: str) -> bool:
     """Whether the writer of a temporary entry is gone, as far as can be told: an upload may take hours."""
-    return not _alive(dir_fd, name)
+    return not _has_living_writer(dir_fd, name)
 
 
 def share(dir_fd: int) -> None:
@@ -116,13 +118,15 @@ def share(dir_fd: int) -> None:
             openat.close(fd)
 
 
-def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: bool) -> int | None:
+def _acquire(
+    dir_fd: int, timeout: float, before_wait: Callable[[], None], create: bool
+) -> int | None:
     """Return a descriptor that has the lock, None if somebody else kept it for `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         fd = _open_lock(dir_fd, create)
         try:
-            directory_lock = _lock(fd, end - time.monotonic(), waiting)
+            directory_lock = _lock(fd, end - time.monotonic(), before_wait)
             if directory_lock and _is_current(dir_fd, fd):
                 return fd
         except BaseException:
@@ -135,7 +139,7 @@ def _acquire(dir_fd: int, timeout: float, waiting: Callable[[], None], create: b
 
 def _open_lock(dir_fd: int, create: bool) -> int:
     """Open what writers lock: the directory itself if it is private, or if there can be no file for it."""
-    if os.fstat(dir_fd).st_mode & _READ_BY_OTHERS:
+    if os.fstat(dir_fd).st_mode & _GROUP_OTHER_READ:
         with contextlib.suppress(OSError):
             try:
                 return _open_lock_file(dir_fd)
@@ -192,49 +196,49 @@ def _is_current(dir_fd: int, fd: int) -> bool:
     return False
 
 
-def _lock(fd: int, timeout: float, waiting: Callable[[], None]) -> bool:
+def _lock(fd: int, timeout: float, before_wait: Callable[[], None]) -> bool:
     """Take the lock within `timeout` seconds, after the one who is next in line.
 
     Only the next one asks for the lock; the others ask to be next. So who has just released it, and wants it again, waits.
     """
-    if not _somebody_is_next(fd) and try_lock(fd):
+    if not _has_next_waiter(fd) and try_lock(fd):
         return True
-    begun = time.monotonic()
-    pause, is_next = _LOCK_PAUSE, False
+    started = time.monotonic()
+    pause, is_next = _MIN_RETRY_DELAY, False
     try:
         while True:
-            is_next = is_next or _be_next(fd)
-            waited = time.monotonic() - begun
+            is_next = is_next or _become_next_waiter(fd)
+            waited = time.monotonic() - started
             if (is_next or waited >= _NEXT_TIMEOUT) and try_lock(fd):
                 return True
             if waited >= timeout:
                 return False
-            waiting()
+            before_wait()
             time.sleep(pause)
-            pause = min(pause * 2, _NEXT_PAUSE_MOST if is_next else _LOCK_PAUSE_MOST)
+            pause = min(pause * 2, _MAX_NEXT_RETRY_DELAY if is_next else _MAX_RETRY_DELAY)
     finally:
         if is_next:
             with contextlib.suppress(OSError):
-                _ask_for_first_byte(fd, "F_OFD_SETLK", fcntl.F_UNLCK)
+                _lock_first_byte(fd, "F_OFD_SETLK", fcntl.F_UNLCK)
 
 
-def _be_next(fd: int) -> bool:
+def _become_next_waiter(fd: int) -> bool:
     """Become the one who gets the lock next, unless somebody is; True where nobody can tell: a directory, some file systems."""
     try:
-        _ask_for_first_byte(fd, "F_OFD_SETLK", fcntl.F_WRLCK)
+        _lock_first_byte(fd, "F_OFD_SETLK", fcntl.F_WRLCK)
     except OSError as error:
         return not isinstance(error, BlockingIOError)
     return True
 
 
-def _somebody_is_next(fd: int) -> bool:
+def _has_next_waiter(fd: int) -> bool:
     try:
-        return _ask_for_first_byte(fd, "F_OFD_GETLK", fcntl.F_WRLCK) != fcntl.F_UNLCK
+        return _lock_first_byte(fd, "F_OFD_GETLK", fcntl.F_WRLCK) != fcntl.F_UNLCK
     except OSError:
         return False
 
 
-def _ask_for_first_byte(fd: int, command: str, kind: int) -> int:
+def _lock_first_byte(fd: int, command: str, kind: int) -> int:
     """Lock the first byte of a lock file, apart from its flock(2), and return the type that fcntl(2) answers.
 
     Raises:
@@ -243,11 +247,11 @@ def _ask_for_first_byte(fd: int, command: str, kind: int) -> int:
     number = getattr(fcntl, command, None)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    answer = fcntl.fcntl(fd, number, struct.pack(_FIRST_BYTE, kind, os.SEEK_SET, 0, 1, 0))
-    return int(struct.unpack_from(_FIRST_BYTE, answer)[0])
+    answer = fcntl.fcntl(fd, number, struct.pack(_FLOCK_STRUCT_FORMAT, kind, os.SEEK_SET, 0, 1, 0))
+    return int(struct.unpack_from(_FLOCK_STRUCT_FORMAT, answer)[0])
 
 
-def _alive(dir_fd: int, name: str) -> bool:
+def _has_living_writer(dir_fd: int, name: str) -> bool:
     """Whether the writer of a temporary entry may still be at work: it holds the lock of its file."""
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -275,4 +279,4 @@ def _is_young(dir_fd: int, name: str) -> bool:
         modified = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
     except OSError:
         return False
-    return time.time() - modified < _FOREIGN_AGE
+    return time.time() - modified < _FOREIGN_MAX_AGE

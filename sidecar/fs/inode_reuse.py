@@ -24,11 +24,11 @@ _TICK_NS = 20_000_000
 
 
 def try_reuse(
-    folder_fd: int, entry: str, dir_fd: int, fits: Callable[[os.stat_result], bool]
+    folder_fd: int, entry: str, dir_fd: int, access_matches: Callable[[os.stat_result], bool]
 ) -> tuple[str, int] | None:
     """Move the file `entry` to a temporary name in another directory of the volume, and return that and a descriptor.
 
-    `fits` tells whether it has the mode and the group that are wanted. Call it under `flock.directory_lock`;
+    `access_matches` tells whether it has the mode and the group that are wanted. Call it under `flock.directory_lock`;
     what killed writers leave is removed by `flock.remove_orphans`. None, and nothing has happened, if it cannot be taken.
 
     Raises:
@@ -37,7 +37,7 @@ def try_reuse(
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     fd = os.open(entry, flags, dir_fd=folder_fd)
     try:
-        if _is_free(os.fstat(fd), fits) and leases.keep_others_out(fd):
+        if _is_free(os.fstat(fd), access_matches) and leases.take_write_lease(fd):
             name = layout.temporary_name()
             atomic.move(folder_fd, entry, dir_fd, name)
             taken, fd = (name, fd), -1
@@ -48,12 +48,12 @@ def try_reuse(
     return None
 
 
-def _is_free(status: os.stat_result, fits: Callable[[os.stat_result], bool]) -> bool:
+def _is_free(status: os.stat_result, access_matches: Callable[[os.stat_result], bool]) -> bool:
     return (
         stat.S_ISREG(status.st_mode)
         and status.st_nlink == 1
         and status.st_uid == os.geteuid()
         and status.st_size <= MAX_BYTES
         and time.time_ns() - status.st_ctime_ns > _TICK_NS
-        and fits(status)
+        and access_matches(status)
     )

@@ -23,7 +23,7 @@ def is_open_for_writing(fd: int) -> bool | None:
     if _SETLEASE is None or _SETSIG is None:
         return None
     try:
-        _take(fd, fcntl.F_RDLCK)
+        _set_lease(fd, fcntl.F_RDLCK)
     except OSError as error:
         return True if error.errno == errno.EAGAIN else None
     with contextlib.suppress(OSError):
@@ -31,7 +31,7 @@ def is_open_for_writing(fd: int) -> bool | None:
     return False
 
 
-def keep_others_out(fd: int) -> bool:
+def take_write_lease(fd: int) -> bool:
     """Take a write lease on a file that nobody else on this machine has open or mapped; return whether it is held.
 
     Until `fd` is closed, whoever opens the file waits, or gets `EAGAIN` with `O_NONBLOCK`.
@@ -40,13 +40,13 @@ def keep_others_out(fd: int) -> bool:
     if _SETLEASE is None or _SETSIG is None:
         return False
     try:
-        _take(fd, fcntl.F_WRLCK)
+        _set_lease(fd, fcntl.F_WRLCK)
     except OSError:
         return False
     return True
 
 
-def _take(fd: int, kind: int) -> None:
+def _set_lease(fd: int, kind: int) -> None:
     # Who has to wait for us lets the kernel send a signal. Left alone it is SIGIO, which ends the process;
     # this one is ignored.
     fcntl.fcntl(fd, _SETSIG, signal.SIGURG)

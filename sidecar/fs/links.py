@@ -17,7 +17,7 @@ from sidecar.fs import openat
 
 #: As the kernel's own MAXSYMLINKS.
 _MAX_LINKS = 40
-_MOST_STEPS = 256
+_MAX_STEPS = 256
 _FLAGS = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -32,7 +32,7 @@ class Step(NamedTuple):
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
     @property
-    def place(self) -> tuple[int, int, str]:
+    def position(self) -> tuple[int, int, str]:
         """Device and inode of the directory, and the entry: what tells one step from another."""
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, self.entry
@@ -46,42 +46,42 @@ def steps(dir_fd: int, path: str) -> Iterator[list[Step]]:
     A link that leads out of the directory, or in a circle, has the steps up to there.
     """
     with contextlib.ExitStack() as stack:
-        yield _LinkWalk(stack, dir_fd).go(path)
+        yield _LinkWalk(stack, dir_fd).resolve(path)
 
 
 class _LinkWalk:
     def __init__(self, stack: contextlib.ExitStack, dir_fd: int) -> None:
         self._stack = stack
-        self._trail = [dir_fd]
+        self._fds = [dir_fd]
         self._links = 0
-        self._found: list[Step] = []
+        self._steps: list[Step] = []
 
-    def go(self, path: str) -> list[Step]:
-        left = _parts(path)
+    def resolve(self, path: str) -> list[Step]:
+        parts = _parts(path)
         with contextlib.suppress(OSError, ValueError):
-            while left and len(self._found) < _MOST_STEPS:
-                self._take(left)
-        return self._found
+            while parts and len(self._steps) < _MAX_STEPS:
+                self._step(parts)
+        return self._steps
 
-    def _take(self, left: deque[str]) -> None:
-        part = left.popleft()
+    def _step(self, parts: deque[str]) -> None:
+        part = parts.popleft()
         if part == "..":
-            if len(self._trail) == 1:
+            if len(self._fds) == 1:
                 raise ValueError("it leads out of the directory")
-            self._trail.pop()
+            self._fds.pop()
             return
         if self._links:
-            self._found.append(Step(self._trail[-1], part))
-        fd = os.open(part, _FLAGS, dir_fd=self._trail[-1])
+            self._steps.append(Step(self._fds[-1], part))
+        fd = os.open(part, _FLAGS, dir_fd=self._fds[-1])
         self._stack.callback(openat.close, fd)
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
-            self._trail.append(fd)
+            self._fds.append(fd)
             return
         target = os.readlink("", dir_fd=fd)
         self._links += 1
         if self._links > _MAX_LINKS or target.startswith("/"):
             raise ValueError("it is not followed")
-        left.extendleft(reversed(_parts(target)))
+        parts.extendleft(reversed(_parts(target)))
 
 
 def _parts(path: str) -> deque[str]:

@@ -31,15 +31,15 @@ and what most volumes are for, configuration, survives even a program that rewri
 READ_CHUNK_BYTES = 1 << 20
 """Bytes that are read at a time: so many are in memory of a file of any size."""
 
-_MOST_HELD = 1024
-_MOST_DIGESTS = 1024
+_MAX_OPEN_FILES = 1024
+_MAX_DIGESTS = 1024
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
 def can_hold() -> bool:
     """Whether one more file of a set may be held open: an eighth of what the process may open, 1,024 at most."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_HELD if soft == resource.RLIM_INFINITY else min(_MOST_HELD, soft // 8)
+    most = _MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, soft // 8)
     return len(_Descriptor.held) < most
 
 
@@ -127,11 +127,11 @@ class OpenFile(_Descriptor):
             start += len(data)
             yield data
 
-    def whole(self) -> bytes:
+    def read_all(self) -> bytes:
         """Return all of it. Blocking; raises as `read`."""
         return self.read(0, self.size)
 
-    def is_at_hand(self, start: int, count: int) -> bool:
+    def in_page_cache(self, start: int, count: int) -> bool:
         """Whether both ends of a piece are in the page cache: then reading it does not wait for a disk.
 
         False where the file system cannot tell, as those of other machines.
@@ -161,7 +161,7 @@ class LazyFile:
         self.where = where
 
     def __repr__(self) -> str:
-        return f"<Named {self.where} size={self.size}>"
+        return f"<LazyFile {self.where} size={self.size}>"
 
     @property
     def size(self) -> int:
@@ -186,9 +186,9 @@ class LazyFile:
         found.check()
         return found
 
-    def whole(self) -> bytes:
+    def read_all(self) -> bytes:
         """Return all of it. Blocking; raises as `open` and `OpenFile.read`."""
-        return self.open().whole()
+        return self.open().read_all()
 
 
 class LargeRead(NamedTuple):
@@ -201,7 +201,7 @@ class LargeRead(NamedTuple):
     links: int
 
 
-class Digests:
+class DigestCache:
     """What large files were found to hold, by their state: they are not read again for it."""
 
     def __init__(self) -> None:
@@ -211,14 +211,14 @@ class Digests:
         """Return the digest, or the beginning of it that was noted; None if it is not known."""
         return self._known.get(signature)
 
-    def note(self, signature: StatSignature, digest: str) -> None:
+    def put(self, signature: StatSignature, digest: str) -> None:
         """Remember it; what was noted longest ago gives way to it."""
         self._known[signature] = digest
-        if len(self._known) > _MOST_DIGESTS:
+        if len(self._known) > _MAX_DIGESTS:
             self._known.pop(next(iter(self._known)), None)
 
 
-_NONE_KNOWN = Digests()
+_NO_DIGESTS = DigestCache()
 
 
 def read(
@@ -227,13 +227,13 @@ def read(
     limit: int,
     where: str,
     *,
-    working: Callable[[], None] = lambda: None,
-    known: Digests = _NONE_KNOWN,
+    on_progress: Callable[[], None] = lambda: None,
+    known: DigestCache = _NO_DIGESTS,
 ) -> openat.FileRead | LargeRead:
     """Read a regular file beneath the directory, at most `limit` bytes: up to `LARGE_FILE_BYTES` into memory, else for its digest.
 
     `where` is the path that error messages name.
-    `working` is called between two pieces; it ends the work by raising. What is `known` is not read.
+    `on_progress` is called between two pieces; it ends the work by raising. What is `known` is not read.
 
     Raises:
         NothingPublished: nothing is there.
@@ -241,12 +241,12 @@ def read(
     """
     with openat.read_errors(where):
         try:
-            return _read_once(dir_fd, path, limit, where, working=working, known=known)
+            return _read_once(dir_fd, path, limit, where, on_progress=on_progress, known=known)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
             # NFS: it was replaced on the server between open and read, and a new open finds the new one.
-            return _read_once(dir_fd, path, limit, where, working=working, known=known)
+            return _read_once(dir_fd, path, limit, where, on_progress=on_progress, known=known)
 
 
 def copy(file: OpenFile | LazyFile, digest: str, write: Callable[[bytes], object]) -> None:
@@ -286,8 +286,8 @@ def _read_once(
     limit: int,
     where: str,
     *,
-    working: Callable[[], None],
-    known: Digests,
+    on_progress: Callable[[], None],
+    known: DigestCache,
 ) -> openat.FileRead | LargeRead:
     fd = openat.open_beneath(dir_fd, path)
     keep = False
@@ -303,16 +303,16 @@ def _read_once(
     digest = known.get(file.signature)
     if digest is not None:
         return LargeRead(file, file.signature, digest, status.st_nlink)
-    return _digest(file, status.st_nlink, working)
+    return _digest(file, status.st_nlink, on_progress)
 
 
-def _digest(file: OpenFile, links: int, working: Callable[[], None]) -> LargeRead:
+def _digest(file: OpenFile, links: int, on_progress: Callable[[], None]) -> LargeRead:
     digest = hashlib.sha256()
     fadvise(file.fd, 0, file.size, "POSIX_FADV_SEQUENTIAL")
     try:
         for piece in file.pieces():
             digest.update(piece)
-            working()
+            on_progress()
     except _errors.ContentAltered:
         return LargeRead(file, file.signature, None, links)
     status = os.fstat(file.fd)

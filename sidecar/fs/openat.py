@@ -1,12 +1,12 @@
-"""Open and read what lies on a volume, and never anything outside it.
+"""Open and read files on a volume, and never anything outside it.
 
-Whoever can write to a shared volume can plant a symlink, a FIFO or a giant there.
-So nothing here trusts a path string: each name is resolved by the kernel relative to an open directory
-(`openat2` with `RESOLVE_BENEATH`, see openat2(2)),
-or, where the kernel or its seccomp filter refuses that call, component by component with `O_NOFOLLOW`.
-Links that stay inside are followed, because the `..data` layout of Kubernetes is made of them.
+Any process that can write to a shared volume can create a symbolic link, a FIFO or a huge file there.
+So no path string is trusted: the kernel resolves each name relative to an open directory
+(`openat2` with `RESOLVE_BENEATH`, see openat2(2)).
+If the kernel or its seccomp filter refuses that call, names are resolved component by component with `O_NOFOLLOW`.
+Links that stay inside the volume are followed, because the `..data` layout of Kubernetes consists of them.
 
-This module does not write, and it does not wait: every open is `O_NONBLOCK`.
+This module never writes and never blocks on open: every open uses `O_NONBLOCK`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 #: As the kernel's own MAXSYMLINKS.
 _MAX_LINKS = 40
-#: A rename in the same tree makes the kernel answer EAGAIN when the path holds `..`; see openat2(2).
+#: Retries after EAGAIN, which the kernel returns for a path with `..` while the tree is being renamed; see openat2(2).
 _RACE_RETRIES = 64
 _SAFE_FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_CHUNK = 1 << 20
+_READ_CHUNK_BYTES = 1 << 20
 
-_KINDS = {
+_FILE_KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -49,9 +49,9 @@ class _OpenHow(ctypes.Structure):
 
 
 class StatSignature(NamedTuple):
-    """What tells one state of a file from another without reading it.
+    """The metadata that identifies a state of a file without reading it.
 
-    Whole seconds are not enough and the inode alone is reused, hence all five.
+    Whole seconds are too coarse and inode numbers are reused, so all five fields count.
     """
 
     device: int
@@ -68,32 +68,32 @@ class StatSignature(NamedTuple):
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode: the same for a file that was rewritten in place."""
+        """Device and inode, which stay the same when a file is rewritten in place."""
         return self.device, self.inode
 
 
 class FileRead(NamedTuple):
-    """The bytes of a regular file, and its state after they were read."""
+    """The bytes of a regular file, and its signature after they were read."""
 
     data: bytes
     signature: StatSignature
     links: int
-    settled: bool
-    """False if the file changed while it was read: the bytes may be of two contents."""
+    stable: bool
+    """False if the file changed during the read: the bytes may mix two contents."""
 
 
 def openat2_works() -> bool:
-    """Whether this kernel, and the seccomp filter around us, permit `openat2`."""
-    return _kernel.available
+    """Whether the kernel and the seccomp filter of this process permit `openat2`."""
+    return _openat2.available
 
 
 def open_directory(path: str, access: int = os.O_RDONLY) -> int:
     """Open a directory of a volume for reading, and return its descriptor.
 
-    With `os.O_PATH` it need only be one that may be passed through: enough to open what is in it.
+    With `os.O_PATH`, search permission on the directory is enough; its entries can then be opened by name.
 
-    The volume is the mount that holds the path: a link in the path must not lead out of it.
-    On the root filesystem, where there is no such border, the path is opened as written.
+    The volume is the mount that contains the path, and links in the path must not lead out of it.
+    On the root file system there is no such boundary, and the path is opened as written.
 
     Raises:
         OSError: as open(2); `ELOOP` if the path leaves the volume.
@@ -107,7 +107,7 @@ def open_directory(path: str, access: int = os.O_RDONLY) -> int:
     try:
         return open_beneath(root_fd, os.path.relpath(whole, root), flags)
     except OSError as error:
-        if error.errno == errno.EXDEV:  # who renames means something else by that
+        if error.errno == errno.EXDEV:  # EXDEV has another meaning for callers that rename
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
         raise
     finally:
@@ -115,40 +115,40 @@ def open_directory(path: str, access: int = os.O_RDONLY) -> int:
 
 
 def open_beneath(dir_fd: int, path: str, flags: int = os.O_RDONLY) -> int:
-    """Open `path` relative to a directory without leaving it, and return the descriptor.
+    """Open `path` relative to a directory without leaving that directory, and return the descriptor.
 
-    Links inside are followed; an absolute path, a link that leads outside and the kernel's magic links are not.
-    `O_NONBLOCK`, `O_NOCTTY` and `O_CLOEXEC` are always set, so a FIFO or a terminal cannot hold the caller.
+    Links inside the directory are followed. Absolute paths, links that lead outside and magic links are rejected.
+    `O_NONBLOCK`, `O_NOCTTY` and `O_CLOEXEC` are always set, so a FIFO or a terminal cannot block the caller.
 
     Raises:
         OSError: as openat2(2): `EXDEV` or `ELOOP` where the path leaves the directory.
     """
-    # With O_PATH nothing is opened that could wait, and openat2(2) refuses the other flags beside it.
+    # An O_PATH open never blocks, and openat2(2) rejects the other flags together with O_PATH.
     wanted = flags | (os.O_CLOEXEC if flags & os.O_PATH else _SAFE_FLAGS)
-    if _kernel.available:
+    if _openat2.available:
         try:
-            return _kernel.open(dir_fd, path, wanted)
+            return _openat2.open(dir_fd, path, wanted)
         except PermissionError:
-            # In a sticky directory the kernel may follow no links of other users (`fs.protected_symlinks`).
-            # It protects programs that go by path from planted links; here none leads out in any case.
-            return _walk(dir_fd, path, wanted)
-    return _walk(dir_fd, path, wanted)
+            # In sticky directories the kernel may refuse links of other users (`fs.protected_symlinks`).
+            # That protects programs that open by path; here no link can lead outside anyway.
+            return _resolve(dir_fd, path, wanted)
+    return _resolve(dir_fd, path, wanted)
 
 
 def open_here(dir_fd: int, name: str) -> int:
-    """Open a directory that lies in another one, without following a link."""
+    """Open a subdirectory by name, without following a link."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
 
 
 def open_folder(dir_fd: int, path: str) -> int:
-    """Open a directory that lies beneath another one, without following a link on the way or at its end.
+    """Open a directory by its relative path, without following links in any component.
 
     Raises:
-        OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
+        OSError: as openat(2); `ENOTDIR` or `ELOOP` if a component is a link.
     """
-    # Two plain calls take half the time of one by ctypes.
-    if path.count("/") > 1 and _kernel.available:
-        return _kernel.open(
+    # Two plain calls take half the time of one call through ctypes.
+    if path.count("/") > 1 and _openat2.available:
+        return _openat2.open(
             dir_fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, _RESOLVE_NO_SYMLINKS
         )
     fd = dir_fd
@@ -165,15 +165,15 @@ def open_folder(dir_fd: int, path: str) -> int:
 
 
 def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
-    """Return the status of what `path` names beneath the directory, links inside followed.
+    """Return the status of `path` beneath the directory; links inside the directory are followed.
 
-    Nothing is opened for reading: a FIFO or a device is only looked at.
+    Nothing is opened for reading, so a FIFO or a device is safe.
 
     Raises:
         OSError: as `open_beneath`.
     """
     if "/" not in path and path not in ("", ".", ".."):
-        # One call for the common case; only a link has to be resolved with care.
+        # One call for the common case; only links need `open_beneath`.
         status = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             return status
@@ -185,12 +185,12 @@ def stat_beneath(dir_fd: int, path: str) -> os.stat_result:
 
 
 def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
-    """Read an open file from its beginning, at most `limit` bytes.
+    """Read an open file from its start, at most `limit` bytes.
 
-    `where` is the path that error messages name.
+    `where` is the path for error messages.
 
     Raises:
-        ReadError: it is no regular file, or larger than the limit.
+        ReadError: the file is not a regular file, or is larger than the limit.
         OSError: as read(2).
     """
     before = os.fstat(fd)
@@ -205,7 +205,7 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
     if len(data) > limit:
         raise _too_large(where, len(data), limit)
     after = os.fstat(fd)
-    # Not ctime: the file may have been replaced or linked meanwhile, which does not touch its bytes.
+    # ctime is ignored: replacing or linking the file changes it, but not the bytes.
     same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
     return FileRead(
         data, StatSignature.of(after), after.st_nlink, same and len(data) == after.st_size
@@ -213,7 +213,7 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
 
 
 def close(fd: int) -> None:
-    """Give back what was only read: an error says nothing about it, and the descriptor is gone.
+    """Close a descriptor that was only read from. Errors are ignored: the descriptor is released in any case.
 
     See close(2), "Dealing with error returns".
     """
@@ -222,12 +222,12 @@ def close(fd: int) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """Return `st_mode`'s file type in words, as for a message."""
-    return _KINDS.get(stat.S_IFMT(mode), "a regular file")
+    """Return the file type of `st_mode` in words, for messages."""
+    return _FILE_KINDS.get(stat.S_IFMT(mode), "a regular file")
 
 
-class read_errors:  # noqa: N801 (used as a function; a class costs a tenth of a generator at each look)
-    """Turn the `OSError` of a read into a `ReadError` that names the path and the remedy."""
+class read_errors:  # noqa: N801 (used as a function; in each scan, a class costs a tenth of a generator)
+    """Convert the `OSError` of a read into a `ReadError` that names the path and the remedy."""
 
     __slots__ = ("_where",)
 
@@ -250,7 +250,7 @@ class read_errors:  # noqa: N801 (used as a function; a class costs a tenth of a
 
 
 def explain(error: OSError) -> str:
-    """Say in words why something cannot be read, and what to change."""
+    """Return why a file cannot be read, and what to change, for messages."""
     match error.errno:
         case errno.EXDEV:
             return (
@@ -284,19 +284,19 @@ def _too_large(where: str, size: int, limit: int) -> _errors.ReadError:
 
 
 def _read_all(fd: int, expected: int, limit: int) -> bytes:
-    """Read to the end, but never more than one byte above the limit."""
+    """Read to the end of the file, at most one byte beyond the limit."""
     first = os.read(fd, min(expected, limit) + 1)
     if len(first) == expected:
-        return first  # one byte more was asked for: this is the end
+        return first  # one more byte was requested, so this is the end of the file
     chunks, total = [first], len(first)
-    while total <= limit and (chunk := os.read(fd, min(_CHUNK, limit - total + 1))):
+    while total <= limit and (chunk := os.read(fd, min(_READ_CHUNK_BYTES, limit - total + 1))):
         chunks.append(chunk)
         total += len(chunk)
     return b"".join(chunks)
 
 
-class _Kernel:
-    """`openat2` through `syscall(2)`: the C library of Debian 12 has no wrapper for it."""
+class _OpenAt2:
+    """Calls `openat2` through `syscall(2)`: the C library of Debian 12 has no wrapper for it."""
 
     def __init__(self) -> None:
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -336,7 +336,7 @@ class _Kernel:
         raise OSError(errno.EAGAIN, "the directory is being renamed all the time", path)
 
     def _how(self, flags: int, resolve: int) -> _OpenHow:
-        """Return the arguments for these flags, which the kernel only reads: made once."""
+        """Return the cached `open_how` structure for these flags; the kernel only reads it."""
         how = self._hows.get((flags, resolve))
         if how is None:
             always = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
@@ -346,7 +346,7 @@ class _Kernel:
         return how
 
     def _try(self) -> bool:
-        """Ask once: old kernels say ENOSYS, some seccomp filters EPERM."""
+        """Test whether the call works: old kernels return ENOSYS, some seccomp filters EPERM."""
         try:
             root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -360,40 +360,40 @@ class _Kernel:
         return True
 
 
-_kernel = _Kernel()
+_openat2 = _OpenAt2()
 
 
-def _walk(dir_fd: int, path: str, flags: int) -> int:
-    """Resolve beneath the directory without help of the kernel, one component at a time.
+def _resolve(dir_fd: int, path: str, flags: int) -> int:
+    """Resolve a path beneath the directory in user space, one component at a time.
 
-    Each component is held open before it is looked at, and what is opened in the end is the very thing
-    that was looked at: names that change meanwhile cannot carry the walk outside.
+    Each component is opened before it is inspected, and the result is opened from the inspected descriptor,
+    so concurrent renames cannot lead outside the directory.
     """
     parts = _parts(path)
     if path.endswith(("/", "/.")):
         flags |= os.O_DIRECTORY
-    trail = [os.dup(dir_fd)]
+    fds = [os.dup(dir_fd)]
     links = 0
     try:
         while parts:
             part = parts.popleft()
             if part == "..":
-                _step_back(trail, path)
+                _step_back(fds, path)
                 continue
-            trail.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trail[-1]))
-            if not stat.S_ISLNK(os.fstat(trail[-1]).st_mode):
+            fds.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fds[-1]))
+            if not stat.S_ISLNK(os.fstat(fds[-1]).st_mode):
                 continue
             links += 1
             if links > _MAX_LINKS or (not parts and flags & os.O_NOFOLLOW):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            target = os.readlink("", dir_fd=trail[-1])
-            close(trail.pop())
+            target = os.readlink("", dir_fd=fds[-1])
+            close(fds.pop())
             if not parts and target.endswith(("/", "/.")):
                 flags |= os.O_DIRECTORY
             parts.extendleft(reversed(_parts(target)))
-        return _reopen(trail[-1], flags)
+        return _reopen(fds[-1], flags)
     finally:
-        for fd in trail:
+        for fd in fds:
             close(fd)
 
 
@@ -405,17 +405,17 @@ def _parts(path: str) -> deque[str]:
     return deque(part for part in path.split("/") if part not in ("", "."))
 
 
-def _step_back(trail: list[int], path: str) -> None:
-    """Go back along the descriptors that led here: never by name, which may mean another directory by now."""
-    if not stat.S_ISDIR(os.fstat(trail[-1]).st_mode):
+def _step_back(fds: list[int], path: str) -> None:
+    """Return to the parent by its open descriptor, never by name: the name may refer to another directory by now."""
+    if not stat.S_ISDIR(os.fstat(fds[-1]).st_mode):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-    if len(trail) == 1:
+    if len(fds) == 1:
         raise OSError(errno.EXDEV, "leads out of the volume", path)
-    close(trail.pop())
+    close(fds.pop())
 
 
 def _reopen(fd: int, flags: int) -> int:
-    """Open what an `O_PATH` descriptor stands for, for reading; see proc(5) on `/proc/self/fd`."""
+    """Open the file of an `O_PATH` descriptor with other flags; see proc(5) on `/proc/self/fd`."""
     if not flags & os.O_PATH:
         return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW)
     if flags & os.O_DIRECTORY and not stat.S_ISDIR(os.fstat(fd).st_mode):

@@ -9,13 +9,13 @@ from types import TracebackType
 
 from sidecar import _errors
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 #: What stands in the way of one name, and of no other.
-_IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
+_NAME_CONFLICT_ERRNOS = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
 #: Where kubelet mounts the token of the service account, unless the Pod does without.
 _POD_SECRETS = "/var/run/secrets/kubernetes.io"
-_STORAGE_FAILS = "(the storage behind the volume is failing)"
+_STORAGE_FAILING = "(the storage behind the volume is failing)"
 _OWN_MOUNT = (
     "the target is a mount of its own and cannot be replaced"
     " (mount the directory, not a single file by subPath)"
@@ -34,8 +34,8 @@ _REMEDIES: Mapping[int, str] = {
     errno.ELOOP: "a part of the path is a symbolic link, which is not followed here (remove it)",
     errno.EISDIR: "a directory lies in the place of the file (remove it or choose another name)",
     errno.ENAMETOOLONG: "the name is too long for this file system",
-    errno.EIO: f"{os.strerror(errno.EIO).lower()} {_STORAGE_FAILS}",
-    errno.ESTALE: f"{os.strerror(errno.ESTALE).lower()} {_STORAGE_FAILS}",
+    errno.EIO: f"{os.strerror(errno.EIO).lower()} {_STORAGE_FAILING}",
+    errno.ESTALE: f"{os.strerror(errno.ESTALE).lower()} {_STORAGE_FAILING}",
     errno.EMFILE: _NO_DESCRIPTOR,
     errno.ENFILE: _NO_DESCRIPTOR,
     errno.EFBIG: "the file would be larger than the file system or RLIMIT_FSIZE permits",
@@ -80,7 +80,7 @@ class map_publish_errors:  # noqa: N801 (used as a function; a class costs a fra
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-            full = error.errno in _FULL
+            full = error.errno in _NO_SPACE_ERRNOS
             raised = _errors.VolumeFull if full else _errors.VolumeUnavailable
             raise raised(error.errno, f"cannot {self._what}: {hint(error)}") from error
 
@@ -103,7 +103,7 @@ class map_name_errors(map_publish_errors):  # noqa: N801
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-            if error.errno in _IN_THE_WAY:
+            if error.errno in _NAME_CONFLICT_ERRNOS:
                 raise _errors.NameTaken(f"cannot {self._what}: {hint(error)}") from error
             if error.errno == errno.ENAMETOOLONG:
                 raise _errors.NameRefused(f"cannot {self._what}: {hint(error)}") from error
@@ -134,7 +134,7 @@ def share_remedy() -> str:
     return "chgrp it to a group of this user and chmod g+rwx it"
 
 
-def give_group(fd: int, group: int) -> None:
+def set_group(fd: int, group: int) -> None:
     """Give an open file or directory to a group.
 
     Raises:

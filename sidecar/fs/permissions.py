@@ -33,7 +33,7 @@ def set_directory_access(fd: int, above_fd: int, group: int | None = None) -> No
     above = os.fstat(above_fd)
     shared = _is_shared_by_group(above)
     if group is not None:
-        oserrors.give_group(fd, group)
+        oserrors.set_group(fd, group)
     elif shared and os.fstat(fd).st_gid != above.st_gid:
         with contextlib.suppress(OSError):  # not a member: then it is ours alone
             os.fchown(fd, -1, above.st_gid)
@@ -63,7 +63,7 @@ def restrict_files(dir_fd: int, names: Iterable[str], mode: int, group: int | No
                 status = os.fstat(fd)
                 if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                     if group is not None:
-                        oserrors.give_group(fd, group)
+                        oserrors.set_group(fd, group)
                     os.fchmod(fd, stat.S_IMODE(status.st_mode) & mode)
             finally:
                 os.close(fd)

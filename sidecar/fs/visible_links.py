@@ -1,7 +1,7 @@
-"""The links that put a set in force, `..data` and the visible ones: examined, made, put in place, taken back.
+"""Create, swap and undo the links of a set: `..data` and the visible links through it.
 
-Whatever can be known to fail is found before the first step that readers can see.
-If a step fails all the same, those before it are undone: a set is in force wholly or not at all.
+Conflicts are detected before the first step that readers can see.
+If a later step fails, the earlier steps are undone: a set becomes active completely or not at all.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from sidecar.fs import atomic, dirs, layout, permissions
 from sidecar.fs.layout import DATA, HIDDEN
 from sidecar.fs.oserrors import SymlinksUnsupported
 
-#: What symlink(2) says on a file system that has none: vfat, some FUSE and CIFS.
+#: Errors of symlink(2) on file systems without symbolic links: vfat, some FUSE and CIFS.
 _NO_SYMLINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _LOST_AND_FOUND = "lost+found"
 
 Displaced: TypeAlias = Callable[[str, str], None]
-"""Called with an entry in whose place there is a link now, and the name of what lay there before. Never raises."""
+"""Called with an entry that was replaced by a link, and the new name of the old entry. Never raises."""
 
 
 class LinkUpdate:
-    """The links that put a generation in force: made under temporary names, and put in place at the end.
+    """A change of the links of a set: links are created under temporary names first and renamed at the end.
 
-    `generation` None leaves `..data` as it is, and mends the visible links alone.
-    `names` are those of all files of the set; `path` is that of the directory, by which mounts are known.
-    Of `spared` entries the link may be missing: what stands in their way is noted as `blocked`, and not raised.
+    `generation` None leaves `..data` unchanged and only repairs the visible links.
+    `names` are the names of all files of the set; `path` is the path of the directory, used to detect mounts.
+    The links of `optional` entries may stay missing: their conflicts are recorded in `blocked` instead of raised.
 
     Raises:
         SymlinksUnsupported: the file system has no symbolic links.
-        Refused: the sticky bit protects what lies in the place of a link.
-        OSError: there is no room for a link; `EISDIR` if a directory with other files lies in its place,
-            `EBUSY` if that is a mount. `filename` is the entry.
+        Refused: the sticky bit protects an entry that a link must replace.
+        OSError: there is no space for a link; `EISDIR` if a directory with other files has the name of a link,
+            `EBUSY` if a mount has it. `filename` is the entry.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class LinkUpdate:
         names: Collection[str],
         path: str,
         *,
-        spared: Collection[str] = (),
+        optional: Collection[str] = (),
     ) -> None:
         self._dir_fd = dir_fd
         self._path = path
-        self._spared = spared
+        self._optional = optional
         self._staged: dict[str, str] = {}
-        self._placed: dict[str, str | None] = {}
-        """What has been put in place, and the name of what lay there before."""
-        self._before: str | None = None
-        """Where `..data` pointed before the switch."""
+        self._applied: dict[str, str | None] = {}
+        """The entries renamed so far, each with the new name of the old entry, None if there was none."""
+        self._previous_target: str | None = None
+        """The target of `..data` before the swap."""
         self.blocked: dict[str, OSError] = {}
         entries, ours = top_level_names(names), set_links(dir_fd)
         self._obsolete = [entry for entry in ours if entry not in entries]
@@ -64,69 +64,71 @@ class LinkUpdate:
                 self._stage_data(generation)
             for entry in sorted(entries - ours):
                 try:
-                    self._stage(entry, _through_data(entry), names)
+                    self._stage(entry, _data_link_target(entry), names)
                 except OSError as error:
-                    self._give_up(entry, error)
+                    self._block_or_raise(entry, error)
         except BaseException:
             self.discard()
             raise
 
     @property
-    def needed(self) -> bool:
-        """Whether anything is to be changed."""
+    def has_changes(self) -> bool:
+        """Whether any link has to change."""
         return bool(self._staged or self._obsolete)
 
-    def switch(self) -> None:
-        """Put the generation in force: one rename."""
+    def swap_data(self) -> None:
+        """Activate the generation by one rename of `..data`."""
         temporary = self._staged[DATA]
-        self._before = layout.link_target(self._dir_fd, DATA)
-        if self._before is None:
-            self._placed[DATA] = atomic.rename_or_exchange(self._dir_fd, temporary, DATA)
+        self._previous_target = layout.link_target(self._dir_fd, DATA)
+        if self._previous_target is None:
+            self._applied[DATA] = atomic.rename_or_exchange(self._dir_fd, temporary, DATA)
         else:
             atomic.move(self._dir_fd, temporary, self._dir_fd, DATA)
-            self._placed[DATA] = None
+            self._applied[DATA] = None
         del self._staged[DATA]
 
-    def finish(self, displaced: Displaced | None = None) -> None:
-        """Put the visible links in place, and remove those whose content is gone.
+    def apply(self, displaced: Displaced | None = None) -> None:
+        """Rename the visible links into place, and remove the links of files that left the set.
 
-        Links of others, and files that are no links, are left alone, unless a name of the set needs their place.
-        Then `displaced` is told of each before it is removed.
+        Other entries stay, unless the set contains their name.
+        Before such an entry is removed, `displaced` is called.
 
         Raises:
-            OSError: a link could not be put in place: `undo` what is done. `filename` is the entry.
+            OSError: a link could not be renamed; call `undo`. `filename` is the entry.
         """
         for entry, temporary in list(self._staged.items()):
             try:
-                self._placed[entry] = atomic.rename_or_exchange(self._dir_fd, temporary, entry)
+                self._applied[entry] = atomic.rename_or_exchange(self._dir_fd, temporary, entry)
             except OSError as error:
-                self._give_up(entry, error)
+                self._block_or_raise(entry, error)
             else:
                 del self._staged[entry]
         for entry in self._obsolete:
-            with contextlib.suppress(OSError):  # it leads nowhere by now, which is what it says
+            with contextlib.suppress(
+                OSError
+            ):  # a dangling link correctly says that the file is gone
                 os.unlink(entry, dir_fd=self._dir_fd)
-        self._forget_before(displaced)
+        self._remove_displaced(displaced)
 
     def undo(self) -> bool:
-        """Take back what was put in place, and say whether all of that is as it was. Never raises."""
+        """Undo all renames, and return whether the previous state is restored. Never raises."""
         try:
-            for entry, before in reversed(list(self._placed.items())):
-                if entry == DATA and self._before is not None:
+            for entry, before in reversed(list(self._applied.items())):
+                if entry == DATA and self._previous_target is not None:
                     back = layout.temporary_name()
-                    os.symlink(self._before, back, dir_fd=self._dir_fd)
+                    os.symlink(self._previous_target, back, dir_fd=self._dir_fd)
                     atomic.move(self._dir_fd, back, self._dir_fd, DATA)
                 elif before is not None:
                     dirs.rmtree(self._dir_fd, atomic.exchange(self._dir_fd, before, entry))
                 else:
                     os.unlink(entry, dir_fd=self._dir_fd)
-                del self._placed[entry]
+                del self._applied[entry]
         except OSError:
             return False
         return True
 
     def discard(self) -> None:
-        """Remove the links that were not put in place. Never raises."""
+        """Remove the temporary links that were not renamed. Never raises."""
         for temporary in self._staged.values():
             dirs.rmtree(self._dir_fd, temporary)
         self._staged.clear()
@@ -135,10 +137,10 @@ class LinkUpdate:
         try:
             self._stage(DATA, generation, ())
         except OSError as error:
-            self._give_up(DATA, error)
+            self._block_or_raise(DATA, error)
 
     def _stage(self, entry: str, target: str, names: Collection[str]) -> None:
-        _check_place(self._dir_fd, entry, names, os.path.join(self._path, entry))
+        _check_entry(self._dir_fd, entry, names, os.path.join(self._path, entry))
         temporary = layout.temporary_name()
         try:
             os.symlink(target, temporary, dir_fd=self._dir_fd)
@@ -152,66 +154,68 @@ class LinkUpdate:
             raise
         self._staged[entry] = temporary
 
-    def _give_up(self, entry: str, error: OSError) -> None:
-        if entry not in self._spared or isinstance(error, SymlinksUnsupported) or _is_full(error):
+    def _block_or_raise(self, entry: str, error: OSError) -> None:
+        if entry not in self._optional or isinstance(error, SymlinksUnsupported) or _is_full(error):
             error.filename = entry
             raise error
         self.blocked[entry] = error
 
-    def _forget_before(self, displaced: Displaced | None) -> None:
-        """Remove what lay in the places of the links."""
-        for entry, before in self._placed.items():
+    def _remove_displaced(self, displaced: Displaced | None) -> None:
+        """Remove the entries that were replaced by links."""
+        for entry, before in self._applied.items():
             if before is not None and entry != DATA:
                 if displaced is not None:
                     displaced(entry, before)
                 dirs.rmtree(self._dir_fd, before)
             elif before is not None:
-                # Nothing but a link of a publisher has this name: whatever it is, it is not ours to remove.
+                # `..data` was not a link, so no publisher created it: keep it under another name.
                 aside = f"{DATA}-replaced-{before.removeprefix(layout.TEMPORARY)}"
                 atomic.move(self._dir_fd, before, self._dir_fd, aside)
-        self._placed.clear()
+        self._applied.clear()
 
 
 def check_conflicts(
-    dir_fd: int, names: Collection[str], path: str, spared: Collection[str]
+    dir_fd: int, names: Collection[str], path: str, optional: Collection[str]
 ) -> None:
-    """Raise what `LinkUpdate` would find in the places of a set, where not even links can be made: for a trial.
+    """Raise the conflicts that `LinkUpdate` would find, without creating links: for a dry run on a full volume.
 
     Raises:
         OSError: as `LinkUpdate`. `filename` is the entry.
     """
-    for entry in sorted({DATA} | (top_level_names(names) - set_links(dir_fd) - set(spared))):
+    for entry in sorted({DATA} | (top_level_names(names) - set_links(dir_fd) - set(optional))):
         try:
-            _check_place(dir_fd, entry, names, os.path.join(path, entry))
+            _check_entry(dir_fd, entry, names, os.path.join(path, entry))
         except OSError as error:
             error.filename = entry
             raise
 
 
 def top_level_names(names: Collection[str]) -> set[str]:
-    """Return the entries of a directory that the files of a set lie under."""
+    """Return the first path component of each name."""
     return {name.split("/", 1)[0] for name in names}
 
 
 def set_links(dir_fd: int) -> set[str]:
     """Return the visible entries that are links through `..data`."""
     entries = (entry for entry in os.listdir(dir_fd) if not entry.startswith(HIDDEN))
-    return {entry for entry in entries if layout.link_target(dir_fd, entry) == _through_data(entry)}
+    return {
+        entry for entry in entries if layout.link_target(dir_fd, entry) == _data_link_target(entry)
+    }
 
 
 def loose_names_beside_set(dir_fd: int) -> list[str]:
-    """Return the visible entries that belong to no set: no reader of a directory with `..data` looks at them."""
+    """Return the visible entries that belong to no set. Readers of a directory with `..data` ignore them."""
     ours = set_links(dir_fd)
     entries = (e for e in os.listdir(dir_fd) if not e.startswith(HIDDEN) and e != _LOST_AND_FOUND)
     return sorted(entry for entry in entries if entry not in ours)
 
 
-def _through_data(entry: str) -> str:
+def _data_link_target(entry: str) -> str:
     return f"{DATA}/{entry}"
 
 
-def _check_place(dir_fd: int, entry: str, names: Collection[str], where: str) -> None:
-    """Refuse to put a link where that cannot be done, or in the place of a directory with more than the set itself."""
+def _check_entry(dir_fd: int, entry: str, names: Collection[str], where: str) -> None:
+    """Raise if `entry` cannot be replaced by a link, or is a directory that holds files outside the set."""
     try:
         status = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -220,11 +224,11 @@ def _check_place(dir_fd: int, entry: str, names: Collection[str], where: str) ->
     if stat.S_ISLNK(status.st_mode):
         return  # nothing can be mounted on a link
     permissions.check_not_mounted(entry, where)
-    if stat.S_ISDIR(status.st_mode) and entry != DATA and _holds_others(dir_fd, entry, names):
+    if stat.S_ISDIR(status.st_mode) and entry != DATA and _has_other_files(dir_fd, entry, names):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), entry)
 
 
-def _holds_others(dir_fd: int, entry: str, names: Collection[str]) -> bool:
+def _has_other_files(dir_fd: int, entry: str, names: Collection[str]) -> bool:
     return any(path not in names for path in _files_in(dir_fd, entry))
 
 

@@ -37,28 +37,28 @@ class Background:
                 self.loop.close()
 
 
-class _Process:
+class _ProcessState:
     """What there is one of in each process."""
 
     lock = threading.Lock()
     background: Background | None = None
 
 
-def _renew() -> None:
+def _reset_after_fork() -> None:
     """Begin anew in a process that was forked: the thread was left behind, and the lock may be somebody's."""
-    _Process.lock = threading.Lock()
-    _Process.background = None
+    _ProcessState.lock = threading.Lock()
+    _ProcessState.background = None
 
 
-os.register_at_fork(after_in_child=_renew)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def _background() -> Background:
-    with _Process.lock:
-        if _Process.background is None:
-            _Process.background = Background()
-            atexit.register(_Process.background.end)
-        return _Process.background
+    with _ProcessState.lock:
+        if _ProcessState.background is None:
+            _ProcessState.background = Background()
+            atexit.register(_ProcessState.background.end)
+        return _ProcessState.background
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:

@@ -23,11 +23,11 @@ from sidecar.volume.watch.options import VolumeOptions, of_volume
 
 def publish_file(
     path: str | os.PathLike[str],
-    content: volumes.Given,
+    content: volumes.PublishSource,
     *,
     mode: int = volumes.FILE_MODE,
     group: int | None = None,
-    keep: int = volumes.KEEP,
+    keep: int = volumes.KEEP_VERSIONS,
     durability: Durability = "full",
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
@@ -103,11 +103,11 @@ class Volume:
         *,
         mode: int = volumes.FILE_MODE,
         group: int | None = None,
-        keep: int = volumes.KEEP,
+        keep: int = volumes.KEEP_VERSIONS,
         keep_bytes: int | str = volumes.KEEP_BYTES,
-        keep_deleted: int = volumes.KEEP_DELETED,
+        keep_deleted: int = volumes.KEEP_DELETED_FILES,
         volume_budget: int | str | None = None,
-        grace: float = volumes.GRACE,
+        grace: float = volumes.GRACE_SECONDS,
         max_size: int | str = MAX_SIZE,
         gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
         durability: Durability = "full",
@@ -146,7 +146,7 @@ class Volume:
 
     def publish(
         self,
-        files: Mapping[str, volumes.Given | Upload],
+        files: Mapping[str, volumes.PublishSource | Upload],
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -154,17 +154,17 @@ class Volume:
     ) -> Publication:
         """Publish a whole set: readers see all of these files change at once, and no others remain in it."""
         arguments.check_mapping("publish", files)
-        given = {name: _given(content) for name, content in files.items()}
+        sources = {name: _unwrap(content) for name, content in files.items()}
         return run(
             self._inner.publish(
-                given, if_match=if_match, if_none_match=if_none_match, dry_run=dry_run
+                sources, if_match=if_match, if_none_match=if_none_match, dry_run=dry_run
             )
         )
 
     def put(
         self,
         name: str,
-        content: volumes.Given | Upload,
+        content: volumes.PublishSource | Upload,
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -174,7 +174,7 @@ class Volume:
         return run(
             self._inner.put(
                 name,
-                _given(content),
+                _unwrap(content),
                 if_match=if_match,
                 if_none_match=if_none_match,
                 dry_run=dry_run,
@@ -287,5 +287,5 @@ class Volume:
         )
 
 
-def _given(content: volumes.Given | Upload) -> volumes.Given:
+def _unwrap(content: volumes.PublishSource | Upload) -> volumes.PublishSource:
     return content._inner if isinstance(content, Upload) else content  # noqa: SLF001 (of this module)

@@ -24,9 +24,9 @@ R = TypeVar("R")
 
 FIRST_SCAN_TIMEOUT = 1.5
 """Seconds for which the first access to a watch waits for its first look."""
-_STOP_CHECK = 1.0
+_STOP_POLL_INTERVAL = 1.0
 """Seconds between two looks at the stop event of an iteration."""
-_SETTLED = 15.0
+_STABLE_TIMEOUT = 15.0
 """Seconds within which a content that lies still is believed: the longest that is waited for one."""
 
 
@@ -81,7 +81,7 @@ class Watch(Generic[T]):
         last: str | None = None
         while not self._is_stopped():
             try:
-                found = self.changed(last, _STOP_CHECK)
+                found = self.changed(last, _STOP_POLL_INTERVAL)
             except RuntimeError:
                 if self._closed:
                     return
@@ -108,7 +108,7 @@ class Watch(Generic[T]):
         """The last good content. Raises `NothingPublished` as long as there has been none."""
         inner = self._inner()
         if inner.snapshot is None:
-            raise _nothing(inner)
+            raise _no_content_error(inner)
         return inner.snapshot
 
     @property
@@ -142,7 +142,7 @@ class Watch(Generic[T]):
         It ends with the process, and must not block.
         """
         inner = self._inner()
-        return run(_returning(lambda: inner.subscribe(callback)))
+        return run(_call(lambda: inner.subscribe(callback)))
 
     def close(self) -> None:
         """End it. What was seen last stays in `snapshot` of those who hold it; the watch cannot be used again."""
@@ -164,7 +164,7 @@ class Watch(Generic[T]):
                 raise RuntimeError(f"the watch of {self._path} is closed (make another one)")
             if self._entered is None or self._entered[0] != os.getpid():
                 inner = self._make()
-                run(_begin(inner))
+                run(_enter(inner))
                 self._entered = os.getpid(), inner
             return self._entered[1]
 
@@ -192,8 +192,8 @@ class WatchGroup(Generic[T]):
         return f"<sync.WatchGroup {list(self.watches.values())}>"
 
     def __enter__(self) -> WatchGroup[T]:
-        for one in self.watches.values():
-            one.__enter__()
+        for item in self.watches.values():
+            item.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -208,17 +208,17 @@ class WatchGroup(Generic[T]):
         last: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             try:
-                for one in self.watches.values():
-                    stack.callback(one.subscribe(changed.set))
+                for item in self.watches.values():
+                    stack.callback(item.subscribe(changed.set))
                 while not self._is_stopped():
                     changed.clear()
-                    found, looked = self.snapshots, self._have_looked()
+                    found, scanned = self.snapshots, self._first_scans_done()
                     versions = {path: snapshot.version for path, snapshot in found.items()}
-                    if versions != last and looked:
+                    if versions != last and scanned:
                         last = versions
                         yield found
                     else:
-                        changed.wait(_STOP_CHECK)
+                        changed.wait(_STOP_POLL_INTERVAL)
             except RuntimeError:
                 if not self._closed:
                     raise
@@ -226,7 +226,7 @@ class WatchGroup(Generic[T]):
     @property
     def snapshots(self) -> dict[str, Snapshot[T]]:
         """The last good content of each path that has one."""
-        found = {path: one.snapshot for path, one in self.watches.items()}
+        found = {path: item.snapshot for path, item in self.watches.items()}
         return {path: snapshot for path, snapshot in found.items() if snapshot is not None}
 
     @property
@@ -237,17 +237,17 @@ class WatchGroup(Generic[T]):
     def close(self) -> None:
         """End all of them; they cannot be used again."""
         self._closed = True
-        for one in self.watches.values():
-            one.close()
+        for item in self.watches.values():
+            item.close()
 
-    def _have_looked(self) -> bool:
-        return all(one._inner().has_looked for one in self.watches.values())  # noqa: SLF001 (of this module)
+    def _first_scans_done(self) -> bool:
+        return all(item._inner().has_looked for item in self.watches.values())  # noqa: SLF001 (of this module)
 
     def _is_stopped(self) -> bool:
         return self._closed or (self._stop_event is not None and self._stop_event.is_set())
 
 
-async def _begin(inner: watches.Watch[Any]) -> None:
+async def _enter(inner: watches.Watch[Any]) -> None:
     """Enter it, and wait for the first look, but not for ever: it goes on looking."""
     await inner.__aenter__()
     with contextlib.suppress(TimeoutError):
@@ -257,7 +257,7 @@ async def _begin(inner: watches.Watch[Any]) -> None:
                 await inner.changed(None, FIRST_SCAN_TIMEOUT)
 
 
-async def _returning(make: Callable[[], R]) -> R:
+async def _call(make: Callable[[], R]) -> R:
     return make()
 
 
@@ -318,7 +318,9 @@ def watch(
     >>> settings = sync.watch("/shared/settings.json", schema=lambda snapshot: snapshot.json())
     >>> both = sync.watch("/config/app.json", "/tls/")
     """
-    watches = [Watch(one, schema=schema, stop_event=stop_event, **options) for one in (path, *more)]
+    watches = [
+        Watch(item, schema=schema, stop_event=stop_event, **options) for item in (path, *more)
+    ]
     return WatchGroup(watches, stop_event) if more else watches[0]
 
 
@@ -372,24 +374,24 @@ def load(
     return found if schema is None else found.with_value(schema)
 
 
-async def _load(one: watches.Watch[None], timeout: float) -> Snapshot[None]:
+async def _load(item: watches.Watch[None], timeout: float) -> Snapshot[None]:
     limit = time.monotonic() + timeout
-    async with one:
-        await one.looked()
+    async with item:
+        await item.looked()
         # Without a problem something is there that is not believed yet.
-        while one.snapshot is None and one.problem is None:
-            if await one.changed(None, _SETTLED) is None:
+        while item.snapshot is None and item.problem is None:
+            if await item.changed(None, _STABLE_TIMEOUT) is None:
                 break
-        if one.snapshot is None and timeout:
-            await one.changed(None, max(limit - time.monotonic(), 0.0))
-        if one.snapshot is None:
-            raise _nothing(one)
-        return one.snapshot
+        if item.snapshot is None and timeout:
+            await item.changed(None, max(limit - time.monotonic(), 0.0))
+        if item.snapshot is None:
+            raise _no_content_error(item)
+        return item.snapshot
 
 
-def _nothing(one: watches.Watch[Any]) -> _errors.ReadError:
+def _no_content_error(item: watches.Watch[Any]) -> _errors.ReadError:
     """Return the error for a path that has no content: nothing is there, or it cannot be read."""
-    reason = one.problem or f"nothing has been published to {one.path} yet"
-    if one.problem is None or not os.path.lexists(one.path):
+    reason = item.problem or f"nothing has been published to {item.path} yet"
+    if item.problem is None or not os.path.lexists(item.path):
         return _errors.NothingPublished(errno.ENOENT, reason)
     return _errors.ReadError(errno.EIO, reason)

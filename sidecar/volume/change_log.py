@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from sidecar.process.logging import CLIENT
 
 _log = logging.getLogger(__name__)
-_EVERY = 1.0
-_MOST = 1024
+_SUMMARY_INTERVAL = 1.0
+_MAX_RECENT = 1024
 
 
 @dataclass(slots=True)
 class _Recent:
     """What was said last of one outcome of one file, and what came since."""
 
-    said: float
-    more: int = 0
+    logged_at: float
+    suppressed: int = 0
     last: str = ""
 
 
@@ -37,16 +37,16 @@ def note(outcome: str, where: str, detail: str, *, level: int = logging.INFO) ->
         return
     now = time.monotonic()
     recent = _recent.get((outcome, where))
-    if recent is not None and now - recent.said < _EVERY:
-        recent.more += 1
+    if recent is not None and now - recent.logged_at < _SUMMARY_INTERVAL:
+        recent.suppressed += 1
         recent.last = detail
-        if recent.more == 1:
-            _later(outcome, where, level, recent.said + _EVERY - now)
+        if recent.suppressed == 1:
+            _schedule_summary(outcome, where, level, recent.logged_at + _SUMMARY_INTERVAL - now)
         return
     if recent is not None:
-        _sum_up(outcome, where, level)
-    elif len(_recent) >= _MOST:
-        _forget(now)
+        _log_summary(outcome, where, level)
+    elif len(_recent) >= _MAX_RECENT:
+        _prune(now)
     _recent[outcome, where] = _Recent(now)
     _log.log(level, "%s %s: %s", outcome, where, f"{detail}{_client()}")
 
@@ -61,28 +61,32 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _later(outcome: str, where: str, level: int, seconds: float) -> None:
+def _schedule_summary(outcome: str, where: str, level: int, seconds: float) -> None:
     with contextlib.suppress(RuntimeError):  # no loop runs here: the next one sums up
-        asyncio.get_running_loop().call_later(seconds, _sum_up, outcome, where, level)
+        asyncio.get_running_loop().call_later(seconds, _log_summary, outcome, where, level)
 
 
-def _sum_up(outcome: str, where: str, level: int) -> None:
+def _log_summary(outcome: str, where: str, level: int) -> None:
     recent = _recent.get((outcome, where))
-    if recent is not None and recent.more:
+    if recent is not None and recent.suppressed:
         _log.log(
             level,
             "%s %s: %d more within %g s, the last: %s",
             outcome,
             where,
-            recent.more,
-            _EVERY,
+            recent.suppressed,
+            _SUMMARY_INTERVAL,
             recent.last,
         )
-        recent.said, recent.more = time.monotonic(), 0
+        recent.logged_at, recent.suppressed = time.monotonic(), 0
 
 
-def _forget(now: float) -> None:
-    for key in [k for k, one in _recent.items() if not one.more and now - one.said > _EVERY]:
+def _prune(now: float) -> None:
+    for key in [
+        k
+        for k, entry in _recent.items()
+        if not entry.suppressed and now - entry.logged_at > _SUMMARY_INTERVAL
+    ]:
         del _recent[key]
-    if len(_recent) >= _MOST:
+    if len(_recent) >= _MAX_RECENT:
         _recent.clear()

@@ -45,18 +45,18 @@ R = TypeVar("R")
 
 too_large = payload.too_large
 
-Given = bytes | str | os.PathLike[str] | Content | Upload
+PublishSource = bytes | str | os.PathLike[str] | Content | Upload
 """What can be published; a path is that of a file whose bytes are meant."""
 
 Durability = Literal["full", "none"]
 DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
 
 FILE_MODE = 0o644
-KEEP = 10
+KEEP_VERSIONS = 10
 KEEP_BYTES = 256 << 20
-KEEP_DELETED = 10
-GRACE = 30.0
-_EXPIRE_AFTER = 0.1
+KEEP_DELETED_FILES = 10
+GRACE_SECONDS = 30.0
+_EXPIRY_DELAY = 0.1
 #: Looked up once: this is counted for each of thousands a second.
 _PUBLISHED, _UNCHANGED, _DELETED = map(
     metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
@@ -68,7 +68,7 @@ _VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for volume in list(_VOLUMES):
-        volume._begin_anew()  # noqa: SLF001 (of this module)
+        volume._reset_after_fork()  # noqa: SLF001 (of this module)
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -123,11 +123,11 @@ class Volume:
         *,
         mode: int = FILE_MODE,
         group: int | None = None,
-        keep: int = KEEP,
+        keep: int = KEEP_VERSIONS,
         keep_bytes: int | str = KEEP_BYTES,
-        keep_deleted: int = KEEP_DELETED,
+        keep_deleted: int = KEEP_DELETED_FILES,
         volume_budget: int | str | None = None,
-        grace: float = GRACE,
+        grace: float = GRACE_SECONDS,
         max_size: int | str = MAX_SIZE,
         gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
         durability: Durability = "full",
@@ -151,11 +151,11 @@ class Volume:
         self._prepared = False
         self._published: Publication | None = None
         self._commits: group_commit.GroupCommit | None = None
-        self._commits_of: weakref.WeakKeyDictionary[
+        self._commits_by_loop: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, group_commit.GroupCommit
         ]
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._begin_anew()
+        self._reset_after_fork()
         _VOLUMES.add(self)
 
     def __repr__(self) -> str:
@@ -198,15 +198,15 @@ class Volume:
         if initial is not None:
             arguments.check_mapping("initial", initial)
         files = {name: to_bytes(content) for name, content in (initial or {}).items()}
-        order = Operation()
+        operation = Operation()
         await executor.finish_before_cancel(
-            executor.run_queued(self._store.prepare, files, order), order.withdraw
+            executor.run_queued(self._store.prepare, files, operation), operation.cancel
         )
         self._prepared = True
 
     async def publish(
         self,
-        files: Mapping[str, Given],
+        files: Mapping[str, PublishSource],
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -232,22 +232,22 @@ class Volume:
         for name, content in files.items():
             models.check_text(name)
             _check_content(content)
-        order = _order(if_match, if_none_match, dry_run)
+        operation = _operation(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
             models.check_names(files)
             contents = {name: await self._load(name, given) for name, given in files.items()}
             self._check_size(self._path, sum(map(payload.size, contents.values())))
             for name, data in contents.items():
-                await self._examine(name, data, dry_run=dry_run)
-            return await self._step(self._store.publish, contents, order=order)
+                await self._validate(name, data, dry_run=dry_run)
+            return await self._run_step(self._store.publish, contents, operation=operation)
 
-        return await self._counted(work, self._path, dry_run=dry_run)
+        return await self._with_metrics(work, self._path, dry_run=dry_run)
 
     async def put(
         self,
         name: str,
-        content: Given,
+        content: PublishSource,
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
@@ -270,30 +270,30 @@ class Volume:
         """
         models.check_text(name)
         _check_content(content)
-        order = _order(if_match, if_none_match, dry_run)
+        operation = _operation(if_match, if_none_match, dry_run)
 
         async def work() -> Publication:
             models.check_name(name)
             if isinstance(content, Upload):
                 content.handed_over = True
-                await self._examine_upload(name, content)
+                await self._validate_upload(name, content)
                 await content.settle()
                 staged = content.take()
-                order.unwritten = content.in_memory
-                return await self._step(self._store.put, name, staged, order=order)
+                operation.needs_reclaim = content.in_memory
+                return await self._run_step(self._store.put, name, staged, operation=operation)
             data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), payload.size(data))
-            await self._examine(name, data, dry_run=dry_run)
-            if dry_run or order.conditions or isinstance(data, Content):
-                return await self._put_alone(name, data, order)
-            return await self._commits_here().put(name, data)
+            await self._validate(name, data, dry_run=dry_run)
+            if dry_run or operation.conditions or isinstance(data, Content):
+                return await self._put_single(name, data, operation)
+            return await self._loop_commits().put(name, data)
 
-        return await self._counted(work, self._where(name), dry_run=dry_run)
+        return await self._with_metrics(work, self._display_path(name), dry_run=dry_run)
 
-    def put_soon(
-        self, name: str, content: bytes, tell: Callable[[Outcome], None]
+    def put_with_callback(
+        self, name: str, content: bytes, callback: Callable[[Outcome], None]
     ) -> PendingWrite | None:
-        """Publish one file as `put` does, and `tell` what became of it, instead of letting a task wait for that.
+        """Publish one file as `put` does, and `callback` what became of it, instead of letting a task wait for that.
 
         For a server that answers many at a time; `name` is one that `put` takes.
         None where more is to be done than to write: the volume is not prepared, or the gate wants to see the content.
@@ -307,65 +307,65 @@ class Volume:
 
         def ended(outcome: Outcome) -> None:
             CLIENT.set(client)  # others may wait for the same publish
-            _count(outcome, where, started)
-            tell(outcome)
+            _count_result(outcome, where, started)
+            callback(outcome)
 
-        return self._commits_here().wish(name, content, ended)
+        return self._loop_commits().submit(name, content, ended)
 
-    def withdraw(self, wish: PendingWrite) -> None:
-        """Give up what `put_soon` has begun, as if its caller were cancelled; it is told how that ended."""
-        self._commits_here().withdraw(wish)
+    def cancel(self, write: PendingWrite) -> None:
+        """Give up what `put_with_callback` has begun, as if its caller were cancelled; it is told how that ended."""
+        self._loop_commits().cancel(write)
 
-    def _commits_here(self) -> group_commit.GroupCommit:
+    def _loop_commits(self) -> group_commit.GroupCommit:
         """Return the contents that wait in the running loop: each loop tells its own callers."""
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
-            self._commits = self._commits_of.setdefault(
-                loop, group_commit.GroupCommit(self._put_alone, self._put_at_once)
+            self._commits = self._commits_by_loop.setdefault(
+                loop, group_commit.GroupCommit(self._put_single, self._put_inline)
             )
         return self._commits
 
-    def _begin_anew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Forget what is under way: in a process that was forked, nothing is."""
-        self._commits_of = weakref.WeakKeyDictionary()
+        self._commits_by_loop = weakref.WeakKeyDictionary()
         self._commits = self._loop = None
-        self._expires_in: asyncio.AbstractEventLoop | None = None
+        self._expiry_loop: asyncio.AbstractEventLoop | None = None
         self._busy = False
-        self._store.begin_anew()
+        self._store.reset_after_fork()
 
-    async def _put_alone(
-        self, name: str, data: bytes | Content, order: Operation | None = None
+    async def _put_single(
+        self, name: str, data: bytes | Content, operation: Operation | None = None
     ) -> Publication:
-        order = order or Operation()
-        order.later = True
-        done = await self._step(self._store.put, name, data, order=order)
-        self._expire_soon()
+        operation = operation or Operation()
+        operation.defer_removal = True
+        done = await self._run_step(self._store.put, name, data, operation=operation)
+        self._schedule_expiry()
         return done
 
-    def _put_at_once(self, name: str, data: bytes) -> Publication | None:
-        done = self._store.put_at_once(name, data) if self._prepared else None
+    def _put_inline(self, name: str, data: bytes) -> Publication | None:
+        done = self._store.put_inline(name, data) if self._prepared else None
         if done is not None:
             self._published = done
-            self._expire_soon()
+            self._schedule_expiry()
         return done
 
-    def _expire_soon(self) -> None:
+    def _schedule_expiry(self) -> None:
         """Remove what has left the history once nothing has been published for a moment, if there is anything."""
         self._busy = True
         loop = asyncio.get_running_loop()
-        if self._store.expired and self._expires_in is not loop:
-            self._expires_in = loop
-            loop.call_later(_EXPIRE_AFTER, self._expire, loop)
+        if self._store.expired and self._expiry_loop is not loop:
+            self._expiry_loop = loop
+            loop.call_later(_EXPIRY_DELAY, self._expire, loop)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do so in a thread: to unlink a file takes long while it is on its way to the disk."""
-        busy, self._busy, self._expires_in = self._busy, False, None
+        busy, self._busy, self._expiry_loop = self._busy, False, None
         with contextlib.suppress(RuntimeError):  # the program ends
             executor.IO_POOL.submit(self._store.expire, busy=busy)
         if busy:
-            self._expires_in = loop
-            loop.call_later(_EXPIRE_AFTER, self._expire, loop)
+            self._expiry_loop = loop
+            loop.call_later(_EXPIRY_DELAY, self._expire, loop)
 
     async def delete(
         self,
@@ -386,11 +386,11 @@ class Volume:
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
         models.check_text(name)
-        order = _order(if_match, None, dry_run)
-        order.purge = arguments.check_flag("purge", purge)
-        where = self._where(name)
+        operation = _operation(if_match, None, dry_run)
+        operation.purge = arguments.check_flag("purge", purge)
+        where = self._display_path(name)
         try:
-            done = await self._step(self._store.delete, name, order=order)
+            done = await self._run_step(self._store.delete, name, operation=operation)
         except BaseException as error:
             count_failure(error, where, dry_run=dry_run)
             raise
@@ -428,13 +428,13 @@ class Volume:
         await self._prepare_once(dry_run=dry_run)
         upload = Upload(self._store, self._path, name, most, dry_run=dry_run)
         try:
-            order = Operation(dry_run=dry_run)
-            opening = executor.run_queued(upload.open, order)
-            await executor.finish_before_cancel(opening, order.withdraw)
+            operation = Operation(dry_run=dry_run)
+            opening = executor.run_queued(upload.open, operation)
+            await executor.finish_before_cancel(opening, operation.cancel)
             yield upload
         except BaseException as error:
             if not upload.handed_over:
-                count_failure(error, self._where(name), dry_run=dry_run)
+                count_failure(error, self._display_path(name), dry_run=dry_run)
             raise
         finally:
             await upload.end()
@@ -490,30 +490,34 @@ class Volume:
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
-        wanted = version.strip('"')
-        order = _order(if_match, None, dry_run)
+        requested = version.strip('"')
+        operation = _operation(if_match, None, dry_run)
 
         async def work() -> Publication:
-            kept, is_set = await executor.run_in_thread(self._store.kept, wanted, name)
-            files = {file: await self._load(file, content) for file, content in kept.items()}
+            archived, is_set = await executor.run_in_thread(
+                self._store.load_version, requested, name
+            )
+            files = {file: await self._load(file, content) for file, content in archived.items()}
             for file, data in files.items():
-                await self._examine(file, data, dry_run=dry_run)
+                await self._validate(file, data, dry_run=dry_run)
             if is_set:
-                return await self._step(self._store.publish, files, order=order)
+                return await self._run_step(self._store.publish, files, operation=operation)
             ((file, data),) = files.items()
-            return await self._step(self._store.put, file, data, order=order)
+            return await self._run_step(self._store.put, file, data, operation=operation)
 
         try:
-            return await self._counted(work, self._where(name), dry_run=dry_run, done="rolled back")
+            return await self._with_metrics(
+                work, self._display_path(name), dry_run=dry_run, done="rolled back"
+            )
         except _errors.ContentAltered as error:
             raise _errors.UnknownVersion(
-                f"cannot roll {self._path} back to {snapshots.etag(wanted)}: what was kept of it is altered"
+                f"cannot roll {self._path} back to {snapshots.etag(requested)}: what was kept of it is altered"
                 " (publish the old content from its source)"
             ) from error
 
     async def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
-        await executor.run_queued(self._store.writable)
+        await executor.run_queued(self._store.check_writable)
 
     @overload
     def watch(
@@ -561,7 +565,7 @@ class Volume:
         if size > self._max_size:
             raise too_large(where, self._max_size)
 
-    async def _load(self, name: str, content: Given) -> bytes | Content:
+    async def _load(self, name: str, content: PublishSource) -> bytes | Content:
         """Return the bytes of what is small or in memory, and what is large as it is."""
         if isinstance(content, Content):
             return content.held if isinstance(content.held, bytes) else content
@@ -575,7 +579,7 @@ class Volume:
             )
         return to_bytes(content)
 
-    async def _examine(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
+    async def _validate(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
         """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
         if self._gate is None:
             return
@@ -587,22 +591,22 @@ class Volume:
             upload.handed_over = True  # it is a part of what counts by itself
             if isinstance(data, bytes):
                 await upload.write(data)
-                await self._examine_upload(name, upload, data)
+                await self._validate_upload(name, upload, data)
             else:
                 await upload.copy(data)
-                await self._examine_upload(name, upload)
+                await self._validate_upload(name, upload)
 
-    async def _examine_upload(self, name: str, upload: Upload, data: bytes | None = None) -> None:
+    async def _validate_upload(self, name: str, upload: Upload, data: bytes | None = None) -> None:
         await upload.flush()
         if self._gate is not None:
             where = os.path.join(self._path, name)
             await self._gate.examine(name, upload.path, upload.size, data, where=where)
 
-    def _where(self, name: str | None) -> str:
+    def _display_path(self, name: str | None) -> str:
         """Return the path of a file, or of the whole, as messages say it."""
         return self._path if name is None else os.path.join(self._path, name)
 
-    async def _counted(
+    async def _with_metrics(
         self, work: Callable[[], Any], where: str, *, dry_run: bool, done: str = "published"
     ) -> Publication:
         """Do the work, count how it ended, and say so in the log."""
@@ -612,7 +616,9 @@ class Volume:
             published: Publication = await work()
         except asyncio.CancelledError as error:
             if self._published is not before and self._published is not None and not dry_run:
-                _count(self._published, where, started, done)  # it was too late to withdraw it
+                _count_result(
+                    self._published, where, started, done
+                )  # it was too late to withdraw it
             else:
                 count_failure(error, where, dry_run=dry_run)
             raise
@@ -620,23 +626,23 @@ class Volume:
             count_failure(error, where, dry_run=dry_run)
             raise
         if not dry_run:
-            _count(published, where, started, done)
+            _count_result(published, where, started, done)
         return published
 
-    async def _step(self, function: Callable[..., R], *args: Any, order: Operation) -> R:
+    async def _run_step(self, function: Callable[..., R], *args: Any, operation: Operation) -> R:
         """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
-        await self._prepare_once(dry_run=order.dry_run)
+        await self._prepare_once(dry_run=operation.dry_run)
 
         def step() -> R:
-            order.check()
-            done = function(*args, order)
+            operation.raise_if_cancelled()
+            done = function(*args, operation)
             # In the thread: however the event loop ends, what happened is known.
-            if isinstance(done, Publication) and not order.dry_run:
+            if isinstance(done, Publication) and not operation.dry_run:
                 self._published = done
             return done
 
         try:
-            return await executor.run_queued_cancellable(step, order.withdraw)
+            return await executor.run_queued_cancellable(step, operation.cancel)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
                 self._prepared = False  # the directory is gone: the next publish makes it again
@@ -645,11 +651,11 @@ class Volume:
 
 async def publish_file(
     path: str | os.PathLike[str],
-    content: Given,
+    content: PublishSource,
     *,
     mode: int = FILE_MODE,
     group: int | None = None,
-    keep: int = KEEP,
+    keep: int = KEEP_VERSIONS,
     durability: Durability = "full",
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
@@ -675,7 +681,7 @@ async def publish_file(
     return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
 
 
-def _order(
+def _operation(
     if_match: str | Collection[str] | None,
     if_none_match: str | Collection[str] | None,
     dry_run: bool,
@@ -703,7 +709,7 @@ def _check_content(content: object) -> None:
     )
 
 
-def _count(outcome: Outcome, where: str, started: float, done: str = "published") -> None:
+def _count_result(outcome: Outcome, where: str, started: float, done: str = "published") -> None:
     """Count a publish that has ended, and the time that it has taken if it went well."""
     if not isinstance(outcome, Publication):
         count_failure(outcome, where)

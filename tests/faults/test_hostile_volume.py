@@ -35,12 +35,12 @@ LIMIT = 1 << 20
 @pytest.fixture(autouse=True, params=["openat2", "walk"])
 def resolver(request: pytest.FixtureRequest) -> Iterator[str]:
     """How names are resolved beneath the volume."""
-    before = openat._kernel.available
+    before = openat._openat2.available
     if request.param == "openat2" and not before:
         pytest.skip("this kernel has no openat2")
-    openat._kernel.available = request.param == "openat2"
+    openat._openat2.available = request.param == "openat2"
     yield request.param
-    openat._kernel.available = before
+    openat._openat2.available = before
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_thousands_of_directories_cost_no_more(volume: Path) -> None:
     found = loader.read_directory(fd, str(volume), limit=LIMIT, before=None)
     os.close(fd)
     assert dict(found.snapshot) == {"config": b"good"}
-    assert len(found.mark.folders) + len(found.problems) < 1200
+    assert len(found.states.folders) + len(found.problems) < 1200
     assert "it holds more files than fit into memory" in found.problems["59"]
 
 
@@ -397,7 +397,7 @@ def test_comparing_with_thousands_of_new_files_costs_no_memory(volume: Path) -> 
     os.utime(volume / "config", (past, past))
     fd = os.open(volume, os.O_RDONLY | os.O_DIRECTORY)
     before = loader.read_directory(fd, str(volume), limit=LIMIT, before=None)
-    before.mark.doubtful.clear()  # type: ignore[attr-defined]  # as after two seconds
+    before.states.unreliable.clear()  # type: ignore[attr-defined]  # as after two seconds
     assert loader.is_unchanged(fd, before)
     for number in range(20_000):
         os.mknod(volume / f"{number:05}")
@@ -411,7 +411,7 @@ def test_comparing_with_thousands_of_new_files_costs_no_memory(volume: Path) -> 
 
 async def test_a_list_of_files_has_an_end(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for it, a neighbour who makes names without end must not fill the memory of a server."""
-    monkeypatch.setattr(models, "_LEAST_LISTED", 100)
+    monkeypatch.setattr(models, "_MIN_LISTED_FILES", 100)
     writer = Volume(volume, max_size=1)
     for number in range(1200):
         os.mknod(volume / f"{number:05}")

@@ -329,9 +329,9 @@ async def test_hints_of_the_wrong_name_wake_nobody_up(tmp_path: Path) -> None:
     replace(tmp_path / "config", "0")
     async with Watch(tmp_path / "config", recheck=3600) as watch:
         await watch.looked()
-        lookout = watch._run.lookout  # type: ignore[union-attr]
+        thread = watch._session.thread  # type: ignore[union-attr]
         looks: list[object] = []
-        lookout._eye.turn = lambda turn=lookout._eye.turn: looks.append(1) or turn()  # type: ignore[method-assign]
+        thread._scanner.resolve = lambda turn=thread._scanner.resolve: looks.append(1) or turn()  # type: ignore[method-assign]
         for number in range(20):
             (tmp_path / f"..tmp-{number}").write_text("x")
             (tmp_path / f"neighbour-{number}").write_text("x")

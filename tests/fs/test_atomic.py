@@ -18,8 +18,8 @@ from support import as_user, failing, opened
 def published(fd: int, name: str, data: bytes, mode: int = 0o644) -> None:
     staged = atomic.TempFile(fd)
     staged.write(data)
-    staged.seal(mode, None)
-    staged.replace(name, fd)
+    staged.finalize(mode, None)
+    staged.rename_into(name, fd)
     staged.discard()
 
 
@@ -55,7 +55,7 @@ def test_the_mode_is_the_one_asked_for(fd: int, tmp_path: Path) -> None:
 def test_mode_and_group_are_there_before_the_name_is(fd: int, tmp_path: Path) -> None:
     """A file is never visible with the wrong owner."""
     staged = atomic.TempFile(fd)
-    staged.seal(0o640, 12345)
+    staged.finalize(0o640, 12345)
     (entry,) = tmp_path.iterdir()
     assert (stat.S_IMODE(entry.stat().st_mode), entry.stat().st_gid) == (0o640, 12345)
     staged.discard()
@@ -70,7 +70,7 @@ def test_a_group_that_may_not_be_given_is_named(
     with as_user(65532), opened(open_path) as fd:
         staged = atomic.TempFile(fd)
         with pytest.raises(oserrors.ChownDenied) as caught:
-            staged.seal(0o644, 12345)
+            staged.finalize(0o644, 12345)
         staged.discard()
     assert "group 12345" in oserrors.hint(caught.value)
     assert "supplementalGroups" in oserrors.hint(caught.value)
@@ -83,7 +83,7 @@ def test_the_group_that_a_file_has_already_needs_no_permission(
     """A directory with the set-group-id bit gives the group by itself, as with fsGroup."""
     monkeypatch.setattr(os, "fchown", failing(errno.EPERM))
     staged = atomic.TempFile(fd)
-    staged.seal(0o644, os.getegid())
+    staged.finalize(0o644, os.getegid())
     staged.discard()
 
 
@@ -103,7 +103,7 @@ def test_bytes_that_have_not_arrived_are_an_error(fd: int, monkeypatch: pytest.M
     staged = atomic.TempFile(fd)
     staged.write(b"lost")
     with pytest.raises(OSError, match="4 bytes were written, and 0 arrived"):
-        staged.seal(0o644, None)
+        staged.finalize(0o644, None)
     staged.discard()
 
 
@@ -114,7 +114,7 @@ def test_bytes_of_somebody_else_are_an_error(fd: int, tmp_path: Path) -> None:
     with (tmp_path / staged.name).open("ab") as file:
         file.write(b" and theirs")
     with pytest.raises(OSError, match="4 bytes were written, and 15 arrived"):
-        staged.seal(0o644, None)
+        staged.finalize(0o644, None)
     staged.discard()
 
 
@@ -126,7 +126,7 @@ def test_a_failed_sync_is_never_repeated(
     monkeypatch.setattr(os, "fsync", failing(errno.EIO, calls))
     staged = atomic.TempFile(fd)
     with pytest.raises(OSError, match="error"):
-        staged.seal(0o644, None)
+        staged.finalize(0o644, None)
     staged.discard()
     assert calls == [0]
     assert list(tmp_path.iterdir()) == []
@@ -139,7 +139,7 @@ def test_a_close_that_fails_stops_the_publish(fd: int, monkeypatch: pytest.Monke
         patched.setattr(os, "close", failing(errno.ENOSPC))
         number = staged.fd
         with pytest.raises(OSError, match="space"):
-            staged.seal(0o644, None)
+            staged.finalize(0o644, None)
     os.close(number)
     staged.discard()
 

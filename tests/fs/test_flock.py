@@ -41,7 +41,7 @@ def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None
     def give_up() -> None:
         raise _errors.PublishError("cancelled")
 
-    lock = flock.directory_lock(fd, timeout=60, where="/shared", waiting=give_up)
+    lock = flock.directory_lock(fd, timeout=60, where="/shared", before_wait=give_up)
     with holding(tmp_path), pytest.raises(_errors.PublishError, match="cancelled"), lock:
         pytest.fail("two writers at a time")
 
@@ -126,7 +126,7 @@ def test_who_has_waited_for_a_file_that_was_removed_locks_the_one_of_now(
 
     third = flock.directory_lock(fd, timeout=0, where="/shared")
     with (
-        flock.directory_lock(fd, timeout=5, where="/shared", waiting=give_way),
+        flock.directory_lock(fd, timeout=5, where="/shared", before_wait=give_way),
         pytest.raises(_errors.VolumeUnavailable),
         third,
     ):
@@ -145,7 +145,7 @@ def test_who_waits_gets_the_lock_before_who_has_just_released_it(fd: int, tmp_pa
     def neighbour() -> None:
         with (
             opened(tmp_path) as own,
-            flock.directory_lock(own, timeout=20, where="/shared", waiting=wait_to_ask),
+            flock.directory_lock(own, timeout=20, where="/shared", before_wait=wait_to_ask),
         ):
             pass
 

@@ -46,10 +46,10 @@ def test_the_next_content_lies_in_the_file_of_an_old_one(file: Path, directory: 
     taken = take(file, directory)
     assert taken is not None
     assert not file.exists()
-    staged = TempFile(directory, brief=True, reused=taken)
+    staged = TempFile(directory, short_lived=True, reused=taken)
     staged.write(b"new")
-    staged.seal(0o644, None)
-    staged.replace("config", directory)
+    staged.finalize(0o644, None)
+    staged.rename_into("config", directory)
     staged.discard()
     config = file.parent.parent / "config"
     assert (config.read_bytes(), config.stat().st_ino) == (b"new", inode)
@@ -96,11 +96,11 @@ def test_who_opens_it_meanwhile_waits_until_it_is_complete(file: Path, directory
     """A reader that was held up between the look-up of the name and the opening must not read half a content."""
     taken = take(file, directory)
     assert taken is not None
-    staged = TempFile(directory, brief=True, reused=taken)
+    staged = TempFile(directory, short_lived=True, reused=taken)
     staged.write(b"new")
     with pytest.raises(BlockingIOError):
         os.open(taken[0], os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
-    staged.seal(0o644, None)
+    staged.finalize(0o644, None)
     with open(os.open(taken[0], os.O_RDONLY, dir_fd=directory), "rb") as late:
         assert late.read() == b"new"
     staged.discard()

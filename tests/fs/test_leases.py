@@ -71,9 +71,9 @@ def test_of_a_file_of_another_user_the_kernel_says_nothing(file: Path) -> None:
 def test_a_write_lease_is_for_a_file_that_nobody_else_has_open(file: Path) -> None:
     """fcntl(2): it "may be placed on a file only if there are no other open file descriptors for the file"."""
     with file.open("rb"), file.open("r+b") as own:
-        assert not leases.keep_others_out(own.fileno())
+        assert not leases.take_write_lease(own.fileno())
     with file.open("r+b") as own:
-        assert leases.keep_others_out(own.fileno())
+        assert leases.take_write_lease(own.fileno())
         with pytest.raises(BlockingIOError):
             os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     assert file.read_bytes() == b"x" * 4096

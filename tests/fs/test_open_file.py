@@ -45,7 +45,7 @@ def test_a_large_file_is_held_open_with_its_digest(volume: int, tmp_path: Path) 
     assert found.file.read(1_234_567, 89) == DATA[1_234_567:1_234_656]
     assert found.file.read(len(DATA) - 5, 89) == DATA[-5:]
     assert b"".join(found.file.pieces(7, 2_000_000)) == DATA[7:2_000_000]
-    assert found.file.whole() == DATA
+    assert found.file.read_all() == DATA
     write(tmp_path / "large", DATA[: open_file.LARGE_FILE_BYTES])
     assert isinstance(open_file.read(volume, "large", 1 << 30, "x"), FileRead)
 
@@ -61,7 +61,7 @@ def test_who_holds_it_keeps_it_whatever_becomes_of_its_name(
         (tmp_path / "new").rename(tmp_path / "large")
     else:
         (tmp_path / "large").unlink()
-    assert file.whole() == DATA
+    assert file.read_all() == DATA
 
 
 @pytest.mark.parametrize("how", ["rewritten", "truncated", "appended to"])
@@ -79,7 +79,7 @@ def test_bytes_of_a_file_that_was_written_to_are_never_handed_out(
             case _:
                 writer.seek(0, os.SEEK_END)
                 writer.write(b"x")
-    for attempt in (file.check, file.whole, lambda: file.read(2 << 20, 10)):
+    for attempt in (file.check, file.read_all, lambda: file.read(2 << 20, 10)):
         with pytest.raises(ContentAltered, match="/shared/large"):
             attempt()
 
@@ -91,11 +91,11 @@ def test_a_file_that_changes_while_it_is_read_has_no_digest(volume: int, tmp_pat
         with (tmp_path / "large").open("r+b") as writer:
             writer.write(b"x")
 
-    assert read(volume, working=write_between).digest is None
+    assert read(volume, on_progress=write_between).digest is None
 
 
 def test_reading_ends_when_nobody_waits_for_it(volume: int) -> None:
-    """`working` ends it by raising, after a piece and not after a gigabyte; nothing stays open."""
+    """`on_progress` ends it by raising, after a piece and not after a gigabyte; nothing stays open."""
     before, calls = descriptors(), []
 
     def stop() -> None:
@@ -103,7 +103,7 @@ def test_reading_ends_when_nobody_waits_for_it(volume: int) -> None:
         raise InterruptedError
 
     with pytest.raises(ReadError):
-        read(volume, working=stop)
+        read(volume, on_progress=stop)
     assert (len(calls), descriptors()) == (1, before)
 
 
@@ -120,16 +120,16 @@ def test_the_descriptor_goes_with_the_last_who_has_it(volume: int) -> None:
 
 def test_what_is_known_is_not_read_again(volume: int) -> None:
     """A digest that was noted for this very state of the file."""
-    digests = open_file.Digests()
-    digests.note(read(volume).signature, "0123")
-    assert read(volume, known=digests, working=lambda: pytest.fail("read")).digest == "0123"
+    digests = open_file.DigestCache()
+    digests.put(read(volume).signature, "0123")
+    assert read(volume, known=digests, on_progress=lambda: pytest.fail("read")).digest == "0123"
 
 
 def test_digests_are_not_remembered_without_end() -> None:
     """Those that were noted first give way."""
-    digests = open_file.Digests()
+    digests = open_file.DigestCache()
     for number in range(3000):
-        digests.note(StatSignature(1, number, 0, 0, 0), str(number))
+        digests.put(StatSignature(1, number, 0, 0, 0), str(number))
     assert digests.get(StatSignature(1, 0, 0, 0, 0)) is None
     assert digests.get(StatSignature(1, 2999, 0, 0, 0)) == "2999"
 
@@ -140,7 +140,7 @@ def test_a_file_can_be_opened_anew_each_time(volume: int, tmp_path: Path) -> Non
     named = open_file.LazyFile(
         open_file.Directory(os.dup(volume)), "large", found.signature, "/shared/large"
     )
-    assert (named.size, named.whole()) == (len(DATA), DATA)
+    assert (named.size, named.read_all()) == (len(DATA), DATA)
     write(tmp_path / "new", DATA)
     (tmp_path / "new").rename(tmp_path / "large")
     with pytest.raises(ContentAltered):
@@ -163,9 +163,9 @@ def test_a_copy_is_believed_only_with_the_right_digest(volume: int) -> None:
 def test_what_lies_in_the_page_cache_is_at_hand(volume: int) -> None:
     """It was just written, so nothing has to wait for the disk; beyond the end there is nothing."""
     file = read(volume).file
-    assert file.is_at_hand(0, file.size) in (True, False)  # a file system may be unable to tell
-    assert not file.is_at_hand(file.size, 10)
-    assert not file.is_at_hand(0, 0)
+    assert file.in_page_cache(0, file.size) in (True, False)  # a file system may be unable to tell
+    assert not file.in_page_cache(file.size, 10)
+    assert not file.in_page_cache(0, 0)
 
 
 def test_the_rules_of_reading_hold_for_large_files(volume: int, tmp_path: Path) -> None:

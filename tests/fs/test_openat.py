@@ -40,10 +40,10 @@ def volume(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture(params=["openat2", "walk"], autouse=True)
 def _resolver(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = openat._kernel.available
-    openat._kernel.available = before and request.param == "openat2"
+    before = openat._openat2.available
+    openat._openat2.available = before and request.param == "openat2"
     yield
-    openat._kernel.available = before
+    openat._openat2.available = before
 
 
 def test_files_and_links_inside_are_read(volume: int) -> None:
@@ -95,7 +95,9 @@ def test_no_descriptor_is_left_open(volume: int, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("size", [0, 1, 10, openat._CHUNK, openat._CHUNK * 2 + 1])
+@pytest.mark.parametrize(
+    "size", [0, 1, 10, openat._READ_CHUNK_BYTES, openat._READ_CHUNK_BYTES * 2 + 1]
+)
 def test_the_limit_is_exact(tmp_path: Path, size: int) -> None:
     """As many bytes as the limit are read, one more is refused, whatever the size said before."""
     (tmp_path / "file").write_bytes(b"x" * size)
@@ -132,7 +134,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
     os.utime(path, (1, 1))
     fd = os.open(tmp_path, os.O_RDONLY)
     read_all = openat._read_all
-    assert read_beneath(fd, "config", LIMIT, "config").settled
+    assert read_beneath(fd, "config", LIMIT, "config").stable
 
     def meanwhile(change: str) -> bool:
         def read(fd: int, expected: int, limit: int) -> bytes:
@@ -143,7 +145,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_settled(
             return data
 
         monkeypatch.setattr(openat, "_read_all", read)
-        return read_beneath(tmp_fd, "config", LIMIT, "config").settled
+        return read_beneath(tmp_fd, "config", LIMIT, "config").stable
 
     tmp_fd = fd
     assert meanwhile("link")
@@ -254,7 +256,7 @@ def test_the_walk_goes_where_the_kernel_goes(
 
 
 def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
-    openat._kernel.available = kernel
+    openat._openat2.available = kernel
     try:
         opened = openat.open_beneath(fd, path, flags)
     except OSError as error:
@@ -267,7 +269,7 @@ def _outcome(fd: int, path: str, flags: int, *, kernel: bool) -> object:
 
 def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
     """Some seccomp filters answer EPERM: it is tried once."""
-    kernel = openat._Kernel()
+    kernel = openat._OpenAt2()
     kernel._syscall = lambda *_: -1  # type: ignore[assignment]
     assert not kernel.available
 
@@ -275,7 +277,7 @@ def test_where_the_kernel_refuses_openat2_the_walk_takes_over() -> None:
 @needs_openat2
 def test_a_directory_that_is_being_renamed_is_tried_again(volume: int) -> None:
     """openat2(2) answers EAGAIN where a `..` met a rename; that is over in a moment."""
-    kernel, answers = openat._Kernel(), iter([errno.EAGAIN, errno.EINTR])
+    kernel, answers = openat._OpenAt2(), iter([errno.EAGAIN, errno.EINTR])
     ask = kernel._syscall
 
     def interrupted(*arguments: Any) -> int:

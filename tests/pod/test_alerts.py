@@ -47,13 +47,13 @@ import os, sys
 from sidecar.cli.main import main
 from sidecar.fs.notify import inotify
 from sidecar.volume.watch.scanner import PathScanner
-drain, look = inotify.Inotify.drain, PathScanner.look
+drain, look = inotify.Inotify.drain, PathScanner.scan
 inotify.Inotify.drain = lambda self: [] if os.path.exists("deaf") else drain(self)
 def seeing(self, *a, **k):
     if os.path.exists("blind"):
         raise RuntimeError("planted")
     return look(self, *a, **k)
-PathScanner.look = seeing
+PathScanner.scan = seeing
 sys.exit(main())
 """
 

@@ -212,7 +212,7 @@ def history_of(store: Store, names: list[str], *, in_set: bool) -> list[str]:
             )
         for version in versions:
             try:
-                store.kept(version.version, name)
+                store.load_version(version.version, name)
             except _errors.SidecarError as error:
                 wrong.append(str(error))
     return wrong

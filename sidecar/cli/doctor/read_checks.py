@@ -55,11 +55,11 @@ def content(patient: Target) -> Iterator[Finding]:
         )
     try:
         if patient.name is None:
-            sighting = loader.read_directory(
+            scan = loader.read_directory(
                 patient.fd, patient.directory, limit=patient.max_size, before=None
             )
         else:
-            sighting = loader.read_file(
+            scan = loader.read_file(
                 patient.fd, patient.directory, patient.name, limit=patient.max_size, before=None
             )
     except _errors.NothingPublished:
@@ -68,13 +68,13 @@ def content(patient: Target) -> Iterator[Finding]:
     except (OSError, _errors.SidecarError) as error:
         yield Finding("content", "wrong", reason(error), roles=("read",))
         return
-    problems = list(sighting.problems.values())
+    problems = list(scan.problems.values())
     for problem in problems[:_SHOWN]:
         yield Finding("content", "wrong", problem, roles=("read",))
     if len(problems) > _SHOWN:
         more = f"{len(problems) - _SHOWN} more files that must not or cannot be read"
         yield Finding("content", "wrong", more, roles=("read",))
-    found = sighting.snapshot
+    found = scan.snapshot
     files = "one file" if len(found) == 1 else f"{len(found)} files"
     yield Finding("content", "ok", f"{files}, {format_amount(found.size)}, version {found.version}")
 

@@ -52,9 +52,9 @@ def write(patient: Target) -> Iterator[Finding]:
         with flock.directory_lock(patient.fd, timeout=5.0, where=patient.directory, create=False):
             staged = atomic.TempFile(patient.fd)
             staged.write(b"sidecar doctor was here\n")
-            staged.seal(patient.mode, patient.group)
+            staged.finalize(patient.mode, patient.group)
             linked = _try_link(patient.fd, staged, names[1])
-            staged.replace(names[0], patient.fd)
+            staged.rename_into(names[0], patient.fd)
             atomic.sync_directory(patient.fd)
     except (OSError, _errors.SidecarError) as error:
         yield Finding("publish", "wrong", f"a publish fails: {reason(error)}", roles=("write",))

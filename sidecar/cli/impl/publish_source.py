@@ -145,22 +145,20 @@ def read_set(source: str, max_size: int) -> dict[str, Content]:
 def _read_once(fd: int, source: str, max_size: int) -> dict[str, Content] | None:
     """Return the files of a directory, None if they changed while they were read."""
     try:
-        sighting = loader.read_directory(fd, source, limit=max_size, before=None)
-        if not loader.is_unchanged(
-            fd, sighting
-        ):  # or so young that nothing but a second look can tell
+        scan = loader.read_directory(fd, source, limit=max_size, before=None)
+        if not loader.is_unchanged(fd, scan):  # or so young that nothing but a second look can tell
             time.sleep(_QUIET)
             again = loader.read_directory(fd, source, limit=max_size, before=None)
-            if again.unread or again.snapshot.version != sighting.snapshot.version:
+            if again.incomplete or again.snapshot.version != scan.snapshot.version:
                 return None
-            sighting = again
+            scan = again
     except _errors.NothingPublished:
         raise _errors.SidecarError(f"{source} is not published: it holds no file") from None
-    if sighting.unsettled:
+    if scan.changed_while_read:
         return None
-    for problem in sighting.problems.values():
+    for problem in scan.problems.values():
         raise _errors.SidecarError(f"{source} is not published: {problem}")
-    files = sighting.whole()
+    files = scan.require_complete()
     with _reading(source):
         _refuse_left_out(fd, source, files)
     return {name: files.content(name) for name in files}

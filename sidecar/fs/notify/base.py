@@ -20,13 +20,13 @@ Mode = Literal["inotify", "watchfiles", "poll"]
 class WatchTarget:
     """A directory to watch, open as `fd`, and the names in it that matter (None: all).
 
-    One that is only on the `way` to the content is watched for its entries, not for what is written to them.
+    One that is only on the `is_path_link` to the content is watched for its entries, not for what is written to them.
     """
 
     fd: int
     path: str
     names: frozenset[bytes] | None
-    way: bool = False
+    is_path_link: bool = False
     prefix: bytes = b""
     """What stands before the names of its entries when they are told: `sub/` for a nested directory."""
     alias: bytes | None = None
@@ -34,11 +34,11 @@ class WatchTarget:
     key: str | None = None
     """Under which it is followed beside the directory of the content, None for that itself and the way there."""
 
-    def told(self, name: bytes) -> bytes:
+    def event_name(self, name: bytes) -> bytes:
         """Return the name under which an entry is told."""
         return self.prefix + name if self.alias is None else self.alias
 
-    def wants(self, name: bytes) -> bool:
+    def matches(self, name: bytes) -> bool:
         """Whether an event of that name is a reason to look; `..tmp-…` and old generations never are."""
         if self.names is not None:
             return name in self.names
@@ -57,7 +57,7 @@ class EventBatch:
     """The queue overflowed: anything may have happened."""
     moved: bool = False
     """The path may mean another directory: a watched one is gone or has another name, or an entry on the way changed."""
-    arrived: bool = False
+    renamed_in: bool = False
     """The directory of the content, or a link on the way to it, came by rename: what it holds was made before."""
     last: dict[bytes, int] = field(default_factory=dict)
     """For each name the last one of `inotify.STATES`."""
@@ -73,7 +73,7 @@ class Notifier(Protocol):
     mode: Mode
     fd: int | None
     """A descriptor that is readable while hints wait, None if the bell is rung instead."""
-    nests: bool
+    supports_nested: bool
     """Whether `follow` works."""
 
     def arm(self, targets: Sequence[WatchTarget]) -> None:
@@ -100,7 +100,7 @@ class PollNotifier:
     """No hints at all: the re-check finds every change."""
 
     mode: Mode = "poll"
-    nests = False
+    supports_nested = False
 
     def __init__(self, _: WakeupPipe | None = None) -> None:
         self.fd: int | None = None

@@ -17,10 +17,10 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
 #: Bytes that are read at first: no event has half as many.
-_FEW_EVENTS = 1 << 12
-_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
+_READ_BUFFER_BYTES = 1 << 12
+_MAX_USER_WATCHES_PATH = "/proc/sys/fs/inotify/max_user_watches"
 #: Where the kernel does not say how many there are: half of its default for many years.
-_FEWEST_WATCHES = 4096
+_DEFAULT_MAX_WATCHES = 4096
 
 
 class Event(NamedTuple):
@@ -100,10 +100,12 @@ class Inotify:
         events: list[Event] = []
         with contextlib.suppress(BlockingIOError):
             # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
-            data = os.read(self._fd, _FEW_EVENTS)
-            events += _parsed(data)
-            if len(data) > _FEW_EVENTS // 2:
-                events += _parsed(os.read(self._fd, max(_waiting(self._fd), _FEW_EVENTS)))
+            data = os.read(self._fd, _READ_BUFFER_BYTES)
+            events += _parse(data)
+            if len(data) > _READ_BUFFER_BYTES // 2:
+                events += _parse(
+                    os.read(self._fd, max(_pending_bytes(self._fd), _READ_BUFFER_BYTES))
+                )
         return events
 
     def close(self) -> None:
@@ -111,14 +113,14 @@ class Inotify:
         self._inotify.close()
 
 
-def _waiting(fd: int) -> int:
+def _pending_bytes(fd: int) -> int:
     """Return the bytes of the events that wait, as inotify(7) has it."""
     number = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, number)
     return number[0]
 
 
-def _parsed(data: bytes) -> list[Event]:
+def _parse(data: bytes) -> list[Event]:
     events: list[Event] = []
     position = 0
     while position < len(data):
@@ -130,7 +132,7 @@ def _parsed(data: bytes) -> list[Event]:
 
 
 #: Events of a watched directory itself that end the watch, or make it one of another path.
-_GONE = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
+_WATCH_ENDED = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
 #: Of these the last one tells in what state a name is.
 STATES = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
 
@@ -139,17 +141,17 @@ class InotifyNotifier:
     """Hints by inotify(7): no thread, no polling, no wake-up while nothing happens."""
 
     mode: Mode = "inotify"
-    nests = True
+    supports_nested = True
 
     def __init__(self, _: WakeupPipe) -> None:
         self._inotify = Inotify()
         self.fd: int | None = self._inotify.fd
         self._targets: dict[int, list[WatchTarget]] = {}
         self._followed: dict[str, set[int]] = {}
-        self._most = 0
+        self._max_targets = 0
 
     def arm(self, targets: Sequence[WatchTarget]) -> None:
-        self._most = _most_watches()
+        self._max_targets = _max_watches()
         before, self._targets = set(self._targets), {}
         self._followed.clear()
         for target in targets:
@@ -158,7 +160,7 @@ class InotifyNotifier:
             self._inotify.remove(number)
 
     def follow(self, target: WatchTarget) -> None:
-        if len(self._targets) >= self._most:
+        if len(self._targets) >= self._max_targets:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         number = self._add(target)
         if target.key is not None:
@@ -166,57 +168,57 @@ class InotifyNotifier:
 
     def unfollow(self, key: str) -> None:
         for number in self._followed.pop(key, ()):
-            left = [target for target in self._targets.get(number, ()) if target.key != key]
-            if left:
-                self._targets[number] = left
+            remaining = [target for target in self._targets.get(number, ()) if target.key != key]
+            if remaining:
+                self._targets[number] = remaining
             elif self._targets.pop(number, None) is not None:
                 self._inotify.remove(number)
 
     def drain(self) -> EventBatch:
-        seen = EventBatch()
+        batch = EventBatch()
         for event in self._inotify.drain():
-            seen.lost = seen.lost or bool(event.mask & Inotify.OVERFLOW)
+            batch.lost = batch.lost or bool(event.mask & Inotify.OVERFLOW)
             for target in self._targets.get(event.watch, ()):
                 if event.name:
-                    _note(seen, target, event)
+                    _add_event(batch, target, event)
                 elif target.key is None:
-                    seen.moved = seen.moved or bool(event.mask & _GONE)
+                    batch.moved = batch.moved or bool(event.mask & _WATCH_ENDED)
                 elif event.mask & Inotify.IGNORED:
-                    seen.ended.add(target.key)
+                    batch.ended.add(target.key)
             if event.mask & Inotify.IGNORED:
                 self._targets.pop(event.watch, None)
                 self._inotify.remove(event.watch)
-        seen.urgent = seen.urgent or seen.lost or seen.moved
-        return seen
+        batch.urgent = batch.urgent or batch.lost or batch.moved
+        return batch
 
     def close(self) -> None:
         self._inotify.close()
 
     def _add(self, target: WatchTarget) -> int:
-        mask = Inotify.ENTRIES if target.way else Inotify.CHANGES
+        mask = Inotify.ENTRIES if target.is_path_link else Inotify.CHANGES
         number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
         # Two targets may be one directory, each with the names that it wants.
         self._targets.setdefault(number, []).append(target)
         return number
 
 
-def _most_watches() -> int:
+def _max_watches() -> int:
     """Return how many directories are watched at most: half of what the kernel gives this user for all programs."""
-    with contextlib.suppress(OSError, ValueError), open(_LIMIT) as file:
+    with contextlib.suppress(OSError, ValueError), open(_MAX_USER_WATCHES_PATH) as file:
         return max(1, int(file.read()) // 2)
-    return _FEWEST_WATCHES
+    return _DEFAULT_MAX_WATCHES
 
 
-def _note(seen: EventBatch, target: WatchTarget, event: Event) -> None:
-    if not target.wants(event.name):
+def _add_event(batch: EventBatch, target: WatchTarget, event: Event) -> None:
+    if not target.matches(event.name):
         return
-    seen.count += 1
-    seen.urgent = seen.urgent or event.mask & Inotify.CHANGES != Inotify.MODIFY
-    if target.way:
-        seen.moved = True
-        seen.arrived = bool(event.mask & Inotify.MOVED_TO)
+    batch.count += 1
+    batch.urgent = batch.urgent or event.mask & Inotify.CHANGES != Inotify.MODIFY
+    if target.is_path_link:
+        batch.moved = True
+        batch.renamed_in = bool(event.mask & Inotify.MOVED_TO)
         return
-    name = target.told(event.name)
-    seen.kinds[name] = seen.kinds.get(name, 0) | event.mask & Inotify.CHANGES
+    name = target.event_name(event.name)
+    batch.kinds[name] = batch.kinds.get(name, 0) | event.mask & Inotify.CHANGES
     if state := event.mask & STATES:
-        seen.last[name] = state
+        batch.last[name] = state

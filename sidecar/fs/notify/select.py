@@ -17,7 +17,7 @@ from sidecar.fs.notify.inotify import InotifyNotifier
 from sidecar.fs.notify.wakeup import WakeupPipe
 
 #: Changes made on another machine, or behind the mount, send no events here.
-REMOTE = frozenset(
+REMOTE_FILESYSTEMS = frozenset(
     (
         *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "drvfs", "fakeowner", "fuse"),
         *("gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs", "prl_fs"),
@@ -28,7 +28,7 @@ REMOTE = frozenset(
 
 def is_remote(filesystem: str) -> bool:
     """Whether files of this type of file system can change without an event (`fuse.sshfs` too)."""
-    return filesystem.split(".", 1)[0] in REMOTE
+    return filesystem.split(".", 1)[0] in REMOTE_FILESYSTEMS
 
 
 def best_mode(filesystem: str) -> Mode:
@@ -38,26 +38,26 @@ def best_mode(filesystem: str) -> Mode:
     return "inotify" if sys.platform == "linux" else "watchfiles"
 
 
-def open_notifier(mode: Mode, bell: WakeupPipe) -> Notifier:
+def open_notifier(mode: Mode, wakeup: WakeupPipe) -> Notifier:
     """Make the source of hints of that mode.
 
     Raises:
         OSError: `EMFILE` where no further inotify instance is to be had, `ENOSYS` where there is no such source at all.
     """
     try:
-        return _made(mode, bell)
+        return _create(mode, wakeup)
     except (ImportError, RuntimeError) as error:
         raise OSError(errno.ENOSYS, f"{mode} cannot be used here: {error}") from error
 
 
-def _made(mode: Mode, bell: WakeupPipe) -> Notifier:
+def _create(mode: Mode, wakeup: WakeupPipe) -> Notifier:
     match mode:
         case "inotify":
-            return InotifyNotifier(bell)
+            return InotifyNotifier(wakeup)
         case "watchfiles":
             # Imported here: nobody pays for it on Linux.
             from sidecar.fs.notify.watchfiles_backend import WatchfilesNotifier
 
-            return WatchfilesNotifier(bell)
+            return WatchfilesNotifier(wakeup)
         case "poll":
-            return PollNotifier(bell)
+            return PollNotifier(wakeup)

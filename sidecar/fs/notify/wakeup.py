@@ -9,8 +9,8 @@ import select
 import threading
 
 #: Seconds from where on a time limit is none: poll(2) counts milliseconds in an int.
-_LONG = 1e6
-_MANY_RINGS = 1 << 16
+_MAX_POLL_SECONDS = 1e6
+_PIPE_READ_BYTES = 1 << 16
 
 
 class WakeupPipe:
@@ -20,11 +20,11 @@ class WakeupPipe:
         self._out, self._in = os.pipe()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
-        # Without it a late `ring` could write into a descriptor that has become somebody else's.
+        # Without it a late `wake` could write into a descriptor that has become somebody else's.
         self._lock = threading.Lock()
         self._closed = False
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """End the wait that is going on, or the next one. No error after `close`."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if not self._closed:
@@ -36,10 +36,12 @@ class WakeupPipe:
         poll.register(self._out, select.POLLIN)
         if fd is not None:
             poll.register(fd, select.POLLIN)
-        ready = poll.poll(math.ceil(max(seconds, 0.0) * 1000) if seconds < _LONG else None)
-        if any(one == self._out for one, _ in ready):
+        ready = poll.poll(
+            math.ceil(max(seconds, 0.0) * 1000) if seconds < _MAX_POLL_SECONDS else None
+        )
+        if any(ready_fd == self._out for ready_fd, _ in ready):
             with contextlib.suppress(BlockingIOError):
-                os.read(self._out, _MANY_RINGS)
+                os.read(self._out, _PIPE_READ_BYTES)
 
     def close(self) -> None:
         """Give the descriptors back."""

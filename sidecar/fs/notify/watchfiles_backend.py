@@ -14,26 +14,26 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 _DEBOUNCE_MS = 50
 _STEP_MS = 5
 #: A first round without a change is the only sign that it watches.
-_ROUND_MS = 50
-_START = 2.0
+_TIMEOUT_MS = 50
+_START_TIMEOUT = 2.0
 #: A watcher that has worked for so long failed because of an event, not because it cannot work.
-_LIVED = 1.0
+_MIN_LIFETIME = 1.0
 
 
 class WatchfilesNotifier:
     """What `watchfiles` tells. A thread waits for it."""
 
     mode: Mode = "watchfiles"
-    nests = False
+    supports_nested = False
 
-    def __init__(self, bell: WakeupPipe) -> None:
+    def __init__(self, wakeup: WakeupPipe) -> None:
         self.fd: int | None = None
-        self._bell = bell
+        self._wakeup = wakeup
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._lock = threading.Lock()
-        self._seen = EventBatch()
+        self._batch = EventBatch()
         self._error: Exception | None = None
         self._paths: dict[str, WatchTarget] = {}
 
@@ -47,7 +47,7 @@ class WatchfilesNotifier:
             )
             self._ready.clear()
             self._thread.start()
-            self._ready.wait(_START)
+            self._ready.wait(_START_TIMEOUT)
             self._raise_error()
 
     def follow(self, target: WatchTarget) -> None: ...
@@ -56,9 +56,9 @@ class WatchfilesNotifier:
 
     def drain(self) -> EventBatch:
         with self._lock:
-            seen, self._seen = self._seen, EventBatch()
+            batch, self._batch = self._batch, EventBatch()
         self._raise_error()
-        return seen
+        return batch
 
     def close(self) -> None:
         self._end_thread()
@@ -82,8 +82,8 @@ class WatchfilesNotifier:
                 self._watch(stop)
             except Exception as error:  # noqa: BLE001 (whatever that library raises, the source must not die unseen)
                 # One file name that is not UTF-8 is enough: everything must be looked at, and it begins again.
-                failed = time.monotonic() - started < _LIVED
-                self._take(0, lost=True, error=error if failed else None)
+                failed = time.monotonic() - started < _MIN_LIFETIME
+                self._add(0, lost=True, error=error if failed else None)
                 self._ready.set()
                 if failed:
                     return
@@ -96,28 +96,28 @@ class WatchfilesNotifier:
             watch_filter=None,
             debounce=_DEBOUNCE_MS,
             step=_STEP_MS,
-            rust_timeout=_ROUND_MS,
+            rust_timeout=_TIMEOUT_MS,
             yield_on_timeout=True,
             stop_event=stop,
             recursive=False,
             force_polling=False,
             raise_interrupt=False,
         ):
-            self._take(sum(self._matters(path) for _, path in changes))
+            self._add(sum(self._matters(path) for _, path in changes))
             self._ready.set()
 
     def _matters(self, path: str) -> bool:
         directory, name = os.path.split(path)
         target = self._paths.get(directory)
         # macOS reports the real path: where no directory matches, every change is a hint.
-        return target is None or target.wants(os.fsencode(name))
+        return target is None or target.matches(os.fsencode(name))
 
-    def _take(self, count: int, *, lost: bool = False, error: Exception | None = None) -> None:
+    def _add(self, count: int, *, lost: bool = False, error: Exception | None = None) -> None:
         if not count and not lost:
             return
         with self._lock:
-            self._seen.count += count
-            self._seen.urgent = True
-            self._seen.lost = self._seen.lost or lost
+            self._batch.count += count
+            self._batch.urgent = True
+            self._batch.lost = self._batch.lost or lost
             self._error = self._error or error
-        self._bell.ring()
+        self._wakeup.wake()

@@ -44,9 +44,9 @@ from sidecar.volume.validation import gate as gates
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import (
     FILE_MODE,
-    KEEP,
     KEEP_BYTES,
-    KEEP_DELETED,
+    KEEP_DELETED_FILES,
+    KEEP_VERSIONS,
     Durability,
     Volume,
     count_failure,
@@ -64,9 +64,9 @@ def writer_app(
     max_size: int | str = MAX_SIZE,
     mode: int = FILE_MODE,
     group: int | None = None,
-    keep: int = KEEP,
+    keep: int = KEEP_VERSIONS,
     keep_bytes: int | str = KEEP_BYTES,
-    keep_deleted: int = KEEP_DELETED,
+    keep_deleted: int = KEEP_DELETED_FILES,
     volume_budget: int | str | None = None,
     durability: Durability = "full",
     confirm: str | None = None,
@@ -197,11 +197,11 @@ class Writer:
             self.data_path.end(progress, outcome if isinstance(outcome, BaseException) else None)
             tell(outcome)
 
-        wish = self.volume.put_soon(self.primary or "", content, ended)
-        if wish is None:
+        write = self.volume.put_with_callback(self.primary or "", content, ended)
+        if write is None:
             return None
         progress = self.data_path.begin()
-        return partial(self.volume.withdraw, wish)
+        return partial(self.volume.cancel, write)
 
 
 WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)

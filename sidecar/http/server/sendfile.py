@@ -131,7 +131,7 @@ async def _send(writer: AbstractStreamWriter, file: OpenFile, start: int, stop: 
             start = await passage.send(file, start, stop - _TAIL)
     while start < stop:
         count = min(_SMALL_PIECE, stop - start)
-        if file.is_at_hand(start, count):
+        if file.in_page_cache(start, count):
             piece = file.read(start, count)
         else:
             piece = await executor.run_in_thread(file.read, start, count)
@@ -186,7 +186,7 @@ class _SendfileSocket(RawSocket):
         return start
 
     async def _send_piece(self, file: OpenFile, start: int, count: int) -> int:
-        if file.is_at_hand(start, count):
+        if file.in_page_cache(start, count):
             sent = os.sendfile(self.fd, file.fd, start, count)
             await asyncio.sleep(0)
             return sent

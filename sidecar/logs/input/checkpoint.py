@@ -107,7 +107,7 @@ class Checkpoint:
         if self._claim >= 0:
             if os.getpid() == self._claimed_by:
                 # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
-                flock.give_back(self._claim)
+                flock.unlock(self._claim)
             os.close(self._claim)
             self._claim = -1
 
@@ -152,9 +152,9 @@ class Checkpoint:
             staged = atomic.TempFile(dir_fd)
             try:
                 staged.write(data)
-                staged.seal(_MODE, None)
+                staged.finalize(_MODE, None)
                 _keep_previous(dir_fd, name)
-                staged.replace(name, dir_fd)
+                staged.rename_into(name, dir_fd)
             finally:
                 staged.discard()
             atomic.sync_directory(dir_fd)

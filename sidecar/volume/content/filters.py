@@ -25,36 +25,36 @@ class Filter:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = EDITORS
-    _wanted: _Patterns = field(init=False, repr=False, compare=False)
-    _unwanted: _Patterns = field(init=False, repr=False, compare=False)
+    _included: _Patterns = field(init=False, repr=False, compare=False)
+    _excluded: _Patterns = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_wanted", _Patterns(self.include))
-        object.__setattr__(self, "_unwanted", _Patterns(self.exclude))
+        object.__setattr__(self, "_included", _Patterns(self.include))
+        object.__setattr__(self, "_excluded", _Patterns(self.exclude))
 
     def takes(self, name: str) -> bool:
         """Whether a file of that name counts."""
-        return (not self.include or self._wanted.match(name)) and not self._unwanted.match(name)
+        return (not self.include or self._included.match(name)) and not self._excluded.match(name)
 
     def enters(self, name: str) -> bool:
         """Whether a directory of that name is looked into."""
-        return not self._unwanted.match(name)
+        return not self._excluded.match(name)
 
 
 class _Patterns:
     """Patterns, compiled: those of whole names, and those of their last part."""
 
     def __init__(self, patterns: Collection[str]) -> None:
-        self._whole = _compiled([one.lstrip("/") for one in patterns if "/" in one])
-        self._last = _compiled([one for one in patterns if "/" not in one])
+        self._full_name = _compile([pattern.lstrip("/") for pattern in patterns if "/" in pattern])
+        self._last_part = _compile([pattern for pattern in patterns if "/" not in pattern])
 
     def match(self, name: str) -> bool:
-        if self._last is not None and self._last(name.rpartition("/")[2]):
+        if self._last_part is not None and self._last_part(name.rpartition("/")[2]):
             return True
-        return self._whole is not None and self._whole(name) is not None
+        return self._full_name is not None and self._full_name(name) is not None
 
 
-def _compiled(patterns: Collection[str]) -> Callable[[str], object] | None:
+def _compile(patterns: Collection[str]) -> Callable[[str], object] | None:
     return re.compile("|".join(map(fnmatch.translate, patterns))).match if patterns else None
 
 

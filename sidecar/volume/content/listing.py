@@ -22,8 +22,8 @@ from sidecar.volume.content.filters import EVERYTHING, Filter
 
 _MAX_DEPTH = 32
 #: What a name costs in memory beside its content: so many bytes of a limit must stand behind each.
-_BYTES_A_NAME = 1024
-_LEAST_NAMES = 1000
+_BYTES_PER_NAME = 1024
+_MIN_NAMES = 1000
 #: Files that were removed while they were open: `nfs_sillyrename` of Linux, `hidden_path` of libfuse.
 _REMOVED = re.compile(r"\.nfs[0-9a-fA-F]{8,}\Z|\.fuse_hidden[0-9a-fA-F]+\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -44,17 +44,19 @@ class Listing:
 
 def max_names(limit: int) -> int:
     """Return how many names are listed, where all files together may have `limit` bytes."""
-    return max(_LEAST_NAMES, limit // _BYTES_A_NAME)
+    return max(_MIN_NAMES, limit // _BYTES_PER_NAME)
 
 
-def names_beneath(dir_fd: int, most: int) -> dict[str, int]:
+def visible_sizes(dir_fd: int, max_entries: int) -> dict[str, int]:
     """Return the visible regular files of an open directory, with their sizes in bytes.
 
     Raises:
-        OSError: the directory cannot be read; `E2BIG`: there are more than `most`.
+        OSError: the directory cannot be read; `E2BIG`: there are more than `max_entries`.
     """
     with open_content_dir(dir_fd, layout.active_generation(dir_fd)) as fd:
-        return {name: signature.size for name, signature in list_visible(fd, most).files.items()}
+        return {
+            name: signature.size for name, signature in list_visible(fd, max_entries).files.items()
+        }
 
 
 @contextmanager
@@ -92,43 +94,43 @@ class Scope:
 ALL = Scope()
 
 
-def list_visible(dir_fd: int, most: int, scope: Scope = ALL) -> Listing:
+def list_visible(dir_fd: int, max_entries: int, scope: Scope = ALL) -> Listing:
     """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
     listing = Listing()
-    _Walk(dir_fd, listing, most, scope).list_folder(dir_fd, "")
+    _Walk(dir_fd, listing, max_entries, scope).list_folder(dir_fd, "")
     return listing
 
 
-def list_again(
+def relist(
     dir_fd: int,
     before: Listing,
     names: Collection[str],
     folders: Collection[str],
     *,
-    most: int,
+    max_entries: int,
     scope: Scope,
 ) -> set[str]:
     """Bring a listing up to date where something has happened, and return the names that were looked at.
 
     `names` are entries that may have come, gone or changed, `folders` directories of which nobody knows which entry.
     """
-    walk = _Walk(dir_fd, before, most, scope)
+    walk = _Walk(dir_fd, before, max_entries, scope)
     for folder in sorted(folders):
-        walk.list_folder_again(folder)
+        walk.relist_folder(folder)
     for name in sorted(names):
-        walk.look_at(name)
-    return walk.touched
+        walk.update(name)
+    return walk.rescanned
 
 
 class _Walk:
     """One way through a directory and those in it; what it finds is noted in the listing."""
 
-    def __init__(self, dir_fd: int, listing: Listing, most: int, scope: Scope) -> None:
-        self.touched: set[str] = set()
+    def __init__(self, dir_fd: int, listing: Listing, max_entries: int, scope: Scope) -> None:
+        self.rescanned: set[str] = set()
         self._dir_fd = dir_fd
         self._device = os.fstat(dir_fd).st_dev
         self._listing = listing
-        self._most = most
+        self._max_entries = max_entries
         self._filter = scope.filter
         self._observer = scope.observer
 
@@ -138,17 +140,17 @@ class _Walk:
             self._observer.enter(fd, name, self._device)
         self._listing.folders[name] = openat.StatSignature.of(os.fstat(fd))
         prefix = name + "/" if name else ""
-        for entry in _visible_entries(fd, self._most + 1 - len(self._listing)):
-            self._note(prefix + entry.name, fd, entry)
+        for entry in _visible_entries(fd, self._max_entries + 1 - len(self._listing)):
+            self._add(prefix + entry.name, fd, entry)
 
-    def list_folder_again(self, name: str) -> None:
+    def relist_folder(self, name: str) -> None:
         """Note again which entries a directory has, not what is in those that are still the same directories."""
         if name not in self._listing.folders:
             return
         try:
             fd = openat.open_beneath(self._dir_fd, name or ".", os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
-            self.look_at(name)
+            self.update(name)
             return
         try:
             if name and self._observer is not None:
@@ -157,21 +159,21 @@ class _Walk:
             prefix = name + "/" if name else ""
             entries = {
                 prefix + entry.name: entry
-                for entry in _visible_entries(fd, self._most + 1 - len(self._listing))
+                for entry in _visible_entries(fd, self._max_entries + 1 - len(self._listing))
             }
             for old in self._entries_of(prefix) - entries.keys():
-                self._drop(old)
+                self._remove(old)
             for path, entry in entries.items():
                 known = self._listing.folders.get(path)
                 if known is None or entry.inode() != known.inode:
-                    self._drop(path)
-                    self._note(path, fd, entry)
+                    self._remove(path)
+                    self._add(path, fd, entry)
         finally:
             openat.close(fd)
 
-    def look_at(self, name: str) -> None:
+    def update(self, name: str) -> None:
         """Note again what lies under one name."""
-        self._drop(name)
+        self._remove(name)
         above, _, leaf = name.rpartition("/")
         if not name or not _is_visible(leaf) or above not in self._listing.folders:
             return
@@ -181,12 +183,12 @@ class _Walk:
             return  # its directory is gone, and is told itself
         try:
             self._listing.folders[above] = openat.StatSignature.of(os.fstat(fd))
-            self._note(name, fd, _Entry(fd, leaf))
+            self._add(name, fd, _Entry(fd, leaf))
         finally:
             openat.close(fd)
 
-    def _note(self, name: str, fd: int, entry: os.DirEntry[str] | _Entry) -> None:
-        self.touched.add(name)
+    def _add(self, name: str, fd: int, entry: os.DirEntry[str] | _Entry) -> None:
+        self.rescanned.add(name)
         try:
             status = self._status(name, entry)
             link = status is None
@@ -242,7 +244,7 @@ class _Walk:
             if name and name.startswith(prefix) and "/" not in name[start:]
         }
 
-    def _drop(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Forget a name, and what was noted beneath it."""
         found = self._listing
         gone = [name]
@@ -254,10 +256,10 @@ class _Walk:
             gone += [file for file in found.files if file.startswith(prefix)]
             gone += [file for file in found.problems if file.startswith(prefix)]
             self._forget([prefix, *(folder + "/" for folder in beneath_it), *gone])
-        for one in gone:
-            self.touched.add(one)
-            found.files.pop(one, None)
-            found.problems.pop(one, None)
+        for path in gone:
+            self.rescanned.add(path)
+            found.files.pop(path, None)
+            found.problems.pop(path, None)
 
 
 class _Entry:
@@ -271,18 +273,18 @@ class _Entry:
         return os.stat(self.name, dir_fd=self._fd, follow_symlinks=follow_symlinks)
 
 
-def _visible_entries(dir_fd: int, most: int) -> list[os.DirEntry[str]]:
+def _visible_entries(dir_fd: int, max_entries: int) -> list[os.DirEntry[str]]:
     """Return the visible entries of a directory, in order.
 
     Raises:
-        OSError: `E2BIG`: they are more than `most`, and would fill the memory.
+        OSError: `E2BIG`: they are more than `max_entries`, and would fill the memory.
     """
     found: list[os.DirEntry[str]] = []
     with os.scandir(dir_fd) as entries:
         for entry in entries:
             if _is_visible(entry.name):
                 found.append(entry)
-                if len(found) > most:
+                if len(found) > max_entries:
                     raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     return sorted(found, key=lambda entry: entry.name)
 

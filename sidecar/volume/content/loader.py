@@ -1,6 +1,6 @@
-"""Read what a volume holds, from the disk, without ever mixing two contents.
+"""Read the content of a volume from the disk without mixing two contents.
 
-What was read before is read again only where its signature cannot prove that it is still the same.
+A file that was read before is read again only if its signature does not prove that it is unchanged.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from sidecar.volume.content.listing import (
     ALL,
     Listing,
     Scope,
-    list_again,
     list_visible,
     max_names,
     open_content_dir,
+    relist,
 )
-from sidecar.volume.content.read_state import ReadState, doubtful, kept
+from sidecar.volume.content.read_state import ReadState, unchanged_content, unreliable_names
 from sidecar.volume.content.scan_result import FileStates, ScanResult
 from sidecar.volume.content.snapshot import Snapshot
 
 _SET_RETRIES = 20
-#: Names beyond twice those of before that are listed to compare them: more are a change, whatever they are.
-_MORE_NAMES = 1000
+#: A comparison lists at most twice the previous number of names plus this many; more names are a change in any case.
+_MAX_NEW_NAMES = 1000
 
 
-def _go_on() -> None:
-    """Read a large file without asking anybody."""
+def _no_progress() -> None:
+    """Ignore the progress of a read."""
 
 
 def read_file(
@@ -41,30 +41,30 @@ def read_file(
     limit: int,
     before: ScanResult | None,
     linked: bool = True,
-    working: Callable[[], None] = _go_on,
+    on_progress: Callable[[], None] = _no_progress,
 ) -> ScanResult:
-    """Read one file beneath an open directory. One that is not `linked` is known to be no link.
+    """Read one file beneath an open directory. `linked` False means that the file is known not to be a link.
 
-    `working` is called now and then while a large file is read; it ends that by raising.
+    `on_progress` is called repeatedly while a large file is read, and may raise to abort the read.
 
     Raises:
         NothingPublished: there is no such file.
-        ReadError: it must not or cannot be read.
+        ReadError: the file cannot or must not be read.
     """
     where = os.path.join(directory, name)
     with openat.read_errors(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
-            reading = ReadState(before, working)
+            reading = ReadState(before, on_progress)
             try:
-                if not _keep_large(reading, dir_fd, name):
+                if not _keep_large_unchanged(reading, dir_fd, name):
                     reading.read(dir_fd, name, limit, where)
             except _errors.NothingPublished:
                 if generation is None or generation == _generation(dir_fd, name):
                     raise
-                continue  # the link was followed, and its target replaced and removed before it was opened
-            return _sighting(dir_fd, generation, Listing(), reading, single=True)
-    raise _restless(where)
+                continue  # the target of the link was replaced and removed before it was opened
+            return _scan_result(dir_fd, generation, Listing(), reading, single=True)
+    raise _too_volatile(where)
 
 
 def read_directory(
@@ -73,33 +73,33 @@ def read_directory(
     *,
     limit: int,
     before: ScanResult | None,
-    working: Callable[[], None] = _go_on,
+    on_progress: Callable[[], None] = _no_progress,
     scope: Scope = ALL,
 ) -> ScanResult:
-    """Read all files beneath an open directory; `working` as for `read_file`, `scope` for loose files.
+    """Read all files beneath an open directory; `on_progress` as in `read_file`, `scope` applies to loose files.
 
-    Where there is a `..data`, they are those of the generation in force,
-    pinned by its descriptor, so they belong together whatever is published meanwhile.
-    Files whose signature is the one of `before` are not read again.
-    What is no regular file, leads out of the volume, or exceeds `limit` together with the files before it
-    is a problem of that name alone, and the last good content stands in for it,
-    except in a generation, whose files are shown together or not at all.
+    If there is a `..data` link, the files of the active generation are read through its descriptor,
+    so they belong together even if another generation is activated meanwhile.
+    Files whose signature equals the one in `before` are not read again.
+    A file that is not regular, leads out of the volume, or exceeds `limit` together with the files before it
+    is a problem of that name only, and its last good content is used instead.
+    In a generation such a file fails the read, because its files are shown together or not at all.
 
     Raises:
-        NothingPublished: there is no file, or generations are replaced faster than one can be read.
+        NothingPublished: there is no file, or generations are replaced faster than they can be read.
         ReadError: the directory cannot be read, or a generation has lost a file.
     """
     with openat.read_errors(directory):
         for _ in range(_SET_RETRIES):
             generation = layout.active_generation(dir_fd)
             try:
-                reading = ReadState(before, working, scope=scope)
-                return _load_once(dir_fd, directory, generation, limit, reading)
+                reading = ReadState(before, on_progress, scope=scope)
+                return _read_once(dir_fd, directory, generation, limit, reading)
             except OSError:
                 if generation == layout.active_generation(dir_fd):
                     raise
-                # It was being removed, and another one is in force.
-    raise _restless(directory)
+                # The generation was removed, and another one is active.
+    raise _too_volatile(directory)
 
 
 def reread(
@@ -110,50 +110,52 @@ def reread(
     before: ScanResult,
     names: Collection[str],
     folders: Collection[str],
-    working: Callable[[], None] = _go_on,
+    on_progress: Callable[[], None] = _no_progress,
     scope: Scope = ALL,
 ) -> ScanResult | None:
-    """Read of loose files what may have changed since `before`: `names`, and what is new in `folders`.
+    """Read only the loose files that may have changed since `before`: `names`, and new entries of `folders`.
 
-    None if that is not enough: a set of generations is in force by now.
+    Returns None if a full read is needed because a generation is active now.
 
     Raises:
-        NothingPublished: there is no file any more.
+        NothingPublished: no file is left.
         ReadError: the directory cannot be read.
     """
     with openat.read_errors(directory):
         if layout.active_generation(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
             return None
-        mark = before.mark
-        listing = Listing(dict(mark.signatures), dict(mark.folders), dict(before.problems))
-        touched = list_again(dir_fd, listing, names, folders, most=max_names(limit), scope=scope)
-        reading = ReadState(before, working, touched=touched)
+        states = before.states
+        listing = Listing(dict(states.signatures), dict(states.folders), dict(before.problems))
+        rescanned = relist(
+            dir_fd, listing, names, folders, max_entries=max_names(limit), scope=scope
+        )
+        reading = ReadState(before, on_progress, rescanned=rescanned)
         _read_touched(dir_fd, directory, listing, limit, reading)
-        return _sighting(dir_fd, None, listing, reading, single=False)
+        return _scan_result(dir_fd, None, listing, reading, single=False)
 
 
 def is_unchanged(
     dir_fd: int, before: ScanResult, *, quick: bool = False, scope: Scope = ALL
 ) -> bool:
-    """Whether everything still has the signatures of `before`; nothing is read.
+    """Whether all signatures equal those of `before`; no file is read.
 
-    False where signatures alone cannot tell: within two seconds of a change, as file systems' clocks are coarse.
-    `quick` asks the directories alone, which finds what came, went or was replaced, and not what was rewritten.
+    False if signatures are not reliable: within two seconds of a change, because file system clocks are coarse.
+    `quick` compares directories only, which detects added, removed and replaced files, but no rewritten ones.
     """
-    mark = before.mark
-    if mark.doubtful:
+    states = before.states
+    if states.unreliable:
         return False
     try:
         if before.snapshot.name is not None:
-            return {n: _signature(dir_fd, n) for n in mark.signatures} == mark.signatures
-        if layout.active_generation(dir_fd) != mark.generation:
+            return {n: _signature(dir_fd, n) for n in states.signatures} == states.signatures
+        if layout.active_generation(dir_fd) != states.generation:
             return False
         if quick:
             return not changed_folders(dir_fd, before)
-        with open_content_dir(dir_fd, mark.generation) as fd:
-            most = 2 * (len(mark.signatures) + len(mark.folders)) + _MORE_NAMES
-            scope = scope if mark.generation is None else ALL
-            return list_visible(fd, most, scope).files == mark.signatures
+        with open_content_dir(dir_fd, states.generation) as fd:
+            max_entries = 2 * (len(states.signatures) + len(states.folders)) + _MAX_NEW_NAMES
+            scope = scope if states.generation is None else ALL
+            return list_visible(fd, max_entries, scope).files == states.signatures
     except (OSError, _errors.ReadError):
         return False
 
@@ -161,26 +163,26 @@ def is_unchanged(
 def changed_folders(
     dir_fd: int, before: ScanResult, names: Collection[str] | None = None
 ) -> set[str]:
-    """Return the directories of a set in which something came, went or was replaced since `before`.
+    """Return the directories in which an entry was added, removed or replaced since `before`.
 
-    Only those of `names` are asked, if any are given.
+    With `names`, only those directories are checked.
 
     Raises:
-        OSError: the directory of the set cannot be read.
+        OSError: the content directory cannot be read.
     """
-    mark = before.mark
+    states = before.states
     changed: set[str] = set()
-    with open_content_dir(dir_fd, mark.generation) as fd:
-        for name in mark.folders if names is None else names:
+    with open_content_dir(dir_fd, states.generation) as fd:
+        for name in states.folders if names is None else names:
             try:
-                if _signature(fd, name or ".") != mark.folders.get(name):
+                if _signature(fd, name or ".") != states.folders.get(name):
                     changed.add(name)
             except OSError:
                 changed.add(name)
     return changed
 
 
-def _load_once(
+def _read_once(
     dir_fd: int,
     directory: str,
     generation: str | None,
@@ -193,15 +195,15 @@ def _load_once(
     with open_content_dir(dir_fd, generation) as held:
         listing = list_visible(held, max_names(limit), reading.scope if generation is None else ALL)
         if generation is not None and generation != layout.active_generation(dir_fd):
-            # Publishers remove a generation only after the link has left it: what is listed may lack files.
-            raise _restless(directory)
+            # A generation is removed after the link has left it, so this listing may be incomplete.
+            raise _too_volatile(directory)
         _read(held, directory, listing, limit, reading)
     problems = {
         name: f"cannot read {os.path.join(directory, name)}: {why}"
         for name, why in listing.problems.items()
     }
     if generation is not None:
-        _check_whole(directory, generation, reading, problems, before)
+        _check_complete(directory, generation, reading, problems, before)
     elif not reading.contents and not problems:
         raise _errors.NothingPublished(
             errno.ENOENT, f"cannot read {directory}: no file has been published there"
@@ -210,38 +212,42 @@ def _load_once(
         for name in problems.keys() & before.snapshot.keys():
             reading.contents[name] = before.snapshot.content(name)
     listing.problems = problems
-    return _sighting(dir_fd, generation, listing, reading, single=False)
+    return _scan_result(dir_fd, generation, listing, reading, single=False)
 
 
 def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState) -> None:
-    """Read what is listed, as far as it is not known already; what cannot be read becomes a problem."""
-    room = limit
+    """Read the listed files that are not known yet; record unreadable ones as problems."""
+    remaining = limit
     for name, signature in listing.files.items():
-        room -= _read_one(dir_fd, directory, name, signature, (listing, reading, room, limit))
+        remaining -= _read_one(
+            dir_fd, directory, name, signature, (listing, reading, remaining, limit)
+        )
 
 
 def _read_touched(
     dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState
 ) -> None:
-    """Take over what was known before, and read what was looked at anew."""
-    before, touched = reading.before, reading.touched
-    if before is None or touched is None:
+    """Reuse the contents of `before`, and read the rescanned names."""
+    before, rescanned = reading.before, reading.rescanned
+    if before is None or rescanned is None:
         return
     reading.contents = before.snapshot.contents()
-    reading.signatures = dict(before.mark.signatures)
-    for name in touched - listing.files.keys():
+    reading.signatures = dict(before.states.signatures)
+    for name in rescanned - listing.files.keys():
         reading.contents.pop(name, None)
         reading.signatures.pop(name, None)
-    problems = touched & listing.problems.keys()
-    known = [c for name in touched if (c := before.snapshot.get_content(name)) is not None]
-    room = limit - before.snapshot.size + sum(content.size for content in known)
-    for name in sorted(touched & listing.files.keys()):
+    problems = rescanned & listing.problems.keys()
+    known = [c for name in rescanned if (c := before.snapshot.get_content(name)) is not None]
+    remaining = limit - before.snapshot.size + sum(content.size for content in known)
+    for name in sorted(rescanned & listing.files.keys()):
         signature = listing.files[name]
-        room -= _read_one(dir_fd, directory, name, signature, (listing, reading, room, limit))
-    for name in touched & (reading.missing | listing.problems.keys()):
+        remaining -= _read_one(
+            dir_fd, directory, name, signature, (listing, reading, remaining, limit)
+        )
+    for name in rescanned & (reading.missing | listing.problems.keys()):
         reading.contents.pop(name, None)
         reading.signatures.pop(name, None)
-    for name in problems | (touched & listing.problems.keys()):
+    for name in problems | (rescanned & listing.problems.keys()):
         why = listing.problems[name]
         listing.problems[name] = f"cannot read {os.path.join(directory, name)}: {why}"
         if name in before.snapshot:
@@ -259,14 +265,14 @@ def _read_one(
     signature: openat.StatSignature,
     into: tuple[Listing, ReadState, int, int],
 ) -> int:
-    """Read one file that is listed, unless it is known; return its bytes, 0 if it could not be read."""
-    listing, reading, room, limit = into
-    known = kept(name, signature, reading.before)
+    """Read one listed file unless it is unchanged; return its size, 0 if it cannot be read."""
+    listing, reading, remaining, limit = into
+    known = unchanged_content(name, signature, reading.before)
     if known is not None:
         reading.keep(name, signature, known)
         return known.size
     try:
-        if signature.size > room:
+        if signature.size > remaining:
             listing.problems[name] = (
                 f"its {signature.size} bytes are more than what is left of the limit of {limit}"
                 " for all files together (raise max_size)"
@@ -274,7 +280,7 @@ def _read_one(
             return 0
         if reading.directory is None and signature.size > open_file.LARGE_FILE_BYTES:
             reading.directory = open_file.Directory(os.dup(dir_fd))
-        return reading.read(dir_fd, name, room, os.path.join(directory, name))
+        return reading.read(dir_fd, name, remaining, os.path.join(directory, name))
     except _errors.NothingPublished:
         reading.missing.add(name)  # deleted between the listing and the reading
     except _errors.ReadError as error:
@@ -282,22 +288,22 @@ def _read_one(
     return 0
 
 
-def _check_whole(
+def _check_complete(
     directory: str,
     generation: str,
     reading: ReadState,
     problems: Mapping[str, str],
     before: ScanResult | None,
 ) -> None:
-    """Refuse a generation that lacks what it held, or whose files cannot all be read any more.
+    """Raise if a generation has lost files, or if files that were readable no longer are.
 
-    The old content of one file must not stand beside the new content of the others.
+    The old content of one file must never be combined with new content of the others.
     """
     known = before.snapshot.keys() if before is not None else frozenset[str]()
     for name in problems.keys() & known:
         raise _errors.ReadError(errno.EIO, problems[name])
     lost = set(reading.missing)
-    if before is not None and before.mark.generation == generation:
+    if before is not None and before.states.generation == generation:
         lost |= known - reading.contents.keys()
     if lost:
         raise _errors.ReadError(
@@ -307,7 +313,7 @@ def _check_whole(
         )
 
 
-def _sighting(
+def _scan_result(
     dir_fd: int,
     generation: str | None,
     listing: Listing,
@@ -315,54 +321,54 @@ def _sighting(
     *,
     single: bool,
 ) -> ScanResult:
-    for name in reading.unread if generation is not None else ():
+    for name in reading.incomplete if generation is not None else ():
         raise _errors.ReadError(
             errno.EBUSY,
             f"cannot read {name}: it changes while it is read"
             " (a generation never changes; publish the set again)",
         )
     status = os.fstat(dir_fd)
-    mark = FileStates(
+    states = FileStates(
         (status.st_dev, status.st_ino),
         generation,
         reading.signatures,
         listing.folders,
-        doubtful(reading),
+        unreliable_names(reading),
     )
     return ScanResult(
         _snapshot(reading, single=single),
-        mark,
-        frozenset(reading.unsettled),
+        states,
+        frozenset(reading.changed_while_read),
         frozenset(reading.linked),
         listing.problems,
-        frozenset(reading.unread),
-        frozenset(reading.touched) if reading.touched is not None else None,
+        frozenset(reading.incomplete),
+        frozenset(reading.rescanned) if reading.rescanned is not None else None,
     )
 
 
 def _snapshot(reading: ReadState, *, single: bool) -> Snapshot[None]:
-    """Make the snapshot; one that holds what the one before held is that one."""
+    """Create the snapshot; return the previous one if nothing changed."""
     before, contents = reading.before, reading.contents
-    if before is None or reading.touched is None:
+    if before is None or reading.rescanned is None:
         return Snapshot(dict(sorted(contents.items())), single=single, value=None)
     old = before.snapshot
     changed = {
         name: contents[name]
-        for name in reading.touched & contents.keys()
+        for name in reading.rescanned & contents.keys()
         if old.get_content(name) is not contents[name]
     }
-    gone = [name for name in reading.touched if name in old and name not in contents]
+    gone = [name for name in reading.rescanned if name in old and name not in contents]
     return old.replaced(changed, gone) if changed or gone else old
 
 
-def _restless(where: str) -> _errors.NothingPublished:
+def _too_volatile(where: str) -> _errors.NothingPublished:
     return _errors.NothingPublished(
         errno.ENOENT, f"cannot read {where}: its files come and go faster than they can be read"
     )
 
 
 def _generation(dir_fd: int, name: str) -> str | None:
-    """Return the generation that a file is read from, None for one that lies loose."""
+    """Return the generation that a file belongs to, None for a loose file."""
     link = layout.link_target(dir_fd, name)
     if link is None or not link.startswith(layout.DATA + "/"):
         return None
@@ -373,13 +379,13 @@ def _signature(dir_fd: int, name: str) -> openat.StatSignature:
     return openat.StatSignature.of(openat.stat_beneath(dir_fd, name))
 
 
-def _keep_large(reading: ReadState, dir_fd: int, name: str) -> bool:
-    """Keep a large file that is still the same, without reading it again; small ones are believed by their bytes."""
+def _keep_large_unchanged(reading: ReadState, dir_fd: int, name: str) -> bool:
+    """Reuse a large file if it is unchanged; return whether it was. Small files are always read and compared."""
     before = reading.before
     if before is None or not before.snapshot.content().is_large:
         return False
     now = _signature(dir_fd, name)
-    known = kept(name, now, before)
+    known = unchanged_content(name, now, before)
     if known is not None:
         reading.keep(name, now, known)
     return known is not None

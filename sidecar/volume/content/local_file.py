@@ -18,10 +18,10 @@ from sidecar.volume.content.snapshot import Content
 
 #: How often a file that changes is read, and the seconds in between.
 _ATTEMPTS = 3
-_PAUSE = 0.2
+_RETRY_DELAY = 0.2
 #: A file that was changed so lately is read twice, with so many seconds in between.
-_DOUBT_NS = 2_000_000_000
-_QUIET = 0.1
+_RECENT_CHANGE_NS = 2_000_000_000
+_RECHECK_DELAY = 0.1
 
 
 def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
@@ -36,7 +36,7 @@ def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
     """
     for attempt in range(_ATTEMPTS):
         if attempt:
-            time.sleep(_PAUSE)
+            time.sleep(_RETRY_DELAY)
         with contextlib.suppress(_errors.ContentAltered):
             return _read_once(path, name, limit, where)
     raise _errors.ReadError(
@@ -62,24 +62,24 @@ def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
             )
         if file.size > limit:
             raise payload.too_large(where, limit)
-        begun = time.time_ns()
-        first = _take(file, name)
-        if begun - status.st_mtime_ns < _DOUBT_NS and file.size:
+        started = time.time_ns()
+        first = _read_content(file, name)
+        if started - status.st_mtime_ns < _RECENT_CHANGE_NS and file.size:
             # Clocks of file systems are coarse, and a program that pauses may go on.
-            time.sleep(_QUIET)
-            if payload.content_size(_take(file, name)) != payload.content_size(first):
+            time.sleep(_RECHECK_DELAY)
+            if payload.content_size(_read_content(file, name)) != payload.content_size(first):
                 raise open_file.changed_error(path)
         return first
 
 
-def _take(file: OpenFile, name: str) -> bytes | Content:
-    return _whole(file) if file.size <= open_file.LARGE_FILE_BYTES else _content_of(file, name)
+def _read_content(file: OpenFile, name: str) -> bytes | Content:
+    return _read_all(file) if file.size <= open_file.LARGE_FILE_BYTES else _content_of(file, name)
 
 
-def _whole(file: OpenFile) -> bytes:
+def _read_all(file: OpenFile) -> bytes:
     """Return the bytes up to the end; files of /proc have some although their size is 0."""
     if file.size:
-        return file.whole()
+        return file.read_all()
     found = b""
     while piece := os.pread(file.fd, open_file.READ_CHUNK_BYTES, len(found)):
         found += piece

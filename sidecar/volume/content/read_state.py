@@ -1,4 +1,4 @@
-"""What has been read of the files of a listing, and which of it must be read again: for one look."""
+"""The state of one read: the files of a listing that were read, and those that must be read again."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from sidecar.volume.content.listing import ALL, Scope
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content, Large, version_of
 
-#: File systems stamp in ticks, FAT in two seconds; so soon after a change an equal signature proves nothing.
-_STAMP_DOUBT = 2.0
+#: Seconds after a change during which an equal signature proves nothing: timestamps are coarse, two seconds on FAT.
+_CLOCK_GRANULARITY = 2.0
 
 
 @dataclass(slots=True)
 class ReadState:
-    """What reading the names of a listing has brought."""
+    """The files of a listing that have been read so far."""
 
     before: ScanResult | None
-    working: Callable[[], None]
+    on_progress: Callable[[], None]
     directory: open_file.Directory | None = None
-    """The one that is read, held open: for large files that are not, because too many are already."""
+    """The directory being read, kept open for large files that are opened on demand."""
     contents: dict[str, Content] = field(default_factory=dict)
     signatures: dict[str, openat.StatSignature] = field(default_factory=dict)
-    unsettled: set[str] = field(default_factory=set)
-    unread: set[str] = field(default_factory=set)
-    begun: dict[str, float] = field(default_factory=dict)
-    """Since when large files have been read, in monotonic seconds: it may take longer than clocks are coarse."""
+    changed_while_read: set[str] = field(default_factory=set)
+    incomplete: set[str] = field(default_factory=set)
+    started: dict[str, float] = field(default_factory=dict)
+    """Start of the read of each large file, in monotonic seconds: it may take longer than the clock granularity."""
     linked: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
-    touched: set[str] | None = None
-    """The names that were looked at, None for all."""
+    rescanned: set[str] | None = None
+    """The names that were scanned, None for all."""
     scope: Scope = ALL
 
     def keep(self, name: str, signature: openat.StatSignature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
 
     def read(self, dir_fd: int, name: str, limit: int, where: str) -> int:
-        """Read a file, and return how many bytes it has."""
-        begun = time.monotonic()
-        found = open_file.read(dir_fd, name, limit, where, working=self.working)
+        """Read a file and return its size in bytes."""
+        started = time.monotonic()
+        found = open_file.read(dir_fd, name, limit, where, on_progress=self.on_progress)
         if found.links > 1:
             self.linked.add(name)
         if isinstance(found, open_file.LargeRead):
-            self.begun[name] = begun
-            self._take_large(name, found)
+            self.started[name] = started
+            self._add_large(name, found)
         else:
             self.keep(name, found.signature, _content(found, name, self.before))
-            if not found.settled:
-                self.unsettled.add(name)
+            if not found.stable:
+                self.changed_while_read.add(name)
         return self.contents[name].size
 
-    def _take_large(self, name: str, found: open_file.LargeRead) -> None:
+    def _add_large(self, name: str, found: open_file.LargeRead) -> None:
         if found.digest is None:
-            self.unsettled.add(name)
-            self.unread.add(name)
+            self.changed_while_read.add(name)
+            self.incomplete.add(name)
         file: Large = found.file
         if self.directory is not None and not open_file.can_hold():
             file = open_file.LazyFile(self.directory, name, found.signature, found.file.where)
@@ -68,45 +68,51 @@ class ReadState:
         self.keep(name, found.signature, Content(name, file, version, modified))
 
 
-def kept(name: str, now: openat.StatSignature, before: ScanResult | None) -> Content | None:
-    """Return the content read before, if the signature proves that it is still the same."""
-    if before is None or name in before.mark.doubtful or before.mark.signatures.get(name) != now:
+def unchanged_content(
+    name: str, now: openat.StatSignature, before: ScanResult | None
+) -> Content | None:
+    """Return the content of `before` if the signature proves that it is unchanged, else None."""
+    if (
+        before is None
+        or name in before.states.unreliable
+        or before.states.signatures.get(name) != now
+    ):
         return None
     return before.snapshot.content(name)
 
 
-def doubtful(reading: ReadState) -> dict[str, float]:
-    """Return the names that must be read again although their signature stays the same.
+def unreliable_names(reading: ReadState) -> dict[str, float]:
+    """Return the names that must be read again although their signature is unchanged.
 
-    A signature is sure once the file has been read two seconds after its last change,
-    by the clock of the files where that is plausible, else by our own:
-    a file dated in the future must not be read again for ever.
-    What counts is when its reading began: a large one may have changed behind it since.
+    A signature is reliable once the file has been read two seconds after its last change.
+    The timestamps of the file are used if they are plausible, else the monotonic clock:
+    a file dated in the future must not be read again forever.
+    The start of the read counts, because a large file may change while it is read.
     """
     before, now = reading.before, time.monotonic()
-    horizon = time.time_ns() - int(_STAMP_DOUBT * 1e9)
+    horizon = time.time_ns() - int(_CLOCK_GRANULARITY * 1e9)
     found: dict[str, float] = {}
     names: Collection[str] = reading.signatures
-    if before is not None and reading.touched is not None:
-        # What was not looked at is as doubtful as it was.
-        found = {n: s for n, s in before.mark.doubtful.items() if n not in reading.touched}
-        names = reading.touched & reading.signatures.keys()
+    if before is not None and reading.rescanned is not None:
+        # Names that were not rescanned are as unreliable as before.
+        found = {n: s for n, s in before.states.unreliable.items() if n not in reading.rescanned}
+        names = reading.rescanned & reading.signatures.keys()
     for name in names:
         signature = reading.signatures[name]
-        begun = reading.begun.get(name, now)
-        then = horizon - int((now - begun) * 1e9)
+        started = reading.started.get(name, now)
+        then = horizon - int((now - started) * 1e9)
         if signature.mtime_ns < then and signature.ctime_ns < then:
             continue
-        since = begun
-        if before is not None and before.mark.signatures.get(name) == signature:
-            since = before.mark.doubtful.get(name, now - _STAMP_DOUBT)
-        if begun - since < _STAMP_DOUBT:
+        since = started
+        if before is not None and before.states.signatures.get(name) == signature:
+            since = before.states.unreliable.get(name, now - _CLOCK_GRANULARITY)
+        if started - since < _CLOCK_GRANULARITY:
             found[name] = since
     return found
 
 
 def _is_same_file(old: Content, now: openat.StatSignature) -> bool:
-    """Whether a large content lies in this very file, which was not written to since."""
+    """Whether a large content is held in this file, and the file was not written to since."""
     if isinstance(old.held, bytes):
         return False
     was = old.held.signature
@@ -114,7 +120,7 @@ def _is_same_file(old: Content, now: openat.StatSignature) -> bool:
 
 
 def _content(found: openat.FileRead, name: str, before: ScanResult | None) -> Content:
-    """Make the content; bytes that equal those before are compared, not hashed again."""
+    """Create the content; if the bytes equal the previous ones, reuse their version instead of hashing."""
     modified = found.signature.mtime_ns / 1e9
     old = before.snapshot.get_content(name) if before is not None else None
     if old is not None and old.held == found.data:

@@ -105,7 +105,7 @@ class Content:
             ContentAltered: a large file was rewritten in place since.
             OSError: it cannot be read.
         """
-        return self.held if isinstance(self.held, bytes) else self.held.whole()
+        return self.held if isinstance(self.held, bytes) else self.held.read_all()
 
     @property
     def size(self) -> int:

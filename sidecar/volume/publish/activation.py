@@ -26,7 +26,7 @@ def activate(
     names: Collection[str],
     version: str,
     *,
-    spared: Collection[str] = (),
+    optional: Collection[str] = (),
     before: ScanResult | None = None,
     dry_run: bool = False,
 ) -> str | None:
@@ -43,30 +43,30 @@ def activate(
     # The clock may have gone back; the order of generations must not.
     stamp = max(time.time_ns(), atomic_writer.timestamp_of(layout.active_generation(fd) or "") + 1)
     name = layout.GENERATION + history.entry_name(stamp, version)
-    with _blaming_the_name(settings):
-        links = visible_links.LinkUpdate(fd, name, names, settings.path, spared=spared)
+    with _name_in_error(settings):
+        links = visible_links.LinkUpdate(fd, name, names, settings.path, optional=optional)
     try:
         if dry_run:
             return None
-        with replaced.generation(fd, settings, before) as keep_before:
-            _switch(fd, settings, new, name, version=version, links=links)
-            _show(fd, settings, name, version, links)
-            keep_before(name)
+        with replaced.archive_generation(fd, settings, before) as archive_before:
+            _swap_data(fd, settings, new, name, version=version, links=links)
+            _apply_links(fd, settings, name, version, links)
+            archive_before(name)
     finally:
         links.discard()
-    repair.tell_of_blocked(settings, links.blocked)
+    repair.log_blocked(settings, links.blocked)
     return name
 
 
-def examine(
-    fd: int, settings: VolumeConfig, names: Collection[str], spared: Collection[str]
+def check_conflicts(
+    fd: int, settings: VolumeConfig, names: Collection[str], optional: Collection[str]
 ) -> None:
     """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
-    with _blaming_the_name(settings):
-        visible_links.check_conflicts(fd, names, settings.path, spared)
+    with _name_in_error(settings):
+        visible_links.check_conflicts(fd, names, settings.path, optional)
 
 
-def _switch(
+def _swap_data(
     fd: int,
     settings: VolumeConfig,
     new: str,
@@ -79,7 +79,7 @@ def _switch(
         atomic.move(fd, new, fd, name)
         # The link must not become durable before what it points at.
         settings.sync_directory(fd)
-        links.switch()
+        links.swap_data()
     except OSError as error:
         # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
         switched = False
@@ -91,16 +91,16 @@ def _switch(
         raise models.uncertain(settings.path, version, error) from error
 
 
-def _show(
+def _apply_links(
     fd: int, settings: VolumeConfig, name: str, version: str, links: visible_links.LinkUpdate
 ) -> None:
     """Put the visible links in place, and take all of it back if one of them cannot be."""
     try:
-        links.finish(partial(replaced.keep_loose, fd, settings))
+        links.apply(partial(replaced.archive_loose_files, fd, settings))
     except OSError as error:
         if links.undo():
             dirs.rmtree(fd, name)
-            with _blaming_the_name(settings):
+            with _name_in_error(settings):
                 raise
         raise models.uncertain(
             settings.path, version, error, failed="showing all its names"
@@ -112,7 +112,7 @@ def _show(
 
 
 @contextmanager
-def _blaming_the_name(settings: VolumeConfig) -> Iterator[None]:
+def _name_in_error(settings: VolumeConfig) -> Iterator[None]:
     """Say of an error which name of the set it keeps from its place; a full volume keeps each."""
     try:
         yield
@@ -120,7 +120,7 @@ def _blaming_the_name(settings: VolumeConfig) -> Iterator[None]:
         entry = error.filename
         if not isinstance(entry, str) or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = settings.where(entry)
+        where = settings.display_path(entry)
         if isinstance(error, IsADirectoryError):
             raise _errors.NameTaken(f"cannot publish {where}: {oserrors.hint(error)}") from error
         with oserrors.map_publish_errors(f"publish {where}"):

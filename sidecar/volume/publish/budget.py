@@ -23,14 +23,14 @@ from sidecar.process import quantities
 
 _BLOCK = 4096
 #: Beside a content a publish may make directories: one of the file, one or two of its history.
-_DIRECTORIES = 3 * _BLOCK
-_COUNT_EVERY = 1.0
-_QUICK = 0.002
-_LOOK_EVERY = 8 << 20
+_DIRECTORY_OVERHEAD_BYTES = 3 * _BLOCK
+_COUNT_INTERVAL = 1.0
+_QUICK_COUNT_SECONDS = 0.002
+_UPLOAD_CHECK_BYTES = 8 << 20
 #: To count may take this part of the time at most, as long as a quarter of the budget is left.
-_SHARE = 1 / 20
+_COUNT_TIME_SHARE = 1 / 20
 
-GiveWay = Callable[[int, int, bool], int]
+Reclaim = Callable[[int, int, bool], int]
 """Frees so many bytes of old contents in a directory, or none; returns how many. The last argument: only tell how many."""
 
 
@@ -53,56 +53,60 @@ class Budget:
     What is said of a directory is said under its lock; uploads may grow without it.
     """
 
-    def __init__(self, limit: int | None, give_way: GiveWay) -> None:
+    def __init__(self, limit: int | None, give_way: Reclaim) -> None:
         self.limit = limit
-        self._give_way = give_way
-        self._settled = 0
+        self._reclaim = give_way
+        self._stored = 0
         self._uploads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None
         """The state of the directory as this process has left it; None: count before anything is trusted."""
         self._counted = float("-inf")
-        self._took = 0.0
+        self._count_seconds = 0.0
 
     @property
     def used(self) -> int:
         """Bytes, as they are known."""
-        return self._settled + sum(self._uploads.values())
+        return self._stored + sum(self._uploads.values())
 
     @property
     def is_quick(self) -> bool:
         """Whether it takes no time worth mentioning to count, if that is needed."""
-        return self.limit is None or (self._seen is not None and self._took < _QUICK)
+        return self.limit is None or (
+            self._seen is not None and self._count_seconds < _QUICK_COUNT_SECONDS
+        )
 
     def enter(self, fd: int) -> None:
         """Look whether somebody else has changed the directory, and count what it takes if so."""
         if self.limit is None:
             return
-        if self._seen is None or (self._seen != _state(fd) and self._may_count()):
+        if self._seen is None or (self._seen != _state(fd) and self._should_count()):
             self.count(fd)
 
     def leave(self, fd: int) -> None:
         """Note how this process leaves the directory; count what it takes if that is due."""
         if self.limit is None or self._seen is None:
             return
-        if time.monotonic() - self._counted > max(_COUNT_EVERY, self._took / _SHARE):
+        if time.monotonic() - self._counted > max(
+            _COUNT_INTERVAL, self._count_seconds / _COUNT_TIME_SHARE
+        ):
             self.count(fd)
         self._seen = _state(fd)
 
     def count(self, fd: int) -> None:
         """List the directory and add up what it takes."""
-        begun = time.monotonic()
+        started = time.monotonic()
         with self._lock:
             ours = frozenset(self._uploads)
         found = dirs.disk_usage(fd, leave_out=ours)
         with self._lock:
-            self._settled = found
+            self._stored = found
         self._counted = time.monotonic()
-        self._took = self._counted - begun
+        self._count_seconds = self._counted - started
         with suppress(OSError):
             self._seen = _state(fd)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Count again before anything else: what was added has perhaps not happened."""
         self._seen = None
 
@@ -116,14 +120,14 @@ class Budget:
         """
         if self.limit is None:
             return
-        wanted = on_disk(size) + _DIRECTORIES
+        wanted = on_disk(size) + _DIRECTORY_OVERHEAD_BYTES
         if self.used + wanted > self.limit:
             self.count(fd)
             over = self.used + wanted - self.limit
             if over > 0:
-                freed = self._give_way(fd, over, dry_run)
+                freed = self._reclaim(fd, over, dry_run)
                 if freed < over:
-                    raise self._full(where, size)
+                    raise self._over_budget(where, size)
                 if not dry_run:
                     self.count(fd)
         if not dry_run:
@@ -131,14 +135,14 @@ class Budget:
 
     def admit_first(self, size: int, where: str) -> None:
         """Raise `VolumeFull` if a directory that is still to be made could not take a content of that size."""
-        if self.limit is not None and on_disk(size) + _DIRECTORIES > self.limit:
-            raise self._full(where, size)
+        if self.limit is not None and on_disk(size) + _DIRECTORY_OVERHEAD_BYTES > self.limit:
+            raise self._over_budget(where, size)
 
     def change(self, size: int) -> None:
         """Add bytes that are on the disk now, or take away those that are not any more."""
         if self.limit is not None:
             with self._lock:
-                self._settled = max(self._settled + size, 0)
+                self._stored = max(self._stored + size, 0)
 
     def grow(self, upload: str, size: int) -> bool:
         """Count more bytes for the temporary file of an upload; False, and nothing, if that needs `admit_upload`."""
@@ -146,10 +150,10 @@ class Budget:
             return True
         with self._lock:
             so_far = self._uploads.get(upload, 0)
-            if so_far // _LOOK_EVERY != (so_far + size) // _LOOK_EVERY:
+            if so_far // _UPLOAD_CHECK_BYTES != (so_far + size) // _UPLOAD_CHECK_BYTES:
                 return False  # others may have published meanwhile
-            others = self._settled + sum(self._uploads.values()) - so_far
-            if others + on_disk(so_far + size) + _DIRECTORIES > self.limit:
+            others = self._stored + sum(self._uploads.values()) - so_far
+            if others + on_disk(so_far + size) + _DIRECTORY_OVERHEAD_BYTES > self.limit:
                 return False
             self._uploads[upload] = so_far + size
         return True
@@ -162,7 +166,7 @@ class Budget:
         """
         self.admit(fd, size, where)
         with self._lock:
-            self._settled -= on_disk(size)
+            self._stored -= on_disk(size)
             self._uploads[upload] = self._uploads.get(upload, 0) + size
 
     def end_upload(self, upload: str, *, published: bool) -> None:
@@ -170,15 +174,15 @@ class Budget:
         with self._lock:
             size = self._uploads.pop(upload, 0)
             if published:
-                self._settled += on_disk(size)
+                self._stored += on_disk(size)
 
-    def _may_count(self) -> bool:
+    def _should_count(self) -> bool:
         """Whether to count is worth its time: always if that is short, or if there is not much left."""
         if self.used > (self.limit or 0) * 3 // 4:
             return True
-        return time.monotonic() - self._counted > self._took / _SHARE
+        return time.monotonic() - self._counted > self._count_seconds / _COUNT_TIME_SHARE
 
-    def _full(self, where: str, size: int) -> OverBudget:
+    def _over_budget(self, where: str, size: int) -> OverBudget:
         return OverBudget(
             errno.EDQUOT,
             f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {quantities.format_size(self.limit or 0)},"

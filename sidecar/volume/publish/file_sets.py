@@ -27,7 +27,7 @@ from sidecar.volume.publish.models import FileInfo, Operation, Publication, Volu
 from sidecar.volume.publish.retention import Retention
 
 #: Generations in their grace period, at most: a set may be published a thousand times in it.
-_MOST_RETIRING = 16
+_MAX_INACTIVE_GENERATIONS = 16
 
 
 class FileSet:
@@ -37,96 +37,98 @@ class FileSet:
         self._settings = settings
         self._budget = budget
         self._retention = retention
-        self._seen: ScanResult | None = None
+        self._last_scan: ScanResult | None = None
         self._durable: str | None = None
-        self._made: str | None = None
+        self._own_generation: str | None = None
         """The generation that this object has published last."""
-        self._doubtful = False
-        self._fitting: ScanResult | None = None
+        self._uncertain = False
+        self._access_checked: ScanResult | None = None
         """The set whose files were found to have the mode and group that are asked for."""
 
     def publish(
-        self, fd: int, files: Mapping[str, bytes | Content], order: Operation
+        self, fd: int, files: Mapping[str, bytes | Content], operation: Operation
     ) -> Publication:
         """Publish these files, and no others."""
         path = self._settings.path
         versions = {name: payload.content_size(content)[0] for name, content in files.items()}
         try:
             # Loose files are no set, even if they are the very files of this one.
-            before = self.see(fd) if layout.active_generation(fd) is not None else None
+            before = self.scan(fd) if layout.active_generation(fd) is not None else None
         except _errors.ReadError as error:
             # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
-            if order.conditions:
-                raise _damaged(path, error) from error
+            if operation.conditions:
+                raise _damaged_error(path, error) from error
             before = None
-        order.conditions.check(
+        operation.conditions.check(
             f"publish {path}", before.snapshot.version if before is not None else None
         )
-        return self._put_in_force(fd, _DesiredSet(versions, files), before, order)
+        return self._activate(fd, _DesiredSet(versions, files), before, operation)
 
-    def put(self, fd: int, name: str, content: Payload, order: Operation) -> Publication:
+    def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
-        where = self._settings.where(name)
-        before = self._see_whole(fd, where, order)
+        where = self._settings.display_path(name)
+        before = self._scan_complete(fd, where, operation)
         old = _versions(before)
-        order.conditions.check(f"publish {where}", old.get(name))
+        operation.conditions.check(f"publish {where}", old.get(name))
         version, size = payload.content_size(content)
-        wanted = {**old, name: version}
-        models.check_names(wanted)
-        self._check_room(before, name, size)
-        spared = visible_links.top_level_names(old) - visible_links.top_level_names([name])
-        if wanted == old:
-            done = self._put_in_force(fd, _DesiredSet(old, {}), before, order, spared)
+        desired = {**old, name: version}
+        models.check_names(desired)
+        self._check_total_size(before, name, size)
+        optional = visible_links.top_level_names(old) - visible_links.top_level_names([name])
+        if desired == old:
+            done = self._activate(fd, _DesiredSet(old, {}), before, operation, optional)
             modified = before.snapshot.modified_of(name)
             return Publication(version, done.changed, False, modified, size)
         if not isinstance(content, tuple):
-            self._budget.admit(fd, size, where, dry_run=order.dry_run)
-        if order.unwritten:
+            self._budget.admit(fd, size, where, dry_run=operation.dry_run)
+        if operation.needs_reclaim:
             given = content[0] if isinstance(content, tuple) else content
-            done = self._put_in_force(fd, _DesiredSet(wanted, {name: given}), before, order, spared)
+            done = self._activate(
+                fd, _DesiredSet(desired, {name: given}), before, operation, optional
+            )
             return Publication(version, True, name not in old, done.modified, size)
         with models.staged(fd, content, where) as staged:
-            done = self._put_in_force(
-                fd, _DesiredSet(wanted, {name: staged}), before, order, spared
+            done = self._activate(
+                fd, _DesiredSet(desired, {name: staged}), before, operation, optional
             )
         return Publication(version, done.changed, name not in old, done.modified, size)
 
-    def delete(self, fd: int, name: str, order: Operation) -> Publication:
+    def delete(self, fd: int, name: str, operation: Operation) -> Publication:
         """Publish the set without one file."""
-        where = self._settings.where(name)
-        before = self._see_whole(fd, where, order)
+        where = self._settings.display_path(name)
+        before = self._scan_complete(fd, where, operation)
         versions = _versions(before)
-        order.conditions.check(f"delete {where}", versions.get(name))
+        operation.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise models.missing(where)
-        spared = visible_links.top_level_names(versions)
-        return self._put_in_force(fd, _DesiredSet(versions, {}), before, order, spared)
+        optional = visible_links.top_level_names(versions)
+        return self._activate(fd, _DesiredSet(versions, {}), before, operation, optional)
 
-    def see(self, fd: int) -> ScanResult:
+    def scan(self, fd: int) -> ScanResult:
         """Return the set in force, read again only where it changed.
 
         Raises:
             ReadError: it cannot be read whole.
         """
-        if self._seen is None or not loader.is_unchanged(fd, self._seen):
-            before, self._seen = self._seen, None
+        if self._last_scan is None or not loader.is_unchanged(fd, self._last_scan):
+            before, self._last_scan = self._last_scan, None
             path, limit = self._settings.path, self._settings.max_size
-            seen = loader.read_directory(fd, path, limit=limit, before=before)
-            for problem in seen.problems.values():
+            scan = loader.read_directory(fd, path, limit=limit, before=before)
+            for problem in scan.problems.values():
                 raise _errors.ReadError(errno.EIO, problem)
-            seen.whole()
-            self._seen = seen
-        return self._seen
+            scan.require_complete()
+            self._last_scan = scan
+        return self._last_scan
 
     def entries(self, fd: int) -> list[FileInfo]:
         """Return the files of the set."""
-        snapshot = self.see(fd).snapshot
+        snapshot = self.scan(fd).snapshot
         found = [snapshot.content(name) for name in sorted(snapshot)]
         return [FileInfo(c.name, c.version, c.size, c.modified) for c in found]
 
     def versions(self, fd: int) -> list[history.Version]:
         """Return the history of the set, newest first."""
-        return history.versions_of_set(fd, self._settings.most_names)[: self._settings.keep]
+        return history.versions_of_set(fd, self._settings.max_entries)[: self._settings.keep]
 
     def repair(self, fd: int) -> None:
         """Finish what a killed writer began after its generation came in force, and mend a link that was damaged.
@@ -137,24 +139,24 @@ class FileSet:
         if layout.active_generation(fd) is None:
             return
         try:
-            names = list(self.see(fd).snapshot)
+            names = list(self.scan(fd).snapshot)
         except _errors.ReadError:
             return  # damaged: publishing a new one is the remedy, and readers say what is wrong
         with repair.logged(self._settings):
-            self._mend_links(fd, names, visible_links.top_level_names(names))
-        repair.tell_of_beside(fd, self._settings, names)
-        self._retire(fd, layout.active_generation(fd) or "")
+            self._repair_links(fd, names, visible_links.top_level_names(names))
+        repair.log_loose_files(fd, self._settings, names)
+        self._archive_expired(fd, layout.active_generation(fd) or "")
 
-    def restore_lost(self, fd: int, order: Operation) -> None:
-        """Mend the link to a set that this object has seen in force, if somebody has removed that meanwhile.
+    def restore_lost(self, fd: int, operation: Operation) -> None:
+        """Mend the link to a set that this object has scan in force, if somebody has removed that meanwhile.
 
         Raises:
             VolumeUnavailable: it is gone, and a trial mends nothing.
         """
-        if (self._seen is not None or self._durable is not None) and layout.active_generation(
+        if (self._last_scan is not None or self._durable is not None) and layout.active_generation(
             fd
         ) is None:
-            if order.dry_run:
+            if operation.dry_run:
                 raise _errors.VolumeUnavailable(
                     errno.ENOENT,
                     f"cannot try to publish to {self._settings.path}: {layout.DATA} is missing, and a trial mends nothing"
@@ -162,110 +164,114 @@ class FileSet:
                 )
             repair.restore(fd, self._settings)
 
-    def expendable(self, fd: int) -> list[str]:
+    def reclaimable(self, fd: int) -> list[str]:
         """Return the generations in their grace that may go early: all but the one before the present."""
-        return _retiring(fd, layout.active_generation(fd) or "")[:-1]
+        return _inactive_generations(fd, layout.active_generation(fd) or "")[:-1]
 
-    def _put_in_force(
+    def _activate(
         self,
         fd: int,
-        wanted: _DesiredSet,
+        desired: _DesiredSet,
         before: ScanResult | None,
-        order: Operation,
-        spared: Collection[str] = (),
+        operation: Operation,
+        optional: Collection[str] = (),
     ) -> Publication:
         """Make a generation and switch to it; the one before goes into its grace period.
 
-        Of `spared` entries the links may be missing as they were before: they must not keep other names back.
+        Of `optional` entries the links may be missing as they were before: they must not keep other names back.
         """
         version, created = (
-            snapshots.version_of_set(wanted.versions),
+            snapshots.version_of_set(desired.versions),
             layout.active_generation(fd) is None,
         )
         with oserrors.map_publish_errors(f"publish {self._settings.path}"):
             same = before if before is not None and before.snapshot.version == version else None
-            fits = before is None or self._fits(fd, before)
+            fits = before is None or self._access_matches(fd, before)
             done = None
             if same is not None:
-                done = Publication(version, False, False, same.snapshot.modified, wanted.size)
-            if done and fits and (order.dry_run or self._is_settled(fd, wanted.versions, spared)):
+                done = Publication(version, False, False, same.snapshot.modified, desired.size)
+            if (
+                done
+                and fits
+                and (operation.dry_run or self._is_durable(fd, desired.versions, optional))
+            ):
                 return done
-            if not order.dry_run:
+            if not operation.dry_run:
                 atomic_writer.sweep(fd)
-            if wanted.to_be_written:
+            if desired.bytes_to_write:
                 self._budget.admit(
-                    fd, wanted.to_be_written, self._settings.path, dry_run=order.dry_run
+                    fd, desired.bytes_to_write, self._settings.path, dry_run=operation.dry_run
                 )
-            if order.unwritten:
-                activation.examine(fd, self._settings, wanted.versions, spared)
-                return Publication(version, True, created, time.time(), wanted.size)
-            new = self._build(fd, wanted, exact=not fits)
+            if operation.needs_reclaim:
+                activation.check_conflicts(fd, self._settings, desired.versions, optional)
+                return Publication(version, True, created, time.time(), desired.size)
+            new = self._build(fd, desired, exact=not fits)
             try:
-                if done and not fits and self._is_alike(fd, new, wanted.versions):
-                    self._fitting = (
+                if done and not fits and self._has_same_access(fd, new, desired.versions):
+                    self._access_checked = (
                         before  # the mount fixes modes and groups: a new set would be no other
                     )
                     return done
-                order.check()
+                operation.raise_if_cancelled()
                 generation = activation.activate(
                     fd,
                     self._settings,
                     new,
-                    wanted.versions,
+                    desired.versions,
                     version,
-                    spared=spared,
+                    optional=optional,
                     before=before,
-                    dry_run=order.dry_run,
+                    dry_run=operation.dry_run,
                 )
                 if generation is None:
-                    return Publication(version, True, created, time.time(), wanted.size)
+                    return Publication(version, True, created, time.time(), desired.size)
             except _errors.PublishUncertain:
                 # A later sync that succeeds proves nothing: the next equal set is published anew.
-                self._doubtful = True
+                self._uncertain = True
                 raise
             finally:
                 dirs.rmtree(fd, new)  # it has another name by now, if all went well
-        self._durable = self._made = generation
-        self._doubtful = False
+        self._durable = self._own_generation = generation
+        self._uncertain = False
         if not fits:
             history.restrict_sets(fd, generation, self._settings.mode, self._settings.group)
         if created:
-            repair.tell_of_beside(fd, self._settings, wanted.versions)
-        self._retire(fd, generation)
-        self._retention.added(wanted.on_disk)
-        modified = _newest(fd, generation, wanted.fresh)
-        return Publication(version, True, created, modified, wanted.size)
+            repair.log_loose_files(fd, self._settings, desired.versions)
+        self._archive_expired(fd, generation)
+        self._retention.added(desired.on_disk)
+        modified = _modified_time(fd, generation, desired.fresh)
+        return Publication(version, True, created, modified, desired.size)
 
-    def _build(self, fd: int, wanted: _DesiredSet, *, exact: bool) -> str:
-        for content in wanted.fresh.values():
+    def _build(self, fd: int, desired: _DesiredSet, *, exact: bool) -> str:
+        for content in desired.fresh.values():
             if isinstance(content, atomic.TempFile):
-                content.seal(
+                content.finalize(
                     self._settings.mode, self._settings.group, durable=self._settings.durable
                 )
         return atomic_writer.build(
             fd,
-            {name: _material(content) for name, content in wanted.fresh.items()},
+            {name: _build_source(content) for name, content in desired.fresh.items()},
             mode=self._settings.mode,
             group=self._settings.group,
-            keep=wanted.taken_over,
+            keep=desired.reused,
             durable=self._settings.durable,
             exact=exact,
         )
 
-    def _fits(self, fd: int, before: ScanResult) -> bool:
+    def _access_matches(self, fd: int, before: ScanResult) -> bool:
         """Whether all files of the set in force have the mode and the group that are asked for.
 
         What this object has published itself has them.
         """
-        if self._fitting is not before and before.mark.generation != self._made:
-            with listing.open_content_dir(fd, before.mark.generation) as held:
+        if self._access_checked is not before and before.states.generation != self._own_generation:
+            with listing.open_content_dir(fd, before.states.generation) as held:
                 names = before.snapshot
-                if not all(self._settings.fits(os.stat(n, dir_fd=held)) for n in names):
+                if not all(self._settings.access_matches(os.stat(n, dir_fd=held)) for n in names):
                     return False
-            self._fitting = before
+            self._access_checked = before
         return True
 
-    def _is_alike(self, fd: int, new: str, names: Collection[str]) -> bool:
+    def _has_same_access(self, fd: int, new: str, names: Collection[str]) -> bool:
         """Whether the files of a new generation have the modes and groups of those in force."""
         with (
             dirs.open_subdir(fd, new) as one,
@@ -274,61 +280,61 @@ class FileSet:
             pairs = ((os.stat(n, dir_fd=one), os.stat(n, dir_fd=other)) for n in names)
             return all(models.has_same_access(*pair) for pair in pairs)
 
-    def _is_settled(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
+    def _is_durable(self, fd: int, names: Collection[str], optional: Collection[str]) -> bool:
         """Whether the set in force has all its links and is durable: then there is nothing to publish.
 
         What this object has not published itself is synced first: its writer may have been killed before it could.
         """
-        if self._doubtful:
+        if self._uncertain:
             return False
         generation = layout.active_generation(fd)
         with contextlib.suppress(OSError):
-            if self._mend_links(fd, names, spared) or self._durable != generation:
+            if self._repair_links(fd, names, optional) or self._durable != generation:
                 self._settings.sync_directory(fd)
             self._durable = generation
             return True
         return False
 
-    def _mend_links(self, fd: int, names: Collection[str], spared: Collection[str]) -> bool:
+    def _repair_links(self, fd: int, names: Collection[str], optional: Collection[str]) -> bool:
         """Bring the visible links in line with the set in force, and say whether there was a need to."""
-        links = visible_links.LinkUpdate(fd, None, names, self._settings.path, spared=spared)
-        needed = links.needed
+        links = visible_links.LinkUpdate(fd, None, names, self._settings.path, optional=optional)
+        needed = links.has_changes
         try:
-            links.finish(partial(replaced.keep_loose, fd, self._settings))
+            links.apply(partial(replaced.archive_loose_files, fd, self._settings))
         finally:
             links.discard()
-        repair.tell_of_blocked(self._settings, links.blocked)
+        repair.log_blocked(self._settings, links.blocked)
         return needed
 
-    def _retire(self, fd: int, current: str) -> None:
+    def _archive_expired(self, fd: int, current: str) -> None:
         """Move generations whose grace is over into the history, oldest first."""
         with contextlib.suppress(OSError):
-            retiring = _retiring(fd, current)
+            retiring = _inactive_generations(fd, current)
             over = time.time_ns() - int(self._settings.grace * 1e9)
             followers = [*retiring, current][1:]
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
                 # What counts is how long it has been out of force: since its successor came.
-                crowded = len(retiring) - position > _MOST_RETIRING
+                crowded = len(retiring) - position > _MAX_INACTIVE_GENERATIONS
                 if crowded or atomic_writer.timestamp_of(follower) <= over:
                     history.archive_generation(fd, entry, self._settings.keep)
 
-    def _see_whole(self, fd: int, where: str, order: Operation) -> ScanResult:
+    def _scan_complete(self, fd: int, where: str, operation: Operation) -> ScanResult:
         """Return the set that one file of it is to be changed of: nothing of the rest may be lost."""
         try:
-            return self.see(fd)
+            return self.scan(fd)
         except _errors.ReadError as error:
-            if not order.dry_run:
+            if not operation.dry_run:
                 repair.restore(fd, self._settings)
                 with contextlib.suppress(_errors.ReadError):
-                    return self.see(fd)
-            raise _damaged(where, error) from error
+                    return self.scan(fd)
+            raise _damaged_error(where, error) from error
 
-    def _check_room(self, before: ScanResult, name: str, size: int) -> None:
+    def _check_total_size(self, before: ScanResult, name: str, size: int) -> None:
         """Refuse a file with which the set would be larger than readers take."""
         own = before.snapshot.get_content(name)
         others = before.snapshot.size - (own.size if own is not None else 0)
         if size + others > self._settings.max_size:
-            raise payload.too_large(self._settings.where(name), self._settings.max_size)
+            raise payload.too_large(self._settings.display_path(name), self._settings.max_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,11 +345,11 @@ class _DesiredSet:
     fresh: Mapping[str, bytes | atomic.TempFile | Content]
 
     @property
-    def taken_over(self) -> list[str]:
+    def reused(self) -> list[str]:
         return [name for name in self.versions if name not in self.fresh]
 
     @property
-    def to_be_written(self) -> int:
+    def bytes_to_write(self) -> int:
         """The bytes on the disk that are not there yet."""
         fresh = self.fresh.values()
         return sum(on_disk(payload.size(c)) for c in fresh if not isinstance(c, atomic.TempFile))
@@ -361,7 +367,7 @@ class _DesiredSet:
         return sum(len(c) if isinstance(c, bytes) else c.size for c in self.fresh.values())
 
 
-def _material(
+def _build_source(
     content: bytes | atomic.TempFile | Content,
 ) -> bytes | atomic.TempFile | open_file.Copy:
     """Return a content as a generation is built of it."""
@@ -372,13 +378,13 @@ def _material(
     return open_file.Copy(content.held, content.version)
 
 
-def _retiring(fd: int, current: str) -> list[str]:
+def _inactive_generations(fd: int, current: str) -> list[str]:
     """Return the generations that are out of force, oldest first."""
     entries = [e for e in os.listdir(fd) if e.startswith(layout.GENERATION) and e != current]
     return sorted(entries, key=atomic_writer.timestamp_of)
 
 
-def _newest(fd: int, generation: str, names: Collection[str]) -> float:
+def _modified_time(fd: int, generation: str, names: Collection[str]) -> float:
     """Return the time that readers see of what was published."""
     with contextlib.suppress(OSError):
         times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
@@ -386,11 +392,11 @@ def _newest(fd: int, generation: str, names: Collection[str]) -> float:
     return time.time()
 
 
-def _versions(sighting: ScanResult) -> dict[str, str]:
-    return {name: sighting.snapshot.content(name).version for name in sighting.snapshot}
+def _versions(scan: ScanResult) -> dict[str, str]:
+    return {name: scan.snapshot.content(name).version for name in scan.snapshot}
 
 
-def _damaged(where: str, error: _errors.ReadError) -> _errors.VolumeUnavailable:
+def _damaged_error(where: str, error: _errors.ReadError) -> _errors.VolumeUnavailable:
     return _errors.VolumeUnavailable(
         error.errno,
         f"cannot publish {where}: the set in force cannot be read whole, and none of it may be lost:"

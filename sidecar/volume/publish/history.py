@@ -32,11 +32,11 @@ from sidecar.volume.content import listing, snapshot
 _SET = "gen-"
 _NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshot.VERSION_DIGITS}}}", re.ASCII)
 #: A clock may go back; not by so much, or the name is no time that we have noted.
-_AHEAD_NS = 86_400 * 10**9
+_MAX_CLOCK_STEP_NS = 86_400 * 10**9
 
 _log = logging.getLogger(__name__)
-_TOLD: set[str] = set()
-_MOST_TOLD = 1000
+_WARNED_NAMES: set[str] = set()
+_MAX_WARNED_NAMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def rank(entry: str) -> int:
     """
     found = _NAME.fullmatch(entry)
     stamp = int(found[1]) if found is not None else 0
-    return stamp if stamp < time.time_ns() + _AHEAD_NS else 0
+    return stamp if stamp < time.time_ns() + _MAX_CLOCK_STEP_NS else 0
 
 
 def latest_version(dir_fd: int, name: str) -> str | None:
@@ -95,7 +95,7 @@ class Folder(NamedTuple):
     """What is kept of one loose file after a change: its entries, oldest first, and what the change was."""
 
     entries: tuple[str, ...]
-    made: bool = False
+    created: bool = False
     """Whether it had no history before."""
     freed: int = 0
     """Bytes on the disk that were given back."""
@@ -112,20 +112,20 @@ def archive_file(
     *,
     link: Callable[[str, int], None],
     known: Sequence[str] | None = None,
-    later: bool = False,
+    defer_removal: bool = False,
 ) -> Folder | None:
     """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
 
     `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
     `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
-    With `later` those are not removed yet, and named: a file system waits for what of them is on its way to the disk.
+    With `defer_removal` those are not removed yet, and named: a file system waits for what of them is on its way to the disk.
     Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
     """
     if keep <= 0:
         return None
     with (
         _BestEffort(name),
-        _Making(dir_fd, layout.history_of(name)) as (fd, made),
+        _HistoryDirectory(dir_fd, layout.history_of(name)) as (fd, created),
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
@@ -135,25 +135,25 @@ def archive_file(
         link(entry, fd)
         entries.append(entry)
         old = tuple(entries[:-keep])
-        if later and known is not None:
-            return Folder(tuple(entries[-keep:]), made, expired=old)
+        if defer_removal and known is not None:
+            return Folder(tuple(entries[-keep:]), created, expired=old)
         # What a program has left behind that has ended.
-        return Folder(tuple(entries[-keep:]), made, sum(_remove(fd, one) for one in old))
+        return Folder(tuple(entries[-keep:]), created, sum(_remove(fd, expired) for expired in old))
     return None
 
 
 def has_version(dir_fd: int, name: str) -> list[str]:
     """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
     current = layout.active_generation(dir_fd)
-    found = [folder for folder in (layout.history_of(name),) if _is_there(dir_fd, folder)]
+    found = [folder for folder in (layout.history_of(name),) if _exists(dir_fd, folder)]
     for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = (e for e in entries if e.startswith(prefix) and (folder, e) != (".", current))
-            found += [f"{folder}/{e}" for e in ours if _is_there(fd, f"{e}/{name}")]
+            found += [f"{folder}/{e}" for e in ours if _exists(fd, f"{e}/{name}")]
     return found
 
 
-def _is_there(dir_fd: int, path: str) -> bool:
+def _exists(dir_fd: int, path: str) -> bool:
     above, _, leaf = path.rpartition("/")
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, above) as parent:
         _lstat(parent, leaf)
@@ -173,8 +173,12 @@ class _BestEffort:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         if not isinstance(error, OSError):
             return False
-        if error.errno == errno.EACCES and self._what not in _TOLD and len(_TOLD) < _MOST_TOLD:
-            _TOLD.add(self._what)
+        if (
+            error.errno == errno.EACCES
+            and self._what not in _WARNED_NAMES
+            and len(_WARNED_NAMES) < _MAX_WARNED_NAMES
+        ):
+            _WARNED_NAMES.add(self._what)
             _log.warning("cannot keep versions of %s: %s", self._what, oserrors.hint(error))
         return True
 
@@ -186,7 +190,7 @@ def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
     return 0
 
 
-class _Making:
+class _HistoryDirectory:
     """Open the directory of a file's history, made where it is missing: also where something else lies in its place."""
 
     def __init__(self, dir_fd: int, folder: str) -> None:
@@ -202,7 +206,7 @@ class _Making:
                 self._clear()
             elif error.errno != errno.ENOENT:
                 raise
-        self._inside = dirs.open_subdir(self._dir_fd, self._folder, make=True, as_above=True)
+        self._inside = dirs.open_subdir(self._dir_fd, self._folder, make=True, inherit_access=True)
         return self._inside.__enter__(), True
 
     def __exit__(self, *_: object) -> None:
@@ -236,7 +240,7 @@ def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
     if keep > 1:
         with (
             _BestEffort("the set"),
-            _Making(dir_fd, layout.HISTORY) as (fd, _),
+            _HistoryDirectory(dir_fd, layout.HISTORY) as (fd, _),
         ):
             atomic.move(dir_fd, generation, fd, generation.removeprefix(layout.HIDDEN))
             for old in sorted((e for e in os.listdir(fd) if e.startswith(_SET)), key=rank)[
@@ -269,11 +273,11 @@ def purge(dir_fd: int) -> bool:
                 dirs.rmtree(fd, entry)
                 forgotten = True
             elif layout.is_history_of_file(entry):
-                forgotten = _forget_old(fd, entry) or forgotten
+                forgotten = _purge_file_history(fd, entry) or forgotten
     return forgotten
 
 
-def _forget_old(dir_fd: int, folder: str) -> bool:
+def _purge_file_history(dir_fd: int, folder: str) -> bool:
     old: list[str] = []
     with contextlib.suppress(OSError):
         with dirs.open_subdir(dir_fd, folder) as fd:
@@ -303,15 +307,15 @@ def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> No
                         permissions.restrict_files(inner, files, mode, group)
 
 
-def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> list[Version]:
+def versions_of_file(dir_fd: int, name: str, current: str | None, max_files: int) -> list[Version]:
     """Return the kept contents of a loose file, newest first; `current` is the version it has now.
 
-    `most` is how many files one of them may have: what has more is none of ours.
+    `max_files` is how many files one of them may have: what has more is none of ours.
     """
     folder = layout.history_of(name)
     with _listing(dir_fd, folder) as (fd, entries):
         newest_first = sorted(entries, key=rank, reverse=True)
-        found = [v for e in newest_first if (v := _version(fd, folder, e, most)) is not None]
+        found = [v for e in newest_first if (v := _version(fd, folder, e, max_files)) is not None]
     present = next((v.entry for v in found if v.version == current), None)
     marked = [replace(v, current=v.entry == present) for v in found]
     if current is not None and present is None:
@@ -320,17 +324,17 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, most: int) -> 
     return marked
 
 
-def versions_of_set(dir_fd: int, most: int) -> list[Version]:
+def versions_of_set(dir_fd: int, max_files: int) -> list[Version]:
     """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old.
 
-    `most` is how many files one of them may have: what has more is none of ours.
+    `max_files` is how many files one of them may have: what has more is none of ours.
     """
     current = layout.active_generation(dir_fd)
     found: list[Version] = []
     for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             ours = [e for e in entries if e.startswith(prefix)]
-            found += [v for e in ours if (v := _version(fd, folder, e, most)) is not None]
+            found += [v for e in ours if (v := _version(fd, folder, e, max_files)) is not None]
     marked = [replace(v, current=v.entry == f"./{current}") for v in found]
     return sorted(marked, key=lambda v: timestamp_of(v.entry), reverse=True)
 
@@ -347,11 +351,11 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
         yield fd, entries
 
 
-def _version(dir_fd: int, folder: str, entry: str, most: int) -> Version | None:
+def _version(dir_fd: int, folder: str, entry: str, max_files: int) -> Version | None:
     """Return one kept content, None if it has been forgotten meanwhile or is none."""
     stamp = timestamp_of(entry)
     try:
-        files, size = _weight(dir_fd, entry, most)
+        files, size = _count_files(dir_fd, entry, max_files)
     except OSError:
         return None
     if not stamp:
@@ -359,13 +363,13 @@ def _version(dir_fd: int, folder: str, entry: str, most: int) -> Version | None:
     return Version(version_in(entry), stamp / 1e9, size, files, False, f"{folder}/{entry}")
 
 
-def _weight(dir_fd: int, entry: str, most: int) -> tuple[int, int]:
+def _count_files(dir_fd: int, entry: str, max_files: int) -> tuple[int, int]:
     """Return the number of files and of bytes of a kept content."""
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size
     with dirs.open_subdir(dir_fd, entry) as fd:
-        sizes = listing.names_beneath(fd, most).values()
+        sizes = listing.visible_sizes(fd, max_files).values()
         return len(sizes), sum(sizes)
 
 

@@ -16,10 +16,10 @@ from sidecar.volume.content.payload import Payload
 
 #: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
 
-_LONGEST_NAME = 255
-_LONGEST_PATH = 1024
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 1024
 #: Files that are listed in any case: their names take some 25 MB.
-_LEAST_LISTED = 1 << 16
+_MIN_LISTED_FILES = 1 << 16
 #: As deep as snapshots look.
 MAX_DEPTH = 32
 
@@ -106,28 +106,28 @@ class Operation:
     dry_run: bool = False
     purge: bool = False
     """Whether what is deleted is to leave the history, too."""
-    unwritten: bool = False
+    needs_reclaim: bool = False
     """Of a trial: whether the content cannot be written now, but could be once old ones have given way for it."""
-    withdrawn: bool = False
-    at_once: bool = False
+    cancelled: bool = False
+    no_wait: bool = False
     """Whether it is better not done than waited for: the caller is an event loop."""
-    later: bool = False
+    defer_removal: bool = False
     """Whether what leaves the history may be removed after the answer: the caller sees to it."""
 
-    def withdraw(self) -> None:
+    def cancel(self) -> None:
         """Give up what has not become visible yet."""
-        self.withdrawn = True
+        self.cancelled = True
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Stop the work if nobody waits for it any more."""
-        if self.withdrawn:
+        if self.cancelled:
             raise _errors.PublishError("the publish was cancelled before its content was visible")
 
-    def wait(self) -> None:
+    def check_before_wait(self) -> None:
         """Stop the work if it may not wait for others, or nobody waits for it any more."""
-        if self.at_once:
+        if self.no_wait:
             raise WouldWaitError
-        self.check()
+        self.raise_if_cancelled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +150,17 @@ class VolumeConfig:
     """Bytes on the disk that all of it may take; None is no bound."""
 
     @property
-    def most_names(self) -> int:
+    def max_entries(self) -> int:
         """How many files are listed: `max_size` may be small, as it is that of one content."""
-        return max(_LEAST_LISTED, listing.max_names(self.max_size))
+        return max(_MIN_LISTED_FILES, listing.max_names(self.max_size))
 
-    def fits(self, status: os.stat_result) -> bool:
+    def access_matches(self, status: os.stat_result) -> bool:
         """Whether a file has the mode and the group that are asked for."""
         if stat.S_IMODE(status.st_mode) != self.mode:
             return False
         return self.group is None or status.st_gid == self.group
 
-    def where(self, name: str) -> str:
+    def display_path(self, name: str) -> str:
         """Return the path of a file, as messages say it."""
         return os.path.join(self.path, name)
 
@@ -225,7 +225,7 @@ def staged(
         if isinstance(content, tuple):
             file = content[0]
         else:
-            file = atomic.TempFile(fd, brief=True, reused=reused)
+            file = atomic.TempFile(fd, short_lived=True, reused=reused)
     try:
         with oserrors.map_publish_errors(f"publish {where}"):
             if isinstance(content, bytes):
@@ -273,16 +273,16 @@ def _wrong_with(name: str) -> str | None:
         return "a name is a relative path to a file"
     if any(ord(c) < 32 or ord(c) == 127 for c in name):
         return "it holds a control character"
-    if len(raw) > _LONGEST_PATH:
-        return f"it is longer than {_LONGEST_PATH} bytes"
+    if len(raw) > _MAX_PATH_BYTES:
+        return f"it is longer than {_MAX_PATH_BYTES} bytes"
     if name.count("/") > MAX_DEPTH:
         return f"it lies more than {MAX_DEPTH} directories deep"
     return next(filter(None, map(_wrong_with_part, name.split("/"))), None)
 
 
 def _wrong_with_part(part: str) -> str | None:
-    if len(part.encode()) > _LONGEST_NAME:
-        return f"a part of it is longer than {_LONGEST_NAME} bytes"
+    if len(part.encode()) > _MAX_NAME_BYTES:
+        return f"a part of it is longer than {_MAX_NAME_BYTES} bytes"
     if part in ("", "."):
         return "a part of it is empty, or `.`"
     if part.startswith(layout.HIDDEN):

@@ -21,7 +21,7 @@ from sidecar.volume.publish.models import VolumeConfig
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 
 
 def restore(fd: int, settings: VolumeConfig) -> None:
@@ -37,7 +37,7 @@ def restore(fd: int, settings: VolumeConfig) -> None:
         if old is None:
             continue
         with logged(settings):
-            _put_in_force(fd, settings, entry, list(old))
+            _activate(fd, settings, entry, list(old))
             _log.warning("%s: %s %s; put %s in force again", settings.path, DATA, damage, entry)
         return
     _log.warning(
@@ -57,7 +57,7 @@ def logged(settings: VolumeConfig) -> Iterator[None]:
         _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.hint(error))
 
 
-def tell_of_beside(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
+def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
     """Log what lies beside a set, where no reader looks at it, and whether other users can follow its links."""
     entries = visible_links.top_level_names(names)
     with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def tell_of_beside(fd: int, settings: VolumeConfig, names: Collection[str]) -> N
                 "%s holds a set, and readers see nothing beside it: %s"
                 " (publish them with the set, or remove them)",
                 settings.path,
-                shown(beside),
+                format_names(beside),
             )
         if permissions.follows_no_links_of_others(os.fstat(fd)):
             _log.warning(
@@ -81,29 +81,29 @@ def tell_of_beside(fd: int, settings: VolumeConfig, names: Collection[str]) -> N
             )
 
 
-def tell_of_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
+def log_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
     """Log which names of the set in force cannot be made visible, and why."""
     for entry, error in blocked.items():
         _log.warning(
             "%s belongs to the set in force and is not shown: %s",
-            settings.where(entry),
+            settings.display_path(entry),
             oserrors.hint(error),
         )
 
 
-def shown(names: Collection[str]) -> str:
+def format_names(names: Collection[str]) -> str:
     """Return the first of some names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return ", ".join(sorted(names)[:_MAX_NAMES_SHOWN]) + more
 
 
-def _put_in_force(fd: int, settings: VolumeConfig, entry: str, names: Collection[str]) -> None:
+def _activate(fd: int, settings: VolumeConfig, entry: str, names: Collection[str]) -> None:
     links = visible_links.LinkUpdate(
-        fd, entry, names, settings.path, spared=visible_links.top_level_names(names)
+        fd, entry, names, settings.path, optional=visible_links.top_level_names(names)
     )
     try:
-        links.switch()
-        links.finish()
+        links.swap_data()
+        links.apply()
     finally:
         links.discard()
 
@@ -119,9 +119,9 @@ def _generations(fd: int) -> list[str]:
 
 def _read(fd: int, entry: str, settings: VolumeConfig) -> Snapshot[None] | None:
     """Return a generation that is what its name says, None for any other."""
-    where, limit = settings.where(entry), settings.max_size
+    where, limit = settings.display_path(entry), settings.max_size
     with contextlib.suppress(OSError, _errors.ReadError), dirs.open_subdir(fd, entry) as generation:
-        seen = loader.read_directory(generation, where, limit=limit, before=None)
-        if not seen.problems and seen.whole().version == history.version_in(entry):
-            return seen.whole()
+        scan = loader.read_directory(generation, where, limit=limit, before=None)
+        if not scan.problems and scan.require_complete().version == history.version_in(entry):
+            return scan.require_complete()
     return None

@@ -16,7 +16,7 @@ from sidecar.volume.publish.models import VolumeConfig
 
 
 @contextmanager
-def generation(
+def archive_generation(
     fd: int, settings: VolumeConfig, before: ScanResult | None
 ) -> Iterator[Callable[[str], None]]:
     """Copy a generation in force that another publisher has made; call what is yielded with its successor to keep it.
@@ -41,7 +41,7 @@ def generation(
 
 
 def _copy(fd: int, settings: VolumeConfig, before: ScanResult) -> str | None:
-    if settings.keep <= 1 or atomic_writer.is_generation(before.mark.generation or ""):
+    if settings.keep <= 1 or atomic_writer.is_generation(before.states.generation or ""):
         return None
     with contextlib.suppress(OSError):
         return atomic_writer.build(
@@ -50,7 +50,7 @@ def _copy(fd: int, settings: VolumeConfig, before: ScanResult) -> str | None:
     return None
 
 
-def keep_loose(fd: int, settings: VolumeConfig, entry: str, aside: str) -> None:
+def archive_loose_files(fd: int, settings: VolumeConfig, entry: str, aside: str) -> None:
     """Keep the loose files that lay where the set has the link `entry` now; they lie under the name `aside`."""
     with contextlib.suppress(OSError):
         nested = [f"{path}/{name}" for path, _, files, _ in dirs.walk(fd, aside) for name in files]

@@ -20,8 +20,8 @@ from sidecar.volume.publish import budget, history
 from sidecar.volume.publish.models import VolumeConfig
 
 #: Down to this part of its bound the history is cut, so that the list is not made anew for each publish after that.
-_DOWN_TO = 7 / 8
-_NEW_NAMES = 64
+_TRIM_TARGET = 7 / 8
+_MIN_NEW_NAMES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class ArchivedVersion:
 
 def survey(dir_fd: int) -> list[ArchivedVersion]:
     """Return all that the history holds, the oldest first; what is in force as well is of size 0."""
-    found, sizes = _found(dir_fd)
-    return [replace(one, size=sizes.get(one.path, 0)) for one in found]
+    found, sizes = _list_entries(dir_fd)
+    return [replace(entry, size=sizes.get(entry.path, 0)) for entry in found]
 
 
 def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) -> int:
@@ -50,17 +50,17 @@ def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) 
 
     Those of deleted files go first, then the oldest; `generations` of the directory itself go last.
     """
-    kept = [one for one in survey(dir_fd) if one.size]
-    kept.sort(key=lambda one: (bool(one.rank) and not one.gone, one.rank))
+    kept = [entry for entry in survey(dir_fd) if entry.size]
+    kept.sort(key=lambda entry: (bool(entry.rank) and not entry.gone, entry.rank))
     kept += [ArchivedVersion(0, name, _usage(dir_fd, name)) for name in generations]
-    if (possible := sum(one.size for one in kept)) < wanted or dry_run:
+    if (possible := sum(entry.size for entry in kept)) < wanted or dry_run:
         return possible
     freed = 0
-    for one in kept:
+    for entry in kept:
         if freed >= wanted:
             break
-        remove(dir_fd, one)
-        freed += one.size
+        remove(dir_fd, entry)
+        freed += entry.size
     return freed
 
 
@@ -120,21 +120,23 @@ class Retention:
         if self._bytes is None or self._bytes > self._settings.keep_bytes:
             return True
         # Their consumers may have deleted files, of which nobody has told.
-        return self._new_names > max(_NEW_NAMES, self._settings.keep_deleted, self._names // 4)
+        return self._new_names > max(_MIN_NEW_NAMES, self._settings.keep_deleted, self._names // 4)
 
     def _count(self, dir_fd: int) -> int:
         kept = survey(dir_fd)
-        self._bytes, freed = sum(one.size for one in kept), 0
+        self._bytes, freed = sum(entry.size for entry in kept), 0
         if self._bytes > self._settings.keep_bytes:
-            least = self._settings.keep_bytes * _DOWN_TO
+            least = self._settings.keep_bytes * _TRIM_TARGET
             while kept and self._bytes > least:
-                one = kept.pop(0)
-                if one.size or not one.rank:
-                    remove(dir_fd, one)
-                    self._bytes -= one.size
-                    freed += one.size
-        self._new_names, self._names = 0, len({one.folder for one in kept})
-        known = dict.fromkeys(one.folder for one in kept if one.gone and one.folder is not None)
+                entry = kept.pop(0)
+                if entry.size or not entry.rank:
+                    remove(dir_fd, entry)
+                    self._bytes -= entry.size
+                    freed += entry.size
+        self._new_names, self._names = 0, len({entry.folder for entry in kept})
+        known = dict.fromkeys(
+            entry.folder for entry in kept if entry.gone and entry.folder is not None
+        )
         # In the order of their deletion, where that is known.
         later = {folder: None for folder in self._gone if folder in known}
         self._gone = {folder: None for folder in known if folder not in later} | later
@@ -148,15 +150,15 @@ class _Inode:
     paths: list[tuple[int, str]] = field(default_factory=list)
 
 
-def _found(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
+def _list_entries(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
     """Return the entries of the history in order, and what the removal of each gives back, by path."""
     inodes: dict[int, _Inode] = {}
     own: dict[str, int] = defaultdict(int)
     found: list[ArchivedVersion] = []
-    for one, fd, name in _entries(dir_fd):
-        found.append(one)
+    for entry, fd, name in _entries(dir_fd):
+        found.append(entry)
         with contextlib.suppress(OSError):
-            _weigh(fd, name, one, inodes, own)
+            _add_usage(fd, name, entry, inodes, own)
     # A content that several entries share is given back with the last of them, if nothing else has it.
     shared = {
         path
@@ -167,16 +169,16 @@ def _found(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
     for inode in inodes.values():
         if len(inode.paths) >= inode.links:
             own[max(inode.paths)[1]] += inode.size
-    found.sort(key=lambda one: one.rank)
-    present = {one.folder for one in found if one.path in shared}
+    found.sort(key=lambda entry: entry.rank)
+    present = {entry.folder for entry in found if entry.path in shared}
     marked = [
         replace(
-            one,
-            gone=one.folder is not None
-            and one.folder not in present
-            and not _is_there(dir_fd, one.folder),
+            entry,
+            gone=entry.folder is not None
+            and entry.folder not in present
+            and not _file_exists(dir_fd, entry.folder),
         )
-        for one in found
+        for entry in found
     ]
     return marked, own
 
@@ -198,28 +200,28 @@ def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
                     )
 
 
-def _weigh(
-    fd: int, name: str, one: ArchivedVersion, inodes: dict[int, _Inode], own: dict[str, int]
+def _add_usage(
+    fd: int, name: str, entry: ArchivedVersion, inodes: dict[int, _Inode], own: dict[str, int]
 ) -> None:
     """Note what an entry takes: the files of a generation by themselves, since others may share them."""
     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    own[one.path] += 0 if stat.S_ISREG(status.st_mode) else status.st_blocks * 512
+    own[entry.path] += 0 if stat.S_ISREG(status.st_mode) else status.st_blocks * 512
     if stat.S_ISREG(status.st_mode):
-        _note(status, one, inodes)
+        _add_inode(status, entry, inodes)
     elif stat.S_ISDIR(status.st_mode):
         for _, directories, files, inner in dirs.walk(fd, name):
             for file in files:
                 with contextlib.suppress(OSError):
-                    _note(os.stat(file, dir_fd=inner, follow_symlinks=False), one, inodes)
-            own[one.path] += len(directories) * budget.on_disk(1)
+                    _add_inode(os.stat(file, dir_fd=inner, follow_symlinks=False), entry, inodes)
+            own[entry.path] += len(directories) * budget.on_disk(1)
 
 
-def _note(status: os.stat_result, one: ArchivedVersion, inodes: dict[int, _Inode]) -> None:
+def _add_inode(status: os.stat_result, entry: ArchivedVersion, inodes: dict[int, _Inode]) -> None:
     inode = inodes.setdefault(status.st_ino, _Inode(status.st_blocks * 512, status.st_nlink))
-    inode.paths.append((one.rank, one.path))
+    inode.paths.append((entry.rank, entry.path))
 
 
-def _is_there(dir_fd: int, folder: str) -> bool:
+def _file_exists(dir_fd: int, folder: str) -> bool:
     """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
     name = urllib.parse.unquote(folder.removeprefix(f"{layout.HISTORY}/{layout.HISTORY_OF_FILE}"))
     above, _, leaf = name.rpartition("/")

@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 _HASH_CHUNK = 1 << 20
 #: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
-_STAMP_DOUBT_NS = 2_000_000_000
+_CLOCK_GRANULARITY_NS = 2_000_000_000
 #: Files of which it is remembered what was done to them last; of others it is found out anew, for a sync or a digest more.
 #: A volume can have ever new names: those of a spool, whose consumer deletes what it has taken.
-_MOST_NAMES = 4096
+_MAX_CACHED_NAMES = 4096
 #: What `open_beneath` says where no file can be read under a name: missing, or a link that leads out.
-_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
+_NOT_FOUND_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
 
 
 class SingleFiles:
@@ -49,7 +49,7 @@ class SingleFiles:
     def __init__(
         self,
         settings: VolumeConfig,
-        digests: open_file.Digests,
+        digests: open_file.DigestCache,
         budget: Budget,
         retention: Retention,
     ) -> None:
@@ -60,82 +60,94 @@ class SingleFiles:
         self._histories: dict[str, tuple[str, ...]] = {}
         self.expired: deque[tuple[str, str]] = deque()
         """Names and entries of the history that are to be removed, once nobody waits for it."""
-        self._known: dict[str, tuple[openat.StatSignature, str]] = {}
+        self._version_cache: dict[str, tuple[openat.StatSignature, str]] = {}
         self._durable: dict[str, openat.StatSignature] = {}
-        self._kept: dict[str, tuple[openat.StatSignature, str]] = {}
+        self._last_written: dict[str, tuple[openat.StatSignature, str]] = {}
         """The state in which a file was left by this object, and its version then."""
-        self._doubtful: set[str] = set()
+        self._uncertain: set[str] = set()
 
-    def put(self, fd: int, name: str, content: Payload, order: Operation) -> Publication:
+    def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish one file."""
-        where = self._settings.where(name)
+        where = self._settings.display_path(name)
         version, size = payload.content_size(content)
         status = entry(fd, name)
         # The old content has to be read only where it matters what it is.
         what = f"publish {where}"
-        left = None if status is None else self._left(name, status)
-        may_be_same = status is not None and status.st_size == size and left in (None, version)
+        own_version = None if status is None else self._own_version(name, status)
+        may_be_same = (
+            status is not None and status.st_size == size and own_version in (None, version)
+        )
         current = (
-            self._current(fd, name, what, order.conditions)
-            if order.conditions or may_be_same
+            self._current(fd, name, what, operation.conditions)
+            if operation.conditions or may_be_same
             else None
         )
-        order.conditions.check(what, current)
+        operation.conditions.check(what, current)
         same = status if current == version else None
-        fits = same is not None and self._settings.fits(same)
-        if same is not None and fits and self._is_settled(fd, name):
+        fits = same is not None and self._settings.access_matches(same)
+        if same is not None and fits and self._is_durable(fd, name):
             return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
         if not isinstance(content, tuple):
-            self._budget.admit(fd, size, where, dry_run=order.dry_run)
-        if order.unwritten:
+            self._budget.admit(fd, size, where, dry_run=operation.dry_run)
+        if operation.needs_reclaim:
             with oserrors.map_name_errors(what):
-                self._check_place(fd, name, status, order)
+                self._check_target(fd, name, status, operation)
             return Publication(version, True, status is None, time.time(), size)
-        reused = None if order.dry_run else self._take_expired(fd, size)
+        reused = None if operation.dry_run else self._reuse_expired(fd, size)
         with models.staged(fd, content, where, reused) as staged, oserrors.map_name_errors(what):
-            self._check_place(fd, name, status, order)
-            staged.seal(self._settings.mode, self._settings.group, durable=self._settings.durable)
+            self._check_target(fd, name, status, operation)
+            staged.finalize(
+                self._settings.mode, self._settings.group, durable=self._settings.durable
+            )
             # Where the mount fixes modes and groups, a new file would be no other.
             alike = same is not None and models.has_same_access(same, staged.status())
-            if same is not None and alike and not fits and self._is_settled(fd, name):
+            if same is not None and alike and not fits and self._is_durable(fd, name):
                 return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
-            order.check()
-            if order.dry_run:
+            operation.raise_if_cancelled()
+            if operation.dry_run:
                 return Publication(version, True, status is None, time.time(), size)
-            if status is not None and left is None:
-                self._keep_found(fd, name, status)
+            if status is not None and own_version is None:
+                self._archive_foreign(fd, name, status)
             self._replace(fd, staged, name, version)
-            modified = self._note(
-                fd, name, version, status, staged, ours=left is not None, later=order.later
+            modified = self._record_published(
+                fd,
+                name,
+                version,
+                status,
+                staged,
+                ours=own_version is not None,
+                defer_removal=operation.defer_removal,
             )
-            if status is not None and not self._settings.fits(status):
+            if status is not None and not self._settings.access_matches(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
 
-    def delete(self, fd: int, name: str, order: Operation) -> None:
+    def delete(self, fd: int, name: str, operation: Operation) -> None:
         """Remove one file, and the directories that are empty without it."""
-        where = self._settings.where(name)
+        where = self._settings.display_path(name)
         what = f"delete {where}"
-        current = self._current(fd, name, what, order.conditions) if order.conditions else None
-        order.conditions.check(what, current)
+        current = (
+            self._current(fd, name, what, operation.conditions) if operation.conditions else None
+        )
+        operation.conditions.check(what, current)
         status = entry(fd, name)
         if status is None or stat.S_ISDIR(status.st_mode):
             raise models.missing(where)
-        order.check()
+        operation.raise_if_cancelled()
         above, _, leaf = name.rpartition("/")
-        if order.dry_run:
+        if operation.dry_run:
             with oserrors.map_publish_errors(what), dirs.open_subdir(fd, above) as parent:
                 permissions.check_writable(parent)
                 permissions.check_replaceable(parent, leaf, where)
             return
-        if not order.purge and self._left(name, status) is None:
-            self._keep_found(fd, name, status)
+        if not operation.purge and self._own_version(name, status) is None:
+            self._archive_foreign(fd, name, status)
         with oserrors.map_publish_errors(what), dirs.open_subdir(fd, above) as parent:
             try:
                 os.unlink(leaf, dir_fd=parent)
             except PermissionError as error:
                 raise permissions.explain(error, parent, leaf) from error
-            self._forget(name)
+            self._drop_state(name)
             self._retention.deleted(name)
             if status.st_nlink == 1:
                 self._budget.change(-status.st_blocks * 512)
@@ -149,14 +161,14 @@ class SingleFiles:
                 ) from error
         dirs.remove_empty_parents(fd, above)
 
-    def _take_expired(self, fd: int, size: int) -> tuple[str, int] | None:
+    def _reuse_expired(self, fd: int, size: int) -> tuple[str, int] | None:
         """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
         if size > inode_reuse.MAX_BYTES or not self.expired:
             return None
         with contextlib.suppress(IndexError, OSError):  # another thread removes them all
             name, entry = self.expired.popleft()
             with dirs.open_subdir(fd, layout.history_of(name)) as folder:
-                taken = inode_reuse.try_reuse(folder, entry, fd, self._settings.fits)
+                taken = inode_reuse.try_reuse(folder, entry, fd, self._settings.access_matches)
             if taken is None:
                 self.expired.append((name, entry))  # too young, or somebody reads it
             return taken
@@ -181,7 +193,7 @@ class SingleFiles:
         try:
             file = openat.open_beneath(fd, name)
         except OSError as error:
-            if error.errno in _NOTHING_THERE:
+            if error.errno in _NOT_FOUND_ERRNOS:
                 return None
             raise
         try:
@@ -191,8 +203,8 @@ class SingleFiles:
 
     def entries(self, fd: int, names: Collection[str]) -> list[FileInfo]:
         """Return all files with their versions, sorted; those that cannot be read are left out."""
-        for gone in [name for name in list(self._known) if name not in names]:
-            self._known.pop(gone, None)
+        for gone in [name for name in list(self._version_cache) if name not in names]:
+            self._version_cache.pop(gone, None)
         found = [self.entry(fd, name) for name in sorted(names)]
         return [entry for entry in found if entry is not None]
 
@@ -209,23 +221,23 @@ class SingleFiles:
         current = None
         with contextlib.suppress(OSError):
             current = self.version(fd, name)
-        return history.versions_of_file(fd, name, current, self._settings.most_names)[
+        return history.versions_of_file(fd, name, current, self._settings.max_entries)[
             : self._settings.keep
         ]
 
     def _version_of(self, file: int, name: str) -> str | None:
         status = os.fstat(file)
         signature = openat.StatSignature.of(status)
-        if (known := self._known.get(name)) is not None and known[0] == signature:
+        if (known := self._version_cache.get(name)) is not None and known[0] == signature:
             return known[1]
         if not stat.S_ISREG(status.st_mode):
             return None
         if (digest := self._digests.get(signature)) is not None:
             return digest
-        begun = time.time_ns()
+        started = time.time_ns()
         version = _hash(file, self._settings.max_size)
-        if signature_is_reliable(signature, begun):
-            self._known[name] = (signature, version)
+        if signature_is_reliable(signature, started):
+            self._version_cache[name] = (signature, version)
         return version
 
     def _current(self, fd: int, name: str, what: str, conditions: Preconditions) -> str | None:
@@ -241,21 +253,25 @@ class SingleFiles:
                 f" {openat.explain(error)}",
             ) from error
 
-    def _left(self, name: str, status: os.stat_result) -> str | None:
+    def _own_version(self, name: str, status: os.stat_result) -> str | None:
         """Return the version that this object has left there, None if somebody else has changed the file since.
 
         A file that was rewritten in place within one tick of the clock looks the same:
         what it holds has to be read before it is taken for what is wanted.
         """
-        left = self._kept.get(name)
-        return left[1] if left is not None and left[0] == openat.StatSignature.of(status) else None
+        own_version = self._last_written.get(name)
+        return (
+            own_version[1]
+            if own_version is not None and own_version[0] == openat.StatSignature.of(status)
+            else None
+        )
 
-    def _is_settled(self, fd: int, name: str) -> bool:
+    def _is_durable(self, fd: int, name: str) -> bool:
         """Whether the content that is visible is durable as well: then there is nothing to publish.
 
         What this object has not published itself is synced first: its writer may have been killed before it could.
         """
-        if name in self._doubtful:
+        if name in self._uncertain:
             return False
         if not self._settings.durable:
             return True
@@ -267,7 +283,7 @@ class SingleFiles:
                 if self._durable.get(name) != signature:
                     atomic.sync_file(file)
                     atomic.sync_directory(parent)
-                    _note(self._durable, name, signature)
+                    _remember(self._durable, name, signature)
             finally:
                 openat.close(file)
             return True
@@ -279,7 +295,7 @@ class SingleFiles:
         with dirs.open_subdir(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
-                staged.replace(leaf, parent)
+                staged.rename_into(leaf, parent)
                 renamed = True
                 self._settings.sync_directory(parent)
             except OSError as error:
@@ -287,31 +303,33 @@ class SingleFiles:
                     raise permissions.explain(error, parent, leaf) from error
                 # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
                 in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)
-                if in_doubt and self._shows(fd, name, version, unreadable=renamed):
+                if in_doubt and self._is_visible_version(fd, name, version, unreadable=renamed):
                     # A later sync that succeeds proves nothing: the next equal content is published anew.
-                    self._doubtful.add(name)
-                    raise models.uncertain(self._settings.where(name), version, error) from error
+                    self._uncertain.add(name)
+                    raise models.uncertain(
+                        self._settings.display_path(name), version, error
+                    ) from error
                 raise
 
-    def _shows(self, fd: int, name: str, version: str, *, unreadable: bool) -> bool:
+    def _is_visible_version(self, fd: int, name: str, version: str, *, unreadable: bool) -> bool:
         """Whether readers see that version; `unreadable` is the answer where nobody can tell."""
         try:
             return self.version(fd, name) == version
         except OSError:
             return unreadable
 
-    def _keep_found(self, fd: int, name: str, status: os.stat_result) -> None:
+    def _archive_foreign(self, fd: int, name: str, status: os.stat_result) -> None:
         """Take a content into the history that is about to be replaced, and that was not put there by us."""
         if stat.S_ISREG(status.st_mode):
             archive_existing(fd, name, name, self._settings, self._version_of)
 
-    def _forget(self, name: str) -> None:
+    def _drop_state(self, name: str) -> None:
         """Forget a name of which there is no file any more."""
-        for states in (self._known, self._durable, self._kept, self._histories):
+        for states in (self._version_cache, self._durable, self._last_written, self._histories):
             states.pop(name, None)
-        self._doubtful.discard(name)
+        self._uncertain.discard(name)
 
-    def _keep(
+    def _archive_published(
         self,
         fd: int,
         name: str,
@@ -320,25 +338,32 @@ class SingleFiles:
         staged: atomic.TempFile,
         *,
         ours: bool,
-        later: bool,
+        defer_removal: bool,
     ) -> None:
         """Keep what was published in the history, which is listed only if somebody else may have changed it."""
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
-        kept = history.archive_file(
-            fd, name, version, time.time_ns(), keep, link=staged.keep_as, known=known, later=later
+        folder = history.archive_file(
+            fd,
+            name,
+            version,
+            time.time_ns(),
+            keep,
+            link=staged.link_as,
+            known=known,
+            defer_removal=defer_removal,
         )
-        if kept is not None:
-            _note(self._histories, name, kept.entries)
-            self.expired.extend((name, entry) for entry in kept.expired)
-            self._retention.published(name, new_name=kept.made)
-            self._budget.change(-kept.freed)
+        if folder is not None:
+            _remember(self._histories, name, folder.entries)
+            self.expired.extend((name, entry) for entry in folder.expired)
+            self._retention.published(name, new_name=folder.created)
+            self._budget.change(-folder.freed)
         elif before is not None and before.st_nlink == 1:
             self._budget.change(-before.st_blocks * 512)
-        if kept is not None and before is not None and keep > 1:
-            self._retention.added(before.st_blocks * 512 - kept.freed)
+        if folder is not None and before is not None and keep > 1:
+            self._retention.added(before.st_blocks * 512 - folder.freed)
 
-    def _note(
+    def _record_published(
         self,
         fd: int,
         name: str,
@@ -347,29 +372,31 @@ class SingleFiles:
         staged: atomic.TempFile,
         *,
         ours: bool,
-        later: bool,
+        defer_removal: bool,
     ) -> float:
         """Keep what was published in the history, and remember that it is durable; return its time.
 
         All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
         """
-        self._keep(fd, name, version, before, staged, ours=ours, later=later)
-        self._doubtful.discard(name)
+        self._archive_published(
+            fd, name, version, before, staged, ours=ours, defer_removal=defer_removal
+        )
+        self._uncertain.discard(name)
         self._durable.pop(name, None)
-        self._kept.pop(name, None)
+        self._last_written.pop(name, None)
         with contextlib.suppress(OSError):
             # Only now: the link of the history has changed ctime.
             signature = openat.StatSignature.of(staged.status())
-            _note(self._durable, name, signature)
-            _note(self._kept, name, (signature, version))
+            _remember(self._durable, name, signature)
+            _remember(self._last_written, name, (signature, version))
             if signature.size > open_file.LARGE_FILE_BYTES:
                 # Nobody rewrites so much within one tick of a clock.
-                self._digests.note(signature, version)
+                self._digests.put(signature, version)
             return signature.mtime_ns / 1e9
         return time.time()
 
-    def _check_place(
-        self, fd: int, name: str, status: os.stat_result | None, order: Operation
+    def _check_target(
+        self, fd: int, name: str, status: os.stat_result | None, operation: Operation
     ) -> None:
         """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
         above, _, leaf = name.rpartition("/")
@@ -378,15 +405,15 @@ class SingleFiles:
                 pass
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-        if order.dry_run:
-            _check_permitted(fd, above, leaf, self._settings.where(name))
+        if operation.dry_run:
+            _check_permitted(fd, above, leaf, self._settings.display_path(name))
 
 
-def _note(states: dict[str, T], name: str, state: T) -> None:
+def _remember(states: dict[str, T], name: str, state: T) -> None:
     """Remember the state of a file; what was noted longest ago gives way to it."""
     states.pop(name, None)
     states[name] = state
-    if len(states) > _MOST_NAMES:
+    if len(states) > _MAX_CACHED_NAMES:
         del states[next(iter(states))]
 
 
@@ -409,15 +436,15 @@ def archive_existing(
                 return
             found = version_of(file, name) if version_of else _hash(file, settings.max_size)
             if found is not None and found != history.latest_version(fd, name):
-                link = partial(_take_in, file)
+                link = partial(_link_or_copy, file)
                 history.archive_file(fd, name, found, status.st_mtime_ns, settings.keep, link=link)
         finally:
             openat.close(file)
 
 
-def signature_is_reliable(signature: openat.StatSignature, begun: int) -> bool:
+def signature_is_reliable(signature: openat.StatSignature, started: int) -> bool:
     """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
-    return begun - max(signature.mtime_ns, signature.ctime_ns) > _STAMP_DOUBT_NS
+    return started - max(signature.mtime_ns, signature.ctime_ns) > _CLOCK_GRANULARITY_NS
 
 
 def entry(fd: int, name: str) -> os.stat_result | None:
@@ -447,7 +474,7 @@ def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
         _check_permitted(fd, above, leaf, os.path.dirname(where))
 
 
-def _take_in(file: int, entry: str, dir_fd: int) -> None:
+def _link_or_copy(file: int, entry: str, dir_fd: int) -> None:
     """Link an open file into the history, or copy it where only its owner may link it; see proc_sys_fs(5)."""
     try:
         atomic.link_open(file, dir_fd, entry)

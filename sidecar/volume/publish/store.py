@@ -49,17 +49,17 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT = 10.0
-_MUTEX_PAUSE = 0.05
+_MUTEX_POLL_INTERVAL = 0.05
 _REPLACED_RETRIES = 5
 #: Bytes of a content that may be published by the event loop itself, seconds after which that was too long,
 #: and for how long it is left to threads then.
-_AT_ONCE = 64 << 10
-_LONG = 0.02
-_PAUSE = 1.0
-_MOST_EXPIRED = 512
+_INLINE_MAX_BYTES = 64 << 10
+_INLINE_SLOW_SECONDS = 0.02
+_INLINE_BACKOFF_SECONDS = 1.0
+_MAX_EXPIRED_FILES = 512
 #: As many small contents as are published within a tick of the kernel's clock, and more.
-_LEFT_WHILE_BUSY = 128
-_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
+_REUSABLE_FILES = 128
+_LOCAL_FILESYSTEMS = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
 class Store:
@@ -68,8 +68,8 @@ class Store:
     def __init__(self, settings: VolumeConfig) -> None:
         self._settings = settings
         self._path = settings.path
-        self._digests = open_file.Digests()
-        self._budget = Budget(settings.volume_budget, self._give_way)
+        self._digests = open_file.DigestCache()
+        self._budget = Budget(settings.volume_budget, self._reclaim)
         self._retention = retention.Retention(settings)
         self._loose = single_files.SingleFiles(
             settings, self._digests, self._budget, self._retention
@@ -77,14 +77,14 @@ class Store:
         self._set = file_sets.FileSet(settings, self._budget, self._retention)
         # flock(2) keeps all writers apart; this one does where the file system has no locks.
         self._mutex = threading.Lock()
-        self._got_on = float("-inf")
+        self._last_progress = float("-inf")
         """When somebody has last got in."""
         self._identity: tuple[int, int] | None = None
         self._local: tuple[tuple[int, int], bool] | None = None
-        self._not_before = 0.0
+        self._inline_after = 0.0
         """When the event loop may publish by itself again."""
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget who works with it: in a process that was forked, nobody does."""
         self._mutex = threading.Lock()
 
@@ -93,66 +93,71 @@ class Store:
         """Whether what is published here is to survive a power cut."""
         return self._settings.durable
 
-    def prepare(self, initial: Mapping[str, bytes], order: Operation) -> int:
+    def prepare(self, initial: Mapping[str, bytes], operation: Operation) -> int:
         """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
         with oserrors.map_publish_errors(f"prepare {self._path}"):
             dirs.make_directory(self._path)
         for name in initial:
-            self._refuse_single_mount(check_name(name))
-        with self._writing(order) as fd, oserrors.map_publish_errors(f"prepare {self._path}"):
+            self._reject_file_mount(check_name(name))
+        with (
+            self._locked_dir(operation) as fd,
+            oserrors.map_publish_errors(f"prepare {self._path}"),
+        ):
             flock.share(fd)
             swept = flock.remove_orphans(fd) + atomic_writer.sweep(fd)
             self._set.repair(fd)
             # What a killed writer has renamed last is visible, and perhaps not durable yet.
             self._settings.sync_directory(fd)
-            self._enforce(fd)
+            self._enforce_retention(fd)
             missing = [name for name in initial if single_files.entry(fd, name) is None]
         for name in missing:
             with contextlib.suppress(_errors.VersionConflict):
                 self.put(name, initial[name], Operation(Preconditions(if_none_match=("*",))))
         return swept
 
-    def stage(self, order: Operation) -> atomic.TempFile | None:
+    def stage(self, operation: Operation) -> atomic.TempFile | None:
         """Make a temporary file to stream into; None for a trial where the directory is missing, or old contents must give way."""
 
         def stage(fd: int) -> atomic.TempFile | None:
-            if order.unwritten:
+            if operation.needs_reclaim:
                 return None
             with oserrors.map_publish_errors(f"publish to {self._path}"):
                 return atomic.TempFile(fd)
 
-        if self._is_absent(order):
-            self._try_to_make(order, 0, self._path)
+        if self._is_dry_run_without_dir(operation):
+            self._check_creatable(operation, 0, self._path)
             return None
-        with self._writing(order) as fd:
-            return self._with_room(fd, stage, order)
+        with self._locked_dir(operation) as fd:
+            return self._retry_after_purge(fd, stage, operation)
 
-    def put(self, name: str, content: Payload, order: Operation) -> Publication:
+    def put(self, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish one file, loose or within the set that is in force."""
         check_name(name)
         version, size = payload.content_size(content)
-        if self._is_absent(order):
-            self._try_to_make(order, size, self._settings.where(name))
+        if self._is_dry_run_without_dir(operation):
+            self._check_creatable(operation, size, self._settings.display_path(name))
             return Publication(version, True, True, time.time(), size)
         # Elsewhere a lease tells nothing about readers on other machines.
-        order.later = order.later and self._is_local() and self.expired <= _MOST_EXPIRED
+        operation.defer_removal = (
+            operation.defer_removal and self._is_local() and self.expired <= _MAX_EXPIRED_FILES
+        )
 
         def put(fd: int) -> Publication:
-            self._set.restore_lost(fd, order)
+            self._set.restore_lost(fd, operation)
             if _has_set(fd):
-                order.wait()
-                return self._set.put(fd, name, content, order)
-            return self._loose.put(fd, name, content, order)
+                operation.check_before_wait()
+                return self._set.put(fd, name, content, operation)
+            return self._loose.put(fd, name, content, operation)
 
         upload = content[0].name if isinstance(content, tuple) else None
-        with self._writing(order) as fd:
-            again = not isinstance(content, tuple)
-            done = self._with_room(fd, put, order, size=size, again=again)
+        with self._locked_dir(operation) as fd:
+            retry = not isinstance(content, tuple)
+            done = self._retry_after_purge(fd, put, operation, size=size, retry=retry)
             if isinstance(content, tuple) and upload and content[0].name != upload:
                 self._budget.end_upload(upload, published=True)
             return done
 
-    def put_at_once(self, name: str, content: bytes) -> Publication | None:
+    def put_inline(self, name: str, content: bytes) -> Publication | None:
         """Publish one loose file in the thread of the event loop, where that has been short so far; None: use `put`.
 
         A change of threads costs more than such a publish. So it is spared where nothing is synced, the content is small,
@@ -160,23 +165,25 @@ class Store:
         """
         if (
             self._settings.durable
-            or len(content) > _AT_ONCE
-            or time.monotonic() < self._not_before
+            or len(content) > _INLINE_MAX_BYTES
+            or time.monotonic() < self._inline_after
             or self._retention.is_due
             or not self._budget.is_quick
-            or self.expired > _MOST_EXPIRED
+            or self.expired > _MAX_EXPIRED_FILES
             or not self._is_local()
         ):
             return None
-        begun, waits = time.monotonic(), _waits()
+        started, waits = time.monotonic(), _voluntary_switches()
         try:
-            return self.put(name, content, Operation(at_once=True, later=True))
+            return self.put(name, content, Operation(no_wait=True, defer_removal=True))
         except models.WouldWaitError:
             return None
         finally:
             # A thread that only had to leave its core to others has not waited: another thread would be no faster.
-            if (now := time.monotonic()) - begun > _LONG and _waits() > waits:
-                self._not_before = now + _PAUSE
+            if (
+                now := time.monotonic()
+            ) - started > _INLINE_SLOW_SECONDS and _voluntary_switches() > waits:
+                self._inline_after = now + _INLINE_BACKOFF_SECONDS
 
     @property
     def expired(self) -> int:
@@ -188,51 +195,51 @@ class Store:
 
         While the volume is `busy` some stay: the next contents are written into their files, see `fs.inode_reuse`.
         """
-        with contextlib.suppress(_errors.SidecarError), self._reading() as fd:
-            self._loose.expire(fd, _LEFT_WHILE_BUSY if busy else 0)
+        with contextlib.suppress(_errors.SidecarError), self._open_dir() as fd:
+            self._loose.expire(fd, _REUSABLE_FILES if busy else 0)
 
-    def publish(self, files: Mapping[str, bytes | Content], order: Operation) -> Publication:
+    def publish(self, files: Mapping[str, bytes | Content], operation: Operation) -> Publication:
         """Publish a whole set: these files, and no others."""
         models.check_names(files)
         size = sum(map(payload.size, files.values()))
-        if self._is_absent(order):
-            self._try_to_make(order, size, self._path)
+        if self._is_dry_run_without_dir(operation):
+            self._check_creatable(operation, size, self._path)
             version = snapshots.version_of_set(
                 {n: payload.content_size(c)[0] for n, c in files.items()}
             )
             return Publication(version, True, True, time.time(), size)
-        with self._writing(order) as fd:
-            return self._with_room(
-                fd, lambda fd: self._set.publish(fd, files, order), order, size=size
+        with self._locked_dir(operation) as fd:
+            return self._retry_after_purge(
+                fd, lambda fd: self._set.publish(fd, files, operation), operation, size=size
             )
 
-    def delete(self, name: str, order: Operation) -> Publication | None:
+    def delete(self, name: str, operation: Operation) -> Publication | None:
         """Remove one file; return the set that is left, None for a loose file."""
         check_name(name)
 
         def delete(fd: int) -> Publication | None:
             done: Publication | None = None
-            self._set.restore_lost(fd, order)
+            self._set.restore_lost(fd, operation)
             try:
                 if _has_set(fd):
-                    done = self._set.delete(fd, name, order)
+                    done = self._set.delete(fd, name, operation)
                 else:
-                    self._loose.delete(fd, name, order)
+                    self._loose.delete(fd, name, operation)
             except _errors.FileMissing:
-                if not (order.purge and history.has_version(fd, name)):
+                if not (operation.purge and history.has_version(fd, name)):
                     raise
-            if order.purge and not order.dry_run:
+            if operation.purge and not operation.dry_run:
                 for entry in history.has_version(fd, name):
                     dirs.rmtree(fd, entry)
-                self._budget.doubt()
+                self._budget.invalidate()
             return done
 
-        if self._is_absent(order):
-            where = self._settings.where(name)
-            order.conditions.check(f"delete {where}", None)
+        if self._is_dry_run_without_dir(operation):
+            where = self._settings.display_path(name)
+            operation.conditions.check(f"delete {where}", None)
             raise models.missing(where)
-        with self._writing(order) as fd:
-            return self._with_room(fd, delete, order)
+        with self._locked_dir(operation) as fd:
+            return self._retry_after_purge(fd, delete, operation)
 
     def grow(self, upload: str, size: int) -> bool:
         """Count more bytes for a temporary file that was staged; False, and nothing, if `admit_upload` is needed."""
@@ -244,7 +251,7 @@ class Store:
         Raises:
             VolumeFull: not even without the history.
         """
-        with self._writing(Operation()) as fd:
+        with self._locked_dir(Operation()) as fd:
             self._budget.admit_upload(fd, upload, size, where)
 
     def could_admit(self, size: int, where: str) -> bool:
@@ -253,9 +260,9 @@ class Store:
         Raises:
             VolumeFull: not even without the history they would fit into the budget.
         """
-        with self._writing(Operation(dry_run=True)) as fd:
+        with self._locked_dir(Operation(dry_run=True)) as fd:
             self._budget.admit(fd, size, where, dry_run=True)
-            return self._could_give(fd, size)
+            return self._could_reclaim(fd, size)
 
     def end_upload(self, upload: str) -> None:
         """Count a temporary file no more that is gone."""
@@ -274,13 +281,13 @@ class Store:
     def measure(self) -> None:
         """Count anew what all takes on the disk, where there is a budget."""
         if self._budget.limit is not None:
-            with self._writing(Operation()) as fd:
+            with self._locked_dir(Operation()) as fd:
                 self._budget.count(fd)
 
-    def make_room(self, size: int) -> bool:
+    def purge_history(self, size: int) -> bool:
         """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
-        with self._writing(Operation()) as fd:
-            return self._forget(fd, size)
+        with self._locked_dir(Operation()) as fd:
+            return self._purge_history(fd, size)
 
     def read(self, name: str) -> Content:
         """Read one file, from the set where there is one.
@@ -289,13 +296,13 @@ class Store:
             NameRefused, NothingPublished, ReadError: see those.
         """
         check_name(name)
-        with self._reading() as fd:
-            return self._read_in_force(fd, name)
+        with self._open_dir() as fd:
+            return self._read_active(fd, name)
 
     def names(self) -> dict[str, int]:
         """Return the visible files and their sizes; none where the directory is missing."""
-        with contextlib.suppress(_errors.NothingPublished), self._reading() as fd:
-            return listing.names_beneath(fd, self._settings.most_names)
+        with contextlib.suppress(_errors.NothingPublished), self._open_dir() as fd:
+            return listing.visible_sizes(fd, self._settings.max_entries)
         return {}
 
     def entries(self) -> list[FileInfo]:
@@ -304,26 +311,26 @@ class Store:
         Raises:
             NothingPublished, ReadError: the directory is missing, or cannot be read.
         """
-        with self._reading() as fd:
+        with self._open_dir() as fd:
             if _has_set(fd):
                 return self._set.entries(fd)
-            return self._loose.entries(fd, listing.names_beneath(fd, self._settings.most_names))
+            return self._loose.entries(fd, listing.visible_sizes(fd, self._settings.max_entries))
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""
-        with self._reading() as fd:
+        with self._open_dir() as fd:
             limit = self._settings.max_size
             seen = loader.read_directory(fd, self._path, limit=limit, before=None)
-            if seen.mark.generation is not None:
+            if seen.states.generation is not None:
                 for problem in seen.problems.values():
                     raise _errors.ReadError(errno.EIO, problem)
-            return seen.whole()
+            return seen.require_complete()
 
     def versions(self, name: str | None) -> list[history.Version]:
         """Return the history of a loose file, or of the set, newest first."""
         if name is not None:
             check_name(name)
-        with self._reading() as fd:
+        with self._open_dir() as fd:
             found = self._set.versions(fd) if name is None or _has_set(fd) else []
             if name is not None:
                 # Of what lay loose where the set has a name now.
@@ -331,23 +338,25 @@ class Store:
                 found += [v for v in loose if not (found and v.current)]
             return found
 
-    def kept(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
+    def load_version(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
         """Return an older content by names, and whether it is a set, after checking that it is what its name says.
 
         Raises:
             UnknownVersion: the history does not hold it, or it was altered since.
         """
-        where = self._settings.where(name) if name is not None else self._path
-        kept: list[history.Version] = []
+        where = self._settings.display_path(name) if name is not None else self._path
+        archived: list[history.Version] = []
         with contextlib.suppress(_errors.NothingPublished):
-            kept = [one for one in self.versions(name) if one.version == version]
-        if not kept:
+            archived = [found for found in self.versions(name) if found.version == version]
+        if not archived:
             raise _errors.UnknownVersion(
                 f"cannot roll {where} back to {snapshots.etag(version)}: the history does not hold it"
                 " (list it with GET /versions)"
             )
-        with self._reading() as fd:
-            readable = (old for one in kept if (old := self._read_kept(fd, one)) is not None)
+        with self._open_dir() as fd:
+            readable = (
+                old for found in archived if (old := self._read_archived(fd, found)) is not None
+            )
             old = next(readable, None)
         if isinstance(old, Snapshot):
             return {name: old.content(name) for name in old}, True
@@ -358,7 +367,7 @@ class Store:
             )
         return {name: old}, False
 
-    def writable(self) -> None:
+    def check_writable(self) -> None:
         """Try what a publish needs, and leave nothing behind.
 
         Raises:
@@ -368,14 +377,14 @@ class Store:
         if staged is not None:
             staged.discard()
 
-    def _with_room(
+    def _retry_after_purge(
         self,
         fd: int,
         work: Callable[[int], R],
-        order: Operation,
+        operation: Operation,
         *,
         size: int = 0,
-        again: bool = True,
+        retry: bool = True,
     ) -> R:
         """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
         try:
@@ -383,53 +392,55 @@ class Store:
         except OverBudget:
             raise  # all that could give way has been looked at
         except _errors.VolumeFull:
-            self._budget.doubt()
-            if order.dry_run:
-                if not self._could_give(fd, size):
+            self._budget.invalidate()
+            if operation.dry_run:
+                if not self._could_reclaim(fd, size):
                     raise
-                order.unwritten = True
+                operation.needs_reclaim = True
             # A file that was streamed is gone by now: only its sender can try again.
-            elif not self._forget(fd, size) or not again:
+            elif not self._purge_history(fd, size) or not retry:
                 raise
             done = work(fd)
         except _errors.PublishError:
-            self._budget.doubt()
+            self._budget.invalidate()
             raise
-        if not order.dry_run:
-            self._enforce(fd)
+        if not operation.dry_run:
+            self._enforce_retention(fd)
         return done
 
-    def _enforce(self, fd: int) -> None:
+    def _enforce_retention(self, fd: int) -> None:
         """Forget what is above the bounds of the history."""
         with contextlib.suppress(OSError):
             self._budget.change(-self._retention.enforce(fd))
 
-    def _give_way(self, fd: int, wanted: int, dry_run: bool) -> int:
+    def _reclaim(self, fd: int, wanted: int, dry_run: bool) -> int:
         """Free so many bytes of what was published before, or none; return how many that are, or would be."""
-        freed = retention.reclaim(fd, wanted, self._set.expendable(fd), dry_run=dry_run)
+        freed = retention.reclaim(fd, wanted, self._set.reclaimable(fd), dry_run=dry_run)
         if freed >= wanted and not dry_run:
             _log.warning("%s has reached its budget: forgot older versions", self._path)
         return freed
 
-    def _could_give(self, fd: int, size: int) -> bool:
+    def _could_reclaim(self, fd: int, size: int) -> bool:
         """Whether there would be room for so many bytes, if what was published before were forgotten."""
-        volume, expendable = os.fstatvfs(fd), self._set.expendable(fd)
-        kept = retention.reclaim(fd, 0, expendable, dry_run=True)
-        return bool(kept) and volume.f_bavail * volume.f_frsize + kept >= size
+        volume, reclaimable = os.fstatvfs(fd), self._set.reclaimable(fd)
+        archived = retention.reclaim(fd, 0, reclaimable, dry_run=True)
+        return bool(archived) and volume.f_bavail * volume.f_frsize + archived >= size
 
-    def _forget(self, fd: int, size: int) -> bool:
-        expendable, volume = self._set.expendable(fd), os.fstatvfs(fd)
-        kept = history.disk_usage(fd) + sum(history.disk_usage(fd, entry) for entry in expendable)
-        if volume.f_bavail * volume.f_frsize + kept < size:
+    def _purge_history(self, fd: int, size: int) -> bool:
+        reclaimable, volume = self._set.reclaimable(fd), os.fstatvfs(fd)
+        archived = history.disk_usage(fd) + sum(
+            history.disk_usage(fd, entry) for entry in reclaimable
+        )
+        if volume.f_bavail * volume.f_frsize + archived < size:
             return False  # too large all the same: nothing has to be lost for it
-        for entry in expendable:
+        for entry in reclaimable:
             dirs.rmtree(fd, entry)
-        forgotten = history.purge(fd) or bool(expendable)
+        forgotten = history.purge(fd) or bool(reclaimable)
         if forgotten:
             _log.warning("%s is full: forgot older versions to make room", self._path)
         return forgotten
 
-    def _read_in_force(self, fd: int, name: str) -> Content:
+    def _read_active(self, fd: int, name: str) -> Content:
         """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
         while True:
             generation = layout.active_generation(fd)
@@ -442,7 +453,7 @@ class Store:
 
     def _read(self, fd: int, path: str, name: str) -> Content:
         """Read the file at `path` as `name`. A large one is held open, and its version remembered."""
-        begun, where = time.time_ns(), self._settings.where(name)
+        started, where = time.time_ns(), self._settings.display_path(name)
         found = open_file.read(fd, path, self._settings.max_size, where, known=self._digests)
         modified = found.signature.mtime_ns / 1e9
         if isinstance(found, openat.FileRead):
@@ -453,25 +464,25 @@ class Store:
                 f"cannot read {where}: it changes while it is read (is it being written?)",
             )
         version = found.digest[: snapshots.VERSION_DIGITS]
-        if single_files.signature_is_reliable(found.signature, begun):
-            self._digests.note(found.signature, version)
+        if single_files.signature_is_reliable(found.signature, started):
+            self._digests.put(found.signature, version)
         return Content(name, found.file, version, modified)
 
-    def _read_kept(self, fd: int, kept: history.Version) -> Content | Snapshot[None] | None:
+    def _read_archived(self, fd: int, archived: history.Version) -> Content | Snapshot[None] | None:
         """Return a content of the history: a file's or a set's, None if it is not what its name says."""
-        where, limit = self._settings.where(kept.entry), self._settings.max_size
+        where, limit = self._settings.display_path(archived.entry), self._settings.max_size
         with contextlib.suppress(_errors.ReadError), openat.read_errors(where):
-            if not atomic_writer.is_generation(kept.entry):
-                one = self._read(fd, kept.entry, kept.entry)
-                return one if one.version == kept.version else None
-            with dirs.open_subdir(fd, kept.entry) as generation:
+            if not atomic_writer.is_generation(archived.entry):
+                found = self._read(fd, archived.entry, archived.entry)
+                return found if found.version == archived.version else None
+            with dirs.open_subdir(fd, archived.entry) as generation:
                 seen = loader.read_directory(generation, where, limit=limit, before=None)
-                old = seen.whole()
-            return old if old.version == kept.version else None
+                old = seen.require_complete()
+            return old if old.version == archived.version else None
         return None
 
-    def _refuse_single_mount(self, name: str) -> None:
-        where = self._settings.where(name)
+    def _reject_file_mount(self, name: str) -> None:
+        where = self._settings.display_path(name)
         if mounts.is_file_mount(where):
             raise _errors.VolumeUnavailable(
                 errno.EBUSY,
@@ -480,7 +491,7 @@ class Store:
             )
 
     @contextmanager
-    def _reading(self) -> Iterator[int]:
+    def _open_dir(self) -> Iterator[int]:
         """Open the directory; every error of the operating system is one of reading it."""
         with openat.read_errors(self._path):
             fd = self._open()
@@ -490,23 +501,26 @@ class Store:
                 openat.close(fd)
 
     @contextmanager
-    def _writing(self, order: Operation) -> Iterator[int]:
+    def _locked_dir(self, operation: Operation) -> Iterator[int]:
         """Open the directory and keep every other writer out of it; every error is one of publishing."""
-        begun = time.monotonic()
-        with self._alone(begun, order), oserrors.map_publish_errors(f"publish to {self._path}"):
+        started = time.monotonic()
+        with (
+            self._mutex_held(started, operation),
+            oserrors.map_publish_errors(f"publish to {self._path}"),
+        ):
             for _ in range(_REPLACED_RETRIES):
                 fd = self._open()
                 try:
-                    timeout = max(self._limit(begun) - time.monotonic(), 0.0)
+                    timeout = max(self._lock_deadline(started) - time.monotonic(), 0.0)
                     with flock.directory_lock(
                         fd,
                         timeout=timeout,
                         where=self._path,
-                        waiting=order.wait,
-                        create=not order.dry_run,
+                        before_wait=operation.check_before_wait,
+                        create=not operation.dry_run,
                     ):
-                        if self._is_still():
-                            self._got_on = time.monotonic()
+                        if self._is_same_directory():
+                            self._last_progress = time.monotonic()
                             self._budget.enter(fd)
                             yield fd
                             self._budget.leave(fd)
@@ -518,15 +532,15 @@ class Store:
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
         )
 
-    def _is_absent(self, order: Operation) -> bool:
+    def _is_dry_run_without_dir(self, operation: Operation) -> bool:
         """Whether a trial has no directory to look into: a publish would make it."""
-        return order.dry_run and not os.path.lexists(self._path)
+        return operation.dry_run and not os.path.lexists(self._path)
 
-    def _try_to_make(self, order: Operation, size: int, where: str) -> None:
+    def _check_creatable(self, operation: Operation, size: int, where: str) -> None:
         """Raise what a publish would meet that makes the directory first, as far as that can be known."""
-        order.conditions.check(f"publish {where}", None)
+        operation.conditions.check(f"publish {where}", None)
         with oserrors.map_publish_errors(f"prepare {self._path}"):
-            dirs.check_makeable(self._path, size)
+            dirs.check_creatable(self._path, size)
         self._budget.admit_first(size, where)
 
     def _open(self) -> int:
@@ -547,12 +561,12 @@ class Store:
         if self._local is None or self._local[0] != self._identity:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                self._local = self._identity, mounts.filesystem(fd) in _LOCAL
+                self._local = self._identity, mounts.filesystem(fd) in _LOCAL_FILESYSTEMS
             finally:
                 openat.close(fd)
         return self._local[1]
 
-    def _is_still(self) -> bool:
+    def _is_same_directory(self) -> bool:
         """Whether the path still names the directory that was opened: it may have been replaced while we waited."""
         try:
             status = os.stat(self._path)
@@ -561,11 +575,11 @@ class Store:
         return (status.st_dev, status.st_ino) == self._identity
 
     @contextmanager
-    def _alone(self, begun: float, order: Operation) -> Iterator[None]:
+    def _mutex_held(self, started: float, operation: Operation) -> Iterator[None]:
         """Keep other threads of this object out."""
-        while not self._mutex.acquire(timeout=0 if order.at_once else _MUTEX_PAUSE):
-            order.wait()
-            if time.monotonic() > self._limit(begun):
+        while not self._mutex.acquire(timeout=0 if operation.no_wait else _MUTEX_POLL_INTERVAL):
+            operation.check_before_wait()
+            if time.monotonic() > self._lock_deadline(started):
                 raise _errors.VolumeUnavailable(
                     errno.EWOULDBLOCK,
                     f"cannot publish to {self._path}: an earlier publish has not ended within"
@@ -576,12 +590,12 @@ class Store:
         finally:
             self._mutex.release()
 
-    def _limit(self, begun: float) -> float:
+    def _lock_deadline(self, started: float) -> float:
         """Return until when to wait for one's turn; as long as others get theirs, nothing is stuck."""
-        return max(begun, self._got_on) + _LOCK_TIMEOUT
+        return max(started, self._last_progress) + _LOCK_TIMEOUT
 
 
-def _waits() -> int:
+def _voluntary_switches() -> int:
     """Return how often this thread has waited so far: for a disk, a lock, another thread; see getrusage(2)."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 #: Bytes that an upload gathers before it writes them. Whoever stalls holds so many, times all uploads under way.
-_WRITE_AT_LEAST = 1 << 16
+_WRITE_BUFFER_BYTES = 1 << 16
 #: Bytes that may wait in the page cache: at the end no other writer waits for more than these.
-_SETTLE_EVERY = 64 << 20
+_SYNC_INTERVAL_BYTES = 64 << 20
 
 
 class Upload:
@@ -55,7 +55,7 @@ class Upload:
         self._digest = hashlib.sha256()
         self._pending = bytearray()
         self._size = 0
-        self._settled = 0
+        self._synced = 0
         self._budgeted_as = ""
         self.handed_over = False
         """Whether it was given to `Volume.put`, which counts how that ends."""
@@ -107,12 +107,12 @@ class Upload:
         self._size += len(chunk)
         if self._size > self._limit:
             raise payload.too_large(self._where, self._limit)
-        if len(chunk) >= _WRITE_AT_LEAST:
+        if len(chunk) >= _WRITE_BUFFER_BYTES:
             await self.flush()
             await self._append(memoryview(chunk))
             return
         self._pending += chunk
-        if len(self._pending) >= _WRITE_AT_LEAST:
+        if len(self._pending) >= _WRITE_BUFFER_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
@@ -129,12 +129,12 @@ class Upload:
             staged = self._open_file()
             if self._file is None:
                 self._file = _streaming(staged.fd, self._digest)
-            left = data
-            while left:
-                left = left[await self._write_some(left) :]
+            remaining = data
+            while remaining:
+                remaining = remaining[await self._write_some(remaining) :]
         staged = self._open_file()
         staged.size += len(data)
-        if staged.size - self._settled >= _SETTLE_EVERY:
+        if staged.size - self._synced >= _SYNC_INTERVAL_BYTES:
             await self.settle()
 
     async def settle(self) -> None:
@@ -147,7 +147,7 @@ class Upload:
         if (
             not self._store.durable
             or self.in_memory
-            or staged.size - self._settled < open_file.LARGE_FILE_BYTES
+            or staged.size - self._synced < open_file.LARGE_FILE_BYTES
         ):
             return
         with oserrors.map_publish_errors(f"publish {self._where}"):
@@ -158,7 +158,7 @@ class Upload:
             except OSError:
                 staged.discard()  # a failed sync is never repeated
                 raise
-        self._settled = staged.size
+        self._synced = staged.size
 
     async def _write_some(self, view: memoryview) -> int:
         """Write what fits; on a full volume older versions give way to a content that is coming in."""
@@ -171,7 +171,9 @@ class Upload:
                 if not await executor.run_queued(self._store.could_admit, len(view), self._where):
                     raise
                 await self._go_into_memory()
-            elif self._dry_run or not await executor.run_queued(self._store.make_room, len(view)):
+            elif self._dry_run or not await executor.run_queued(
+                self._store.purge_history, len(view)
+            ):
                 raise
         return int(await executor.finish_before_cancel(self._file.write(view)))
 
@@ -188,7 +190,7 @@ class Upload:
         staged = self._open_file()
         if self._file is not None:
             await executor.finish_before_cancel(self._file.close())
-        self._staged = await executor.run_in_thread(_Memory.of, staged)
+        self._staged = await executor.run_in_thread(_MemoryUpload.of, staged)
         await executor.run_in_thread(staged.discard)
         self._store.end_upload(self._budgeted_as)
         self._file = _streaming(self._staged.fd, self._digest)
@@ -216,13 +218,13 @@ class Upload:
         """
         await self.flush()
         staged, version = self.take()
-        return await executor.run_in_thread(_pinned, staged.fd, version, name, self._where)
+        return await executor.run_in_thread(_as_content, staged.fd, version, name, self._where)
 
-    def open(self, order: Operation) -> None:
+    def open(self, operation: Operation) -> None:
         """Make the temporary file. Blocking."""
-        self._staged = self._store.stage(order)
+        self._staged = self._store.stage(operation)
         if self._staged is None:
-            self._staged, self.in_memory = _Memory(), True
+            self._staged, self.in_memory = _MemoryUpload(), True
         self._budgeted_as = self._staged.name
 
     async def end(self) -> None:
@@ -246,31 +248,31 @@ class Upload:
         return self._staged
 
 
-class _Memory(atomic.TempFile):
+class _MemoryUpload(atomic.TempFile):
     """What a trial has received, in memory in place of a temporary file; it can be examined, and not be published."""
 
     def __init__(self) -> None:
         self.name = ""
         self.size = 0
         self._fd = os.memfd_create("sidecar-trial")
-        self._sealed_fd = self._dir_fd = -1
-        self._brief = True
+        self._path_fd = self._dir_fd = -1
+        self._short_lived = True
 
     @classmethod
-    def of(cls, staged: atomic.TempFile) -> _Memory:
+    def of(cls, staged: atomic.TempFile) -> _MemoryUpload:
         """Return one that has received what a file has."""
-        one = cls()
-        one.size = staged.size
+        memory = cls()
+        memory.size = staged.size
         size, offset = os.fstat(staged.fd).st_size, 0
-        while offset < size and (sent := os.sendfile(one.fd, staged.fd, offset, size - offset)):
+        while offset < size and (sent := os.sendfile(memory.fd, staged.fd, offset, size - offset)):
             offset += sent
-        return one
+        return memory
 
 
-def _pinned(fd: int, version: str, name: str, where: str) -> Content:
+def _as_content(fd: int, version: str, name: str, where: str) -> Content:
     # A descriptor of its own: the upload is closed at its end, whoever still reads.
-    held = os.dup(fd)
-    file = open_file.OpenFile(held, StatSignature.of(os.fstat(held)), where)
+    descriptor = os.dup(fd)
+    file = open_file.OpenFile(descriptor, StatSignature.of(os.fstat(descriptor)), where)
     return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 

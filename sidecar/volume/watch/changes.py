@@ -10,7 +10,7 @@ from sidecar.fs import layout
 from sidecar.fs.notify import base
 
 #: Names beyond which everything is looked at: a neighbour can make them without end.
-_MOST = 4096
+_MAX_CHANGED_NAMES = 4096
 
 
 @dataclass
@@ -24,16 +24,16 @@ class Changes:
     def __bool__(self) -> bool:
         return self.everything or bool(self.names or self.folders)
 
-    def add(self, activity: base.EventBatch, aliases: Mapping[str, str]) -> None:
+    def add(self, batch: base.EventBatch, aliases: Mapping[str, str]) -> None:
         """Take over what events have told; one that tells no name may mean any."""
-        nameless = activity.count > 0 and not activity.kinds
-        if activity.lost or activity.moved or nameless:
+        nameless = batch.count > 0 and not batch.kinds
+        if batch.lost or batch.moved or nameless:
             self.everything = True
-        for raw in activity.kinds:
+        for raw in batch.kinds:
             name = os.fsdecode(raw)
             self.names.add(aliases.get(name, name))
-        self.folders |= {key[:-1] for key in activity.ended if key.endswith("/")}
-        if layout.DATA in self.names or len(self.names) > _MOST:
+        self.folders |= {key[:-1] for key in batch.ended if key.endswith("/")}
+        if layout.DATA in self.names or len(self.names) > _MAX_CHANGED_NAMES:
             self.everything = True
 
     def join(self, other: Changes) -> None:

@@ -18,19 +18,19 @@ class Coverage:
     """Follows what listings go through, with the hints of the moment."""
 
     def __init__(self) -> None:
-        self._source: base.Notifier = base.PollNotifier()
+        self._notifier: base.Notifier = base.PollNotifier()
         self._followed: dict[str, object] = {}
         self._seen: set[str] = set()
         self.failure: OSError | None = None
         """Why something of what was listed is not watched; None if all of it is, or none need be."""
-        self.blind = False
+        self.unsupported = False
         """Something is not watched, because the source of hints cannot."""
 
-    def begin(self, source: base.Notifier) -> None:
+    def attach(self, notifier: base.Notifier) -> None:
         """Begin anew, with hints that follow nothing yet."""
-        self._source = source
+        self._notifier = notifier
         self._followed.clear()
-        self.failure, self.blind = None, False
+        self.failure, self.unsupported = None, False
 
     def enter(self, fd: int, name: str, device: int) -> None:
         """Watch a nested directory that is about to be listed; `device` is that of the directory of the content."""
@@ -38,13 +38,13 @@ class Coverage:
         identity = (status.st_dev, status.st_ino)
         key = name + "/"
         self._seen.add(key)
-        if self._followed.get(key) == identity or not self._works():
+        if self._followed.get(key) == identity or not self._can_follow():
             return
         try:
             if status.st_dev != device:
                 _check_filesystem(fd, name)
             self.forget([key])
-            self._source.follow(base.WatchTarget(fd, "", None, prefix=os.fsencode(key), key=key))
+            self._notifier.follow(base.WatchTarget(fd, "", None, prefix=os.fsencode(key), key=key))
             self._followed[key] = identity
         except OSError as error:
             self.failure = error
@@ -52,27 +52,27 @@ class Coverage:
     def resolve(self, dir_fd: int, name: str) -> None:
         """Watch what the link `name`, relative to the directory of the content, leads to and through."""
         self._seen.add(name)
-        if not self._works():
+        if not self._can_follow():
             return
-        with links.steps(dir_fd, name) as found:
-            places = tuple(step.place for step in found)
-            if self._followed.get(name) == places:
+        with links.steps(dir_fd, name) as steps:
+            positions = tuple(step.position for step in steps)
+            if self._followed.get(name) == positions:
                 return
             self.forget([name])
             try:
-                for step in found:
+                for step in steps:
                     self._follow_step(step, name)
             except OSError as error:
                 self.failure = error
-            self._followed[name] = places
+            self._followed[name] = positions
 
     def forget(self, keys: Iterable[str]) -> None:
         """Watch what is not there any more no longer: names of links, and of directories with a `/` at their end."""
         for key in keys:
             if self._followed.pop(key, None) is not None:
-                self._source.unfollow(key)
+                self._notifier.unfollow(key)
 
-    def lose(self, keys: Iterable[str]) -> None:
+    def mark_unfollowed(self, keys: Iterable[str]) -> None:
         """Take note that the source has stopped following these: it does, where a directory is gone."""
         for key in keys:
             self._followed.pop(key, None)
@@ -85,16 +85,16 @@ class Coverage:
         """End it: what it has not come across is forgotten."""
         self.forget([key for key in self._followed if key not in self._seen])
 
-    def _works(self) -> bool:
-        self.blind = self.blind or not self._source.nests
-        return self._source.nests and self.failure is None
+    def _can_follow(self) -> bool:
+        self.unsupported = self.unsupported or not self._notifier.supports_nested
+        return self._notifier.supports_nested and self.failure is None
 
     def _follow_step(self, step: links.Step, name: str) -> None:
-        wanted = frozenset({os.fsencode(step.entry)})
+        names = frozenset({os.fsencode(step.entry)})
         fd = step.open()
         try:
-            target = base.WatchTarget(fd, "", wanted, alias=os.fsencode(name), key=name)
-            self._source.follow(target)
+            target = base.WatchTarget(fd, "", names, alias=os.fsencode(name), key=name)
+            self._notifier.follow(target)
         finally:
             openat.close(fd)
 

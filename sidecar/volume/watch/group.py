@@ -151,5 +151,7 @@ def watch(
     ...     async for snapshots in watch("/config/app.json", "/tls/"):
     ...         print(snapshots["/config/app.json"].text())
     """
-    watches = [Watch(one, schema=schema, stop_event=stop_event, **options) for one in (path, *more)]
+    watches = [
+        Watch(item, schema=schema, stop_event=stop_event, **options) for item in (path, *more)
+    ]
     return WatchGroup(watches, stop_event) if more else watches[0]

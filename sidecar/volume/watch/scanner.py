@@ -1,8 +1,8 @@
-"""Look at one path again and again, and know which directories have to be watched for it.
+"""Scan one path repeatedly, and determine the directories that must be watched for it.
 
-Blocking, for one thread. The directory is held open between two looks,
-so its inode cannot become another directory's, and a path that means another directory by now is noticed.
-No link is followed out of the volume.
+Blocking; for use by one thread. The directory stays open between scans,
+so its inode number cannot be reused, and a path that refers to another directory is detected.
+Links that lead out of the volume are not followed.
 """
 
 from __future__ import annotations
@@ -26,114 +26,115 @@ from sidecar.volume.watch.coverage import Coverage
 
 @dataclass(frozen=True)
 class WatchPlan:
-    """What has to be watched at present; it changes when the path comes to mean something else."""
+    """The directories and names to watch; it changes when the path resolves differently."""
 
     directory: tuple[int, int] | None
-    """Device and inode of the directory that holds the content, None while there is none."""
+    """Device and inode of the directory that holds the content, None if it is missing."""
     names: frozenset[bytes] | None
-    """The names in it that matter, None for all of them."""
-    ways: frozenset[tuple[str, str]]
-    """Directories above it, and in each the entry that leads on: a link, the directory itself, or what is missing."""
+    """The relevant names in it, None for all."""
+    path_links: frozenset[tuple[str, str]]
+    """Parent directories, each with the entry on the path: a link, the directory itself, or a missing component."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Entries whose events tell of a file that is known by another name."""
+    """Entries whose events are reported for another name."""
     steps: tuple[tuple[int, int, str], ...] = ()
-    """Where a link leads that the path itself is: directories (device and inode), and the entry in each."""
+    """If the path itself is a link, the directories (device and inode) and entries that it leads through."""
 
 
 class PathScanner:
-    """Looks at one path: a file, or a directory for a set."""
+    """Scans one path: a single file or a directory."""
 
     def __init__(
         self,
         path: str,
         limit: int,
-        working: Callable[[], None],
+        on_progress: Callable[[], None],
         wanted: Filter = EVERYTHING,
     ) -> None:
         self.path = path
         self.coverage = Coverage()
         self._limit = limit
-        self._working = working
+        self._on_progress = on_progress
         self._scope = listing.Scope(wanted, self.coverage)
-        self._whole = os.path.abspath(path)
-        self._place = os.path.split(self._whole)
-        self._linked = True
-        """The file may be a link: as long as nobody has looked, and after that if it is one."""
-        self._decided = path.endswith("/")
-        self._single = not self._decided
+        self._absolute_path = os.path.abspath(path)
+        self._split_path = os.path.split(self._absolute_path)
+        self._may_be_link = True
+        """Whether the file is a link, or may be one because it has not been inspected yet."""
+        self._kind_known = path.endswith("/")
+        self._single = not self._kind_known
         self._fd = -1
         self._identity: tuple[int, int] | None = None
 
-    def turn(self) -> WatchPlan:
-        """Open the directory that the path means now, and tell what has to be watched.
+    def resolve(self) -> WatchPlan:
+        """Open the directory that the path refers to now, and return what must be watched.
 
-        Nothing is raised: where there is no directory, `look` will say why.
+        Never raises: if there is no directory, `scan` reports why.
         """
         with contextlib.suppress(OSError):
             self._open()
-        names, aliases, steps = self._entries()
-        return WatchPlan(self._identity, names, frozenset(self._ways()), aliases, steps)
+        names, aliases, steps = self._watched_names()
+        return WatchPlan(self._identity, names, frozenset(self._path_links()), aliases, steps)
 
-    def look(
+    def scan(
         self, before: ScanResult | None, *, thoroughly: bool, quick: bool = False
     ) -> ScanResult | None:
-        """Read what is there; None if it is what `before` saw.
+        """Read the content; return None if it has not changed since `before`.
 
-        `thoroughly`: do not trust signatures. `quick`: trust those of the directories, in a set.
+        `thoroughly` reads files even if their signatures are unchanged.
+        `quick` compares only the signatures of directories.
 
         Raises:
-            NothingPublished: there is nothing.
-            ReadError: what is there is not fit to be read.
+            NothingPublished: there is no content.
+            ReadError: the content cannot be read.
         """
         try:
             if self._fd < 0:
                 with openat.read_errors(self.path):
                     self._open()
-            return self._look(before, thoroughly=thoroughly, quick=quick)
+            return self._scan(before, thoroughly=thoroughly, quick=quick)
         except _errors.ReadError as error:
             if error.errno == errno.ESTALE:
-                self.close()  # NFS has forgotten the directory that is held open
+                self.close()  # the NFS handle of the open directory is stale
             raise
 
-    def look_again(
+    def rescan(
         self, before: ScanResult, names: Collection[str], folders: Collection[str]
     ) -> ScanResult | None:
-        """Read of a set of loose files what has changed; None if it takes a look at everything.
+        """Read only the changed loose files; return None if a full scan is needed.
 
         Raises:
-            NothingPublished, ReadError: as `look`.
+            NothingPublished, ReadError: as `scan`.
         """
-        if not self.can_mend(before):
+        if not self.can_rescan(before):
             return None
         return loader.reread(
             self._fd,
-            self._whole,
+            self._absolute_path,
             limit=self._limit,
             before=before,
             names=names,
             folders=folders,
-            working=self._working,
+            on_progress=self._on_progress,
             scope=self._scope,
         )
 
-    def can_mend(self, before: ScanResult) -> bool:
-        """Whether a look at what has changed is enough: at loose files, in the directory where they were found."""
-        mark = before.mark
-        loose = before.snapshot.name is None and mark.generation is None and not self._single
-        return loose and self._fd >= 0 and mark.directory == self._identity
+    def can_rescan(self, before: ScanResult) -> bool:
+        """Whether `rescan` is possible: `before` holds loose files of the same open directory."""
+        states = before.states
+        loose = before.snapshot.name is None and states.generation is None and not self._single
+        return loose and self._fd >= 0 and states.directory == self._identity
 
     def changed_folders(self, before: ScanResult, *, top: bool) -> set[str]:
-        """Return the directories of a set in which something came, went or was replaced since `before`.
+        """Return the directories in which an entry was added, removed or replaced since `before`.
 
-        `top` asks the topmost one alone.
+        With `top`, only the top directory is checked.
         """
         with openat.read_errors(self.path):
             return loader.changed_folders(self._fd, before, [""] if top else None)
 
     def is_open_for_writing(self, name: str, signature: openat.StatSignature) -> bool | None:
-        """Return whether anybody writes to a file that was found in that state, None if nobody can tell.
+        """Return whether a process has the file open for writing; None if that is unknown or the file has changed.
 
-        False: nobody does, and it is still in that state, or our history has it as it was published.
+        False means that no process can write to it, and that it still has the given signature.
         """
         with contextlib.suppress(OSError):
             fd = openat.open_beneath(self._fd, name)
@@ -143,15 +144,15 @@ class PathScanner:
                 if select.is_remote(mounts.filesystem(fd)):
                     return None
                 writing = leases.is_open_for_writing(fd)
-                # What was read is what is there now, if it has not changed in between.
+                # The answer applies to the bytes that were read only if the signature is still the same.
                 same = openat.StatSignature.of(os.fstat(fd)) == signature
                 return writing if writing or same else None
             finally:
                 openat.close(fd)
         return None
 
-    def has_published(self, name: str, signature: openat.StatSignature, version: str) -> bool:
-        """Whether the history holds this very file under that version: then it was whole when it became visible."""
+    def is_archived(self, name: str, signature: openat.StatSignature, version: str) -> bool:
+        """Whether the history holds this inode under that version: then the file was complete when published."""
         if self._fd < 0:
             return False
         suffix = f"-{version}"
@@ -167,25 +168,29 @@ class PathScanner:
         return False
 
     @contextmanager
-    def targets(self, outlook: WatchPlan) -> Iterator[list[base.WatchTarget]]:
-        """Open the directories to watch, until the block ends."""
+    def watch_targets(self, plan: WatchPlan) -> Iterator[list[base.WatchTarget]]:
+        """Open the directories to watch and yield the targets; the directories are closed at the end of the block."""
         with contextlib.ExitStack() as opened:
             found: list[base.WatchTarget] = []
-            for above, name in sorted(outlook.ways):
-                with contextlib.suppress(OSError):  # it is missing too, and has a gap above it
+            for above, name in sorted(plan.path_links):
+                with contextlib.suppress(
+                    OSError
+                ):  # missing as well; the missing component above it is watched
                     fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                     opened.callback(openat.close, fd)
                     found.append(
-                        base.WatchTarget(fd, above, frozenset({os.fsencode(name)}), way=True)
+                        base.WatchTarget(
+                            fd, above, frozenset({os.fsencode(name)}), is_path_link=True
+                        )
                     )
             if self._fd >= 0:
-                found.append(base.WatchTarget(self._fd, self._directory(), outlook.names))
-                if outlook.steps:
-                    found += self._behind_the_link(opened)
+                found.append(base.WatchTarget(self._fd, self._directory(), plan.names))
+                if plan.steps:
+                    found += self._link_targets(opened)
             yield found
 
-    def _behind_the_link(self, opened: contextlib.ExitStack) -> list[base.WatchTarget]:
-        name = self._place[1]
+    def _link_targets(self, opened: contextlib.ExitStack) -> list[base.WatchTarget]:
+        name = self._split_path[1]
         found: list[base.WatchTarget] = []
         for step in opened.enter_context(links.steps(self._fd, name)):
             fd = step.open()
@@ -196,60 +201,60 @@ class PathScanner:
         return found
 
     def filesystem(self) -> str:
-        """Return the type of the file system that is looked at."""
+        """Return the type of the file system that holds the content."""
         if self._fd >= 0:
             return mounts.filesystem(self._fd)
         return mounts.mount_point(self._directory())[1]
 
     def close(self) -> None:
-        """Give the descriptor back; the next look opens again."""
+        """Close the directory; the next scan opens it again."""
         if self._fd >= 0:
             openat.close(self._fd)
         self._fd, self._identity = -1, None
 
-    def _look(
+    def _scan(
         self, before: ScanResult | None, *, thoroughly: bool, quick: bool
     ) -> ScanResult | None:
         if before is not None and (before.snapshot.name is not None) is not self._single:
             before = None
         if before is not None and not thoroughly:
-            same = before.mark.directory == self._identity
+            same = before.states.directory == self._identity
             if same and loader.is_unchanged(self._fd, before, quick=quick, scope=self._scope):
                 return None
-        found = self._load(before)
-        self._decided = True
+        found = self._read(before)
+        self._kind_known = True
         return found
 
-    def _load(self, before: ScanResult | None) -> ScanResult:
+    def _read(self, before: ScanResult | None) -> ScanResult:
         if self._single:
             return loader.read_file(
                 self._fd,
-                *self._place,
+                *self._split_path,
                 limit=self._limit,
                 before=before,
-                linked=self._linked,
-                working=self._working,
+                linked=self._may_be_link,
+                on_progress=self._on_progress,
             )
         self.coverage.begin_pass()
         found = loader.read_directory(
             self._fd,
-            self._whole,
+            self._absolute_path,
             limit=self._limit,
             before=before,
-            working=self._working,
+            on_progress=self._on_progress,
             scope=self._scope,
         )
         self.coverage.end_pass()
         return found
 
     def _directory(self) -> str:
-        return self._place[0] if self._single else self._whole
+        return self._split_path[0] if self._single else self._absolute_path
 
     def _open(self) -> None:
-        """See to it that the descriptor is that of the directory which the path means now."""
-        if not self._decided:
-            # Until something good has been read, what lies there decides.
-            single = not os.path.isdir(self._whole)
+        """Open the directory that the path refers to now, unless it is already open."""
+        if not self._kind_known:
+            # Until the first successful read, the type of the path decides between file and directory.
+            single = not os.path.isdir(self._absolute_path)
             if single is not self._single:
                 self._single = single
                 self.close()
@@ -261,18 +266,18 @@ class PathScanner:
             raise
         if self._identity != (status.st_dev, status.st_ino):
             self.close()
-            self._fd = self._opened(directory)
+            self._fd = self._open_directory(directory)
             status = os.fstat(self._fd)
             self._identity = (status.st_dev, status.st_ino)
 
-    def _opened(self, directory: str) -> int:
+    def _open_directory(self, directory: str) -> int:
         if self._single:
             try:
                 return openat.open_directory(directory)
             except PermissionError:
-                # It may be passed through, and not be listed: enough for one file, too little for events.
+                # Search permission without read permission is enough to read one file, but not for events.
                 return openat.open_directory(directory, os.O_PATH)
-        # The last component may be a link, as git-sync's: followed, but not out of its directory.
+        # The last component may be a link, as with git-sync: follow it, but not out of its directory.
         above = openat.open_directory(os.path.dirname(directory))
         try:
             own = os.path.basename(directory) or "."
@@ -280,23 +285,23 @@ class PathScanner:
         finally:
             openat.close(above)
 
-    def _entries(
+    def _watched_names(
         self,
     ) -> tuple[frozenset[bytes] | None, dict[str, str], tuple[tuple[int, int, str], ...]]:
-        """Return the names that matter in the directory, which of them stand for others, and where a link leads."""
+        """Return the relevant names in the directory, their aliases, and the directories that a link leads through."""
         if not self._single or self._fd < 0:
             return None, {}, ()
-        name = self._place[1]
+        name = self._split_path[1]
         link = layout.link_target(self._fd, name)
-        self._linked = link is not None
+        self._may_be_link = link is not None
         if link is None or link.startswith(layout.DATA + "/"):
             return frozenset((os.fsencode(name), os.fsencode(layout.DATA))), {layout.DATA: name}, ()
         with links.steps(self._fd, name) as found:
-            places = tuple(step.place for step in found)
-        return frozenset((os.fsencode(name),)), {}, places
+            positions = tuple(step.position for step in found)
+        return frozenset((os.fsencode(name),)), {}, positions
 
-    def _ways(self) -> list[tuple[str, str]]:
-        """Return what leads to the directory and can be exchanged: links, the directory itself, or the first gap."""
+    def _path_links(self) -> list[tuple[str, str]]:
+        """Return the replaceable entries on the path: links, the directory itself, or the first missing component."""
         directory = self._directory()
         found = [os.path.split(directory)]
         path = "/"

@@ -21,14 +21,14 @@ class Session:
     def __init__(
         self, make: Callable[..., WatchThread], receive: Callable[[Session, WatchUpdate], None]
     ) -> None:
-        self.looked = False
+        self.first_scan_done = False
         """The first look is over."""
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self.lookout = make(tell=self._tell, ended=self._ended)
-        self.lookout.start()
+        self.thread = make(notify=self._notify, ended=self._ended)
+        self.thread.start()
 
     @property
     def is_forked(self) -> bool:
@@ -57,7 +57,7 @@ class Session:
 
     async def end(self) -> None:
         """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
-        self.lookout.stop()
+        self.thread.stop()
         limit = self._loop.time() + _JOIN_TIMEOUT
         cancelled: asyncio.CancelledError | None = None
         while not self._over.done() and (left := limit - self._loop.time()) > 0:
@@ -66,20 +66,20 @@ class Session:
             except asyncio.CancelledError as error:
                 cancelled = error
         if self._over.done():
-            self.lookout.join()
+            self.thread.join()
         else:
-            logger.warning("a look at %s hangs and is left to itself", self.lookout.path)
+            logger.warning("a look at %s hangs and is left to itself", self.thread.path)
         if cancelled is not None:
             raise cancelled
 
-    def _tell(self, news: WatchUpdate) -> None:
-        self._soon(self._receive, self, news)
+    def _notify(self, update: WatchUpdate) -> None:
+        self._call_soon(self._receive, self, update)
 
     def _ended(self) -> None:
-        self._soon(self._over.set_result, None)
+        self._call_soon(self._over.set_result, None)
 
-    def _soon(self, callback: Callable[..., object], *arguments: object) -> None:
+    def _call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop is closed: nobody receives anything any more
-            self.lookout.stop()
+            self.thread.stop()

@@ -1,11 +1,11 @@
-"""Decide which part of a look may be shown, and when to look again.
+"""Decide which part of a scan may be shown, and when to scan again.
 
-What came by rename is whole. What is rewritten in place is whole once its writer has closed it,
-and only events tell of that, so they are kept here as evidence for each name.
-Evidence counts if it was there before the look began and nothing came after it:
-a file that was closed while it was being read may have been read half.
-Where there is no evidence, a file must have been still for a second,
-or the disk itself proves that it is whole: see `WriteProofs`. Nothing else here does I/O.
+A file that arrived by rename is complete. A file that is rewritten in place is complete once its writer has closed it.
+Only events report that, so they are recorded for each name (`EventLog`).
+An event counts if it arrived before the scan started and no other followed:
+a file that was closed during the scan may have been read partially.
+Without events, a file must be unchanged for a quiet period of one second,
+unless the disk proves that it is complete: see `WriteProofs`, the only I/O of this module.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ _MADE = Inotify.CREATE
 _WRITTEN = Inotify.MODIFY
 _CLOSED = Inotify.CLOSE_WRITE
 _CAME = Inotify.MOVED_TO
-#: What may happen to a name while it is read without any doubt about the bytes: old and new ones are whole.
+#: Events that may occur during a read: the old and the new content are both complete.
 _HARMLESS = _CLOSED | _CAME
 
-#: Seconds without a change after which a file that was rewritten in place is taken to be complete.
+#: Seconds without a change after which a file that was rewritten in place counts as complete.
 QUIET_PERIOD = 1.0
-#: The same where events say that its writer has closed it: the next one's first bytes show before their event.
+#: The same after a close event: the first bytes of the next write are visible before their event.
 CLOSE_CONFIRM = 0.005
-#: The same where events say that its writer still has it open; longer than that is told as a problem.
+#: The same while the writer still has the file open; after that, the file is reported as a problem.
 MAX_WAIT = 10.0
-#: A directory in which a file is closed is still for so long before it is shown: a tree may be on its way into it.
-QUIET = 0.1
-#: How long at most files wait for each other: those that are there already, and those that are new.
+#: Quiet period of a directory after a file in it was closed: more files of a copied tree may follow.
+DIRECTORY_QUIET = 0.1
+#: Maximum seconds that existing files, and new files, wait for other files of the directory.
 _MAX_QUIET = 1.0
 _MAX_QUIET_NEW = 5.0
-#: Names that vanish one after the other are `rm -rf` at work: it must be over before the rest is shown.
+#: Quiet period after deletions: `rm -rf` deletes names one by one, and must end before the rest is shown.
 DELETION_QUIET = 0.1
 _MAX_DELETION_QUIET = 2.0
 
 
-class Need(NamedTuple):
-    """How long a file must be still to be believed."""
+class QuietNeed(NamedTuple):
+    """How long a file must be unchanged before it is accepted."""
 
     seconds: float
     from_now: bool = False
-    """So much is left of it; else it is counted from when the file was first found in its present state."""
+    """Whether `seconds` count from now; else from the first scan that found the file in its present state."""
 
 
-#: No stillness is enough: only the next look, which follows at once, can tell.
-_AGAIN = Need(-1.0)
-#: Its writer has closed it.
-_CONFIRMED = Need(CLOSE_CONFIRM)
+#: No quiet period suffices: scan again immediately.
+_RESCAN = QuietNeed(-1.0)
+#: The writer has closed the file.
+_CONFIRMED = QuietNeed(CLOSE_CONFIRM)
 
 
-def _left(seconds: float) -> Need | None:
-    return Need(seconds, from_now=True) if seconds > 0 else None
+def _left(seconds: float) -> QuietNeed | None:
+    return QuietNeed(seconds, from_now=True) if seconds > 0 else None
 
 
 class WriteProofs(Protocol):
-    """What the disk says of a file when no event has told of it."""
+    """Checks on the disk for files without events."""
 
     def is_open_for_writing(self, name: str, signature: openat.StatSignature) -> bool | None:
-        """Return whether anybody writes to a file that was found in that state, None if nobody can tell."""
+        """Return whether a process has the file open for writing; None if that is unknown or the file has changed."""
 
-    def has_published(self, name: str, signature: openat.StatSignature, version: str) -> bool:
-        """Whether the history holds this very file under that version."""
+    def is_archived(self, name: str, signature: openat.StatSignature, version: str) -> bool:
+        """Whether the history holds this inode under that version."""
 
 
 @dataclass
 class PendingFile:
-    """Since when names have been waited for, in monotonic seconds."""
+    """The state of files that are not accepted yet; times are in monotonic seconds."""
 
-    grown: float = 0.0
-    """When the last name came to those that are waited for."""
+    last_added: float = 0.0
+    """When the last name was added to the pending names."""
     version: str = ""
-    """What was found last by one who waits for a whole directory to be quiet, and since when, and since when he waits."""
+    """For `quiet`: the last version found, since when it is unchanged, and the start of the wait."""
     version_since: float = 0.0
     waiting_since: float | None = None
 
-    still: dict[str, tuple[openat.StatSignature, float]] = field(default_factory=dict)
-    """For each name the state in which it was last found, since when."""
+    observed: dict[str, tuple[openat.StatSignature, float]] = field(default_factory=dict)
+    """For each name, its last signature, and since when it is unchanged."""
     since: dict[str, float] = field(default_factory=dict)
-    """For each name since when it has not been accepted."""
+    """For each name, since when it is pending."""
     gone: frozenset[str] = frozenset()
     gone_still: float = 0.0
     gone_since: float = 0.0
@@ -93,226 +93,233 @@ class PendingFile:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a look is worth: the part that may be shown, and when to look again."""
+    """The result of the filter: the part of the scan to show, and when to scan again."""
 
-    accept: ScanResult | None
-    pause: float | None
-    """Seconds until a look will tell more; None if there is nothing to wait for."""
+    show: ScanResult | None
+    retry_after: float | None
+    """Seconds until the next scan; None if nothing is pending."""
     problem: str | None = None
-    """Why the newest content cannot be shown although it has been waited for long enough."""
+    """Why the newest content cannot be shown after `MAX_WAIT`."""
 
 
 @dataclass
 class StabilityFilter:
-    """Decides for one path, look after look."""
+    """Filters the scans of one path: holds back files that may be incomplete."""
 
     path: str
     disk: WriteProofs | None = None
     quiet: float | None = None
-    """Seconds for which a directory must be still after any change; None: `QUIET` after what was written in place."""
-    evidence: EventLog = field(default_factory=EventLog)
-    held: PendingFile = field(default_factory=PendingFile)
+    """Quiet period of a directory after any change, in seconds; None: `DIRECTORY_QUIET`, only after in-place writes."""
+    events: EventLog = field(default_factory=EventLog)
+    pending: PendingFile = field(default_factory=PendingFile)
 
-    def decide(self, sighting: ScanResult, before: ScanResult | None, now: float) -> Decision:
-        """Return what of a look may be shown; `before` is what was accepted last."""
-        first = before is None or before.mark.directory != sighting.mark.directory
-        waits = self._waits(sighting, before, first=first, now=now)
-        if pause := self._vanishing(sighting, before, first=first, now=now):
-            return Decision(None, pause)
-        if pause := self._unrest(sighting, before, first=first, now=now):
-            return Decision(None, min(pause, *waits.values()) if waits else pause)
+    def decide(self, scan: ScanResult, before: ScanResult | None, now: float) -> Decision:
+        """Return which part of a scan may be shown; `before` is the last accepted scan."""
+        first = before is None or before.states.directory != scan.states.directory
+        waits = self._waits(scan, before, first=first, now=now)
+        if retry_after := self._deletion_delay(scan, before, first=first, now=now):
+            return Decision(None, retry_after)
+        if retry_after := self._directory_quiet_delay(scan, before, first=first, now=now):
+            return Decision(None, min(retry_after, *waits.values()) if waits else retry_after)
         if not waits:
-            self.evidence.settle(sighting.mark.signatures, waits)
-            return Decision(sighting, None)
-        pause, problem = min(waits.values()), self._impatience(now)
-        in_writing = all(self.evidence.last.get(name) == _WRITTEN for name in waits)
-        if sighting.snapshot.name is not None or (first and not in_writing):
-            return Decision(None, pause, problem)
-        shown = sighting.without(frozenset(waits), before)
+            self.events.prune(scan.states.signatures, waits)
+            return Decision(scan, None)
+        retry_after, problem = min(waits.values()), self._timeout_problem(now)
+        in_writing = all(self.events.last.get(name) == _WRITTEN for name in waits)
+        if scan.snapshot.name is not None or (first and not in_writing):
+            return Decision(None, retry_after, problem)
+        shown = scan.excluding(frozenset(waits), before)
         if not shown.snapshot:
-            return Decision(None, pause, problem)
-        self.evidence.settle(sighting.mark.signatures, waits)
-        return Decision(shown, pause, problem)
+            return Decision(None, retry_after, problem)
+        self.events.prune(scan.states.signatures, waits)
+        return Decision(shown, retry_after, problem)
 
     def _waits(
-        self, sighting: ScanResult, before: ScanResult | None, *, first: bool, now: float
+        self, scan: ScanResult, before: ScanResult | None, *, first: bool, now: float
     ) -> dict[str, float]:
-        """Return the names that must not be shown yet, and for how many seconds more."""
-        held, since = self.held, self.held.since
-        doubts = self._doubts(sighting, before, first=first)
-        held.still, still = {}, held.still
-        held.since = {name: since.get(name, now) for name in doubts}
+        """Return the names that must not be shown yet, with the remaining seconds."""
+        pending, since = self.pending, self.pending.since
+        unstable = self._unstable_names(scan, before, first=first)
+        pending.observed, observed = {}, pending.observed
+        pending.since = {name: since.get(name, now) for name in unstable}
         waits: dict[str, float] = {}
-        for name, need in doubts.items():
-            signature = sighting.mark.signatures[name]
-            known = still.get(name)
+        for name, need in unstable.items():
+            signature = scan.states.signatures[name]
+            known = observed.get(name)
             begun = known[1] if known is not None and known[0] == signature else now
-            held.still[name] = signature, begun
+            pending.observed[name] = signature, begun
             left = need.seconds if need.from_now else begun + need.seconds - now
-            if need is _AGAIN or (name in sighting.unsettled and left <= 0):
+            if need is _RESCAN or (name in scan.changed_while_read and left <= 0):
                 waits[name] = 0.0
             elif left > 0:
                 waits[name] = left
-        if sighting.snapshot.name is None:
+        if scan.snapshot.name is None:
             old: Collection[str] = before.snapshot.keys() if before is not None else ()
-            self._wait_for_company(
-                doubts, waits, old, grown=not doubts.keys() <= since.keys(), now=now
+            self._wait_for_siblings(
+                unstable, waits, old, last_added=not unstable.keys() <= since.keys(), now=now
             )
-        for name in doubts.keys() - waits.keys():
-            self.evidence.close(name)
+        for name in unstable.keys() - waits.keys():
+            self.events.mark_closed(name)
         return waits
 
-    def _wait_for_company(
+    def _wait_for_siblings(
         self,
-        doubts: Mapping[str, Need],
+        unstable: Mapping[str, QuietNeed],
         waits: dict[str, float],
         old: Collection[str],
         *,
-        grown: bool,
+        last_added: bool,
         now: float,
     ) -> None:
-        """Let files of a directory that were written in place wait for others that are on their way with them."""
-        held = self.held
-        if grown or any(name not in old and doubts[name] is not _CONFIRMED for name in waits):
-            held.grown = now
-        quiet = held.grown + (QUIET if self.quiet is None else self.quiet)
-        for name, need in doubts.items():
+        """Let files that were written in place wait for other files that arrive in the same directory."""
+        pending = self.pending
+        if last_added or any(
+            name not in old and unstable[name] is not _CONFIRMED for name in waits
+        ):
+            pending.last_added = now
+        quiet = pending.last_added + (DIRECTORY_QUIET if self.quiet is None else self.quiet)
+        for name, need in unstable.items():
             most = _MAX_QUIET if name in old else _MAX_QUIET_NEW
-            left = min(quiet, held.since[name] + most) - now
-            # What has been still for long enough, as an empty file, waits too if it is new.
+            left = min(quiet, pending.since[name] + most) - now
+            # A new file that has been unchanged for long enough, such as an empty one, waits too.
             if left > 0 and (need is _CONFIRMED or (name not in old and name not in waits)):
                 waits[name] = max(left, waits.get(name, 0.0))
 
-    def _unrest(
-        self, sighting: ScanResult, before: ScanResult | None, *, first: bool, now: float
+    def _directory_quiet_delay(
+        self, scan: ScanResult, before: ScanResult | None, *, first: bool, now: float
     ) -> float | None:
-        """Return how long a directory must still be quiet, where that was asked for."""
-        held, version = self.held, sighting.snapshot.version
-        loose = sighting.snapshot.name is None and sighting.mark.generation is None
+        """Return the remaining quiet period of the directory if `quiet` is set, else None."""
+        pending, version = self.pending, scan.snapshot.version
+        loose = scan.snapshot.name is None and scan.states.generation is None
         same = before is None or first or before.snapshot.version == version
         if not self.quiet or not loose or same:
-            held.waiting_since = None
+            pending.waiting_since = None
             return None
-        if held.waiting_since is None:
-            held.waiting_since, held.version = now, ""
-        if held.version != version:
-            held.version, held.version_since = version, now
+        if pending.waiting_since is None:
+            pending.waiting_since, pending.version = now, ""
+        if pending.version != version:
+            pending.version, pending.version_since = version, now
         most = max(_MAX_QUIET_NEW, 10 * self.quiet)
-        end = min(held.version_since + self.quiet, held.waiting_since + most)
+        end = min(pending.version_since + self.quiet, pending.waiting_since + most)
         return end - now if end > now else None
 
-    def _doubts(
-        self, sighting: ScanResult, before: ScanResult | None, *, first: bool
-    ) -> dict[str, Need]:
-        """Return the names that may be in the middle of a rewrite, and how long they must be still."""
-        mark = sighting.mark
+    def _unstable_names(
+        self, scan: ScanResult, before: ScanResult | None, *, first: bool
+    ) -> dict[str, QuietNeed]:
+        """Return the names that may be incomplete, and how long they must be unchanged."""
+        states = scan.states
         # A generation is complete before `..data` points at it.
-        fresh = mark.generation is not None and (
-            first or before is None or before.mark.generation != mark.generation
+        fresh = states.generation is not None and (
+            first or before is None or before.states.generation != states.generation
         )
-        if fresh or (first and self.evidence.arrived):
-            return dict.fromkeys(sighting.unread, _AGAIN)
-        old = {} if before is None or first else before.mark.signatures
-        doubts: dict[str, Need] = {}
-        for name in sighting.altered(before):
-            if name not in mark.signatures:
-                continue  # it cannot be read, and its last good content stands in
-            if name not in sighting.unsettled and _is_shown(name, sighting, before):
-                continue  # whatever is going on, these bytes are good: they were accepted before
-            if need := self._needed(name, old.get(name), sighting, first=first):
-                doubts[name] = need
-        return doubts
+        if fresh or (first and self.events.renamed_in):
+            return dict.fromkeys(scan.incomplete, _RESCAN)
+        old = {} if before is None or first else before.states.signatures
+        unstable: dict[str, QuietNeed] = {}
+        for name in scan.changed_names(before):
+            if name not in states.signatures:
+                continue  # unreadable; its last good content is used instead
+            if name not in scan.changed_while_read and _is_shown(name, scan, before):
+                continue  # these bytes were accepted before
+            if need := self._quiet_needed(name, old.get(name), scan, first=first):
+                unstable[name] = need
+        return unstable
 
-    def _needed(
-        self, name: str, old: openat.StatSignature | None, sighting: ScanResult, *, first: bool
-    ) -> Need | None:
-        """Return how long a file that is new or altered must be still to be believed, None if it is believed."""
-        signature, evidence = sighting.mark.signatures[name], self.evidence
-        known, last = evidence.known.get(name), evidence.last.get(name)
-        late = evidence.late.get(name, 0)
+    def _quiet_needed(
+        self, name: str, old: openat.StatSignature | None, scan: ScanResult, *, first: bool
+    ) -> QuietNeed | None:
+        """Return how long a new or changed file must be unchanged; None if it is complete."""
+        signature, events = scan.states.signatures[name], self.events
+        known, last = events.before_scan.get(name), events.last.get(name)
+        late = events.during_scan.get(name, 0)
         proven = known in (_CLOSED, _CAME) and not late & ~_HARMLESS
         if last == _WRITTEN:
-            # No close will come if nobody has it open: truncate(2) by a path does not open it.
-            closed = self._writing(name, signature) is False
-            return _left(_youth(signature)) if closed else Need(MAX_WAIT)
-        if name in sighting.unsettled or (late and not proven):
-            return _AGAIN if last in (_CLOSED, _CAME) else Need(QUIET_PERIOD)
+            # No close event follows if the file is not open: truncate(2) on a path does not open it.
+            closed = self._open_for_writing(name, signature) is False
+            return _left(_seconds_until_quiet(signature)) if closed else QuietNeed(MAX_WAIT)
+        if name in scan.changed_while_read or (late and not proven):
+            return _RESCAN if last in (_CLOSED, _CAME) else QuietNeed(QUIET_PERIOD)
         if proven and known == _CAME:
             return None
         if proven:
-            # Truncating shows long before its event on a busy disk: an empty file is nearly always the first half.
-            return _CONFIRMED if signature.size else Need(QUIET_PERIOD)
+            # On a busy disk a truncation is visible long before its event: an empty file is rarely the final content.
+            return _CONFIRMED if signature.size else QuietNeed(QUIET_PERIOD)
         if last == _MADE:
-            if not _was_linked(name, sighting):
-                return Need(QUIET_PERIOD)
-            # A copy whose times were set after it was closed looks the same, and more of its tree may follow.
-            alone = sighting.snapshot.name is not None or name in sighting.linked
+            if not _was_linked(name, scan):
+                return QuietNeed(QUIET_PERIOD)
+            # A copy with timestamps set after close looks the same, and more files of its tree may follow.
+            alone = scan.snapshot.name is not None or name in scan.linked
             return None if alone else _CONFIRMED
-        if self._came_with_directory(name, sighting):
+        if self._came_with_directory(name, scan):
             return None
-        return self._needed_without_events(name, old, sighting, first=first)
+        return self._quiet_needed_without_events(name, old, scan, first=first)
 
-    def _needed_without_events(
-        self, name: str, old: openat.StatSignature | None, sighting: ScanResult, *, first: bool
-    ) -> Need | None:
-        signature = sighting.mark.signatures[name]
+    def _quiet_needed_without_events(
+        self, name: str, old: openat.StatSignature | None, scan: ScanResult, *, first: bool
+    ) -> QuietNeed | None:
+        signature = scan.states.signatures[name]
         young = first or (old is not None and old.identity != signature.identity)
-        left = _youth(signature) if young else QUIET_PERIOD
-        if not left or self._is_published(name, sighting):
+        left = _seconds_until_quiet(signature) if young else QUIET_PERIOD
+        if not left or self._is_published(name, scan):
             return None
-        match self._writing(name, signature):
+        match self._open_for_writing(name, signature):
             case None:
-                return Need(left, young)
+                return QuietNeed(left, young)
             case True:
-                return Need(MAX_WAIT - QUIET_PERIOD + left, young)
+                return QuietNeed(MAX_WAIT - QUIET_PERIOD + left, young)
             case False if not signature.size and not first:
-                return Need(left, young)
-            case False if sighting.snapshot.name is None:
-                # More may be on its way: a tree that is copied.
-                return _left(_youth(signature, QUIET)) if first else _CONFIRMED
+                return QuietNeed(left, young)
+            case False if scan.snapshot.name is None:
+                # More files of a copied tree may follow.
+                return (
+                    _left(_seconds_until_quiet(signature, DIRECTORY_QUIET)) if first else _CONFIRMED
+                )
             case False:
                 return None
 
-    def _is_published(self, name: str, sighting: ScanResult) -> bool:
-        """Whether our history proves that a file is as it was published."""
-        if self.disk is None or name not in sighting.linked:
+    def _is_published(self, name: str, scan: ScanResult) -> bool:
+        """Whether the history proves that the file is unchanged since it was published."""
+        if self.disk is None or name not in scan.linked:
             return False
-        version = sighting.snapshot.content(name).version
-        return self.disk.has_published(name, sighting.mark.signatures[name], version)
+        version = scan.snapshot.content(name).version
+        return self.disk.is_archived(name, scan.states.signatures[name], version)
 
-    def _writing(self, name: str, signature: openat.StatSignature) -> bool | None:
+    def _open_for_writing(self, name: str, signature: openat.StatSignature) -> bool | None:
         return self.disk.is_open_for_writing(name, signature) if self.disk is not None else None
 
-    def _came_with_directory(self, name: str, sighting: ScanResult) -> bool:
-        """Whether a file lay in a directory when that came by rename, and has not been touched since."""
-        folder, evidence = name, self.evidence
+    def _came_with_directory(self, name: str, scan: ScanResult) -> bool:
+        """Whether the file was in a directory when that directory was renamed in, and is unchanged since."""
+        folder, events = name, self.events
         while folder := folder.rpartition("/")[0]:
-            came = evidence.known.get(folder) == _CAME and not evidence.late.get(folder, 0) & ~_CAME
-            if came and folder in sighting.mark.folders:
-                changed = sighting.mark.signatures[name].ctime_ns
-                return changed < sighting.mark.folders[folder].ctime_ns
+            came = (
+                events.before_scan.get(folder) == _CAME
+                and not events.during_scan.get(folder, 0) & ~_CAME
+            )
+            if came and folder in scan.states.folders:
+                changed = scan.states.signatures[name].ctime_ns
+                return changed < scan.states.folders[folder].ctime_ns
         return False
 
-    def _vanishing(
-        self, sighting: ScanResult, before: ScanResult | None, *, first: bool, now: float
+    def _deletion_delay(
+        self, scan: ScanResult, before: ScanResult | None, *, first: bool, now: float
     ) -> float | None:
-        """Return how long to wait for a removal to be over, None where nothing is being removed."""
+        """Return how long to wait for deletions to end; None if nothing is being deleted."""
         gone: frozenset[str] = frozenset()
-        if before is not None and not first and sighting.mark.generation is None:
-            gone = sighting.gone(before)
-        held = self.held
-        if not held.gone:
-            held.gone_since = now
-        if held.gone != gone:
-            held.gone, held.gone_still = gone, now
+        if before is not None and not first and scan.states.generation is None:
+            gone = scan.removed_names(before)
+        pending = self.pending
+        if not pending.gone:
+            pending.gone_since = now
+        if pending.gone != gone:
+            pending.gone, pending.gone_still = gone, now
         if not gone:
             return None
-        end = min(held.gone_still + DELETION_QUIET, held.gone_since + _MAX_DELETION_QUIET)
+        end = min(pending.gone_still + DELETION_QUIET, pending.gone_since + _MAX_DELETION_QUIET)
         return end - now if end > now else None
 
-    def _impatience(self, now: float) -> str | None:
-        """Say which name has been waited for in vain."""
-        late = [name for name, since in self.held.since.items() if now - since >= MAX_WAIT]
+    def _timeout_problem(self, now: float) -> str | None:
+        """Return the problem text if a name has been pending for `MAX_WAIT`, else None."""
+        late = [name for name, since in self.pending.since.items() if now - since >= MAX_WAIT]
         if not late:
             return None
         return (
@@ -321,37 +328,37 @@ class StabilityFilter:
         )
 
 
-def _is_shown(name: str, sighting: ScanResult, before: ScanResult | None) -> bool:
-    """Whether the bytes are those that were accepted last. Signatures do not tell: a clock may stand still."""
+def _is_shown(name: str, scan: ScanResult, before: ScanResult | None) -> bool:
+    """Whether the content equals the one accepted last. Compares versions: a coarse clock makes signatures ambiguous."""
     if before is None or name not in before.snapshot:
         return False
-    return before.snapshot.content(name).version == sighting.snapshot.content(name).version
+    return before.snapshot.content(name).version == scan.snapshot.content(name).version
 
 
-def _was_linked(name: str, sighting: ScanResult) -> bool:
-    """Whether a name that was made, and not written to since, is a link to a file that was complete before.
+def _was_linked(name: str, scan: ScanResult) -> bool:
+    """Whether a name that was created, but not written to, is a hard link to a file that was already complete.
 
-    While a file is being written, both of its times go together.
+    While a file is being written, its mtime and ctime are equal.
     """
-    signature = sighting.mark.signatures[name]
+    signature = scan.states.signatures[name]
     if not signature.size:
         return False
     return (
-        name in sighting.linked
+        name in scan.linked
         or signature.mtime_ns != signature.ctime_ns
         or _age(signature) >= QUIET_PERIOD
     )
 
 
 def _age(signature: openat.StatSignature) -> float:
-    """Seconds since the last change of the bytes, by the wall clock: negative for a file from the future."""
+    """Return the seconds since mtime, by the wall clock; negative if mtime is in the future."""
     return _now() - signature.mtime_ns / 1e9
 
 
-def _youth(signature: openat.StatSignature, old: float = QUIET_PERIOD) -> float:
-    """Return the seconds until a file has not been touched for `old` seconds, 0 if it has not.
+def _seconds_until_quiet(signature: openat.StatSignature, old: float = QUIET_PERIOD) -> float:
+    """Return the seconds until the last change of a file is `old` seconds ago; 0 if it already is.
 
-    Whoever writes sets both of its times; one that lies in the future tells nothing.
+    A write sets both mtime and ctime. A time in the future is ignored.
     """
     now = _now()
     past = [s / 1e9 for s in (signature.mtime_ns, signature.ctime_ns) if s / 1e9 <= now]

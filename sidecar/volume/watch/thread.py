@@ -1,10 +1,10 @@
-"""One thread that follows one path: waits for a hint or for the clock, looks, judges, and tells.
+"""The watch thread of one path: waits for an event or a timeout, scans, filters unstable files, and notifies.
 
-It owns everything it needs, its descriptors too, and shares nothing with whoever started it but `tell`:
-so a new lookout can begin while an old one is still ending, and one that hangs in the kernel hurts nobody.
+The thread owns all its resources, including file descriptors, and shares only the callback `notify` with its creator.
+So a new watch thread can start while the old one still ends, and a thread that hangs in the kernel blocks nothing else.
 
-A thread, and no task with hops into a pool: the thread that is woken by the event is the one that reads the file,
-which takes two of three changes of thread out of the way of a new content.
+It is a dedicated thread instead of a task with calls into a pool: the thread that the event wakes also reads the file,
+which saves two of three thread switches before new content is delivered.
 """
 
 from __future__ import annotations
@@ -31,289 +31,293 @@ logger = logging.getLogger(__name__)
 
 WatchMode = Literal["auto", "inotify", "watchfiles", "poll"]
 
-_REARM_AFTER = 5.0
-#: Between two looks without a hint, however soon the second one is wanted.
-_LEAST_PAUSE = 0.001
-_AFTER_YOU = 0.0005
-#: Comparing thousands of files must not take more than this part of the time while events work:
-#: what came, went or was replaced is found all the same, at each re-check.
-_SHARE_OF_TIME = 0.001
-#: Seconds after which they are compared in any case.
-_FULL_AT_LEAST = 60.0
-#: The same for loose files, as events tell of each of them, and for the directories that they lie in.
-_LOOSE_SHARE_OF_TIME = 0.0005
-_LOOSE_FULL_AT_LEAST = 300.0
-#: Wake-ups a second for names that do not matter, from where on they are taken together.
-_NOISE = 200
-_NOISE_PAUSE = 0.005
+_REARM_DELAY = 5.0
+#: Seconds between two scans without an event, at least.
+_MIN_RESCAN_DELAY = 0.001
+_GIL_YIELD_SECONDS = 0.0005
+#: While events work, comparing the signatures of all files takes at most this share of the time.
+#: Files that were added, removed or replaced are still found at each re-check.
+_COMPARE_TIME_SHARE = 0.001
+#: Seconds after which all signatures are compared in any case.
+_MAX_FULL_SCAN_INTERVAL = 60.0
+#: The same limits for loose files and their directories, for each of which events are received.
+_LOOSE_COMPARE_TIME_SHARE = 0.0005
+_LOOSE_MAX_FULL_SCAN_INTERVAL = 300.0
+#: Wake-ups per second by irrelevant names, above which events are batched.
+_MAX_NOISE_WAKEUPS = 200
+_NOISE_DELAY = 0.005
 
 
 @dataclass(frozen=True)
 class WatchUpdate:
-    """What a lookout tells: only what is different from what it told before."""
+    """A notification of the watch thread; sent only if something differs from the previous one."""
 
     snapshot: Snapshot[None] | None = None
-    """The content, if it is another one than that told last, or lies in other large files."""
+    """The content, if it differs from the last one reported or is held in other large files."""
     problem: str | None = None
-    """What is wrong at present."""
+    """The current problem."""
     missing: bool = False
-    """What is wrong is that there is nothing."""
-    hinted: bool = True
-    """Events have told of the change; if not, the clock has rescued it."""
-    death: str | None = None
-    """Why nothing is looked at any more."""
+    """Whether the problem is that nothing has been published."""
+    by_event: bool = True
+    """Whether an event announced the change; if not, a timed re-check found it."""
+    crash: str | None = None
+    """Why the last iteration failed; the next one starts from scratch."""
 
 
 class _Stopped(Exception):
-    """There is no point any more in what was being read."""
+    """The watch was stopped during a read."""
 
 
 class WatchThread:
-    """Follows a path from `start` until `stop`; `tell` is called in its thread."""
+    """Watches a path from `start` until `stop`; `notify` is called in the watch thread."""
 
     def __init__(
         self,
         path: str,
         *,
-        wanted: WatchMode,
+        requested: WatchMode,
         recheck: float,
         limit: int,
         wanted_names: Filter = EVERYTHING,
         quiet: float | None = None,
-        tell: Callable[[WatchUpdate], None],
+        notify: Callable[[WatchUpdate], None],
         ended: Callable[[], None],
     ) -> None:
         self.path = path
         self.busy_since: float | None = None
-        """Since when a look has been going on, or has read the last piece of a large file, in monotonic seconds."""
+        """Start of the current scan, or of the last progress in a large file, in monotonic seconds; None if idle."""
         self.fallback: str | None = None
-        """Why events that are wanted cannot be had."""
-        self._wanted = wanted
+        """Why the path is polled although events were requested."""
+        self._requested = requested
         self._recheck = recheck
-        self._tell = tell
+        self._notify = notify
         self._ended = ended
-        self._bell = wakeup.WakeupPipe()
-        self._hints: base.Notifier = base.PollNotifier(self._bell)
-        self._eye = PathScanner(path, limit, self._get_on, wanted_names)
-        self._judge = StabilityFilter(path, self._eye, quiet)
+        self._wakeup = wakeup.WakeupPipe()
+        self._notifier: base.Notifier = base.PollNotifier(self._wakeup)
+        self._scanner = PathScanner(path, limit, self._on_progress, wanted_names)
+        self._filter = StabilityFilter(path, self._scanner, quiet)
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
         self._armed: WatchPlan | None = None
         self._rearm_at = 0.0
-        self._before: ScanResult | None = None
-        self._unsure = True
+        self._last_scan: ScanResult | None = None
+        self._unstable = True
         self._urgent = True
-        self._hinted = True
+        self._by_event = True
         self._changes = Changes(everything=True)
         self._full_at = 0.0
         self._quick_at = 0.0
         self._remote = False
         self._missing_since: float | None = None
-        self._told: tuple[str | None, str | None] | None = None
+        self._reported: tuple[str | None, str | None] | None = None
         self._shown: Snapshot[None] | None = None
-        self._counted = 0
+        self._event_count = 0
         self._noise = 0
         self._noise_until = 0.0
 
     @property
     def mode(self) -> base.Mode:
-        """Where hints come from at present."""
-        return self._hints.mode
+        """The current source of events."""
+        return self._notifier.mode
 
     def start(self) -> None:
-        """Begin, in a thread that does not keep the program alive."""
+        """Start the thread, a daemon thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the thread end, from any other one; it calls `ended` as its last act."""
+        """Stop the thread, from any other thread. The last thing it does is call `ended`."""
         self._stopping = True
-        self._bell.ring()
+        self._wakeup.wake()
 
     def join(self) -> None:
-        """Wait for the thread, which has called `ended`: it is as good as gone."""
+        """Join the thread after it has called `ended`."""
         self._thread.join()
 
     def run(self) -> None:
-        """Look, judge, tell, and wait: one round after the other until `stop`."""
+        """Scan, filter, notify and wait, repeatedly until `stop`."""
         try:
             while not self._stopping:
-                self._round_or_death()
+                self._run_iteration()
         finally:
-            self._hints.close()
-            self._eye.close()
-            self._bell.close()
+            self._notifier.close()
+            self._scanner.close()
+            self._wakeup.close()
             self._ended()
 
-    def _round_or_death(self) -> None:
-        """Do one round, and wait for the next; whatever ends it is counted, told once, and it begins again."""
+    def _run_iteration(self) -> None:
+        """Run one iteration and wait for the next. An exception is counted and reported once; then the watch restarts."""
         self.busy_since = time.monotonic()
         try:
-            pause = self._round()
+            retry_after = self._iterate()
             self.busy_since = None
-            self._sleep(pause)
+            self._sleep(retry_after)
         except _Stopped:
             return
         except Exception as error:
-            death = f"the watch of {self.path} fails: {error!r}"
-            if self._told != (None, death):
+            crash = f"the watch of {self.path} fails: {error!r}"
+            if self._reported != (None, crash):
                 metrics.WATCH_ERRORS_TOTAL.inc()
                 logger.exception("the watch of %s failed and begins again", self.path)
-                self._told = (None, death)
-                self._tell(WatchUpdate(death=death))
-            self._armed, self._before, self._unsure = None, None, True
+                self._reported = (None, crash)
+                self._notify(WatchUpdate(crash=crash))
+            self._armed, self._last_scan, self._unstable = None, None, True
             self._changes.everything = True
             self.busy_since = None
-            self._bell.wait(self._recheck, None)
+            self._wakeup.wait(self._recheck, None)
 
-    def _get_on(self) -> None:
-        """Note that a large file is being read, and that nothing hangs; stop where nobody waits for it any more."""
+    def _on_progress(self) -> None:
+        """Record progress in a large file, so that the scan does not count as stalled; raise `_Stopped` after `stop`."""
         if self._stopping:
             raise _Stopped
         self.busy_since = time.monotonic()
 
-    def _round(self) -> float:
-        """Look once and act on it; return the seconds until the next look without a hint."""
-        by_hint, self._urgent = self._urgent, False
-        # A new content of the directory that is watched is told first, and the way there checked after that.
-        at_once = by_hint and self._armed is not None
+    def _iterate(self) -> float:
+        """Scan once and report the result; return the seconds until the next scan without an event."""
+        by_event, self._urgent = self._urgent, False
+        # New content in the watched directory is reported first; the path to it is resolved afterwards.
+        at_once = by_event and self._armed is not None
         if not at_once:
-            self._turn()
-        pause = self._observe(by_hint=by_hint)
+            self._update_plan()
+        retry_after = self._scan_and_report(by_event=by_event)
         if at_once:
-            # The event loop needs the interpreter now: what is left to do here would keep it waiting.
-            time.sleep(_AFTER_YOU)
-            if self._turn():
+            # Yield the GIL: the event loop now delivers the content, and must not wait for the rest of this method.
+            time.sleep(_GIL_YIELD_SECONDS)
+            if self._update_plan():
                 self._urgent = True
-        metrics.WATCH_EVENTS_TOTAL.inc(self._counted)
-        self._counted = 0
-        return pause
+        metrics.WATCH_EVENTS_TOTAL.inc(self._event_count)
+        self._event_count = 0
+        return retry_after
 
-    def _turn(self) -> bool:
-        """Turn to the directory that the path means now; return whether that is another one than before."""
-        outlook = self._eye.turn()
-        if outlook == self._armed and time.monotonic() < self._rearm_at:
+    def _update_plan(self) -> bool:
+        """Resolve the path again and re-arm the events if needed; return whether they were re-armed."""
+        plan = self._scanner.resolve()
+        if plan == self._armed and time.monotonic() < self._rearm_at:
             return False
-        self._arm(outlook)
+        self._arm(plan)
         return True
 
-    def _observe(self, *, by_hint: bool) -> float:
-        self._hinted = self._hinted or by_hint
-        self._judge.evidence.scan_started()
+    def _scan_and_report(self, *, by_event: bool) -> float:
+        self._by_event = self._by_event or by_event
+        self._filter.events.scan_started()
         changes, self._changes = self._changes, Changes()
         try:
-            sighting = self._look(changes, thoroughly=by_hint or self._unsure)
+            scan = self._scan(changes, thoroughly=by_event or self._unstable)
         except _errors.ReadError as error:
             self._changes.everything = True
-            return self._miss(error)
+            return self._on_missing(error)
         finally:
             self._check_coverage()
             self._drain()
         self._missing_since = None
-        if sighting is None:
-            self._hinted = False
-            before = self._before
+        if scan is None:
+            self._by_event = False
+            before = self._last_scan
             self._report(None, next(iter(before.problems.values()), None) if before else None)
             return self._recheck
-        pause = self._act(sighting)
-        if self._unsure:
-            self._changes.join(changes)  # what was not accepted is looked at once more
-        return pause
+        retry_after = self._apply(scan)
+        if self._unstable:
+            self._changes.join(changes)  # files that were not accepted are scanned again
+        return retry_after
 
-    def _look(self, changes: Changes, *, thoroughly: bool) -> ScanResult | None:
-        """Look at what has changed, where events tell of each file; else at everything."""
-        before = self._before
-        if before is not None and self._is_covered() and self._eye.can_mend(before):
+    def _scan(self, changes: Changes, *, thoroughly: bool) -> ScanResult | None:
+        """Scan only the changed files if events cover every file, else everything."""
+        before = self._last_scan
+        if before is not None and self._is_covered() and self._scanner.can_rescan(before):
             if not changes:
-                changes = self._suspects(before)
+                changes = self._find_candidates(before)
                 if not changes and time.monotonic() < self._full_at:
                     return None
             if changes and not changes.everything:
-                found = self._eye.look_again(before, changes.names, changes.folders)
+                found = self._scanner.rescan(before, changes.names, changes.folders)
                 if found is not None:
                     return found
-        return self._look_at_all(before, thoroughly=thoroughly)
+        return self._scan_all(before, thoroughly=thoroughly)
 
-    def _suspects(self, before: ScanResult) -> Changes:
-        """Return what is looked at without a hint: what a clock may hide, and what the directories tell."""
+    def _find_candidates(self, before: ScanResult) -> Changes:
+        """Return the candidates for a scan without an event: unreliable signatures, problems and changed directories."""
         started = time.monotonic()
         top = started < self._quick_at
-        names = before.mark.doubtful.keys() | before.problems.keys()
-        found = Changes(False, names, self._eye.changed_folders(before, top=top))
+        names = before.states.unreliable.keys() | before.problems.keys()
+        found = Changes(False, names, self._scanner.changed_folders(before, top=top))
         if not top:
             now = time.monotonic()
-            self._quick_at = now + min((now - started) / _LOOSE_SHARE_OF_TIME, _FULL_AT_LEAST)
+            self._quick_at = now + min(
+                (now - started) / _LOOSE_COMPARE_TIME_SHARE, _MAX_FULL_SCAN_INTERVAL
+            )
         return found
 
-    def _look_at_all(self, before: ScanResult | None, *, thoroughly: bool) -> ScanResult | None:
-        """Look; where comparing takes long, and events work, compare all the files less often."""
+    def _scan_all(self, before: ScanResult | None, *, thoroughly: bool) -> ScanResult | None:
+        """Scan everything. If comparing takes long and events work, compare all signatures less often."""
         started = time.monotonic()
         sparing = before is not None and self._is_covered() and not before.problems
         quick = sparing and not thoroughly and started < self._full_at
-        sighting = self._eye.look(before, thoroughly=thoroughly, quick=quick)
+        scan = self._scanner.scan(before, thoroughly=thoroughly, quick=quick)
         now = time.monotonic()
-        if sighting is not None:
+        if scan is not None:
             self._full_at = 0.0
         elif not quick:
-            share, most = _SHARE_OF_TIME, _FULL_AT_LEAST
-            if before is not None and self._eye.can_mend(before):
-                share, most = _LOOSE_SHARE_OF_TIME, _LOOSE_FULL_AT_LEAST
-            self._full_at = now + min((now - started) / share, most)
-        return sighting
+            share, max_interval = _COMPARE_TIME_SHARE, _MAX_FULL_SCAN_INTERVAL
+            if before is not None and self._scanner.can_rescan(before):
+                share, max_interval = _LOOSE_COMPARE_TIME_SHARE, _LOOSE_MAX_FULL_SCAN_INTERVAL
+            self._full_at = now + min((now - started) / share, max_interval)
+        return scan
 
     def _is_covered(self) -> bool:
-        """Whether events tell of every file that is followed: only then may a look leave any of them out."""
-        coverage = self._eye.coverage
+        """Whether events cover every watched file; only then may a scan skip files."""
+        coverage = self._scanner.coverage
         return (
-            self._hints.mode != "poll"
+            self._notifier.mode != "poll"
             and not self._remote
-            and not coverage.blind
+            and not coverage.unsupported
             and coverage.failure is None
         )
 
     def _check_coverage(self) -> None:
-        """Poll where not every directory can be watched; say so once, and once that they can be again."""
-        failure = self._eye.coverage.failure
+        """Fall back to polling if a directory cannot be watched; log the fallback and the recovery once each."""
+        failure = self._scanner.coverage.failure
         if failure is not None:
             self._fall_back(failure)
-        elif self.fallback is not None and self._hints.mode != "poll":
-            logger.info("%s is watched by %s again", self.path, self._hints.mode)
+        elif self.fallback is not None and self._notifier.mode != "poll":
+            logger.info("%s is watched by %s again", self.path, self._notifier.mode)
             self.fallback = None
 
-    def _act(self, sighting: ScanResult) -> float:
-        verdict = self._judge.decide(sighting, self._before, time.monotonic())
-        accepted = verdict.accept
-        problem = verdict.problem or next(iter(sighting.problems.values()), None)
-        self._unsure = verdict.pause is not None
-        if accepted is not None:
-            self._before = accepted
-            self._report(accepted.snapshot, problem)
-            self._hinted = self._hinted and self._unsure
-        elif verdict.problem is not None or (self._told is None and not self._briefly(verdict)):
-            self._report(None, verdict.problem)
-        if verdict.pause is None:
+    def _apply(self, scan: ScanResult) -> float:
+        decision = self._filter.decide(scan, self._last_scan, time.monotonic())
+        shown = decision.show
+        problem = decision.problem or next(iter(scan.problems.values()), None)
+        self._unstable = decision.retry_after is not None
+        if shown is not None:
+            self._last_scan = shown
+            self._report(shown.snapshot, problem)
+            self._by_event = self._by_event and self._unstable
+        elif decision.problem is not None or (
+            self._reported is None and not self._settles_soon(decision)
+        ):
+            self._report(None, decision.problem)
+        if decision.retry_after is None:
             return self._recheck
-        return min(self._recheck, max(verdict.pause, _LEAST_PAUSE))
+        return min(self._recheck, max(decision.retry_after, _MIN_RESCAN_DELAY))
 
     @staticmethod
-    def _briefly(verdict: Decision) -> bool:
-        """Whether a first content is only a moment away: then the first look is not over yet."""
-        return verdict.pause is not None and verdict.pause <= QUIET_PERIOD
+    def _settles_soon(decision: Decision) -> bool:
+        """Whether the first content is expected within the quiet period, so that the first scan is not over yet."""
+        return decision.retry_after is not None and decision.retry_after <= QUIET_PERIOD
 
-    def _miss(self, error: _errors.ReadError) -> float:
-        """Tell why nothing can be read; a gap between the old file and the new one is no reason yet."""
-        self._unsure = True
+    def _on_missing(self, error: _errors.ReadError) -> float:
+        """Report why nothing can be read. A short gap between deletion and re-creation is not reported."""
+        self._unstable = True
         missing = isinstance(error, _errors.NothingPublished)
         now = time.monotonic()
         if not missing:
             self._missing_since = None
         elif self._missing_since is None:
             self._missing_since = now
-        if missing and self._before is not None and self._missing_since is not None:
+        if missing and self._last_scan is not None and self._missing_since is not None:
             left = self._missing_since + DELETION_QUIET - now
             if left > 0:
                 return left
         problem = str(error)
-        if missing and self._before is not None:
+        if missing and self._last_scan is not None:
             problem = (
                 f"cannot read {self.path}: what was published there is gone"
                 " (deleted, or its volume is not mounted any more)"
@@ -325,106 +329,106 @@ class WatchThread:
         self, snapshot: Snapshot[None] | None, problem: str | None, *, missing: bool = False
     ) -> None:
         version = snapshot.version if snapshot is not None else None
-        old = self._told
-        moved = (
+        old = self._reported
+        new_files = (
             snapshot is not None and self._shown is not None and snapshot.has_new_files(self._shown)
         )
         same = version is None or (old is not None and version == old[0])
-        if old is not None and same and not moved and problem == old[1]:
+        if old is not None and same and not new_files and problem == old[1]:
             return
         known = old[0] if old is not None else None
-        self._told = (version or known, problem)
-        if version == known and not moved:
+        self._reported = (version or known, problem)
+        if version == known and not new_files:
             snapshot = None
         if snapshot is not None:
             self._shown = snapshot
-        self._tell(WatchUpdate(snapshot, problem, missing, self._hinted))
+        self._notify(WatchUpdate(snapshot, problem, missing, self._by_event))
 
     def _sleep(self, seconds: float) -> None:
-        """Wait for a hint that matters, for `stop`, or until the time is over."""
+        """Wait for a relevant event, for `stop`, or until the timeout."""
         end = min(time.monotonic() + seconds, self._rearm_at)
         while not self._stopping and not self._urgent:
             left = end - time.monotonic()
             if left <= 0:
                 return
-            self._bell.wait(left, self._hints.fd)
+            self._wakeup.wait(left, self._notifier.fd)
             if not self._drain():
-                self._bear_noise()
+                self._throttle_noise()
 
     def _drain(self) -> bool:
-        """Take over what the hints have seen; return whether any of it matters."""
+        """Read the pending events; return whether any is relevant."""
         aliases = self._armed.aliases if self._armed is not None else {}
         try:
-            activity = self._hints.drain()
+            batch = self._notifier.drain()
         except OSError as error:
             self._fall_back(error)
-            activity = base.EventBatch(urgent=True)
-        self._counted += activity.count
-        if activity.lost:
+            batch = base.EventBatch(urgent=True)
+        self._event_count += batch.count
+        if batch.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
             logger.warning("events of %s were lost: everything is looked at", self.path)
-        if activity.lost or activity.moved:
+        if batch.lost or batch.moved:
             self._armed = None
-        self._eye.coverage.lose(activity.ended)
-        self._changes.add(activity, aliases)
-        self._judge.evidence.add(activity, aliases)
-        self._urgent = self._urgent or activity.urgent
-        matters = activity.urgent or activity.count > 0
-        self._hinted = self._hinted or matters
+        self._scanner.coverage.mark_unfollowed(batch.ended)
+        self._changes.add(batch, aliases)
+        self._filter.events.add(batch, aliases)
+        self._urgent = self._urgent or batch.urgent
+        matters = batch.urgent or batch.count > 0
+        self._by_event = self._by_event or matters
         return matters
 
-    def _bear_noise(self) -> None:
-        """Let a neighbour who writes other files all the time not wake us each time."""
+    def _throttle_noise(self) -> None:
+        """Sleep briefly if irrelevant events arrive too often, so that they are read in batches."""
         now = time.monotonic()
         if now > self._noise_until:
             self._noise, self._noise_until = 0, now + 1.0
         self._noise += 1
-        if self._noise > _NOISE:
-            time.sleep(_NOISE_PAUSE)
+        if self._noise > _MAX_NOISE_WAKEUPS:
+            time.sleep(_NOISE_DELAY)
 
-    def _arm(self, outlook: WatchPlan) -> None:
-        """Point the hints at the directories of now; fall back to polling where that fails."""
+    def _arm(self, plan: WatchPlan) -> None:
+        """Watch the directories of the new plan; fall back to polling if that fails."""
         self._rearm_at = float("inf")
         try:
-            wanted, filesystem = self._wanted, self._eye.filesystem()
+            requested, filesystem = self._requested, self._scanner.filesystem()
             self._remote = select.is_remote(filesystem)
-            if wanted == "auto":
-                wanted = select.best_mode(filesystem)
-            if self._hints.mode != wanted:
-                self._change_hints(wanted)
-            with self._eye.targets(outlook) as targets:
-                self._hints.arm(targets)
-            self._eye.coverage.begin(self._hints)
+            if requested == "auto":
+                requested = select.best_mode(filesystem)
+            if self._notifier.mode != requested:
+                self._replace_notifier(requested)
+            with self._scanner.watch_targets(plan) as watch_targets:
+                self._notifier.arm(watch_targets)
+            self._scanner.coverage.attach(self._notifier)
         except OSError as error:
             self._fall_back(error)
-        self._armed = outlook
-        # What happened before the watch was armed has sent no event.
-        self._judge.evidence.forget()
+        self._armed = plan
+        # Changes before this point have sent no event.
+        self._filter.events.forget()
         self._changes.everything = True
-        self._unsure = self._hinted = True
+        self._unstable = self._by_event = True
 
-    def _change_hints(self, mode: base.Mode) -> None:
-        self._hints.close()
-        self._hints = base.PollNotifier(self._bell)
-        self._hints = select.open_notifier(mode, self._bell)
+    def _replace_notifier(self, mode: base.Mode) -> None:
+        self._notifier.close()
+        self._notifier = base.PollNotifier(self._wakeup)
+        self._notifier = select.open_notifier(mode, self._wakeup)
 
     def _fall_back(self, error: OSError) -> None:
-        """Poll until the limit is lifted; say so once."""
-        self._change_hints("poll")
-        self._eye.coverage.begin(self._hints)
-        self._rearm_at = time.monotonic() + _REARM_AFTER
+        """Poll, and retry events after `_REARM_DELAY`; log the fallback once."""
+        self._replace_notifier("poll")
+        self._scanner.coverage.attach(self._notifier)
+        self._rearm_at = time.monotonic() + _REARM_DELAY
         if self.fallback is None:
             metrics.WATCH_ERRORS_TOTAL.inc()
             logger.warning(
                 "cannot watch %s by events: %s; it is polled every %g s instead",
                 self.path,
-                _limit(error),
+                _explain_limit(error),
                 self._recheck,
             )
-        self.fallback = _limit(error)
+        self.fallback = _explain_limit(error)
 
 
-def _limit(error: OSError) -> str:
+def _explain_limit(error: OSError) -> str:
     match error.errno:
         case errno.EMFILE:
             return "no inotify instance is left for this user (raise fs.inotify.max_user_instances)"

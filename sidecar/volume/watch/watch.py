@@ -94,10 +94,10 @@ class Watch(Generic[T]):
             arguments.check_instance("stop_event", stop_event, asyncio.Event, "an asyncio.Event")
         self._schema = schema
         self._stop_event = stop_event
-        self._lookout = partial(
+        self._make_thread = partial(
             WatchThread,
             checked.path,
-            wanted=checked.watch,
+            requested=checked.watch,
             recheck=checked.recheck,
             limit=checked.limit,
             wanted_names=checked.wanted_names,
@@ -105,10 +105,10 @@ class Watch(Generic[T]):
         )
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None
-        self._refusal: str | None = None
-        self._death: str | None = None
+        self._schema_error: str | None = None
+        self._crash: str | None = None
         self._users = 0
-        self._run: Session | None = None
+        self._session: Session | None = None
         self._stop_tracking: Callable[[], None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._subscribers: dict[object, Callable[[], None]] = {}
@@ -146,29 +146,29 @@ class Watch(Generic[T]):
     @property
     def problem(self) -> str | None:
         """What the last look found wrong, whether there is an older content or not."""
-        if self._run is not None and self._run.is_forked:
+        if self._session is not None and self._session.is_forked:
             return self.failure
-        return self._problem or self._refusal
+        return self._problem or self._schema_error
 
     @property
     def refused(self) -> bool:
         """Whether the last content that was found is one that the schema refuses."""
-        return self._refusal is not None
+        return self._schema_error is not None
 
     @property
     def has_looked(self) -> bool:
         """Whether the first look is over, whatever it found."""
-        return self._run is not None and self._run.looked
+        return self._session is not None and self._session.first_scan_done
 
     @property
     def mode(self) -> base.Mode:
         """Where hints come from at present."""
-        return self._run.lookout.mode if self._run is not None else "poll"
+        return self._session.thread.mode if self._session is not None else "poll"
 
     @property
     def fallback(self) -> str | None:
         """Why the path is polled although events are wanted, None while there are events."""
-        return self._run.lookout.fallback if self._run is not None else None
+        return self._session.thread.fallback if self._session is not None else None
 
     @property
     def in_use(self) -> bool:
@@ -181,14 +181,14 @@ class Watch(Generic[T]):
 
         An absent file or directory is no failure. In a process that was forked since, a watch is dead.
         """
-        if self._death is not None or self._run is None:
-            return self._death
-        if self._run.is_forked:
+        if self._crash is not None or self._session is None:
+            return self._crash
+        if self._session.is_forked:
             return (
                 f"nothing follows {self.path} in this process: it was forked after the watch had begun"
                 " (begin it after the fork, as when a worker starts, or use sidecar.sync)"
             )
-        since = self._run.lookout.busy_since
+        since = self._session.thread.busy_since
         if since is not None and (hanging := time.monotonic() - since) > _SCAN_STALL:
             return (
                 f"a look at {self.path} has been hanging for {hanging:.0f} s (is its storage gone?)"
@@ -228,34 +228,34 @@ class Watch(Generic[T]):
         return None if found is None or found.etag == etag else found
 
     async def __aenter__(self) -> Watch[T]:
-        if self._run is not None:
-            self._renew_or_refuse(self._run)
-        if self._run is None:
-            self._death = None
-            self._run = Session(self._lookout, self._receive)
+        if self._session is not None:
+            self._check_session(self._session)
+        if self._session is None:
+            self._crash = None
+            self._session = Session(self._make_thread, self._receive)
             self._stop_tracking = metrics.track_content(self)
         self._users += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._users -= 1
-        if self._users or self._run is None:
+        if self._users or self._session is None:
             return
         # Whoever enters while this run is ending begins with another one.
-        run, self._run = self._run, None
+        session, self._session = self._session, None
         if self._stop_tracking is not None:
             self._stop_tracking()
-        if not run.is_forked:
-            await run.end()
+        if not session.is_forked:
+            await session.end()
 
-    def _renew_or_refuse(self, run: Session) -> None:
+    def _check_session(self, session: Session) -> None:
         """Let a run go that is over without having been left: with its loop, or in the process before a fork."""
-        if not run.is_forked and not run.is_over:
-            run.check(self.path)
+        if not session.is_forked and not session.is_over:
+            session.check(self.path)
             return
-        if not run.is_forked:
-            run.lookout.stop()
-        self._run, self._users = None, 0
+        if not session.is_forked:
+            session.thread.stop()
+        self._session, self._users = None, 0
         self._waiting.clear()
         if self._stop_tracking is not None:
             self._stop_tracking()
@@ -289,8 +289,8 @@ class Watch(Generic[T]):
             await asyncio.gather(stopped, return_exceptions=True)
 
     async def _next_change(self, stopped: asyncio.Future[Any] | None = None) -> None:
-        if self._run is not None:
-            self._run.check(self.path)
+        if self._session is not None:
+            self._session.check(self.path)
         # Noted at once, and not in a task that begins later: what is told in between must not be missed.
         future = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
@@ -302,7 +302,7 @@ class Watch(Generic[T]):
         finally:
             self._waiting.discard(future)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -312,29 +312,34 @@ class Watch(Generic[T]):
             except Exception:  # one subscriber's fault must not reach the others, nor the watch
                 logger.exception("a subscriber of %s failed", self.path)
 
-    def _receive(self, run: Session, news: WatchUpdate) -> None:
+    def _receive(self, session: Session, update: WatchUpdate) -> None:
         """Take over what the lookout has found, in the event loop."""
-        if run is not self._run:
+        if session is not self._session:
             return  # it is ending, and another one may have begun
         before, problem = self._snapshot, self.problem
-        state = (self._death, run.looked)
-        self._death = news.death
-        if news.death is None:
-            run.looked = True
-            self._problem = news.problem
-            if news.snapshot is not None:
-                self._take(news.snapshot)
-        if (before, problem, *state) != (self._snapshot, self.problem, self._death, run.looked):
-            self._tell()
+        state = (self._crash, session.first_scan_done)
+        self._crash = update.crash
+        if update.crash is None:
+            session.first_scan_done = True
+            self._problem = update.problem
+            if update.snapshot is not None:
+                self._accept(update.snapshot)
+        if (before, problem, *state) != (
+            self._snapshot,
+            self.problem,
+            self._crash,
+            session.first_scan_done,
+        ):
+            self._notify()
         # Whoever waits for the content comes first, and the books after that.
         if self.problem != problem:
-            self._log_problem(first=before is None, missing=news.missing)
+            self._log_problem(first=before is None, missing=update.missing)
         if before is not None and self._snapshot != before:
-            self._count(before, rescued=not news.hinted)
+            self._count(before, rescued=not update.by_event)
 
-    def _take(self, found: Snapshot[None]) -> None:
+    def _accept(self, found: Snapshot[None]) -> None:
         """Make what was found the content that users see, if it is another one and the schema accepts it."""
-        self._refusal = None
+        self._schema_error = None
         known = self._snapshot
         if known is not None and found == known:
             if found.has_new_files(known):
@@ -344,13 +349,13 @@ class Watch(Generic[T]):
         if self._schema is not None:
             try:
                 accepted = found.with_value(self._schema)
-                _refuse_awaitable(accepted.value)
+                _reject_awaitable(accepted.value)
             except Exception as error:
-                said = str(error) or type(error).__name__
-                self._refusal = (
-                    f"the schema refuses version {found.version[:8]} of {self.path}: {said}"
+                message = str(error) or type(error).__name__
+                self._schema_error = (
+                    f"the schema refuses version {found.version[:8]} of {self.path}: {message}"
                 )
-                logger.debug("%s", self._refusal, exc_info=error)
+                logger.debug("%s", self._schema_error, exc_info=error)
                 return
         self._snapshot = accepted
         files = "" if accepted.name is not None else f" in {len(accepted)} files"
@@ -376,7 +381,7 @@ class Watch(Generic[T]):
             logger.warning("%s%s", problem, "" if first else "; the last good content stays")
 
 
-def _refuse_awaitable(value: object) -> None:
+def _reject_awaitable(value: object) -> None:
     """Refuse what a schema returned to be awaited: its value would be a promise, and its check never run."""
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
@@ -395,10 +400,10 @@ async def shared(
     key = (asyncio.get_running_loop(), os.fspath(path), *map(repr, sorted(options.items())))
     if key not in _shared:
         _shared[key] = Watch(path, **options)
-    one = _shared[key]
+    entry = _shared[key]
     try:
-        async with one:
-            yield one
+        async with entry:
+            yield entry
     finally:
-        if not one.in_use:
+        if not entry.in_use:
             _shared.pop(key, None)

@@ -72,7 +72,7 @@ async def test_a_source_at_rest_is_read_once(
     changes = changing(tmp_path / "source" / "a", monkeypatch, 99)
     for path in (tmp_path / "source" / "a", tmp_path / "source"):
         os.utime(path, (0, time.time() - 60))
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)  # ctime cannot be set
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.0)  # ctime cannot be set
     await published(tmp_path, name)
     assert changes == []
 

@@ -120,14 +120,14 @@ def test_a_way_tells_of_its_entry_and_not_of_what_is_written_there(
 ) -> None:
     """A link that is swapped, a directory that comes; not the noise of a busy `/tmp`."""
     hints = InotifyNotifier(bell)
-    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"link"}), way=True)])
+    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"link"}), is_path_link=True)])
     (tmp_path / "link").write_text("a file that is written to")
     seen = hints.drain()
     assert seen.count == 1  # made
-    assert not seen.arrived
+    assert not seen.renamed_in
     assert seen.last == {}
     replace(tmp_path / "link", "x")
-    assert hints.drain().arrived
+    assert hints.drain().renamed_in
     hints.close()
 
 
@@ -136,7 +136,7 @@ def test_one_directory_may_be_two_targets(bell: WakeupPipe, fd: int, tmp_path: P
     hints = InotifyNotifier(bell)
     hints.arm(
         [
-            WatchTarget(fd, str(tmp_path), frozenset({b"way"}), way=True),
+            WatchTarget(fd, str(tmp_path), frozenset({b"way"}), is_path_link=True),
             WatchTarget(fd, str(tmp_path), frozenset({b"config"})),
         ]
     )

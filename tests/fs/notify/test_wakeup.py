@@ -14,12 +14,12 @@ from support.watching import descriptors
 
 def test_a_bell_ends_a_wait_of_another_thread(bell: WakeupPipe) -> None:
     """At once, and also a wait that has not begun; then it is silent again."""
-    threading.Timer(0.02, bell.ring).start()
+    threading.Timer(0.02, bell.wake).start()
     began = time.monotonic()
     bell.wait(30, None)
     assert time.monotonic() - began < 5
     for _ in range(100_000):
-        bell.ring()
+        bell.wake()
     bell.wait(30, None)
     began = time.monotonic()
     while time.monotonic() - began < 0.05:
@@ -33,7 +33,7 @@ def test_a_bell_that_is_closed_may_be_rung() -> None:
     bell = WakeupPipe()
     bell.close()
     other = os.pipe()
-    bell.ring()
+    bell.wake()
     bell.close()
     os.set_blocking(other[0], False)
     with pytest.raises(BlockingIOError):

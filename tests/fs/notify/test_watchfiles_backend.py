@@ -33,7 +33,7 @@ def test_watchfiles_begins_again_after_a_name_that_it_cannot_read(
     bell: WakeupPipe, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own loop ends with an exception; everything has to be looked at."""
-    monkeypatch.setattr(watchfiles_backend, "_LIVED", 0.0)
+    monkeypatch.setattr(watchfiles_backend, "_MIN_LIFETIME", 0.0)
     hints = WatchfilesNotifier(bell)
     hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT))

@@ -45,7 +45,7 @@ def test_a_directory_is_loaded_with_all_that_lies_in_it(fd: int, tmp_path: Path)
     found = load(fd)
     assert dict(found.snapshot) == {n: n.encode() for n in ("a", ".env", "deep/er/b")}
     assert found.problems == {}
-    assert listing.names_beneath(fd, 10) == {n: len(n) for n in ("a", ".env", "deep/er/b")}
+    assert listing.visible_sizes(fd, 10) == {n: len(n) for n in ("a", ".env", "deep/er/b")}
 
 
 def test_an_empty_directory_holds_nothing_published(fd: int) -> None:
@@ -87,7 +87,7 @@ def test_what_is_unchanged_is_not_read_again(
     assert not loader.is_unchanged(fd, first)
     assert len(load(fd, first).snapshot) == 50
     assert len(reads) == 100
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.0)
     second = load(fd, first)
     assert loader.is_unchanged(fd, second)
     reads.clear()
@@ -103,7 +103,7 @@ def test_a_quick_comparison_sees_what_came_and_went_and_not_what_was_rewritten(
     fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the directories, those below as well."""
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.0)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").write_text("old")
     found = load(fd)
@@ -122,7 +122,7 @@ def test_a_file_from_the_future_is_not_read_for_ever(
     (tmp_path / "a").write_text("x")
     later = time.time_ns() + 10**12
     os.utime(tmp_path / "a", ns=(later, later))
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.05)
     found = load(fd)
     assert not loader.is_unchanged(fd, found)
     limit = time.monotonic() + 5

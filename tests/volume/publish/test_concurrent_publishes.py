@@ -28,7 +28,7 @@ async def volume(tmp_path: Path) -> Volume:
 
 
 def at_once(volume: Volume, content: bytes) -> bool:
-    return volume._store.put_at_once("config", content) is not None
+    return volume._store.put_inline("config", content) is not None
 
 
 async def test_a_small_content_needs_no_thread(
@@ -62,7 +62,7 @@ async def test_contents_take_turns_in_the_files_of_those_that_leave_the_history(
 ) -> None:
     """To make a file and to remove one is most of the work: with two kept, four files do for all."""
     monkeypatch.setattr(inode_reuse, "_TICK_NS", -1)
-    monkeypatch.setattr("sidecar.volume.volume._EXPIRE_AFTER", 3600.0)
+    monkeypatch.setattr("sidecar.volume.volume._EXPIRY_DELAY", 3600.0)
     volume = Volume(tmp_path, durability=durability, keep=2)
     inodes = set()
     for number in range(20):
@@ -117,11 +117,11 @@ async def test_one_that_took_long_is_not_repeated_at_once(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that stalls must not stall all that the event loop does; a core that others use stalls threads as well."""
-    monkeypatch.setattr(store, "_LONG", -1.0)
-    monkeypatch.setattr(store, "_waits", lambda: 7)
+    monkeypatch.setattr(store, "_INLINE_SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(store, "_voluntary_switches", lambda: 7)
     assert at_once(volume, b"1")
     assert at_once(volume, b"2")
-    monkeypatch.setattr(store, "_waits", itertools.count().__next__)
+    monkeypatch.setattr(store, "_voluntary_switches", itertools.count().__next__)
     assert at_once(volume, b"3")
     assert not at_once(volume, b"4")
 
@@ -130,7 +130,7 @@ async def test_what_may_take_long_is_never_tried(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Syncs, large contents, sets, volumes of other machines, and a budget for which much has to be counted."""
-    assert not at_once(volume, bytes(store._AT_ONCE + 1))
+    assert not at_once(volume, bytes(store._INLINE_MAX_BYTES + 1))
     durable = Volume(tmp_path)
     await durable.prepare()
     assert not at_once(durable, b"1")
@@ -139,7 +139,7 @@ async def test_what_may_take_long_is_never_tried(
     await remote.prepare()
     assert not at_once(remote, b"1")
     monkeypatch.undo()
-    monkeypatch.setattr(budget, "_QUICK", 0.0)
+    monkeypatch.setattr(budget, "_QUICK_COUNT_SECONDS", 0.0)
     bounded = Volume(tmp_path, durability="none", volume_budget=1 << 20)
     await bounded.put("config", "2")
     assert not at_once(bounded, b"3")

@@ -141,7 +141,7 @@ async def test_who_waits_is_told_when_the_program_ends_before_anything_was_taken
     """The round is between two turns of the loop: it has begun, and has taken no content yet."""
     told: list[object] = []
     commits = GroupCommit(Disk().publish)
-    commits.wish("config", b"0", told.append)
+    commits.submit("config", b"0", told.append)
     await asyncio.sleep(0)
     (publish,) = asyncio.all_tasks() - {asyncio.current_task()}
     publish.cancel()

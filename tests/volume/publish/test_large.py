@@ -100,7 +100,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking once a second must not cost a gigabyte of reading each time."""
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.0)
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.0)
     hashed: list[str] = []
     digest = open_file._digest
     monkeypatch.setattr(open_file, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
@@ -124,18 +124,18 @@ async def test_leaving_does_not_wait_for_a_gigabyte(
     place(tmp_path / "config", LARGE)
     one = Watch(tmp_path / "config")
     async with one:
-        await until(lambda: one._run is not None and one._run.lookout.busy_since is not None)
+        await until(lambda: one._session is not None and one._session.thread.busy_since is not None)
         assert one.failure is None
-        assert one._run is not None
-        lookout = one._run.lookout
-    assert not lookout._thread.is_alive()
+        assert one._session is not None
+        thread = one._session.thread
+    assert not thread._thread.is_alive()
 
 
 def test_a_file_is_in_doubt_from_when_its_reading_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read in the first tick may have changed in it, however long the rest has taken."""
-    monkeypatch.setattr(read_state, "_STAMP_DOUBT", 0.05)
+    monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.05)
     (tmp_path / "config").write_bytes(LARGE)
     end = time.monotonic() + 0.2
 
@@ -144,10 +144,12 @@ def test_a_file_is_in_doubt_from_when_its_reading_began(
             pass
 
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    seen = loader.read_file(fd, "/shared", "config", limit=1 << 30, before=None, working=take_long)
-    assert "config" in seen.mark.doubtful
+    seen = loader.read_file(
+        fd, "/shared", "config", limit=1 << 30, before=None, on_progress=take_long
+    )
+    assert "config" in seen.states.unreliable
     again = loader.read_file(fd, "/shared", "config", limit=1 << 30, before=seen)
-    assert not again.mark.doubtful
+    assert not again.states.unreliable
     os.close(fd)
 
 
@@ -156,7 +158,7 @@ async def test_a_set_of_many_large_files_does_not_use_up_the_descriptors(
 ) -> None:
     """Some are held open, the others opened when they are wanted; all can be read."""
     monkeypatch.setattr(open_file, "LARGE_FILE_BYTES", 3)
-    monkeypatch.setattr(open_file, "_MOST_HELD", len(open_file._Descriptor.held) + 5)
+    monkeypatch.setattr(open_file, "_MAX_OPEN_FILES", len(open_file._Descriptor.held) + 5)
     before = descriptors()
     volume = Volume(tmp_path)
     await volume.publish({f"{number}": f"content {number}" for number in range(100)})

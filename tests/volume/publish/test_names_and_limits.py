@@ -26,10 +26,10 @@ def rechecks(path: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str, cost: fl
     monkeypatch.setattr(thread, "time", clock)
     one = thread.WatchThread(
         f"{path}/",
-        wanted="auto",
+        requested="auto",
         recheck=1.0,
         limit=1,
-        tell=lambda _: None,
+        notify=lambda _: None,
         ended=lambda: None,
     )
     seen: list[bool] = []
@@ -38,14 +38,14 @@ def rechecks(path: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str, cost: fl
         seen.append(quick)
         clock.now += 0.0 if quick else cost
 
-    coverage = SimpleNamespace(blind=False, failure=None)
-    one._eye = SimpleNamespace(look=look, coverage=coverage, can_mend=lambda _: False)  # type: ignore[assignment]
-    one._hints = SimpleNamespace(mode=mode)
-    one._before = SimpleNamespace(problems={})  # type: ignore[assignment]
+    coverage = SimpleNamespace(unsupported=False, failure=None)
+    one._scanner = SimpleNamespace(scan=look, coverage=coverage, can_rescan=lambda _: False)  # type: ignore[assignment]
+    one._notifier = SimpleNamespace(mode=mode)
+    one._last_scan = SimpleNamespace(problems={})  # type: ignore[assignment]
     for _ in range(600):
-        one._look(Changes(), thoroughly=False)
+        one._scan(Changes(), thoroughly=False)
         clock.now += 1.0
-    one._bell.close()
+    one._wakeup.close()
     return seen
 
 

@@ -24,7 +24,7 @@ def mode_of(path: Path) -> int:
 @pytest.fixture
 def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Somebody who replaces a file at once after our rename; return what is put there."""
-    content, real = b"B" * LARGE, atomic.TempFile.replace
+    content, real = b"B" * LARGE, atomic.TempFile.rename_into
 
     def replace(staged: atomic.TempFile, target: str, dir_fd: int) -> None:
         real(staged, target, dir_fd)
@@ -32,7 +32,7 @@ def neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         (tmp_path / "..theirs").write_bytes(content)
         os.rename(tmp_path / "..theirs", tmp_path / target)
 
-    monkeypatch.setattr(atomic.TempFile, "replace", replace)
+    monkeypatch.setattr(atomic.TempFile, "rename_into", replace)
     return content
 
 

@@ -266,9 +266,9 @@ async def test_names_that_never_come_again_are_not_remembered_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """As in a spool: a process of weeks must not keep something of each."""
-    monkeypatch.setattr(single_files, "_MOST_NAMES", 5)
+    monkeypatch.setattr(single_files, "_MAX_CACHED_NAMES", 5)
     monkeypatch.setattr(
-        single_files, "_STAMP_DOUBT_NS", -(10**18)
+        single_files, "_CLOCK_GRANULARITY_NS", -(10**18)
     )  # as if each had been there for a while
     volume = Volume(tmp_path, keep=0, durability="none")
     known: list[int] = []
@@ -282,7 +282,7 @@ async def test_names_that_never_come_again_are_not_remembered_for_ever(
             (tmp_path / name).unlink()
         assert await volume.entries() == []
         files = volume._store._loose
-        maps = files._known, files._durable, files._kept, files._doubtful
+        maps = files._version_cache, files._durable, files._last_written, files._uncertain
         known.append(sum(len(one) for one in maps))
     assert max(known) <= 2 * 5
 

@@ -26,7 +26,7 @@ AT_ONCE = 5.0
 @pytest.fixture(autouse=True)
 def _old(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is looked at twice because a clock may be coarse: that is not what is asked here."""
-    monkeypatch.setattr("sidecar.volume.content.read_state._STAMP_DOUBT", 0.0)
+    monkeypatch.setattr("sidecar.volume.content.read_state._CLOCK_GRANULARITY", 0.0)
 
 
 @pytest.mark.parametrize("depth", ["sub", "a/b/c"])
@@ -112,8 +112,8 @@ async def test_without_enough_watches_everything_is_polled_and_that_is_told(
     """proc_sys_fs(5), max_user_watches. Half of them is for others; the line comes once, and another one at the end."""
     limit = tmp_path / "limit"
     limit.write_text("8")
-    monkeypatch.setattr(inotify, "_LIMIT", str(limit))
-    monkeypatch.setattr("sidecar.volume.watch.thread._REARM_AFTER", 0.05)
+    monkeypatch.setattr(inotify, "_MAX_USER_WATCHES_PATH", str(limit))
+    monkeypatch.setattr("sidecar.volume.watch.thread._REARM_DELAY", 0.05)
     volume = tmp_path / "volume"
     for number in range(6):
         (volume / f"d{number}").mkdir(parents=True)
@@ -141,7 +141,7 @@ async def test_one_change_among_many_files_is_looked_at_alone(
         (tmp_path / f"d{number:02}").mkdir()
         replace(tmp_path / f"d{number:02}/f", "0")
     everything: list[int] = []
-    real = WatchThread._look_at_all
+    real = WatchThread._scan_all
 
     def count(self: WatchThread, *args: object, **more: object) -> object:
         everything.append(1)
@@ -149,7 +149,7 @@ async def test_one_change_among_many_files_is_looked_at_alone(
 
     async with consumer(f"{tmp_path}/", recheck=NEVER) as seen:
         await until(lambda: seen and len(seen[-1]) == 50)
-        monkeypatch.setattr(WatchThread, "_look_at_all", count)
+        monkeypatch.setattr(WatchThread, "_scan_all", count)
         replace(tmp_path / "d07/f", "1")
         await until(lambda: seen[-1].text("d07/f") == "1", timeout=AT_ONCE)
         assert seen[-1].version == type(seen[-1]).of({n: seen[-1][n] for n in seen[-1]}).version
@@ -193,13 +193,13 @@ async def test_events_are_not_relied_on_where_they_cannot_come(
     """inotify(7): "does not report accesses and modifications that occur [...] on network filesystems", whatever --watch says."""
     monkeypatch.setattr("sidecar.fs.notify.select.is_remote", lambda _: True)
     monkeypatch.setattr(InotifyNotifier, "drain", lambda _: EventBatch())
-    for share in ("_SHARE_OF_TIME", "_LOOSE_SHARE_OF_TIME"):
+    for share in ("_COMPARE_TIME_SHARE", "_LOOSE_COMPARE_TIME_SHARE"):
         monkeypatch.setattr(f"sidecar.volume.watch.thread.{share}", 1e-9)
     (tmp_path / "sub").mkdir()
     replace(tmp_path / "sub/f", "0")
     async with consumer(f"{tmp_path}/", recheck=0.02, watch="inotify") as seen:
         await seen.converge({"sub/f": "0"})
-        run = seen.watch._run
-        await until(lambda: run is not None and run.lookout._full_at > 0)  # all were compared
+        run = seen.watch._session
+        await until(lambda: run is not None and run.thread._full_at > 0)  # all were compared
         (tmp_path / "sub/f").write_text("1")
         await seen.converge({"sub/f": "1"}, AT_ONCE)

@@ -47,26 +47,26 @@ def look(
         n: Content(n, text.encode(), version_of(text.encode()), 0.0)
         for n, (text, _) in names.items()
     }
-    mark = FileStates((1, directory), generation, {n: s for n, (_, s) in names.items()}, {}, {})
+    states = FileStates((1, directory), generation, {n: s for n, (_, s) in names.items()}, {}, {})
     return ScanResult(
         Snapshot(contents, single=single, value=None),
-        mark,
-        more.get("unsettled", frozenset()),
+        states,
+        more.get("changed_while_read", frozenset()),
         more.get("linked", frozenset()),
         {},
-        more.get("unread", frozenset()),
+        more.get("incomplete", frozenset()),
     )
 
 
 def tell(one: StabilityFilter, *kinds: int, name: str = "a", late: int = 0) -> None:
     """Let events come before the look, and `late` ones during it."""
     for kind in kinds:
-        one.evidence.add(
+        one.events.add(
             EventBatch(count=1, last={name.encode(): kind}, kinds={name.encode(): kind}), {}
         )
-    one.evidence.scan_started()
+    one.events.scan_started()
     if late:
-        one.evidence.add(
+        one.events.add(
             EventBatch(count=1, last={name.encode(): late}, kinds={name.encode(): late}), {}
         )
 
@@ -112,8 +112,8 @@ def test_each_kind_of_change_is_waited_for_as_long_as_it_needs(case: str) -> Non
     one = StabilityFilter("/shared/a")
     tell(one, *kinds, late=late)
     verdict = one.decide(look(found), HERE, 100.0)
-    assert verdict.pause == (pytest.approx(wait) if wait else wait)
-    assert (verdict.accept is None) == (wait is not None)
+    assert verdict.retry_after == (pytest.approx(wait) if wait else wait)
+    assert (verdict.show is None) == (wait is not None)
 
 
 @pytest.mark.parametrize(
@@ -125,25 +125,25 @@ def test_what_was_still_for_long_enough_is_believed(case: str) -> None:
     one = StabilityFilter("/shared/a")
     tell(one, *kinds, late=late)
     assert wait is not None
-    assert one.decide(look(found), HERE, 100.0).accept is None
-    one.evidence.scan_started()
+    assert one.decide(look(found), HERE, 100.0).show is None
+    one.events.scan_started()
     text, signature = found
     again = signature._replace(mtime_ns=signature.mtime_ns + 1, ctime_ns=signature.ctime_ns + 1)
     other = (text, again)
-    assert one.decide(look(other), HERE, 100.0 + wait * 0.9).accept is None
-    assert one.decide(look(other), HERE, 100.0 + wait * 1.8).accept is None
-    assert one.decide(look(other), HERE, 100.0 + wait * 2).accept is not None
+    assert one.decide(look(other), HERE, 100.0 + wait * 0.9).show is None
+    assert one.decide(look(other), HERE, 100.0 + wait * 1.8).show is None
+    assert one.decide(look(other), HERE, 100.0 + wait * 2).show is not None
 
 
 def test_a_file_that_changed_while_it_was_read_is_read_again() -> None:
     """At once if its writer has closed it, else when it is still."""
     one = StabilityFilter("/shared/a")
     tell(one, WRITTEN, CLOSED)
-    torn = look(PLACE, unsettled=frozenset({"a"}))
-    assert one.decide(torn, HERE, 100.0).pause == 0.0
+    torn = look(PLACE, changed_while_read=frozenset({"a"}))
+    assert one.decide(torn, HERE, 100.0).retry_after == 0.0
     one = StabilityFilter("/shared/a")
     tell(one)
-    assert one.decide(torn, HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
+    assert one.decide(torn, HERE, 100.0).retry_after == pytest.approx(QUIET_PERIOD)
 
 
 @pytest.mark.parametrize("known", [CLOSED, CAME])
@@ -151,19 +151,21 @@ def test_a_whole_rewrite_during_the_look_is_read_again(known: int) -> None:
     """It was closed before and is closed now, and what was read lies between: only the next look can tell."""
     one = StabilityFilter("/shared/a")
     tell(one, known)
-    one.evidence.add(EventBatch(last={b"a": CLOSED}, kinds={b"a": WRITTEN | CLOSED}), {})
-    assert one.decide(look(NEW), HERE, 100.0).pause == 0.0
+    one.events.add(EventBatch(last={b"a": CLOSED}, kinds={b"a": WRITTEN | CLOSED}), {})
+    assert one.decide(look(NEW), HERE, 100.0).retry_after == 0.0
 
 
 def test_bytes_count_and_not_signatures() -> None:
     """Old bytes with a new signature are nothing new, unless they were read while they changed; new bytes are always doubted."""
     one = StabilityFilter("/shared/a")
     tell(one)
-    again = look(file("old", age=0), unsettled=frozenset({"a"}))
-    assert one.decide(again, HERE, 100.0).accept is None
+    again = look(file("old", age=0), changed_while_read=frozenset({"a"}))
+    assert one.decide(again, HERE, 100.0).show is None
     tell(one)
     signature = file("old")[1]
-    assert one.decide(look(("odd", signature)), HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
+    assert one.decide(look(("odd", signature)), HERE, 100.0).retry_after == pytest.approx(
+        QUIET_PERIOD
+    )
 
 
 def test_a_first_look_trusts_what_is_not_fresh() -> None:
@@ -172,7 +174,7 @@ def test_a_first_look_trusts_what_is_not_fresh() -> None:
         one = StabilityFilter("/shared/a")
         tell(one)
         verdict = one.decide(look(file(age=age)), None, 100.0)
-        assert verdict.pause == (wait and pytest.approx(wait))
+        assert verdict.retry_after == (wait and pytest.approx(wait))
 
 
 def test_a_generation_is_whole_whatever_its_files_look_like() -> None:
@@ -181,9 +183,9 @@ def test_a_generation_is_whole_whatever_its_files_look_like() -> None:
     tell(one, MADE)
     before = look(file(), single=False, generation="..1")
     new = look(file("", inode=2, age=0), file("b", age=0), single=False, generation="..2")
-    assert one.decide(new, before, 100.0).accept is new
+    assert one.decide(new, before, 100.0).show is new
     same = look(file("new", age=0), single=False, generation="..1")
-    assert one.decide(same, before, 100.0).accept is None or "a" in one.held.still
+    assert one.decide(same, before, 100.0).show is None or "a" in one.pending.observed
 
 
 def test_names_of_a_loose_set_are_held_back_one_by_one() -> None:
@@ -191,13 +193,13 @@ def test_names_of_a_loose_set_are_held_back_one_by_one() -> None:
     one = StabilityFilter("/shared")
     tell(one, WRITTEN)
     before = look(file("a0"), file("b0"), single=False)
-    one.evidence.add(EventBatch(last={b"b": CAME}, kinds={b"b": CAME}), {})
-    one.evidence.scan_started()
+    one.events.add(EventBatch(last={b"b": CAME}, kinds={b"b": CAME}), {})
+    one.events.scan_started()
     found = look(file("a1", age=0), file("b1", inode=2), single=False)
-    shown = one.decide(found, before, 100.0).accept
+    shown = one.decide(found, before, 100.0).show
     assert shown is not None
     assert dict(shown.snapshot) == {"a": b"a0", "b": b"b1"}
-    assert shown.mark.signatures["a"] == before.mark.signatures["a"]
+    assert shown.states.signatures["a"] == before.states.signatures["a"]
 
 
 def test_names_that_vanish_are_waited_for() -> None:
@@ -207,14 +209,14 @@ def test_names_that_vanish_are_waited_for() -> None:
     tell(one)
     two_left = look(file("a"), file("b"), single=False)
     one_left = look(file("a"), single=False)
-    assert one.decide(two_left, before, 100.0).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 0.9).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 1.8).accept is None
-    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 2).accept is one_left
+    assert one.decide(two_left, before, 100.0).show is None
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 0.9).show is None
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 1.8).show is None
+    assert one.decide(one_left, before, 100.0 + stability.DELETION_QUIET * 2).show is one_left
     one = StabilityFilter("/shared")
     tell(one)
-    assert one.decide(two_left, before, 100.0).accept is None
-    assert one.decide(one_left, before, 102.0).accept is one_left
+    assert one.decide(two_left, before, 100.0).show is None
+    assert one.decide(one_left, before, 102.0).show is one_left
 
 
 def test_what_was_not_read_to_its_end_is_never_shown() -> None:
@@ -222,14 +224,14 @@ def test_what_was_not_read_to_its_end_is_never_shown() -> None:
     before = look(file("old"), single=False)
     new = look(
         file("x", inode=5), single=False, directory=2,
-        unsettled=frozenset("a"), unread=frozenset("a"),
+        changed_while_read=frozenset("a"), incomplete=frozenset("a"),
     )  # fmt: skip
     one = StabilityFilter("/shared")
-    one.evidence.add(EventBatch(count=1, moved=True, arrived=True), {})
-    one.evidence.scan_started()
+    one.events.add(EventBatch(count=1, moved=True, renamed_in=True), {})
+    one.events.scan_started()
     verdict = one.decide(new, before, 100.0)
-    assert verdict.accept is None or "a" not in verdict.accept.snapshot
-    assert verdict.pause is not None
+    assert verdict.show is None or "a" not in verdict.show.snapshot
+    assert verdict.retry_after is not None
 
 
 def test_another_directory_is_a_first_look() -> None:
@@ -238,11 +240,11 @@ def test_another_directory_is_a_first_look() -> None:
     new = look(file("x", inode=5, age=0), file("", inode=6, age=0), single=False, directory=2)
     one = StabilityFilter("/shared")
     tell(one)
-    assert one.decide(new, before, 100.0).accept is None
+    assert one.decide(new, before, 100.0).show is None
     one = StabilityFilter("/shared")
-    one.evidence.add(EventBatch(count=1, moved=True, arrived=True), {})
-    one.evidence.scan_started()
-    assert one.decide(new, before, 100.0).accept is new
+    one.events.add(EventBatch(count=1, moved=True, renamed_in=True), {})
+    one.events.scan_started()
+    assert one.decide(new, before, 100.0).show is new
 
 
 def test_what_happens_in_the_middle_of_a_look_is_not_forgotten_for_what_comes_after() -> None:
@@ -250,9 +252,9 @@ def test_what_happens_in_the_middle_of_a_look_is_not_forgotten_for_what_comes_af
     one = StabilityFilter("/shared/a")
     tell(one, WRITTEN, CLOSED)
     for kind in (WRITTEN, CLOSED):
-        one.evidence.add(EventBatch(count=1, last={b"a": kind}, kinds={b"a": kind}), {})
+        one.events.add(EventBatch(count=1, last={b"a": kind}, kinds={b"a": kind}), {})
     verdict = one.decide(look(PLACE), HERE, 100.0)
-    assert (verdict.accept, verdict.pause) == (None, 0.0)
+    assert (verdict.show, verdict.retry_after) == (None, 0.0)
 
 
 def test_a_rename_during_a_look_is_evidence_for_the_next_one() -> None:
@@ -260,19 +262,19 @@ def test_a_rename_during_a_look_is_evidence_for_the_next_one() -> None:
     one = StabilityFilter("/shared/a")
     tell(one, CAME, late=CAME)
     first = look(NEW)
-    assert one.decide(first, HERE, 100.0).accept is first
-    one.evidence.scan_started()
+    assert one.decide(first, HERE, 100.0).show is first
+    one.events.scan_started()
     second = look(file("newer", inode=3, age=0))
-    assert one.decide(second, first, 100.0).accept is second
+    assert one.decide(second, first, 100.0).show is second
 
 
 def test_what_changed_while_it_was_read_is_never_shown() -> None:
     """However long it has been still: the bytes at hand are not those of now."""
     one = StabilityFilter("/shared/a")
-    torn = look(PLACE, unsettled=frozenset("a"))
+    torn = look(PLACE, changed_while_read=frozenset("a"))
     for now in (100.0, 100.0 + 2 * QUIET_PERIOD):
         tell(one)
-        assert one.decide(torn, HERE, now).accept is None
+        assert one.decide(torn, HERE, now).show is None
 
 
 def test_a_name_that_is_made_as_one_more_link_is_complete() -> None:
@@ -280,7 +282,7 @@ def test_a_name_that_is_made_as_one_more_link_is_complete() -> None:
     one = StabilityFilter("/shared/a")
     tell(one, MADE)
     linked = look(file("new", inode=2, age=0), linked=frozenset("a"))
-    assert one.decide(linked, HERE, 100.0).accept is linked
+    assert one.decide(linked, HERE, 100.0).show is linked
 
 
 def test_names_that_a_new_generation_does_not_have_are_gone_at_once() -> None:
@@ -289,7 +291,7 @@ def test_names_that_a_new_generation_does_not_have_are_gone_at_once() -> None:
     tell(one)
     before = look(file(), file(), single=False, generation="..gen-1")
     after = look(file(inode=2), single=False, generation="..gen-2")
-    assert one.decide(after, before, 100.0).accept is after
+    assert one.decide(after, before, 100.0).show is after
 
 
 def test_waiting_without_an_end_is_told_as_a_problem() -> None:
@@ -309,40 +311,40 @@ def test_lost_events_leave_no_evidence() -> None:
     """After an overflow nothing is known of who writes what."""
     one = StabilityFilter("/shared/a")
     tell(one, CAME)
-    one.evidence.add(EventBatch(lost=True), {})
-    one.evidence.scan_started()
-    assert one.decide(look(PLACE), HERE, 100.0).pause == pytest.approx(QUIET_PERIOD)
+    one.events.add(EventBatch(lost=True), {})
+    one.events.scan_started()
+    assert one.decide(look(PLACE), HERE, 100.0).retry_after == pytest.approx(QUIET_PERIOD)
 
 
 def test_what_has_been_accepted_needs_new_evidence() -> None:
     """The rename of yesterday says nothing about the rewrite of today."""
     one = StabilityFilter("/shared/a")
     tell(one, CAME)
-    accepted = one.decide(look(NEW), HERE, 100.0).accept
+    accepted = one.decide(look(NEW), HERE, 100.0).show
     assert accepted is not None
-    one.evidence.scan_started()
+    one.events.scan_started()
     rewritten = look(file("newer", inode=2, age=0))
-    assert one.decide(rewritten, accepted, 101.0).pause == pytest.approx(QUIET_PERIOD)
+    assert one.decide(rewritten, accepted, 101.0).retry_after == pytest.approx(QUIET_PERIOD)
 
 
 def test_names_of_neighbours_do_not_fill_the_memory() -> None:
     """They are forgotten with each look that is accepted, and when they are too many."""
     one = StabilityFilter("/shared")
-    for number in range(event_log._MOST_NAMES + 10):
+    for number in range(event_log._MAX_NAMES + 10):
         raw = b"%d" % number
-        one.evidence.add(EventBatch(last={raw: MADE}, kinds={raw: MADE}), {})
-    assert len(one.evidence.last) < 20
+        one.events.add(EventBatch(last={raw: MADE}, kinds={raw: MADE}), {})
+    assert len(one.events.last) < 20
     tell(one)
     one.decide(look(file(), single=False), None, 100.0)
-    assert not one.evidence.last
+    assert not one.events.last
 
 
 def test_events_of_another_name_may_tell_of_a_file() -> None:
     """`..data` is the way to the file, and a link's target is the file."""
     one = StabilityFilter("/shared/a")
-    one.evidence.add(EventBatch(last={b"..data": CAME}, kinds={b"..data": CAME}), {"..data": "a"})
-    one.evidence.scan_started()
-    assert one.decide(look(NEW), HERE, 100.0).accept is not None
+    one.events.add(EventBatch(last={b"..data": CAME}, kinds={b"..data": CAME}), {"..data": "a"})
+    one.events.scan_started()
+    assert one.decide(look(NEW), HERE, 100.0).show is not None
 
 
 def test_the_bits_are_those_of_the_kernel() -> None:
@@ -365,7 +367,7 @@ class Disk:
     def is_open_for_writing(self, *_: object) -> bool | None:
         return self.writing
 
-    def has_published(self, *_: object) -> bool:
+    def is_archived(self, *_: object) -> bool:
         return self.published
 
 
@@ -390,14 +392,14 @@ def test_a_young_file_without_events_is_believed_if_the_disk_proves_it(
     one = StabilityFilter("/shared/a", disk)
     tell(one)
     found = look(YOUNG, linked=frozenset("a") if disk.published else frozenset())
-    assert one.decide(found, before, 100.0).pause == (wait and pytest.approx(wait))
+    assert one.decide(found, before, 100.0).retry_after == (wait and pytest.approx(wait))
 
 
 def test_a_file_that_was_cut_by_its_path_is_waited_for_a_second() -> None:
     """truncate(2) opens nothing: one IN_MODIFY, and no close will come."""
     one = StabilityFilter("/shared/a", Disk(writing=False))
     tell(one, WRITTEN)
-    assert one.decide(look(file("ol", age=0.4)), HERE, 100.0).pause == pytest.approx(0.6)
+    assert one.decide(look(file("ol", age=0.4)), HERE, 100.0).retry_after == pytest.approx(0.6)
 
 
 def test_files_that_lay_in_a_directory_when_it_came_by_rename_are_whole() -> None:
@@ -409,12 +411,14 @@ def test_files_that_lay_in_a_directory_when_it_came_by_rename_are_whole() -> Non
         found = look(
             file(), ("x", openat.StatSignature(1, 7, 1, 0, int(changed * 1e9))), single=False
         )
-        names = {"a": found.mark.signatures["a"], "sub/b": found.mark.signatures["b"]}
+        names = {"a": found.states.signatures["a"], "sub/b": found.states.signatures["b"]}
         contents = {"a": old.snapshot.content("a"), "sub/b": found.snapshot.content("b")}
         folder = openat.StatSignature(1, 8, 1, 0, int((NOW - 0.4) * 1e9))
-        mark = found.mark._replace(signatures=names, folders={"sub": folder})
-        nested = replace(found, snapshot=Snapshot(contents, single=False, value=None), mark=mark)
-        assert (one.decide(nested, old, 100.0).pause is None) == accepted
+        states = found.states._replace(signatures=names, folders={"sub": folder})
+        nested = replace(
+            found, snapshot=Snapshot(contents, single=False, value=None), states=states
+        )
+        assert (one.decide(nested, old, 100.0).retry_after is None) == accepted
 
 
 def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
@@ -425,11 +429,11 @@ def test_a_tree_that_is_copied_is_shown_once_it_is_quiet() -> None:
         files.append(file("x", inode=9 + number, age=0))
         tell(one, WRITTEN, CLOSED, name=chr(ord("b") + number))
         verdict = one.decide(look(*files, single=False), before, 100.0 + number / 20)
-        assert verdict.accept is not None
-        assert verdict.accept.snapshot == before.snapshot
-    one.evidence.scan_started()
+        assert verdict.show is not None
+        assert verdict.show.snapshot == before.snapshot
+    one.events.scan_started()
     found = look(*files, single=False)
-    shown = one.decide(found, before, 100.0 + 29 / 20 + stability.QUIET).accept
+    shown = one.decide(found, before, 100.0 + 29 / 20 + stability.DIRECTORY_QUIET).show
     assert shown is found
 
 
@@ -441,4 +445,4 @@ def test_a_quiet_period_that_is_asked_for_holds_for_every_change() -> None:
         tell(one, CAME)
         found = look(file(str(number), inode=number), single=False)
         verdict = one.decide(found, before, 100.0 + number / 10)
-        assert (verdict.accept is None) == (number < 50)
+        assert (verdict.show is None) == (number < 50)

@@ -21,7 +21,7 @@ class FakeHints:
 
     mode: Mode = "inotify"
     fd: int | None = None
-    nests = True
+    supports_nested = True
 
     def __init__(self, bell: WakeupPipe) -> None:
         self._bell = bell
@@ -48,7 +48,7 @@ class FakeHints:
 
     def tell(self, seen: EventBatch) -> None:
         self._seen = seen
-        self._bell.ring()
+        self._bell.wake()
 
 
 class World:
@@ -59,12 +59,12 @@ class World:
         self.looks: list[tuple[bool, bool]] = []
         self.fail_next = False
         self.hints: FakeHints
-        self.lookout = WatchThread(
+        self.watcher = WatchThread(
             str(path),
-            wanted="inotify",
+            requested="inotify",
             recheck=recheck,
             limit=1 << 20,
-            tell=self.told.append,
+            notify=self.told.append,
             ended=lambda: None,
         )
 
@@ -90,16 +90,16 @@ def world(
     path = tmp_path / "config"
     replace(path, "0")
     made = World(path, request.param)
-    real = PathScanner.look
+    real = PathScanner.scan
     monkeypatch.setattr(select, "open_notifier", made.source)
     monkeypatch.setattr(
-        PathScanner, "look", lambda eye, *args, **more: made.look(real, eye, *args, **more)
+        PathScanner, "scan", lambda eye, *args, **more: made.look(real, eye, *args, **more)
     )
-    made.lookout.start()
-    wait(lambda: made.told and not made.lookout._unsure)  # so young a file is looked at once more
+    made.watcher.start()
+    wait(lambda: made.told and not made.watcher._unstable)  # so young a file is looked at once more
     yield made
-    made.lookout.stop()
-    made.lookout.join()
+    made.watcher.stop()
+    made.watcher.join()
 
 
 @pytest.mark.parametrize("world", [60.0], indirect=True)
@@ -131,7 +131,7 @@ def test_after_an_exception_everything_is_read_and_armed_again(
     world.fail_next = True
     wait(lambda: len(world.told) >= before + 2)
     death, again = world.told[before : before + 2]
-    assert "planted" in str(death.death)
+    assert "planted" in str(death.crash)
     assert again.snapshot is not None
     assert again.snapshot.text() == "0"
     assert world.hints.arms == arms + 1
@@ -146,6 +146,6 @@ def test_an_exception_between_two_looks_does_not_end_it_unseen(world: World) -> 
     world.hints.fail_next = True
     wait(lambda: len(world.told) >= before + 2)
     death, again = world.told[before : before + 2]
-    assert "planted" in str(death.death)
+    assert "planted" in str(death.crash)
     assert again.snapshot is not None
     assert world.hints.arms == arms + 1

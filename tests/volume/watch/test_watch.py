@@ -375,12 +375,12 @@ async def test_a_run_that_has_ended_is_not_heard_any_more(path: Path) -> None:
     one = Watch(path)
     async with one:
         await one.looked()
-        old = one._run
+        old = one._session
     async with one:
         await one.looked()
         assert old is not None
         one._receive(
-            old, WatchUpdate(Snapshot.of({"config": "old"}, single=True), "old", death="old")
+            old, WatchUpdate(Snapshot.of({"config": "old"}, single=True), "old", crash="old")
         )
         assert (one.stale, one.failure) == (None, None)
         assert one.snapshot is not None
@@ -519,14 +519,14 @@ class Hanging:
 
         self.hangs = threading.Event()
         self.released = threading.Event()
-        look = PathScanner.look
+        look = PathScanner.scan
 
         def hang(*arguments: Any, **options: Any) -> Any:
             if self.hangs.is_set():
                 self.released.wait(30)
             return look(*arguments, **options)
 
-        monkeypatch.setattr(PathScanner, "look", hang)
+        monkeypatch.setattr(PathScanner, "scan", hang)
 
 
 async def test_a_look_that_hangs_is_a_failure_until_it_returns(
@@ -569,7 +569,7 @@ async def test_a_watch_that_fails_says_so_once_and_goes_on(
     async with Watch(path, recheck=0.02) as one:
         await one.looked()
         before = metric("sidecar_watch_errors_total")
-        monkeypatch.setattr(PathScanner, "look", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(PathScanner, "scan", lambda *_, **__: 1 / 0)
         await until(lambda: "ZeroDivisionError" in str(one.failure), timeout=BOUND)
         assert one.snapshot is not None
         await asyncio.sleep(0.1)
@@ -595,8 +595,8 @@ async def test_what_no_event_told_is_counted_as_a_rescue(
         await asyncio.sleep(0.3)
         assert metric("sidecar_poll_rescues_total") == before
         monkeypatch.setattr(inotify.Inotify, "drain", lambda _: [])
-        lookout = seen.watch._run.lookout  # type: ignore[union-attr]
-        await until(lambda: not lookout._hinted, timeout=BOUND)
+        thread = seen.watch._session.thread  # type: ignore[union-attr]
+        await until(lambda: not thread._by_event, timeout=BOUND)
         replace(path, "2")
         await seen.converge("2")
         assert metric("sidecar_poll_rescues_total") == before + 1

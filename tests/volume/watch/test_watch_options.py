@@ -78,7 +78,9 @@ async def test_a_tree_that_is_copied_is_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 files made one after the other, in directories."""
-    monkeypatch.setattr(stability, "QUIET", 1.5)  # a busy machine may let the copy stand still
+    monkeypatch.setattr(
+        stability, "DIRECTORY_QUIET", 1.5
+    )  # a busy machine may let the copy stand still
     source, volume = tmp_path / "source", tmp_path / "volume"
     for number in range(300):
         (source / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ async def test_each_new_version_is_one_line_and_many_are_summed_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What, which version, how large; no more than one a second."""
-    monkeypatch.setattr(change_log, "_EVERY", 0.5)
+    monkeypatch.setattr(change_log, "_SUMMARY_INTERVAL", 0.5)
     caplog.set_level(logging.INFO)
     path = tmp_path / "config"
     first, last = (sidecar.Snapshot.of({"config": t}, single=True).version for t in ("0", "22"))
