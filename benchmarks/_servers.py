@@ -28,13 +28,13 @@ Server = Callable[[Path, int], AbstractContextManager[int]]
 _PROGRAMS = Path(__file__).parent.parent / "tests/peers/gin"
 _GIN = Path("/usr/share/gocode/src/github.com/gin-gonic/gin")
 _NGINX = """
-worker_processes 1; daemon off; pid {room}/pid; error_log {room}/error;
+worker_processes 1; daemon off; pid {workdir}/pid; error_log {workdir}/error;
 events {{ worker_connections 20000; }}
 http {{
   access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; open_file_cache max=100;
-  client_body_temp_path {room}/a; proxy_temp_path {room}/b; fastcgi_temp_path {room}/c;
-  uwsgi_temp_path {room}/d; scgi_temp_path {room}/e;
-  server {{ listen 127.0.0.1:{port}{tls}; root {room}/www; }}
+  client_body_temp_path {workdir}/a; proxy_temp_path {workdir}/b; fastcgi_temp_path {workdir}/c;
+  uwsgi_temp_path {workdir}/d; scgi_temp_path {workdir}/e;
+  server {{ listen 127.0.0.1:{port}{tls}; root {workdir}/www; }}
 }}
 """
 #: What somebody writes by hand with the same libraries: the file is read once, and again when it has changed.
@@ -90,8 +90,8 @@ def sidecar(command: str, *options: str) -> Server:
     """Return `sidecar read` or `sidecar write` with further options."""
 
     @contextmanager
-    def server(room: Path, port: int) -> Iterator[int]:
-        base = [sys.executable, "-m", "sidecar.cli", command, "--path", str(room / "config")]
+    def server(workdir: Path, port: int) -> Iterator[int]:
+        base = [sys.executable, "-m", "sidecar.cli", command, "--path", str(workdir / "config")]
         where = ["--host", "127.0.0.1", "--port", str(port), "--drain-delay", "0"]
         with running([*base, *where, *options], port) as pid:
             yield pid
@@ -99,27 +99,27 @@ def sidecar(command: str, *options: str) -> Server:
     return server
 
 
-def nginx(room: Path, port: int) -> AbstractContextManager[int]:
+def nginx(workdir: Path, port: int) -> AbstractContextManager[int]:
     """Serve the answer of `GET /`, and the content itself as `/raw`, as static files."""
-    return _nginx(room, port)
+    return _nginx(workdir, port)
 
 
 def nginx_tls(cert: Path, key: Path) -> Server:
     """Return nginx over TLS, with sessions that can be resumed by tickets, as its default is."""
     tls = f" ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key}"
-    return lambda room, port: _nginx(room, port, tls)
+    return lambda workdir, port: _nginx(workdir, port, tls)
 
 
 @contextmanager
-def _nginx(room: Path, port: int, tls: str = "") -> Iterator[int]:
-    (room / "www").mkdir()
-    content = (room / "config").read_bytes()
-    (room / "www/raw").write_bytes(content)
+def _nginx(workdir: Path, port: int, tls: str = "") -> Iterator[int]:
+    (workdir / "www").mkdir()
+    content = (workdir / "config").read_bytes()
+    (workdir / "www/raw").write_bytes(content)
     if len(content) <= 1 << 20:
-        (room / "www/index.html").write_bytes(orjson.dumps(content.decode()))
-    (room / "nginx.conf").write_text(_NGINX.format(room=room, port=port, tls=tls))
-    room.chmod(0o755)
-    with running(["nginx", "-c", str(room / "nginx.conf")], port) as pid:
+        (workdir / "www/index.html").write_bytes(orjson.dumps(content.decode()))
+    (workdir / "nginx.conf").write_text(_NGINX.format(workdir=workdir, port=port, tls=tls))
+    workdir.chmod(0o755)
+    with running(["nginx", "-c", str(workdir / "nginx.conf")], port) as pid:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         yield int(children[0])  # the worker
 
@@ -128,22 +128,22 @@ def gin(program: str) -> Server:
     """Return the article's `reader` or `writer`, built from Debian's packages."""
 
     @contextmanager
-    def server(room: Path, port: int) -> Iterator[int]:
+    def server(workdir: Path, port: int) -> Iterator[int]:
         cache = Path(tempfile.gettempdir()) / f"sidecar-bench-go-{os.getuid()}"
         build = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(cache)}
-        command = ["go", "build", "-o", str(room / "gin"), str(_PROGRAMS / f"{program}.go")]
+        command = ["go", "build", "-o", str(workdir / "gin"), str(_PROGRAMS / f"{program}.go")]
         subprocess.run(command, env=os.environ | build, check=True, capture_output=True)
-        settings = {"CONFIG": str(room / "config"), "PORT": str(port), "GOMAXPROCS": "1"}
-        with running([str(room / "gin")], port, **settings) as pid:
+        settings = {"CONFIG": str(workdir / "config"), "PORT": str(port), "GOMAXPROCS": "1"}
+        with running([str(workdir / "gin")], port, **settings) as pid:
             yield pid
 
     return server
 
 
 @contextmanager
-def plain_aiohttp(room: Path, port: int) -> Iterator[int]:
+def plain_aiohttp(workdir: Path, port: int) -> Iterator[int]:
     """Serve it with the twenty lines that one writes by hand."""
-    with running([sys.executable, "-c", _AIOHTTP, str(room / "config"), str(port)], port) as pid:
+    with running([sys.executable, "-c", _AIOHTTP, str(workdir / "config"), str(port)], port) as pid:
         yield pid
 
 
@@ -178,12 +178,12 @@ def side_by_side(
     with ExitStack() as stack:
         places: dict[str, tuple[int, int]] = {}
         for name, server in servers.items():
-            room = Path(
+            workdir = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")))
             )
-            (room / "config").write_bytes(content)
+            (workdir / "config").write_bytes(content)
             port = free_port()
-            places[name] = (stack.enter_context(server(room, port)), port)
+            places[name] = (stack.enter_context(server(workdir, port)), port)
         yield places
 
 

@@ -250,8 +250,8 @@ def main() -> None:
     wanted = options.idle + options.slow + GOOD + 200
     if hard != resource.RLIM_INFINITY and hard < wanted:
         sys.exit(f"this user may open {hard} files, and {wanted} are needed (`ulimit -Hn`)")
-    room = str(options.idle + options.slow + 100)
-    servers = {"sidecar": sidecar("read", "--max-connections", room)}
+    limit = str(options.idle + options.slow + 100)
+    servers = {"sidecar": sidecar("read", "--max-connections", limit)}
     if not options.alone:
         servers |= {"aiohttp": plain_aiohttp, "nginx": nginx}
     here = os.sched_getaffinity(0)

@@ -66,9 +66,9 @@ async def by_size(repeat: int) -> tuple[Points, Points, Points]:
     gets: Points = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as directory:
-            room = Path(directory)
-            volume = library.Volume(room, keep=1)
-            async with library.watch(room / "config", max_size=1 << 30) as watch:
+            workdir = Path(directory)
+            volume = library.Volume(workdir, keep=1)
+            async with library.watch(workdir / "config", max_size=1 << 30) as watch:
                 times = [
                     await seen(watch, volume.put("config", (b"%d" % number).ljust(size)[:size]))
                     for number in range(repeat)
@@ -77,7 +77,7 @@ async def by_size(repeat: int) -> tuple[Points, Points, Points]:
             publishes.append((size, took))
             lags.append((size, late))
             port = free_port()
-            with sidecar("read")(room, port):
+            with sidecar("read")(workdir, port):
                 gets.append((size, await asyncio.to_thread(get, port, repeat)))
         print(f"content of {size:,} bytes: publish {publishes[-1][1]:.2f} ms", flush=True)
     return publishes, lags, gets

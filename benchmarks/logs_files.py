@@ -45,7 +45,7 @@ async def main():
 sidecar.run(main())
 """
 RSYSLOG = """
-global(workDirectory="{room}")
+global(workDirectory="{workdir}")
 module(load="{modules}/imfile.so" mode="inotify")
 input(type="imfile" file="{source}" tag="x" persistStateInterval="10000")
 template(name="raw" type="string" string="%msg%\\n")
@@ -117,15 +117,15 @@ def unpacked() -> Path:
 
 def measure(start: Start, rivals: Path, size: int, width: int) -> float | None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as directory:
-        room = Path(directory)
-        source, out = room / "in.log", room / "out.log"
+        workdir = Path(directory)
+        source, out = workdir / "in.log", workdir / "out.log"
         count = size // width
         with source.open("wb") as file:
             line = b"%012d " + b"x" * (width - 14) + b"\n"
             for number in range(0, count, 1000):
                 file.write(b"".join(line % n for n in range(number, min(number + 1000, count))))
         size = source.stat().st_size
-        command = start(room, rivals, source, out)
+        command = start(workdir, rivals, source, out)
         if command is None:
             return None
         process = subprocess.Popen(
@@ -156,34 +156,34 @@ def environment(rivals: Path) -> dict[str, str]:
     return os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
 
 
-def sidecar(room: Path, _: Path, source: Path, out: Path) -> list[str]:
-    program = room / "ours.py"
+def sidecar(workdir: Path, _: Path, source: Path, out: Path) -> list[str]:
+    program = workdir / "ours.py"
     program.write_text(OURS)
-    return [sys.executable, str(program), str(source), str(room / "offsets.json"), str(out)]
+    return [sys.executable, str(program), str(source), str(workdir / "offsets.json"), str(out)]
 
 
-def rsyslog(room: Path, rivals: Path, source: Path, out: Path) -> list[str] | None:
+def rsyslog(workdir: Path, rivals: Path, source: Path, out: Path) -> list[str] | None:
     program, modules = (
         find(rivals, "usr/sbin/rsyslogd"),
         find(rivals, "usr/lib/x86_64-linux-gnu/rsyslog"),
     )
     if program is None or modules is None:
         return None
-    config = room / "rsyslog.conf"
-    config.write_text(RSYSLOG.format(room=room, modules=modules, source=source, out=out))
-    return [program, "-n", "-f", str(config), "-i", str(room / "pid"), "-M", modules]
+    config = workdir / "rsyslog.conf"
+    config.write_text(RSYSLOG.format(workdir=workdir, modules=modules, source=source, out=out))
+    return [program, "-n", "-f", str(config), "-i", str(workdir / "pid"), "-M", modules]
 
 
-def syslog_ng(room: Path, rivals: Path, source: Path, out: Path) -> list[str] | None:
+def syslog_ng(workdir: Path, rivals: Path, source: Path, out: Path) -> list[str] | None:
     program = find(rivals, "usr/sbin/syslog-ng")
     modules = find(rivals, "usr/lib/syslog-ng/3.38") or find(rivals, "usr/lib/syslog-ng")
     if program is None or modules is None:
         return None
-    config = room / "syslog-ng.conf"
+    config = workdir / "syslog-ng.conf"
     config.write_text(SYSLOG_NG.format(source=source, out=out))
     return [
-        *(program, "-F", "--no-caps", "-f", str(config), "-R", str(room / "persist")),
-        *("-p", str(room / "pid"), "-c", str(room / "control"), f"--module-path={modules}"),
+        *(program, "-F", "--no-caps", "-f", str(config), "-R", str(workdir / "persist")),
+        *("-p", str(workdir / "pid"), "-c", str(workdir / "control"), f"--module-path={modules}"),
     ]
 
 

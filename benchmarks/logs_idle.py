@@ -52,13 +52,13 @@ def main() -> None:
     report(rows, options.json)
 
 
-def idle(room: Path, count: int, seconds: float) -> list[Row]:
-    logs = room / "log"
+def idle(workdir: Path, count: int, seconds: float) -> list[Row]:
+    logs = workdir / "log"
     logs.mkdir()
     for number in range(count):
         (logs / f"app{number:05d}.log").write_text(f"first line of {number}\n" * 50)
-    out = room / "out"
-    process = start(room, logs / "*.log", out)
+    out = workdir / "out"
+    process = start(workdir, logs / "*.log", out)
     wait(lambda: out.exists() and out.stat().st_size >= total(logs))
     time.sleep(2)
     before = cpu_seconds(process.pid)
@@ -88,10 +88,10 @@ def idle(room: Path, count: int, seconds: float) -> list[Row]:
     return rows
 
 
-def dead(room: Path, seconds: float) -> list[Row]:
-    log, out, alive = room / "app.log", room / "out", room / "alive"
+def dead(workdir: Path, seconds: float) -> list[Row]:
+    log, out, alive = workdir / "app.log", workdir / "out", workdir / "alive"
     log.write_bytes(b"")
-    process = start(room, log, out, alive)
+    process = start(workdir, log, out, alive)
     time.sleep(2)
     before = rss(process.pid)
     written = 0
@@ -114,12 +114,12 @@ def dead(room: Path, seconds: float) -> list[Row]:
     ]
 
 
-def start(room: Path, *arguments: Path) -> subprocess.Popen[bytes]:
-    program = room / "program.py"
+def start(workdir: Path, *arguments: Path) -> subprocess.Popen[bytes]:
+    program = workdir / "program.py"
     program.write_text(PROGRAM)
     pattern, *rest = arguments
     return subprocess.Popen(
-        [sys.executable, program, pattern, room / "state.json", *rest], stderr=subprocess.DEVNULL
+        [sys.executable, program, pattern, workdir / "state.json", *rest], stderr=subprocess.DEVNULL
     )
 
 

@@ -36,8 +36,10 @@ def main() -> None:
     receiver = multiprocessing.Process(target=receive, args=(queue,), daemon=True)
     receiver.start()
     port = queue.get(timeout=30)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as room:
-        plain, as_json = os.path.join(room, "plain.log"), os.path.join(room, "json.log")
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.path.isdir("/dev/shm") else None
+    ) as workdir:
+        plain, as_json = os.path.join(workdir, "plain.log"), os.path.join(workdir, "json.log")
         write(plain, options.lines, options.width, text_line)
         write(as_json, options.lines, options.width, json_line)
         what = f"{options.width}-byte lines as JSON"
@@ -45,7 +47,7 @@ def main() -> None:
         rows = [Row(f"{what}: encode and gzip alone", alone, "lines/CPU s")]
         url = f"http://127.0.0.1:{port}"
         for name, file, stages, sink in cases(plain, as_json, url):
-            rate = asyncio.run(ship(file, stages, sink, os.path.join(room, f"{name}.json")))
+            rate = asyncio.run(ship(file, stages, sink, os.path.join(workdir, f"{name}.json")))
             least = GOALS.get(name)
             peer, peer_name = (None, "") if least is None else (alone, "encode and gzip alone")
             made = Row(

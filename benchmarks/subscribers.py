@@ -226,8 +226,8 @@ async def storm(port: int, path: Path, count: int, changes: int) -> tuple[float,
 
 
 @contextmanager
-def plain(room: Path, port: int) -> Iterator[int]:
-    with running([sys.executable, "-c", PLAIN, str(room / "config"), str(port)], port) as pid:
+def plain(workdir: Path, port: int) -> Iterator[int]:
+    with running([sys.executable, "-c", PLAIN, str(workdir / "config"), str(port)], port) as pid:
         yield pid
 
 
@@ -263,10 +263,10 @@ def main() -> None:
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    room = (1 << 30 if hard == resource.RLIM_INFINITY else hard) - 200
-    if room < options.subscribers:
-        print(f"only {room} subscribers: this user may not open more files")
-        options.subscribers = room
+    limit = (1 << 30 if hard == resource.RLIM_INFINITY else hard) - 200
+    if limit < options.subscribers:
+        print(f"only {limit} subscribers: this user may not open more files")
+        options.subscribers = limit
     theirs = run(plain, options)
     ours = run(sidecar("read", "--max-connections", "100000"), options)
     peer = "aiohttp"

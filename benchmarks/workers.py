@@ -3,12 +3,12 @@
     python benchmarks/workers.py [--rounds 5] [--seconds 2] [--json FILE]
 
 Each worker is pinned to a core of its own. The client (wrk) needs about as much CPU time for a request
-as a worker that answers from the express lane, so beside as many workers as cores it takes half of their time,
+as a worker that answers from the fast path, so beside as many workers as cores it takes half of their time,
 and the requests a second cannot grow on this machine. What is given instead is how many there are for a second
 of CPU time of the busiest worker: what all would answer together if the client ran elsewhere.
 It does not grow with the workers if one of them gets all connections, or if a request costs more beside others.
 
-The same is measured with a request that the lane does not answer (`Range`), and costs a worker many times more
+The same is measured with a request that the fast path does not answer (`Range`), and costs a worker many times more
 than the client: there the requests a second of the clock must grow as well.
 """
 
@@ -34,7 +34,7 @@ from _servers import available, free_port, sidecar
 GOAL = 1.7
 """Times the requests of one worker that two are to answer."""
 CONNECTIONS = 64
-CASES = {"GET /": (), "GET / without the lane": ("-H", "Range: bytes=0-")}
+CASES = {"GET /": (), "GET / without the fast path": ("-H", "Range: bytes=0-")}
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def main() -> int:
     with ExitStack() as stack:
         places = {}
         for count in counts:
-            room = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            (room / "config").write_text("123")
+            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (workdir / "config").write_text("123")
             port = free_port()
-            server = sidecar("read", "--workers", str(count))(room, port)
+            server = sidecar("read", "--workers", str(count))(workdir, port)
             pid = stack.enter_context(server)
             places[count] = (pinned(pid, count, cores), port)
             pids[count] = [pid, *children(pid)]

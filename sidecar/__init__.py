@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from sidecar.volume.watch.watch import Watch as Watch
 
 
-_ROOMS = {
+_MODULES = {
     # Publish and read
     "Volume": "sidecar.volume.volume",
     "publish_file": "sidecar.volume.volume",
@@ -108,15 +108,15 @@ _ROOMS = {
     "ConfigError": "sidecar._errors",
 }
 
-__all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604 (a name twice is a name that can differ)
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604 (a name twice is a name that can differ)
 
 
 def __getattr__(name: str) -> Any:
     try:
-        room = _ROOMS[name]
+        module = _MODULES[name]
     except KeyError:
         raise AttributeError(f"module 'sidecar' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(room), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

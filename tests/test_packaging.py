@@ -168,7 +168,7 @@ def test_type_checkers_see_the_names_that_there_are() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == sidecar._ROOMS
+    assert seen == sidecar._MODULES
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:

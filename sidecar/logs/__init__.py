@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from sidecar.logs.stages.timestamp import find_time_in as find_time_in
     from sidecar.logs.stages.timestamp import parse_time as parse_time
 
-_ROOMS = {
+_MODULES = {
     # Collect
     "tail": "sidecar.logs.input.tail",
     "Tail": "sidecar.logs.input.tail",
@@ -140,15 +140,15 @@ _ROOMS = {
     "ACCEPTED": "sidecar.logs.sinks.base",
 }
 
-__all__ = [*_ROOMS]  # noqa: PLE0604 (a name twice is a name that can differ)
+__all__ = [*_MODULES]  # noqa: PLE0604 (a name twice is a name that can differ)
 
 
 def __getattr__(name: str) -> Any:
     try:
-        room = _ROOMS[name]
+        module = _MODULES[name]
     except KeyError:
         raise AttributeError(f"module 'sidecar.logs' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(room), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

@@ -50,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 
 def helm_test(urls: dict[str, str], **variables: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, **urls, "PATIENCE": "10", **variables}
+    variables = {**os.environ, **urls, "TIMEOUT": "10", **variables}
     return tools.run(sys.executable, PROGRAM, env=variables, check=False)
 
 

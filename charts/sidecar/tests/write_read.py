@@ -17,7 +17,7 @@ NAME = "helm-test"
 ANYBODY = ssl.create_default_context()
 ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE
 # Behind the Service there may be several Pods, and a start takes a moment.
-PATIENCE = float(os.environ.get("PATIENCE", "30"))
+TIMEOUT = float(os.environ.get("TIMEOUT", "30"))
 REFUSED = 422  # by the gate of the writer
 
 
@@ -41,7 +41,7 @@ def until(
     body: bytes | None = None,
 ) -> tuple[int, bytes]:
     """Repeat the request until the answer is a good one, and return it."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while True:
         try:
             status, said = ask(method, url, role, body)
