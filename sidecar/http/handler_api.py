@@ -1,8 +1,8 @@
-"""What a handler tells the fast path, and asks of it. Handlers know nothing else of connections and caches.
+"""The interface between handlers and the fast path. Handlers know nothing else of connections and caches.
 
 Without a fast path (another server, another protocol class) each function does nothing, or returns None.
-Nothing is cached where an application around the handler has a middleware or a signal that is not ours,
-for that may want to see each request.
+Nothing is cached if an application around the handler has a middleware or signal that is not from `sidecar`:
+that may need to see each request.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ if TYPE_CHECKING:
 _CACHE_SAFE = "_sidecar_cache_safe"
 
 WriteFunction: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callable[[], None] | None]"
-"""Publishes the value of `content` as it stands in an address; the callback gets the outcome, once, later.
+"""Publishes a percent-encoded value of `content`; calls back once, later, with the result.
 
-Returns what cancels it; None if it cannot be done in this way, and nothing has begun."""
+Returns a function that cancels it; None if the value cannot be published this way, and nothing was started.
+"""
 
 _M = TypeVar("_M")
 
 
 class WaitingConnection(Protocol):
-    """A connection that waits in a list, without a task or a handler."""
+    """A connection on a waitlist, without a task or a handler."""
 
-    def look_again(self, limit: float) -> None:
-        """Something may have changed, or `limit` is over: until then, by the clock of the loop, it may wait."""
+    def recheck(self, poll_deadline: float) -> None:
+        """Look for a new content now; until `poll_deadline` (event loop clock) the connection may wait again."""
 
 
 class Waitlist(Protocol):
-    """The connections that have sent the same request for something newer than they have."""
+    """The connections that have sent the same request for a newer content."""
 
-    def enter(self, guest: WaitingConnection) -> bool:
-        """Wait from now on; False if what is there now may be new, so that aiohttp must be asked."""
+    def join(self, connection: WaitingConnection) -> bool:
+        """Add a connection; False if the content may be new, so that a handler must be called."""
 
-    def leave(self, guest: WaitingConnection) -> None:
-        """Wait no longer."""
+    def leave(self, connection: WaitingConnection) -> None:
+        """Remove a connection."""
 
     def close_if_empty(self) -> bool:
-        """Give the place to another list, if nobody waits in this one."""
+        """Close this waitlist if it is empty, and return whether it was."""
 
 
 MakeWaitlist: TypeAlias = "Callable[[Callable[[], bool], Callable[[], object]], Waitlist]"
-"""Makes a list, told how to see whether the answer to that request is cached, and what to call when it closes."""
+"""Makes a waitlist from two functions: one returns whether the response is cached, the other is called when it closes."""
 
 
 class Cache(Protocol):
-    """What `invalidate_all` empties."""
+    """A cache that `invalidate_all` clears."""
 
     def clear(self) -> None:
-        """Forget every answer."""
+        """Remove all responses."""
 
 
 class _State:
@@ -63,73 +64,73 @@ class _State:
 
 
 def epoch() -> int:
-    """Return the number of the present state of all contents: call it before you look at what is answered with."""
+    """Return the epoch of the cached state. Call it before you read the data for a response."""
     return _State.epoch
 
 
 def invalidate_all() -> None:
-    """Forget every cached answer of this process: something that they depend on has changed."""
+    """Clear all caches of this process: something that responses depend on has changed."""
     _State.epoch += 1
     for cache in list(_State.caches):
         cache.clear()
 
 
 def register_cache(cache: Cache) -> None:
-    """Empty `cache` at each `invalidate_all`, for as long as it exists."""
+    """Clear `cache` at each `invalidate_all`, as long as it exists."""
     _State.caches.add(cache)
 
 
-def mark_cacheable(request: web.Request, generation: int, *, waited: bool = False) -> None:
-    """Say, in a handler, that its answer depends on nothing but the request's bytes and what `forget` is called for.
+def mark_cacheable(request: web.Request, epoch: int, *, was_long_poll: bool = False) -> None:
+    """Declare in a handler that its response depends only on the bytes of the request and on `invalidate_all`.
 
-    Or on whether it had `waited` besides: then it is the answer to those who have waited in a room.
-    `generation` is that of before the handler looked at what it answers with.
+    With `was_long_poll` the response is only for long polls that have waited.
+    `epoch` is the value of `epoch()` before the handler read the data.
     """
     protocol: Any = request.protocol
-    if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
-        protocol.offered = generation
-        protocol.waited = waited
+    if hasattr(protocol, "cache_hint") and all(map(_is_ours, request.match_info.apps)):
+        protocol.cache_hint = epoch
+        protocol.was_long_poll = was_long_poll
 
 
 def mark_writable(request: web.Request, write: WriteFunction) -> None:
-    """Say, in a handler, that another value of `content` in this request would do nothing but `write` it.
+    """Declare in a handler that the same request with another `content` does nothing but call `write`.
 
-    The answer to a write that ends well depends on nothing else, and differs in its `ETag` alone.
+    The response to a successful write depends on nothing else, and differs only in its `ETag`.
     """
     protocol: Any = request.protocol
-    if hasattr(protocol, "offered") and all(map(_is_ours, request.match_info.apps)):
-        protocol.offered = write
+    if hasattr(protocol, "cache_hint") and all(map(_is_ours, request.match_info.apps)):
+        protocol.cache_hint = write
 
 
 def coalesced_poll(
-    request: web.Request, make: MakeWaitlist, instead: tuple[str, str] | None
+    request: web.Request, make: MakeWaitlist, replacement: tuple[str, str] | None
 ) -> Waitlist | None:
-    """Return, in a handler, the room of all who wait and ask in the same words; None if there can be none.
+    """Return the waitlist for the request of this handler; None if there cannot be one.
 
-    It is for a handler that would look again at nothing but a change that its room is told of, too.
-    `instead` is the one word that is another in theirs, and that in the place of which it stands.
+    Only for a handler that waits for nothing but changes that also wake its waitlist.
+    `replacement` is (new, old): the requests of the waitlist have `new` in place of `old`.
     """
     protocol: Any = request.protocol
-    if hasattr(protocol, "room_for") and all(map(_is_ours, request.match_info.apps)):
-        room: Waitlist | None = protocol.room_for(request, make, instead)
-        return room
+    if hasattr(protocol, "find_waitlist") and all(map(_is_ours, request.match_info.apps)):
+        waitlist: Waitlist | None = protocol.find_waitlist(request, make, replacement)
+        return waitlist
     return None
 
 
 def deadline(request: web.Request) -> float | None:
-    """Return, in a handler, until when this very request may wait, because it has waited elsewhere already."""
-    limit: float | None = getattr(request.protocol, "limit", None)
-    return limit
+    """Return the deadline of a long poll that has already waited on a waitlist, None for others."""
+    poll_deadline: float | None = getattr(request.protocol, "poll_deadline", None)
+    return poll_deadline
 
 
 def prior_result(request: web.Request) -> Outcome | None:
-    """Return, in a handler, what became of this very request already; None: it is for the handler to do it."""
-    outcome: Outcome | None = getattr(request.protocol, "outcome", None)
-    return outcome
+    """Return the result of a request that the fast path has already executed; None if the handler must do it."""
+    prior_result: Outcome | None = getattr(request.protocol, "prior_result", None)
+    return prior_result
 
 
 def cache_safe(middleware: _M) -> _M:
-    """Mark a middleware that does nothing to an answer that a handler has offered."""
+    """Mark a middleware that does not change cacheable responses."""
     setattr(middleware, _CACHE_SAFE, True)
     return middleware
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from sidecar.process import arguments, memory, signals
-from sidecar.process import logging as runtime_logging
+from sidecar.process.logging import configure
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
     try:
         _require_a_place_to_run()
         if not logging.getLogger().handlers:
-            runtime_logging.configure()
+            configure()
         _Process.draining = False
         stop = _Process.stop = _StopController()
         with _handlers(stop), asyncio.Runner(loop_factory=_new_loop) as runner:

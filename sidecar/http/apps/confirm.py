@@ -66,7 +66,7 @@ class ReaderConfirmation:
         self._ca = None if ca is None else os.fspath(ca)
         self._tokens = tokens
         self._session: aiohttp.ClientSession | None = None
-        self._told: str | None = None
+        self._logged_problem: str | None = None
 
     def __repr__(self) -> str:
         return f"<Confirm {self._url}>"
@@ -110,8 +110,8 @@ class ReaderConfirmation:
         started = loop.time()
         asking = asyncio.create_task(self._ask(name, etag, started + seconds), name="confirm")
         try:
-            with request.app[PENDING].bell(request, None) as bell:
-                over = asyncio.create_task(bell.wait(seconds), name="confirm: the end")
+            with request.app[PENDING].waiter(request, None) as waiter:
+                over = asyncio.create_task(waiter.wait(seconds), name="confirm: the end")
                 await asyncio.wait(
                     {asking, over}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -171,6 +171,6 @@ class ReaderConfirmation:
 
     def _tell(self, problem: str | None) -> None:
         """Log what is wrong with the reader, once for each new problem."""
-        if problem is not None and problem != self._told:
+        if problem is not None and problem != self._logged_problem:
             _log.warning("cannot confirm with %s: %s", self._url, problem)
-        self._told = problem
+        self._logged_problem = problem

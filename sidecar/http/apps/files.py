@@ -27,15 +27,13 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.fs.open_file import OpenFile
 from sidecar.http import problems
-from sidecar.http.apps import follow as following
+from sidecar.http.apps import follow
 from sidecar.http.apps.follow import Latest
-from sidecar.http.semantics import representation as answers
-from sidecar.http.semantics.representation import Body, Representation
+from sidecar.http.semantics.representation import JSON, Body, Representation, header_text, rfc3339
 from sidecar.http.server.sendfile import FileRange
 from sidecar.http.subscribe import long_poll
 from sidecar.process import executor
-from sidecar.volume.content import snapshot as snapshots
-from sidecar.volume.content.snapshot import MAX_SIZE, Content
+from sidecar.volume.content.snapshot import MAX_SIZE, Content, etag, version_of
 from sidecar.volume.publish import models
 from sidecar.volume.publish.models import FileInfo
 from sidecar.volume.watch.watch import WatchMode
@@ -130,7 +128,7 @@ def files_app(
     app = web.Application(middlewares=[problems.middleware])
     long_poll.setup(app)
     app[FILE_SOURCE] = FileSource(None, {} if trusted else SANDBOX_HEADERS, dotfiles)
-    app.cleanup_ctx.append(following.follow(path, watch=watch, recheck=recheck, max_size=max_size))
+    app.cleanup_ctx.append(follow.follow(path, watch=watch, recheck=recheck, max_size=max_size))
     app.add_routes(
         [web.get("", _get_page), web.get("/", _get_page), web.get(f"/{NAME}", _get_page)]
     )
@@ -141,7 +139,7 @@ async def _get_page(request: web.Request) -> web.Response:
     """Answer with a file, with the `index.html` of a directory, or at the top with a list."""
     name, snapshot = (
         request.match_info.get("name", ""),
-        request.app[following.LATEST].watch.snapshot,
+        request.app[follow.LATEST].watch.snapshot,
     )
     names: Collection[str] = () if snapshot is None else snapshot
     if name and not name.endswith("/"):
@@ -173,7 +171,7 @@ async def list_files(
     request: web.Request, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
     """Answer with the list of all files: name, size, entity tag and time of each."""
-    shelf, latest = request.app[FILE_SOURCE], request.app[following.LATEST]
+    shelf, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
 
     async def make() -> Representation:
         return listing(await _entries(shelf, latest), {**headers, **stale_header(latest)})
@@ -189,7 +187,7 @@ async def get_file(request: web.Request) -> web.Response:
 async def _answer_file(
     request: web.Request, name: str, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
-    shelf, latest = request.app[FILE_SOURCE], request.app[following.LATEST]
+    shelf, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
 
     async def make() -> Representation:
         if not shelf.serves(name):
@@ -261,16 +259,16 @@ def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Represen
                 "name": entry.name,
                 "size": entry.size,
                 "etag": entry.etag,
-                "modified": answers.rfc3339(entry.modified),
+                "modified": rfc3339(entry.modified),
             }
             for entry in entries
         ]
     )
     return Representation(
         body=body,
-        etag=snapshots.etag(snapshots.version_of(body)),
+        etag=etag(version_of(body)),
         modified=max((one.modified for one in entries), default=0.0),
-        content_type=answers.JSON,
+        content_type=JSON,
         dated=False,
         headers=headers,
     )
@@ -278,7 +276,7 @@ def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Represen
 
 def stale_header(latest: Latest[None]) -> Mapping[str, str]:
     """Return the header that says why the content may be out of date, if it may."""
-    return {STALE_HEADER: answers.header_text(latest.stale)} if latest.stale is not None else {}
+    return {STALE_HEADER: header_text(latest.stale)} if latest.stale is not None else {}
 
 
 def no_such_file(name: str) -> problems.Problem:

@@ -13,9 +13,8 @@ from aiohttp import web
 from sidecar.http import handler_api, health_state, problems
 from sidecar.process import arguments
 from sidecar.volume.content.snapshot import Snapshot, T
-from sidecar.volume.watch import watch as watches
 from sidecar.volume.watch.options import Options, check
-from sidecar.volume.watch.watch import Watch
+from sidecar.volume.watch.watch import Watch, shared
 
 FIRST_SCAN_TIMEOUT = 1.5
 """Seconds for which the start of an application waits for the first look at its content."""
@@ -125,9 +124,7 @@ def follow(
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         opened = (
-            watches.shared(path, **options)
-            if schema is None
-            else watches.Watch(path, schema=schema, **options)
+            shared(path, **options) if schema is None else Watch(path, schema=schema, **options)
         )
         async with opened as one:
             app[key] = Latest(one)

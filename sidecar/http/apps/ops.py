@@ -10,11 +10,11 @@ from sidecar.http import health_state, problems
 from sidecar.http.apps import probes
 from sidecar.http.semantics import bearer_auth, openapi, representation
 from sidecar.process import arguments
-from sidecar.process import health as healths
+from sidecar.process.health import Health, ProbeKind
 from sidecar.process.prefork import worker
 
 
-def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
+def health_routes(health: Health | None = None) -> list[web.RouteDef]:
     """Return the routes `/livez`, `/readyz` and `/startupz` for Kubernetes' probes.
 
     Each answers 200, or 503 with a problem that says which check has failed and what to do about it;
@@ -29,7 +29,7 @@ def health_routes(health: healths.Health | None = None) -> list[web.RouteDef]:
     >>> _ = app.add_routes(health_routes())
     """
     if health is not None:
-        arguments.check_instance("health", health, healths.Health, "a sidecar.Health, or None")
+        arguments.check_instance("health", health, Health, "a sidecar.Health, or None")
     return [_probe(kind, health) for kind in probes.PROBES]
 
 
@@ -58,11 +58,11 @@ def ops_routes(describe: Callable[[], openapi.Object]) -> list[web.RouteDef]:
     ]
 
 
-def _probe(kind: healths.ProbeKind, health: healths.Health | None) -> web.RouteDef:
+def _probe(kind: ProbeKind, health: Health | None) -> web.RouteDef:
     path, problem, _ = probes.PROBES[kind]
 
     async def probe(request: web.Request) -> web.Response:
-        asked = health or request.config_dict.get(health_state.HEALTH) or healths.Health()
+        asked = health or request.config_dict.get(health_state.HEALTH) or Health()
         report = await probes.report(kind, asked.report(kind))
         found: dict[str, object] = {"checks": dict(report.checks)}
         if request.get(bearer_auth.MAY_READ, True):

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import orjson
 
 from sidecar.process import arguments, executor, metrics
-from sidecar.process import health as healths
+from sidecar.process.health import OK, Health, ProbeKind, Report
 from sidecar.process.prefork import worker
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -25,7 +25,7 @@ class Probe(NamedTuple):
     title: str
 
 
-PROBES: Final[Mapping[healths.ProbeKind, Probe]] = {
+PROBES: Final[Mapping[ProbeKind, Probe]] = {
     "live": Probe("/livez", "not-live", "Not alive"),
     "ready": Probe("/readyz", "not-ready", "Not ready"),
     "started": Probe("/startupz", "not-started", "Not started yet"),
@@ -33,7 +33,7 @@ PROBES: Final[Mapping[healths.ProbeKind, Probe]] = {
 _BY_PATH: Final = {probe.path: kind for kind, probe in PROBES.items()}
 
 
-def health_asgi(health: healths.Health | None = None) -> AsgiApp:
+def health_asgi(health: Health | None = None) -> AsgiApp:
     """Return an ASGI application with `/livez`, `/readyz`, `/startupz` and `/metrics`: for FastAPI, Starlette, Django.
 
     It answers as `health_routes` and `metrics_routes` do, by the checks of `health`.
@@ -49,8 +49,8 @@ def health_asgi(health: healths.Health | None = None) -> AsgiApp:
     >>> app = health_asgi(health)
     """
     if health is not None:
-        arguments.check_instance("health", health, healths.Health, "a sidecar.Health, or None")
-    asked = health or healths.Health()
+        arguments.check_instance("health", health, Health, "a sidecar.Health, or None")
+    asked = health or Health()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,7 +68,7 @@ def health_asgi(health: healths.Health | None = None) -> AsgiApp:
     return app
 
 
-async def report(kind: healths.ProbeKind, own: healths.Report) -> healths.Report:
+async def report(kind: ProbeKind, own: Report) -> Report:
     """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
     if worker.is_single():
         return own
@@ -83,14 +83,14 @@ async def report(kind: healths.ProbeKind, own: healths.Report) -> healths.Report
             if found is None:
                 checks[f"worker {number}"] = "it does not answer (is its event loop blocked?)"
             else:
-                wrong = {name: text for name, text in found.items() if text != healths.OK}
+                wrong = {name: text for name, text in found.items() if text != OK}
                 checks |= {f"worker {number}: {name}": text for name, text in wrong.items()}
-    return healths.Report(all(text == healths.OK for text in checks.values()), checks)
+    return Report(all(text == OK for text in checks.values()), checks)
 
 
-def reason(found: healths.Report) -> str:
+def reason(found: Report) -> str:
     """Return what has failed, in one line."""
-    return "; ".join(f"{name}: {said}" for name, said in found.checks.items() if said != healths.OK)
+    return "; ".join(f"{name}: {said}" for name, said in found.checks.items() if said != OK)
 
 
 async def exposition() -> tuple[bytes, str]:
@@ -107,7 +107,7 @@ async def exposition() -> tuple[bytes, str]:
     )
 
 
-async def _answer(health: healths.Health, scope: Scope) -> tuple[int, dict[str, str], bytes]:
+async def _answer(health: Health, scope: Scope) -> tuple[int, dict[str, str], bytes]:
     path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
     if path != "/metrics" and path not in _BY_PATH:
         return _problem(404, "not-found", "There is nothing at this path", path)

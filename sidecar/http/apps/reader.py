@@ -26,8 +26,7 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.fs import mounts
 from sidecar.http import problems
-from sidecar.http.apps import api_descriptions, files, json_body, ops
-from sidecar.http.apps import follow as following
+from sidecar.http.apps import api_descriptions, files, follow, json_body, ops
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.semantics.representation import Representation
 from sidecar.http.subscribe import long_poll, pending
@@ -42,9 +41,9 @@ if TYPE_CHECKING:
     from sidecar.volume.publish.models import FileInfo
     from sidecar.volume.volume import Volume
 
-_SMALL = 1 << 20
+_MAX_LOOP_JSON_BYTES = 1 << 20
 """Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
-_MOST_TOLD = 4 << 20
+_MAX_EVENT_BYTES = 4 << 20
 """Bytes up to which an event has the content in it: whoever listens to a larger one asks for it."""
 
 
@@ -87,7 +86,7 @@ def reader_app(
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", reader_app("/shared/config", missing="ok"))
     """
-    limit = arguments.check_size("max_size", max_size)
+    max_bytes = arguments.check_size("max_size", max_size)
     if missing is not None:
         arguments.check_instance("missing", missing, str, "a text, or None")
     tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
@@ -100,19 +99,19 @@ def reader_app(
         ]
     )
     long_poll.setup(app)
-    app[READER] = Reader(_stand_in(missing))
+    app[READER] = Reader(_placeholder_content(missing))
     app[files.FILE_SOURCE] = files.FileSource(
-        _beside(arguments.check_path("path", path), limit), files.SANDBOX_HEADERS
+        _open_parent_directory(arguments.check_path("path", path), max_bytes), files.SANDBOX_HEADERS
     )
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
     app.cleanup_ctx.append(
-        following.follow(
+        follow.follow(
             path,
             watch=watch,
             recheck=recheck,
-            max_size=limit,
+            max_size=max_bytes,
             include=include,
             exclude=exclude,
             quiet=quiet,
@@ -135,14 +134,14 @@ def reader_app(
 class Reader:
     """What the handlers of one reader share."""
 
-    stand_in: Content | None
+    placeholder: Content | None
     """What is served as long as nothing has been published."""
-    image: tuple[Snapshot[None] | Content, bytes | json_body.JsonStream | str] | None = None
+    json_cache: tuple[Snapshot[None] | Content, bytes | json_body.JsonStream | str] | None = None
     """The JSON of the content that was served last: it is made once for each version.
     Of a large one it is known how long it is, or why there is none."""
-    weighing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    measure_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a large content is read for that: it is done once, however many ask."""
-    stream: EventHub | None = None
+    event_hub: EventHub | None = None
     """Those who listen to changes, once there has been one."""
 
 
@@ -160,15 +159,15 @@ async def _refuse_single_mount(path: str, _: web.Application) -> None:
 
 
 async def _get_content(request: web.Request) -> web.Response:
-    reader, latest = request.app[READER], request.app[following.LATEST]
+    reader, latest = request.app[READER], request.app[follow.LATEST]
 
     async def make() -> Representation:
-        found = _found(reader, latest)
-        is_set = isinstance(found, Snapshot) and found.name is None
+        content = _current(reader, latest)
+        is_set = isinstance(content, Snapshot) and content.name is None
         return Representation(
-            body=await _json_of(reader, found),
-            etag=found.etag,
-            modified=found.modified,
+            body=await _json_of(reader, content),
+            etag=content.etag,
+            modified=content.modified,
             content_type=representation.JSON,
             dated=not is_set,
             headers=files.stale_header(latest),
@@ -179,17 +178,17 @@ async def _get_content(request: web.Request) -> web.Response:
 
 async def _get_events(request: web.Request) -> web.StreamResponse:
     reader = request.app[READER]
-    if reader.stream is None:
-        reader.stream = EventHub(
-            _SseSource(reader, request.app[following.LATEST]), request.app[pending.PENDING]
+    if reader.event_hub is None:
+        reader.event_hub = EventHub(
+            _SseSource(reader, request.app[follow.LATEST]), request.app[pending.PENDING]
         )
-    return await reader.stream.answer(request)
+    return await reader.event_hub.answer(request)
 
 
 class _SseSource:
     """The content of a reader, as its event stream tells of it."""
 
-    def __init__(self, reader: Reader, latest: following.Latest[None]) -> None:
+    def __init__(self, reader: Reader, latest: follow.Latest[None]) -> None:
         self._reader = reader
         self._latest = latest
         self._last: tuple[Snapshot[None] | Content, bytes] | None = None
@@ -198,23 +197,23 @@ class _SseSource:
     def stale(self) -> str | None:
         return self._latest.stale
 
-    async def image(self) -> tuple[str, bytes] | None:
+    async def snapshot_json(self) -> tuple[str, bytes] | None:
         try:
-            found = _found(self._reader, self._latest)
-        except following.NotPublishedYet:
+            content = _current(self._reader, self._latest)
+        except follow.NotPublishedYet:
             return None
-        if self._last is None or self._last[0] is not found:
-            self._last = (found, await self._json(found))
-        return found.etag, self._last[1]
+        if self._last is None or self._last[0] is not content:
+            self._last = (content, await self._json(content))
+        return content.etag, self._last[1]
 
-    async def _json(self, found: Snapshot[None] | Content) -> bytes:
+    async def _json(self, content: Snapshot[None] | Content) -> bytes:
         """Return the JSON as it is told: whole, in memory, for however many listen; `null` where there is none."""
-        if found.size > _MOST_TOLD:
+        if content.size > _MAX_EVENT_BYTES:
             return b"null"
         try:
-            if json_body.is_large(found):
-                return await executor.run_in_thread(json_body.dump_json, found)
-            image = await _json_of(self._reader, found)
+            if json_body.is_large(content):
+                return await executor.run_in_thread(json_body.dump_json, content)
+            image = await _json_of(self._reader, content)
         except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
             return b"null"
         return image if isinstance(image, bytes) else b"null"
@@ -223,70 +222,72 @@ class _SseSource:
         return self._latest.watch.subscribe(callback)
 
 
-async def _json_of(reader: Reader, found: Snapshot[None] | Content) -> bytes | json_body.JsonStream:
+async def _json_of(
+    reader: Reader, content: Snapshot[None] | Content
+) -> bytes | json_body.JsonStream:
     """Return the content as JSON, made once for each version; where it is large, as something that can be sent.
 
     Raises:
         Problem: 406 where it is no text.
         ContentAltered: a large file is not what it was.
     """
-    if reader.image is not None and reader.image[0] is found:
-        body = reader.image[1]
-    elif json_body.is_large(found):
-        body = await _weighed(reader, found)
+    if reader.json_cache is not None and reader.json_cache[0] is content:
+        body = reader.json_cache[1]
+    elif json_body.is_large(content):
+        body = await _measure_once(reader, content)
     else:
-        in_loop = found.size <= _SMALL
+        in_loop = content.size <= _MAX_LOOP_JSON_BYTES
         body = (
-            json_body.dump_json(found)
+            json_body.dump_json(content)
             if in_loop
-            else await executor.run_in_thread(json_body.dump_json, found)
+            else await executor.run_in_thread(json_body.dump_json, content)
         )
-        reader.image = (found, body)
+        reader.json_cache = (content, body)
     if isinstance(body, str):
         raise problems.Problem("not-text", body)
     return body
 
 
-async def _weighed(
-    reader: Reader, found: Snapshot[None] | Content
+async def _measure_once(
+    reader: Reader, content: Snapshot[None] | Content
 ) -> bytes | json_body.JsonStream | str:
-    async with reader.weighing:
-        if reader.image is None or reader.image[0] is not found:
+    async with reader.measure_lock:
+        if reader.json_cache is None or reader.json_cache[0] is not content:
             body: json_body.JsonStream | str
             try:
-                body = await executor.run_in_thread(json_body.measure, found)
+                body = await executor.run_in_thread(json_body.measure, content)
             except problems.Problem as problem:
                 body = problem.detail
-            reader.image = (found, body)
-        return reader.image[1]
+            reader.json_cache = (content, body)
+        return reader.json_cache[1]
 
 
 async def _get_raw(request: web.Request) -> web.Response:
-    reader, latest = request.app[READER], request.app[following.LATEST]
+    reader, latest = request.app[READER], request.app[follow.LATEST]
 
     async def make() -> Representation:
-        found = _found(reader, latest)
+        content = _current(reader, latest)
         headers = {**files.SANDBOX_HEADERS, **files.stale_header(latest)}
-        if isinstance(found, Content):
-            return await files.representation(found, headers)
-        if found.name is None:
+        if isinstance(content, Content):
+            return await files.representation(content, headers)
+        if content.name is None:
             raise problems.Problem(
                 "no-such-file",
                 f"{latest.watch.path} is a directory: GET /files lists its files, GET /files/NAME has one",
             )
-        return await files.representation(found.content(), headers)
+        return await files.representation(content.content(), headers)
 
     return await long_poll.respond(request, latest.watch, make, in_memory=lambda: True)
 
 
-def _found(reader: Reader, latest: following.Latest[None]) -> Snapshot[None] | Content:
+def _current(reader: Reader, latest: follow.Latest[None]) -> Snapshot[None] | Content:
     """Return what is to be served; raises `Problem` 503 if there is nothing."""
-    if latest.watch.snapshot is None and reader.stand_in is not None:
-        return reader.stand_in
+    if latest.watch.snapshot is None and reader.placeholder is not None:
+        return reader.placeholder
     return latest.snapshot
 
 
-def _stand_in(missing: str | None) -> Content | None:
+def _placeholder_content(missing: str | None) -> Content | None:
     if missing is None:
         return None
     data = missing.encode()
@@ -318,7 +319,7 @@ class _Directory:
         return Volume(self._directory, max_size=self._max_size)
 
 
-def _beside(path: str, max_size: int) -> _Directory | None:
+def _open_parent_directory(path: str, max_size: int) -> _Directory | None:
     """Return the directory around a file; whether the path is one is known once it has been read."""
     directory = os.path.dirname(os.path.abspath(path))
     if path.endswith("/") or directory == "/":

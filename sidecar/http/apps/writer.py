@@ -40,8 +40,7 @@ from sidecar.volume.publish import models
 from sidecar.volume.publish.group_commit import Outcome
 from sidecar.volume.publish.history import Version
 from sidecar.volume.publish.models import Publication
-from sidecar.volume.validation import gate as gates
-from sidecar.volume.validation.gate import Gate
+from sidecar.volume.validation.gate import Gate, Validate, make_gate
 from sidecar.volume.volume import (
     FILE_MODE,
     KEEP_BYTES,
@@ -60,7 +59,7 @@ DRY_RUN: Final = "Sidecar-Dry-Run"
 def writer_app(
     path: str | os.PathLike[str],
     *,
-    gate: Gate | Mapping[str, Any] | gates.Validate | None = None,
+    gate: Gate | Mapping[str, Any] | Validate | None = None,
     max_size: int | str = MAX_SIZE,
     mode: int = FILE_MODE,
     group: int | None = None,
@@ -111,7 +110,7 @@ def writer_app(
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
     limit = arguments.check_size("max_size", max_size)
-    examiner = gates.make_gate(gate)
+    examiner = make_gate(gate)
     tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(

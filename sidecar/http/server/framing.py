@@ -56,7 +56,7 @@ def body_form(message: object) -> str:
     return "chunks" if message.chunked else "length"
 
 
-def goes_on_behind_body(form: str, data: bytes, size: int, new: int) -> bool:
+def has_data_after_body(form: str, data: bytes, size: int, new: int) -> bool:
     r"""Tell whether bytes came behind a body that has ended with them: the beginning of a head.
 
     Args:

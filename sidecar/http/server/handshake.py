@@ -1,7 +1,7 @@
-"""TLS connections from `accept` on, as the guard has to know them: before its handshake each takes a descriptor, too.
+"""TLS connections from `accept` on, because each one uses a file descriptor before its handshake is complete.
 
-An event loop that is given a certificate calls the protocol of a connection when its handshake is complete.
-So it accepts plain TCP here, and the connection is upgraded (`loop.start_tls`).
+An event loop with a certificate calls the protocol only after the handshake.
+So this protocol accepts plain TCP, and then upgrades the connection (`loop.start_tls`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sidecar.http.server.protocol import ServerProtocol, begun
+from sidecar.http.server.protocol import ServerProtocol, resume_coroutine
 
 if TYPE_CHECKING:
     from sidecar.http.server.limits import ConnectionLimiter
@@ -22,77 +22,76 @@ _log = logging.getLogger(__name__)
 
 
 class Handshake(asyncio.Protocol):
-    """The protocol of one connection until its TLS handshake is complete; then `make()` makes the one that it has from then on.
+    """The protocol of one connection until its TLS handshake is complete; `make_protocol` returns the protocol after that.
 
-    It gives way as a connection does that has not asked for anything: the oldest first.
-    A handshake takes no longer than the head of a request may.
+    The limiter counts it as an idle connection. The header timeout limits the handshake as well.
     """
 
     __slots__ = (
-        "_at_end",
         "_context",
-        "_early",
-        "_guard",
+        "_early_data",
+        "_eof_seen",
+        "_limiter",
         "_loop",
-        "_make",
+        "_make_protocol",
         "_task",
+        "client_transport",
         "idle_since",
-        "wire",
     )
 
     busy = False
-    fresh = True
-    owes_bytes = False
+    awaiting_first_request = True
+    has_unacked_bytes = False
 
     def __init__(
         self,
         context: ssl.SSLContext,
-        guard: ConnectionLimiter,
-        make: Callable[[], ServerProtocol],
+        limiter: ConnectionLimiter,
+        make_protocol: Callable[[], ServerProtocol],
         *,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._context = context
-        self._guard = guard
-        self._make = make
+        self._limiter = limiter
+        self._make_protocol = make_protocol
         self._loop = loop
-        self._early: list[bytes] = []
-        """What the client has said already when the handshake is complete, and nobody has been told yet."""
-        self._at_end = False
+        self._early_data: list[bytes] = []
+        """Data that arrived between the end of the handshake and the call of the new protocol."""
+        self._eof_seen = False
         self._task: asyncio.Task[None] | None = None
         self.idle_since: float | None = None
-        self.wire: asyncio.Transport | None = None
-        """The transport of TCP."""
+        self.client_transport: asyncio.Transport | None = None
+        """The TCP transport."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake at once: the first bytes of the client are its own."""
-        self.wire = transport  # type: ignore[assignment]  # a transport of a stream
+        """Start the handshake at once: the first bytes of the client belong to it."""
+        self.client_transport = transport  # type: ignore[assignment]  # a transport of a stream
         self.idle_since = self._loop.time()
-        if self._guard.has_room():
-            self._guard.begins(self)
+        if self._limiter.make_room():
+            self._limiter.register(self)
         else:
-            self._guard.hear(self)
+            self._limiter.hold_surplus(self)
         upgrade = self._upgrade(transport)  # type: ignore[arg-type]  # as above
         with contextlib.suppress(StopIteration):
-            self._task = self._loop.create_task(begun(upgrade, upgrade.send(None)))
+            self._task = self._loop.create_task(resume_coroutine(upgrade, upgrade.send(None)))
 
     def data_received(self, data: bytes) -> None:
-        self._early.append(data)
+        self._early_data.append(data)
 
     def eof_received(self) -> None:
-        self._at_end = True
+        self._eof_seen = True
 
     def connection_lost(self, _: BaseException | None) -> None:
-        self._end()
+        self._unregister()
 
-    def give_way(self) -> None:
-        """End the connection, whose client is owed nothing."""
-        if self.wire is not None:
-            self.wire.abort()
+    def evict(self) -> None:
+        """Close the connection, which has no request to answer."""
+        if self.client_transport is not None:
+            self.client_transport.abort()
 
     def header_timeout_expired(self) -> bool:
-        """End the connection: there is no way to answer it."""
-        self.give_way()
+        """Close the connection: before the handshake there is no way to answer."""
+        self.evict()
         return True
 
     async def _upgrade(self, plain: asyncio.Transport) -> None:
@@ -102,28 +101,28 @@ class Handshake(asyncio.Protocol):
                 self,
                 self._context,
                 server_side=True,
-                ssl_handshake_timeout=self._guard.head_timeout,
+                ssl_handshake_timeout=self._limiter.head_timeout,
             )
-        except OSError as error:  # what is no TLS, and what took too long, among them
+        except OSError as error:  # includes clients without TLS, and handshake timeouts
             _log.debug("a TLS handshake has failed: %s", error)
             plain.abort()
             secured = None
-        # One that was closed meanwhile is None, or has no socket any more.
-        lost = self.wire is None or plain.is_closing()
-        self._end()
+        # A transport that was closed meanwhile is None, or has no socket any more.
+        lost = self.client_transport is None or plain.is_closing()
+        self._unregister()
         if secured is None or lost:
             return
-        connection = self._make()
-        connection.beneath = plain
+        connection = self._make_protocol()
+        connection.tcp_transport = plain
         secured.set_protocol(connection)
         connection.connection_made(secured)
-        for data in self._early:
+        for data in self._early_data:
             connection.data_received(data)
-        if self._at_end:
+        if self._eof_seen:
             connection.eof_received()
 
-    def _end(self) -> None:
-        """Count it no more."""
-        self.wire = None
-        self._guard.heard(self)
-        self._guard.connections.discard(self)
+    def _unregister(self) -> None:
+        """Remove the connection from the limiter."""
+        self.client_transport = None
+        self._limiter.release_surplus(self)
+        self._limiter.connections.discard(self)

@@ -1,12 +1,12 @@
-"""Limits that aiohttp does not have: time for the head of a request, time to take some of an answer, connections.
+"""Connection limits that aiohttp does not have: a header timeout, a send timeout and a maximum number of connections.
 
-Without the first, a client that never finishes a head holds its connection until the keep-alive time is over;
-without the second, one that takes nothing of its answer holds it for ever, even after it has been closed here;
-without the third, as many of them as there are descriptors are open, and then nobody is answered any more.
+Without the first, a client that never finishes a request head holds its connection until the keep-alive timeout.
+Without the second, a client that does not read its response holds it for ever, even after it has been closed here.
+Without the third, connections use up the file descriptors, and then no client is answered any more.
 
-Where as many are open as may be, those give way that wait for a request, the longest idle first, as nginx has it
-(`ngx_drain_connections`), those in a TLS handshake among them, and after them those that owe the rest of a head. Where all are at work, one more
-is heard all the same: a probe is answered, everybody else is told 503. So nobody can keep the kubelet out.
+At the maximum, idle connections are closed first, the longest idle first, as nginx does (`ngx_drain_connections`);
+TLS handshakes count as idle. After them, connections with an incomplete request head are closed. If all connections are busy,
+one more is accepted as surplus: a probe is answered, any other request gets 503. So no client can lock the kubelet out.
 """
 
 from __future__ import annotations
@@ -34,100 +34,101 @@ from sidecar.process.logging import rate_limited
 HEAD_TIMEOUT = 10.0
 """Seconds from the first byte of a request to the end of its head."""
 MAX_CONNECTIONS = 10_000
-"""Connections at a time. One that is idle costs about 7 KiB."""
+"""Connections at a time. An idle one costs about 7 KiB."""
 STALL_TIMEOUT = 60.0
-"""Seconds in which a client must take something of what it is sent.
+"""Seconds after which a connection is aborted if its client has acknowledged nothing of the pending data.
 
-`TCP_USER_TIMEOUT` (tcp(7)) is no measure of it: where the window of a slow client opens by less than the next segment
-has, Linux goes on counting from when it was closed first, however much has been taken since.
+`TCP_USER_TIMEOUT` (tcp(7)) does not measure this: if the window of a slow client opens by less than the next segment,
+Linux keeps counting from when the window was first closed, however much the client has read since.
 """
-_LOOKS = 6
-"""How often in that time it is looked who takes something."""
+_STALL_CHECKS = 6
+"""Checks of each connection per `STALL_TIMEOUT`."""
 
-_SURPLUS = 64
-"""Connections beyond the limit at a time that are held until they say what they want; the oldest gives way to the next."""
-ACCEPTED_AT_ONCE = 32
-"""Connections that an event loop may accept before it says so."""
-_RESERVE = 64 + _SURPLUS + 2 * ACCEPTED_AT_ONCE
-"""Descriptors that are not for connections: files that are read, sockets that listen, what else the program has open;
-those beyond the limit; and those that are accepted while others that give way to them are not closed yet."""
-_DRAINED = 32
-"""Idle connections that are closed at a time, but no more than an eighth of all: as nginx has it."""
-_PROBE = re.compile(rb"(?:GET|HEAD) [!-~]{0,1024}/(?:livez|readyz|startupz)[ ?]")
-_SAID_EVERY = 10.0
-_GLANCE = 0.01
-_CONFIRM_GLANCES = 25
-"""How often it is looked whether the clients of TLS have confirmed the end: for a few round trips."""
-_TURNS = 5
-"""Turns of an event loop after which a transport that was aborted is gone, and its protocols know."""
-_SLICE = 50
-"""Late heads that are ended before others get their turn: two milliseconds."""
+_MAX_SURPLUS_CONNECTIONS = 64
+"""Surplus connections that are kept open until their request arrives; the oldest is closed for the next."""
+ACCEPT_BATCH = 32
+"""Connections that the event loop accepts in one iteration (the `backlog` argument of asyncio)."""
+_RESERVED_DESCRIPTORS = 64 + _MAX_SURPLUS_CONNECTIONS + 2 * ACCEPT_BATCH
+"""File descriptors reserved for files, listening sockets and the rest of the program, for surplus connections,
+and for connections that are accepted while evicted ones are not closed yet.
+"""
+_MAX_EVICTED = 32
+"""Idle connections that are closed at a time, but no more than an eighth of all, as nginx does."""
+_PROBE_REQUEST = re.compile(rb"(?:GET|HEAD) [!-~]{0,1024}/(?:livez|readyz|startupz)[ ?]")
+_LOG_INTERVAL = 10.0
+_CLOSE_POLL_INTERVAL = 0.01
+_CLOSE_POLLS = 25
+"""Polls for the close_notify of TLS clients: time for a few round trips."""
+_ABORT_TURNS = 5
+"""Iterations of the event loop after which an aborted transport has called `connection_lost`."""
+_EXPIRED_BATCH = 50
+"""Expired heads that are answered per iteration of the event loop: two milliseconds."""
 
 _BYTES_ACKED = slice(120, 128)
-"""Where the field of that name is in `struct tcp_info`, see linux/tcp.h."""
+"""Offset of `tcpi_bytes_acked` in `struct tcp_info`, see linux/tcp.h."""
 
-_log = rate_limited(logging.getLogger(__name__), _SAID_EVERY)
+_log = rate_limited(logging.getLogger(__name__), _LOG_INTERVAL)
 
 
 class LimitedConnection(Protocol):
-    """What a guard has to do with a connection."""
+    """A connection as `ConnectionLimiter` sees it."""
 
     def header_timeout_expired(self) -> bool:
-        """End the connection, whose request did not come; False if it has to be asked again later."""
+        """Close the connection because its head is incomplete; False if it is busy and must be checked again later."""
 
-    def give_way(self) -> None:
-        """End the connection, of which nobody is owed an answer."""
+    def evict(self) -> None:
+        """Close the connection, which has no request to answer."""
 
     @property
-    def owes_bytes(self) -> bool:
-        """Whether the client has not acknowledged yet all that it was sent."""
+    def has_unacked_bytes(self) -> bool:
+        """Whether the client has not acknowledged all data yet."""
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it has waited for a request, by the clock of the loop; None while there is something to do."""
+        """When the connection became idle (event loop clock); None while it is busy."""
 
     @property
-    def wire(self) -> asyncio.Transport | None:
-        """What the client is sent goes by it, until that has left this process."""
+    def client_transport(self) -> asyncio.Transport | None:
+        """The transport until all data has been sent; None after that."""
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered."""
 
     @property
-    def fresh(self) -> bool:
-        """Whether its first request has not come yet."""
+    def awaiting_first_request(self) -> bool:
+        """Whether the first request has not arrived yet."""
 
 
 class ConnectionLimiter:
-    """The open connections of one server, those that are owed the rest of a head, and those that leave what they are sent.
+    """The open connections of one server, with their header and send timeouts.
 
-    There is one timer for all of a kind, and only while there is something to wait for.
+    Each kind of timeout uses one timer, and only while there is something to wait for.
     """
 
     def __init__(self, *, head_timeout: float, max_connections: int) -> None:
         self.connections: set[LimitedConnection] = set()
         self.head_timeout = head_timeout
-        self.max_connections = min(max_connections, _descriptors())
+        self.max_connections = min(max_connections, _connection_capacity())
         self._heads: dict[LimitedConnection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._leaving: dict[LimitedConnection, tuple[object, float]] = {}
-        """How much those had taken that did not take all, and since when that is so."""
-        self._looks = False
+        self._stalled: dict[LimitedConnection, tuple[object, float]] = {}
+        """Connections with unsent data: what their client had acknowledged, and since when that has not changed."""
+        self._stall_check_scheduled = False
         self._surplus: dict[LimitedConnection, None] = {}
-        self.held = UnackedSockets()
-        """While it drains: the sockets of answers that their clients have not acknowledged yet."""
+        self.unacked = UnackedSockets()
+        """While draining: sockets of responses that the clients have not acknowledged yet."""
 
     def __repr__(self) -> str:
-        return f"<Guard connections={len(self.connections)} heads={len(self._heads)}>"
+        return f"<ConnectionLimiter connections={len(self.connections)} heads={len(self._heads)}>"
 
-    def has_room(self) -> bool:
-        """Tell whether one more connection may be open; if need be, close some that nobody needs."""
-        if len(self.connections) + len(self.held) < self.max_connections:
+    def make_room(self) -> bool:
+        """Return whether one more connection may be opened; close idle ones if necessary."""
+        if len(self.connections) + len(self.unacked) < self.max_connections:
             return True
-        if self.held.release_oldest():
+        if self.unacked.release_oldest():
             return True
-        most = max(1, min(_DRAINED, self.max_connections // 8))
+        most = max(1, min(_MAX_EVICTED, self.max_connections // 8))
         idle = (
             (since, id(one), one)
             for one in self.connections
@@ -145,18 +146,20 @@ class ConnectionLimiter:
             )
         for one in found:
             self.connections.discard(one)
-            one.give_way()
+            one.evict()
         return bool(found)
 
-    def begins(self, connection: LimitedConnection) -> None:
-        """Count one more connection, and see to it that its client takes what it is sent."""
+    def register(self, connection: LimitedConnection) -> None:
+        """Add a connection, and check that its client keeps reading."""
         self.connections.add(connection)
-        if not self._looks:
-            self._looks = True
-            asyncio.get_running_loop().call_later(STALL_TIMEOUT / _LOOKS, self._look)
+        if not self._stall_check_scheduled:
+            self._stall_check_scheduled = True
+            asyncio.get_running_loop().call_later(
+                STALL_TIMEOUT / _STALL_CHECKS, self._check_stalled
+            )
 
     def header_started(self, connection: LimitedConnection) -> None:
-        """Wait for the rest of a head from now on; if it has begun before, from then on."""
+        """Start the header timeout, unless it is running already."""
         if connection in self._heads:
             return
         loop = asyncio.get_running_loop()
@@ -165,26 +168,26 @@ class ConnectionLimiter:
             self._timer = loop.call_later(self.head_timeout, self._sweep)
 
     def header_finished(self, connection: LimitedConnection) -> None:
-        """Wait for it no longer: it is complete, or its connection is gone."""
+        """Stop the header timeout: the head is complete, or the connection is gone."""
         if self._heads.pop(connection, None) is not None and not self._heads:
-            self._stop()
+            self._cancel_timer()
 
-    def hear(self, connection: LimitedConnection) -> None:
-        """Hold one connection too many until it says what it wants, no longer than a head may take."""
-        if len(self._surplus) >= _SURPLUS:
+    def hold_surplus(self, connection: LimitedConnection) -> None:
+        """Keep a surplus connection open until its request arrives, at most for the header timeout."""
+        if len(self._surplus) >= _MAX_SURPLUS_CONNECTIONS:
             oldest = next(iter(self._surplus))
-            self.heard(oldest)
-            oldest.give_way()
+            self.release_surplus(oldest)
+            oldest.evict()
         self._surplus[connection] = None
         self.header_started(connection)
 
-    def heard(self, connection: LimitedConnection) -> None:
-        """Hold it no longer."""
+    def release_surplus(self, connection: LimitedConnection) -> None:
+        """Remove a surplus connection."""
         self._surplus.pop(connection, None)
         self.header_finished(connection)
 
-    def refusal(self) -> bytes:
-        """Count and return the answer to one connection too many."""
+    def rejection(self) -> bytes:
+        """Return the 503 response to a surplus connection, and count it."""
         _log.warning(
             "refusing connections: %d are open, and more are not allowed"
             " (see --max-connections, and `ulimit -n`)",
@@ -195,77 +198,77 @@ class ConnectionLimiter:
             "too-many-connections", f"more than {self.max_connections} are open at a time"
         )
 
-    async def end(self) -> None:
-        """End what is still open after its server has closed it, and return when no transport of it is left.
+    async def close_remaining(self) -> None:
+        """Close the remaining connections of a closed server, and return when all their transports are gone.
 
-        Clients of TLS have a moment to confirm the end; then they are cut off.
+        TLS clients have a moment to confirm the end; then their connections are aborted.
         """
         try:
-            for _ in range(_CONFIRM_GLANCES):
+            for _ in range(_CLOSE_POLLS):
                 if not self.connections:
                     break
-                await asyncio.sleep(_GLANCE)
+                await asyncio.sleep(_CLOSE_POLL_INTERVAL)
         finally:
             for one in [*self.connections, *self._surplus]:
-                one.give_way()
-                if one.wire is not None:
-                    one.wire.abort()
-        for _ in range(_TURNS):
+                one.evict()
+                if one.client_transport is not None:
+                    one.client_transport.abort()
+        for _ in range(_ABORT_TURNS):
             await asyncio.sleep(0)
 
     def _sweep(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        # Whoever sends thousands of them at once must not be ended at once: each takes 40 µs of all others' time.
-        for connection in list(islice(self._late(loop.time()), _SLICE)):
+        # In batches, because each one blocks the event loop for 40 µs.
+        for connection in list(islice(self._expired_heads(loop.time()), _EXPIRED_BATCH)):
             del self._heads[connection]
             if not connection.header_timeout_expired():
                 self._heads[connection] = loop.time() + self.head_timeout
         if self._heads:
             self._timer = loop.call_at(next(iter(self._heads.values())), self._sweep)
 
-    def _look(self) -> None:
-        """Let go of those who have taken nothing for so long."""
-        loop, before, self._leaving = asyncio.get_running_loop(), self._leaving, {}
+    def _check_stalled(self) -> None:
+        """Abort connections whose clients have acknowledged nothing for `STALL_TIMEOUT`."""
+        loop, before, self._stalled = asyncio.get_running_loop(), self._stalled, {}
         for connection in self.connections:
-            wire = connection.wire
-            if wire is None or not wire.get_write_buffer_size():
+            transport = connection.client_transport
+            if transport is None or not transport.get_write_buffer_size():
                 continue
-            taken = _is_acknowledging(wire)
+            taken = _send_progress(transport)
             known, since = before.get(connection, (None, 0.0))
-            self._leaving[connection] = taken, since if taken == known else loop.time()
-        for connection, (_, since) in self._leaving.items():
-            if loop.time() - since >= STALL_TIMEOUT and connection.wire is not None:
+            self._stalled[connection] = taken, since if taken == known else loop.time()
+        for connection, (_, since) in self._stalled.items():
+            if loop.time() - since >= STALL_TIMEOUT and connection.client_transport is not None:
                 _log.info("a client has taken nothing for %g s and is let go", STALL_TIMEOUT)
-                abort(connection.wire)
-        self._looks = bool(self.connections)
-        if self._looks:
-            loop.call_later(STALL_TIMEOUT / _LOOKS, self._look)
+                abort(connection.client_transport)
+        self._stall_check_scheduled = bool(self.connections)
+        if self._stall_check_scheduled:
+            loop.call_later(STALL_TIMEOUT / _STALL_CHECKS, self._check_stalled)
 
-    def _late(self, now: float) -> Iterator[LimitedConnection]:
-        # The limit is the same for all, so they are in order.
+    def _expired_heads(self, now: float) -> Iterator[LimitedConnection]:
+        # All have the same timeout, so the dict is in order of deadline.
         for connection, limit in self._heads.items():
             if limit > now + 0.01:
                 return
             yield connection
 
-    def _stop(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 def is_probe(data: bytes) -> bool:
-    """Tell whether the first bytes of a connection ask for one of the probes, at the top or beneath a prefix.
+    """Return whether a request is for one of the probes, at the root or under a prefix.
 
     >>> is_probe(b"GET /livez HTTP/1.1"), is_probe(b"GET /config/readyz HTTP/1.1"), is_probe(b"GET / HTTP/1.1")
     (True, True, False)
     """
-    return _PROBE.match(data) is not None
+    return _PROBE_REQUEST.match(data) is not None
 
 
 def raw_response(kind: str, detail: str) -> bytes:
-    """Return a complete answer for a connection at which there is no request to answer, and none will follow."""
+    """Return a complete response for a connection without a parsed request; the connection closes after it."""
     problem = problems.Problem(kind, detail)
     body = problem.body if isinstance(problem.body, bytes) else b""
     lines = [
@@ -282,27 +285,27 @@ def raw_response(kind: str, detail: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def _is_acknowledging(wire: asyncio.Transport) -> object:
-    """Return what is another one as soon as the client has taken something."""
-    found = wire.get_extra_info("socket")
+def _send_progress(transport: asyncio.Transport) -> object:
+    """Return a value that changes as soon as the client has acknowledged data."""
+    found = transport.get_extra_info("socket")
     acknowledged = b""
     if sys.platform == "linux" and found is not None and found.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):  # a sandbox that does not know it
+        with contextlib.suppress(OSError):  # not supported in some sandboxes
             acknowledged = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-    return wire.get_write_buffer_size(), acknowledged[_BYTES_ACKED]
+    return transport.get_write_buffer_size(), acknowledged[_BYTES_ACKED]
 
 
-def abort(wire: asyncio.WriteTransport) -> None:
-    """End a connection at once, with what the kernel still has for it."""
-    found = wire.get_extra_info("socket")
+def abort(transport: asyncio.WriteTransport) -> None:
+    """Reset a connection, and drop the data that the kernel has not sent."""
+    found = transport.get_extra_info("socket")
     if found is not None:
         with contextlib.suppress(OSError):
             found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wire.abort()
+    transport.abort()
 
 
-def _descriptors() -> int:
-    """Return the number of connections for which this process has descriptors."""
+def _connection_capacity() -> int:
+    """Return the number of connections that the file descriptor limit allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = 1 << 30 if soft == resource.RLIM_INFINITY else soft
-    return max(1, soft // 4, soft - _RESERVE)
+    return max(1, soft // 4, soft - _RESERVED_DESCRIPTORS)

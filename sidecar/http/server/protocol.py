@@ -1,9 +1,9 @@
-"""What a connection of ours does beyond aiohttp's.
+"""The connection protocol: what it adds to aiohttp's `RequestHandler`.
 
-Problems instead of tracebacks, a count, an orderly end, a limit for the head of a request,
-and whoever has a better use for its transport may have it. What the lane does is in `express`.
+Problem documents instead of tracebacks, request metrics, an orderly drain, a header timeout,
+and transports that can be detached from aiohttp. The fast path is a subclass, see `fastpath/protocol`.
 
-It works beneath every application that `serve` runs, also one that knows nothing of `sidecar`.
+It works for every application that `serve` runs, also one that knows nothing of `sidecar`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from sidecar.http import problems
-from sidecar.http.server import access_log as access_logs
 from sidecar.http.server import acknowledged, framing, limits
+from sidecar.http.server.access_log import LOGGER, AccessLog
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 PRIVATE_NAMES = frozenset(
     {
         "_close",
@@ -49,61 +49,63 @@ PRIVATE_NAMES = frozenset(
         "_upgraded",
     }
 )
-"""What `ServerProtocol` and `FastPathProtocol` use of aiohttp's `RequestHandler` that is not public: it may change with any release.
-A test compares it with what they use."""
+"""Private attributes of aiohttp's `RequestHandler` that `ServerProtocol` and `FastPathProtocol` use: they may change with any release.
+A test compares this set with the code.
+"""
 if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHandler, name)):
     raise ImportError(
         f"this aiohttp ({aiohttp.__version__}) has no RequestHandler.{', RequestHandler.'.join(_gone)}:"
         " install one of the versions that sidecar names in its metadata (pip install --upgrade podsidecar)"
     )
 drain_callbacks: list[Callable[[], None]] = []
-"""Called when a server has stopped listening: whoever lets requests wait answers them now."""
+"""Called when a server has stopped listening: waiting requests must be answered now."""
 
-_READ_AHEAD = 1 << 14
-"""Bytes of a body, half of those after which the client has to wait until somebody takes them.
-With aiohttp's own 64 KiB a thousand uploads hold twice as much, and one is no faster."""
-_TLS_AHEAD = 1 << 16
-"""Bytes of answers that may wait to be encrypted, as without TLS they may wait to be sent: by itself uvloop holds 512 KiB."""
+_READ_BUFFER_BYTES = 1 << 14
+"""Half of the body bytes that are buffered before reading pauses.
+With aiohttp's 64 KiB, a thousand uploads use twice the memory, and a single one is no faster.
+"""
+_TLS_WRITE_BUFFER_BYTES = 1 << 16
+"""Write buffer limit of a TLS transport, the same as without TLS; the default of uvloop is 512 KiB."""
 
 
 class ConnectionOwner(Protocol):
-    """Who has taken a connection over."""
+    """The owner of a detached connection."""
 
-    def resumed(self) -> None:
-        """All that was written has been sent, after it could not be for a while."""
+    def writable(self) -> None:
+        """The write buffer is empty again (`resume_writing`)."""
 
-    def lost(self) -> None:
-        """The connection is gone."""
+    def disconnected(self) -> None:
+        """The connection is lost."""
 
 
 class ServerProtocol(web.RequestHandler):
-    """The protocol of one connection; `guard` holds those that are open.
+    """The protocol of one connection; `limiter` tracks the open ones.
 
-    What the parser has begun and not finished cannot be asked of it. So it is concluded from what went in and came out:
-    bytes that ended with an empty line, and of which the last came out as a request without a body,
-    leave it between two requests. In doubt it is held to be somewhere else.
+    The parser does not expose its state, so it is derived from its input and output:
+    after bytes that end with an empty line, and whose last message is a request without a body,
+    the parser is between two requests. In doubt it is assumed not to be.
     """
 
     __slots__ = (
         "_body",
-        "_body_form",
-        "_body_is_cut",
-        "_clean",
-        "_guard",
+        "_body_framing",
+        "_body_truncated",
+        "_disconnect_callbacks",
         "_half_closed",
-        "_lost",
-        "_made",
-        "_owed",
+        "_initial_deadline",
+        "_limiter",
+        "_owner",
+        "_parser_at_boundary",
         "_surplus",
-        "_taker",
-        "beneath",
-        "wire",
+        "_unanswered_count",
+        "client_transport",
+        "tcp_transport",
     )
 
     def __init__(
         self,
         server: web.Server,
-        guard: ConnectionLimiter,
+        limiter: ConnectionLimiter,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -115,173 +117,179 @@ class ServerProtocol(web.RequestHandler):
             loop=loop,
             keepalive_timeout=keepalive_timeout,
             max_line_size=max_line_size,
-            read_bufsize=_READ_AHEAD,
-            access_log_class=access_logs.AccessLog,
+            read_bufsize=_READ_BUFFER_BYTES,
+            access_log_class=AccessLog,
             # None is what AppRunner documents for "off".
-            access_log=access_logs.LOGGER if access_log else None,  # type: ignore[arg-type]
+            access_log=LOGGER if access_log else None,  # type: ignore[arg-type]
         )
-        self._guard = guard
-        self._clean = True
-        """The parser stands between two requests."""
+        self._limiter = limiter
+        self._parser_at_boundary = True
+        """The parser is between two requests."""
         self._body: StreamReader | None = None
-        """The body that is still coming in, as far as is known."""
-        self._body_form = ""
-        """How its end is found: by its `length`, by its `chunks`; empty where nothing is known of it."""
-        self._body_is_cut = False
-        """Somebody else has read a part of it, and has not come to its end."""
-        self._owed = 0
-        """Requests that aiohttp has been given and has not answered."""
+        """The request body that is still arriving, as far as is known."""
+        self._body_framing = ""
+        """Framing of the body: `length` or `chunks`; empty if unknown."""
+        self._body_truncated = False
+        """A part of the body was read from the socket, and not to its end."""
+        self._unanswered_count = 0
+        """Requests passed to aiohttp without a response yet."""
         self._half_closed = False
-        """The client has closed its side, and is still owed an answer."""
-        self._made = 0.0
+        """The client has closed its side, and a response is pending."""
+        self._initial_deadline = 0.0
         self._surplus = False
         """There was no room for it: it is held until it says what it wants, and closed after one answer."""
-        self._taker: ConnectionOwner | None = None
-        self.wire: asyncio.Transport | None = None
-        """The transport until its end, whoever has it: aiohttp forgets one that it has closed."""
-        self.beneath: asyncio.Transport | None = None
-        """The transport of TCP beneath that of TLS."""
-        self._lost: dict[Callable[[], None], bool] | None = None
-        """What is called when the client has gone, and whether it may be a long time until it is answered."""
+        self._owner: ConnectionOwner | None = None
+        self.client_transport: asyncio.Transport | None = None
+        """The transport until it is closed, whoever owns it: aiohttp drops its reference earlier."""
+        self.tcp_transport: asyncio.Transport | None = None
+        """The TCP transport below that of TLS."""
+        self._disconnect_callbacks: dict[Callable[[], None], bool] | None = None
+        """Disconnect callbacks, and for each whether its request may wait for a long time."""
 
     @property
-    def _patient(self) -> bool:
-        """Whether it may be a long time until the answer comes."""
-        return self._lost is not None and any(self._lost.values())
+    def _waits_long(self) -> bool:
+        """Whether a request may wait for a long time (a long poll)."""
+        return self._disconnect_callbacks is not None and any(self._disconnect_callbacks.values())
 
     @property
-    def _owes(self) -> bool:
-        """Whether an answer is still to come."""
-        return self._owed > 0
+    def _has_unanswered(self) -> bool:
+        """Whether a response is pending."""
+        return self._unanswered_count > 0
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered, or an answer has not left this process yet."""
-        unsent = any(one.get_write_buffer_size() for one in (self.wire, self.beneath) if one)
+        """Whether a request is being handled, or a response has not been sent completely."""
+        unsent = any(
+            transport.get_write_buffer_size()
+            for transport in (self.client_transport, self.tcp_transport)
+            if transport
+        )
         return self._request_in_progress or bool(self._messages) or unsent
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it has waited for a request, by the clock of the loop; None while there is something to do.
+        """When the connection became idle (event loop clock); None while it is busy.
 
-        0 if it is closed, all of it is sent, and it is the client's word that it waits for, as TLS has it.
+        0 if it is closed, everything is sent, and only the close_notify of the TLS client is missing.
         """
-        if self.wire is None or self.busy:
+        if self.client_transport is None or self.busy:
             return None
         if self.transport is None:
-            return 0.0 if self._taker is None else None
+            return 0.0 if self._owner is None else None
         in_body = self._body is not None and not self._body.is_eof()
-        if self._owes or in_body:
+        if self._has_unanswered or in_body:
             return None
         return self._next_keepalive_close_time - self.keepalive_timeout
 
     @property
-    def owes_bytes(self) -> bool:
-        """Whether the client has not acknowledged yet all that it was sent."""
-        found = acknowledged.socket_of(self.wire)
+    def has_unacked_bytes(self) -> bool:
+        """Whether the client has not acknowledged all data yet."""
+        found = acknowledged.socket_of(self.client_transport)
         return found is not None and acknowledged.unacked_bytes(found.fileno()) > 0
 
     @property
-    def fresh(self) -> bool:
-        """Whether its first request has not come yet."""
-        return self.transport is not None and self._next_keepalive_close_time == self._made
+    def awaiting_first_request(self) -> bool:
+        """Whether the first request has not arrived yet."""
+        return (
+            self.transport is not None and self._next_keepalive_close_time == self._initial_deadline
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not self._guard.has_room():
+        if not self._limiter.make_room():
             self._surplus = self._force_close = True
             self.transport = transport  # type: ignore[assignment]  # a transport of a stream
-            self._guard.hear(self)
+            self._limiter.hold_surplus(self)
             return
         self._open(transport)
 
     def _open(self, transport: asyncio.BaseTransport) -> None:
-        self.wire = transport  # type: ignore[assignment]  # a transport of a stream
-        self._guard.begins(self)
+        self.client_transport = transport  # type: ignore[assignment]  # a transport of a stream
+        self._limiter.register(self)
         super().connection_made(transport)
         if transport.get_extra_info("sslcontext") is not None:
-            transport.set_write_buffer_limits(_TLS_AHEAD)  # type: ignore[attr-defined]  # of a stream
-        self._made = self._next_keepalive_close_time  # each request sets it anew
+            transport.set_write_buffer_limits(_TLS_WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # of a stream
+        self._initial_deadline = self._next_keepalive_close_time  # each request changes it
 
     if sys.version_info < (3, 12):
 
         def start(self) -> Coroutine[Any, Any, None]:
-            """Begin at once to wait for the first request, as aiohttp does where asyncio has eager tasks.
+            """Run until the first request is awaited, as aiohttp does if asyncio has eager tasks.
 
-            Otherwise a request that comes with the connection is there before anybody waits for it.
+            Otherwise a request that arrives with the connection finds no task that waits for it.
             """
             serving = super().start()
-            return begun(serving, serving.send(None))
+            return resume_coroutine(serving, serving.send(None))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._guard.heard(self)
+        self._limiter.release_surplus(self)
         super().connection_lost(exc)
         if exc is None:
-            self._guard.held.close(self, self.wire)
-        self._guard.connections.discard(self)
-        self.wire = self.beneath = None
-        for callback in list(self._lost or ()):
+            self._limiter.unacked.close(self, self.client_transport)
+        self._limiter.connections.discard(self)
+        self.client_transport = self.tcp_transport = None
+        for callback in list(self._disconnect_callbacks or ()):
             callback()
-        if self._taker is not None:
-            self._taker.lost()
+        if self._owner is not None:
+            self._owner.disconnected()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio.Protocol has it
-        """Answer what was asked before the client closed its side; see section 3.6 of RFC 9293.
+        """Answer the requests received before the client closed its side; see section 3.6 of RFC 9293.
 
-        Who waits for something newer, or has left a body unfinished, is taken for gone: most clients that end are.
+        A client with a long poll or an incomplete body counts as disconnected: most clients that half-close are gone.
         """
         transport = self.transport
         unfinished = self._body is not None and not self._body.is_eof()
-        if transport is None or self._patient or unfinished or not self._owes:
+        if transport is None or self._waits_long or unfinished or not self._has_unanswered:
             return False
-        # With TLS an event loop closes whatever is returned.
+        # With TLS the event loop closes the connection whatever is returned.
         self._half_closed = transport.get_extra_info("sslcontext") is None
         return self._half_closed
 
     def data_received(self, data: bytes) -> None:
-        if self._surplus and self.wire is None:
-            self._hear(data)
+        if self._surplus and self.client_transport is None:
+            self._read_surplus(data)
         if self._force_close or self._close:
             return
-        if self._clean:
+        if self._parser_at_boundary:
             data = framing.as_known_version(data)
-        self._clean = False
+        self._parser_at_boundary = False
         if self._upgraded:
             super().data_received(data)
             return
         in_body = self._body is not None and not self._body.is_eof()
         before, taken = len(self._messages), self._body.total_bytes if in_body and self._body else 0
         super().data_received(data)
-        self._owed += len(self._messages) - before
-        self._conclude(data, before, in_body=in_body)
+        self._unanswered_count += len(self._messages) - before
+        self._update_parser_state(data, before, in_body=in_body)
         new = len(self._messages) - before
         if self._body is not None and self._body.is_eof() and (in_body or new):
             size = self._body.total_bytes - (0 if new else taken)
-            if framing.goes_on_behind_body(self._body_form, data, size, new):
-                self._guard.header_started(self)
+            if framing.has_data_after_body(self._body_framing, data, size, new):
+                self._limiter.header_started(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._taker is not None:
-            self._taker.resumed()
+        if self._owner is not None:
+            self._owner.writable()
 
-    def take(self, taker: ConnectionOwner) -> asyncio.Transport | None:
-        """Hand the connection over for good, when an answer that has no end has begun; None if it is gone.
+    def detach(self, owner: ConnectionOwner) -> asyncio.Transport | None:
+        """Detach the connection from aiohttp for a response without an end; None if the client has disconnected.
 
-        aiohttp holds two tasks, a request and an answer as long as a handler runs: twice of what the connection needs.
-        So the handler returns, its answer calls this instead of ending, and aiohttp finds nothing to close.
+        While a handler runs, aiohttp holds two tasks, a request and a response: twice the memory that the connection needs.
+        So the handler returns, `write_eof` calls this instead of ending the response, and aiohttp finds nothing to close.
         """
         transport, self.transport = self.transport, None
         if transport is not None:
-            self._taker = taker
-            self._close = True  # what the client still says is dropped
+            self._owner = owner
+            self._close = True  # further input is dropped
             self._messages.clear()
             self._parser = None
         return transport
 
     def lend_socket(self, body: StreamReader, taken: int) -> bool:
-        """Read no more, and let somebody else read the rest of a body from the socket, of which `taken` bytes were given out.
+        """Pause reading, and let the caller read the rest of a body from the socket; `taken` bytes of it were consumed.
 
-        False if there are bytes here that were not.
+        False if bytes of the body are buffered here.
         """
         transport = self.transport
         if transport is None or body is not self._body or body.total_bytes != taken:
@@ -292,14 +300,14 @@ class ServerProtocol(web.RequestHandler):
         return True
 
     def return_socket(self, body: StreamReader, complete: bool) -> None:
-        """Go on after the body, if somebody else has read it to its end; else nothing can follow any more."""
-        self._body_is_cut = not complete
+        """Resume after a body that was read from the socket; if it is not complete, the connection cannot be used again."""
+        self._body_truncated = not complete
         if self.transport is not None and complete:
-            # The parser waits for bytes that it will never see: another one reads what follows.
+            # The old parser waits for bytes that it will never see, so a new one parses what follows.
             self._parser = HttpRequestParser(
                 self,
                 self._loop,
-                _READ_AHEAD,
+                _READ_BUFFER_BYTES,
                 max_line_size=self.max_line_size,
                 max_field_size=self.max_field_size,
                 max_headers=self.max_headers,
@@ -311,16 +319,16 @@ class ServerProtocol(web.RequestHandler):
             self.transport.resume_reading()
 
     def header_timeout_expired(self) -> bool:
-        """Answer 408 and close, unless an earlier request is still being answered."""
+        """Answer 408 and close, unless an earlier request is still being handled."""
         transport = self.transport
         if transport is None:
             return True
-        if self._surplus and self.wire is None:
-            self._hear(b"")
+        if self._surplus and self.client_transport is None:
+            self._read_surplus(b"")
             return True
         if self._request_in_progress or self._messages:
             return False
-        limit = self._guard.head_timeout
+        limit = self._limiter.head_timeout
         metrics.HTTP_REQUESTS_TOTAL.labels("408").inc()
         transport.write(
             limits.raw_response("request-timeout", f"the head was not complete after {limit:g} s")
@@ -329,19 +337,19 @@ class ServerProtocol(web.RequestHandler):
         return True
 
     def add_disconnect_callback(
-        self, callback: Callable[[], None], *, patient: bool = False
+        self, callback: Callable[[], None], *, waits_long: bool = False
     ) -> None:
-        """Call back when the client has gone, unless `remove_disconnect_callback` has been called before.
+        """Call `callback` when the client disconnects, until `remove_disconnect_callback`.
 
-        `patient`: there is nothing to answer yet, so a client that closes its side counts as gone.
+        `waits_long`: there is no response yet, so a client that closes its side counts as disconnected.
         """
-        self._lost = self._lost or {}
-        self._lost[callback] = patient
+        self._disconnect_callbacks = self._disconnect_callbacks or {}
+        self._disconnect_callbacks[callback] = waits_long
 
     def remove_disconnect_callback(self, callback: Callable[[], None]) -> None:
-        """Do not call back any more."""
-        if self._lost is not None:
-            self._lost.pop(callback, None)
+        """Remove a disconnect callback."""
+        if self._disconnect_callbacks is not None:
+            self._disconnect_callbacks.pop(callback, None)
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -349,76 +357,76 @@ class ServerProtocol(web.RequestHandler):
         if isinstance(resp, web.HTTPExpectationFailed):
             # aiohttp raises it outside of all middlewares.
             resp = problems.from_http_exception(resp, request.path)
-        answer: object = resp  # a handler of a user may have returned anything
+        answer: object = resp  # a user's handler may have returned anything
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.setdefault("Server", "sidecar")
-            # Who waits for "100 Continue" and is refused may send the body or not:
-            # what comes next on this connection could be either (RFC 9110 section 10.1.1).
+            # A client that gets a final status instead of "100 Continue" may send the body or not:
+            # the next bytes are ambiguous (RFC 9110 section 10.1.1).
             undecided = "Expect" in request.headers and not request.content.is_eof()
-            last = self._half_closed and self._owed == 1
-            if lifecycle.draining() or undecided or last or self._body_is_cut or self._surplus:
+            last = self._half_closed and self._unanswered_count == 1
+            if lifecycle.draining() or undecided or last or self._body_truncated or self._surplus:
                 answer.force_close()
         if lifecycle.draining():
-            self._guard.held.add(self, self.wire)
+            self._limiter.unacked.add(self, self.client_transport)
         sent, reset = await super().finish_response(request, resp, start_time)
-        self._owed -= 1
-        if self._half_closed and not self._owed:
+        self._unanswered_count -= 1
+        if self._half_closed and not self._unanswered_count:
             self._close = True
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 
-    def _conclude(self, data: bytes, before: int, *, in_body: bool) -> None:
-        """Conclude from bytes, and from what has come out of the parser for them, where it stands."""
+    def _update_parser_state(self, data: bytes, before: int, *, in_body: bool) -> None:
+        """Derive the state of the parser from its input and output."""
         transport = self.transport
         held_back = self._upgraded or transport is None or not transport.is_reading()
         if len(self._messages) == before:
             if data and not in_body and not held_back:
-                self._guard.header_started(self)  # only a head can have taken them
+                self._limiter.header_started(self)  # the bytes are part of a head
             return
-        self._guard.header_finished(self)
+        self._limiter.header_finished(self)
         message: Any
         message, payload = self._messages[-1]
         if in_body and self._body is not None and not self._body.is_eof():
-            # In the middle of a body that is an error, and aiohttp would let whoever reads it wait for the rest.
+            # Within a body this is an error, and aiohttp would let the reader of the body wait for ever.
             error = web.RequestPayloadError(str(message.exc))
             self._body.set_exception(error)
-            # Whoever was woken for a chunk before it, in the same bytes, waits once more and does not look (`readany`).
+            # A reader that was woken by a chunk in the same bytes waits once more without checking (`readany`).
             self._loop.call_soon(self._body.set_exception, error)
         self._body = None if payload is EMPTY_PAYLOAD else payload
-        self._body_form = framing.body_form(message)
+        self._body_framing = framing.body_form(message)
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
             return
-        self._clean = data.endswith(END) and not message.upgrade
-        if data and not self._clean:
-            self._guard.header_started(self)
+        self._parser_at_boundary = data.endswith(HEAD_END) and not message.upgrade
+        if data and not self._parser_at_boundary:
+            self._limiter.header_started(self)
 
-    def give_way(self) -> None:
-        """Close, because others need the room, and nobody is owed an answer here."""
-        wire = self.wire or self.transport
-        if wire is not None:
-            wire.close()
-        if self.beneath is not None:
-            # A transport of TLS waits half a minute for the client's word. What it has to say itself goes out in this turn.
-            self._loop.call_soon(self.beneath.abort)
+    def evict(self) -> None:
+        """Close this idle connection to make room for others."""
+        client_transport = self.client_transport or self.transport
+        if client_transport is not None:
+            client_transport.close()
+        if self.tcp_transport is not None:
+            # A TLS transport waits 30 s for the close_notify of the client. Its own is sent in this iteration.
+            self._loop.call_soon(self.tcp_transport.abort)
 
-    def _hear(self, data: bytes) -> None:
-        """Let a probe in, for which there is no room; tell everybody else."""
+    def _read_surplus(self, data: bytes) -> None:
+        """Accept a probe on a surplus connection; answer everything else with 503."""
         transport = self.transport
         if transport is None:
             return
         if limits.is_probe(data):
-            self._guard.heard(self)
+            self._limiter.release_surplus(self)
             self._force_close = False
             self._open(transport)
         else:
-            self._guard.header_finished(self)
-            self.wire = transport
-            transport.write(self._guard.refusal())
+            self._limiter.header_finished(self)
+            self.client_transport = transport
+            transport.write(self._limiter.rejection())
             transport.close()
 
     def log_exception(self, *args: object, exc_info: object = None, **options: object) -> None:
         if isinstance(exc_info, web.RequestPayloadError):
-            # The rest of a body that nobody wants any more: it was refused with an answer.
+            # The rest of the body of a request that was already rejected.
             _log.debug("cannot read the rest of a body: %s", exc_info)
         else:
             super().log_exception(*args, exc_info=exc_info, **options)
@@ -430,15 +438,15 @@ class ServerProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what the parser refuses, and what a handler without our middleware let through."""
+        """Return the response to a parser error, or to an exception of a handler without our middleware."""
         if problems.client_has_gone(request):
             _log.debug("a client went away in the middle of a request: %r", exc)
             raise ConnectionResetError("the client has gone")
         if request.writer.output_size > 0:
-            _log.error("an answer to %s broke off in the middle", request.path, exc_info=exc)
+            _log.error("the response to %s was cut off", request.path, exc_info=exc)
             raise ConnectionError("a part of the answer has been sent already")
         if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
-            # aiohttp stumbles over its own message about an expectation that is not ASCII.
+            # aiohttp fails to encode its own message about an expectation that is not ASCII.
             exc, status = web.HTTPExpectationFailed(), 417
         answer = problems.to_response(
             problems.from_aiohttp(status, exc, message, longest_line=self.max_line_size)
@@ -448,15 +456,17 @@ class ServerProtocol(web.RequestHandler):
 
 
 @types.coroutine
-def begun(coroutine: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
-    """Go on, in a task, with a coroutine that has run until it awaited something."""
+def resume_coroutine(
+    coroutine: Coroutine[Any, Any, None], awaited: object
+) -> Generator[Any, Any, None]:
+    """Continue, in a task, a coroutine that has run until its first `await`."""
     try:
         yield awaited
-    except BaseException as error:  # noqa: BLE001 (it is the coroutine's)
+    except BaseException as error:  # noqa: BLE001 (passed on to the coroutine)
         try:
             awaited = coroutine.throw(error)
         except StopIteration:
             return
-        yield from begun(coroutine, awaited)
+        yield from resume_coroutine(coroutine, awaited)
     else:
         yield from coroutine

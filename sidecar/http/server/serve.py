@@ -1,4 +1,4 @@
-"""Serve an application until it is told to stop, and then end in order."""
+"""Serve an application until it is stopped, and shut it down in order."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ from sidecar.process import arguments, executor, lifecycle
 _log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75.0
-"""Seconds that an idle connection stays open: as nginx has it, longer than most clients and proxies keep theirs."""
-LONGEST_LINE = 64 << 10
-"""Bytes of a request line: `GET /?content=TEXT` has its content in it."""
+"""Seconds that an idle connection stays open: as in nginx, longer than most clients and proxies keep theirs."""
+MAX_REQUEST_LINE_BYTES = 64 << 10
+"""Bytes of a request line: that of `GET /?content=TEXT` contains the content."""
 
-#: `listening` removes the file of a unix socket, and other processes may listen there as well.
+#: `sockets` removes the file of a unix socket; other processes may listen there as well.
 _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-_CANCEL_TIME = 1.0
+_CANCEL_TIMEOUT = 1.0
 _POLL_INTERVAL = 0.01
 _FIRST_REQUEST_GRACE = 0.25
 """Seconds that a new connection has for its first request when listening ends: a few round trips.
-It has as many turns of the loop as fit into that: one in which a thousand handshakes are done may take a second."""
+Counted in iterations of the event loop: one in which a thousand handshakes complete may take a second.
+"""
 
 
 async def serve(
@@ -60,10 +61,10 @@ async def serve(
 ) -> None:
     """Serve an aiohttp application until this is cancelled, as `sidecar.run` does at SIGTERM.
 
-    The end is in order: not ready any more, so that no new work is sent here;
-    `drain_delay` seconds in which requests are still answered, for that to get around;
-    no new connections; requests under way are finished, `drain_timeout` seconds at most; clean-up.
-    Clients that keep a connection are told to close it, those that wait for a change get their answer.
+    The shutdown is in order: not ready, so that no new work is routed here;
+    `drain_delay` seconds in which requests are still answered while that becomes known;
+    no new connections; requests in progress finish, `drain_timeout` seconds at most; clean-up.
+    Clients are told to close keep-alive connections, and those that wait for a change get their response.
 
     Args:
         app: any application, also one that uses nothing else of `sidecar`.
@@ -73,19 +74,19 @@ async def serve(
         tls_cert: certificate chain (PEM) for the port; read again when it changes.
         tls_key: its private key (PEM), if that is in a file of its own.
         drain_delay: seconds between "not ready" and the end of listening.
-        drain_timeout: seconds that requests under way may still take.
+        drain_timeout: seconds that requests in progress may still take.
         head_timeout: seconds from the first byte of a request to the end of its head;
-            then it is answered with 408, and its connection closed. A TLS handshake has as long.
-        max_connections: connections at a time; for one more an idle one is closed, and where there is none
+            then it is answered with 408, and its connection closed. It limits a TLS handshake as well.
+        max_connections: connections at a time; for one more an idle one is closed, and if there is none
             it is answered with 503, unless it asks for a probe.
-            It is less where the process may not open as many files (`ulimit -n`).
+            It is lower if the process may not open as many files (`ulimit -n`).
         access_log: log one line for each request (client, method, path, status, bytes, time) at INFO;
-            each is then answered by the application itself, and none from memory, which costs several times the CPU.
+            the application then answers each request itself, and none from the cache, which costs several times the CPU.
         ready: called with the addresses as soon as they are served.
 
     Raises:
-        ConfigError: an argument makes no sense, the port is busy, an address is not there,
-            or certificate and key do not fit.
+        ConfigError: an argument is invalid, the port is busy, the address does not exist,
+            or certificate and key do not match.
 
     >>> async def main() -> None:
     ...     await serve(web.Application(), port=8080)
@@ -142,25 +143,25 @@ async def serve_on(
     access_log: bool = False,
     ready: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
-    """Serve at sockets that are bound already, as `serve` does; whoever has bound them closes them, too."""
+    """Serve on bound sockets, as `serve` does; the caller closes them."""
     async with AsyncExitStack() as stack:
         if certificate is not None:
             await stack.enter_async_context(certificate.followed())
-        places = [
+        endpoints = [
             _Endpoint(one, None if one.family == socket.AF_UNIX else certificate) for one in bound
         ]
         drain = partial(_drain, delay=drain_delay, timeout=drain_timeout)
-        guard = ConnectionLimiter(head_timeout=head_timeout, max_connections=max_connections)
-        await _run(app, places, guard, ready, drain, access_log=access_log)
+        limiter = ConnectionLimiter(head_timeout=head_timeout, max_connections=max_connections)
+        await _run(app, endpoints, limiter, ready, drain, access_log=access_log)
 
 
 def load_certificate(
     cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
 ) -> ReloadingCertificate | None:
-    """Read the certificate that is shown at ports, None if there is to be none.
+    """Load the server certificate, None without one.
 
     Raises:
-        ConfigError: it cannot be read, the key does not fit, or there is nothing but a key.
+        ConfigError: it cannot be read, the key does not match, or there is a key without a certificate.
     """
     if cert is not None:
         return ReloadingCertificate(cert, key)
@@ -171,7 +172,7 @@ def load_certificate(
 
 @dataclass(frozen=True)
 class _Endpoint:
-    """A bound socket, and the certificate that is shown at it."""
+    """A bound socket, and its certificate."""
 
     socket: socket.socket
     certificate: ReloadingCertificate | None
@@ -187,23 +188,23 @@ class _Endpoint:
 
 async def _run(
     app: web.Application,
-    places: Sequence[_Endpoint],
-    guard: ConnectionLimiter,
+    endpoints: Sequence[_Endpoint],
+    limiter: ConnectionLimiter,
     ready: Callable[[Sequence[str]], None] | None,
     drain: Callable[[Sequence[_Listener], ConnectionLimiter], Awaitable[None]],
     *,
     access_log: bool,
 ) -> None:
-    """Start the application, listen, and end both, whatever happens in between."""
-    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIME)
+    """Start the application and listen; shut both down, whatever happens in between."""
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CANCEL_TIMEOUT)
     listeners: list[_Listener] = []
     try:
         await runner.setup()
         if runner.server is not None:
             framing.enforce(runner.server)
-        for place in places:
-            listeners.append(await _listen(runner, guard, place, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
-        addresses = [place.address for place in places]
+        for endpoint in endpoints:
+            listeners.append(await _listen(runner, limiter, endpoint, access_log=access_log))  # noqa: PERF401 (those before one that fails must be known)
+        addresses = [endpoint.address for endpoint in endpoints]
         _log.info("listening on %s", ", ".join(addresses))
         if ready is not None:
             ready(addresses)
@@ -211,132 +212,136 @@ async def _run(
     finally:
         try:
             if listeners:
-                await drain(listeners, guard)
+                await drain(listeners, limiter)
         finally:
-            guard.held.release_all()  # also where a second cancellation has cut the drain short
+            limiter.unacked.release_all()  # also if a second cancellation has cut the drain short
             for listener in listeners:
                 listener.server.close()
             try:
                 await runner.cleanup()
             finally:
-                await guard.end()
+                await limiter.close_remaining()
 
 
 @dataclass(frozen=True)
 class _Listener:
-    """A place that is listened at."""
+    """A listening socket."""
 
-    place: _Endpoint
+    endpoint: _Endpoint
     server: asyncio.Server
     factory: Callable[[], asyncio.BaseProtocol]
-    """What makes the protocol of each connection there."""
+    """Creates the protocol of each connection."""
 
-    async def end(self) -> list[asyncio.Task[Any]]:
-        """Listen no longer, and serve the connections that nobody has accepted yet: the kernel would reset them."""
+    async def stop_accepting(self) -> list[asyncio.Task[Any]]:
+        """Stop listening, and serve the connections in the accept queue, which the kernel would reset."""
         loop = asyncio.get_running_loop()
         waiting = []
-        sockets.drop_new_syns(self.place.socket)
-        with contextlib.suppress(OSError):  # there is none left
+        sockets.drop_new_syns(self.endpoint.socket)
+        with contextlib.suppress(OSError):  # the queue is empty
             for _ in range(sockets.BACKLOG):
-                waiting.append(self.place.socket.accept()[0])  # noqa: PERF401 (those before the error count)
+                waiting.append(self.endpoint.socket.accept()[0])  # noqa: PERF401 (those before the error count)
         tasks = [
-            asyncio.ensure_future(loop.connect_accepted_socket(self.factory, one))
-            for one in waiting
+            asyncio.ensure_future(loop.connect_accepted_socket(self.factory, accepted))
+            for accepted in waiting
         ]
-        # asyncio has accepted some, too, and would drop those that a closed server has not got to know.
+        # asyncio may have accepted some as well, and drops those that a closed server does not know yet.
         await asyncio.sleep(0)
         self.server.close()
         return tasks
 
 
 async def _listen(
-    runner: web.AppRunner, guard: ConnectionLimiter, place: _Endpoint, *, access_log: bool
+    runner: web.AppRunner, limiter: ConnectionLimiter, endpoint: _Endpoint, *, access_log: bool
 ) -> _Listener:
     loop = asyncio.get_running_loop()
     server = runner.server
     if server is None:
         raise RuntimeError("the application is not set up")
 
-    answers = ListenerCache()
+    cache = ListenerCache()
 
-    def connection() -> ServerProtocol:
-        if access_log:  # the lane answers without a request that could be logged
+    def make_protocol() -> ServerProtocol:
+        if access_log:  # the fast path has no request object to log
             return ServerProtocol(
                 server,
-                guard,
+                limiter,
                 loop=loop,
                 keepalive_timeout=KEEP_ALIVE,
-                max_line_size=LONGEST_LINE,
+                max_line_size=MAX_REQUEST_LINE_BYTES,
                 access_log=True,
             )
         return FastPathProtocol(
             server,
-            guard,
-            answers,
+            limiter,
+            cache,
             loop=loop,
             keepalive_timeout=KEEP_ALIVE,
-            max_line_size=LONGEST_LINE,
+            max_line_size=MAX_REQUEST_LINE_BYTES,
         )
 
-    factory: Callable[[], asyncio.BaseProtocol] = connection
-    if place.certificate is not None:
-        factory = partial(Handshake, place.certificate.context, guard, connection, loop=loop)
-    # For asyncio it is also how many it accepts before it tells anybody of one.
-    where: dict[str, Any] = {"sock": place.socket, "backlog": limits.ACCEPTED_AT_ONCE}
-    if place.socket.family == socket.AF_UNIX:
-        made = await loop.create_unix_server(factory, **where, **_KEEP_FILE)
+    factory: Callable[[], asyncio.BaseProtocol] = make_protocol
+    if endpoint.certificate is not None:
+        factory = partial(
+            Handshake, endpoint.certificate.context, limiter, make_protocol, loop=loop
+        )
+    # asyncio also accepts this many before it calls the protocols.
+    options: dict[str, Any] = {"sock": endpoint.socket, "backlog": limits.ACCEPT_BATCH}
+    if endpoint.socket.family == socket.AF_UNIX:
+        listening = await loop.create_unix_server(factory, **options, **_KEEP_FILE)
     else:
-        made = await loop.create_server(factory, **where)
-    place.socket.listen(sockets.BACKLOG)
-    return _Listener(place, made, factory)
+        listening = await loop.create_server(factory, **options)
+    endpoint.socket.listen(sockets.BACKLOG)
+    return _Listener(endpoint, listening, factory)
 
 
 async def _drain(
     listeners: Sequence[_Listener],
-    guard: ConnectionLimiter,
+    limiter: ConnectionLimiter,
     *,
     delay: float,
     timeout: float,
 ) -> None:
-    """Become not ready, let that get around, stop listening, and finish what was begun.
+    """Become not ready, wait for the delay, stop listening, and finish the requests in progress.
 
-    An answer is finished when its client has acknowledged all of it: the network of a Pod ends with its processes.
+    A request is finished when its client has acknowledged the response: the network of a Pod ends with its processes.
     """
     lifecycle.begin_drain()
-    handler_api.invalidate_all()  # from now on each answer says `Connection: close`
-    # Endpoints are removed while the Pod is being stopped, not before: requests still come
+    handler_api.invalidate_all()  # from now on each response has `Connection: close`
+    # Endpoints are removed while the Pod is terminating, not before: requests still arrive
     # (https://kubernetes.io/docs/tutorials/services/pods-and-endpoint-termination-flow/).
     loop = asyncio.get_running_loop()
-    over = loop.time() + delay
-    while (left := over - loop.time()) > 0:
+    drain_end = loop.time() + delay
+    while (left := drain_end - loop.time()) > 0:
         await asyncio.sleep(min(left, _POLL_INTERVAL * 5))
-        guard.held.release()
-    accepted = [task for listener in listeners for task in await listener.end()]
-    connections, held = guard.connections, guard.held
-    for one in connections:
-        if one.idle_since is None or one.owes_bytes:
-            held.add(one, one.wire)
+        limiter.unacked.release()
+    accepted = [task for listener in listeners for task in await listener.stop_accepting()]
+    connections, unacked = limiter.connections, limiter.unacked
+    for connection in connections:
+        if connection.idle_since is None or connection.has_unacked_bytes:
+            unacked.add(connection, connection.client_transport)
     for wake in protocol.drain_callbacks:
         wake()
-    # What is left is finished here and not by aiohttp: that would drop the bodies that are still coming in,
-    # and end with answers that have not left this process.
+    # Wait here and not in aiohttp, which would drop request bodies that are still arriving,
+    # and responses that have not left this process.
     limit = loop.time() + timeout
     if accepted:
         await asyncio.wait(accepted, timeout=timeout)
     await asyncio.sleep(0)
-    # A client that has just connected has its first request on the way, or its handshake.
+    # A new connection has its first request, or its handshake, on the way.
     fresh: set[LimitedConnection] | None = None
-    glances = 0
+    polls_left = 0
     while True:
         busy = sum(one.busy for one in connections)
-        before, fresh = fresh, {one for one in connections if one.fresh}
-        glances = glances - 1 if fresh == before else round(_FIRST_REQUEST_GRACE / _POLL_INTERVAL)
-        if loop.time() >= limit or not (busy or len(held) or (fresh and glances > 0)):
+        before, fresh = fresh, {one for one in connections if one.awaiting_first_request}
+        polls_left = (
+            polls_left - 1 if fresh == before else round(_FIRST_REQUEST_GRACE / _POLL_INTERVAL)
+        )
+        if loop.time() >= limit or not (busy or len(unacked) or (fresh and polls_left > 0)):
             break
         await asyncio.sleep(_POLL_INTERVAL)
-        held.release()
-    unread = len(held)
-    held.release_all()
+        unacked.release()
+    unread = len(unacked)
+    unacked.release_all()
     if unread > busy:
         _log.warning("%d answers were not taken by their clients within %g s", unread, timeout)
     if busy:

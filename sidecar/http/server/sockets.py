@@ -1,6 +1,6 @@
-"""Places to listen at, opened before anything else starts: a busy port is told at once.
+"""Listening sockets. They are bound before anything else starts, so that a busy port is reported at once.
 
-All of this is blocking, and short.
+All functions block, for a short time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from sidecar import _errors
 
 SOCKET_MODE = 0o660
-"""Who may connect to a unix socket: user and group, as with an `fsGroup` that containers share."""
+"""Mode of a unix socket: user and group may connect, as with an `fsGroup` that containers share."""
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.EINVAL)
-"""What a kernel without IPv6 says, or one that has been told to do without."""
+"""Errors of a kernel without IPv6, or with IPv6 disabled."""
 BACKLOG = 1024
-"""Connections that may wait until somebody takes them."""
+"""Length of the accept queue (the backlog of listen(2))."""
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """Bind all addresses of a host; `::` takes IPv4 as well, as people expect of it.
+    """Bind all addresses of a host; `::` accepts IPv4 as well.
 
-    An empty host is `::`, and where this machine has no IPv6, `0.0.0.0`.
+    An empty host is `::`, or `0.0.0.0` on a machine without IPv6.
 
     Raises:
-        ConfigError: the port is busy, not permitted, or no such address is on this machine.
+        ConfigError: the port is busy or not permitted, or this machine has no such address.
     """
     if not host:
-        return [_of_both_families(port)]
+        return [_bind_dual_stack(port)]
     bound: list[socket.socket] = []
     try:
         for family, address in _addresses(host, port):
@@ -50,15 +50,15 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
 
 
 def bind_reuseport(host: str, port: int, count: int) -> list[list[socket.socket]]:
-    """Bind all addresses of a host for each of so many processes; the kernel spreads the connections evenly.
+    """Bind all addresses of a host once per process; the kernel distributes the connections evenly.
 
-    On one socket that all share, whoever wakes up first takes what is there: of 64 connections one process
+    With one shared socket the first process to wake up accepts what is there: of 64 connections one process
     got from 6 to 32, with a socket each from 25 to 32. See `SO_REUSEPORT` in
     https://man7.org/linux/man-pages/man7/socket.7.html.
 
-    `SO_REUSEPORT` would let any other program of the same user take a share of the connections, and nobody would know.
-    So the first socket listens without it; from then on the port is busy for whoever does not ask to share it,
-    and that is what another `sidecar` finds.
+    `SO_REUSEPORT` would let any other program of the same user take a share of the connections without notice.
+    So the first socket listens without it: from then on the port is busy for a program that does not set the option,
+    another `sidecar` for example.
 
     Raises:
         ConfigError: as for `bind_tcp`.
@@ -82,10 +82,10 @@ def bind_reuseport(host: str, port: int, count: int) -> list[list[socket.socket]
 
 @contextmanager
 def bind_unix(path: str) -> Iterator[socket.socket]:
-    """Bind a unix socket, whose file goes away at the end. One that nobody listens at any more is replaced.
+    """Bind a unix socket, and remove its file at the end. A stale file, at which no process listens, is replaced.
 
     Raises:
-        ConfigError: another process listens there, or something else lies there.
+        ConfigError: another process listens there, or the path is another kind of file.
     """
     _remove_stale(path)
     one = socket.socket(socket.AF_UNIX)
@@ -103,38 +103,38 @@ def bind_unix(path: str) -> Iterator[socket.socket]:
     finally:
         one.close()
         with contextlib.suppress(OSError):
-            # A process that was forked meanwhile has the socket, but the file is not its own.
+            # A forked process has a copy of the socket, but must not remove the file.
             if os.getpid() == owner and _identity(path) == ours:
                 os.unlink(path)
 
 
 def drop_new_syns(one: socket.socket) -> None:
-    """Let the kernel begin no further connections at a socket that listens, before it is closed.
+    """Make the kernel drop new connection requests to a listening socket, before it is closed.
 
-    Between the last `accept` and `close` another connection could be made, and would be reset with its request.
-    With this its first packet is dropped: the client repeats it a second later, and finds that nobody listens.
+    A connection established between the last `accept` and `close` would be reset with its request.
+    With this filter its SYN is dropped: the client repeats it a second later, and finds the port closed.
     """
     if sys.platform != "linux":
         return
-    import ctypes  # a fifth of a megabyte: only for those who come here
+    import ctypes  # 0.2 MB of memory, so not at module level
 
     program = ctypes.create_string_buffer(_DROP_SYN)
     described = struct.pack("@HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
-    with contextlib.suppress(OSError):  # a sandbox that does not allow it
+    with contextlib.suppress(OSError):  # not permitted in some sandboxes
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 def accept_syns(one: socket.socket) -> None:
-    """Undo `drop_new_syns`, at a socket that another process has ended with and that is still there."""
+    """Undo `drop_new_syns` on a socket that another process has stopped serving and that is still open."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # there is no filter
             one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
-#: Names that the `socket` module does not have, see https://docs.kernel.org/networking/filter.html.
+#: Constants that the `socket` module lacks, see https://docs.kernel.org/networking/filter.html.
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
-#: At a TCP socket a filter sees segments from their header on; byte 13 holds the flags, and 2 is SYN.
+#: The filter of a TCP socket sees segments from the TCP header on; byte 13 holds the flags, and 2 is SYN.
 _DROP_SYN = b"".join(
     struct.pack("@HBBI", *instruction)
     for instruction in (
@@ -148,7 +148,7 @@ _DROP_SYN = b"".join(
 
 def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     try:
-        found = socket.getaddrinfo(
+        results = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as error:
@@ -156,19 +156,19 @@ def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, tup
             f"cannot listen on {host}: there is no such address ({error.strerror})"
         ) from error
     seen = set()
-    for family, _, _, _, address in found:
+    for family, _, _, _, address in results:
         if address not in seen:
             seen.add(address)
             yield family, address
 
 
-def _of_both_families(port: int) -> socket.socket:
-    """Bind all addresses by one socket, as Go does: IPv4 clients have IPv6 addresses there (RFC 4291 section 2.5.5.2)."""
+def _bind_dual_stack(port: int) -> socket.socket:
+    """Bind all addresses with one socket, as Go does: IPv4 clients have IPv4-mapped addresses (RFC 4291 section 2.5.5.2)."""
     try:
         return _bind(socket.AF_INET6, ("::", port), "", port)
     except _errors.ConfigError as error:
-        found = error.__cause__
-        if not (isinstance(found, OSError) and found.errno in _NO_IPV6):
+        cause = error.__cause__
+        if not (isinstance(cause, OSError) and cause.errno in _NO_IPV6):
             raise
     return _bind(socket.AF_INET, ("0.0.0.0", port), "", port)  # noqa: S104 (that is what is wanted)
 
@@ -198,7 +198,7 @@ def _bind(
 
 
 def _reuseport_sibling(first: socket.socket, host: str) -> socket.socket:
-    """Bind another socket to the same address, to share its connections."""
+    """Bind another socket to the same address with `SO_REUSEPORT`."""
     address = first.getsockname()
     return _bind(socket.AddressFamily(first.family), address, host, address[1], shared=True)
 
@@ -209,11 +209,11 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise _errors.ConfigError(
-            f"cannot listen on {host or 'any address'}:{port}: {_remedy(error, port)}"
+            f"cannot listen on {host or 'any address'}:{port}: {_explain(error, port)}"
         ) from error
 
 
-def _remedy(error: OSError, port: int) -> str:
+def _explain(error: OSError, port: int) -> str:
     match error.errno:
         case errno.EADDRINUSE:
             return (
@@ -246,7 +246,7 @@ def _remove_stale(path: str) -> None:
         try:
             one.connect(path)
         except BlockingIOError:
-            pass  # whoever listens there has not taken those that have come before
+            pass  # the accept queue of the listener is full
         except OSError:
             os.unlink(path)
             return

@@ -1,5 +1,5 @@
-"""Tell clients of changes.
+"""Notify clients of changes.
 
-`pending` are the requests that wait, and what wakes them; `long_poll` answers them, `coalesced` those that ask for the same;
+`pending` is the registry of waiting requests and wakes them; `long_poll` responds to them, `coalesced` groups equal ones;
 `sse` sends server-sent events.
 """

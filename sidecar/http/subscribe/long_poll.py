@@ -1,4 +1,4 @@
-"""Answers to requests that wait for something newer than they have."""
+"""Long polls: requests that wait for a newer content."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MakeRepresentation = Callable[[], Awaitable[Representation]]
 
 
 def setup(app: web.Application) -> None:
-    """Let requests of this application wait, at the longest until it shuts down, whoever runs it."""
-    waits = app[PENDING] = PendingRequests()
-    app.on_shutdown.append(waits.shut_down)
+    """Enable long polls in an application; at its shutdown all of them are answered."""
+    pending = app[PENDING] = PendingRequests()
+    app.on_shutdown.append(pending.shut_down)
 
 
 async def respond(
@@ -36,50 +36,56 @@ async def respond(
     recheck: float = WAIT_LIMIT,
     in_memory: Callable[[], bool] = lambda: False,
 ) -> web.Response:
-    """Answer a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once it is something new.
+    """Respond to a GET or HEAD with what `make` returns; with `Prefer: wait=SECONDS`, once that is new.
 
-    New is what the request's `If-None-Match` does not name, and any content where there was none.
-    `recheck` is the number of seconds between looks for changes of which the watch does not tell.
-    `in_memory` says whether there are none: then the answer can be remembered for the same request.
+    New is a content that `If-None-Match` does not list, and any content after none.
+    `recheck` is the interval in seconds at which to call `make` again for changes that the watch does not report.
+    `in_memory` returns whether there are no such changes: then the response may be cached.
     """
     seconds = representation.prefer_wait(request)
     known = representation.if_none_match(request)
-    generation = handler_api.epoch()
-    found = await _attempt(make)
-    waited = handler_api.deadline(request) is not None
-    if seconds is not None and _is_old(found, known):
-        waited = True
+    epoch = handler_api.epoch()
+    result = await _try_make(make)
+    was_long_poll = handler_api.deadline(request) is not None
+    if seconds is not None and _is_known(result, known):
+        was_long_poll = True
         loop = asyncio.get_running_loop()
-        limit = handler_api.deadline(request) or loop.time() + seconds
-        with request.app[PENDING].bell(request, watch) as bell:
-            generation = handler_api.epoch()
-            found = await _attempt(make)
-            while _is_old(found, known) and not bell.over and (left := limit - loop.time()) > 0:
-                if in_memory() and generation == handler_api.epoch():
+        deadline = handler_api.deadline(request) or loop.time() + seconds
+        with request.app[PENDING].waiter(request, watch) as waiter:
+            epoch = handler_api.epoch()
+            result = await _try_make(make)
+            while (
+                _is_known(result, known)
+                and not waiter.closed
+                and (left := deadline - loop.time()) > 0
+            ):
+                if in_memory() and epoch == handler_api.epoch():
                     coalesced.coalesce(request, watch, seconds)
-                await bell.wait(min(left, recheck))
-                generation = handler_api.epoch()
-                found = await _attempt(make)
+                await waiter.wait(min(left, recheck))
+                epoch = handler_api.epoch()
+                result = await _try_make(make)
         if (admission := request.get(bearer_auth.ADMISSION)) is not None:
             admission.check()
-    applied = representation.preference_applied(seconds) if seconds is not None and waited else {}
-    if isinstance(found, problems.Problem):
-        found.headers.update(applied)
-        raise found
-    response = representation.build_response(request, found)
+    applied = (
+        representation.preference_applied(seconds) if seconds is not None and was_long_poll else {}
+    )
+    if isinstance(result, problems.Problem):
+        result.headers.update(applied)
+        raise result
+    response = representation.build_response(request, result)
     response.headers.update(applied)
-    # The answer to who has waited in vain is not the one to who asks.
-    at_once = seconds is None or not _is_old(found, known)
-    # A date that is still to come is sent as the present one, so it would be another each time.
-    if at_once and found.modified <= time.time() and in_memory():
-        handler_api.mark_cacheable(request, generation, waited=waited)
-        if seconds and known is not None and generation == handler_api.epoch():
-            coalesced.coalesce_next(request, watch, seconds, known, found.etag)
+    # The response after a timeout differs from that to a request that does not wait.
+    not_timed_out = seconds is None or not _is_known(result, known)
+    # A `Last-Modified` in the future is sent as the present time, so it would differ each time.
+    if not_timed_out and result.modified <= time.time() and in_memory():
+        handler_api.mark_cacheable(request, epoch, was_long_poll=was_long_poll)
+        if seconds and known is not None and epoch == handler_api.epoch():
+            coalesced.coalesce_next(request, watch, seconds, known, result.etag)
     return response
 
 
-async def _attempt(make: MakeRepresentation) -> Representation | problems.Problem:
-    """Return what there is; that there is nothing yet is a result as well, for something may come."""
+async def _try_make(make: MakeRepresentation) -> Representation | problems.Problem:
+    """Return the representation, or the problem that nothing has been published yet or the content has changed on disk."""
     try:
         return await make()
     except _errors.ContentAltered as error:
@@ -90,11 +96,11 @@ async def _attempt(make: MakeRepresentation) -> Representation | problems.Proble
         return problem
 
 
-def _is_old(found: Representation | problems.Problem, known: EntityTags | None) -> bool:
-    if isinstance(found, problems.Problem) or (known is not None and known.match(found.etag)):
+def _is_known(result: Representation | problems.Problem, known: EntityTags | None) -> bool:
+    if isinstance(result, problems.Problem) or (known is not None and known.match(result.etag)):
         return True
     try:
-        found.check()
+        result.check()
     except _errors.ContentAltered:
-        return True  # it cannot be sent, and another one will come
+        return True  # it cannot be sent, and a new content will follow
     return False

@@ -1,7 +1,7 @@
-"""Everything that ends waiting, for all who wait in an application.
+"""The registry of waiting requests, and everything that wakes them.
 
-A change, the time limit, a client that has gone, a process that drains, an application that shuts down:
-all of them ring the same bell.
+A change, the timeout, a disconnect, the drain of the process and the shutdown of the application
+all call the same method, `wake`.
 """
 
 from __future__ import annotations
@@ -22,84 +22,84 @@ if TYPE_CHECKING:
     from sidecar.volume.watch.watch import Watch
 
 WAKE_BATCH: Final = 50
-"""Requests that are woken before others get their turn: some milliseconds."""
+"""Requests that are woken per iteration of the event loop: some milliseconds."""
 
 
 class Wakeable(Protocol):
-    """What is rung when waiting is over."""
+    """Something that waits for a change or the end of waiting."""
 
-    def ring(self) -> None: ...
+    def wake(self) -> None: ...
 
 
 class PendingRequests:
     """The waiting requests of one application."""
 
-    _everywhere: ClassVar[weakref.WeakSet[PendingRequests]] = weakref.WeakSet()
+    _instances: ClassVar[weakref.WeakSet[PendingRequests]] = weakref.WeakSet()
 
     def __init__(self) -> None:
-        self.over = False
-        """The application shuts down."""
-        self._bells: set[Wakeable] = set()
-        self._towers: dict[Watch[Any], _Broadcast] = {}
-        self._everywhere.add(self)
+        self.closed = False
+        """The application is shutting down."""
+        self._wakeables: set[Wakeable] = set()
+        self._broadcasts: dict[Watch[Any], _Broadcast] = {}
+        self._instances.add(self)
 
     def __repr__(self) -> str:
-        return f"<Waits waiting={len(self._bells)}{' over' if self.over else ''}>"
+        return f"<PendingRequests waiting={len(self._wakeables)}{' closed' if self.closed else ''}>"
 
     @classmethod
     def wake_all(cls) -> None:
         """Wake every waiting request of this process, because it drains."""
-        for waits in list(cls._everywhere):
-            waits.ring()
+        for pending in list(cls._instances):
+            pending.wake()
 
-    def bell(self, request: web.Request, watch: Watch[Any] | None) -> Waiter:
-        """Return a bell that rings for this request: at each change of the watch, and when waiting is over."""
+    def waiter(self, request: web.Request, watch: Watch[Any] | None) -> Waiter:
+        """Return a waiter for this request: it wakes at each change of the watch, and when waiting has ended."""
         return Waiter(self, request, watch)
 
-    def add(self, bell: Wakeable, watch: Watch[Any] | None = None) -> None:
-        """Ring this one, too; at each change of the watch as well, if there is one."""
-        self._bells.add(bell)
+    def add(self, waiter: Wakeable, watch: Watch[Any] | None = None) -> None:
+        """Register a waiter, also for changes of `watch` if given."""
+        self._wakeables.add(waiter)
         if watch is not None:
-            tower = self._towers.get(watch)
-            if tower is None:
-                tower = self._towers[watch] = _Broadcast(watch)
-            tower.bells[bell] = None
+            broadcast = self._broadcasts.get(watch)
+            if broadcast is None:
+                broadcast = self._broadcasts[watch] = _Broadcast(watch)
+            broadcast.waiters[waiter] = None
 
-    def discard(self, bell: Wakeable, watch: Watch[Any] | None = None) -> None:
-        """Do so no longer."""
-        self._bells.discard(bell)
-        if watch is not None and (tower := self._towers.get(watch)) is not None:
-            tower.discard(bell)
-            if not tower.bells:
-                tower.close()
-                del self._towers[watch]
+    def discard(self, waiter: Wakeable, watch: Watch[Any] | None = None) -> None:
+        """Remove a waiter."""
+        self._wakeables.discard(waiter)
+        if watch is not None and (broadcast := self._broadcasts.get(watch)) is not None:
+            broadcast.discard(waiter)
+            if not broadcast.waiters:
+                broadcast.close()
+                del self._broadcasts[watch]
 
-    def ring(self) -> None:
-        """Let every waiting request look again."""
-        for bell in list(self._bells):
-            bell.ring()
+    def wake(self) -> None:
+        """Wake every waiting request."""
+        for waiter in list(self._wakeables):
+            waiter.wake()
 
     async def shut_down(self, _: web.Application) -> None:
-        """Answer every waiting request now: for `on_shutdown`."""
-        self.over = True
-        self.ring()
+        """Make every waiting request respond now: for `on_shutdown`."""
+        self.closed = True
+        self.wake()
 
 
 class _Broadcast:
-    """The bells that ring at each change of one watch: a few, and when those have been answered, the next few.
+    """The waiters of one watch; at a change it wakes them in batches.
 
-    Thousands that all wake at once would be answered before anybody else, a probe for example, has a turn.
+    Thousands of requests woken at once would delay all others, probes for example.
     """
 
     def __init__(self, watch: Watch[Any]) -> None:
-        self.bells: dict[Wakeable, None] = {}
-        self._left: dict[Wakeable, None] = {}
+        self.waiters: dict[Wakeable, None] = {}
+        self._remaining: dict[Wakeable, None] = {}
         self._next: asyncio.Handle | None = None
         self._unsubscribe = watch.subscribe(self._changed)
 
-    def discard(self, bell: Wakeable) -> None:
-        self.bells.pop(bell, None)
-        self._left.pop(bell, None)
+    def discard(self, waiter: Wakeable) -> None:
+        self.waiters.pop(waiter, None)
+        self._remaining.pop(waiter, None)
 
     def close(self) -> None:
         self._unsubscribe()
@@ -107,81 +107,81 @@ class _Broadcast:
             self._next.cancel()
 
     def _changed(self) -> None:
-        self._left.update(self.bells)
+        self._remaining.update(self.waiters)
         if self._next is None:
-            self._ring_some()
+            self._wake_batch()
 
-    def _ring_some(self) -> None:
-        for bell in list(islice(self._left, WAKE_BATCH)):
-            del self._left[bell]
-            bell.ring()
+    def _wake_batch(self) -> None:
+        for waiter in list(islice(self._remaining, WAKE_BATCH)):
+            del self._remaining[waiter]
+            waiter.wake()
         loop = asyncio.get_running_loop()
-        self._next = loop.call_soon(self._ring_some) if self._left else None
+        self._next = loop.call_soon(self._wake_batch) if self._remaining else None
 
 
 class Waiter:
-    """Rings when it is worth to look again, for one request, inside of its `with` block.
+    """Wakes one request inside its `with` block.
 
-    There can be ten thousand of them: so it is one object, with one more and a timer while it waits.
+    There may be ten thousand of them, so it is one object, plus a future and a timer while it waits.
     """
 
-    __slots__ = ("_end_callback", "_request", "_rung", "_waits", "_wake", "_watch")
+    __slots__ = ("_end_callback", "_pending", "_request", "_wake", "_watch", "_woken")
 
     def __init__(
-        self, waits: PendingRequests, request: web.Request, watch: Watch[Any] | None
+        self, pending: PendingRequests, request: web.Request, watch: Watch[Any] | None
     ) -> None:
-        self._waits = waits
+        self._pending = pending
         self._request = request
         self._watch = watch
-        self._rung = False
+        self._woken = False
         self._wake: asyncio.Future[None] | None = None
         self._end_callback: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
-        self._waits.add(self, self._watch)
+        self._pending.add(self, self._watch)
         if isinstance(self._request.protocol, ServerProtocol):
-            self._request.protocol.add_disconnect_callback(self.ring, patient=True)
+            self._request.protocol.add_disconnect_callback(self.wake, waits_long=True)
         if (admission := self._request.get(ADMISSION)) is not None:
-            self._end_callback = admission.on_revoked(self.ring)
+            self._end_callback = admission.on_revoked(self.wake)
         metrics.SUBSCRIBERS.inc()
         return self
 
     def __exit__(self, *_: object) -> None:
         metrics.SUBSCRIBERS.dec()
         if isinstance(self._request.protocol, ServerProtocol):
-            self._request.protocol.remove_disconnect_callback(self.ring)
+            self._request.protocol.remove_disconnect_callback(self.wake)
         if self._end_callback is not None:
             self._end_callback()
-        self._waits.discard(self, self._watch)
+        self._pending.discard(self, self._watch)
 
     @property
-    def over(self) -> bool:
-        """Whether waiting has no point any more."""
+    def closed(self) -> bool:
+        """Whether waiting has ended for good: shutdown, drain, disconnect or a revoked token."""
         admission = self._request.get(ADMISSION)
         return (
-            self._waits.over
+            self._pending.closed
             or lifecycle.draining()
             or self._request.transport is None
             or (admission is not None and admission.revoked)
         )
 
-    def ring(self) -> None:
-        self._rung = True
+    def wake(self) -> None:
+        self._woken = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     async def wait(self, timeout: float) -> None:
-        """Return when the bell has been rung, at the latest after `timeout` seconds."""
-        if not self._rung:
+        """Return when woken, or after `timeout` seconds."""
+        if not self._woken:
             loop = asyncio.get_running_loop()
             self._wake = loop.create_future()
-            limit = loop.call_later(timeout, self.ring)
+            limit = loop.call_later(timeout, self.wake)
             try:
                 await self._wake
             finally:
                 limit.cancel()
                 self._wake = None
-        self._rung = False
+        self._woken = False
 
 
 PENDING: web.AppKey[PendingRequests] = web.AppKey("sidecar.waits", PendingRequests)

@@ -1,16 +1,16 @@
-r"""Tell everybody who listens what the content is now: server-sent events.
+r"""Server-sent events: each new content is sent to all subscribers.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
-    event: content    the content, as `GET /` has it (`null` where it is no text), under its entity tag as `id`
-    event: stale      it may be out of date: {"reason": "…"}
-    event: fresh      it is not any more: {"etag": "…"}
+    event: content    the content, as `GET /` returns it (`null` if it is not text), with its entity tag as `id`
+    event: stale      the content may be out of date: {"reason": "…"}
+    event: fresh      it is up to date again: {"etag": "…"}
 
-A browser that comes back says in `Last-Event-ID` what it has, and is sent nothing twice.
-What happened in between is not told: only the newest content counts.
+A browser that reconnects sends `Last-Event-ID`, and gets no content twice.
+Contents that were replaced meanwhile are not sent: only the newest one counts.
 
-One message is prepared for each change, and written to every connection as it is.
-Who does not take it in time is left alone until it has, and then gets the newest: nobody is queued for.
+Each message is built once per change, and written to every connection as it is.
+A slow client is skipped until it has read its data, and then gets the newest state: nothing is queued.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HEARTBEAT: Final = 15.0
-"""Seconds between two comments that keep proxies from closing a silent connection; the specification's advice."""
-_PATIENCE: Final = 60.0
-"""Seconds after which a client that takes nothing any more is held to be gone."""
-_RETRY: Final = (1000, 3000)
-"""Milliseconds, one at random for each client: those of a Pod that ends must not all come back at once."""
-_SLICE: Final = 200
-"""Clients that are written to before other requests get their turn: a millisecond or two."""
+"""Seconds between two comments that keep proxies from closing a silent connection, as the specification advises."""
+_STALL_TIMEOUT: Final = 60.0
+"""Seconds without progress after which a client is considered gone."""
+_RETRY_MILLISECONDS: Final = (1000, 3000)
+"""Range of the reconnection time: random, so that the clients of a Pod that ends do not all reconnect at once."""
+_WRITE_BATCH: Final = 200
+"""Clients that are written to per iteration of the event loop: a millisecond or two."""
 _COMMENT: Final = b":\n\n"
 
 HEADERS: Final[Mapping[str, str]] = {
-    "Server": "sidecar",  # as everywhere; it is sent before the connection could set it
+    "Server": "sidecar",  # as everywhere; these headers are sent before the connection could set it
     "Content-Type": "text/event-stream",  # which is always UTF-8
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx as a proxy would wait for 4 KiB
+    "X-Accel-Buffering": "no",  # otherwise nginx buffers 4 KiB
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -57,29 +57,29 @@ _log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """What is told of."""
+    """The content that subscribers receive."""
 
     @property
     def stale(self) -> str | None:
-        """Why the content may be out of date."""
+        """Why the content may be out of date, None if it is not."""
 
-    async def image(self) -> tuple[str, bytes] | None:
-        """Return the entity tag and the JSON of the content, None while there is none."""
+    async def snapshot_json(self) -> tuple[str, bytes] | None:
+        """Return the entity tag and the JSON of the content, None if there is none."""
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back at each change of either; return what ends that."""
+        """Call `callback` at each change of either; return a function that ends it."""
 
 
-class _Now(NamedTuple):
-    """What everybody is to know."""
+class _EventState(NamedTuple):
+    """The state that every subscriber should have."""
 
     etag: str | None
     stale: str | None
-    image: bytes
+    snapshot_json: bytes
 
 
 class Subscriber:
-    """One connection, and what it knows."""
+    """One connection, and the state it has received."""
 
     __slots__ = (
         "admission",
@@ -87,59 +87,59 @@ class Subscriber:
         "connection",
         "end_callback",
         "etag",
+        "hub",
+        "missed_heartbeats",
         "revoked",
-        "silent",
         "stale",
-        "stream",
         "transport",
         "wake",
     )
 
-    def __init__(self, stream: EventHub, request: web.Request, etag: str | None) -> None:
-        self.stream = stream
+    def __init__(self, hub: EventHub, request: web.Request, etag: str | None) -> None:
+        self.hub = hub
         self.connection = request.protocol
         self.transport: asyncio.Transport | None = None
         self.chunked = request.version >= HttpVersion11
         self.etag = etag
         self.stale: str | None = None
-        self.silent = 0
-        """The number of heartbeats since it last took something."""
+        self.missed_heartbeats = 0
+        """Heartbeats since the client last read its data."""
         self.wake: asyncio.Future[None] | None = None
-        """Calls the handler, where that had to stay."""
+        """Wakes the handler, for a server other than ours."""
         self.admission = request.get(ADMISSION)
         self.revoked = False
         self.end_callback: Callable[[], None] | None = None
 
-    def resumed(self) -> None:
-        self.stream.tell(self)
+    def writable(self) -> None:
+        self.hub.send_updates(self)
 
-    def lost(self) -> None:
-        self.stream.remove(self)
+    def disconnected(self) -> None:
+        self.hub.remove(self)
 
-    def call(self) -> None:
-        """Let the handler look, if there is one."""
+    def wake_handler(self) -> None:
+        """Wake the handler, if there is one."""
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
 
-    def end(self) -> None:
-        """End the answer, and with it the connection."""
+    def close(self) -> None:
+        """End the response and close the connection."""
         if self.wake is not None or self.transport is None:
-            self.call()
+            self.wake_handler()
             return
         if self.chunked:
             self.transport.write(b"0\r\n\r\n")
         self.transport.close()
 
     def revoke(self) -> None:
-        """End the answer at once, whose token is in force no more; what the client has not taken is dropped."""
+        """End the response at once because its token was revoked; unsent data is dropped."""
         self.revoked = True
-        self.end()
+        self.close()
         if self.transport is not None and self.transport.get_write_buffer_size():
             self.transport.abort()
 
 
-class _Answer(web.StreamResponse):
-    """An answer that does not end when its handler does."""
+class _EventStreamResponse(web.StreamResponse):
+    """A response that continues after its handler has returned."""
 
     subscriber: Subscriber | None = None
 
@@ -147,61 +147,62 @@ class _Answer(web.StreamResponse):
         if self.subscriber is None:
             await super().write_eof(data)
         else:
-            self.subscriber.stream.take(self.subscriber)
+            self.subscriber.hub.adopt(self.subscriber)
 
 
 class EventHub:
-    """All subscribers of one source, and the task that writes to them while there are any."""
+    """All subscribers of one source; a task writes to them while there are any."""
 
-    def __init__(self, source: Source, waits: PendingRequests) -> None:
+    def __init__(self, source: Source, pending: PendingRequests) -> None:
         self._source = source
-        self._waits = waits
+        self._pending = pending
         self._subscribers: dict[Subscriber, None] = {}
         self._changed = asyncio.Event()
         self._refreshing = asyncio.Lock()
-        self._now = _Now(None, None, b"null")
-        self._wires: dict[tuple[bool, bool, bool], bytes] = {}
-        self._over = False
+        self._state = _EventState(None, None, b"null")
+        self._messages: dict[tuple[bool, bool, bool], bytes] = {}
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Stream subscribers={len(self._subscribers)} etag={self._now.etag}>"
+        return f"<EventHub subscribers={len(self._subscribers)} etag={self._state.etag}>"
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer with events until the client has gone, or the process drains."""
-        response = _Answer(headers=HEADERS)
-        response.force_close()  # whatever ends the stream ends the connection
+        """Send events until the client disconnects or the process drains."""
+        response = _EventStreamResponse(headers=HEADERS)
+        response.force_close()  # the end of the stream closes the connection
         if request.method == "HEAD":
             return response
         await response.prepare(request)
         subscriber = Subscriber(self, request, _known(request))
         await self._refresh()
-        await response.write(b"retry: %d\n\n" % random.randint(*_RETRY) + self._text(subscriber))  # noqa: S311 (no secret)
-        # A browser gives up at any other status than 200:
-        # from a process that drains it gets the content, and comes back to another one.
+        retry = random.randint(*_RETRY_MILLISECONDS)  # noqa: S311 (no secret)
+        await response.write(b"retry: %d\n\n" % retry + self._text(subscriber))
+        # A browser gives up at any status but 200:
+        # while the process drains it gets the content, and reconnects to another Pod.
         if not lifecycle.draining():
             if isinstance(request.protocol, ServerProtocol):
                 response.subscriber = subscriber
             else:
-                await self._stay(subscriber, request)
+                await self._serve_in_handler(subscriber, request)
         return response
 
-    def ring(self) -> None:
-        """Let everybody go, for that is why it rings: the process drains, or the application shuts down."""
-        self._over = True
+    def wake(self) -> None:
+        """Disconnect all subscribers: the process drains, or the application shuts down."""
+        self._closed = True
         for subscriber in list(self._subscribers):
-            subscriber.end()
+            subscriber.close()
 
-    def take(self, subscriber: Subscriber) -> None:
-        """Take the connection from aiohttp: whatever happens to it now comes here."""
+    def adopt(self, subscriber: Subscriber) -> None:
+        """Detach the connection from aiohttp; its events are handled here from now on."""
         if isinstance(subscriber.connection, ServerProtocol):
-            subscriber.transport = subscriber.connection.take(subscriber)
+            subscriber.transport = subscriber.connection.detach(subscriber)
             if subscriber.transport is not None:
                 self._add(subscriber)
 
-    async def _stay(self, subscriber: Subscriber, request: web.Request) -> None:
-        """Do the same where another server runs the application, with a handler that stays."""
+    async def _serve_in_handler(self, subscriber: Subscriber, request: web.Request) -> None:
+        """Serve the stream from the handler, under another server than ours."""
         loop = asyncio.get_running_loop()
         subscriber.transport = request.transport
         if subscriber.transport is None:
@@ -209,11 +210,11 @@ class EventHub:
         wake = subscriber.wake = loop.create_future()
         self._add(subscriber)
         try:
-            while not (self._over or subscriber.revoked) and request.transport is not None:
+            while not (self._closed or subscriber.revoked) and request.transport is not None:
                 await wake
                 wake = subscriber.wake = loop.create_future()
                 await request.writer.drain()
-                self.tell(subscriber)
+                self.send_updates(subscriber)
         except ConnectionError:
             return
         finally:
@@ -221,15 +222,15 @@ class EventHub:
 
     def _add(self, subscriber: Subscriber) -> None:
         if not self._subscribers:
-            self._over = False
+            self._closed = False
             self._unsubscribe = self._source.subscribe(self._changed.set)
             self._task = asyncio.create_task(self._run(), name="events")
-            self._task.add_done_callback(self._ended)
-            self._waits.add(self)
-        if not self._knows(subscriber):
-            self._changed.set()  # something has happened since it was written to
+            self._task.add_done_callback(self._on_task_done)
+            self._pending.add(self)
+        if not self._is_current(subscriber):
+            self._changed.set()  # the content has changed since the first message
         if subscriber.transport is not None:
-            # As soon as something cannot be sent, the connection says so. (With 0, TLS would say so of nothing.)
+            # Report every partial write as backpressure. (With high=0, TLS transports never would.)
             subscriber.transport.set_write_buffer_limits(high=1, low=0)
         self._subscribers[subscriber] = None
         if subscriber.admission is not None:
@@ -237,7 +238,7 @@ class EventHub:
         metrics.SUBSCRIBERS.inc()
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Write to it no more."""
+        """Remove a subscriber."""
         if subscriber not in self._subscribers:
             return
         del self._subscribers[subscriber]
@@ -248,104 +249,107 @@ class EventHub:
             self._unsubscribe()
             if self._task is not None:
                 self._task.cancel()
-            self._waits.discard(self)
+            self._pending.discard(self)
 
     async def _run(self) -> None:
-        """Tell each change, and now and then that nothing has changed."""
+        """Send each change, and heartbeats in between."""
         loop = asyncio.get_running_loop()
         heartbeat = loop.time() + HEARTBEAT
         while True:
-            begun = loop.time()
+            started = loop.time()
             self._changed.clear()
             await self._refresh()
-            await self._broadcast(self.tell)
+            await self._broadcast(self.send_updates)
             if loop.time() >= heartbeat:
                 heartbeat = loop.time() + HEARTBEAT
                 await self._broadcast(self._heartbeat)
-            # Many subscribers and many changes: half of the time is for other requests.
-            await asyncio.sleep(loop.time() - begun)
+            # With many subscribers and many changes, half of the time is left to other requests.
+            await asyncio.sleep(loop.time() - started)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(heartbeat):
                     await self._changed.wait()
 
-    async def _broadcast(self, say: Callable[[Subscriber], None]) -> None:
+    async def _broadcast(self, send: Callable[[Subscriber], None]) -> None:
         for number, subscriber in enumerate(list(self._subscribers), 1):
-            say(subscriber)
-            if number % _SLICE == 0:
+            send(subscriber)
+            if number % _WRITE_BATCH == 0:
                 await asyncio.sleep(0)
 
     async def _refresh(self) -> None:
-        async with self._refreshing:  # of two, the one that began later has the newer content
-            # First: `fresh` is never told with the tag of a content that was stale.
+        async with self._refreshing:  # the later of two calls must store the newer content
+            # Read `stale` first: `fresh` must never carry the tag of a stale content.
             stale = self._source.stale
-            etag, image = await self._source.image() or (None, b"null")
-            now = _Now(etag, stale, image)
-            if now != self._now:
-                self._now = now
-                self._wires.clear()
+            etag, snapshot_json = await self._source.snapshot_json() or (None, b"null")
+            state = _EventState(etag, stale, snapshot_json)
+            if state != self._state:
+                self._state = state
+                self._messages.clear()
 
-    def _knows(self, subscriber: Subscriber) -> bool:
-        return subscriber.etag == self._now.etag and subscriber.stale == self._now.stale
+    def _is_current(self, subscriber: Subscriber) -> bool:
+        return subscriber.etag == self._state.etag and subscriber.stale == self._state.stale
 
-    def tell(self, subscriber: Subscriber) -> None:
-        """Write what the subscriber does not know yet, if it can take anything now."""
-        if self._knows(subscriber) or not self._can_take(subscriber):
+    def send_updates(self, subscriber: Subscriber) -> None:
+        """Write the events that the subscriber has not received, if it is writable."""
+        if self._is_current(subscriber) or not self._is_writable(subscriber):
             return
-        now = self._now
-        key = (subscriber.etag != now.etag, subscriber.stale != now.stale, subscriber.chunked)
-        wire = self._wires.get(key)
-        if wire is None:
+        state = self._state
+        key = (subscriber.etag != state.etag, subscriber.stale != state.stale, subscriber.chunked)
+        message = self._messages.get(key)
+        if message is None:
             text = self._text(subscriber)
-            wire = self._wires[key] = _chunk(text) if subscriber.chunked else text
-        subscriber.etag, subscriber.stale, subscriber.silent = now.etag, now.stale, 0
+            message = self._messages[key] = _chunk(text) if subscriber.chunked else text
+        subscriber.etag, subscriber.stale, subscriber.missed_heartbeats = state.etag, state.stale, 0
         if subscriber.transport is not None:
-            subscriber.transport.write(wire)
+            subscriber.transport.write(message)
 
     def _heartbeat(self, subscriber: Subscriber) -> None:
-        """Write a comment; let go of who has taken nothing for long."""
+        """Write a comment; abort a connection that has been stalled for `_STALL_TIMEOUT`."""
         if subscriber.transport is None:
             return
-        if self._can_take(subscriber):
-            subscriber.silent = 0
+        if self._is_writable(subscriber):
+            subscriber.missed_heartbeats = 0
             subscriber.transport.write(_chunk(_COMMENT) if subscriber.chunked else _COMMENT)
-        elif subscriber.silent * HEARTBEAT >= _PATIENCE:
+        elif subscriber.missed_heartbeats * HEARTBEAT >= _STALL_TIMEOUT:
             subscriber.transport.abort()
         else:
-            subscriber.silent += 1
+            subscriber.missed_heartbeats += 1
 
-    def _can_take(self, subscriber: Subscriber) -> bool:
-        """Whether all that was written is sent. If not, `tell` is called again as soon as it is."""
+    def _is_writable(self, subscriber: Subscriber) -> bool:
+        """Whether all data has been sent. If not, `send_updates` is called again as soon as it has been."""
         gone = subscriber.transport is None or subscriber.transport.is_closing()
         if gone or subscriber.connection.writing_paused:
-            subscriber.call()
+            subscriber.wake_handler()
             return False
         return True
 
     def _text(self, subscriber: Subscriber) -> bytes:
-        """Return the events that the subscriber does not know yet, and note that it does."""
-        now = self._now
+        """Return the events that the subscriber has not received, and update its state."""
+        state = self._state
         text = b""
-        if now.etag is not None and subscriber.etag != now.etag:
-            text += b"id: %b\nevent: content\ndata: %b\n\n" % (now.etag.encode(), now.image)
-        if subscriber.stale != now.stale:
+        if state.etag is not None and subscriber.etag != state.etag:
+            text += b"id: %b\nevent: content\ndata: %b\n\n" % (
+                state.etag.encode(),
+                state.snapshot_json,
+            )
+        if subscriber.stale != state.stale:
             name, data = (
-                (b"fresh", {"etag": now.etag})
-                if now.stale is None
-                else (b"stale", {"reason": representation.header_text(now.stale)})
+                (b"fresh", {"etag": state.etag})
+                if state.stale is None
+                else (b"stale", {"reason": representation.header_text(state.stale)})
             )
             text += b"event: %b\ndata: %b\n\n" % (name, orjson.dumps(data))
-        subscriber.etag, subscriber.stale = now.etag, now.stale
+        subscriber.etag, subscriber.stale = state.etag, state.stale
         return text
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
             return
-        _log.error("events cannot be sent any more: clients are let go", exc_info=task.exception())
-        self.ring()
+        _log.error("cannot send events: disconnecting all subscribers", exc_info=task.exception())
+        self.wake()
 
 
 def _known(request: web.Request) -> str | None:
-    """Return the entity tag that a client says it has, with its quotes, however it has kept them."""
+    """Return the entity tag of `Last-Event-ID` with quotes, whether the client kept them or not."""
     tag = request.headers.get("Last-Event-ID", "").strip().removeprefix("W/").strip('"')
     return f'"{tag}"' if tag else None
 

@@ -32,8 +32,14 @@ from itertools import count
 from typing import Any
 
 from sidecar.process import memory, metrics, signals
-from sidecar.process.prefork import worker as siblings
 from sidecar.process.prefork.aggregate import MetricAggregator
+from sidecar.process.prefork.worker import (
+    MAX_REPLY_BYTES,
+    METRICS,
+    REPLY_TIMEOUT,
+    attach,
+    encode,
+)
 
 MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
@@ -93,7 +99,7 @@ class _Worker:
     def send(self, *message: object) -> bool:
         """Send without waiting; False if it takes nothing more, because it hangs or is gone."""
         try:
-            self.link.send(siblings.encode(message))
+            self.link.send(encode(message))
         except OSError:
             return False
         return True
@@ -166,7 +172,7 @@ class _Supervisor:
             self._put_off(number, error)
             return False
         for one in (ours, theirs):
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, siblings.MAX_REPLY_BYTES)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REPLY_BYTES)
         # A signal between here and the worker's own handlers waits for those.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         parent = os.getpid()
@@ -183,7 +189,7 @@ class _Supervisor:
             self._selector.close()
             for worker in self._workers.values():
                 worker.link.close()
-            siblings.attach(number, theirs, parent)
+            attach(number, theirs, parent)
             metrics.WORKER_RESTARTS_TOTAL.reset()  # that was counted by the parent
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
@@ -332,7 +338,7 @@ class _Supervisor:
 
     def _read(self, worker: _Worker) -> None:
         try:
-            data = worker.link.recv(siblings.MAX_REPLY_BYTES)
+            data = worker.link.recv(MAX_REPLY_BYTES)
         except OSError:
             return
         if not data:
@@ -358,7 +364,7 @@ class _Supervisor:
             _log.info("all %d workers have started", self._size)
 
     def _ask(self, asker: _Worker, asked: int, topic: str) -> None:
-        limit = time.monotonic() + siblings.REPLY_TIMEOUT
+        limit = time.monotonic() + REPLY_TIMEOUT
         key, waiting = next(self._ids), set(self._workers)
         self._questions[key] = _Query(asker, asked, topic, limit, waiting)
         for worker in list(self._workers.values()):
@@ -368,7 +374,7 @@ class _Supervisor:
         question = self._questions.get(key)
         if question is None:
             return  # it comes too late
-        if question.topic == siblings.METRICS:
+        if question.topic == METRICS:
             self._totals.note(worker.number, said)
         else:
             question.said[worker.number] = said
@@ -383,7 +389,7 @@ class _Supervisor:
 
     def _answer(self, key: int) -> None:
         question = self._questions.pop(key)
-        if question.topic == siblings.METRICS:
+        if question.topic == METRICS:
             said: object = self._totals.sum(metrics.export_families())
         else:
             said = question.said | dict.fromkeys(question.waiting)

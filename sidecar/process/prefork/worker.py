@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 from sidecar._errors import SidecarError
 from sidecar.process import lifecycle, parent_death
-from sidecar.process import logging as runtime_logging
+from sidecar.process.logging import name_worker
 
 Answer: TypeAlias = Callable[[], Awaitable[object]]
 """What this process says about a topic, as data that JSON can hold."""
@@ -80,7 +80,7 @@ def attach(number: int, link: socket.socket, parent_pid: int) -> None:
     # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
     parent_death.die_with_parent(parent_pid, signal.SIGKILL)
     _Process.link = ControlChannel(number, link)
-    runtime_logging.name_worker(number)
+    name_worker(number)
 
 
 def started() -> None:

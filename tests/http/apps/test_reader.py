@@ -206,9 +206,9 @@ async def test_nothing_outside_the_volume_is_served(client: MakeClient, config: 
 
 async def test_a_file_in_the_root_directory_does_not_open_the_machine(tmp_path: Path) -> None:
     """`--path /config` must not mean `GET /files/etc/passwd`."""
-    assert reader._beside("/config", 1) is None
-    assert reader._beside(f"{tmp_path}/", 1) is None
-    assert reader._beside(f"{tmp_path}/config", 1) is not None
+    assert reader._open_parent_directory("/config", 1) is None
+    assert reader._open_parent_directory(f"{tmp_path}/", 1) is None
+    assert reader._open_parent_directory(f"{tmp_path}/config", 1) is not None
 
 
 async def test_nothing_is_read_beside_a_set(client: MakeClient, tmp_path: Path) -> None:

@@ -323,8 +323,8 @@ def test_json_in_pieces_is_json_of_the_whole(
         fd = os.open(f"{directory}/a", os.O_RDONLY)
         file = open_file.OpenFile(fd, StatSignature.of(os.fstat(fd)), "a")
 
-        def found(held: bytes | open_file.OpenFile) -> Snapshot[None]:
-            contents = {name: Content(name, held, "0", 0.0) for name in ("a", 'b"é')}
+        def found(unacked: bytes | open_file.OpenFile) -> Snapshot[None]:
+            contents = {name: Content(name, unacked, "0", 0.0) for name in ("a", 'b"é')}
             return Snapshot({"a": contents["a"]} if whole else contents, single=whole, value=None)
 
         def in_pieces() -> bytes:
@@ -384,7 +384,7 @@ async def test_events_have_no_gigabyte_in_them(
     served: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to a size the content itself, above it `null`: whoever wants it asks for it."""
-    monkeypatch.setattr(readers, "_MOST_TOLD", 3_000_000)
+    monkeypatch.setattr(readers, "_MAX_EVENT_BYTES", 3_000_000)
     place(path, b"x" * 2_000_000)
     one = await served(reader_app(path))
     source = await EventSource.open(one.port)

@@ -180,12 +180,12 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
 
     class Head:
         busy = False
-        fresh = False
-        wire = None
+        awaiting_first_request = False
+        client_transport = None
         idle_since = None
-        owes_bytes = False
+        has_unacked_bytes = False
 
-        def give_way(self) -> None:
+        def evict(self) -> None:
             pytest.fail("there is room")
 
         def header_timeout_expired(self) -> bool:
@@ -235,14 +235,14 @@ CLOSE = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 async def occupied(one: Served, count: int, words: bytes) -> list[Stream]:
     """So many connections on which these words were said, one after the other."""
-    held = []
+    unacked = []
     for _ in range(count):
         reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        held.append((reader, writer))
+        unacked.append((reader, writer))
         writer.write(words)
         if words == ASK:
             await reader.readuntil(b"hello")
-    return held
+    return unacked
 
 
 async def test_one_connection_too_many_is_told_so(
@@ -250,7 +250,7 @@ async def test_one_connection_too_many_is_told_so(
 ) -> None:
     """Where all others are at work: 503 and closed, with one line in the log; probes are answered all the same."""
     one = await served(busy_app, max_connections=4)
-    held = await occupied(one, 4, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    unacked = await occupied(one, 4, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
     refused = await asyncio.gather(*(talk(one.port, ASK) for _ in range(50)))
     for answer in refused:
         assert answer.startswith(b"HTTP/1.1 503 ")
@@ -261,7 +261,7 @@ async def test_one_connection_too_many_is_told_so(
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"\r\nConnection: close\r\n" in answer
     assert (await talk(one.port, b"GET /a/livez" + CLOSE)).endswith(b"ended")
-    for reader, writer in held:
+    for reader, writer in unacked:
         assert b"waited" in await reader.readuntil(b"waited")
         writer.close()
 
@@ -272,14 +272,14 @@ async def test_idle_connections_give_way(
 ) -> None:
     """Silent ones, those that wait for another request, and at last slow heads; never one that is at work."""
     one = await served(busy_app, max_connections=8)
-    held = await occupied(one, 2, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+    unacked = await occupied(one, 2, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
     idle = await occupied(one, 30, words)
     assert (await talk(one.port, b"GET /" + CLOSE)).endswith(b"hello")
     first, _ = idle[0]
     async with asyncio.timeout(10):
         assert await first.read() == b""
     assert (await talk(one.port, b"GET /a/livez" + CLOSE)).endswith(b"ended")
-    for reader, writer in held:
+    for reader, writer in unacked:
         await reader.readuntil(b"waited")
         writer.close()
     for _, writer in idle:
@@ -291,16 +291,16 @@ async def test_who_has_been_idle_for_longest_gives_way_first(
 ) -> None:
     """As with nginx: who has asked a moment ago will ask again."""
     one = await served(app, max_connections=3)
-    held = await occupied(one, 3, b"")
+    unacked = await occupied(one, 3, b"")
     for number in (0, 2):
-        reader, writer = held[number]
+        reader, writer = unacked[number]
         writer.write(ASK)
         await reader.readuntil(b"hello")
     assert (await talk(one.port, b"GET /" + CLOSE)).endswith(b"hello")
-    assert await held[1][0].read() == b""
-    held[1][1].close()
+    assert await unacked[1][0].read() == b""
+    unacked[1][1].close()
     for number in (0, 2):
-        reader, writer = held[number]
+        reader, writer = unacked[number]
         writer.write(ASK)
         await reader.readuntil(b"hello")
         writer.close()

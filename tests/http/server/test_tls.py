@@ -369,7 +369,10 @@ def test_refused_clients_that_do_not_confirm_the_end_keep_no_descriptor(
         for client in refused:
             answer = await asyncio.to_thread(client.recv, 4096)
             assert answer.startswith(b"HTTP/1.1 503 ")
-        assert len(os.listdir("/proc/self/fd")) - before <= len(refused) + guard._SURPLUS + 1
+        assert (
+            len(os.listdir("/proc/self/fd")) - before
+            <= len(refused) + guard._MAX_SURPLUS_CONNECTIONS + 1
+        )
         assert await probe(one.port) == b"HTTP/1.1 200 OK"
         over.set()
         assert (await asyncio.to_thread(at_work.recv, 4096)).startswith(b"HTTP/1.1 200 ")

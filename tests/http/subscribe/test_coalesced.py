@@ -210,14 +210,14 @@ async def test_rooms_in_which_nobody_is_give_way(
     crowd: Crowd, by_aiohttp: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are bounded, and whoever asks in ever new words must not keep others from waiting."""
-    monkeypatch.setattr(waitlists, "_MOST_ROOMS", 2)
+    monkeypatch.setattr(waitlists, "_MAX_WAITLISTS", 2)
     lane = crowd.reader.lane
     assert lane is not None
     await crowd.wait(3, ask("one"))
     for seconds in range(1, 9):
         for _ in range(2):
             await crowd.reader.talk([ask("one", seconds=seconds / 100)], eager=False)
-    assert list(lane.rooms._rooms) == [ask("one"), ask("one", seconds=0.08)]
+    assert list(lane.waitlists._waitlists) == [ask("one"), ask("one", seconds=0.08)]
 
 
 async def test_a_real_crowd_is_told(served: Serve, config: Path) -> None:

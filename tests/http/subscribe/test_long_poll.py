@@ -70,8 +70,8 @@ class Waiters:
         self.tasks = [asyncio.create_task(self.one(number)) for number in range(count)]
 
     async def one(self, number: int) -> None:
-        with self.waits.bell(request(), self.source) as bell:
-            while not bell.over:
+        with self.waits.waiter(request(), self.source) as bell:
+            while not bell.closed:
                 await bell.wait(60)
                 self.woken.append(self.turn)
                 self.last[number] = self.turn

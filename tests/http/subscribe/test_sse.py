@@ -39,7 +39,7 @@ class Recovering:
         self.etag = tag("old")
         self.stale: str | None = "it is gone"
 
-    async def image(self) -> tuple[str, bytes]:
+    async def snapshot_json(self) -> tuple[str, bytes]:
         found = self.etag, b'"x"'
         self.etag, self.stale = tag("new"), None
         return found
@@ -52,9 +52,9 @@ async def test_fresh_is_never_told_with_the_tag_of_what_was_stale() -> None:
     """Its tag is that of the content that ended the staleness (issue 10, point 12)."""
     stream = EventHub(Recovering(), PendingRequests())
     await stream._refresh()
-    assert (stream._now.etag, stream._now.stale) == (tag("old"), "it is gone")
+    assert (stream._state.etag, stream._state.stale) == (tag("old"), "it is gone")
     await stream._refresh()
-    assert (stream._now.etag, stream._now.stale) == (tag("new"), None)
+    assert (stream._state.etag, stream._state.stale) == (tag("new"), None)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def listen(one: Served) -> AsyncIterator[Open]:
 
 
 def stream_of(app: web.Application) -> EventHub:
-    found = app[reader.READER].stream
+    found = app[reader.READER].event_hub
     assert found is not None
     return found
 
@@ -269,8 +269,10 @@ async def test_who_takes_nothing_for_long_is_let_go(
 ) -> None:  # fmt: skip
     """Its connection is as good as dead, and holds a message."""
     monkeypatch.setattr(sse, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(sse, "_PATIENCE", 0.2)
-    monkeypatch.setattr(reader, "_MOST_TOLD", 1 << 30)  # more than all buffers on the way take
+    monkeypatch.setattr(sse, "_STALL_TIMEOUT", 0.2)
+    monkeypatch.setattr(
+        reader, "_MAX_EVENT_BYTES", 1 << 30
+    )  # more than all buffers on the way take
     raw = socket.create_connection(("127.0.0.1", one.port))
     raw.sendall(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
     quick = await listen()
@@ -308,17 +310,17 @@ async def test_a_change_while_one_is_being_welcomed_is_not_missed(
     """It has been told of the content before, and was not among the others yet when they were told of the next."""
     first = await listen()
     assert await first.next() == content("1")
-    take = EventHub.take
+    take = EventHub.adopt
 
-    async def image() -> tuple[str, bytes]:
+    async def snapshot_json() -> tuple[str, bytes]:
         return tag("2"), b'"2"'
 
     def late(stream: EventHub, subscriber: Subscriber) -> None:
-        monkeypatch.setattr(stream._source, "image", image)
-        stream._now = stream._now._replace(etag=tag("2"), image=b'"2"')
+        monkeypatch.setattr(stream._source, "snapshot_json", snapshot_json)
+        stream._state = stream._state._replace(etag=tag("2"), snapshot_json=b'"2"')
         take(stream, subscriber)
 
-    monkeypatch.setattr(EventHub, "take", late)
+    monkeypatch.setattr(EventHub, "adopt", late)
     second = await listen()
     assert [await second.next(), await second.next(2)] == [content("1"), content("2")]
 
@@ -327,7 +329,7 @@ async def test_a_reason_with_an_odd_name_in_it_can_be_told(app: web.Application)
     """Names of files are bytes; JSON is text."""
     request = make_mocked_request("GET", "/events")
     stream = EventHub(None, None)  # type: ignore[arg-type]
-    stream._now = sse._Now(None, "cannot read \udcff", b"null")
+    stream._state = sse._EventState(None, "cannot read \udcff", b"null")
     assert b'{"reason":"cannot read ?"}' in stream._text(Subscriber(stream, request, None))
 
 

@@ -1,22 +1,22 @@
-"""The fast path: a request that was answered before, byte for byte, is answered again without parsing it.
+"""The fast path: repeated requests are answered from a cache, without parsing them.
 
-A reader serves one content to clients that send the same request each time.
-So the complete bytes of a request are kept, and with them the complete bytes that aiohttp has sent for it,
-until something changes: the content, its staleness, the process that begins to drain.
-What is kept has been parsed, checked and answered by aiohttp at the same listener;
-the fast path itself understands nothing of HTTP, so it cannot understand it differently.
+A reader serves one content to clients that send the same bytes each time.
+The cache maps the complete bytes of a request to the complete bytes that aiohttp sent in response.
+It is valid until something changes: the content, its staleness, or the process starts to drain.
+Every cached response was parsed, checked and produced by aiohttp on the same listener.
+The fast path does not interpret HTTP, so it cannot interpret it differently.
 
-It is there for the numbers of docs/benchmarks.md (a third of the CPU of a handler for each request), and no function needs it:
-with `ServerProtocol` in place of `FastPathProtocol` every request is answered by its handler.
+It exists for the numbers of docs/benchmarks.md (a third of the CPU of a handler per request); no feature depends on it:
+with `ServerProtocol` in place of `FastPathProtocol`, every request is answered by its handler.
 
-    sidecar.http.handler_api   a handler says that its answer depends on nothing but the request and what `invalidate_all` is called for
-    `protocol`                 asks for an answer while no request is under way, and stores what aiohttp has sent
-    listener_cache             what is cached at one listener
+    sidecar.http.handler_api   a handler declares that its response depends only on the request and on `invalidate_all`
+    `protocol`                 looks a request up while the connection is idle, and stores what aiohttp has sent
+    listener_cache             everything that is cached for one listener
 
-A `listener_cache` is a `response_cache`, `write_templates` (requests to write that differ in their content alone)
-and `waitlists` (long polls that ask for the same).
-They stand on `request_key` (which requests are the same), `serialized_response` (what was sent),
-`date_header` (`Date` changes each second) and `counters` (what was answered).
+A `listener_cache` combines `response_cache`, `write_templates` (writes that differ only in their content)
+and `waitlists` (long polls that send the same request).
+They use `request_key` (which requests are equal), `serialized_response` (the bytes that were sent),
+`date_header` (`Date` changes every second) and `counters` (responses by status).
 """
 
 from __future__ import annotations

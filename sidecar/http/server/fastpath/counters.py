@@ -1,4 +1,4 @@
-"""How many answers were given without aiohttp: numbers that the event loop counts up, and a scrape hands in."""
+"""Counts responses sent without aiohttp. The event loop increments plain integers; a scrape adds them to the metrics."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from sidecar.process import metrics
 
 
 class Counter:
-    """How many answers of one code the lane has given. It only grows, and another thread may read it."""
+    """Responses of one status code sent from the fast path. The value only grows, and another thread may read it."""
 
-    __slots__ = ("number",)
+    __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.number = 0
+        self.value = 0
 
 
 _COUNTS: dict[str, Counter] = {}
-_handed_in: dict[str, int] = {}
-_handing_in = threading.Lock()
+_flushed: dict[str, int] = {}
+_flush_lock = threading.Lock()
 
 
-def of(code: str) -> Counter:
-    """Return where answers of this code are counted."""
+def counter_for(code: str) -> Counter:
+    """Return the counter of a status code."""
     return _COUNTS.setdefault(code, Counter())
 
 
 def count(code: str) -> None:
-    """Count an answer that was given without aiohttp."""
-    of(code).number += 1
+    """Count a response that was sent without aiohttp."""
+    counter_for(code).value += 1
 
 
-def _hand_in() -> None:
-    """Add to the metrics what was counted here, where one more call a request would be felt.
+def _flush_counters() -> None:
+    """Add the counts since the last scrape to the metrics.
 
-    It runs in a thread beside the loop that counts: the numbers only grow, and are never taken away from it.
+    Incrementing a Prometheus counter for each response would be measurable.
+    This runs in another thread than the event loop: the values only grow and are never reset.
     """
-    with _handing_in:
-        for code, one in list(_COUNTS.items()):
-            number = one.number
-            metrics.HTTP_REQUESTS_TOTAL.labels(code).inc(number - _handed_in.get(code, 0))
-            _handed_in[code] = number
+    with _flush_lock:
+        for code, counter in list(_COUNTS.items()):
+            value = counter.value
+            metrics.HTTP_REQUESTS_TOTAL.labels(code).inc(value - _flushed.get(code, 0))
+            _flushed[code] = value
 
 
-metrics.add_collector_hook(_hand_in)
+metrics.add_collector_hook(_flush_counters)

@@ -9,29 +9,29 @@ from email.utils import formatdate
 
 
 class DateHeader:
-    """The second in which answers are given, from the first of them on; `over` is called at its end.
+    """The `Date` value of the current second; `on_expiry` is called when the second ends.
 
-    A timer is armed by the first answer of a second, and by that alone: at rest nobody is woken.
+    The first response of a second arms the timer, so an idle server has no wake-ups.
     """
 
-    __slots__ = ("_over", "date", "ends")
+    __slots__ = ("_on_expiry", "date", "expires_at")
 
-    def __init__(self, over: Callable[[], object]) -> None:
+    def __init__(self, on_expiry: Callable[[], object]) -> None:
         self.date = b""
-        """The value of `Date`; empty where the second has not begun, so that `begin` must be called."""
-        self.ends = 0.0
-        """When it is over, by the clock of the loop."""
-        self._over = over
+        """The value of `Date`; empty if no response was sent in this second yet: call `start`."""
+        self.expires_at = 0.0
+        """End of the second, on the event loop's clock."""
+        self._on_expiry = on_expiry
 
-    def begin(self) -> bytes:
-        """Begin it with the first answer, and return the value of `Date`."""
+    def start(self) -> bytes:
+        """Start the current second and return the value of `Date`."""
         now = time.time()
         loop = asyncio.get_running_loop()
-        self.ends = loop.time() + 1.0 - now % 1.0
-        loop.call_at(self.ends, self._end)
+        self.expires_at = loop.time() + 1.0 - now % 1.0
+        loop.call_at(self.expires_at, self._expire)
         self.date = formatdate(int(now), usegmt=True).encode()
         return self.date
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
         self.date = b""
-        self._over()
+        self._on_expiry()

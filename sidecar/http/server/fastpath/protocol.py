@@ -1,8 +1,8 @@
-"""A connection that asks the lane first, and aiohttp for what the lane does not know.
+"""The connection protocol with the fast path: it looks a request up in the cache and passes the others to aiohttp.
 
-An answer that is remembered is written without a task, a request or a handler.
-A write, or a wait for something newer, is a request under way of which aiohttp knows nothing:
-what comes meanwhile is held back, and then everything is as aiohttp has left it.
+A cached response is written without a task, a request object or a handler.
+A write or a long poll of the fast path is a request in flight that aiohttp does not know of:
+further input is buffered until it has finished, and then the state is as aiohttp has left it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiohttp import web
 from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.server import fastpath, memfd
-from sidecar.http.server.protocol import END, ConnectionOwner, ServerProtocol
+from sidecar.http.server.protocol import HEAD_END, ConnectionOwner, ServerProtocol
 from sidecar.process import lifecycle, logging
 
 if TYPE_CHECKING:
@@ -33,58 +33,59 @@ if TYPE_CHECKING:
     from sidecar.http.server.memfd import MemFd
     from sidecar.volume.publish.group_commit import Outcome
 
-_MOST_HELD_BACK = 64 << 10
-_MOST_PIECES = 64
-"""Bytes, and pieces of them, that a client may send on while its request is under way, before it is not listened to
-any more: a small piece takes more memory than its bytes."""
+_MAX_BUFFERED_BYTES = 64 << 10
+_MAX_BUFFERED_CHUNKS = 64
+"""Limits of the input that is buffered while a request is in flight; then the transport stops reading.
+Chunks are counted as well: a small one takes more memory than its bytes.
+"""
 
 
 @dataclass(eq=False, slots=True)
 class _InFlight:
-    """A request that the lane has taken and not answered yet, and what has come after it.
+    """A request of the fast path without a response yet, and the input received after it.
 
-    A write has the form that its answer fills; without one it waits for something newer.
+    A write has the template of its response; a long poll has none.
     """
 
     request: bytes
-    withdraw: Callable[[], None]
-    form: WriteTemplate | None = None
-    held_back: deque[bytes] | None = None
+    cancel: Callable[[], None]
+    template: WriteTemplate | None = None
+    buffered: deque[bytes] | None = None
 
     @property
-    def full(self) -> bool:
-        """Whether more is held back than one client is given; small pieces cost more than their bytes."""
-        pieces = self.held_back or ()
-        return sum(map(len, pieces)) > _MOST_HELD_BACK or len(pieces) > _MOST_PIECES
+    def buffer_full(self) -> bool:
+        """Whether the buffer limits are exceeded."""
+        chunks = self.buffered or ()
+        return sum(map(len, chunks)) > _MAX_BUFFERED_BYTES or len(chunks) > _MAX_BUFFERED_CHUNKS
 
 
-_NO_WIRES: dict[bytes, HotResponse] = {}
-"""What a connection has where it must not answer at once. Never filled."""
+_NO_RESPONSES: dict[bytes, HotResponse] = {}
+"""The response table of a connection that must not answer from the cache. Always empty."""
 
 
 class FastPathProtocol(ServerProtocol):
-    """The protocol of one connection at a place whose answers are in `lane`."""
+    """The protocol of one connection of a listener, with the listener's `cache`."""
 
     __slots__ = (
-        "_alone",
-        "_at_boundary",
-        "_lane",
+        "_fd",
+        "_hot",
+        "_in_flight",
+        "_listener_cache",
         "_peer",
+        "_raw_request",
+        "_ready_for_request",
         "_served_until",
-        "_socket",
-        "_under_way",
-        "_wires",
-        "limit",
-        "offered",
-        "outcome",
-        "waited",
+        "cache_hint",
+        "poll_deadline",
+        "prior_result",
+        "was_long_poll",
     )
 
     def __init__(
         self,
         server: web.Server,
-        guard: ConnectionLimiter,
-        lane: ListenerCache,
+        limiter: ConnectionLimiter,
+        cache: ListenerCache,
         *,
         loop: asyncio.AbstractEventLoop,
         keepalive_timeout: float,
@@ -92,37 +93,38 @@ class FastPathProtocol(ServerProtocol):
     ) -> None:
         super().__init__(
             server,
-            guard,
+            limiter,
             loop=loop,
             keepalive_timeout=keepalive_timeout,
             max_line_size=max_line_size,
         )
-        self._lane = lane
+        self._listener_cache = cache
         self._peer: str | None = None
-        self.offered: int | WriteFunction | None = None
-        """What a handler has offered to be remembered: the lane's generation of its answer, or how to write."""
-        self.outcome: Outcome | None = None
-        """What became already of the request that aiohttp has been given."""
-        self.waited = False
-        """Whether what is offered is the answer to those alone who have waited for it."""
-        self.limit: float | None = None
-        """Until when it may wait, if it has waited without aiohttp before."""
-        self._under_way: _InFlight | None = None
-        self._wires = _NO_WIRES
-        """The answers of the lane that can be given at once: those of this second, once it has been looked whether
-        this connection is idle, and none as soon as it is not. So an answer costs one look into a table."""
+        self.cache_hint: int | WriteFunction | None = None
+        """What the handler allows to cache: the epoch of its response, or the function that writes another value."""
+        self.prior_result: Outcome | None = None
+        """The result of the request that was passed to aiohttp, if the fast path has executed it."""
+        self.was_long_poll = False
+        """Whether the cacheable response is only for long polls that have waited."""
+        self.poll_deadline: float | None = None
+        """The deadline of a long poll that has waited on a waitlist before (event loop clock)."""
+        self._in_flight: _InFlight | None = None
+        self._hot = _NO_RESPONSES
+        """The responses that can be written at once: those of this second if the connection is idle, else an empty dict.
+        A cached response thus costs one dict lookup.
+        """
         self._served_until = 0.0
-        """The end of the second in which one of them was given last."""
-        self._socket: int | None = None
-        """The number of its socket, once it has been asked for."""
-        self._at_boundary = True
-        """The parser stands between two requests, and all have been answered."""
-        self._alone: bytes | None = None
-        """The bytes of the request under way, if they came alone and complete."""
+        """End of the second in which a cached response was sent last."""
+        self._fd: int | None = None
+        """File descriptor of the socket, once it was needed."""
+        self._ready_for_request = True
+        """The parser is between two requests, and all requests have been answered."""
+        self._raw_request: bytes | None = None
+        """The bytes of the request that aiohttp handles, if they arrived alone and complete."""
 
     @property
-    def fresh(self) -> bool:
-        return super().fresh and not self._served_until
+    def awaiting_first_request(self) -> bool:
+        return super().awaiting_first_request and not self._served_until
 
     @property
     def idle_since(self) -> float | None:
@@ -130,236 +132,253 @@ class FastPathProtocol(ServerProtocol):
         return None if since is None else max(since, self._served_until - 1.0)
 
     @property
-    def _patient(self) -> bool:
-        waits = self._under_way is not None and self._under_way.form is None
-        return waits or super()._patient
+    def _waits_long(self) -> bool:
+        waits = self._in_flight is not None and self._in_flight.template is None
+        return waits or super()._waits_long
 
     @property
-    def _owes(self) -> bool:
-        return self._under_way is not None or super()._owes
+    def _has_unanswered(self) -> bool:
+        return self._in_flight is not None or super()._has_unanswered
 
     def data_received(self, data: bytes) -> None:
-        """Answer from the lane where that is possible, else let aiohttp do its work."""
-        # An empty table would want to know the hash of what is looked up: of a whole piece of an upload.
-        found = self._wires.get(data) if self._wires else None
+        """Answer from the cache if possible, else pass the data to aiohttp."""
+        # A lookup in an empty dict would still hash the data: a whole chunk of an upload.
+        found = self._hot.get(data) if self._hot else None
         if found is None:
             self._dispatch(data)
             return
-        wire, counter, self._served_until = found
-        counter.number += 1
-        if wire.__class__ is bytes:
-            self.transport.write(wire)  # type: ignore[union-attr]  # data comes over a transport
+        serialized, counter, self._served_until = found
+        counter.value += 1
+        if serialized.__class__ is bytes:
+            self.transport.write(serialized)  # type: ignore[union-attr]  # data comes over a transport
         else:
-            self._send(wire)  # type: ignore[arg-type]  # a long one
+            self._send(serialized)  # type: ignore[arg-type]  # a large response
 
     def _dispatch(self, data: bytes) -> None:
-        """Look what can be done with bytes, by all that is known of this connection."""
-        if self._under_way is not None:
-            self._buffer_input(self._under_way, data)
+        """Process input that is not in the response table of this connection."""
+        if self._in_flight is not None:
+            self._buffer_input(self._in_flight, data)
             return
         if (
-            self._at_boundary
+            self._ready_for_request
             and not (self._close or self._force_close)
             and not self.writing_paused  # aiohttp waits for a client that does not take its answers
         ):
-            self._wires = self._lane.wires
-            if (wire := self._lane.find(data)) is not None:
-                self._answer(wire)
+            self._hot = self._listener_cache.hot
+            if (serialized := self._listener_cache.find(data)) is not None:
+                self._respond(serialized)
                 return
-            if self._write(data) or self._wait(data):
+            if self._start_write(data) or self._join_waitlist(data):
                 return
         self._fall_back(data)
 
-    def _answer(self, wire: bytes | MemFd) -> None:
-        if isinstance(wire, bytes):
-            self.transport.write(wire)  # type: ignore[union-attr]  # who is answered is there
+    def _respond(self, serialized: bytes | MemFd) -> None:
+        if isinstance(serialized, bytes):
+            self.transport.write(serialized)  # type: ignore[union-attr]  # checked by the callers
         else:
-            self._send(wire)
+            self._send(serialized)
         self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
 
-    def _send(self, wire: MemFd) -> None:
+    def _send(self, serialized: MemFd) -> None:
         transport: Any = self.transport
-        if self._socket is None:
-            self._socket = memfd.raw_fd(transport)
-        wire.send(transport, self._socket)
+        if self._fd is None:
+            self._fd = memfd.raw_fd(transport)
+        serialized.send(transport, self._fd)
 
     def _fall_back(self, data: bytes) -> None:
-        at_boundary, self._at_boundary = self._at_boundary, False
-        self._wires = _NO_WIRES
-        self._alone = None
+        was_ready, self._ready_for_request = self._ready_for_request, False
+        self._hot = _NO_RESPONSES
+        self._raw_request = None
         super().data_received(data)
         if (
-            at_boundary
-            and self._clean
+            was_ready
+            and self._parser_at_boundary
             and len(self._messages) == 1
-            and data.count(END) == 1
+            and data.count(HEAD_END) == 1
             and data[:1] not in (b"\r", b"\n")
         ):
-            self._alone = data
+            self._raw_request = data
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        offered, self.offered = self.offered, None
-        waited, self.waited = self.waited, False
-        self.outcome = self.limit = None
+        cache_hint, self.cache_hint = self.cache_hint, None
+        was_long_poll, self.was_long_poll = self.was_long_poll, False
+        self.prior_result = self.poll_deadline = None
         sent, reset = await super().finish_response(request, resp, start_time)
-        if self._clean and not self._messages and not reset and sent.keep_alive:
-            # The task of aiohttp takes two turns of the loop until it waits again, and many a client is faster.
-            self._at_boundary = True
-            if offered is not None and self._alone is not None and isinstance(sent, web.Response):
-                if isinstance(offered, int):
-                    answers = self._lane.told if waited else self._lane
-                    answers.keep(self._alone, request, sent, offered)
+        if self._parser_at_boundary and not self._messages and not reset and sent.keep_alive:
+            # aiohttp's task needs two iterations of the event loop until it waits again, and many clients are faster.
+            self._ready_for_request = True
+            if (
+                cache_hint is not None
+                and self._raw_request is not None
+                and isinstance(sent, web.Response)
+            ):
+                if isinstance(cache_hint, int):
+                    responses = (
+                        self._listener_cache.poll_responses
+                        if was_long_poll
+                        else self._listener_cache
+                    )
+                    responses.store(self._raw_request, request, sent, cache_hint)
                 else:
-                    self._lane.forms.keep(self._alone, request, sent, offered)
+                    self._listener_cache.write_templates.store(
+                        self._raw_request, request, sent, cache_hint
+                    )
         return sent, reset
 
-    def _write(self, data: bytes) -> bool:
-        """Begin a write that the lane can do; False if it is one for aiohttp."""
-        # The longest that the first line alone may be: no limit of the parser can be met then.
-        if len(data) > self.max_line_size or (found := self._lane.forms.find(data)) is None:
+    def _start_write(self, data: bytes) -> bool:
+        """Start a write by template; False if aiohttp must handle the request."""
+        # The limit of the request line applies to all of it: then no limit of the parser is bypassed.
+        if (
+            len(data) > self.max_line_size
+            or (found := self._listener_cache.write_templates.find(data)) is None
+        ):
             return False
-        form, value = found
-        logging.CLIENT.set(self._client())
-        if lifecycle.draining() or (withdraw := form.write(value, self._written)) is None:
+        template, value = found
+        logging.CLIENT.set(self._client_address())
+        if lifecycle.draining() or (cancel := template.write(value, self._finish_write)) is None:
             return False
-        self._begin(_InFlight(data, withdraw, form))
+        self._start_request(_InFlight(data, cancel, template))
         return True
 
-    def _client(self) -> str | None:
-        """Return the address of the client, for the log."""
+    def _client_address(self) -> str | None:
+        """Return the address of the client for the log."""
         if self._peer is None and self.transport is not None:
             name = self.transport.get_extra_info("peername")
             self._peer = name[0] if isinstance(name, tuple) else "a client of the unix socket"
         return self._peer
 
-    def _wait(self, data: bytes) -> bool:
-        """Wait in a room for what these bytes ask for; False if there is none."""
-        if lifecycle.draining() or (found := self._lane.rooms.find(data)) is None:
+    def _join_waitlist(self, data: bytes) -> bool:
+        """Join the waitlist of a request; False if there is none."""
+        if lifecycle.draining() or (found := self._listener_cache.waitlists.find(data)) is None:
             return False
-        room, request = found
-        if not room.enter(self):
+        waitlist, request = found
+        if not waitlist.join(self):
             return False
-        self._begin(_InFlight(request, partial(room.leave, self)))
+        self._start_request(_InFlight(request, partial(waitlist.leave, self)))
         return True
 
-    def room_for(
-        self, request: BaseRequest, make: MakeWaitlist, instead: tuple[str, str] | None
+    def find_waitlist(
+        self, request: BaseRequest, make: MakeWaitlist, replacement: tuple[str, str] | None
     ) -> Waitlist | None:
-        """Return the room of all who ask in the words of the request under way; None if there can be none."""
-        if self._alone is None:
+        """Return the waitlist of the request in flight; None if there cannot be one."""
+        if self._raw_request is None:
             return None
-        return self._lane.rooms.room_for(self._alone, request, make, instead)
+        return self._listener_cache.waitlists.find_waitlist(
+            self._raw_request, request, make, replacement
+        )
 
-    def _begin(self, under_way: _InFlight) -> None:
-        self._under_way = under_way
-        self._wires = _NO_WIRES
+    def _start_request(self, in_flight: _InFlight) -> None:
+        self._in_flight = in_flight
+        self._hot = _NO_RESPONSES
         self._request_in_progress = True  # as aiohttp has it while a handler runs
 
-    def _end(self) -> None:
-        self._under_way = None
+    def _finish_request(self) -> None:
+        self._in_flight = None
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
 
-    def _buffer_input(self, under_way: _InFlight, data: bytes) -> None:
-        """Keep what comes before its turn. It is not read on for ever: who sends is to feel that it is too early."""
-        if under_way.held_back is None:
-            under_way.held_back = deque()
-        under_way.held_back.append(data)
-        if under_way.full and self.transport is not None:
+    def _buffer_input(self, in_flight: _InFlight, data: bytes) -> None:
+        """Buffer input that arrives while a request is in flight; over the limit, stop reading (backpressure)."""
+        if in_flight.buffered is None:
+            in_flight.buffered = deque()
+        in_flight.buffered.append(data)
+        if in_flight.buffer_full and self.transport is not None:
             self.transport.pause_reading()
 
-    def _drain_input(self, under_way: _InFlight) -> None:
-        """Read what was held back; close when that was all, of a client that has closed its side."""
-        if under_way.full and self.transport is not None:
+    def _drain_input(self, in_flight: _InFlight) -> None:
+        """Process the buffered input; then close the connection if the client has closed its side."""
+        if in_flight.buffer_full and self.transport is not None:
             self.transport.resume_reading()
-        # As it came: of bytes that come at once, aiohttp answers no request if one of them is malformed.
-        waiting = under_way.held_back
+        # In the chunks that arrived: if one request of a chunk is malformed, aiohttp answers none of them.
+        waiting = in_flight.buffered
         while waiting:
             self.data_received(waiting.popleft())
-            if (again := self._under_way) is not None:
-                again.held_back = waiting
+            if (again := self._in_flight) is not None:
+                again.buffered = waiting
                 break
-        if self._half_closed and not self._owes and self.transport is not None:
+        if self._half_closed and not self._has_unanswered and self.transport is not None:
             self.transport.close()
 
-    def _written(self, outcome: Outcome) -> None:
-        """Answer a write that has ended, and go on with what was held back."""
-        under_way, transport = self._under_way, self.transport
-        if under_way is None:
+    def _finish_write(self, outcome: Outcome) -> None:
+        """Send the response to a finished write, then process the buffered input."""
+        in_flight, transport = self._in_flight, self.transport
+        if in_flight is None:
             return
-        self._end()
-        if transport is None or transport.is_closing() or under_way.form is None:
-            _count_for_nobody(outcome)
+        self._finish_request()
+        if transport is None or transport.is_closing() or in_flight.template is None:
+            _count_disconnected(outcome)
             return
         if not (isinstance(outcome, BaseException) or lifecycle.draining()):
-            self._answer(self._lane.forms.fill(under_way.form, outcome.etag))
+            self._respond(
+                self._listener_cache.write_templates.render(in_flight.template, outcome.etag)
+            )
         elif isinstance(outcome, asyncio.CancelledError):
             self.force_close()
             return
         else:
-            self.outcome = outcome
-            self._fall_back(under_way.request)
-        self._drain_input(under_way)
+            self.prior_result = outcome
+            self._fall_back(in_flight.request)
+        self._drain_input(in_flight)
 
-    def look_again(self, limit: float) -> None:
-        """Answer who has waited, as all others who did so with the same words; else let its handler look."""
-        under_way = self._under_way
-        if under_way is None:
+    def recheck(self, limit: float) -> None:
+        """Send the cached response of a long poll, or pass the request to its handler."""
+        in_flight = self._in_flight
+        if in_flight is None:
             return
-        self._end()
+        self._finish_request()
         if self.transport is None or self.transport.is_closing():
             return
-        if (wire := self._lane.told.find(under_way.request)) is not None:
-            self._answer(wire)
+        if (serialized := self._listener_cache.poll_responses.find(in_flight.request)) is not None:
+            self._respond(serialized)
         else:
-            self.limit = limit
-            self._fall_back(under_way.request)
-        self._drain_input(under_way)
+            self.poll_deadline = limit
+            self._fall_back(in_flight.request)
+        self._drain_input(in_flight)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        under_way = self._under_way
-        if under_way is not None and under_way.form is None:
-            self._end()
-            under_way.withdraw()  # a write goes on, whoever is there to be told of it
+        in_flight = self._in_flight
+        if in_flight is not None and in_flight.template is None:
+            self._finish_request()
+            in_flight.cancel()  # a write continues without its client
         super().connection_lost(exc)
 
     def _process_keepalive(self) -> None:
-        # aiohttp knows of no request that the lane has taken, and takes the connection for an idle one.
-        used = self._served_until if self._under_way is None else self._loop.time()
+        # aiohttp does not know of requests in flight on the fast path, and would close the connection as idle.
+        used = self._served_until if self._in_flight is None else self._loop.time()
         self._next_keepalive_close_time = max(
             self._next_keepalive_close_time, used + self.keepalive_timeout
         )
         super()._process_keepalive()
 
     def pause_writing(self) -> None:
-        self._wires = _NO_WIRES
+        self._hot = _NO_RESPONSES
         super().pause_writing()
 
     def close(self) -> None:
-        self._wires = _NO_WIRES
+        self._hot = _NO_RESPONSES
         super().close()
 
     def force_close(self) -> None:
-        self._wires = _NO_WIRES
+        self._hot = _NO_RESPONSES
         super().force_close()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
-        """Wait for what is under way, as aiohttp does for its handlers, and give it up after that."""
-        self._wires = _NO_WIRES
+        """Wait for the request in flight, as aiohttp does for its handlers, then cancel it."""
+        self._hot = _NO_RESPONSES
         await super().shutdown(timeout)
-        if self._under_way is not None:
-            self._under_way.withdraw()
+        if self._in_flight is not None:
+            self._in_flight.cancel()
 
-    def take(self, taker: ConnectionOwner) -> asyncio.Transport | None:
-        self._wires = _NO_WIRES
-        return super().take(taker)
+    def detach(self, owner: ConnectionOwner) -> asyncio.Transport | None:
+        self._hot = _NO_RESPONSES
+        return super().detach(owner)
 
 
-def _count_for_nobody(outcome: Outcome) -> None:
-    """Count the answer to somebody who has gone meanwhile."""
+def _count_disconnected(outcome: Outcome) -> None:
+    """Count the response to a client that has disconnected."""
     if not isinstance(outcome, BaseException):
         fastpath.count("200")
     elif isinstance(outcome, _errors.SidecarError):

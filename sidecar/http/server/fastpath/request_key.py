@@ -1,7 +1,7 @@
-"""Requests: which bytes mean the same, which were seen before, and what is not for the lane.
+"""Cache keys: which requests are equal, which have been seen before, and which are not cacheable.
 
-What is left out, because an answer could differ from one time to the next or does not end with the request:
-a request that shows a token, expects, upgrades, has a body or asks for a range.
+Not cacheable is a request whose response may differ from one time to the next, or that does not end with its head:
+one with credentials, an expectation, an upgrade, a body or a range.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from aiohttp.http import HttpVersion11
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
-LONGEST: Final = 4 << 10
-"""Bytes of a request that is remembered."""
-#: A client that asks in ever new words must not fill the memory.
-_MOST_SEEN = 4096
-#: aiohttp takes 128; what is left out of the key must not make it more.
-_MOST_LINES = 64
+MAX_REQUEST_BYTES: Final = 4 << 10
+"""Largest request, in bytes, that is cached."""
+#: Bounds the memory that a client with ever new requests can fill.
+_MAX_SEEN_REQUESTS = 4096
+#: aiohttp accepts 128 header lines. Lines that the key omits must not raise that limit.
+_MAX_HEADER_LINES = 64
 
-_NEVER: Final = (
-    "Authorization",  # each time, the token is asked for anew
+_UNCACHEABLE_HEADERS: Final = (
+    "Authorization",  # the token is checked for each request
     "Content-Length",
     "Expect",
     "If-Range",
@@ -30,9 +30,9 @@ _NEVER: Final = (
     "Transfer-Encoding",
     "Upgrade",
 )
-#: Lines that proxies write differently each time and that no handler of ours reads. A line is left out of the key
-#: only as a whole: visible ASCII, and what follows is a line of its own and not its continuation.
-_HARMLESS = re.compile(
+#: Headers that proxies set per request and that no handler here reads. A line is omitted from the key
+#: only as a whole: visible ASCII, followed by a new line and not by a continuation (obs-fold).
+_IGNORED_HEADER_LINE = re.compile(
     rb"\r\n(?:traceparent|tracestate|baggage|b3|x-b3-[a-z]{1,20}|uber-trace-id|sentry-trace"
     rb"|x-request-id|x-correlation-id|x-amzn-trace-id|x-cloud-trace-context"
     rb"|x-forwarded-for|x-real-ip): [!-~](?:[ -~]{0,510}[!-~])?(?=\r\n[^ \t])",
@@ -41,46 +41,46 @@ _HARMLESS = re.compile(
 
 
 class SeenOnce:
-    """Requests that were seen once. What is asked for once is not worth the memory of its answer."""
+    """Hashes of requests that were seen once. A response is cached only from the second request on."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_hashes",)
 
     def __init__(self) -> None:
-        self._marks: set[int] = set()
+        self._hashes: set[int] = set()
 
     def before(self, cache_key: bytes) -> bool:
-        """Tell whether it was seen before; from now on it was."""
-        mark = hash(cache_key)
-        if mark in self._marks:
+        """Return whether the key was seen before, and record it."""
+        digest = hash(cache_key)
+        if digest in self._hashes:
             return True
-        if len(self._marks) >= _MOST_SEEN:
-            self._marks.clear()
-        self._marks.add(mark)
+        if len(self._hashes) >= _MAX_SEEN_REQUESTS:
+            self._hashes.clear()
+        self._hashes.add(digest)
         return False
 
 
 def cache_key(request: bytes) -> bytes:
-    """Return the request without the lines that change nothing.
+    """Return the request without the header lines that do not affect the response.
 
-    Those follow its first line: what begins with the end of a line is left as it is,
-    for the parser skips that and would take the next line for the first.
+    Only lines after the request line are omitted. A request that starts with a line break is returned unchanged:
+    the parser skips that, and the next line would become the request line.
     """
     if (
         request[:1] in (b"\r", b"\n")
-        or len(request) > LONGEST
+        or len(request) > MAX_REQUEST_BYTES
         or not request.endswith(b"\r\n\r\n")
         or request.count(b"\r\n\r\n") != 1
-        or request.count(b"\r\n") > _MOST_LINES
+        or request.count(b"\r\n") > _MAX_HEADER_LINES
     ):
         return request
-    return _HARMLESS.sub(b"", request)
+    return _IGNORED_HEADER_LINE.sub(b"", request)
 
 
 def is_cacheable(request: BaseRequest) -> bool:
-    """Tell whether there is nothing in it that is left out."""
+    """Return whether the response to a request may be cached."""
     return (
         request.method in ("GET", "HEAD")
         and request.version == HttpVersion11
         and request.keep_alive
-        and not any(name in request.headers for name in _NEVER)
+        and not any(name in request.headers for name in _UNCACHEABLE_HEADERS)
     )

@@ -1,4 +1,4 @@
-"""Answers that are remembered whole, by the complete bytes of their request, until something changes."""
+"""Complete responses by the complete bytes of their request, valid until something changes."""
 
 from __future__ import annotations
 
@@ -17,79 +17,79 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.web_request import BaseRequest
 
-#: Bounds of what is remembered: a client that asks in ever new words must not fill the memory.
-_MOST_ANSWERS = 1024
-_MOST_BYTES = 4 << 20
+#: Bounds of the cache: a client with ever new requests must not fill the memory.
+_MAX_RESPONSES = 1024
+_MAX_CACHE_BYTES = 4 << 20
 
 HotResponse: TypeAlias = "tuple[bytes | MemFd, Counter, float]"
-"""A complete answer, where it is counted, and until when its `Date` holds, by the clock of the loop."""
+"""A complete response, its counter, and the end of the second for which its `Date` is valid (event loop clock)."""
 
 
 class ResponseCache:
-    """Answers by the complete bytes of their request."""
+    """Cached responses, keyed by the complete bytes of their request."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, SerializedResponse] = {}
+        self._responses: dict[bytes, SerializedResponse] = {}
         self._bytes = 0
-        self.wires: dict[bytes, HotResponse] = {}
-        """What can be written as it is, in this second. It stays the same object, and is emptied."""
-        self.second = DateHeader(self.wires.clear)
+        self.hot: dict[bytes, HotResponse] = {}
+        """Responses with the `Date` of this second, ready to be written. The dict object never changes; it is cleared in place."""
+        self.date_header = DateHeader(self.hot.clear)
         self.seen = SeenOnce()
         handler_api.register_cache(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} answers={len(self._answers)} bytes={self._bytes}>"
+        return f"<{type(self).__name__} answers={len(self._responses)} bytes={self._bytes}>"
 
     def find(self, request: bytes) -> bytes | MemFd | None:
-        """Return the complete answer to these bytes, dated now, and count it; None: ask aiohttp."""
-        found = self.wires.get(request)
-        if found is None and (not self._answers or (found := self._date(request)) is None):
+        """Return the complete response to a request, with the current `Date`, and count it; None if it is not cached."""
+        found = self.hot.get(request)
+        if found is None and (not self._responses or (found := self._date(request)) is None):
             return None
-        wire, counter, _ = found
-        counter.number += 1
-        return wire
+        serialized, counter, _ = found
+        counter.value += 1
+        return serialized
 
-    def knows(self, key: bytes) -> bool:
-        """Tell whether there is an answer to these bytes."""
-        return key in self._answers
+    def contains(self, key: bytes) -> bool:
+        """Return whether a response to this key is cached."""
+        return key in self._responses
 
-    def keep(self, data: bytes, request: BaseRequest, response: web.Response, epoch: int) -> None:
-        """Remember what aiohttp has sent for these bytes, unless something has changed meanwhile.
+    def store(self, data: bytes, request: BaseRequest, response: web.Response, epoch: int) -> None:
+        """Cache the response that aiohttp has sent, unless the epoch has changed since.
 
-        That is done at the second time: what is asked for once is not worth the memory.
+        A response is cached when its request is seen for the second time.
         """
-        if epoch != handler_api.epoch() or len(data) > request_key.LONGEST:
+        if epoch != handler_api.epoch() or len(data) > request_key.MAX_REQUEST_BYTES:
             return
         answer = serialized_response.serialize(request, response)
         if answer is None:
             return
         key = request_key.cache_key(data)
-        if key in self._answers or not self.seen.before(key):
+        if key in self._responses or not self.seen.before(key):
             return
         size = len(key) + len(answer.before) + len(answer.after)
-        if self._bytes + size > _MOST_BYTES or len(self._answers) >= _MOST_ANSWERS:
+        if self._bytes + size > _MAX_CACHE_BYTES or len(self._responses) >= _MAX_RESPONSES:
             self.clear()
-        self._answers[key] = answer
+        self._responses[key] = answer
         self._bytes += size
 
     def clear(self) -> None:
-        """Forget every answer."""
-        self._answers.clear()
-        self.wires.clear()
+        """Remove every response."""
+        self._responses.clear()
+        self.hot.clear()
         self._bytes = 0
 
     def _date(self, request: bytes) -> HotResponse | None:
         key = request_key.cache_key(request)
-        found = self.wires.get(key)
+        found = self.hot.get(key)
         if found is not None:
             return found
-        answer = self._answers.get(key)
+        answer = self._responses.get(key)
         if answer is None:
             return None
-        date = self.second.date or self.second.begin()
-        found = self.wires[key] = (
+        date = self.date_header.date or self.date_header.start()
+        found = self.hot[key] = (
             memfd.to_memfd(answer.before + date + answer.after),
             answer.counter,
-            self.second.ends,
+            self.date_header.expires_at,
         )
         return found

@@ -1,4 +1,4 @@
-"""Responses as the bytes that aiohttp has sent."""
+"""Serialize a response to the bytes that aiohttp has sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
 
 
 class SerializedResponse(NamedTuple):
-    """The bytes before and after the value of `Date`, and where it is counted."""
+    """The bytes before and after the value of `Date`, and the counter of the status."""
 
     before: bytes
     after: bytes
@@ -23,11 +23,11 @@ class SerializedResponse(NamedTuple):
 
 
 def serialize(request: BaseRequest, response: web.Response) -> SerializedResponse | None:
-    """Return a response as aiohttp has written it; None if that cannot be known, or may be another the next time.
+    """Return a response as aiohttp has written it; None if the bytes are not known, or may differ the next time.
 
-    A body that is sent in pieces (`representation.CHUNK_SIZE`) is none that is known: a slow client is to hold one of them, not all.
+    A body that is sent in chunks (`representation.CHUNK_SIZE`) is not serialized: a slow client must hold one chunk in memory, not all.
 
-    The number of bytes that aiohttp has counted proves it: nothing was sent besides, and nothing in another form.
+    The byte count of aiohttp confirms the result: nothing else was sent, and nothing in another encoding.
     """
     if response.status not in (200, 304) or not response.keep_alive:
         return None
@@ -42,7 +42,7 @@ def serialize(request: BaseRequest, response: web.Response) -> SerializedRespons
     sent = SerializedResponse(
         (before + found).encode("utf-8", "surrogateescape"),
         after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
-        counters.of(str(response.status)),
+        counters.counter_for(str(response.status)),
     )
     size = len(sent.before) + _DATE_LENGTH + len(sent.after)
     return sent if found and size == response.body_length else None

@@ -1,12 +1,12 @@
-"""Rooms for those who wait, one for all who ask in the same words; `http/subscribe/coalesced` furnishes them.
+"""An index of coalesced long polls: one waitlist per request; `http/subscribe/coalesced` implements the waitlist.
 
-Those who wait for a change mostly have the same content. The first two wait in aiohttp,
-and the second opens a room for all others: there a connection is an entry in a table, without a task or a handler.
-When something has changed aiohttp answers the first, and the others get the same bytes:
+Most clients that wait for a change have the same content. The first two requests are handled by aiohttp.
+The second one creates a waitlist for all further ones: in it a connection is a dict entry, without a task or a handler.
+After a change aiohttp answers the first ones, and the others get the same bytes:
 
-    handler            says `room_for`, for as long as what is there is not new to those words
-    FastPathProtocol   enters it, and holds back what else comes
-    Rooms              know where it is, and whether the answer has been given once (`Lane.told`)
+    handler            calls `coalesced_poll` while the content is not new to that request
+    FastPathProtocol   joins the waitlist and buffers further input
+    Waitlists          finds the waitlist, and knows whether the response is cached (`ListenerCache.poll_responses`)
 """
 
 from __future__ import annotations
@@ -23,52 +23,58 @@ if TYPE_CHECKING:
     from sidecar.http.server.fastpath.request_key import SeenOnce
     from sidecar.http.server.fastpath.response_cache import ResponseCache
 
-_MOST_ROOMS = 128
+_MAX_WAITLISTS = 128
 
 
 class Waitlists:
-    """Rooms by the words of those who wait in them; `told` are the answers that they get."""
+    """Waitlists by request key; `poll_responses` is the cache of the responses to their members."""
 
-    def __init__(self, seen: SeenOnce, told: ResponseCache) -> None:
-        self._rooms: dict[bytes, Waitlist] = {}
+    def __init__(self, seen: SeenOnce, poll_responses: ResponseCache) -> None:
+        self._waitlists: dict[bytes, Waitlist] = {}
         self._seen = seen
-        self._told = told
+        self._poll_responses = poll_responses
 
     def find(self, request: bytes) -> tuple[Waitlist, bytes] | None:
-        """Return where to wait with these bytes, and the bytes as they are kept there; None: ask aiohttp."""
-        if not self._rooms:
+        """Return the waitlist of a request, and the bytes to look up its response with; None if there is none."""
+        if not self._waitlists:
             return None
         key = request_key.cache_key(request)
-        room = self._rooms.get(key)
-        return None if room is None else (room, key if key == request else request)
+        waitlist = self._waitlists.get(key)
+        return None if waitlist is None else (waitlist, key if key == request else request)
 
-    def room_for(
-        self, data: bytes, request: BaseRequest, make: MakeWaitlist, instead: tuple[str, str] | None
+    def find_waitlist(
+        self,
+        data: bytes,
+        request: BaseRequest,
+        make: MakeWaitlist,
+        replacement: tuple[str, str] | None,
     ) -> Waitlist | None:
-        """Return where others wait who ask for something newer with these bytes: made at the second time.
+        """Return the waitlist for this request; it is created when the request is seen for the second time.
 
-        Or with these bytes but for one word, which is `instead` of another: they will be many, if those were.
-        None: there is none.
+        `replacement` is (new, old): the waitlist is that of the same request with `old` replaced by `new`,
+        the request that the clients answered now will send next. Returns None if there is no waitlist.
         """
-        if len(data) > request_key.LONGEST or not request_key.is_cacheable(request):
+        if len(data) > request_key.MAX_REQUEST_BYTES or not request_key.is_cacheable(request):
             return None
         key = request_key.cache_key(data)
         many = self._seen.before(key)
-        if instead is not None:
-            new, old = (word.encode("utf-8", "surrogateescape") for word in instead)
+        if replacement is not None:
+            new, old = (word.encode("utf-8", "surrogateescape") for word in replacement)
             if key.count(old) != 1:
                 return None
             key = key.replace(old, new)
-        room = self._rooms.get(key)
-        if room is None and many and self._has_place():
-            room = make(partial(self._told.knows, key), partial(self._rooms.pop, key))
-            self._rooms[key] = room
-        return room
+        waitlist = self._waitlists.get(key)
+        if waitlist is None and many and self._can_add():
+            waitlist = make(
+                partial(self._poll_responses.contains, key), partial(self._waitlists.pop, key)
+            )
+            self._waitlists[key] = waitlist
+        return waitlist
 
-    def _has_place(self) -> bool:
-        """Whether one more may be made, if need be in the place of one in which nobody is."""
-        if len(self._rooms) >= _MOST_ROOMS:
-            for room in list(self._rooms.values()):
-                if room.close_if_empty():
+    def _can_add(self) -> bool:
+        """Return whether there is space for another waitlist, after closing an empty one if necessary."""
+        if len(self._waitlists) >= _MAX_WAITLISTS:
+            for waitlist in list(self._waitlists.values()):
+                if waitlist.close_if_empty():
                     return True
-        return len(self._rooms) < _MOST_ROOMS
+        return len(self._waitlists) < _MAX_WAITLISTS

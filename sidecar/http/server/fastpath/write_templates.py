@@ -1,15 +1,15 @@
-"""Writes that differ in their content alone.
+"""Write requests that differ only in their content.
 
-A writer is sent another content each time. So all but the value of `content` is remembered,
-as a form whose answer differs in nothing but `ETag` and `Date`, and the value is taken only
-if it is made of signs that mean nothing but themselves, wherever they stand in it:
+A writer receives a new content each time. A template holds everything of request and response but the values:
+the response differs only in `ETag` and `Date`, and the value of `content` is accepted only
+if it consists of characters that have no other meaning in a URL:
 
-    handler            says `offer_writes`: what would publish another value in the place of this one
-    FastPathProtocol   lets it be published, and holds back what else comes until it has ended
-    Forms              fill in the answer
+    handler            calls `mark_writable` with the function that publishes another value
+    FastPathProtocol   calls that function, and buffers further input until it has finished
+    WriteTemplates     renders the response
 
-Where that ends in any other way than well, aiohttp gets the request after all, and its handler the outcome
-(`outcome_of`), in the place of publishing a second time: what it then answers needs no code of its own.
+If the write fails, aiohttp gets the request after all, and its handler reads the result (`prior_result`)
+instead of publishing a second time. Error responses therefore need no code here.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from sidecar.http.server.fastpath.date_header import DateHeader
     from sidecar.http.server.fastpath.request_key import SeenOnce
 
-_MOST_FORMS = 128
-#: The value of `content` may be made of these: what the query of an address may hold (RFC 3986 section 3.4),
-#: without `&` and `;`, at which some divide it. Whether the escapes are right, the handler's own code says.
+_MAX_TEMPLATES = 128
+#: Characters of a `content` value: those of a URL query (RFC 3986 section 3.4)
+#: without `&` and `;`, which some parsers split at. The handler's own code validates the percent-encoding.
 _VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$'()*+,/:=?@%"
 _BEFORE_VALUE: Final = b"?content="
 _AFTER_VALUE: Final = b" HTTP/1.1\r\n"
 
 
 class WriteTemplate(NamedTuple):
-    """The answer to a write, around the values of `ETag` and `Date`, and what publishes another content."""
+    """The response to a write around the values of `ETag` and `Date`, and the function that publishes another content."""
 
     write: WriteFunction
     before: bytes
@@ -46,60 +46,60 @@ class WriteTemplate(NamedTuple):
 
 
 class WriteTemplates:
-    """Forms by what stands before and behind the value of `content` in a request.
+    """Templates, keyed by the bytes before and after the value of `content` in a request.
 
-    Nothing that changes is in them, so they need not be forgotten; what they publish with lives as long as the server.
+    Templates hold no state that changes, so they are never invalidated; the function they call lives as long as the server.
     """
 
-    def __init__(self, seen: SeenOnce, second: DateHeader) -> None:
-        self._forms: dict[tuple[bytes, bytes], WriteTemplate] = {}
+    def __init__(self, seen: SeenOnce, date_header: DateHeader) -> None:
+        self._templates: dict[tuple[bytes, bytes], WriteTemplate] = {}
         self._seen = seen
-        self._second = second
+        self._date_header = date_header
 
     def __len__(self) -> int:
-        return len(self._forms)
+        return len(self._templates)
 
     def find(self, request: bytes) -> tuple[WriteTemplate, bytes] | None:
-        """Return the form that these bytes fill, and the value of `content` in them; None: ask aiohttp."""
-        if not self._forms or (parts := _divide(request)) is None:
+        """Return the template that matches a request, and the value of `content` in it; None if there is none."""
+        if not self._templates or (parts := _split_request(request)) is None:
             return None
         before, value, after = parts
-        form = self._forms.get((before, after)) or self._forms.get(
+        template = self._templates.get((before, after)) or self._templates.get(
             (before, request_key.cache_key(after))
         )
-        return None if form is None else (form, value)
+        return None if template is None else (template, value)
 
-    def fill(self, form: WriteTemplate, etag: str) -> bytes:
-        """Return the complete answer to a write that has ended well, dated now, and count it."""
-        date = self._second.date or self._second.begin()
-        form.counter.number += 1
-        return b"".join((form.before, etag.encode(), form.between, date, form.after))
+    def render(self, template: WriteTemplate, etag: str) -> bytes:
+        """Return the complete response to a successful write, with the current `Date`, and count it."""
+        date = self._date_header.date or self._date_header.start()
+        template.counter.value += 1
+        return b"".join((template.before, etag.encode(), template.between, date, template.after))
 
-    def keep(
+    def store(
         self, data: bytes, request: BaseRequest, response: web.Response, write: WriteFunction
     ) -> None:
-        """Remember what aiohttp has answered to a write, and all of it but the content, at the second time."""
-        parts = _divide(data)
+        """Store the response to a write as a template, when such a request is seen for the second time."""
+        parts = _split_request(data)
         if parts is None or request.method != "GET" or response.status != 200:
             return
         before, _, after = parts
         key = (before, request_key.cache_key(after))
         if (
-            key in self._forms
-            or len(before) + len(after) > request_key.LONGEST
-            or (form := _form(request, response, write)) is None
+            key in self._templates
+            or len(before) + len(after) > request_key.MAX_REQUEST_BYTES
+            or (template := _make_template(request, response, write)) is None
             or not self._seen.before(b"".join(key))
         ):
             return
-        if len(self._forms) >= _MOST_FORMS:
-            self._forms.clear()
-        self._forms[key] = form
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()
+        self._templates[key] = template
 
 
-def _form(
+def _make_template(
     request: BaseRequest, response: web.Response, write: WriteFunction
 ) -> WriteTemplate | None:
-    """Return the answer to a write with two places left open; None if it has not got them."""
+    """Return the response to a write as a template; None if it has no `ETag` or cannot be serialized."""
     sent, tag = serialized_response.serialize(request, response), response.headers.get("ETag")
     if sent is None or tag is None:
         return None
@@ -109,8 +109,8 @@ def _form(
     return WriteTemplate(write, before + b"\r\nETag: ", b"\r\n" + between, sent.after, sent.counter)
 
 
-def _divide(request: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """Return what stands before the value of `content`, the value, and what follows it; None if it is not alone."""
+def _split_request(request: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Split a request at the value of `content`; None if there is other query data or a special character."""
     query, end = request.find(b"?"), request.find(_AFTER_VALUE)
     if not request.startswith(_BEFORE_VALUE, query):
         return None

@@ -168,7 +168,7 @@ async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: E
     second = lane.find(ASK)
     assert isinstance(second, bytes)
     assert date_of(second) > date_of(first)
-    await eventually(lambda: not lane.second.date, timeout=3.0)
+    await eventually(lambda: not lane.date_header.date, timeout=3.0)
 
 
 @pytest.mark.parametrize("path", ["/", "/raw", "/files/config"])
@@ -219,7 +219,7 @@ async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None
 async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(both: Pair) -> None:
     """Lines that are left out of what is remembered count for the limit: 128 fields by aiohttp's own default."""
     ask = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % (b"b3: 1\r\n" * 400)
-    assert len(ask) < request_key.LONGEST
+    assert len(ask) < request_key.MAX_REQUEST_BYTES
     for one in both:
         for _ in range(3):
             await one.talk([ASK], eager=False)
@@ -231,9 +231,9 @@ async def test_a_long_request_is_not_remembered(fast: Peer) -> None:
     assert fast.lane is not None
     for more, known in ((0, True), (1, False)):
         empty = b"GET / HTTP/1.1\r\nHost: a\r\nX-Filler: \r\n\r\n"
-        filler = b"X-Filler: " + b"x" * (request_key.LONGEST - len(empty) + more)
+        filler = b"X-Filler: " + b"x" * (request_key.MAX_REQUEST_BYTES - len(empty) + more)
         ask = empty.replace(b"X-Filler: ", filler)
-        assert len(ask) == request_key.LONGEST + more
+        assert len(ask) == request_key.MAX_REQUEST_BYTES + more
         for _ in range(3):
             await fast.talk([ask], eager=False)
         assert (fast.lane.find(ask) is not None) is known
@@ -382,7 +382,7 @@ async def test_one_who_asks_in_ever_new_words_fills_nothing(fast: Peer) -> None:
     assert "answers=1 " in repr(fast.lane)
 
 
-@pytest.mark.parametrize("bound", ["_MOST_ANSWERS", "_MOST_BYTES"])
+@pytest.mark.parametrize("bound", ["_MAX_RESPONSES", "_MAX_CACHE_BYTES"])
 async def test_what_is_remembered_has_a_bound_in_number_and_in_bytes(
     fast: Peer, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
@@ -391,7 +391,7 @@ async def test_what_is_remembered_has_a_bound_in_number_and_in_bytes(
     asks = [ASK.replace(b"GET /", b"GET /?%d" % number) for number in range(4)]
     await fast.talk([asks[0]] * 2, eager=False)
     each = int(re.findall(r"bytes=(\d+)", repr(fast.lane))[0])
-    monkeypatch.setattr(response_cache, bound, 3 if bound == "_MOST_ANSWERS" else 3 * each)
+    monkeypatch.setattr(response_cache, bound, 3 if bound == "_MAX_RESPONSES" else 3 * each)
     for ask, count in zip(asks[1:], (2, 3, 1), strict=True):
         await fast.talk([ask] * 2, eager=False)
         assert f"answers={count} " in repr(fast.lane)

@@ -42,15 +42,15 @@ class Pair:
     """A writer with the lane and one without, each with a directory of its own."""
 
     def __init__(self, room: Path) -> None:
-        self.rooms = (room / "fast", room / "slow")
-        self.apps = [writer_app(one / "config", durability="none") for one in self.rooms]
+        self.waitlists = (room / "fast", room / "slow")
+        self.apps = [writer_app(one / "config", durability="none") for one in self.waitlists]
         self.peers: list[Peer] = []
 
     async def talk(self, pieces: list[bytes], *, eager: bool) -> tuple[Any, Any]:
         """Say the same to both; return what each has answered, and what lies in its file afterwards."""
         found = []
         at_once = 0
-        for peer_, room in zip(self.peers, self.rooms, strict=True):
+        for peer_, room in zip(self.peers, self.waitlists, strict=True):
             before = asyncio.all_tasks()
             said = await peer_.talk(pieces, eager=eager, after=at_once)
             at_once = said.at_once
@@ -92,7 +92,7 @@ async def fast(tmp_path: Path) -> AsyncIterator[Fast]:
         for number in range(2):
             await one.talk([write(number)], eager=False)
         assert one.lane is not None
-        assert one.lane.forms.find(write("x")) is not None
+        assert one.lane.write_templates.find(write("x")) is not None
         yield Fast(one, app, tmp_path / "config")
 
 
@@ -151,8 +151,8 @@ async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
 ) -> None:
     """Some thousand generated writes: the same bytes but for dates, the same file, no 5xx, nothing in the log."""
     filled = []
-    fill = WriteTemplates.fill
-    monkeypatch.setattr(WriteTemplates, "fill", lambda *args: filled.append(1) or fill(*args))
+    fill = WriteTemplates.render
+    monkeypatch.setattr(WriteTemplates, "render", lambda *args: filled.append(1) or fill(*args))
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
     assert len(filled) > 400, "the lane has written too little for that to mean anything"
@@ -188,7 +188,7 @@ async def test_a_write_goes_by_the_lane_from_the_third_time_on(fast: Fast) -> No
     await settled(wire)
     for content in ("2", "3", "three+and%20more"):
         wire.protocol.data_received(write(content))
-        assert wire.protocol._under_way is not None
+        assert wire.protocol._in_flight is not None
         assert wire.protocol.busy
         await settled(wire)
     assert fast.path.read_text() == "three and more"
@@ -368,7 +368,7 @@ async def test_a_write_that_outlasts_the_end_is_withdrawn(fast: Fast) -> None:
             await asyncio.sleep(0)  # it is with the disk by now
         await wire.protocol.shutdown(0.01)
         go()
-        while wire.protocol._under_way is not None:
+        while wire.protocol._in_flight is not None:
             await asyncio.sleep(0.001)
     assert wire.closed
     assert fast.path.read_text() == "1"
@@ -397,7 +397,7 @@ async def test_what_wants_to_see_each_write_sees_it(tmp_path: Path, kind: str) -
         wire = one.connect()
         await settled(wire)
         wire.protocol.data_received(write("nothing"))
-        assert wire.protocol._under_way is None
+        assert wire.protocol._in_flight is None
         await settled(wire)
         assert {"gate": b" 422 ", "directory": b" 400 "}.get(kind, b" 200 ") in wire.written
         wire.close()
@@ -412,7 +412,10 @@ async def test_a_write_with_a_token_is_never_remembered(tmp_path: Path) -> None:
     ) as one:
         said = await one.talk([ask] * 3 + [write(1)] * 3, eager=False)
         assert (said.written.count(b" 200 "), said.written.count(b" 401 ")) == (3, 3)
-        assert (one.lane.forms.find(ask), one.lane.forms.find(write(2))) == (None, None)
+        assert (one.lane.write_templates.find(ask), one.lane.write_templates.find(write(2))) == (
+            None,
+            None,
+        )
 
 
 async def test_a_content_above_the_limit_is_refused_by_the_lane_too(tmp_path: Path) -> None:
