@@ -15,9 +15,9 @@ from typing import Any
 from sidecar import _errors
 from sidecar.process import quantities
 
-_HIGHEST_GROUP = 2**32 - 2
+_MAX_GID = 2**32 - 2
 """fchown(2) takes the last number of 32 bits for "leave it as it is"."""
-_HIGHEST_PORT = 65535
+_MAX_PORT = 65535
 
 
 def check_path(name: str, value: object) -> str:
@@ -89,19 +89,17 @@ def check_group(name: str, value: object) -> int | None:
     """Take the number of a group, or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _HIGHEST_GROUP:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_GID:
         raise _errors.ConfigError(
-            f"{name}: there is no group {value!r}: it is a number from 0 to {_HIGHEST_GROUP}, or None"
+            f"{name}: there is no group {value!r}: it is a number from 0 to {_MAX_GID}, or None"
         )
     return value
 
 
 def check_port(name: str, value: object) -> int:
     """Take a TCP port, 0 for any free one."""
-    if check_integer(name, value) > _HIGHEST_PORT:
-        raise argument_error(
-            name, value, f"a port from 1 to {_HIGHEST_PORT}, or 0 for any free one"
-        )
+    if check_integer(name, value) > _MAX_PORT:
+        raise argument_error(name, value, f"a port from 1 to {_MAX_PORT}, or 0 for any free one")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 

@@ -1,8 +1,8 @@
-"""Blocking work in a thread, with an end that can be relied on.
+"""Run blocking work in threads; the work has always ended when the call returns.
 
-One unit of work is one plain function and one hop.
-The threads are our own, not the loop's default ones:
-a disk that hangs must not also stop name resolution, and the other way round.
+One unit of work is one plain function and one thread hop.
+The threads are not the default executor of the event loop:
+a hanging disk must not block name resolution, and vice versa.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 def _make_pools() -> None:
-    """Make the threads of this process; those of the one that was forked are not there in the other."""
+    """Create the thread pools of this process; threads do not survive a fork."""
     global IO_POOL, _LOCK_POOL, _VALIDATION_POOL  # noqa: PLW0603 (one of each for a process)
-    # Threads start when they are needed and then stay: most programs see two or three of the sixteen.
+    # Threads start on demand and then stay: most programs use two or three of the sixteen.
     IO_POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-disk")
-    # For work that waits for its turn, with a thread in its hands: all other work must not wait for those.
+    # For work that blocks a thread while it waits for a lock: other work must not queue behind it.
     _LOCK_POOL = ThreadPoolExecutor(max_workers=16, thread_name_prefix="sidecar-turn")
-    # For what may take as long as a content wants it to.
+    # For validation, whose duration depends on the content.
     _VALIDATION_POOL = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sidecar-examine")
 
 
@@ -39,74 +39,72 @@ os.register_at_fork(after_in_child=_make_pools)
 
 
 async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking function in a thread, and return or raise what it does.
+    """Run a blocking function in a thread and return its result.
 
     When this returns or raises, the function is no longer running.
-    A cancellation waits for it to end and is raised after that,
-    with the function's own error, if it had one, as the cause.
-    Work that was still waiting for a free thread is dropped instead and never begins.
+    A cancellation waits for the function to end and is raised after that,
+    with the function's error, if any, as its cause.
+    Work that is still queued is dropped and never starts.
 
     >>> import asyncio
     >>> asyncio.run(run_in_thread(pow, 2, 10))
     1024
     """
-    return await _end_of(_submit(IO_POOL, function, *args, **kwargs))
+    return await _result_of(_submit(IO_POOL, function, *args, **kwargs))
 
 
 async def run_queued(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do as `run_in_thread`, with work that may wait for other work of its kind: for a lock, on a slow disk."""
-    return await _end_of(_submit(_LOCK_POOL, function, *args, **kwargs))
+    """Like `run_in_thread`, for work that may wait for other work: for a lock, on a slow disk."""
+    return await _result_of(_submit(_LOCK_POOL, function, *args, **kwargs))
 
 
 async def run_validation(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do as `run_in_thread`, with the examination of a content: nothing else waits for those."""
-    return await _end_of(_submit(_VALIDATION_POOL, function, *args, **kwargs))
+    """Like `run_in_thread`, for the validation of a content: no other work queues behind it."""
+    return await _result_of(_submit(_VALIDATION_POOL, function, *args, **kwargs))
 
 
-async def run_queued_cancellable(function: Callable[[], T], withdraw: Callable[[], None]) -> T:
-    """Run a function as `run_queued` does; a cancellation withdraws it, waits for its end, and goes on after that.
+async def run_queued_cancellable(function: Callable[[], T], cancel: Callable[[], None]) -> T:
+    """Like `run_queued`; a cancellation calls `cancel`, waits for the function to end, and is raised after that.
 
-    It is `finish_before_cancel` with fewer turns of the loop between the end of the function and that of the caller.
+    Equivalent to `finish_before_cancel`, with fewer iterations of the event loop between the end of the function and the caller.
     """
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    submitted = _submit(_LOCK_POOL, function)
-    submitted.add_done_callback(lambda _: _tell(loop, ended))
+    done = loop.create_future()
+    future = _submit(_LOCK_POOL, function)
+    future.add_done_callback(lambda _: _notify(loop, done))
     try:
-        await ended
+        await done
     except asyncio.CancelledError as cancelled:
-        withdraw()
-        outcome = asyncio.wrap_future(submitted)
-        await _until_done(outcome)
-        raise cancelled from (None if outcome.cancelled() else outcome.exception())
-    return submitted.result()
+        cancel()
+        result = asyncio.wrap_future(future)
+        await _until_done(result)
+        raise cancelled from (None if result.cancelled() else result.exception())
+    return future.result()
 
 
-async def finish_before_cancel(
-    work: Awaitable[T], withdraw: Callable[[], None] = lambda: None
-) -> T:
-    """Await work that must not be left running: a cancellation withdraws it, waits for it, and goes on after that."""
+async def finish_before_cancel(work: Awaitable[T], cancel: Callable[[], None] = lambda: None) -> T:
+    """Await work that must not be left running: a cancellation calls `cancel`, waits for the work, and is raised after that."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError as cancelled:
-        withdraw()
+        cancel()
         await _until_done(task)
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()
 
 
-async def _end_of(submitted: Future[T]) -> T:
-    outcome = asyncio.wrap_future(submitted)
+async def _result_of(future: Future[T]) -> T:
+    result = asyncio.wrap_future(future)
     try:
-        # `wait` leaves the future alone when it is cancelled, unlike a bare `await`.
-        await asyncio.wait({outcome})
+        # `wait` does not cancel the future when it is cancelled, unlike `await`.
+        await asyncio.wait({result})
     except asyncio.CancelledError as cancelled:
-        if not submitted.cancel():
-            await _until_done(outcome)
-            raise cancelled from outcome.exception()
+        if not future.cancel():
+            await _until_done(result)
+            raise cancelled from result.exception()
         raise
-    return outcome.result()
+    return result.result()
 
 
 def _submit(
@@ -115,21 +113,21 @@ def _submit(
     return pool.submit(partial(contextvars.copy_context().run, function, *args, **kwargs))
 
 
-def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
-    """Wake who awaits `ended`, from any thread; nobody does once the loop is closed."""
+def _notify(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
+    """Set a future from any thread; without effect once the event loop is closed."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_set, ended)
+        loop.call_soon_threadsafe(_set_done, done)
 
 
-def _set(ended: asyncio.Future[None]) -> None:
-    if not ended.done():
-        ended.set_result(None)
+def _set_done(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
-async def _until_done(outcome: asyncio.Future[T]) -> None:
-    """Wait through however many further cancellations; the first one is on its way already."""
-    while not outcome.done():
+async def _until_done(result: asyncio.Future[T]) -> None:
+    """Wait until a future is done, ignoring further cancellations; the first one is being raised already."""
+    while not result.done():
         try:
-            await asyncio.wait({outcome})
+            await asyncio.wait({result})
         except asyncio.CancelledError:
             continue

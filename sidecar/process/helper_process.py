@@ -26,13 +26,13 @@ from sidecar._errors import SidecarError
 
 T = TypeVar("T")
 
-_LENGTH = 8
-_PACKAGES = str(Path(__file__).parents[2])
+_LENGTH_BYTES = 8
+_PACKAGE_PATH = str(Path(__file__).parents[2])
 _START_TIMEOUT = 60.0
-_END_TIMEOUT = 10.0
+_EXIT_TIMEOUT = 10.0
 """Seconds that a helper has to end what it has started, before it is killed."""
-_MARGIN = 5.0
-_CROWDED = 0.25
+_KILL_MARGIN = 5.0
+_SCALE_UP_DELAY = 0.25
 """Seconds that a request waits for a helper before there is another one."""
 
 
@@ -99,12 +99,12 @@ class HelperPool:
         setup: Any = None,
         *,
         most: int,
-        crowded: float = _CROWDED,
+        crowded: float = _SCALE_UP_DELAY,
         gently: bool = False,
     ) -> None:
         self._module, self._setup = module, setup
         self._most, self._crowded, self._gently = most, crowded, gently
-        self._forget()
+        self._reset()
 
     def __repr__(self) -> str:
         return f"<Helpers {self._module} count={self._count}>"
@@ -118,19 +118,19 @@ class HelperPool:
             HelperTimeout, HelperLost, Withdrawn: see those; no helper works at it any more.
         """
         request = request or Request()
-        helper = self._take(request)
+        helper = self._acquire(request)
         healthy = False
         try:
             with request.worked_at(helper.end):
                 answer = helper.ask(message, timeout)
             healthy = True
         finally:
-            self._give_back(helper, healthy=healthy)
+            self._release(helper, healthy=healthy)
         return answer
 
-    def _take(self, request: Request) -> _HelperProcess:
+    def _acquire(self, request: Request) -> _HelperProcess:
         if os.getpid() != self._pid:
-            self._forget()  # those of the process that was forked are its own
+            self._reset()  # those of the process that was forked are its own
         limit = time.monotonic() + self._crowded
         with self._changed:
             while True:
@@ -149,7 +149,7 @@ class HelperPool:
                 self._changed.notify()
             raise
 
-    def _give_back(self, helper: _HelperProcess, *, healthy: bool) -> None:
+    def _release(self, helper: _HelperProcess, *, healthy: bool) -> None:
         with self._changed:
             keep = healthy and not self._idle
             if keep:
@@ -161,7 +161,7 @@ class HelperPool:
             helper.end()
             helper.wait()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._idle: list[_HelperProcess] = []
         self._count = 0
@@ -230,7 +230,7 @@ def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
         except (OSError, EOFError):
             return
         # By the kernel, whatever the interpreter does: nobody may be left to end this process.
-        signal.setitimer(signal.ITIMER_REAL, timeout + _MARGIN)
+        signal.setitimer(signal.ITIMER_REAL, timeout + _KILL_MARGIN)
         answer = work(message)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
@@ -256,7 +256,7 @@ def connected() -> Iterator[tuple[socket.socket, Any]]:
 def send(connection: socket.socket, message: Any) -> None:
     """Send plain data: between two processes of the same Python."""
     data = marshal.dumps(message)
-    connection.sendall(len(data).to_bytes(_LENGTH, "big"))
+    connection.sendall(len(data).to_bytes(_LENGTH_BYTES, "big"))
     connection.sendall(data)
 
 
@@ -267,11 +267,11 @@ def receive(connection: socket.socket, *, limit: float | None = None) -> Any:
         EOFError: the other side is gone.
         TimeoutError: the limit is reached.
     """
-    length = int.from_bytes(_exactly(connection, _LENGTH, limit), "big")
-    return marshal.loads(_exactly(connection, length, limit))  # noqa: S302 (from ourselves)
+    length = int.from_bytes(_receive_exactly(connection, _LENGTH_BYTES, limit), "big")
+    return marshal.loads(_receive_exactly(connection, length, limit))  # noqa: S302 (from ourselves)
 
 
-def _exactly(connection: socket.socket, size: int, limit: float | None) -> bytes:
+def _receive_exactly(connection: socket.socket, size: int, limit: float | None) -> bytes:
     data = bytearray()
     while len(data) < size:
         if limit is not None:
@@ -285,7 +285,7 @@ def _exactly(connection: socket.socket, size: int, limit: float | None) -> bytes
 
 def _program(module: str) -> str:
     """Return what a helper runs: the same packages as here, without looking for them anew."""
-    path = [_PACKAGES, *(one for one in sys.path if one)]
+    path = [_PACKAGE_PATH, *(one for one in sys.path if one)]
     return f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
@@ -299,7 +299,7 @@ def _end(
         return
     if gently:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_TIMEOUT)
+            process.wait(_EXIT_TIMEOUT)
             return
     process.kill()
     process.wait()

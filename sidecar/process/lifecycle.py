@@ -1,9 +1,9 @@
-"""The life of a program: it runs, it is told to stop, it ends in order.
+"""The life cycle of a program: run, stop on a signal, shut down in order.
 
-A Pod's end is SIGTERM, a grace period (30 s unless the Pod says otherwise), SIGKILL:
+A Pod ends with SIGTERM, a grace period (30 s unless the Pod sets another) and SIGKILL:
 https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination
-The first signal asks, the second one does not. A hang-up (SIGHUP) only ever asks:
-a terminal that closes sends it twice, and who sends it to have something read anew wants nothing cut off.
+The first signal starts a graceful shutdown, the second one exits at once. SIGHUP is always graceful:
+a closing terminal sends it twice, and an operator who sends it for a reload does not want requests cut off.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from sidecar.process.logging import configure
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_END_TIMEOUT = 25.0
-"""Seconds after which a program that has been told to stop is said to be still running:
-more than `serve` and `logs.collect` take to drain, less than the grace period of a Pod."""
+_STOP_WARNING_DELAY = 25.0
+"""Seconds after the signal until a warning says that the program is still running:
+more than `serve` and `logs.collect` take to drain, less than the grace period of a Pod.
+"""
 
-_SETTLED = 2.0
-"""Seconds after the start in which a program imports, listens and loads what it needs."""
+_STARTUP_SECONDS = 2.0
+"""Seconds after the start in which a program imports, binds and loads what it needs."""
 
 
 class _Process:
-    """What is true of this process as a whole. A plain attribute: a signal handler must take no lock."""
+    """State of the process. Plain attributes: a signal handler must not take a lock."""
 
     draining = False
     stop: _StopController | None = None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T | None:
-    """Run a program until it returns or is told to stop.
+    """Run a program until it returns or is stopped.
 
     The first SIGTERM, SIGINT or SIGHUP makes `draining()` true and cancels `main`, once.
-    What `main` does about it (`finally`, `async with`) is awaited without a limit of our own.
-    If it ends with that cancellation, `run` returns None, and the process exits with 0.
-    If it returns a value all the same, so does `run`.
+    The clean-up in `main` (`finally`, `async with`) is awaited without a timeout.
+    If `main` ends with that cancellation, `run` returns None, and the process exits with 0.
+    If it returns a value, `run` returns that value.
     A second signal ends the process at once, with exit code 128 + the signal's number; a further SIGHUP is ignored,
-    and so is the first one where it was ignored before (`nohup`).
+    and so is the first one if it was ignored before (`nohup`).
 
-    Every other exception of `main` comes out of `run`, those of its clean-up too.
+    `run` raises every other exception of `main`, including those of its clean-up.
     Logging goes to stderr at level INFO unless the program has configured it before.
 
     Raises:
@@ -67,7 +68,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
     if not asyncio.iscoroutine(main):
         raise TypeError(f"sidecar.run() takes a coroutine, as in run(main()), not {main!r}")
     try:
-        _require_a_place_to_run()
+        _check_run_context()
         if not logging.getLogger().handlers:
             configure()
         _Process.draining = False
@@ -79,12 +80,12 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
 
 
 def every(seconds: float) -> AsyncGenerator[datetime, None]:
-    """Yield the time (aware, local), at once and then every so many seconds.
+    """Yield the time (aware, local), at once and then every `seconds` seconds.
 
-    The times lie on a fixed grid from the first one on, so work in between does not add up to a drift.
-    Work that takes longer than a step skips the steps it missed: there is never a burst after a pause.
-    The grid is that of the monotonic clock: setting the clock of the machine moves nothing.
-    It ends with the cancellation of the program, at the latest when the process is draining.
+    The times lie on a fixed grid from the first one on, so the duration of the loop body causes no drift.
+    A loop body that takes longer than a step skips the missed steps: there is no burst after a pause.
+    The grid is that of the monotonic clock: setting the system clock has no effect.
+    It ends with the cancellation of the program, at the latest when the process drains.
 
     Raises:
         ConfigError: `seconds` is not a positive, finite number.
@@ -100,19 +101,19 @@ def every(seconds: float) -> AsyncGenerator[datetime, None]:
 
 
 def draining() -> bool:
-    """Tell whether the process has been told to stop, and is finishing what it began."""
+    """Return whether the process is shutting down: it finishes its work in progress."""
     return _Process.draining
 
 
 def begin_drain() -> None:
-    """Say that the process is about to stop: from now on it is not ready for new work."""
+    """Start draining: from now on the process is not ready for new work."""
     _Process.draining = True
 
 
 def stop() -> None:
-    """End the program of `run` as the first SIGTERM does; if it has been told already, do nothing.
+    """Stop the program of `run` as the first SIGTERM does; without effect if it is stopping already.
 
-    To be called in its event loop.
+    Call it in the program's event loop.
     """
     if _Process.stop is not None:
         _Process.stop.cancel(signal.SIGTERM)
@@ -129,7 +130,7 @@ async def _ticks(seconds: float) -> AsyncGenerator[datetime, None]:
         await asyncio.sleep(start + step * seconds - loop.time())
 
 
-def _require_a_place_to_run() -> None:
+def _check_run_context() -> None:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
             "sidecar.run() must be called from the main thread, the only one that receives signals; "
@@ -148,7 +149,7 @@ async def _until_stopped(main: Coroutine[Any, Any, T], stop: _StopController) ->
     """Await `main` in the task that a signal cancels."""
     if not stop.attach():
         return None
-    settled = asyncio.get_running_loop().call_later(_SETTLED, memory.trim_heap)
+    trim_timer = asyncio.get_running_loop().call_later(_STARTUP_SECONDS, memory.trim_heap)
     try:
         return await main
     except asyncio.CancelledError:
@@ -156,23 +157,23 @@ async def _until_stopped(main: Coroutine[Any, Any, T], stop: _StopController) ->
             return None
         raise
     finally:
-        settled.cancel()
+        trim_timer.cancel()
         stop.detach()
 
 
 class _StopController:
-    """What the signals have said so far, and what they are to cancel."""
+    """The signals received so far, and the task that they cancel."""
 
     def __init__(self) -> None:
         self.signals = signals.stop_signals()
         self.requested: signal.Signals | None = None
         self._handler_due: int | None = None
-        """The signal of which the loop has told first: Python is still to call `on_signal` for it."""
+        """The signal that the event loop reported first: Python will still call `on_signal` for it."""
         self._task: asyncio.Task[Any] | None = None
-        self._reminder: asyncio.TimerHandle | None = None
+        self._stop_warning: asyncio.TimerHandle | None = None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Act at once, even where the loop is blocked by Python code that never awaits."""
+        """Handle a signal at once, even if Python code blocks the event loop."""
         if self.requested is None:
             self._request(number)
         elif number == self._handler_due:
@@ -181,9 +182,9 @@ class _StopController:
             os._exit(128 + number)
 
     def on_wakeup(self, number: int) -> None:
-        """Act on what the loop tells of a signal, which may be before Python calls `on_signal` for the same one.
+        """Handle a signal reported by the event loop, possibly before Python calls `on_signal` for it.
 
-        That happens where another thread has received it (https://docs.python.org/3/library/signal.html#signals-and-threads).
+        That happens if another thread receives the signal (https://docs.python.org/3/library/signal.html#signals-and-threads).
         """
         if self.requested is None:
             self._request(number)
@@ -191,24 +192,24 @@ class _StopController:
         self.cancel(number)
 
     def attach(self) -> bool:
-        """Take the current task as the one to cancel; False if a signal has come before it."""
+        """Make the current task the one to cancel; False if a signal has already arrived."""
         if self.requested:
             return False
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in self.signals:
-            # Python runs a handler between two bytecodes; the loop may be asleep by then.
-            # What the loop adds is the wake-up, what `on_signal` adds is that it needs no loop.
+            # Python runs a handler between two bytecodes; the event loop may be asleep then.
+            # The event loop's handler wakes it up; `on_signal` works without the loop.
             loop.add_signal_handler(number, self.on_wakeup, number)
             signal.signal(number, self.on_signal)
         if self.requested:
-            loop.call_soon(self.cancel, self.requested)  # it came while we were arming
+            loop.call_soon(self.cancel, self.requested)  # it arrived during the registration
         return True
 
     def detach(self) -> None:
         self._task = None
-        if self._reminder:
-            self._reminder.cancel()
+        if self._stop_warning:
+            self._stop_warning.cancel()
 
     def _request(self, number: int) -> None:
         self.requested = signal.Signals(number)
@@ -217,28 +218,30 @@ class _StopController:
     def cancel(self, number: int) -> None:
         if self.requested is None:
             self._request(number)
-        if self._task is None or self._reminder:
+        if self._task is None or self._stop_warning:
             return
         _log.info("%s: draining, a second signal exits at once", signal.Signals(number).name)
-        self._reminder = asyncio.get_running_loop().call_later(_END_TIMEOUT, self._remind)
+        self._stop_warning = asyncio.get_running_loop().call_later(
+            _STOP_WARNING_DELAY, self._warn_still_running
+        )
         self._task.cancel()
 
-    def _remind(self) -> None:
+    def _warn_still_running(self) -> None:
         if self._task is not None:
             _log.warning(
                 "still running %.0f s after the signal to stop, at %s; "
                 "if that is no clean-up, it has swallowed asyncio.CancelledError",
-                _END_TIMEOUT,
+                _STOP_WARNING_DELAY,
                 _position(self._task.get_coro()),
             )
 
 
 @contextmanager
 def _handlers(stop: _StopController) -> Iterator[None]:
-    """Handle the signals by `stop`.
+    """Handle signals with `stop`.
 
-    Once one has come the handlers stay: until the process is gone the next one exits at once,
-    also as process 1 of a container, where the kernel ignores a signal that nobody handles.
+    After a signal the handlers stay installed: until the process has ended, the next signal exits at once,
+    also as process 1 of a container, where the kernel ignores unhandled signals.
     """
     before = {number: signal.signal(number, stop.on_signal) for number in stop.signals}
     try:
@@ -249,7 +252,7 @@ def _handlers(stop: _StopController) -> Iterator[None]:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's event loop where it is installed: it halves the cost of a request."""
+    """Return uvloop's event loop if installed: it halves the cost of a request."""
     try:
         import uvloop
     except ImportError:
@@ -259,11 +262,11 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _position(coroutine: Any) -> str:
-    """Say where a suspended coroutine waits: the innermost `await` outside of asyncio itself."""
-    place = "an unknown place"
+    """Return where a suspended coroutine waits: the innermost `await` outside of asyncio."""
+    position = "an unknown place"
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
         if frame is not None and not frame.f_globals["__name__"].startswith("asyncio"):
-            place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            position = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
-    return place
+    return position

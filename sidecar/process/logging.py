@@ -22,7 +22,7 @@ LEVELS = ("debug", "info", "warning", "error")
 CLIENT: ContextVar[str | None] = ContextVar("sidecar_client", default=None)
 """The address of the client for which the present work is done."""
 
-_CHATTY = ("watchfiles", "asyncio")
+_QUIETED_LOGGERS = ("watchfiles", "asyncio")
 """Loggers of others that say at INFO or below what our own lines say already."""
 
 
@@ -51,7 +51,7 @@ def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A0
     ours.setFormatter(_json_formatter() if format == "json" else _Text())
     root.addHandler(ours)
     root.setLevel(level.upper())
-    for name in _CHATTY:
+    for name in _QUIETED_LOGGERS:
         logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
 
 
@@ -66,13 +66,13 @@ def name_worker(number: int) -> None:
     As text it stands behind the name of the logger, `sidecar.http.server.serve[2]`; in JSON it is `worker`.
     """
 
-    def mark(record: logging.LogRecord) -> bool:
+    def add_worker(record: logging.LogRecord) -> bool:
         record.worker = number
         return True
 
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Stderr):
-            handler.addFilter(mark)
+            handler.addFilter(add_worker)
 
 
 def rate_limited(

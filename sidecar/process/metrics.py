@@ -1,11 +1,10 @@
-"""What the process counts and measures, in Prometheus' terms.
+"""The metrics of the process, in the Prometheus data model.
 
-The names are a contract: dashboards and alerts are built on them.
-They live in a registry of our own, so that a user's application keeps the default one for itself.
+The names are a contract: dashboards and alerts depend on them.
+They live in a registry of their own, so the default registry stays free for the user's application.
 
-Numbers that are events are counted where they happen.
-Numbers that are states (age, version, mode of a watch) are read from their sources when somebody scrapes:
-nothing has to be kept up to date in between.
+Events are counted where they happen.
+States (age, version, mode of a watch) are read from their sources at each scrape.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
-"""Name, help text, type, and samples with name, labels and value: a metric as data that JSON can hold."""
+"""A metric as JSON data: name, help text, type, and samples with name, labels and value."""
 
 REGISTRY = CollectorRegistry()
 
@@ -36,36 +35,36 @@ WATCH_MODES = ("inotify", "watchfiles", "poll")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # A publish costs two fsyncs: 0.1 ms in memory, tens of ms on a busy disk.
-_PUBLISH_STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-# From an event at once, over a re-check (seconds), to kubelet's sync of a ConfigMap (minutes).
-_PROPAGATION_STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 60, 120)
+_PUBLISH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+# From an immediate event, over a re-check (seconds), to kubelet's sync of a ConfigMap (minutes).
+_PROPAGATION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 60, 120)
 
 
 class FastHistogram(Collector):
-    """A histogram of seconds in a quarter of the time that the library's own takes: for tens of thousands a second."""
+    """A histogram of seconds that takes a quarter of the time of the library's own, for tens of thousands of observations per second."""
 
     def __init__(
-        self, name: str, documentation: str, steps: Sequence[float], registry: CollectorRegistry
+        self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry
     ) -> None:
         self._name = name
         self._documentation = documentation
-        self._steps = steps
-        self._counts = [0] * (len(steps) + 1)
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         self._lock = threading.Lock()
         registry.register(self)
 
     def observe(self, seconds: float) -> None:
-        """Count one that has taken so many seconds."""
-        place = bisect_left(self._steps, seconds)
+        """Add an observation."""
+        index = bisect_left(self._bounds, seconds)
         with self._lock:
-            self._counts[place] += 1
+            self._counts[index] += 1
             self._sum += seconds
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
             counts, total = list(self._counts), self._sum
-        names = [*(str(float(step)) for step in self._steps), "+Inf"]
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
 
@@ -77,7 +76,7 @@ PUBLISH_TOTAL = Counter(
 PUBLISH_SECONDS = FastHistogram(
     "sidecar_publish_seconds",
     "Time of a publish, from the first write to durable",
-    _PUBLISH_STEPS,
+    _PUBLISH_BUCKETS,
     REGISTRY,
 )
 
@@ -85,7 +84,7 @@ PUBLISH_SECONDS = FastHistogram(
 PROPAGATION_SECONDS = Histogram(
     "sidecar_propagation_seconds",
     "From the modification time of a file to the reader's memory",
-    buckets=_PROPAGATION_STEPS,
+    buckets=_PROPAGATION_BUCKETS,
     registry=REGISTRY,
 )
 WATCH_EVENTS_TOTAL = Counter(
@@ -181,25 +180,17 @@ DEFAULT_BUCKETS: Sequence[float] = Histogram.DEFAULT_BUCKETS
 
 
 def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
-    """Make a counter of the user's own beside ours.
-
-    Raises:
-        ValueError: another metric has the name, or Prometheus does not take it.
-    """
+    """Create a user-defined counter in the registry."""
     return Counter(name, text, labels, registry=REGISTRY)
 
 
 def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-    """Make a histogram of the user's own beside ours.
-
-    Raises:
-        ValueError: another metric has the name, or Prometheus does not take it.
-    """
+    """Create a user-defined histogram in the registry."""
     return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
 class ContentSource(Protocol):
-    """Something that follows a content: what it has, and in what state it is."""
+    """A watch, as the metrics see it."""
 
     @property
     def etag(self) -> str | None:
@@ -215,21 +206,21 @@ class ContentSource(Protocol):
 
     @property
     def mode(self) -> str:
-        """Where the hints come from: one of `WATCH_MODES`."""
+        """The notifier in use: one of `WATCH_MODES`."""
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is followed any more, None while all is well."""
+        """Why the watch has failed, None while it works."""
 
 
 def track_content(source: ContentSource) -> Callable[[], None]:
-    """Include a source in what is scraped; returns what ends that (twice does no harm)."""
+    """Add a content to the metrics; returns a function that removes it (may be called twice)."""
     return _SOURCES.add(source)
 
 
-def add_collector_hook(hand_in: Callable[[], None]) -> None:
-    """Call `hand_in` before each exposition: for counts that are kept elsewhere until somebody asks."""
-    _HAND_IN.append(hand_in)
+def add_collector_hook(hook: Callable[[], None]) -> None:
+    """Call `hook` before each exposition: for counts that are kept elsewhere."""
+    _COLLECTOR_HOOKS.append(hook)
 
 
 def exposition() -> tuple[bytes, str]:
@@ -237,38 +228,38 @@ def exposition() -> tuple[bytes, str]:
 
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
-    # Here, because it brings three web servers, which a process that nobody scrapes has no use for.
+    # Imported here: it imports three web servers, which a process without scrapes does not need.
     from prometheus_client.exposition import generate_latest
 
-    for hand_in in _HAND_IN:
-        hand_in()
-    return generate_latest(_Scrape()), CONTENT_TYPE
+    for hook in _COLLECTOR_HOOKS:
+        hook()
+    return generate_latest(_ScrapeCollector()), CONTENT_TYPE
 
 
 def export_families() -> list[Family]:
-    """Return all metrics as data, to be added up with those of other processes (`totals`)."""
-    for hand_in in _HAND_IN:
-        hand_in()
+    """Return all metrics as data, to be aggregated with those of other processes (`render_families`)."""
+    for hook in _COLLECTOR_HOOKS:
+        hook()
     return [
         (
-            one.name,
-            one.documentation,
-            one.type,
-            [(sample.name, sample.labels, sample.value) for sample in one.samples],
+            metric.name,
+            metric.documentation,
+            metric.type,
+            [(sample.name, sample.labels, sample.value) for sample in metric.samples],
         )
-        for one in _Scrape().collect()
+        for metric in _ScrapeCollector().collect()
     ]
 
 
 def render_families(families: Iterable[Family]) -> tuple[bytes, str]:
-    """Return what was collected as `exposition` would."""
+    """Return aggregated metrics in the form of `exposition`."""
     from prometheus_client.exposition import generate_latest
 
-    return generate_latest(_Collected(families)), CONTENT_TYPE
+    return generate_latest(_FamilyCollector(families)), CONTENT_TYPE
 
 
-class _Sources(Collector):
-    """The metrics of contents, in processes that follow one: elsewhere "no watch" would look like a dead one."""
+class _ContentCollector(Collector):
+    """Metrics of contents. Exposed only by processes with a watch: elsewhere "no watch" would look like a failed one."""
 
     def __init__(self) -> None:
         self._sources: dict[object, ContentSource] = {}
@@ -289,12 +280,12 @@ class _Sources(Collector):
         age = GaugeMetricFamily(
             "sidecar_content_age_seconds", "Age of the oldest content in memory"
         )
-        if times := [one.modified for one in sources if one.modified is not None]:
+        if times := [source.modified for source in sources if source.modified is not None]:
             age.add_metric([], max(0.0, time.time() - min(times)))
         info = GaugeMetricFamily(
             "sidecar_content_info", "The version in memory, 1 each", labels=["etag"]
         )
-        for etag in sorted({one.etag for one in sources if one.etag is not None}):
+        for etag in sorted({source.etag for source in sources if source.etag is not None}):
             info.add_metric([etag.strip('"')], 1)
         stale = GaugeMetricFamily(
             "sidecar_content_stale", "1 if any content in memory may be out of date"
@@ -305,8 +296,8 @@ class _Sources(Collector):
             labels=["mode"],
         )
         if self._follows:
-            stale.add_metric([], any(one.stale is not None for one in sources))
-            in_use = {one.mode for one in sources if one.failure is None}
+            stale.add_metric([], any(source.stale is not None for source in sources))
+            in_use = {source.mode for source in sources if source.failure is None}
             for name in WATCH_MODES:
                 mode.add_metric([name], name in in_use)
         return age, info, stale, mode
@@ -317,20 +308,20 @@ class VolumeSource(Protocol):
 
     @property
     def budget(self) -> int | None:
-        """Bytes that it may take, None without a bound."""
+        """Limit in bytes, None without one."""
 
     @property
     def used(self) -> int | None:
-        """Bytes that it takes, None where nobody counts them."""
+        """Disk usage in bytes, None if not measured."""
 
 
 def track_volume(source: VolumeSource) -> Callable[[], None]:
-    """Include the use of a volume in what is scraped; returns what ends that."""
+    """Add the disk usage of a volume to the metrics; returns a function that removes it (may be called twice)."""
     return _VOLUMES.add(source)
 
 
-class _Volumes(Collector):
-    """What volumes with a budget take: of several, those are added up."""
+class _VolumeCollector(Collector):
+    """Disk usage of volumes with a budget, summed over all of them."""
 
     def __init__(self) -> None:
         self._sources: dict[object, VolumeSource] = {}
@@ -352,14 +343,16 @@ class _Volumes(Collector):
         budget = GaugeMetricFamily(
             "sidecar_volume_budget_bytes", "Bytes on the disk that it may take (--volume-budget)"
         )
-        with_budget = [one for one in list(self._sources.values()) if one.budget is not None]
+        with_budget = [
+            source for source in list(self._sources.values()) if source.budget is not None
+        ]
         if with_budget:
-            used.add_metric([], sum(one.used or 0 for one in with_budget))
-            budget.add_metric([], sum(one.budget or 0 for one in with_budget))
+            used.add_metric([], sum(source.used or 0 for source in with_budget))
+            budget.add_metric([], sum(source.budget or 0 for source in with_budget))
         return used, budget
 
 
-class _Collected(Collector):
+class _FamilyCollector(Collector):
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
 
@@ -371,28 +364,30 @@ class _Collected(Collector):
             yield metric
 
 
-class _Scrape(Collector):
-    """The registry without `…_created`: a second series for each first one, which nobody asks for."""
+class _ScrapeCollector(Collector):
+    """The registry without the `…_created` series, which would double their number."""
 
     def collect(self) -> Iterable[Metric]:
         for metric in REGISTRY.collect():
-            metric.samples = [one for one in metric.samples if not one.name.endswith("_created")]
+            metric.samples = [
+                sample for sample in metric.samples if not sample.name.endswith("_created")
+            ]
             yield metric
 
 
-def _announce() -> None:
-    """Begin each known series at 0: a rate needs the value before the first event."""
+def _initialise_series() -> None:
+    """Create each known series with 0: `rate()` needs the value before the first event."""
     for result in PUBLISH_RESULTS:
         PUBLISH_TOTAL.labels(result)
     for reason in LOGS_LOST_REASONS:
         LOGS_LOST_BYTES_TOTAL.labels(reason)
 
 
-_SOURCES = _Sources()
-_HAND_IN: list[Callable[[], None]] = []
-_VOLUMES = _Volumes()
+_SOURCES = _ContentCollector()
+_COLLECTOR_HOOKS: list[Callable[[], None]] = []
+_VOLUMES = _VolumeCollector()
 REGISTRY.register(_SOURCES)
 REGISTRY.register(_VOLUMES)
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
-_announce()
+_initialise_series()

@@ -151,7 +151,7 @@ def test_a_main_that_swallows_the_cancellation_is_named(
 ) -> None:
     """It is not cancelled twice (that would break a clean-up); the log says where it stands."""
     process = program("""
-        lifecycle._END_TIMEOUT = 0.05
+        lifecycle._STOP_WARNING_DELAY = 0.05
         async def stubborn():
             while True:
                 try:
@@ -280,8 +280,8 @@ def test_no_drain_of_ours_is_taken_for_a_program_that_hangs() -> None:
         {name: one.default for name, one in inspect.signature(function).parameters.items()}
         for function in (sidecar.serve, logs.collect)
     )
-    assert serving["drain_delay"] + serving["drain_timeout"] < lifecycle._END_TIMEOUT
-    assert collecting["drain_timeout"] + collecting["drain_quiet"] < lifecycle._END_TIMEOUT
+    assert serving["drain_delay"] + serving["drain_timeout"] < lifecycle._STOP_WARNING_DELAY
+    assert collecting["drain_timeout"] + collecting["drain_quiet"] < lifecycle._STOP_WARNING_DELAY
 
 
 @pytest.mark.root

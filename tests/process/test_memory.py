@@ -95,7 +95,7 @@ def test_a_program_gives_back_what_its_start_has_used() -> None:
     wait = """
 import asyncio
 from sidecar.process import lifecycle
-lifecycle._SETTLED = 0.01
+lifecycle._STARTUP_SECONDS = 0.01
 lifecycle.run(asyncio.sleep(0.1))
 """
     assert freed(wait) > 20e6

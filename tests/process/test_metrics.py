@@ -156,7 +156,7 @@ def test_of_several_sources_the_worst_is_told() -> None:
 
 def test_who_follows_no_content_has_no_dead_watch() -> None:
     """Neither a writer nor a collector says that no mode is in use: an alert would take it for a watch that died."""
-    sources = metrics._Sources()
+    sources = metrics._ContentCollector()
     told = {one.name: one.samples for one in sources.collect()}
     assert told["sidecar_watch_mode"] == told["sidecar_content_stale"] == []
 

@@ -18,7 +18,7 @@ from sidecar.http import problems
 from sidecar.http.server.sendfile import IterPayload
 from sidecar.volume.content.snapshot import Content, Snapshot
 
-_PIECE = 1 << 17
+_CHUNK_SIZE = 1 << 17
 """Bytes at a time: as JSON they may be six times as many, and as text in between four times."""
 
 
@@ -94,7 +94,7 @@ def _string(content: Content) -> Iterator[bytes]:
 
     def encoded_chunk(start: int) -> bytes:
         # A function of its own: while a client takes this piece, nothing else of it is held.
-        data = file.read(start, _PIECE)
+        data = file.read(start, _CHUNK_SIZE)
         kept = len(decoder.getstate()[0])  # the beginning of a character whose end is in this piece
         try:
             text = decoder.decode(data, final=start + len(data) >= file.size)
@@ -103,7 +103,7 @@ def _string(content: Content) -> Iterator[bytes]:
         return orjson.dumps(text)[1:-1]
 
     yield b'"'
-    for start in range(0, file.size, _PIECE):
+    for start in range(0, file.size, _CHUNK_SIZE):
         yield encoded_chunk(start)
     yield b'"'
 

@@ -209,7 +209,7 @@ async def stream_body(
         await upload.write(piece)
         got_on()
 
-    with buffers.used():
+    with buffers.session():
         while chunk := await _next_chunk(request):
             taken = upload.size + len(chunk)
             with bypass_parser(request, taken, buffers) as rest:
@@ -217,7 +217,7 @@ async def stream_body(
                 del chunk  # not held while a thousand uploads wait for their turn
                 if rest is not None:
                     with _in_time():
-                        await rest.hand_over(write, pause=BODY_PAUSE)
+                        await rest.copy_to(write, pause=BODY_PAUSE)
 
 
 def _decoded(part: bytes) -> bytes:

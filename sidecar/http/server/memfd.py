@@ -1,7 +1,7 @@
-"""A long answer in a file in memory, from which the kernel sends it without one more copy.
+"""Large responses in a memfd, sent by sendfile(2) without an extra copy.
 
-write(2) copies the bytes of an answer to the kernel for each client; sendfile(2) from a file of memfd_create(2)
-hands over the pages that hold them. For 64 KiB that is a sixth of all the CPU that an answer costs.
+write(2) copies the response to the kernel for each client; sendfile(2) from a memfd_create(2) file
+passes the pages that hold it. For 64 KiB that saves a sixth of all the CPU time of a response.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import asyncio
 import errno
 import os
 
-_LEAST = 32 << 10
-"""Bytes from which on it is worth a second system call to have the file, once a second."""
+_MIN_MEMFD_BYTES = 32 << 10
+"""Size from which a memfd pays off: it costs one more system call, once a second."""
 _MFD_CLOEXEC = 1  # linux/memfd.h
 
 
 def create(name: str) -> int:
-    """Return the descriptor of a new file in memory. `name` is what /proc shows of it.
+    """Return the descriptor of a new memfd. `name` is shown in /proc.
 
     Raises:
-        OSError: there is no descriptor left for it, or no such thing on this system (`ENOSYS`).
+        OSError: no file descriptor is left, or the system has no memfd (`ENOSYS`).
     """
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, os.MFD_CLOEXEC)
@@ -35,10 +35,10 @@ def create(name: str) -> int:
 
 
 class MemFd:
-    """Bytes that do not change, as `send` needs them. It is closed when nobody refers to it any more.
+    """Immutable bytes in a memfd. It is closed with the last reference.
 
     Raises:
-        OSError: there is no descriptor left for it, or no memory.
+        OSError: no file descriptor or memory is left.
 
     >>> MemFd(b"HTTP/1.1 200 OK").size
     15
@@ -62,12 +62,12 @@ class MemFd:
         return len(self._bytes)
 
     def send(self, transport: asyncio.WriteTransport, socket: int) -> None:
-        """Write it to a transport: as much as its `socket` takes at once past it, the rest by it.
+        """Write the bytes to a transport: as much as its `socket` accepts directly by sendfile, the rest through the transport.
 
-        It keeps its place behind what was written before, and an error of the socket is the transport's to find.
+        The order of earlier writes is kept, and the transport handles errors of the socket.
         """
         sent = 0
-        # The number may be another connection's as soon as the transport is closing.
+        # Once the transport is closing, the descriptor may belong to another connection.
         if socket >= 0 and not (transport.get_write_buffer_size() or transport.is_closing()):
             try:
                 sent = os.sendfile(socket, self._fd, 0, len(self._bytes))
@@ -78,7 +78,7 @@ class MemFd:
 
 
 def raw_fd(transport: asyncio.WriteTransport) -> int:
-    """Return the descriptor that a transport writes to as it is told; -1 if there is none, as with TLS."""
+    """Return the descriptor that a transport writes to unchanged; -1 if there is none, as with TLS."""
     socket = transport.get_extra_info("socket")
     if socket is None or transport.get_extra_info("sslcontext") is not None:
         return -1
@@ -87,8 +87,8 @@ def raw_fd(transport: asyncio.WriteTransport) -> int:
 
 
 def to_memfd(answer: bytes) -> bytes | MemFd:
-    """Return a long answer as a file in memory, a short one, or one for which there is no descriptor, as it is."""
-    if len(answer) < _LEAST:
+    """Return a large response as a memfd; a small one, or if no descriptor is left, as bytes."""
+    if len(answer) < _MIN_MEMFD_BYTES:
         return answer
     try:
         return MemFd(answer)

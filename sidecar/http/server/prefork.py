@@ -1,8 +1,8 @@
-"""Serve an application by several processes: one for each core, all at the same port.
+"""Serve an application with several worker processes, one per core, on the same port.
 
-Each worker has an event loop, a watch and connections of its own.
-What they share is what was in memory before they began, and what they answer for together:
-`/metrics` of any worker is the sum of all, and a probe speaks for all, since a client may reach any of them.
+Each worker has its own event loop, watch and connections.
+Workers share the memory that was allocated before the fork, and report together:
+`/metrics` of any worker is the sum of all, and a probe covers all, since a client may reach any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sidecar.http.server.tls import ReloadingCertificate
 from sidecar.process import executor, health, lifecycle, metrics
 from sidecar.process.prefork import supervisor, worker
 
-#: What each worker would import for itself: in the parent it is in memory once, a fifth of what a worker needs.
+#: Imported in the parent, so that workers share the memory: a fifth of what a worker needs.
 _PRELOAD = ("uvloop", "asyncinotify", "ctypes.util")
 
 
@@ -40,59 +40,61 @@ def serve_prefork(
     tls_key: str | os.PathLike[str] | None,
     **limits: Any,
 ) -> None:
-    """Serve by `count` processes until a signal, as `run(serve(…))` does by one. It forks, so it is no coroutine.
+    """Serve with `count` workers until a signal, as `run(serve(…))` does with one. It forks, so it is not a coroutine.
 
-    The application is made before, and started by each worker for itself.
-    The limits of `serve_prefork` hold for each worker.
+    The application is created before the fork, and started by each worker.
+    `limits` are those of `serve`, and apply to each worker.
 
     Raises:
-        ConfigError: as for `serve_prefork`; or this is not Linux, which alone spreads connections evenly.
-        SystemExit: in the parent, when all workers have ended; see `process.prefork.supervisor.begin`.
+        ConfigError: as for `serve`; or this is not Linux, which alone distributes connections evenly.
+        SystemExit: in the parent, when all workers have ended; see `process.prefork.supervisor.fork_workers`.
     """
     if sys.platform != "linux":
         raise _errors.ConfigError("several workers need Linux: leave --workers at 1")
     with ExitStack() as stack:
         certificate = load_certificate(tls_cert, tls_key)
-        places: list[list[socket.socket]] = [[] for _ in range(count)]
+        sockets_by_worker: list[list[socket.socket]] = [[] for _ in range(count)]
         if port is not None:
-            places = sockets.bind_reuseport(host, port, count)
+            sockets_by_worker = sockets.bind_reuseport(host, port, count)
         if unix_socket is not None:
             shared = stack.enter_context(sockets.bind_unix(os.fspath(unix_socket)))
-            for place in places:
-                place.append(shared)
+            for group in sockets_by_worker:
+                group.append(shared)
         for name in _PRELOAD:
             with suppress(ImportError):
                 import_module(name)
         number = supervisor.fork_workers(
             count,
-            release=lambda: _close(places),
+            release=lambda: _close(sockets_by_worker),
             drain=limits["drain_delay"] + limits["drain_timeout"],
         )
-        mine = places.pop(number - 1)
-        # A socket of another worker that stayed open here would take connections after that worker has closed it.
-        _close(places, but=mine)
-        for one in mine:
-            sockets.accept_syns(one)  # for the worker whose place this one takes
-        lifecycle.run(_work(app, mine, certificate, limits))
+        own = sockets_by_worker.pop(number - 1)
+        # An open duplicate of another worker's socket would accept connections after that worker has closed it.
+        _close(sockets_by_worker, keep=own)
+        for listener in own:
+            sockets.accept_syns(listener)  # this worker may replace one that has drained
+        lifecycle.run(_serve_worker(app, own, certificate, limits))
 
 
-def _close(places: Sequence[Sequence[socket.socket]], but: Sequence[socket.socket] = ()) -> None:
-    for one in {one for place in places for one in place} - set(but):
+def _close(
+    sockets_by_worker: Sequence[Sequence[socket.socket]], keep: Sequence[socket.socket] = ()
+) -> None:
+    for one in {one for group in sockets_by_worker for one in group} - set(keep):
         one.close()
 
 
-async def _work(
+async def _serve_worker(
     app: web.Application,
     bound: Sequence[socket.socket],
     certificate: ReloadingCertificate | None,
     limits: Mapping[str, Any],
 ) -> None:
-    with worker.serve_queries(_answers(app)):
+    with worker.serve_queries(_query_handlers(app)):
         await serve_on(app, bound, certificate, **limits, ready=lambda _: worker.started())
 
 
-def _answers(app: web.Application) -> dict[str, worker.Answer]:
-    """Return what a worker says when it is asked."""
+def _query_handlers(app: web.Application) -> dict[str, worker.Answer]:
+    """Return the query handlers of a worker by topic."""
 
     async def numbers() -> object:
         return await executor.run_in_thread(metrics.export_families)

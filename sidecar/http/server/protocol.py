@@ -393,7 +393,7 @@ class ServerProtocol(web.RequestHandler):
             # A reader that was woken by a chunk in the same bytes waits once more without checking (`readany`).
             self._loop.call_soon(self._body.set_exception, error)
         self._body = None if payload is EMPTY_PAYLOAD else payload
-        self._body_framing = framing.body_form(message)
+        self._body_framing = framing.body_framing(message)
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
             return
         self._parser_at_boundary = data.endswith(HEAD_END) and not message.upgrade

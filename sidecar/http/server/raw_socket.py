@@ -1,6 +1,6 @@
-"""A way past a transport to its socket, for large bodies: what goes by it is copied less, and nobody holds it meanwhile.
+"""Direct access to the socket of a transport, for large bodies: they are copied less and not buffered here.
 
-A second descriptor of the socket is written to or read from as soon as the event loop tells that it is ready.
+A duplicate descriptor is read or written when the event loop reports it ready.
 A slow client occupies no thread and no buffer, and costs one more descriptor.
 """
 
@@ -16,21 +16,21 @@ from sidecar.http.server.protocol import ServerProtocol
 
 
 class Unsupported(Exception):
-    """There is no way past a transport: TLS, or no descriptor is left."""
+    """The socket cannot be used directly: TLS, or no descriptor is left."""
 
 
 class RawSocket:
-    """A way past a transport to its socket, until the block ends.
+    """The duplicated socket of a transport, closed at the end of the block.
 
     Raises:
-        NotPossible: there is none.
+        Unsupported: TLS, or no descriptor is left.
     """
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self.transport = transport
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
-        self._forget: Callable[[], None] = lambda: None
+        self._remove_callback: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         found: socket.socket | None = self.transport.get_extra_info("socket")
@@ -42,32 +42,32 @@ class RawSocket:
             raise Unsupported from error
         protocol = self.transport.get_protocol()
         if isinstance(protocol, ServerProtocol):
-            protocol.add_disconnect_callback(self._ring)
-            self._forget = lambda: protocol.remove_disconnect_callback(self._ring)
+            protocol.add_disconnect_callback(self._wake_up)
+            self._remove_callback = lambda: protocol.remove_disconnect_callback(self._wake_up)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._forget()
+        self._remove_callback()
         os.close(self.fd)
 
     def check_client(self) -> None:
-        """Raise `ConnectionResetError` if the client has gone."""
+        """Raise `ConnectionResetError` if the client has disconnected."""
         if self.transport.is_closing():
             raise ConnectionResetError("the client has gone")
 
-    def readable(self, seconds: float) -> Awaitable[bool]:
-        """Wait until there is something to read, or the client has gone; False if that was in vain."""
-        return self._ready(self._loop.add_reader, self._loop.remove_reader, seconds)
+    def wait_readable(self, seconds: float) -> Awaitable[bool]:
+        """Wait until the socket is readable or the client has disconnected; False after `seconds`."""
+        return self._wait_ready(self._loop.add_reader, self._loop.remove_reader, seconds)
 
-    def writable(self, seconds: float) -> Awaitable[bool]:
-        """Wait until the socket takes something, or the client has gone; False if that was in vain."""
-        return self._ready(self._loop.add_writer, self._loop.remove_writer, seconds)
+    def wait_writable(self, seconds: float) -> Awaitable[bool]:
+        """Wait until the socket is writable or the client has disconnected; False after `seconds`."""
+        return self._wait_ready(self._loop.add_writer, self._loop.remove_writer, seconds)
 
-    async def _ready(
+    async def _wait_ready(
         self, add: Callable[..., Any], remove: Callable[..., Any], seconds: float
     ) -> bool:
         wake = self._wake = self._loop.create_future()
-        add(self.fd, self._ring)
+        add(self.fd, self._wake_up)
         try:
             async with asyncio.timeout(seconds):
                 await wake
@@ -78,11 +78,11 @@ class RawSocket:
             self._wake = None
         return True
 
-    def _ring(self) -> None:
+    def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
 
 def _duplicate(fd: int) -> int:
-    """Return another number for a socket: an event loop does not tell of the readiness of one that a transport has."""
+    """Duplicate a descriptor: an event loop does not watch one that a transport uses."""
     return os.dup(fd)

@@ -1,11 +1,11 @@
-"""Receive a large body past aiohttp: from the socket into a buffer, and from there to the disk.
+"""Receive a large request body past aiohttp: from the socket into a buffer, and from there to the disk.
 
-By way of aiohttp each piece is copied twice more, into memory that is fetched from the kernel and given back each time:
-that is a third of what an upload costs. And what has come lies in this process until the disk takes it, times all uploads.
-By this way it waits in the kernel, unread, so that its client cannot send on before it is its turn.
-There are a few buffers for all uploads, and no upload has one while it waits for its client: a slow one is in nobody's way.
+aiohttp copies each chunk twice more, into memory that is allocated and freed each time:
+a third of the cost of an upload. And chunks of all uploads wait in this process until the disk has them.
+With this module they wait in the socket buffer, so backpressure reaches the client.
+All uploads share a few buffers, and none holds one while it waits for its client: a slow client delays no other.
 
-A body whose length nobody has said (`chunked`), or that comes over TLS, has to be read by aiohttp.
+A body without a length (`chunked`), or over TLS, is read by aiohttp.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 MIN_BYTES: Final = 1 << 18
-"""Bytes from which on the second descriptor is worth its while."""
-_PIECE: Final = 1 << 20
-"""Bytes at a time, if so many have come. With a quarter of it an upload costs a quarter more."""
-_BUFFERS: Final = 4
-"""Pieces that are on their way to the disk at a time."""
+"""Size from which the duplicated socket pays off."""
+_CHUNK_SIZE: Final = 1 << 20
+"""Bytes per read, at most. With a quarter of it an upload costs a quarter more."""
+_MAX_BUFFERS: Final = 4
+"""Chunks that are being written to the disk at a time."""
 
-_SETTLED: Final = 1.0
-"""Seconds without an upload after which their memory is given back: that takes milliseconds."""
+_RELEASE_DELAY: Final = 1.0
+"""Seconds without an upload after which the buffers are freed: that takes milliseconds."""
 
 
 class BufferPool:
-    """Memory for the pieces that are on their way to the disk, for all uploads.
+    """The buffers of all uploads.
 
-    A second after the last one it is given back, with all else that they have left in the heap.
+    They are freed a second after the last upload, together with unused heap pages.
     """
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_BUFFERS)
+        self._slots = asyncio.Semaphore(_MAX_BUFFERS)
         self._idle: list[mmap.mmap] = []
         self._uploads = 0
-        self._giving_back: asyncio.TimerHandle | None = None
+        self._release_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Buffers uploads={self._uploads} idle={len(self._idle)}>"
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keep what there is for the next piece, until no upload is left."""
-        if self._giving_back is not None:
-            self._giving_back.cancel()
+    def session(self) -> Iterator[None]:
+        """Keep the buffers until no upload is left."""
+        if self._release_timer is not None:
+            self._release_timer.cancel()
         self._uploads += 1
         try:
             yield
@@ -62,17 +62,17 @@ class BufferPool:
             self._uploads -= 1
             if not self._uploads:
                 loop = asyncio.get_running_loop()
-                self._giving_back = loop.call_later(_SETTLED, self._give_back)
+                self._release_timer = loop.call_later(_RELEASE_DELAY, self._release)
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._idle.clear()
         memory.trim_heap()
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[mmap.mmap]:
-        """Have one for a moment, when it is one's turn. Of a new one the kernel makes only those pages that are filled."""
-        async with self._turns:
-            buffer = self._idle.pop() if self._idle else mmap.mmap(-1, _PIECE)
+    async def acquire(self) -> AsyncIterator[mmap.mmap]:
+        """Acquire a buffer, in order of arrival. The kernel allocates only the pages that are filled."""
+        async with self._slots:
+            buffer = self._idle.pop() if self._idle else mmap.mmap(-1, _CHUNK_SIZE)
             try:
                 yield buffer
             finally:
@@ -80,47 +80,47 @@ class BufferPool:
 
 
 class BodyRemainder:
-    """What is still to come of a body, once aiohttp reads no more of it. Made by `bypass_parser`."""
+    """The rest of a body that aiohttp no longer reads. Created by `bypass_parser`."""
 
-    def __init__(self, passage: RawSocket, buffers: BufferPool, left: int) -> None:
-        self._passage = passage
+    def __init__(self, raw: RawSocket, buffers: BufferPool, left: int) -> None:
+        self._raw = raw
         self._buffers = buffers
         self._left = left
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether everything has been received."""
         return not self._left
 
-    async def hand_over(
+    async def copy_to(
         self, write: Callable[[memoryview], Awaitable[None]], *, pause: float
     ) -> None:
-        """Let each piece be written as it comes; what it is written from is used again after that.
+        """Pass each chunk to `write` as it arrives; its buffer is reused after that.
 
         Raises:
-            TimeoutError: nothing has come for `pause` seconds.
-            ConnectionResetError: the client has gone before the end.
+            TimeoutError: nothing has arrived for `pause` seconds.
+            ConnectionResetError: the client has disconnected before the end.
         """
         while self._left:
-            async with self._buffers.one() as buffer:
-                room = memoryview(buffer)[: self._left]
-                count = self._receive(room)
+            async with self._buffers.acquire() as buffer:
+                view = memoryview(buffer)[: self._left]
+                count = self._receive(view)
                 if count:
-                    await write(room[:count])
-            if not count and not await self._passage.readable(pause):
+                    await write(view[:count])
+            if not count and not await self._raw.wait_readable(pause):
                 raise TimeoutError
 
-    def _receive(self, room: memoryview) -> int:
-        """Return how many bytes have come; 0 if none are there yet."""
-        self._passage.check_client()
+    def _receive(self, view: memoryview) -> int:
+        """Return the number of bytes received; 0 if none are available yet."""
+        self._raw.check_client()
         try:
-            count = os.readv(self._passage.fd, [room])
+            count = os.readv(self._raw.fd, [view])
         except BlockingIOError:
             return 0
         except ConnectionError:
             count = 0
         if not count:
-            self._passage.transport.abort()
+            self._raw.transport.abort()
             raise ConnectionResetError("the client has gone in the middle of a body")
         self._left -= count
         return count
@@ -130,9 +130,9 @@ class BodyRemainder:
 def bypass_parser(
     request: web.Request, taken: int, buffers: BufferPool
 ) -> Iterator[BodyRemainder | None]:
-    """Take over the rest of a body of which `taken` bytes have come; None: aiohttp goes on with it.
+    """Take over the rest of a body after `taken` bytes; yields None if aiohttp must read it.
 
-    If the rest has not come whole when the block ends, nothing but the answer can follow on its connection.
+    If it is incomplete at the end of the block, the connection closes after the response.
     """
     connection, transport = request.protocol, request.transport
     left = (request.content_length or 0) - taken
@@ -140,8 +140,8 @@ def bypass_parser(
         rest = None
         if left >= MIN_BYTES and isinstance(connection, ServerProtocol) and transport is not None:
             with suppress(Unsupported):
-                passage = stack.enter_context(RawSocket(transport))
+                raw = stack.enter_context(RawSocket(transport))
                 if connection.lend_socket(request.content, taken):
-                    rest = BodyRemainder(passage, buffers, left)
+                    rest = BodyRemainder(raw, buffers, left)
                     stack.callback(lambda: connection.return_socket(request.content, rest.complete))
         yield rest

@@ -146,7 +146,7 @@ async def serve_on(
     """Serve on bound sockets, as `serve` does; the caller closes them."""
     async with AsyncExitStack() as stack:
         if certificate is not None:
-            await stack.enter_async_context(certificate.followed())
+            await stack.enter_async_context(certificate.watched())
         endpoints = [
             _Endpoint(one, None if one.family == socket.AF_UNIX else certificate) for one in bound
         ]

@@ -1,8 +1,8 @@
-"""TLS whose certificate can be replaced while connections are served, as cert-manager does every few weeks.
+"""A TLS certificate that can be replaced while connections are served, as cert-manager does every few weeks.
 
-`load_cert_chain` with a key that does not fit raises, and leaves the context broken all the same:
-every handshake after it fails. So a new pair is tried on a context of no importance first,
-and it is the bytes that were tried which are loaded, not the files, which may have changed once more by then.
+`load_cert_chain` with a key that does not match raises, but leaves the context broken:
+every handshake after it fails. So a new pair is loaded into a scratch context first,
+from bytes in memory and not from the files, which may have changed again in between.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from sidecar.process import executor
 _log = logging.getLogger(__name__)
 
 RECHECK = 5.0
-"""Seconds between looks at the files: a new certificate is valid long before the old one ends."""
+"""Seconds between checks of the files: a new certificate is valid long before the old one expires."""
 
-_LARGEST = 1 << 20
+_MAX_FILE_BYTES = 1 << 20
 
 
 class ReloadingCertificate:
-    """A certificate chain and its key, and the context that serves the newest good pair.
+    """A certificate chain and its key, and the SSL context with the newest valid pair.
 
     Args:
         cert: the file of the chain in PEM.
         key: the file of the private key in PEM; None if it is in the same file.
 
     Raises:
-        ConfigError: the files cannot be read, or do not fit each other.
+        ConfigError: the files cannot be read, or do not match.
     """
 
     def __init__(self, cert: str | os.PathLike[str], key: str | os.PathLike[str] | None) -> None:
@@ -49,15 +49,15 @@ class ReloadingCertificate:
             _load(self.context, self._loaded)
         except (ssl.SSLError, ValueError) as error:
             raise _errors.ConfigError(
-                f"{self._misfit(error)} (give a chain and its key)"
+                f"{self._mismatch(error)} (give a chain and its key)"
             ) from error
 
     def __repr__(self) -> str:
         return f"<Certificate {self._cert}>"
 
     @asynccontextmanager
-    async def followed(self) -> AsyncIterator[ssl.SSLContext]:
-        """Serve a new pair as soon as the files hold one."""
+    async def watched(self) -> AsyncIterator[ssl.SSLContext]:
+        """Reload the pair when the files change."""
         task = asyncio.create_task(self._follow(), name=f"certificate {self._cert}")
         try:
             yield self.context
@@ -69,42 +69,42 @@ class ReloadingCertificate:
         while True:
             await asyncio.sleep(RECHECK)
             try:
-                await self.look()
-            except Exception:  # noqa: BLE001 (the old pair goes on being served, whatever the new one is)
+                await self.reload()
+            except Exception:  # noqa: BLE001 (the old pair stays in use)
                 _log.exception("cannot look at the certificate %s", self._cert)
 
-    async def look(self) -> None:
-        """Load the pair in the files, if it is another one and good."""
+    async def reload(self) -> None:
+        """Load the pair from the files if it has changed and is valid."""
         try:
             pair = await executor.run_in_thread(self._read)
             if pair == self._loaded:
                 return
             await executor.run_in_thread(_load, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
         except (_errors.ConfigError, ssl.SSLError, ValueError) as error:
-            self._tell(
-                str(error) if isinstance(error, _errors.ConfigError) else self._misfit(error)
+            self._log_problem(
+                str(error) if isinstance(error, _errors.ConfigError) else self._mismatch(error)
             )
             return
-        # On the loop itself: no handshake can come between the certificate and its key.
+        # On the event loop: no handshake can run between loading the certificate and its key.
         _load(self.context, pair)
         self._loaded, self._problem = pair, None
         _log.info("the certificate %s has been replaced", self._cert)
 
     def _read(self) -> CertKeyPair:
         try:
-            return _bytes(self._cert), None if self._key is None else _bytes(self._key)
+            return _read_file(self._cert), None if self._key is None else _read_file(self._key)
         except OSError as error:
             raise _errors.ConfigError(
                 f"cannot read the certificate {error.filename}: {error.strerror}"
             ) from error
 
-    def _misfit(self, error: Exception) -> str:
+    def _mismatch(self, error: Exception) -> str:
         reason = getattr(error, "reason", None) or str(error)
         return (
             f"cannot use the certificate {self._cert} with the key {self._key or 'in it'}: {reason}"
         )
 
-    def _tell(self, problem: str) -> None:
+    def _log_problem(self, problem: str) -> None:
         if problem != self._problem:
             _log.warning("%s; the one in force stays", problem)
         self._problem = problem
@@ -113,9 +113,9 @@ class ReloadingCertificate:
 CertKeyPair = tuple[bytes, bytes | None]
 
 
-def _bytes(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read(_LARGEST)
+        return file.read(_MAX_FILE_BYTES)
 
 
 def _load(context: ssl.SSLContext, pair: CertKeyPair) -> None:
@@ -129,7 +129,7 @@ def _load(context: ssl.SSLContext, pair: CertKeyPair) -> None:
 
 @contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
-    """Give bytes a path: OpenSSL takes nothing else, and keys do not belong in temporary files."""
+    """Give bytes a path for OpenSSL, which accepts only paths; keys do not belong in temporary files."""
     fd = memfd.create("sidecar-tls")
     try:
         os.write(fd, data)

@@ -1,16 +1,16 @@
-"""Several processes that do the same work, under one parent that starts, replaces and ends them.
+"""The supervisor of prefork workers: it starts, replaces and stops them.
 
-The parent has no event loop and no thread, so it can fork whenever it must; what the work is, it does not know.
+It has no event loop and no thread, so it can fork at any time; it does not know what the workers do.
 
-    begin(4)      forks the first, waits until it has started, then forks the others
-    a death       is logged, and another process takes the place: at once, then after growing pauses
-    SIGTERM       all are told to drain, at the same time; the program ends when they have,
-                  and whoever hangs for longer than that may take is killed
-    a second one  they are killed; but SIGHUP only ever asks, see `process/lifecycle`
-    ask           what each worker says about a topic is gathered for the one who wants to know (`process/prefork/worker`)
+    fork_workers(4)   forks the first worker, waits until it has started, then forks the others
+    worker exit       logged; a new worker starts at once, then after growing delays
+    SIGTERM           all workers drain at the same time; the program ends when they have,
+                      and a worker that exceeds the drain timeout is killed
+    second signal     the workers are killed; but SIGHUP is always graceful, see `process/lifecycle`
+    query             the replies of all workers on a topic are collected for one of them (`process/prefork/worker`)
 
-A worker that dies again and again is not replaced for ever: the program ends with its status,
-and whoever has started the program decides, as with one process.
+A worker that fails again and again is not replaced for ever: the program ends with its status,
+and whatever has started the program decides, as with a single process.
 """
 
 from __future__ import annotations
@@ -43,50 +43,50 @@ from sidecar.process.prefork.worker import (
 
 MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
-"""So many ends of one worker in so many seconds end the program."""
-_FIRST_PAUSE = 0.25
-"""Seconds between the second end of a worker and its next beginning; twice as many after each further end.
+"""`MAX_DEATHS` exits of one worker within `DEATH_WINDOW` seconds end the program."""
+_FIRST_RESTART_DELAY = 0.25
+"""Seconds between the second exit of a worker and its restart; doubled after each further exit.
 
-The first time it begins at once: new connections that are its share wait for it.
+After the first exit it restarts at once: its share of new connections waits for it.
 """
 
-KILL_AFTER = 5.0
-"""Seconds beyond the time for draining in which a worker cleans up: two to stop its watch, two for aiohttp."""
-_REAPED_WITHIN = 1.0
+KILL_GRACE_PERIOD = 5.0
+"""Seconds after the drain timeout that a worker has for clean-up: two to stop its watch, two for aiohttp."""
+_REAP_TIMEOUT = 1.0
 
-_REFUSED_PAUSE = 1.0
-"""Seconds until it is tried again where the system refuses a process: its limits are shared with others."""
+_FORK_RETRY_DELAY = 1.0
+"""Seconds until fork is tried again after the system has refused it: its limits are shared with other programs."""
 _log = logging.getLogger(__name__)
 
 
 def fork_workers(size: int, *, release: Callable[[], None], drain: float = math.inf) -> int:
-    """Become `size` processes: return in each of them, with its number from 1 on.
+    """Fork `size` workers: return in each of them, with its number from 1 on.
 
-    In the parent it never returns: it leaves with SystemExit when all have ended.
-    The status is 0 if all have ended with 0 after they had been told to;
-    that of a worker that cannot start, or dies again and again; 128 + its number after a second signal.
+    In the parent it never returns: it raises SystemExit when all workers have ended.
+    The status is 0 if all have ended with 0 after the signal;
+    that of a worker that cannot start, or fails again and again; 128 + the signal's number after a second signal.
 
-    Call it in a process without threads and without an event loop, after all that they have in common is in memory.
+    Call it in a process without threads and without an event loop, after everything they share is in memory.
 
     Args:
-        size: the number of processes.
-        release: called in the parent when it drains: gives up what it holds for workers to come.
-        drain: seconds that the end of a worker may take; one that takes `KILL_AFTER` longer hangs, and is killed.
+        size: the number of workers.
+        release: called in the parent when it drains: closes what it holds for future workers.
+        drain: seconds that a worker may take to drain; `KILL_GRACE_PERIOD` later it is killed.
     """
     memory.trim_heap()
-    # What is there now is never garbage, so no worker's collector writes to its pages: they stay shared.
+    # Objects that exist now are never garbage, so the collectors of the workers do not write to their pages: they stay shared.
     gc.collect()
     gc.freeze()
     numbers = (*signals.stop_signals(), signal.SIGCHLD)
-    with signals.captured_signals(*numbers) as arrived:
-        number = _Supervisor(size, numbers, arrived, release, drain).run()
+    with signals.captured_signals(*numbers) as signal_socket:
+        number = _Supervisor(size, numbers, signal_socket, release, drain).run()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return number
 
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, and our end of the line to it."""
+    """A worker process, and the parent's end of its control channel."""
 
     number: int
     pid: int
@@ -97,7 +97,7 @@ class _Worker:
         return f"worker {self.number} (process {self.pid})"
 
     def send(self, *message: object) -> bool:
-        """Send without waiting; False if it takes nothing more, because it hangs or is gone."""
+        """Send without blocking; False if the worker hangs or is gone."""
         try:
             self.link.send(encode(message))
         except OSError:
@@ -107,14 +107,14 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Query:
-    """What one worker wants to know from all."""
+    """A query of one worker to all."""
 
-    asker: _Worker
-    asked: int
+    requester: _Worker
+    query_id: int
     topic: str
     limit: float
-    waiting: set[int]
-    said: dict[int, Any] = field(default_factory=dict)
+    pending: set[int]
+    replies: dict[int, Any] = field(default_factory=dict)
 
 
 class _Supervisor:
@@ -122,58 +122,60 @@ class _Supervisor:
         self,
         size: int,
         numbers: Sequence[signal.Signals],
-        arrived: socket.socket,
+        signal_socket: socket.socket,
         release: Callable[[], None],
         drain: float,
     ) -> None:
         self._drain_time = drain
         self._kill_at = math.inf
-        """When those that have not ended are killed, and after that left behind: not even SIGKILL ends who waits for a dead disk."""
+        """When the remaining workers are killed, and after that abandoned: SIGKILL does not end a process that waits for a dead disk."""
         self._size = size
         self._signals = numbers
-        self._arrived = arrived
+        self._signal_socket = signal_socket
         self._release = release
         self._workers: dict[int, _Worker] = {}
-        self._due: dict[int, float] = {}
-        """When the next process of a number begins."""
+        self._start_times: dict[int, float] = {}
+        """Start time of the next process, by worker number."""
         self._deaths: dict[int, deque[float]] = {}
-        self._questions: dict[int, _Query] = {}
+        self._queries: dict[int, _Query] = {}
         self._ids = count(1)
         self._totals = MetricAggregator()
-        self._up = False
-        """The first worker has started, so a start can succeed."""
+        self._first_started = False
+        """The first worker has started, so starting is possible."""
         self._stopping: signal.Signals | None = None
         self._killed = False
         self._status = 0
-        # Not epoll: a child that closes its copy would have to take care of what it shares with us.
+        # Not epoll: a child would have to unregister what it shares with the parent.
         self._selector = selectors.PollSelector()
-        self._selector.register(arrived, selectors.EVENT_READ, self._signalled)
+        self._selector.register(signal_socket, selectors.EVENT_READ, self._read_signals)
 
     def run(self) -> int:
         """Return in a worker, with its number and with our signals blocked."""
-        self._due = {1: 0.0}  # alone: what is wrong with all of them is said once
+        self._start_times = {1: 0.0}  # alone, so that a common error is reported once
         while True:
-            for number in [n for n, moment in self._due.items() if moment <= time.monotonic()]:
-                del self._due[number]
+            for number in [
+                n for n, moment in self._start_times.items() if moment <= time.monotonic()
+            ]:
+                del self._start_times[number]
                 if self._fork(number):
                     return number
             for key, _ in self._selector.select(self._time_left()):
                 key.data()
-            self._end_late_questions()
-            self._kill_late()
-            if not self._workers and not self._due:
+            self._finish_expired_queries()
+            self._kill_overdue()
+            if not self._workers and not self._start_times:
                 raise SystemExit(self._status)
 
     def _fork(self, number: int) -> bool:
-        """Start a process; True in it. If the system has none to give, or no descriptor, it is tried again a little later."""
+        """Fork a worker; True in the child. If the system refuses a process or a descriptor, it is retried later."""
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            self._put_off(number, error)
+            self._retry_later(number, error)
             return False
         for one in (ours, theirs):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REPLY_BYTES)
-        # A signal between here and the worker's own handlers waits for those.
+        # A signal that arrives before the worker's own handlers stays pending.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         parent = os.getpid()
         try:
@@ -182,7 +184,7 @@ class _Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
             ours.close()
             theirs.close()
-            self._put_off(number, error)
+            self._retry_later(number, error)
             return False
         if pid == 0:
             ours.close()
@@ -190,7 +192,7 @@ class _Supervisor:
             for worker in self._workers.values():
                 worker.link.close()
             attach(number, theirs, parent)
-            metrics.WORKER_RESTARTS_TOTAL.reset()  # that was counted by the parent
+            metrics.WORKER_RESTARTS_TOTAL.reset()  # counted by the parent
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         theirs.close()
@@ -199,28 +201,28 @@ class _Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read(worker))
         return False
 
-    def _put_off(self, number: int, error: OSError) -> None:
-        """Let the others go on while there is no process for one; without the first, nothing works."""
-        if not self._up:
+    def _retry_later(self, number: int, error: OSError) -> None:
+        """Retry a worker later if others are running; if the first one cannot start, raise."""
+        if not self._first_started:
             raise error
         _log.warning(
             "cannot begin worker %d: %s (is a limit of processes or open files reached?); tried again in %g s",
             number,
             error.strerror,
-            _REFUSED_PAUSE,
+            _FORK_RETRY_DELAY,
         )
-        self._due[number] = time.monotonic() + _REFUSED_PAUSE
+        self._start_times[number] = time.monotonic() + _FORK_RETRY_DELAY
 
     def _time_left(self) -> float | None:
-        """Return the seconds until there is something to do, None if nothing is planned."""
-        limits = (one.limit for one in self._questions.values())
-        nearest = min(self._kill_at, *self._due.values(), *limits, math.inf)
+        """Return the seconds until the next timeout, None if there is none."""
+        limits = (one.limit for one in self._queries.values())
+        nearest = min(self._kill_at, *self._start_times.values(), *limits, math.inf)
         return max(0.0, nearest - time.monotonic()) if nearest < math.inf else None
 
     # Beginning and end
 
-    def _signalled(self) -> None:
-        for number in self._arrived.recv(1024):
+    def _read_signals(self) -> None:
+        for number in self._signal_socket.recv(1024):
             if number == signal.SIGCHLD:
                 self._reap()
             else:
@@ -241,15 +243,15 @@ class _Supervisor:
         self._drain()
 
     def _drain(self) -> None:
-        self._due.clear()
+        self._start_times.clear()
         self._release()
-        self._kill_at = time.monotonic() + self._drain_time + KILL_AFTER
+        self._kill_at = time.monotonic() + self._drain_time + KILL_GRACE_PERIOD
         for worker in self._workers.values():
             if not worker.send("stop"):
                 os.kill(worker.pid, signal.SIGTERM)
 
-    def _kill_late(self) -> None:
-        """Kill those that hang, and a second later end without those that even then are there."""
+    def _kill_overdue(self) -> None:
+        """Kill workers that exceed the drain timeout; a second later end without those that still exist."""
         if time.monotonic() < self._kill_at or not self._workers:
             return
         if self._killed:
@@ -258,10 +260,10 @@ class _Supervisor:
             _log.error(
                 "%s has not ended %g s after it was told to, and is killed",
                 worker,
-                self._drain_time + KILL_AFTER,
+                self._drain_time + KILL_GRACE_PERIOD,
             )
         self._killed = True
-        self._kill_at = time.monotonic() + _REAPED_WITHIN
+        self._kill_at = time.monotonic() + _REAP_TIMEOUT
         self._kill_all()
 
     def _kill_all(self) -> None:
@@ -276,7 +278,7 @@ class _Supervisor:
                 os.waitpid(worker.pid, 0)
 
     def _reap(self) -> None:
-        """Take note of all that have ended; as process 1 of a container also of those that are nobody's."""
+        """Reap all ended processes; as process 1 of a container also orphans."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -285,10 +287,10 @@ class _Supervisor:
             if pid == 0:
                 return
             for worker in [one for one in self._workers.values() if one.pid == pid]:
-                self._ended(worker, os.waitstatus_to_exitcode(status))
+                self._on_exit(worker, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, worker: _Worker, code: int) -> None:
-        self._forget(worker)
+    def _on_exit(self, worker: _Worker, code: int) -> None:
+        self._remove(worker)
         status = code if code >= 0 else 128 - code
         how = f"with {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         if self._stopping is not None or self._status:
@@ -296,8 +298,8 @@ class _Supervisor:
             if status:
                 _log.warning("%s has ended %s while draining", worker, how)
             return
-        if not worker.started and not self._up:
-            self._give_up(status)  # it has said why
+        if not worker.started and not self._first_started:
+            self._give_up(status)  # it has logged the reason
             return
         deaths = self._deaths.setdefault(worker.number, deque(maxlen=MAX_DEATHS))
         deaths.append(time.monotonic())
@@ -312,27 +314,27 @@ class _Supervisor:
             )
             self._give_up(status)
             return
-        pause = _FIRST_PAUSE * 2 ** (len(recent) - 2) if len(recent) > 1 else 0.0
+        pause = _FIRST_RESTART_DELAY * 2 ** (len(recent) - 2) if len(recent) > 1 else 0.0
         when = f"in {pause:g} s" if pause else "now"
         _log.warning("%s has ended %s; another one begins %s", worker, how, when)
         metrics.WORKER_RESTARTS_TOTAL.inc()
-        self._due[worker.number] = deaths[-1] + pause
+        self._start_times[worker.number] = deaths[-1] + pause
 
     def _give_up(self, status: int) -> None:
         self._status = status or 1
         self._drain()
 
-    def _forget(self, worker: _Worker) -> None:
+    def _remove(self, worker: _Worker) -> None:
         del self._workers[worker.number]
         self._totals.ended(worker.number)
         if worker.link in self._selector.get_map():
             self._selector.unregister(worker.link)
         worker.link.close()
-        for key, question in list(self._questions.items()):
-            if question.asker is worker:
-                del self._questions[key]
+        for key, query in list(self._queries.items()):
+            if query.requester is worker:
+                del self._queries[key]
             else:
-                self._heard(key, worker.number)
+                self._mark_replied(key, worker.number)
 
     # Questions and answers
 
@@ -342,60 +344,60 @@ class _Supervisor:
         except OSError:
             return
         if not data:
-            # It is ending, and SIGCHLD will tell. Until then its end of the line is ready to be read for ever.
+            # The worker is ending, and SIGCHLD will follow. Until then its socket stays readable.
             self._selector.unregister(worker.link)
             return
         match json.loads(data):
             case ["started"]:
                 self._has_started(worker)
-            case ["ask", int(asked), str(topic)]:
-                self._ask(worker, asked, topic)
-            case ["answer", int(key), said]:
-                self._take(worker, key, said)
+            case ["ask", int(query_id), str(topic)]:
+                self._start_query(worker, query_id, topic)
+            case ["answer", int(key), replies]:
+                self._store_reply(worker, key, replies)
 
     def _has_started(self, worker: _Worker) -> None:
         worker.started = True
-        if not self._up:
-            self._up = True
-            self._due |= dict.fromkeys(range(2, self._size + 1), 0.0)
+        if not self._first_started:
+            self._first_started = True
+            self._start_times |= dict.fromkeys(range(2, self._size + 1), 0.0)
         elif len(self._workers) == self._size and all(
             one.started for one in self._workers.values()
         ):
             _log.info("all %d workers have started", self._size)
 
-    def _ask(self, asker: _Worker, asked: int, topic: str) -> None:
+    def _start_query(self, requester: _Worker, query_id: int, topic: str) -> None:
         limit = time.monotonic() + REPLY_TIMEOUT
-        key, waiting = next(self._ids), set(self._workers)
-        self._questions[key] = _Query(asker, asked, topic, limit, waiting)
+        key, pending = next(self._ids), set(self._workers)
+        self._queries[key] = _Query(requester, query_id, topic, limit, pending)
         for worker in list(self._workers.values()):
-            worker.send("question", key, topic)
+            worker.send("query", key, topic)
 
-    def _take(self, worker: _Worker, key: int, said: Any) -> None:
-        question = self._questions.get(key)
-        if question is None:
-            return  # it comes too late
-        if question.topic == METRICS:
-            self._totals.note(worker.number, said)
+    def _store_reply(self, worker: _Worker, key: int, replies: Any) -> None:
+        query = self._queries.get(key)
+        if query is None:
+            return  # too late
+        if query.topic == METRICS:
+            self._totals.note(worker.number, replies)
         else:
-            question.said[worker.number] = said
-        self._heard(key, worker.number)
+            query.replies[worker.number] = replies
+        self._mark_replied(key, worker.number)
 
-    def _heard(self, key: int, number: int) -> None:
-        """Wait for this worker no longer, and answer if it was the last one."""
-        question = self._questions[key]
-        question.waiting.discard(number)
-        if not question.waiting:
-            self._answer(key)
+    def _mark_replied(self, key: int, number: int) -> None:
+        """Mark a worker as replied, and finish the query if it was the last one."""
+        query = self._queries[key]
+        query.pending.discard(number)
+        if not query.pending:
+            self._finish_query(key)
 
-    def _answer(self, key: int) -> None:
-        question = self._questions.pop(key)
-        if question.topic == METRICS:
-            said: object = self._totals.sum(metrics.export_families())
+    def _finish_query(self, key: int) -> None:
+        query = self._queries.pop(key)
+        if query.topic == METRICS:
+            replies: object = self._totals.sum(metrics.export_families())
         else:
-            said = question.said | dict.fromkeys(question.waiting)
-        question.asker.send("answers", question.asked, said)
+            replies = query.replies | dict.fromkeys(query.pending)
+        query.requester.send("answers", query.query_id, replies)
 
-    def _end_late_questions(self) -> None:
+    def _finish_expired_queries(self) -> None:
         now = time.monotonic()
-        for key in [key for key, one in self._questions.items() if one.limit <= now]:
-            self._answer(key)
+        for key in [key for key, one in self._queries.items() if one.limit <= now]:
+            self._finish_query(key)

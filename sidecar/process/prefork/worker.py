@@ -107,12 +107,12 @@ class ControlChannel:
         self._socket = link
         self._socket.setblocking(False)
         self._answers: dict[str, Answer] = {}
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._queries: dict[int, asyncio.Future[Any]] = {}
         self._ids = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Link of worker {self.number} asked={len(self._asked)}>"
+        return f"<Link of worker {self.number} asked={len(self._queries)}>"
 
     @contextmanager
     def open(self, answers: dict[str, Answer]) -> Iterator[None]:
@@ -127,10 +127,10 @@ class ControlChannel:
                 task.cancel()
 
     async def ask(self, topic: str) -> Any:
-        asked = next(self._ids)
-        future = self._asked[asked] = asyncio.get_running_loop().create_future()
+        query_id = next(self._ids)
+        future = self._queries[query_id] = asyncio.get_running_loop().create_future()
         try:
-            self.send("ask", asked, topic)
+            self.send("ask", query_id, topic)
             # The parent waits as long for a worker that says nothing, and then answers without it.
             async with asyncio.timeout(2 * REPLY_TIMEOUT):
                 return await future
@@ -139,7 +139,7 @@ class ControlChannel:
                 f"the parent process {os.getppid()} of the workers does not answer"
             ) from error
         finally:
-            del self._asked[asked]
+            del self._queries[query_id]
 
     def send(self, *message: object) -> None:
         # A parent that takes nothing more is missed by whoever waits for its answer.
@@ -159,19 +159,19 @@ class ControlChannel:
             lifecycle.stop()
             return
         match json.loads(data):
-            case ["question", int(asked), str(topic)]:
-                task = asyncio.create_task(self._answer(asked, topic), name=f"answer on {topic}")
+            case ["question", int(query_id), str(topic)]:
+                task = asyncio.create_task(self._answer(query_id, topic), name=f"answer on {topic}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            case ["answers", int(asked), said]:
-                future = self._asked.get(asked)
+            case ["answers", int(query_id), replies]:
+                future = self._queries.get(query_id)
                 if future is not None and not future.done():
-                    future.set_result(said)
+                    future.set_result(replies)
             case ["stop"]:
                 lifecycle.stop()
 
-    async def _answer(self, asked: int, topic: str) -> None:
-        self.send("answer", asked, await self._answers[topic]())
+    async def _answer(self, query_id: int, topic: str) -> None:
+        self.send("answer", query_id, await self._answers[topic]())
 
 
 def encode(message: object) -> bytes:

@@ -89,13 +89,27 @@ async def dawdling(one: Served, *request: str) -> AsyncIterator[Slow]:
         slow.socket.close()
 
 
-EDGES = (0, 1, sendfile._TAIL, sendfile._WORTH, sendfile._SMALL_PIECE, sendfile._PIECE, SIZE)
+EDGES = (
+    0,
+    1,
+    sendfile._TAIL_BYTES,
+    sendfile._MIN_SENDFILE_BYTES,
+    sendfile._COPY_CHUNK,
+    sendfile._SENDFILE_CHUNK,
+    SIZE,
+)
 RANGES = sorted(
     {
         f"bytes={first}-{last}"
         for one in EDGES
         for first in (max(0, one - 1), one, one + 1)
-        for last in (first, first + sendfile._WORTH, first + sendfile._PIECE + 1, SIZE - 1, SIZE)
+        for last in (
+            first,
+            first + sendfile._MIN_SENDFILE_BYTES,
+            first + sendfile._SENDFILE_CHUNK + 1,
+            SIZE - 1,
+            SIZE,
+        )
     }
     | {"bytes=0-", "bytes=-1", f"bytes=-{SIZE}", f"bytes=-{SIZE + 1}", f"bytes={SIZE}-", "bytes=-0"}
 )
@@ -182,7 +196,7 @@ async def test_a_client_that_takes_nothing_is_let_go(
     served: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """It holds a file on the disk that may have been deleted; who takes a little stays."""
-    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 0.5)
     place(path, bytes(HUGE))
     one = await served(reader_app(path))
     before = descriptors()
@@ -316,7 +330,7 @@ def test_json_in_pieces_is_json_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, text: str, bad: bytes | None, piece: int, whole: bool
 ) -> None:
     """No border of a piece splits a character; what is no text is refused with the same words."""
-    monkeypatch.setattr(json_body, "_PIECE", piece)
+    monkeypatch.setattr(json_body, "_CHUNK_SIZE", piece)
     data = text.encode() + (bad or b"") + text.encode()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "a").write_bytes(data)
@@ -458,7 +472,7 @@ async def test_a_large_file_is_sent_without_what_helps(
         case "descriptors":
             monkeypatch.setattr(os, "dup", fails)
         case _:
-            monkeypatch.setattr(sendfile, "_WORTH", 1 << 40)
+            monkeypatch.setattr(sendfile, "_MIN_SENDFILE_BYTES", 1 << 40)
     one = await served(reader_app(path))
     async with aiohttp.ClientSession() as session, session.get(f"{one.url}/raw") as answer:
         assert await answer.read() == DATA

@@ -63,7 +63,7 @@ async def peer(one: Served) -> AsyncIterator[Peer]:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("size", [MIN_BYTES - 1, MIN_BYTES, MIN_BYTES + 1, recv._PIECE, SIZE])
+@pytest.mark.parametrize("size", [MIN_BYTES - 1, MIN_BYTES, MIN_BYTES + 1, recv._CHUNK_SIZE, SIZE])
 def test_a_body_of_any_size_is_published_whole(play: Play, tmp_path: Path, size: int) -> None:
     """Sent in one go, in pieces of odd sizes, and behind its head: at every border of the two ways that it can go."""
 
@@ -220,7 +220,7 @@ async def test_clients_that_dawdle_are_in_nobodys_way(
 ) -> None:
     """Many more of them than there are buffers, each in the middle of a body: a good client is answered, and they are."""
     one = await served(writer_app(tmp_path / "config"))
-    slow = 5 * recv._BUFFERS
+    slow = 5 * recv._MAX_BUFFERS
     async with asyncio.timeout(20):
         opened = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(slow)]
         clients = [Peer(*each) for each in opened]
@@ -247,20 +247,20 @@ async def test_memory_for_pieces_is_given_back(
     async def use() -> None:
         nonlocal at_once, most
         for _ in range(10):
-            async with buffers.one():
+            async with buffers.acquire():
                 at_once += 1
                 most = max(most, at_once)
                 await asyncio.sleep(0)
                 at_once -= 1
 
-    monkeypatch.setattr(recv, "_SETTLED", 0.01)
+    monkeypatch.setattr(recv, "_RELEASE_DELAY", 0.01)
     monkeypatch.setattr(memory, "trim_heap", given_back.set)
-    with buffers.used(), buffers.used():
+    with buffers.session(), buffers.session():
         pass
-    with buffers.used():
+    with buffers.session():
         await asyncio.gather(*(use() for _ in range(50)))
-        assert buffers._giving_back is not None
-        assert buffers._giving_back.cancelled()
-        assert (most, len(buffers._idle)) == (recv._BUFFERS, recv._BUFFERS)
+        assert buffers._release_timer is not None
+        assert buffers._release_timer.cancelled()
+        assert (most, len(buffers._idle)) == (recv._MAX_BUFFERS, recv._MAX_BUFFERS)
     await eventually(given_back.is_set)
     assert repr(buffers) == "<Buffers uploads=0 idle=0>"

@@ -217,7 +217,7 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
 ) -> None:
     """Whether aiohttp waits for it or takes it for idle: as many as may be open would keep out all others."""
     monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -233,7 +233,7 @@ async def test_a_slow_client_is_sent_its_whole_answer(
 ) -> None:
     """However long that takes: it takes less than the kernel would send next, but something, again and again."""
     monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(sendfile, "PATIENCE", 0.5)
+    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 0.5)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     loop = asyncio.get_running_loop()
     with socket.socket() as client:

@@ -136,15 +136,15 @@ async def test_a_broken_pair_breaks_no_handshake(
     (first, first_key), (second, second_key) = pairs
     for bad in ((second, first_key), (first, second_key), (second, ""), (second[:100], second_key)):
         install(*bad)
-        await certificate.look()
-        await certificate.look()
+        await certificate.reload()
+        await certificate.reload()
         assert await handshake(certificate) == first
     assert len(caplog.records) >= 1
     key.unlink()
-    await certificate.look()
+    await certificate.reload()
     assert await handshake(certificate) == first
     install(second, second_key)
-    await certificate.look()
+    await certificate.reload()
     assert await handshake(certificate) == second
 
 

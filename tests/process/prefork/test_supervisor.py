@@ -28,7 +28,7 @@ def program(tmp_path: Path, sidecar_process: StartProcess) -> StartProcess:
                 import asyncio, os, sys, time
                 from sidecar.process import logging, lifecycle; from sidecar.process.prefork import worker, supervisor
                 logging.configure()
-                supervisor._FIRST_PAUSE = 0.01
+                supervisor._FIRST_RESTART_DELAY = 0.01
                 """)
             + dedent(before)
             + f"number = supervisor.fork_workers({size}, release=lambda: print('released', flush=True), drain=0.1)\n"
@@ -84,7 +84,7 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
 
 def test_a_worker_that_hangs_is_killed_when_it_should_have_ended(program: StartProcess) -> None:
     """SIGSTOP stands for a disk that is gone; the others end in order, and the program says who it was."""
-    process = program(SERVE, before="supervisor.KILL_AFTER = 0.3\n", until="all 2 workers")
+    process = program(SERVE, before="supervisor.KILL_GRACE_PERIOD = 0.3\n", until="all 2 workers")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGSTOP)
     assert process.stop() == 128 + signal.SIGKILL
