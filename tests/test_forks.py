@@ -190,7 +190,7 @@ async def test_an_open_tail_is_refused_in_a_child_whoever_has_its_locks(
     async def main() -> object:
         return getattr(source, what)(*given.get(what, ()))
 
-    with source._lock_of_files, source._lock_of_windows:
+    with source._files_lock, source._windows_lock:
         assert "RuntimeError: the tail of" in str(await in_child(main))
     source.close()
 
@@ -214,12 +214,12 @@ async def test_a_child_does_not_keep_the_checkpoint_of_a_collection_that_has_end
     """A lock of flock(2) belongs to all who have the descriptor: the next collection would wait for the child's end."""
     stop = FORK.Event()
     first, second = (logs.tail(tmp_path / "x", checkpoint=tmp_path / "o.json") for _ in range(2))
-    assert first.claim()
+    assert first.lock_checkpoint()
     child = FORK.Process(target=stop.wait, args=(20,))
     child.start()
     try:
         first.release()
-        assert second.claim()
+        assert second.lock_checkpoint()
         second.release()
     finally:
         stop.set()
@@ -228,14 +228,14 @@ async def test_a_child_does_not_keep_the_checkpoint_of_a_collection_that_has_end
 
 async def test_a_child_does_not_free_the_checkpoint_of_its_parent(tmp_path: Path) -> None:
     first, second = (logs.tail(tmp_path / "x", checkpoint=tmp_path / "o.json") for _ in range(2))
-    assert first.claim()
+    assert first.lock_checkpoint()
 
     async def main() -> object:
         first.release()
         return None
 
     assert await in_child(main) is None
-    assert not second.claim()
+    assert not second.lock_checkpoint()
     first.release()
 
 

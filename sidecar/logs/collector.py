@@ -30,20 +30,20 @@ from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_READ_BATCH = 2 << 20
+_READ_BATCH_BYTES = 2 << 20
 """Bytes that one hop to the disk reads for a sink. Each hop costs a fifth of a millisecond of CPU."""
-_MIN_INTERVAL = 0.02
+_MIN_ROUND_SECONDS = 0.02
 """Seconds between two rounds for events: a writer of single lines must not cost a core, and nobody waits longer."""
-_POLL = 0.25
-_SAVE_EVERY = 1.0
-_SAVE_SOON = 0.05
+_POLL_SECONDS = 0.25
+_MAX_SAVE_INTERVAL_SECONDS = 1.0
+_FIRST_SAVE_INTERVAL_SECONDS = 0.05
 """Seconds to the second save. Pauses double from there: who is killed every second must get on all the same."""
-_LOCK_POLL = 0.5
+_LOCK_POLL_SECONDS = 0.5
 """Seconds between two looks whether the checkpoint is free."""
-_TIDY_EVERY = 10.0
+_TRIM_INTERVAL_SECONDS = 10.0
 """Seconds between two returns of freed memory to the kernel, where lines have moved: a few milliseconds each."""
-_DEAD_LETTERS = ".dead-letters.ndjson"
-_figures: dict[int, TailStats] = {}
+_DEAD_LETTER_SUFFIX = ".dead-letters.ndjson"
+_stats_by_collector: dict[int, TailStats] = {}
 """Of each collection that runs in this process."""
 
 
@@ -177,12 +177,12 @@ class Collector:
                 f"two sinks have the same name: {', '.join(names)} (each needs a name of its own)"
             )
         if dead_letters is None and source.checkpoint_path is not None:
-            dead_letters = DeadLetterFile(source.checkpoint_path + _DEAD_LETTERS)
+            dead_letters = DeadLetterFile(source.checkpoint_path + _DEAD_LETTER_SUFFIX)
         self.source = source
-        source.leave_out(_own_files(source, [route.sink for route in routes], dead_letters))
+        source.exclude_own(_own_files(source, [route.sink for route in routes], dead_letters))
         self.summary = Summary()
         made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
-        self.lanes = [
+        self.workers = [
             SinkWorker(
                 route.sink,
                 [*(stages if number == 0 else map(for_another_sink, stages)), *route.stages],
@@ -194,7 +194,7 @@ class Collector:
             )
             for number, route in enumerate(routes)
         ]
-        self._hints: DirectoryWatcher | None = None
+        self._watcher: DirectoryWatcher | None = None
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
         self._idle = asyncio.Event()
@@ -203,14 +203,14 @@ class Collector:
         self._until = until
         self._finishing = False
         """`until` has said that no more is to come."""
-        self._waits_for: list[str] = []
-        self._limited = self._patience_ended = False
-        self._quiet = 0.0
-        self._moved = False
-        self._tidied_at = time.monotonic()
-        self._reported: dict[str, int] = {}
+        self._files_with_writers: list[str] = []
+        self._limited_to_present = self._copies_released = False
+        self._drain_quiet = 0.0
+        self._has_read_data = False
+        self._trimmed_at = time.monotonic()
+        self._exported_losses: dict[str, int] = {}
         self._save_failure: str | None = None
-        self._leave_at: float | None = None
+        self._leave_deadline: float | None = None
         self._leave_timeout = 0.0
         self._successor: Tail | None = None
         self._deleted = 0, 0.0
@@ -219,7 +219,7 @@ class Collector:
         """What the last checkpoint holds, or would hold if there were one."""
 
     def __repr__(self) -> str:
-        return f"<Collector {self.source!r} → {', '.join(lane.name for lane in self.lanes)}>"
+        return f"<Collector {self.source!r} → {', '.join(worker.name for worker in self.workers)}>"
 
     @property
     def started(self) -> bool:
@@ -230,9 +230,12 @@ class Collector:
         """Return what keeps lines from being delivered for longer than `patience` seconds. For a readiness probe."""
         if self.source.failure is not None:
             return self.source.failure
-        for lane in self.lanes:
-            if lane.trouble_since is not None and time.monotonic() - lane.trouble_since > patience:
-                return f"{lane.name} has taken nothing for more than {patience:g} s: {lane.trouble}"
+        for worker in self.workers:
+            if (
+                worker.failing_since is not None
+                and time.monotonic() - worker.failing_since > patience
+            ):
+                return f"{worker.name} has taken nothing for more than {patience:g} s: {worker.failure}"
         return self._save_failure
 
     def leave(self, timeout: float, successor: Tail | None = None) -> None:
@@ -243,11 +246,11 @@ class Collector:
         before, as long as the sinks take lines; after so many seconds without an acknowledgement they are lost,
         with an error in the log, and counted.
         """
-        self._leave_at, self._leave_timeout = time.monotonic() + timeout, timeout
+        self._leave_deadline, self._leave_timeout = time.monotonic() + timeout, timeout
         self._successor = successor
         self._wake.set()
-        for lane in self.lanes:
-            lane.expedite()
+        for worker in self.workers:
+            worker.expedite()
 
     async def run(
         self,
@@ -257,13 +260,13 @@ class Collector:
         drain_quiet: float = 0.5,
     ) -> Summary:
         """Collect. See `collect`."""
-        self._until_end, self._quiet = until_end and self._until is None, drain_quiet
+        self._until_end, self._drain_quiet = until_end and self._until is None, drain_quiet
         memory.use_single_arena()
-        if all(lane.sink.takes_blocks for lane in self.lanes):
+        if all(worker.sink.takes_blocks for worker in self.workers):
             memory.raise_mmap_threshold()
-        self.source.take()
+        self.source.acquire()
         try:
-            if await self._claim():
+            if await self._lock_checkpoint():
                 await self._run(drain_timeout)
             else:
                 self.source.hand_over(self._successor)
@@ -271,76 +274,79 @@ class Collector:
             self.source.release()
         return self.summary
 
-    async def _claim(self) -> bool:
+    async def _lock_checkpoint(self) -> bool:
         """Wait while another collection has the checkpoint: the one before us, as a rule, that still drains.
 
         Return False if this one has been told to leave meanwhile.
         """
         waiting = False
-        while not await run_in_thread(self.source.claim):
+        while not await run_in_thread(self.source.lock_checkpoint):
             if not waiting:
                 _log.warning(
                     "another collector uses the checkpoint %s: waiting for its end",
                     self.source.checkpoint_path,
                 )
             waiting = True
-            if self._leave_at is not None:
+            if self._leave_deadline is not None:
                 return False
-            await asyncio.sleep(_LOCK_POLL)
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
         return True
 
     async def _run(self, drain_timeout: float) -> None:
         opened: list[SinkWorker] = []
         try:
-            await run_in_thread(self.source.open, [lane.name for lane in self.lanes])
-            if not self.source.matched:
+            await run_in_thread(self.source.open, [worker.name for worker in self.workers])
+            if not self.source.has_matches:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
-                for name in await run_in_thread(self.source.directories_named):
+                for name in await run_in_thread(self.source.directory_patterns):
                     _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
-            self._hints = await run_in_thread(DirectoryWatcher)
-            for lane in self.lanes:
-                begun = await lane.sink.open(self.source.resume.get(lane.name))
-                opened.append(lane)
+            self._watcher = await run_in_thread(DirectoryWatcher)
+            for worker in self.workers:
+                begun = await worker.sink.open(self.source.resume.get(worker.name))
+                opened.append(worker)
                 if begun is not None:
-                    self.source.resume[lane.name] = begun
+                    self.source.resume[worker.name] = begun
             # Before the first line is delivered: a kill right after it must find where it began.
             await self._save()
             self._started = True
-            await self._work(drain_timeout)
+            await self._run_tasks(drain_timeout)
         finally:
-            await self._end(opened)
+            await self._close(opened)
 
     # -- the tasks
 
-    async def _work(self, drain_timeout: float) -> None:
+    async def _run_tasks(self, drain_timeout: float) -> None:
         tasks = [
             asyncio.create_task(self._read(), name="logs-read"),
-            asyncio.create_task(self._keep_saving(), name="logs-save"),
-            *(asyncio.create_task(lane.run(), name=f"logs-{lane.name}") for lane in self.lanes),
+            asyncio.create_task(self._save_periodically(), name="logs-save"),
+            *(
+                asyncio.create_task(worker.run(), name=f"logs-{worker.name}")
+                for worker in self.workers
+            ),
         ]
         try:
             try:
-                await self._until_finished(tasks, None)
+                await self._wait_for_tasks(tasks, None)
             except asyncio.CancelledError:
                 self._draining = True
                 self._wake.set()
-                for lane in self.lanes:
-                    lane.expedite()
-                await self._until_finished(tasks, drain_timeout)
+                for worker in self.workers:
+                    worker.expedite()
+                await self._wait_for_tasks(tasks, drain_timeout)
                 raise
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _until_finished(self, tasks: list[asyncio.Task[None]], timeout: float | None) -> None:
+    async def _wait_for_tasks(self, tasks: list[asyncio.Task[None]], timeout: float | None) -> None:
         """Wait for the reader's end, or the first error."""
         done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             left = "; ".join(
-                f"{lane.held} bytes to {lane.name} ({lane.trouble or 'it is slow'})"
-                for lane in self.lanes
-                if not lane.idle
+                f"{worker.pending_bytes} bytes to {worker.name} ({worker.failure or 'it is slow'})"
+                for worker in self.workers
+                if not worker.idle
             )
             _log.warning(
                 "not everything was delivered within %g s: %s; the rest follows at the next start",
@@ -355,63 +361,75 @@ class Collector:
 
     async def _read(self) -> None:
         """Read, whenever there may be something and a sink has room; end when there is no more to come."""
-        source, last_look, last_round = self.source, 0.0, 0.0
-        turns = source.turns
-        news_at = time.monotonic()
+        source, last_scan, last_round = self.source, 0.0, 0.0
+        revision = source.revision
+        last_data_at = time.monotonic()
         while True:
             now = time.monotonic()
-            if self._leave_at is not None and not self._waits_for_deleted(now):
-                await self._until_acknowledged(self._leave_at)
+            if self._leave_deadline is not None and not self._has_deleted_data(now):
+                await self._wait_until_acknowledged(self._leave_deadline)
                 return
-            due = last_look + (_POLL if self._hints and self._hints.polling else source.recheck)
-            hurried = self._draining or (self._finishing and not self._waits_for)
-            look = now >= due or hurried or source.incomplete
-            look = look or (self._until_end and self._all_idle())
-            through = self._limited and source.present_is_read
-            open_lanes = [lane for lane in self.lanes if lane.room > 0 and not through]
-            wanted = {lane.name: min(lane.room, _READ_BATCH) for lane in open_lanes}
+            due = last_scan + (
+                _POLL_SECONDS if self._watcher and self._watcher.polling else source.recheck
+            )
+            without_wait = self._draining or (self._finishing and not self._files_with_writers)
+            scan = now >= due or without_wait or source.incomplete
+            scan = scan or (self._until_end and self._all_idle())
+            present_done = self._limited_to_present and source.present_is_read
+            open_lanes = [
+                worker for worker in self.workers if worker.free_bytes > 0 and not present_done
+            ]
+            limits = {
+                worker.name: min(worker.free_bytes, _READ_BATCH_BYTES) for worker in open_lanes
+            }
             self._wake.clear()
             last_round = now
-            blocks = await run_in_thread(self._round, wanted, look)
-            if source.turns != turns:
-                turns = source.turns
+            blocks = await run_in_thread(self._scan_and_read, limits, scan)
+            if source.revision != revision:
+                revision = source.revision
                 self._dirty.set()
-            if look:
-                last_look = now
-                await self._after_look(now)
-            self._listen()
-            for lane in self.lanes:
-                lane.offer(blocks.get(lane.name, ()))
+            if scan:
+                last_scan = now
+                await self._after_scan(now)
+            self._arm_watcher()
+            for worker in self.workers:
+                worker.enqueue(blocks.get(worker.name, ()))
             if any(blocks.values()):
-                news_at, self._moved = time.monotonic(), True
-            ready = any(source.ready(lane.name) for lane in self.lanes) and not through
-            ending = look and not ready and not source.incomplete
+                last_data_at, self._has_read_data = time.monotonic(), True
+            ready = (
+                any(source.has_data(worker.name) for worker in self.workers) and not present_done
+            )
+            ending = scan and not ready and not source.incomplete
             ending = ending and (self._draining or self._finishing or self._until_end)
-            if ending and self._all_idle() and await self._is_end(news_at, through):
+            if ending and self._all_idle() and await self._has_ended(last_data_at, present_done):
                 return
-            wanting = any(source.ready(lane.name) and lane.room > 0 for lane in self.lanes)
-            if source.incomplete or (wanting and not through):
+            has_readable = any(
+                source.has_data(worker.name) and worker.free_bytes > 0 for worker in self.workers
+            )
+            if source.incomplete or (has_readable and not present_done):
                 continue
-            await self._pause(now + _MIN_INTERVAL if hurried else due, last_round)
+            await self._wait_for_event(
+                now + _MIN_ROUND_SECONDS if without_wait else due, last_round
+            )
 
-    async def _after_look(self, now: float) -> None:
+    async def _after_scan(self, now: float) -> None:
         source = self.source
         if source.removes_files:
             await run_in_thread(source.remove_delivered)
-        if self._until_end and not self._limited and not source.incomplete:
+        if self._until_end and not self._limited_to_present and not source.incomplete:
             source.limit_to_present()
-            self._limited = True
-        source.flush_present(self._quiet)
+            self._limited_to_present = True
+        source.flush_present(self._drain_quiet)
         self._report()
-        await self._tidy(now)
+        await self._trim_heap(now)
 
-    async def _until_acknowledged(self, end: float) -> None:
+    async def _wait_until_acknowledged(self, end: float) -> None:
         """Wait until nothing is on its way any more, at most until then."""
         while not self._all_idle() and time.monotonic() < end:
             self._wake.clear()
-            await self._pause(min(time.monotonic() + _POLL, end), 0.0)
+            await self._wait_for_event(min(time.monotonic() + _POLL_SECONDS, end), 0.0)
 
-    def _waits_for_deleted(self, now: float) -> bool:
+    def _has_deleted_data(self, now: float) -> bool:
         """Whether deleted files hold bytes that nobody else could deliver, and the sinks take some now and then."""
         if self._successor is not None:
             return False
@@ -429,90 +447,90 @@ class Collector:
             return size > 0
         return size > 0 and now - since < self._leave_timeout
 
-    async def _tidy(self, now: float) -> None:
+    async def _trim_heap(self, now: float) -> None:
         """Give back what moving lines has left in the heap: a burst must not be kept for ever."""
-        if self._moved and now - self._tidied_at >= _TIDY_EVERY:
-            self._moved, self._tidied_at = False, now
+        if self._has_read_data and now - self._trimmed_at >= _TRIM_INTERVAL_SECONDS:
+            self._has_read_data, self._trimmed_at = False, now
             await run_in_thread(memory.trim_heap)
 
-    async def _is_end(self, news_at: float, through: bool) -> bool:
+    async def _has_ended(self, last_data_at: float, present_done: bool) -> bool:
         ends_itself = (self._until_end or self._finishing) and not self._draining
-        if ends_itself and not self._patience_ended:
-            self._patience_ended = True
-            await run_in_thread(self.source.end_patience)
+        if ends_itself and not self._copies_released:
+            self._copies_released = True
+            await run_in_thread(self.source.release_copies)
             return False
-        if through:
+        if present_done:
             return True
-        if self._finishing and ends_itself and not await self._is_complete(news_at):
+        if self._finishing and ends_itself and not await self._writers_done(last_data_at):
             return False
         await run_in_thread(self.source.flush, everything=ends_itself)
-        if any(self.source.ready(lane.name) for lane in self.lanes):
+        if any(self.source.has_data(worker.name) for worker in self.workers):
             return False
-        if ends_itself or time.monotonic() - news_at >= self._quiet:
+        if ends_itself or time.monotonic() - last_data_at >= self._drain_quiet:
             return True
-        return await run_in_thread(self.source.is_abandoned)
+        return await run_in_thread(self.source.writers_gone)
 
-    async def _is_complete(self, news_at: float) -> bool:
+    async def _writers_done(self, last_data_at: float) -> bool:
         """Whether no program writes any more: none has a file open, or, where nobody knows, nothing has come for a while."""
-        files = await run_in_thread(self.source.written_by_others)
-        if files and files != self._waits_for:
+        files = await run_in_thread(self.source.files_with_writers)
+        if files and files != self._files_with_writers:
             _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
-        self._waits_for = files
+        self._files_with_writers = files
         if files:
             return False
-        quiet = time.monotonic() - news_at >= self._quiet
-        return quiet or await run_in_thread(self.source.is_abandoned)
+        quiet = time.monotonic() - last_data_at >= self._drain_quiet
+        return quiet or await run_in_thread(self.source.writers_gone)
 
-    async def _pause(self, due: float, last_round: float) -> None:
+    async def _wait_for_event(self, due: float, last_round: float) -> None:
         timeout = due - time.monotonic()
         if self._until_end:
-            timeout = min(timeout, _MIN_INTERVAL)
+            timeout = min(timeout, _MIN_ROUND_SECONDS)
         if timeout > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
-        rest = last_round + _MIN_INTERVAL - time.monotonic()
+        rest = last_round + _MIN_ROUND_SECONDS - time.monotonic()
         if rest > 0 and not self._draining:
             await asyncio.sleep(rest)
 
-    def _round(self, wanted: Mapping[str, int], look: bool) -> dict[str, list[Block]]:
+    def _scan_and_read(self, limits: Mapping[str, int], scan: bool) -> dict[str, list[Block]]:
         """One hop to the disk: take the hints, look where they point, read what there is room for."""
-        hints = self._hints
-        noticed = hints.drain() if hints is not None else DirEvents()
+        watcher = self._watcher
+        events = watcher.drain() if watcher is not None else DirEvents()
         source = self.source
-        if look and self._until is not None and not self._finishing and self._until():
+        if scan and self._until is not None and not self._finishing and self._until():
             self._finishing = True
             _log.info("no more is to come: delivering what is there")
-        if look or noticed.changed or noticed.overflow:
-            if noticed.overflow:
+        if scan or events.changed or events.overflow:
+            if events.overflow:
                 metrics.WATCH_ERRORS_TOTAL.inc()
-                source.hint_all()
-            source.look(suspicious=noticed.changed)
-            if hints is not None:
-                hints.watch(source.directories)
-        if noticed.written and not source.hint(noticed.written):
-            source.look()
-        return {name: source.read(name, limit) for name, limit in wanted.items()}
+                source.on_overflow()
+            source.scan(changed_directories=events.changed)
+            if watcher is not None:
+                watcher.watch(source.directories)
+        if events.written and not source.on_write(events.written):
+            source.scan()
+        return {name: source.read(name, limit) for name, limit in limits.items()}
 
-    def _listen(self) -> None:
+    def _arm_watcher(self) -> None:
         """Be woken by the next event; not before the round that takes them all."""
-        if self._hints is None or self._hints.fd is None:
+        if self._watcher is None or self._watcher.fd is None:
             return
-        loop, fd = asyncio.get_running_loop(), self._hints.fd
+        loop, fd = asyncio.get_running_loop(), self._watcher.fd
 
-        def woken() -> None:
+        def on_event() -> None:
             loop.remove_reader(fd)
             self._wake.set()
 
-        loop.add_reader(fd, woken)
+        loop.add_reader(fd, on_event)
 
-    async def _keep_saving(self) -> None:
-        pause = _SAVE_SOON
+    async def _save_periodically(self) -> None:
+        pause = _FIRST_SAVE_INTERVAL_SECONDS
         while True:
             await self._dirty.wait()
             await self._save()
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _SAVE_EVERY)
+            pause = min(pause * 2, _MAX_SAVE_INTERVAL_SECONDS)
 
     async def _save(self) -> None:
         self._dirty.clear()
@@ -520,8 +538,8 @@ class Collector:
             state = await run_in_thread(self.source.state)
             self.last_state = state
             # What the checkpoint says must be durable in the sinks before the checkpoint says so.
-            for lane in self.lanes:
-                await lane.sink.flush()
+            for worker in self.workers:
+                await worker.sink.flush()
             await run_in_thread(self.source.save, state)
         except OSError as error:
             self._dirty.set()
@@ -533,33 +551,33 @@ class Collector:
         else:
             self._save_failure = None
 
-    async def _end(self, opened: Sequence[SinkWorker]) -> None:
-        if self._hints is not None:
-            if self._hints.fd is not None:
-                asyncio.get_running_loop().remove_reader(self._hints.fd)
-            self._hints.close()
+    async def _close(self, opened: Sequence[SinkWorker]) -> None:
+        if self._watcher is not None:
+            if self._watcher.fd is not None:
+                asyncio.get_running_loop().remove_reader(self._watcher.fd)
+            self._watcher.close()
         if (self._until_end or self._finishing) and self._started:
             self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
             stack.push_async_callback(run_in_thread, self.source.close)
-            for lane in opened:
-                stack.push_async_callback(lane.sink.close)
-            if len(opened) == len(self.lanes):
+            for worker in opened:
+                stack.push_async_callback(worker.sink.close)
+            if len(opened) == len(self.workers):
                 await self._save()
                 await run_in_thread(self.source.remove_delivered)
-            if self._leave_at is not None:
+            if self._leave_deadline is not None:
                 await run_in_thread(self.source.hand_over, self._successor)
             self._report()
-        _figures.pop(id(self), None)
+        _stats_by_collector.pop(id(self), None)
 
     # -- what the lanes say
 
     def _all_idle(self) -> bool:
-        return all(lane.idle for lane in self.lanes)
+        return all(worker.idle for worker in self.workers)
 
-    def _acknowledged(self, lane: SinkWorker, blocks: Sequence[Block], resume: Any) -> None:
-        self.source.acknowledge(lane.name, blocks, resume)
-        if lane is self.lanes[0]:
+    def _acknowledged(self, worker: SinkWorker, blocks: Sequence[Block], resume: Any) -> None:
+        self.source.acknowledge(worker.name, blocks, resume)
+        if worker is self.workers[0]:
             size, count = sum(len(b.data) for b in blocks), sum(b.lines for b in blocks)
             self.summary.lines += count
             self.summary.size += size
@@ -568,29 +586,29 @@ class Collector:
         self._dirty.set()
         self._wake.set()
 
-    def _refused(self, lane: SinkWorker, rejected: Sequence[Rejected]) -> None:
+    def _refused(self, worker: SinkWorker, rejected: Sequence[Rejected]) -> None:
         self.summary.refused += len(rejected)
-        if lane.has_dead_letters:
+        if worker.has_dead_letters:
             return
         size = sum(len(one.record.raw) for one in rejected)
         _log.error(
-            "%s refused %d records for good: %s", lane.name, len(rejected), rejected[0].reason
+            "%s refused %d records for good: %s", worker.name, len(rejected), rejected[0].reason
         )
         metrics.LOGS_LOST_BYTES_TOTAL.labels("refused").inc(size)
 
     def _report(self) -> None:
         source = self.source
-        _figures[id(self)] = source.figures()
-        _show_figures()
+        _stats_by_collector[id(self)] = source.stats()
+        _export_stats()
         for reason, size in source.lost.items():
-            if news := size - self._reported.get(reason, 0):
+            if news := size - self._exported_losses.get(reason, 0):
                 metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)
-                self._reported[reason] = size
+                self._exported_losses[reason] = size
 
 
-def _show_figures() -> None:
+def _export_stats() -> None:
     """Show the sum of all collections of this process; of seconds the most."""
-    shown = list(_figures.values())
+    shown = list(_stats_by_collector.values())
     metrics.LOGS_LAG_BYTES.set(sum(one.lag_bytes for one in shown))
     metrics.LOGS_LAG_SECONDS.set(max(one.lag_seconds for one in shown))
     metrics.LOGS_UNACKED_BYTES.set(sum(one.unacknowledged_bytes for one in shown))

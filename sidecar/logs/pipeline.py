@@ -91,7 +91,7 @@ class Pipeline:
             ignore_older=self.ignore_older,
             root=self.root,
             archives=self.archives,
-            multiline=self.multiline or self._lines_of_stages(),
+            multiline=self.multiline or self._default_multiline(),
             encoding=self.encoding,
             max_line=self.max_line,
             held_limit=self.held_limit,
@@ -104,12 +104,12 @@ class Pipeline:
         Raises:
             ConfigError: the processes of other containers cannot be seen.
         """
-        told = []
+        conditions = []
         if self.until_process is not None:  # first: it has to be asked each time
-            told.append(stop_conditions.process_ended(self.until_process))
+            conditions.append(stop_conditions.process_ended(self.until_process))
         if self.until_file is not None:
-            told.append(stop_conditions.file_exists(self.until_file))
-        return (lambda: all(one() for one in told)) if told else None
+            conditions.append(stop_conditions.file_exists(self.until_file))
+        return (lambda: all(one() for one in conditions)) if conditions else None
 
     def make_stages(self) -> list[Stage]:
         """Make the stages.
@@ -181,14 +181,14 @@ class Pipeline:
         _refuse_directory("dead_letters", self.dead_letters)
         return None if self.dead_letters is None else DeadLetterFile(self.dead_letters)
 
-    def _lines_of_stages(self) -> Multiline | None:
+    def _default_multiline(self) -> Multiline | None:
         """Long lines of a container runtime come in pieces, which belong together before they are parsed."""
         wanted = {
             one.get("parse")
             for one in self.stages
             if isinstance(one, Mapping) and isinstance(one.get("parse"), str)
         }
-        return next((_pieces(one) for one in ("cri", "docker") if one in wanted), None)
+        return next((_partial_lines(one) for one in ("cri", "docker") if one in wanted), None)
 
 
 def _refuse_directory(name: str, path: str | None) -> None:
@@ -220,13 +220,13 @@ def _route(
             own.append(stages.keep(conditions.make_condition(spec["when"])))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: when: {error}") from error
-    for number, stage in enumerate(_list(spec.get("stages", [])), 1):
+    for number, stage in enumerate(_check_list(spec.get("stages", [])), 1):
         own += _stages(stage, f"{where}, stage {number}", zone)
     return Route(factory.make_sink(spec["url"], options, json=json, defaults=defaults), own)
 
 
 def _stages(spec: Any, where: str, zone: str | None) -> list[Stage]:
-    name, given = _named(spec, where)
+    name, given = _split_spec(spec, where)
     if name not in _MAKERS:
         near = config_types.nearest(name, _MAKERS)
         raise ConfigError(f"{where}: there is no stage {name!r} ({near})")
@@ -236,7 +236,7 @@ def _stages(spec: Any, where: str, zone: str | None) -> list[Stage]:
         raise ConfigError(f"{where} ({name}): {error}") from error
 
 
-def _named(spec: Any, where: str) -> tuple[str, Any]:
+def _split_spec(spec: Any, where: str) -> tuple[str, Any]:
     if isinstance(spec, str):
         return spec, None
     if isinstance(spec, Mapping) and len(spec) == 1:
@@ -258,7 +258,7 @@ def multiline(given: Any) -> Multiline:
     """
     match given:
         case "cri" | "docker":
-            return _pieces(given)
+            return _partial_lines(given)
         case "stack_traces":
             return stack_traces.stack_traces()
         case str() if given in stack_traces.LANGUAGES:
@@ -272,11 +272,11 @@ def multiline(given: Any) -> Multiline:
         case list():
             return stack_traces.stack_traces(*config_types.texts(given))
         case dict():
-            return _rule(given)
+            return _multiline_from(given)
     raise TypeError(f"{given!r} is no rule: give the pattern of a first line, or a language")
 
 
-def _rule(given: dict[str, Any]) -> Multiline:
+def _multiline_from(given: dict[str, Any]) -> Multiline:
     readers: config_types.Readers = {
         "preset": config_types.texts,
         "start": config_types.text,
@@ -297,7 +297,7 @@ def _rule(given: dict[str, Any]) -> Multiline:
         raise ValueError(str(error)) from error
 
 
-def _pieces(runtime: str) -> Multiline:
+def _partial_lines(runtime: str) -> Multiline:
     from sidecar.logs.input.partial_lines import CRI_LINES, DOCKER_LINES
 
     return CRI_LINES if runtime == "cri" else DOCKER_LINES
@@ -314,7 +314,7 @@ def _zone(given: Any) -> str:
     return name
 
 
-def _list(given: Any) -> list[Any]:
+def _check_list(given: Any) -> list[Any]:
     if not isinstance(given, list):
         raise TypeError(f"{given!r} is no list")
     return given
@@ -331,8 +331,8 @@ READERS: config_types.Readers = {
     "encoding": config_types.text,
     "max_line": config_types.size,
     "multiline": multiline,
-    "stages": _list,
-    "sinks": _list,
+    "stages": _check_list,
+    "sinks": _check_list,
     "json": config_types.truth,
     "labels": config_types.mapping,
     "podinfo": config_types.text,

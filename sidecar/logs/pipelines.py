@@ -21,7 +21,7 @@ from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_LOOK_EVERY = 1.0
+_CHECK_INTERVAL_SECONDS = 1.0
 
 Signature = Mapping[str, object]
 
@@ -32,7 +32,7 @@ class Plan:
 
     collectors: Mapping[str, Collector]
     drain_timeout: float = 20.0
-    says: object = None
+    config: object = None
     """What the configuration says: an equal one is no change."""
     signature: Signature = field(default_factory=dict)
     """What the files of the configuration looked like when they were read. See `signature_of`."""
@@ -79,7 +79,7 @@ class Topology:
         while (following := await self._run(until_end=until_end)) is not None:
             before = self._plan.collectors
             for name, collector in following.collectors.items():
-                _inherit(before.get(name), collector)
+                _pass_state(before.get(name), collector)
             self._plan = following
             _log.info("the new configuration is in use")
             metrics.RELOAD_TOTAL.labels("config", "ok").inc()
@@ -99,20 +99,20 @@ class Topology:
         if self._make is not None and not until_end:
             watch = asyncio.create_task(_next_plan(plan, self._make), name="watch-config")
         try:
-            ended = await _first(tasks, watch)
+            ended = await _wait_for_tasks(tasks, watch)
             if watch is None or not watch.done():
                 return None
             following = watch.result()
             for name, collector in plan.collectors.items():
                 successor = following.collectors.get(name)
                 collector.leave(plan.drain_timeout, None if successor is None else successor.source)
-            await _first(tasks - ended, None)
+            await _wait_for_tasks(tasks - ended, None)
             return following
         finally:
-            await _end({*tasks, *([watch] if watch is not None else [])})
+            await _cancel_and_wait({*tasks, *([watch] if watch is not None else [])})
 
 
-async def _first(
+async def _wait_for_tasks(
     tasks: set[asyncio.Task[Summary]], watch: asyncio.Task[Plan] | None
 ) -> set[asyncio.Task[Summary]]:
     """Wait for the end of all tasks, or for that of `watch`; return those that have ended.
@@ -129,7 +129,7 @@ async def _first(
     return set(tasks) - pending
 
 
-async def _end(tasks: set[asyncio.Task[object]]) -> None:
+async def _cancel_and_wait(tasks: set[asyncio.Task[object]]) -> None:
     """Cancel what still runs, and wait for it: collections drain. A second cancellation is passed on, too."""
     running = {task for task in tasks if not task.done()}
     for task in running:
@@ -150,7 +150,7 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
     known = plan.signature
     before = known
     while True:
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
         now = await run_in_thread(signature_of, known)
         changed, quiet, before = now != known, now == before, now
         if not changed or not quiet:
@@ -162,12 +162,12 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
             _log.error("the new configuration is refused, the one before stays in use: %s", error)
             metrics.RELOAD_TOTAL.labels("config", "refused").inc()
             continue
-        if made.says != plan.says:
+        if made.config != plan.config:
             return made
         known = before = made.signature
 
 
-def _inherit(before: Collector | None, after: Collector) -> None:
+def _pass_state(before: Collector | None, after: Collector) -> None:
     """Without a checkpoint the positions live in memory alone."""
     if before is None or before.last_state is None:
         return

@@ -155,11 +155,11 @@ a stage that may fail on a line decides itself what becomes of that line.
 """
 
 
-MOST_RECORDS = 1 << 14
+MAX_BLOCK_RECORDS = 1 << 14
 """So many records are made at once, at most, 500 bytes of memory each: a megabyte of empty lines would be half a gigabyte."""
 
-_SAMPLE = 4096
-_SHORT = 48
+_SAMPLE_BYTES = 4096
+_SHORT_LINE_BYTES = 48
 """Bytes a line: below it `count` is quicker, above it memchr(3)."""
 
 
@@ -172,7 +172,7 @@ def newlines_in(data: bytes) -> int:
     >>> newlines_in(b"one\ntwo\n"), newlines_in(b"one"), newlines_in(b"x" * 4096 + b"\ny\n")
     (2, 0, 2)
     """
-    if data.count(b"\n", 0, _SAMPLE) * _SHORT > min(len(data), _SAMPLE):
+    if data.count(b"\n", 0, _SAMPLE_BYTES) * _SHORT_LINE_BYTES > min(len(data), _SAMPLE_BYTES):
         return data.count(b"\n")
     return len(data) - len(data.replace(b"\n", b""))
 

@@ -21,7 +21,7 @@ from sidecar.logs import sink_worker
 from sidecar.logs.collector import Collector
 from sidecar.logs.input.checkpoint import Checkpoint
 from sidecar.logs.input.rotation import RotationTracker
-from sidecar.logs.records import MOST_RECORDS
+from sidecar.logs.records import MAX_BLOCK_RECORDS
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.testing import LogFile, MemorySink
 from sidecar.process import memory, metrics
@@ -164,7 +164,7 @@ async def test_the_position_follows_only_what_was_acknowledged(
         await eventually(lambda: sink.lines == ["one"])
         sink.hang()
         log.write("two")
-        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
+        await eventually(lambda: collector.source.stats().unacknowledged_bytes == 4)
     (entry,) = Checkpoint(str(offsets)).load().entries
     assert entry.lowest == 4
     again = MemorySink()
@@ -195,7 +195,7 @@ async def test_a_sink_that_stays_unavailable_is_named_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who looks at the end of the log after hours must see it, with the reason of now; and at the end what is left."""
-    monkeypatch.setattr(sink_worker, "_REMIND_AFTER", 0.0)
+    monkeypatch.setattr(sink_worker, "_REPEAT_WARNING_SECONDS", 0.0)
     log.write("one", "two")
     sink = MemorySink()
     sink.fail("connection refused")
@@ -216,12 +216,12 @@ async def test_a_blocked_sink_stops_the_reading_at_the_budget(
     sink.hang()
     collector = Collector(logs.tail(log.path, max_line=10_000), [], [sink], budget=1 << 20)
     async with collecting(collector):
-        await eventually(lambda: collector.lanes[0].room <= 0)
-        held = collector.lanes[0].held
+        await eventually(lambda: collector.workers[0].free_bytes <= 0)
+        held = collector.workers[0].pending_bytes
         log.write("more")
         await asyncio.sleep(0.1)
-        assert collector.lanes[0].held == held < 2 << 20
-        assert collector.source.figures().lag_bytes == 10_000_005
+        assert collector.workers[0].pending_bytes == held < 2 << 20
+        assert collector.source.stats().lag_bytes == 10_000_005
         sink.recover()
         await eventually(lambda: len(sink.lines) == 10_001)
 
@@ -235,8 +235,8 @@ async def test_what_a_burst_leaves_in_the_heap_is_given_back(
     monkeypatch.setattr(memory, "trim_heap", lambda: given.append(len(looks)))
     monkeypatch.setattr(collecting_module, "_TIDY_EVERY", 0.05)
     collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
-    look = collector.source.look
-    monkeypatch.setattr(collector.source, "look", lambda **more: (looks.append(1), look(**more)))
+    look = collector.source.scan
+    monkeypatch.setattr(collector.source, "scan", lambda **more: (looks.append(1), look(**more)))
     async with collecting(collector):
         for burst in (1, 2):
             log.write("a line")
@@ -252,7 +252,7 @@ async def test_truncated_while_the_sink_was_blocked(log: LogFile, eventually: Ev
     collector = Collector(logs.tail(log.path), [], [sink])
     async with collecting(collector):
         log.write("one")
-        await eventually(lambda: collector.source.figures().unacknowledged_bytes > 0)
+        await eventually(lambda: collector.source.stats().unacknowledged_bytes > 0)
         log.truncate()
         log.write("two and more")
         sink.recover()
@@ -287,7 +287,7 @@ async def test_what_waits_for_a_sink_waits_over_a_restart(
     async with collecting(collector, drain_timeout=0.1):
         await eventually(lambda: collector.started)
         log.write(*(f"{n} {PAD}" for n in range(1000)))
-        await eventually(lambda: collector.lanes[0].trouble is not None)
+        await eventually(lambda: collector.workers[0].failure is not None)
         log.rotate()
         log.reopen()
         log.write(*(f"{n} {PAD}" for n in range(1000, 2000)))
@@ -348,7 +348,7 @@ async def test_a_dead_letter_file_that_cannot_be_written_holds_the_position(
     collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink], dead_letters=dead)
     async with collecting(collector, drain_timeout=0.1):
         await eventually(lambda: collector.trouble(patience=0.01) is not None)
-        assert collector.source.figures().unacknowledged_bytes == 7
+        assert collector.source.stats().unacknowledged_bytes == 7
 
 
 async def test_sinks_progress_independently(
@@ -398,7 +398,7 @@ async def test_a_batch_makes_no_more_records_than_memory_is_meant_for(
     log.write_raw(b"\n" * 60_000)
     await logs.collect(logs.tail(log.path), *stages, sink=Measuring(), until_end=True)
     assert sum(sizes) == 60_000
-    assert max(sizes) <= MOST_RECORDS
+    assert max(sizes) <= MAX_BLOCK_RECORDS
 
 
 async def test_batches_that_overtake_each_other_do_not_lose_the_gap(
@@ -416,10 +416,10 @@ async def test_batches_that_overtake_each_other_do_not_lose_the_gap(
     collector = Collector(logs.tail(log.path, checkpoint=offsets, max_line=3), [], [sink])
     async with collecting(collector, drain_timeout=0.1):
         log.write("000")
-        await eventually(lambda: collector.source.figures().unacknowledged_bytes == 4)
+        await eventually(lambda: collector.source.stats().unacknowledged_bytes == 4)
         log.write("111")
         await eventually(lambda: sink.lines == ["111"])
-        assert collector.source.figures().unacknowledged_bytes == 8
+        assert collector.source.stats().unacknowledged_bytes == 8
     (entry,) = Checkpoint(str(offsets)).load().entries
     assert entry.lowest == 0
 
@@ -466,7 +466,7 @@ async def test_told_to_stop_it_asks_a_receiver_that_was_away_again(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pauses grow to half a minute, more than there is to drain: a receiver that is back by then gets its lines."""
-    monkeypatch.setattr(sink_worker, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(sink_worker, "_MIN_BACKOFF_SECONDS", 60.0)
 
     class Away(MemorySink):
         away = True
@@ -480,7 +480,7 @@ async def test_told_to_stop_it_asks_a_receiver_that_was_away_again(
     log.write("one")
     collector = Collector(logs.tail(log.path), [], [sink])
     async with collecting(collector, drain_timeout=5.0):
-        await eventually(lambda: collector.lanes[0].trouble is not None)
+        await eventually(lambda: collector.workers[0].failure is not None)
         sink.away = False
     assert sink.lines == ["one"]
 
@@ -528,7 +528,7 @@ async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first look at thousands of files takes a while, and a program that goes on wants its descriptors back."""
-    before, look, looked = set(os.listdir("/proc/self/fd")), RotationTracker.look, threading.Event()
+    before, look, looked = set(os.listdir("/proc/self/fd")), RotationTracker.scan, threading.Event()
     go_on = threading.Event()
 
     def slow(*args: Any) -> None:
@@ -536,7 +536,7 @@ async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
         assert go_on.wait(10)
         look(*args)
 
-    monkeypatch.setattr(RotationTracker, "look", slow)
+    monkeypatch.setattr(RotationTracker, "scan", slow)
     log.write("one")
     task = asyncio.create_task(logs.collect(logs.tail(log.path), sink=MemorySink()))
     await eventually(looked.is_set)
@@ -727,7 +727,7 @@ async def test_a_tail_that_is_in_use_goes_on_when_another_collection_wants_it(
             await logs.collect(source, sink=MemorySink("other"))
         log.write("one")
         await eventually(lambda: sink.lines == ["one"])
-        assert not Checkpoint(str(offsets)).claim()
+        assert not Checkpoint(str(offsets)).lock()
 
 
 async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:

@@ -123,7 +123,7 @@ async def test_a_changed_configuration_goes_on_where_the_one_before_ended(
     log: LogFile, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenario 37. Without a checkpoint, too: nothing is lost, and nothing delivered twice."""
-    monkeypatch.setattr(pipelines, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(pipelines, "_CHECK_INTERVAL_SECONDS", 0.02)
     config = tmp_path / "config"
     config.write_text("1")
     sink = MemorySink()
@@ -166,7 +166,7 @@ async def delete_unread(
 ) -> None:
     """Write lines, and delete their file while it is open and the sink of the collector takes nothing."""
     log.write(*lines)
-    await eventually(lambda: not collector.lanes[0].idle)
+    await eventually(lambda: not collector.workers[0].idle)
     log.close()
     Path(log.path).unlink()
     await eventually(lambda: collector.source.deleted_unacknowledged() > 0)
@@ -182,7 +182,7 @@ async def test_a_new_configuration_gets_the_deleted_files_that_a_dead_sink_still
     checkpoint: str,
 ) -> None:
     """The address of the sink may be the very thing that the change mends: to wait for the old one would be for ever."""
-    monkeypatch.setattr(pipelines, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(pipelines, "_CHECK_INTERVAL_SECONDS", 0.02)
     config = tmp_path / "config"
     config.write_text("1")
     alive = MemorySink(name="alive")

@@ -34,9 +34,9 @@ class Follower:
     def news(self, *, acknowledge: bool = True, look: bool = True) -> list[str]:
         """Return the lines that have come since the last time."""
         if look:
-            self.tail.look()
+            self.tail.scan()
             while self.tail.incomplete:
-                self.tail.look()
+                self.tail.scan()
         lines: list[str] = []
         while blocks := self.tail.read("", 1 << 20):
             if acknowledge:
@@ -48,7 +48,7 @@ class Follower:
     def later(self, seconds: float) -> list[str]:
         """Return what comes after so many seconds."""
         self.now += seconds
-        self.tail.look()
+        self.tail.scan()
         return self.news()
 
     def stop(self) -> None:

@@ -277,7 +277,7 @@ class World:
         self._disturb(self.tail)
         if self.scarce:
             # The first descriptor that is too many is the first one there is.
-            self.tail._habits = dataclasses.replace(self.tail._habits, max_open=0)
+            self.tail._policy = dataclasses.replace(self.tail._policy, max_open=0)
         self.tail.open()
         self._seen()
         self.save()
@@ -326,7 +326,7 @@ class World:
             listing = listed(directory, status)
             if self.hidden and listing.keys:
                 del listing.keys[sorted(listing.keys)[self.hidden % len(listing.keys)]]
-                listing.settled = False
+                listing.is_stable = False
                 self.hidden = 0
             return listing
 
@@ -386,7 +386,7 @@ class World:
 
     def look(self, _: int = 0) -> None:
         if self.tail is not None:
-            self.tail.look()
+            self.tail.scan()
             self._seen()
 
     def read(self, count: int) -> None:

@@ -151,9 +151,9 @@ def _plan(found: Configuration, sink_defaults: Mapping[str, Any], signature: Sig
             collectors[name] = pipeline.make_collector(sink_defaults)
         except _errors.ConfigError as error:
             raise _errors.ConfigError(f"{name}: {error}" if name else str(error)) from error
-        for lane in collectors[name].lanes:
-            for path in getattr(lane.sink, "own_files", ()):
-                if lane.name != "stdout" and writers.setdefault(path, name) != name:
+        for worker in collectors[name].workers:
+            for path in getattr(worker.sink, "own_files", ()):
+                if worker.name != "stdout" and writers.setdefault(path, name) != name:
                     raise _errors.ConfigError(
                         f"{path} cannot be a sink of two pipelines ({writers[path]}, {name})"
                     )
@@ -178,15 +178,15 @@ def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
         click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
         stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
         click.echo(f"stages      {_NEXT.join(stages) or 'none'}")
-        for lane, spec in zip(
-            plan.collectors[name].lanes, pipeline.sinks or ["stdout"], strict=True
+        for worker, spec in zip(
+            plan.collectors[name].workers, pipeline.sinks or ["stdout"], strict=True
         ):
             when = (
                 f" when {_yaml(spec['when'])}"
                 if "when" in spec and not isinstance(spec, str)
                 else ""
             )
-            click.echo(f"sink        {lane.name}{when}")
+            click.echo(f"sink        {worker.name}{when}")
     return 0
 
 
@@ -339,18 +339,18 @@ def _rows(entry: checkpoint.FileState) -> list[dict[str, Any]]:
         {
             "file": path,
             "sink": sink,
-            "position": place.offset,
+            "position": position.offset,
             "size": size,
-            "lag": max(size - place.offset, 0),
+            "lag": max(size - position.offset, 0),
             "state": state,
         }
-        for sink, place in sorted(entry.places.items())
+        for sink, position in sorted(entry.positions.items())
     ]
 
 
 def _whereabouts(entry: checkpoint.FileState) -> tuple[str, int, str]:
     """Find the file by its inode, under its name or another one in the same directory."""
-    if entry.gone is not None:
+    if entry.retired_at is not None:
         return entry.path, entry.size, "gone, delivered"
     if (size := _size_if_same(entry.path, entry)) is not None:
         return entry.path, size, "there"

@@ -22,28 +22,28 @@ class OffsetWindow:
 
     >>> window = OffsetWindow(Position(0))
     >>> first, second = (Block(b"a\n", "f", "id", start, start + 2, 0) for start in (0, 2))
-    >>> window.sent(first); window.sent(second)
-    >>> window.acknowledge(second); window.place.offset      # the first is still missing
+    >>> window.add(first); window.add(second)
+    >>> window.acknowledge(second); window.position.offset      # the first is still missing
     0
-    >>> window.acknowledge(first); window.place.offset
+    >>> window.acknowledge(first); window.position.offset
     4
     """
 
-    __slots__ = ("_mark", "_place", "_sent", "offset")
+    __slots__ = ("_mark", "_position", "_sent", "offset")
 
     def __init__(self, place: Position) -> None:
         self.offset = place.offset
         """Everything before it has been acknowledged."""
-        self._place: Position | None = place
+        self._position: Position | None = place
         self._mark = b""
         self._sent: deque[_Sent] = deque()
 
     @property
-    def place(self) -> Position:
+    def position(self) -> Position:
         """The acknowledged place, as the checkpoint keeps it. Hashed only when somebody asks."""
-        if self._place is None:
-            self._place = Position.of(self.offset, self._mark)
-        return self._place
+        if self._position is None:
+            self._position = Position.of(self.offset, self._mark)
+        return self._position
 
     @property
     def oldest(self) -> Block | None:
@@ -55,7 +55,7 @@ class OffsetWindow:
         """Bytes of the file that were handed out and not acknowledged."""
         return self._sent[-1].end - self.offset if self._sent else 0
 
-    def sent(self, block: Block) -> None:
+    def add(self, block: Block) -> None:
         """Remember that the block has been handed out."""
         self._sent.append(_Sent(block, block.end, block.mark))
 
@@ -69,7 +69,7 @@ class OffsetWindow:
             done = self._sent.popleft()
             self._move(done.end, done.mark)
 
-    def shorten(self, end: int, mark: bytes) -> None:
+    def truncate(self, end: int, mark: bytes) -> None:
         """The content lives on in a file that ends here: what was handed out behind it has no place there."""
         for entry in self._sent:
             if entry.end > end:
@@ -78,4 +78,4 @@ class OffsetWindow:
             self._move(end, mark)
 
     def _move(self, offset: int, mark: bytes) -> None:
-        self.offset, self._mark, self._place = offset, mark, None
+        self.offset, self._mark, self._position = offset, mark, None

@@ -22,14 +22,14 @@ from typing import Any, Protocol
 from sidecar import _errors
 
 LONGEST_MAGIC = 10
-_CHUNK = 1 << 16
-_HEAD = 4096
+_READ_BYTES = 1 << 16
+_HEAD_CACHE_BYTES = 4096
 """Bytes at the beginning that are kept: contents are recognised by them again and again."""
-_BEHIND = 1 << 16
+_KEPT_BYTES_BEHIND = 1 << 16
 """Bytes that a reader keeps behind the place that was asked for last."""
-_MOST_READERS = 16
+_MAX_READERS = 16
 _GZIP_WINDOW = 31  # gzip wrapper, largest window; see zlib.decompressobj
-_MEMORY = 1 << 28
+_MAX_DECODER_BYTES = 1 << 28
 """Bytes that decompressing may take: `xz -9` needs a quarter of it. An archive on a volume is somebody else's."""
 
 
@@ -79,7 +79,7 @@ class _Decoder(Protocol):
     @property
     def ended(self) -> bool: ...
     @property
-    def cut_off(self) -> bool: ...
+    def is_truncated(self) -> bool: ...
     def read(self, size: int) -> bytes: ...
 
 
@@ -100,7 +100,7 @@ class _Members:
         return self._between or (self._member.eof and not self._member.unused_data)
 
     @property
-    def cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
         if self.damaged or self._between or self._member.eof or not self._member.needs_input:
             return False
@@ -114,7 +114,7 @@ class _Members:
                 feed = self._member.unused_data
                 self._member, self._between = self._make(), True
             if not feed and self._member.needs_input:
-                feed = os.pread(self._fd, _CHUNK, self._source)
+                feed = os.pread(self._fd, _READ_BYTES, self._source)
                 self._source += len(feed)
                 if not feed:
                     return b""
@@ -131,7 +131,7 @@ class _Members:
         return b""
 
 
-class _Entries:
+class _ZipEntries:
     """The files in a ZIP archive, one after the other. Its directory stands at its end: before that nothing is read."""
 
     def __init__(self, fd: int) -> None:
@@ -145,7 +145,7 @@ class _Entries:
         return self._entries is not None and not self._entries and self._entry is None
 
     @property
-    def cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         return self._entries is None and not self.damaged
 
     def read(self, size: int) -> bytes:
@@ -166,7 +166,7 @@ class _Entries:
             import zipfile  # seldom needed, and half a megabyte
 
             try:
-                archive = zipfile.ZipFile(io.BufferedReader(_AtOffset(self._fd)))
+                archive = zipfile.ZipFile(io.BufferedReader(_PreadFile(self._fd)))
             except zipfile.BadZipFile:
                 return False  # still being written, or cut off
             names = [one for one in archive.infolist() if not one.is_dir()]
@@ -176,7 +176,7 @@ class _Entries:
         return self._entry is not None
 
 
-class _AtOffset(io.RawIOBase):
+class _PreadFile(io.RawIOBase):
     """A file by pread(2), since others read from the same descriptor."""
 
     def __init__(self, fd: int) -> None:
@@ -200,7 +200,7 @@ class _AtOffset(io.RawIOBase):
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _Format:
     """One way to compress: how it begins, and what reads it."""
 
     name: str
@@ -209,7 +209,7 @@ class _Form:
 
 
 def _xz() -> _Decompressor:
-    return lzma.LZMADecompressor(memlimit=_MEMORY)
+    return lzma.LZMADecompressor(memlimit=_MAX_DECODER_BYTES)
 
 
 def _zstd() -> _Decompressor:
@@ -226,19 +226,19 @@ def _zstd() -> _Decompressor:
     return made
 
 
-_FORMS = (
-    _Form("gzip", (b"\x1f\x8b",), lambda fd: _Members(fd, _Inflate)),
-    _Form(
+_FORMATS = (
+    _Format("gzip", (b"\x1f\x8b",), lambda fd: _Members(fd, _Inflate)),
+    _Format(
         "bzip2",
         tuple(b"BZh%d" % n + end for n in range(1, 10) for end in (b"1AY&SY", b"\x17rE8P\x90")),
         lambda fd: _Members(fd, bz2.BZ2Decompressor),
     ),
-    _Form("xz", (b"\xfd7zXZ\0",), lambda fd: _Members(fd, _xz)),
-    _Form("zstd", (b"\x28\xb5\x2f\xfd",), lambda fd: _Members(fd, _zstd)),
-    _Form("ZIP", (b"PK\x03\x04",), _Entries),
-    _Form("compress (.Z)", (b"\x1f\x9d",)),
-    _Form("LZ4", (b"\x04\x22\x4d\x18",)),
-    _Form("7-Zip", (b"7z\xbc\xaf\x27\x1c",)),
+    _Format("xz", (b"\xfd7zXZ\0",), lambda fd: _Members(fd, _xz)),
+    _Format("zstd", (b"\x28\xb5\x2f\xfd",), lambda fd: _Members(fd, _zstd)),
+    _Format("ZIP", (b"PK\x03\x04",), _ZipEntries),
+    _Format("compress (.Z)", (b"\x1f\x9d",)),
+    _Format("LZ4", (b"\x04\x22\x4d\x18",)),
+    _Format("7-Zip", (b"7z\xbc\xaf\x27\x1c",)),
 )
 
 
@@ -248,7 +248,7 @@ def is_archive(head: bytes) -> bool:
     >>> is_archive(b"\x1f\x8b\x08"), is_archive(b"BZh is a line")
     (True, False)
     """
-    return any(head.startswith(form.magic) for form in _FORMS)
+    return any(head.startswith(format_.magic) for format_ in _FORMATS)
 
 
 def open_archive(fd: int, head: bytes) -> Archive | None:
@@ -257,16 +257,16 @@ def open_archive(fd: int, head: bytes) -> Archive | None:
     Raises:
         Unreadable: it is compressed in a way that cannot be read.
     """
-    form = next((form for form in _FORMS if head.startswith(form.magic)), None)
-    if form is None:
+    format_ = next((format_ for format_ in _FORMATS if head.startswith(format_.magic)), None)
+    if format_ is None:
         return None
-    if form.make is None:
+    if format_.make is None:
         raise Unreadable(
-            f"it is compressed with {form.name}, which is not read:"
+            f"it is compressed with {format_.name}, which is not read:"
             " exclude it, or compress with gzip, bzip2, xz, zstd or ZIP"
         )
-    form.make(fd)  # says now that a module is missing
-    return Archive(fd, form.make)
+    format_.make(fd)  # says now that a module is missing
+    return Archive(fd, format_.make)
 
 
 class _Reader:
@@ -285,17 +285,17 @@ class _Reader:
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset` on, which is not before `start`."""
         while (missing := offset + size - self.end) > 0:
-            piece = self.decoder.read(min(missing, _CHUNK))
+            piece = self.decoder.read(min(missing, _READ_BYTES))
             if not piece:
                 break
             self._kept += piece
-            self._forget(min(offset, self.end) - _BEHIND)
+            self._discard_before(min(offset, self.end) - _KEPT_BYTES_BEHIND)
         first = offset - self.start
         data = bytes(self._kept[first : first + size])
-        self._forget(offset - _BEHIND)
+        self._discard_before(offset - _KEPT_BYTES_BEHIND)
         return data
 
-    def _forget(self, before: int) -> None:
+    def _discard_before(self, before: int) -> None:
         if before > self.start:
             before = min(before, self.end)
             del self._kept[: before - self.start]
@@ -331,14 +331,14 @@ class Archive:
         return self._last.decoder.ended
 
     @property
-    def cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         """True if all of the file was read, and it ends in the middle: perhaps more of it is to come."""
-        return max(self._readers, key=lambda reader: reader.end).decoder.cut_off
+        return max(self._readers, key=lambda reader: reader.end).decoder.is_truncated
 
-    def measure(self) -> int:
+    def length(self) -> int:
         """Return the length of the content, as far as it can be read. Decompresses all of it."""
         reader = self._reader_at(max(reader.end for reader in self._readers))
-        while reader.read(reader.end, _CHUNK):
+        while reader.read(reader.end, _READ_BYTES):
             pass
         return reader.end
 
@@ -348,8 +348,8 @@ class Archive:
             return self._head[offset : offset + size]
         reader = self._last = self._reader_at(offset)
         data = reader.read(offset, size)
-        if offset == 0 and len(self._head) < _HEAD:
-            self._head = data[:_HEAD]
+        if offset == 0 and len(self._head) < _HEAD_CACHE_BYTES:
+            self._head = data[:_HEAD_CACHE_BYTES]
         return data
 
     def next_data(self, _: int) -> int | None:
@@ -374,5 +374,5 @@ class Archive:
             self._readers.remove(reader)
         else:
             reader = _Reader(self._make(self.fd))
-        self._readers = [*self._readers, reader][-_MOST_READERS:]
+        self._readers = [*self._readers, reader][-_MAX_READERS:]
         return reader

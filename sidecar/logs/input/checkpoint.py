@@ -27,11 +27,11 @@ from sidecar.logs.input.fingerprint import HEAD_BYTES, TAIL_BYTES, Fingerprint, 
 VERSION = 1
 PREVIOUS = ".previous"
 _DAMAGED = ".damaged"
-_LARGEST = 64 << 20
-_MODE = 0o600
-_LARGEST_OFFSET = (1 << 63) - 1
+_MAX_CHECKPOINT_BYTES = 64 << 20
+_FILE_MODE = 0o600
+_MAX_INT64 = (1 << 63) - 1
 """off_t, and nanoseconds that the file system can tell."""
-_LARGEST_KEY = (1 << 64) - 1
+_MAX_UINT64 = (1 << 64) - 1
 """dev_t, ino_t."""
 
 _log = logging.getLogger(__name__)
@@ -47,18 +47,20 @@ class FileState:
     inode: int
     head: Fingerprint
     size: int
-    places: dict[str, Position]
+    positions: dict[str, Position]
     modified_ns: int = 0
-    gone: float | None = None
+    retired_at: float | None = None
     """Unix time at which the file had vanished, everything read; kept to recognise its compressed copy."""
 
     @property
     def furthest(self) -> Position:
-        return max(self.places.values(), key=lambda place: place.offset, default=Position(0))
+        return max(
+            self.positions.values(), key=lambda position: position.offset, default=Position(0)
+        )
 
     @property
     def lowest(self) -> int:
-        return min((place.offset for place in self.places.values()), default=0)
+        return min((position.offset for position in self.positions.values()), default=0)
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class State:
     entries: list[FileState] = field(default_factory=list)
     resume: dict[str, Any] = field(default_factory=dict)
     """The last `Receipt.resume` of each sink."""
-    saved: bool = field(default=False, compare=False)
+    from_checkpoint: bool = field(default=False, compare=False)
     """It comes from a checkpoint, perhaps of no file: what is there now is not there at the very first start."""
 
 
@@ -78,38 +80,38 @@ class Checkpoint:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._last: bytes | None = None
-        self._claim = self._claimed_by = -1
+        self._lock_fd = self._lock_pid = -1
 
-    def claim(self) -> bool:
+    def lock(self) -> bool:
         """Make it ours alone, until `release` or the end of the process; return False while it is somebody else's.
 
         Two that save in one file forget each other's positions, and deliver everything twice.
         Where locks are not to be had (a volume for reading only, some network file systems) it is always ours.
         """
-        if self.path is None or self._claim >= 0:
+        if self.path is None or self._lock_fd >= 0:
             return True
         directory, name = os.path.split(os.path.abspath(self.path))
         try:
             dirs.make_directory(directory)
             # A file of its own: the checkpoint is another file after each save. The leading dot hides it from patterns.
             lock = os.path.join(directory, f".{name}.lock")
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
         except (OSError, _errors.SidecarError):
             return True
         if not flock.try_lock(fd):
             os.close(fd)
             return False
-        self._claim, self._claimed_by = fd, os.getpid()
+        self._lock_fd, self._lock_pid = fd, os.getpid()
         return True
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         """Let another collection have it."""
-        if self._claim >= 0:
-            if os.getpid() == self._claimed_by:
+        if self._lock_fd >= 0:
+            if os.getpid() == self._lock_pid:
                 # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
-                flock.unlock(self._claim)
-            os.close(self._claim)
-            self._claim = -1
+                flock.unlock(self._lock_fd)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     @property
     def files(self) -> Sequence[str]:
@@ -123,7 +125,7 @@ class Checkpoint:
         """Return the saved state; the generation before it, or an empty one, where it is damaged or missing."""
         if self.path is None:
             return State()
-        _sweep(os.path.dirname(os.path.abspath(self.path)))
+        _remove_orphans(os.path.dirname(os.path.abspath(self.path)))
         for path in (self.path, self.path + PREVIOUS):
             try:
                 return decode(_read(path))
@@ -152,7 +154,7 @@ class Checkpoint:
             staged = atomic.TempFile(dir_fd)
             try:
                 staged.write(data)
-                staged.finalize(_MODE, None)
+                staged.finalize(_FILE_MODE, None)
                 _keep_previous(dir_fd, name)
                 staged.rename_into(name, dir_fd)
             finally:
@@ -172,7 +174,7 @@ def encode(state: State) -> bytes:
     """Return the document: one line of checksum, then JSON that people can read."""
     document = {
         "version": VERSION,
-        "files": [_entry_out(entry) for entry in state.entries],
+        "files": [_encode_entry(entry) for entry in state.entries],
         "sinks": state.resume,
     }
     try:
@@ -204,14 +206,14 @@ def decode(data: bytes) -> State:
         raise ValueError(f"it has version {version!r}, this program reads {VERSION}")
     if not isinstance(files, list) or not isinstance(sinks, dict):
         raise ValueError("it has no list of files, or no mapping of sinks")  # noqa: TRY004 (the documented error)
-    return State(list(_entries_in(files)), sinks, saved=True)
+    return State(list(_decode_entries(files)), sinks, from_checkpoint=True)
 
 
-def _entries_in(files: Sequence[Any]) -> Iterator[FileState]:
+def _decode_entries(files: Sequence[Any]) -> Iterator[FileState]:
     """Yield the entries that can be true. One that cannot costs its own file a second reading, and no other's."""
     for number, raw in enumerate(files, 1):
         try:
-            yield _entry_in(raw)
+            yield _decode_entry(raw)
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             _log.error(
                 "entry %d of the checkpoint cannot be true (%r): its file is read from the beginning",
@@ -220,7 +222,7 @@ def _entries_in(files: Sequence[Any]) -> Iterator[FileState]:
             )
 
 
-def _entry_out(entry: FileState) -> dict[str, Any]:
+def _encode_entry(entry: FileState) -> dict[str, Any]:
     raw: dict[str, Any] = {
         "id": entry.file_id,
         "path": entry.path,
@@ -230,61 +232,61 @@ def _entry_out(entry: FileState) -> dict[str, Any]:
         "modified_ns": entry.modified_ns,
         "head": [entry.head.length, entry.head.digest],
         "places": {
-            name: [place.offset, place.mark.length, place.mark.digest]
-            for name, place in entry.places.items()
+            name: [position.offset, position.tail.length, position.tail.digest]
+            for name, position in entry.positions.items()
         },
     }
-    if entry.gone is not None:
-        raw["gone"] = entry.gone
+    if entry.retired_at is not None:
+        raw["gone"] = entry.retired_at
     return raw
 
 
-def _entry_in(raw: Mapping[str, Any]) -> FileState:
+def _decode_entry(raw: Mapping[str, Any]) -> FileState:
     places = {
-        name: Position(_whole(offset), _print_in(length, digest))
+        name: Position(_check_int(offset), _decode_fingerprint(length, digest))
         for name, (offset, length, digest) in raw["places"].items()
     }
-    if any(place.mark.length > place.offset for place in places.values()):
+    if any(position.tail.length > position.offset for position in places.values()):
         raise ValueError("more bytes before a place than there are")
     length, digest = raw["head"]
     gone = raw.get("gone")
     return FileState(
-        file_id=_text(raw["id"]),
-        path=_text(raw["path"]),
-        device=_whole(raw["device"], _LARGEST_KEY),
-        inode=_whole(raw["inode"], _LARGEST_KEY),
-        head=_print_in(length, digest),
-        size=_whole(raw["size"]),
-        places=places,
-        modified_ns=_whole(raw["modified_ns"], smallest=-_LARGEST_OFFSET),
-        gone=None if gone is None else _moment(gone),
+        file_id=_check_text(raw["id"]),
+        path=_check_text(raw["path"]),
+        device=_check_int(raw["device"], _MAX_UINT64),
+        inode=_check_int(raw["inode"], _MAX_UINT64),
+        head=_decode_fingerprint(length, digest),
+        size=_check_int(raw["size"]),
+        positions=places,
+        modified_ns=_check_int(raw["modified_ns"], smallest=-_MAX_INT64),
+        retired_at=None if gone is None else _check_unix_time(gone),
     )
 
 
-def _print_in(length: Any, digest: Any) -> Fingerprint:
-    return Fingerprint(_whole(length, max(HEAD_BYTES, TAIL_BYTES)), _text(digest))
+def _decode_fingerprint(length: Any, digest: Any) -> Fingerprint:
+    return Fingerprint(_check_int(length, max(HEAD_BYTES, TAIL_BYTES)), _check_text(digest))
 
 
-def _whole(value: Any, largest: int = _LARGEST_OFFSET, smallest: int = 0) -> int:
+def _check_int(value: Any, largest: int = _MAX_INT64, smallest: int = 0) -> int:
     if type(value) is not int or not smallest <= value <= largest:
         raise ValueError(f"{value!r:.40} is no whole number from {smallest} to {largest}")
     return value
 
 
-def _moment(value: Any) -> float:
+def _check_unix_time(value: Any) -> float:
     moment = float(value)
-    if not 0 <= moment < _LARGEST_OFFSET:  # NaN neither
+    if not 0 <= moment < _MAX_INT64:  # NaN neither
         raise ValueError(f"{value!r:.40} is no Unix time")
     return moment
 
 
-def _text(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"{value!r:.40} is no text")
     return value
 
 
-def _sweep(directory: str) -> None:
+def _remove_orphans(directory: str) -> None:
     """Remove what a kill in the middle of a save has left."""
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -301,10 +303,10 @@ def _read(path: str) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
-        if status.st_size > _LARGEST:
+        if status.st_size > _MAX_CHECKPOINT_BYTES:
             raise ValueError(f"it has {status.st_size} bytes, more than any checkpoint")
         with os.fdopen(os.dup(fd), "rb") as handle:
-            return handle.read(_LARGEST)
+            return handle.read(_MAX_CHECKPOINT_BYTES)
     finally:
         os.close(fd)
 

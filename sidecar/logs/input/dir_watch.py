@@ -69,23 +69,23 @@ class DirectoryWatcher:
                 self._add(self._inotify, path)
 
     def drain(self) -> DirEvents:
-        """Return what has been noticed since the last call."""
-        noticed = DirEvents()
+        """Return what has been events since the last call."""
+        events = DirEvents()
         if self._inotify is None:
-            return noticed
+            return events
         for event in self._inotify.drain():
             if event.mask & Inotify.OVERFLOW:
-                noticed.overflow = True
+                events.overflow = True
             paths = list(self._paths.get(event.watch, ()))
             if event.mask & _WRITTEN and event.name:
                 name = os.fsdecode(event.name)
-                noticed.written.update(os.path.join(path, name) for path in paths)
+                events.written.update(os.path.join(path, name) for path in paths)
                 continue
-            noticed.changed.update(paths)
+            events.changed.update(paths)
             if event.mask & _GONE:
                 for path in paths:
                     self._drop(path)
-        return noticed
+        return events
 
     def close(self) -> None:
         """Give everything back."""

@@ -43,7 +43,7 @@ class Listing:
     """The entries of a directory, as of one moment."""
 
     changed_ns: int
-    settled: bool
+    is_stable: bool
     keys: dict[str, Key] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -55,13 +55,13 @@ class ScanIndex:
 
     files: dict[str, Key] = field(default_factory=dict)
     """The paths that match, with what they name (links resolved)."""
-    places: dict[Key, list[str]] = field(default_factory=dict)
+    paths_by_inode: dict[Key, list[str]] = field(default_factory=dict)
     """Every entry of the directories looked at, matching or not, by what it names."""
-    keys: dict[str, Key] = field(default_factory=dict)
+    inode_by_path: dict[str, Key] = field(default_factory=dict)
     """The same by path."""
     directories: dict[str, None] = field(default_factory=dict)
     """All that should be watched, in order."""
-    targets: set[str] = field(default_factory=set)
+    link_dirs: set[str] = field(default_factory=set)
     """Those of them that only hold what links point to."""
 
 
@@ -84,7 +84,7 @@ class Discovery:
         exclude: Iterable[str] = (),
         *,
         root: str | None = None,
-        beside: Iterable[str] = (),
+        archive_dirs: Iterable[str] = (),
     ) -> None:
         self.patterns = [p for pattern in patterns for p in _expand(pattern)]
         if not self.patterns:
@@ -93,25 +93,25 @@ class Discovery:
         self._exclude = [_excluder(p) for pattern in exclude for p in _braces(pattern)]
         self._own: set[tuple[str, str]] = set()
         self._root = os.path.abspath(root) if root is not None else None
-        self.beside = [os.path.abspath(path) for path in beside]
+        self.archive_dirs = [os.path.abspath(path) for path in archive_dirs]
         """Directories that are listed, whatever the patterns say."""
         self._listings: dict[str, Listing] = {}
         self._last: ScanIndex | None = None
-        self.refusals = LogOnce(_log)
+        self.errors = LogOnce(_log)
         """The directories that could not be listed."""
 
-    def leave_out(self, path: str) -> bool:
+    def exclude(self, path: str) -> bool:
         """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
         directory, name = os.path.split(os.path.abspath(path))
         self._own.add((os.path.realpath(directory), base_log_name(name)))
         return os.path.abspath(path) in self.patterns
 
-    def scan(self, *, suspicious: Iterable[str] = ()) -> ScanIndex:
-        """Look once. Directories in `suspicious` are listed again, whatever their times say."""
-        for path in suspicious:
+    def scan(self, *, changed_directories: Iterable[str] = ()) -> ScanIndex:
+        """Look once. Directories in `changed_directories` are listed again, whatever their times say."""
+        for path in changed_directories:
             if self._listings.pop(path, None) is not None:
                 self._last = None
-        if self._last is not None and not self._last.targets and self._is_unchanged():
+        if self._last is not None and not self._last.link_dirs and self._is_unchanged():
             return self._last
         found = ScanIndex()
         seen: dict[str, Listing] = {}
@@ -119,17 +119,17 @@ class Discovery:
             for path, key in self._walk(pattern.base, pattern.parts, found, seen):
                 if not self._excluded(path):
                     found.files[path] = key
-        for path in self.beside:
+        for path in self.archive_dirs:
             self._list(path, found, seen)
         for directory, listing in seen.items():
             for name, key in listing.keys.items():
-                found.keys[os.path.join(directory, name)] = key
-        found.keys.update(found.files)
-        for path, key in found.keys.items():
-            found.places.setdefault(key, []).append(path)
-        for directory in found.targets:
+                found.inode_by_path[os.path.join(directory, name)] = key
+        found.inode_by_path.update(found.files)
+        for path, key in found.inode_by_path.items():
+            found.paths_by_inode.setdefault(key, []).append(path)
+        for directory in found.link_dirs:
             found.directories.setdefault(directory)
-        found.targets -= seen.keys()
+        found.link_dirs -= seen.keys()
         self._listings = seen
         self._last = found if seen.keys() == found.directories.keys() else None
         return found
@@ -138,7 +138,9 @@ class Discovery:
         """Whether every directory that was listed is as it was. Links are another matter: their targets move."""
         try:
             return all(
-                known.settled and not known.links and os.stat(path).st_mtime_ns == known.changed_ns
+                known.is_stable
+                and not known.links
+                and os.stat(path).st_mtime_ns == known.changed_ns
                 for path, known in self._listings.items()
             )
         except OSError:
@@ -148,7 +150,7 @@ class Discovery:
         """Yield the files in which a rotation may have put the content of `path`: beside it, and one level below."""
         directory = os.path.dirname(path)
         scratch: dict[str, Listing] = {}
-        for place in dict.fromkeys([directory, *self.beside]):
+        for place in dict.fromkeys([directory, *self.archive_dirs]):
             if self._listings.pop(place, None) is not None:
                 self._last = None
             listing = self._list(place, ScanIndex(), scratch)
@@ -191,7 +193,7 @@ class Discovery:
         if self._root is not None:
             return self._root
         inside = [p.base for p in self._compiled if path.startswith(p.base.rstrip("/") + "/")]
-        inside += [d for d in self.beside if path.startswith(d + "/")]
+        inside += [d for d in self.archive_dirs if path.startswith(d + "/")]
         return max(inside, key=len, default=os.path.dirname(path))
 
     def _excluded(self, path: str) -> bool:
@@ -252,7 +254,7 @@ class Discovery:
                 with contextlib.suppress(OSError):
                     status = os.stat(path)
                     if stat.S_ISREG(status.st_mode):
-                        found.targets.add(os.path.dirname(os.path.realpath(path)))
+                        found.link_dirs.add(os.path.dirname(os.path.realpath(path)))
                         yield path, (status.st_dev, status.st_ino)
 
     def _list(self, directory: str, found: ScanIndex, seen: dict[str, Listing]) -> Listing | None:
@@ -261,11 +263,11 @@ class Discovery:
         try:
             status = os.stat(directory)
             known = self._listings.get(directory)
-            if known is None or not known.settled or known.changed_ns != status.st_mtime_ns:
+            if known is None or not known.is_stable or known.changed_ns != status.st_mtime_ns:
                 known = self._fresh(directory, status)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                self.refusals.note(directory, error)
+                self.errors.log(directory, error)
             # Not there yet: the nearest parent that is there tells when it comes.
             parent = directory
             while (parent := os.path.dirname(parent)) and not os.path.isdir(parent):
@@ -273,14 +275,14 @@ class Discovery:
                     return None
             found.directories.setdefault(parent)
             return None
-        self.refusals.forget(directory)
+        self.errors.clear(directory)
         seen[directory] = known
         found.directories.setdefault(directory)
         return known
 
     def _fresh(self, directory: str, status: os.stat_result) -> Listing:
-        settled = time.time_ns() - status.st_mtime_ns > _RACY_NS
-        listing = Listing(status.st_mtime_ns, settled)
+        is_stable = time.time_ns() - status.st_mtime_ns > _RACY_NS
+        listing = Listing(status.st_mtime_ns, is_stable)
         with os.scandir(directory) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ class PlainFile:
     """A regular file as it lies there."""
 
     compressed = False
-    ended = cut_off = False
+    ended = is_truncated = False
     damaged: str | None = None
     reported = False
 
@@ -39,7 +39,7 @@ class PlainFile:
             data += more
         return data
 
-    def measure(self) -> int:
+    def length(self) -> int:
         """Return the length of the content."""
         return os.fstat(self.fd).st_size
 

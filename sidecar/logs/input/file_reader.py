@@ -2,7 +2,7 @@
 
 A stream is not a path and not an inode. Rotation gives it another name, `copytruncate` another file,
 compression another form; the positions stay.
-For each lane (a sink's own progress) there is a cursor, how far it was read,
+For each sink (a sink's own progress) there is a cursor, how far it was read,
 and a window, how far it was acknowledged.
 
 Blocking reads; no decision about which file belongs to which stream: see `sidecar.logs.input.rotation`.
@@ -40,7 +40,7 @@ from sidecar.logs.input.framing import (
     split_lines,
     zero_prefix,
 )
-from sidecar.logs.records import MOST_RECORDS, Block, newlines_in
+from sidecar.logs.records import MAX_BLOCK_RECORDS, Block, newlines_in
 
 _BOM_NEEDS = 3
 
@@ -61,13 +61,13 @@ class FramingConfig:
 
 @dataclass(slots=True, eq=False)
 class ReadPosition:
-    """How far a lane has read."""
+    """How far a sink has read."""
 
     offset: int
-    mark: bytes = b""
-    held: bool = False
+    tail_bytes: bytes = b""
+    partial: bool = False
     """Bytes lie behind the offset that are no whole line (or group) yet."""
-    torn: bool = False
+    unterminated: bool = False
     """The last line of what is held has no end yet."""
     flush: bool = False
     """What is held is to be taken as complete."""
@@ -88,39 +88,39 @@ class LogStream:
     live: bool = True
     """The patterns name it; it may grow at any time."""
     deleted: bool = False
-    gone: float | None = None
+    retired_at: float | None = None
     """Unix time since which there is no file and nothing left to read: only remembered."""
     file_id: str = ""
     parent_id: str = ""
-    changed: tuple[int, ...] = ()
+    size_and_mtime: tuple[int, ...] = ()
     modified_ns: int = 0
     """The youngest modification time seen."""
-    looked_ns: int = 0
+    scan_started_ns: int = 0
     """The same when the present look began: what rotation has made since is not older."""
-    met_ns: int = 0
+    last_complete_scan_ns: int = 0
     """The same when the last look began that has met all files: older ones are known."""
-    grew_at: float = 0.0
+    last_growth: float = 0.0
     """Monotonic time of the last sign of life."""
     cursors: dict[str, ReadPosition] = field(default_factory=dict)
     windows: dict[str, OffsetWindow] = field(default_factory=dict)
-    goal: int = 0
+    target_offset: int = 0
     """How much of it a run that ends by itself delivers: what was there when it began."""
-    saved: int = 0
-    """How much of it every lane had acknowledged when the checkpoint was saved."""
-    reserved: int | None = None
+    saved_offset: int = 0
+    """How much of it every sink had acknowledged when the checkpoint was saved."""
+    preallocated_from: int | None = None
     """Nothing but zeros from here to the end: space for what is to come, and nothing that waits."""
-    skipped: int = 0
+    skipped_bytes: int = 0
     """Bytes of holes that were stepped over and not reported yet."""
     head_bytes: bytes = b""
-    restored: Position | None = None
+    unresolved: Position | None = None
     """Its file has not been found (again) yet: what is known of the furthest place."""
-    sought: str = "vanished"
+    loss_reason: str = "vanished"
     """What will have happened to its unread bytes if it is never found."""
-    sought_until: float | None = None
+    search_deadline: float | None = None
     """Monotonic time at which the search ends. Names move while a rotation is under way."""
     _encoding: Encoding | None = None
-    _counted: int = 0
-    _landmarks: SampledHashes = field(default_factory=SampledHashes)
+    _skipped_end: int = 0
+    _sampled_hashes: SampledHashes = field(default_factory=SampledHashes)
 
     @property
     def read_by_all(self) -> int:
@@ -137,29 +137,31 @@ class LogStream:
     @property
     def written(self) -> int:
         """How much there is to deliver."""
-        return self.size if self.reserved is None else min(self.reserved, self.size)
+        return (
+            self.size if self.preallocated_from is None else min(self.preallocated_from, self.size)
+        )
 
     @property
-    def holds_back(self) -> bool:
-        """A lane waits for the end of a line, or of a group."""
-        return any(cursor.held for cursor in self.cursors.values())
+    def has_partial(self) -> bool:
+        """A sink waits for the end of a line, or of a group."""
+        return any(cursor.partial for cursor in self.cursors.values())
 
     @property
-    def reached_goal(self) -> bool:
-        """Every lane has read what was there when a run that ends by itself began."""
+    def reached_target(self) -> bool:
+        """Every sink has read what was there when a run that ends by itself began."""
         if self.content is not None and self.content.compressed:
-            return all(c.at_end and not c.held for c in self.cursors.values())
-        return self.restored is None and self.read_by_all >= min(self.goal, self.written)
+            return all(c.at_end and not c.partial for c in self.cursors.values())
+        return self.unresolved is None and self.read_by_all >= min(self.target_offset, self.written)
 
     @property
     def furthest(self) -> Position:
-        """The place of the lane that has read most: what a continuation is recognised by."""
+        """The place of the sink that has read most: what a continuation is recognised by."""
         cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
-        return Position(0) if cursor is None else Position.of(cursor.offset, cursor.mark)
+        return Position(0) if cursor is None else Position.of(cursor.offset, cursor.tail_bytes)
 
     @property
-    def settled(self) -> bool:
-        """Everything that was read is acknowledged, and all lanes have read equally far."""
+    def is_fully_acknowledged(self) -> bool:
+        """Everything that was read is acknowledged, and all sinks have read equally far."""
         ends = {c.offset for c in self.cursors.values()} | {w.offset for w in self.windows.values()}
         return len(ends) <= 1
 
@@ -167,23 +169,28 @@ class LogStream:
         """Go on with this file, at the positions there are. The caller has made sure that it is the right one."""
         self.detach()
         self.content, self.key, self.path = content, key, path
-        self.deleted, self.gone, self.changed, self.reserved = False, None, (), None
-        self.head_bytes = self.head_now(HEAD_BYTES)
+        self.deleted, self.retired_at, self.size_and_mtime, self.preallocated_from = (
+            False,
+            None,
+            (),
+            None,
+        )
+        self.head_bytes = self.read_head(HEAD_BYTES)
         self.head = Fingerprint.of(self.head_bytes)
         if not content.compressed:
-            self.size = content.measure()
+            self.size = content.length()
         for cursor in self.cursors.values():
-            cursor.mark = _mark_at(content, cursor.offset)
+            cursor.tail_bytes = _tail_bytes_at(content, cursor.offset)
 
-    def shorten(self, content: Content) -> None:
+    def truncate(self, content: Content) -> None:
         """Take back what was seen beyond the end of a file that holds only the beginning of this content."""
-        end = content.measure()
-        mark = _mark_at(content, end)
+        end = content.length()
+        mark = _tail_bytes_at(content, end)
         for cursor in self.cursors.values():
             if cursor.offset > end:
-                cursor.offset, cursor.mark, cursor.held = end, mark, False
+                cursor.offset, cursor.tail_bytes, cursor.partial = end, mark, False
         for window in self.windows.values():
-            window.shorten(end, mark)
+            window.truncate(end, mark)
         self.size = end
         # What is written behind that end is not what was seen there: a receiver must tell the two apart.
         self.parent_id, self.file_id = self.file_id or self.parent_id, ""
@@ -194,7 +201,7 @@ class LogStream:
             self.content.close()
             self.content = None
 
-    def head_now(self, size: int) -> bytes:
+    def read_head(self, size: int) -> bytes:
         """Return what can be known of the head by so many bytes: zeros at their end may be filled later."""
         content = self.content
         if content is None:
@@ -205,12 +212,12 @@ class LogStream:
         head = data.rstrip(b"\0")
         if head or not data:
             return head
-        if self._behind_hole(len(data)) is not None:
+        if self._find_hole_end(len(data)) is not None:
             return data
-        self.reserved = 0
+        self.preallocated_from = 0
         return b""
 
-    def learn_head(self, size: int) -> bool:
+    def extend_fingerprint(self, size: int) -> bool:
         """Know as much of the head as a file of this size has. False if what was known is not there any more.
 
         Not more, even if there is: the caller judges the file by this size.
@@ -220,7 +227,7 @@ class LogStream:
         """
         known, content = self.head_bytes, self.content
         if content is not None and len(known) < HEAD_BYTES:
-            head = self.head_now(HEAD_BYTES if content.compressed else min(HEAD_BYTES, size))
+            head = self.read_head(HEAD_BYTES if content.compressed else min(HEAD_BYTES, size))
             if not head.startswith(known):
                 return False
             if head != known:
@@ -237,30 +244,30 @@ class LogStream:
         if content.read(0, len(self.head_bytes)) != self.head_bytes:
             return False
         return all(
-            content.read(c.offset - len(c.mark), len(c.mark)) == c.mark
+            content.read(c.offset - len(c.tail_bytes), len(c.tail_bytes)) == c.tail_bytes
             for c in self.cursors.values()
         )
 
-    def may_begin_with(self, data: bytes) -> bool:
+    def may_start_with(self, data: bytes) -> bool:
         """Whether that may be the beginning of what was read. Quick: a thousand logs are compared with each other."""
         known = self.head_bytes[: len(data)]
         return data.startswith(known)
 
     def is_continued_by(self, content: Content) -> bool:
         """Whether that file holds this content, at least up to the furthest position."""
-        return is_continued_by(self.head, self.restored or self.furthest, content)
+        return is_continued_by(self.head, self.unresolved or self.furthest, content)
 
-    def ends_early_in(self, content: Content) -> bool:
+    def is_truncated_copy_in(self, content: Content) -> bool:
         """Whether that file holds the beginning of this content, and not all that was seen of it."""
-        size, seen = content.measure(), max(self.furthest.offset, len(self.head_bytes))
+        size, seen = content.length(), max(self.furthest.offset, len(self.head_bytes))
         if not MIN_EVIDENCE <= size < seen or not self.head_bytes:
             return False
         head = content.read(0, len(self.head_bytes))
         if not self.head_bytes.startswith(head):
             return False
-        return len(head) == size or self._landmarks.fit(content, size)
+        return len(head) == size or self._sampled_hashes.matches(content, size)
 
-    def is_held_by(self, content: Content) -> bool:
+    def is_contained_in(self, content: Content) -> bool:
         """Whether that file holds all of this content, what has not been read yet included."""
         if not self.is_continued_by(content):
             return False
@@ -274,50 +281,50 @@ class LogStream:
         """Whether a process has the file open for writing; None where that cannot be known."""
         return None if self.content is None else self.content.has_writer()
 
-    def is_abandoned(self) -> bool:
+    def writers_gone(self) -> bool:
         """Whether surely nobody can write to the file any more."""
         return self.has_writer() is False
 
-    def next_block(
-        self, lane: str, rules: FramingConfig, grouper: MultilineGrouper | None
+    def read_block(
+        self, sink: str, config: FramingConfig, grouper: MultilineGrouper | None
     ) -> tuple[Block | None, bool]:
-        """Read on for a lane. Return the next block, if there is one, and whether it is worth asking again at once.
+        """Read on for a sink. Return the next block, if there is one, and whether it is worth asking again at once.
 
         Raises:
             ContentReplaced: the bytes before the position are not those that were read.
             OSError: as pread(2).
         """
-        cursor = self.cursors[lane]
-        size = rules.chunk
+        cursor = self.cursors[sink]
+        size = config.chunk
         while True:
             raw = self._read(cursor, size)
             short = len(raw) < size
-            skipped = self._skip(cursor, raw, short, rules.encoding)
+            skipped = self._skip(cursor, raw, short, config.encoding)
             if skipped is None:
                 return None, False
             if skipped:
                 continue
-            cut = self._cut(cursor, raw, rules, grouper, short)
-            if cut is not None:
+            frame = self._next_frame(cursor, raw, config, grouper, short)
+            if frame is not None:
                 break
             if short:
                 # What cannot be taken as complete (half a character) waits for no one.
-                cursor.held = bool(raw) and not cursor.flush
-                cursor.torn = not self._is_whole(raw)
+                cursor.partial = bool(raw) and not cursor.flush
+                cursor.unterminated = not self._is_whole(raw)
                 cursor.flush, cursor.at_end = False, True
                 return None, False
             # The line (or the group) is longer than what was read: read as much as it may have.
-            size = max(size * 2, rules.max_line + 1)
-        cut, taken = self._few(raw, cut)
-        more = not short or cut.size < len(raw)
+            size = max(size * 2, config.max_line + 1)
+        frame, taken = self._limit_records(raw, frame)
+        more = not short or frame.size < len(raw)
         cursor.at_end = not more
-        return self._block(cursor, raw, taken, cut), more
+        return self._block(cursor, raw, taken, frame), more
 
     def _read(self, cursor: ReadPosition, size: int) -> bytes:
         content = self.content
         if content is None:
             return b""
-        back = len(cursor.mark)
+        back = len(cursor.tail_bytes)
         if content.compressed:
             # Decompression goes forward: the mark comes first.
             before = content.read(cursor.offset - back, back) if back else b""
@@ -326,7 +333,9 @@ class LogStream:
             # The mark comes last: what was read is of the old content, if the old mark is still there after it.
             raw = content.read(cursor.offset, size)
             before = content.read(cursor.offset - back, back) if back else b""
-        if before != cursor.mark or (cursor.offset == 0 and not raw.startswith(self.head_bytes)):
+        if before != cursor.tail_bytes or (
+            cursor.offset == 0 and not raw.startswith(self.head_bytes)
+        ):
             raise ContentReplaced(self.path)
         known = len(self.head_bytes)
         if known < HEAD_BYTES and cursor.offset <= known < cursor.offset + len(raw):
@@ -339,7 +348,7 @@ class LogStream:
         """Step over a byte order mark or a hole. True: read again; None: wait; False: nothing to skip."""
         if self._encoding is None:
             if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
-                cursor.held = bool(raw)
+                cursor.partial = bool(raw)
                 return None
             self._encoding = detect_encoding(self.head_bytes or raw, declared)
         if cursor.offset == 0 and self._encoding.skip:
@@ -347,27 +356,27 @@ class LogStream:
             return True
         if raw[:1] != b"\0" or not self._encoding.plain:
             if raw:
-                self.reserved = None
+                self.preallocated_from = None
             return False
         hole = zero_prefix(raw)
         if hole == len(raw):
-            following = self._behind_hole(cursor.offset + hole)
+            following = self._find_hole_end(cursor.offset + hole)
             if following is None:
                 # Perhaps space that its writer has reserved and will fill, however late.
-                cursor.held, cursor.torn, cursor.at_end = not cursor.flush, True, True
-                cursor.flush, self.reserved = False, cursor.offset
+                cursor.partial, cursor.unterminated, cursor.at_end = not cursor.flush, True, True
+                cursor.flush, self.preallocated_from = False, cursor.offset
                 return None
             hole = following - cursor.offset  # gigabytes in one step
-        self.reserved = None
-        if cursor.offset + hole > self._counted:
-            self.skipped += hole
-            self._counted = cursor.offset + hole
-        cursor.mark = (cursor.mark + bytes(min(hole, TAIL_BYTES)))[-TAIL_BYTES:]
+        self.preallocated_from = None
+        if cursor.offset + hole > self._skipped_end:
+            self.skipped_bytes += hole
+            self._skipped_end = cursor.offset + hole
+        cursor.tail_bytes = (cursor.tail_bytes + bytes(min(hole, TAIL_BYTES)))[-TAIL_BYTES:]
         cursor.offset += hole
         self.size = max(self.size, cursor.offset)
         return True
 
-    def _behind_hole(self, offset: int) -> int | None:
+    def _find_hole_end(self, offset: int) -> int | None:
         """Return where the zeros end; None if nothing else follows."""
         content, step = self.content, 1 << 20
         if content is None or content.compressed:
@@ -381,11 +390,11 @@ class LogStream:
             offset = data + zeros  # written zeros: a file that was filled with them in advance
         return None
 
-    def _cut(
+    def _next_frame(
         self,
         cursor: ReadPosition,
         raw: bytes,
-        rules: FramingConfig,
+        config: FramingConfig,
         grouper: MultilineGrouper | None,
         short: bool,
     ) -> Frame | None:
@@ -395,42 +404,42 @@ class LogStream:
         ended = content is not None and (content.ended or content.damaged is not None)
         final = short and (cursor.flush or ended)
         ended = ended or self.deleted or not self.live
-        cut = self._encoding.cut(raw, rules.max_line, final=final, ended=ended)
-        if cut is None or grouper is None or cut.newline:
-            return cut
-        too_long = len(raw) > rules.max_line
-        rest = raw[cut.size :]
+        frame = self._encoding.frame(raw, config.max_line, final=final, ended=ended)
+        if frame is None or grouper is None or frame.newline:
+            return frame
+        too_long = len(raw) > config.max_line
+        rest = raw[frame.size :]
         if final and rest and not too_long and rest[:1] != b"\0":
             # The last line has no end, and is the end of its group all the same.
-            grouped = self._encoding.grouped(raw + self._encoding.newline, grouper, final=True)
+            grouped = self._encoding.group(raw + self._encoding.newline, grouper, final=True)
             return grouped and replace(grouped, size=len(raw), newline=True)
-        return self._encoding.grouped(raw[: cut.size], grouper, final=final or too_long)
+        return self._encoding.group(raw[: frame.size], grouper, final=final or too_long)
 
     def _is_whole(self, raw: bytes) -> bool:
         """Whether the bytes end with a line's end."""
         newline = self._encoding.newline if self._encoding is not None else b"\n"
         return raw.endswith(newline) and len(raw) % len(newline) == 0
 
-    def _few(self, raw: bytes, cut: Frame) -> tuple[Frame, bytes]:
+    def _limit_records(self, raw: bytes, frame: Frame) -> tuple[Frame, bytes]:
         """Return the cut, with no more records than may be made at once, and its bytes."""
-        taken = raw[: cut.size] if cut.size < len(raw) else raw
+        taken = raw[: frame.size] if frame.size < len(raw) else raw
         if self._encoding is not None and self._encoding.plain:
-            cut = limit_records(cut, taken, MOST_RECORDS)
-        return cut, taken if cut.size == len(taken) else taken[: cut.size]
+            frame = limit_records(frame, taken, MAX_BLOCK_RECORDS)
+        return frame, taken if frame.size == len(taken) else taken[: frame.size]
 
-    def _block(self, cursor: ReadPosition, raw: bytes, taken: bytes, cut: Frame) -> Block:
+    def _block(self, cursor: ReadPosition, raw: bytes, taken: bytes, frame: Frame) -> Block:
         start = cursor.offset
-        self._advance(cursor, raw, cut.size)
-        cursor.held, cursor.torn = cut.size < len(raw), not self._is_whole(raw)
-        if not cursor.held:
+        self._advance(cursor, raw, frame.size)
+        cursor.partial, cursor.unterminated = frame.size < len(raw), not self._is_whole(raw)
+        if not cursor.partial:
             cursor.flush = False
-        data, offsets = taken + b"\n" if cut.newline else taken, None
+        data, offsets = taken + b"\n" if frame.newline else taken, None
         if self._encoding is not None and not self._encoding.plain:
             data, offsets = self._encoding.to_utf8(taken, start)
-        if cut.order is not None:
-            data, offsets = _in_order(data, cut.order, offsets, start)
-        if cut.starts is not None and offsets is not None:
-            offsets = _of_groups(data, cut.starts, offsets)
+        if frame.order is not None:
+            data, offsets = _in_order(data, frame.order, offsets, start)
+        if frame.starts is not None and offsets is not None:
+            offsets = _of_groups(data, frame.starts, offsets)
         if not self.file_id:
             self.file_id = self._make_id()
         return Block(
@@ -440,16 +449,18 @@ class LogStream:
             start=start,
             end=cursor.offset,
             read_at=time.time_ns(),
-            mark=cursor.mark,
-            starts=cut.starts,
+            mark=cursor.tail_bytes,
+            starts=frame.starts,
             offsets=offsets,
-            count=_count(data, cut),
+            count=_count(data, frame),
         )
 
     def _advance(self, cursor: ReadPosition, raw: bytes, size: int) -> None:
-        self._landmarks.passed(cursor.offset, raw, size)
+        self._sampled_hashes.add(cursor.offset, raw, size)
         end = raw[max(size - TAIL_BYTES, 0) : size]
-        cursor.mark = end if len(end) == TAIL_BYTES else (cursor.mark + end)[-TAIL_BYTES:]
+        cursor.tail_bytes = (
+            end if len(end) == TAIL_BYTES else (cursor.tail_bytes + end)[-TAIL_BYTES:]
+        )
         cursor.offset += size
         self.size = max(self.size, cursor.offset)
 
@@ -463,7 +474,7 @@ class LogStream:
     def __repr__(self) -> str:
         kind = (
             "gone"
-            if self.gone
+            if self.retired_at
             else "deleted"
             if self.deleted
             else "live"
@@ -473,11 +484,11 @@ class LogStream:
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
 
 
-def _count(data: bytes, cut: Frame) -> int:
+def _count(data: bytes, frame: Frame) -> int:
     """Return how many records there are: now, while the bytes are in the processor's cache; later they are not."""
-    if cut.starts is not None:
-        return len(cut.starts)
-    return newlines_in(data) if cut.count is None else cut.count
+    if frame.starts is not None:
+        return len(frame.starts)
+    return newlines_in(data) if frame.count is None else frame.count
 
 
 def _in_order(
@@ -500,6 +511,6 @@ def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> li
     return found
 
 
-def _mark_at(content: Content, offset: int) -> bytes:
+def _tail_bytes_at(content: Content, offset: int) -> bytes:
     start = max(offset - TAIL_BYTES, 0)
     return content.read(start, offset - start)

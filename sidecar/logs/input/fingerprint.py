@@ -56,14 +56,14 @@ class Position:
     """How far a content was read: the offset, and what stands just before it."""
 
     offset: int
-    mark: Fingerprint = NOTHING
+    tail: Fingerprint = NOTHING
 
     @classmethod
     def of(cls, offset: int, mark: bytes) -> Position:
         return cls(offset, Fingerprint.of(mark[-TAIL_BYTES:]))
 
 
-def is_continued_by(head: Fingerprint, place: Position, content: Readable) -> bool:
+def is_continued_by(head: Fingerprint, position: Position, content: Readable) -> bool:
     """Whether `content` is the one that had this head and was read up to this place.
 
     False for a content of which nothing is known: an empty head fits everything.
@@ -72,9 +72,9 @@ def is_continued_by(head: Fingerprint, place: Position, content: Readable) -> bo
         return False
     if not head.matches(content.read(0, head.length)):
         return False
-    start = place.offset - place.mark.length
-    before = content.read(start, place.mark.length)
-    return len(before) == place.mark.length and place.mark.matches(before)
+    start = position.offset - position.tail.length
+    before = content.read(start, position.tail.length)
+    return len(before) == position.tail.length and position.tail.matches(before)
 
 
 def is_copy(copy: Readable, copy_size: int, original: Readable) -> bool:
@@ -100,45 +100,47 @@ class SampledHashes:
     `copytruncate` under a busy writer leaves a copy that is shorter than what a quick reader has read.
     Places are a sixteenth of the way apart, the last 64 of them are kept: a kilobyte a file.
 
-    >>> landmarks = SampledHashes()
-    >>> landmarks.passed(0, bytes(range(256)) * 32, 8192)
-    >>> landmarks
-    <Landmarks 8, the last at 8192>
+    >>> hashes = SampledHashes()
+    >>> hashes.add(0, bytes(range(256)) * 32, 8192)
+    >>> hashes
+    <SampledHashes 8, the last at 8192>
     """
 
-    _MOST = 64
-    _APART = 4
-    _BYTES = 256
+    _MAX_SAMPLES = 64
+    _SPACING_SHIFT = 4
+    _SAMPLE_BYTES = 256
 
     __slots__ = ("_hashes", "_offsets")
 
     def __init__(self) -> None:
         self._offsets, self._hashes = array("q"), array("q")
 
-    def passed(self, start: int, data: bytes, size: int) -> None:
+    def add(self, start: int, data: bytes, size: int) -> None:
         """Remember places in the first `size` bytes of `data`, which stand at `start`."""
         last = self._offsets[-1] if self._offsets else 0
         while (
-            place := max(last + max(HEAD_BYTES, last >> self._APART), start + self._BYTES)
+            position := max(
+                last + max(HEAD_BYTES, last >> self._SPACING_SHIFT), start + self._SAMPLE_BYTES
+            )
         ) <= start + size:
-            at = place - start
-            self._offsets.append(place)
-            self._hashes.append(hash(data[at - self._BYTES : at]))
-            last = place
-        if len(self._offsets) > self._MOST:
-            del self._offsets[: -self._MOST], self._hashes[: -self._MOST]
+            at = position - start
+            self._offsets.append(position)
+            self._hashes.append(hash(data[at - self._SAMPLE_BYTES : at]))
+            last = position
+        if len(self._offsets) > self._MAX_SAMPLES:
+            del self._offsets[: -self._MAX_SAMPLES], self._hashes[: -self._MAX_SAMPLES]
 
-    def fit(self, content: Readable, size: int) -> bool:
+    def matches(self, content: Readable, size: int) -> bool:
         """Whether the last place before `size` looks as it did. False if none is known."""
         index = bisect.bisect_right(self._offsets, size) - 1
         if index < 0:
             return False
-        there = content.read(self._offsets[index] - self._BYTES, self._BYTES)
-        return len(there) == self._BYTES and hash(there) == self._hashes[index]
+        there = content.read(self._offsets[index] - self._SAMPLE_BYTES, self._SAMPLE_BYTES)
+        return len(there) == self._SAMPLE_BYTES and hash(there) == self._hashes[index]
 
     def __repr__(self) -> str:
         last = self._offsets[-1] if self._offsets else 0
-        return f"<Landmarks {len(self._offsets)}, the last at {last}>"
+        return f"<SampledHashes {len(self._offsets)}, the last at {last}>"
 
 
 _COMPRESSED = re.compile(r"[-._](?:gz|Z|bz2|xz|zst|zip|lz4)$", re.IGNORECASE)

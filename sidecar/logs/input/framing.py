@@ -16,13 +16,13 @@ from sidecar.logs.records import newlines_in
 from sidecar.process import arguments
 
 NEWLINE = b"\n"
-_ZEROS = bytes(1 << 20)
+_ZERO_PAGES = bytes(1 << 20)
 """Pages that nobody writes to: they take no memory."""
-_SIGNATURE = 128
+_WRITER_SEARCH_BYTES = 128
 """Bytes at the beginning and at the end of a line in which its writer is named."""
-_NEAR = 4096
+_BLANK_SEARCH_BYTES = 4096
 """Bytes before the end of a piece in which a blank is looked for."""
-_LONGEST_CHARACTER = 4
+_MAX_UTF8_BYTES = 4
 """Bytes of UTF-8."""
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -79,7 +79,7 @@ class Frame:
     """How many records it makes, where that is known already."""
 
 
-def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
+def frame_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
     """Return the longest run of whole lines at the beginning of `raw`, None if it has to wait for more.
 
     A line of more than `max_line` bytes comes alone, in pieces of whole characters.
@@ -88,7 +88,7 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
     size = raw.rfind(NEWLINE) + 1
     if size == 0:
         if len(raw) > max_line:
-            return _piece(raw, max_line)
+            return _split_long_line(raw, max_line)
         return Frame(len(raw), newline=True) if final and raw else None
     # One byte is searched for many times faster than two, and hardly a log holds it.
     if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
@@ -99,38 +99,38 @@ def cut_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
     while size - start > max_line + 1:
         end = raw.rfind(NEWLINE, start, min(start + max_line + 1, size))
         if end < 0:
-            return Frame(start) if start else _piece(raw, max_line)
+            return Frame(start) if start else _split_long_line(raw, max_line)
         start = end + 1
     return Frame(size)
 
 
-def limit_records(cut: Frame, taken: bytes, most: int) -> Frame:
+def limit_records(frame: Frame, taken: bytes, most: int) -> Frame:
     """Return a cut of no more than so many records; `taken` are its bytes, whole lines of UTF-8."""
-    if cut.newline or cut.order is not None:
-        return cut
-    if cut.starts is not None:
-        if len(cut.starts) <= most:
-            return cut
-        return Frame(cut.starts[most], starts=cut.starts[:most])
+    if frame.newline or frame.order is not None:
+        return frame
+    if frame.starts is not None:
+        if len(frame.starts) <= most:
+            return frame
+        return Frame(frame.starts[most], starts=frame.starts[:most])
     count = newlines_in(taken)
     if count <= most:
-        return Frame(cut.size, count=count)
+        return Frame(frame.size, count=count)
     end = 0
     for _ in range(most):
         end = taken.index(NEWLINE, end) + 1
     return Frame(end, count=most)
 
 
-def _piece(raw: bytes, most: int) -> Frame:
+def _split_long_line(raw: bytes, most: int) -> Frame:
     """Return the beginning of an overlong line: up to a blank, if there is one near, else of whole characters.
 
     What is cut between two words can be found by who looks for one (`redact`).
     """
-    near = min(_NEAR, most // 16)
+    near = min(_BLANK_SEARCH_BYTES, most // 16)
     if (blank := raw.rfind(b" ", most - near, most)) > 0:
         return Frame(blank, newline=True)
     size = most
-    while most - size < _LONGEST_CHARACTER - 1 and size > 1 and raw[size] & 0xC0 == 0x80:
+    while most - size < _MAX_UTF8_BYTES - 1 and size > 1 and raw[size] & 0xC0 == 0x80:
         size -= 1
     whole = raw[size] & 0xC0 != 0x80
     return Frame(size if whole else most, newline=True)
@@ -139,7 +139,7 @@ def _piece(raw: bytes, most: int) -> Frame:
 def zero_prefix(raw: bytes) -> int:
     """Return how many NUL bytes `raw` begins with."""
     # A file that was filled with zeros ahead is nothing else for megabytes: compared, they cost a fiftieth.
-    if raw == _ZEROS[: len(raw)]:
+    if raw == _ZERO_PAGES[: len(raw)]:
         return len(raw)
     return len(raw) - len(raw.lstrip(b"\0"))
 
@@ -151,19 +151,19 @@ class MultilineGrouper:
         self.rule = rule
         self._start = regex.compile_pattern(rule.start) if rule.start is not None else None
         self._end = regex.compile_pattern(rule.end) if rule.end is not None else None
-        self._goes_on = regex.compile_pattern(rule.continuation) if rule.continuation else None
+        self._continuation = regex.compile_pattern(rule.continuation) if rule.continuation else None
         self._apart = regex.compile_pattern(rule.apart) if rule.apart is not None else None
 
-    def cut(self, lines: bytes, *, final: bool) -> Frame | None:
+    def group(self, lines: bytes, *, final: bool) -> Frame | None:
         """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
         if self._apart is not None:
-            return self._cut_apart(split_lines(lines), final=final)
+            return self._group_interleaved(split_lines(lines), final=final)
         starts: list[int] = []
         position, in_group = 0, 0
         open_group = False
         for line in lines.splitlines(keepends=True) if b"\r" not in lines else split_lines(lines):
             begins = in_group == 0 or in_group >= self.rule.max_lines
-            if begins or self._begins(line.rstrip(b"\r\n")):
+            if begins or self._starts_group(line.rstrip(b"\r\n")):
                 starts.append(position)
                 in_group = 0
             in_group += 1
@@ -178,7 +178,7 @@ class MultilineGrouper:
             return Frame(last, starts=starts) if starts else None
         return Frame(len(lines), starts=starts)
 
-    def _cut_apart(self, lines: Sequence[bytes], *, final: bool) -> Frame | None:
+    def _group_interleaved(self, lines: Sequence[bytes], *, final: bool) -> Frame | None:
         """As `cut`, for lines of several writers."""
         groups: list[list[int]] = []
         of_writer: dict[str | None, list[int]] = {}
@@ -190,7 +190,11 @@ class MultilineGrouper:
                 continue
             writer = self._writer(bare)
             group = of_writer.get(writer)
-            if group is None or self._begins(bare) or number - group[0] >= self.rule.max_lines:
+            if (
+                group is None
+                or self._starts_group(bare)
+                or number - group[0] >= self.rule.max_lines
+            ):
                 group = of_writer[writer] = []
                 groups.append(group)
             group.append(number)
@@ -199,7 +203,11 @@ class MultilineGrouper:
         # Nothing behind the first line that still waits for others can go: positions know no gaps.
         open_since = [g[0] for g in of_writer.values() if len(lines) - g[0] < self.rule.max_lines]
         most = len(lines) if final else min(open_since, default=len(lines))
-        while groups and most < len(lines) and (late := _first_beyond(groups, most)) is not None:
+        while (
+            groups
+            and most < len(lines)
+            and (late := _first_reaching_beyond(groups, most)) is not None
+        ):
             most = late
         whole = [group for group in groups if group[0] < most]
         order = [number for group in whole for number in group]
@@ -211,15 +219,19 @@ class MultilineGrouper:
             return None
         return Frame(place, starts=starts, order=None if order == sorted(order) else order)
 
-    def _begins(self, line: bytes) -> bool:
+    def _starts_group(self, line: bytes) -> bool:
         if self._start is None:
-            return self._goes_on is not None and not self._goes_on.found_in(line)
+            return self._continuation is not None and not self._continuation.found_in(line)
         if not self._start.found_in(line):
             return False
-        return self._goes_on is None or not self._goes_on.found_in(line)
+        return self._continuation is None or not self._continuation.found_in(line)
 
     def _writer(self, line: bytes) -> str | None:
-        named = line if len(line) <= 2 * _SIGNATURE else line[:_SIGNATURE] + line[-_SIGNATURE:]
+        named = (
+            line
+            if len(line) <= 2 * _WRITER_SEARCH_BYTES
+            else line[:_WRITER_SEARCH_BYTES] + line[-_WRITER_SEARCH_BYTES:]
+        )
         found = (
             self._apart.groups(named.decode("utf-8", "replace"))
             if self._apart is not None
@@ -228,7 +240,7 @@ class MultilineGrouper:
         return found.get("writer") if found is not None else None
 
 
-def _first_beyond(groups: Sequence[Sequence[int]], most: int) -> int | None:
+def _first_reaching_beyond(groups: Sequence[Sequence[int]], most: int) -> int | None:
     """Return where the first of the groups begins that reach beyond a line although they begin before it."""
     return next((group[0] for group in groups if group[0] < most <= group[-1]), None)
 
@@ -255,14 +267,14 @@ class Encoding:
     def newline(self) -> bytes:
         return NEWLINE.decode().encode(self.name)
 
-    def cut(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Frame | None:
-        """As `cut_lines`, for this encoding; the size is in bytes of the file.
+    def frame(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Frame | None:
+        """As `frame_lines`, for this encoding; the size is in bytes of the file.
 
         `ended`: a last character of which there is only a part goes, too: there will never be more of it.
         """
         width = len(self.newline)
         if width == 1:
-            return cut_lines(raw, max_line, final=final)
+            return frame_lines(raw, max_line, final=final)
         end = raw.rfind(self.newline)
         while end >= 0 and end % width:
             end = raw.rfind(self.newline, 0, end + width - 1)
@@ -273,17 +285,17 @@ class Encoding:
         whole = len(raw) if ended else len(raw) - len(raw) % width
         return Frame(whole, newline=True) if final and whole else None
 
-    def grouped(self, lines: bytes, grouper: MultilineGrouper, *, final: bool) -> Frame | None:
+    def group(self, lines: bytes, grouper: MultilineGrouper, *, final: bool) -> Frame | None:
         """As `Grouper.cut`, for lines in this encoding: `starts` are places in the lines as UTF-8."""
         if self.plain:
-            return grouper.cut(lines, final=final)
+            return grouper.group(lines, final=final)
         text, _ = self.to_utf8(lines, 0)
-        cut = grouper.cut(text, final=final)
-        if cut is None or cut.size == len(text):
-            return cut and replace(cut, size=len(lines))
-        return replace(cut, size=self._behind(lines, text.count(NEWLINE, 0, cut.size)))
+        frame = grouper.group(text, final=final)
+        if frame is None or frame.size == len(text):
+            return frame and replace(frame, size=len(lines))
+        return replace(frame, size=self._end_of_line(lines, text.count(NEWLINE, 0, frame.size)))
 
-    def _behind(self, raw: bytes, lines: int) -> int:
+    def _end_of_line(self, raw: bytes, lines: int) -> int:
         """Return where the line after so many lines begins."""
         newline, end = self.newline, 0
         while lines > 0:

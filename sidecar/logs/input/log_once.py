@@ -9,7 +9,7 @@ import os
 from sidecar import _errors
 from sidecar.fs import oserrors
 
-_MOST = 1000
+_MAX_PATHS = 1000
 """Paths, before it is looked which of them are gone: names with a time in them never end."""
 
 
@@ -23,22 +23,22 @@ class LogOnce:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def note(self, path: str, error: Exception) -> None:
+    def log(self, path: str, error: Exception) -> None:
         """Say that a file or directory cannot be read, unless that has been said."""
-        reason = _why(error)
+        reason = _describe(error)
         if self.reasons.get(path) == reason:
             return
-        if len(self.reasons) >= _MOST:
+        if len(self.reasons) >= _MAX_PATHS:
             self.reasons = {p: r for p, r in self.reasons.items() if os.path.lexists(p)}
         self.reasons[path] = reason
         self._log.warning("cannot %s %s: %s; trying again later", self._attempt, path, reason)
 
-    def forget(self, path: str) -> None:
+    def clear(self, path: str) -> None:
         """It can be read."""
         self.reasons.pop(path, None)
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if not isinstance(error, OSError) or isinstance(error, _errors.SidecarError):
         return str(error)
     if error.errno in (errno.EACCES, errno.EPERM):

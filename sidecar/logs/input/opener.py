@@ -24,11 +24,11 @@ class Opener:
     """Opens what a scan has found."""
 
     discovery: Discovery
-    make_room: Callable[[], bool]
+    close_idle: Callable[[], bool]
     """Closes some files that were not needed for long; returns whether there were any."""
-    most: int = 4096
+    max_fds: int = 4096
     """The first descriptor that log files leave to others: to sinks, the checkpoint, probes."""
-    refusals: LogOnce = field(default_factory=lambda: LogOnce(_log))
+    errors: LogOnce = field(default_factory=lambda: LogOnce(_log))
 
     def open(self, path: str) -> Opened | None:
         """Open a file, or say once why it cannot be."""
@@ -36,28 +36,28 @@ class Opener:
             fd = self._open_fd(path)
         except (OSError, _errors.ReadError) as error:
             if not isinstance(error, FileNotFoundError):
-                self.refusals.note(path, error)
+                self.errors.log(path, error)
             return None
         try:
             opened = open_content(fd), os.fstat(fd)
         except (OSError, _errors.ReadError) as error:
             os.close(fd)
-            self.refusals.note(path, error)
+            self.errors.log(path, error)
             return None
-        self.refusals.forget(path)
+        self.errors.clear(path)
         return opened
 
     def find_first(
-        self, fits: Callable[[Content], bool], paths: Iterable[str], taken: Container[Key]
+        self, fits: Callable[[Content], bool], paths: Iterable[str], in_use: Container[Key]
     ) -> tuple[Content, Key, str] | None:
         """Open files one after the other until one fits. Those that are taken are not asked."""
         for path in paths:
             key = file_key(path)
-            if key is None or key in taken or (opened := self.open(path)) is None:
+            if key is None or key in in_use or (opened := self.open(path)) is None:
                 continue
             content, status = opened
             key = (status.st_dev, status.st_ino)
-            if key not in taken and fits(content):
+            if key not in in_use and fits(content):
                 return content, key, path
             content.close()
         return None
@@ -66,12 +66,12 @@ class Opener:
         try:
             fd = self.discovery.open(path)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.make_room():
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.close_idle():
                 raise
             return self.discovery.open(path)
         # The kernel gives the lowest number that is free (open(2)): so many descriptors are in use.
-        if fd >= self.most:
-            self.make_room()
+        if fd >= self.max_fds:
+            self.close_idle()
         return fd
 
 

@@ -22,7 +22,7 @@ from sidecar.logs.input.file_reader import LogStream, ReadPosition
 _log = logging.getLogger(__name__)
 
 
-_Family = dict[str, dict[LogStream, None]]
+_StreamsByName = dict[str, dict[LogStream, None]]
 """Streams by their names as they were before compression."""
 
 
@@ -45,32 +45,32 @@ class CopyCandidate:
 class StreamRegistry:
     """The streams of one collection."""
 
-    lanes: tuple[str, ...]
+    sinks: tuple[str, ...]
     wake: Callable[[LogStream], None]
     """Called for each stream that may have something to read."""
-    lose: Callable[[str, int, str], None]
+    record_loss: Callable[[str, int, str], None]
     """Called with reason, bytes and path for what can never be read."""
-    found: ScanIndex = field(default_factory=ScanIndex)
+    index: ScanIndex = field(default_factory=ScanIndex)
     """What the last scan of the directories has found."""
     streams: list[LogStream] = field(default_factory=list)
     by_key: dict[Key, LogStream] = field(default_factory=dict)
-    recent: dict[LogStream, None] = field(default_factory=dict)
+    open_streams: dict[LogStream, None] = field(default_factory=dict)
     """Those whose file is open; the one that was not used for longest comes first."""
     aliases: dict[Key, LogStream] = field(default_factory=dict)
     """Archives that hold nothing but what a stream reads from its own file."""
-    suspects: dict[Key, CopyCandidate] = field(default_factory=dict)
-    turns: int = 0
+    copy_candidates: dict[Key, CopyCandidate] = field(default_factory=dict)
+    revision: int = 0
     """Grows whenever a stream begins, moves or ends."""
     archives: Collection[str] = ()
     """Directories to which rotation moves files."""
-    families: dict[str, dict[str, _Family]] = field(default_factory=dict)
+    by_base_name: dict[str, dict[str, _StreamsByName]] = field(default_factory=dict)
     """The streams by what rotation leaves of their names, and by directory."""
 
-    def knows(self, key: Key) -> bool:
+    def contains(self, key: Key) -> bool:
         """Whether somebody reads this file, or need not."""
         return key in self.by_key or key in self.aliases
 
-    def relatives(self, path: str) -> list[LogStream]:
+    def related_streams(self, path: str) -> list[LogStream]:
         """Return the streams of which this file may be the rotated past, or the next home.
 
         Beside it, or a directory above; anywhere, if it lies in one that rotation moves files to.
@@ -78,155 +78,158 @@ class StreamRegistry:
         `worker-1.log` and `worker-2.log` are two logs, and `worker-1.log.gz` comes from the first alone.
         """
         directory, name = os.path.split(path)
-        families = self.families.get(_core(path), {})
+        by_base_name = self.by_base_name.get(_base_name(path), {})
         far = directory in self.archives
-        near = families if far else [d for d in _directories(directory) if d in families]
+        near = by_base_name if far else [d for d in _directories(directory) if d in by_base_name]
         if self.has_bare_name(path):
-            return [s for d in near for group in families[d].values() for s in group]
+            return [s for d in near for group in by_base_name[d].values() for s in group]
         plain = fingerprint.plain_name(name)
-        return [s for d in near for s in families[d].get(plain, ())]
+        return [s for d in near for s in by_base_name[d].get(plain, ())]
 
     def has_bare_name(self, path: str) -> bool:
         """Whether there is, or was, a log whose name is what rotation leaves of this one: `app.log` for `app.log.1`."""
-        directory, core = os.path.dirname(path), _core(path)
-        families = self.families.get(core, {})
+        directory, core = os.path.dirname(path), _base_name(path)
+        by_base_name = self.by_base_name.get(core, {})
         # What rotation moved far away may come from a log that nobody has met yet.
         far = directory in self.archives
-        near = [*families, *self.found.directories] if far else _directories(directory)
+        near = [*by_base_name, *self.index.directories] if far else _directories(directory)
         return any(
-            core in families.get(d, ()) or os.path.join(d, core) in self.found.keys for d in near
+            core in by_base_name.get(d, ()) or os.path.join(d, core) in self.index.inode_by_path
+            for d in near
         )
 
     # -- descriptors
 
-    def used(self, stream: LogStream) -> None:
+    def mark_used(self, stream: LogStream) -> None:
         """Its file is open, and needed just now."""
-        self.recent.pop(stream, None)
-        self.recent[stream] = None
+        self.open_streams.pop(stream, None)
+        self.open_streams[stream] = None
 
     def close_file(self, stream: LogStream) -> None:
         """Close its file, if it is open. The stream goes on when it is opened again."""
         stream.detach()
-        self.recent.pop(stream, None)
+        self.open_streams.pop(stream, None)
 
     # -- steps
 
     def add(self, stream: LogStream) -> None:
         """Take in a stream, with or without a file."""
         self.streams.append(stream)
-        self._join_family(stream)
+        self._index_name(stream)
         if stream.content is not None and stream.key is not None:
             self.by_key[stream.key] = stream
-            self.used(stream)
+            self.mark_used(stream)
 
     def remove(self, stream: LogStream) -> None:
         """Forget a stream altogether."""
         self.streams.remove(stream)
-        self.recent.pop(stream, None)
-        self._leave_family(stream)
+        self.open_streams.pop(stream, None)
+        self._unindex_name(stream)
         self.unlink(stream)
 
     def rename(self, stream: LogStream, path: str) -> None:
         """Its file has another name now."""
-        self._leave_family(stream)
+        self._unindex_name(stream)
         stream.path = path
-        self._join_family(stream)
+        self._index_name(stream)
 
-    def begin(
-        self, stream: LogStream, *, at_end: bool = False, judged: int = fingerprint.HEAD_BYTES
+    def add_new(
+        self, stream: LogStream, *, at_end: bool = False, known_size: int = fingerprint.HEAD_BYTES
     ) -> None:
-        """Take in a new stream, with its file open. `judged` is the size of the file when it was found to be new."""
+        """Take in a new stream, with its file open. `known_size` is the size of the file when it was found to be new."""
         content = stream.content
         if content is None:
             return
-        # No more of it than was judged: a copy that was empty a moment ago may be complete by now.
+        # No more of it than was known_size: a copy that was empty a moment ago may be complete by now.
         known = (
-            fingerprint.HEAD_BYTES if content.compressed else min(judged, fingerprint.HEAD_BYTES)
+            fingerprint.HEAD_BYTES
+            if content.compressed
+            else min(known_size, fingerprint.HEAD_BYTES)
         )
-        stream.head_bytes = stream.head_now(known)
+        stream.head_bytes = stream.read_head(known)
         stream.head = fingerprint.Fingerprint.of(stream.head_bytes)
         offset, mark = 0, b""
         if at_end:
-            offset = content.measure()
+            offset = content.length()
             if content.compressed:
                 stream.size = offset
             else:  # from the beginning of the last line on, if it is not complete
                 offset = _after_last_newline(content, offset)
             start = max(offset - fingerprint.TAIL_BYTES, 0)
             mark = content.read(start, offset - start)
-        for lane in self.lanes:
-            stream.cursors[lane] = ReadPosition(offset, mark)
-            stream.windows[lane] = OffsetWindow(fingerprint.Position.of(offset, mark))
+        for sink in self.sinks:
+            stream.cursors[sink] = ReadPosition(offset, mark)
+            stream.windows[sink] = OffsetWindow(fingerprint.Position.of(offset, mark))
         self.add(stream)
         if stream.key is not None:
-            self.clear_of_suspicion(stream.key)
-        self.turns += 1
+            self.unmark_copy(stream.key)
+        self.revision += 1
 
-    def settle(self, stream: LogStream, content: Content, key: Key, path: str, now: float) -> None:
+    def attach(self, stream: LogStream, content: Content, key: Key, path: str, now: float) -> None:
         """Let a stream go on in this file."""
         level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
         self.unlink(stream)
         self.rename(stream, path)
         stream.attach(content, key, path)
-        self.used(stream)
-        stream.restored = stream.sought_until = None
-        stream.live = path in self.found.files
-        stream.grew_at = now
+        self.mark_used(stream)
+        stream.unresolved = stream.search_deadline = None
+        stream.live = path in self.index.files
+        stream.last_growth = now
         self.by_key[key] = stream
         self.aliases.pop(key, None)
-        self.clear_of_suspicion(key)
-        self.turns += 1
+        self.unmark_copy(key)
+        self.revision += 1
         _log.log(level, "the rest of it is read from %s, from byte %d on", path, stream.read_by_all)
         self.wake(stream)
 
-    def suspect(self, key: Key, suspect: CopyCandidate) -> None:
+    def mark_copy(self, key: Key, candidate: CopyCandidate) -> None:
         """Leave a file alone while it only repeats another."""
-        self.clear_of_suspicion(key)
-        self.suspects[key] = suspect
+        self.unmark_copy(key)
+        self.copy_candidates[key] = candidate
 
-    def clear_of_suspicion(self, key: Key) -> None:
+    def unmark_copy(self, key: Key) -> None:
         """It is known by now what the file is."""
-        suspect = self.suspects.pop(key, None)
-        if suspect is not None and suspect.content is not None:
-            suspect.content.close()
+        candidate = self.copy_candidates.pop(key, None)
+        if candidate is not None and candidate.content is not None:
+            candidate.content.close()
 
-    def bury(self, stream: LogStream) -> None:
+    def retire(self, stream: LogStream) -> None:
         """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
         self.close_file(stream)
         self.unlink(stream)
         stream.live, stream.deleted = False, True
-        stream.gone = time.time()
-        self.turns += 1
+        stream.retired_at = time.time()
+        self.revision += 1
 
-    def tidy(self, there: Container[Key]) -> None:
+    def prune(self, there: Container[Key]) -> None:
         """Forget what was known of files that are not there any more."""
         self.aliases = {key: s for key, s in self.aliases.items() if key in there}
-        # One that is held open is judged on without a name: somebody may still write to it.
-        gone = [k for k, s in self.suspects.items() if k not in there and s.content is None]
+        # One that is held open is known_size on without a name: somebody may still write to it.
+        gone = [k for k, s in self.copy_candidates.items() if k not in there and s.content is None]
         for key in gone:
-            self.clear_of_suspicion(key)
+            self.unmark_copy(key)
 
     def close(self) -> None:
         """Close all files."""
         for stream in self.streams:
             self.close_file(stream)
-        for key in list(self.suspects):
-            self.clear_of_suspicion(key)
+        for key in list(self.copy_candidates):
+            self.unmark_copy(key)
 
-    def _join_family(self, stream: LogStream) -> None:
+    def _index_name(self, stream: LogStream) -> None:
         directory, name = os.path.split(stream.path)
-        family = self.families.setdefault(_core(stream.path), {}).setdefault(directory, {})
+        family = self.by_base_name.setdefault(_base_name(stream.path), {}).setdefault(directory, {})
         family.setdefault(fingerprint.plain_name(name), {})[stream] = None
 
-    def _leave_family(self, stream: LogStream) -> None:
+    def _unindex_name(self, stream: LogStream) -> None:
         directory, name = os.path.split(stream.path)
-        families = self.families[_core(stream.path)]
-        del families[directory][fingerprint.plain_name(name)][stream]
+        by_base_name = self.by_base_name[_base_name(stream.path)]
+        del by_base_name[directory][fingerprint.plain_name(name)][stream]
         # Groups stay as long as the family: that there was a log of the bare name is remembered.
-        if not any(families[directory].values()):
-            del families[directory]
-        if not families:
-            del self.families[_core(stream.path)]
+        if not any(by_base_name[directory].values()):
+            del by_base_name[directory]
+        if not by_base_name:
+            del self.by_base_name[_base_name(stream.path)]
 
     def unlink(self, stream: LogStream) -> None:
         """It has no file now."""
@@ -245,16 +248,18 @@ class StreamRegistry:
                 size=entry.size,
                 live=False,
             )
-            stream.file_id, stream.gone = entry.file_id, entry.gone
-            stream.modified_ns = stream.met_ns = entry.modified_ns
-            for lane in self.lanes:
-                place = entry.places.get(lane) or min(
-                    entry.places.values(), key=lambda p: p.offset, default=fingerprint.Position(0)
+            stream.file_id, stream.retired_at = entry.file_id, entry.retired_at
+            stream.modified_ns = stream.last_complete_scan_ns = entry.modified_ns
+            for sink in self.sinks:
+                place = entry.positions.get(sink) or min(
+                    entry.positions.values(),
+                    key=lambda p: p.offset,
+                    default=fingerprint.Position(0),
                 )
-                stream.cursors[lane] = ReadPosition(place.offset)
-                stream.windows[lane] = OffsetWindow(place)
+                stream.cursors[sink] = ReadPosition(place.offset)
+                stream.windows[sink] = OffsetWindow(place)
             # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
-            stream.restored = entry.furthest
+            stream.unresolved = entry.furthest
             self.add(stream)
 
     def entries(self) -> Iterator[checkpoint.FileState]:
@@ -263,22 +268,22 @@ class StreamRegistry:
 
     # -- over a new configuration
 
-    def unnamed(self) -> Iterator[LogStream]:
+    def nameless(self) -> Iterator[LogStream]:
         """Yield the streams whose open file nobody finds any more: deleted, or moved out of sight."""
         for stream in self.streams:
             content = stream.content
             if content is None:
                 continue
             deleted = stream.deleted or os.fstat(content.fd).st_nlink == 0
-            if deleted or stream.key not in self.found.places:
+            if deleted or stream.key not in self.index.paths_by_inode:
                 yield stream
 
-    def surrender(self, stream: LogStream) -> tuple[checkpoint.FileState, Content]:
+    def release(self, stream: LogStream) -> tuple[checkpoint.FileState, Content]:
         """Let another roster have a stream's open file. The stream has none any more."""
         content, stream.content = stream.content, None
         if content is None:
             raise ValueError(f"{stream.path} is not open")
-        self.recent.pop(stream, None)
+        self.open_streams.pop(stream, None)
         return _entry(stream), content
 
     def adopt(self, entry: checkpoint.FileState, content: Content, now: float) -> None:
@@ -288,11 +293,11 @@ class StreamRegistry:
         """
         key = (entry.device, entry.inode)
         known = (s for s in self.streams if s.key == key and s.file_id == entry.file_id)
-        stream = next((s for s in known if s.restored is not None), None)
+        stream = next((s for s in known if s.unresolved is not None), None)
         if stream is None:
-            self.restore(checkpoint.State([replace(entry, places={})]))
+            self.restore(checkpoint.State([replace(entry, positions={})]))
             stream = self.streams[-1]
-        self.settle(stream, content, key, entry.path, now)
+        self.attach(stream, content, key, entry.path, now)
 
 
 def _entry(stream: LogStream) -> checkpoint.FileState:
@@ -304,14 +309,14 @@ def _entry(stream: LogStream) -> checkpoint.FileState:
         inode=key[1],
         head=stream.head,
         size=stream.size,
-        places={lane: window.place for lane, window in stream.windows.items()},
-        modified_ns=stream.met_ns or stream.modified_ns,
-        gone=stream.gone,
+        positions={sink: window.position for sink, window in stream.windows.items()},
+        modified_ns=stream.last_complete_scan_ns or stream.modified_ns,
+        retired_at=stream.retired_at,
     )
 
 
 @functools.lru_cache(maxsize=10_000)
-def _core(path: str) -> str:
+def _base_name(path: str) -> str:
     return fingerprint.base_log_name(os.path.basename(path))
 
 

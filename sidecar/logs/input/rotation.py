@@ -1,6 +1,6 @@
 """Which file holds which content, now: discovery, rotation, truncation, copies, restarts.
 
-Everything here is decided by looking, never by an event: `look` compares what lies on the disk with what is known,
+Everything here is decided by looking, never by an event: `scan` compares what lies on the disk with what is known,
 and may be called at any time, as often as one likes.
 
 The cases, and what tells them apart:
@@ -13,7 +13,7 @@ The cases, and what tells them apart:
     a copy of a living log a new file that repeats the beginning of one that is there, by a name that rotation gives:
                            left alone while it does, for a while
 
-This file looks, and has the work done: `roster` keeps the books, `opening` opens, `searching` finds a content its next
+This file looks, and has the work done: `registry` keeps the books, `opening` opens, `searching` finds a content its next
 file, `strangers` tells a new log from an old one's past, `retiring` decides what may go.
 """
 
@@ -38,96 +38,101 @@ from sidecar.logs.input.relocate import Relocator
 
 _log = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 256
+_MAX_OPENS_PER_SCAN = 256
 """Files that one look opens for the first time: some hundredths of a second."""
 
 
 class RotationTracker:
     """Keeps the streams of one collection to the files that hold them.
 
-    `wake` is called for each stream that may have something to read, `lose` with reason, bytes and path
+    `wake` is called for each stream that may have something to read, `record_loss` with reason, bytes and path
     for what can never be read.
     """
 
     def __init__(
         self,
         discovery: Discovery,
-        lanes: tuple[str, ...],
-        habits: TailPolicy,
+        sinks: tuple[str, ...],
+        policy: TailPolicy,
         *,
         wake: Callable[[LogStream], None],
-        lose: Callable[[str, int, str], None],
+        record_loss: Callable[[str, int, str], None],
     ) -> None:
-        self.roster = StreamRegistry(lanes, wake, lose, archives=discovery.beside)
-        self._discovery, self._habits = discovery, habits
-        self._opener = Opener(discovery, self._make_room, habits.max_open)
-        self._search = Relocator(self.roster, self._opener)
-        self._strangers = FileClassifier(self.roster, self._opener, self._search)
-        self._removals = LogOnce(_log, "delete")
-        self._unmet: set[Key] = set()
+        self.registry = StreamRegistry(sinks, wake, record_loss, archives=discovery.archive_dirs)
+        self._discovery, self._policy = discovery, policy
+        self._opener = Opener(discovery, self._close_idle, policy.max_open)
+        self._relocator = Relocator(self.registry, self._opener)
+        self._classifier = FileClassifier(self.registry, self._opener, self._relocator)
+        self._delete_errors = LogOnce(_log, "delete")
+        self._unopened: set[Key] = set()
         """Files that could not be looked at, for their names were moving: the next look tries again."""
-        self._without_log: set[Key] = set()
+        self._without_base_log: set[Key] = set()
         """Files that appeared beside no log, while one could not be opened: it may be theirs."""
         self._first, self._resumed = True, False
-        self._there_at_first: set[Key] = set()
+        self._present_at_first_start: set[Key] = set()
         """What was there at the very first start."""
-        self._before = self.roster.found
-        self._suspicious: set[str] = set()
+        self._previous_index = self.registry.index
+        self._changed_directories: set[str] = set()
         self._restoring = False
-        self._to_meet: list[tuple[str, Key]] = []
+        self._to_open: list[tuple[str, Key]] = []
         """What the present look has still to open, the next one at the end."""
 
     @property
-    def refusals(self) -> LogOnce:
+    def errors(self) -> LogOnce:
         """The files that could not be opened."""
-        return self._opener.refusals
+        return self._opener.errors
 
     def restore(self, state: State) -> None:
-        """Take over the streams of a checkpoint. Their files are looked for by the next `look`."""
-        self._resumed = state.saved
-        self.roster.restore(state)
+        """Take over the streams of a checkpoint. Their files are looked for by the next `scan`."""
+        self._resumed = state.from_checkpoint
+        self.registry.restore(state)
 
     @property
     def incomplete(self) -> bool:
         """The last look has left files for the next one, which is due at once."""
-        return self._restoring or bool(self._to_meet)
+        return self._restoring or bool(self._to_open)
 
-    def look(self, now: float, suspicious: Iterable[str] = ()) -> None:
+    def scan(self, now: float, changed_directories: Iterable[str] = ()) -> None:
         """Compare everything with the disk. `now` is monotonic time.
 
         A thousand new files are not met in one call: lines flow meanwhile, and a signal is heard.
         """
-        self._suspicious.update(suspicious)
+        self._changed_directories.update(changed_directories)
         if not self.incomplete:
-            self._survey(now)
-        self._restoring = not self._search.place_restored(now, _MOST_AT_ONCE)
-        if not self._restoring and self._meet_strangers(now):
-            self._conclude(now)
+            self._list_files(now)
+        self._restoring = not self._relocator.locate_restored(now, _MAX_OPENS_PER_SCAN)
+        if not self._restoring and self._open_new_files(now):
+            self._finish_scan(now)
 
-    def _survey(self, now: float) -> None:
+    def _list_files(self, now: float) -> None:
         """List all names, and look at the files that are known."""
-        roster = self.roster
-        for stream in roster.streams:
-            stream.looked_ns = stream.modified_ns
-        suspicious, self._suspicious = self._suspicious, set()
-        self._before, roster.found = roster.found, self._discovery.scan(suspicious=suspicious)
+        registry = self.registry
+        for stream in registry.streams:
+            stream.scan_started_ns = stream.modified_ns
+        changed_directories, self._changed_directories = self._changed_directories, set()
+        self._previous_index, registry.index = (
+            registry.index,
+            self._discovery.scan(changed_directories=changed_directories),
+        )
         if self._first:
-            self._there_at_first = set() if self._resumed else set(roster.found.files.values())
-        for stream in list(roster.by_key.values()):
-            if roster.found is not self._before or stream.content is None:
+            self._present_at_first_start = (
+                set() if self._resumed else set(registry.index.files.values())
+            )
+        for stream in list(registry.by_key.values()):
+            if registry.index is not self._previous_index or stream.content is None:
                 self._refresh(stream, now)
             else:  # no name has changed: a thousand quiet files must cost nothing
                 self.check(stream, now)
-        self._to_meet = self._unknown_files()
+        self._to_open = self._unknown_files()
 
-    def _conclude(self, now: float) -> None:
+    def _finish_scan(self, now: float) -> None:
         """Every file has been met."""
-        self._catch_up(self._before, now)
-        if not self._unmet:
-            for stream in self.roster.streams:
-                stream.met_ns = stream.looked_ns or stream.modified_ns
-        self._let_go(now)
-        self._first, self._there_at_first = False, set()
+        self._find_rotated(self._previous_index, now)
+        if not self._unopened:
+            for stream in self.registry.streams:
+                stream.last_complete_scan_ns = stream.scan_started_ns or stream.modified_ns
+        self._close_finished(now)
+        self._first, self._present_at_first_start = False, set()
 
     def check(self, stream: LogStream, now: float) -> None:
         """Look at one stream alone, after a hint that its file was written."""
@@ -141,42 +146,42 @@ class RotationTracker:
             return
         stream.deleted = status.st_nlink == 0
         changed = (status.st_size, status.st_mtime_ns)
-        if changed == stream.changed:
+        if changed == stream.size_and_mtime:
             return
-        stream.changed, stream.grew_at = changed, now
+        stream.size_and_mtime, stream.last_growth = changed, now
         if not content.compressed:
             stream.modified_ns = max(stream.modified_ns, status.st_mtime_ns)
             if any(status.st_size < cursor.offset for cursor in stream.cursors.values()):
-                self.replaced(stream, now)
+                self.on_truncated(stream, now)
                 return
-            stream.size, stream.reserved = status.st_size, None
+            stream.size, stream.preallocated_from = status.st_size, None
         was_empty = stream.head.length == 0
         try:
-            intact = stream.learn_head(status.st_size)
+            intact = stream.extend_fingerprint(status.st_size)
         except Unreadable as error:  # empty when it was met, and compressed
-            self._opener.refusals.note(stream.path, error)
-            self.roster.close_file(stream)
-            self.roster.remove(stream)
+            self._opener.errors.log(stream.path, error)
+            self.registry.close_file(stream)
+            self.registry.remove(stream)
             return
         if not intact:
-            self.replaced(stream, now)
+            self.on_truncated(stream, now)
             return
-        if was_empty and stream.head.length and self._turns_out_a_copy(stream, status, now):
+        if was_empty and stream.head.length and self._became_copy(stream, status, now):
             return
-        self.roster.wake(stream)
+        self.registry.wake(stream)
 
     def reopen(self, stream: LogStream) -> bool:
         """Open the file of a stream, if it was closed. False if there is nothing to read from just now."""
-        return self._search.reopen(stream)
+        return self._relocator.reopen(stream)
 
-    def replaced(self, stream: LogStream, now: float) -> None:
+    def on_truncated(self, stream: LogStream, now: float) -> None:
         """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
-        self._search.replaced(stream, now)
+        self._relocator.on_truncated(stream, now)
 
-    def tell_if_cut_off(self, stream: LogStream) -> None:
+    def warn_if_truncated(self, stream: LogStream) -> None:
         """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
         content = stream.content
-        if content is not None and not content.reported and content.cut_off:
+        if content is not None and not content.reported and content.is_truncated:
             content.reported = True
             _log.warning(
                 "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines; it is read on if it grows",
@@ -184,39 +189,39 @@ class RotationTracker:
                 stream.size,
             )
 
-    def end_patience(self, now: float) -> None:
+    def release_copies(self, now: float) -> None:
         """Deliver what may be a copy: there is no later look that could tell."""
-        self._strangers.patient = False
-        self._meet_suspects(now)
+        self._classifier.defers_copies = False
+        self._recheck_copies(now)
 
     def remove_delivered(self, now: float) -> None:
         """Delete the files of which all is delivered, if that is wanted; what is written to one later is still read."""
-        wait = self._habits.remove_after
+        wait = self._policy.remove_after
         if wait is None:
             return
-        for stream in close_policy.removable(self.roster.streams, wait, now):
+        for stream in close_policy.removable(self.registry.streams, wait, now):
             path, key = stream.path, stream.key
             # Open, so that nothing is lost of what a writer adds that has it open.
-            if path not in self.roster.found.files or key is None or not self.reopen(stream):
+            if path not in self.registry.index.files or key is None or not self.reopen(stream):
                 continue
             if stream.has_writer():
                 continue
             try:
-                if deletion.delete_delivered(path, key, stream.changed):
+                if deletion.delete_delivered(path, key, stream.size_and_mtime):
                     stream.deleted = True
                     _log.info("deleted %s: all of it is delivered", path)
             except OSError as error:
-                self._removals.note(path, error)
+                self._delete_errors.log(path, error)
 
     # -- files that are known
 
     def _refresh(self, stream: LogStream, now: float) -> None:
         """Learn the present names of a file, and look at it."""
-        found = self.roster.found
-        names = found.places.get(stream.key, []) if stream.key is not None else []
+        found = self.registry.index
+        names = found.paths_by_inode.get(stream.key, []) if stream.key is not None else []
         if names and stream.path not in names:
             matching = [name for name in names if name in found.files]
-            self.roster.rename(stream, (matching or names)[0])
+            self.registry.rename(stream, (matching or names)[0])
         stream.live = any(name in found.files for name in names)
         if stream.content is None:
             stream.deleted = not names
@@ -224,18 +229,18 @@ class RotationTracker:
         else:
             self.check(stream, now)
 
-    def _turns_out_a_copy(self, stream: LogStream, status: os.stat_result, now: float) -> bool:
+    def _became_copy(self, stream: LogStream, status: os.stat_result, now: float) -> bool:
         """Empty when it was met, and now it begins to repeat another file: give it up again, unread."""
         content, key = stream.content, stream.key
         if content is None or key is None or not stream.read_by_none:
             return False
-        self.roster.remove(stream)
-        self.roster.turns += 1
-        if self._strangers.is_past(NewFile(stream.path, key, content, status), now):
+        self.registry.remove(stream)
+        self.registry.revision += 1
+        if self._classifier.is_known_content(NewFile(stream.path, key, content, status), now):
             # It is another's now, or closed: who was woken already must find nothing here.
             stream.content = None
             return True
-        self.roster.add(stream)
+        self.registry.add(stream)
         return False
 
     def _reopen_if_grown(self, stream: LogStream, now: float) -> None:
@@ -245,154 +250,165 @@ class RotationTracker:
         except OSError:
             return
         changed = (status.st_size, status.st_mtime_ns)
-        if (status.st_dev, status.st_ino) != stream.key or changed == stream.changed:
+        if (status.st_dev, status.st_ino) != stream.key or changed == stream.size_and_mtime:
             return
-        if not self._search.reopen(stream):
+        if not self._relocator.reopen(stream):
             return
         if not stream.is_intact():
-            self.replaced(stream, now)
+            self.on_truncated(stream, now)
             return
-        # As any that has grown: one that was empty is judged by its first bytes now.
+        # As any that has grown: one that was empty is known_size by its first bytes now.
         self.check(stream, now)
 
     # -- files that are not known yet
 
     def _unknown_files(self) -> list[tuple[str, Key]]:
-        roster = self.roster
-        strange = [(p, key) for p, key in roster.found.files.items() if not roster.knows(key)]
+        registry = self.registry
+        unknown = [
+            (p, key) for p, key in registry.index.files.items() if not registry.contains(key)
+        ]
         # The original before its copy: it is the longer one, or has the shorter name.
-        return sorted(strange, key=lambda one: (_size(one[0]), -len(one[0])))
+        return sorted(unknown, key=lambda one: (_size(one[0]), -len(one[0])))
 
-    def _meet_strangers(self, now: float) -> bool:
+    def _open_new_files(self, now: float) -> bool:
         """Open the files that belong to no stream. Return whether none is left."""
-        roster = self.roster
-        for _ in range(min(_MOST_AT_ONCE, len(self._to_meet))):
-            path, key = self._to_meet.pop()
-            if not roster.knows(key):
-                self._meet(path, key, now)
-        if self._to_meet:
+        registry = self.registry
+        for _ in range(min(_MAX_OPENS_PER_SCAN, len(self._to_open))):
+            path, key = self._to_open.pop()
+            if not registry.contains(key):
+                self._open_and_classify(path, key, now)
+        if self._to_open:
             return False
-        self._meet_suspects(now)
+        self._recheck_copies(now)
         return True
 
-    def _meet_suspects(self, now: float) -> None:
-        roster = self.roster
-        for key, suspect in list(roster.suspects.items()):
-            if key in roster.by_key:
+    def _recheck_copies(self, now: float) -> None:
+        registry = self.registry
+        for key, candidate in list(registry.copy_candidates.items()):
+            if key in registry.by_key:
                 continue
-            if key in roster.found.places:
-                self._meet(roster.found.places[key][0], key, now)
-            elif suspect.content is not None:
+            if key in registry.index.paths_by_inode:
+                self._open_and_classify(registry.index.paths_by_inode[key][0], key, now)
+            elif candidate.content is not None:
                 # It has lost its name before it was clear what it is.
-                content, suspect.content = suspect.content, None
-                self._judge(NewFile(suspect.path, key, content, os.fstat(content.fd)), now)
+                content, candidate.content = candidate.content, None
+                self._classify(NewFile(candidate.path, key, content, os.fstat(content.fd)), now)
 
-    def _meet(self, path: str, key: Key, now: float) -> None:
+    def _open_and_classify(self, path: str, key: Key, now: float) -> None:
         """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
-        if self._strangers.is_unchanged_suspect(path, key, now):
+        if self._classifier.is_unchanged_copy(path, key, now):
             return
         opened = self._opener.open(path)
         if opened is None:
-            self._unmet.add(key)
+            self._unopened.add(key)
             return
         content, status = opened
         actual = (status.st_dev, status.st_ino)
         if actual != key:
             # Renamed since the names were listed: under its next name, then.
-            self._unmet.add(key)
+            self._unopened.add(key)
             content.close()
             return
-        self._judge(NewFile(path, key, content, status), now)
+        self._classify(NewFile(path, key, content, status), now)
 
-    def _judge(self, stranger: NewFile, now: float) -> None:
-        if self._strangers.is_past(stranger, now):
+    def _classify(self, new_file: NewFile, now: float) -> None:
+        if self._classifier.is_known_content(new_file, now):
             return
-        stream = LogStream(stranger.path, stranger.key, content=stranger.content, grew_at=now)
-        at_end = stranger.key in self._there_at_first and self._is_skipped(stranger.status)
-        self.roster.begin(stream, at_end=at_end, judged=stranger.status.st_size)
-        _log.info("reading %s", stranger.path)
+        stream = LogStream(new_file.path, new_file.key, content=new_file.content, last_growth=now)
+        at_end = new_file.key in self._present_at_first_start and self._skips_existing(
+            new_file.status
+        )
+        self.registry.add_new(stream, at_end=at_end, known_size=new_file.status.st_size)
+        _log.info("reading %s", new_file.path)
         self.check(stream, now)
 
-    def _is_skipped(self, status: os.stat_result) -> bool:
+    def _skips_existing(self, status: os.stat_result) -> bool:
         """Whether nobody wants what a file held at the very first start."""
-        oldest = self._habits.ignore_older
+        oldest = self._policy.ignore_older
         too_old = oldest is not None and time.time() - status.st_mtime > oldest
-        return self._habits.from_end or too_old
+        return self._policy.from_end or too_old
 
-    def _catch_up(self, before: ScanIndex, now: float) -> None:
+    def _find_rotated(self, before: ScanIndex, now: float) -> None:
         """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.
 
         Such a file appeared since the last look, or, at the first one, is not older than what the checkpoint knows,
         and its name says that it belongs to a log that we follow.
         """
-        roster = self.roster
-        if roster.found is before and not self._unmet and not self._without_log:
+        registry = self.registry
+        if registry.index is before and not self._unopened and not self._without_base_log:
             return
-        unmet, self._unmet = self._unmet, set()
-        for path, key in self._appeared(before, unmet):
-            if path in roster.found.files:
-                if key in unmet:
-                    self._unmet.add(key)  # tried under that name in this very look
-            elif key not in roster.by_key:
-                self._meet(path, key, now)
+        unopened, self._unopened = self._unopened, set()
+        for path, key in self._rotated_since(before, unopened):
+            if path in registry.index.files:
+                if key in unopened:
+                    self._unopened.add(key)  # tried under that name in this very look
+            elif key not in registry.by_key:
+                self._open_and_classify(path, key, now)
 
-    def _appeared(self, before: ScanIndex, unmet: set[Key]) -> list[tuple[str, Key]]:
+    def _rotated_since(self, before: ScanIndex, unopened: set[Key]) -> list[tuple[str, Key]]:
         """The files that nobody reads, and that rotation may have made since the last look, the oldest first."""
-        roster = self.roster
+        registry = self.registry
         appeared = []
-        earlier, self._without_log = self._without_log, set()
-        for key in unmet | earlier | (roster.found.places.keys() - before.places.keys()):
-            if key not in roster.found.places:
+        earlier, self._without_base_log = self._without_base_log, set()
+        for key in (
+            unopened
+            | earlier
+            | (registry.index.paths_by_inode.keys() - before.paths_by_inode.keys())
+        ):
+            if key not in registry.index.paths_by_inode:
                 continue  # when it is listed again, it appears again
-            path = roster.found.places[key][0]
-            relatives = roster.relatives(path)
-            if roster.knows(key):
+            path = registry.index.paths_by_inode[key][0]
+            related_streams = registry.related_streams(path)
+            if registry.contains(key):
                 continue
-            if not relatives and key not in unmet:
-                if unmet:
-                    self._without_log.add(key)
+            if not related_streams and key not in unopened:
+                if unopened:
+                    self._without_base_log.add(key)
                 continue
             try:
                 status = os.stat(path)
             except OSError:
-                self._unmet.add(key)  # renamed since it was listed
+                self._unopened.add(key)  # renamed since it was listed
                 continue
             # An empty one may be a copy that has just been begun: nothing in it can be read twice.
-            known = min([stream.looked_ns or stream.modified_ns for stream in relatives], default=0)
+            known = min(
+                [stream.scan_started_ns or stream.modified_ns for stream in related_streams],
+                default=0,
+            )
             young = status.st_mtime_ns >= known or not status.st_size
-            if not self._first or key in unmet or young:
+            if not self._first or key in unopened or young:
                 appeared.append((status.st_mtime_ns, path, key))
         return [(path, key) for _, path, key in sorted(appeared)]
 
     # -- letting go
 
-    def _let_go(self, now: float) -> None:
+    def _close_finished(self, now: float) -> None:
         """Flush what waits for no one, close what is finished, forget what is long gone."""
-        roster, habits = self.roster, self._habits
-        for stream in [s for s in roster.streams if s.content is not None]:
-            for cursor in close_policy.timed_out_partials(stream, habits, now):
+        registry, policy = self.registry, self._policy
+        for stream in [s for s in registry.streams if s.content is not None]:
+            for cursor in close_policy.timed_out_partials(stream, policy, now):
                 cursor.flush = True
-                roster.wake(stream)
-            if now - stream.grew_at >= habits.rotate_wait:
-                self.tell_if_cut_off(stream)
-            if close_policy.is_finished(stream, habits, now):
-                if stream.deleted or stream.key not in roster.found.places:
-                    roster.bury(stream)
+                registry.wake(stream)
+            if now - stream.last_growth >= policy.rotate_wait:
+                self.warn_if_truncated(stream)
+            if close_policy.is_finished(stream, policy, now):
+                if stream.deleted or stream.key not in registry.index.paths_by_inode:
+                    registry.retire(stream)
                 else:
-                    roster.close_file(stream)  # looked at by its path from now on
-        self._limit_held()
-        for stream in close_policy.expired(roster.streams, time.time()):
-            roster.remove(stream)
-        roster.tidy(roster.found.places)
-        for stream in close_policy.unlinked(roster.streams, roster.found.places):
+                    registry.close_file(stream)  # looked at by its path from now on
+        self._enforce_held_limit()
+        for stream in close_policy.expired(registry.streams, time.time()):
+            registry.remove(stream)
+        registry.prune(registry.index.paths_by_inode)
+        for stream in close_policy.unlinked(registry.streams, registry.index.paths_by_inode):
             if (unread := stream.written - stream.read_by_all) > 0:
-                roster.lose("deleted", unread, stream.path)
-            roster.bury(stream)
+                registry.record_loss("deleted", unread, stream.path)
+            registry.retire(stream)
 
-    def _limit_held(self) -> None:
+    def _enforce_held_limit(self) -> None:
         """Deleted files whose space only we keep in use must not fill the volume."""
-        limit = self._habits.held_limit
-        for stream, unread in close_policy.over_held_limit(self.roster.streams, limit):
+        limit = self._policy.held_limit
+        for stream, unread in close_policy.over_held_limit(self.registry.streams, limit):
             _log.error(
                 "giving up %d unread bytes of the deleted file %s: more than %d bytes of deleted files"
                 " would be kept in use (raise held_limit, or mend the sink)",
@@ -400,14 +416,14 @@ class RotationTracker:
                 stream.path,
                 limit,
             )
-            self.roster.lose("deleted", unread, stream.path)
-            self.roster.bury(stream)
+            self.registry.record_loss("deleted", unread, stream.path)
+            self.registry.retire(stream)
 
-    def _make_room(self) -> bool:
+    def _close_idle(self) -> bool:
         """Close files that were not needed for long; they are opened again when there is something to read."""
-        closed = close_policy.idle(self.roster.recent, self.roster.found.places)
+        closed = close_policy.idle(self.registry.open_streams, self.registry.index.paths_by_inode)
         for stream in closed:
-            self.roster.close_file(stream)
+            self.registry.close_file(stream)
         return bool(closed)
 
 

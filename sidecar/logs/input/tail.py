@@ -26,9 +26,9 @@ from sidecar.process import arguments
 
 _log = logging.getLogger(__name__)
 
-_RESERVED = 256
+_RESERVED_FDS = 256
 """Descriptors that are not for log files."""
-_MOST_OPEN = 1 << 15
+_MAX_OPEN_FILES = 1 << 15
 """Files; each costs the kernel a kilobyte."""
 
 
@@ -58,8 +58,8 @@ class Tail:
         checkpoint: str | None,
         *,
         discovery: Discovery,
-        rules: FramingConfig,
-        habits: TailPolicy,
+        framing_config: FramingConfig,
+        policy: TailPolicy,
         recheck: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,46 +72,52 @@ class Tail:
         self.lost: dict[str, int] = {}
         """Bytes that could never be read, by reason."""
         self._damaged: dict[str, str] = {}
-        self._discovery, self._rules, self._habits = discovery, rules, habits
-        self._grouper = framing.MultilineGrouper(rules.multiline) if rules.multiline else None
+        self._discovery, self._framing_config, self._policy = discovery, framing_config, policy
+        self._grouper = (
+            framing.MultilineGrouper(framing_config.multiline) if framing_config.multiline else None
+        )
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: RotationTracker | None = None
-        self._taken = False
+        self._in_use = False
         self._pid = os.getpid()
         """The process that opens, or has opened, the files."""
         self._inherited: State | None = None
-        self._ready: dict[str, dict[LogStream, None]] = {}
-        self._streams_of: dict[tuple[str, int], LogStream] = {}
-        self._in_state: list[tuple[LogStream, int]] = []
+        self._with_data: dict[str, dict[LogStream, None]] = {}
+        self._stream_of_block: dict[tuple[str, int], LogStream] = {}
+        self._state_offsets: list[tuple[LogStream, int]] = []
         """How far the streams were acknowledged at the last `state`."""
-        self._present: dict[LogStream, None] = {}
+        self._present_at_start: dict[LogStream, None] = {}
         """What was there when a run that ends by itself began, and has not been read yet."""
         self._adopted: list[tuple[FileState, Content]] = []
         """Files without a name that another tail has handed over."""
         # Acknowledgements come from the event loop's thread, everything else from workers'.
-        self._lock_of_windows = threading.Lock()
+        self._windows_lock = threading.Lock()
         # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
-        self._lock_of_files = threading.Lock()
+        self._files_lock = threading.Lock()
 
     def __repr__(self) -> str:
-        count = len(self._tracker.roster.streams) if self._tracker else 0
+        count = len(self._tracker.registry.streams) if self._tracker else 0
         return f"<Tail {' '.join(self.patterns)} files={count}>"
 
     # -- life
 
-    def open(self, lanes: Sequence[str] = ("",)) -> None:
-        """Load the checkpoint and look for the first time. Each lane gets its own progress."""
+    def open(self, sinks: Sequence[str] = ("",)) -> None:
+        """Load the checkpoint and look for the first time. Each sink gets its own progress."""
         self._check_process()
-        self._ready = {lane: {} for lane in lanes}
+        self._with_data = {sink: {} for sink in sinks}
         self._tracker = RotationTracker(
-            self._discovery, tuple(lanes), self._habits, wake=self._wake, lose=self._lose
+            self._discovery,
+            tuple(sinks),
+            self._policy,
+            wake=self._wake,
+            record_loss=self._record_loss,
         )
         state = self._checkpoint.load() if self._inherited is None else self._inherited
         self.resume = dict(state.resume)
         self._tracker.restore(state)
         while self._adopted:
-            self._tracker.roster.adopt(*self._adopted.pop(), self._clock())
-        self._tracker.look(self._clock())
+            self._tracker.registry.adopt(*self._adopted.pop(), self._clock())
+        self._tracker.scan(self._clock())
 
     def inherit(self, state: State) -> None:
         """Begin where another tail has ended, not at the checkpoint. To be called before `open`."""
@@ -119,9 +125,9 @@ class Tail:
 
     def deleted_unacknowledged(self) -> int:
         """Return how many bytes only this tail can still deliver: of files that nobody finds any more."""
-        with self._turn:
-            unnamed = self._require().roster.unnamed()
-            return sum(max(one.written - one.acknowledged_by_all, 0) for one in unnamed)
+        with self._checked_files_lock:
+            nameless = self._require().registry.nameless()
+            return sum(max(one.written - one.acknowledged_by_all, 0) for one in nameless)
 
     def hand_over(self, successor: Tail | None) -> None:
         """Give the open files that nobody finds any more to the tail that goes on, to be called before its `open`.
@@ -130,15 +136,15 @@ class Tail:
         """
         adopted, self._adopted = self._adopted, []
         if self._tracker is not None:
-            with self._turn:
-                roster = self._tracker.roster
-                adopted += [roster.surrender(stream) for stream in list(roster.unnamed())]
+            with self._checked_files_lock:
+                registry = self._tracker.registry
+                adopted += [registry.release(stream) for stream in list(registry.nameless())]
         if successor is not None:
             successor.adopt(adopted)
             return
         for entry, content in adopted:
-            if (size := content.measure() - entry.lowest) > 0:
-                self._lose("deleted", size, entry.path)
+            if (size := content.length() - entry.lowest) > 0:
+                self._record_loss("deleted", size, entry.path)
             content.close()
 
     def adopt(self, files: Iterable[tuple[FileState, Content]]) -> None:
@@ -147,37 +153,37 @@ class Tail:
 
     def limit_to_present(self) -> None:
         """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""
-        self._limit(self._require().roster.streams)
+        self._set_targets(self._require().registry.streams)
 
-    def end_patience(self) -> None:
+    def release_copies(self) -> None:
         """Deliver what may be a copy, too: no later look will tell whether it is one."""
-        with self._turn:
+        with self._checked_files_lock:
             tracker = self._require()
-            known = set(tracker.roster.streams)
-            tracker.end_patience(self._clock())
-            self._limit(s for s in tracker.roster.streams if s not in known)
+            known = set(tracker.registry.streams)
+            tracker.release_copies(self._clock())
+            self._set_targets(s for s in tracker.registry.streams if s not in known)
 
-    def _limit(self, streams: Iterable[LogStream]) -> None:
+    def _set_targets(self, streams: Iterable[LogStream]) -> None:
         for stream in streams:
-            stream.goal = stream.written
-            self._present[stream] = None
+            stream.target_offset = stream.written
+            self._present_at_start[stream] = None
 
     @property
     def present_is_read(self) -> bool:
-        """Whether every lane has been given what was there at `limit_to_present`."""
-        while self._present:
-            stream = next(iter(self._present))
-            if stream.gone is None and not stream.reached_goal:
+        """Whether every sink has been given what was there at `limit_to_present`."""
+        while self._present_at_start:
+            stream = next(iter(self._present_at_start))
+            if stream.retired_at is None and not stream.reached_target:
                 return False
-            del self._present[stream]
+            del self._present_at_start[stream]
         return True
 
     @property
     def unreadable(self) -> Mapping[str, str]:
         """The files and directories that cannot be read, or not to their end, each with the reason."""
         return {
-            **self._discovery.refusals.reasons,
-            **self._require().refusals.reasons,
+            **self._discovery.errors.reasons,
+            **self._require().errors.reasons,
             **self._damaged,
         }
 
@@ -186,33 +192,33 @@ class Tail:
         """What this tail writes to: the checkpoint, the one before, and what was set aside."""
         return self._checkpoint.files
 
-    def leave_out(self, paths: Iterable[str]) -> None:
+    def exclude_own(self, paths: Iterable[str]) -> None:
         """Never collect these files, whatever the patterns say: each line would make another one, without end.
 
         Raises:
             ConfigError: a pattern names one of them, and nothing else.
         """
         for path in paths:
-            if self._discovery.leave_out(path):
+            if self._discovery.exclude(path):
                 raise _errors.ConfigError(
                     f"{path} cannot be collected: this collection writes to it (as sink, checkpoint or dead letters)"
                 )
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Be one collection's, until `release`.
 
         Raises:
             RuntimeError: it is another's, or it was in use when this process was forked.
         """
         self._check_process()
-        if self._taken:
+        if self._in_use:
             raise RuntimeError("this tail is in use already: make one for each collection")
-        self._taken = True
+        self._in_use = True
 
     @property
     def failure(self) -> str | None:
         """Why nothing is followed in this process; None where it is, or can be."""
-        if os.getpid() == self._pid or not (self._taken or self._tracker is not None):
+        if os.getpid() == self._pid or not (self._in_use or self._tracker is not None):
             return None
         return (
             f"the tail of {' '.join(self.patterns)} was in use when this process was forked: it shares files and"
@@ -224,23 +230,23 @@ class Tail:
             raise RuntimeError(failure)
         self._pid = os.getpid()
 
-    def claim(self) -> bool:
+    def lock_checkpoint(self) -> bool:
         """Take the checkpoint for this tail alone; return False while another collection has it."""
-        return self._checkpoint.claim()
+        return self._checkpoint.lock()
 
     def release(self) -> None:
         """Let another collection have the checkpoint, and this tail."""
-        self._checkpoint.release()
-        self._taken = False
+        self._checkpoint.unlock()
+        self._in_use = False
 
     def close(self) -> None:
         """Close all files. The checkpoint is not saved by this."""
         if self._tracker is not None:
-            self._tracker.roster.close()
+            self._tracker.registry.close()
             self._tracker = None
         while self._adopted:
             self._adopted.pop()[1].close()
-        self._ready, self._streams_of, self._present = {}, {}, {}
+        self._with_data, self._stream_of_block, self._present_at_start = {}, {}, {}
 
     def save(self, state: State | None = None) -> bool:
         """Write the checkpoint if something has changed; return whether it did.
@@ -252,65 +258,68 @@ class Tail:
         """
         self._check_process()
         written = self._checkpoint.save(self.state() if state is None else state)
-        for stream, offset in self._in_state:
-            stream.saved = offset
+        for stream, offset in self._state_offsets:
+            stream.saved_offset = offset
         return written
 
     def state(self) -> State:
         """Return what a checkpoint written now would hold."""
-        with self._turn, self._lock:
-            streams = self._require().roster.streams
+        with self._checked_files_lock, self._checked_windows_lock:
+            streams = self._require().registry.streams
             if self.removes_files:
-                self._in_state = [(stream, stream.acknowledged_by_all) for stream in streams]
-            return State(list(self._require().roster.entries()), dict(self.resume))
+                self._state_offsets = [(stream, stream.acknowledged_by_all) for stream in streams]
+            return State(list(self._require().registry.entries()), dict(self.resume))
 
     # -- looking and reading
 
-    def look(self, suspicious: Iterable[str] = ()) -> None:
+    def scan(self, changed_directories: Iterable[str] = ()) -> None:
         """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
-        with self._turn:
-            self._require().look(self._clock(), suspicious)
+        with self._checked_files_lock:
+            self._require().scan(self._clock(), changed_directories)
 
-    def hint(self, paths: Iterable[str]) -> bool:
+    def on_write(self, paths: Iterable[str]) -> bool:
         """Look at these files alone, because an event said that they were written.
 
         Return False if one of them lies where only the target of a link can be: then `look` has to find out.
         """
-        with self._turn:
+        with self._checked_files_lock:
             tracker, now = self._require(), self._clock()
-            roster, known = tracker.roster, True
+            registry, known = tracker.registry, True
             for path in paths:
-                key = roster.found.keys.get(path)
-                stream = roster.by_key.get(key) if key is not None else None
+                key = registry.index.inode_by_path.get(path)
+                stream = registry.by_key.get(key) if key is not None else None
                 if stream is not None:
                     tracker.check(stream, now)
                     self._wake(stream)
-                elif os.path.dirname(path) in roster.found.targets or path in roster.found.files:
+                elif (
+                    os.path.dirname(path) in registry.index.link_dirs
+                    or path in registry.index.files
+                ):
                     known = False
             return known
 
-    def hint_all(self) -> None:
+    def on_overflow(self) -> None:
         """Anything may have been written: ask every file."""
-        for stream in list(self._require().roster.streams):
+        for stream in list(self._require().registry.streams):
             self._wake(stream)
 
     @property
     def removes_files(self) -> bool:
         """Whether files of which all is delivered are deleted."""
-        return self._habits.remove_after is not None
+        return self._policy.remove_after is not None
 
     def remove_delivered(self) -> None:
         """Delete the files of which all is delivered and saved, where `remove_after` asks for it."""
-        with self._turn:
+        with self._checked_files_lock:
             self._require().remove_delivered(self._clock())
 
-    def written_by_others(self) -> list[str]:
+    def files_with_writers(self) -> list[str]:
         """Return the files that surely are open for writing."""
         return [s.path for s in self._streams() if s.has_writer()]
 
-    def is_abandoned(self) -> bool:
+    def writers_gone(self) -> bool:
         """Whether surely nobody can write to any of the files any more."""
-        return all(s.is_abandoned() for s in self._streams() if s.content is not None)
+        return all(s.writers_gone() for s in self._streams() if s.content is not None)
 
     @property
     def incomplete(self) -> bool:
@@ -318,37 +327,37 @@ class Tail:
         return self._require().incomplete
 
     @property
-    def turns(self) -> int:
+    def revision(self) -> int:
         """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
-        return self._require().roster.turns
+        return self._require().registry.revision
 
     @property
     def directories(self) -> list[str]:
         """The directories in which something may change."""
-        return list(self._require().roster.found.directories)
+        return list(self._require().registry.index.directories)
 
     @property
-    def matched(self) -> bool:
+    def has_matches(self) -> bool:
         """Whether the patterns name any file that is there, be it one that cannot be read."""
-        return bool(self._require().roster.found.files)
+        return bool(self._require().registry.index.files)
 
-    def directories_named(self) -> list[str]:
+    def directory_patterns(self) -> list[str]:
         """Return the patterns that name a directory, in which nothing is looked for: a slip, most probably."""
         named = (pattern.rstrip("/") or "/" for pattern in self.patterns)
         return [pattern for pattern in named if os.path.isdir(pattern)]
 
-    def ready(self, lane: str) -> bool:
-        """Whether a file may have something to read for this lane."""
-        return bool(self._ready[lane])
+    def has_data(self, sink: str) -> bool:
+        """Whether a file may have something to read for this sink."""
+        return bool(self._with_data[sink])
 
-    def read(self, lane: str, limit: int) -> list[Block]:
-        """Return the next blocks for a lane, at most about `limit` bytes, a turn for each file that has some."""
-        ready, blocks = self._ready[lane], list[Block]()
-        with self._turn:
+    def read(self, sink: str, limit: int) -> list[Block]:
+        """Return the next blocks for a sink, at most about `limit` bytes, a turn for each file that has some."""
+        ready, blocks = self._with_data[sink], list[Block]()
+        with self._checked_files_lock:
             while ready and limit > 0:
                 stream = next(iter(ready))
                 del ready[stream]
-                block = self._read_one(stream, lane)
+                block = self._read_stream(stream, sink)
                 if block is not None:
                     blocks.append(block)
                     limit -= len(block.data)
@@ -357,34 +366,34 @@ class Tail:
     def flush(self, *, everything: bool = False) -> None:
         """Take what is held back as complete, where its writer is gone (or everywhere)."""
         tracker = self._require()
-        for stream in list(tracker.roster.streams):
+        for stream in list(tracker.registry.streams):
             if everything:
-                tracker.tell_if_cut_off(stream)
-            if stream.holds_back and (everything or stream.is_abandoned()):
+                tracker.warn_if_truncated(stream)
+            if stream.has_partial and (everything or stream.writers_gone()):
                 self._flush(stream)
 
     def flush_present(self, quiet: float) -> None:
         """The same for what was there at `limit_to_present`, where nothing was written for so many seconds."""
-        for stream in self._present:
-            if stream.holds_back and self._clock() - stream.grew_at >= quiet:
+        for stream in self._present_at_start:
+            if stream.has_partial and self._clock() - stream.last_growth >= quiet:
                 self._flush(stream)
 
     def _flush(self, stream: LogStream) -> None:
         for cursor in stream.cursors.values():
-            cursor.flush = cursor.flush or cursor.held
+            cursor.flush = cursor.flush or cursor.partial
         self._wake(stream)
 
-    def acknowledge(self, lane: str, blocks: Iterable[Block], resume: Any = None) -> None:
-        """Move the positions of a lane past these blocks, as far as there is no gap before them."""
-        with self._lock:
+    def acknowledge(self, sink: str, blocks: Iterable[Block], resume: Any = None) -> None:
+        """Move the positions of a sink past these blocks, as far as there is no gap before them."""
+        with self._checked_windows_lock:
             for block in blocks:
-                self._streams_of.pop((lane, id(block))).windows[lane].acknowledge(block)
+                self._stream_of_block.pop((sink, id(block))).windows[sink].acknowledge(block)
             if resume is not None:
-                self.resume[lane] = resume
+                self.resume[sink] = resume
 
     # -- figures
 
-    def figures(self) -> TailStats:
+    def stats(self) -> TailStats:
         """Return how far behind this tail is, in one pass."""
         now_ns, now = time.time_ns(), self._clock()
         behind = unacknowledged = 0
@@ -397,9 +406,9 @@ class Tail:
             behind += lag
             unacknowledged += sum(window.unacknowledged for window in windows)
             read = min((w.oldest.read_at for w in windows if w.oldest is not None), default=None)
-            waiting = now - stream.grew_at if read is None else (now_ns - read) / 1e9
+            waiting = now - stream.last_growth if read is None else (now_ns - read) / 1e9
             oldest = max(oldest, waiting)
-        copies = len(self._tracker.roster.suspects) if self._tracker is not None else 0
+        copies = len(self._tracker.registry.copy_candidates) if self._tracker is not None else 0
         return TailStats(behind, unacknowledged, oldest, copies)
 
     def positions(self) -> Mapping[str, tuple[int, int]]:
@@ -411,25 +420,25 @@ class Tail:
     def _streams(self) -> list[LogStream]:
         if self._tracker is None:
             return []
-        return [s for s in list(self._tracker.roster.streams) if s.gone is None]
+        return [s for s in list(self._tracker.registry.streams) if s.retired_at is None]
 
     @property
-    def _turn(self) -> threading.Lock:
+    def _checked_files_lock(self) -> threading.Lock:
         """Whoever had it when this process was forked never gives it back here."""
         self._check_process()
-        return self._lock_of_files
+        return self._files_lock
 
     @property
-    def _lock(self) -> threading.Lock:
+    def _checked_windows_lock(self) -> threading.Lock:
         self._check_process()
-        return self._lock_of_windows
+        return self._windows_lock
 
     def _require(self) -> RotationTracker:
         if self._tracker is None:
             raise RuntimeError("this tail is not open")
         return self._tracker
 
-    def _read_one(self, stream: LogStream, lane: str) -> Block | None:
+    def _read_stream(self, stream: LogStream, sink: str) -> Block | None:
         tracker = self._require()
         if not tracker.reopen(stream):
             return None
@@ -439,24 +448,24 @@ class Tail:
             if not stream.head.length:
                 return None
         try:
-            block, more = stream.next_block(lane, self._rules, self._grouper)
+            block, more = stream.read_block(sink, self._framing_config, self._grouper)
         except ContentReplaced:
-            tracker.replaced(stream, self._clock())
+            tracker.on_truncated(stream, self._clock())
             return None
         except OSError as error:
             _log.error("cannot read %s: %s", stream.path, error)
             return None
-        if stream.skipped:
-            self._lose("hole", stream.skipped, stream.path)
-            stream.skipped = 0
+        if stream.skipped_bytes:
+            self._record_loss("hole", stream.skipped_bytes, stream.path)
+            stream.skipped_bytes = 0
         self._report_damage(stream)
         if block is None:
             return None
-        with self._lock:
-            stream.windows[lane].sent(block)
-            self._streams_of[lane, id(block)] = stream
+        with self._checked_windows_lock:
+            stream.windows[sink].add(block)
+            self._stream_of_block[sink, id(block)] = stream
         if more:
-            self._ready[lane][stream] = None
+            self._with_data[sink][stream] = None
         return block
 
     def _report_damage(self, stream: LogStream) -> None:
@@ -467,13 +476,13 @@ class Tail:
             _log.error(
                 "%s is damaged behind byte %d: %s", stream.path, stream.size, content.damaged
             )
-            self._lose("damaged", os.fstat(content.fd).st_size, stream.path)
+            self._record_loss("damaged", os.fstat(content.fd).st_size, stream.path)
 
     def _wake(self, stream: LogStream) -> None:
-        for ready in self._ready.values():
+        for ready in self._with_data.values():
             ready[stream] = None
 
-    def _lose(self, reason: str, size: int, path: str) -> None:
+    def _record_loss(self, reason: str, size: int, path: str) -> None:
         self.lost[reason] = self.lost.get(reason, 0) + size
         level = logging.INFO if reason == "hole" else logging.ERROR
         _log.log(level, "%d bytes of %s cannot be read any more (%s)", size, path, reason)
@@ -554,9 +563,9 @@ def tail(
     return Tail(
         names,
         None if checkpoint is None else arguments.check_path("checkpoint", checkpoint),
-        discovery=Discovery(names, exclude, root=root, beside=archives),
-        rules=FramingConfig(max_line=line_limit, encoding=encoding, multiline=multiline),
-        habits=TailPolicy(
+        discovery=Discovery(names, exclude, root=root, archive_dirs=archives),
+        framing_config=FramingConfig(max_line=line_limit, encoding=encoding, multiline=multiline),
+        policy=TailPolicy(
             from_end=start == "end",
             ignore_older=ignore_older,
             rotate_wait=rotate_wait,
@@ -575,4 +584,4 @@ def _open_limit() -> int:
     import resource
 
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(min(soft - min(soft // 2, _RESERVED), _MOST_OPEN), 1)
+    return max(min(soft - min(soft // 2, _RESERVED_FDS), _MAX_OPEN_FILES), 1)

@@ -156,16 +156,16 @@ class ElasticsearchSink(HttpSink):
             self._last_hour = hour, self._action_for(name)
         return self._last_hour[1]
 
-    def judge(self, answer: Answer, count: int) -> Verdict:
+    def classify_response(self, answer: Answer, count: int) -> Verdict:
         found = _parsed(answer.body)
         if answer.status != 200:
-            return self._judged_whole(answer, found, count)
+            return self._classify_bulk(answer, found, count)
         if not answer.body.strip():
             return Accepted()
         items = _items(found)
         if items is None or len(items) != count:
             if isinstance(found, Mapping) and isinstance(found.get("errors"), bool):
-                return self._judged_without_items(answer, found)
+                return self._classify_without_items(answer, found)
             said = (
                 f"{len(items)} answers to {count} documents"
                 if items
@@ -187,7 +187,7 @@ class ElasticsearchSink(HttpSink):
         said = f"{len(again)} of {count} documents: {pausing}" if pausing else ""
         return PartialResult(refused, again, said, answer.retry_after)
 
-    def _judged_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
+    def _classify_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
         """Judge an answer that has no item for each document: `?filter_path`, and receivers that leave some out.
 
         Without errors it is a success. With some, documents cannot be asked about one by one:
@@ -207,7 +207,7 @@ class ElasticsearchSink(HttpSink):
             Unclear(reason) if self._ids else PermanentlyRejected(reason)
         )  # what has no _id is stored twice
 
-    def _judged_whole(self, answer: Answer, found: Any, count: int) -> Verdict:
+    def _classify_bulk(self, answer: Answer, found: Any, count: int) -> Verdict:
         """Judge an answer that says nothing of single documents."""
         verdict = classify_status(answer)
         if not isinstance(verdict, RecordRejected):

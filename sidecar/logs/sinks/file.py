@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sidecar import _errors
 from sidecar.fs import atomic, dirs, flock, oserrors
-from sidecar.logs.records import MOST_RECORDS, Batch
+from sidecar.logs.records import MAX_BLOCK_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
 from sidecar.logs.sinks.line_output import output_of
@@ -103,7 +103,7 @@ class FileSink(BaseSink):
         self.own_files = (self.path,)
         self._schema = schemas.named(schema, prefix)
         if json:
-            self.batching = replace(self.batching, max_lines=MOST_RECORDS)
+            self.batching = replace(self.batching, max_lines=MAX_BLOCK_RECORDS)
         self._json, self._max = json, limit
         self._keep, self._mode = (
             arguments.check_integer("keep", keep),

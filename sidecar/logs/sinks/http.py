@@ -52,13 +52,13 @@ from sidecar.process import arguments, memory
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = 300.0
+_MAX_RETRY_AFTER_SECONDS = 300.0
 """Seconds; a receiver that asks for more is asked again after these."""
-_SHORT_ANSWER = 64 << 10
-_TURN = 128 << 10
+_MAX_ANSWER_BYTES = 64 << 10
+_YIELD_BYTES = 128 << 10
 """Bytes of a body that are made without a pause."""
 _QUERY = re.compile(r"\?[^\s'\"]*")
-_TRIES = 16
+_LONE_RECORD_TRIES = 16
 """So many lines of a refused batch are sent alone, and then as many of the rest, evenly spread, before it is given up."""
 
 _UNCLEAR_TRIES = 6
@@ -77,43 +77,43 @@ class _Part:
 
 
 @dataclass(slots=True, eq=False)
-class _Work:
+class _Delivery:
     """How far a batch has been delivered."""
 
     batch: Batch
     parts: list[_Part]
     """The next one last."""
     rejected: list[Rejected]
-    taken: bool = False
+    any_accepted: bool = False
     """Whether anything of it has been taken since the last refusal was looked into."""
-    alone: int = 0
+    lone_rejections: int = 0
     """Lines that were refused standing alone, with none taken."""
     sampled: bool = False
 
-    def refused_alone(self, reason: str) -> None:
+    def on_lone_rejection(self, reason: str) -> None:
         """One more line was refused, standing alone. Where none of many is taken, nothing is gained by asking for each.
 
         Halving to the end would cost two requests a line, while the lines behind wait
         (a first start with Loki: all that is older than a week).
         """
-        self.alone += 1
-        if self.taken or self.alone < _TRIES:
+        self.lone_rejections += 1
+        if self.any_accepted or self.lone_rejections < _LONE_RECORD_TRIES:
             return
         rest = [one for part in reversed(self.parts) for one in _records(part, self.batch)]
         if self.sampled:
-            said = f"{reason} (given up with its batch: of {2 * _TRIES} lines sent alone none was taken)"
+            said = f"{reason} (given up with its batch: of {2 * _LONE_RECORD_TRIES} lines sent alone none was taken)"
             self.rejected += [Rejected(one, said) for one in rest]
             self.parts.clear()
             return
-        step = max(len(rest) // _TRIES, 1)
+        step = max(len(rest) // _LONE_RECORD_TRIES, 1)
         others = [one for at, one in enumerate(rest) if at % step]
         self.parts[:] = [_Part(others)] if others else []
         self.parts += [_Part([one]) for one in reversed(rest[::step])]
-        self.alone, self.sampled = 0, True
+        self.lone_rejections, self.sampled = 0, True
 
 
 class HttpSink(BaseSink):
-    """Delivers batches by POST. A sink of one's own says `encode` and `judge`.
+    """Delivers batches by POST. A sink of one's own says `encode` and `classify_response`.
 
     The receiver is reached by the proxy that `HTTP_PROXY` or `HTTPS_PROXY` names, unless `NO_PROXY` names the receiver.
 
@@ -138,7 +138,7 @@ class HttpSink(BaseSink):
 
     content_type: ClassVar[str]
     standard_path: ClassVar[str] = ""
-    answer_limit: ClassVar[int] = _SHORT_ANSWER
+    answer_limit: ClassVar[int] = _MAX_ANSWER_BYTES
 
     # Batches of 1 MiB cost as much a line, and 6 MB more of memory (`benchmarks/logs_json.py`).
     batching = Batching(max_bytes=256 << 10, max_lines=1250, linger=0.02)
@@ -194,7 +194,7 @@ class HttpSink(BaseSink):
         self._proxy = endpoint.proxy(self.url)
         self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
-        self._works: dict[int, _Work] = {}
+        self._deliveries: dict[int, _Delivery] = {}
         if batching is not None:
             self.batching = batching
 
@@ -212,11 +212,11 @@ class HttpSink(BaseSink):
         """Return the body for a whole batch, in pieces; a sink that can do so without records does."""
         return (self.encode(batch.records()),)
 
-    def judge(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
+    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
         """Say what an answer to a request with so many records means."""
         return classify_status(answer)
 
-    def sift(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
+    def narrow_rejection(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
         """Say more about a refusal, where the receiver's words tell which of the records it means."""
         return verdict
 
@@ -240,7 +240,7 @@ class HttpSink(BaseSink):
 
     async def close(self) -> None:
         session, self._session = self._session, None
-        self._works.clear()
+        self._deliveries.clear()
         if session is not None:
             await session.close()
 
@@ -250,34 +250,34 @@ class HttpSink(BaseSink):
         Raises:
             SinkUnavailable: the receiver does not answer, or asks us to come later.
         """
-        work = self._works.get(id(batch))
-        if work is None:
+        delivery = self._deliveries.get(id(batch))
+        if delivery is None:
             self.prepare(batch)
-            work = self._works[id(batch)] = _begun(batch)
-        while work.parts:
-            part = work.parts[-1]
+            delivery = self._deliveries[id(batch)] = _start_delivery(batch)
+        while delivery.parts:
+            part = delivery.parts[-1]
             verdict = await self._send(part, batch)
             if isinstance(verdict, RetryLater):
-                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
+                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _add_jitter(verdict.after))
             if isinstance(verdict, Unclear):
                 part.unclear += 1
                 if part.unclear < _UNCLEAR_TRIES:
                     raise SinkUnavailable(f"{self.name}: {verdict.reason}")
-            work.parts.pop()
+            delivery.parts.pop()
             if isinstance(verdict, Accepted):
-                work.taken = True
+                delivery.any_accepted = True
                 continue  # without making records of a block that nobody has split
             records = _records(part, batch)
             if isinstance(verdict, RecordRejected):
-                verdict = self.sift(verdict, records)
-            work.parts += _what_is_left(verdict, records)
-            work.rejected += _what_is_refused(verdict, records)
+                verdict = self.narrow_rejection(verdict, records)
+            delivery.parts += _remaining_parts(verdict, records)
+            delivery.rejected += _rejected_records(verdict, records)
             if isinstance(verdict, PartialResult) and verdict.again and verdict.reason:
-                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _pause(verdict.after))
+                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _add_jitter(verdict.after))
             if isinstance(verdict, PayloadTooLarge | RecordRejected) and len(records) == 1:
-                work.refused_alone(verdict.reason)
-        del self._works[id(batch)]
-        return self.receipt(work.rejected)
+                delivery.on_lone_rejection(verdict.reason)
+        del self._deliveries[id(batch)]
+        return self.receipt(delivery.rejected)
 
     def receipt(self, rejected: Sequence[Rejected]) -> Receipt:
         """Return the acknowledgement of a batch."""
@@ -289,7 +289,7 @@ class HttpSink(BaseSink):
         if part.body is None:
             whole = part.records is None
             pieces = self.encode_batch(batch) if whole else (self.encode(part.records or ()),)
-            part.body = await self._body_of(
+            part.body = await self._make_body(
                 pieces, None if _count(part, batch) == 1 else self._max_body
             )
             if part.body is None:
@@ -297,25 +297,25 @@ class HttpSink(BaseSink):
         try:
             answer = await self._post(part.body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return RetryLater(_said(error, self._timeout, self._proxy))
+            return RetryLater(_describe_error(error, self._timeout, self._proxy))
         if answer.status == 415 and self._gzip:
             _log.warning("%s does not take gzip: bodies are sent plain from now on", self.name)
             self._gzip, part.body = False, None
             return RetryLater(str(answer), 0.05)
-        return self.judge(answer, _count(part, batch))
+        return self.classify_response(answer, _count(part, batch))
 
-    async def _body_of(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
+    async def _make_body(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
         """Put a body together, compressed where it is to be; None if it is larger than permitted before that."""
         compressor = compression.compressor() if self._gzip else None
-        made, size, turn = list[bytes](), 0, 0
+        made, size, next_yield = list[bytes](), 0, 0
         for piece in pieces:
             size += len(piece)
             if limit is not None and size > limit:
                 return None
             made.append(piece if compressor is None else compressor.compress(piece))
             # Other tasks (probes!) get their turn between pieces.
-            if size >= turn:
-                turn = size + _TURN
+            if size >= next_yield:
+                next_yield = size + _YIELD_BYTES
                 await asyncio.sleep(0)
         if compressor is not None:
             made.append(compressor.flush())
@@ -347,16 +347,16 @@ class HttpSink(BaseSink):
             )
 
 
-def _begun(batch: Batch) -> _Work:
+def _start_delivery(batch: Batch) -> _Delivery:
     records = None if batch.raw else batch.records()
-    return _Work(batch, [_Part(records)] if batch.blocks and records != [] else [], [])
+    return _Delivery(batch, [_Part(records)] if batch.blocks and records != [] else [], [])
 
 
-def _pause(after: float | None) -> float | None:
+def _add_jitter(after: float | None) -> float | None:
     """Return the pause asked for, a little more rather than less, so that a fleet does not come back in step."""
     if after is None:
         return None
-    return min(max(after, 0.05), _LONGEST_PAUSE) * random.uniform(1.0, 1.1)  # noqa: S311
+    return min(max(after, 0.05), _MAX_RETRY_AFTER_SECONDS) * random.uniform(1.0, 1.1)  # noqa: S311
 
 
 def _records(part: _Part, batch: Batch) -> Sequence[Record]:
@@ -369,7 +369,7 @@ def _count(part: _Part, batch: Batch) -> int:
     return len(_records(part, batch))
 
 
-def _what_is_left(verdict: Verdict, records: Sequence[Record]) -> list[_Part]:
+def _remaining_parts(verdict: Verdict, records: Sequence[Record]) -> list[_Part]:
     """Return what still has to be sent, the next part last."""
     match verdict:
         case PayloadTooLarge() | RecordRejected() if len(records) > 1:
@@ -380,7 +380,7 @@ def _what_is_left(verdict: Verdict, records: Sequence[Record]) -> list[_Part]:
     return []
 
 
-def _what_is_refused(verdict: Verdict, records: Sequence[Record]) -> list[Rejected]:
+def _rejected_records(verdict: Verdict, records: Sequence[Record]) -> list[Rejected]:
     match verdict:
         case PayloadTooLarge(reason) | RecordRejected(reason) if len(records) == 1:
             return [Rejected(records[0], reason)]
@@ -402,22 +402,22 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(body[:limit])
 
 
-def _said(error: BaseException, timeout: float, proxy: str | None) -> str:
+def _describe_error(error: BaseException, timeout: float, proxy: str | None) -> str:
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no answer within {timeout:g} s"
     if proxy is not None and isinstance(error, aiohttp.ClientHttpProxyError):
         # Its own words hold the proxy's password.
         return f"the proxy {redact_url(proxy)} answered {error.status} {error.message}"
     if proxy is not None and isinstance(error, aiohttp.ClientProxyConnectionError):
-        return f"cannot connect to the proxy {redact_url(proxy)}: {_why(error)}"
+        return f"cannot connect to the proxy {redact_url(proxy)}: {_describe_connect_error(error)}"
     if type(error) is aiohttp.ClientConnectorError:  # its kin say more: a name, a certificate
-        return f"cannot connect to {error.host}:{error.port}: {_why(error)}"
+        return f"cannot connect to {error.host}:{error.port}: {_describe_connect_error(error)}"
     if isinstance(error, aiohttp.ClientResponseError):
         return f"its answer is no HTTP: {' '.join(error.message.split())}"
     # Some of them name the address, with the keys in it.
     return _QUERY.sub("?***", str(error)) or type(error).__name__
 
 
-def _why(error: aiohttp.ClientConnectorError) -> str:
+def _describe_connect_error(error: aiohttp.ClientConnectorError) -> str:
     number = error.os_error.errno or 0
     return os.strerror(number).lower() if number > 0 else str(error.os_error)

@@ -116,7 +116,7 @@ class LokiSink(HttpSink):
         made = [{"stream": labels, "values": values} for labels, values in streams.values()]
         return _dumps({"streams": made})
 
-    def judge(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
+    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
         """204 is success; 260 says that ingestion is blocked, and that nothing was taken."""
         if answer.status == _BLOCKED:
             return RetryLater(str(answer), answer.retry_after)
@@ -125,7 +125,7 @@ class LokiSink(HttpSink):
             return RetryLater(f"{answer} (check the tenant's limits_config)", answer.retry_after)
         return verdict
 
-    def sift(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:
+    def narrow_rejection(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:
         """Loki takes what is good of a push, and names the oldest time that it takes: older lines need no try alone.
 
         The others are sent once more, at once: Loki knows what it has, by stream, time and text.

@@ -103,7 +103,7 @@ class OtlpSink(HttpSink):
         ]
         return orjson.dumps({"resourceLogs": made})
 
-    def judge(self, answer: Answer, count: int) -> Verdict:
+    def classify_response(self, answer: Answer, count: int) -> Verdict:
         status = answer.status
         if status in self._retryable:
             return RetryLater(str(answer), answer.retry_after)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-_REASON = 300
-_LATER = frozenset({408, 409, 423, 425, 429})
-_RECORD = frozenset({400, 422})
+_MAX_REASON_CHARS = 300
+_RETRYABLE_STATUSES = frozenset({408, 409, 423, 425, 429})
+_RECORD_STATUSES = frozenset({400, 422})
 """The only statuses that may mean a record. With any other 4xx the address, credentials, quota or licence is at fault:
 waiting loudly loses nothing; refusing would bury every line."""
 
@@ -23,7 +23,9 @@ class Answer:
     retry_after: float | None = None
 
     def __str__(self) -> str:
-        text = " ".join(self.body[: 2 * _REASON].decode("utf-8", "replace").split())[:_REASON]
+        text = " ".join(self.body[: 2 * _MAX_REASON_CHARS].decode("utf-8", "replace").split())[
+            :_MAX_REASON_CHARS
+        ]
         return f"HTTP {self.status}" + (f": {text}" if text else "")
 
 
@@ -97,11 +99,11 @@ def classify_status(answer: Answer) -> Verdict:
     status = answer.status
     if 200 <= status < 300:
         return Accepted()
-    if status in _LATER or status >= 500:
+    if status in _RETRYABLE_STATUSES or status >= 500:
         return RetryLater(str(answer), answer.retry_after)
     if status == 413:
         return PayloadTooLarge(str(answer))
-    if status in _RECORD:
+    if status in _RECORD_STATUSES:
         return RecordRejected(str(answer))
     return RetryLater(f"{answer} (check address and credentials)", answer.retry_after)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sidecar._errors import SidecarError
-from sidecar.logs.records import MOST_RECORDS, Batch
+from sidecar.logs.records import MAX_BLOCK_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
 from sidecar.logs.sinks.line_output import output_of
@@ -67,7 +67,7 @@ class StdoutSink(BaseSink):
         self._schema = schemas.named(schema, prefix)
         self._json, self._fd = json, arguments.check_integer("fd", fd)
         if json:
-            self.batching = replace(self.batching, max_lines=MOST_RECORDS)
+            self.batching = replace(self.batching, max_lines=MAX_BLOCK_RECORDS)
         self.own_files = _file_behind(fd)
 
     async def write(self, batch: Batch) -> Receipt:

@@ -121,9 +121,9 @@ def test_the_limit_of_deleted_files_is_taken_from_file_and_flag(config: Path) ->
         file.write("held_limit: 64Mi\n")
     for given, limit in (({}, 64 << 20), ({"held_limit": 1 << 20}, 1 << 20)):
         tail = collect.configuration(str(config), given, as_json=False).only.source()
-        assert tail._habits.held_limit == limit
+        assert tail._policy.held_limit == limit
     tail = collect.configuration(None, {"files": ["a"]}, as_json=False).only.source()
-    assert tail._habits.held_limit == 1 << 30
+    assert tail._policy.held_limit == 1 << 30
 
 
 def test_the_check_says_what_a_configuration_means_and_opens_nothing(

@@ -29,7 +29,7 @@ def test_a_file_is_deleted_when_all_is_acknowledged_and_saved(
     follower = Follower(finished.with_name("*.log"), state=tmp_path / "state", remove_after=5)
     follower.news()
     follower.now += 10
-    follower.tail.look()
+    follower.tail.scan()
     follower.tail.remove_delivered()
     assert finished.exists(), "a kill now would deliver it again"
     follower.tail.save()
@@ -50,7 +50,7 @@ def test_no_file_is_deleted_before_every_sink_has_acknowledged(finished: Path) -
     assert finished.exists()
     tail.acknowledge("away", blocks)
     tail.save()
-    tail.look()
+    tail.scan()
     tail.remove_delivered()
     assert not finished.exists()
     tail.close()
@@ -81,7 +81,7 @@ def test_what_is_written_to_a_file_that_was_deleted_is_delivered(
     log.write("one")
     follower = Follower(log.path, remove_after=5)
     follower.news()
-    [stream] = follower.tail._require().roster.streams
+    [stream] = follower.tail._require().registry.streams
     monkeypatch.setattr(type(stream), "has_writer", lambda _: None)
     follower.later(6)
     follower.tail.save()
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_deleted_is_named_once(
     follower.news()
     follower.tail.save()
     for _ in range(3):
-        follower.tail.look()
+        follower.tail.scan()
         follower.tail.remove_delivered()
     assert caplog.text.count(f"cannot delete {finished}: read-only file system") == 1
 
@@ -140,6 +140,6 @@ def test_only_files_that_the_patterns_name_are_deleted(log: LogFile) -> None:
     log.close()
     follower.later(1)
     follower.tail.save()
-    assert close_policy.removable(follower.tail._require().roster.streams, 0, follower.now) == []
+    assert close_policy.removable(follower.tail._require().registry.streams, 0, follower.now) == []
     follower.tail.remove_delivered()
     assert rotated.exists()

@@ -58,7 +58,7 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An application that makes unreadable files with new names all day costs no memory; one that stays is named once."""
-    monkeypatch.setattr(log_once, "_MOST", 5)
+    monkeypatch.setattr(log_once, "_MAX_PATHS", 5)
     touch(tmp_path / "secret")
     (tmp_path / "log").mkdir()
     follower = Follower(tmp_path / "log" / "*.log")
@@ -68,7 +68,7 @@ def test_files_that_could_not_be_opened_and_are_gone_are_forgotten(
         link.symlink_to("../secret")
         follower.news()
         link.unlink()
-    assert len(follower.tail._require()._opener.refusals) <= 5
+    assert len(follower.tail._require()._opener.errors) <= 5
     assert caplog.text.count("cannot read") == 21
 
 
@@ -347,7 +347,7 @@ def test_one_look_opens_a_bounded_number_of_files(tmp_path: Path) -> None:
     looks = 1
     while tail.incomplete:
         assert len(tail.positions()) <= 256 * looks
-        tail.look()
+        tail.scan()
         looks += 1
     assert len(tail.positions()) == 600
     tail.close()
@@ -424,10 +424,10 @@ def test_thousands_of_idle_files_cost_little_and_delay_no_busy_one(tmp_path: Pat
     follower = Follower(tmp_path / "*.log")
     assert len(follower.news()) == 5000
     while not follower.tail._discovery._is_unchanged():
-        follower.tail.look()  # directories that were written just now are listed again
+        follower.tail.scan()  # directories that were written just now are listed again
     begun = time.process_time()
     for _ in range(10):
-        follower.tail.look()
+        follower.tail.scan()
     assert time.process_time() - begun < 10 * 0.05, "a look every second costs more than 5 %"
 
     begun = time.process_time()
@@ -435,7 +435,7 @@ def test_thousands_of_idle_files_cost_little_and_delay_no_busy_one(tmp_path: Pat
         for number in range(100):
             busy.write(f"line {number}\n")
             busy.flush()
-            assert follower.tail.hint([busy.name])
+            assert follower.tail.on_write([busy.name])
             assert follower.news(look=False) == [f"line {number}"]
     assert time.process_time() - begun < 100 * 0.005, "a line costs more than 5 ms"
 

@@ -14,7 +14,7 @@ from sidecar import logs
 from sidecar.logs.input import framing
 from sidecar.logs.input import tail as source
 from sidecar.logs.input.framing import Multiline
-from sidecar.logs.records import MOST_RECORDS, newlines_in
+from sidecar.logs.records import MAX_BLOCK_RECORDS, newlines_in
 from sidecar.logs.testing import LogFile
 from support.logs_support import Follower
 
@@ -49,7 +49,7 @@ def test_a_block_says_how_many_records_it_holds(log: LogFile, options: dict[str,
     follower = Follower(log.path, **options)
     encoding = options.get("encoding", "utf-8")
     log.write_raw("x one\n  more\nx two\nx three\n".encode(encoding))
-    follower.tail.look()
+    follower.tail.scan()
     blocks = follower.tail.read("", 1 << 20)
     assert blocks
     assert [block.lines for block in blocks] == [len(list(block.records())) for block in blocks]
@@ -122,7 +122,7 @@ def test_a_declared_encoding_is_handed_on_as_utf8(log: LogFile) -> None:
     follower = Follower(log.path, encoding="latin-1")
     log.write_raw("grün\nöl\n".encode("latin-1"))
     (block,) = (
-        follower.tail.read("", 1000) or (follower.tail.look(), *follower.tail.read("", 1000))[1:]
+        follower.tail.read("", 1000) or (follower.tail.scan(), *follower.tail.read("", 1000))[1:]
     )
     assert block is not None
     records = list(block.records())
@@ -168,7 +168,7 @@ def test_half_a_character_holds_back_neither_the_end_nor_its_other_half(log: Log
     follower.tail.flush(everything=True)
     assert follower.news() == []
     follower.tail.flush(everything=True)
-    assert not follower.tail.ready(""), "--once would ask for ever"
+    assert not follower.tail.has_data(""), "--once would ask for ever"
     log.write_raw(whole[9:])
     assert follower.news() == ["two"]
 
@@ -202,7 +202,7 @@ def test_cutting_loses_no_byte(texts: list[str], step: int) -> None:
     out, start, end = b"", 0, 0
     while start < len(whole):
         end = min(end + step, len(whole))
-        cut = framing.cut_lines(whole[start:end], 50, final=False)
+        cut = framing.frame_lines(whole[start:end], 50, final=False)
         if cut is not None:
             assert 0 < cut.size <= end - start
             out += whole[start : start + cut.size]
@@ -288,7 +288,7 @@ def test_groups_are_found_in_every_encoding(log: LogFile, encoding: str) -> None
     ]
     data = [f"{text}\n".encode(encoding) for text in texts]
     log.write_raw(b"".join(data))
-    follower.tail.look()
+    follower.tail.scan()
     records = [record for block in follower.tail.read("", 1000) for record in block.records()]
     assert [record.text for record in records] == ["\n".join(texts[:2]), "\n".join(texts[2:4])]
     places = [len(b"".join(data[:count])) for count in (0, 2, 4)]
@@ -322,7 +322,7 @@ def test_a_block_makes_no_more_records_than_memory_is_meant_for(
     records = []
     while blocks := tail.read("", 1 << 20):
         for block in blocks:
-            assert block.lines == len(list(block.records())) <= MOST_RECORDS
+            assert block.lines == len(list(block.records())) <= MAX_BLOCK_RECORDS
             records += [record.text for record in block.records()]
         tail.acknowledge("", blocks)
     tail.flush(everything=True)

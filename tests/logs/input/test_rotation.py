@@ -155,11 +155,11 @@ def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> N
     log.write(*numbered(3))
     copy = log.path.with_name("app.log.1")
     copy.touch()
-    follower.tail.look()
+    follower.tail.scan()
     copy.write_bytes(log.path.read_bytes())
     log.truncate()
-    follower.tail.hint([str(log.path)])
-    follower.tail.hint([str(copy)])
+    follower.tail.on_write([str(log.path)])
+    follower.tail.on_write([str(copy)])
     assert follower.news(look=False) == numbered(3)
     assert follower.news() == []
 
@@ -297,7 +297,7 @@ def test_what_may_be_a_copy_is_delayed_with_a_bound_and_then_delivered(
     other = log.path.with_name("app.log.1")
     other.write_text("".join(f"{line}\n" for line in lines[:20]))
     assert follower.news() == []
-    assert follower.tail.figures().possible_copies == 1
+    assert follower.tail.stats().possible_copies == 1
     if growing:
         for number in range(20, 26):
             with other.open("a") as file:
@@ -307,7 +307,7 @@ def test_what_may_be_a_copy_is_delayed_with_a_bound_and_then_delivered(
     else:
         assert follower.later(11) == lines[:20]
     assert "still repeats the beginning of" in caplog.text
-    assert follower.tail.figures().possible_copies == 0
+    assert follower.tail.stats().possible_copies == 0
 
 
 def test_a_log_that_has_only_the_beginning_of_its_own_past_is_delivered_at_once(
@@ -350,7 +350,7 @@ def test_a_copy_that_was_deleted_is_let_go_once_it_is_quiet(log: LogFile) -> Non
     copy.unlink()
     assert follower.news() == []
     assert follower.later(11) == []
-    assert follower.tail.figures().possible_copies == 0
+    assert follower.tail.stats().possible_copies == 0
 
 
 def test_more_possible_copies_than_are_held_open_are_delivered_at_once(log: LogFile) -> None:
@@ -362,7 +362,7 @@ def test_more_possible_copies_than_are_held_open_are_delivered_at_once(log: LogF
     for number in range(66):
         log.path.with_name(f"app.log.{number}").write_text("".join(f"{n}\n" for n in lines[:9]))
     assert follower.news() == lines[:9] * 2
-    assert follower.tail.figures().possible_copies == 64
+    assert follower.tail.stats().possible_copies == 64
 
 
 def test_a_log_that_begins_with_all_of_a_deleted_one_is_another_log(log: LogFile) -> None:
@@ -477,7 +477,7 @@ def test_space_that_is_filled_late_is_not_skipped(log: LogFile, zeros: str) -> N
         os.pwrite(fd, bytes(size - start), start)
     assert follower.news() == []
     assert follower.later(60) == []
-    assert follower.tail.figures().lag_bytes == 0
+    assert follower.tail.stats().lag_bytes == 0
     for line in ("one", "two"):
         os.write(fd, f"{line}\n".encode())
         assert follower.news() == [line]
@@ -494,7 +494,7 @@ def test_a_file_of_reserved_space_is_the_same_file_when_it_is_filled(
     os.ftruncate(fd, 1 << 20)
     follower = Follower(log.path, state=state)
     assert follower.news() == []
-    assert follower.tail.figures().lag_bytes == 0
+    assert follower.tail.stats().lag_bytes == 0
     for number in range(4):
         os.write(fd, f"line {number}\n".encode())
         assert follower.news() == [f"line {number}"]
@@ -544,7 +544,7 @@ def test_offsets_beyond_two_gibibytes_are_offsets_like_others(log: LogFile, stat
     assert follower.news() == ["two"]
     log.write("three")
     assert follower.restart() == ["three"]
-    assert follower.tail.figures().lag_bytes == 0
+    assert follower.tail.stats().lag_bytes == 0
 
 
 @pytest.mark.parametrize("copy", ["app.bak", "app.old", "app.1", "app.20261125.gz"])
@@ -658,9 +658,9 @@ def test_beyond_the_limit_the_oldest_unread_deleted_file_is_given_up(
         log.delete()
         log.reopen()
         log.write(*numbered(number))
-        follower.tail.look()
+        follower.tail.scan()
     log.delete()
-    follower.tail.look()
+    follower.tail.scan()
     assert follower.tail.lost == {"deleted": 2 * length}
     with writer:
         writer.write("goes on\n")

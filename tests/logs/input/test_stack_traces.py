@@ -104,7 +104,7 @@ ruby: Rails' `log_error`, https://github.com/rails/rails/blob/main/actionpack/li
 
 def records(rule: Multiline, text: str) -> list[str]:
     data = text.encode()
-    cut = MultilineGrouper(rule).cut(data, final=True)
+    cut = MultilineGrouper(rule).group(data, final=True)
     assert cut is not None
     assert cut.starts is not None
     ends = [*cut.starts[1:], len(data)]

@@ -117,7 +117,7 @@ def test_archives_that_nobody_wants_are_left_alone(
         os.utime(archive, (time.time() - 7200,) * 2)
     follower = Follower(log.path.with_name("app.log*"), state=tmp_path / "offsets.json", **options)
     assert follower.news() == []
-    assert follower.tail.figures().lag_bytes == 0
+    assert follower.tail.stats().lag_bytes == 0
     log.write(*numbered(1))
     assert follower.restart() == numbered(1)
     log.compress(log.rotate())
@@ -192,11 +192,11 @@ def test_an_archive_that_was_read_to_its_last_byte_is_not_cut_off(
     (tmp_path / "app.log.1.gz").write_bytes(gzip.compress(b"x" * (size - 1) + b"\n"))
     follower = Follower(tmp_path / "app.log*")
     follower.news()
-    [stream] = follower.tail._require().roster.streams
+    [stream] = follower.tail._require().registry.streams
     for asked in (size, 1024, size - 1):
         assert stream.content is not None
         stream.content.read(0, asked)
-        follower.tail._require().tell_if_cut_off(stream)
+        follower.tail._require().warn_if_truncated(stream)
     assert "cut off" not in caplog.text
 
 
@@ -317,12 +317,12 @@ def test_each_byte_of_an_archive_is_decompressed_once_for_each_sink_at_most(
     tail = logs.tail(tmp_path / "*.gz", multiline=rule)
     tail.open(("quick", "slow"))
     got = {"quick": 0, "slow": 0}
-    while tail.ready("quick") or tail.ready("slow"):
+    while tail.has_data("quick") or tail.has_data("slow"):
         for lane, limit in (("quick", 1 << 20), ("slow", 1 << 17)):
             blocks = tail.read(lane, limit)
             tail.acknowledge(lane, blocks)
             got[lane] += sum(block.end - block.start for block in blocks)
-        tail.look()
+        tail.scan()
         tail.flush(everything=True)
     tail.close()
     assert set(got.values()) == {len(content)}

@@ -53,7 +53,7 @@ def test_the_pieces_of_a_long_line_in_dockers_file_are_joined(tmp_path: Path) ->
     log = tmp_path / "x-json.log"
     log.write_text("".join(line + "\n" for line in [*lines, "no JSON"]))
     pipeline = config.Pipeline(files=[str(log)], stages=[{"parse": "docker"}])
-    assert pipeline._lines_of_stages() is logs.DOCKER_LINES
+    assert pipeline._default_multiline() is logs.DOCKER_LINES
     follower = Follower(log, multiline=logs.DOCKER_LINES)
     got = [
         logs.parse_docker(one)

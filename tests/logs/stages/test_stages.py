@@ -181,7 +181,7 @@ def test_lines_of_a_container_are_grouped_to_their_last_piece() -> None:
         CRI_P + b"still open",
     ]
     data = b"".join(line + b"\n" for line in lines)
-    cut = MultilineGrouper(logs.CRI_LINES).cut(data, final=False)
+    cut = MultilineGrouper(logs.CRI_LINES).group(data, final=False)
     assert cut is not None
     assert cut.starts is not None
     pieces = [data[a:b] for a, b in zip(cut.starts, [*cut.starts[1:], cut.size], strict=True)]
@@ -230,7 +230,7 @@ def test_pieces_of_two_streams_that_lie_mixed_are_joined_apart(tmp_path: Path) -
     assert joined() == expected
     with log.open("ab") as file:
         file.write(CRI_F + b"o4\n")
-    follower.tail.look()
+    follower.tail.scan()
     assert joined() == [
         ("o3o4", "stdout", place[lines[8]]),
         ("alone", "stderr", place[lines[9]]),
@@ -242,8 +242,8 @@ def test_a_piece_that_is_never_completed_does_not_hold_the_others_back_for_ever(
     rule = replace(logs.CRI_LINES, max_lines=3)
     err = CRI_P.replace(b"stdout", b"stderr") + b"cut off\n"
     grouper = MultilineGrouper(rule)
-    assert grouper.cut(err + CRI_F + b"a\n", final=False) is None
-    cut = grouper.cut(err + (CRI_F + b"a\n") * 2, final=False)
+    assert grouper.group(err + CRI_F + b"a\n", final=False) is None
+    cut = grouper.group(err + (CRI_F + b"a\n") * 2, final=False)
     assert cut is not None
     assert len(cut.starts or ()) == 3
 

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar import logs
 from sidecar.logs import json_encoding, stages
-from sidecar.logs.input.framing import cut_lines
+from sidecar.logs.input.framing import frame_lines
 from sidecar.logs.records import Record
 from sidecar.logs.stages import time_zones
 from sidecar.process import metrics
@@ -226,7 +226,7 @@ def test_a_secret_across_two_pieces_of_a_line_loses_its_later_part() -> None:
 def test_a_long_line_is_cut_between_two_words() -> None:
     """So that no pattern for one word finds half of it in each piece."""
     raw = b"z" * 9990 + b" 4111111111111111" + b"z" * 9990
-    cut = cut_lines(raw, 10_000, final=False)
+    cut = frame_lines(raw, 10_000, final=False)
     assert cut is not None
     assert (cut.size, cut.newline) == (9990, True)
 
