@@ -1,8 +1,8 @@
-"""`collect`: from a source through stages to sinks, until it is told to stop.
+"""`collect`: move log lines from a source through stages to sinks, until cancelled.
 
-One task reads, one task for each sink delivers, one saves the checkpoint.
-The reader stops at the budget of a sink, so the files themselves are the buffer;
-the checkpoint follows what the sinks have acknowledged, and nothing else.
+One task reads, one task per sink delivers, and one saves the checkpoint.
+The reader stops at the byte budget of a sink (backpressure), so the files themselves are the buffer.
+The checkpoint contains only positions that the sinks have acknowledged.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from sidecar.process.executor import run_in_thread
 _log = logging.getLogger(__name__)
 
 _READ_BATCH_BYTES = 2 << 20
-"""Bytes that one hop to the disk reads for a sink. Each hop costs a fifth of a millisecond of CPU."""
+"""Bytes that one call in a thread reads for a sink. Each call costs 0.2 ms of CPU."""
 _MIN_ROUND_SECONDS = 0.02
-"""Seconds between two rounds for events: a writer of single lines must not cost a core, and nobody waits longer."""
+"""Minimum time between two rounds: a program that writes single lines must not cost a core."""
 _POLL_SECONDS = 0.25
 _MAX_SAVE_INTERVAL_SECONDS = 1.0
 _FIRST_SAVE_INTERVAL_SECONDS = 0.05
-"""Seconds to the second save. Pauses double from there: who is killed every second must get on all the same."""
+"""The interval doubles from here up to the maximum: a process that is killed every second must make progress as well."""
 _LOCK_POLL_SECONDS = 0.5
-"""Seconds between two looks whether the checkpoint is free."""
+"""How often a locked checkpoint is tried again."""
 _TRIM_INTERVAL_SECONDS = 10.0
-"""Seconds between two returns of freed memory to the kernel, where lines have moved: a few milliseconds each."""
+"""How often freed memory is returned to the kernel while lines are read: it takes a few milliseconds."""
 _DEAD_LETTER_SUFFIX = ".dead-letters.ndjson"
 _stats_by_collector: dict[int, TailStats] = {}
-"""Of each collection that runs in this process."""
+"""The statistics of each collection that runs in this process, by its `id`."""
 
 
 @dataclass(slots=True)
@@ -57,11 +57,11 @@ class Summary:
 
     lines: int = 0
     size: int = 0
-    """Bytes, as they came."""
+    """Bytes that were read."""
     refused: int = 0
-    """Records that a sink has refused for good."""
+    """Records that a sink has rejected permanently."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Files and directories that could not be read, or not to their end, when it ended by itself; with the reasons."""
+    """Files and directories that could not be read completely, with the reasons. Set when the collection ended by itself."""
 
 
 async def collect(
@@ -76,32 +76,33 @@ async def collect(
     drain_timeout: float = 20.0,
     drain_quiet: float = 0.5,
 ) -> Summary:
-    """Ship every line of the source through the stages to the sinks, for ever.
+    """Deliver every line of the source through the stages to the sinks, until cancelled.
 
-    The position of a file moves only past what all its sinks have acknowledged,
-    so a line is delivered again rather than lost; each sink has its own progress, and none waits for another.
-    When the call is cancelled (SIGTERM under `sidecar.run`) it reads to the end, delivers, saves, and then ends:
-    after `drain_quiet` seconds without a new line, at once where no writer has the files open,
-    at the latest after `drain_timeout`. What is not delivered by then is delivered after the next start.
+    Delivery is at least once: the saved position of a sink moves only past what that sink has acknowledged.
+    Each sink has its own position, and none waits for another.
+    A cancellation (SIGTERM under `sidecar.run`) starts a drain: `collect` reads to the end of the files, delivers,
+    saves, and returns after `drain_quiet` seconds without a new line, at once if no process has the files open for
+    writing, and after `drain_timeout` at the latest. Lines that are not delivered by then follow after the next start.
     A second cancellation ends it without draining.
 
     Args:
-        source: what to read; one collection for each.
-        stages: plain functions from a record to a record, or to None to drop it; in this order.
-        sink: where to, or several; a `Route` gives one stages of its own.
-        labels: what is the same for all lines (the Pod). A callable is asked for each batch.
-        dead_letters: where refused records go; by default a file beside the checkpoint.
-        budget: bytes in flight, over all sinks. When they are used up, reading stops.
-        until_end: end when everything has been delivered that was there at the beginning,
-            also while a program goes on writing. `unreadable` says what could not be read.
-        until: asked each second, in a thread: once it returns True, end when no writer has a file open any more
-            (where the kernel does not tell: after `drain_quiet` seconds) and all is delivered, however long that takes.
-        drain_timeout: seconds; stay below the Pod's `terminationGracePeriodSeconds`.
+        source: what to read. Each collection needs a source of its own.
+        stages: functions that return a record, or None to drop it; applied in this order.
+        sink: one sink, or several. A `Route` gives a sink stages of its own.
+        labels: labels of all lines (of the Pod). A callable is called for each batch.
+        dead_letters: where rejected records are written; by default a file next to the checkpoint.
+        budget: bytes in flight over all sinks. Reading stops while it is used up.
+        until_end: end when everything that existed at the start is delivered, even while a program continues to write.
+            `unreadable` lists what could not be read.
+        until: called once a second, in a thread. Once it returns True, the collection ends when no process has a file
+            open for writing (where the kernel does not report that: after `drain_quiet` seconds without a new line)
+            and everything is delivered, however long that takes.
+        drain_timeout: seconds; keep it below the Pod's `terminationGracePeriodSeconds`.
         drain_quiet: seconds.
 
     Raises:
-        ConfigError: no sink, two of the same name, or another argument that makes no sense.
-        RuntimeError: the source is in use, or it was when this process was forked: make one here.
+        ConfigError: no sink, two sinks of the same name, or another invalid argument.
+        RuntimeError: the source is in use, or was in use when this process was forked: create one in this process.
         Exception: whatever a stage or a sink raises. What was acknowledged before is saved.
 
     >>> import asyncio, tempfile
@@ -132,7 +133,7 @@ async def collect(
 
 
 class Collector:
-    """A collection with a state that probes can ask for. `collect` is one of these, run at once.
+    """A collection whose state probes can query. `collect` creates one and runs it.
 
     >>> from sidecar import logs, testing
     >>> logs.Collector(logs.tail("/var/log/app/*.log"), [], [testing.MemorySink()]).summary
@@ -202,7 +203,7 @@ class Collector:
         self._until_end = False
         self._until = until
         self._finishing = False
-        """`until` has said that no more is to come."""
+        """`until` has returned True."""
         self._files_with_writers: list[str] = []
         self._limited_to_present = self._copies_released = False
         self._drain_quiet = 0.0
@@ -214,20 +215,20 @@ class Collector:
         self._leave_timeout = 0.0
         self._successor: Tail | None = None
         self._deleted = 0, 0.0
-        """How many bytes of deleted files there were to deliver, and since when it has been so many."""
+        """Bytes of deleted files that are not delivered yet, and the monotonic time of the last change of that number."""
         self.last_state: State | None = None
-        """What the last checkpoint holds, or would hold if there were one."""
+        """The state that was saved last, kept without a checkpoint as well."""
 
     def __repr__(self) -> str:
         return f"<Collector {self.source!r} → {', '.join(worker.name for worker in self.workers)}>"
 
     @property
     def started(self) -> bool:
-        """The files have been looked for, and the sinks are open. For a startup probe."""
+        """Whether the first scan is done and the sinks are open. For a startup probe."""
         return self._started
 
     def trouble(self, patience: float = 60.0) -> str | None:
-        """Return what keeps lines from being delivered for longer than `patience` seconds. For a readiness probe."""
+        """Return why no line could be delivered for more than `patience` seconds, else None. For a readiness probe."""
         if self.source.failure is not None:
             return self.source.failure
         for worker in self.workers:
@@ -239,12 +240,11 @@ class Collector:
         return self._save_failure
 
     def leave(self, timeout: float, successor: Tail | None = None) -> None:
-        """End `run` for another collection, which goes on where this one ends: without reading to the end.
+        """End `run` without reading to the end; the successor continues at the same positions.
 
-        What is on its way is waited for, at most so many seconds; it is read again otherwise.
-        Files that were deleted and are still open are handed over to the successor. Without one they are delivered
-        before, as long as the sinks take lines; after so many seconds without an acknowledgement they are lost,
-        with an error in the log, and counted.
+        Batches in flight are awaited for `timeout` seconds at most; the successor reads them again otherwise.
+        Open files that were deleted are handed over to the successor. Without one they are delivered first;
+        after `timeout` seconds without an acknowledgement the rest is lost, with an error in the log, and counted.
         """
         self._leave_deadline, self._leave_timeout = time.monotonic() + timeout, timeout
         self._successor = successor
@@ -275,9 +275,9 @@ class Collector:
         return self.summary
 
     async def _lock_checkpoint(self) -> bool:
-        """Wait while another collection has the checkpoint: the one before us, as a rule, that still drains.
+        """Wait until the checkpoint is unlocked: usually the previous collector is still draining.
 
-        Return False if this one has been told to leave meanwhile.
+        Return False if `leave` was called meanwhile.
         """
         waiting = False
         while not await run_in_thread(self.source.lock_checkpoint):
@@ -306,7 +306,7 @@ class Collector:
                 opened.append(worker)
                 if begun is not None:
                     self.source.resume[worker.name] = begun
-            # Before the first line is delivered: a kill right after it must find where it began.
+            # Save the start positions before the first line is delivered, so that a restart after a kill knows them.
             await self._save()
             self._started = True
             await self._run_tasks(drain_timeout)
@@ -340,7 +340,7 @@ class Collector:
             await asyncio.wait(tasks)
 
     async def _wait_for_tasks(self, tasks: list[asyncio.Task[None]], timeout: float | None) -> None:
-        """Wait for the reader's end, or the first error."""
+        """Wait until the reader ends, or a task fails; raise its error."""
         done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             left = "; ".join(
@@ -360,7 +360,7 @@ class Collector:
                 raise error
 
     async def _read(self) -> None:
-        """Read, whenever there may be something and a sink has room; end when there is no more to come."""
+        """Read while there is data and a sink has budget; return when no more data can follow."""
         source, last_scan, last_round = self.source, 0.0, 0.0
         revision = source.revision
         last_data_at = time.monotonic()
@@ -376,11 +376,11 @@ class Collector:
             scan = now >= due or without_wait or source.incomplete
             scan = scan or (self._until_end and self._all_idle())
             present_done = self._limited_to_present and source.present_is_read
-            open_lanes = [
+            open_workers = [
                 worker for worker in self.workers if worker.free_bytes > 0 and not present_done
             ]
             limits = {
-                worker.name: min(worker.free_bytes, _READ_BATCH_BYTES) for worker in open_lanes
+                worker.name: min(worker.free_bytes, _READ_BATCH_BYTES) for worker in open_workers
             }
             self._wake.clear()
             last_round = now
@@ -424,13 +424,13 @@ class Collector:
         await self._trim_heap(now)
 
     async def _wait_until_acknowledged(self, end: float) -> None:
-        """Wait until nothing is on its way any more, at most until then."""
+        """Wait until nothing is in flight, at most until the monotonic time `end`."""
         while not self._all_idle() and time.monotonic() < end:
             self._wake.clear()
             await self._wait_for_event(min(time.monotonic() + _POLL_SECONDS, end), 0.0)
 
     def _has_deleted_data(self, now: float) -> bool:
-        """Whether deleted files hold bytes that nobody else could deliver, and the sinks take some now and then."""
+        """Whether to wait for deleted files: they hold undelivered bytes, no successor takes them over, and delivery progresses."""
         if self._successor is not None:
             return False
         size = self.source.deleted_unacknowledged()
@@ -448,7 +448,7 @@ class Collector:
         return size > 0 and now - since < self._leave_timeout
 
     async def _trim_heap(self, now: float) -> None:
-        """Give back what moving lines has left in the heap: a burst must not be kept for ever."""
+        """Return freed heap memory to the kernel after lines were read."""
         if self._has_read_data and now - self._trimmed_at >= _TRIM_INTERVAL_SECONDS:
             self._has_read_data, self._trimmed_at = False, now
             await run_in_thread(memory.trim_heap)
@@ -471,7 +471,7 @@ class Collector:
         return await run_in_thread(self.source.writers_gone)
 
     async def _writers_done(self, last_data_at: float) -> bool:
-        """Whether no program writes any more: none has a file open, or, where nobody knows, nothing has come for a while."""
+        """Whether no process writes any more: none has a file open, or, if that is unknown, no line came for `drain_quiet`."""
         files = await run_in_thread(self.source.files_with_writers)
         if files and files != self._files_with_writers:
             _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
@@ -494,7 +494,7 @@ class Collector:
             await asyncio.sleep(rest)
 
     def _scan_and_read(self, limits: Mapping[str, int], scan: bool) -> dict[str, list[Block]]:
-        """One hop to the disk: take the hints, look where they point, read what there is room for."""
+        """Apply the pending events, scan if due, and read up to the limits. Runs in a thread."""
         watcher = self._watcher
         events = watcher.drain() if watcher is not None else DirEvents()
         source = self.source
@@ -513,7 +513,7 @@ class Collector:
         return {name: source.read(name, limit) for name, limit in limits.items()}
 
     def _arm_watcher(self) -> None:
-        """Be woken by the next event; not before the round that takes them all."""
+        """Wake the reader at the next event. Armed once per round, since each round takes all pending events."""
         if self._watcher is None or self._watcher.fd is None:
             return
         loop, fd = asyncio.get_running_loop(), self._watcher.fd
@@ -537,7 +537,7 @@ class Collector:
         try:
             state = await run_in_thread(self.source.state)
             self.last_state = state
-            # What the checkpoint says must be durable in the sinks before the checkpoint says so.
+            # Sinks make their data durable before the checkpoint that refers to it is written.
             for worker in self.workers:
                 await worker.sink.flush()
             await run_in_thread(self.source.save, state)
@@ -558,7 +558,7 @@ class Collector:
             self._watcher.close()
         if (self._until_end or self._finishing) and self._started:
             self.summary.unreadable = self.source.unreadable
-        async with contextlib.AsyncExitStack() as stack:  # whatever fails, all are closed
+        async with contextlib.AsyncExitStack() as stack:  # all are closed, even if one fails
             stack.push_async_callback(run_in_thread, self.source.close)
             for worker in opened:
                 stack.push_async_callback(worker.sink.close)
@@ -570,7 +570,7 @@ class Collector:
             self._report()
         _stats_by_collector.pop(id(self), None)
 
-    # -- what the lanes say
+    # -- callbacks of the workers
 
     def _all_idle(self) -> bool:
         return all(worker.idle for worker in self.workers)
@@ -607,7 +607,7 @@ class Collector:
 
 
 def _export_stats() -> None:
-    """Show the sum of all collections of this process; of seconds the most."""
+    """Export the sums over all collections of this process, and the maximum of the lag in seconds."""
     shown = list(_stats_by_collector.values())
     metrics.LOGS_LAG_BYTES.set(sum(one.lag_bytes for one in shown))
     metrics.LOGS_LAG_SECONDS.set(max(one.lag_seconds for one in shown))
@@ -618,7 +618,7 @@ def _export_stats() -> None:
 def _own_files(
     source: Tail, sinks: Sequence[Sink], dead_letters: DeadLetters | None
 ) -> Iterator[str]:
-    """Yield what this collection itself writes to."""
+    """Yield the files that this collection writes."""
     for sink in sinks:
         if isinstance(sink, BaseSink):
             yield from sink.own_files

@@ -1,4 +1,4 @@
-"""One sink's way: fill a batch, run the stages, deliver, acknowledge. Its own progress, its own share of memory."""
+"""The worker of one sink: fill a batch, run the stages, write, acknowledge. Each has its own queue and byte budget."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _log = logging.getLogger(__name__)
 _MIN_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 30.0
 _REPEAT_WARNING_SECONDS = 300.0
-"""Seconds between two lines of the log about one receiver that takes nothing."""
+"""How often the log repeats that a sink is unavailable."""
 
 
 class DeadLetters(Protocol):
-    """Where refused records go before the position passes them."""
+    """Where rejected records are written before the position passes them."""
 
     async def write(self, sink: str, rejected: Sequence[Rejected]) -> None:
-        """Return when they are durable.
+        """Write rejected records; return when they are durable.
 
         Raises:
-            SinkUnavailable: not now; none of them may be passed.
+            SinkUnavailable: they cannot be written now; the position must not pass them.
         """
 
 
 class SinkWorker:
-    """The blocks on their way to one sink."""
+    """Delivers the blocks of one sink."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class SinkWorker:
         self.pending_bytes = 0
         """Bytes that were read and are not acknowledged."""
         self.failure: str | None = None
-        """Why nothing is delivered just now."""
+        """Why the sink is unavailable at present; None if it is not."""
         self.failing_since: float | None = None
         self._logged_at = 0.0
         self._stages, self._labels = tuple(stages), labels
@@ -73,19 +73,17 @@ class SinkWorker:
         self._expedited = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = (
-            f"waits: {self.failure}" if self.failure else f"{self.pending_bytes} bytes on their way"
-        )
+        state = f"waits: {self.failure}" if self.failure else f"{self.pending_bytes} bytes pending"
         return f"<SinkWorker {self.name} {state}>"
 
     @property
     def free_bytes(self) -> int:
-        """How many more bytes may be read for this sink."""
+        """How many more bytes may be read for this sink (backpressure)."""
         return self.budget - self.pending_bytes
 
     @property
     def has_dead_letters(self) -> bool:
-        """Whether refused records are kept somewhere."""
+        """Whether rejected records are written to a dead-letter file."""
         return self._dead_letters is not None
 
     @property
@@ -93,7 +91,7 @@ class SinkWorker:
         return self.pending_bytes == 0
 
     def enqueue(self, blocks: Sequence[Block]) -> None:
-        """Take over blocks; they count against the budget until they are acknowledged."""
+        """Queue blocks. They count against the budget until they are acknowledged."""
         if not blocks:
             return
         if not self._queue:
@@ -105,12 +103,12 @@ class SinkWorker:
         self._queue_changed.set()
 
     def expedite(self) -> None:
-        """From now on wait for no fuller batch, and not for the end of a long pause of our own."""
+        """Stop waiting for fuller batches, and cut the present backoff short."""
         self._expedited.set()
         self._queue_changed.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled. Ends with the error of a stage, or of the sink."""
+        """Deliver until cancelled. Raises the error of a stage or of the sink."""
         async with asyncio.TaskGroup() as group:
             for number in range(self.sink.batching.concurrency):
                 group.create_task(self._deliver(), name=f"logs-{self.name}-{number}")
@@ -176,7 +174,7 @@ class SinkWorker:
                     record = passed
                 else:
                     kept.append(record)
-            # Other tasks (probes!) get their turn between blocks.
+            # Yield to other tasks, such as probes, between blocks.
             await asyncio.sleep(0)
         return Batch(blocks, kept, labels)
 
@@ -190,7 +188,7 @@ class SinkWorker:
         self._refused(self, rejected)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works. `SinkUnavailable` is the only error that is waited out."""
+        """Retry while the call raises `SinkUnavailable`; other errors end the worker."""
         backoff = _MIN_BACKOFF_SECONDS
         while True:
             try:
@@ -207,7 +205,7 @@ class SinkWorker:
             return result
 
     def _log_failure(self, reason: str) -> None:
-        """Say why nothing is taken: at first, and again now and then, for who looks at the last lines of the log alone."""
+        """Log why the sink is unavailable: at once, and again at intervals, so that the end of the log shows it as well."""
         now = time.monotonic()
         if self.failing_since is None:
             self.failing_since = self._logged_at = now
@@ -220,8 +218,8 @@ class SinkWorker:
             )
 
     async def _back_off(self, asked: float | None, backoff: float) -> float:
-        """Wait before the next try, and return how long to wait before the one after it."""
-        # Spread out, so that a fleet does not come back in step.
+        """Wait before the next attempt; return the backoff for the one after it."""
+        # With jitter, so that many collectors do not retry at the same time.
         delay = asked or backoff * random.uniform(0.5, 1.0)  # noqa: S311
         if asked or self._expedited.is_set():
             await asyncio.sleep(delay)
@@ -229,5 +227,5 @@ class SinkWorker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._expedited.wait()
-                    return _MIN_BACKOFF_SECONDS  # the receiver may be back, and there are only seconds left
+                    return _MIN_BACKOFF_SECONDS  # draining: little time is left, so start again with short waits
         return min(backoff * 2, _MAX_BACKOFF_SECONDS)

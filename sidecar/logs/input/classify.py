@@ -1,4 +1,4 @@
-"""A file that nobody reads yet: is it new, or what another stream has read (or will read) from its own?"""
+"""Classify a new file: is it a new log, or a copy, an archive or the next file of a known stream?"""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sidecar.logs.input.relocate import Relocator
 _log = logging.getLogger(__name__)
 
 _COPY_QUIET_SECONDS = 10.0
-"""Seconds without a change after which a file that repeats another is no copy in the making …"""
+"""A file that repeats another counts as a log of its own after this many seconds without a change …"""
 _COPY_MAX_SECONDS = 60.0
-"""… and seconds after which it is none, whatever happens to it."""
+"""… or this many seconds after it was found."""
 _MAX_OPEN_CANDIDATES = 64
-"""Files that are held open while they may be copies: what is deleted meanwhile may have turned out to be a log."""
+"""Possible copies that are kept open: one that is deleted meanwhile may turn out to be a log."""
 _ARCHIVE_QUIET_SECONDS = 10.0
-"""Seconds after the last write in which an archive beside its source may still be in the making."""
+"""An archive next to its source may still be being written for this many seconds after its last write."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file that was opened, and what was known of it then."""
+    """A file that was just opened, with its status at that time."""
 
     path: str
     key: Key
@@ -43,30 +43,30 @@ class NewFile:
 
 @dataclass(slots=True)
 class FileClassifier:
-    """Tells what is new from what is not."""
+    """Tells new logs from content that is known already."""
 
     registry: StreamRegistry
     opener: Opener
     relocator: Relocator
     defers_copies: bool = True
-    """A file that may be a copy is left alone for a while."""
+    """Whether a possible copy is deferred for a while."""
 
     def is_known_content(self, new_file: NewFile, now: float) -> bool:
-        """Whether the file is (or may soon turn out to be) what another stream has read. Takes the content if so."""
+        """Whether the file holds, or may turn out to hold, content of a known stream. If so, this takes over its descriptor."""
         if new_file.content.compressed and self._is_compressing(new_file):
             new_file.content.close()
             return True
         if not new_file.status.st_size:
-            return False  # known_size by its first bytes, once there are some
+            return False  # classified once it has content
         beginning = new_file.content.read(0, fingerprint.MIN_EVIDENCE)
         related = [
             s for s in self.registry.related_streams(new_file.path) if s.may_start_with(beginning)
         ]
         for stream in related:
-            # One that was closed for want of descriptors is compared as all others.
+            # Files that were closed to save descriptors are compared as well.
             self.relocator.reopen(stream)
             if not stream.is_intact():
-                # Truncated unnoticed: this may be its copy, and there is a new stream to compare with.
+                # It was truncated: the new file may be its copy, and there is a new stream to compare with.
                 self.relocator.on_truncated(stream, now)
                 if new_file.key in self.registry.by_key:
                     new_file.content.close()
@@ -78,48 +78,48 @@ class FileClassifier:
             return True
         if all(stream.is_intact() for stream in related):
             return False
-        # Truncated while we compared: once more.
+        # One was truncated during the comparison: repeat it.
         return self.is_known_content(new_file, now)
 
     def is_unchanged_copy(self, path: str, key: Key, now: float) -> bool:
-        """Whether it is as it was when it was found to be a copy, not for too long, and the original is still there."""
+        """Whether a possible copy is unchanged and not expired, and its original still exists."""
         candidate = self.registry.copy_candidates.get(key)
         if candidate is None or self._has_expired(candidate, now):
             return False
-        of = candidate.of
-        if of.key is None or self.registry.by_key.get(of.key) is not of:
+        original = candidate.original
+        if original.key is None or self.registry.by_key.get(original.key) is not original:
             return False
         try:
-            return candidate.seen == signature(os.stat(path))
+            return candidate.signature == signature(os.stat(path))
         except OSError:
             return False
 
     def _continues(self, stream: LogStream, new_file: NewFile, now: float) -> bool:
-        """Whether the stream has lost its file, and goes on in this one."""
+        """Whether a stream that has lost its file continues in this one; attaches it if so."""
         lost_file = stream.retired_at is not None or stream.deleted or stream.unresolved is not None
         if not lost_file:
             return False
         same_path = new_file.path == stream.path and not new_file.content.compressed
         if same_path and stream.size < fingerprint.MIN_EVIDENCE:
-            # Deleted and begun again with the same few bytes: rather read them twice than never.
+            # Deleted and created again with the same few bytes: better read twice than never.
             return False
         if not stream.is_contained_in(new_file.content):
             return False
         whole = self._final_size(stream)
         if not same_path and whole is not None and new_file.content.length() > whole:
-            return False  # another log that has begun with the same lines
+            return False  # another log that begins with the same lines
         self.registry.attach(stream, new_file.content, new_file.key, new_file.path, now)
         return True
 
     @staticmethod
     def _final_size(stream: LogStream) -> int | None:
-        """Return the length of a content whose file is deleted, None where nobody knows it."""
+        """Return the length of a stream whose file is deleted, None if unknown."""
         if stream.content is not None:
             return None if stream.content.compressed else stream.content.length()
         return None if stream.retired_at is None else stream.size
 
     def _is_copy(self, stream: LogStream, new_file: NewFile, now: float) -> bool:
-        """Whether the file only repeats what the stream reads from its own."""
+        """Whether the file only repeats what the stream reads from its own file."""
         original, content = stream.content, new_file.content
         if original is None:
             return False
@@ -137,10 +137,10 @@ class FileClassifier:
         return True
 
     def _defer_copy(self, candidate: CopyCandidate, new_file: NewFile, now: float) -> bool:
-        """Whether a file that may be a copy has to wait. Keeps its content open, or closes it, if so."""
+        """Whether a possible copy is deferred. If so, its file is kept open or closed here."""
         nameless = new_file.status.st_nlink == 0
         if nameless and self._has_waited(candidate, now):
-            # All that was in it, and all that its last writer added, is read from the other file.
+            # All its content is read from the other file.
             self.registry.unmark_copy(new_file.key)
             new_file.content.close()
             return True
@@ -148,14 +148,14 @@ class FileClassifier:
             _log.warning(
                 "%s still repeats the beginning of %s, which was not truncated: it is delivered, too",
                 new_file.path,
-                candidate.of.path,
+                candidate.original.path,
             )
             return False
         if candidate.content is None and candidate.path in self.registry.index.files:
             _log.warning(
                 "%s repeats the beginning of %s, and %d files are watched for that already: it is delivered, too",
                 new_file.path,
-                candidate.of.path,
+                candidate.original.path,
                 _MAX_OPEN_CANDIDATES,
             )
             return False
@@ -165,8 +165,8 @@ class FileClassifier:
         return True
 
     def _make_candidate(self, stream: LogStream, new_file: NewFile, now: float) -> CopyCandidate:
-        """Return what is known of a file that repeats a stream, from now or from earlier looks."""
-        # One that nobody has asked for is only needed while it may be the past of a log.
+        """Return the candidate for a file that repeats a stream, with the times of earlier scans."""
+        # A file outside the patterns is needed only while it may be a rotated log.
         wanted = new_file.path in self.registry.index.files or new_file.status.st_nlink == 0
         unsure = new_file.status.st_size < fingerprint.MIN_EVIDENCE
         held = (wanted or unsure) and self._count_open_candidates(
@@ -183,8 +183,8 @@ class FileClassifier:
                 _COPY_QUIET_SECONDS,
             )
         else:
-            changed = known.seen != new_file.signature
-            since, quiet_since = known.since, now if changed else known.quiet_since
+            changed = known.signature != new_file.signature
+            since, quiet_since = known.first_seen, now if changed else known.quiet_since
         return CopyCandidate(
             new_file.path,
             stream,
@@ -195,28 +195,28 @@ class FileClassifier:
         )
 
     def _has_expired(self, candidate: CopyCandidate, now: float) -> bool:
-        """Whether a file has repeated another for so long that it is delivered: twice is better than never."""
+        """Whether a possible copy was deferred long enough and is delivered: better twice than never."""
         if candidate.path not in self.registry.index.files:
-            return False  # nobody has asked for it
+            return False  # outside the patterns
         return self._has_waited(candidate, now) or not self.defers_copies
 
     @staticmethod
     def _has_waited(candidate: CopyCandidate, now: float) -> bool:
-        """Whether a copy in the making would have been completed by now."""
+        """Whether a copy would be complete by now."""
         return (
             now - candidate.quiet_since >= _COPY_QUIET_SECONDS
-            or now - candidate.since >= _COPY_MAX_SECONDS
+            or now - candidate.first_seen >= _COPY_MAX_SECONDS
         )
 
     def _count_open_candidates(self, but: Key) -> int:
-        """Return how many other files are held open because they may be copies."""
+        """Return how many other possible copies are kept open."""
         copy_candidates = self.registry.copy_candidates.items()
         return sum(
             candidate.content is not None and key != but for key, candidate in copy_candidates
         )
 
     def _is_compressing(self, new_file: NewFile) -> bool:
-        """Whether the archive may still be in the making: it is young, and its source is there."""
+        """Whether the archive may still be being written: it is recent, and its source exists."""
         plain, extension = os.path.splitext(new_file.path)
         if not extension or time.time() - new_file.status.st_mtime > _ARCHIVE_QUIET_SECONDS:
             return False
@@ -231,23 +231,23 @@ class FileClassifier:
 
 
 def signature(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file does."""
+    """Return the values of stat(2) that change with the file."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _is_original(new_file: NewFile, stream: LogStream) -> bool:
-    """Whether the file has the name that rotation leaves to the log itself, beside the other: no copy gets that one."""
+    """Whether the file has the base name of the log and lies next to the stream's file: no copy has that name."""
     directory, name = os.path.split(new_file.path)
     return name == fingerprint.base_log_name(name) and directory == os.path.dirname(stream.path)
 
 
 def _is_archive_of(archive: Content, stream: LogStream) -> bool:
-    """Whether an archive holds all of a stream whose file is still there, and nothing else."""
+    """Whether an archive holds exactly the content of a stream whose file still exists."""
     return stream.is_contained_in(archive) and archive.length() <= stream.size
 
 
 def _is_archived_copy(archive: Content, original: Content) -> bool:
-    """Whether an archive holds the beginning of a living log (`copy` with `compress`)."""
+    """Whether an archive holds the beginning of a live log (logrotate: `copy` with `compress`)."""
     if not archive.compressed or original.compressed:
         return False
     head = archive.read(0, fingerprint.HEAD_BYTES)

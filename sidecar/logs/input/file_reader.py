@@ -1,11 +1,10 @@
-"""One content on its way: a sequence of bytes that keeps its positions whatever happens to its file.
+"""Read one log stream: a sequence of bytes that keeps its positions whatever happens to its file.
 
-A stream is not a path and not an inode. Rotation gives it another name, `copytruncate` another file,
-compression another form; the positions stay.
-For each sink (a sink's own progress) there is a cursor, how far it was read,
-and a window, how far it was acknowledged.
+A stream is neither a path nor an inode. Rotation gives it another name, `copytruncate` another file,
+and compression another form; its positions stay valid.
+For each sink it has a cursor (how far it was read) and a window (how far it was acknowledged).
 
-Blocking reads; no decision about which file belongs to which stream: see `sidecar.logs.input.rotation`.
+Reads block. Which file belongs to which stream is decided by `sidecar.logs.input.rotation`.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ _BOM_NEEDS = 3
 
 
 class ContentReplaced(Exception):
-    """The file does not hold any more what was read from it."""
+    """The file no longer contains the bytes that were read from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FramingConfig:
-    """How bytes become blocks."""
+    """How bytes are split into blocks of lines."""
 
     max_line: int = 1 << 20
     chunk: int = 1 << 17
@@ -66,58 +65,58 @@ class ReadPosition:
     offset: int
     tail_bytes: bytes = b""
     partial: bool = False
-    """Bytes lie behind the offset that are no whole line (or group) yet."""
+    """The bytes after the offset are not a complete line (or group) yet."""
     unterminated: bool = False
-    """The last line of what is held has no end yet."""
+    """The last line of these bytes has no newline yet."""
     flush: bool = False
-    """What is held is to be taken as complete."""
+    """The next read treats these bytes as complete."""
     at_end: bool = False
-    """The last read has found nothing more."""
+    """The last read reached the end of the file."""
 
 
 @dataclass(slots=True, eq=False)
 class LogStream:
-    """One content, its file for now, and its positions."""
+    """One log stream, its present file, and its positions."""
 
     path: str
     key: Key | None
     head: Fingerprint = NOTHING
     content: Content | None = None
     size: int = 0
-    """As last seen; of a compressed file: how far it was read."""
+    """Size at the last check; of a compressed file: how far it was read."""
     live: bool = True
-    """The patterns name it; it may grow at any time."""
+    """Its path matches a pattern: it may grow at any time."""
     deleted: bool = False
     retired_at: float | None = None
-    """Unix time since which there is no file and nothing left to read: only remembered."""
+    """Unix time since which it has no file and nothing to read: it is kept only to recognise copies."""
     file_id: str = ""
     parent_id: str = ""
     size_and_mtime: tuple[int, ...] = ()
     modified_ns: int = 0
-    """The youngest modification time seen."""
+    """The latest modification time of its file."""
     scan_started_ns: int = 0
-    """The same when the present look began: what rotation has made since is not older."""
+    """`modified_ns` at the start of the present scan: files that rotation creates since then are not older."""
     last_complete_scan_ns: int = 0
-    """The same when the last look began that has met all files: older ones are known."""
+    """`modified_ns` at the start of the last scan that opened all files: older files are known."""
     last_growth: float = 0.0
-    """Monotonic time of the last sign of life."""
+    """Monotonic time of the last change of its file."""
     cursors: dict[str, ReadPosition] = field(default_factory=dict)
     windows: dict[str, OffsetWindow] = field(default_factory=dict)
     target_offset: int = 0
-    """How much of it a run that ends by itself delivers: what was there when it began."""
+    """The offset up to which a run with `until_end` delivers: the size at its start."""
     saved_offset: int = 0
-    """How much of it every sink had acknowledged when the checkpoint was saved."""
+    """The offset that every sink had acknowledged when the checkpoint was saved."""
     preallocated_from: int | None = None
-    """Nothing but zeros from here to the end: space for what is to come, and nothing that waits."""
+    """Only zeros follow this offset: preallocated space, not data that waits."""
     skipped_bytes: int = 0
-    """Bytes of holes that were stepped over and not reported yet."""
+    """Bytes of holes that were skipped and are not reported yet."""
     head_bytes: bytes = b""
     unresolved: Position | None = None
-    """Its file has not been found (again) yet: what is known of the furthest place."""
+    """Set while its file is not found: the furthest position, by which it is recognised."""
     loss_reason: str = "vanished"
-    """What will have happened to its unread bytes if it is never found."""
+    """The reason to report if its file is never found and unread bytes are lost."""
     search_deadline: float | None = None
-    """Monotonic time at which the search ends. Names move while a rotation is under way."""
+    """Monotonic time at which the search ends. Names change during a rotation."""
     _encoding: Encoding | None = None
     _skipped_end: int = 0
     _sampled_hashes: SampledHashes = field(default_factory=SampledHashes)
@@ -136,37 +135,37 @@ class LogStream:
 
     @property
     def written(self) -> int:
-        """How much there is to deliver."""
+        """The size without preallocated space: how much there is to deliver."""
         return (
             self.size if self.preallocated_from is None else min(self.preallocated_from, self.size)
         )
 
     @property
     def has_partial(self) -> bool:
-        """A sink waits for the end of a line, or of a group."""
+        """Whether a sink waits for the end of a line or group."""
         return any(cursor.partial for cursor in self.cursors.values())
 
     @property
     def reached_target(self) -> bool:
-        """Every sink has read what was there when a run that ends by itself began."""
+        """Whether every sink has read up to the target offset."""
         if self.content is not None and self.content.compressed:
             return all(c.at_end and not c.partial for c in self.cursors.values())
         return self.unresolved is None and self.read_by_all >= min(self.target_offset, self.written)
 
     @property
     def furthest(self) -> Position:
-        """The place of the sink that has read most: what a continuation is recognised by."""
+        """The position of the sink that has read most, by which the next file is recognised."""
         cursor = max(self.cursors.values(), key=lambda c: c.offset, default=None)
         return Position(0) if cursor is None else Position.of(cursor.offset, cursor.tail_bytes)
 
     @property
     def is_fully_acknowledged(self) -> bool:
-        """Everything that was read is acknowledged, and all sinks have read equally far."""
+        """Whether all sinks have read to the same offset, and acknowledged it."""
         ends = {c.offset for c in self.cursors.values()} | {w.offset for w in self.windows.values()}
         return len(ends) <= 1
 
     def attach(self, content: Content, key: Key, path: str) -> None:
-        """Go on with this file, at the positions there are. The caller has made sure that it is the right one."""
+        """Continue in this file at the present positions. The caller has verified the file."""
         self.detach()
         self.content, self.key, self.path = content, key, path
         self.deleted, self.retired_at, self.size_and_mtime, self.preallocated_from = (
@@ -183,7 +182,7 @@ class LogStream:
             cursor.tail_bytes = _tail_bytes_at(content, cursor.offset)
 
     def truncate(self, content: Content) -> None:
-        """Take back what was seen beyond the end of a file that holds only the beginning of this content."""
+        """Move all positions back to the end of a file that holds only the beginning of this stream."""
         end = content.length()
         mark = _tail_bytes_at(content, end)
         for cursor in self.cursors.values():
@@ -192,17 +191,17 @@ class LogStream:
         for window in self.windows.values():
             window.truncate(end, mark)
         self.size = end
-        # What is written behind that end is not what was seen there: a receiver must tell the two apart.
+        # Bytes written after that end differ from those read before: the new identifier lets receivers tell them apart.
         self.parent_id, self.file_id = self.file_id or self.parent_id, ""
 
     def detach(self) -> None:
-        """Let go of the file, if there is one."""
+        """Close the file, if it is open."""
         if self.content is not None:
             self.content.close()
             self.content = None
 
     def read_head(self, size: int) -> bytes:
-        """Return what can be known of the head by so many bytes: zeros at their end may be filled later."""
+        """Return up to `size` bytes of the head, without trailing zeros: those may be filled later."""
         content = self.content
         if content is None:
             return b""
@@ -218,12 +217,12 @@ class LogStream:
         return b""
 
     def extend_fingerprint(self, size: int) -> bool:
-        """Know as much of the head as a file of this size has. False if what was known is not there any more.
+        """Extend the fingerprint of the head up to this file size. Return False if the known bytes have changed.
 
-        Not more, even if there is: the caller judges the file by this size.
+        It never reads beyond `size`: the caller classifies the file by that size.
 
         Raises:
-            Unreadable: it turns out to be compressed in a way that cannot be read.
+            Unreadable: the file is compressed in an unsupported format.
         """
         known, content = self.head_bytes, self.content
         if content is not None and len(known) < HEAD_BYTES:
@@ -233,11 +232,11 @@ class LogStream:
             if head != known:
                 self.head_bytes, self.head = head, Fingerprint.of(head)
             if not content.compressed and len(known) < LONGEST_MAGIC and is_archive(head):
-                self.content = open_content(content.fd)  # it was empty when it was met
+                self.content = open_content(content.fd)  # it was empty when found
         return True
 
     def is_intact(self) -> bool:
-        """Whether the file still holds what was read from it."""
+        """Whether the file still contains the bytes that were read from it."""
         content = self.content
         if content is None:
             return True
@@ -249,16 +248,16 @@ class LogStream:
         )
 
     def may_start_with(self, data: bytes) -> bool:
-        """Whether that may be the beginning of what was read. Quick: a thousand logs are compared with each other."""
+        """Whether the stream may begin with `data`. A quick test, since many logs are compared with each other."""
         known = self.head_bytes[: len(data)]
         return data.startswith(known)
 
     def is_continued_by(self, content: Content) -> bool:
-        """Whether that file holds this content, at least up to the furthest position."""
+        """Whether a file holds this stream, at least up to the furthest position."""
         return is_continued_by(self.head, self.unresolved or self.furthest, content)
 
     def is_truncated_copy_in(self, content: Content) -> bool:
-        """Whether that file holds the beginning of this content, and not all that was seen of it."""
+        """Whether a file holds the beginning of this stream, but not all that was read of it."""
         size, seen = content.length(), max(self.furthest.offset, len(self.head_bytes))
         if not MIN_EVIDENCE <= size < seen or not self.head_bytes:
             return False
@@ -268,7 +267,7 @@ class LogStream:
         return len(head) == size or self._sampled_hashes.matches(content, size)
 
     def is_contained_in(self, content: Content) -> bool:
-        """Whether that file holds all of this content, what has not been read yet included."""
+        """Whether a file holds all of this stream, including what is not read yet."""
         if not self.is_continued_by(content):
             return False
         if self.content is None:
@@ -278,20 +277,20 @@ class LogStream:
         return content.read(start, len(end)) == end
 
     def has_writer(self) -> bool | None:
-        """Whether a process has the file open for writing; None where that cannot be known."""
+        """Whether a process has the file open for writing; None if unknown."""
         return None if self.content is None else self.content.has_writer()
 
     def writers_gone(self) -> bool:
-        """Whether surely nobody can write to the file any more."""
+        """Whether the file is known to have no writer."""
         return self.has_writer() is False
 
     def read_block(
         self, sink: str, config: FramingConfig, grouper: MultilineGrouper | None
     ) -> tuple[Block | None, bool]:
-        """Read on for a sink. Return the next block, if there is one, and whether it is worth asking again at once.
+        """Return the next block for a sink, if there is one, and whether more may follow at once.
 
         Raises:
-            ContentReplaced: the bytes before the position are not those that were read.
+            ContentReplaced: the bytes before the position are not the ones that were read.
             OSError: as pread(2).
         """
         cursor = self.cursors[sink]
@@ -308,12 +307,12 @@ class LogStream:
             if frame is not None:
                 break
             if short:
-                # What cannot be taken as complete (half a character) waits for no one.
+                # An incomplete character cannot be flushed, and is not waited for.
                 cursor.partial = bool(raw) and not cursor.flush
                 cursor.unterminated = not self._is_whole(raw)
                 cursor.flush, cursor.at_end = False, True
                 return None, False
-            # The line (or the group) is longer than what was read: read as much as it may have.
+            # The line (or group) is longer than what was read: read more, up to the limit.
             size = max(size * 2, config.max_line + 1)
         frame, taken = self._limit_records(raw, frame)
         more = not short or frame.size < len(raw)
@@ -326,11 +325,11 @@ class LogStream:
             return b""
         back = len(cursor.tail_bytes)
         if content.compressed:
-            # Decompression goes forward: the mark comes first.
+            # Decompression is sequential: read the bytes before the offset first.
             before = content.read(cursor.offset - back, back) if back else b""
             raw = content.read(cursor.offset, size)
         else:
-            # The mark comes last: what was read is of the old content, if the old mark is still there after it.
+            # Read the bytes before the offset last: if they are unchanged then, the data is not from a new content either.
             raw = content.read(cursor.offset, size)
             before = content.read(cursor.offset - back, back) if back else b""
         if before != cursor.tail_bytes or (
@@ -345,7 +344,7 @@ class LogStream:
         return raw
 
     def _skip(self, cursor: ReadPosition, raw: bytes, short: bool, declared: str) -> bool | None:
-        """Step over a byte order mark or a hole. True: read again; None: wait; False: nothing to skip."""
+        """Skip a byte order mark or a hole. Return True to read again, None to wait, False if there is nothing to skip."""
         if self._encoding is None:
             if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
                 cursor.partial = bool(raw)
@@ -362,7 +361,7 @@ class LogStream:
         if hole == len(raw):
             following = self._find_hole_end(cursor.offset + hole)
             if following is None:
-                # Perhaps space that its writer has reserved and will fill, however late.
+                # It may be preallocated space that its writer will fill later.
                 cursor.partial, cursor.unterminated, cursor.at_end = not cursor.flush, True, True
                 cursor.flush, self.preallocated_from = False, cursor.offset
                 return None
@@ -377,7 +376,7 @@ class LogStream:
         return True
 
     def _find_hole_end(self, offset: int) -> int | None:
-        """Return where the zeros end; None if nothing else follows."""
+        """Return the offset at which the zeros end; None if only zeros follow."""
         content, step = self.content, 1 << 20
         if content is None or content.compressed:
             return None
@@ -387,7 +386,9 @@ class LogStream:
                 return None
             if (zeros := zero_prefix(piece)) < len(piece):
                 return data + zeros
-            offset = data + zeros  # written zeros: a file that was filled with them in advance
+            offset = (
+                data + zeros
+            )  # zeros that were written: the file was filled with them in advance
         return None
 
     def _next_frame(
@@ -410,18 +411,18 @@ class LogStream:
         too_long = len(raw) > config.max_line
         rest = raw[frame.size :]
         if final and rest and not too_long and rest[:1] != b"\0":
-            # The last line has no end, and is the end of its group all the same.
+            # The last line has no newline, and still ends its group.
             grouped = self._encoding.group(raw + self._encoding.newline, grouper, final=True)
             return grouped and replace(grouped, size=len(raw), newline=True)
         return self._encoding.group(raw[: frame.size], grouper, final=final or too_long)
 
     def _is_whole(self, raw: bytes) -> bool:
-        """Whether the bytes end with a line's end."""
+        """Whether the bytes end with a newline."""
         newline = self._encoding.newline if self._encoding is not None else b"\n"
         return raw.endswith(newline) and len(raw) % len(newline) == 0
 
     def _limit_records(self, raw: bytes, frame: Frame) -> tuple[Frame, bytes]:
-        """Return the cut, with no more records than may be made at once, and its bytes."""
+        """Return the frame, limited to `MAX_BLOCK_RECORDS` records, and its bytes."""
         taken = raw[: frame.size] if frame.size < len(raw) else raw
         if self._encoding is not None and self._encoding.plain:
             frame = limit_records(frame, taken, MAX_BLOCK_RECORDS)
@@ -465,7 +466,7 @@ class LogStream:
         self.size = max(self.size, cursor.offset)
 
     def _make_id(self) -> str:
-        """The same after a kill before the first checkpoint, another for another content of the same inode."""
+        """Return an identifier that is the same after a kill before the first checkpoint, but differs for a new stream on a reused inode."""
         first_line = self.head_bytes.partition(b"\n")[0]
         device, inode = self.key or (0, 0)
         seed = f"{device}:{inode}:{self.parent_id}:".encode() + first_line
@@ -485,7 +486,7 @@ class LogStream:
 
 
 def _count(data: bytes, frame: Frame) -> int:
-    """Return how many records there are: now, while the bytes are in the processor's cache; later they are not."""
+    """Return the number of records, counted while the bytes are in the CPU cache."""
     if frame.starts is not None:
         return len(frame.starts)
     return newlines_in(data) if frame.count is None else frame.count
@@ -494,7 +495,7 @@ def _count(data: bytes, frame: Frame) -> int:
 def _in_order(
     data: bytes, order: Sequence[int], offsets: Sequence[int] | None, start: int
 ) -> tuple[bytes, list[int]]:
-    """Return the lines in this order, and the offset of each."""
+    """Return the lines in the given order, and the offset of each."""
     lines = split_lines(data)
     if offsets is None:
         offsets = list(accumulate((len(line) for line in lines), initial=start))
@@ -502,11 +503,11 @@ def _in_order(
 
 
 def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:
-    """Return the offsets of the lines with which groups begin."""
-    found, line, place = [], 0, 0
+    """Return the offset of the first line of each group."""
+    found, line, position = [], 0, 0
     for start in starts:
-        line += data.count(b"\n", place, start)
-        place = start
+        line += data.count(b"\n", position, start)
+        position = start
         found.append(offsets[line])
     return found
 

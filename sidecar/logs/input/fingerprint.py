@@ -1,11 +1,11 @@
-"""Which content is this? No single property of a file answers that, so four of them do together.
+"""Fingerprints that identify a stream independently of path and inode.
 
-Inodes are reused, names move, first lines repeat, files shrink and grow again.
-A content is recognised by its head (up to 1 KiB, as much as there is),
-by the bytes just before the offset up to which it was read (up to 1 KiB again), by a size that reaches the offset,
-and by device and inode, which decide where to look first and are never enough alone.
+Inodes are reused, names change, first lines repeat, files shrink and grow again, so no single property is enough.
+A stream is recognised by a fingerprint of its head (up to 1 KiB), a fingerprint of the bytes before the offset up to
+which it was read (up to 1 KiB), a size that reaches this offset, and by device and inode.
+Device and inode only decide which file is tried first.
 
-Pure functions and values; nothing here opens a file.
+Pure functions and values: nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 HEAD_BYTES = 1024
-"""Bytes of the head that count. Less is used while the file is smaller."""
+"""Bytes at the beginning of a file that the fingerprint covers; fewer while the file is smaller."""
 TAIL_BYTES = 1024
-"""Bytes before the offset that count: as a rule more than a line, since many lines end alike."""
+"""Bytes before the offset that the fingerprint covers: usually more than a line, since many lines end alike."""
 MIN_EVIDENCE = 64
-"""A content of fewer bytes may well begin again by chance: an application that writes `started`."""
+"""A shorter beginning may repeat by chance, such as the first line `started` of an application."""
 
 
 class Readable(Protocol):
-    """A content that can be read anywhere: `sidecar.logs.input.file_content` has them."""
+    """A content with random access, see `sidecar.logs.input.file_content`."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset` on; fewer only at the end."""
@@ -34,7 +34,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Length and digest of some bytes: enough to recognise them, not to read them in a checkpoint."""
+    """Length and digest of some bytes: a checkpoint can recognise them without containing them."""
 
     length: int
     digest: str
@@ -53,7 +53,7 @@ NOTHING = Fingerprint.of(b"")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a content was read: the offset, and what stands just before it."""
+    """An offset, and the fingerprint of the bytes before it."""
 
     offset: int
     tail: Fingerprint = NOTHING
@@ -64,9 +64,9 @@ class Position:
 
 
 def is_continued_by(head: Fingerprint, position: Position, content: Readable) -> bool:
-    """Whether `content` is the one that had this head and was read up to this place.
+    """Whether `content` has this head, and the bytes of this position before its offset.
 
-    False for a content of which nothing is known: an empty head fits everything.
+    False for an empty head, which would match every file.
     """
     if head.length == 0:
         return False
@@ -78,9 +78,9 @@ def is_continued_by(head: Fingerprint, position: Position, content: Readable) ->
 
 
 def is_copy(copy: Readable, copy_size: int, original: Readable) -> bool:
-    """Whether `copy` (perhaps still growing) repeats the beginning of `original`.
+    """Whether `copy`, which may still grow, repeats the beginning of `original`.
 
-    Head and end are compared, not everything between: a copy of a large file must not cost reading it twice.
+    Only head and end are compared: a copy of a large file must not be read completely.
     """
     if copy_size == 0:
         return False
@@ -95,15 +95,15 @@ def _same(one: Readable, other: Readable, offset: int, size: int) -> bool:
 
 
 class SampledHashes:
-    """What stands at some places of a content that was read, as hashes: to recognise its beginning where it ends early.
+    """Hashes of samples of a stream that was read, to recognise a copy that ends early.
 
-    `copytruncate` under a busy writer leaves a copy that is shorter than what a quick reader has read.
-    Places are a sixteenth of the way apart, the last 64 of them are kept: a kilobyte a file.
+    `copytruncate` during heavy writing leaves a copy that is shorter than what was read.
+    The distance of two samples is 1/16 of the offset; the last 64 are kept, 1 KiB a stream.
 
     >>> hashes = SampledHashes()
     >>> hashes.add(0, bytes(range(256)) * 32, 8192)
     >>> hashes
-    <SampledHashes 8, the last at 8192>
+    <SampledHashes 8, last at 8192>
     """
 
     _MAX_SAMPLES = 64
@@ -116,7 +116,7 @@ class SampledHashes:
         self._offsets, self._hashes = array("q"), array("q")
 
     def add(self, start: int, data: bytes, size: int) -> None:
-        """Remember places in the first `size` bytes of `data`, which stand at `start`."""
+        """Sample the first `size` bytes of `data`, which begins at offset `start`."""
         last = self._offsets[-1] if self._offsets else 0
         while (
             position := max(
@@ -131,21 +131,21 @@ class SampledHashes:
             del self._offsets[: -self._MAX_SAMPLES], self._hashes[: -self._MAX_SAMPLES]
 
     def matches(self, content: Readable, size: int) -> bool:
-        """Whether the last place before `size` looks as it did. False if none is known."""
+        """Whether the last sample before `size` matches. False if there is none."""
         index = bisect.bisect_right(self._offsets, size) - 1
         if index < 0:
             return False
-        there = content.read(self._offsets[index] - self._SAMPLE_BYTES, self._SAMPLE_BYTES)
-        return len(there) == self._SAMPLE_BYTES and hash(there) == self._hashes[index]
+        sample = content.read(self._offsets[index] - self._SAMPLE_BYTES, self._SAMPLE_BYTES)
+        return len(sample) == self._SAMPLE_BYTES and hash(sample) == self._hashes[index]
 
     def __repr__(self) -> str:
         last = self._offsets[-1] if self._offsets else 0
-        return f"<SampledHashes {len(self._offsets)}, the last at {last}>"
+        return f"<SampledHashes {len(self._offsets)}, last at {last}>"
 
 
 _COMPRESSED = re.compile(r"[-._](?:gz|Z|bz2|xz|zst|zip|lz4)$", re.IGNORECASE)
 _ROTATION = re.compile(
-    r"""(?: [-._]?(?:gz|bz2|xz|zst|zip|lz4|tmp|old|bak|orig) $   # what compressing and copying append
+    r"""(?: [-._]?(?:gz|bz2|xz|zst|zip|lz4|tmp|old|bak|orig) $   # suffixes of compression and copies
           | [-._@]\d[\d_T:.-]* (?=\.|$) )           # a number, a date
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -153,7 +153,7 @@ _ROTATION = re.compile(
 
 
 def plain_name(name: str) -> str:
-    """Return what a compressed file was called before.
+    """Return the file name without the extension of a compression.
 
     >>> plain_name("app.log.1.gz"), plain_name("app.log.1")
     ('app.log.1', 'app.log.1')
@@ -162,7 +162,7 @@ def plain_name(name: str) -> str:
 
 
 def base_log_name(name: str) -> str:
-    """Return what rotation leaves of a file name.
+    """Return the name of the log, without the suffixes of rotation and compression.
 
     >>> {base_log_name(n) for n in ("app.log", "app.log.1", "app.log.2.gz", "app-20260101.log", "app.log-20260101.gz")}
     {'app.log'}
@@ -173,7 +173,7 @@ def base_log_name(name: str) -> str:
 
 
 def same_log_family(one: str, other: str) -> bool:
-    """Whether the names may be of one log file and its rotated past. Some scripts put another extension in place.
+    """Whether two names may belong to a log and its rotated files. Some scripts replace the extension.
 
     >>> [same_log_family("app.log", other) for other in ("app.log.1", "app.bak", "app.1", "app.err", "other.bak")]
     [True, True, True, False, False]

@@ -1,7 +1,7 @@
-"""Cut bytes into whole lines, without looking at each of them where nobody asks for that.
+"""Framing: split bytes into complete lines and multiline groups.
 
-Plain functions over bytes: how much of what was read makes a block, what has to wait,
-where overlong lines, holes and groups of lines begin and end.
+Functions over bytes: how many bytes form a block, which have to wait for more,
+and where overlong lines, holes and groups begin and end. Lines are examined one by one only where that is needed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sidecar.process import arguments
 
 NEWLINE = b"\n"
 _ZERO_PAGES = bytes(1 << 20)
-"""Pages that nobody writes to: they take no memory."""
+"""Zero pages that are never written: they use no memory."""
 _WRITER_SEARCH_BYTES = 128
-"""Bytes at the beginning and at the end of a line in which its writer is named."""
+"""Bytes at the beginning and the end of a line in which the writer is searched."""
 _BLANK_SEARCH_BYTES = 4096
-"""Bytes before the end of a piece in which a blank is looked for."""
+"""Bytes before the split of an overlong line in which a blank is searched."""
 _MAX_UTF8_BYTES = 4
-"""Bytes of UTF-8."""
+"""Longest character in UTF-8."""
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -33,11 +33,11 @@ _BOMS = (
 
 @dataclass(frozen=True, slots=True)
 class Multiline:
-    r"""Which lines belong together: a stack trace with its message.
+    r"""A multiline rule: which lines form one record, such as a stack trace with its message.
 
     A group begins at each line that matches `start`, or ends with each line that matches `end`.
-    A line that matches `continuation` never begins one; without `start` every other line does.
-    The last group of a file waits for the next one; after `timeout` seconds without news it is complete.
+    A line that matches `continuation` never begins a group; without `start` every other line does.
+    The last group of a file is complete when the next one begins, or after `timeout` seconds without a write.
 
     >>> Multiline(start=r"\d{4}-\d\d-\d\d ")
     Multiline(start='\\d{4}-\\d\\d-\\d\\d ', end=None, timeout=1.0, max_lines=1000, apart=None, continuation=None)
@@ -47,11 +47,11 @@ class Multiline:
     end: str | None = None
     timeout: float = 1.0
     max_lines: int = 1000
-    """A group of more lines is cut, so that a rule that never matches cannot hold a file back for ever."""
+    """A longer group is split, so that a rule that never matches cannot block a file."""
     apart: str | None = None
-    """Its group `writer` is whose line that is; lines of several writers may lie mixed."""
+    """A pattern whose group `writer` names the writer of a line: lines of several writers may be interleaved."""
     continuation: str | None = None
-    """Goes on with the record before it: `^Caused by:` (see `sidecar.logs.stack_traces`)."""
+    """A pattern for lines that continue the record before them: `^Caused by:` (see `sidecar.logs.stack_traces`)."""
 
     def __post_init__(self) -> None:
         begins = self.start is not None or self.continuation is not None
@@ -67,30 +67,30 @@ class Multiline:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How many of the bytes that were read make a block."""
+    """How many of the bytes that were read form a block."""
 
     size: int
     newline: bool = False
-    """The block needs a newline that the file does not have: a piece of an overlong line, or the very last line."""
+    """The block needs an additional newline: it is a part of an overlong line, or the last line of the file."""
     starts: Sequence[int] | None = None
     order: Sequence[int] | None = None
-    """Which line comes where, if the lines of a group do not lie together; `starts` are places after that."""
+    """The order of the lines, if groups are interleaved; `starts` refers to the ordered lines."""
     count: int | None = None
-    """How many records it makes, where that is known already."""
+    """The number of records, if known."""
 
 
 def frame_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
-    """Return the longest run of whole lines at the beginning of `raw`, None if it has to wait for more.
+    """Return the frame of the complete lines at the beginning of `raw`, None if more bytes are needed.
 
-    A line of more than `max_line` bytes comes alone, in pieces of whole characters.
-    `final` lets the last line go without its newline. A block ends where a hole of NUL bytes begins a line.
+    A line of more than `max_line` bytes is framed alone and split between characters.
+    With `final` the last line needs no newline. A frame ends where a line begins with a hole of NUL bytes.
     """
     size = raw.rfind(NEWLINE) + 1
     if size == 0:
         if len(raw) > max_line:
             return _split_long_line(raw, max_line)
         return Frame(len(raw), newline=True) if final and raw else None
-    # One byte is searched for many times faster than two, and hardly a log holds it.
+    # Searching one byte is many times faster than searching two, and few logs contain NUL.
     if b"\0" in raw and (hole := raw.find(b"\n\0", 0, size)) >= 0:
         size = hole + 1
     if size <= max_line:
@@ -105,7 +105,7 @@ def frame_lines(raw: bytes, max_line: int, *, final: bool) -> Frame | None:
 
 
 def limit_records(frame: Frame, taken: bytes, most: int) -> Frame:
-    """Return a cut of no more than so many records; `taken` are its bytes, whole lines of UTF-8."""
+    """Return a frame of at most `most` records. `taken` are its bytes: complete lines in UTF-8."""
     if frame.newline or frame.order is not None:
         return frame
     if frame.starts is not None:
@@ -122,9 +122,9 @@ def limit_records(frame: Frame, taken: bytes, most: int) -> Frame:
 
 
 def _split_long_line(raw: bytes, most: int) -> Frame:
-    """Return the beginning of an overlong line: up to a blank, if there is one near, else of whole characters.
+    """Return the frame of the first part of an overlong line: it ends at a blank, if there is one near, else between characters.
 
-    What is cut between two words can be found by who looks for one (`redact`).
+    A split between words keeps each word whole for `redact`.
     """
     near = min(_BLANK_SEARCH_BYTES, most // 16)
     if (blank := raw.rfind(b" ", most - near, most)) > 0:
@@ -137,15 +137,15 @@ def _split_long_line(raw: bytes, most: int) -> Frame:
 
 
 def zero_prefix(raw: bytes) -> int:
-    """Return how many NUL bytes `raw` begins with."""
-    # A file that was filled with zeros ahead is nothing else for megabytes: compared, they cost a fiftieth.
+    """Return the number of NUL bytes at the beginning of `raw`."""
+    # Preallocated files contain megabytes of zeros: a comparison takes a fiftieth of the time of stripping.
     if raw == _ZERO_PAGES[: len(raw)]:
         return len(raw)
     return len(raw) - len(raw.lstrip(b"\0"))
 
 
 class MultilineGrouper:
-    """Finds where groups of lines begin. Stateless between calls: what is not complete is read again."""
+    """Finds the groups of a multiline rule. It keeps no state: incomplete groups are read again."""
 
     def __init__(self, rule: Multiline) -> None:
         self.rule = rule
@@ -155,7 +155,7 @@ class MultilineGrouper:
         self._apart = regex.compile_pattern(rule.apart) if rule.apart is not None else None
 
     def group(self, lines: bytes, *, final: bool) -> Frame | None:
-        """Return the complete groups at the beginning of whole lines, None if the only one may still grow."""
+        """Return the frame of the complete groups at the beginning of `lines`, None if the only group may still grow."""
         if self._apart is not None:
             return self._group_interleaved(split_lines(lines), final=final)
         starts: list[int] = []
@@ -179,13 +179,13 @@ class MultilineGrouper:
         return Frame(len(lines), starts=starts)
 
     def _group_interleaved(self, lines: Sequence[bytes], *, final: bool) -> Frame | None:
-        """As `cut`, for lines of several writers."""
+        """As `group`, for interleaved lines of several writers."""
         groups: list[list[int]] = []
         of_writer: dict[str | None, list[int]] = {}
         for number, line in enumerate(lines):
             bare = line.rstrip(b"\r\n")
             ends = self._end is not None and self._end.found_in(bare)
-            if ends and not of_writer:  # nearly every line: nobody needs to know whose it is
+            if ends and not of_writer:  # the usual case: the writer does not matter
                 groups.append([number])
                 continue
             writer = self._writer(bare)
@@ -200,7 +200,7 @@ class MultilineGrouper:
             group.append(number)
             if ends:
                 del of_writer[writer]
-        # Nothing behind the first line that still waits for others can go: positions know no gaps.
+        # Lines after the first open group have to wait: a position has no gaps.
         open_since = [g[0] for g in of_writer.values() if len(lines) - g[0] < self.rule.max_lines]
         most = len(lines) if final else min(open_since, default=len(lines))
         while (
@@ -211,13 +211,13 @@ class MultilineGrouper:
             most = late
         whole = [group for group in groups if group[0] < most]
         order = [number for group in whole for number in group]
-        starts, place = [], 0
+        starts, position = [], 0
         for group in whole:
-            starts.append(place)
-            place += sum(len(lines[number]) for number in group)
+            starts.append(position)
+            position += sum(len(lines[number]) for number in group)
         if not starts:
             return None
-        return Frame(place, starts=starts, order=None if order == sorted(order) else order)
+        return Frame(position, starts=starts, order=None if order == sorted(order) else order)
 
     def _starts_group(self, line: bytes) -> bool:
         if self._start is None:
@@ -241,26 +241,26 @@ class MultilineGrouper:
 
 
 def _first_reaching_beyond(groups: Sequence[Sequence[int]], most: int) -> int | None:
-    """Return where the first of the groups begins that reach beyond a line although they begin before it."""
+    """Return the first line of the first group that begins before line `most` and ends after it."""
     return next((group[0] for group in groups if group[0] < most <= group[-1]), None)
 
 
 def split_lines(lines: bytes) -> list[bytes]:
-    """Split at newlines alone: a carriage return in the middle of a line is no line ending."""
+    """Split at newlines only: a carriage return inside a line is not a line ending."""
     return [line + NEWLINE for line in lines.split(NEWLINE)[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the bytes of a file become UTF-8 lines."""
+    """How the bytes of a file are converted to lines in UTF-8."""
 
     name: str
     skip: int = 0
-    """Bytes of a byte order mark at the beginning."""
+    """Length of the byte order mark."""
 
     @property
     def plain(self) -> bool:
-        """True where the bytes are passed on as they are."""
+        """Whether the bytes are passed on unchanged."""
         return self.name == "utf-8"
 
     @property
@@ -268,9 +268,9 @@ class Encoding:
         return NEWLINE.decode().encode(self.name)
 
     def frame(self, raw: bytes, max_line: int, *, final: bool, ended: bool = False) -> Frame | None:
-        """As `frame_lines`, for this encoding; the size is in bytes of the file.
+        """As `frame_lines`, for this encoding. The size is in bytes of the file.
 
-        `ended`: a last character of which there is only a part goes, too: there will never be more of it.
+        With `ended` an incomplete last character is included: the file does not grow any more.
         """
         width = len(self.newline)
         if width == 1:
@@ -286,7 +286,7 @@ class Encoding:
         return Frame(whole, newline=True) if final and whole else None
 
     def group(self, lines: bytes, grouper: MultilineGrouper, *, final: bool) -> Frame | None:
-        """As `Grouper.cut`, for lines in this encoding: `starts` are places in the lines as UTF-8."""
+        """As `MultilineGrouper.group`, for lines in this encoding. `starts` refers to the lines in UTF-8."""
         if self.plain:
             return grouper.group(lines, final=final)
         text, _ = self.to_utf8(lines, 0)
@@ -296,7 +296,7 @@ class Encoding:
         return replace(frame, size=self._end_of_line(lines, text.count(NEWLINE, 0, frame.size)))
 
     def _end_of_line(self, raw: bytes, lines: int) -> int:
-        """Return where the line after so many lines begins."""
+        """Return the offset after `lines` lines."""
         newline, end = self.newline, 0
         while lines > 0:
             end = raw.find(newline, end) + len(newline)
@@ -307,7 +307,7 @@ class Encoding:
         return end
 
     def to_utf8(self, raw: bytes, start: int) -> tuple[bytes, list[int]]:
-        """Return the lines in UTF-8, and where each of them begins in the file."""
+        """Return the lines in UTF-8, and the file offset of each."""
         text = raw.decode(self.name, "replace")
         lines = text.split("\n")
         if lines[-1] == "":
@@ -321,10 +321,10 @@ class Encoding:
 
 
 def check_encoding(name: str) -> None:
-    """Make sure that files in this encoding can be cut into lines.
+    """Check that files in this encoding can be split into lines.
 
     Raises:
-        ValueError: Python knows none of that name, or it is no text, or its newline is another one at each place.
+        ValueError: the encoding is unknown, is not a text encoding, or encodes a newline differently at each place.
     """
     try:
         newline = "\n".encode(name)
@@ -341,10 +341,10 @@ def check_encoding(name: str) -> None:
 
 
 def detect_encoding(head: bytes, declared: str) -> Encoding:
-    """Return the encoding of a file that begins so: a byte order mark overrules what was declared.
+    """Return the encoding of a file with this head: a byte order mark overrides the declared encoding.
 
     Raises:
-        LookupError: Python knows no encoding of the declared name.
+        LookupError: the declared encoding is unknown.
     """
     for bom, name in _BOMS:
         if head.startswith(bom):

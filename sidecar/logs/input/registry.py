@@ -1,7 +1,7 @@
-"""Which streams there are, and which file each of them reads now.
+"""The registry of streams: which streams exist, and which file each one reads.
 
-The steps between two states of that: a stream begins, goes on in another file, loses its last one.
-Who takes which step is decided elsewhere; here the books stay right.
+It performs the transitions of a stream (new, attached to another file, without a file) and keeps its indexes consistent.
+Other modules decide which transition is due.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 _StreamsByName = dict[str, dict[LogStream, None]]
-"""Streams by their names as they were before compression."""
+"""Streams by file name without the extension of a compression."""
 
 
 @dataclass(slots=True)
 class CopyCandidate:
-    """A file that has so far repeated the beginning of another: a copy, most probably."""
+    """A file that repeats the beginning of another one so far: probably a copy."""
 
     path: str
-    of: LogStream
-    seen: tuple[int, ...]
-    since: float
-    """Monotonic time at which it was met."""
+    original: LogStream
+    signature: tuple[int, ...]
+    first_seen: float
+    """Monotonic time at which it was found."""
     quiet_since: float
-    """The same for its last change."""
+    """Monotonic time of its last change."""
     content: Content | None = None
-    """Open: it may yet turn out to be a log, and lose its name before."""
+    """Kept open, if possible: it may turn out to be a log after its name is removed."""
 
 
 @dataclass(slots=True)
@@ -47,35 +47,35 @@ class StreamRegistry:
 
     sinks: tuple[str, ...]
     wake: Callable[[LogStream], None]
-    """Called for each stream that may have something to read."""
+    """Called for each stream that may have data."""
     record_loss: Callable[[str, int, str], None]
-    """Called with reason, bytes and path for what can never be read."""
+    """Called with reason, bytes and path for data that can never be read."""
     index: ScanIndex = field(default_factory=ScanIndex)
-    """What the last scan of the directories has found."""
+    """The result of the last scan of the directories."""
     streams: list[LogStream] = field(default_factory=list)
     by_key: dict[Key, LogStream] = field(default_factory=dict)
     open_streams: dict[LogStream, None] = field(default_factory=dict)
-    """Those whose file is open; the one that was not used for longest comes first."""
+    """Streams with an open file, least recently used first."""
     aliases: dict[Key, LogStream] = field(default_factory=dict)
-    """Archives that hold nothing but what a stream reads from its own file."""
+    """Archives with the same content that a stream reads from its own file."""
     copy_candidates: dict[Key, CopyCandidate] = field(default_factory=dict)
     revision: int = 0
-    """Grows whenever a stream begins, moves or ends."""
+    """Increases when a stream is added, moved or retired."""
     archives: Collection[str] = ()
-    """Directories to which rotation moves files."""
+    """Directories to which rotation moves files (`archives`)."""
     by_base_name: dict[str, dict[str, _StreamsByName]] = field(default_factory=dict)
-    """The streams by what rotation leaves of their names, and by directory."""
+    """The streams by base name (without suffixes of rotation) and directory."""
 
     def contains(self, key: Key) -> bool:
-        """Whether somebody reads this file, or need not."""
+        """Whether the file belongs to a stream, or holds the same content as one."""
         return key in self.by_key or key in self.aliases
 
     def related_streams(self, path: str) -> list[LogStream]:
-        """Return the streams of which this file may be the rotated past, or the next home.
+        """Return the streams whose rotated file, or next file, this one may be.
 
-        Beside it, or a directory above; anywhere, if it lies in one that rotation moves files to.
-        `app.log.2` may come from any of `app.log` and its past; but where there is no log of the bare name,
-        `worker-1.log` and `worker-2.log` are two logs, and `worker-1.log.gz` comes from the first alone.
+        They lie in its directory or the one above; anywhere, if the file is in an archive directory.
+        `app.log.2` may belong to `app.log` and to each of its rotated files. Without a log of the base name,
+        `worker-1.log` and `worker-2.log` are two logs, and `worker-1.log.gz` belongs to the first only.
         """
         directory, name = os.path.split(path)
         by_base_name = self.by_base_name.get(_base_name(path), {})
@@ -87,10 +87,10 @@ class StreamRegistry:
         return [s for d in near for s in by_base_name[d].get(plain, ())]
 
     def has_bare_name(self, path: str) -> bool:
-        """Whether there is, or was, a log whose name is what rotation leaves of this one: `app.log` for `app.log.1`."""
+        """Whether a log with the base name of this path exists or existed: `app.log` for `app.log.1`."""
         directory, core = os.path.dirname(path), _base_name(path)
         by_base_name = self.by_base_name.get(core, {})
-        # What rotation moved far away may come from a log that nobody has met yet.
+        # A file in an archive directory may belong to a log that was not found yet.
         far = directory in self.archives
         near = [*by_base_name, *self.index.directories] if far else _directories(directory)
         return any(
@@ -101,19 +101,19 @@ class StreamRegistry:
     # -- descriptors
 
     def mark_used(self, stream: LogStream) -> None:
-        """Its file is open, and needed just now."""
+        """Mark the open file of a stream as most recently used."""
         self.open_streams.pop(stream, None)
         self.open_streams[stream] = None
 
     def close_file(self, stream: LogStream) -> None:
-        """Close its file, if it is open. The stream goes on when it is opened again."""
+        """Close the file of a stream, if it is open. Reading continues when it is opened again."""
         stream.detach()
         self.open_streams.pop(stream, None)
 
-    # -- steps
+    # -- transitions
 
     def add(self, stream: LogStream) -> None:
-        """Take in a stream, with or without a file."""
+        """Add a stream, with or without a file."""
         self.streams.append(stream)
         self._index_name(stream)
         if stream.content is not None and stream.key is not None:
@@ -121,14 +121,14 @@ class StreamRegistry:
             self.mark_used(stream)
 
     def remove(self, stream: LogStream) -> None:
-        """Forget a stream altogether."""
+        """Remove a stream."""
         self.streams.remove(stream)
         self.open_streams.pop(stream, None)
         self._unindex_name(stream)
         self.unlink(stream)
 
     def rename(self, stream: LogStream, path: str) -> None:
-        """Its file has another name now."""
+        """Record the new name of a stream's file."""
         self._unindex_name(stream)
         stream.path = path
         self._index_name(stream)
@@ -140,7 +140,7 @@ class StreamRegistry:
         content = stream.content
         if content is None:
             return
-        # No more of it than was known_size: a copy that was empty a moment ago may be complete by now.
+        # Only the bytes that were classified: a copy that was empty then may be complete by now.
         known = (
             fingerprint.HEAD_BYTES
             if content.compressed
@@ -153,7 +153,7 @@ class StreamRegistry:
             offset = content.length()
             if content.compressed:
                 stream.size = offset
-            else:  # from the beginning of the last line on, if it is not complete
+            else:  # an incomplete last line is read from its beginning
                 offset = _after_last_newline(content, offset)
             start = max(offset - fingerprint.TAIL_BYTES, 0)
             mark = content.read(start, offset - start)
@@ -166,7 +166,7 @@ class StreamRegistry:
         self.revision += 1
 
     def attach(self, stream: LogStream, content: Content, key: Key, path: str, now: float) -> None:
-        """Let a stream go on in this file."""
+        """Attach a stream to this file: reading continues there."""
         level = logging.DEBUG if (key, path) == (stream.key, stream.path) else logging.INFO
         self.unlink(stream)
         self.rename(stream, path)
@@ -183,18 +183,18 @@ class StreamRegistry:
         self.wake(stream)
 
     def mark_copy(self, key: Key, candidate: CopyCandidate) -> None:
-        """Leave a file alone while it only repeats another."""
+        """Record a file as a possible copy: it is not read while it only repeats another one."""
         self.unmark_copy(key)
         self.copy_candidates[key] = candidate
 
     def unmark_copy(self, key: Key) -> None:
-        """It is known by now what the file is."""
+        """Remove a file from the possible copies, and close it if it is open there."""
         candidate = self.copy_candidates.pop(key, None)
         if candidate is not None and candidate.content is not None:
             candidate.content.close()
 
     def retire(self, stream: LogStream) -> None:
-        """There is no file any more. The stream is remembered, to recognise a copy of it that appears later."""
+        """Mark a stream as without a file. It is kept for a while, to recognise a copy that appears later."""
         self.close_file(stream)
         self.unlink(stream)
         stream.live, stream.deleted = False, True
@@ -202,9 +202,9 @@ class StreamRegistry:
         self.revision += 1
 
     def prune(self, there: Container[Key]) -> None:
-        """Forget what was known of files that are not there any more."""
+        """Remove aliases and possible copies whose files do not exist any more."""
         self.aliases = {key: s for key, s in self.aliases.items() if key in there}
-        # One that is held open is known_size on without a name: somebody may still write to it.
+        # An open one is still classified without a name: a process may still write to it.
         gone = [k for k, s in self.copy_candidates.items() if k not in there and s.content is None]
         for key in gone:
             self.unmark_copy(key)
@@ -225,21 +225,21 @@ class StreamRegistry:
         directory, name = os.path.split(stream.path)
         by_base_name = self.by_base_name[_base_name(stream.path)]
         del by_base_name[directory][fingerprint.plain_name(name)][stream]
-        # Groups stay as long as the family: that there was a log of the bare name is remembered.
+        # Keep empty groups while the base name is in use: they record that a log of that name existed.
         if not any(by_base_name[directory].values()):
             del by_base_name[directory]
         if not by_base_name:
             del self.by_base_name[_base_name(stream.path)]
 
     def unlink(self, stream: LogStream) -> None:
-        """It has no file now."""
+        """Remove the stream from the index by file."""
         if stream.key is not None and self.by_key.get(stream.key) is stream:
             del self.by_key[stream.key]
 
-    # -- over a restart
+    # -- restart
 
     def restore(self, state: checkpoint.State) -> None:
-        """Take over the streams of a checkpoint. Their files have to be looked for."""
+        """Add the streams of a checkpoint. Their files are found by the next scan."""
         for entry in state.entries:
             stream = LogStream(
                 entry.path,
@@ -258,18 +258,18 @@ class StreamRegistry:
                 )
                 stream.cursors[sink] = ReadPosition(place.offset)
                 stream.windows[sink] = OffsetWindow(place)
-            # Until its bytes are at hand it is recognised by what the checkpoint knows of them.
+            # Until its file is open, the stream is recognised by the fingerprints of the checkpoint.
             stream.unresolved = entry.furthest
             self.add(stream)
 
     def entries(self) -> Iterator[checkpoint.FileState]:
-        """Yield what a checkpoint should keep."""
+        """Yield the entries of a checkpoint."""
         return map(_entry, self.streams)
 
-    # -- over a new configuration
+    # -- change of the configuration
 
     def nameless(self) -> Iterator[LogStream]:
-        """Yield the streams whose open file nobody finds any more: deleted, or moved out of sight."""
+        """Yield the streams whose open file cannot be found by name: deleted, or moved elsewhere."""
         for stream in self.streams:
             content = stream.content
             if content is None:
@@ -279,7 +279,7 @@ class StreamRegistry:
                 yield stream
 
     def release(self, stream: LogStream) -> tuple[checkpoint.FileState, Content]:
-        """Let another roster have a stream's open file. The stream has none any more."""
+        """Return the state and the open file of a stream, for another registry. The stream has no file after that."""
         content, stream.content = stream.content, None
         if content is None:
             raise ValueError(f"{stream.path} is not open")
@@ -287,9 +287,9 @@ class StreamRegistry:
         return _entry(stream), content
 
     def adopt(self, entry: checkpoint.FileState, content: Content, now: float) -> None:
-        """Go on with a file that another roster has surrendered, at the position that was restored.
+        """Take over an open file that another registry has released, at the restored position.
 
-        A content that the checkpoint does not know is new to its sinks, and read from its beginning.
+        A file that the checkpoint does not contain is read from its beginning.
         """
         key = (entry.device, entry.inode)
         known = (s for s in self.streams if s.key == key and s.file_id == entry.file_id)
@@ -321,7 +321,7 @@ def _base_name(path: str) -> str:
 
 
 def _directories(directory: str) -> tuple[str, str]:
-    """Return where the log lies that has its past in this directory."""
+    """Return the directories in which the log of a rotated file may lie: the same one, and the one above."""
     return directory, os.path.dirname(directory)
 
 

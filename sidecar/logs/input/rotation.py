@@ -1,20 +1,20 @@
-"""Which file holds which content, now: discovery, rotation, truncation, copies, restarts.
+"""Track which file holds which stream: discovery, rotation, truncation, copies, restarts.
 
-Everything here is decided by looking, never by an event: `scan` compares what lies on the disk with what is known,
-and may be called at any time, as often as one likes.
+Every decision comes from a scan, never from an event: `scan` compares the disk with the registry,
+and may be called at any time.
 
-The cases, and what tells them apart:
+The cases, and how each is recognised:
 
-    renamed                another name for the same device and inode
-    copytruncate           the file does not hold any more what was read; a related file does: go on there
-    deleted while open     no name left: read to the end, then forget after `rotate_wait` quiet seconds
-    compressed             the decompressed content holds what was read: go on at the same offset
-    inode reused, replaced same inode, other bytes: a new content, and the old one is searched for
-    a copy of a living log a new file that repeats the beginning of one that is there, by a name that rotation gives:
-                           left alone while it does, for a while
+    renamed                same device and inode, another name
+    copytruncate           the file no longer contains what was read, but a related file does: continue there
+    deleted while open     no name left: read to the end, then close after `rotate_wait` seconds without a write
+    compressed             the decompressed content contains what was read: continue at the same offset
+    inode reused, replaced same inode, other bytes: a new stream begins, and the old one's next file is searched
+    copy of a live log     a new file with a rotated name that repeats the beginning of another file:
+                           not read while it does so, for a limited time
 
-This file looks, and has the work done: `registry` keeps the books, `opening` opens, `searching` finds a content its next
-file, `strangers` tells a new log from an old one's past, `retiring` decides what may go.
+This module scans and delegates: `registry` lists the streams, `opener` opens files, `relocate` finds the next file of
+a stream, `classify` tells new logs from copies and rotated files, `close_policy` decides what is closed.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ from sidecar.logs.input.relocate import Relocator
 _log = logging.getLogger(__name__)
 
 _MAX_OPENS_PER_SCAN = 256
-"""Files that one look opens for the first time: some hundredths of a second."""
+"""New files that one scan opens: it takes some 10 ms."""
 
 
 class RotationTracker:
-    """Keeps the streams of one collection to the files that hold them.
+    """Attaches the streams of one collection to the files that hold them.
 
-    `wake` is called for each stream that may have something to read, `record_loss` with reason, bytes and path
-    for what can never be read.
+    Args:
+        wake: called for each stream that may have data.
+        record_loss: called with reason, bytes and path for data that can never be read.
     """
 
     def __init__(
@@ -65,17 +66,17 @@ class RotationTracker:
         self._classifier = FileClassifier(self.registry, self._opener, self._relocator)
         self._delete_errors = LogOnce(_log, "delete")
         self._unopened: set[Key] = set()
-        """Files that could not be looked at, for their names were moving: the next look tries again."""
+        """Files that could not be opened because they were being renamed: the next scan tries again."""
         self._without_base_log: set[Key] = set()
-        """Files that appeared beside no log, while one could not be opened: it may be theirs."""
+        """Rotated files without a known log, found while another file could not be opened: that one may be their log."""
         self._first, self._resumed = True, False
         self._present_at_first_start: set[Key] = set()
-        """What was there at the very first start."""
+        """Files that existed at the very first start."""
         self._previous_index = self.registry.index
         self._changed_directories: set[str] = set()
         self._restoring = False
         self._to_open: list[tuple[str, Key]] = []
-        """What the present look has still to open, the next one at the end."""
+        """Files that the present scan still has to open, the next one last."""
 
     @property
     def errors(self) -> LogOnce:
@@ -83,19 +84,19 @@ class RotationTracker:
         return self._opener.errors
 
     def restore(self, state: State) -> None:
-        """Take over the streams of a checkpoint. Their files are looked for by the next `scan`."""
+        """Take over the streams of a checkpoint. The next `scan` finds their files."""
         self._resumed = state.from_checkpoint
         self.registry.restore(state)
 
     @property
     def incomplete(self) -> bool:
-        """The last look has left files for the next one, which is due at once."""
+        """Whether the last scan stopped at its limit, so that another one is due at once."""
         return self._restoring or bool(self._to_open)
 
     def scan(self, now: float, changed_directories: Iterable[str] = ()) -> None:
-        """Compare everything with the disk. `now` is monotonic time.
+        """Compare all streams with the disk. `now` is monotonic time.
 
-        A thousand new files are not met in one call: lines flow meanwhile, and a signal is heard.
+        One call opens at most `_MAX_OPENS_PER_SCAN` new files, so that reading and signals are not delayed.
         """
         self._changed_directories.update(changed_directories)
         if not self.incomplete:
@@ -105,7 +106,7 @@ class RotationTracker:
             self._finish_scan(now)
 
     def _list_files(self, now: float) -> None:
-        """List all names, and look at the files that are known."""
+        """List all directories, and check the known files."""
         registry = self.registry
         for stream in registry.streams:
             stream.scan_started_ns = stream.modified_ns
@@ -121,12 +122,12 @@ class RotationTracker:
         for stream in list(registry.by_key.values()):
             if registry.index is not self._previous_index or stream.content is None:
                 self._refresh(stream, now)
-            else:  # no name has changed: a thousand quiet files must cost nothing
+            else:  # no name has changed: idle files must cost nothing
                 self.check(stream, now)
         self._to_open = self._unknown_files()
 
     def _finish_scan(self, now: float) -> None:
-        """Every file has been met."""
+        """Finish a scan after all new files were opened."""
         self._find_rotated(self._previous_index, now)
         if not self._unopened:
             for stream in self.registry.streams:
@@ -135,14 +136,14 @@ class RotationTracker:
         self._first, self._present_at_first_start = False, set()
 
     def check(self, stream: LogStream, now: float) -> None:
-        """Look at one stream alone, after a hint that its file was written."""
+        """Check one stream, after an event or in a scan."""
         content = stream.content
         if content is None:
             return
         try:
             status = os.fstat(content.fd)
         except OSError as error:
-            _log.warning("cannot look at %s: %s", stream.path, error)
+            _log.warning("cannot stat %s: %s", stream.path, error)
             return
         stream.deleted = status.st_nlink == 0
         changed = (status.st_size, status.st_mtime_ns)
@@ -158,7 +159,7 @@ class RotationTracker:
         was_empty = stream.head.length == 0
         try:
             intact = stream.extend_fingerprint(status.st_size)
-        except Unreadable as error:  # empty when it was met, and compressed
+        except Unreadable as error:  # it was empty when found, and is compressed
             self._opener.errors.log(stream.path, error)
             self.registry.close_file(stream)
             self.registry.remove(stream)
@@ -171,15 +172,15 @@ class RotationTracker:
         self.registry.wake(stream)
 
     def reopen(self, stream: LogStream) -> bool:
-        """Open the file of a stream, if it was closed. False if there is nothing to read from just now."""
+        """Open the file of a stream if it was closed. Return False if it has no file at present."""
         return self._relocator.reopen(stream)
 
     def on_truncated(self, stream: LogStream, now: float) -> None:
-        """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
+        """Handle a file whose bytes were replaced: start a new stream there, and search the file of the old one."""
         self._relocator.on_truncated(stream, now)
 
     def warn_if_truncated(self, stream: LogStream) -> None:
-        """Say once that an archive ends too early: what it lacks cannot be told from what was never written."""
+        """Log once that an archive ends in the middle: it may be cut off, or still being written."""
         content = stream.content
         if content is not None and not content.reported and content.is_truncated:
             content.reported = True
@@ -190,18 +191,18 @@ class RotationTracker:
             )
 
     def release_copies(self, now: float) -> None:
-        """Deliver what may be a copy: there is no later look that could tell."""
+        """Deliver files that may be copies as well: no later scan will decide it."""
         self._classifier.defers_copies = False
         self._recheck_copies(now)
 
     def remove_delivered(self, now: float) -> None:
-        """Delete the files of which all is delivered, if that is wanted; what is written to one later is still read."""
+        """Delete files that are delivered completely, if `remove_after` is set. Later writes to them are still read."""
         wait = self._policy.remove_after
         if wait is None:
             return
         for stream in close_policy.removable(self.registry.streams, wait, now):
             path, key = stream.path, stream.key
-            # Open, so that nothing is lost of what a writer adds that has it open.
+            # Keep it open, so that later writes of a process that has it open are not lost.
             if path not in self.registry.index.files or key is None or not self.reopen(stream):
                 continue
             if stream.has_writer():
@@ -213,10 +214,10 @@ class RotationTracker:
             except OSError as error:
                 self._delete_errors.log(path, error)
 
-    # -- files that are known
+    # -- known files
 
     def _refresh(self, stream: LogStream, now: float) -> None:
-        """Learn the present names of a file, and look at it."""
+        """Update the names of a file, and check it."""
         found = self.registry.index
         names = found.paths_by_inode.get(stream.key, []) if stream.key is not None else []
         if names and stream.path not in names:
@@ -230,21 +231,21 @@ class RotationTracker:
             self.check(stream, now)
 
     def _became_copy(self, stream: LogStream, status: os.stat_result, now: float) -> bool:
-        """Empty when it was met, and now it begins to repeat another file: give it up again, unread."""
+        """Drop a stream that was empty when found and now turns out to be a copy. Return whether it is one."""
         content, key = stream.content, stream.key
         if content is None or key is None or not stream.read_by_none:
             return False
         self.registry.remove(stream)
         self.registry.revision += 1
         if self._classifier.is_known_content(NewFile(stream.path, key, content, status), now):
-            # It is another's now, or closed: who was woken already must find nothing here.
+            # The content belongs to another stream or is closed: a pending read must not use it.
             stream.content = None
             return True
         self.registry.add(stream)
         return False
 
     def _reopen_if_grown(self, stream: LogStream, now: float) -> None:
-        """A file that was closed for want of descriptors, or because it was quiet, has it grown?"""
+        """Open a closed file again if it has changed."""
         try:
             status = os.stat(stream.path)
         except OSError:
@@ -257,21 +258,21 @@ class RotationTracker:
         if not stream.is_intact():
             self.on_truncated(stream, now)
             return
-        # As any that has grown: one that was empty is known_size by its first bytes now.
+        # A file that was empty is classified by its first bytes now.
         self.check(stream, now)
 
-    # -- files that are not known yet
+    # -- new files
 
     def _unknown_files(self) -> list[tuple[str, Key]]:
         registry = self.registry
         unknown = [
             (p, key) for p, key in registry.index.files.items() if not registry.contains(key)
         ]
-        # The original before its copy: it is the longer one, or has the shorter name.
+        # The original comes before its copy: it is longer, or has the shorter name. (The list is taken from its end.)
         return sorted(unknown, key=lambda one: (_size(one[0]), -len(one[0])))
 
     def _open_new_files(self, now: float) -> bool:
-        """Open the files that belong to no stream. Return whether none is left."""
+        """Open files that belong to no stream. Return whether all were opened."""
         registry = self.registry
         for _ in range(min(_MAX_OPENS_PER_SCAN, len(self._to_open))):
             path, key = self._to_open.pop()
@@ -290,12 +291,12 @@ class RotationTracker:
             if key in registry.index.paths_by_inode:
                 self._open_and_classify(registry.index.paths_by_inode[key][0], key, now)
             elif candidate.content is not None:
-                # It has lost its name before it was clear what it is.
+                # It was deleted before it was classified.
                 content, candidate.content = candidate.content, None
                 self._classify(NewFile(candidate.path, key, content, os.fstat(content.fd)), now)
 
     def _open_and_classify(self, path: str, key: Key, now: float) -> None:
-        """A file that belongs to no stream: a new log, a copy, a compressed past, or a stream's next home."""
+        """Open a file that belongs to no stream, and classify it: new log, copy, archive, or next file of a stream."""
         if self._classifier.is_unchanged_copy(path, key, now):
             return
         opened = self._opener.open(path)
@@ -305,7 +306,7 @@ class RotationTracker:
         content, status = opened
         actual = (status.st_dev, status.st_ino)
         if actual != key:
-            # Renamed since the names were listed: under its next name, then.
+            # Renamed since the directory was listed: the next scan finds its new name.
             self._unopened.add(key)
             content.close()
             return
@@ -323,16 +324,16 @@ class RotationTracker:
         self.check(stream, now)
 
     def _skips_existing(self, status: os.stat_result) -> bool:
-        """Whether nobody wants what a file held at the very first start."""
+        """Whether a file that existed at the very first start is read from its end."""
         oldest = self._policy.ignore_older
         too_old = oldest is not None and time.time() - status.st_mtime > oldest
         return self._policy.from_end or too_old
 
     def _find_rotated(self, before: ScanIndex, now: float) -> None:
-        """Rotated between two looks (or while we were away): what rotation put outside the patterns is read too.
+        """Open files that were rotated between two scans, or while the collector was down, to names outside the patterns.
 
-        Such a file appeared since the last look, or, at the first one, is not older than what the checkpoint knows,
-        and its name says that it belongs to a log that we follow.
+        Such a file appeared since the last scan (at the first scan: is not older than the checkpoint),
+        and its name belongs to a log that is followed.
         """
         registry = self.registry
         if registry.index is before and not self._unopened and not self._without_base_log:
@@ -341,12 +342,12 @@ class RotationTracker:
         for path, key in self._rotated_since(before, unopened):
             if path in registry.index.files:
                 if key in unopened:
-                    self._unopened.add(key)  # tried under that name in this very look
+                    self._unopened.add(key)  # this scan has tried that name already
             elif key not in registry.by_key:
                 self._open_and_classify(path, key, now)
 
     def _rotated_since(self, before: ScanIndex, unopened: set[Key]) -> list[tuple[str, Key]]:
-        """The files that nobody reads, and that rotation may have made since the last look, the oldest first."""
+        """Return the unread files that rotation may have created since the last scan, oldest first."""
         registry = self.registry
         appeared = []
         earlier, self._without_base_log = self._without_base_log, set()
@@ -356,7 +357,7 @@ class RotationTracker:
             | (registry.index.paths_by_inode.keys() - before.paths_by_inode.keys())
         ):
             if key not in registry.index.paths_by_inode:
-                continue  # when it is listed again, it appears again
+                continue  # it counts as new when it is listed again
             path = registry.index.paths_by_inode[key][0]
             related_streams = registry.related_streams(path)
             if registry.contains(key):
@@ -370,7 +371,7 @@ class RotationTracker:
             except OSError:
                 self._unopened.add(key)  # renamed since it was listed
                 continue
-            # An empty one may be a copy that has just been begun: nothing in it can be read twice.
+            # An empty file may be a copy that was just started.
             known = min(
                 [stream.scan_started_ns or stream.modified_ns for stream in related_streams],
                 default=0,
@@ -380,10 +381,10 @@ class RotationTracker:
                 appeared.append((status.st_mtime_ns, path, key))
         return [(path, key) for _, path, key in sorted(appeared)]
 
-    # -- letting go
+    # -- closing
 
     def _close_finished(self, now: float) -> None:
-        """Flush what waits for no one, close what is finished, forget what is long gone."""
+        """Flush timed-out partial lines, close finished files, and remove expired streams."""
         registry, policy = self.registry, self._policy
         for stream in [s for s in registry.streams if s.content is not None]:
             for cursor in close_policy.timed_out_partials(stream, policy, now):
@@ -395,7 +396,7 @@ class RotationTracker:
                 if stream.deleted or stream.key not in registry.index.paths_by_inode:
                     registry.retire(stream)
                 else:
-                    registry.close_file(stream)  # looked at by its path from now on
+                    registry.close_file(stream)  # later scans check it by its path
         self._enforce_held_limit()
         for stream in close_policy.expired(registry.streams, time.time()):
             registry.remove(stream)
@@ -406,7 +407,7 @@ class RotationTracker:
             registry.retire(stream)
 
     def _enforce_held_limit(self) -> None:
-        """Deleted files whose space only we keep in use must not fill the volume."""
+        """Close deleted files beyond `held_limit`: their space must not fill the volume."""
         limit = self._policy.held_limit
         for stream, unread in close_policy.over_held_limit(self.registry.streams, limit):
             _log.error(
@@ -420,7 +421,7 @@ class RotationTracker:
             self.registry.retire(stream)
 
     def _close_idle(self) -> bool:
-        """Close files that were not needed for long; they are opened again when there is something to read."""
+        """Close the files that were not used for longest; they are opened again when they have data."""
         closed = close_policy.idle(self.registry.open_streams, self.registry.index.paths_by_inode)
         for stream in closed:
             self.registry.close_file(stream)

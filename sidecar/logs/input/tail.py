@@ -1,7 +1,7 @@
-"""`tail`: the source of a collection, from patterns to blocks, with the checkpoint that goes with it.
+"""The file input: `tail` follows the files that match patterns, returns blocks of lines and keeps the checkpoint.
 
-All of it is blocking and free of any event loop: one call is one unit of work for one thread.
-`collect` drives it; tests drive it without a clock.
+Every call blocks and uses no event loop: it is one unit of work for one thread.
+`collect` drives it; tests drive it with a clock of their own.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from sidecar.process import arguments
 _log = logging.getLogger(__name__)
 
 _RESERVED_FDS = 256
-"""Descriptors that are not for log files."""
+"""File descriptors that are kept free for other uses."""
 _MAX_OPEN_FILES = 1 << 15
-"""Files; each costs the kernel a kilobyte."""
+"""Each open file costs the kernel 1 KiB."""
 
 
 class TailStats(NamedTuple):
     """How far a tail is behind its files."""
 
     lag_bytes: int
-    """Bytes on the disk that are not acknowledged by all."""
+    """Bytes on the disk that at least one sink has not acknowledged."""
     unacknowledged_bytes: int
-    """Bytes that were read and are not acknowledged."""
+    """Bytes that were read but are not acknowledged."""
     lag_seconds: float
-    """How long the oldest byte that is not acknowledged has been waiting, as far as we know."""
+    """Estimated age of the oldest byte that is not acknowledged."""
     possible_copies: int
-    """Files that are left alone for now, for they repeat another one so far."""
+    """Files that are not read yet because they may be copies of other files."""
 
 
 class Tail:
-    """The log files that some patterns name, followed through every rotation. Made by `tail`.
+    """The log files that match the patterns, followed through rotations. Created by `tail`.
 
     >>> tail("/var/log/app/*.log").patterns
     ('/var/log/app/*.log',)
@@ -68,9 +68,9 @@ class Tail:
         self.checkpoint_path = checkpoint
         self.recheck = recheck
         self.resume: dict[str, Any] = {}
-        """The last `Receipt.resume` of each sink, as loaded and as acknowledged since."""
+        """The latest `Receipt.resume` of each sink: from the checkpoint, or acknowledged since."""
         self.lost: dict[str, int] = {}
-        """Bytes that could never be read, by reason."""
+        """Bytes that were lost before they could be read, by reason."""
         self._damaged: dict[str, str] = {}
         self._discovery, self._framing_config, self._policy = discovery, framing_config, policy
         self._grouper = (
@@ -80,29 +80,29 @@ class Tail:
         self._tracker: RotationTracker | None = None
         self._in_use = False
         self._pid = os.getpid()
-        """The process that opens, or has opened, the files."""
+        """The process that opens the files."""
         self._inherited: State | None = None
         self._with_data: dict[str, dict[LogStream, None]] = {}
         self._stream_of_block: dict[tuple[str, int], LogStream] = {}
         self._state_offsets: list[tuple[LogStream, int]] = []
-        """How far the streams were acknowledged at the last `state`."""
+        """The acknowledged offset of each stream at the last call of `state`."""
         self._present_at_start: dict[LogStream, None] = {}
-        """What was there when a run that ends by itself began, and has not been read yet."""
+        """Streams that a run with `until_end` has not read to their target offset yet."""
         self._adopted: list[tuple[FileState, Content]] = []
-        """Files without a name that another tail has handed over."""
-        # Acknowledgements come from the event loop's thread, everything else from workers'.
+        """Open files without a name, handed over by another tail."""
+        # Acknowledgements come from the thread of the event loop, everything else from worker threads.
         self._windows_lock = threading.Lock()
-        # A checkpoint must not be made in the middle of a look: a stream that is being moved would be missing in it.
+        # No checkpoint is made during a scan: it would miss a stream that is being moved to another file.
         self._files_lock = threading.Lock()
 
     def __repr__(self) -> str:
         count = len(self._tracker.registry.streams) if self._tracker else 0
         return f"<Tail {' '.join(self.patterns)} files={count}>"
 
-    # -- life
+    # -- life cycle
 
     def open(self, sinks: Sequence[str] = ("",)) -> None:
-        """Load the checkpoint and look for the first time. Each sink gets its own progress."""
+        """Load the checkpoint and do the first scan. Each sink has positions of its own."""
         self._check_process()
         self._with_data = {sink: {} for sink in sinks}
         self._tracker = RotationTracker(
@@ -120,19 +120,19 @@ class Tail:
         self._tracker.scan(self._clock())
 
     def inherit(self, state: State) -> None:
-        """Begin where another tail has ended, not at the checkpoint. To be called before `open`."""
+        """Start from the state of another tail instead of the checkpoint. Call it before `open`."""
         self._inherited = state
 
     def deleted_unacknowledged(self) -> int:
-        """Return how many bytes only this tail can still deliver: of files that nobody finds any more."""
+        """Return how many unacknowledged bytes are in open files that have no name any more: only this tail can deliver them."""
         with self._checked_files_lock:
             nameless = self._require().registry.nameless()
             return sum(max(one.written - one.acknowledged_by_all, 0) for one in nameless)
 
     def hand_over(self, successor: Tail | None) -> None:
-        """Give the open files that nobody finds any more to the tail that goes on, to be called before its `open`.
+        """Hand the open files without a name over to the successor. Call it before the successor's `open`.
 
-        Without one, what is not acknowledged of them is lost, and counted.
+        Without a successor the unacknowledged bytes of these files are lost, and counted.
         """
         adopted, self._adopted = self._adopted, []
         if self._tracker is not None:
@@ -148,15 +148,15 @@ class Tail:
             content.close()
 
     def adopt(self, files: Iterable[tuple[FileState, Content]]) -> None:
-        """Go on with these open files once it is opened itself. See `hand_over`."""
+        """Take over open files from another tail; `open` attaches them. See `hand_over`."""
         self._adopted += files
 
     def limit_to_present(self) -> None:
-        """Let `present_is_read` ask for what is there now, and for nothing that is written from now on."""
+        """Set the present end of each file as its target: `present_is_read` ignores what is written later."""
         self._set_targets(self._require().registry.streams)
 
     def release_copies(self) -> None:
-        """Deliver what may be a copy, too: no later look will tell whether it is one."""
+        """Deliver files that may be copies as well: no later scan will decide it."""
         with self._checked_files_lock:
             tracker = self._require()
             known = set(tracker.registry.streams)
@@ -170,7 +170,7 @@ class Tail:
 
     @property
     def present_is_read(self) -> bool:
-        """Whether every sink has been given what was there at `limit_to_present`."""
+        """Whether every sink was given all data that existed at `limit_to_present`."""
         while self._present_at_start:
             stream = next(iter(self._present_at_start))
             if stream.retired_at is None and not stream.reached_target:
@@ -180,7 +180,7 @@ class Tail:
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """The files and directories that cannot be read, or not to their end, each with the reason."""
+        """The files and directories that cannot be read completely, each with the reason."""
         return {
             **self._discovery.errors.reasons,
             **self._require().errors.reasons,
@@ -189,14 +189,14 @@ class Tail:
 
     @property
     def own_files(self) -> Sequence[str]:
-        """What this tail writes to: the checkpoint, the one before, and what was set aside."""
+        """Files that this tail writes: the checkpoint, the previous one, and damaged ones that were set aside."""
         return self._checkpoint.files
 
     def exclude_own(self, paths: Iterable[str]) -> None:
-        """Never collect these files, whatever the patterns say: each line would make another one, without end.
+        """Exclude files that this collection writes, whatever the patterns match: each line would produce another one.
 
         Raises:
-            ConfigError: a pattern names one of them, and nothing else.
+            ConfigError: a pattern is the path of one of them.
         """
         for path in paths:
             if self._discovery.exclude(path):
@@ -205,10 +205,10 @@ class Tail:
                 )
 
     def acquire(self) -> None:
-        """Be one collection's, until `release`.
+        """Reserve this tail for one collection, until `release`.
 
         Raises:
-            RuntimeError: it is another's, or it was in use when this process was forked.
+            RuntimeError: another collection uses it, or it was in use when this process was forked.
         """
         self._check_process()
         if self._in_use:
@@ -217,7 +217,7 @@ class Tail:
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is followed in this process; None where it is, or can be."""
+        """Why this process cannot use the tail (it was forked while the tail was in use); None if it can."""
         if os.getpid() == self._pid or not (self._in_use or self._tracker is not None):
             return None
         return (
@@ -231,16 +231,16 @@ class Tail:
         self._pid = os.getpid()
 
     def lock_checkpoint(self) -> bool:
-        """Take the checkpoint for this tail alone; return False while another collection has it."""
+        """Lock the checkpoint for this tail; return False while another collection holds the lock."""
         return self._checkpoint.lock()
 
     def release(self) -> None:
-        """Let another collection have the checkpoint, and this tail."""
+        """Unlock the checkpoint and end the reservation of this tail."""
         self._checkpoint.unlock()
         self._in_use = False
 
     def close(self) -> None:
-        """Close all files. The checkpoint is not saved by this."""
+        """Close all files. This does not save the checkpoint."""
         if self._tracker is not None:
             self._tracker.registry.close()
             self._tracker = None
@@ -249,12 +249,13 @@ class Tail:
         self._with_data, self._stream_of_block, self._present_at_start = {}, {}, {}
 
     def save(self, state: State | None = None) -> bool:
-        """Write the checkpoint if something has changed; return whether it did.
+        """Write the checkpoint if the state has changed; return whether it was written.
 
-        `state` is what `state()` returned a moment ago; by default what it would return now.
+        Args:
+            state: an earlier result of `state()`; by default the present state.
 
         Raises:
-            OSError: the last checkpoint is untouched.
+            OSError: it could not be written. The previous checkpoint is unchanged.
         """
         self._check_process()
         written = self._checkpoint.save(self.state() if state is None else state)
@@ -263,24 +264,24 @@ class Tail:
         return written
 
     def state(self) -> State:
-        """Return what a checkpoint written now would hold."""
+        """Return the state that a checkpoint written now would contain."""
         with self._checked_files_lock, self._checked_windows_lock:
             streams = self._require().registry.streams
             if self.removes_files:
                 self._state_offsets = [(stream, stream.acknowledged_by_all) for stream in streams]
             return State(list(self._require().registry.entries()), dict(self.resume))
 
-    # -- looking and reading
+    # -- scanning and reading
 
     def scan(self, changed_directories: Iterable[str] = ()) -> None:
-        """Compare everything with the disk: new files, rotations, truncations, deletions, growth."""
+        """Compare the known files with the disk: new files, rotation, truncation, deletion, growth."""
         with self._checked_files_lock:
             self._require().scan(self._clock(), changed_directories)
 
     def on_write(self, paths: Iterable[str]) -> bool:
-        """Look at these files alone, because an event said that they were written.
+        """Check these files only, after events that report writes to them.
 
-        Return False if one of them lies where only the target of a link can be: then `look` has to find out.
+        Return False if one of them may be the target of a symbolic link: a full `scan` is needed then.
         """
         with self._checked_files_lock:
             tracker, now = self._require(), self._clock()
@@ -299,59 +300,59 @@ class Tail:
             return known
 
     def on_overflow(self) -> None:
-        """Anything may have been written: ask every file."""
+        """Mark every stream as readable, after the kernel dropped events."""
         for stream in list(self._require().registry.streams):
             self._wake(stream)
 
     @property
     def removes_files(self) -> bool:
-        """Whether files of which all is delivered are deleted."""
+        """Whether files are deleted once they are delivered (`remove_after`)."""
         return self._policy.remove_after is not None
 
     def remove_delivered(self) -> None:
-        """Delete the files of which all is delivered and saved, where `remove_after` asks for it."""
+        """Delete files that are delivered completely and saved in the checkpoint, if `remove_after` is set."""
         with self._checked_files_lock:
             self._require().remove_delivered(self._clock())
 
     def files_with_writers(self) -> list[str]:
-        """Return the files that surely are open for writing."""
+        """Return the files that a process is known to have open for writing."""
         return [s.path for s in self._streams() if s.has_writer()]
 
     def writers_gone(self) -> bool:
-        """Whether surely nobody can write to any of the files any more."""
+        """Whether all files are known to have no writer."""
         return all(s.writers_gone() for s in self._streams() if s.content is not None)
 
     @property
     def incomplete(self) -> bool:
-        """The last look has left files for the next one, which is due at once."""
+        """Whether the last scan stopped at its limit, so that another one is due at once."""
         return self._require().incomplete
 
     @property
     def revision(self) -> int:
-        """Grows whenever a file is found, moves or goes: then a checkpoint is due even if nothing was acknowledged."""
+        """Increases when a file is found, moved or removed: a checkpoint is due then, even without acknowledgements."""
         return self._require().registry.revision
 
     @property
     def directories(self) -> list[str]:
-        """The directories in which something may change."""
+        """The directories to watch."""
         return list(self._require().registry.index.directories)
 
     @property
     def has_matches(self) -> bool:
-        """Whether the patterns name any file that is there, be it one that cannot be read."""
+        """Whether the patterns match any file, readable or not."""
         return bool(self._require().registry.index.files)
 
     def directory_patterns(self) -> list[str]:
-        """Return the patterns that name a directory, in which nothing is looked for: a slip, most probably."""
+        """Return the patterns that match a directory instead of files: probably a mistake."""
         named = (pattern.rstrip("/") or "/" for pattern in self.patterns)
         return [pattern for pattern in named if os.path.isdir(pattern)]
 
     def has_data(self, sink: str) -> bool:
-        """Whether a file may have something to read for this sink."""
+        """Whether a file may have data for this sink."""
         return bool(self._with_data[sink])
 
     def read(self, sink: str, limit: int) -> list[Block]:
-        """Return the next blocks for a sink, at most about `limit` bytes, a turn for each file that has some."""
+        """Return the next blocks for a sink, about `limit` bytes at most; files with data take turns."""
         ready, blocks = self._with_data[sink], list[Block]()
         with self._checked_files_lock:
             while ready and limit > 0:
@@ -364,7 +365,7 @@ class Tail:
         return blocks
 
     def flush(self, *, everything: bool = False) -> None:
-        """Take what is held back as complete, where its writer is gone (or everywhere)."""
+        """Treat incomplete last lines and groups as complete where no writer is left, or everywhere."""
         tracker = self._require()
         for stream in list(tracker.registry.streams):
             if everything:
@@ -373,7 +374,7 @@ class Tail:
                 self._flush(stream)
 
     def flush_present(self, quiet: float) -> None:
-        """The same for what was there at `limit_to_present`, where nothing was written for so many seconds."""
+        """Do the same for files that existed at `limit_to_present` and were not written for `quiet` seconds."""
         for stream in self._present_at_start:
             if stream.has_partial and self._clock() - stream.last_growth >= quiet:
                 self._flush(stream)
@@ -384,17 +385,17 @@ class Tail:
         self._wake(stream)
 
     def acknowledge(self, sink: str, blocks: Iterable[Block], resume: Any = None) -> None:
-        """Move the positions of a sink past these blocks, as far as there is no gap before them."""
+        """Acknowledge blocks: the position of the sink moves up to the first gap."""
         with self._checked_windows_lock:
             for block in blocks:
                 self._stream_of_block.pop((sink, id(block))).windows[sink].acknowledge(block)
             if resume is not None:
                 self.resume[sink] = resume
 
-    # -- figures
+    # -- statistics
 
     def stats(self) -> TailStats:
-        """Return how far behind this tail is, in one pass."""
+        """Return how far this tail is behind its files."""
         now_ns, now = time.time_ns(), self._clock()
         behind = unacknowledged = 0
         oldest = 0.0
@@ -412,10 +413,10 @@ class Tail:
         return TailStats(behind, unacknowledged, oldest, copies)
 
     def positions(self) -> Mapping[str, tuple[int, int]]:
-        """Return offset and size of each file that is there, by path."""
+        """Return the acknowledged offset and the size of each existing file, by path."""
         return {s.path: (s.acknowledged_by_all, s.size) for s in self._streams()}
 
-    # -- inside
+    # -- internals
 
     def _streams(self) -> list[LogStream]:
         if self._tracker is None:
@@ -424,7 +425,7 @@ class Tail:
 
     @property
     def _checked_files_lock(self) -> threading.Lock:
-        """Whoever had it when this process was forked never gives it back here."""
+        """The lock, unless this process was forked: a lock that was held at the fork is never released here."""
         self._check_process()
         return self._files_lock
 
@@ -443,7 +444,7 @@ class Tail:
         if not tracker.reopen(stream):
             return None
         if not stream.head.length:
-            # Nothing was there to judge it by. Its first bytes may show that it is a copy: not to be read then.
+            # It had no fingerprint yet. Its first bytes may show that it is a copy, which must not be read.
             tracker.check(stream, self._clock())
             if not stream.head.length:
                 return None
@@ -505,34 +506,34 @@ def tail(
     held_limit: int | str = 1 << 30,
     remove_after: float | None = None,
 ) -> Tail:
-    """Follow log files: all that match a pattern, now and later, through every kind of rotation.
+    """Follow all files that match a pattern, now or later, through every kind of rotation.
 
-    Patterns know `*`, `?`, `[…]`, `{a,b}` and `**`; `exclude` takes patterns for paths, or for bare names.
-    Nothing is opened before `collect` starts.
+    Patterns support `*`, `?`, `[…]`, `{a,b}` and `**`; `exclude` takes patterns for paths or for file names.
+    No file is opened before `collect` starts.
 
     Args:
-        patterns: which files.
-        exclude: which of them not.
-        checkpoint: the file that remembers what has been delivered. Without one, every start begins anew.
-        start: where to begin in files that are there at the very first start. Later ones are read whole.
-        ignore_older: of those, begin at the end of each that has not been written for so many seconds.
-        root: the directory that symbolic links may not leave (default: each pattern's part before the first wildcard).
-        archives: directories to which rotation moves or copies files (`olddir`), apart from those of the patterns.
+        patterns: the files to read.
+        exclude: the files to skip.
+        checkpoint: the file in which positions are saved. Without one, every start reads from `start`.
+        start: where to begin in files that exist at the very first start. Later files are read from the beginning.
+        ignore_older: begin at the end of those files that were not written for this many seconds.
+        root: the directory that symbolic links must not leave (default: the part of each pattern before its first wildcard).
+        archives: directories to which rotation moves or copies files (`olddir`), besides those of the patterns.
         multiline: which lines form one record.
-        encoding: of files without a byte order mark. Lines are handed on in UTF-8.
-        max_line: a longer line is handed on in pieces of so many bytes (`"1Mi"` is understood).
-        recheck: seconds between two looks at everything, whatever the events said.
-        rotate_wait: a rotated file is given up after so many seconds without a write, once it has been read.
-        partial_timeout: a last line without a newline is taken as complete after so many quiet seconds; None: never.
-        held_limit: unread bytes of deleted files that may be kept in use while a sink does not take them;
-            beyond it the oldest file is given up, with an error and as `lost` (`deleted`).
-            Less than what is written and deleted between two looks gives up lines that no sink was slow to take.
-        remove_after: delete a file of the patterns once every sink has acknowledged all of it, that is saved in the
-            checkpoint, and it was not written for so many seconds; not while a process has it open for writing,
-            where the kernel tells (to the owner of the file, and with CAP_LEASE). None: delete nothing.
+        encoding: of files without a byte order mark. Lines are passed on in UTF-8.
+        max_line: bytes; a longer line is split (`"1Mi"` is accepted).
+        recheck: seconds between two full scans, whatever events report.
+        rotate_wait: seconds without a write after which a rotated file that was read completely is closed.
+        partial_timeout: seconds without a write after which a last line without a newline counts as complete; None: never.
+        held_limit: unread bytes of deleted files that are kept open while a sink is slow;
+            beyond it the oldest file is closed, with an error in the log, and its bytes count as `lost` (`deleted`).
+            A limit below what is written and deleted between two scans loses lines even if no sink is slow.
+        remove_after: delete a matching file once every sink has acknowledged all of it, the checkpoint is saved, and
+            it was not written for this many seconds; not while a process has it open for writing, where the kernel
+            reports that (to the owner of the file, or with CAP_LEASE). None: delete nothing.
 
     Raises:
-        ConfigError: no pattern, an encoding that cannot be cut into lines, or another argument that makes no sense.
+        ConfigError: no pattern, an encoding that cannot be split into lines, or another invalid argument.
 
     >>> tail("/var/log/app/*.log", checkpoint="/state/offsets.json", exclude=["debug.log"])
     <Tail /var/log/app/*.log files=0>
@@ -580,7 +581,7 @@ def tail(
 
 
 def _open_limit() -> int:
-    """Leave descriptors to sinks, the checkpoint and probes: a quarter of a thousand, where there are as many."""
+    """Return how many files may be open: `_RESERVED_FDS` descriptors stay free for sinks, checkpoint and probes (at most half)."""
     import resource
 
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
