@@ -1,4 +1,4 @@
-"""The position of one file towards one sink: it moves only over what has been acknowledged without a gap."""
+"""The acknowledged position of one stream for one sink: it moves only over blocks that are acknowledged without a gap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Sent:
 
 
 class OffsetWindow:
-    r"""What has been handed to a sink and not been acknowledged, in the order of the file.
+    r"""The blocks that were given to a sink and are not acknowledged, in the order of the file.
 
     >>> window = OffsetWindow(Position(0))
     >>> first, second = (Block(b"a\n", "f", "id", start, start + 2, 0) for start in (0, 2))
@@ -31,36 +31,36 @@ class OffsetWindow:
 
     __slots__ = ("_mark", "_position", "_sent", "offset")
 
-    def __init__(self, place: Position) -> None:
-        self.offset = place.offset
-        """Everything before it has been acknowledged."""
-        self._position: Position | None = place
+    def __init__(self, position: Position) -> None:
+        self.offset = position.offset
+        """All bytes before it are acknowledged."""
+        self._position: Position | None = position
         self._mark = b""
         self._sent: deque[_Sent] = deque()
 
     @property
     def position(self) -> Position:
-        """The acknowledged place, as the checkpoint keeps it. Hashed only when somebody asks."""
+        """The acknowledged position for the checkpoint. Its fingerprint is computed on demand."""
         if self._position is None:
             self._position = Position.of(self.offset, self._mark)
         return self._position
 
     @property
     def oldest(self) -> Block | None:
-        """The first block that has not been acknowledged."""
+        """The first block that is not acknowledged."""
         return self._sent[0].block if self._sent else None
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes of the file that were handed out and not acknowledged."""
+        """Bytes that were given to the sink and are not acknowledged."""
         return self._sent[-1].end - self.offset if self._sent else 0
 
     def add(self, block: Block) -> None:
-        """Remember that the block has been handed out."""
+        """Add a block that is given to the sink."""
         self._sent.append(_Sent(block, block.end, block.mark))
 
     def acknowledge(self, block: Block) -> None:
-        """Take the block as delivered, and move as far as there is no gap."""
+        """Mark a block as acknowledged, and move the position up to the first gap."""
         for entry in self._sent:
             if entry.block is block:
                 entry.acknowledged = True
@@ -70,7 +70,7 @@ class OffsetWindow:
             self._move(done.end, done.mark)
 
     def truncate(self, end: int, mark: bytes) -> None:
-        """The content lives on in a file that ends here: what was handed out behind it has no place there."""
+        """Move all offsets beyond `end` back to it, for a stream that continues in a shorter file."""
         for entry in self._sent:
             if entry.end > end:
                 entry.end, entry.mark = end, mark

@@ -1,9 +1,9 @@
-"""What survives a restart: for each content, who it is, and how far each sink has it.
+"""The checkpoint: identity of each stream, and the acknowledged position of each sink, saved across restarts.
 
-One JSON document with a version and a checksum, replaced whole and durably.
-The generation before it stays beside it, so that a file that a power cut, a full disk or a neighbour has damaged
-costs at most the second between two saves.
-Nothing found here stops the start: what cannot be used is said once and set aside.
+It is one JSON document with a version and a checksum, replaced atomically and durably.
+The previous version is kept next to it: damage by a power cut, a full disk or another process
+loses at most the second between two saves.
+A damaged checkpoint does not prevent a start: it is logged once and set aside.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _DAMAGED = ".damaged"
 _MAX_CHECKPOINT_BYTES = 64 << 20
 _FILE_MODE = 0o600
 _MAX_INT64 = (1 << 63) - 1
-"""off_t, and nanoseconds that the file system can tell."""
+"""Limit of off_t, and of timestamps in nanoseconds."""
 _MAX_UINT64 = (1 << 64) - 1
-"""dev_t, ino_t."""
+"""Limit of dev_t and ino_t."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class FileState:
-    """One content: identity, and the place of each sink by the sink's name."""
+    """The state of one stream: its identity, and the position of each sink, by the name of the sink."""
 
     file_id: str
     path: str
@@ -50,7 +50,7 @@ class FileState:
     positions: dict[str, Position]
     modified_ns: int = 0
     retired_at: float | None = None
-    """Unix time at which the file had vanished, everything read; kept to recognise its compressed copy."""
+    """Unix time since which it has no file and nothing to read. It is kept to recognise its compressed copy."""
 
     @property
     def furthest(self) -> Position:
@@ -65,17 +65,17 @@ class FileState:
 
 @dataclass(slots=True)
 class State:
-    """Everything a checkpoint holds."""
+    """The content of a checkpoint."""
 
     entries: list[FileState] = field(default_factory=list)
     resume: dict[str, Any] = field(default_factory=dict)
-    """The last `Receipt.resume` of each sink."""
+    """The latest `Receipt.resume` of each sink."""
     from_checkpoint: bool = field(default=False, compare=False)
-    """It comes from a checkpoint, perhaps of no file: what is there now is not there at the very first start."""
+    """It was loaded from a checkpoint, so this is not the very first start, even if it lists no file."""
 
 
 class Checkpoint:
-    """A checkpoint file. `path` None keeps nothing: every start begins anew."""
+    """A checkpoint file. With `path` None nothing is saved."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
@@ -83,17 +83,17 @@ class Checkpoint:
         self._lock_fd = self._lock_pid = -1
 
     def lock(self) -> bool:
-        """Make it ours alone, until `release` or the end of the process; return False while it is somebody else's.
+        """Lock the checkpoint until `unlock` or the end of the process. Return False while another process holds the lock.
 
-        Two that save in one file forget each other's positions, and deliver everything twice.
-        Where locks are not to be had (a volume for reading only, some network file systems) it is always ours.
+        Two collectors with one checkpoint would overwrite each other's positions, and deliver everything twice.
+        Where locks are not supported (a read-only volume, some network file systems) this returns True.
         """
         if self.path is None or self._lock_fd >= 0:
             return True
         directory, name = os.path.split(os.path.abspath(self.path))
         try:
             dirs.make_directory(directory)
-            # A file of its own: the checkpoint is another file after each save. The leading dot hides it from patterns.
+            # A separate lock file, since each save replaces the checkpoint. The leading dot hides it from patterns.
             lock = os.path.join(directory, f".{name}.lock")
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
         except (OSError, _errors.SidecarError):
@@ -105,24 +105,24 @@ class Checkpoint:
         return True
 
     def unlock(self) -> None:
-        """Let another collection have it."""
+        """Release the lock."""
         if self._lock_fd >= 0:
             if os.getpid() == self._lock_pid:
-                # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
+                # Unlock explicitly: a forked process inherits the descriptor, and closing it here would not release the lock.
                 flock.unlock(self._lock_fd)
             os.close(self._lock_fd)
             self._lock_fd = -1
 
     @property
     def files(self) -> Sequence[str]:
-        """All that may ever be written."""
+        """All files that may be written."""
         if self.path is None:
             return ()
         both = (self.path, self.path + PREVIOUS)
         return (*both, *(path + _DAMAGED for path in both))
 
     def load(self) -> State:
-        """Return the saved state; the generation before it, or an empty one, where it is damaged or missing."""
+        """Return the saved state; if it is damaged or missing, the previous one, or an empty one."""
         if self.path is None:
             return State()
         _remove_orphans(os.path.dirname(os.path.abspath(self.path)))
@@ -137,10 +137,10 @@ class Checkpoint:
         return State()
 
     def save(self, state: State) -> bool:
-        """Write the state if it differs from the last one written; return whether it did.
+        """Write the state if it differs from the last one written; return whether it was written.
 
         Raises:
-            OSError: the old checkpoint is untouched.
+            OSError: it could not be written. The old checkpoint is unchanged.
         """
         if self.path is None:
             return False
@@ -171,7 +171,7 @@ class Checkpoint:
 
 
 def encode(state: State) -> bytes:
-    """Return the document: one line of checksum, then JSON that people can read."""
+    """Return the document: one line with the checksum, then indented JSON."""
     document = {
         "version": VERSION,
         "files": [_encode_entry(entry) for entry in state.entries],
@@ -180,7 +180,7 @@ def encode(state: State) -> bytes:
     try:
         body = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
     except TypeError:
-        # Names that are not UTF-8, integers beyond 64 bits. It takes thirty times as long, each second.
+        # For names that are not UTF-8 and integers beyond 64 bits. Not the default: it takes thirty times as long.
         body = json.dumps(document, indent=2, sort_keys=True).encode()
     return b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body)
 
@@ -189,7 +189,7 @@ def decode(data: bytes) -> State:
     """Return the state of a document.
 
     Raises:
-        ValueError: torn, changed, of another version, or not one of ours. Single entries that cannot be true are left out.
+        ValueError: it is truncated, changed, of another version, or not a checkpoint. Single invalid entries are left out.
     """
     head, newline, rest = data.partition(b"\n")
     body, closing, _ = rest.rpartition(b"\n}")
@@ -210,7 +210,7 @@ def decode(data: bytes) -> State:
 
 
 def _decode_entries(files: Sequence[Any]) -> Iterator[FileState]:
-    """Yield the entries that can be true. One that cannot costs its own file a second reading, and no other's."""
+    """Yield the valid entries. Only the file of an invalid entry is read again."""
     for number, raw in enumerate(files, 1):
         try:
             yield _decode_entry(raw)
@@ -242,11 +242,11 @@ def _encode_entry(entry: FileState) -> dict[str, Any]:
 
 
 def _decode_entry(raw: Mapping[str, Any]) -> FileState:
-    places = {
+    positions = {
         name: Position(_check_int(offset), _decode_fingerprint(length, digest))
         for name, (offset, length, digest) in raw["places"].items()
     }
-    if any(position.tail.length > position.offset for position in places.values()):
+    if any(position.tail.length > position.offset for position in positions.values()):
         raise ValueError("more bytes before a place than there are")
     length, digest = raw["head"]
     gone = raw.get("gone")
@@ -257,7 +257,7 @@ def _decode_entry(raw: Mapping[str, Any]) -> FileState:
         inode=_check_int(raw["inode"], _MAX_UINT64),
         head=_decode_fingerprint(length, digest),
         size=_check_int(raw["size"]),
-        positions=places,
+        positions=positions,
         modified_ns=_check_int(raw["modified_ns"], smallest=-_MAX_INT64),
         retired_at=None if gone is None else _check_unix_time(gone),
     )
@@ -287,7 +287,7 @@ def _check_text(value: Any) -> str:
 
 
 def _remove_orphans(directory: str) -> None:
-    """Remove what a kill in the middle of a save has left."""
+    """Remove temporary files that a kill during a save has left."""
     with contextlib.suppress(OSError, _errors.SidecarError):
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -312,11 +312,11 @@ def _read(path: str) -> bytes:
 
 
 def _keep_previous(dir_fd: int, name: str) -> None:
-    """Give the present checkpoint a second name, in one step: there is never a moment without one."""
+    """Keep the present checkpoint as the previous one, by a hard link, so that one always exists."""
     temporary = layout.TEMPORARY + name + PREVIOUS
     with contextlib.suppress(OSError):
         os.unlink(temporary, dir_fd=dir_fd)
     with contextlib.suppress(OSError):
-        # No previous one at the first save, and none on file systems without hard links.
+        # There is none at the first save, and on file systems without hard links.
         os.link(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         atomic.move(dir_fd, temporary, dir_fd, name + PREVIOUS)

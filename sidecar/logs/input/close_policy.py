@@ -1,6 +1,6 @@
-"""What may be let go: decided from what is known of the streams, without a look at the disk.
+"""Decide which files are flushed, closed, deleted or forgotten, from the state of the streams alone.
 
-Plain functions that return whom it concerns; `sidecar.logs.input.rotation` then flushes, closes and forgets.
+Functions without I/O that return the streams concerned; `sidecar.logs.input.rotation` acts on the result.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from sidecar.logs.input.discovery import Key
 from sidecar.logs.input.file_reader import LogStream, ReadPosition
 
 MAX_RETIRED_STREAMS = 1000
-"""Contents without a file that are kept in mind, to recognise a copy that appears later …"""
+"""Streams without a file that are kept, to recognise a copy that appears later …"""
 RETIRED_TTL_SECONDS = 86400.0
-"""… and for how many seconds."""
+"""… and for how long."""
 
 
 @dataclass(frozen=True, slots=True)
 class TailPolicy:
-    """When files are given up, and where reading begins."""
+    """When files are closed, and where reading begins."""
 
     from_end: bool = False
     ignore_older: float | None = None
@@ -32,7 +32,7 @@ class TailPolicy:
 
 
 def timed_out_partials(stream: LogStream, policy: TailPolicy, now: float) -> list[ReadPosition]:
-    """Return the cursors whose last line (or group) has waited long enough for its end."""
+    """Return the cursors whose incomplete last line (or group) has timed out."""
     quiet = now - stream.last_growth
     past = stream.deleted or not stream.live
     of_line = policy.rotate_wait if past else policy.partial_timeout
@@ -41,14 +41,14 @@ def timed_out_partials(stream: LogStream, policy: TailPolicy, now: float) -> lis
     def has_timed_out(cursor: ReadPosition) -> bool:
         if of_line is not None and quiet >= of_line:
             return True
-        # A group can be complete while its file is quiet; a line without its end is not.
+        # A group may be complete without a new line after it; a line without a newline is not.
         return of_group is not None and quiet >= of_group and not cursor.unterminated
 
     return [c for c in stream.cursors.values() if c.partial and not c.flush and has_timed_out(c)]
 
 
 def is_finished(stream: LogStream, policy: TailPolicy, now: float) -> bool:
-    """Whether a rotated or deleted file has been quiet for long, and all of it has been read and acknowledged."""
+    """Whether a rotated or deleted file was not written for `rotate_wait`, and is read and acknowledged completely."""
     if stream.live and not stream.deleted:
         return False
     return now - stream.last_growth >= policy.rotate_wait and _is_finished(stream)
@@ -62,7 +62,7 @@ def _is_finished(stream: LogStream) -> bool:
 
 
 def removable(streams: Iterable[LogStream], wait: float, now: float) -> list[LogStream]:
-    """Return whose file may be deleted: all of it is delivered and saved, and it was quiet for so many seconds."""
+    """Return the streams whose file may be deleted: delivered completely, saved, and not written for `wait` seconds."""
     return [
         s
         for s in streams
@@ -77,7 +77,7 @@ def removable(streams: Iterable[LogStream], wait: float, now: float) -> list[Log
 
 
 def over_held_limit(streams: Iterable[LogStream], limit: int) -> Iterator[tuple[LogStream, int]]:
-    """Yield the deleted files, with their unread bytes, that keep more space in use than is permitted."""
+    """Yield the deleted files to close, with their unread bytes, until the total is within the limit."""
     deleted = [s for s in streams if s.deleted and s.content is not None]
     held = [(s, unread) for s in deleted if (unread := s.written - s.read_by_all) > 0]
     total = sum(unread for _, unread in held)
@@ -89,14 +89,14 @@ def over_held_limit(streams: Iterable[LogStream], limit: int) -> Iterator[tuple[
 
 
 def expired(streams: Iterable[LogStream], unix_time: float) -> list[LogStream]:
-    """Return the contents without a file of which nobody needs to know any more."""
+    """Return the streams without a file that need not be kept any more."""
     gone = [s for s in streams if s.retired_at is not None and s.is_fully_acknowledged]
     surplus, old = len(gone) - MAX_RETIRED_STREAMS, unix_time - RETIRED_TTL_SECONDS
     return [s for index, s in enumerate(gone) if index < surplus or (s.retired_at or 0) < old]
 
 
 def unlinked(streams: Iterable[LogStream], there: Container[Key]) -> list[LogStream]:
-    """Return the closed files that have lost their last name."""
+    """Return the streams whose closed file has no name any more."""
     closed = (
         s for s in streams if s.content is None and s.retired_at is None and s.unresolved is None
     )
@@ -104,11 +104,11 @@ def unlinked(streams: Iterable[LogStream], there: Container[Key]) -> list[LogStr
 
 
 def idle(open_streams: Collection[LogStream], there: Container[Key]) -> list[LogStream]:
-    """Return a quarter of the open files, which may be closed: they are opened again when there is something to read.
+    """Return up to a quarter of the open files, to be closed. They are opened again when they have data.
 
-    `open_streams` has the one that was not used for longest at its beginning. Those that were read go first:
-    what has a name now may have none by then, and with it what has not been read.
-    Not those that have no name any more, and no archive in the middle, which would be decompressed again.
+    `open_streams` is in least recently used order. Files that were read completely come first:
+    an unread one might be deleted before it is opened again.
+    Files without a name, and archives that are half read (they would be decompressed again), stay open.
     """
     named = [s for s in open_streams if not s.deleted and s.key in there and s.size_and_mtime]
     read = [s for s in named if _is_read(s)]

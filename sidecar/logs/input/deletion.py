@@ -1,4 +1,4 @@
-"""Delete a log file that was delivered, and no other one that has taken its name meanwhile."""
+"""Delete a delivered log file, but not another file that has taken its name meanwhile."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from sidecar.logs.input.discovery import Key
 
 
 def delete_delivered(path: str, key: Key, changed: tuple[int, ...]) -> bool:
-    """Delete a file, if it is still the one of this device and inode, with this size and modification time.
+    """Delete a file if its device, inode, size and modification time are unchanged; return whether it was deleted.
 
-    Between a look and unlink(2) rotation may give the name to another file. So the file gets a name that nobody
-    uses first, and is looked at under that; another one gets its name back.
+    Between a check and unlink(2) rotation may give the name to another file. The file is therefore renamed to a
+    temporary name first and checked under that name; another file gets its name back.
 
     Raises:
         OSError: as rename(2) and unlink(2).
     """
-    if not _is_it(path, key, changed):
+    if not _is_unchanged(path, key, changed):
         return False
     aside = os.path.join(os.path.dirname(path), layout.temporary_name())
     atomic.rename(path, aside)
-    if _is_it(aside, key, changed):
+    if _is_unchanged(aside, key, changed):
         os.unlink(aside)
         return True
     with contextlib.suppress(
         FileExistsError
-    ):  # it has been written again under that name; then this one stays
+    ):  # the name is in use again: keep this file under its temporary name
         os.link(aside, path, follow_symlinks=False)
         os.unlink(aside)
     return False
 
 
-def _is_it(path: str, key: Key, changed: tuple[int, ...]) -> bool:
+def _is_unchanged(path: str, key: Key, changed: tuple[int, ...]) -> bool:
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Which files were written, which directories changed: what inotify says, in the terms of a tail.
+"""Watch directories by inotify: which files were written, and in which directories names have changed.
 
-Hints only save time. Where there are none (network file systems, limits reached),
-`polling` is true and the looks come more often instead.
+Events only reduce latency. Where there are none (network file systems, limits reached),
+`polling` is true and scans are more frequent instead.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _GONE = Inotify.IGNORED | Inotify.DELETE_SELF | Inotify.MOVE_SELF
 
 @dataclass(slots=True)
 class DirEvents:
-    """What has happened since the last time."""
+    """The events since the last call."""
 
     written: set[str] = field(default_factory=set)
     """Paths of files."""
     changed: set[str] = field(default_factory=set)
-    """Paths of directories in which names came or went."""
+    """Paths of directories in which names were added or removed."""
     overflow: bool = False
 
 
 class DirectoryWatcher:
-    """Watches directories. Every method is quick and none waits."""
+    """Watches directories. No method waits."""
 
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
         self._watched: dict[str, int] = {}
         self._paths: dict[int, dict[str, None]] = {}
-        """Several where links lead to one directory: the kernel has one watch for it."""
+        """Paths by watch: several if links lead to one directory, since the kernel has one watch for it."""
         self._silent: set[str] = set()
-        """Directories of which no events can be had."""
+        """Directories without events."""
         try:
             self._inotify = Inotify()
         except (OSError, ImportError) as error:
@@ -49,16 +49,16 @@ class DirectoryWatcher:
 
     @property
     def fd(self) -> int | None:
-        """Readable while hints wait; None where there are no hints."""
+        """A descriptor that is readable while events are pending; None without inotify."""
         return self._inotify.fd if self._inotify is not None else None
 
     @property
     def polling(self) -> bool:
-        """Whether some of the directories give no events."""
+        """Whether some directories have no events."""
         return self._inotify is None or bool(self._silent)
 
     def watch(self, directories: Sequence[str]) -> None:
-        """Watch these directories, and no others any more."""
+        """Watch exactly these directories."""
         if self._inotify is None or self._watched.keys() | self._silent == set(directories):
             return
         for path in self._watched.keys() - set(directories):
@@ -88,7 +88,7 @@ class DirectoryWatcher:
         return events
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the inotify descriptor."""
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None

@@ -1,11 +1,11 @@
-"""Which files are there: globs with `**`, braces and excludes, looked up again and again at little cost.
+"""Find the files that match patterns: globs with `**`, braces and excludes, scanned repeatedly at little cost.
 
-A directory is listed again only when its modification time says that names came or went,
-so that looking at a thousand quiet files costs one `stat` a directory.
-Listings carry device and inode of each file, which is how it is found again under its next name.
-Both are the file's own: a bind mount or an overlay has files on other devices than their directory's.
+A directory is listed again only if its modification time has changed,
+so a scan of a thousand idle files costs one `stat` per directory.
+A listing contains device and inode of each file, by which a renamed file is found again.
+Both are those of the file itself: with bind mounts and overlays its device differs from that of the directory.
 
-Blocking; knows names and inodes, opens through `sidecar.fs.openat`, reads no content.
+Calls block. Files are opened through `sidecar.fs.openat`, and their content is not read here.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Key = tuple[int, int]
 _MAGIC = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RACY_NS = 100_000_000
-"""A directory that changed so recently may change again within the same tick of its clock."""
+"""A directory that changed this recently may change again with the same timestamp."""
 _MOST_DIRECTORIES = 100_000
 
 
 @dataclass(slots=True)
 class Listing:
-    """The entries of a directory, as of one moment."""
+    """The entries of a directory at one time."""
 
     changed_ns: int
     is_stable: bool
@@ -51,18 +51,18 @@ class Listing:
 
 @dataclass(slots=True)
 class ScanIndex:
-    """What one scan found."""
+    """The result of one scan."""
 
     files: dict[str, Key] = field(default_factory=dict)
-    """The paths that match, with what they name (links resolved)."""
+    """The matching paths, each with the device and inode of its file (links are resolved)."""
     paths_by_inode: dict[Key, list[str]] = field(default_factory=dict)
-    """Every entry of the directories looked at, matching or not, by what it names."""
+    """All paths of the listed directories, matching or not, by device and inode."""
     inode_by_path: dict[str, Key] = field(default_factory=dict)
-    """The same by path."""
+    """The reverse: device and inode by path."""
     directories: dict[str, None] = field(default_factory=dict)
-    """All that should be watched, in order."""
+    """The directories to watch, in order."""
     link_dirs: set[str] = field(default_factory=set)
-    """Those of them that only hold what links point to."""
+    """Those of them that only contain targets of links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,13 @@ class _Pattern:
 
 
 class Discovery:
-    """The files that some patterns name, now and after each further `scan`.
+    """Finds the files that match patterns, anew with each `scan`.
 
-    `root` is the directory that links must not leave: by default, for each pattern, its part before the first wildcard.
+    Args:
+        patterns: absolute or relative globs.
+        exclude: patterns for paths, or for file names if they contain no slash.
+        root: the directory that links must not leave; by default the part of each pattern before its first wildcard.
+        archive_dirs: further directories to list.
     """
 
     def __init__(
@@ -94,20 +98,20 @@ class Discovery:
         self._own: set[tuple[str, str]] = set()
         self._root = os.path.abspath(root) if root is not None else None
         self.archive_dirs = [os.path.abspath(path) for path in archive_dirs]
-        """Directories that are listed, whatever the patterns say."""
+        """Directories that are listed besides those of the patterns."""
         self._listings: dict[str, Listing] = {}
         self._last: ScanIndex | None = None
         self.errors = LogOnce(_log)
-        """The directories that could not be listed."""
+        """The directories that could not be listed, with the reasons."""
 
     def exclude(self, path: str) -> bool:
-        """Never find this file, nor what rotation leaves of it. Return whether a pattern means it and no other."""
+        """Exclude a file and its rotated files. Return whether its path is one of the patterns."""
         directory, name = os.path.split(os.path.abspath(path))
         self._own.add((os.path.realpath(directory), base_log_name(name)))
         return os.path.abspath(path) in self.patterns
 
     def scan(self, *, changed_directories: Iterable[str] = ()) -> ScanIndex:
-        """Look once. Directories in `changed_directories` are listed again, whatever their times say."""
+        """Scan once. `changed_directories` are listed again even if their modification time is the same."""
         for path in changed_directories:
             if self._listings.pop(path, None) is not None:
                 self._last = None
@@ -135,7 +139,7 @@ class Discovery:
         return found
 
     def _is_unchanged(self) -> bool:
-        """Whether every directory that was listed is as it was. Links are another matter: their targets move."""
+        """Whether no listed directory has changed. Never with links, since their targets may move."""
         try:
             return all(
                 known.is_stable
@@ -147,7 +151,7 @@ class Discovery:
             return False
 
     def siblings(self, path: str) -> Iterator[str]:
-        """Yield the files in which a rotation may have put the content of `path`: beside it, and one level below."""
+        """Yield the files to which rotation may have moved the content of `path`: in its directory, and one level below."""
         directory = os.path.dirname(path)
         scratch: dict[str, Listing] = {}
         for place in dict.fromkeys([directory, *self.archive_dirs]):
@@ -163,11 +167,11 @@ class Discovery:
                     yield os.path.join(each, name)
 
     def open(self, path: str) -> int:
-        """Open a file that a scan has found, and nothing else than a regular file beneath the root.
+        """Open a regular file beneath the root that a scan has found.
 
         Raises:
             OSError: as openat2(2).
-            ReadError: it is no regular file.
+            ReadError: it is not a regular file.
         """
         root = self._root_of(path)
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -177,7 +181,7 @@ class Discovery:
             except OSError:
                 if not os.path.islink(path):
                     raise
-                # An absolute link is fine as long as it ends inside; the kernel still guards the way there.
+                # An absolute link is allowed if its target is beneath the root; openat2 still checks that path.
                 real_root = os.path.realpath(root)
                 target = os.path.relpath(os.path.realpath(path), real_root)
                 fd = openat.open_beneath(root_fd, target)
@@ -231,7 +235,7 @@ class Discovery:
         yield from self._matching(directory, listing, part, found)
 
     def _tree(self, directory: str, found: ScanIndex, seen: dict[str, Listing]) -> Iterator[str]:
-        """Yield a directory and all below it. Without recursion: whoever writes there decides how deep it goes."""
+        """Yield a directory and all directories below it. Iterative, since any writer may create deep trees."""
         waiting = [directory]
         while waiting and len(seen) <= _MOST_DIRECTORIES:
             place = waiting.pop()
@@ -268,7 +272,7 @@ class Discovery:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 self.errors.log(directory, error)
-            # Not there yet: the nearest parent that is there tells when it comes.
+            # It does not exist yet: watch the nearest existing parent.
             parent = directory
             while (parent := os.path.dirname(parent)) and not os.path.isdir(parent):
                 if parent == os.path.dirname(parent):
@@ -296,21 +300,21 @@ class Discovery:
 
 
 def _key_of(entry: os.DirEntry[str], device: int) -> Key:
-    """Return device and inode as stat(2) gives them. readdir(3) has no device, and the inode below a mount."""
+    """Return device and inode from stat(2): readdir(3) has no device, and returns the inode below a mount point."""
     try:
         status = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:  # renamed since it was listed: where to, the next look tells
+    except FileNotFoundError:  # renamed since it was listed: the next scan finds its new name
         return device, entry.inode()
     return status.st_dev, status.st_ino
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the whole patterns that braces stand for."""
+    """Return the absolute patterns after brace expansion."""
     return [os.path.abspath(each) for each in _braces(pattern) if each]
 
 
 def _braces(pattern: str) -> list[str]:
-    """Return what braces stand for: `{a,b}.log` is `a.log` and `b.log`."""
+    """Expand braces: `{a,b}.log` becomes `a.log` and `b.log`."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -336,7 +340,7 @@ def _compile(pattern: str) -> _Pattern:
 
 
 def _excluder(pattern: str) -> Callable[[str], bool]:
-    """A pattern without a slash means a name in any directory; with one it is as those of files."""
+    """Return the test of an exclude pattern: without a slash it matches file names in any directory, else paths."""
     if "/" not in pattern:
         name = re.compile(fnmatch.translate(pattern))
         return lambda path: name.fullmatch(os.path.basename(path)) is not None
@@ -362,7 +366,7 @@ def _covers(parts: Sequence[str | re.Pattern[str] | None], names: Sequence[str])
 def _fits(part: str | re.Pattern[str], name: str) -> bool:
     if isinstance(part, str):
         return name == part
-    # As in a shell, a wildcard does not stand for a leading dot.
+    # As in a shell, a wildcard does not match a leading dot.
     if name.startswith(".") and not part.pattern.startswith(r"(?s:\."):
         return False
     return part.fullmatch(name) is not None

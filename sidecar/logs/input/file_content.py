@@ -1,6 +1,6 @@
-"""Open files as contents that can be read from any offset: plain ones here, compressed ones in `archives`.
+"""Random access to the content of open files: plain files here, compressed ones in `archives`.
 
-Blocking, and without any knowledge of lines.
+Calls block. Nothing here knows lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _F_SETSIG = 10  # asm-generic/fcntl.h; Python has no name for it
 
 
 class PlainFile:
-    """A regular file as it lies there."""
+    """A regular file that is not compressed."""
 
     compressed = False
     ended = is_truncated = False
@@ -44,20 +44,20 @@ class PlainFile:
         return os.fstat(self.fd).st_size
 
     def next_data(self, offset: int) -> int | None:
-        """Return where the next bytes that are no hole begin; None if there are none, or nobody knows."""
+        """Return the offset of the next data after a hole; None if there is none, or it is unknown."""
         with contextlib.suppress(OSError):
             return os.lseek(self.fd, offset, os.SEEK_DATA)
         return None
 
     def has_writer(self) -> bool | None:
-        """Whether a process has the file open for writing; None where the kernel does not tell.
+        """Whether a process has the file open for writing; None if the kernel does not report it.
 
-        It grants a read lease only if there is none (fcntl(2), F_SETLEASE), and only to the file's owner
-        or with CAP_LEASE: to others it says EACCES.
+        The kernel grants a read lease only if there is no writer (fcntl(2), F_SETLEASE), and only to the owner
+        of the file or with CAP_LEASE: others get EACCES.
         """
         try:
-            # Whoever opens the file for writing in between waits for the release; the signal that tells us
-            # of it must be one that is ignored by default.
+            # A process that opens the file for writing meanwhile waits for the release. The signal that
+            # reports it to us must be one that is ignored by default.
             fcntl.fcntl(self.fd, _F_SETSIG, signal.SIGURG)
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as error:
@@ -66,7 +66,7 @@ class PlainFile:
         return False
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -76,10 +76,10 @@ Content = PlainFile | Archive
 
 
 def open_content(fd: int) -> Content:
-    """Return the content of an open file. What begins as an archive does is one, whatever its name.
+    """Return the content of an open file. Archives are recognised by their first bytes, not by name.
 
     Raises:
-        Unreadable: it is compressed in a way that cannot be read.
+        Unreadable: it is compressed in an unsupported format.
         OSError: as pread(2).
     """
     return open_archive(fd, os.pread(fd, LONGEST_MAGIC, 0)) or PlainFile(fd)

@@ -1,4 +1,4 @@
-"""Say once what cannot be read, and why: a look comes every second, and the reason stays."""
+"""Log a failure once per path and reason: scans repeat each second, and fail for the same reason."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sidecar import _errors
 from sidecar.fs import oserrors
 
 _MAX_PATHS = 1000
-"""Paths, before it is looked which of them are gone: names with a time in them never end."""
+"""Number of paths at which deleted ones are dropped: names with a timestamp are created without end."""
 
 
 class LogOnce:
-    """What could not be read when it was last tried, each with the reason."""
+    """The paths for which the last attempt failed, each with the reason."""
 
     def __init__(self, log: logging.Logger, attempt: str = "read") -> None:
         self._log, self._attempt = log, attempt
@@ -24,7 +24,7 @@ class LogOnce:
         return len(self.reasons)
 
     def log(self, path: str, error: Exception) -> None:
-        """Say that a file or directory cannot be read, unless that has been said."""
+        """Log why a file or directory cannot be used, unless the same reason was logged for it."""
         reason = _describe(error)
         if self.reasons.get(path) == reason:
             return
@@ -34,7 +34,7 @@ class LogOnce:
         self._log.warning("cannot %s %s: %s; trying again later", self._attempt, path, reason)
 
     def clear(self, path: str) -> None:
-        """It can be read."""
+        """Record that the last attempt succeeded."""
         self.reasons.pop(path, None)
 
 

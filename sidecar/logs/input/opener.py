@@ -1,4 +1,4 @@
-"""Open log files, keep descriptors free for all others, and say once which cannot be read."""
+"""Open log files within the limit of descriptors, and log once which cannot be opened."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Opened = tuple[Content, os.stat_result]
 
 @dataclass(slots=True)
 class Opener:
-    """Opens what a scan has found."""
+    """Opens files that a scan has found."""
 
     discovery: Discovery
     close_idle: Callable[[], bool]
-    """Closes some files that were not needed for long; returns whether there were any."""
+    """Closes least recently used files; returns whether there were any."""
     max_fds: int = 4096
-    """The first descriptor that log files leave to others: to sinks, the checkpoint, probes."""
+    """Number of descriptors from which on idle files are closed, to keep some free for sinks, checkpoint and probes."""
     errors: LogOnce = field(default_factory=lambda: LogOnce(_log))
 
     def open(self, path: str) -> Opened | None:
-        """Open a file, or say once why it cannot be."""
+        """Open a file. If that fails, log the reason once and return None."""
         try:
             fd = self._open_fd(path)
         except (OSError, _errors.ReadError) as error:
@@ -50,7 +50,7 @@ class Opener:
     def find_first(
         self, fits: Callable[[Content], bool], paths: Iterable[str], in_use: Container[Key]
     ) -> tuple[Content, Key, str] | None:
-        """Open files one after the other until one fits. Those that are taken are not asked."""
+        """Open files one by one and return the first that fits. Files in `in_use` are skipped."""
         for path in paths:
             key = file_key(path)
             if key is None or key in in_use or (opened := self.open(path)) is None:
@@ -69,14 +69,14 @@ class Opener:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.close_idle():
                 raise
             return self.discovery.open(path)
-        # The kernel gives the lowest number that is free (open(2)): so many descriptors are in use.
+        # open(2) returns the lowest free number, so at least this many descriptors are in use.
         if fd >= self.max_fds:
             self.close_idle()
         return fd
 
 
 def file_key(path: str) -> Key | None:
-    """Return device and inode of a regular file, None for anything else."""
+    """Return device and inode of a regular file, else None."""
     try:
         status = os.stat(path)
     except OSError:

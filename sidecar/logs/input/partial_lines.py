@@ -1,6 +1,6 @@
-"""The rule that puts together what a container runtime has cut.
+"""Multiline rules that join lines split by a container runtime.
 
-A file of its own: its pattern loads RE2, 2.5 MB for everybody who has no use for it.
+A separate module, since its patterns load RE2 (2.5 MB).
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from sidecar.logs.input.framing import Multiline
 
 CRI_LINES = Multiline(
-    # A line that is cut off has the flag P; every other one, also one that is no CRI at all, ends its group.
+    # A partial line has the flag P; every other line ends its group, even one that is not CRI.
     end=r"^\S+ std(?:out|err) [^P]|^\S+ std(?:out|err)? ?$|^\S*$|^\S* (?:[^s]|s[^t]|st[^d]|std[^oe]|$)",
-    # Pieces of the two streams may lie mixed.
+    # Partial lines of stdout and stderr may be interleaved.
     apart=r"^\S+ (?P<writer>std(?:out|err)) ",
 )
-"""Puts the pieces of a long line of a container's log into one record, for `parse_cri` to join."""
+"""Groups the partial lines of a container log (CRI) into one record, for `parse_cri` to join."""
 
 DOCKER_LINES = Multiline(
-    # A piece has no newline at the end of its text; what is no line of this driver ends its group, too.
+    # A partial line has no newline at the end of its text; a line of another format ends its group as well.
     end=r'\\n","(?:stream|attrs|time)":|^$|^[^{]|^\{(?:$|[^"]|"(?:$|[^l]|l(?:$|[^o])))',
     apart=r'","stream":"(?P<writer>std(?:out|err))"',
 )
-"""The same for the files of Docker's json-file driver, for `parse_docker`."""
+"""The same for files of Docker's json-file driver, for `parse_docker`."""

@@ -1,4 +1,4 @@
-"""Where does a content live on whose file is gone, truncated or overwritten, or was seen before a restart?"""
+"""Find the next file of a stream whose file is deleted, truncated or overwritten, or that was restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sidecar.logs.input.registry import StreamRegistry
 _log = logging.getLogger(__name__)
 
 _SEARCH_SECONDS = 5.0
-"""Seconds to search: names move while a rotation is under way."""
+"""How long the file of a stream is searched: names change during a rotation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Relocator:
-    """Finds streams another file."""
+    """Finds the file in which a stream continues."""
 
     registry: StreamRegistry
     opener: Opener
 
     def reopen(self, stream: LogStream) -> bool:
-        """Open the file of a stream, if it was closed. False if it cannot be, or lies under another name by now."""
+        """Open the file of a stream if it was closed. Return False if it cannot be opened, or has another name."""
         if stream.content is not None:
             self.registry.mark_used(stream)
             return True
         if stream.key is None or self.registry.by_key.get(stream.key) is not stream:
-            return False  # it has no file now, or is another's
+            return False  # it has no file, or its file belongs to another stream
         opened = self.opener.open(stream.path)
         if opened is not None and (opened[1].st_dev, opened[1].st_ino) == stream.key:
             stream.content = opened[0]
@@ -39,11 +39,11 @@ class Relocator:
             return True
         if opened is not None:
             opened[0].close()
-        stream.size_and_mtime = ()  # the next look tries again
+        stream.size_and_mtime = ()  # the next scan tries again
         return False
 
     def on_truncated(self, stream: LogStream, now: float) -> None:
-        """The file holds other bytes than those that were read: begin anew there, and search for the old ones."""
+        """Handle a file whose bytes were replaced: start a new stream there, and search the file of the old one."""
         content, key, path = stream.content, stream.key, stream.path
         if content is None or key is None:
             return
@@ -65,14 +65,14 @@ class Relocator:
         self.registry.wake(fresh)
 
     def locate_restored(self, now: float, most: int) -> bool:
-        """Find the files of restored streams: first where they were, then where rotation may have put them.
+        """Find the files of restored streams: first by device and inode, then among rotated files.
 
-        Return False if there were more than `most` that are where they were: the others come next time.
+        Return False if `most` of them were found by inode: the others follow with the next call.
         """
         waiting = [
             s for s in self.registry.streams if s.unresolved is not None and s.retired_at is None
         ]
-        # Who has read most can be told from others best, and chooses first.
+        # The stream that was read furthest is the easiest to recognise, so it comes first.
         waiting.sort(key=lambda s: s.read_by_all, reverse=True)
         elsewhere, found = [], 0
         for stream in waiting:
@@ -85,8 +85,8 @@ class Relocator:
         return True
 
     def find_continuation(self, stream: LogStream, now: float) -> None:
-        """Search for the file in which the content of `stream` lives on, and go on there."""
-        # Nothing read, and hardly anything known: what fits fits by chance, and is read from its beginning anyway.
+        """Search the file in which `stream` continues, and attach it; retire the stream when the search times out."""
+        # Nothing was read and hardly anything is known: a match would be chance, and such a file is read from its beginning anyway.
         unknown = stream.read_by_none and stream.head.length < fingerprint.MIN_EVIDENCE
         if not unknown and self._attach_to_related_file(stream, now):
             return
@@ -101,24 +101,24 @@ class Relocator:
 
     def _attach_to_related_file(self, stream: LogStream, now: float) -> bool:
         paths, taken = self._related_paths(stream.path), self.registry.by_key
-        home = self.opener.find_first(stream.is_continued_by, paths, taken)
-        if home is None:
-            home = self.opener.find_first(stream.is_truncated_copy_in, paths, taken)
-            if home is None:
+        match = self.opener.find_first(stream.is_continued_by, paths, taken)
+        if match is None:
+            match = self.opener.find_first(stream.is_truncated_copy_in, paths, taken)
+            if match is None:
                 return False
-            stream.truncate(home[0])
-        self.registry.attach(stream, *home, now)
+            stream.truncate(match[0])
+        self.registry.attach(stream, *match, now)
         return True
 
     def _related_paths(self, path: str) -> list[str]:
-        """The files that may be the rotated past of `path`, the youngest first; the one that has its name now is last."""
+        """Return the possible rotated files of `path`, newest first; the file with this very name comes last."""
         name, bare = os.path.basename(path), self.registry.has_bare_name(path)
         siblings = self.opener.discovery.siblings(path)
         names = [p for p in siblings if _may_continue(name, os.path.basename(p), bare)]
         return sorted(names, key=lambda p: (p != path, _modified_ns(p)), reverse=True)
 
     def _find_by_inode(self, stream: LogStream, now: float) -> bool:
-        """Look under the device and inode it had. True also if that has to be done once more."""
+        """Try the file with the same device and inode. Return True if it fits, or has to be tried again."""
         key, places = stream.key, self.registry.index.paths_by_inode
         if key is None or key in self.registry.by_key or key not in places:
             return False
@@ -127,21 +127,21 @@ class Relocator:
         if opened is not None:
             content, status = opened
             if (status.st_dev, status.st_ino) == key:
-                # One that was empty then may be anything by now, a copy for example: it is met as if for the first time.
+                # A file that was empty may hold anything by now, such as a copy: it is classified as a new file.
                 if stream.is_continued_by(content):
                     self.registry.attach(stream, content, key, path, now)
                     return True
                 content.close()
                 return False
             content.close()
-        # Renamed since the names were listed: the next look knows its new one.
+        # Renamed since the directory was listed: the next scan knows its new name.
         if stream.search_deadline is None:
             stream.search_deadline = now + _SEARCH_SECONDS
         return now < stream.search_deadline
 
 
 def _may_continue(name: str, other: str, bare: bool) -> bool:
-    """Whether rotation may have moved a content from one name to the other. `bare`: there is a log of the bare name."""
+    """Whether rotation may have moved a file from `name` to `other`. `bare`: a log with the base name exists."""
     if bare:
         return fingerprint.same_log_family(name, other)
     return fingerprint.plain_name(name) == fingerprint.plain_name(other)

@@ -1,8 +1,8 @@
-"""Which lines belong to a stack trace, by language: what continues a record, whatever begins one.
+"""Multiline rules for stack traces, by language: which lines continue a record.
 
 Most traces begin with a line that is not indented (`java.io.IOException: …`, `Traceback (most recent call last):`),
-so "what begins with a blank belongs to the line before" cuts them apart.
-A trace belongs to the line that reports it; one that nobody reports (Go's `panic:`) joins the line before it, too.
+so the rule "an indented line belongs to the line before" splits them.
+A trace belongs to the line that reports it; a trace without such a line (Go's `panic:`) is joined to the line before it as well.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LANGUAGES = tuple(_CONTINUED)
 
 
 def stack_traces(*languages: str, start: str | None = None, timeout: float = 1.0) -> Multiline:
-    """Return the rule that keeps the stack traces of these languages together, those of all by default.
+    """Return the multiline rule for stack traces of these languages, by default of all.
 
-    Every line that does not go on with a trace begins a record, or, with `start`, each of them that matches it.
+    Every line that does not continue a trace begins a record; with `start`, only those that match it.
 
     Raises:
         ConfigError: no such language (`java`, `python`, `go`, `node`, `dotnet`, `ruby`), or no valid pattern.
@@ -53,7 +53,7 @@ def stack_traces(*languages: str, start: str | None = None, timeout: float = 1.0
 
 
 def takes_any_line(start: str) -> bool:
-    r"""Tell whether a pattern says no more than that a line is not indented: `^\S` cuts traces apart.
+    r"""Whether a start pattern matches every line that is not indented: `^\S` would split traces.
 
     >>> takes_any_line(r"^\S"), takes_any_line(r"^\d{4}-")
     (True, False)
