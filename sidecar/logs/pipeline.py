@@ -1,4 +1,4 @@
-r"""A pipeline as data: what a configuration file or a command line asks for, and the parts made of it.
+r"""A pipeline as data, from a configuration file or a command line, and the objects created from it.
 
     files: ["/var/log/app/*.log"]
     checkpoint: /state/offsets.json
@@ -38,7 +38,7 @@ from sidecar.logs.stages import conditions, options, time_zones
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Which files, through which stages, to which sinks."""
+    """The configuration of one collection: files, stages and sinks."""
 
     files: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -51,32 +51,32 @@ class Pipeline:
     max_line: int = 1 << 20
     multiline: Multiline | None = None
     stages: Sequence[Mapping[str, Any] | str] = ()
-    """As they stand in the file: `{"parse": "json"}`, `"level"`."""
+    """As in the configuration file: `{"parse": "json"}`, `"level"`."""
     sinks: Sequence[Mapping[str, Any] | str] = ()
     json: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     podinfo: str = DIRECTORY
-    """Where the downward API's files are, if there are any."""
+    """The directory with the files of the downward API, if it exists."""
     annotations: Sequence[str] = ()
     dead_letters: str | None = None
     budget: int = 8 << 20
     held_limit: int = 1 << 30
     drain_timeout: float = 20.0
     time_zone: str | None = None
-    """Of times that name none; None for the node's."""
+    """The time zone of timestamps without one; None for that of the node."""
     remove_after: float | None = None
     until_file: str | None = None
     until_process: str | None = None
 
     def with_values(self, **given: Any) -> Pipeline:
-        """Return a pipeline with these values instead; None leaves what there is."""
+        """Return a pipeline with these values; a value of None keeps the present one."""
         return replace(self, **{name: one for name, one in given.items() if one is not None})
 
     def source(self) -> Tail:
-        """Make the source.
+        """Create the source.
 
         Raises:
-            ConfigError: no files, or a value that cannot work.
+            ConfigError: no files, or an invalid value.
         """
         if not self.files:
             raise ConfigError(
@@ -99,23 +99,23 @@ class Pipeline:
         )
 
     def make_until(self) -> Callable[[], bool] | None:
-        """Return what tells that no more lines are to come, None if they come for ever. Of two conditions both count.
+        """Return the stop condition, None without one. It is met when all given conditions are.
 
         Raises:
-            ConfigError: the processes of other containers cannot be seen.
+            ConfigError: the processes of other containers are not visible.
         """
         conditions = []
-        if self.until_process is not None:  # first: it has to be asked each time
+        if self.until_process is not None:  # first, since it must be evaluated each time
             conditions.append(stop_conditions.process_ended(self.until_process))
         if self.until_file is not None:
             conditions.append(stop_conditions.file_exists(self.until_file))
         return (lambda: all(one() for one in conditions)) if conditions else None
 
     def make_stages(self) -> list[Stage]:
-        """Make the stages.
+        """Create the stages.
 
         Raises:
-            ConfigError: no such stage, or a pattern that is not valid.
+            ConfigError: an unknown stage, or an invalid pattern.
         """
         made: list[Stage] = []
         for number, spec in enumerate(self.stages, 1):
@@ -123,16 +123,16 @@ class Pipeline:
         return made
 
     def make_sinks(self, defaults: Mapping[str, Any] | None = None) -> list[Sink]:
-        """Make the sinks alone. See `make_routes`."""
+        """Create the sinks without their routes. See `make_routes`."""
         return [route.sink for route in self.make_routes(defaults)]
 
     def make_routes(self, defaults: Mapping[str, Any] | None = None) -> list[Route]:
-        """Make the sinks with what stands before each of them, standard output if none is named.
+        """Create the sinks with their own stages and conditions; standard output if none is given.
 
-        `defaults` are for options that several kinds know.
+        `defaults` are values of options that several kinds of sinks have.
 
         Raises:
-            ConfigError: no such sink, condition or option, or certificates that cannot be read.
+            ConfigError: an unknown sink, condition or option, or certificates that cannot be read.
         """
         return [
             _route(
@@ -146,10 +146,10 @@ class Pipeline:
         ]
 
     def make_collector(self, defaults: Mapping[str, Any] | None = None) -> Collector:
-        """Make the collection of this pipeline; nothing is opened yet.
+        """Create the collection of this pipeline. Nothing is opened yet.
 
         Raises:
-            ConfigError: a value that cannot work.
+            ConfigError: an invalid value.
         """
         return Collector(
             self.source(),
@@ -162,7 +162,7 @@ class Pipeline:
         )
 
     def make_labels(self) -> Callable[[], Mapping[str, str]]:
-        """Return what gives the labels of the Pod as they are now, those of the configuration over them."""
+        """Return a function that returns the present labels of the Pod, overridden by those of the configuration."""
         pod = PodMetadata(self.podinfo, annotations=self.annotations)
         if not self.labels:
             return lambda: pod.labels
@@ -177,12 +177,12 @@ class Pipeline:
         return labels
 
     def make_dead_letters(self) -> DeadLetterFile | None:
-        """Make the file for refused records, None for the one beside the checkpoint."""
+        """Create the dead-letter file; None for the one next to the checkpoint."""
         _refuse_directory("dead_letters", self.dead_letters)
         return None if self.dead_letters is None else DeadLetterFile(self.dead_letters)
 
     def _default_multiline(self) -> Multiline | None:
-        """Long lines of a container runtime come in pieces, which belong together before they are parsed."""
+        """Return the multiline rule that joins partial lines of a container runtime, if a stage parses such lines."""
         wanted = {
             one.get("parse")
             for one in self.stages
@@ -197,7 +197,7 @@ def _refuse_directory(name: str, path: str | None) -> None:
 
 
 def parse_sink_spec(text: str) -> Mapping[str, Any]:
-    r"""Turn what stands behind `--parse` into a stage.
+    r"""Convert the value of `--parse` into a stage.
 
     >>> parse_sink_spec("json"), parse_sink_spec(r"regex:(?P<level>\w+)")
     ({'parse': 'json'}, {'parse': {'regex': '(?P<level>\\w+)'}})
@@ -251,10 +251,10 @@ _MAKERS = options.MAKERS
 
 
 def multiline(given: Any) -> Multiline:
-    """Read a rule for groups of lines: a pattern for their first line, `cri`, or a mapping.
+    """Parse a multiline rule: a pattern of the first line, a preset such as `cri`, or a mapping.
 
     Raises:
-        ValueError: it is none of these, or the pattern is not valid.
+        ValueError: it is none of these, or a pattern is invalid.
     """
     match given:
         case "cri" | "docker":

@@ -1,9 +1,9 @@
-"""The collections of a configuration, run together, and replaced by others when the configuration changes.
+"""Run the collections of a configuration, and replace them when the configuration changes.
 
-A change is looked for once a second, taken when it has been at rest for another one, and checked as a whole.
-What cannot work is refused with an error in the log, and the collections go on as they are.
-Otherwise each of them ends without reading further, what is on its way is acknowledged, and the new one goes on there,
-with the files that were deleted and are still open.
+The files of the configuration are checked once a second. A change is used when they were unchanged for another second.
+An invalid configuration is refused as a whole, with an error in the log, and the running collections continue.
+Otherwise each collection stops reading, waits for the batches in flight, and the new one continues at its positions,
+including files that were deleted and are still open.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ Signature = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Plan:
-    """Collections that are to run together."""
+    """The collections of one configuration."""
 
     collectors: Mapping[str, Collector]
     drain_timeout: float = 20.0
     config: object = None
-    """What the configuration says: an equal one is no change."""
+    """The parsed configuration: an equal one is no change."""
     signature: Signature = field(default_factory=dict)
-    """What the files of the configuration looked like when they were read. See `signature_of`."""
+    """The signature of the configuration files when they were read. See `signature_of`."""
 
 
 def signature_of(files: Iterable[str]) -> Signature:
-    """Return what tells whether one of these files has been written or replaced."""
+    """Return a value that differs once one of these files is written or replaced."""
     return {path: _identity(path) for path in files}
 
 
 class Topology:
-    """Runs collections until they end, or until it is cancelled. A state for probes, as a `Collector` has.
+    """Runs collections until they end, or until it is cancelled. Probes can query its state, as of a `Collector`.
 
     Args:
-        plan: what runs first.
-        make: makes the plan that the files of the configuration ask for now; None: they are never looked at again.
+        plan: the first plan.
+        make: creates the plan of the present configuration; None: the configuration is not reloaded.
     """
 
     def __init__(self, plan: Plan, make: Callable[[], Plan] | None = None) -> None:
@@ -56,11 +56,11 @@ class Topology:
 
     @property
     def started(self) -> bool:
-        """All collections have looked for their files, and opened their sinks."""
+        """Whether all collections have done their first scan and opened their sinks."""
         return all(one.started for one in self._plan.collectors.values())
 
     def trouble(self, patience: float = 60.0) -> str | None:
-        """Return what keeps lines of any collection from being delivered. For a readiness probe."""
+        """Return why a collection could not deliver for more than `patience` seconds, else None. For a readiness probe."""
         for name, collector in self._plan.collectors.items():
             if (trouble := collector.trouble(patience)) is not None:
                 return f"{name}: {trouble}" if name else trouble
@@ -68,7 +68,7 @@ class Topology:
 
     @property
     def summaries(self) -> list[Summary]:
-        """What each collection has done."""
+        """The summary of each collection."""
         return [one.summary for one in self._plan.collectors.values()]
 
     async def run(self, *, until_end: bool = False) -> None:
@@ -86,7 +86,7 @@ class Topology:
             metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
 
     async def _run(self, *, until_end: bool) -> Plan | None:
-        """Run the plan; return the one that is to follow, None at the end of all."""
+        """Run the plan; return the next plan, None if all collections have ended."""
         plan = self._plan
         tasks = {
             asyncio.create_task(
@@ -115,9 +115,9 @@ class Topology:
 async def _wait_for_tasks(
     tasks: set[asyncio.Task[Summary]], watch: asyncio.Task[Plan] | None
 ) -> set[asyncio.Task[Summary]]:
-    """Wait for the end of all tasks, or for that of `watch`; return those that have ended.
+    """Wait until all tasks or `watch` have ended; return the tasks that have ended.
 
-    Raises the error of the first that fails.
+    Raises the error of the first task that fails.
     """
     pending = set(tasks)
     while pending and not (watch is not None and watch.done()):
@@ -130,7 +130,7 @@ async def _wait_for_tasks(
 
 
 async def _cancel_and_wait(tasks: set[asyncio.Task[object]]) -> None:
-    """Cancel what still runs, and wait for it: collections drain. A second cancellation is passed on, too."""
+    """Cancel running tasks, and wait while they drain. A second cancellation is passed on to them."""
     running = {task for task in tasks if not task.done()}
     for task in running:
         task.cancel()
@@ -146,7 +146,7 @@ async def _cancel_and_wait(tasks: set[asyncio.Task[object]]) -> None:
 
 
 async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
-    """Wait until the files of the configuration say something else that can work."""
+    """Wait for another valid configuration, and return its plan."""
     known = plan.signature
     before = known
     while True:
@@ -168,7 +168,7 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
 
 
 def _pass_state(before: Collector | None, after: Collector) -> None:
-    """Without a checkpoint the positions live in memory alone."""
+    """Pass the positions on in memory, if there is no checkpoint."""
     if before is None or before.last_state is None:
         return
     if before.source.checkpoint_path is None and after.source.checkpoint_path is None:

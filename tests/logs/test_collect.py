@@ -233,7 +233,7 @@ async def test_what_a_burst_leaves_in_the_heap_is_given_back(
     given: list[int] = []
     looks: list[int] = []
     monkeypatch.setattr(memory, "trim_heap", lambda: given.append(len(looks)))
-    monkeypatch.setattr(collecting_module, "_TIDY_EVERY", 0.05)
+    monkeypatch.setattr(collecting_module, "_TRIM_INTERVAL_SECONDS", 0.05)
     collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
     look = collector.source.scan
     monkeypatch.setattr(collector.source, "scan", lambda **more: (looks.append(1), look(**more)))

@@ -1,18 +1,18 @@
-"""What every sink promises, and what it may rely on.
+"""The contract of a sink: what it must do, and what it can rely on.
 
     open(resume)  →  write(batch), write(batch), …  →  flush()  →  close()
 
 * `write` returns when the receiver *has* the batch. The returned `Receipt` is the acknowledgement:
-  the position of the files moves past the batch because of it, and only because of it.
-* Retrying belongs to the sink, for only the sink knows what of a batch has arrived already
-  (Elasticsearch answers for each item). A sink with nothing to remember raises `SinkUnavailable` instead:
-  the collector then waits (growing pauses, or `retry_after`) and gives it the same batch again, for ever.
-* What the receiver refuses for good goes into `Receipt.rejected`.
-  The collector writes it to the dead-letter file *before* the position passes it.
-* Any other exception ends the collection: the batch is not acknowledged and is read again at the next start.
+  only because of it does the position of the files move past the batch.
+* A sink retries itself if it knows which part of a batch has arrived (Elasticsearch answers for each item).
+  Otherwise it raises `SinkUnavailable`: the collector waits (exponential backoff, or `retry_after`)
+  and passes the same batch again, without limit.
+* Records that the receiver rejects permanently are returned in `Receipt.rejected`.
+  The collector writes them to the dead-letter file *before* the position passes them.
+* Any other exception ends the collection: the batch is not acknowledged, and is read again at the next start.
 * `write` may be cancelled at any await. The batch then counts as not acknowledged.
 
-Back-pressure needs nothing from a sink: the collector holds at most its byte budget,
+A sink does nothing for backpressure: the collector holds at most its byte budget in memory,
 and stops reading while a sink is slow. The file is the buffer.
 """
 
@@ -29,9 +29,9 @@ from sidecar.process import arguments
 
 
 class SinkUnavailable(SidecarError, OSError):
-    """The receiver cannot take anything now; the batch is to be tried again.
+    """The receiver cannot accept data now: the batch is retried.
 
-    `retry_after` is the pause the receiver has asked for, in seconds, None if it named none.
+    `retry_after` is the pause in seconds that the receiver asked for, None if it did not.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -43,10 +43,10 @@ _VALUE = re.compile(r"=[^&;]*")
 
 
 def redact_url(url: str) -> str:
-    """Return a URL as people may see it: without credentials, and without the values of its query.
+    """Return a URL without credentials and without the values of its query.
 
-    A key for the receiver stands there often enough. It is no part of a sink's name in the checkpoint either:
-    a new key must not make a new sink, which would get everything again.
+    A query often contains an API key. The name of a sink in the checkpoint does not contain it either:
+    a new key must not create a new sink, to which everything would be delivered again.
 
     >>> redact_url("https://ada:secret@logs.example.com/in?api_key=secret&source=shop")
     'https://logs.example.com/in?api_key=***&source=***'
@@ -58,7 +58,7 @@ def redact_url(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that the receiver will never take, and why.
+    """A record that the receiver rejects permanently, and the reason.
 
     >>> Rejected(Record(b"from last year"), "timestamp too old").reason
     'timestamp too old'
@@ -78,12 +78,12 @@ class Receipt:
 
     rejected: Sequence[Rejected] = ()
     resume: Any = None
-    """Anything JSON can hold. It is saved in the checkpoint together with the offsets of this very batch,
-    and given to `open` after a restart: a sink that can go back to it delivers exactly once (the file sink does)."""
+    """Any JSON value. It is saved in the checkpoint together with the offsets of this batch, and passed to `open`
+    after a restart: a sink that can return to this state delivers exactly once (the file sink does)."""
 
 
 ACCEPTED = Receipt()
-"""All of it has arrived, nothing was refused, nothing to remember."""
+"""The batch is accepted completely, and there is no state to save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +98,16 @@ class Batching:
     """
 
     max_bytes: int = 1 << 20
-    """A batch is sent when it holds so many bytes of lines (as they came) …"""
+    """A batch is sent when it holds this many bytes of lines (before any stage) …"""
     max_lines: int | None = None
-    """… or so many lines …"""
+    """… or this many lines …"""
     max_records: int | None = None
-    """… or so many that have become records, for a stage or the sink itself looks at each: those take a kilobyte each …"""
+    """… or this many records, if stages or the sink need records: each takes 1 KiB of memory …"""
     linger: float = 0.0
-    """… or when its first line is so old, in seconds. 0: whatever is there is sent at once,
+    """… or when its first line has waited this many seconds. 0: lines are sent at once,
     and batches grow by themselves while the sink is busy."""
     concurrency: int = 1
-    """How many batches may be on their way at once. More than one gives up the order of lines."""
+    """How many batches may be in flight at once. With more than one the order of lines is not kept."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_lines", "max_records", "concurrency"):
@@ -118,40 +118,39 @@ class Batching:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where log lines go. Implement these six, or inherit `BaseSink` and write only `write`.
+    """The destination of log lines. Implement these members, or inherit `BaseSink` and write only `write`.
 
     >>> isinstance(BaseSink(), Sink)
     True
     """
 
     name: str
-    """Identifies the sink's own progress in the checkpoint: unique among the sinks of one collection,
-    the same after a restart. Never holds a secret."""
+    """Identifies the positions of the sink in the checkpoint: unique within a collection, the same after a restart,
+    and without secrets."""
     batching: Batching
     takes_blocks: bool
-    """True: `write` can deal with a batch nobody has split into lines (`batch.raw`). Only a hint to the reader of
-    the code: `batch.records()` always works."""
+    """Whether `write` handles a batch that is not split into lines (`batch.raw`) efficiently.
+    `batch.records()` always works."""
 
     async def open(self, resume: Any) -> Any:
-        """Get ready. `resume` is the last saved `Receipt.resume`, None at the first start.
+        """Open the sink. `resume` is the last saved `Receipt.resume`, None at the first start.
 
-        Returns what `resume` is to be before the first batch, None where there is nothing to remember.
-        It is saved before anything is delivered.
+        Returns the initial value of `resume`, which is saved before anything is delivered; None if there is no state.
         """
 
     async def write(self, batch: Batch) -> Receipt:
-        """Deliver the batch; return when it has arrived."""
+        """Deliver the batch; return when the receiver has it."""
 
     async def flush(self) -> None:
-        """Make durable what has been acknowledged. Called before each save of the checkpoint."""
+        """Make acknowledged data durable. Called before each save of the checkpoint."""
 
     async def close(self) -> None:
-        """Let go of everything. Called once, also after errors; never with a `write` under way."""
+        """Release all resources. Called once, also after errors, and never during a `write`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A sink with stages of its own, which run after those of the collection: what they drop does not reach this sink.
+    """A sink with stages of its own, which run after those of the collection. What they drop is not sent to this sink.
 
     >>> from sidecar import logs, testing
     >>> Route(testing.MemorySink(), [logs.keep("ERROR")]).sink.name
@@ -163,7 +162,7 @@ class Route:
 
 
 class BaseSink:
-    """The usual answers, so that a sink of one's own is one method.
+    """Default implementations, so that a custom sink needs only `write`.
 
     >>> class Collected(BaseSink):
     ...     name = "collected"
@@ -178,7 +177,7 @@ class BaseSink:
     batching: Batching = Batching()
     takes_blocks: bool = False
     own_files: Sequence[str] = ()
-    """What the sink writes to: never collected, nor what rotation leaves of it."""
+    """Files that the sink writes: they and their rotated files are never collected."""
 
     async def open(self, resume: Any) -> Any:
         """Nothing to open."""
@@ -187,7 +186,7 @@ class BaseSink:
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     async def close(self) -> None:
         """Nothing to close."""

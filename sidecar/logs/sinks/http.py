@@ -1,12 +1,12 @@
-"""Delivering a batch over HTTP: what all HTTP sinks share.
+"""Deliver batches over HTTP: the base class of all HTTP sinks.
 
-A sink says how records become a body, and what an answer means (see `verdicts`); this does what follows from it.
+A subclass encodes records as a body and classifies responses (see `responses`); this module acts on the result.
 
-What of a batch has arrived is remembered while the rest waits:
-`write` raises `SinkUnavailable`, the collector pauses and calls it again with the same batch.
-So pauses, their growth and what is logged about them are the same for every sink, ours and the user's.
-(That is also why no retry library is used: what is sent shrinks from try to try,
-and the one that would fit best costs 5 MB of memory.)
+It remembers which parts of a batch were accepted: `write` raises `SinkUnavailable`,
+and the collector calls it again with the same batch after a backoff.
+Backoff and its log messages are therefore the same for built-in and custom sinks.
+(No retry library is used, since each attempt sends only the remaining parts,
+and the best candidate costs 5 MB of memory.)
 """
 
 from __future__ import annotations
@@ -53,48 +53,47 @@ from sidecar.process import arguments, memory
 _log = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_SECONDS = 300.0
-"""Seconds; a receiver that asks for more is asked again after these."""
+"""Limit of the pause that a receiver can ask for."""
 _MAX_ANSWER_BYTES = 64 << 10
 _YIELD_BYTES = 128 << 10
-"""Bytes of a body that are made without a pause."""
+"""Bytes of a body after which other tasks can run."""
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _LONE_RECORD_TRIES = 16
-"""So many lines of a refused batch are sent alone, and then as many of the rest, evenly spread, before it is given up."""
-
+"""Records of a rejected batch that are sent alone, and again as many of the rest at even distances, before all is rejected."""
 _UNCLEAR_TRIES = 6
-"""Requests with the same records, some of which are refused without saying which: a full queue gets two seconds."""
+"""Attempts with the same records after responses that reject unnamed ones: a full queue gets two seconds."""
 
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """Some records of a batch that travel together, and their body once it has been made."""
+    """Records of a batch that are sent in one request, and the encoded body."""
 
     records: Sequence[Record] | None
-    """None: the whole of a batch that nobody has split into records."""
+    """None: a whole batch that is not split into records."""
     body: bytes | None = None
     unclear: int = 0
-    """How many answers did not say which of them were refused."""
+    """Number of responses that rejected unnamed records."""
 
 
 @dataclass(slots=True, eq=False)
 class _Delivery:
-    """How far a batch has been delivered."""
+    """The progress of one batch."""
 
     batch: Batch
     parts: list[_Part]
-    """The next one last."""
+    """Parts to send, the next one last."""
     rejected: list[Rejected]
     any_accepted: bool = False
-    """Whether anything of it has been taken since the last refusal was looked into."""
+    """Whether any record was accepted so far."""
     lone_rejections: int = 0
-    """Lines that were refused standing alone, with none taken."""
+    """Records that were rejected when sent alone, with none accepted."""
     sampled: bool = False
 
     def on_lone_rejection(self, reason: str) -> None:
-        """One more line was refused, standing alone. Where none of many is taken, nothing is gained by asking for each.
+        """Count a record that was rejected when sent alone. If none of many was accepted, reject the rest as well.
 
-        Halving to the end would cost two requests a line, while the lines behind wait
-        (a first start with Loki: all that is older than a week).
+        Splitting to the end would cost two requests per record and delay the lines after it
+        (at a first start with Loki: all lines older than a week).
         """
         self.lone_rejections += 1
         if self.any_accepted or self.lone_rejections < _LONE_RECORD_TRIES:
@@ -113,24 +112,24 @@ class _Delivery:
 
 
 class HttpSink(BaseSink):
-    """Delivers batches by POST. A sink of one's own says `encode` and `classify_response`.
+    """Delivers batches by POST. A subclass implements `encode` and, if needed, `classify_response`.
 
-    The receiver is reached by the proxy that `HTTP_PROXY` or `HTTPS_PROXY` names, unless `NO_PROXY` names the receiver.
+    Requests use the proxy of `HTTP_PROXY` or `HTTPS_PROXY`, unless `NO_PROXY` names the receiver.
 
     Args:
-        url: may hold `user:password@`; the standard path is appended where it is missing.
-        name: identifies the sink in the checkpoint; by default the URL without credentials and without the values of a query.
-        gzip: compress bodies. A receiver that answers 415 gets them plain from then on.
-        timeout: seconds for a request, from connecting to the last byte of the answer.
+        url: may contain `user:password@`; the standard path is appended if it has no path.
+        name: identifies the sink in the checkpoint; by default the URL without credentials and without the values of its query.
+        gzip: compress bodies. After a response 415 they are sent uncompressed.
+        timeout: seconds for a request, from connecting to the last byte of the response.
         headers: sent with each request.
-        user, password_file: basic authentication; the file is read at each request, so it may be rotated.
-        token_file: a bearer token, read in the same way.
-        api_key_file: a key for `Authorization: ApiKey`, as Elasticsearch makes them; read in the same way.
-        header_files: by name, the files with the values of other headers; read in the same way.
-        ca_file: certificates to trust instead of the system's.
-        cert_file, key_file: our own certificate, where the receiver asks for one.
-            Certificates are used as soon as their files have been renewed.
-        max_body: bytes of a body before compression; larger ones are halved before they are sent.
+        user, password_file: basic authentication. The file is read for each request, so it can be rotated.
+        token_file: a file with a bearer token, read in the same way.
+        api_key_file: a file with a key for `Authorization: ApiKey` (Elasticsearch), read in the same way.
+        header_files: files with the values of other headers, by header name; read in the same way.
+        ca_file: certificates to trust instead of those of the system.
+        cert_file, key_file: the client certificate, for receivers that require one.
+            Renewed files are used at once.
+        max_body: bytes of a body before compression; a larger one is split before it is sent.
 
     Raises:
         ConfigError: the URL or an option cannot work.
@@ -140,7 +139,7 @@ class HttpSink(BaseSink):
     standard_path: ClassVar[str] = ""
     answer_limit: ClassVar[int] = _MAX_ANSWER_BYTES
 
-    # Batches of 1 MiB cost as much a line, and 6 MB more of memory (`benchmarks/logs_json.py`).
+    # Batches of 1 MiB cost the same per line, and 6 MB more memory (`benchmarks/logs_json.py`).
     batching = Batching(max_bytes=256 << 10, max_lines=1250, linger=0.02)
 
     def __init__(
@@ -198,35 +197,35 @@ class HttpSink(BaseSink):
         if batching is not None:
             self.batching = batching
 
-    # -- what a sink says
+    # -- implemented by subclasses
 
     def prepare(self, batch: Batch) -> None:
-        """Do what has to be done once for each batch, however often parts of it are sent."""
+        """Prepare a batch. Called once per batch, however often parts of it are sent."""
 
     @abstractmethod
     def encode(self, records: Sequence[Record]) -> bytes:
-        """Return the body for some records, before compression."""
+        """Return the body for these records, before compression."""
         raise NotImplementedError
 
     def encode_batch(self, batch: Batch) -> Iterable[bytes]:
-        """Return the body for a whole batch, in pieces; a sink that can do so without records does."""
+        """Return the body for a whole batch, in pieces. A sink that needs no records for this overrides it."""
         return (self.encode(batch.records()),)
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
-        """Say what an answer to a request with so many records means."""
+    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
+        """Classify the response to a request with `count` records."""
         return classify_status(answer)
 
-    def narrow_rejection(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (others look at it)
-        """Say more about a refusal, where the receiver's words tell which of the records it means."""
+    def narrow_rejection(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:  # noqa: ARG002 (for subclasses)
+        """Return a more precise result if the response names the rejected records."""
         return verdict
 
-    def headers_for(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 (others look at it)
-        """Return headers that depend on the body as it is sent."""
+    def headers_for(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 (for subclasses)
+        """Return headers that depend on the body that is sent."""
         return {}
 
-    # -- the promises of `Sink`
+    # -- the `Sink` protocol
 
-    async def open(self, resume: Any) -> None:  # noqa: ARG002 (others remember something)
+    async def open(self, resume: Any) -> None:  # noqa: ARG002 (for subclasses)
         memory.lower_mmap_threshold()
         if self._proxy is not None:
             _log.info("%s is reached by the proxy %s", self.name, redact_url(self._proxy))
@@ -245,10 +244,10 @@ class HttpSink(BaseSink):
             await session.close()
 
     async def write(self, batch: Batch) -> Receipt:
-        """Deliver what of the batch has not arrived yet.
+        """Deliver the parts of the batch that are not accepted yet.
 
         Raises:
-            SinkUnavailable: the receiver does not answer, or asks us to come later.
+            SinkUnavailable: the receiver does not answer, or asks to retry later.
         """
         delivery = self._deliveries.get(id(batch))
         if delivery is None:
@@ -266,7 +265,7 @@ class HttpSink(BaseSink):
             delivery.parts.pop()
             if isinstance(verdict, Accepted):
                 delivery.any_accepted = True
-                continue  # without making records of a block that nobody has split
+                continue  # without splitting the batch into records
             records = _records(part, batch)
             if isinstance(verdict, RecordRejected):
                 verdict = self.narrow_rejection(verdict, records)
@@ -305,7 +304,7 @@ class HttpSink(BaseSink):
         return self.classify_response(answer, _count(part, batch))
 
     async def _make_body(self, pieces: Iterable[bytes], limit: int | None) -> bytes | None:
-        """Put a body together, compressed where it is to be; None if it is larger than permitted before that."""
+        """Return the body, compressed if enabled; None if it exceeds the limit before compression."""
         compressor = compression.compressor() if self._gzip else None
         made, size, next_yield = list[bytes](), 0, 0
         for piece in pieces:
@@ -313,7 +312,7 @@ class HttpSink(BaseSink):
             if limit is not None and size > limit:
                 return None
             made.append(piece if compressor is None else compressor.compress(piece))
-            # Other tasks (probes!) get their turn between pieces.
+            # Yield to other tasks, such as probes, between pieces.
             if size >= next_yield:
                 next_yield = size + _YIELD_BYTES
                 await asyncio.sleep(0)
@@ -331,7 +330,7 @@ class HttpSink(BaseSink):
         }
         if self._gzip:
             headers["Content-Encoding"] = "gzip"
-        # No redirects: 301 to 303 would turn the POST into a GET, and drop the lines with a 200.
+        # No redirects: 301 to 303 would turn the POST into a GET, and lose the lines with a 200.
         async with self._session.post(
             self.url,
             data=body,
@@ -340,7 +339,7 @@ class HttpSink(BaseSink):
             ssl=self._tls.context(),
         ) as response:
             text = await _read(response, self.answer_limit)
-            if self._query:  # "Cannot POST /in?api_key=…", says many a server
+            if self._query:  # many servers repeat the URL: "Cannot POST /in?api_key=…"
                 text = text.replace(self._query, b"***")
             return Answer(
                 response.status, text, parse_retry_after(response.headers.get("Retry-After"))
@@ -353,7 +352,7 @@ def _start_delivery(batch: Batch) -> _Delivery:
 
 
 def _add_jitter(after: float | None) -> float | None:
-    """Return the pause asked for, a little more rather than less, so that a fleet does not come back in step."""
+    """Return the requested pause plus up to 10 % of jitter, so that many collectors do not retry at the same time."""
     if after is None:
         return None
     return min(max(after, 0.05), _MAX_RETRY_AFTER_SECONDS) * random.uniform(1.0, 1.1)  # noqa: S311
@@ -370,7 +369,7 @@ def _count(part: _Part, batch: Batch) -> int:
 
 
 def _remaining_parts(verdict: Verdict, records: Sequence[Record]) -> list[_Part]:
-    """Return what still has to be sent, the next part last."""
+    """Return the parts that remain to be sent, the next one last."""
     match verdict:
         case PayloadTooLarge() | RecordRejected() if len(records) > 1:
             middle = len(records) // 2
@@ -392,7 +391,7 @@ def _rejected_records(verdict: Verdict, records: Sequence[Record]) -> list[Rejec
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read an answer, whole or up to the limit; a longer one costs its connection."""
+    """Read a response up to the limit; a longer one closes its connection."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -406,15 +405,17 @@ def _describe_error(error: BaseException, timeout: float, proxy: str | None) -> 
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return f"no answer within {timeout:g} s"
     if proxy is not None and isinstance(error, aiohttp.ClientHttpProxyError):
-        # Its own words hold the proxy's password.
+        # The text of the exception contains the password of the proxy.
         return f"the proxy {redact_url(proxy)} answered {error.status} {error.message}"
     if proxy is not None and isinstance(error, aiohttp.ClientProxyConnectionError):
         return f"cannot connect to the proxy {redact_url(proxy)}: {_describe_connect_error(error)}"
-    if type(error) is aiohttp.ClientConnectorError:  # its kin say more: a name, a certificate
+    if (
+        type(error) is aiohttp.ClientConnectorError
+    ):  # subclasses have a better text: DNS, certificate
         return f"cannot connect to {error.host}:{error.port}: {_describe_connect_error(error)}"
     if isinstance(error, aiohttp.ClientResponseError):
         return f"its answer is no HTTP: {' '.join(error.message.split())}"
-    # Some of them name the address, with the keys in it.
+    # Some texts contain the URL, with API keys in its query.
     return _QUERY.sub("?***", str(error)) or type(error).__name__
 
 

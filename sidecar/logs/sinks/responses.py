@@ -1,4 +1,4 @@
-"""What came back from a receiver, and what follows from it: one of seven verdicts."""
+"""Classify the response of a receiver: one of seven results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from email.utils import parsedate_to_datetime
 _MAX_REASON_CHARS = 300
 _RETRYABLE_STATUSES = frozenset({408, 409, 423, 425, 429})
 _RECORD_STATUSES = frozenset({400, 422})
-"""The only statuses that may mean a record. With any other 4xx the address, credentials, quota or licence is at fault:
-waiting loudly loses nothing; refusing would bury every line."""
+"""The only statuses that may refer to single records. Any other 4xx is a fault of address, credentials, quota or licence:
+it is retried with a warning, since rejecting would send every line to the dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """The response of a receiver."""
 
     status: int
     body: bytes
@@ -31,12 +31,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """It has arrived."""
+    """All records were accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Nothing was taken: the same again, after a pause."""
+    """Nothing was accepted: retry the same request after a pause."""
 
     reason: str
     after: float | None = None
@@ -44,37 +44,37 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class PayloadTooLarge:
-    """To be sent in halves."""
+    """The request is too large: send it in halves."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecordRejected:
-    """Something in it is refused: in halves, until what is refused stands alone and is given back."""
+    """Some record was rejected: send halves until the rejected record is alone."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PermanentlyRejected:
-    """All of it is refused, and asking again is forbidden."""
+    """All records are rejected, and must not be retried."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """Some of it is refused, and which is not said: the same again, a few times, then all of it is given back."""
+    """Some unnamed records were rejected: retry the same request a few times, then reject all of it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PartialResult:
-    """An answer for each record: positions of those that are refused (and why), and of those to send again.
+    """A result for each record: indexes of rejected records with the reasons, and of records to retry.
 
-    With a `reason`, those are sent after a pause, else at once.
+    With a `reason` the retry follows after a pause, else at once.
     """
 
     refused: Sequence[tuple[int, str]]
@@ -95,7 +95,7 @@ Verdict = (
 
 
 def classify_status(answer: Answer) -> Verdict:
-    """Judge by the status alone, as most receivers mean it."""
+    """Classify a response by its status alone, as is right for most receivers."""
     status = answer.status
     if 200 <= status < 300:
         return Accepted()
@@ -109,7 +109,7 @@ def classify_status(answer: Answer) -> Verdict:
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the pause that a `Retry-After` asks for, in seconds (RFC 9110, 10.2.3); None for none or nonsense.
+    """Return the seconds of a `Retry-After` header (RFC 9110, 10.2.3); None if it is missing or invalid.
 
     >>> parse_retry_after("120")
     120.0

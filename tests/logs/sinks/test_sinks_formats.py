@@ -455,7 +455,7 @@ async def test_a_body_is_made_block_by_block_and_is_one_gzip_member() -> None:
         assert many.raw
         assert fake.texts == numbered(100)
     member = zlib.decompressobj(31)
-    body = await sink._body_of(sink.encode_batch(many), None)
+    body = await sink._make_body(sink.encode_batch(many), None)
     assert len(member.decompress(body).splitlines()) == 100
     assert member.eof
     assert not member.unused_data
