@@ -176,7 +176,7 @@ async def test_a_tail_in_use_is_refused_in_a_child(tmp_path: Path, eventually: E
     await running
 
 
-@pytest.mark.parametrize("what", ["look", "read", "state", "save", "acknowledge", "hint"])
+@pytest.mark.parametrize("what", ["scan", "read", "state", "save", "acknowledge", "on_write"])
 async def test_an_open_tail_is_refused_in_a_child_whoever_has_its_locks(
     tmp_path: Path, what: str
 ) -> None:
@@ -184,7 +184,7 @@ async def test_an_open_tail_is_refused_in_a_child_whoever_has_its_locks(
     source = logs.tail(tmp_path / "app.log", checkpoint=tmp_path / "offsets.json")
     source.open()
     given: dict[str, Any] = {
-        "read": ("", 100), "acknowledge": ("", []), "hint": ([],), "save": (source.state(),),
+        "read": ("", 100), "acknowledge": ("", []), "on_write": ([],), "save": (source.state(),),
     }  # fmt: skip
 
     async def main() -> object:
