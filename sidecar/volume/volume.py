@@ -1,10 +1,10 @@
 """Publish to a directory that containers share: one file, or a set of files that belong together.
 
-When a publish returns, the content is visible and durable, unless `durability="none"` gives the latter up.
-When it raises, it did not happen (`PublishError`),
-or it is visible and perhaps not durable (`PublishUncertain`); it is never half of it.
-When it is cancelled, it is withdrawn if its content is not visible yet, else it is finished first;
-`Volume.published` is the last publication that happened.
+When a publish returns, the content is visible, and durable unless `durability="none"`.
+When a publish raises, either nothing was published (`PublishError`),
+or the content is visible but perhaps not durable (`PublishUncertain`). Content is never published partially.
+A cancelled publish is rolled back if its content is not visible yet; otherwise it completes first.
+`Volume.published` is the last completed publication.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ R = TypeVar("R")
 too_large = payload.too_large
 
 PublishSource = bytes | str | os.PathLike[str] | Content | Upload
-"""What can be published; a path is that of a file whose bytes are meant."""
+"""The types of content that can be published; a path means the bytes of that file."""
 
 Durability = Literal["full", "none"]
 DURABILITIES: Final[tuple[str, ...]] = get_args(Durability)
@@ -57,7 +57,7 @@ KEEP_BYTES = 256 << 20
 KEEP_DELETED_FILES = 10
 GRACE_SECONDS = 30.0
 _EXPIRY_DELAY = 0.1
-#: Looked up once: this is counted for each of thousands a second.
+#: The label lookup is cached: thousands of publishes per second are counted.
 _PUBLISHED, _UNCHANGED, _DELETED = map(
     metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
 )
@@ -77,35 +77,36 @@ os.register_at_fork(after_in_child=_after_fork)
 class Volume:
     """A directory that containers share.
 
-    `put` publishes one file; `publish` a whole set, in the layout of Kubernetes' own volumes,
-    whose files readers see change together. Once a set is in force, `put` and `delete` publish it anew.
+    `put` publishes one file. `publish` publishes a whole set in the layout of Kubernetes volumes,
+    so that readers see all files change together. Once a set is active, `put` and `delete` publish a new generation.
 
-    Several writers, in several containers, may publish to the same directory of one node.
-    A volume may be used in several event loops, and in processes that are forked later.
-    Nothing is touched before the first publish, or `prepare`, creates the directory (mode 0755).
+    Several writers in several containers of one node may publish to the same directory.
+    A volume may be used from several event loops, and in processes that are forked later.
+    Nothing is changed on the disk until the first publish, or `prepare`, creates the directory (mode 0755).
 
     Args:
         path: the directory.
-        mode: permissions of the files, whatever the umask. The same content with another mode or group is published anew.
-        group: their group by number, as with `fsGroup`; None leaves it to the directory.
-        keep: contents of a file or of the set that stay in the history, the present one included;
-            on a full volume they give way.
-        keep_bytes: bytes that older contents may take together, of all files; the oldest give way.
-        keep_deleted: deleted files of which older contents stay; those that were published longest ago give way.
-        volume_budget: bytes on the disk that the directory may take: contents, history and temporary files,
-            hard links once, those of other publishers included. Beyond it the history gives way, then `VolumeFull`
-            is raised; `delete` works all the same. None: whatever the volume takes.
-        grace: seconds that a replaced set stays where it was, for readers in the middle of it.
-        max_size: bytes that one content may have, also as a text: `"64Mi"`.
-        gate: what examines each content before it is published: a `Gate`, a JSON Schema as a mapping,
-            or a function that gets the `Content` and raises, or returns False, to refuse it; also a coroutine function.
-        durability: `full`: what a publish has returned for survives a power cut.
-            `none` spares both syncs of the disk: readers still see the old content or the new one, whole,
-            and a killed process loses nothing, but after a power cut, or a crash of the kernel,
-            an older content may be there, or on some file systems an empty or torn one.
+        mode: permissions of the files, independent of the umask. The same content with another mode or group
+            is published again.
+        group: numeric group of the files, as with `fsGroup`; None leaves it to the directory.
+        keep: versions of a file or of the set in the history, including the current one;
+            on a full volume older versions are removed first.
+        keep_bytes: bytes of older versions of all files together; the oldest are removed first.
+        keep_deleted: deleted files whose versions are kept; those published longest ago are removed first.
+        volume_budget: disk space in bytes that the directory may use: contents, history and temporary files,
+            including those of other publishers, each hard-linked file counted once. Above it, versions are removed
+            from the history, then `VolumeFull` is raised; `delete` always works. None: no limit.
+        grace: seconds for which a replaced generation stays in place for readers that are still using it.
+        max_size: maximum bytes of one content, also as a string: `"64Mi"`.
+        gate: validates each content before it is published: a `Gate`, a JSON Schema as a mapping,
+            or a function (or coroutine function) that gets the `Content` and raises or returns False to reject it.
+        durability: `full`: published content survives a power failure.
+            `none` skips both syncs. Readers still see either the old or the new content, complete,
+            and killing the process loses nothing. After a power failure or a kernel crash,
+            older content may be there, or on some file systems empty or incomplete content.
 
     Raises:
-        ConfigError: an argument makes no sense; the message says what is allowed.
+        ConfigError: an argument is invalid; the message says what is allowed.
 
     >>> import asyncio, tempfile
     >>> async def main() -> None:
@@ -164,36 +165,36 @@ class Volume:
 
     @property
     def path(self) -> str:
-        """The directory, as it was given."""
+        """The directory as passed to the constructor."""
         return self._path
 
     @property
     def published(self) -> Publication | None:
-        """The last publication by this object: it tells after a cancelled publish whether that happened."""
+        """The last publication by this object; after a cancelled publish it shows whether that one completed."""
         return self._published
 
     @property
     def budget(self) -> int | None:
-        """The bytes on the disk that it may take, None without a bound."""
+        """The disk space in bytes that the directory may use, None without a limit."""
         return self._store.budget
 
     @property
     def used(self) -> int | None:
-        """The bytes on the disk that it takes, as they are known to this object; None without a budget."""
+        """The disk space in bytes that the directory uses, as far as this object knows; None without a budget."""
         return self._store.used
 
     async def measure(self) -> int | None:
-        """Count what it takes on the disk, and return `used`. Raises `VolumeUnavailable`."""
+        """Measure the disk space that the directory uses, and return `used`. Raises `VolumeUnavailable`."""
         await executor.finish_before_cancel(executor.run_queued(self._store.measure))
         return self.used
 
     async def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
-        """Create the directory, remove what killed writers left, and publish `initial` files that are missing.
+        """Create the directory, remove leftovers of killed writers, and publish the `initial` files that are missing.
 
-        Content that is there stays. The first publish does this by itself, without initial files.
+        Existing content is kept. The first publish does this automatically, without initial files.
 
         Raises:
-            VolumeUnavailable: no permission, read-only, or a file that is a mount of its own (`subPath`).
+            VolumeUnavailable: no permission, a read-only file system, or a file that is a mount point (`subPath`).
         """
         if initial is not None:
             arguments.check_mapping("initial", initial)
@@ -212,21 +213,20 @@ class Volume:
         if_none_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish a whole set: readers see all of these files change at once, and no others remain in it.
+        """Publish a whole set: readers see all files change at once, and files that are not in `files` disappear.
 
-        The set is durable when this returns. A set that is in force already is left alone.
-        A file (`os.PathLike`), an `Upload`, or a `Content` that was read from a volume
-        is copied piece by piece where it is large.
-        `if_match` and `if_none_match` compare with the entity tag of the set in force; a version is understood, too.
+        The set is durable when this returns. If the same set is already active, nothing changes.
+        A large file (`os.PathLike`), `Upload`, or `Content` read from a volume is copied in chunks.
+        `if_match` and `if_none_match` are compared with the entity tag of the active set; versions are accepted, too.
 
         Raises:
-            TypeError: something is no content, or no name. Nothing was done.
-            NothingPublished, ReadError: a file that is to be published is missing, or cannot be read.
-            ContentRefused: the gate refused a file.
-            ContentAltered: a large `Content` is not what it was.
-            VersionConflict: a condition does not hold.
-            VolumeFull, VolumeUnavailable: the operating system refused.
-            PublishUncertain: visible, perhaps not durable.
+            TypeError: a content or a name has the wrong type. Nothing was done.
+            NothingPublished, ReadError: a file to publish is missing or cannot be read.
+            ContentRefused: the gate rejected a file.
+            ContentAltered: a large `Content` has changed since it was read.
+            VersionConflict: a precondition failed.
+            VolumeFull, VolumeUnavailable: an error of the operating system.
+            PublishUncertain: the set is visible, but perhaps not durable.
         """
         arguments.check_mapping("publish", files)
         for name, content in files.items():
@@ -236,7 +236,7 @@ class Volume:
 
         async def work() -> Publication:
             models.check_names(files)
-            contents = {name: await self._load(name, given) for name, given in files.items()}
+            contents = {name: await self._load(name, source) for name, source in files.items()}
             self._check_size(self._path, sum(map(payload.size, contents.values())))
             for name, data in contents.items():
                 await self._validate(name, data, dry_run=dry_run)
@@ -253,20 +253,19 @@ class Volume:
         if_none_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish one file: readers see the old content or the new one, and the new one is durable.
+        """Publish one file: readers see either the old or the new content. It is durable when this returns.
 
-        `content` is `bytes`, a `str` for UTF-8, the path (`os.PathLike`) of a file whose bytes are meant,
-        an `Upload` that was streamed with `stage`, or a `Content` that was read from a volume;
-        large files are copied piece by piece.
-        What could be changed meanwhile (`bytearray`, `memoryview`) is refused: take `bytes(…)` of it.
+        `content` is `bytes`, a `str` (encoded as UTF-8), the path (`os.PathLike`) of a file to publish,
+        an `Upload` from `stage`, or a `Content` read from a volume. Large files are copied in chunks.
+        Mutable buffers (`bytearray`, `memoryview`) are rejected: convert them with `bytes(…)`.
 
         Raises:
-            TypeError: it is no content, or `name` no `str`. Nothing was done.
-            NothingPublished, ReadError: a file that is to be published is missing, or cannot be read.
-            ContentAltered: a large `Content` is not what it was; nothing was published.
+            TypeError: `content` or `name` has the wrong type. Nothing was done.
+            NothingPublished, ReadError: a file to publish is missing or cannot be read.
+            ContentAltered: a large `Content` has changed since it was read; nothing was published.
             NameRefused, ContentRefused, ContentTooLarge, VersionConflict, VolumeFull, VolumeUnavailable:
                 nothing was published.
-            PublishUncertain: visible, perhaps not durable.
+            PublishUncertain: the content is visible, but perhaps not durable.
         """
         models.check_text(name)
         _check_content(content)
@@ -293,11 +292,11 @@ class Volume:
     def put_with_callback(
         self, name: str, content: bytes, callback: Callable[[Outcome], None]
     ) -> PendingWrite | None:
-        """Publish one file as `put` does, and `callback` what became of it, instead of letting a task wait for that.
+        """Publish one file as `put` does, and pass the result to `callback` instead of awaiting it.
 
-        For a server that answers many at a time; `name` is one that `put` takes.
-        None where more is to be done than to write: the volume is not prepared, or the gate wants to see the content.
-        Then nothing has begun, and nothing is told: use `put`.
+        For servers with many concurrent writes. `name` must be valid for `put`.
+        Returns None, without starting anything, if more than a write is needed: the volume is not prepared,
+        or the gate must validate the content. Then use `put`.
         """
         unseen = self._gate is None or self._gate.passes(len(content))
         if not (self._prepared and unseen and len(content) <= self._max_size):
@@ -306,18 +305,18 @@ class Volume:
         client = CLIENT.get()
 
         def ended(outcome: Outcome) -> None:
-            CLIENT.set(client)  # others may wait for the same publish
+            CLIENT.set(client)  # the batch may contain writes of other clients
             _count_result(outcome, where, started)
             callback(outcome)
 
         return self._loop_commits().submit(name, content, ended)
 
     def cancel(self, write: PendingWrite) -> None:
-        """Give up what `put_with_callback` has begun, as if its caller were cancelled; it is told how that ended."""
+        """Cancel a write of `put_with_callback`; its callback still gets the result."""
         self._loop_commits().cancel(write)
 
     def _loop_commits(self) -> group_commit.GroupCommit:
-        """Return the contents that wait in the running loop: each loop tells its own callers."""
+        """Return the group commit of the running event loop; each loop notifies its own callers."""
         loop = asyncio.get_running_loop()
         if self._commits is None or loop is not self._loop:
             self._loop = loop
@@ -327,7 +326,7 @@ class Volume:
         return self._commits
 
     def _reset_after_fork(self) -> None:
-        """Forget what is under way: in a process that was forked, nothing is."""
+        """Discard pending work after a fork: it runs only in the parent process."""
         self._commits_by_loop = weakref.WeakKeyDictionary()
         self._commits = self._loop = None
         self._expiry_loop: asyncio.AbstractEventLoop | None = None
@@ -351,7 +350,7 @@ class Volume:
         return done
 
     def _schedule_expiry(self) -> None:
-        """Remove what has left the history once nothing has been published for a moment, if there is anything."""
+        """Schedule the removal of expired versions, once no publish has happened for `_EXPIRY_DELAY`."""
         self._busy = True
         loop = asyncio.get_running_loop()
         if self._store.expired and self._expiry_loop is not loop:
@@ -359,9 +358,9 @@ class Volume:
             loop.call_later(_EXPIRY_DELAY, self._expire, loop)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Do so in a thread: to unlink a file takes long while it is on its way to the disk."""
+        """Remove expired versions in a thread: unlink(2) is slow while the file is being written back."""
         busy, self._busy, self._expiry_loop = self._busy, False, None
-        with contextlib.suppress(RuntimeError):  # the program ends
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
             executor.IO_POOL.submit(self._store.expire, busy=busy)
         if busy:
             self._expiry_loop = loop
@@ -375,14 +374,15 @@ class Volume:
         dry_run: bool = False,
         purge: bool = False,
     ) -> Publication | None:
-        """Remove one file; return the set that is left, None for a loose file.
+        """Delete one file; return the publication of the remaining set, None for a loose file.
 
-        What it held stays in the history, to be rolled back to, as long as `keep_deleted` permits.
-        With `purge` nothing of it stays: all its older contents are removed, too, and of a set each older generation
-        that has a file of that name, those in their grace period included. It also purges a file that is gone already.
+        Its versions stay in the history for rollback, as far as `keep_deleted` permits.
+        With `purge`, all its versions are removed, too, and so is each older generation of the set
+        that contains a file of that name, including those in their grace period.
+        `purge` also works for a file that is already deleted.
 
         Raises:
-            FileMissing: there is no such file, and with `purge` no history of it.
+            FileMissing: there is no such file, and with `purge` no history of it either.
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
         models.check_text(name)
@@ -407,11 +407,11 @@ class Volume:
         limit: int | str | None = None,
         dry_run: bool = False,
     ) -> AsyncIterator[Upload]:
-        """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
+        """Receive large content in chunks, written directly to the disk; discarded unless `put` publishes it.
 
-        One that ends by an exception before `put` counts as a publish that has failed, unless it is a trial (`dry_run`).
-        `name` is for messages, where it is known already; `limit` in bytes (or `"1Gi"`) defaults to the volume's
-        `max_size`, and is never more than that.
+        An exception before `put` counts as a failed publish, except for a dry run.
+        `name` is used in messages only. `limit` in bytes (or `"1Gi"`) defaults to `max_size` of the volume,
+        and cannot exceed it.
 
         >>> async def receive(volume: Volume, chunks: list[bytes]) -> None:
         ...     async with volume.stage("large.bin") as upload:
@@ -440,21 +440,21 @@ class Volume:
             await upload.end()
 
     async def read(self, name: str) -> Content:
-        """Return one file as it is now; a large one is held open and not in memory: see `Content`.
+        """Return one file as it is now. A large file is kept open instead of in memory: see `Content`.
 
         Raises:
-            NameRefused: no file can have that name.
+            NameRefused: the name is invalid.
             NothingPublished: there is no such file.
-            ReadError: it leaves the volume, is no regular file, or is too large.
+            ReadError: the file is outside the volume, not a regular file, or too large.
         """
         return await executor.run_in_thread(self._store.read, name)
 
     async def names(self) -> dict[str, int]:
-        """Return the names of the files, with their sizes in bytes."""
+        """Return the file names and their sizes in bytes."""
         return await executor.run_in_thread(self._store.names)
 
     async def entries(self) -> list[FileInfo]:
-        """Return the files with version, size and time, sorted by name; those that cannot be read are left out.
+        """Return the files with version, size and time, sorted by name; unreadable files are omitted.
 
         Raises:
             NothingPublished: the directory is missing.
@@ -462,16 +462,16 @@ class Volume:
         return await executor.run_in_thread(self._store.entries)
 
     async def snapshot(self) -> Snapshot[None]:
-        """Return all files as they are at this moment.
+        """Return all files as they are now.
 
         Raises:
-            NothingPublished: there are none.
+            NothingPublished: there are no files.
             ReadError: the directory cannot be read.
         """
         return await executor.run_in_thread(self._store.snapshot)
 
     async def versions(self, name: str | None = None) -> list[history.Version]:
-        """Return the history of a loose file, or of the set, newest first, the present content included."""
+        """Return the versions of a loose file, or of the set, newest first, including the current one."""
         return await executor.run_in_thread(self._store.versions, name)
 
     async def rollback(
@@ -482,11 +482,11 @@ class Volume:
         if_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish an older content again. `version` may be an entity tag.
+        """Publish an older version again. `version` may be an entity tag.
 
         Raises:
-            UnknownVersion: the history does not hold it, or it was altered since.
-            ContentRefused: the gate, as it is by now, refuses it.
+            UnknownVersion: the history does not contain it, or it was modified since.
+            ContentRefused: the current gate rejects it.
             VersionConflict, VolumeFull, VolumeUnavailable, PublishUncertain: as `put`.
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
@@ -516,7 +516,7 @@ class Volume:
             ) from error
 
     async def check_writable(self) -> None:
-        """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
+        """Test whether a publish would work now, without leaving anything behind. Raises `PublishError` if not."""
         await executor.run_queued(self._store.check_writable)
 
     @overload
@@ -542,12 +542,12 @@ class Volume:
         stop_event: asyncio.Event | None = None,
         **options: Unpack[watch_options.VolumeOptions],
     ) -> watches.Watch[Any]:
-        """Follow the volume: `async for snapshot in volume.watch()`; see `sidecar.watch` for the arguments.
+        """Watch the volume: `async for snapshot in volume.watch()`; see `sidecar.watch` for the arguments.
 
-        `max_size` None is that of the volume.
+        `max_size` None means that of the volume.
 
         Raises:
-            ConfigError: an argument makes no sense.
+            ConfigError: an argument is invalid.
         """
         return watches.Watch(
             self._path if self._path.endswith("/") else self._path + "/",
@@ -557,7 +557,7 @@ class Volume:
         )
 
     async def _prepare_once(self, *, dry_run: bool) -> None:
-        """Prepare it before the first change; a trial makes nothing."""
+        """Prepare the volume before the first change; a dry run creates nothing."""
         if not (self._prepared or dry_run):
             await self.prepare()
 
@@ -566,7 +566,7 @@ class Volume:
             raise too_large(where, self._max_size)
 
     async def _load(self, name: str, content: PublishSource) -> bytes | Content:
-        """Return the bytes of what is small or in memory, and what is large as it is."""
+        """Return the content as bytes if it is small or in memory, else as a `Content`."""
         if isinstance(content, Content):
             return content.held if isinstance(content.held, bytes) else content
         if isinstance(content, Upload):
@@ -580,7 +580,7 @@ class Volume:
         return to_bytes(content)
 
     async def _validate(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
-        """Ask the gate about a content; a large one, or where a command wants to see a file, is staged for it."""
+        """Validate a content with the gate; stage it as a file if it is large or a command validates files."""
         if self._gate is None:
             return
         if isinstance(data, bytes) and not self._gate.needs_file:
@@ -588,7 +588,7 @@ class Volume:
             await self._gate.examine(name, None, len(data), data, where=where)
             return
         async with self.stage(name, dry_run=dry_run) as upload:
-            upload.handed_over = True  # it is a part of what counts by itself
+            upload.handed_over = True  # part of a publish that is counted by itself
             if isinstance(data, bytes):
                 await upload.write(data)
                 await self._validate_upload(name, upload, data)
@@ -603,22 +603,20 @@ class Volume:
             await self._gate.examine(name, upload.path, upload.size, data, where=where)
 
     def _display_path(self, name: str | None) -> str:
-        """Return the path of a file, or of the whole, as messages say it."""
+        """Return the path of a file, or of the volume, for messages."""
         return self._path if name is None else os.path.join(self._path, name)
 
     async def _with_metrics(
         self, work: Callable[[], Any], where: str, *, dry_run: bool, done: str = "published"
     ) -> Publication:
-        """Do the work, count how it ended, and say so in the log."""
+        """Run `work`, count its result and log it."""
         started, before = time.perf_counter(), self._published
         try:
             await self._prepare_once(dry_run=dry_run)
             published: Publication = await work()
         except asyncio.CancelledError as error:
             if self._published is not before and self._published is not None and not dry_run:
-                _count_result(
-                    self._published, where, started, done
-                )  # it was too late to withdraw it
+                _count_result(self._published, where, started, done)  # too late to cancel
             else:
                 count_failure(error, where, dry_run=dry_run)
             raise
@@ -630,13 +628,13 @@ class Volume:
         return published
 
     async def _run_step(self, function: Callable[..., R], *args: Any, operation: Operation) -> R:
-        """Run one blocking step to its end, even if cancelled: withdrawn in time, or finished."""
+        """Run one blocking step. If cancelled, either roll it back in time or let it finish."""
         await self._prepare_once(dry_run=operation.dry_run)
 
         def step() -> R:
             operation.raise_if_cancelled()
             done = function(*args, operation)
-            # In the thread: however the event loop ends, what happened is known.
+            # Set in the thread, so that the result is recorded even if the event loop stops.
             if isinstance(done, Publication) and not operation.dry_run:
                 self._published = done
             return done
@@ -645,7 +643,7 @@ class Volume:
             return await executor.run_queued_cancellable(step, operation.cancel)
         except _errors.VolumeUnavailable as error:
             if error.errno == errno.ENOENT:
-                self._prepared = False  # the directory is gone: the next publish makes it again
+                self._prepared = False  # the directory is gone; the next publish creates it again
             raise
 
 
@@ -660,13 +658,13 @@ async def publish_file(
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
 ) -> Publication:
-    """Publish one file, whole and durable, and return its version; see `Volume.put`.
+    """Publish one file atomically and durably, and return its publication; see `Volume.put`.
 
-    The directory is created where it is missing. `content` is what `Volume.put` takes.
+    A missing directory is created. `content` is as for `Volume.put`.
 
     Raises:
-        ConfigError: an argument makes no sense.
-        TypeError: `content` is none.
+        ConfigError: an argument is invalid.
+        TypeError: `content` has the wrong type.
         PublishError, PublishUncertain: as `Volume.put`.
 
     >>> import asyncio, tempfile
@@ -699,7 +697,7 @@ def _operation(
 
 
 def _check_content(content: object) -> None:
-    """Refuse what is no content, before anything happens."""
+    """Raise `TypeError` for anything but content, before anything is done."""
     if isinstance(content, bytes | str | Content | Upload | os.PathLike):
         return
     more = " (take bytes(…) of it)" if isinstance(content, bytearray | memoryview) else ""
@@ -710,7 +708,7 @@ def _check_content(content: object) -> None:
 
 
 def _count_result(outcome: Outcome, where: str, started: float, done: str = "published") -> None:
-    """Count a publish that has ended, and the time that it has taken if it went well."""
+    """Count a completed or failed publish; record its duration if it succeeded."""
     if not isinstance(outcome, Publication):
         count_failure(outcome, where)
         return
@@ -723,10 +721,10 @@ def _count_result(outcome: Outcome, where: str, started: float, done: str = "pub
 def count_failure(
     error: BaseException, where: str, *, dry_run: bool = False, once: bool = False
 ) -> None:
-    """Count a publish or a delete that has failed, and say why in the log.
+    """Count a failed publish or delete, and log the reason.
 
-    With `once` not again where somebody has counted it on its way up. All who wait for one publish get the same error,
-    and each of them counts.
+    With `once`, an error that was already counted is skipped. Without it, each caller of a group commit is counted,
+    although all get the same error.
     """
     if not isinstance(error, _errors.SidecarError):
         if not dry_run:

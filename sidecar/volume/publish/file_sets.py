@@ -1,7 +1,7 @@
-"""The set in force: files that are published together, in the layout of Kubernetes' own volumes.
+"""Publish sets: files that change together, in the layout of Kubernetes volumes.
 
-A change of one file is a new generation, too: the others are taken over into it.
-Blocking, one directory, which the caller has opened and locked.
+Changing one file also creates a new generation, which reuses the other files.
+Blocking. The caller has opened and locked the directory.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sidecar.volume.publish.budget import Budget, on_disk
 from sidecar.volume.publish.models import FileInfo, Operation, Publication, VolumeConfig
 from sidecar.volume.publish.retention import Retention
 
-#: Generations in their grace period, at most: a set may be published a thousand times in it.
+#: Maximum number of generations in their grace period, however often the set is published.
 _MAX_INACTIVE_GENERATIONS = 16
 
 
 class FileSet:
-    """The one set of a directory, where it has one."""
+    """The set of a directory, if it has one."""
 
     def __init__(self, settings: VolumeConfig, budget: Budget, retention: Retention) -> None:
         self._settings = settings
@@ -40,22 +40,22 @@ class FileSet:
         self._last_scan: ScanResult | None = None
         self._durable: str | None = None
         self._own_generation: str | None = None
-        """The generation that this object has published last."""
+        """The generation that this object published last."""
         self._uncertain = False
         self._access_checked: ScanResult | None = None
-        """The set whose files were found to have the mode and group that are asked for."""
+        """The scan whose files are known to have the configured mode and group."""
 
     def publish(
         self, fd: int, files: Mapping[str, bytes | Content], operation: Operation
     ) -> Publication:
-        """Publish these files, and no others."""
+        """Publish a set that consists of exactly these files."""
         path = self._settings.path
         versions = {name: payload.content_size(content)[0] for name, content in files.items()}
         try:
-            # Loose files are no set, even if they are the very files of this one.
+            # Loose files are not a set, even if their content is equal.
             before = self.scan(fd) if layout.active_generation(fd) is not None else None
         except _errors.ReadError as error:
-            # A damaged set is mended by publishing a new one, but it cannot be compared with anything.
+            # Publishing a new set repairs a damaged one, but preconditions cannot be checked against it.
             if operation.conditions:
                 raise _damaged_error(path, error) from error
             before = None
@@ -94,7 +94,7 @@ class FileSet:
         return Publication(version, done.changed, name not in old, done.modified, size)
 
     def delete(self, fd: int, name: str, operation: Operation) -> Publication:
-        """Publish the set without one file."""
+        """Publish the set without this file."""
         where = self._settings.display_path(name)
         before = self._scan_complete(fd, where, operation)
         versions = _versions(before)
@@ -105,10 +105,10 @@ class FileSet:
         return self._activate(fd, _DesiredSet(versions, {}), before, operation, optional)
 
     def scan(self, fd: int) -> ScanResult:
-        """Return the set in force, read again only where it changed.
+        """Return the active set; only changed files are read again.
 
         Raises:
-            ReadError: it cannot be read whole.
+            ReadError: the set cannot be read completely.
         """
         if self._last_scan is None or not loader.is_unchanged(fd, self._last_scan):
             before, self._last_scan = self._last_scan, None
@@ -127,13 +127,13 @@ class FileSet:
         return [FileInfo(c.name, c.version, c.size, c.modified) for c in found]
 
     def versions(self, fd: int) -> list[history.Version]:
-        """Return the history of the set, newest first."""
+        """Return the versions of the set, newest first."""
         return history.versions_of_set(fd, self._settings.max_entries)[: self._settings.keep]
 
     def repair(self, fd: int) -> None:
-        """Finish what a killed writer began after its generation came in force, and mend a link that was damaged.
+        """Complete the activation that a killed writer left unfinished, and repair damaged links.
 
-        What cannot be mended is logged: it must not keep a writer from its start.
+        Errors are logged, because they must not prevent the writer from starting.
         """
         repair.restore(fd, self._settings)
         if layout.active_generation(fd) is None:
@@ -141,17 +141,17 @@ class FileSet:
         try:
             names = list(self.scan(fd).snapshot)
         except _errors.ReadError:
-            return  # damaged: publishing a new one is the remedy, and readers say what is wrong
+            return  # damaged: a new publish repairs it, and readers report the damage
         with repair.logged(self._settings):
             self._repair_links(fd, names, visible_links.top_level_names(names))
         repair.log_loose_files(fd, self._settings, names)
         self._archive_expired(fd, layout.active_generation(fd) or "")
 
     def restore_lost(self, fd: int, operation: Operation) -> None:
-        """Mend the link to a set that this object has scan in force, if somebody has removed that meanwhile.
+        """Repair the `..data` link of a set that this object has seen active, if it was removed meanwhile.
 
         Raises:
-            VolumeUnavailable: it is gone, and a trial mends nothing.
+            VolumeUnavailable: the link is gone, and a dry run repairs nothing.
         """
         if (self._last_scan is not None or self._durable is not None) and layout.active_generation(
             fd
@@ -165,7 +165,7 @@ class FileSet:
             repair.restore(fd, self._settings)
 
     def reclaimable(self, fd: int) -> list[str]:
-        """Return the generations in their grace that may go early: all but the one before the present."""
+        """Return the generations that may be removed before their grace period ends: all but the previous one."""
         return _inactive_generations(fd, layout.active_generation(fd) or "")[:-1]
 
     def _activate(
@@ -176,9 +176,9 @@ class FileSet:
         operation: Operation,
         optional: Collection[str] = (),
     ) -> Publication:
-        """Make a generation and switch to it; the one before goes into its grace period.
+        """Build a generation and activate it; the previous one enters its grace period.
 
-        Of `optional` entries the links may be missing as they were before: they must not keep other names back.
+        The links of `optional` entries may stay missing, so that they do not block other names.
         """
         version, created = (
             snapshots.version_of_set(desired.versions),
@@ -209,7 +209,7 @@ class FileSet:
             try:
                 if done and not fits and self._has_same_access(fd, new, desired.versions):
                     self._access_checked = (
-                        before  # the mount fixes modes and groups: a new set would be no other
+                        before  # the mount fixes modes and groups, so a new set would not differ
                     )
                     return done
                 operation.raise_if_cancelled()
@@ -226,11 +226,11 @@ class FileSet:
                 if generation is None:
                     return Publication(version, True, created, time.time(), desired.size)
             except _errors.PublishUncertain:
-                # A later sync that succeeds proves nothing: the next equal set is published anew.
+                # A later successful sync proves nothing, so an equal set is published again next time.
                 self._uncertain = True
                 raise
             finally:
-                dirs.rmtree(fd, new)  # it has another name by now, if all went well
+                dirs.rmtree(fd, new)  # after success it was renamed and no longer exists
         self._durable = self._own_generation = generation
         self._uncertain = False
         if not fits:
@@ -259,9 +259,9 @@ class FileSet:
         )
 
     def _access_matches(self, fd: int, before: ScanResult) -> bool:
-        """Whether all files of the set in force have the mode and the group that are asked for.
+        """Whether all files of the active set have the configured mode and group.
 
-        What this object has published itself has them.
+        Generations published by this object always do.
         """
         if self._access_checked is not before and before.states.generation != self._own_generation:
             with listing.open_content_dir(fd, before.states.generation) as held:
@@ -272,7 +272,7 @@ class FileSet:
         return True
 
     def _has_same_access(self, fd: int, new: str, names: Collection[str]) -> bool:
-        """Whether the files of a new generation have the modes and groups of those in force."""
+        """Whether the files of a new generation have the same modes and groups as those of the active one."""
         with (
             dirs.open_subdir(fd, new) as one,
             listing.open_content_dir(fd, layout.active_generation(fd)) as other,
@@ -281,9 +281,9 @@ class FileSet:
             return all(models.has_same_access(*pair) for pair in pairs)
 
     def _is_durable(self, fd: int, names: Collection[str], optional: Collection[str]) -> bool:
-        """Whether the set in force has all its links and is durable: then there is nothing to publish.
+        """Whether the active set has all its links and is durable, so that nothing has to be published.
 
-        What this object has not published itself is synced first: its writer may have been killed before it could.
+        Sets of other writers are synced first: they may have been killed before their sync.
         """
         if self._uncertain:
             return False
@@ -296,7 +296,7 @@ class FileSet:
         return False
 
     def _repair_links(self, fd: int, names: Collection[str], optional: Collection[str]) -> bool:
-        """Bring the visible links in line with the set in force, and say whether there was a need to."""
+        """Update the visible links to match the active set; return whether any had to change."""
         links = visible_links.LinkUpdate(fd, None, names, self._settings.path, optional=optional)
         needed = links.has_changes
         try:
@@ -307,19 +307,19 @@ class FileSet:
         return needed
 
     def _archive_expired(self, fd: int, current: str) -> None:
-        """Move generations whose grace is over into the history, oldest first."""
+        """Archive generations whose grace period has ended, oldest first."""
         with contextlib.suppress(OSError):
             retiring = _inactive_generations(fd, current)
             over = time.time_ns() - int(self._settings.grace * 1e9)
             followers = [*retiring, current][1:]
             for position, (entry, follower) in enumerate(zip(retiring, followers, strict=True)):
-                # What counts is how long it has been out of force: since its successor came.
+                # The grace period starts when the next generation was activated.
                 crowded = len(retiring) - position > _MAX_INACTIVE_GENERATIONS
                 if crowded or atomic_writer.timestamp_of(follower) <= over:
                     history.archive_generation(fd, entry, self._settings.keep)
 
     def _scan_complete(self, fd: int, where: str, operation: Operation) -> ScanResult:
-        """Return the set that one file of it is to be changed of: nothing of the rest may be lost."""
+        """Return the complete active set, in which one file is about to change; repair it first if damaged."""
         try:
             return self.scan(fd)
         except _errors.ReadError as error:
@@ -330,7 +330,7 @@ class FileSet:
             raise _damaged_error(where, error) from error
 
     def _check_total_size(self, before: ScanResult, name: str, size: int) -> None:
-        """Refuse a file with which the set would be larger than readers take."""
+        """Raise `ContentTooLarge` if the set with the new file would exceed `max_size`."""
         own = before.snapshot.get_content(name)
         others = before.snapshot.size - (own.size if own is not None else 0)
         if size + others > self._settings.max_size:
@@ -339,7 +339,7 @@ class FileSet:
 
 @dataclass(frozen=True, slots=True)
 class _DesiredSet:
-    """A set to be: the versions of all its files, and those that are written anew; the others are taken over."""
+    """The set to publish: the versions of all files, and the content of new files; other files are reused."""
 
     versions: Mapping[str, str]
     fresh: Mapping[str, bytes | atomic.TempFile | Content]
@@ -350,13 +350,13 @@ class _DesiredSet:
 
     @property
     def bytes_to_write(self) -> int:
-        """The bytes on the disk that are not there yet."""
+        """Disk space in bytes that must still be written."""
         fresh = self.fresh.values()
         return sum(on_disk(payload.size(c)) for c in fresh if not isinstance(c, atomic.TempFile))
 
     @property
     def on_disk(self) -> int:
-        """The bytes on the disk of all that is written anew."""
+        """Disk space in bytes of all new files."""
         return sum(
             on_disk(c.size if isinstance(c, atomic.TempFile) else payload.size(c))
             for c in self.fresh.values()
@@ -370,7 +370,7 @@ class _DesiredSet:
 def _build_source(
     content: bytes | atomic.TempFile | Content,
 ) -> bytes | atomic.TempFile | open_file.Copy:
-    """Return a content as a generation is built of it."""
+    """Return a content in the form that `atomic_writer.build` takes."""
     if not isinstance(content, Content):
         return content
     if isinstance(content.held, bytes):
@@ -379,13 +379,13 @@ def _build_source(
 
 
 def _inactive_generations(fd: int, current: str) -> list[str]:
-    """Return the generations that are out of force, oldest first."""
+    """Return the inactive generations, oldest first."""
     entries = [e for e in os.listdir(fd) if e.startswith(layout.GENERATION) and e != current]
     return sorted(entries, key=atomic_writer.timestamp_of)
 
 
 def _modified_time(fd: int, generation: str, names: Collection[str]) -> float:
-    """Return the time that readers see of what was published."""
+    """Return the modification time that readers see."""
     with contextlib.suppress(OSError):
         times = [os.stat(f"{generation}/{name}", dir_fd=fd).st_mtime_ns for name in names]
         return max(times, default=atomic_writer.timestamp_of(generation)) / 1e9

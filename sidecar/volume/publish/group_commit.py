@@ -1,11 +1,11 @@
-"""Group commit: of the contents that wait for one name, the last is published, then all are acknowledged.
+"""Group commit: of all pending writes to one name, the last is published, then all are acknowledged.
 
-A publish costs two syncs of the disk, and while they run further contents arrive.
-Each of these would be replaced by the next one before anybody could read it,
-so only the last is written: with 64 clients one pair of syncs serves them all.
-An acknowledgement keeps its meaning: this content, or one that was published after it, is visible and durable.
+A publish needs two syncs, and more writes arrive while they run.
+Each of these would be replaced before a reader could see it, so only the last one is written:
+with 64 clients, one pair of syncs serves all of them.
+An acknowledgement keeps its meaning: this content, or content published after it, is visible and durable.
 
-Contents with conditions, and those of a dry run, are never grouped: each of them asks for the state before it.
+Writes with preconditions and dry runs are never grouped, because each depends on the state before it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 
 Publish = Callable[[str, bytes], Coroutine[Any, Any, Publication]]
 PublishInline = Callable[[str, bytes], Publication | None]
-"""Publishes without a wait, where that is possible; None: it has to be waited for, and nothing has begun."""
+"""Publishes without blocking; returns None, without starting anything, if that is not possible."""
 _MAX_LOOP_TURNS = 32
 
 Outcome: TypeAlias = Publication | BaseException
-"""What became of a content; `CancelledError` if it was withdrawn, or given up with the whole program."""
+"""The result of a write; `CancelledError` if it was cancelled, or abandoned at shutdown."""
 
 
 class PendingWrite:
-    """A content that is to be published, and who is told what became of it."""
+    """A content to publish, and the callback for its result."""
 
     __slots__ = ("callback", "cancelled", "data", "name")
 
@@ -43,7 +43,7 @@ class PendingWrite:
 
 
 class GroupCommit:
-    """The contents that wait, by name, and the one publish a name that is under way."""
+    """The pending writes by name, and the running batch of each name."""
 
     def __init__(self, publish: Publish, publish_inline: PublishInline = lambda *_: None) -> None:
         self._publish = publish
@@ -55,7 +55,7 @@ class GroupCommit:
         return f"<GroupCommit waiting={sum(map(len, self._waiting.values()))}>"
 
     def submit(self, name: str, data: bytes, callback: Callable[[Outcome], None]) -> PendingWrite:
-        """Publish a content, or let a later one do for it, and `callback` what became of it, once, on the loop."""
+        """Publish a content, or a later one in its place, and call `callback` once with the result, in the event loop."""
         write = PendingWrite(name, data, callback)
         waiting = self._waiting.get(name)
         if waiting is None:
@@ -66,9 +66,10 @@ class GroupCommit:
         return write
 
     def cancel(self, write: PendingWrite) -> None:
-        """Give a wish up. One that still waits is never written, and told at once that it was cancelled.
+        """Cancel a write. A pending write is dropped, and its callback is called immediately.
 
-        So is one under way that nobody else waits for, unless it is visible by then: it is told when that is known.
+        A batch whose writes are all cancelled is cancelled, too, unless its content is already visible;
+        the callbacks are called when the result is known.
         """
         waiting = self._waiting.get(write.name, [])
         if write in waiting:
@@ -77,7 +78,7 @@ class GroupCommit:
             return
         write.cancelled = True
         batch = self._batches.get(write.name)
-        # It may have been told already, and the next round have begun.
+        # The write may be finished already, and the next batch may be running.
         if (
             batch is not None
             and write in batch.writes
@@ -86,7 +87,7 @@ class GroupCommit:
             batch.publish.cancel()
 
     async def put(self, name: str, data: bytes) -> Publication:
-        """Publish a content, or let a later one do for it. If this is cancelled, it is withdrawn."""
+        """Publish a content, or a later one in its place. Cancelling this call cancels the write."""
         future: asyncio.Future[Publication] = asyncio.get_running_loop().create_future()
         write = self.submit(name, data, lambda outcome: _set_future(future, outcome))
         try:
@@ -106,19 +107,19 @@ class GroupCommit:
         batch.publish.add_done_callback(lambda task: self._on_done(name, batch, task))
 
     async def _run(self, name: str, batch: _Batch) -> None:
-        """Publish what waits, and tell what became of it: a turn of the loop earlier than once the task is done."""
+        """Publish the pending writes and notify their callbacks, one loop iteration earlier than a done callback would."""
         outcome: Outcome | None
         try:
             outcome = await self._publish_last(name, batch)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+        except Exception as error:  # noqa: BLE001 (any error is the result)
             outcome = error
         self._end(name, batch, outcome)
 
     async def _publish_last(self, name: str, batch: _Batch) -> Publication | None:
-        """Publish what waits, once a turn of the loop has brought no more.
+        """Publish the last pending write, after a loop iteration in which no more writes arrived.
 
-        Clients that have just been answered come back within a few turns, and are served by the same pair of syncs;
-        one that is alone waits for one turn, some hundredths of a millisecond.
+        Clients that have just been answered send their next write within a few iterations, so one pair of syncs
+        serves all of them. A single write waits for one iteration, some hundredths of a millisecond.
         """
         known = 0
         for _ in range(_MAX_LOOP_TURNS):
@@ -129,15 +130,15 @@ class GroupCommit:
         if not batch.writes:
             return None
         data = batch.writes[-1].data
-        # Where many come, the loop goes on to read what comes next while a thread publishes: the groups are larger for it.
+        # With several writes, a thread publishes while the event loop reads more requests, so batches get larger.
         done = self._publish_inline(name, data) if len(batch.writes) == 1 else None
         return done or await self._publish(name, data)
 
     def _on_done(self, name: str, batch: _Batch, task: asyncio.Task[None]) -> None:
-        """End a round that was cancelled."""
+        """Finish a batch whose task was cancelled."""
         if self._batches.get(name) is not batch:
             return
-        # With the whole program, before it began: nothing has been taken from those who wait.
+        # Cancelled at shutdown before the task started: the writes are still pending.
         batch.writes = batch.writes or self._waiting.pop(name, [])
         outcome: Outcome | None = None
         try:
@@ -148,14 +149,14 @@ class GroupCommit:
 
     def _end(self, name: str, batch: _Batch, outcome: Outcome | None) -> None:
         _notify(batch.writes, outcome)
-        # Only now: whoever was told may have wished again.
+        # After the callbacks, because they may have submitted new writes.
         del self._batches[name]
         if self._waiting.get(name):
             self._begin(name)
 
 
 class _Batch:
-    """The wishes that one publish fulfils: all that wait when it begins."""
+    """The writes that one publish completes: all that are pending when it starts."""
 
     __slots__ = ("publish", "writes")
 
@@ -166,7 +167,7 @@ class _Batch:
 
 
 def _notify(writes: list[PendingWrite], done: Outcome | None) -> None:
-    """Tell everybody what became of a publish; None: that it was cancelled."""
+    """Call the callbacks of all writes with the result; None means cancelled."""
     for write in writes:
         if isinstance(done, Publication):
             outcome: Outcome = done if write is writes[-1] else _superseded(write.data, done)
@@ -175,7 +176,7 @@ def _notify(writes: list[PendingWrite], done: Outcome | None) -> None:
         try:
             write.callback(outcome)
         except Exception:  # noqa: BLE001 (logged)
-            # One who stumbles over the answer must not keep it from the others.
+            # An error in one callback must not prevent the others.
             _log.exception("cannot answer a publish of %s", write.name)
 
 
@@ -188,6 +189,6 @@ def _set_future(future: asyncio.Future[Publication], outcome: Outcome) -> None:
 
 
 def _superseded(data: bytes, by: Publication) -> Publication:
-    """Return the publication of a content that another one has replaced at once."""
+    """Return the publication for a content that was superseded by a later one in the same batch."""
     version = snapshot.version_of(data)
     return Publication(version, version != by.version, False, by.modified, len(data))

@@ -1,4 +1,4 @@
-"""What is asked of a volume, and what it answers: names, conditions, orders, publications."""
+"""Request and result types of a volume: names, preconditions, operations, publications."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from sidecar.fs import atomic, layout, oserrors
 from sidecar.volume.content import listing, snapshot
 from sidecar.volume.content.payload import Payload
 
-#: Bytes, a file that was streamed, with its version, or a large content that is to be copied.
-
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1024
-#: Files that are listed in any case: their names take some 25 MB.
+#: Minimum limit for the number of listed files; the names use about 25 MB.
 _MIN_LISTED_FILES = 1 << 16
-#: As deep as snapshots look.
+#: The same depth as in snapshots.
 MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a publish did.
+    """The result of a publish.
 
-    `changed` is False if the content was there already, `created` is True if nothing was there before.
-    `modified` is the time of the content in Unix seconds, `size` its bytes.
+    `changed` is False if the same content was already published; `created` is True if nothing existed before.
+    `modified` is the modification time in Unix seconds, `size` the size in bytes.
 
     >>> done = Publication("a665a459", changed=True, created=False, modified=1.5, size=3)
     >>> done.etag
@@ -50,7 +48,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A visible file without its bytes: `size` of them, last changed at `modified` in Unix seconds."""
+    """The metadata of a visible file: `size` in bytes, `modified` in Unix seconds."""
 
     name: str
     version: str
@@ -65,7 +63,7 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Preconditions:
-    """Entity tags that must, and must not, be in force (RFC 9110 sections 13.1.1 and 13.1.2); `*` is any."""
+    """Entity tags that must, or must not, match the current one (RFC 9110 sections 13.1.1 and 13.1.2); `*` is any."""
 
     if_match: Collection[str] | None = None
     if_none_match: Collection[str] | None = None
@@ -74,10 +72,10 @@ class Preconditions:
         return self.if_match is not None or self.if_none_match is not None
 
     def check(self, what: str, version: str | None) -> None:
-        """Compare with the version in force. `what` completes "cannot …", as in "publish /shared/config".
+        """Compare with the current version. `what` completes "cannot …", as in "publish /shared/config".
 
         Raises:
-            VersionConflict: a condition does not hold.
+            VersionConflict: a precondition failed.
         """
         current = snapshot.etag(version) if version is not None else None
         if self.if_match is not None and not _matches(self.if_match, current):
@@ -95,36 +93,36 @@ class Preconditions:
 
 
 class WouldWaitError(Exception):
-    """It cannot be done at once; nothing has been done."""
+    """The operation would block; nothing was done."""
 
 
 @dataclass(slots=True)
 class Operation:
-    """How a change is wanted: under which conditions, for trial only, and whether still at all."""
+    """The options and the cancellation state of one change."""
 
     conditions: Preconditions = Preconditions()
     dry_run: bool = False
     purge: bool = False
-    """Whether what is deleted is to leave the history, too."""
+    """Whether a delete also removes all versions from the history."""
     needs_reclaim: bool = False
-    """Of a trial: whether the content cannot be written now, but could be once old ones have given way for it."""
+    """For a dry run: whether the content fits only after old versions are removed."""
     cancelled: bool = False
     no_wait: bool = False
-    """Whether it is better not done than waited for: the caller is an event loop."""
+    """Whether to raise `WouldWaitError` instead of blocking: the caller is an event loop."""
     defer_removal: bool = False
-    """Whether what leaves the history may be removed after the answer: the caller sees to it."""
+    """Whether the caller removes expired versions later."""
 
     def cancel(self) -> None:
-        """Give up what has not become visible yet."""
+        """Cancel the change if its content is not visible yet."""
         self.cancelled = True
 
     def raise_if_cancelled(self) -> None:
-        """Stop the work if nobody waits for it any more."""
+        """Raise `PublishError` if the change was cancelled."""
         if self.cancelled:
             raise _errors.PublishError("the publish was cancelled before its content was visible")
 
     def check_before_wait(self) -> None:
-        """Stop the work if it may not wait for others, or nobody waits for it any more."""
+        """Raise if the change must not block (`WouldWaitError`) or was cancelled (`PublishError`)."""
         if self.no_wait:
             raise WouldWaitError
         self.raise_if_cancelled()
@@ -132,7 +130,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class VolumeConfig:
-    """What holds for every change of one directory; see `sidecar.Volume`. `path` is absolute."""
+    """The configuration of a volume; see `sidecar.Volume`. `path` is absolute."""
 
     path: str
     mode: int
@@ -141,31 +139,31 @@ class VolumeConfig:
     grace: float
     max_size: int
     durable: bool = True
-    """Whether files and directories are synced, so that a power cut takes nothing back."""
+    """Whether files and directories are synced, so that changes survive a power failure."""
     keep_bytes: int = 256 << 20
-    """Bytes that the contents may take that are not in force."""
+    """Maximum bytes of all versions that are not current."""
     keep_deleted: int = 10
-    """Files that are gone of which the history keeps contents."""
+    """Deleted files whose versions the history keeps."""
     volume_budget: int | None = None
-    """Bytes on the disk that all of it may take; None is no bound."""
+    """Maximum disk space in bytes of the directory; None is no limit."""
 
     @property
     def max_entries(self) -> int:
-        """How many files are listed: `max_size` may be small, as it is that of one content."""
+        """Maximum number of listed files, independent of a small `max_size`, which limits one content."""
         return max(_MIN_LISTED_FILES, listing.max_names(self.max_size))
 
     def access_matches(self, status: os.stat_result) -> bool:
-        """Whether a file has the mode and the group that are asked for."""
+        """Whether a file has the configured mode and group."""
         if stat.S_IMODE(status.st_mode) != self.mode:
             return False
         return self.group is None or status.st_gid == self.group
 
     def display_path(self, name: str) -> str:
-        """Return the path of a file, as messages say it."""
+        """Return the path of a file, for messages."""
         return os.path.join(self.path, name)
 
     def sync_directory(self, dir_fd: int) -> None:
-        """Make the names of a directory durable, where that is wanted."""
+        """Sync a directory, if `durable`."""
         if self.durable:
             atomic.sync_directory(dir_fd)
 
@@ -176,11 +174,11 @@ def has_same_access(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if a file of a volume may have it: a relative path that stays where it is.
+    """Return `name` if it is a valid file name in a volume: a relative path that stays inside.
 
     Raises:
-        NameRefused: it is empty, absolute, too long, holds `..`, a control character or bytes that are not UTF-8.
-        TypeError: it is no `str`.
+        NameRefused: it is empty, absolute or too long, or contains `..`, a control character or invalid UTF-8.
+        TypeError: it is not a `str`.
     """
     check_text(name)
     wrong = _wrong_with(name)
@@ -191,17 +189,17 @@ def check_name(name: str) -> str:
 
 
 def check_text(name: object) -> None:
-    """Raise `TypeError` if a name is no `str`."""
+    """Raise `TypeError` if a name is not a `str`."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a file is a str, not {type(name).__name__}: {name!r}")
 
 
 def check_names(names: Collection[str]) -> None:
-    """Check all names of a set, and that none is a directory for another.
+    """Check all names of a set, and that no name is a parent directory of another.
 
     Raises:
         NameRefused: as `check_name`.
-        NameTaken: one of them is a directory for another.
+        NameTaken: a name is a parent directory of another.
     """
     for name in names:
         check_name(name)
@@ -217,9 +215,9 @@ def check_names(names: Collection[str]) -> None:
 def staged(
     fd: int, content: Payload, where: str, reused: tuple[str, int] | None = None
 ) -> Iterator[atomic.TempFile]:
-    """Yield the content as a temporary file in an open directory; whatever is left of it at the end is removed.
+    """Yield the content as a temporary file in an open directory; remove the file at the end if it still exists.
 
-    `reused` is a file to write it into, see `inode_reuse.try_reuse`.
+    `reused` is an existing file to write into, see `inode_reuse.try_reuse`.
     """
     with oserrors.map_publish_errors(f"publish {where}"):
         if isinstance(content, tuple):
@@ -238,10 +236,10 @@ def staged(
 
 
 def write(content: snapshot.Content, into: Callable[[bytes], object]) -> None:
-    """Hand a content to `into`, a large one in pieces.
+    """Pass a content to `into`, in chunks if it is large.
 
     Raises:
-        ContentAltered: it is not what its version says any more.
+        ContentAltered: the content no longer matches its version.
     """
     content.write_to(into)
 
@@ -249,7 +247,7 @@ def write(content: snapshot.Content, into: Callable[[bytes], object]) -> None:
 def uncertain(
     where: str, version: str, error: OSError, *, failed: str = "syncing its directory"
 ) -> _errors.PublishUncertain:
-    """Return the error for a content that is visible, and of which a later step has failed."""
+    """Return the error for content that is visible although a later step failed."""
     return _errors.PublishUncertain(
         f"published {where}, but perhaps not durably: readers see version {version[:8]},"
         f" and {failed} failed: {oserrors.hint(error)}"
@@ -259,7 +257,7 @@ def uncertain(
 
 
 def missing(where: str) -> _errors.FileMissing:
-    """Return the error for a file that was to be deleted."""
+    """Return the error for deleting a file that does not exist."""
     return _errors.FileMissing(f"cannot delete {where}: there is no such file")
 
 

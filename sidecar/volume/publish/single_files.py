@@ -1,6 +1,6 @@
-"""Loose files: each is replaced by itself, whole and durable, and has a history of its own.
+"""Publish single (loose) files: each is replaced atomically and durably, and has its own history.
 
-Blocking, one directory, which the caller has opened and locked.
+Blocking. The caller has opened and locked the directory.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from sidecar.volume.publish.retention import Retention
 T = TypeVar("T")
 
 _HASH_CHUNK = 1 << 20
-#: So soon after a change an equal signature proves nothing: file systems' clocks are coarse.
+#: Nanoseconds after a change during which an equal signature proves nothing: file system clocks are coarse.
 _CLOCK_GRANULARITY_NS = 2_000_000_000
-#: Files of which it is remembered what was done to them last; of others it is found out anew, for a sync or a digest more.
-#: A volume can have ever new names: those of a spool, whose consumer deletes what it has taken.
+#: Files whose last state is cached. For others the state is determined again, at the cost of a sync or a digest.
+#: The number of names is unbounded, for example in a spool directory whose consumer deletes files.
 _MAX_CACHED_NAMES = 4096
-#: What `open_beneath` says where no file can be read under a name: missing, or a link that leads out.
+#: Errors of `open_beneath` for a name without a readable file: missing, or a link that leads outside.
 _NOT_FOUND_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
 
 
@@ -59,11 +59,11 @@ class SingleFiles:
         self._retention = retention
         self._histories: dict[str, tuple[str, ...]] = {}
         self.expired: deque[tuple[str, str]] = deque()
-        """Names and entries of the history that are to be removed, once nobody waits for it."""
+        """Names and history entries that have expired and are removed in the background."""
         self._version_cache: dict[str, tuple[openat.StatSignature, str]] = {}
         self._durable: dict[str, openat.StatSignature] = {}
         self._last_written: dict[str, tuple[openat.StatSignature, str]] = {}
-        """The state in which a file was left by this object, and its version then."""
+        """The signature of each file after the last write by this object, and its version."""
         self._uncertain: set[str] = set()
 
     def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
@@ -71,7 +71,7 @@ class SingleFiles:
         where = self._settings.display_path(name)
         version, size = payload.content_size(content)
         status = entry(fd, name)
-        # The old content has to be read only where it matters what it is.
+        # Read the old content only if its version matters.
         what = f"publish {where}"
         own_version = None if status is None else self._own_version(name, status)
         may_be_same = (
@@ -99,7 +99,7 @@ class SingleFiles:
             staged.finalize(
                 self._settings.mode, self._settings.group, durable=self._settings.durable
             )
-            # Where the mount fixes modes and groups, a new file would be no other.
+            # If the mount fixes modes and groups, a new file would have the same access.
             alike = same is not None and models.has_same_access(same, staged.status())
             if same is not None and alike and not fits and self._is_durable(fd, name):
                 return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
@@ -123,7 +123,7 @@ class SingleFiles:
         return Publication(version, True, status is None, modified, size)
 
     def delete(self, fd: int, name: str, operation: Operation) -> None:
-        """Remove one file, and the directories that are empty without it."""
+        """Delete one file, and its parent directories that become empty."""
         where = self._settings.display_path(name)
         what = f"delete {where}"
         current = (
@@ -162,20 +162,22 @@ class SingleFiles:
         dirs.remove_empty_parents(fd, above)
 
     def _reuse_expired(self, fd: int, size: int) -> tuple[str, int] | None:
-        """Return a file that has left the history, to be written anew; None if there is none that is fit for it."""
+        """Return an expired file for reuse; None if no suitable one exists."""
         if size > inode_reuse.MAX_BYTES or not self.expired:
             return None
-        with contextlib.suppress(IndexError, OSError):  # another thread removes them all
+        with contextlib.suppress(
+            IndexError, OSError
+        ):  # another thread may remove them concurrently
             name, entry = self.expired.popleft()
             with dirs.open_subdir(fd, layout.history_of(name)) as folder:
                 taken = inode_reuse.try_reuse(folder, entry, fd, self._settings.access_matches)
             if taken is None:
-                self.expired.append((name, entry))  # too young, or somebody reads it
+                self.expired.append((name, entry))  # too recent, or open in a reader
             return taken
         return None
 
     def expire(self, fd: int, leave: int = 0) -> None:
-        """Remove what has left the history, but the newest `leave`: any thread may, without the lock."""
+        """Remove all expired files except the newest `leave`. Any thread may call this without the lock."""
         names: dict[str, list[str]] = defaultdict(list)
         with contextlib.suppress(IndexError):
             while len(self.expired) > leave:
@@ -185,10 +187,10 @@ class SingleFiles:
             self._budget.change(-history.expire(fd, name, entries))
 
     def version(self, fd: int, name: str) -> str | None:
-        """Return the version of a file as it is now, None where there is no regular file.
+        """Return the current version of a file, None if there is no regular file.
 
         Raises:
-            OSError: there is one, and it cannot be read; `EFBIG` if it is larger than the limit.
+            OSError: the file cannot be read; `EFBIG` if it is larger than the limit.
         """
         try:
             file = openat.open_beneath(fd, name)
@@ -202,14 +204,14 @@ class SingleFiles:
             openat.close(file)
 
     def entries(self, fd: int, names: Collection[str]) -> list[FileInfo]:
-        """Return all files with their versions, sorted; those that cannot be read are left out."""
+        """Return all files with their versions, sorted; unreadable files are omitted."""
         for gone in [name for name in list(self._version_cache) if name not in names]:
             self._version_cache.pop(gone, None)
         found = [self.entry(fd, name) for name in sorted(names)]
         return [entry for entry in found if entry is not None]
 
     def entry(self, fd: int, name: str) -> FileInfo | None:
-        """Return a file with its version, None where it cannot be read."""
+        """Return a file with its version, None if it cannot be read."""
         with contextlib.suppress(OSError):
             version, status = self.version(fd, name), openat.stat_beneath(fd, name)
             if version is not None:
@@ -217,7 +219,7 @@ class SingleFiles:
         return None
 
     def versions(self, fd: int, name: str) -> list[history.Version]:
-        """Return the history of a file, newest first."""
+        """Return the versions of a file, newest first."""
         current = None
         with contextlib.suppress(OSError):
             current = self.version(fd, name)
@@ -241,7 +243,7 @@ class SingleFiles:
         return version
 
     def _current(self, fd: int, name: str, what: str, conditions: Preconditions) -> str | None:
-        """Return the version that is to be replaced; that it cannot be read matters only to a condition."""
+        """Return the version to be replaced; a read error is raised only if there are preconditions."""
         try:
             return self.version(fd, name)
         except OSError as error:
@@ -254,10 +256,10 @@ class SingleFiles:
             ) from error
 
     def _own_version(self, name: str, status: os.stat_result) -> str | None:
-        """Return the version that this object has left there, None if somebody else has changed the file since.
+        """Return the version last written by this object, None if another writer has changed the file since.
 
-        A file that was rewritten in place within one tick of the clock looks the same:
-        what it holds has to be read before it is taken for what is wanted.
+        A file that was rewritten in place within one clock tick has the same signature,
+        so the file must be read before its content is considered equal.
         """
         own_version = self._last_written.get(name)
         return (
@@ -267,9 +269,9 @@ class SingleFiles:
         )
 
     def _is_durable(self, fd: int, name: str) -> bool:
-        """Whether the content that is visible is durable as well: then there is nothing to publish.
+        """Whether the visible content is durable, so that nothing has to be published.
 
-        What this object has not published itself is synced first: its writer may have been killed before it could.
+        Content of other writers is synced first: they may have been killed before their sync.
         """
         if name in self._uncertain:
             return False
@@ -290,7 +292,7 @@ class SingleFiles:
         return False
 
     def _replace(self, fd: int, staged: atomic.TempFile, name: str, version: str) -> None:
-        """Rename and sync. After an error in the midst of that, look at what readers see now."""
+        """Rename and sync. After an error, check which version readers see now."""
         above, _, leaf = name.rpartition("/")
         with dirs.open_subdir(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
@@ -301,10 +303,10 @@ class SingleFiles:
             except OSError as error:
                 if isinstance(error, PermissionError) and not renamed:
                     raise permissions.explain(error, parent, leaf) from error
-                # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+                # On NFS a rename may have happened although it failed: rename(2), BUGS.
                 in_doubt = renamed or error.errno in (errno.EIO, errno.ESTALE)
                 if in_doubt and self._is_visible_version(fd, name, version, unreadable=renamed):
-                    # A later sync that succeeds proves nothing: the next equal content is published anew.
+                    # A later successful sync proves nothing, so equal content is published again next time.
                     self._uncertain.add(name)
                     raise models.uncertain(
                         self._settings.display_path(name), version, error
@@ -312,19 +314,19 @@ class SingleFiles:
                 raise
 
     def _is_visible_version(self, fd: int, name: str, version: str, *, unreadable: bool) -> bool:
-        """Whether readers see that version; `unreadable` is the answer where nobody can tell."""
+        """Whether readers see that version; returns `unreadable` if the file cannot be read."""
         try:
             return self.version(fd, name) == version
         except OSError:
             return unreadable
 
     def _archive_foreign(self, fd: int, name: str, status: os.stat_result) -> None:
-        """Take a content into the history that is about to be replaced, and that was not put there by us."""
+        """Archive the content of another writer before it is replaced."""
         if stat.S_ISREG(status.st_mode):
             archive_existing(fd, name, name, self._settings, self._version_of)
 
     def _drop_state(self, name: str) -> None:
-        """Forget a name of which there is no file any more."""
+        """Drop the cached state of a deleted file."""
         for states in (self._version_cache, self._durable, self._last_written, self._histories):
             states.pop(name, None)
         self._uncertain.discard(name)
@@ -340,7 +342,7 @@ class SingleFiles:
         ours: bool,
         defer_removal: bool,
     ) -> None:
-        """Keep what was published in the history, which is listed only if somebody else may have changed it."""
+        """Archive the published content; list the history only if another writer may have changed it."""
         known = self._histories.pop(name, None) if ours else None
         keep = self._settings.keep
         folder = history.archive_file(
@@ -374,9 +376,9 @@ class SingleFiles:
         ours: bool,
         defer_removal: bool,
     ) -> float:
-        """Keep what was published in the history, and remember that it is durable; return its time.
+        """Archive the published content and cache its state; return its mtime.
 
-        All of that is said of the file that was renamed, not of its name: somebody else may have replaced it at once.
+        All of this refers to the renamed file, not to its name: another writer may have replaced it already.
         """
         self._archive_published(
             fd, name, version, before, staged, ours=ours, defer_removal=defer_removal
@@ -385,12 +387,12 @@ class SingleFiles:
         self._durable.pop(name, None)
         self._last_written.pop(name, None)
         with contextlib.suppress(OSError):
-            # Only now: the link of the history has changed ctime.
+            # After archiving, because the hard link has changed ctime.
             signature = openat.StatSignature.of(staged.status())
             _remember(self._durable, name, signature)
             _remember(self._last_written, name, (signature, version))
             if signature.size > open_file.LARGE_FILE_BYTES:
-                # Nobody rewrites so much within one tick of a clock.
+                # A file this large cannot be rewritten within one clock tick.
                 self._digests.put(signature, version)
             return signature.mtime_ns / 1e9
         return time.time()
@@ -398,7 +400,7 @@ class SingleFiles:
     def _check_target(
         self, fd: int, name: str, status: os.stat_result | None, operation: Operation
     ) -> None:
-        """Raise what a rename to that name would meet, before anything is done: a trial must find it, too."""
+        """Raise the error that a rename to that name would meet, before anything is done; also for a dry run."""
         above, _, leaf = name.rpartition("/")
         if status is None:
             with contextlib.suppress(FileNotFoundError), dirs.open_subdir(fd, above):
@@ -410,7 +412,7 @@ class SingleFiles:
 
 
 def _remember(states: dict[str, T], name: str, state: T) -> None:
-    """Remember the state of a file; what was noted longest ago gives way to it."""
+    """Cache the state of a file; evict the oldest entry above `_MAX_CACHED_NAMES`."""
     states.pop(name, None)
     states[name] = state
     if len(states) > _MAX_CACHED_NAMES:
@@ -424,11 +426,11 @@ def archive_existing(
     settings: VolumeConfig,
     version_of: Callable[[int, str], str | None] | None = None,
 ) -> None:
-    """Take the regular file at `path`, which is or was `name`, into the history of that name. Never raises `OSError`."""
+    """Archive the regular file at `path` in the history of `name`. Never raises `OSError`."""
     if settings.keep <= 1:
         return
     with contextlib.suppress(OSError):
-        # Not by its inode: whoever rewrites a file in place rewrites its link in the history with it.
+        # Compare the content, not the inode: an in-place rewrite also changes the hard link in the history.
         file = openat.open_beneath(fd, path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             status = os.fstat(file)
@@ -443,15 +445,15 @@ def archive_existing(
 
 
 def signature_is_reliable(signature: openat.StatSignature, started: int) -> bool:
-    """Whether a file whose reading began then, in Unix nanoseconds, cannot have changed without another signature."""
+    """Whether any change after `started` (Unix nanoseconds, the start of the read) would change the signature."""
     return started - max(signature.mtime_ns, signature.ctime_ns) > _CLOCK_GRANULARITY_NS
 
 
 def entry(fd: int, name: str) -> os.stat_result | None:
-    """Return the status of what lies under a name, a link itself and not its target; None where nothing lies.
+    """Return the status of the entry `name` without following links; None if there is no entry.
 
     Raises:
-        OSError: nobody can tell.
+        OSError: the entry cannot be inspected.
     """
     above, _, leaf = name.rpartition("/")
     try:
@@ -464,7 +466,7 @@ def entry(fd: int, name: str) -> os.stat_result | None:
 
 
 def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
-    """Raise what a rename would be refused with, or the making of the directories that are missing."""
+    """Raise the error that a rename, or creating the missing parent directories, would meet."""
     try:
         with dirs.open_subdir(fd, above) as parent:
             permissions.check_writable(parent)
@@ -475,13 +477,13 @@ def _check_permitted(fd: int, above: str, leaf: str, where: str) -> None:
 
 
 def _link_or_copy(file: int, entry: str, dir_fd: int) -> None:
-    """Link an open file into the history, or copy it where only its owner may link it; see proc_sys_fs(5)."""
+    """Link an open file into the history, or copy it if only its owner may link it; see proc_sys_fs(5)."""
     try:
         atomic.link_open(file, dir_fd, entry)
     except PermissionError:
         status = os.fstat(file)
         if status.st_uid == os.geteuid():
-            raise  # there are no hard links here
+            raise  # the file system has no hard links
         mode = stat.S_IMODE(status.st_mode) & 0o666
         copy = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=dir_fd)
         try:
@@ -493,9 +495,9 @@ def _link_or_copy(file: int, entry: str, dir_fd: int) -> None:
 
 
 def _hash(file: int, limit: int) -> str:
-    """Return the version of an open file. Raises `OSError` (`EFBIG`) beyond the limit, without reading for ever."""
+    """Return the version of an open file. Raises `OSError` (`EFBIG`) as soon as the limit is exceeded."""
     digest, size = hashlib.sha256(), 0
-    # By its size, not by large pieces: memory is made for all that is asked for.
+    # Limited by the file size: os.read allocates the full requested size.
     piece = min(os.fstat(file).st_size + 1, _HASH_CHUNK)
     while chunk := os.read(file, piece):
         digest.update(chunk)

@@ -1,7 +1,7 @@
-"""Everything that is done to one directory, as blocking steps: one call is one hop to a thread.
+"""All operations on one directory, as blocking calls that each run in one thread.
 
-Each step that changes something holds the directory's lock, decides, acts, and says what became of it.
-A step that has been withdrawn before its content became visible leaves nothing behind.
+A call that changes anything holds the directory lock, checks the preconditions, acts, and returns the result.
+A call that is cancelled before its content is visible leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT = 10.0
 _MUTEX_POLL_INTERVAL = 0.05
 _REPLACED_RETRIES = 5
-#: Bytes of a content that may be published by the event loop itself, seconds after which that was too long,
-#: and for how long it is left to threads then.
+#: Maximum size for publishing in the event loop thread; duration that counts as slow;
+#: and seconds for which threads are used after a slow publish.
 _INLINE_MAX_BYTES = 64 << 10
 _INLINE_SLOW_SECONDS = 0.02
 _INLINE_BACKOFF_SECONDS = 1.0
 _MAX_EXPIRED_FILES = 512
-#: As many small contents as are published within a tick of the kernel's clock, and more.
+#: Expired files that are kept for reuse: more than are published within one tick of the kernel clock.
 _REUSABLE_FILES = 128
 _LOCAL_FILESYSTEMS = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
 class Store:
-    """The blocking half of `Volume`: one directory, its files or its set, and its history."""
+    """The blocking part of `Volume`: one directory with its files or its set, and its history."""
 
     def __init__(self, settings: VolumeConfig) -> None:
         self._settings = settings
@@ -75,26 +75,26 @@ class Store:
             settings, self._digests, self._budget, self._retention
         )
         self._set = file_sets.FileSet(settings, self._budget, self._retention)
-        # flock(2) keeps all writers apart; this one does where the file system has no locks.
+        # flock(2) excludes other writers; this mutex also works on file systems without locks.
         self._mutex = threading.Lock()
         self._last_progress = float("-inf")
-        """When somebody has last got in."""
+        """When the lock was last acquired."""
         self._identity: tuple[int, int] | None = None
         self._local: tuple[tuple[int, int], bool] | None = None
         self._inline_after = 0.0
-        """When the event loop may publish by itself again."""
+        """When the event loop thread may publish again."""
 
     def reset_after_fork(self) -> None:
-        """Forget who works with it: in a process that was forked, nobody does."""
+        """Replace the mutex in a forked process: its holder exists only in the parent."""
         self._mutex = threading.Lock()
 
     @property
     def durable(self) -> bool:
-        """Whether what is published here is to survive a power cut."""
+        """Whether published content must survive a power failure."""
         return self._settings.durable
 
     def prepare(self, initial: Mapping[str, bytes], operation: Operation) -> int:
-        """Create the directory, sweep it, and publish `initial` where there is nothing; return what was swept."""
+        """Create the directory, remove leftovers, publish missing `initial` files; return the number of leftovers."""
         with oserrors.map_publish_errors(f"prepare {self._path}"):
             dirs.make_directory(self._path)
         for name in initial:
@@ -106,7 +106,7 @@ class Store:
             flock.share(fd)
             swept = flock.remove_orphans(fd) + atomic_writer.sweep(fd)
             self._set.repair(fd)
-            # What a killed writer has renamed last is visible, and perhaps not durable yet.
+            # The last rename of a killed writer is visible, but perhaps not durable yet.
             self._settings.sync_directory(fd)
             self._enforce_retention(fd)
             missing = [name for name in initial if single_files.entry(fd, name) is None]
@@ -116,7 +116,7 @@ class Store:
         return swept
 
     def stage(self, operation: Operation) -> atomic.TempFile | None:
-        """Make a temporary file to stream into; None for a trial where the directory is missing, or old contents must give way."""
+        """Create a temporary file for an upload; None for a dry run without directory, or that needs the history purged."""
 
         def stage(fd: int) -> atomic.TempFile | None:
             if operation.needs_reclaim:
@@ -131,13 +131,13 @@ class Store:
             return self._retry_after_purge(fd, stage, operation)
 
     def put(self, name: str, content: Payload, operation: Operation) -> Publication:
-        """Publish one file, loose or within the set that is in force."""
+        """Publish one file, loose or as part of the active set."""
         check_name(name)
         version, size = payload.content_size(content)
         if self._is_dry_run_without_dir(operation):
             self._check_creatable(operation, size, self._settings.display_path(name))
             return Publication(version, True, True, time.time(), size)
-        # Elsewhere a lease tells nothing about readers on other machines.
+        # Only on local file systems: elsewhere a lease does not see readers on other machines.
         operation.defer_removal = (
             operation.defer_removal and self._is_local() and self.expired <= _MAX_EXPIRED_FILES
         )
@@ -158,10 +158,10 @@ class Store:
             return done
 
     def put_inline(self, name: str, content: bytes) -> Publication | None:
-        """Publish one loose file in the thread of the event loop, where that has been short so far; None: use `put`.
+        """Publish one loose file in the event loop thread; None if that could block: then use `put`.
 
-        A change of threads costs more than such a publish. So it is spared where nothing is synced, the content is small,
-        and the file system is of this machine; not again for a while once it took long.
+        A thread switch costs more than such a publish, so it is avoided if nothing is synced, the content is small,
+        and the file system is local. After a slow publish, threads are used for `_INLINE_BACKOFF_SECONDS`.
         """
         if (
             self._settings.durable
@@ -179,7 +179,7 @@ class Store:
         except models.WouldWaitError:
             return None
         finally:
-            # A thread that only had to leave its core to others has not waited: another thread would be no faster.
+            # Only voluntary context switches count: a preempted thread did not block, and a worker would be no faster.
             if (
                 now := time.monotonic()
             ) - started > _INLINE_SLOW_SECONDS and _voluntary_switches() > waits:
@@ -187,19 +187,19 @@ class Store:
 
     @property
     def expired(self) -> int:
-        """How many old contents are left to be removed by `expire`, or to be written anew."""
+        """The number of expired files that `expire` removes, unless they are reused for new content."""
         return len(self._loose.expired)
 
     def expire(self, *, busy: bool = False) -> None:
-        """Remove old contents that have left the history. Never raises; what stays goes with the next start.
+        """Remove expired versions from the disk. Never raises; leftovers are removed after the next start.
 
-        While the volume is `busy` some stay: the next contents are written into their files, see `fs.inode_reuse`.
+        While the volume is `busy`, some files are kept for reuse by new content, see `fs.inode_reuse`.
         """
         with contextlib.suppress(_errors.SidecarError), self._open_dir() as fd:
             self._loose.expire(fd, _REUSABLE_FILES if busy else 0)
 
     def publish(self, files: Mapping[str, bytes | Content], operation: Operation) -> Publication:
-        """Publish a whole set: these files, and no others."""
+        """Publish a set that consists of exactly these files."""
         models.check_names(files)
         size = sum(map(payload.size, files.values()))
         if self._is_dry_run_without_dir(operation):
@@ -214,7 +214,7 @@ class Store:
             )
 
     def delete(self, name: str, operation: Operation) -> Publication | None:
-        """Remove one file; return the set that is left, None for a loose file."""
+        """Delete one file; return the publication of the remaining set, None for a loose file."""
         check_name(name)
 
         def delete(fd: int) -> Publication | None:
@@ -242,74 +242,74 @@ class Store:
             return self._retry_after_purge(fd, delete, operation)
 
     def grow(self, upload: str, size: int) -> bool:
-        """Count more bytes for a temporary file that was staged; False, and nothing, if `admit_upload` is needed."""
+        """Add bytes of an upload to the budget; return False, without adding, if `admit_upload` is needed."""
         return self._budget.grow(upload, size)
 
     def admit_upload(self, upload: str, size: int, where: str) -> None:
-        """Count more bytes for a temporary file, for which old contents give way.
+        """Add bytes of an upload to the budget; remove old versions if necessary.
 
         Raises:
-            VolumeFull: not even without the history.
+            VolumeFull: removing the whole history would not suffice.
         """
         with self._locked_dir(Operation()) as fd:
             self._budget.admit_upload(fd, upload, size, where)
 
     def could_admit(self, size: int, where: str) -> bool:
-        """Whether old contents would give way to so many bytes, of an upload that is only tried.
+        """Whether removing old versions would make room for `size` bytes of a dry-run upload.
 
         Raises:
-            VolumeFull: not even without the history they would fit into the budget.
+            VolumeFull: the budget would not suffice even without the history.
         """
         with self._locked_dir(Operation(dry_run=True)) as fd:
             self._budget.admit(fd, size, where, dry_run=True)
             return self._could_reclaim(fd, size)
 
     def end_upload(self, upload: str) -> None:
-        """Count a temporary file no more that is gone."""
+        """Remove a discarded upload from the budget."""
         self._budget.end_upload(upload, published=False)
 
     @property
     def used(self) -> int | None:
-        """Bytes that all takes on the disk, as far as is known; None without a budget."""
+        """The disk space in bytes that the directory uses, as far as known; None without a budget."""
         return self._budget.used if self._budget.limit is not None else None
 
     @property
     def budget(self) -> int | None:
-        """Bytes that all may take on the disk, None without a bound."""
+        """The disk space in bytes that the directory may use, None without a limit."""
         return self._budget.limit
 
     def measure(self) -> None:
-        """Count anew what all takes on the disk, where there is a budget."""
+        """Measure the disk space that the directory uses, if there is a budget."""
         if self._budget.limit is not None:
             with self._locked_dir(Operation()) as fd:
                 self._budget.count(fd)
 
     def purge_history(self, size: int) -> bool:
-        """Forget what was published before if that frees so many bytes, and say whether it has freed anything."""
+        """Remove old versions if that makes room for `size` bytes; return whether anything was removed."""
         with self._locked_dir(Operation()) as fd:
             return self._purge_history(fd, size)
 
     def read(self, name: str) -> Content:
-        """Read one file, from the set where there is one.
+        """Read one file, from the active set if there is one.
 
         Raises:
-            NameRefused, NothingPublished, ReadError: see those.
+            NameRefused, NothingPublished, ReadError: see there.
         """
         check_name(name)
         with self._open_dir() as fd:
             return self._read_active(fd, name)
 
     def names(self) -> dict[str, int]:
-        """Return the visible files and their sizes; none where the directory is missing."""
+        """Return the visible files and their sizes; empty if the directory is missing."""
         with contextlib.suppress(_errors.NothingPublished), self._open_dir() as fd:
             return listing.visible_sizes(fd, self._settings.max_entries)
         return {}
 
     def entries(self) -> list[FileInfo]:
-        """Return the visible files with their versions; loose ones that cannot be read are left out.
+        """Return the visible files with their versions; unreadable loose files are omitted.
 
         Raises:
-            NothingPublished, ReadError: the directory is missing, or cannot be read.
+            NothingPublished, ReadError: the directory is missing or cannot be read.
         """
         with self._open_dir() as fd:
             if _has_set(fd):
@@ -327,22 +327,22 @@ class Store:
             return seen.require_complete()
 
     def versions(self, name: str | None) -> list[history.Version]:
-        """Return the history of a loose file, or of the set, newest first."""
+        """Return the versions of a loose file, or of the set, newest first."""
         if name is not None:
             check_name(name)
         with self._open_dir() as fd:
             found = self._set.versions(fd) if name is None or _has_set(fd) else []
             if name is not None:
-                # Of what lay loose where the set has a name now.
+                # Versions of the loose file that the set has replaced.
                 loose = self._loose.versions(fd, name)
                 found += [v for v in loose if not (found and v.current)]
             return found
 
     def load_version(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
-        """Return an older content by names, and whether it is a set, after checking that it is what its name says.
+        """Return the files of an older version by name, and whether it is a set; the version is verified.
 
         Raises:
-            UnknownVersion: the history does not hold it, or it was altered since.
+            UnknownVersion: the history does not contain it, or it was modified since.
         """
         where = self._settings.display_path(name) if name is not None else self._path
         archived: list[history.Version] = []
@@ -368,10 +368,10 @@ class Store:
         return {name: old}, False
 
     def check_writable(self) -> None:
-        """Try what a publish needs, and leave nothing behind.
+        """Test whether a publish would work now, without leaving anything behind.
 
         Raises:
-            PublishError: it would fail now, and why.
+            PublishError: it would fail; the message says why.
         """
         staged = self.stage(Operation())
         if staged is not None:
@@ -386,18 +386,18 @@ class Store:
         size: int = 0,
         retry: bool = True,
     ) -> R:
-        """Do it; where the volume is full, the old contents that are kept give way, and not the new one."""
+        """Run `work`; if the volume is full, purge the history and retry."""
         try:
             done = work(fd)
         except OverBudget:
-            raise  # all that could give way has been looked at
+            raise  # the history was already considered
         except _errors.VolumeFull:
             self._budget.invalidate()
             if operation.dry_run:
                 if not self._could_reclaim(fd, size):
                     raise
                 operation.needs_reclaim = True
-            # A file that was streamed is gone by now: only its sender can try again.
+            # The file of a streamed upload is gone: only the client can retry.
             elif not self._purge_history(fd, size) or not retry:
                 raise
             done = work(fd)
@@ -409,19 +409,19 @@ class Store:
         return done
 
     def _enforce_retention(self, fd: int) -> None:
-        """Forget what is above the bounds of the history."""
+        """Remove versions above the limits of the history."""
         with contextlib.suppress(OSError):
             self._budget.change(-self._retention.enforce(fd))
 
     def _reclaim(self, fd: int, wanted: int, dry_run: bool) -> int:
-        """Free so many bytes of what was published before, or none; return how many that are, or would be."""
+        """Free at least `wanted` bytes of old versions, or nothing; return the bytes that are, or would be, freed."""
         freed = retention.reclaim(fd, wanted, self._set.reclaimable(fd), dry_run=dry_run)
         if freed >= wanted and not dry_run:
             _log.warning("%s has reached its budget: forgot older versions", self._path)
         return freed
 
     def _could_reclaim(self, fd: int, size: int) -> bool:
-        """Whether there would be room for so many bytes, if what was published before were forgotten."""
+        """Whether purging the history would make room for `size` bytes."""
         volume, reclaimable = os.fstatvfs(fd), self._set.reclaimable(fd)
         archived = retention.reclaim(fd, 0, reclaimable, dry_run=True)
         return bool(archived) and volume.f_bavail * volume.f_frsize + archived >= size
@@ -432,7 +432,7 @@ class Store:
             history.disk_usage(fd, entry) for entry in reclaimable
         )
         if volume.f_bavail * volume.f_frsize + archived < size:
-            return False  # too large all the same: nothing has to be lost for it
+            return False  # too large in any case: keep the history
         for entry in reclaimable:
             dirs.rmtree(fd, entry)
         forgotten = history.purge(fd) or bool(reclaimable)
@@ -441,7 +441,7 @@ class Store:
         return forgotten
 
     def _read_active(self, fd: int, name: str) -> Content:
-        """Read a file beneath; that its generation was removed meanwhile is no reason to miss it."""
+        """Read a file of the active generation or a loose file; retry if the generation was replaced meanwhile."""
         while True:
             generation = layout.active_generation(fd)
             path = f"{layout.DATA}/{name}" if generation is not None else name
@@ -452,7 +452,7 @@ class Store:
                     raise
 
     def _read(self, fd: int, path: str, name: str) -> Content:
-        """Read the file at `path` as `name`. A large one is held open, and its version remembered."""
+        """Read the file at `path` as `name`. A large file is kept open, and its version cached."""
         started, where = time.time_ns(), self._settings.display_path(name)
         found = open_file.read(fd, path, self._settings.max_size, where, known=self._digests)
         modified = found.signature.mtime_ns / 1e9
@@ -469,7 +469,7 @@ class Store:
         return Content(name, found.file, version, modified)
 
     def _read_archived(self, fd: int, archived: history.Version) -> Content | Snapshot[None] | None:
-        """Return a content of the history: a file's or a set's, None if it is not what its name says."""
+        """Return an archived file or set, None if it does not match the version in its name."""
         where, limit = self._settings.display_path(archived.entry), self._settings.max_size
         with contextlib.suppress(_errors.ReadError), openat.read_errors(where):
             if not atomic_writer.is_generation(archived.entry):
@@ -492,7 +492,7 @@ class Store:
 
     @contextmanager
     def _open_dir(self) -> Iterator[int]:
-        """Open the directory; every error of the operating system is one of reading it."""
+        """Open the directory for reading; map every `OSError` to a `ReadError`."""
         with openat.read_errors(self._path):
             fd = self._open()
             try:
@@ -502,7 +502,7 @@ class Store:
 
     @contextmanager
     def _locked_dir(self, operation: Operation) -> Iterator[int]:
-        """Open the directory and keep every other writer out of it; every error is one of publishing."""
+        """Open and lock the directory, excluding all other writers; map every `OSError` to a `PublishError`."""
         started = time.monotonic()
         with (
             self._mutex_held(started, operation),
@@ -533,18 +533,18 @@ class Store:
         )
 
     def _is_dry_run_without_dir(self, operation: Operation) -> bool:
-        """Whether a trial has no directory to look into: a publish would make it."""
+        """Whether this is a dry run and the directory, which a publish would create, is missing."""
         return operation.dry_run and not os.path.lexists(self._path)
 
     def _check_creatable(self, operation: Operation, size: int, where: str) -> None:
-        """Raise what a publish would meet that makes the directory first, as far as that can be known."""
+        """Raise the error that a publish would meet when it creates the directory, as far as that is known in advance."""
         operation.conditions.check(f"publish {where}", None)
         with oserrors.map_publish_errors(f"prepare {self._path}"):
             dirs.check_creatable(self._path, size)
         self._budget.admit_first(size, where)
 
     def _open(self) -> int:
-        """Open the directory; if it is the one of the last time, without asking again where its mount begins."""
+        """Open the directory; skip the lookup of its mount point if it is still the same directory."""
         if self._identity is not None:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             if _identity(fd) == self._identity:
@@ -555,7 +555,7 @@ class Store:
         return fd
 
     def _is_local(self) -> bool:
-        """Whether the directory lies on a file system whose calls do not wait for another machine or program."""
+        """Whether the directory is on a local file system, whose calls do not wait for another machine or process."""
         if self._identity is None:
             return False
         if self._local is None or self._local[0] != self._identity:
@@ -567,7 +567,7 @@ class Store:
         return self._local[1]
 
     def _is_same_directory(self) -> bool:
-        """Whether the path still names the directory that was opened: it may have been replaced while we waited."""
+        """Whether the path still refers to the open directory: it may have been replaced during the wait."""
         try:
             status = os.stat(self._path)
         except OSError:
@@ -576,7 +576,7 @@ class Store:
 
     @contextmanager
     def _mutex_held(self, started: float, operation: Operation) -> Iterator[None]:
-        """Keep other threads of this object out."""
+        """Exclude other threads that use this object."""
         while not self._mutex.acquire(timeout=0 if operation.no_wait else _MUTEX_POLL_INTERVAL):
             operation.check_before_wait()
             if time.monotonic() > self._lock_deadline(started):
@@ -591,12 +591,12 @@ class Store:
             self._mutex.release()
 
     def _lock_deadline(self, started: float) -> float:
-        """Return until when to wait for one's turn; as long as others get theirs, nothing is stuck."""
+        """Return the deadline for the lock; it moves as long as other writers make progress."""
         return max(started, self._last_progress) + _LOCK_TIMEOUT
 
 
 def _voluntary_switches() -> int:
-    """Return how often this thread has waited so far: for a disk, a lock, another thread; see getrusage(2)."""
+    """Return the number of voluntary context switches of this thread; see getrusage(2)."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
@@ -605,7 +605,7 @@ def _has_set(fd: int) -> bool:
 
 
 def _identity(fd: int) -> tuple[int, int]:
-    """Return device and inode of a directory that has just been opened; it is closed if that fails."""
+    """Return device and inode of a newly opened directory; close it on error."""
     try:
         status = os.fstat(fd)
     except OSError:
