@@ -1,4 +1,4 @@
-"""What may have changed on the disk since a look, as far as events tell. No I/O."""
+"""The names that may have changed since a scan, according to events. No I/O."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from sidecar.fs import layout
 from sidecar.fs.notify import base
 
-#: Names beyond which everything is looked at: a neighbour can make them without end.
+#: Above this number of names, everything is scanned; bounds the memory.
 _MAX_CHANGED_NAMES = 4096
 
 
 @dataclass
 class Changes:
-    """Names and directories to look at again, or everything."""
+    """Names and directories to scan again, or everything."""
 
     everything: bool = False
     names: set[str] = field(default_factory=set)
@@ -25,7 +25,7 @@ class Changes:
         return self.everything or bool(self.names or self.folders)
 
     def add(self, batch: base.EventBatch, aliases: Mapping[str, str]) -> None:
-        """Take over what events have told; one that tells no name may mean any."""
+        """Add a batch of events; an event without a name may concern any name."""
         nameless = batch.count > 0 and not batch.kinds
         if batch.lost or batch.moved or nameless:
             self.everything = True
@@ -37,7 +37,7 @@ class Changes:
             self.everything = True
 
     def join(self, other: Changes) -> None:
-        """Add what another one holds."""
+        """Add the changes of another object."""
         self.everything = self.everything or other.everything
         self.names |= other.names
         self.folders |= other.folders

@@ -1,7 +1,7 @@
-"""Which directories beside the one of the content are watched: nested ones, and those that links lead to.
+"""Watch further directories besides the content directory: nested directories, and those that links lead to.
 
-A listing tells of each directory before it reads what is in it, so nothing falls between the two;
-what was there before has sent no event, and is judged without.
+A listing reports each directory before reading it, so no change is missed in between.
+Earlier changes have sent no event, and are detected without events.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from sidecar.fs.notify import base, select
 
 
 class Coverage:
-    """Follows what listings go through, with the hints of the moment."""
+    """Adds the directories of a listing to the current notifier."""
 
     def __init__(self) -> None:
         self._notifier: base.Notifier = base.PollNotifier()
         self._followed: dict[str, object] = {}
         self._seen: set[str] = set()
         self.failure: OSError | None = None
-        """Why something of what was listed is not watched; None if all of it is, or none need be."""
+        """Why a listed directory is not watched; None if all are, or none needs to be."""
         self.unsupported = False
-        """Something is not watched, because the source of hints cannot."""
+        """Whether a directory is not watched because the notifier does not support nested directories."""
 
     def attach(self, notifier: base.Notifier) -> None:
-        """Begin anew, with hints that follow nothing yet."""
+        """Start again with a notifier that follows nothing yet."""
         self._notifier = notifier
         self._followed.clear()
         self.failure, self.unsupported = None, False
 
     def enter(self, fd: int, name: str, device: int) -> None:
-        """Watch a nested directory that is about to be listed; `device` is that of the directory of the content."""
+        """Watch a nested directory that is about to be listed; `device` is the device of the content directory."""
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         key = name + "/"
@@ -50,7 +50,7 @@ class Coverage:
             self.failure = error
 
     def resolve(self, dir_fd: int, name: str) -> None:
-        """Watch what the link `name`, relative to the directory of the content, leads to and through."""
+        """Watch all directories that the link `name`, relative to the content directory, leads through."""
         self._seen.add(name)
         if not self._can_follow():
             return
@@ -67,22 +67,22 @@ class Coverage:
             self._followed[name] = positions
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Watch what is not there any more no longer: names of links, and of directories with a `/` at their end."""
+        """Stop watching removed names: links, and directories with a trailing `/`."""
         for key in keys:
             if self._followed.pop(key, None) is not None:
                 self._notifier.unfollow(key)
 
     def mark_unfollowed(self, keys: Iterable[str]) -> None:
-        """Take note that the source has stopped following these: it does, where a directory is gone."""
+        """Record that the notifier stopped following these keys because their directories are gone."""
         for key in keys:
             self._followed.pop(key, None)
 
     def begin_pass(self) -> None:
-        """Begin a listing of everything."""
+        """Start a full listing."""
         self._seen.clear()
 
     def end_pass(self) -> None:
-        """End it: what it has not come across is forgotten."""
+        """End a full listing: stop watching everything that it did not contain."""
         self.forget([key for key in self._followed if key not in self._seen])
 
     def _can_follow(self) -> bool:
@@ -100,7 +100,7 @@ class Coverage:
 
 
 def _check_filesystem(fd: int, name: str) -> None:
-    """Refuse a directory that is another mount, where that sends no events."""
+    """Raise `OSError` (`ENOTSUP`) if the directory is on a file system that sends no events."""
     kind = mounts.filesystem(fd)
     if select.is_remote(kind):
         raise OSError(errno.ENOTSUP, f"{name} lies on {kind}, which sends no events")

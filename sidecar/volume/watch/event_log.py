@@ -1,4 +1,4 @@
-"""What events have told of names whose content has not been accepted since. No I/O."""
+"""The events of names whose content has not been accepted yet. No I/O."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _MAX_NAMES = 1 << 16
 
 @dataclass
 class EventLog:
-    """What events have told of names whose content has not been accepted since."""
+    """The events of names whose content has not been accepted yet."""
 
     last: dict[str, int] = field(default_factory=dict)
-    """The state of each name by its last event."""
+    """The last state event of each name."""
     before_scan: dict[str, int] = field(default_factory=dict)
-    """The same when the look began."""
+    """The same at the start of the scan."""
     during_scan: dict[str, int] = field(default_factory=dict)
-    """All events of each name since then, joined."""
+    """All events of each name since the start of the scan, combined."""
     renamed_in: bool = False
-    """The directory as a whole came by rename."""
+    """Whether the directory itself arrived by rename."""
 
     def add(self, batch: base.EventBatch, aliases: Mapping[str, str]) -> None:
-        """Take over what events have told."""
+        """Record a batch of events."""
         if batch.lost:
             self.forget()
         if batch.moved:
             self.renamed_in = batch.renamed_in
         if len(self.last) > _MAX_NAMES:
-            self.forget()  # a neighbour makes names without end: none of them is worth the memory
+            self.forget()  # bounds the memory if another process keeps creating names
         for raw, kinds in batch.kinds.items():
             name = os.fsdecode(raw)
             name = aliases.get(name, name)
@@ -41,22 +41,22 @@ class EventLog:
                 self.last[name] = batch.last[raw]
 
     def scan_started(self) -> None:
-        """Tell apart what was known before a look from what happens during it."""
+        """Separate events before the scan from events during the scan."""
         self.before_scan = dict(self.last)
         self.during_scan.clear()
 
     def forget(self) -> None:
-        """Forget all names: events are missing, so nothing is known of who writes what."""
+        """Discard all events: some were lost, so the state of every name is unknown."""
         self.last.clear()
         self.before_scan.clear()
         self.during_scan.clear()
 
     def mark_closed(self, name: str) -> None:
-        """Take a name for closed although no event said so."""
+        """Treat a name as closed although no close event arrived."""
         self.last.pop(name, None)
 
     def prune(self, present: Mapping[str, object], waiting: Mapping[str, object]) -> None:
-        """Forget what has been accepted, and what is not there."""
+        """Discard the events of names that were accepted or no longer exist."""
         self.last = {
             name: state
             for name, state in self.last.items()

@@ -1,4 +1,4 @@
-"""`sidecar.watch`: one path, or several that are followed as one."""
+"""`sidecar.watch`: watch one path, or several paths together."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sidecar.volume.watch.watch import Watch
 
 
 class WatchGroup(Generic[T]):
-    """Paths that are followed together; made by `sidecar.watch`.
+    """Several watched paths; created by `sidecar.watch`.
 
-    Iterate over it for the snapshots of all of them, by path as it was given: the present ones first,
-    then again whenever one of them has another version; a slow consumer gets the newest.
-    Paths of which nothing has been published yet are left out.
-    Or enter it with `async with`, and read `snapshots` whenever they are needed.
-    As a watch does, it belongs to the event loop and the process in which it is entered.
+    Iterate over it to get the snapshots of all paths as a mapping: the current ones first,
+    then again whenever one of them has a new version; a slow consumer gets the newest.
+    Paths without published content are omitted.
+    Or enter it with `async with`, and read `snapshots` at any time.
+    Like a watch, it belongs to the event loop and the process in which it is entered.
 
     >>> async def main(group: WatchGroup) -> None:
     ...     async with group:
@@ -43,11 +43,11 @@ class WatchGroup(Generic[T]):
 
     @property
     def failure(self) -> str | None:
-        """Why one of them is not being watched, None while all is well: what a liveness probe asks; see `Watch.failure`."""
+        """Why one of the paths is not being watched, None while all are; for liveness probes, see `Watch.failure`."""
         return next((w.failure for w in self.watches.values() if w.failure is not None), None)
 
     async def __aenter__(self) -> WatchGroup[T]:
-        # Each counts its users, and knows its process and its loop.
+        # Each watch counts its users and checks its process and event loop.
         async with contextlib.AsyncExitStack() as stack:
             for watch in self.watches.values():
                 await stack.enter_async_context(watch)
@@ -132,16 +132,16 @@ def watch(
     stop_event: asyncio.Event | None = None,
     **options: Unpack[Options],
 ) -> Watch[Any] | WatchGroup[Any]:
-    """Follow a file or a directory: `async for snapshot in sidecar.watch(path)`.
+    """Watch a file or a directory: `async for snapshot in sidecar.watch(path)`.
 
-    The present state comes first, then each distinct version once; a slow consumer gets the newest.
-    Nothing is raised while there is nothing to read: the loop waits. See `Watch` for the arguments.
+    The current version comes first, then each new version once; a slow consumer gets the newest.
+    While there is nothing to read, the loop waits and nothing is raised. See `Watch` for the arguments.
 
-    Several paths are followed together: `async for snapshots in sidecar.watch(a, b)` yields a mapping
-    of each path to its snapshot, without those that have none yet, whenever one of them has another version.
+    With several paths, `async for snapshots in sidecar.watch(a, b)` yields a mapping of each path to its snapshot,
+    without paths that have none yet, whenever one of them has a new version.
 
     Raises:
-        ConfigError: an argument makes no sense.
+        ConfigError: an argument is invalid.
 
     >>> async def first(path: str) -> str:
     ...     async for snapshot in watch(path):

@@ -1,4 +1,4 @@
-"""One run of a watch: from the first user's entering to the last one's leaving, in one event loop of one process."""
+"""A session of a watch: from the first user who enters to the last who leaves, in one event loop of one process."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sidecar.volume.watch.thread import WatchThread, WatchUpdate
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that leaving waits for the thread: one that hangs in the kernel must not keep the program.
+#: Seconds to wait for the thread on exit: a thread that hangs in the kernel must not block the program.
 _JOIN_TIMEOUT = 2.0
 
 
 class Session:
-    """The time from the first user's entering to the last one's leaving: one loop, one lookout."""
+    """The period in which a watch is in use: one event loop, one watch thread."""
 
     def __init__(
         self, make: Callable[..., WatchThread], receive: Callable[[Session, WatchUpdate], None]
     ) -> None:
         self.first_scan_done = False
-        """The first look is over."""
+        """Whether the first scan is complete."""
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -32,19 +32,19 @@ class Session:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is another process than the one whose thread looks."""
+        """Whether this process was forked after the thread started."""
         return os.getpid() != self._pid
 
     @property
     def is_over(self) -> bool:
-        """Whether its event loop is closed: nobody can be told anything any more."""
+        """Whether the event loop is closed, so that no updates can be delivered."""
         return self._loop.is_closed()
 
     def check(self, path: str) -> None:
-        """Return if this is its process and its event loop.
+        """Check that this is the process and the event loop of the session.
 
         Raises:
-            RuntimeError: another one would wait for ever, or be told late.
+            RuntimeError: another process or event loop would get no updates, or late ones.
         """
         if self.is_forked:
             raise RuntimeError(
@@ -56,7 +56,7 @@ class Session:
             )
 
     async def end(self) -> None:
-        """Stop the lookout and wait until its thread is over; a cancellation is raised after that."""
+        """Stop the watch thread and wait until it has ended; a cancellation is raised after that."""
         self.thread.stop()
         limit = self._loop.time() + _JOIN_TIMEOUT
         cancelled: asyncio.CancelledError | None = None
@@ -81,5 +81,5 @@ class Session:
     def _call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: nobody receives anything any more
+        except RuntimeError:  # the event loop is closed
             self.thread.stop()

@@ -1,12 +1,12 @@
-"""Follow a file or a directory: every version once, the newest first for whoever is slow.
+"""Watch a file or a directory: each version once; a slow consumer gets the newest.
 
-The truth is on the disk; events are only hints to look, and a slow re-check looks without them.
-So the watch heals by itself: a directory that is removed and comes back, a queue that overflows,
-a limit that is reached, a file system that sends no events.
-The last good content is kept in memory for ever; what happened to its source is told by `stale`.
+Events only trigger a scan of the disk, and a slow re-check scans without them.
+So a watch recovers from a directory that is removed and re-created, an overflow of the event queue,
+an exhausted limit, and a file system that sends no events.
+The last good content stays in memory; `stale` says why it is not current.
 
-Looking and judging is the work of a `WatchThread`, in a thread of its own.
-Here is what users hold in their hands: what it has told, in their event loop.
+A `WatchThread` scans the path and filters unstable files in its own thread.
+`Watch` is the public object, which receives the results in the event loop of its user.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ logger = logging.getLogger(__name__)
 
 WatchMode = thread.WatchMode
 
-#: Seconds after which a look that is still going on is told as a failure.
+#: Seconds after which a scan without progress is reported as a failure.
 _SCAN_STALL = 30.0
 
 
 class Watch(Generic[T]):
-    """A file or a directory that is being followed.
+    """A watched file or directory.
 
-    Iterate over it for the versions: the present one first, then each distinct one as it appears;
+    Iterate over it to get the versions: the current one first, then each new one;
     a slow consumer gets the newest, not a backlog.
-    Or enter it with `async with`, and read `snapshot` whenever it is needed.
+    Or enter it with `async with`, and read `snapshot` at any time.
 
-    It belongs to the event loop and the process in which it is entered: any other one is told so by `RuntimeError`,
-    and a process that is forked meanwhile by `failure` and `stale`. There it can be entered anew.
+    It belongs to the event loop and the process in which it is entered. Use in another event loop raises `RuntimeError`.
+    In a process that is forked later, `failure` and `stale` report that nothing is watched; it can be entered again there.
 
     A file that is rewritten in place is read after its writer has closed it.
-    Where no events arrive, it is read once it has not changed for a second.
+    Without events, it is read after it has been unchanged for one second.
 
     Args:
-        path: the file, or the directory for a set; a directory that does not exist yet ends with `/`.
-        schema: called with each snapshot, in the event loop; what it returns becomes `snapshot.value`,
-            and a version for which it raises is refused, so the last good one stays.
-            Where it raised is logged at level DEBUG. It is a plain function: nothing it returns is awaited.
-        watch: where hints come from; `auto` knows which file systems send no events.
-        recheck: seconds between looks without a hint, in every mode.
-        max_size: bytes that are read (`"64Mi"` is understood); what is larger is refused. Files of more than 1 MiB stay on the disk:
-            see `sidecar.Snapshot`.
-        include: patterns of the files of a directory that count, as shells have them (`"*.conf"`); none means all.
-            One with a `/` is compared with the whole relative name, any other one with its last part.
-        exclude: patterns of those that do not count, and of directories that are not looked into;
-            without it what editors leave beside their files (`*.swp`, `*~`, `#*#`, `4913`, …).
-            A set of generations and a single file are what they are: neither pattern is asked there.
-        quiet: seconds for which a directory of loose files must be still before any change of it is shown,
-            at most ten times as long, or 5 seconds.
-            Without it only what was written in place waits, for 0.1 s, so that a tree that is copied is one version.
+        path: the file, or the directory for a set; end the path with `/` for a directory that does not exist yet.
+        schema: called in the event loop with each snapshot; its result becomes `snapshot.value`.
+            If it raises, the version is rejected and the last good one stays; the traceback is logged at DEBUG.
+            It must be a plain function: its result is not awaited.
+        watch: the source of events; `auto` selects polling for file systems that send no events.
+        recheck: seconds between scans without an event, in every mode.
+        max_size: maximum bytes to read (also `"64Mi"`); larger content is rejected. Files of more than 1 MiB
+            stay on the disk: see `sidecar.Snapshot`.
+        include: shell patterns of the files of a directory to include (`"*.conf"`); empty means all.
+            A pattern with a `/` is compared with the whole relative name, any other pattern with the last component.
+        exclude: patterns of files to exclude, and of directories to skip;
+            the default excludes the temporary files of editors (`*.swp`, `*~`, `#*#`, `4913`, …).
+            `include` and `exclude` do not apply to a set of generations or to a single file.
+        quiet: quiet period in seconds: a directory of loose files must be unchanged for that long before a change
+            is shown; after ten times as long, or 5 seconds if that is more, it is shown anyway.
+            By default only in-place writes wait, for 0.1 s, so that a copied tree appears as one version.
         stop_event: ends each iteration when it is set.
 
     Raises:
-        ConfigError: an argument makes no sense.
+        ConfigError: an argument is invalid.
 
     >>> async def latest(path: str) -> bytes:
     ...     async for snapshot in Watch(path):
@@ -120,12 +120,12 @@ class Watch(Generic[T]):
 
     @property
     def path(self) -> str:
-        """The path as it was given."""
+        """The path as passed to the constructor."""
         return self._path
 
     @property
     def snapshot(self) -> Snapshot[T] | None:
-        """The last good content; None as long as there has been none."""
+        """The last good content; None if there has been none yet."""
         return self._snapshot
 
     @property
@@ -135,51 +135,51 @@ class Watch(Generic[T]):
 
     @property
     def modified(self) -> float | None:
-        """When the last good content was changed, in Unix seconds; None where there is no file."""
+        """The modification time of the last good content, in Unix seconds; None if there is no file."""
         return self._snapshot.modified if self._snapshot else None
 
     @property
     def stale(self) -> str | None:
-        """Why `snapshot` is not what the disk holds now, in words; None while it is."""
+        """Why `snapshot` is not current, in words; None while it is."""
         return self.problem if self._snapshot is not None else None
 
     @property
     def problem(self) -> str | None:
-        """What the last look found wrong, whether there is an older content or not."""
+        """The problem that the last scan found, whether or not there is older content."""
         if self._session is not None and self._session.is_forked:
             return self.failure
         return self._problem or self._schema_error
 
     @property
     def refused(self) -> bool:
-        """Whether the last content that was found is one that the schema refuses."""
+        """Whether the schema rejects the latest content."""
         return self._schema_error is not None
 
     @property
     def has_looked(self) -> bool:
-        """Whether the first look is over, whatever it found."""
+        """Whether the first scan is complete, whatever it found."""
         return self._session is not None and self._session.first_scan_done
 
     @property
     def mode(self) -> base.Mode:
-        """Where hints come from at present."""
+        """The current source of events."""
         return self._session.thread.mode if self._session is not None else "poll"
 
     @property
     def fallback(self) -> str | None:
-        """Why the path is polled although events are wanted, None while there are events."""
+        """Why the path is polled although events were requested, None while events work."""
         return self._session.thread.fallback if self._session is not None else None
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has entered it."""
+        """Whether the watch is entered at least once."""
         return self._users > 0
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is being watched, None while all is well: what a liveness probe asks.
+        """Why nothing is being watched, None while the watch works; for liveness probes.
 
-        An absent file or directory is no failure. In a process that was forked since, a watch is dead.
+        A missing file or directory is not a failure. In a process forked after the start, the watch does not run.
         """
         if self._crash is not None or self._session is None:
             return self._crash
@@ -196,7 +196,7 @@ class Watch(Generic[T]):
         return None
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` after each change of `snapshot` or `stale`; return what ends that."""
+        """Call `callback` after each change of `snapshot` or `stale`; return a function that unsubscribes."""
         key = object()
         self._subscribers[key] = callback
 
@@ -206,19 +206,19 @@ class Watch(Generic[T]):
         return end
 
     async def looked(self) -> None:
-        """Wait for the first look to be over, whatever it found.
+        """Wait until the first scan is complete, whatever it found.
 
         Raises:
-            RuntimeError: it was entered in another event loop, or before this process was forked; see `failure`.
+            RuntimeError: the watch was entered in another event loop, or before this process was forked; see `failure`.
         """
         while not self.has_looked:
             await self._next_change()
 
     async def changed(self, etag: str | None, timeout: float) -> Snapshot[T] | None:
-        """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds.
+        """Return the content as soon as its entity tag differs from `etag`; None after `timeout` seconds.
 
         Raises:
-            RuntimeError: it was entered in another event loop, or before this process was forked; see `failure`.
+            RuntimeError: the watch was entered in another event loop, or before this process was forked; see `failure`.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -241,7 +241,7 @@ class Watch(Generic[T]):
         self._users -= 1
         if self._users or self._session is None:
             return
-        # Whoever enters while this run is ending begins with another one.
+        # A user who enters while this session is ending starts a new one.
         session, self._session = self._session, None
         if self._stop_tracking is not None:
             self._stop_tracking()
@@ -249,7 +249,7 @@ class Watch(Generic[T]):
             await session.end()
 
     def _check_session(self, session: Session) -> None:
-        """Let a run go that is over without having been left: with its loop, or in the process before a fork."""
+        """Drop a session whose event loop is closed or that belongs to the process before a fork; else check the loop."""
         if not session.is_forked and not session.is_over:
             session.check(self.path)
             return
@@ -263,7 +263,7 @@ class Watch(Generic[T]):
     async def __aiter__(self) -> AsyncGenerator[Snapshot[T], None]:
         last: str | None = None
         async with self:
-            # What an earlier run has left behind may be old.
+            # The snapshot of an earlier session may be outdated.
             while not self.has_looked and not self._is_stopped():
                 await self._next_change_or_stop()
             while not self._is_stopped():
@@ -291,7 +291,7 @@ class Watch(Generic[T]):
     async def _next_change(self, stopped: asyncio.Future[Any] | None = None) -> None:
         if self._session is not None:
             self._session.check(self.path)
-        # Noted at once, and not in a task that begins later: what is told in between must not be missed.
+        # Registered immediately, not in a task that starts later: a notification in between must not be missed.
         future = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:
@@ -309,13 +309,13 @@ class Watch(Generic[T]):
         for callback in list(self._subscribers.values()):
             try:
                 callback()
-            except Exception:  # one subscriber's fault must not reach the others, nor the watch
+            except Exception:  # an error in one subscriber must not affect the others or the watch
                 logger.exception("a subscriber of %s failed", self.path)
 
     def _receive(self, session: Session, update: WatchUpdate) -> None:
-        """Take over what the lookout has found, in the event loop."""
+        """Apply an update of the watch thread, in the event loop."""
         if session is not self._session:
-            return  # it is ending, and another one may have begun
+            return  # the session is ending, and another one may have started
         before, problem = self._snapshot, self.problem
         state = (self._crash, session.first_scan_done)
         self._crash = update.crash
@@ -331,14 +331,14 @@ class Watch(Generic[T]):
             session.first_scan_done,
         ):
             self._notify()
-        # Whoever waits for the content comes first, and the books after that.
+        # Waiting consumers are notified first; logs and metrics follow.
         if self.problem != problem:
             self._log_problem(first=before is None, missing=update.missing)
         if before is not None and self._snapshot != before:
             self._count(before, rescued=not update.by_event)
 
     def _accept(self, found: Snapshot[None]) -> None:
-        """Make what was found the content that users see, if it is another one and the schema accepts it."""
+        """Publish the new content to users, if it differs from the current one and the schema accepts it."""
         self._schema_error = None
         known = self._snapshot
         if known is not None and found == known:
@@ -363,14 +363,14 @@ class Watch(Generic[T]):
         change_log.note("new version of", self.path, detail)
 
     def _count(self, before: Snapshot[T], *, rescued: bool) -> None:
-        # What has gone away leaves no time behind, and a file that came by `mv` may have an old one.
+        # A deleted file has no modification time, and a file that arrived by `mv` may have an old one.
         if self.modified is not None and self.modified > before.modified:
             metrics.PROPAGATION_SECONDS.observe(max(0.0, time.time() - self.modified))
         if rescued and self.mode != "poll":
             metrics.POLL_RESCUES_TOTAL.inc()
 
     def _log_problem(self, *, first: bool, missing: bool) -> None:
-        """Write one line for each new problem and each recovery, and count what is one."""
+        """Log each new problem and each recovery once, and count the problems."""
         problem = self.problem
         if problem is None:
             logger.info("%s can be read%s", self.path, "" if first else " again")
@@ -382,7 +382,7 @@ class Watch(Generic[T]):
 
 
 def _reject_awaitable(value: object) -> None:
-    """Refuse what a schema returned to be awaited: its value would be a promise, and its check never run."""
+    """Raise `TypeError` if a schema returned an awaitable, which would never run."""
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()
@@ -396,7 +396,7 @@ _shared: dict[tuple[Any, ...], Watch[None]] = {}
 async def shared(
     path: str | os.PathLike[str], **options: Unpack[Options]
 ) -> AsyncIterator[Watch[None]]:
-    """Enter the one watch of this path and these options (see `Watch`) that the running loop has."""
+    """Enter the watch that all users of this path and these options (see `Watch`) share in the running event loop."""
     key = (asyncio.get_running_loop(), os.fspath(path), *map(repr, sorted(options.items())))
     if key not in _shared:
         _shared[key] = Watch(path, **options)
