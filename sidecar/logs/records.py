@@ -1,10 +1,9 @@
-"""What flows from a file to a sink: blocks of whole lines, and records where somebody asks for them.
+"""The data that flows from a file to a sink: blocks of complete lines, and records.
 
-A `Block` is a run of whole lines of one file, as bytes, with the offsets they came from.
-It stays bytes as long as nobody wants to see a line:
-moving blocks is several times cheaper than touching each line.
-A `Record` is one line (or one group of lines), made from a block for the stages and for the sinks that want records.
-A `Batch` is what a sink gets at once, and what it acknowledges as a whole.
+A `Block` holds complete lines of one file as bytes, with their offsets.
+It is split into records only on demand: moving blocks is several times cheaper than handling each line.
+A `Record` is one line (or one multiline group), for stages and for sinks that need records.
+A `Batch` is delivered to a sink, and acknowledged, as a whole.
 
 Nothing here reads, writes or waits.
 """
@@ -17,13 +16,13 @@ from itertools import accumulate
 from typing import Any
 
 Parser = Callable[[bytes], Mapping[str, Any]]
-"""What a parsing stage can do again: the bytes of a line to the fields it holds."""
+"""A repeatable function of a parsing stage: from the bytes of a line to its fields."""
 
 _NO_LABELS: Mapping[str, str] = {}
 
 
 class Record:
-    """One line of a log file on its way to a sink.
+    """One line of a log file, or one multiline group.
 
     A stage may change it and return it, return another, or return None to drop it.
 
@@ -52,23 +51,23 @@ class Record:
     )
 
     raw: bytes
-    """The line as it came, without its line ending. Groups of lines keep the endings between them."""
+    """The original line without its line ending. Groups keep the line endings between their lines."""
     file: str
-    """The path under which the file is known."""
+    """The path of the file."""
     file_id: str
-    """Stays the same for the same content, whatever it is renamed to; with `offset` it identifies the record."""
+    """Identifies the stream across renames; together with `offset` it identifies the record."""
     offset: int
-    """Where the line begins in its file, in bytes (in a compressed file: of the decompressed content)."""
+    """Offset of the line in its file in bytes (of the decompressed content, if it is compressed)."""
     end: int
-    """Where the next line begins."""
+    """Offset of the next line."""
     time: int
-    """Unix nanoseconds: when the line was read, until a stage finds a better one in the line."""
+    """Unix nanoseconds: when the line was read, or the time that a stage found in the line."""
     level: str | None
     """`trace`, `debug`, `info`, `warn`, `error` or `fatal`, once a stage has found it."""
     fields: dict[str, Any]
-    """What parsing found and stages added."""
+    """Fields from parsing, and those added by stages."""
     labels: Mapping[str, str]
-    """What is the same for all lines of the source: the Pod, the container. Replace it, never change it in place."""
+    """Labels of all lines of the source, such as Pod and container. Replace the mapping; do not change it in place."""
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class Record:
 
     @property
     def text(self) -> str:
-        """The line as text; what is not UTF-8 becomes U+FFFD. May be assigned."""
+        """The line as text; invalid UTF-8 becomes U+FFFD. Can be assigned."""
         if self._text is None:
             return self.raw.decode("utf-8", "replace")
         return self._text
@@ -108,27 +107,27 @@ class Record:
 
     @property
     def text_is_raw(self) -> bool:
-        """True as long as nobody has assigned a text."""
+        """Whether no text was assigned."""
         return self._text is None
 
     def parsed(self, fields: dict[str, Any], parser: Parser) -> None:
-        """Take `fields` as what the line says, by `parser`. Parsing alone does not make a record `changed`.
+        """Set the fields that `parser` found in the line. Parsing alone does not make a record `changed`.
 
-        `parser(record.raw)` must give equal fields again: that is how a later change is noticed, however deep it lies.
+        `parser(record.raw)` must return equal fields again: changes are detected by this comparison, at any depth.
         """
         self.fields = fields
         self._parser = parser
 
     @property
     def structured(self) -> bool:
-        """True once a parser has said what the line holds: `fields` says it all, the text need not be repeated."""
+        """Whether a parser has set the fields: they contain everything, and the text need not be sent as well."""
         return self._parser is not None
 
     @property
     def changed(self) -> bool:
-        """True if the line as it came does not say any more what the record says.
+        """Whether the record differs from its original line.
 
-        Sinks that write lines as they came (stdout, file) write JSON instead for such a record.
+        Sinks that write original lines (stdout, file) write such a record as JSON.
         """
         if self._text is not None and self._text != self.raw.decode("utf-8", "replace"):
             return True
@@ -138,7 +137,7 @@ class Record:
             return self.fields != self._parser(self.raw)
         except (
             RecursionError
-        ):  # a line nested as deep as Python's stack: a secret may have been taken out of it
+        ):  # nested deeper than the stack of Python: assume that a stage has changed it
             return True
 
     def __repr__(self) -> str:
@@ -146,28 +145,28 @@ class Record:
 
 
 Stage = Callable[[Record], Record | None]
-"""One step between file and sink: a plain function, called in order, in the thread of the event loop.
+"""A stage between file and sink: a synchronous function, called in order in the thread of the event loop.
 
-It returns the record (changed or not), another one, or None to drop it.
-Each sink has its own progress and therefore its own run of the stages.
-An exception in a stage ends the collection, after everything before it has been acknowledged and saved:
-a stage that may fail on a line decides itself what becomes of that line.
+It returns the record (changed or not), another record, or None to drop it.
+Stages run separately for each sink, since each sink has its own positions.
+An exception in a stage ends the collection, after everything before it is acknowledged and saved:
+a stage that can fail on a line has to handle that line itself.
 """
 
 
 MAX_BLOCK_RECORDS = 1 << 14
-"""So many records are made at once, at most, 500 bytes of memory each: a megabyte of empty lines would be half a gigabyte."""
+"""Limit of records in a block, at 500 bytes of memory each: 1 MB of empty lines would need 500 MB without it."""
 
 _SAMPLE_BYTES = 4096
 _SHORT_LINE_BYTES = 48
-"""Bytes a line: below it `count` is quicker, above it memchr(3)."""
+"""Bytes per line: `count` is faster for shorter lines, memchr(3) for longer ones."""
 
 
 def newlines_in(data: bytes) -> int:
-    r"""Return how many newlines there are.
+    r"""Return the number of newlines.
 
-    Before Python 3.13 `bytes.count` looks at one byte after the other, and was a fifth of what moving lines costs.
-    `replace` goes from newline to newline by memchr(3): with lines of 1 KiB six times as fast, the copy included.
+    Before Python 3.13 `bytes.count` examines each byte, which took a fifth of the time of moving lines.
+    `replace` finds newlines by memchr(3): it is six times as fast for lines of 1 KiB, including the copy.
 
     >>> newlines_in(b"one\ntwo\n"), newlines_in(b"one"), newlines_in(b"x" * 4096 + b"\ny\n")
     (2, 0, 2)
@@ -179,9 +178,9 @@ def newlines_in(data: bytes) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    r"""Whole lines of one file, as bytes.
+    r"""Complete lines of one file, as bytes.
 
-    `data` always ends with a newline, even where the file did not (its last line, a piece of an overlong line).
+    `data` always ends with a newline, even if the file has none there (its last line, a part of an overlong line).
 
     >>> block = Block(b"one\ntwo\n", "/log/a", "id", start=0, end=8, read_at=0)
     >>> [(record.text, record.offset) for record in block.records()]
@@ -194,30 +193,30 @@ class Block:
     start: int
     """Offset of the first byte in the file."""
     end: int
-    """Offset behind the last byte; acknowledging the block moves the position here."""
+    """Offset after the last byte; acknowledging the block moves the position here."""
     read_at: int
     """Unix nanoseconds."""
     mark: bytes = b""
-    """The bytes of the file before `end`, up to 1 KiB: part of the file's identity in the checkpoint."""
+    """Up to 1 KiB of the file before `end`, for the fingerprint in the checkpoint."""
     starts: Sequence[int] | None = None
-    """Where the records begin in `data`, if a record is not simply a line (multi-line groups)."""
+    """Where the records begin in `data`, if records are multiline groups."""
     offsets: Sequence[int] | None = None
-    """The file offset of each record, if it is not `start` + its place in `data` (transcoded files)."""
+    """The file offset of each record, if it is not `start` plus its index in `data` (transcoded files)."""
     count: int | None = None
-    """How many records there are, where that is known already: see `lines`."""
+    """The number of records, if known: see `lines`."""
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
     def lines(self) -> int:
-        """How many records the block holds."""
+        """The number of records in the block."""
         if self.count is not None:
             return self.count
         return newlines_in(self.data) if self.starts is None else len(self.starts)
 
     def pieces(self, size: int) -> Iterator[Block]:
-        r"""The same lines in blocks of at most so many bytes, a longer line alone; one block where records are no lines.
+        r"""Split the block into blocks of at most `size` bytes (a longer line alone). Blocks of groups are not split.
 
         >>> block = Block(b"one\ntwo\nthree\n", "/log/a", "id", start=0, end=14, read_at=0)
         >>> [(piece.data, piece.start, piece.end) for piece in block.pieces(9)]
@@ -236,7 +235,7 @@ class Block:
         yield self if at == 0 else replace(self, data=data[at:], start=start + at, count=None)
 
     def records(self, labels: Mapping[str, str] = _NO_LABELS) -> Iterator[Record]:
-        """The lines one by one. A carriage return before the newline belongs to the line ending."""
+        """Yield the records. A carriage return before the newline belongs to the line ending."""
         if self.starts is not None:
             pieces = _groups(self.data, self.starts)
         else:
@@ -249,7 +248,7 @@ class Block:
         has_returns = b"\r" in self.data
         new = Record.__new__
         for piece, offset, end in zip(pieces, bounds, bounds[1:], strict=False):
-            # As `__init__` does it: the call costs as much as everything else here.
+            # Set the attributes as `__init__` does: the call would double the cost.
             record = new(Record)
             record.raw = piece[:-1] if has_returns and piece.endswith(b"\r") else piece
             record.file, record.file_id = file, file_id
@@ -269,7 +268,7 @@ def _groups(data: bytes, starts: Sequence[int]) -> list[bytes]:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    r"""What a sink gets at once. Acknowledged as a whole, given again as a whole after a failure.
+    r"""The unit of delivery to a sink: acknowledged as a whole, and retried as a whole after a failure.
 
     >>> batch = Batch([Block(b"one\ntwo\n", "/log/a", "id", start=0, end=8, read_at=0)])
     >>> batch.raw, batch.size, len(batch.records())
@@ -277,23 +276,23 @@ class Batch:
     """
 
     blocks: Sequence[Block]
-    """What the batch covers, in the order of the files. Blocks of several files may be mixed."""
+    """The blocks of the batch, in the order of each file. Blocks of several files may be mixed."""
     kept: list[Record] | None = None
-    """What the stages let through. None where there are no stages: then the blocks are the content."""
+    """The records that the stages returned. None without stages: the blocks are the content then."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def raw(self) -> bool:
-        """True if no stage has looked: the sink may write the blocks' bytes as they are."""
+        """Whether no stage ran: the sink can write the bytes of the blocks unchanged."""
         return self.kept is None
 
     @property
     def size(self) -> int:
-        """Bytes of the lines as they came, dropped ones included."""
+        """Bytes of the original lines, including dropped ones."""
         return sum(len(block.data) for block in self.blocks)
 
     def records(self) -> list[Record]:
-        """The records to deliver; made here and now if no stage has asked for them before."""
+        """Return the records to deliver; they are created on the first call if no stage ran."""
         if self.kept is None:
             self.kept = [record for block in self.blocks for record in block.records(self.labels)]
         return self.kept

@@ -1,9 +1,9 @@
-"""Compressed log files by their decompressed bytes: gzip, bzip2, xz, zstd, ZIP, recognised by how they begin.
+"""Read compressed log files by offsets of their decompressed bytes: gzip, bzip2, xz, zstd, ZIP, recognised by magic bytes.
 
-Decompression goes forward only. So an archive has a reader for each place where somebody reads on,
-with the last bytes it has put out: what costs time is the content, however many sinks read it, and by whatever steps.
+Decompression is sequential. An archive therefore has a reader for each offset at which a sink reads, which keeps its
+last bytes: the content is decompressed once, however many sinks read it and in whatever steps.
 
-Blocking, and without any knowledge of lines.
+Calls block. Nothing here knows lines.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sidecar import _errors
 LONGEST_MAGIC = 10
 _READ_BYTES = 1 << 16
 _HEAD_CACHE_BYTES = 4096
-"""Bytes at the beginning that are kept: contents are recognised by them again and again."""
+"""Bytes at the beginning that are cached, since fingerprints need them often."""
 _KEPT_BYTES_BEHIND = 1 << 16
-"""Bytes that a reader keeps behind the place that was asked for last."""
+"""Bytes before the last offset that a reader keeps."""
 _MAX_READERS = 16
 _GZIP_WINDOW = 31  # gzip wrapper, largest window; see zlib.decompressobj
 _MAX_DECODER_BYTES = 1 << 28
-"""Bytes that decompressing may take: `xz -9` needs a quarter of it. An archive on a volume is somebody else's."""
+"""Memory limit of decompression: `xz -9` needs a quarter of it. Archives on a volume are untrusted."""
 
 
 class Unreadable(_errors.ReadError):
-    """The file is compressed in a way that cannot be read here."""
+    """The file is compressed in an unsupported format."""
 
 
 class _Decompressor(Protocol):
-    """What the modules for bzip2, xz and zstd have in common."""
+    """The common interface of the modules for bzip2, xz and zstd."""
 
     @property
     def eof(self) -> bool: ...
@@ -50,7 +50,7 @@ class _Decompressor(Protocol):
 
 
 class _Inflate:
-    """zlib's decompressor with the face of the others."""
+    """The decompressor of zlib with the interface of the others."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(_GZIP_WINDOW)
@@ -72,7 +72,7 @@ class _Inflate:
 
 
 class _Decoder(Protocol):
-    """Puts out the content of an archive, from its beginning on."""
+    """Decompresses an archive from its beginning."""
 
     damaged: str | None
 
@@ -84,30 +84,30 @@ class _Decoder(Protocol):
 
 
 class _Members:
-    """One compressed stream after the other, as `cat a.gz b.gz` joins them; padding of zeros at the end."""
+    """Concatenated compressed streams (`cat a.gz b.gz`), with padding of zeros at the end."""
 
     def __init__(self, fd: int, make: Callable[[], _Decompressor]) -> None:
         self._fd, self._make = fd, make
         self._member = make()
         self._source = 0
         self._between = False
-        """A member has ended, and no other has begun."""
+        """One member has ended, and the next has not begun."""
         self.damaged: str | None = None
 
     @property
     def ended(self) -> bool:
-        """True if the last member is complete and nothing follows it."""
+        """Whether the last member is complete and nothing follows it."""
         return self._between or (self._member.eof and not self._member.unused_data)
 
     @property
     def is_truncated(self) -> bool:
-        """True if all of the file was read, and it ends in the middle of a member: perhaps more of it is to come."""
+        """Whether the file ends in the middle of a member: it may still be being written."""
         if self.damaged or self._between or self._member.eof or not self._member.needs_input:
             return False
         return 0 < os.fstat(self._fd).st_size <= self._source
 
     def read(self, size: int) -> bytes:
-        """Return some bytes, at most so many; none at the end of what there is."""
+        """Return up to `size` bytes; none at the present end."""
         while not self.damaged:
             feed = b""
             if self._member.eof:
@@ -119,7 +119,7 @@ class _Members:
                 if not feed:
                     return b""
             if self._between and not feed.strip(b"\0"):
-                continue  # padding, as tape tools leave it
+                continue  # padding, as tape programs add it
             self._between = False
             try:
                 piece = self._member.decompress(feed, size)
@@ -132,7 +132,7 @@ class _Members:
 
 
 class _ZipEntries:
-    """The files in a ZIP archive, one after the other. Its directory stands at its end: before that nothing is read."""
+    """The files in a ZIP archive, one after the other. Its directory is at its end: nothing is read before it exists."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -149,7 +149,7 @@ class _ZipEntries:
         return self._entries is None and not self.damaged
 
     def read(self, size: int) -> bytes:
-        """Return some bytes, at most so many; none at the end of what there is."""
+        """Return up to `size` bytes; none at the present end."""
         try:
             while self._open_next():
                 if piece := bytes(self._entry.read(size)):
@@ -163,7 +163,7 @@ class _ZipEntries:
         if self.damaged:
             return False
         if self._entries is None:
-            import zipfile  # seldom needed, and half a megabyte
+            import zipfile  # rarely needed, and uses 0.5 MB
 
             try:
                 archive = zipfile.ZipFile(io.BufferedReader(_PreadFile(self._fd)))
@@ -177,7 +177,7 @@ class _ZipEntries:
 
 
 class _PreadFile(io.RawIOBase):
-    """A file by pread(2), since others read from the same descriptor."""
+    """A file object that uses pread(2), since the descriptor is shared."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._offset = fd, 0
@@ -201,7 +201,7 @@ class _PreadFile(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """One way to compress: how it begins, and what reads it."""
+    """A compression format: its magic bytes, and its decoder."""
 
     name: str
     magic: tuple[bytes, ...]
@@ -243,7 +243,7 @@ _FORMATS = (
 
 
 def is_archive(head: bytes) -> bool:
-    r"""Whether a file that begins so is compressed.
+    r"""Whether a file with this head is compressed.
 
     >>> is_archive(b"\x1f\x8b\x08"), is_archive(b"BZh is a line")
     (True, False)
@@ -252,10 +252,10 @@ def is_archive(head: bytes) -> bool:
 
 
 def open_archive(fd: int, head: bytes) -> Archive | None:
-    """Return the archive in an open file that begins so, None if it is none.
+    """Return the archive in an open file with this head, None if it is not compressed.
 
     Raises:
-        Unreadable: it is compressed in a way that cannot be read.
+        Unreadable: it is compressed in an unsupported format.
     """
     format_ = next((format_ for format_ in _FORMATS if head.startswith(format_.magic)), None)
     if format_ is None:
@@ -265,17 +265,17 @@ def open_archive(fd: int, head: bytes) -> Archive | None:
             f"it is compressed with {format_.name}, which is not read:"
             " exclude it, or compress with gzip, bzip2, xz, zstd or ZIP"
         )
-    format_.make(fd)  # says now that a module is missing
+    format_.make(fd)  # fails now if a module is missing
     return Archive(fd, format_.make)
 
 
 class _Reader:
-    """Goes forward through the content, and keeps the last bytes of it."""
+    """Reads the content sequentially, and keeps its last bytes."""
 
     def __init__(self, decoder: _Decoder) -> None:
         self.decoder = decoder
         self.start = 0
-        """Where the bytes begin that are kept."""
+        """Offset of the first byte that is kept."""
         self._kept = bytearray()
 
     @property
@@ -283,7 +283,7 @@ class _Reader:
         return self.start + len(self._kept)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from `offset` on, which is not before `start`."""
+        """Return up to `size` bytes from `offset` on, which must not be before `start`."""
         while (missing := offset + size - self.end) > 0:
             piece = self.decoder.read(min(missing, _READ_BYTES))
             if not piece:
@@ -303,9 +303,9 @@ class _Reader:
 
 
 class Archive:
-    """A compressed file by its content.
+    """The decompressed content of a file.
 
-    A file that is still being written is read as far as it goes, and further later.
+    A file that is still being written is read up to its present end, and further later.
     """
 
     compressed = True
@@ -313,30 +313,30 @@ class Archive:
     def __init__(self, fd: int, make: Callable[[int], _Decoder]) -> None:
         self.fd = fd
         self.reported = False
-        """That it is damaged, or cut off."""
+        """Whether damage or truncation was logged."""
         self._make = make
         self._head = b""
         self._last = _Reader(make(fd))
         self._readers = [self._last]
-        """The one that was used last is the last."""
+        """Most recently used last."""
 
     @property
     def damaged(self) -> str | None:
-        """Why no more can be read, once that is so."""
+        """Why no more can be read, None if it can."""
         return next((r.decoder.damaged for r in self._readers if r.decoder.damaged), None)
 
     @property
     def ended(self) -> bool:
-        """True if nothing follows what was read last, and the archive is complete."""
+        """Whether the archive is complete and was read to its end."""
         return self._last.decoder.ended
 
     @property
     def is_truncated(self) -> bool:
-        """True if all of the file was read, and it ends in the middle: perhaps more of it is to come."""
+        """Whether the file was read to its end and ends in the middle: it may still be being written."""
         return max(self._readers, key=lambda reader: reader.end).decoder.is_truncated
 
     def length(self) -> int:
-        """Return the length of the content, as far as it can be read. Decompresses all of it."""
+        """Return the length of the content that can be read. Decompresses all of it."""
         reader = self._reader_at(max(reader.end for reader in self._readers))
         while reader.read(reader.end, _READ_BYTES):
             pass
@@ -353,21 +353,21 @@ class Archive:
         return data
 
     def next_data(self, _: int) -> int | None:
-        """Decompressed content has no holes that could be skipped."""
+        """Return None: decompressed content has no holes to skip."""
         return None
 
     def has_writer(self) -> bool | None:
-        """Whether it may still be written: not, if it is complete, so that nobody needs to be asked."""
+        """Return False for a complete archive, which is not written any more; else None (unknown)."""
         return False if self.ended else None
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def _reader_at(self, offset: int) -> _Reader:
-        """Return the reader that has the least way to go, a new one where none is before the offset."""
+        """Return the reader that is closest before the offset, or a new one."""
         fit = [reader for reader in self._readers if reader.start <= offset]
         if fit:
             reader = max(fit, key=lambda one: min(one.end, offset))

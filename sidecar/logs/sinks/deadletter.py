@@ -1,13 +1,13 @@
-"""The file for lines that a receiver will never take.
+"""The dead-letter file: records that a receiver has rejected permanently.
 
-One JSON object a line: who refused it, when, why, and the record as it was to be delivered
-(not the raw line: a stage may have taken a secret out of it).
+One JSON object a line: the sink, the time, the reason, and the record as it was to be delivered
+(not the raw line: a stage may have removed a secret from it).
 
     {"rejected_at": "…", "sink": "loki+http://loki:3100", "reason": "400: line too long", "record": {…}, "origin": {…}}
 
-`origin` is for `sidecar collect --replay`, which makes the record again and delivers it once more.
+`origin` is for `sidecar collect --replay`, which restores the record and delivers it again.
 
-`write` returns when the lines are durable. Only then may the position pass them.
+`write` returns when the lines are durable. The position passes them only after that.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_SYNC | os.O_NOFOLLOW | os
 
 
 class DeadLetterFile:
-    """Appends refused records to a file.
+    """Appends rejected records to a file.
 
-    A file that would grow beyond `max_bytes` becomes `PATH.1` first and replaces the one of that name:
-    what that held is lost then, which is logged and counted (`sidecar_logs_lost_bytes_total`).
-    A volume that fills up would take the whole Pod down, healthy lines included.
+    A file that would grow beyond `max_bytes` is renamed to `PATH.1` first and replaces the previous one:
+    the content of that one is lost, which is logged and counted (`sidecar_logs_lost_bytes_total`).
+    Without a limit a full volume would affect the whole Pod.
 
     >>> DeadLetterFile("/state/refused.ndjson", max_bytes=16 << 20)
     <DeadLetterFile /state/refused.ndjson>
@@ -57,7 +57,7 @@ class DeadLetterFile:
 
         Raises:
             SinkUnavailable: the file cannot be written now (volume full, read-only).
-                None of the records may be passed; try again later.
+                The position must not pass the records; retry later.
         """
         if not rejected:
             return
@@ -83,7 +83,7 @@ class DeadLetterFile:
         )
 
     def append(self, lines: bytes) -> None:
-        """Append whole letters as they are, and sync. Blocking.
+        """Append complete lines unchanged, and sync. Blocking.
 
         Raises:
             OSError: the file cannot be written.
@@ -179,7 +179,7 @@ def record_of(letter: Mapping[str, Any]) -> Record:
 
 
 def _open_locked(dir_fd: int, name: str) -> int:
-    """Open the file for appending, and keep it from being taken away to be replayed while something is written."""
+    """Open and lock the file for appending, so that a replay cannot rename it during a write."""
     while True:
         fd = os.open(name, _FLAGS, 0o640, dir_fd=dir_fd)
         try:
@@ -188,7 +188,7 @@ def _open_locked(dir_fd: int, name: str) -> int:
             if (there.st_dev, there.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
                 return fd
         except FileNotFoundError:
-            pass  # it was taken between the two calls
+            pass  # it was renamed between the two calls
         except BaseException:
             os.close(fd)
             raise
@@ -203,7 +203,7 @@ def _size(dir_fd: int, name: str) -> int:
 
 
 def _write_all(fd: int, lines: bytes) -> None:
-    """Write, or leave the file as it was: half a line would spoil the next one."""
+    """Write all lines, or restore the old length of the file: a partial line would corrupt the next one."""
     before = os.fstat(fd).st_size
     try:
         atomic.write_all(fd, lines)

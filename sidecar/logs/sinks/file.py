@@ -1,7 +1,7 @@
-"""Lines to a file that rotates, each exactly once.
+"""Write lines to a rotating file, each exactly once.
 
-The checkpoint remembers, with the positions of the sources, how long the output was when they were true.
-What a killed collector has written beyond that is cut off at the next start, before it is written again.
+The checkpoint contains the length of the output file together with the positions of the source.
+At the next start the file is truncated to that length, before lines are written again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _REMEDIES = {
 }
 _MOST_PIECES = 512  # below IOV_MAX
 _MOST_BYTES = 512 << 10
-"""Bytes of one system call. For more than 1 MiB ext4 looks for huge pages to cache them in: where those have to be
-cleared or fetched first, as in a virtual machine, writing took twice as long."""
+"""Bytes of one system call. Above 1 MiB ext4 uses huge pages for its cache: writing took twice as long where those
+have to be cleared or allocated first, as in a virtual machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """A length of a file that is known by device and inode, whatever it is called by now."""
+    """The length of a file that is identified by device and inode."""
 
     device: int
     inode: int
@@ -50,7 +50,7 @@ class _Position:
 
     @classmethod
     def of(cls, raw: Any) -> _Position | None:
-        """Return what `resume` holds, None if it is nothing of ours."""
+        """Return the position in `resume`, None if it is not one of this sink."""
         try:
             return cls(int(raw["device"]), int(raw["inode"]), int(raw["size"]))
         except (TypeError, KeyError, ValueError, OverflowError):
@@ -58,20 +58,20 @@ class _Position:
 
 
 class FileSink(BaseSink):
-    """Appends each line to a file: as it came where no stage changed it, else as a JSON object.
+    """Appends each line to a file: unchanged, or as a JSON object if a stage has changed it.
 
-    Together with a checkpoint each line arrives exactly once, also when the collector is killed.
-    The file belongs to the sink alone: what others append to it may be cut off at the next start.
-    If something else renames it (logrotate), the sink goes on in a new file.
-    While the volume is full, nothing is lost and nothing half written: the sink waits.
-    A failed sync ends the collection: what was written since the last checkpoint is written anew at the next start.
+    With a checkpoint each line is written exactly once, even if the collector is killed.
+    Only the sink may write the file: data that other processes append may be truncated at the next start.
+    If another program renames it (logrotate), the sink continues in a new file.
+    While the volume is full, the sink waits; no line is lost or written partially.
+    A failed sync ends the collection: lines since the last checkpoint are written again at the next start.
 
     Args:
-        path: the file. Its directory is made if it is missing.
+        path: the file. A missing directory is created.
         json: write every line as a JSON object.
-        schema, prefix: the shape of such an object; see `sidecar.logs.sinks.schemas`.
-        max_bytes: begin a new file when this one has become so large; None: never.
-        keep: how many full ones to keep, as `PATH.1` (the youngest), `PATH.2`, …
+        schema, prefix: the structure of such an object; see `sidecar.logs.sinks.schemas`.
+        max_bytes: size at which the file is rotated; None: never.
+        keep: number of rotated files to keep, as `PATH.1` (the newest), `PATH.2`, …
         mode: permissions of new files, whatever the umask.
 
     >>> FileSink("/shared/all.log", max_bytes=64 << 20, keep=3).name
@@ -113,11 +113,11 @@ class FileSink(BaseSink):
         self._size = 0
         self._synced = True
         self._sync_error: str | None = None
-        # `flush` comes from another task than `write`, and so from another thread.
+        # `flush` and `write` are called by different tasks, and so run in different threads.
         self._turn = threading.Lock()
 
     async def open(self, resume: Any) -> dict[str, int]:
-        """Open the file, and cut off what was written and not remembered.
+        """Open the file, and truncate it to the length in the checkpoint.
 
         Raises:
             SidecarError: another collector has the file open, or it cannot be opened.
@@ -165,7 +165,7 @@ class FileSink(BaseSink):
         except FileExistsError:
             fd = os.open(self.path, flags)
         else:
-            # The umask has taken bits away. Some volumes know no modes: then it stays as they give it.
+            # The umask has removed bits. Volumes without modes keep their own.
             with contextlib.suppress(PermissionError):
                 os.fchmod(fd, self._mode)
         if not flock.try_lock(fd):
@@ -176,7 +176,7 @@ class FileSink(BaseSink):
         self._fd, self._size = fd, os.fstat(fd).st_size
 
     def _cut_back(self, known: _Position) -> None:
-        """Undo what was written after the position that the checkpoint knows."""
+        """Truncate what was written after the position in the checkpoint."""
         generations = [self.path, *(self._numbered(n) for n in range(1, self._keep + 2))]
         for index, path in enumerate(generations):
             with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ class FileSink(BaseSink):
                     os.truncate(path, known.size)
                     _log.info("cut %d repeated bytes off %s", status.st_size - known.size, path)
                 if index and self._max is not None:
-                    # We have rotated since. What is younger holds only what comes again.
+                    # The file was rotated since. Newer files only contain lines that are written again.
                     for younger in generations[:index]:
                         with contextlib.suppress(FileNotFoundError):  # killed between two renames
                             os.unlink(younger)
@@ -216,7 +216,7 @@ class FileSink(BaseSink):
         return self._position()
 
     def _follow_path(self) -> None:
-        """Somebody else may have renamed or removed the file: then lines belong into a new one."""
+        """Open a new file if another program has renamed or removed the present one."""
         ours = os.fstat(self._fd)
         try:
             there = os.stat(self.path, follow_symlinks=False)
@@ -232,7 +232,7 @@ class FileSink(BaseSink):
         self._close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._numbered(self._keep + 1))
-        # One more than asked for stays until the next rotation: a restart may have to go back into it.
+        # One more file is kept until the next rotation: a restart may have to continue in it.
         for number in range(self._keep, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 atomic.rename(self._numbered(number), self._numbered(number + 1))
@@ -240,10 +240,10 @@ class FileSink(BaseSink):
         self._begin()
 
     def _sync(self) -> None:
-        """Make durable what was written; a sync that has failed once is never tried again: it would seem to work.
+        """Sync the file. A failed sync is not retried: fsync(2) may report success although data is lost.
 
         Raises:
-            SidecarError: it has failed. What is written anew after the next start can be synced anew.
+            SidecarError: it has failed. After the next start the lines are written and synced again.
         """
         if self._fd >= 0 and not self._synced and self._sync_error is None:
             try:
@@ -271,7 +271,7 @@ class FileSink(BaseSink):
 
 
 def _parts(pieces: Sequence[bytes]) -> Iterator[list[memoryview]]:
-    """Return the pieces as system calls take them."""
+    """Group the pieces for writev(2)."""
     part, size = list[memoryview](), 0
     for piece in pieces:
         if part and (size + len(piece) > _MOST_BYTES or len(part) == _MOST_PIECES):

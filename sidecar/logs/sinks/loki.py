@@ -1,8 +1,8 @@
 """Grafana Loki's push API, in JSON (https://grafana.com/docs/loki/latest/reference/loki-http-api/).
 
-Loki drops a line that repeats time and text of another one in the same stream.
-That makes sending again harmless, and would eat lines that an application repeats within one reading:
-so equal times become distinct here, by nanoseconds, in order, and stay the same however often a batch is sent.
+Loki drops a line with the same time and text as another one in the same stream.
+That makes retries harmless, but would drop lines that an application repeats within one read.
+Equal times are therefore made distinct by nanoseconds, in order, and stay the same in every retry of a batch.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _TIMES = 2_000
 class LokiSink(HttpSink):
     """Pushes lines to Loki.
 
-    A line goes as it came, or as JSON where a stage has changed its fields.
-    Labels of a stream are the record's labels, `filename`, and `level` where it is known.
+    A line is sent unchanged, or as JSON if a stage has changed its fields.
+    Labels of a stream are the labels of the record, `filename`, and `level` if known.
 
     Args:
         tenant: sent as `X-Scope-OrgID`.
-        labels: put on every stream.
+        labels: added to every stream.
         label_fields: fields that become labels. Only for fields with few values: each value is a stream.
         metadata_fields: fields that become structured metadata of the line.
 
@@ -96,7 +96,7 @@ class LokiSink(HttpSink):
         self._times = _Times()
 
     def prepare(self, batch: Batch) -> None:
-        """Give each record a time of its own."""
+        """Make the times of the records distinct."""
         distinct = self._times.distinct
         for record in batch.records():
             record.time = distinct(record.file, record.time)
@@ -116,8 +116,8 @@ class LokiSink(HttpSink):
         made = [{"stream": labels, "values": values} for labels, values in streams.values()]
         return _dumps({"streams": made})
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (others look at it)
-        """204 is success; 260 says that ingestion is blocked, and that nothing was taken."""
+    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
+        """204 is success; 260 means that ingestion is blocked, and nothing was accepted."""
         if answer.status == _BLOCKED:
             return RetryLater(str(answer), answer.retry_after)
         verdict = classify_status(answer)
@@ -126,9 +126,9 @@ class LokiSink(HttpSink):
         return verdict
 
     def narrow_rejection(self, verdict: RecordRejected, records: Sequence[Record]) -> Verdict:
-        """Loki takes what is good of a push, and names the oldest time that it takes: older lines need no try alone.
+        """Reject lines older than the time that the response names. Loki accepts the valid lines of a push.
 
-        The others are sent once more, at once: Loki knows what it has, by stream, time and text.
+        The others are sent again at once: Loki drops those it has, by stream, time and text.
         """
         if (oldest := _oldest(verdict.reason)) is not None:
             old = [index for index, one in enumerate(records) if one.time < oldest]
@@ -156,7 +156,7 @@ class LokiSink(HttpSink):
             value = found[name]
             if value and name not in _TOO_MANY_VALUES and len(labels) < _MOST_LABELS:
                 labels.setdefault(_label_name(name), _cut(value, _LONGEST_VALUE))
-        return labels or {"job": "sidecar"}  # Loki takes no stream without labels
+        return labels or {"job": "sidecar"}  # Loki rejects streams without labels
 
     def _metadata(self, record: Record) -> dict[str, str]:
         return {
@@ -167,7 +167,7 @@ class LokiSink(HttpSink):
 
 
 class _Times:
-    """Makes equal times of one file distinct, those that come back later, too: a line between may have an older one.
+    """Makes equal times of one file distinct, even if a line with an older time is between them.
 
     >>> times = _Times()
     >>> [times.distinct("/log/a", moment) for moment in (50, 50, 7, 50, 51)]
@@ -176,13 +176,13 @@ class _Times:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[int, int]] = {}
-        """By file: the time as it is and as it was sent, of the line before."""
+        """By file: the original time of the last line, and the one that was sent."""
         self._young: dict[tuple[str, int], int] = {}
         self._old: dict[tuple[str, int], int] = {}
         """Times that were left for others, with the last one sent for each. Two generations: forgetting costs nothing."""
 
     def distinct(self, file: str, moment: int) -> int:
-        """Return the time, or a little later where one that was sent would be met."""
+        """Return the time, or a slightly later one if that time was sent before."""
         original, sent = self._last.get(file, (0, -1))
         if not original <= moment <= sent:
             self._leave(file, original, sent)
@@ -205,19 +205,19 @@ def _rank(name: str, wanted: Sequence[str]) -> int:
 
 
 def _text(value: object) -> str | None:
-    """Return a value as the application wrote it: `true`, and JSON of what is nested."""
+    """Return a value as text: `true`, and JSON for nested values."""
     return value if value is None or isinstance(value, str) else json_encoding.value(value)
 
 
 def _cut(text: str, limit: int) -> str:
-    """Return as much of a text as fits into so many bytes."""
+    """Return the beginning of a text, up to `limit` bytes."""
     if len(text) * 4 <= limit:
         return text
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
 
 
 def _oldest(said: str) -> int | None:
-    """Return the oldest time that Loki takes, by its own words; Unix nanoseconds."""
+    """Return the oldest time that Loki accepts, from its response, in Unix nanoseconds."""
     found = _OLDEST.search(said)
     return None if found is None else timestamp.nanoseconds(found[1])
 
@@ -231,7 +231,7 @@ def _label_name(name: str) -> str:
 def _dumps(value: object) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError:  # lone surrogates: a stage has made them
+    except TypeError:  # lone surrogates, created by a stage
         return orjson.dumps(_clean(value))
 
 

@@ -1,4 +1,4 @@
-"""Lines to standard output: the streaming sidecar, whose own log is the application's.
+"""Write lines to standard output: a streaming sidecar, whose own log is that of the application.
 
 https://kubernetes.io/docs/concepts/cluster-administration/logging/#streaming-sidecar-container
 """
@@ -28,23 +28,23 @@ _PIPE_BUF = 4096
 _PIPE_SIZE = 65536
 _PATIENCE_MS = 200
 _turns: dict[int, threading.Lock] = {}
-"""Several pipelines may write to one descriptor: a piece that the kernel takes in parts must not be torn."""
+"""Several pipelines may write to one descriptor: a line that the kernel accepts in parts must not be interleaved."""
 
 
 class StdoutSink(BaseSink):
-    """Writes each line to standard output: as it came where no stage changed it, else as a JSON object.
+    """Writes each line to standard output: unchanged, or as a JSON object if a stage has changed it.
 
-    A line counts as delivered when the kernel has taken it.
-    A reader that stops reading stops the collection, and never hangs the process:
-    a pipe is written to only while it has room.
+    A line counts as delivered when the kernel has accepted it.
+    If the reader of a pipe stops reading, the collection waits, and the process stays responsive:
+    a pipe is written to only while it has space.
 
     Args:
         json: write every line as a JSON object.
-        schema, prefix: the shape of such an object; see `sidecar.logs.sinks.schemas`.
-        fd: another descriptor than that of standard output.
+        schema, prefix: the structure of such an object; see `sidecar.logs.sinks.schemas`.
+        fd: a descriptor to use instead of standard output.
 
     Raises:
-        BrokenPipeError: from `write`, and so from `collect`: nobody will read standard output any more.
+        BrokenPipeError: from `write`, and so from `collect`: standard output is a pipe without a reader.
         SidecarError: in the same way: it is closed, or a file on a volume that is full.
 
     >>> StdoutSink(json=True).name
@@ -94,12 +94,12 @@ def _file_behind(fd: int) -> Sequence[str]:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return (os.readlink(f"/proc/self/fd/{fd}"),)
     except OSError:
-        pass  # it is closed, which `write` will tell, or there is no /proc
+        pass  # it is closed, which `write` will report, or there is no /proc
     return ()
 
 
 def _write_all(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:
-    """Write whole lines: no other sink of this process comes in between."""
+    """Write complete lines, without interleaving with other sinks of this process."""
     lock = _turns.setdefault(fd, threading.Lock())
     while not lock.acquire(timeout=_PATIENCE_MS / 1000):
         if stop.is_set():
@@ -118,12 +118,12 @@ def _write_pieces(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> No
             most = _room(fd, stop) if patient else len(view)
             try:
                 view = view[os.write(fd, view[:most]) :]
-            except BlockingIOError:  # somebody has made it non-blocking, and it is full
+            except BlockingIOError:  # it is non-blocking, and full
                 continue
 
 
 def _room(fd: int, stop: threading.Event) -> int:
-    """Wait until something can be written; return how much surely fits (pipe(7): the first page always does)."""
+    """Wait until the descriptor is writable; return how many bytes fit at least (pipe(7): one page)."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     while not poll.poll(_PATIENCE_MS):

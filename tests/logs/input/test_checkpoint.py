@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as planted:
-        planted.setattr(atomic.TempFile, "seal", full)
+        planted.setattr(atomic.TempFile, "finalize", full)
         with pytest.raises(OSError, match="No space"):
             one.save(state(20))
     assert Checkpoint(str(path)).load() == state(10)
