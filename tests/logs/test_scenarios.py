@@ -80,7 +80,7 @@ SCENARIOS = {
 def played() -> dict[int, list[str]]:
     """The tests of each scenario, by their docstrings."""
     found: dict[int, list[str]] = defaultdict(list)
-    for path in [*TESTS.glob("logs/**/test_*.py"), TESTS / "cli" / "test_collect.py"]:
+    for path in [*TESTS.glob("logs/**/test_*.py"), TESTS / "cli" / "commands" / "test_collect.py"]:
         for name, said in _tests(ast.parse(path.read_text())):
             for numbers in re.findall(r"[Ss]cenarios? (\d+(?:(?:, | and )\d+)*)", said):
                 for number in re.findall(r"\d+", numbers):
