@@ -48,7 +48,7 @@ class NoReply(SidecarError):
     """The parent does not answer: it has been stopped, or the machine has no time for it."""
 
 
-class _Process:
+class _WorkerState:
     """What is true of this process as a whole."""
 
     link: ControlChannel | None = None
@@ -56,12 +56,12 @@ class _Process:
 
 def is_single() -> bool:
     """Tell whether this process has no siblings."""
-    return _Process.link is None
+    return _WorkerState.link is None
 
 
 def number() -> int:
     """Return the number of this process among its siblings, from 1 on; 0 if it is alone."""
-    return _Process.link.number if _Process.link is not None else 0
+    return _WorkerState.link.number if _WorkerState.link is not None else 0
 
 
 async def query_all(topic: str) -> Any:
@@ -70,32 +70,32 @@ async def query_all(topic: str) -> Any:
     Raises:
         NoAnswer: nothing came in time.
     """
-    if _Process.link is None:
+    if _WorkerState.link is None:
         raise NoReply("this process has no siblings to ask")
-    return await _Process.link.ask(topic)
+    return await _WorkerState.link.ask(topic)
 
 
 def attach(number: int, link: socket.socket, parent_pid: int) -> None:
     """Be worker `number` of a parent from now on, and no longer than it lives; for `process/prefork/supervisor`."""
     # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
     parent_death.die_with_parent(parent_pid, signal.SIGKILL)
-    _Process.link = ControlChannel(number, link)
+    _WorkerState.link = ControlChannel(number, link)
     name_worker(number)
 
 
 def started() -> None:
     """Tell the parent that the work is being done."""
-    if _Process.link is not None:
-        _Process.link.send("started")
+    if _WorkerState.link is not None:
+        _WorkerState.link.send("started")
 
 
 @contextmanager
 def serve_queries(answers: dict[str, Answer]) -> Iterator[None]:
     """Answer questions, and end when the parent says so, as long as the block runs; needs a running loop."""
-    if _Process.link is None:
+    if _WorkerState.link is None:
         yield
         return
-    with _Process.link.open(answers):
+    with _WorkerState.link.open(answers):
         yield
 
 

@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(slots=True)
-class Listing:
+class FileListing:
     """The visible names of a directory and of those in it, before anything is read."""
 
     files: dict[str, openat.StatSignature] = field(default_factory=dict)
@@ -94,16 +94,16 @@ class Scope:
 ALL = Scope()
 
 
-def list_visible(dir_fd: int, max_entries: int, scope: Scope = ALL) -> Listing:
+def list_visible(dir_fd: int, max_entries: int, scope: Scope = ALL) -> FileListing:
     """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
-    listing = Listing()
+    listing = FileListing()
     _Walk(dir_fd, listing, max_entries, scope).list_folder(dir_fd, "")
     return listing
 
 
 def relist(
     dir_fd: int,
-    before: Listing,
+    before: FileListing,
     names: Collection[str],
     folders: Collection[str],
     *,
@@ -125,7 +125,7 @@ def relist(
 class _Walk:
     """One way through a directory and those in it; what it finds is noted in the listing."""
 
-    def __init__(self, dir_fd: int, listing: Listing, max_entries: int, scope: Scope) -> None:
+    def __init__(self, dir_fd: int, listing: FileListing, max_entries: int, scope: Scope) -> None:
         self.rescanned: set[str] = set()
         self._dir_fd = dir_fd
         self._device = os.fstat(dir_fd).st_dev

@@ -13,7 +13,7 @@ from sidecar import _errors
 from sidecar.fs import layout, open_file, openat
 from sidecar.volume.content.listing import (
     ALL,
-    Listing,
+    FileListing,
     Scope,
     list_visible,
     max_names,
@@ -63,7 +63,7 @@ def read_file(
                 if generation is None or generation == _generation(dir_fd, name):
                     raise
                 continue  # the target of the link was replaced and removed before it was opened
-            return _scan_result(dir_fd, generation, Listing(), reading, single=True)
+            return _scan_result(dir_fd, generation, FileListing(), reading, single=True)
     raise _too_volatile(where)
 
 
@@ -125,7 +125,7 @@ def reread(
         if layout.active_generation(dir_fd) is not None or os.fstat(dir_fd).st_nlink == 0:
             return None
         states = before.states
-        listing = Listing(dict(states.signatures), dict(states.folders), dict(before.problems))
+        listing = FileListing(dict(states.signatures), dict(states.folders), dict(before.problems))
         rescanned = relist(
             dir_fd, listing, names, folders, max_entries=max_names(limit), scope=scope
         )
@@ -215,7 +215,9 @@ def _read_once(
     return _scan_result(dir_fd, generation, listing, reading, single=False)
 
 
-def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState) -> None:
+def _read(
+    dir_fd: int, directory: str, listing: FileListing, limit: int, reading: ReadState
+) -> None:
     """Read the listed files that are not known yet; record unreadable ones as problems."""
     remaining = limit
     for name, signature in listing.files.items():
@@ -225,7 +227,7 @@ def _read(dir_fd: int, directory: str, listing: Listing, limit: int, reading: Re
 
 
 def _read_touched(
-    dir_fd: int, directory: str, listing: Listing, limit: int, reading: ReadState
+    dir_fd: int, directory: str, listing: FileListing, limit: int, reading: ReadState
 ) -> None:
     """Reuse the contents of `before`, and read the rescanned names."""
     before, rescanned = reading.before, reading.rescanned
@@ -263,7 +265,7 @@ def _read_one(
     directory: str,
     name: str,
     signature: openat.StatSignature,
-    into: tuple[Listing, ReadState, int, int],
+    into: tuple[FileListing, ReadState, int, int],
 ) -> int:
     """Read one listed file unless it is unchanged; return its size, 0 if it cannot be read."""
     listing, reading, remaining, limit = into
@@ -316,7 +318,7 @@ def _check_complete(
 def _scan_result(
     dir_fd: int,
     generation: str | None,
-    listing: Listing,
+    listing: FileListing,
     reading: ReadState,
     *,
     single: bool,

@@ -67,7 +67,7 @@ def check(text: str) -> None:
         ValueError: it is none, or its aliases unfold to too much; the message says where.
         RecursionError: it is nested too deeply.
     """
-    _Reader(construct=False).read(text)
+    _YamlReader(construct=False).read(text)
 
 
 def load(text: str) -> list[Any]:
@@ -76,7 +76,7 @@ def load(text: str) -> list[Any]:
     Raises:
         ValueError, RecursionError: as `check`; also if there is something in it that JSON cannot hold.
     """
-    return _Reader(construct=True).read(text) or [None]
+    return _YamlReader(construct=True).read(text) or [None]
 
 
 def yaml() -> Any:
@@ -98,7 +98,7 @@ def is_fast() -> bool:
     return hasattr(yaml(), "CSafeLoader")
 
 
-class _Reader:
+class _YamlReader:
     """One pass over the events of a text, with a stack instead of recursion."""
 
     def __init__(self, *, construct: bool) -> None:

@@ -64,7 +64,7 @@ class WatchUpdate:
     """Why the last iteration failed; the next one starts from scratch."""
 
 
-class _Stopped(Exception):
+class _StopRequested(Exception):
     """The watch was stopped during a read."""
 
 
@@ -151,7 +151,7 @@ class WatchThread:
             retry_after = self._iterate()
             self.busy_since = None
             self._sleep(retry_after)
-        except _Stopped:
+        except _StopRequested:
             return
         except Exception as error:
             crash = f"the watch of {self.path} fails: {error!r}"
@@ -166,9 +166,9 @@ class WatchThread:
             self._wakeup.wait(self._recheck, None)
 
     def _on_progress(self) -> None:
-        """Record progress in a large file, so that the scan does not count as stalled; raise `_Stopped` after `stop`."""
+        """Record progress in a large file, so that the scan does not count as stalled; raise `_StopRequested` after `stop`."""
         if self._stopping:
-            raise _Stopped
+            raise _StopRequested
         self.busy_since = time.monotonic()
 
     def _iterate(self) -> float:

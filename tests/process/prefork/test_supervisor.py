@@ -194,7 +194,7 @@ def test_a_worker_that_hangs_up_does_not_keep_the_parent_busy(
     """Its end of the line may be closed for long before it ends; the parent waits for that, asleep."""
     process = program(
         f"if number == 2:\n"
-        f"    worker.started(); worker._Process.link._socket.close()\n"
+        f"    worker.started(); worker._WorkerState.link._socket.close()\n"
         f"    print('hung up', flush=True); time.sleep(60)\n{dedent(SERVE)}",
         until="hung up",
     )
