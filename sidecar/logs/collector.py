@@ -559,6 +559,7 @@ class Collector:
         if (self._until_end or self._finishing) and self._started:
             self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # all are closed, even if one fails
+            stack.callback(_stats_by_collector.pop, id(self), None)
             stack.push_async_callback(run_in_thread, self.source.close)
             for worker in opened:
                 stack.push_async_callback(worker.sink.close)
@@ -568,7 +569,6 @@ class Collector:
             if self._leave_deadline is not None:
                 await run_in_thread(self.source.hand_over, self._successor)
             self._report()
-        _stats_by_collector.pop(id(self), None)
 
     # -- callbacks of the workers
 

@@ -736,6 +736,21 @@ async def test_two_sinks_of_one_name_are_refused(log: LogFile) -> None:
         await logs.collect(logs.tail(log.path), sink=[MemorySink(), MemorySink()])
 
 
+class FailsToClose(MemorySink):
+    """A sink whose end is an error."""
+
+    async def close(self) -> None:
+        raise OSError("the disk is gone")
+
+
+async def test_a_collection_that_fails_at_its_end_counts_no_longer(log: LogFile) -> None:
+    """Its lag would be added to that of all others of the process."""
+    log.write("one")
+    with pytest.raises(OSError, match="the disk is gone"):
+        await logs.collect(logs.tail(log.path), sink=FailsToClose(), until_end=True)
+    assert not collecting_module._stats_by_collector
+
+
 async def test_metrics_tell_lines_bytes_and_lag(log: LogFile, eventually: Eventually) -> None:
     """What DESIGN 5 promises, after a real run."""
 
