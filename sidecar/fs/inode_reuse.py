@@ -1,11 +1,11 @@
-"""A file of ours that is to be removed, taken for the next content: its inode and its blocks are there already.
+"""Reuse an expired file for the next content, with its inode and its blocks.
 
-To create a file, to give it blocks, and to remove another one takes most of the time of a small publish:
-ext4 without a journal looks at each inode that was freed within the last minutes before it takes one.
+Creating a file, allocating blocks and removing another file take most of the time of a small publish:
+ext4 without a journal checks each inode that was freed within the last minutes before it allocates one.
 
-A file is taken only if nobody can tell it from a new one. It has one name left, and nobody has it open:
-a lease proves that (see `leases`), and keeps others out until the new content is complete.
-What was seen of it before is older than a tick of the clock, so no signature of old is that of the new content.
+A file is reused only if it cannot be distinguished from a new one. It has one link left, and no process has it open:
+a lease proves that (see `leases`), and blocks other opens until the new content is complete.
+Its last change is older than a clock tick, so no old signature can equal that of the new content.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from collections.abc import Callable
 from sidecar.fs import atomic, layout, leases, openat
 
 MAX_BYTES: int = 64 << 10
-"""Bytes of a file that is worth it; a larger one is not the cheaper for it."""
-#: File systems note times by the tick of the kernel, of 1 to 10 ms.
+"""Maximum size of a reused file; for larger files there is no benefit."""
+#: More than the kernel tick, the resolution of file timestamps: 1 to 10 ms.
 _TICK_NS = 20_000_000
 
 
 def try_reuse(
     folder_fd: int, entry: str, dir_fd: int, access_matches: Callable[[os.stat_result], bool]
 ) -> tuple[str, int] | None:
-    """Move the file `entry` to a temporary name in another directory of the volume, and return that and a descriptor.
+    """Move the file `entry` to a temporary name in another directory of the volume; return the name and a descriptor.
 
-    `access_matches` tells whether it has the mode and the group that are wanted. Call it under `flock.directory_lock`;
-    what killed writers leave is removed by `flock.remove_orphans`. None, and nothing has happened, if it cannot be taken.
+    Returns None, without any change, if the file cannot be reused.
+    `access_matches` checks its mode and group. Call this under `flock.directory_lock`;
+    `flock.remove_orphans` removes the leftovers of killed writers.
 
     Raises:
-        OSError: it cannot be opened, or moved.
+        OSError: the file cannot be opened or moved.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     fd = os.open(entry, flags, dir_fd=folder_fd)

@@ -1,10 +1,10 @@
-"""Names of ours on a volume, and where they lead.
+"""The reserved names on a volume.
 
-Every one begins with `..`, which no consumer of a Kubernetes volume looks at:
+All of them begin with `..`, which consumers of Kubernetes volumes ignore:
 
-    ..tmp-<random>                      a file, a link or a directory that is being made
+    ..tmp-<random>                      a temporary file, link or directory
     ..gen-<nanoseconds>-<version>       a generation of a set, see `sidecar.fs.atomic_writer`
-    ..data                              the link to the generation that is in force
+    ..data                              the link to the active generation
     ..versions/                         the history, see `sidecar.volume.publish.history`
     ..lock                              the file that writers lock, see `sidecar.fs.flock`
 """
@@ -23,19 +23,19 @@ DATA = "..data"
 TEMPORARY = "..tmp-"
 GENERATION = "..gen-"
 HISTORY = "..versions"
-"""The directory of what was published before."""
+"""The directory of the version history."""
 HISTORY_OF_FILE = "file-"
 _LONGEST_QUOTED = 200
 LOCK = "..lock"
 
 
 def temporary_name() -> str:
-    """Return a name that nobody can foresee: a killed writer must not block the next one."""
+    """Return a random name, so that a leftover of a killed writer cannot block the next one."""
     return TEMPORARY + secrets.token_hex(8)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name that was found is UTF-8: nobody can ask for it if it is not."""
+    """Whether a name is valid UTF-8; other names cannot be requested."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -44,10 +44,10 @@ def is_text(name: str) -> bool:
 
 
 def active_generation(dir_fd: int) -> str | None:
-    """Return where `..data` points, None where there is no such link.
+    """Return the target of `..data`, None if there is no such link.
 
     Raises:
-        OSError: nobody can tell: then nothing may be done that depends on it.
+        OSError: the link cannot be read; nothing that depends on it may be done.
     """
     try:
         return os.readlink(DATA, dir_fd=dir_fd)
@@ -58,7 +58,7 @@ def active_generation(dir_fd: int) -> str | None:
 
 
 def link_target(dir_fd: int, name: str) -> str | None:
-    """Return where the symbolic link `name` points, None if there is no such link, or if nobody can tell."""
+    """Return the target of the symbolic link `name`, None if there is no such link or it cannot be read."""
     try:
         return os.readlink(name, dir_fd=dir_fd)
     except OSError:
@@ -67,7 +67,7 @@ def link_target(dir_fd: int, name: str) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def history_of(name: str) -> str:
-    """Return the directory that keeps the contents of a loose file."""
+    """Return the history directory of a loose file."""
     quoted = urllib.parse.quote(name, safe="")
     if len(quoted) > _LONGEST_QUOTED:
         quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -75,5 +75,5 @@ def history_of(name: str) -> str:
 
 
 def is_history_of_file(entry: str) -> bool:
-    """Whether that is the name of a directory that keeps the contents of a loose file."""
+    """Whether `entry` is the name of the history directory of a loose file."""
     return entry.startswith(HISTORY_OF_FILE)

@@ -1,4 +1,4 @@
-"""Whether anybody has a file open, or open for writing, as a lease tells: see fcntl(2), "Leases"."""
+"""Use file leases to find out whether another process has a file open: see fcntl(2), "Leases"."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SETSIG: Any = getattr(fcntl, "F_SETSIG", None)
 
 
 def is_open_for_writing(fd: int) -> bool | None:
-    """Return whether any process of this machine can write to the file, None where the kernel does not say.
+    """Return whether any process of this machine has the file open for writing; None if the kernel cannot say.
 
-    A read lease is granted only while nobody has the file open for writing, or has it mapped so.
-    It is given back at once: a writer that comes in between waits for microseconds.
-    `fd` must be open for reading only, and the file be our user's own (or we have `CAP_LEASE`).
-    File systems of other machines know nothing of writers there: do not ask for theirs.
+    A read lease is granted only if no process has the file open, or mapped, for writing.
+    It is released immediately: a writer that opens the file in between waits for microseconds.
+    `fd` must be open for reading only, and this user must own the file (or have `CAP_LEASE`).
+    Not for network file systems, which do not know the writers on other machines.
     """
     if _SETLEASE is None or _SETSIG is None:
         return None
@@ -32,10 +32,10 @@ def is_open_for_writing(fd: int) -> bool | None:
 
 
 def take_write_lease(fd: int) -> bool:
-    """Take a write lease on a file that nobody else on this machine has open or mapped; return whether it is held.
+    """Take a write lease on a file; return False if another process on this machine has it open or mapped.
 
-    Until `fd` is closed, whoever opens the file waits, or gets `EAGAIN` with `O_NONBLOCK`.
-    `fd` must be open for writing, and the file be our user's own (or we have `CAP_LEASE`).
+    Until `fd` is closed, other opens of the file wait, or fail with `EAGAIN` for `O_NONBLOCK`.
+    `fd` must be open for writing, and this user must own the file (or have `CAP_LEASE`).
     """
     if _SETLEASE is None or _SETSIG is None:
         return False
@@ -47,7 +47,7 @@ def take_write_lease(fd: int) -> bool:
 
 
 def _set_lease(fd: int, kind: int) -> None:
-    # Who has to wait for us lets the kernel send a signal. Left alone it is SIGIO, which ends the process;
-    # this one is ignored.
+    # If another process waits for the lease, the kernel sends a signal. The default SIGIO ends the process;
+    # SIGURG is ignored.
     fcntl.fcntl(fd, _SETSIG, signal.SIGURG)
     fcntl.fcntl(fd, _SETLEASE, kind)

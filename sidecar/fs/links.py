@@ -1,6 +1,6 @@
-"""Where a symbolic link leads, step by step: what has to be watched to notice that it leads elsewhere.
+"""Resolve a symbolic link step by step, to find the entries to watch for a change of its target.
 
-Nothing here decides what may be read: see `sidecar.fs.openat` for that.
+This module does not decide what may be read: see `sidecar.fs.openat`.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _FLAGS = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Step(NamedTuple):
-    """An entry that the way of a link passes, in a directory that is open as `fd`."""
+    """An entry on the path of a link, in a directory that is open as `fd`."""
 
     fd: int
     entry: str
 
     def open(self) -> int:
-        """Return the directory, open for reading as those who watch it need it. Raises `OSError`."""
+        """Open the directory for reading, as needed for a watch. Raises `OSError`."""
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
     @property
     def position(self) -> tuple[int, int, str]:
-        """Device and inode of the directory, and the entry: what tells one step from another."""
+        """Device and inode of the directory, and the entry: the identity of the step."""
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, self.entry
 
 
 @contextmanager
 def steps(dir_fd: int, path: str) -> Iterator[list[Step]]:
-    """Yield the entries behind the first link in `path`, up to its target or the first that is missing.
+    """Yield the entries behind the first link in `path`, up to its target or the first missing entry.
 
-    `path` is relative to the directory. The descriptors are open until the block ends.
-    A link that leads out of the directory, or in a circle, has the steps up to there.
+    `path` is relative to the directory. The descriptors are closed at the end of the block.
+    For a link that leads out of the directory, or a loop, the steps up to that point are yielded.
     """
     with contextlib.ExitStack() as stack:
         yield _LinkWalk(stack, dir_fd).resolve(path)

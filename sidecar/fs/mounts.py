@@ -1,4 +1,4 @@
-"""Mounts as this process sees them: which one holds a path or a file, and which is a single file."""
+"""The mounts of this process: the mount of a path or a file, and single-file mounts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 
 def mount_point(path: str) -> tuple[str, str]:
-    """Return the mount point that holds `path`, and its filesystem type.
+    """Return the mount point that contains `path`, and its file system type.
 
-    The longest mount point that is a prefix of the path as written, by `/proc/self/mountinfo`; see proc(5).
-    Where that file is missing, `("/", "unknown")`.
+    This is the longest mount point in `/proc/self/mountinfo` that is a prefix of the path as written; see proc(5).
+    Without that file, `("/", "unknown")`.
     """
     wanted = os.path.abspath(path)
     best, kind = "/", "unknown"
     for mount in _mounts():
-        # A later line is mounted over an earlier one at the same point.
+        # A later line for the same mount point covers an earlier one.
         holds = wanted == mount.point or wanted.startswith(mount.point.rstrip("/") + "/")
         if holds and len(mount.point) >= len(best):
             best, kind = mount.point, mount.kind
@@ -24,9 +24,9 @@ def mount_point(path: str) -> tuple[str, str]:
 
 
 def filesystem(fd: int) -> str:
-    """Return the type of the file system that an open file lies on, `unknown` where the kernel does not say.
+    """Return the type of the file system of an open file, `unknown` if the kernel does not report it.
 
-    By the number of its mount in `/proc/self/fdinfo`, so neither links nor other mounts in the way mislead it.
+    Uses the mount ID in `/proc/self/fdinfo`, which does not depend on links or other mounts.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
@@ -37,15 +37,15 @@ def filesystem(fd: int) -> str:
 
 
 def is_file_mount(path: str) -> bool:
-    """Whether `path` is a mount point of its own that is no directory (`subPath` in a Pod).
+    """Whether `path` is a mount point and not a directory (`subPath` in a Pod).
 
-    Such a file cannot be replaced, and never shows what replaces its source.
+    Such a file cannot be replaced, and does not show updates of its source.
     """
     return is_mount_point(path) and not os.path.isdir(path)
 
 
 def is_mount_point(path: str) -> bool:
-    """Whether something is mounted on `path` itself: nothing can be renamed over it (`EBUSY`)."""
+    """Whether `path` itself is a mount point, so that nothing can be renamed over it (`EBUSY`)."""
     directory, name = os.path.split(os.path.abspath(path))
     # The kernel lists the mount under its real name.
     real = os.path.join(os.path.realpath(directory), name)
@@ -59,7 +59,7 @@ class _Mount(NamedTuple):
 
 
 def _mounts() -> Iterator[_Mount]:
-    """Yield the mounts that this process sees, in the order in which they were made."""
+    """Yield the mounts of this process, in mount order."""
     try:
         with open("/proc/self/mountinfo", "rb") as table:
             lines = list(table)  # not `splitlines`: only a line feed is escaped in names

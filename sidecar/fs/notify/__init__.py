@@ -1,5 +1,5 @@
-"""Change notifications: an event is a hint that something may have changed, and never the truth about it.
+"""Change notifications. An event says that something may have changed; only a scan shows what.
 
-`base` defines what is watched and what an event says. `inotify` and `watchfiles_backend` are sources of events,
-`select` chooses between them by file system, and `wakeup` wakes a thread that waits for events.
+`base` defines watch targets and event batches. `inotify` and `watchfiles_backend` are sources of events,
+`select` chooses one by file system, and `wakeup` wakes a thread that waits for events.
 """

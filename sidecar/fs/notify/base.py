@@ -1,8 +1,8 @@
-"""Hints that something on a volume may have changed: what is watched, what is told, and who tells it.
+"""Types for change notifications: watch targets, event batches, and the `Notifier` protocol.
 
-An event is never the truth, only a reason to look: queues overflow, watches die with their directory,
-and file systems of other machines send nothing at all (inotify(7), "Limitations and caveats").
-So a source of hints may miss anything, and whoever uses one looks again on a slow clock as well.
+An event is only a reason to scan: queues overflow, watches end with their directory,
+and network file systems send no events at all (inotify(7), "Limitations and caveats").
+A notifier may miss any change, so its users also scan at a slow interval.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Mode = Literal["inotify", "watchfiles", "poll"]
 
 @dataclass(frozen=True)
 class WatchTarget:
-    """A directory to watch, open as `fd`, and the names in it that matter (None: all).
+    """A directory to watch, open as `fd`, and the relevant names in it (None: all).
 
-    One that is only on the `is_path_link` to the content is watched for its entries, not for what is written to them.
+    A directory with `is_path_link` only leads to the content: its entries are watched, but not writes to them.
     """
 
     fd: int
@@ -28,18 +28,18 @@ class WatchTarget:
     names: frozenset[bytes] | None
     is_path_link: bool = False
     prefix: bytes = b""
-    """What stands before the names of its entries when they are told: `sub/` for a nested directory."""
+    """The prefix of reported names: `sub/` for a nested directory."""
     alias: bytes | None = None
-    """The name under which all its entries are told: that of a link that leads here."""
+    """The name reported for all its entries: the name of the link that leads to this directory."""
     key: str | None = None
-    """Under which it is followed beside the directory of the content, None for that itself and the way there."""
+    """The key for `unfollow`; None for the content directory and the directories that lead to it."""
 
     def event_name(self, name: bytes) -> bytes:
-        """Return the name under which an entry is told."""
+        """Return the name to report for an entry."""
         return self.prefix + name if self.alias is None else self.alias
 
     def matches(self, name: bytes) -> bool:
-        """Whether an event of that name is a reason to look; `..tmp-…` and old generations never are."""
+        """Whether an event of that name is relevant; `..tmp-…` and old generations never are."""
         if self.names is not None:
             return name in self.names
         return not name.startswith(b"..") or name == b"..data"
@@ -47,57 +47,57 @@ class WatchTarget:
 
 @dataclass
 class EventBatch:
-    """What has been seen since the last `drain`."""
+    """The events since the last `drain`."""
 
     count: int = 0
-    """Events of names that matter."""
+    """Number of events of relevant names."""
     urgent: bool = False
-    """One of them is a reason to look now: not only that somebody has written, and is not done."""
+    """Whether to scan now: an event was more than an unfinished write."""
     lost: bool = False
-    """The queue overflowed: anything may have happened."""
+    """Whether the queue overflowed, so that anything may have changed."""
     moved: bool = False
-    """The path may mean another directory: a watched one is gone or has another name, or an entry on the way changed."""
+    """Whether the path may refer to another directory: one was removed or renamed, or a link to it changed."""
     renamed_in: bool = False
-    """The directory of the content, or a link on the way to it, came by rename: what it holds was made before."""
+    """Whether the content directory, or a link to it, arrived by rename: its content existed before."""
     last: dict[bytes, int] = field(default_factory=dict)
-    """For each name the last one of `inotify.STATES`."""
+    """For each name, the last event of `inotify.STATES`."""
     kinds: dict[bytes, int] = field(default_factory=dict)
-    """For each name all of its events, joined."""
+    """For each name, all its events combined."""
     ended: set[str] = field(default_factory=set)
-    """Keys of targets that are not followed any more, because their directory is gone."""
+    """Keys of targets that are no longer followed because their directory is gone."""
 
 
 class Notifier(Protocol):
-    """A source of hints, used by one thread."""
+    """A source of events, used by one thread."""
 
     mode: Mode
     fd: int | None
-    """A descriptor that is readable while hints wait, None if the bell is rung instead."""
+    """A descriptor that is readable while events are pending, None if the `WakeupPipe` is used instead."""
     supports_nested: bool
-    """Whether `follow` works."""
+    """Whether `follow` is supported."""
 
     def arm(self, targets: Sequence[WatchTarget]) -> None:
-        """Watch these directories instead of those before. Raises `OSError` at a limit."""
+        """Replace the watched directories. Raises `OSError` at a limit."""
 
     def follow(self, target: WatchTarget) -> None:
-        """Watch one more directory, under its `key`. Raises `OSError` at a limit."""
+        """Watch another directory under its `key`. Raises `OSError` at a limit."""
 
     def unfollow(self, key: str) -> None:
-        """Watch what was followed under that key no longer."""
+        """Stop watching the directories of that key."""
 
     def drain(self) -> EventBatch:
-        """Return what was seen since the last call, without waiting.
+        """Return the events since the last call, without waiting.
 
         Raises:
-            OSError: the source has failed, and gives no more hints.
+            OSError: the source has failed and sends no more events.
         """
 
     def close(self) -> None:
-        """End, and give everything back."""
+        """Stop watching, and release all resources."""
 
 
 class PollNotifier:
-    """No hints at all: the re-check finds every change."""
+    """A notifier without events: the re-check finds every change."""
 
     mode: Mode = "poll"
     supports_nested = False

@@ -1,4 +1,4 @@
-"""inotify(7): events of directories, and the hints that are made of them. Linux alone has it."""
+"""The inotify(7) backend: events of directories, converted to event batches. Linux only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sidecar.fs.notify.base import EventBatch, Mode, WatchTarget
 from sidecar.fs.notify.wakeup import WakeupPipe
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event without its name
-#: Bytes that are read at first: no event has half as many.
+#: Bytes of the first read; more than twice the size of the largest event.
 _READ_BUFFER_BYTES = 1 << 12
 _MAX_USER_WATCHES_PATH = "/proc/sys/fs/inotify/max_user_watches"
-#: Where the kernel does not say how many there are: half of its default for many years.
+#: If the kernel does not report its limit: half of its long-standing default.
 _DEFAULT_MAX_WATCHES = 4096
 
 
 class Event(NamedTuple):
-    """One inotify event: where (`watch`), what (`mask`, see inotify(7)), and the entry's raw name."""
+    """One inotify event: the watch number, the mask (see inotify(7)), and the raw name of the entry."""
 
     watch: int
     mask: int
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 class Inotify:
     """An inotify descriptor: `add` directories, `drain` events without waiting.
 
-    Names are bytes: whatever a neighbour calls its files, the reader of events survives it.
+    Names are bytes, because file names may be invalid UTF-8.
     """
 
     CREATE = 0x100
@@ -48,19 +48,19 @@ class Inotify:
     UNMOUNT = 0x2000
     OVERFLOW = 0x4000
     IGNORED = 0x8000
-    #: Of a directory that has been added before, the masks are joined.
+    #: If a directory is added again, combine the masks.
     MASK_ADD = 0x20000000
-    #: What can bring, take away or replace entries of a directory, or the directory itself.
+    #: Events that add, remove or replace entries of a directory, or the directory itself.
     ENTRIES = CREATE | MOVED_FROM | MOVED_TO | DELETE | DELETE_SELF | MOVE_SELF
-    #: What can change the content of a directory's files as well.
+    #: The same, and events that change the content of files.
     CHANGES = ENTRIES | MODIFY | CLOSE_WRITE
 
     def __init__(self) -> None:
-        # Imported here: it exists on Linux alone, and polling must do without it.
+        # Imported here because it exists only on Linux, and polling must work without it.
         import asyncinotify
 
         class Instance(asyncinotify.Inotify):
-            """Its events are read by us, so it has to be told which watches have ended."""
+            """Events are read directly, so ended watches must be removed here."""
 
             def forget(self, number: int) -> None:
                 watch = self._watches.pop(number, None)
@@ -75,13 +75,13 @@ class Inotify:
 
     @property
     def fd(self) -> int:
-        """The descriptor, readable while events wait."""
+        """The descriptor, readable while events are pending."""
         return self._fd
 
     def add(self, path: str, mask: int = CHANGES) -> int:
-        """Watch a directory and return the number that its events will carry.
+        """Watch a directory and return the watch number of its events.
 
-        `/proc/self/fd/N` watches the very directory that is open, whatever its name is by now.
+        `/proc/self/fd/N` watches an open directory, regardless of its current name.
 
         Raises:
             OSError: `ENOSPC` at the limit of watches, else as inotify_add_watch(2).
@@ -89,17 +89,17 @@ class Inotify:
         return self._inotify.add_watch(path, self._mask(mask)).wd
 
     def remove(self, number: int) -> None:
-        """Stop watching; no error if the kernel has dropped the watch already."""
+        """Remove a watch; no error if the kernel has already removed it."""
         self._inotify.forget(number)
 
     def drain(self) -> list[Event]:
-        """Return the events that wait, in order; none is waited for, nor are those that come meanwhile.
+        """Return the pending events in order, without waiting.
 
-        A neighbour who makes them as fast as they are read would keep this from ever returning.
+        Events that arrive meanwhile are left for the next call, so that a fast writer cannot block the return.
         """
         events: list[Event] = []
         with contextlib.suppress(BlockingIOError):
-            # asyncinotify's own reading makes a Path, an enum and a weak reference of each event.
+            # asyncinotify's own read creates a Path, an enum and a weak reference for each event.
             data = os.read(self._fd, _READ_BUFFER_BYTES)
             events += _parse(data)
             if len(data) > _READ_BUFFER_BYTES // 2:
@@ -109,12 +109,12 @@ class Inotify:
         return events
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         self._inotify.close()
 
 
 def _pending_bytes(fd: int) -> int:
-    """Return the bytes of the events that wait, as inotify(7) has it."""
+    """Return the size of the pending events in bytes (`FIONREAD`, see inotify(7))."""
     number = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, number)
     return number[0]
@@ -131,14 +131,14 @@ def _parse(data: bytes) -> list[Event]:
     return events
 
 
-#: Events of a watched directory itself that end the watch, or make it one of another path.
+#: Events of a watched directory itself that end the watch or change its path.
 _WATCH_ENDED = Inotify.DELETE_SELF | Inotify.MOVE_SELF | Inotify.UNMOUNT | Inotify.IGNORED
-#: Of these the last one tells in what state a name is.
+#: The last of these events determines the state of a name.
 STATES = Inotify.CREATE | Inotify.MODIFY | Inotify.CLOSE_WRITE | Inotify.MOVED_TO
 
 
 class InotifyNotifier:
-    """Hints by inotify(7): no thread, no polling, no wake-up while nothing happens."""
+    """The notifier for inotify(7): no thread, no polling, no wake-ups while nothing changes."""
 
     mode: Mode = "inotify"
     supports_nested = True
@@ -197,13 +197,13 @@ class InotifyNotifier:
     def _add(self, target: WatchTarget) -> int:
         mask = Inotify.ENTRIES if target.is_path_link else Inotify.CHANGES
         number = self._inotify.add(f"/proc/self/fd/{target.fd}", mask | Inotify.MASK_ADD)
-        # Two targets may be one directory, each with the names that it wants.
+        # Two targets may share a directory, each with its own names.
         self._targets.setdefault(number, []).append(target)
         return number
 
 
 def _max_watches() -> int:
-    """Return how many directories are watched at most: half of what the kernel gives this user for all programs."""
+    """Return the maximum number of watched directories: half of the limit per user."""
     with contextlib.suppress(OSError, ValueError), open(_MAX_USER_WATCHES_PATH) as file:
         return max(1, int(file.read()) // 2)
     return _DEFAULT_MAX_WATCHES

@@ -1,10 +1,9 @@
-"""Where hints come from: which source suits a file system, and how it is had.
+"""Select and open the notifier for a file system.
 
-Three of them behind one small protocol, `Notifier`:
-`InotifyNotifier` on Linux, which wakes nobody while nothing happens;
-`WatchfilesNotifier` elsewhere;
-`PollNotifier`, which gives none, for where events cannot be trusted.
-All of them ring a `WakeupPipe` or are waited for together with one, so that one thread can wait for everything at once.
+Three notifiers implement the protocol `Notifier`:
+`InotifyNotifier` on Linux, `WatchfilesNotifier` on other systems,
+and `PollNotifier`, which has no events, for file systems whose events are not reliable.
+Each one wakes a `WakeupPipe` or is polled together with it, so that one thread can wait for everything.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from sidecar.fs.notify.base import Mode, Notifier, PollNotifier
 from sidecar.fs.notify.inotify import InotifyNotifier
 from sidecar.fs.notify.wakeup import WakeupPipe
 
-#: Changes made on another machine, or behind the mount, send no events here.
+#: On these file systems, changes made by another machine or behind the mount send no events.
 REMOTE_FILESYSTEMS = frozenset(
     (
         *("9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "drvfs", "fakeowner", "fuse"),
@@ -39,10 +38,10 @@ def best_mode(filesystem: str) -> Mode:
 
 
 def open_notifier(mode: Mode, wakeup: WakeupPipe) -> Notifier:
-    """Make the source of hints of that mode.
+    """Open the notifier of that mode.
 
     Raises:
-        OSError: `EMFILE` where no further inotify instance is to be had, `ENOSYS` where there is no such source at all.
+        OSError: `EMFILE` if no inotify instance is left, `ENOSYS` if the mode is not available on this system.
     """
     try:
         return _create(mode, wakeup)
@@ -55,7 +54,7 @@ def _create(mode: Mode, wakeup: WakeupPipe) -> Notifier:
         case "inotify":
             return InotifyNotifier(wakeup)
         case "watchfiles":
-            # Imported here: nobody pays for it on Linux.
+            # Imported here because Linux does not need it.
             from sidecar.fs.notify.watchfiles_backend import WatchfilesNotifier
 
             return WatchfilesNotifier(wakeup)

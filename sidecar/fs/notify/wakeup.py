@@ -1,4 +1,4 @@
-"""A bell: wakes the one thread that waits, whoever rings it."""
+"""A self-pipe that wakes one waiting thread from any other thread."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import os
 import select
 import threading
 
-#: Seconds from where on a time limit is none: poll(2) counts milliseconds in an int.
+#: Longer timeouts are treated as infinite: poll(2) takes milliseconds as an int.
 _MAX_POLL_SECONDS = 1e6
 _PIPE_READ_BYTES = 1 << 16
 
 
 class WakeupPipe:
-    """Wakes the one thread that waits for it, from any other: a pipe that can be polled."""
+    """A pipe that can be polled; `wake` ends the wait of the one thread that waits for it."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
-        # Without it a late `wake` could write into a descriptor that has become somebody else's.
+        # Prevents a late `wake` from writing to a descriptor number that was reused.
         self._lock = threading.Lock()
         self._closed = False
 
     def wake(self) -> None:
-        """End the wait that is going on, or the next one. No error after `close`."""
+        """End the current wait, or the next one. No error after `close`."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if not self._closed:
                 os.write(self._in, b"!")
 
     def wait(self, seconds: float, fd: int | None) -> None:
-        """Wait until somebody rings, `fd` becomes readable, or the time is over."""
+        """Wait until `wake` is called, `fd` becomes readable, or the timeout ends."""
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
         if fd is not None:
@@ -44,7 +44,7 @@ class WakeupPipe:
                 os.read(self._out, _PIPE_READ_BYTES)
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -1,4 +1,4 @@
-"""Hints by the `watchfiles` library, for systems without inotify."""
+"""The notifier for the `watchfiles` library, for systems without inotify."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 
 _DEBOUNCE_MS = 50
 _STEP_MS = 5
-#: A first round without a change is the only sign that it watches.
+#: The first timeout without a change is the only sign that the watcher works.
 _TIMEOUT_MS = 50
 _START_TIMEOUT = 2.0
-#: A watcher that has worked for so long failed because of an event, not because it cannot work.
+#: A watcher that fails later than this failed because of an event, and is restarted.
 _MIN_LIFETIME = 1.0
 
 
 class WatchfilesNotifier:
-    """What `watchfiles` tells. A thread waits for it."""
+    """The events of `watchfiles`, which a thread waits for."""
 
     mode: Mode = "watchfiles"
     supports_nested = False
@@ -80,8 +80,8 @@ class WatchfilesNotifier:
             started = time.monotonic()
             try:
                 self._watch(stop)
-            except Exception as error:  # noqa: BLE001 (whatever that library raises, the source must not die unseen)
-                # One file name that is not UTF-8 is enough: everything must be looked at, and it begins again.
+            except Exception as error:  # noqa: BLE001 (any exception of the library must be reported)
+                # A file name that is not UTF-8 raises here: request a full scan, and restart.
                 failed = time.monotonic() - started < _MIN_LIFETIME
                 self._add(0, lost=True, error=error if failed else None)
                 self._ready.set()
@@ -109,7 +109,7 @@ class WatchfilesNotifier:
     def _matters(self, path: str) -> bool:
         directory, name = os.path.split(path)
         target = self._paths.get(directory)
-        # macOS reports the real path: where no directory matches, every change is a hint.
+        # macOS reports the real path: if no directory matches, every change is relevant.
         return target is None or target.matches(os.fsencode(name))
 
     def _add(self, count: int, *, lost: bool = False, error: Exception | None = None) -> None:

@@ -1,6 +1,7 @@
-"""Watch a path: each version once, the newest first for a slow consumer.
+"""Watch a path: each version once; a slow consumer gets the newest.
 
-`watch` is what users hold, `group` several paths as one, and `options` are their arguments. A `session` is the time from the first user to the last;
-its `thread` waits for events or the clock, a `scanner` reads the path, and `stability` decides what may be shown,
-by the `event_log`. `changes` is what events have touched since a scan; `coverage` watches the other directories that a listing reads.
+`watch` has the public object, `group` watches several paths together, and `options` checks their arguments.
+A `session` lasts from the first user to the last. Its `thread` waits for events or a timeout, a `scanner` reads the path,
+and `stability` decides what may be shown, based on the `event_log`.
+`changes` collects the names with events since a scan; `coverage` watches the nested directories of a listing.
 """

@@ -1,4 +1,4 @@
-"""What a watch can be told beside its path, its schema and its stop event: names, types, defaults and checks, for all who take it."""
+"""The options of a watch besides path, schema and stop event: names, types, defaults and checks, shared by all callers."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class _Common(TypedDict, total=False):
 
 
 class Options(_Common, total=False):
-    """Of a watch of any path; see `sidecar.Watch`."""
+    """The options of a watch of any path; see `sidecar.Watch`."""
 
     max_size: int | str
 
 
 class VolumeOptions(_Common, total=False):
-    """Of a watch of a volume, whose own `max_size` holds where None is given."""
+    """The options of a watch of a volume; `max_size` None means that of the volume."""
 
     max_size: int | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a watch does, after the check."""
+    """The checked options of a watch."""
 
     path: str
     watch: WatchMode
     recheck: float
     limit: int
-    """Bytes that are read."""
+    """Maximum bytes to read."""
     wanted_names: Filter
     quiet: float | None
 
@@ -57,10 +57,10 @@ def check(
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
 ) -> Checked:
-    """Check the arguments of a watch, and fill in what was not given.
+    """Check the arguments of a watch, and fill in the defaults.
 
     Raises:
-        ConfigError: one of them makes no sense.
+        ConfigError: an argument is invalid.
     """
     arguments.check_seconds("recheck", recheck, zero=False)
     arguments.check_choice("watch", watch, get_args(WatchMode))
@@ -76,6 +76,6 @@ def check(
 
 
 def of_volume(options: VolumeOptions, max_size: int | str) -> Options:
-    """Return the options of a watch of a volume that takes `max_size` bytes."""
+    """Return the options of a watch of a volume with this `max_size`."""
     given = options.get("max_size")
     return cast("Options", {**options, "max_size": max_size if given is None else given})
