@@ -1,6 +1,6 @@
-"""Directories of a volume and what lies in them: made and entered, walked through, removed.
+"""Create, open, walk and remove directories of a volume.
 
-No link is followed on the way: a neighbour could have planted it.
+Symbolic links are never followed: another user of the volume could have created them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Final
 from sidecar.fs import atomic, layout, openat, permissions
 
 MAX_DEPTH: Final = 64
-"""Directories within each other that are looked into; a name of ours has half as many."""
+"""Maximum depth of directories to walk; names that are published have at most half as many levels."""
 
 
 def make_directory(path: str) -> None:
-    """Create a directory and its missing parents with mode 0755, whatever the umask, durably.
+    """Create a directory and its missing parents durably, with mode 0755 independent of the umask.
 
-    Where a group shares the directory above, it may write in the new ones, too: see `permissions.set_directory_access`.
-    A link on the way that leads out of the volume is not followed: `beneath.open_directory` says where that ends.
+    If a group shares the parent directory, it may also write to the new ones: see `permissions.set_directory_access`.
+    Links that lead out of the volume are not followed: see `openat.open_directory`.
 
     Raises:
-        OSError: as mkdir(2); nothing is raised for a directory that exists.
+        OSError: as mkdir(2); an existing directory is not an error.
     """
     whole = os.path.abspath(path)
     parent, name = os.path.split(whole)
     if os.path.lexists(whole):
         if not os.path.isdir(whole):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        # Whoever made it may have been killed before this; where we may not look, it is not ours to do.
+        # Its creator may have been killed before the sync. Without permission to open the parent, skip it.
         with contextlib.suppress(OSError):
             _sync(parent)
         return
@@ -43,10 +43,10 @@ def make_directory(path: str) -> None:
 
 
 def check_creatable(path: str, size: int = 0) -> None:
-    """Raise what `make_directory`, and a file of `size` bytes in it, would meet, as far as that can be known; make nothing.
+    """Raise the error that `make_directory` and a file of `size` bytes in it would meet, as far as known; create nothing.
 
     Raises:
-        Refused: this user may not make it.
+        Refused: this user may not create it.
         OSError: as mkdir(2) and write(2).
     """
     above = os.path.dirname(os.path.abspath(path))
@@ -65,7 +65,7 @@ def check_creatable(path: str, size: int = 0) -> None:
 def _create_in(parent: str, name: str) -> None:
     above = openat.open_directory(parent)
     try:
-        with contextlib.suppress(FileExistsError):  # another one makes it at the same time
+        with contextlib.suppress(FileExistsError):  # created concurrently
             os.mkdir(name, permissions.DIRECTORY_MODE, dir_fd=above)
             made = openat.open_here(above, name)
             try:
@@ -78,14 +78,14 @@ def _create_in(parent: str, name: str) -> None:
 
 
 class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_errors`)
-    """Yield the directory at the relative `path`; `dir_fd` itself for an empty path.
+    """Open the directory at the relative `path`, and close it at the end of the block; `dir_fd` itself for an empty path.
 
-    With `make`, what is missing is created, as `permissions.set_directory_access` says;
-    with `inherit_access` it is writable for all who may write to the directory above it.
-    With `durable` the names on the way are synced.
+    With `make`, missing directories are created with `permissions.set_directory_access`;
+    with `inherit_access`, they are writable for everyone who may write to the parent directory.
+    With `durable`, the directories on the path are synced.
 
     Raises:
-        OSError: as openat(2); `ENOTDIR` or `ELOOP` where a link lies on the way.
+        OSError: as openat(2); `ENOTDIR` or `ELOOP` if a component is a link.
     """
 
     __slots__ = ("_dir_fd", "_durable", "_fd", "_inherit_access", "_make", "_path")
@@ -136,7 +136,7 @@ class open_subdir:  # noqa: N801 (used as a function, see `oserrors.map_publish_
 
 
 def remove_empty_parents(dir_fd: int, path: str) -> None:
-    """Remove the directory at `path` and those above it, as far as they are empty. Never raises."""
+    """Remove the directory at `path` and its parents as long as they are empty. Never raises."""
     with contextlib.suppress(OSError):
         while path:
             path, _, last = path.rpartition("/")
@@ -147,10 +147,10 @@ def remove_empty_parents(dir_fd: int, path: str) -> None:
 def walk(
     dir_fd: int, folder: str, *, onerror: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[str, list[str], list[str], int]]:
-    """Yield of a directory, and of each beneath it, its path, directories, files and descriptor; follow no link.
+    """Walk a directory tree: yield path, directories, files and descriptor of each directory; follow no links.
 
-    It is `os.fwalk`, to a depth of `MAX_DEPTH`: the directories there are named, and not gone into.
-    Each that it is in holds a descriptor, and a neighbour can nest more than a process may open.
+    Like `os.fwalk`, but only to a depth of `MAX_DEPTH`; deeper directories are listed and not entered.
+    Each open level uses a descriptor, and a tree can be nested deeper than the descriptor limit.
     """
     for path, directories, files, fd in os.fwalk(folder, dir_fd=dir_fd, onerror=onerror):
         yield path, directories, files, fd
@@ -159,10 +159,10 @@ def walk(
 
 
 def disk_usage(dir_fd: int, *, leave_out: Collection[str] = ()) -> int:
-    """Return the bytes that an open directory takes on its disk with all that it holds, as `du` counts.
+    """Return the disk space in bytes of an open directory and its contents, as counted by `du`.
 
-    A file with several links counts once; other file systems that are mounted beneath do not count,
-    nor do names of the directory itself in `leave_out`. What cannot be looked at is left out.
+    A file with several hard links counts once. Other file systems mounted beneath it, the top-level names
+    in `leave_out`, and entries that cannot be inspected are not counted.
     """
     status = os.fstat(dir_fd)
     seen: set[int] = set()
@@ -199,8 +199,8 @@ def _usage_in(dir_fd: int, name: str, device: int, seen: set[int], levels: int) 
 
 
 def rmtree(dir_fd: int, name: str) -> None:
-    """Remove a file, a link or a directory with all it holds. Never raises, never follows a link."""
-    # A neighbour can nest directories deeper than a recursion may go.
+    """Remove a file, a link or a directory tree. Never raises, never follows a link."""
+    # A tree can be nested deeper than the recursion limit.
     with contextlib.suppress(OSError, RecursionError):
         if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             shutil.rmtree(name, ignore_errors=True, dir_fd=dir_fd)
@@ -217,7 +217,7 @@ def _sync(path: str) -> None:
 
 
 def _open_or_create(root_fd: int, dir_fd: int, name: str, inherit_access: bool) -> int:
-    """Open a directory; a missing one gets its mode under a temporary name, and only then its own."""
+    """Open a directory; create a missing one under a temporary name, set its access, and rename it."""
     with contextlib.suppress(FileNotFoundError):
         return openat.open_here(dir_fd, name)
     temporary = layout.temporary_name()

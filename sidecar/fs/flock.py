@@ -1,6 +1,6 @@
-"""One writer at a time in a directory, and what killed ones have left there.
+"""Directory locks for writers, and removal of temporary files of killed writers.
 
-A lock of the kernel tells who lives: nothing has to be cleared away after a writer that was killed.
+The locks are kernel locks: the kernel releases the lock of a killed writer, so no cleanup is needed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _MIN_RETRY_DELAY = 0.001
 _MAX_RETRY_DELAY = 0.02
 _MAX_NEXT_RETRY_DELAY = 0.005
 _NEXT_TIMEOUT = 1.0
-"""Seconds for which the next in line keeps others from a lock; it may be stopped."""
+"""Seconds for which the next waiter has priority; after that, others try as well, since it may be stopped."""
 _FLOCK_STRUCT_FORMAT = "hhqqi4x"
-"""The type, then `SEEK_SET`, start, length and process: `struct flock` of fcntl(2)."""
+"""`struct flock` of fcntl(2): type, whence, start, length, process."""
 _FOREIGN_MAX_AGE = 3600.0
 _GROUP_OTHER_READ = 0o044
 
 
 def _no_check() -> None:
-    """Wait for the lock without asking anybody."""
+    """Wait for the lock unconditionally."""
 
 
 @contextmanager
@@ -42,13 +42,14 @@ def directory_lock(
     before_wait: Callable[[], None] = _no_check,
     create: bool = True,
 ) -> Iterator[None]:
-    """Keep other writers out of a directory, in this process and in other containers of the node.
+    """Exclude other writers from a directory, in this process and in other containers of the node.
 
-    An flock(2), so a killed writer frees it. Whoever can open a file may lock it, hence not the directory is locked
-    where others can read that, but `..lock` in it: it can be opened for writing alone, by those who may write there.
-    Without `create`, that file is locked only where it is there. Where nothing can be locked, writers are not kept apart.
-    `before_wait` is called between two tries; it ends the wait by raising.
-    Who waits longest in line gets the lock before whoever has just released it.
+    Uses flock(2), which the kernel releases when a writer is killed. Any process that can open a file can lock it.
+    So if other users can read the directory, the file `..lock` in it is locked instead,
+    which only users who may write to the directory can open. Without `create`, a missing lock file is not created.
+    On file systems without locks, writers are not excluded.
+    `before_wait` is called before each retry, and may raise to end the wait.
+    A waiting writer gets the lock before one that has just released it.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
@@ -63,15 +64,15 @@ def directory_lock(
     try:
         yield
     finally:
-        # A process that was forked meanwhile has the descriptor, too: the lock would stay with that one.
+        # Unlock explicitly: a process that was forked meanwhile shares the descriptor and would keep the lock.
         unlock(fd)
         openat.close(fd)
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file or directory for this process, until it is closed; return False while somebody else has it.
+    """Lock an open file or directory until it is closed; return False if another process holds the lock.
 
-    NFS and some FUSE file systems have no locks, or none for directories: there it is ours.
+    Returns True on file systems without locks (NFS and some FUSE file systems, some only for directories).
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,15 +84,15 @@ def try_lock(fd: int) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Unlock what `try_lock` has locked, for all processes that have the descriptor."""
+    """Release the lock of `try_lock`, for all processes that share the descriptor."""
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def remove_orphans(dir_fd: int) -> int:
-    """Remove the temporary entries of killed writers, and return how many those were.
+    """Remove the temporary entries of killed writers, and return their number.
 
-    Call it under `directory_lock`: then a temporary file without a lock of its own has no living writer.
+    Call this under `directory_lock`: then the writer of an unlocked temporary file is no longer running.
     """
     orphans = [
         e
@@ -104,12 +105,12 @@ def remove_orphans(dir_fd: int) -> int:
 
 
 def is_orphan(dir_fd: int, name: str) -> bool:
-    """Whether the writer of a temporary entry is gone, as far as can be told: an upload may take hours."""
+    """Whether the writer of a temporary entry has ended, as far as known: an upload may take hours."""
     return not _has_living_writer(dir_fd, name)
 
 
 def share(dir_fd: int) -> None:
-    """Let those lock a directory who may write there by now: its group, or all. Never raises."""
+    """Give the current writers of the directory, its group or all users, access to the lock file. Never raises."""
     with contextlib.suppress(OSError):
         fd = _open_lock_file(dir_fd)
         try:
@@ -121,7 +122,7 @@ def share(dir_fd: int) -> None:
 def _acquire(
     dir_fd: int, timeout: float, before_wait: Callable[[], None], create: bool
 ) -> int | None:
-    """Return a descriptor that has the lock, None if somebody else kept it for `timeout` seconds."""
+    """Return a locked descriptor, None if another writer held the lock for `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         fd = _open_lock(dir_fd, create)
@@ -138,7 +139,7 @@ def _acquire(
 
 
 def _open_lock(dir_fd: int, create: bool) -> int:
-    """Open what writers lock: the directory itself if it is private, or if there can be no file for it."""
+    """Open the lock file, or the directory itself if it is private or the lock file cannot be created."""
     if os.fstat(dir_fd).st_mode & _GROUP_OTHER_READ:
         with contextlib.suppress(OSError):
             try:
@@ -147,7 +148,7 @@ def _open_lock(dir_fd: int, create: bool) -> int:
                 if create:
                     _make_lock_file(dir_fd)
             return _open_lock_file(dir_fd)
-    # Opened anew, not dup(2)ed: a lock belongs to what open(2) has made.
+    # Opened again instead of dup(2): a lock belongs to the open file description.
     return openat.open_here(dir_fd, ".")
 
 
@@ -157,7 +158,7 @@ def _open_lock_file(dir_fd: int) -> int:
 
 
 def _make_lock_file(dir_fd: int) -> None:
-    """Make the file under a temporary name first: it must not be closed to a neighbour even for a moment."""
+    """Create the lock file under a temporary name, so that it never has the wrong permissions when visible."""
     name = layout.temporary_name()
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o200, dir_fd=dir_fd)
     try:
@@ -165,9 +166,7 @@ def _make_lock_file(dir_fd: int) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(name, layout.LOCK, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
             return
-    except (
-        OSError
-    ):  # no hard links here: two that make it at once may replace it, which `_is_current` sees
+    except OSError:  # no hard links: of two concurrent creators, one may replace the file, which `_is_current` detects
         atomic.move(dir_fd, name, dir_fd, layout.LOCK)
     finally:
         openat.close(fd)
@@ -175,7 +174,7 @@ def _make_lock_file(dir_fd: int) -> None:
 
 
 def _give_to_writers(fd: int, dir_fd: int) -> None:
-    """Let all those write to the lock file, and nobody read it, who may write to its directory."""
+    """Make the lock file writable for all users who may write to the directory, and readable for nobody."""
     directory, own = os.fstat(dir_fd), os.fstat(fd)
     with contextlib.suppress(OSError):
         if own.st_gid != directory.st_gid:
@@ -187,7 +186,7 @@ def _give_to_writers(fd: int, dir_fd: int) -> None:
 
 
 def _is_current(dir_fd: int, fd: int) -> bool:
-    """Whether what was locked is still what writers lock: somebody may have removed the file meanwhile."""
+    """Whether the locked file is still the lock file: it may have been removed meanwhile."""
     own = os.fstat(fd)
     if stat.S_ISDIR(own.st_mode):
         return True
@@ -197,9 +196,10 @@ def _is_current(dir_fd: int, fd: int) -> bool:
 
 
 def _lock(fd: int, timeout: float, before_wait: Callable[[], None]) -> bool:
-    """Take the lock within `timeout` seconds, after the one who is next in line.
+    """Acquire the lock within `timeout` seconds, after the next waiter.
 
-    Only the next one asks for the lock; the others ask to be next. So who has just released it, and wants it again, waits.
+    Only the next waiter tries to lock; the others try to become the next waiter.
+    So a writer that has just released the lock cannot take it again immediately.
     """
     if not _has_next_waiter(fd) and try_lock(fd):
         return True
@@ -223,7 +223,7 @@ def _lock(fd: int, timeout: float, before_wait: Callable[[], None]) -> bool:
 
 
 def _become_next_waiter(fd: int) -> bool:
-    """Become the one who gets the lock next, unless somebody is; True where nobody can tell: a directory, some file systems."""
+    """Become the next waiter if there is none; True if that is not supported (directories, some file systems)."""
     try:
         _lock_first_byte(fd, "F_OFD_SETLK", fcntl.F_WRLCK)
     except OSError as error:
@@ -239,10 +239,10 @@ def _has_next_waiter(fd: int) -> bool:
 
 
 def _lock_first_byte(fd: int, command: str, kind: int) -> int:
-    """Lock the first byte of a lock file, apart from its flock(2), and return the type that fcntl(2) answers.
+    """Lock or query the first byte of a lock file, independent of its flock(2); return the lock type of the answer.
 
     Raises:
-        OSError: as fcntl(2); `ENOSYS` where the system has no locks of open file descriptions.
+        OSError: as fcntl(2); `ENOSYS` if the system has no open file description locks.
     """
     number = getattr(fcntl, command, None)
     if number is None:
@@ -252,23 +252,25 @@ def _lock_first_byte(fd: int, command: str, kind: int) -> int:
 
 
 def _has_living_writer(dir_fd: int, name: str) -> bool:
-    """Whether the writer of a temporary entry may still be at work: it holds the lock of its file."""
+    """Whether the writer of a temporary entry may still be running: then it holds the lock of the file."""
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
-            return False  # made and renamed under the lock of the directory, which we hold
+            return (
+                False  # only created and renamed under the directory lock, which the caller holds
+            )
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     except OSError:
-        # A writer of another user: its lock cannot be asked for, so only age tells.
+        # The file of another user: its lock cannot be tested, so its age decides.
         return _is_young(dir_fd, name)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return _is_young(dir_fd, name)  # there are no locks on this file system
+        return _is_young(dir_fd, name)  # the file system has no locks
     finally:
         openat.close(fd)
     return False

@@ -1,13 +1,13 @@
-"""Large files: held open instead of in memory, and read where they lie, a piece at a time.
+"""Large files, which are kept open instead of in memory and read from the disk in chunks.
 
-An open file outlives its name, so whoever replaces or deletes it takes nothing away from those who hold it.
-Whoever rewrites it in place does: then the bytes are not those any more that were read before.
-So each piece is read first and the state of the file looked at after that, by size and time of change:
-what was read before an unchanged state is what was there when the state was first seen.
-(A clock that stands still, two seconds on FAT, can hide a change; newer kernels stamp each one.)
+An open file outlives its name, so replacing or deleting the file does not affect its readers.
+Rewriting it in place does: then its bytes differ from those read before.
+So each chunk is read first, and the size and mtime of the file are checked afterwards:
+if they are unchanged, the chunk is part of the content that was there at the start.
+(A coarse clock, two seconds on FAT, can hide a change; newer kernels timestamp each change.)
 
-Descriptors are few, so a directory of very many large files holds some of them
-and opens the others anew each time, by name, if they are still the same.
+File descriptors are limited, so for a directory with very many large files only some are kept open.
+The others are opened by name on each access, if they are still the same files.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sidecar.fs import openat
 from sidecar.fs.openat import StatSignature
 
 LARGE_FILE_BYTES = 1 << 20
-"""Bytes above which a content is not held in memory. Up to there it is cheaper to keep than to send from the disk,
-and what most volumes are for, configuration, survives even a program that rewrites it in place."""
+"""Files above this size are not held in memory. Smaller ones are cheaper to hold than to send from the disk,
+and configuration, the purpose of most volumes, even survives a program that rewrites it in place."""
 READ_CHUNK_BYTES = 1 << 20
-"""Bytes that are read at a time: so many are in memory of a file of any size."""
+"""Bytes per read: the memory used for a file of any size."""
 
 _MAX_OPEN_FILES = 1024
 _MAX_DIGESTS = 1024
@@ -37,14 +37,14 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
 def can_hold() -> bool:
-    """Whether one more file of a set may be held open: an eighth of what the process may open, 1,024 at most."""
+    """Whether another file may be kept open: the limit is an eighth of RLIMIT_NOFILE, at most 1,024."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, soft // 8)
     return len(_Descriptor.held) < most
 
 
 class _Descriptor:
-    """Owns a descriptor: it is closed when the last one who has it lets go."""
+    """Owns a descriptor, which is closed when the last reference is dropped."""
 
     __slots__ = ("__weakref__", "fd")
     held: ClassVar[set[int]] = set()
@@ -59,15 +59,15 @@ class _Descriptor:
 
 
 class Directory(_Descriptor):
-    """A directory that is held open for the files in it."""
+    """A directory that is kept open for its files."""
 
     __slots__ = ()
 
 
 class OpenFile(_Descriptor):
-    """A regular file that is held open, and the state in which its bytes are those that are meant.
+    """A regular file that is kept open, with the signature of its expected state.
 
-    The descriptor is its own from now on. Any thread may read; each says from where.
+    It owns the descriptor. Any thread may read, at explicit offsets.
     """
 
     __slots__ = ("signature", "where")
@@ -86,30 +86,30 @@ class OpenFile(_Descriptor):
         return self.signature.size
 
     def open(self) -> OpenFile:
-        """Return the file, open: this one."""
+        """Return this file, which is already open."""
         return self
 
     def check(self) -> None:
-        """Return if the bytes that were read so far were those that are meant.
+        """Check that the file is unchanged, so that the bytes read so far are valid.
 
         Raises:
             ContentAltered: the file was rewritten in place.
             OSError: as fstat(2).
         """
         status = os.fstat(self.fd)
-        # Not ctime: a link more or less, as when it is replaced, does not touch the bytes.
+        # ctime is ignored: adding or removing a link changes it, but not the bytes.
         if (status.st_mtime_ns, status.st_size) != (self.signature.mtime_ns, self.size):
             raise changed_error(self.where)
 
     def read(self, start: int, count: int) -> bytes:
-        """Return bytes from a place on, fewer only at the end. Blocking.
+        """Return `count` bytes from offset `start`, fewer only at the end of the file. Blocking.
 
         Raises:
             ContentAltered, OSError: as `check`, and as pread(2).
         """
         data = os.pread(self.fd, count, start)
         wanted = min(count, self.size - start)
-        while data and len(data) < wanted:  # a signal, or a file system that gives a page at a time
+        while data and len(data) < wanted:  # a signal, or a file system that returns short reads
             more = os.pread(self.fd, wanted - len(data), start + len(data))
             if not more:
                 break
@@ -120,7 +120,7 @@ class OpenFile(_Descriptor):
         return data[:wanted]
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes from one place to another in pieces. Blocking; raises as `read`."""
+        """Yield the bytes from `start` to `stop` in chunks. Blocking; raises as `read`."""
         stop = self.size if stop is None else stop
         while start < stop:
             data = self.read(start, min(READ_CHUNK_BYTES, stop - start))
@@ -132,9 +132,9 @@ class OpenFile(_Descriptor):
         return self.read(0, self.size)
 
     def in_page_cache(self, start: int, count: int) -> bool:
-        """Whether both ends of a piece are in the page cache: then reading it does not wait for a disk.
+        """Whether both ends of a range are in the page cache, so that reading it probably does not wait for the disk.
 
-        False where the file system cannot tell, as those of other machines.
+        False if the file system cannot say, such as network file systems.
         """
         if not _NOWAIT or count <= 0:
             return False
@@ -145,9 +145,9 @@ class OpenFile(_Descriptor):
 
 
 class LazyFile:
-    """A large file of a directory that is held open in its place; it is opened when it is wanted.
+    """A large file that is opened on demand, relative to a directory that is kept open.
 
-    Who replaces or removes it takes it away, unlike one that is pinned.
+    Unlike an `OpenFile`, it is lost when the file is replaced or deleted.
     """
 
     __slots__ = ("__weakref__", "_directory", "_name", "signature", "where")
@@ -169,11 +169,11 @@ class LazyFile:
         return self.signature.size
 
     def open(self) -> OpenFile:
-        """Return the file, open. Blocking.
+        """Open the file. Blocking.
 
         Raises:
-            ContentAltered: there is another one by now, or none.
-            ReadError: it cannot be opened.
+            ContentAltered: the file was replaced or deleted.
+            ReadError: the file cannot be opened.
         """
         with openat.read_errors(self.where):
             try:
@@ -192,27 +192,27 @@ class LazyFile:
 
 
 class LargeRead(NamedTuple):
-    """A large file that was read to its end, and is held open."""
+    """A large file that was read to its end and is kept open."""
 
     file: OpenFile
     signature: StatSignature
     digest: str | None
-    """SHA-256 in hexadecimal digits, or what is known of it; None if the file changed while it was read."""
+    """SHA-256 in hex digits, or a known prefix of it; None if the file changed during the read."""
     links: int
 
 
 class DigestCache:
-    """What large files were found to hold, by their state: they are not read again for it."""
+    """The digests of large files by signature, so that unchanged files are not read again."""
 
     def __init__(self) -> None:
         self._known: dict[StatSignature, str] = {}
 
     def get(self, signature: StatSignature) -> str | None:
-        """Return the digest, or the beginning of it that was noted; None if it is not known."""
+        """Return the cached digest (or prefix), None if unknown."""
         return self._known.get(signature)
 
     def put(self, signature: StatSignature, digest: str) -> None:
-        """Remember it; what was noted longest ago gives way to it."""
+        """Cache a digest; evict the oldest entry above the limit."""
         self._known[signature] = digest
         if len(self._known) > _MAX_DIGESTS:
             self._known.pop(next(iter(self._known)), None)
@@ -232,12 +232,12 @@ def read(
 ) -> openat.FileRead | LargeRead:
     """Read a regular file beneath the directory, at most `limit` bytes: up to `LARGE_FILE_BYTES` into memory, else for its digest.
 
-    `where` is the path that error messages name.
-    `on_progress` is called between two pieces; it ends the work by raising. What is `known` is not read.
+    `where` is the path for error messages.
+    `on_progress` is called after each chunk, and may raise to abort. Files with a `known` digest are not read.
 
     Raises:
-        NothingPublished: nothing is there.
-        ReadError: it leaves the volume, is no regular file, is larger than the limit, or cannot be read.
+        NothingPublished: there is no such file.
+        ReadError: it is outside the volume, not a regular file, larger than the limit, or unreadable.
     """
     with openat.read_errors(where):
         try:
@@ -245,16 +245,16 @@ def read(
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-            # NFS: it was replaced on the server between open and read, and a new open finds the new one.
+            # NFS: the file was replaced on the server between open and read; a new open finds the new file.
             return _read_once(dir_fd, path, limit, where, on_progress=on_progress, known=known)
 
 
 def copy(file: OpenFile | LazyFile, digest: str, write: Callable[[bytes], object]) -> None:
-    """Hand all bytes of a file to `write`, piece by piece. `digest` is what theirs must begin with.
+    """Pass all bytes of a file to `write` in chunks, and verify that their digest begins with `digest`.
 
     Raises:
-        ContentAltered: they are others.
-        OSError: they cannot be read, or whatever `write` raises.
+        ContentAltered: the digest differs.
+        OSError: the file cannot be read, or `write` failed.
     """
     found = hashlib.sha256()
     for piece in file.open().pieces():
@@ -265,14 +265,14 @@ def copy(file: OpenFile | LazyFile, digest: str, write: Callable[[bytes], object
 
 
 class Copy(NamedTuple):
-    """A large file that is to be copied, and what its digest must begin with."""
+    """A large file to copy, and the expected prefix of its digest."""
 
     file: OpenFile | LazyFile
     digest: str
 
 
 def changed_error(where: str) -> _errors.ContentAltered:
-    """Return the error for a file that is not what it was."""
+    """Return the error for a file that has changed since it was read."""
     return _errors.ContentAltered(
         errno.EIO,
         f"cannot read {where}: it was rewritten in place or taken away after it had been read,"
@@ -316,13 +316,13 @@ def _digest(file: OpenFile, links: int, on_progress: Callable[[], None]) -> Larg
     except _errors.ContentAltered:
         return LargeRead(file, file.signature, None, links)
     status = os.fstat(file.fd)
-    # A link more or less since it was opened is no change of what was read; anything else shows at the next look.
+    # ctime may have changed by a new or removed link, which is no change of content; other changes show at the next scan.
     now = file.signature._replace(ctime_ns=status.st_ctime_ns)
     return LargeRead(file, now, digest.hexdigest(), status.st_nlink)
 
 
 def fadvise(fd: int, start: int, count: int, advice: str) -> None:
-    """Tell the kernel what will be read, where it listens."""
+    """Call posix_fadvise(2), if the system has it."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, start, count, getattr(os, advice))

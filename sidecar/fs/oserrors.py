@@ -1,4 +1,4 @@
-"""What an error of the operating system means to who publishes, and what to change."""
+"""Map errors of the operating system to publish errors, with an explanation and a remedy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import TracebackType
 from sidecar import _errors
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-#: What stands in the way of one name, and of no other.
+#: Errors that concern only one name.
 _NAME_CONFLICT_ERRNOS = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
-#: Where kubelet mounts the token of the service account, unless the Pod does without.
+#: The mount point of the service account token, unless the Pod disables it.
 _POD_SECRETS = "/var/run/secrets/kubernetes.io"
 _STORAGE_FAILING = "(the storage behind the volume is failing)"
 _OWN_MOUNT = (
@@ -43,15 +43,15 @@ _REMEDIES: Mapping[int, str] = {
 
 
 class Refused(PermissionError):
-    """An error whose text says by itself what is not permitted, and what to change."""
+    """An error whose text already explains what is not permitted, and the remedy."""
 
 
 class ChownDenied(Refused):
-    """The process may not give a file to that group."""
+    """The process may not change a file to that group."""
 
 
 class ChmodDenied(Refused):
-    """A file cannot have the mode that was asked for, because the mount fixes the modes of all its files."""
+    """A file cannot have the requested mode, because the mount fixes the modes of all its files."""
 
 
 class SymlinksUnsupported(Refused):
@@ -59,7 +59,7 @@ class SymlinksUnsupported(Refused):
 
 
 class map_publish_errors:  # noqa: N801 (used as a function; a class costs a fraction of a generator, several times a publish)
-    """Turn an `OSError` into the `PublishError` that says what to change.
+    """Convert an `OSError` into a `PublishError` that names the remedy.
 
     `what` completes "cannot …", as in "publish /shared/config".
 
@@ -86,11 +86,11 @@ class map_publish_errors:  # noqa: N801 (used as a function; a class costs a fra
 
 
 class map_name_errors(map_publish_errors):  # noqa: N801
-    """As `map_publish_errors`, for one name beneath a directory that is open: what is in its way is no fault of the volume.
+    """As `map_publish_errors`, for one name in an open directory: a conflict of the name is not an error of the volume.
 
     Raises:
         NameTaken: `ENOTDIR`, `ELOOP`, `EISDIR`.
-        NameRefused: `ENAMETOOLONG`: this file system takes less than others.
+        NameRefused: `ENAMETOOLONG`: the limit of this file system is lower than usual.
         VolumeFull, VolumeUnavailable: as `map_publish_errors`.
     """
 
@@ -111,7 +111,7 @@ class map_name_errors(map_publish_errors):  # noqa: N801
 
 
 def hint(error: OSError) -> str:
-    """Say in words what an error of the operating system means here, and what to change."""
+    """Return the explanation of an error of the operating system, and its remedy."""
     if isinstance(error, Refused):
         return str(error.strerror)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -123,22 +123,22 @@ def hint(error: OSError) -> str:
 
 
 def in_pod() -> bool:
-    """Whether this is a container of Kubernetes, where a Pod's securityContext can be changed."""
+    """Whether the process runs in a Kubernetes Pod, whose securityContext can be changed."""
     return "KUBERNETES_SERVICE_HOST" in os.environ or os.path.isdir(_POD_SECRETS)
 
 
 def share_remedy() -> str:
-    """Say how a directory gets a group that its users share: by the Pod, or by hand."""
+    """Return how to give a directory a shared group: in the Pod, or by hand."""
     if in_pod():
         return "set fsGroup in the Pod's securityContext"
     return "chgrp it to a group of this user and chmod g+rwx it"
 
 
 def set_group(fd: int, group: int) -> None:
-    """Give an open file or directory to a group.
+    """Set the group of an open file or directory.
 
     Raises:
-        ChownDenied: the process may not, or the mount fixes the groups of all its files.
+        ChownDenied: not permitted, or the mount fixes the groups of all its files.
     """
     if os.fstat(fd).st_gid == group:
         return

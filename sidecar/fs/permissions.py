@@ -1,7 +1,7 @@
-"""Who may change what in a directory of several users: groups, the sticky bit, capabilities, mount points.
+"""Access rights in directories with several users: groups, the sticky bit, capabilities, mount points.
 
-A rename is refused for reasons that its error does not tell apart: "operation not permitted" is a sticky directory,
-a file that is immutable, or a mount. What is asked here before a change finds the reason, and says what to change.
+The error of a failed rename is ambiguous: "operation not permitted" can mean a sticky directory,
+an immutable file, or a mount. The checks of this module find the reason in advance, and name the remedy.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH
 
 
 def set_directory_access(fd: int, above_fd: int, group: int | None = None) -> None:
-    """Give a new directory the group and mode that the one above it allows, whatever the umask.
+    """Set group and mode of a new directory according to its parent, independent of the umask.
 
-    It is mode 0755, and where a group shares the directory above, that group may write in it, too;
-    the set-group-id bit stays, by which files get the group (Kubernetes sets it for `fsGroup`).
-    Nothing is inherited from a directory with the sticky bit: there each user's names are protected from the others.
+    The mode is 0755. If a group shares the parent directory, that group may write to the new one, too;
+    the set-group-ID bit, by which files inherit the group, is kept (Kubernetes sets it for `fsGroup`).
+    Nothing is inherited from a parent with the sticky bit, which protects the entries of each user.
 
     Raises:
-        ChownDenied: the process may not give it to `group`.
+        ChownDenied: the process may not change the directory to `group`.
     """
     above = os.fstat(above_fd)
     shared = _is_shared_by_group(above)
     if group is not None:
         oserrors.set_group(fd, group)
     elif shared and os.fstat(fd).st_gid != above.st_gid:
-        with contextlib.suppress(OSError):  # not a member: then it is ours alone
+        with contextlib.suppress(
+            OSError
+        ):  # not a member of the group: then only this user may write
             os.fchown(fd, -1, above.st_gid)
     own = os.fstat(fd)
     mode = DIRECTORY_MODE | (own.st_mode & stat.S_ISGID)
@@ -45,16 +47,16 @@ def set_directory_access(fd: int, above_fd: int, group: int | None = None) -> No
 
 
 def inherit_parent_access(fd: int, above_fd: int) -> None:
-    """Let all those write to a new directory who may write to the one above it, under the same sticky bit."""
+    """Give a new directory the write permissions and the sticky bit of its parent."""
     set_directory_access(fd, above_fd)
     above = os.fstat(above_fd).st_mode
     _set_mode(fd, os.fstat(fd).st_mode | (above & (stat.S_IWGRP | _STICKY_FOR_ALL)))
 
 
 def restrict_files(dir_fd: int, names: Iterable[str], mode: int, group: int | None) -> None:
-    """Take from files of ours what `mode` does not permit, and give them to `group`. Never raises, follows no link.
+    """Remove permissions beyond `mode` from files of this user, and set `group`. Never raises, follows no links.
 
-    Files of other users stay as they are: somebody may have planted a link to one of them.
+    Files of other users are not changed: the entry may be a hard link that another user created.
     """
     for name in names:
         with contextlib.suppress(OSError):
@@ -70,13 +72,13 @@ def restrict_files(dir_fd: int, names: Iterable[str], mode: int, group: int | No
 
 
 def check_replaceable(dir_fd: int, name: str, where: str) -> None:
-    """Raise what a rename over `name`, or its removal, would meet, as far as that can be known before.
+    """Raise the error that replacing or deleting `name` would meet, as far as known in advance.
 
-    `where` is the path of the entry, by which mounts are known.
+    `where` is the path of the entry, used to detect mounts.
 
     Raises:
-        Refused: `EPERM`: the sticky bit protects it; `EACCES`: the directory may not be written.
-        OSError: `EBUSY`: it is a mount of its own.
+        Refused: `EPERM`: the sticky bit protects the entry; `EACCES`: the directory is not writable.
+        OSError: `EBUSY`: the entry is a mount point.
     """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -87,13 +89,13 @@ def check_replaceable(dir_fd: int, name: str, where: str) -> None:
 
 
 def check_not_mounted(name: str, where: str) -> None:
-    """Raise `OSError` (`EBUSY`) if something is mounted on an entry, by its path."""
+    """Raise `OSError` (`EBUSY`) if the entry is a mount point."""
     if mounts.is_mount_point(where):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
 
 
 def check_sticky(directory: os.stat_result, status: os.stat_result) -> None:
-    """Raise `Refused` if the sticky bit of a directory keeps this user from replacing an entry of it (unlink(2))."""
+    """Raise `Refused` if the sticky bit of the directory forbids this user to replace the entry (unlink(2))."""
     if not directory.st_mode & stat.S_ISVTX:
         return
     user = os.geteuid()
@@ -107,7 +109,7 @@ def check_sticky(directory: os.stat_result, status: os.stat_result) -> None:
 
 
 def check_writable(dir_fd: int) -> None:
-    """Raise `Refused` (`EACCES`) if this user may not make names in a directory, `OSError` (`EROFS`) if nobody may."""
+    """Raise `Refused` (`EACCES`) if this user may not write to the directory, `OSError` (`EROFS`) if it is read-only."""
     if os.fstatvfs(dir_fd).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if not os.access(f"/proc/self/fd/{dir_fd}", os.W_OK | os.X_OK, effective_ids=True):
@@ -122,7 +124,7 @@ def check_writable(dir_fd: int) -> None:
 
 
 def explain(error: PermissionError, dir_fd: int, name: str) -> PermissionError:
-    """Return the error of a change of `name` in a directory with the reason that can be found for it."""
+    """Return the error for a failed change of `name`, with the reason if it can be determined."""
     try:
         check_writable(dir_fd)
         check_sticky(os.fstat(dir_fd), os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
@@ -134,10 +136,10 @@ def explain(error: PermissionError, dir_fd: int, name: str) -> PermissionError:
 
 
 def follows_no_links_of_others(directory: os.stat_result) -> bool:
-    """Whether other users cannot follow the links that we make in a directory; see proc_sys_fs(5), `protected_symlinks`.
+    """Whether other users cannot follow links created in the directory; see proc_sys_fs(5), `protected_symlinks`.
 
-    In a directory that is sticky and writable for all only the owner of a link follows it,
-    unless the directory is the link's owner's.
+    In a sticky directory that is writable for all, only the owner of a link can follow it,
+    unless the owner of the link also owns the directory.
     """
     if directory.st_mode & _STICKY_FOR_ALL != _STICKY_FOR_ALL or directory.st_uid == os.geteuid():
         return False
@@ -149,7 +151,7 @@ def follows_no_links_of_others(directory: os.stat_result) -> bool:
 
 
 def _is_shared_by_group(directory: os.stat_result) -> bool:
-    """Whether a group is meant to write in it. Mode 0777 means nobody, unless the set-group-id bit names a group."""
+    """Whether the directory is shared by a group. Mode 0777 alone is not, unless the set-group-ID bit is set."""
     mode = directory.st_mode
     if not mode & stat.S_IWGRP or mode & stat.S_ISVTX:
         return False

@@ -1,6 +1,6 @@
-"""One step of publishing a set: put a generation that has been built in force, wholly or not at all.
+"""Activate a generation that has been built, completely or not at all.
 
-Blocking, one directory, which the caller has opened and locked.
+Blocking. The caller has opened and locked the directory.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def activate(
 def check_conflicts(
     fd: int, settings: VolumeConfig, names: Collection[str], optional: Collection[str]
 ) -> None:
-    """Try what `activate` would meet in the places of the links, and make nothing: the volume is full."""
+    """Raise the link conflicts that `activate` would meet, without creating anything: for a full volume."""
     with _name_in_error(settings):
         visible_links.check_conflicts(fd, names, settings.path, optional)
 
@@ -77,11 +77,11 @@ def _swap_data(
 ) -> None:
     try:
         atomic.move(fd, new, fd, name)
-        # The link must not become durable before what it points at.
+        # The generation must be durable before the link that points to it.
         settings.sync_directory(fd)
         links.swap_data()
     except OSError as error:
-        # On NFS a rename that failed may have happened all the same: rename(2), BUGS.
+        # On NFS a rename may have happened although it failed: rename(2), BUGS.
         switched = False
         with contextlib.suppress(OSError):
             switched = layout.active_generation(fd) == name
@@ -94,7 +94,7 @@ def _swap_data(
 def _apply_links(
     fd: int, settings: VolumeConfig, name: str, version: str, links: visible_links.LinkUpdate
 ) -> None:
-    """Put the visible links in place, and take all of it back if one of them cannot be."""
+    """Apply the visible links; undo everything if one of them fails."""
     try:
         links.apply(partial(replaced.archive_loose_files, fd, settings))
     except OSError as error:
@@ -113,7 +113,7 @@ def _apply_links(
 
 @contextmanager
 def _name_in_error(settings: VolumeConfig) -> Iterator[None]:
-    """Say of an error which name of the set it keeps from its place; a full volume keeps each."""
+    """Add the name that caused an `OSError` to its message, except on a full volume, which concerns all names."""
     try:
         yield
     except OSError as error:

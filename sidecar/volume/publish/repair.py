@@ -1,6 +1,6 @@
-"""What a start finds wrong with a set in force: mended where that is possible, told where it is not.
+"""Repair the active set at the start of a writer, and log what cannot be repaired.
 
-Blocking, one directory, which the caller has opened and locked.
+Blocking. The caller has opened and locked the directory.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MAX_NAMES_SHOWN = 5
 
 
 def restore(fd: int, settings: VolumeConfig) -> None:
-    """Put the newest whole generation in force again where `..data` is damaged, and say so.
+    """If `..data` is damaged, activate the newest complete generation again, and log it.
 
-    A link to a generation of another publisher, kubelet's, is left to that.
+    A link to a generation of another publisher, such as kubelet, is not changed.
     """
     damage = atomic_writer.damage(fd)
     if damage is None or not _is_ours(fd, damage):
@@ -50,7 +50,7 @@ def restore(fd: int, settings: VolumeConfig) -> None:
 
 @contextmanager
 def logged(settings: VolumeConfig) -> Iterator[None]:
-    """Log an error of mending: it must not keep a writer from its start."""
+    """Log an error of a repair, because it must not prevent the writer from starting."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,7 @@ def logged(settings: VolumeConfig) -> Iterator[None]:
 
 
 def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
-    """Log what lies beside a set, where no reader looks at it, and whether other users can follow its links."""
+    """Log loose files beside a set, which readers ignore, and whether other users cannot follow its links."""
     entries = visible_links.top_level_names(names)
     with contextlib.suppress(OSError):
         beside = [
@@ -82,7 +82,7 @@ def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> 
 
 
 def log_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
-    """Log which names of the set in force cannot be made visible, and why."""
+    """Log the names of the active set that cannot be made visible, and why."""
     for entry, error in blocked.items():
         _log.warning(
             "%s belongs to the set in force and is not shown: %s",
@@ -92,7 +92,7 @@ def log_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
 
 
 def format_names(names: Collection[str]) -> str:
-    """Return the first of some names, for a message."""
+    """Return the first names, for a message."""
     more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
     return ", ".join(sorted(names)[:_MAX_NAMES_SHOWN]) + more
 
@@ -118,7 +118,7 @@ def _generations(fd: int) -> list[str]:
 
 
 def _read(fd: int, entry: str, settings: VolumeConfig) -> Snapshot[None] | None:
-    """Return a generation that is what its name says, None for any other."""
+    """Return the content of a generation, None if it is incomplete or does not match the version in its name."""
     where, limit = settings.display_path(entry), settings.max_size
     with contextlib.suppress(OSError, _errors.ReadError), dirs.open_subdir(fd, entry) as generation:
         scan = loader.read_directory(generation, where, limit=limit, before=None)

@@ -1,6 +1,6 @@
-"""What a set replaces that no publish of ours has noted: a generation or loose files of others enter the history, too.
+"""Archive content of other publishers that a set replaces: a generation, or loose files.
 
-Blocking, one directory, which the caller has opened and locked. Best effort, as all of the history: nothing is raised.
+Blocking. The caller has opened and locked the directory. Best effort, like the whole history: nothing is raised.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sidecar.volume.publish.models import VolumeConfig
 def archive_generation(
     fd: int, settings: VolumeConfig, before: ScanResult | None
 ) -> Iterator[Callable[[str], None]]:
-    """Copy a generation in force that another publisher has made; call what is yielded with its successor to keep it.
+    """Copy the active generation of another publisher; call the yielded function with the new generation to keep the copy.
 
-    The copy shares the files, where those may be linked, and retires as the generations of ours do.
-    The directory itself stays: its publisher, such as kubelet, may need it under its name.
+    The copy hard-links the files where possible, and is archived like our own generations.
+    The original directory stays, because its publisher, such as kubelet, may need it.
     """
     copy = _copy(fd, settings, before) if before is not None else None
 
@@ -37,7 +37,7 @@ def archive_generation(
         yield keep
     finally:
         if copy is not None:
-            dirs.rmtree(fd, copy)  # it has another name by now, if all went well
+            dirs.rmtree(fd, copy)  # after success it was renamed and no longer exists
 
 
 def _copy(fd: int, settings: VolumeConfig, before: ScanResult) -> str | None:
@@ -51,7 +51,7 @@ def _copy(fd: int, settings: VolumeConfig, before: ScanResult) -> str | None:
 
 
 def archive_loose_files(fd: int, settings: VolumeConfig, entry: str, aside: str) -> None:
-    """Keep the loose files that lay where the set has the link `entry` now; they lie under the name `aside`."""
+    """Archive the loose files that the link `entry` has replaced; they were moved to the name `aside`."""
     with contextlib.suppress(OSError):
         nested = [f"{path}/{name}" for path, _, files, _ in dirs.walk(fd, aside) for name in files]
         for path in nested or [aside]:
