@@ -1,11 +1,11 @@
-"""How many bytes of its disk a directory takes, and how many it may: `volume_budget`.
+"""The disk space that a directory uses and may use: `volume_budget`.
 
-Counted is as kubelet counts a volume (`du`): what lies there in blocks of the disk, directories included,
-a file with several hard links once, whoever has put it there. Temporary files of uploads under way are part of it.
+Usage is counted like kubelet counts a volume (`du`): in disk blocks, including directories,
+each hard-linked file once, files of all publishers, and temporary files of running uploads.
 
-A write does not list the directory to know that. What this process does is added to what was counted last;
-it is counted anew where another publisher has been here since, before anything is refused, and now and then.
-So what is known may be too much for a moment, and a refusal is always true.
+A write does not list the directory. Its own changes are added to the last count.
+The directory is counted again after changes by another publisher, before anything is rejected, and periodically.
+So the known usage may be too high for a moment, but a rejection is always based on a new count.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from sidecar.fs import dirs
 from sidecar.process import quantities
 
 _BLOCK = 4096
-#: Beside a content a publish may make directories: one of the file, one or two of its history.
+#: Besides the content, a publish may create directories: one for the file, one or two for its history.
 _DIRECTORY_OVERHEAD_BYTES = 3 * _BLOCK
 _COUNT_INTERVAL = 1.0
 _QUICK_COUNT_SECONDS = 0.002
 _UPLOAD_CHECK_BYTES = 8 << 20
-#: To count may take this part of the time at most, as long as a quarter of the budget is left.
+#: Maximum share of the time for counting, as long as a quarter of the budget is free.
 _COUNT_TIME_SHARE = 1 / 20
 
 Reclaim = Callable[[int, int, bool], int]
-"""Frees so many bytes of old contents in a directory, or none; returns how many. The last argument: only tell how many."""
+"""Frees at least the given bytes of old versions, or nothing; returns the bytes. The last argument is `dry_run`."""
 
 
 def on_disk(size: int) -> int:
-    """Return the bytes that a file of that size takes on most disks.
+    """Return the disk space in bytes of a file of that size on most file systems.
 
     >>> on_disk(0), on_disk(1), on_disk(4097)
     (0, 4096, 8192)
@@ -44,13 +44,13 @@ def on_disk(size: int) -> int:
 
 
 class OverBudget(_errors.VolumeFull):
-    """The budget is used up, though the volume itself may have room."""
+    """The budget is exhausted, although the volume may have space."""
 
 
 class Budget:
-    """The bytes that a directory takes, and the bound of them. Without a limit nothing is ever counted.
+    """The used disk space of a directory and its limit. Without a limit, nothing is counted.
 
-    What is said of a directory is said under its lock; uploads may grow without it.
+    Call the methods with a descriptor under the directory lock; `grow` and `end_upload` need no lock.
     """
 
     def __init__(self, limit: int | None, give_way: Reclaim) -> None:
@@ -60,31 +60,31 @@ class Budget:
         self._uploads: dict[str, int] = {}
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None
-        """The state of the directory as this process has left it; None: count before anything is trusted."""
+        """The status of the directory after the last change by this process; None: count again first."""
         self._counted = float("-inf")
         self._count_seconds = 0.0
 
     @property
     def used(self) -> int:
-        """Bytes, as they are known."""
+        """The known disk usage in bytes."""
         return self._stored + sum(self._uploads.values())
 
     @property
     def is_quick(self) -> bool:
-        """Whether it takes no time worth mentioning to count, if that is needed."""
+        """Whether a count, if needed, takes less than `_QUICK_COUNT_SECONDS`."""
         return self.limit is None or (
             self._seen is not None and self._count_seconds < _QUICK_COUNT_SECONDS
         )
 
     def enter(self, fd: int) -> None:
-        """Look whether somebody else has changed the directory, and count what it takes if so."""
+        """Count again if another publisher has changed the directory."""
         if self.limit is None:
             return
         if self._seen is None or (self._seen != _state(fd) and self._should_count()):
             self.count(fd)
 
     def leave(self, fd: int) -> None:
-        """Note how this process leaves the directory; count what it takes if that is due."""
+        """Record the status of the directory; count again if that is due."""
         if self.limit is None or self._seen is None:
             return
         if time.monotonic() - self._counted > max(
@@ -94,7 +94,7 @@ class Budget:
         self._seen = _state(fd)
 
     def count(self, fd: int) -> None:
-        """List the directory and add up what it takes."""
+        """List the directory and add up its disk usage."""
         started = time.monotonic()
         with self._lock:
             ours = frozenset(self._uploads)
@@ -107,16 +107,14 @@ class Budget:
             self._seen = _state(fd)
 
     def invalidate(self) -> None:
-        """Count again before anything else: what was added has perhaps not happened."""
+        """Count again next time, because an added change may not have happened."""
         self._seen = None
 
     def admit(self, fd: int, size: int, where: str, *, dry_run: bool = False) -> None:
-        """Return if a content of that size may be written beside what is there; old contents give way for it.
-
-        It counts as written from here on, unless it is a trial.
+        """Reserve space for a content of that size; remove old versions if necessary. A dry run reserves nothing.
 
         Raises:
-            VolumeFull: not even without the history.
+            VolumeFull: removing the whole history would not suffice.
         """
         if self.limit is None:
             return
@@ -134,24 +132,24 @@ class Budget:
             self.change(on_disk(size))
 
     def admit_first(self, size: int, where: str) -> None:
-        """Raise `VolumeFull` if a directory that is still to be made could not take a content of that size."""
+        """Raise `VolumeFull` if a content of that size does not fit into a directory that does not exist yet."""
         if self.limit is not None and on_disk(size) + _DIRECTORY_OVERHEAD_BYTES > self.limit:
             raise self._over_budget(where, size)
 
     def change(self, size: int) -> None:
-        """Add bytes that are on the disk now, or take away those that are not any more."""
+        """Add bytes to the usage; negative if they were freed."""
         if self.limit is not None:
             with self._lock:
                 self._stored = max(self._stored + size, 0)
 
     def grow(self, upload: str, size: int) -> bool:
-        """Count more bytes for the temporary file of an upload; False, and nothing, if that needs `admit_upload`."""
+        """Add bytes of an upload; return False, without adding, if `admit_upload` is needed."""
         if self.limit is None:
             return True
         with self._lock:
             so_far = self._uploads.get(upload, 0)
             if so_far // _UPLOAD_CHECK_BYTES != (so_far + size) // _UPLOAD_CHECK_BYTES:
-                return False  # others may have published meanwhile
+                return False  # other publishers may have used space meanwhile
             others = self._stored + sum(self._uploads.values()) - so_far
             if others + on_disk(so_far + size) + _DIRECTORY_OVERHEAD_BYTES > self.limit:
                 return False
@@ -159,10 +157,10 @@ class Budget:
         return True
 
     def admit_upload(self, fd: int, upload: str, size: int, where: str) -> None:
-        """Count more bytes for an upload, for which old contents give way.
+        """Add bytes of an upload; remove old versions if necessary.
 
         Raises:
-            VolumeFull: not even without the history.
+            VolumeFull: removing the whole history would not suffice.
         """
         self.admit(fd, size, where)
         with self._lock:
@@ -170,14 +168,14 @@ class Budget:
             self._uploads[upload] = self._uploads.get(upload, 0) + size
 
     def end_upload(self, upload: str, *, published: bool) -> None:
-        """Count an upload as a content from here on, or not at all. It may have ended before."""
+        """Count a finished upload as content if published, else not at all. May be called repeatedly."""
         with self._lock:
             size = self._uploads.pop(upload, 0)
             if published:
                 self._stored += on_disk(size)
 
     def _should_count(self) -> bool:
-        """Whether to count is worth its time: always if that is short, or if there is not much left."""
+        """Whether to count now: always if less than a quarter of the budget is free, else within the time share."""
         if self.used > (self.limit or 0) * 3 // 4:
             return True
         return time.monotonic() - self._counted > self._count_seconds / _COUNT_TIME_SHARE

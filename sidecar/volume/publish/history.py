@@ -1,14 +1,14 @@
-"""What a volume held before: the last contents, kept beside the present one.
+"""The version history of a volume: the last versions of each file, and of the set.
 
-    ..versions/file-<name>/<nanoseconds>-<version>    a content of a loose file, a hard link to what was published
-    ..versions/gen-<nanoseconds>-<version>/           a generation of a set that is no longer in force
+    ..versions/file-<name>/<nanoseconds>-<version>    a version of a loose file, a hard link to the published file
+    ..versions/gen-<nanoseconds>-<version>/           an inactive generation of a set
 
-Linking and renaming copy nothing, so history costs the space of the contents themselves and no more.
-It records what became visible. It is not synced: a power cut may cost its last entry, never a content in force.
-A content is checked against the version in its name before it is used again.
+Versions are linked and renamed, not copied, so the history only uses the space of the contents themselves.
+It records what became visible. It is not synced: a power failure may lose its last entry, but never current content.
+A version is verified against the version in its name before it is used again.
 
-Anybody who may write to the volume can plant something there. What is not named as above, or claims to be of the future,
-counts as older than all else: it is never in the way of what is published, and gives way first.
+Any process that can write to the volume can create entries there. Entries with another name, or with a timestamp
+in the future, count as older than all others: they never block a publish, and are removed first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sidecar.volume.content import listing, snapshot
 
 _SET = "gen-"
 _NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshot.VERSION_DIGITS}}}", re.ASCII)
-#: A clock may go back; not by so much, or the name is no time that we have noted.
+#: Tolerance for a clock that was set back; a later timestamp counts as invalid.
 _MAX_CLOCK_STEP_NS = 86_400 * 10**9
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _MAX_WARNED_NAMES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A content that was published: when (Unix seconds), how large (bytes), of how many files.
+    """A published version: time (Unix seconds), size (bytes), and number of files.
 
     >>> before = [Version("2", 9.0, 10, 1, current=True), Version("1", 8.0, 12, 1, current=False)]
     >>> [one.etag for one in before if not one.current]
@@ -54,7 +54,7 @@ class Version:
     files: int
     current: bool
     entry: str = ""
-    """Where it lies, relative to the volume's directory."""
+    """Its path relative to the directory of the volume."""
 
     @property
     def etag(self) -> str:
@@ -68,12 +68,12 @@ def entry_name(stamp: int, version: str) -> str:
 
 
 def version_in(entry: str) -> str:
-    """Return the version in the name of a generation or of a kept content."""
+    """Return the version in the name of a generation or an archived file."""
     return entry.rsplit("-", 1)[-1]
 
 
 def rank(entry: str) -> int:
-    """Return the nanoseconds in the name of an entry; 0 for what is none of ours, or is said to be of the future.
+    """Return the timestamp in the name of an entry, in nanoseconds; 0 if the name is invalid or in the future.
 
     >>> rank("00000000000000000007-" + "a" * 32), rank("planted"), rank("9" * 20 + "-" + "a" * 32)
     (7, 0, 0)
@@ -84,7 +84,7 @@ def rank(entry: str) -> int:
 
 
 def latest_version(dir_fd: int, name: str) -> str | None:
-    """Return the version that was kept last of a loose file, None if there is none."""
+    """Return the last archived version of a loose file, None if there is none."""
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         last = max(os.listdir(fd), key=rank, default="")
         return version_in(last) if rank(last) else None
@@ -92,15 +92,15 @@ def latest_version(dir_fd: int, name: str) -> str | None:
 
 
 class Folder(NamedTuple):
-    """What is kept of one loose file after a change: its entries, oldest first, and what the change was."""
+    """The history of one loose file after a change: its entries, oldest first, and the change."""
 
     entries: tuple[str, ...]
     created: bool = False
     """Whether it had no history before."""
     freed: int = 0
-    """Bytes on the disk that were given back."""
+    """Disk space in bytes that was freed."""
     expired: tuple[str, ...] = ()
-    """Entries that are to be removed later, by `expire`."""
+    """Entries to be removed later by `expire`."""
 
 
 def archive_file(
@@ -114,12 +114,12 @@ def archive_file(
     known: Sequence[str] | None = None,
     defer_removal: bool = False,
 ) -> Folder | None:
-    """Note that the loose file `name` now holds `version`, and forget all but the newest `keep` contents.
+    """Archive `version` of the loose file `name`, and remove all but the newest `keep` versions.
 
-    `link` gives the file itself a name in an open directory: what its own name leads to may be another one by now.
-    `known` are the entries as they were left, if nobody else can have changed the file since: then nothing is listed.
-    With `defer_removal` those are not removed yet, and named: a file system waits for what of them is on its way to the disk.
-    Best effort: None where it cannot be linked (a file system without hard links), or nothing is to be kept.
+    `link` links the published file itself into an open directory; its name may already refer to another file.
+    `known` are the entries after the last change, if no other writer has changed the file since; then nothing is listed.
+    With `defer_removal`, old entries are returned as expired instead of removed: unlink(2) waits for writeback.
+    Best effort: None if the file cannot be linked (no hard links), or nothing is to be kept.
     """
     if keep <= 0:
         return None
@@ -129,21 +129,21 @@ def archive_file(
     ):
         entries = sorted(os.listdir(fd), key=rank) if known is None else list(known)
         if entries and version_in(entries[-1]) == version:
-            dirs.rmtree(fd, entries.pop())  # published again, because it was in doubt
-        # The clock may have gone back; the order must not.
+            dirs.rmtree(fd, entries.pop())  # published again, because it was uncertain
+        # The clock may have been set back, but the order must be kept.
         entry = entry_name(max(stamp, rank(entries[-1]) + 1 if entries else 0), version)
         link(entry, fd)
         entries.append(entry)
         old = tuple(entries[:-keep])
         if defer_removal and known is not None:
             return Folder(tuple(entries[-keep:]), created, expired=old)
-        # What a program has left behind that has ended.
+        # Also entries that an earlier process left behind.
         return Folder(tuple(entries[-keep:]), created, sum(_remove(fd, expired) for expired in old))
     return None
 
 
 def has_version(dir_fd: int, name: str) -> list[str]:
-    """Return what keeps contents of a file that is not in force: its own directory, and generations that have one."""
+    """Return the paths that hold old versions of a file: its history directory, and inactive generations."""
     current = layout.active_generation(dir_fd)
     found = [folder for folder in (layout.history_of(name),) if _exists(dir_fd, folder)]
     for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
@@ -162,7 +162,7 @@ def _exists(dir_fd: int, path: str) -> bool:
 
 
 class _BestEffort:
-    """Go on where nothing can be kept; that this user may not keep it is said once of each name."""
+    """Ignore errors of archiving; log missing permissions once per name."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -184,14 +184,14 @@ class _BestEffort:
 
 
 def expire(dir_fd: int, name: str, entries: Collection[str]) -> int:
-    """Remove entries of a loose file that `archive_file` has named, and return the bytes that this gives back."""
+    """Remove expired entries of a loose file, and return the freed bytes."""
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         return sum(_remove(fd, entry) for entry in entries)
     return 0
 
 
 class _HistoryDirectory:
-    """Open the directory of a file's history, made where it is missing: also where something else lies in its place."""
+    """Open the history directory of a file; create it if missing, and replace anything else with its name."""
 
     def __init__(self, dir_fd: int, folder: str) -> None:
         self._dir_fd = dir_fd
@@ -213,7 +213,7 @@ class _HistoryDirectory:
         self._inside.__exit__()
 
     def _clear(self) -> None:
-        """Remove what lies where only directories of ours may lie: these names are reserved."""
+        """Remove entries that are not directories but have a reserved name."""
         for path in (layout.HISTORY, self._folder):
             if not stat.S_ISDIR(_lstat(self._dir_fd, path).st_mode):
                 os.unlink(path, dir_fd=self._dir_fd)
@@ -222,7 +222,7 @@ class _HistoryDirectory:
 
 
 def _remove(fd: int, entry: str) -> int:
-    """Remove an entry, and return the bytes that this gives back."""
+    """Remove an entry, and return the freed bytes."""
     with contextlib.suppress(OSError):
         status = _lstat(fd, entry)
         if not stat.S_ISDIR(status.st_mode):
@@ -233,9 +233,9 @@ def _remove(fd: int, entry: str) -> int:
 
 
 def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
-    """Move a generation that is no longer in force into the history; where that is impossible, remove it.
+    """Move an inactive generation into the history, or remove it if that fails.
 
-    `keep` counts the one in force.
+    `keep` includes the active generation.
     """
     if keep > 1:
         with (
@@ -251,7 +251,7 @@ def archive_generation(dir_fd: int, generation: str, keep: int) -> None:
 
 
 def disk_usage(dir_fd: int, folder: str = layout.HISTORY) -> int:
-    """Return the bytes that are kept, at most: contents that share a file are counted more than once."""
+    """Return an upper bound of the archived bytes: shared files are counted more than once."""
     total = 0
     with contextlib.suppress(OSError):
         for _, _, files, fd in dirs.walk(dir_fd, folder):
@@ -262,9 +262,9 @@ def disk_usage(dir_fd: int, folder: str = layout.HISTORY) -> int:
 
 
 def purge(dir_fd: int) -> bool:
-    """Forget all that is not the newest of its kind, and say whether there was any: a full volume needs the room.
+    """Remove all versions except the newest of each file, for a full volume; return whether any was removed.
 
-    The newest content of a file goes, too, where the file is gone: nothing else would ever give its room back.
+    The newest version of a deleted file is removed, too: nothing else would ever free its space.
     """
     forgotten = False
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.HISTORY) as fd:
@@ -283,7 +283,7 @@ def _purge_file_history(dir_fd: int, folder: str) -> bool:
         with dirs.open_subdir(dir_fd, folder) as fd:
             old = sorted(os.listdir(fd), key=rank)
             if old and _lstat(fd, old[-1]).st_nlink > 1:
-                del old[-1]  # it is in force, and takes no room of its own
+                del old[-1]  # it is current, and uses no space of its own
             for entry in old:
                 dirs.rmtree(fd, entry)
         os.rmdir(folder, dir_fd=dir_fd)  # if nothing is left of it
@@ -291,13 +291,13 @@ def _purge_file_history(dir_fd: int, folder: str) -> bool:
 
 
 def restrict(dir_fd: int, name: str, mode: int, group: int | None) -> None:
-    """Take from the kept contents of a loose file what its mode does not permit any more. Never raises."""
+    """Remove permissions beyond the current mode from the versions of a loose file. Never raises."""
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.history_of(name)) as fd:
         permissions.restrict_files(fd, os.listdir(fd), mode, group)
 
 
 def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> None:
-    """As `restrict`, for the generations of a set that are not in force."""
+    """As `restrict`, for the inactive generations of a set."""
     for folder, prefix in ((".", layout.GENERATION), (layout.HISTORY, _SET)):
         with _listing(dir_fd, folder) as (fd, entries):
             old = [e for e in entries if e.startswith(prefix) and (folder, e) != (".", current)]
@@ -308,7 +308,7 @@ def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> No
 
 
 def versions_of_file(dir_fd: int, name: str, current: str | None, max_files: int) -> list[Version]:
-    """Return the kept contents of a loose file, newest first; `current` is the version it has now.
+    """Return the versions of a loose file, newest first; `current` is its current version.
 
     `max_files` is how many files one of them may have: what has more is none of ours.
     """
@@ -319,13 +319,13 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, max_files: int
     present = next((v.entry for v in found if v.version == current), None)
     marked = [replace(v, current=v.entry == present) for v in found]
     if current is not None and present is None:
-        # Another writer put it there, or ours was killed just before it could note it.
+        # Published by another writer, or by one that was killed before archiving it.
         marked[:0] = _unarchived(dir_fd, name, current)
     return marked
 
 
 def versions_of_set(dir_fd: int, max_files: int) -> list[Version]:
-    """Return the kept generations of a set, newest first: the one in force, those in their grace period, the old.
+    """Return the generations of a set, newest first: the active one, those in their grace period, the archived.
 
     `max_files` is how many files one of them may have: what has more is none of ours.
     """
@@ -341,7 +341,7 @@ def versions_of_set(dir_fd: int, max_files: int) -> list[Version]:
 
 @contextmanager
 def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield a directory of the history and what is in it; nothing where it is missing."""
+    """Open a directory of the history and yield its descriptor and entries; no entries if it is missing."""
     with contextlib.ExitStack() as stack:
         entries: list[str] = []
         fd = -1
@@ -352,7 +352,7 @@ def _listing(dir_fd: int, folder: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _version(dir_fd: int, folder: str, entry: str, max_files: int) -> Version | None:
-    """Return one kept content, None if it has been forgotten meanwhile or is none."""
+    """Return one archived version, None if it was removed meanwhile or is invalid."""
     stamp = timestamp_of(entry)
     try:
         files, size = _count_files(dir_fd, entry, max_files)
@@ -364,7 +364,7 @@ def _version(dir_fd: int, folder: str, entry: str, max_files: int) -> Version | 
 
 
 def _count_files(dir_fd: int, entry: str, max_files: int) -> tuple[int, int]:
-    """Return the number of files and of bytes of a kept content."""
+    """Return the number of files and bytes of an archived version."""
     status = _lstat(dir_fd, entry)
     if not stat.S_ISDIR(status.st_mode):
         return 1, status.st_size

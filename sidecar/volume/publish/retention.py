@@ -1,8 +1,8 @@
-"""What the history holds as a whole, and what of it gives way: by bytes, by deleted files, and for lack of space.
+"""Limits of the whole history: by bytes, by deleted files, and for lack of space.
 
-`history` bounds the contents of one file, or of the set, by number. Here all are one list, in the order in which they go:
-what is none of ours or claims to be of the future, contents of deleted files where space is needed, then the oldest.
-The list is made when a bound may be reached, not at each publish: in between what is added is added up.
+`history` limits the number of versions of one file, or of the set. This module orders all versions for removal:
+first unknown entries and those with a timestamp in the future, then versions of deleted files if space is needed,
+then the oldest. The list is created only when a limit may be reached; between that, additions are summed up.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from sidecar.fs import dirs, layout
 from sidecar.volume.publish import budget, history
 from sidecar.volume.publish.models import VolumeConfig
 
-#: Down to this part of its bound the history is cut, so that the list is not made anew for each publish after that.
+#: The history is trimmed to this share of its limit, so that the next publishes need no new list.
 _TRIM_TARGET = 7 / 8
 _MIN_NEW_NAMES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedVersion:
-    """A content of the history, or a generation."""
+    """A version in the history, or a generation."""
 
     rank: int
     path: str
     """Relative to the volume's directory."""
     size: int = 0
-    """Bytes on the disk that its removal gives back, once those before it in the list are removed."""
+    """Disk space in bytes that its removal frees, after those before it in the list are removed."""
     folder: str | None = None
     """The directory of its file, None for a generation."""
     gone: bool = False
-    """Whether there is no such file any more."""
+    """Whether the file is deleted."""
 
 
 def survey(dir_fd: int) -> list[ArchivedVersion]:
-    """Return all that the history holds, the oldest first; what is in force as well is of size 0."""
+    """Return all versions in the history, oldest first; current versions have size 0."""
     found, sizes = _list_entries(dir_fd)
     return [replace(entry, size=sizes.get(entry.path, 0)) for entry in found]
 
 
 def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) -> int:
-    """Remove old contents until so many bytes are free, and none if all together are not enough; return the bytes.
+    """Remove old versions until `wanted` bytes are freed, or nothing if that is not possible; return the bytes.
 
-    Those of deleted files go first, then the oldest; `generations` of the directory itself go last.
+    Versions of deleted files are removed first, then the oldest; `generations` outside the history are removed last.
     """
     kept = [entry for entry in survey(dir_fd) if entry.size]
     kept.sort(key=lambda entry: (bool(entry.rank) and not entry.gone, entry.rank))
@@ -65,7 +65,7 @@ def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) 
 
 
 def remove(dir_fd: int, kept: ArchivedVersion) -> None:
-    """Forget one content, and the directory of its file if that is empty then."""
+    """Remove one version, and the history directory of its file if it becomes empty."""
     dirs.rmtree(dir_fd, kept.path)
     if kept.folder is not None:
         with contextlib.suppress(OSError):
@@ -73,35 +73,35 @@ def remove(dir_fd: int, kept: ArchivedVersion) -> None:
 
 
 class Retention:
-    """The bounds of one history. All is called under the lock of the directory."""
+    """The limits of one history. All methods are called under the directory lock."""
 
     def __init__(self, settings: VolumeConfig) -> None:
         self._settings = settings
         self._bytes: int | None = None
-        """Bytes that are kept, at most; None before they were counted first."""
+        """Upper bound of the archived bytes; None before the first count."""
         self._gone: dict[str, None] = {}
-        """The directories of deleted files, in the order in which they go."""
+        """The history directories of deleted files, in the order of removal."""
         self._names = 0
         self._new_names = 0
 
     def added(self, size: int) -> None:
-        """Note that so many bytes more, or less, may be kept once they are not in force any more."""
+        """Add bytes that may be archived once they are no longer current; negative if freed."""
         if self._bytes is not None:
             self._bytes = max(self._bytes + size, 0)
 
     def published(self, name: str, *, new_name: bool) -> None:
-        """Note that there is a file of that name; `new_name`: it had no history before."""
+        """Record that the file exists; `new_name`: it had no history before."""
         self._gone.pop(layout.history_of(name), None)
         self._new_names += new_name
 
     def deleted(self, name: str) -> None:
-        """Note that there is no file of that name any more."""
+        """Record that the file was deleted."""
         folder = layout.history_of(name)
         self._gone.pop(folder, None)
         self._gone[folder] = None
 
     def enforce(self, dir_fd: int) -> int:
-        """Forget what is above the bounds, and return the bytes that this gives back."""
+        """Remove versions above the limits, and return the freed bytes."""
         freed = 0
         if self.is_due:
             freed += self._count(dir_fd)
@@ -119,7 +119,7 @@ class Retention:
         """Whether the next publish has to list the history."""
         if self._bytes is None or self._bytes > self._settings.keep_bytes:
             return True
-        # Their consumers may have deleted files, of which nobody has told.
+        # Consumers may have deleted files themselves, without a notification.
         return self._new_names > max(_MIN_NEW_NAMES, self._settings.keep_deleted, self._names // 4)
 
     def _count(self, dir_fd: int) -> int:
@@ -137,7 +137,7 @@ class Retention:
         known = dict.fromkeys(
             entry.folder for entry in kept if entry.gone and entry.folder is not None
         )
-        # In the order of their deletion, where that is known.
+        # In the order of deletion, if known.
         later = {folder: None for folder in self._gone if folder in known}
         self._gone = {folder: None for folder in known if folder not in later} | later
         return freed
@@ -151,7 +151,7 @@ class _Inode:
 
 
 def _list_entries(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
-    """Return the entries of the history in order, and what the removal of each gives back, by path."""
+    """Return the entries of the history in order, and the bytes that the removal of each frees, by path."""
     inodes: dict[int, _Inode] = {}
     own: dict[str, int] = defaultdict(int)
     found: list[ArchivedVersion] = []
@@ -159,7 +159,7 @@ def _list_entries(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
         found.append(entry)
         with contextlib.suppress(OSError):
             _add_usage(fd, name, entry, inodes, own)
-    # A content that several entries share is given back with the last of them, if nothing else has it.
+    # Space shared by several entries is freed with the last of them, if no other link exists.
     shared = {
         path
         for inode in inodes.values()
@@ -203,7 +203,7 @@ def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
 def _add_usage(
     fd: int, name: str, entry: ArchivedVersion, inodes: dict[int, _Inode], own: dict[str, int]
 ) -> None:
-    """Note what an entry takes: the files of a generation by themselves, since others may share them."""
+    """Add the disk usage of an entry; files of a generation are added separately, since they may be shared."""
     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
     own[entry.path] += 0 if stat.S_ISREG(status.st_mode) else status.st_blocks * 512
     if stat.S_ISREG(status.st_mode):
@@ -222,7 +222,7 @@ def _add_inode(status: os.stat_result, entry: ArchivedVersion, inodes: dict[int,
 
 
 def _file_exists(dir_fd: int, folder: str) -> bool:
-    """Whether there is a file whose history lies there; of a name that is too long to be told, no."""
+    """Whether the file of a history directory exists; False for a hashed (too long) name."""
     name = urllib.parse.unquote(folder.removeprefix(f"{layout.HISTORY}/{layout.HISTORY_OF_FILE}"))
     above, _, leaf = name.rpartition("/")
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, above) as parent:
@@ -232,7 +232,7 @@ def _file_exists(dir_fd: int, folder: str) -> bool:
 
 
 def _usage(dir_fd: int, folder: str) -> int:
-    """Return the bytes that a directory takes, whose files nothing else has."""
+    """Return the disk usage of a directory."""
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, folder) as fd:
         return dirs.disk_usage(fd)
     return 0
