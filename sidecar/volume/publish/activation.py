@@ -30,17 +30,17 @@ def activate(
     before: ScanResult | None = None,
     dry_run: bool = False,
 ) -> str | None:
-    """Name the generation `new`, put it in force, bring the visible links in line, and make all of it durable.
+    """Rename the generation `new` to its final name, activate it, update the visible links, and sync.
 
-    Of `spared` entries the links may be missing as they were before.
-    What it replaces enters the history, also the generation `before` if that is none of ours.
-    A trial examines all that and changes nothing; it returns None, else the name of the generation.
+    The links of `optional` entries may stay missing.
+    Replaced content is archived, including the generation `before` if another publisher created it.
+    Returns the name of the generation. A dry run checks everything, changes nothing and returns None.
 
     Raises:
-        PublishError, OSError: nothing was published: what was done has been undone.
-        PublishUncertain: the set is in force, and perhaps not durable, or not undone.
+        PublishError, OSError: nothing was published; all changes were undone.
+        PublishUncertain: the set is active, but perhaps not durable, or could not be undone.
     """
-    # The clock may have gone back; the order of generations must not.
+    # The clock may have been set back, but the order of generations must be kept.
     stamp = max(time.time_ns(), atomic_writer.timestamp_of(layout.active_generation(fd) or "") + 1)
     name = layout.GENERATION + history.entry_name(stamp, version)
     with _name_in_error(settings):

@@ -310,7 +310,7 @@ def restrict_sets(dir_fd: int, current: str, mode: int, group: int | None) -> No
 def versions_of_file(dir_fd: int, name: str, current: str | None, max_files: int) -> list[Version]:
     """Return the versions of a loose file, newest first; `current` is its current version.
 
-    `max_files` is how many files one of them may have: what has more is none of ours.
+    `max_files` is the maximum number of files of a version; larger entries are ignored as foreign.
     """
     folder = layout.history_of(name)
     with _listing(dir_fd, folder) as (fd, entries):
@@ -327,7 +327,7 @@ def versions_of_file(dir_fd: int, name: str, current: str | None, max_files: int
 def versions_of_set(dir_fd: int, max_files: int) -> list[Version]:
     """Return the generations of a set, newest first: the active one, those in their grace period, the archived.
 
-    `max_files` is how many files one of them may have: what has more is none of ours.
+    `max_files` is the maximum number of files of a version; larger entries are ignored as foreign.
     """
     current = layout.active_generation(dir_fd)
     found: list[Version] = []
