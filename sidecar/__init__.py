@@ -6,7 +6,7 @@
     sidecar.run(main())                          the program around it: signals, drain, exit status
 
 The names below are public, and so are those of `sidecar.sync` (the same without an event loop),
-`sidecar.logs` and `sidecar.testing`; every other module may change.
+`sidecar.logs`, `sidecar.reload` and `sidecar.testing`; every other module may change.
 Each is imported when it is first used: a program that only publishes never loads a web server.
 """
 

@@ -22,7 +22,7 @@ from types import ModuleType
 import pytest
 
 import sidecar
-from sidecar import logs, sync, testing
+from sidecar import logs, reload, sync, testing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -106,7 +106,11 @@ def test_examples_in_docstrings_run(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in (sidecar, logs, sync, testing) for name in module.__all__],
+    [
+        (module, name)
+        for module in (sidecar, logs, reload, sync, testing)
+        for name in module.__all__
+    ],
     ids=lambda one: getattr(one, "__name__", one),
 )
 def test_an_example_of_a_public_name_needs_no_more_than_public_names(
@@ -238,6 +242,19 @@ def test_readme_commands_run(in_namespace, tmp_path: Path) -> None:
     in_namespace("\n".join(commands) + "\ngrep -q debug /tmp/gin/config")
 
     assert len(commands) >= 3
+
+
+def test_the_transcript_of_the_page_on_reloading_is_what_happens(tmp_path: Path) -> None:
+    """Command by command, with what each prints."""
+    steps = transcript("".join(blocks(ROOT / "docs/reload.md", "console")))
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for command, output in steps:
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, env=env,
+            capture_output=True, text=True, timeout=50.0, check=True,
+        )  # fmt: skip
+        assert (done.stdout.strip(), done.stderr) == (output.strip(), ""), command
+    assert len(steps) == 3
 
 
 def test_every_problem_is_documented_with_its_status() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar import logs, sync, testing
+from sidecar import logs, reload, sync, testing
 from support import StartProcess, WaitFor
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
     ("module", "name"),
     [
         (module.__name__, name)
-        for module in (sidecar, logs, sync, testing)
+        for module in (sidecar, logs, reload, sync, testing)
         for name in module.__all__
         if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
     ],

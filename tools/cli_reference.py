@@ -58,7 +58,8 @@ def row(option: click.Option) -> str:
     value = "" if option.is_flag else option.metavar or str(kind.name).upper()
     if isinstance(kind, click.Choice):
         value = "\\|".join(map(str, kind.choices))
-    flag = f"`{option.opts[0]}`" + (f" {value}" if value else "")
+    names = "`, `".join((option.opts[0], *option.secondary_opts))
+    flag = f"`{names}`" + (f" {value}" if value else "")
     shown = option.show_default and not option.is_flag
     default = f"`{option.default}`" if shown else "required" if option.required else ""
     return f"| {flag} | `{option.envvar}` | {default} | {option.help} |"

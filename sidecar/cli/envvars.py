@@ -15,6 +15,9 @@ import click
 
 PREFIX = "SIDECAR_"
 
+OF_CHANGES = frozenset({"SIDECAR_VERSION", "SIDECAR_ETAG", "SIDECAR_PATH", "SIDECAR_CHANGED"})
+"""What `reload --exec` tells its command, which may be one of ours."""
+
 _LINK_NAME = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
 )
@@ -54,7 +57,7 @@ def unknown(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
         variable
         for variable, value in environment.items()
         if variable.startswith(PREFIX) and not is_service_link(variable, value)
-        if variable not in frozenset(known)
+        if variable not in OF_CHANGES | frozenset(known)
     )
 
 

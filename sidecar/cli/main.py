@@ -18,7 +18,10 @@ from sidecar import _errors
 from sidecar._version import __version__
 from sidecar.cli import envvars, escape
 
-COMMANDS = ("write", "read", "collect", "publish", "delete", "wait", "check", "doctor", "demo")
+COMMANDS = (
+    *("write", "read", "collect", "reload", "publish", "delete"),
+    *("wait", "check", "doctor", "demo"),
+)
 
 FAILED = 1
 USAGE = 2

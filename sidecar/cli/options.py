@@ -68,11 +68,11 @@ class Command(click.Command):
             ) from error
 
 
-def command(name: str) -> Callable[[Function], Command]:
+def command(name: str, cls: type[Command] = Command) -> Callable[[Function], Command]:
     """Make the function the command of that name; its docstring is the help."""
 
     def decorate(function: Function) -> Command:
-        return click.command(name, cls=Command)(function)
+        return click.command(name, cls=cls)(function)
 
     return decorate
 

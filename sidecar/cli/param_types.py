@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
 from sidecar.process import quantities
 
+T = TypeVar("T")
+
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+
+
+class Line(click.ParamType[T]):
+    """What a function makes of a text; several ones in a variable stand on lines of their own, since they hold spaces."""
+
+    name = "text"
+
+    def __init__(self, take: Callable[[str], T]) -> None:
+        self._take = take
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> T:
+        return self._take(str(value).strip("\r\n"))
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line for line in rv.splitlines() if line.strip()]
 
 
 def size(value: str) -> int:

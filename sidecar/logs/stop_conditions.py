@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from sidecar import _errors
+from sidecar.process import process_table
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def process_ended(name: str, *, clock: Callable[[], float] = time.monotonic) -> 
 
     def ended() -> bool:
         nonlocal seen
-        if any(name in names for names in _running()):
+        if any(name in (*one.argv, one.comm) for one in process_table.others()):
             seen = True
             return False
         if not seen and clock() - begun >= _PATIENCE:
@@ -57,19 +57,3 @@ def process_ended(name: str, *, clock: Callable[[], float] = time.monotonic) -> 
         return seen
 
     return ended
-
-
-def _running() -> Iterator[Sequence[str]]:
-    """Yield the names of each process that is not this one, and not its parent."""
-    ours = {str(os.getpid()), str(os.getppid())}
-    for number in os.listdir("/proc"):
-        if not number.isdecimal() or number in ours:
-            continue
-        with contextlib.suppress(OSError):  # it has ended since
-            with open(f"/proc/{number}/cmdline", "rb") as file:
-                arguments = file.read(4096).split(b"\0")[:2]
-            with open(f"/proc/{number}/comm", "rb") as file:
-                comm = file.read().strip()
-            # Without arguments it is a thread of the kernel, or has ended and waits for its parent.
-            if arguments[0]:
-                yield [os.fsdecode(os.path.basename(one)) for one in (*arguments, comm)]

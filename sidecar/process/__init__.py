@@ -5,6 +5,7 @@
 `health`, `metrics` and `logging` say how the program is.
 `prefork/` runs several processes that do the same work, `helper_process` one for work that must be endable,
 and `parent_death` ends a process with the one that has started it.
-`quantities` reads sizes and times, `tls_trust` says whose certificate a client accepts,
+`process_table` lists the other processes.
+`quantities` reads sizes and times, `tls_trust` says whose certificate a client accepts, `redaction` keeps secrets out of messages,
 `arguments` checks what public functions are given.
 """

@@ -36,7 +36,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["wirte"], "there is no command 'wirte' (did you mean write?)"),
         (["publich"], "there is no command 'publich' (did you mean publish?)"),
         (["reader"], "there is no command 'reader' (did you mean read?)"),
-        (["reload"], "there is no command 'reload' (there are write, read, "),
+        (["relaod"], "there is no command 'relaod' (did you mean reload?)"),
         (["mirror"], "there is no command 'mirror' (there are write, read, "),
         (["xyzzy"], "there is no command 'xyzzy' (there are write, read, "),
         (["write"], "--path is missing: give the flag or the variable SIDECAR_WRITE_PATH ("),

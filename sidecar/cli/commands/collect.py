@@ -12,22 +12,7 @@ if TYPE_CHECKING:
     from sidecar.logs.config_file import Configuration
 
 
-class _Line(click.ParamType[str]):
-    """A text; several ones in a variable stand on lines of their own, since patterns hold spaces."""
-
-    name = "text"
-    envvar_list_splitter = "\n"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> str:
-        return str(value).strip("\r\n")
-
-
-_LINE = _Line()
+_LINE = param_types.Line(str)
 
 
 @options.command("collect")

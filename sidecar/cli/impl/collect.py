@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fnmatch
 import json
@@ -18,7 +17,7 @@ import orjson
 
 from sidecar import _errors
 from sidecar.cli import escape, lazy_imports
-from sidecar.http import health_state
+from sidecar.cli.impl import probe_server
 from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
@@ -29,7 +28,7 @@ from sidecar.logs.records import Record, Stage
 from sidecar.process import lifecycle, nofile_limit
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    pass
 
 _CHUNK = 1 << 20
 _MOST_NAMED = 10
@@ -125,7 +124,7 @@ def run(
         first = plan()
         topology = Topology(first, plan if first.signature else None)
         work = topology.run(until_end=once)
-        main = work if port is None else _beside(work, _ops(topology, host, port))
+        main = work if port is None else probe_server.beside(work, probed(topology), host, port)
     try:
         lifecycle.run(main)
     except BrokenPipeError as error:  # click would end without a word
@@ -419,55 +418,15 @@ def _plain(text: str) -> str:
     return "'{}'".format(text.replace("'", "''")) if text.isprintable() else json.dumps(text)
 
 
-def _ops(collector: Collector | Topology, host: str, port: int) -> Any:
-    """Answer probes and scrapes. The HTTP server is only imported where somebody wants it."""
-    from sidecar.http.server import serve
-
-    # No delay at the end: the collection itself drains, and is asked until then.
-    return serve.serve(ops_app(collector), host=host, port=port, drain_delay=0.0)
-
-
-def ops_app(collector: Collector | Topology) -> web.Application:
-    """Return what answers probes and scrapes for a collection."""
-    from aiohttp import web
-
-    from sidecar.http import problems
-    from sidecar.http.apps import ops
-    from sidecar.http.semantics import openapi
-
-    app = web.Application(middlewares=[problems.middleware])
-    health_state.get_health(app).add(
+def probed(topology: Collector | Topology) -> probe_server.Probed:
+    """Return what probes are told of a collection."""
+    return probe_server.Probed(
         "collector",
-        ready=collector.trouble,
-        started=lambda: None if collector.started else "the files are still being looked for",
+        "sidecar collect",
+        "How the collection is.",
+        "Do all sinks take lines?",
+        {
+            "ready": topology.trouble,
+            "started": lambda: None if topology.started else "the files are still being looked for",
+        },
     )
-    titles = {
-        "/livez": "Is it alive?",
-        "/readyz": "Do all sinks take lines?",
-        "/startupz": "Has it started?",
-        "/metrics": "Prometheus' text format",
-        "/openapi.json": "This description",
-    }
-    paths = {
-        path: openapi.get(openapi.operation(title, responses={200: "Yes", 503: "No, and why"}))
-        for path, title in titles.items()
-    }
-    about = openapi.document("sidecar collect", "How the collection is.", paths, token=False)
-    app.add_routes(ops.ops_routes(lambda: about))
-    return app
-
-
-async def _beside(main: Any, server: Any) -> None:
-    """Run the collection, with a server as long as it lasts; the error of either ends both."""
-    work = asyncio.create_task(main, name="collect")
-    answers = asyncio.create_task(server, name="ops")
-    try:
-        await asyncio.wait({work, answers}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        # The server goes last: until the end somebody may want to know how far it is.
-        for task in (work, answers):
-            task.cancel()
-            await asyncio.wait({task})
-    for task in (work, answers):
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 from sidecar._errors import ConfigError
-from sidecar.logs.sinks.base import SinkUnavailable, redact_url
+from sidecar.logs.sinks.base import SinkUnavailable
+from sidecar.process.redaction import redact_url
 
 Path = str | os.PathLike[str]
 

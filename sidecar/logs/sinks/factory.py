@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
 from sidecar.logs import config_types
-from sidecar.logs.sinks.base import Sink, redact_url
+from sidecar.logs.sinks.base import Sink
+from sidecar.process.redaction import redact_url
 
 if TYPE_CHECKING:
     from sidecar.logs.sinks.http import HttpSink

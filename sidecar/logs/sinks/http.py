@@ -32,7 +32,6 @@ from sidecar.logs.sinks.base import (
     Receipt,
     Rejected,
     SinkUnavailable,
-    redact_url,
 )
 from sidecar.logs.sinks.connector import Connector
 from sidecar.logs.sinks.responses import (
@@ -49,6 +48,7 @@ from sidecar.logs.sinks.responses import (
     parse_retry_after,
 )
 from sidecar.process import arguments, memory
+from sidecar.process.redaction import redact_url
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from sidecar.process import helper_process
 
@@ -36,6 +37,7 @@ class CommandRequest(NamedTuple):
     environment: dict[str, str]
     directory: str
     timeout: float
+    stdin: bytes = b""
 
 
 class CommandResult(NamedTuple):
@@ -78,15 +80,29 @@ def _run(order: CommandRequest, connection: socket.socket) -> CommandResult:
 
 
 def _start(order: CommandRequest, output: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        order.command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        env=order.environment,
-        cwd=order.directory,
-        start_new_session=True,
-    )
+    with _input(order.stdin) as given:
+        return subprocess.Popen(
+            order.command,
+            stdin=given,
+            stdout=output,
+            stderr=output,
+            env=order.environment,
+            cwd=order.directory,
+            start_new_session=True,
+        )
+
+
+def _input(data: bytes) -> IO[bytes]:
+    """Return a file with the standard input of a command: unlike a pipe it holds any number of bytes that nobody reads."""
+    if not data:
+        return open(os.devnull, "rb")
+    if sys.platform == "linux":
+        file: IO[bytes] = os.fdopen(os.memfd_create("stdin"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def _wait(

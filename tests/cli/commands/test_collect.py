@@ -23,7 +23,7 @@ from logs.fakes.ndjson import FakeNdjson
 from logs.fakes.receiver import Broken, Busy
 from sidecar import logs
 from sidecar.cli import main
-from sidecar.cli.impl import collect
+from sidecar.cli.impl import collect, probe_server
 from sidecar.http import health_state
 from sidecar.logs.collector import Collector
 from sidecar.logs.input import checkpoint
@@ -522,7 +522,7 @@ async def test_a_startup_probe_waits_until_the_files_have_been_looked_for(
 ) -> None:
     """`/startupz` says no before that: a native sidecar lets the application begin when it says yes."""
     collector = Collector(logs.tail(log), [], [logs.FileSink(tmp_path / "out")])
-    health = health_state.get_health(collect.ops_app(collector))
+    health = health_state.get_health(probe_server.make_app(collect.probed(collector)))
     assert not health.report("started").ok
     assert health.report("live").ok
 

@@ -1,0 +1,80 @@
+"""Probes and metrics of a command that serves nothing else: `--port` of `collect` and `reload`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sidecar.process.health import Check, ProbeKind
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class Probed(NamedTuple):
+    """What is asked how it is."""
+
+    name: str
+    """Of the check, in the answers."""
+    title: str
+    description: str
+    ready_question: str
+    checks: Mapping[ProbeKind, Check]
+
+
+def beside(
+    main: Coroutine[Any, Any, object], probed: Probed, host: str, port: int
+) -> Coroutine[Any, Any, None]:
+    """Return what runs the work of a command, and answers probes as long as it lasts; the error of either ends both."""
+    # Imported where somebody wants it: most collections have no server.
+    from sidecar.http.server import serve
+
+    # No delay at the end: the work itself drains, and is asked until then.
+    return _beside(main, serve.serve(make_app(probed), host=host, port=port, drain_delay=0.0))
+
+
+async def _beside(main: Coroutine[Any, Any, object], server: Coroutine[Any, Any, object]) -> None:
+    work = asyncio.create_task(main, name="work")
+    answers = asyncio.create_task(server, name="probes")
+    try:
+        await asyncio.wait({work, answers}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # The server goes last: until the end somebody may want to know how far it is.
+        for task in (work, answers):
+            task.cancel()
+            await asyncio.wait({task})
+    for task in (work, answers):
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+def make_app(probed: Probed) -> web.Application:
+    """Return what answers `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`."""
+    from aiohttp import web
+
+    from sidecar.http import health_state, problems
+    from sidecar.http.apps import ops
+    from sidecar.http.semantics import openapi
+
+    app = web.Application(middlewares=[problems.middleware])
+    health_state.get_health(app).add(
+        probed.name,
+        live=probed.checks.get("live"),
+        ready=probed.checks.get("ready"),
+        started=probed.checks.get("started"),
+    )
+    titles = {
+        "/livez": "Is it alive?",
+        "/readyz": probed.ready_question,
+        "/startupz": "Has it started?",
+        "/metrics": "Prometheus' text format",
+        "/openapi.json": "This description",
+    }
+    paths = {
+        path: openapi.get(openapi.operation(title, responses={200: "Yes", 503: "No, and why"}))
+        for path, title in titles.items()
+    }
+    about = openapi.document(probed.title, probed.description, paths, token=False)
+    app.add_routes(ops.ops_routes(lambda: about))
+    return app

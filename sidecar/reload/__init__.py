@@ -1,0 +1,53 @@
+"""Have an application take over what was published: a webhook, a command or a signal for each distinct version.
+
+    await reload.run("/shared/config/", [reload.Webhook("http://localhost:9090/-/reload")])
+
+The names below are public; the modules they live in may change.
+Each is imported when it is first used: who sends signals never loads an HTTP client.
+
+Inside, `runner` follows a path, tries again, and knows which version the application has.
+`webhook`, `command` and `signals` are the actions, `confirmation` asks whether one has worked;
+`change` is what they are told, and how they fail. `client` is how both kinds of requests are made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sidecar.reload.change import Action as Action
+    from sidecar.reload.change import ActionFailed as ActionFailed
+    from sidecar.reload.change import Change as Change
+    from sidecar.reload.command import Command as Command
+    from sidecar.reload.runner import Reloader as Reloader
+    from sidecar.reload.runner import run as run
+    from sidecar.reload.signals import Signal as Signal
+    from sidecar.reload.webhook import Webhook as Webhook
+
+_ROOMS = {
+    "run": "sidecar.reload.runner",
+    "Reloader": "sidecar.reload.runner",
+    "Webhook": "sidecar.reload.webhook",
+    "Command": "sidecar.reload.command",
+    "Signal": "sidecar.reload.signals",
+    "Action": "sidecar.reload.change",
+    "Change": "sidecar.reload.change",
+    "ActionFailed": "sidecar.reload.change",
+}
+
+__all__ = [*_ROOMS]  # noqa: PLE0604 (a name twice is a name that can differ)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        room = _ROOMS[name]
+    except KeyError:
+        raise AttributeError(f"module 'sidecar.reload' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(room), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

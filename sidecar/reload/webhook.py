@@ -1,0 +1,61 @@
+"""A webhook: the application is told by an HTTP request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sidecar.process import arguments
+from sidecar.process.redaction import redact_url
+from sidecar.reload import client
+from sidecar.reload.change import ActionFailed, Change
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """POST to an address, without a body, for each version.
+
+    The headers `Sidecar-Version` and `ETag` say which version it is, `Sidecar-Changed` which files have changed:
+    their names percent-encoded, with commas between, or `*` where that is longer than 4 KiB.
+    It has succeeded when the status is 2xx, or one of `expect_status`; redirects are not followed.
+    The request goes out once for each attempt, on a connection of its own, and by no proxy.
+    In messages and logs the address is without credentials and values of the query.
+
+    Args:
+        url: the address; `http://user:password@host/` sends those as Basic credentials.
+        expect_status: the statuses that are a success; none means 200 to 299.
+        timeout: seconds for the whole answer.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+
+    >>> str(Webhook("http://localhost:9090/-/reload?key=secret"))
+    'webhook http://localhost:9090/-/reload?key=***'
+    """
+
+    kind: ClassVar[str] = "webhook"
+
+    url: str
+    expect_status: Collection[int] = ()
+    timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        client.check_url("url", self.url)
+        arguments.check_seconds("timeout", self.timeout, zero=False)
+        for status in self.expect_status:
+            arguments.check_integer("expect_status", status, least=100)
+
+    def __str__(self) -> str:
+        return f"webhook {redact_url(self.url)}"
+
+    async def run(self, change: Change) -> None:
+        """Send the request. Raises `ActionFailed` if it was not answered with success in time."""
+        answer = await client.request("POST", self.url, change.headers(), self.timeout)
+        expected = self.expect_status or range(200, 300)
+        if answer.status not in expected:
+            wanted = ", ".join(map(str, self.expect_status)) or "2xx"
+            said = answer.first_line and f": {answer.first_line}"
+            raise ActionFailed(
+                f"POST {redact_url(self.url)} was answered with {answer.status}, not {wanted}{said}"
+            )
