@@ -124,7 +124,7 @@ class Reloader:
 
     async def _apply_next(self) -> bool:
         """Wait for another version than the application has, and apply it; False if a newer one came meanwhile."""
-        while (snapshot := self._watch.snapshot) is None or not self._is_news(snapshot):
+        while (snapshot := self._watch.snapshot) is None or snapshot.version == self._current:
             await self._next_change()
         names = {name for name, _ in self._applied.items() ^ snapshot.versions().items()}
         change = Change(self._watch.path, snapshot.version, tuple(sorted(names)))
@@ -135,11 +135,6 @@ class Reloader:
         self._note_applied(snapshot)
         metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
         return True
-
-    def _is_news(self, snapshot: Snapshot[None]) -> bool:
-        if self._current is None and not self._applied:
-            return bool(snapshot)  # a directory that is still empty is no version
-        return snapshot.version != self._current
 
     async def _apply(self, change: Change) -> bool:
         """Run the actions, and have the version confirmed, until both succeed; False once there is a newer version."""
