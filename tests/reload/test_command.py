@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,11 +53,13 @@ async def test_its_exit_status_decides_and_its_output_says_why(script: str, said
 
 async def test_at_the_time_limit_all_that_it_has_started_ends() -> None:
     """Also what has made a session of its own: each is found by the version in its environment."""
-    change = Change("/x", "f" * 32, ())
+    change = Change("/x", uuid.uuid4().hex, ())
     script = "sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) ; wait"
     with pytest.raises(ActionFailed, match=r"did not end within 0\.5 s, and was killed"):
         await Command(["sh", "-c", script], timeout=0.5).run(change)
-    assert [pid for pid, told in environments() if f"SIDECAR_VERSION={'f' * 32}" in told] == []
+    assert [
+        pid for pid, told in environments() if f"SIDECAR_VERSION={change.version}" in told
+    ] == []
 
 
 def environments() -> list[tuple[str, str]]:
