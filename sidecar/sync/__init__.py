@@ -1,15 +1,15 @@
-"""The same without an event loop: for Flask, Django, Celery, scripts, and threads of your own.
+"""The same API without an event loop: for Flask, Django, Celery, scripts, and threads.
 
-    settings = sync.load("/shared/settings.json")        once, as it is now
+    settings = sync.load("/shared/settings.json")        read once
     settings = sync.watch("/shared/settings.json")       kept up to date in the background: settings.snapshot
-    sync.publish_file("/shared/report.txt", text)        one file, whole and durable
+    sync.publish_file("/shared/report.txt", text)        one file, atomic and durable
     volume = sync.Volume("/shared")                      files, sets, history
 
-Each of these does what its namesake in `sidecar` does, by that: one event loop of this process, in a thread of its own.
-Everything may be called from any thread, and blocks until it is done.
-In a process that is forked (gunicorn --preload, Celery, multiprocessing) all of it begins anew by itself.
+Each function calls its namesake in `sidecar`, on one event loop per process that runs in its own thread.
+All functions can be called from any thread, and block until they are done.
+In a forked process (gunicorn --preload, Celery, multiprocessing) everything restarts automatically.
 
-Inside, `background` is that loop, `watching` has `watch` and `load`, and `publishing` has `Volume` and `publish_file`.
+`background` runs the event loop, `watching` has `watch` and `load`, and `publishing` has `Volume` and `publish_file`.
 """
 
 from sidecar.sync.publishing import Upload, Volume, publish_file

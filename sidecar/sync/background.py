@@ -1,4 +1,4 @@
-"""The event loop of a process in a thread of its own, and how other threads have it do something."""
+"""The background event loop of a process, and calls to it from other threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _END_TIMEOUT = 2.0
 
 
 class Background:
-    """The event loop of this process, and the thread in which it runs."""
+    """The background event loop of this process, and its thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -29,7 +29,7 @@ class Background:
         self.loop.run_forever()
 
     def end(self) -> None:
-        """Stop it, at the end of the program."""
+        """Stop the event loop, at the end of the program."""
         if os.getpid() == self.pid and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(_END_TIMEOUT)
@@ -38,14 +38,14 @@ class Background:
 
 
 class _ProcessState:
-    """What there is one of in each process."""
+    """The state of the process."""
 
     lock = threading.Lock()
     background: Background | None = None
 
 
 def _reset_after_fork() -> None:
-    """Begin anew in a process that was forked: the thread was left behind, and the lock may be somebody's."""
+    """Reset the state in a forked process: the thread does not exist there, and the lock may be held."""
     _ProcessState.lock = threading.Lock()
     _ProcessState.background = None
 
@@ -62,7 +62,7 @@ def _background() -> Background:
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:
-    """Run it in the background and wait for it; a KeyboardInterrupt cancels it, and is raised after its end."""
+    """Run a coroutine in the background loop and wait; a KeyboardInterrupt cancels it, and is raised after it has ended."""
     background = _background()
     if threading.current_thread() is background.thread:
         work.close()
@@ -81,7 +81,7 @@ def run(work: Coroutine[Any, Any, R]) -> R:
 
 
 class _Call(Generic[R]):
-    """A coroutine that runs in the background, and what became of it once its last line has run."""
+    """A coroutine that runs in the background loop, and the future of its result."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R]) -> None:
         self.outcome: futures.Future[R] = futures.Future()

@@ -1,4 +1,4 @@
-"""A volume without an event loop: each method blocks until the asynchronous one is done."""
+"""Volumes without an event loop: each method blocks until the asynchronous one is done."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def publish_file(
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
 ) -> Publication:
-    """Publish one file, whole and durable, and return its version; see `sidecar.publish_file`.
+    """Publish one file atomically and durably, and return its publication; see `sidecar.publish_file`.
 
     Raises:
-        ConfigError, TypeError, PublishError, PublishUncertain: as that does.
+        ConfigError, TypeError, PublishError, PublishUncertain: as `sidecar.publish_file`.
 
     >>> import tempfile
     >>> from sidecar import sync
@@ -58,7 +58,7 @@ def publish_file(
 
 
 class Upload:
-    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`.
+    """A content that is being received: `write` it, then pass it to `Volume.put`. Created by `Volume.stage`.
 
     >>> def receive(volume: Volume, chunks: list[bytes]) -> None:
     ...     with volume.stage("large.bin") as upload:
@@ -132,16 +132,16 @@ class Volume:
 
     @property
     def path(self) -> str:
-        """The directory, as it was given."""
+        """The directory as passed to the constructor."""
         return self._inner.path
 
     @property
     def published(self) -> Publication | None:
-        """The last publication by this object: it tells after an interrupted publish whether that happened."""
+        """The last publication by this object; after an interrupted publish it shows whether that one completed."""
         return self._inner.published
 
     def prepare(self, *, initial: Mapping[str, bytes | str] | None = None) -> None:
-        """Create the directory, remove what killed writers left, and publish `initial` files that are missing."""
+        """Create the directory, remove leftovers of killed writers, and publish the `initial` files that are missing."""
         run(self._inner.prepare(initial=initial))
 
     def publish(
@@ -152,7 +152,7 @@ class Volume:
         if_none_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish a whole set: readers see all of these files change at once, and no others remain in it."""
+        """Publish a whole set: readers see all files change at once, and files that are not in `files` disappear."""
         arguments.check_mapping("publish", files)
         sources = {name: _unwrap(content) for name, content in files.items()}
         return run(
@@ -170,7 +170,7 @@ class Volume:
         if_none_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish one file: readers see the old content or the new one, and the new one is durable."""
+        """Publish one file: readers see either the old or the new content. It is durable when this returns."""
         return run(
             self._inner.put(
                 name,
@@ -189,7 +189,7 @@ class Volume:
         dry_run: bool = False,
         purge: bool = False,
     ) -> Publication | None:
-        """Remove one file; return the set that is left, None for a loose file."""
+        """Delete one file; return the publication of the remaining set, None for a loose file."""
         return run(self._inner.delete(name, if_match=if_match, dry_run=dry_run, purge=purge))
 
     @contextmanager
@@ -200,26 +200,26 @@ class Volume:
         limit: int | str | None = None,
         dry_run: bool = False,
     ) -> Iterator[Upload]:
-        """Receive a large content piece by piece, straight to the disk: `put` publishes it, else it is dropped.
+        """Receive large content in chunks, written directly to the disk; discarded unless `put` publishes it.
 
-        With `dry_run` it is a trial: what fails counts as no publish. Give `put` the same.
+        With `dry_run`, failures are not counted. Pass the same `dry_run` to `put`.
         """
         staging = self._inner.stage(name, limit=limit, dry_run=dry_run)
         inner = run(staging.__aenter__())
         try:
             yield Upload(inner)
         except BaseException as error:
-            # It does not swallow it: it counts a publish that has failed, and drops what was received.
+            # It does not suppress the exception, but counts a failed publish and discards the upload.
             run(staging.__aexit__(type(error), error, error.__traceback__))
             raise
         run(staging.__aexit__(None, None, None))
 
     def read(self, name: str) -> Content:
-        """Return one file as it is now; a large one is held open and not in memory."""
+        """Return one file as it is now. A large file is kept open instead of in memory."""
         return run(self._inner.read(name))
 
     def names(self) -> dict[str, int]:
-        """Return the names of the files, with their sizes in bytes."""
+        """Return the file names and their sizes in bytes."""
         return run(self._inner.names())
 
     def entries(self) -> list[models.FileInfo]:
@@ -227,11 +227,11 @@ class Volume:
         return run(self._inner.entries())
 
     def snapshot(self) -> Snapshot[None]:
-        """Return all files as they are at this moment."""
+        """Return all files as they are now."""
         return run(self._inner.snapshot())
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """Return the history of a loose file, or of the set, newest first, the present content included."""
+        """Return the versions of a loose file, or of the set, newest first, including the current one."""
         return run(self._inner.versions(name))
 
     def rollback(
@@ -242,11 +242,11 @@ class Volume:
         if_match: str | Collection[str] | None = None,
         dry_run: bool = False,
     ) -> Publication:
-        """Publish an older content again. `version` may be an entity tag."""
+        """Publish an older version again. `version` may be an entity tag."""
         return run(self._inner.rollback(version, name=name, if_match=if_match, dry_run=dry_run))
 
     def check_writable(self) -> None:
-        """Try what a publish needs, and leave nothing behind. Raises `PublishError` if one would fail now."""
+        """Test whether a publish would work now, without leaving anything behind. Raises `PublishError` if not."""
         run(self._inner.check_writable())
 
     @overload
@@ -274,10 +274,10 @@ class Volume:
     ) -> Watch[Any]:
         """Keep the volume up to date in the background; see `sidecar.sync.watch` for the arguments.
 
-        `max_size` None is that of the volume.
+        `max_size` None means that of the volume.
 
         Raises:
-            ConfigError: an argument makes no sense.
+            ConfigError: an argument is invalid.
         """
         return Watch(
             self.path if self.path.endswith("/") else self.path + "/",

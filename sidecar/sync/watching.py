@@ -1,4 +1,4 @@
-"""A watch in the background, and what a path holds at this moment."""
+"""Watches without an event loop, and a function to read a path once."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from sidecar.volume.watch.options import Options
 R = TypeVar("R")
 
 FIRST_SCAN_TIMEOUT = 1.5
-"""Seconds for which the first access to a watch waits for its first look."""
+"""Seconds for which the first access to a watch waits for its first scan."""
 _STOP_POLL_INTERVAL = 1.0
-"""Seconds between two looks at the stop event of an iteration."""
+"""Seconds between two checks of the stop event of an iteration."""
 _STABLE_TIMEOUT = 15.0
-"""Seconds within which a content that lies still is believed: the longest that is waited for one."""
+"""Maximum seconds to wait until existing content is accepted as complete."""
 
 
 class Watch(Generic[T]):
-    """A file or a directory that is kept up to date in the background. Made by `sidecar.sync.watch`.
+    """A file or a directory that is watched in the background. Created by `sidecar.sync.watch`.
 
-    Looking begins with the first use, in each process anew, so it may be made at the top of a module.
-    Leave it to the end of the program, or end it with `close`, or `with`.
+    Watching starts at the first use, separately in each process, so it can be created at module level.
+    It ends with the program, or with `close` or the end of a `with` block.
 
     >>> from sidecar import sync
     >>> settings = sync.watch("/shared/settings.json")
@@ -74,9 +74,9 @@ class Watch(Generic[T]):
         self.close()
 
     def __iter__(self) -> Iterator[Snapshot[T]]:
-        """Yield the present content, then each new one, until the watch is closed; blocks in between.
+        """Yield the current content, then each new one, until the watch is closed; blocks in between.
 
-        A `stop_event` that is set ends it within a second.
+        A `stop_event` that is set ends the iteration within a second.
         """
         last: str | None = None
         while not self._is_stopped():
@@ -95,17 +95,17 @@ class Watch(Generic[T]):
 
     @property
     def path(self) -> str:
-        """The path as it was given."""
+        """The path as passed to the constructor."""
         return self._path
 
     @property
     def snapshot(self) -> Snapshot[T] | None:
-        """The last good content; None as long as there has been none."""
+        """The last good content; None if there has been none yet."""
         return self._inner().snapshot
 
     @property
     def latest(self) -> Snapshot[T]:
-        """The last good content. Raises `NothingPublished` as long as there has been none."""
+        """The last good content. Raises `NothingPublished` if there has been none yet."""
         inner = self._inner()
         if inner.snapshot is None:
             raise _no_content_error(inner)
@@ -118,34 +118,34 @@ class Watch(Generic[T]):
 
     @property
     def stale(self) -> str | None:
-        """Why `snapshot` is not what the disk holds now, in words; None while it is."""
+        """Why `snapshot` is not current, in words; None while it is."""
         return self._inner().stale
 
     @property
     def problem(self) -> str | None:
-        """What the last look found wrong, whether there is an older content or not."""
+        """The problem that the last scan found, whether or not there is older content."""
         return self._inner().problem
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is being watched, None while all is well: what a liveness probe asks."""
+        """Why nothing is being watched, None while the watch works; for liveness probes."""
         return self._inner().failure
 
     def changed(self, etag: str | None = None, timeout: float = 60.0) -> Snapshot[T] | None:
-        """Return the content as soon as its entity tag is not `etag`, None after `timeout` seconds."""
+        """Return the content as soon as its entity tag differs from `etag`; None after `timeout` seconds."""
         arguments.check_seconds("timeout", timeout)
         return run(self._inner().changed(etag, timeout))
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` after each change of `snapshot` or `stale`, in the thread of the background; return what ends that.
+        """Call `callback` after each change of `snapshot` or `stale`, in the background thread; return a function that unsubscribes.
 
-        It ends with the process, and must not block.
+        The subscription applies to this process only. The callback must not block.
         """
         inner = self._inner()
         return run(_call(lambda: inner.subscribe(callback)))
 
     def close(self) -> None:
-        """End it. What was seen last stays in `snapshot` of those who hold it; the watch cannot be used again."""
+        """Stop watching. Snapshots that were read remain valid; the watch cannot be used again."""
         with self._lock:
             self._closed = True
             entered, self._entered = self._entered, None
@@ -153,12 +153,12 @@ class Watch(Generic[T]):
             run(entered[1].__aexit__(None, None, None))
 
     def _inner(self) -> watches.Watch[T]:
-        """Return the watch of this process, which is begun where it is not."""
+        """Return the watch of this process; start it if necessary."""
         entered = self._entered
         if entered is not None and entered[0] == os.getpid():
             return entered[1]
         if entered is not None:
-            self._lock = threading.Lock()  # whoever held it was left behind by a fork
+            self._lock = threading.Lock()  # its holder may exist only in the parent process
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the watch of {self._path} is closed (make another one)")
@@ -170,12 +170,12 @@ class Watch(Generic[T]):
 
 
 class WatchGroup(Generic[T]):
-    """Paths that are kept up to date together in the background; made by `sidecar.sync.watch`.
+    """Several paths that are watched in the background; created by `sidecar.sync.watch`.
 
-    Iterate over it for the snapshots of all of them, by path as it was given: the present ones first,
-    then again whenever one of them has another version; a slow consumer gets the newest.
-    Paths of which nothing has been published yet are left out. Or read `snapshots` whenever they are needed.
-    Looking begins with the first use, as for `Watch`.
+    Iterate over it to get the snapshots of all paths as a mapping: the current ones first,
+    then again whenever one of them has a new version; a slow consumer gets the newest.
+    Paths without published content are omitted. Or read `snapshots` at any time.
+    Watching starts at the first use, as for `Watch`.
 
     >>> from sidecar import sync
     >>> def handler(group: sync.WatchGroup) -> str:
@@ -200,9 +200,9 @@ class WatchGroup(Generic[T]):
         self.close()
 
     def __iter__(self) -> Iterator[dict[str, Snapshot[T]]]:
-        """Yield the present contents, then all again after each change, until it is closed; blocks in between.
+        """Yield the current contents, then all again after each change, until the group is closed; blocks in between.
 
-        A `stop_event` that is set ends it within a second.
+        A `stop_event` that is set ends the iteration within a second.
         """
         changed = threading.Event()
         last: dict[str, str] = {}
@@ -231,11 +231,11 @@ class WatchGroup(Generic[T]):
 
     @property
     def failure(self) -> str | None:
-        """Why one of them is not being watched, None while all is well: what a liveness probe asks."""
+        """Why one of the paths is not being watched, None while all are; for liveness probes."""
         return next((w.failure for w in self.watches.values() if w.failure is not None), None)
 
     def close(self) -> None:
-        """End all of them; they cannot be used again."""
+        """Stop all watches; they cannot be used again."""
         self._closed = True
         for item in self.watches.values():
             item.close()
@@ -248,7 +248,7 @@ class WatchGroup(Generic[T]):
 
 
 async def _enter(inner: watches.Watch[Any]) -> None:
-    """Enter it, and wait for the first look, but not for ever: it goes on looking."""
+    """Enter the watch, and wait for its first scan, at most `FIRST_SCAN_TIMEOUT` seconds; the watch continues."""
     await inner.__aenter__()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FIRST_SCAN_TIMEOUT):
@@ -304,15 +304,15 @@ def watch(
     stop_event: threading.Event | None = None,
     **options: Unpack[Options],
 ) -> Watch[Any] | WatchGroup[Any]:
-    """Keep a file or a directory up to date in the background; see `sidecar.watch` for the arguments.
+    """Watch a file or a directory in the background; see `sidecar.watch` for the arguments.
 
-    `stop_event` is a `threading.Event` here, and ends each iteration within a second.
-    Nothing is raised while there is nothing to read: `snapshot` is None.
-    `schema` is called in the thread of the background.
-    Several paths are followed together, as a `WatchGroup`.
+    `stop_event` is a `threading.Event` and ends each iteration within a second.
+    While there is nothing to read, `snapshot` is None and nothing is raised.
+    `schema` is called in the background thread.
+    For several paths, a `WatchGroup` is returned.
 
     Raises:
-        ConfigError: an argument makes no sense.
+        ConfigError: an argument is invalid.
 
     >>> from sidecar import sync
     >>> settings = sync.watch("/shared/settings.json", schema=lambda snapshot: snapshot.json())
@@ -347,18 +347,18 @@ def load(
     timeout: float = 0.0,
     max_size: int | str = MAX_SIZE,
 ) -> Snapshot[Any]:
-    """Return a file, or a directory as a set, as it is now, whole: one that is being written is waited for.
+    """Read a file or a directory as it is now; wait for content that is being written.
 
     Args:
-        path: the file, or the directory.
-        schema: called with the snapshot; what it returns becomes `snapshot.value`, and what it raises is raised.
-        timeout: seconds to wait for a content where there is none yet.
-        max_size: bytes that are read (`"64Mi"` is understood).
+        path: the file or the directory.
+        schema: called with the snapshot; its result becomes `snapshot.value`, and its exceptions are raised.
+        timeout: seconds to wait for content if there is none yet.
+        max_size: maximum bytes to read (also `"64Mi"`).
 
     Raises:
-        NothingPublished: there is nothing, for `timeout` seconds.
-        ReadError: it cannot be read.
-        ConfigError: an argument makes no sense.
+        NothingPublished: there was no content within `timeout` seconds.
+        ReadError: the content cannot be read.
+        ConfigError: an argument is invalid.
 
     >>> import tempfile
     >>> from sidecar import sync
@@ -378,7 +378,7 @@ async def _load(item: watches.Watch[None], timeout: float) -> Snapshot[None]:
     limit = time.monotonic() + timeout
     async with item:
         await item.looked()
-        # Without a problem something is there that is not believed yet.
+        # Without a problem, there is content that is not accepted as complete yet.
         while item.snapshot is None and item.problem is None:
             if await item.changed(None, _STABLE_TIMEOUT) is None:
                 break
@@ -390,7 +390,7 @@ async def _load(item: watches.Watch[None], timeout: float) -> Snapshot[None]:
 
 
 def _no_content_error(item: watches.Watch[Any]) -> _errors.ReadError:
-    """Return the error for a path that has no content: nothing is there, or it cannot be read."""
+    """Return the error for a path without content: missing or unreadable."""
     reason = item.problem or f"nothing has been published to {item.path} yet"
     if item.problem is None or not os.path.lexists(item.path):
         return _errors.NothingPublished(errno.ENOENT, reason)

@@ -1,7 +1,7 @@
-"""One line in the log for each change of a volume, and for each that was refused: what, how large, which version, for whom.
+"""Log each change of a volume, and each rejected change, in one line: outcome, size, version, client.
 
-Under load it is one line a second for each file and kind of outcome, which says how many more there were:
-thousands of publishes a second must not cost more for it.
+Under load, only one line per second is logged for each file and outcome, with the number of further changes,
+so that logging stays cheap at thousands of publishes per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_RECENT = 1024
 
 @dataclass(slots=True)
 class _Recent:
-    """What was said last of one outcome of one file, and what came since."""
+    """The last logged line for one outcome of one file, and the changes since."""
 
     logged_at: float
     suppressed: int = 0
@@ -32,7 +32,7 @@ _recent: dict[tuple[str, str], _Recent] = {}
 
 
 def note(outcome: str, where: str, detail: str, *, level: int = logging.INFO) -> None:
-    """Log that `where` was published, refused, deleted, …; `detail` says the rest, in words."""
+    """Log that `where` was published, refused, deleted, …; `detail` is the rest of the message."""
     if not _log.isEnabledFor(level):
         return
     now = time.monotonic()
@@ -57,12 +57,14 @@ def _client() -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks and control characters: it may come from anybody."""
+    """Return a text without line breaks and control characters, because it may be untrusted."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _schedule_summary(outcome: str, where: str, level: int, seconds: float) -> None:
-    with contextlib.suppress(RuntimeError):  # no loop runs here: the next one sums up
+    with contextlib.suppress(
+        RuntimeError
+    ):  # no running event loop: the next change logs the summary
         asyncio.get_running_loop().call_later(seconds, _log_summary, outcome, where, level)
 
 

@@ -1,4 +1,4 @@
-"""Which loose files of a directory are wanted: patterns of names, as shells and `.gitignore` have them."""
+"""Filters for the loose files of a directory: name patterns as in shells and `.gitignore`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-#: What editors and copying tools leave beside the files that they work at: swap files, backups, locks, and Vim's probe.
+#: Temporary files of editors and copying tools: swap files, backups, locks, and Vim's probe file.
 EDITORS = ("*.swp", "*.swx", "*.swpx", "*~", "#*#", ".#*", "4913", "*.kate-swp", ".goutputstream-*")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Patterns that a name must and must not match; none in `include` means all.
+    """Patterns that a name must and must not match; an empty `include` means all.
 
-    A pattern with a `/` is compared with the whole relative name, any other one with its last part.
-    Directories are compared with `exclude` alone: what lies in one that is excluded does not count.
+    A pattern with a `/` is compared with the whole relative name, any other pattern with the last component.
+    Directories are compared with `exclude` only; excluded directories are skipped completely.
 
     >>> wanted = Filter(include=("*.conf",), exclude=("old-*", "sites/b.conf"))
     >>> [n for n in ("a.conf", "a.txt", "old-a.conf", "sites/b.conf") if wanted.takes(n)]
@@ -33,16 +33,16 @@ class Filter:
         object.__setattr__(self, "_excluded", _Patterns(self.exclude))
 
     def takes(self, name: str) -> bool:
-        """Whether a file of that name counts."""
+        """Whether a file of that name is included."""
         return (not self.include or self._included.match(name)) and not self._excluded.match(name)
 
     def enters(self, name: str) -> bool:
-        """Whether a directory of that name is looked into."""
+        """Whether a directory of that name is entered."""
         return not self._excluded.match(name)
 
 
 class _Patterns:
-    """Patterns, compiled: those of whole names, and those of their last part."""
+    """Compiled patterns for whole names and for last components."""
 
     def __init__(self, patterns: Collection[str]) -> None:
         self._full_name = _compile([pattern.lstrip("/") for pattern in patterns if "/" in pattern])
@@ -58,5 +58,5 @@ def _compile(patterns: Collection[str]) -> Callable[[str], object] | None:
     return re.compile("|".join(map(fnmatch.translate, patterns))).match if patterns else None
 
 
-#: All names count.
+#: The filter that includes all names.
 EVERYTHING = Filter(exclude=())

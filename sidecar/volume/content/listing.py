@@ -1,8 +1,7 @@
-"""Which names of a directory count: what consumers may see, before anything of it is read.
+"""List the visible names of a directory, before any file is read.
 
-Left out is what begins with `..`, names that are not UTF-8 or hold control characters (no URL could say them),
-links to directories, the `lost+found` that a new file system brings,
-and what NFS and FUSE keep of files that were removed while somebody had them open.
+Names are ignored if they begin with `..`, are not UTF-8, or contain control characters (no URL can contain them).
+Links to directories, `lost+found`, and the files that NFS and FUSE keep for removed but open files are ignored, too.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from sidecar.fs import layout, openat
 from sidecar.volume.content.filters import EVERYTHING, Filter
 
 _MAX_DEPTH = 32
-#: What a name costs in memory beside its content: so many bytes of a limit must stand behind each.
+#: Memory per name besides its content; determines the maximum number of names for a size limit.
 _BYTES_PER_NAME = 1024
 _MIN_NAMES = 1000
-#: Files that were removed while they were open: `nfs_sillyrename` of Linux, `hidden_path` of libfuse.
+#: Names of files that were removed while open: `nfs_sillyrename` of Linux, `hidden_path` of libfuse.
 _REMOVED = re.compile(r"\.nfs[0-9a-fA-F]{8,}\Z|\.fuse_hidden[0-9a-fA-F]+\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(slots=True)
 class FileListing:
-    """The visible names of a directory and of those in it, before anything is read."""
+    """The visible names of a directory tree, before any file is read."""
 
     files: dict[str, openat.StatSignature] = field(default_factory=dict)
     folders: dict[str, openat.StatSignature] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """The number of all that is noted here: each takes its memory."""
+        """The number of all entries, which determines the memory used."""
         return len(self.files) + len(self.folders) + len(self.problems)
 
 
 def max_names(limit: int) -> int:
-    """Return how many names are listed, where all files together may have `limit` bytes."""
+    """Return the maximum number of listed names if all files together may have `limit` bytes."""
     return max(_MIN_NAMES, limit // _BYTES_PER_NAME)
 
 
@@ -61,7 +60,7 @@ def visible_sizes(dir_fd: int, max_entries: int) -> dict[str, int]:
 
 @contextmanager
 def open_content_dir(dir_fd: int, generation: str | None) -> Iterator[int]:
-    """Open the directory whose files count: the target of `..data`, else the directory itself."""
+    """Open the content directory: the target of `..data` if there is a generation, else the directory itself."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     fd = openat.open_beneath(dir_fd, "." if generation is None else layout.DATA, flags)
     try:
@@ -71,21 +70,21 @@ def open_content_dir(dir_fd: int, generation: str | None) -> Iterator[int]:
 
 
 class Observer(Protocol):
-    """Is told of what a listing goes through, before it reads what is in it."""
+    """Is notified of each directory and link of a listing, before it is read."""
 
     def enter(self, fd: int, name: str, device: int) -> None:
-        """Take note of a nested directory."""
+        """Called for a nested directory."""
 
     def resolve(self, dir_fd: int, name: str) -> None:
-        """Take note of a link to a file, by its name relative to the directory of the content."""
+        """Called for a link to a file, with its name relative to the content directory."""
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Take note of names that are gone; those of directories end with `/`."""
+        """Called for removed names; those of directories end with `/`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What counts of the loose files of a directory, and who is told of what is listed."""
+    """The filter for loose files, and the observer of a listing."""
 
     filter: Filter = EVERYTHING
     observer: Observer | None = None
@@ -95,7 +94,7 @@ ALL = Scope()
 
 
 def list_visible(dir_fd: int, max_entries: int, scope: Scope = ALL) -> FileListing:
-    """List the visible names of a directory, in order, with their signatures or with what is wrong about them."""
+    """List the visible names of a directory, in order, with their signatures or problems."""
     listing = FileListing()
     _Walk(dir_fd, listing, max_entries, scope).list_folder(dir_fd, "")
     return listing
@@ -110,9 +109,9 @@ def relist(
     max_entries: int,
     scope: Scope,
 ) -> set[str]:
-    """Bring a listing up to date where something has happened, and return the names that were looked at.
+    """Update a listing, and return the names that were listed again.
 
-    `names` are entries that may have come, gone or changed, `folders` directories of which nobody knows which entry.
+    `names` are entries that may have been added, removed or changed; `folders` are directories with unknown changes.
     """
     walk = _Walk(dir_fd, before, max_entries, scope)
     for folder in sorted(folders):
@@ -123,7 +122,7 @@ def relist(
 
 
 class _Walk:
-    """One way through a directory and those in it; what it finds is noted in the listing."""
+    """Walks a directory tree and records its entries in the listing."""
 
     def __init__(self, dir_fd: int, listing: FileListing, max_entries: int, scope: Scope) -> None:
         self.rescanned: set[str] = set()
@@ -135,7 +134,7 @@ class _Walk:
         self._observer = scope.observer
 
     def list_folder(self, fd: int, name: str) -> None:
-        """Note all of an open directory, and of those in it."""
+        """Record all entries of an open directory, recursively."""
         if name and self._observer is not None:
             self._observer.enter(fd, name, self._device)
         self._listing.folders[name] = openat.StatSignature.of(os.fstat(fd))
@@ -144,7 +143,7 @@ class _Walk:
             self._add(prefix + entry.name, fd, entry)
 
     def relist_folder(self, name: str) -> None:
-        """Note again which entries a directory has, not what is in those that are still the same directories."""
+        """Record the entries of a directory again, without entering subdirectories that are still the same."""
         if name not in self._listing.folders:
             return
         try:
@@ -172,7 +171,7 @@ class _Walk:
             openat.close(fd)
 
     def update(self, name: str) -> None:
-        """Note again what lies under one name."""
+        """Record one name again."""
         self._remove(name)
         above, _, leaf = name.rpartition("/")
         if not name or not _is_visible(leaf) or above not in self._listing.folders:
@@ -180,7 +179,7 @@ class _Walk:
         try:
             fd = openat.open_beneath(self._dir_fd, above or ".", os.O_PATH | os.O_DIRECTORY)
         except OSError:
-            return  # its directory is gone, and is told itself
+            return  # its directory is gone, which is reported separately
         try:
             self._listing.folders[above] = openat.StatSignature.of(os.fstat(fd))
             self._add(name, fd, _Entry(fd, leaf))
@@ -193,7 +192,7 @@ class _Walk:
             status = self._status(name, entry)
             link = status is None
             if status is None:
-                # A link has to be resolved with care; everything else is what it is.
+                # Links must be resolved beneath the directory; other entries need no resolution.
                 status = openat.stat_beneath(self._dir_fd, name)
             if stat.S_ISDIR(status.st_mode):
                 if not link and name.count("/") < _MAX_DEPTH and self._filter.enters(name):
@@ -211,7 +210,7 @@ class _Walk:
             self._listing.problems[name] = openat.explain(error)
 
     def _status(self, name: str, entry: os.DirEntry[str] | _Entry) -> os.stat_result | None:
-        """Return what an entry is, None for a link: what that leads to is watched, too."""
+        """Return the status of an entry, None for a link, whose target is reported to the observer."""
         with contextlib.suppress(FileNotFoundError):
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
@@ -234,7 +233,7 @@ class _Walk:
             openat.close(fd)
 
     def _entries_of(self, prefix: str) -> set[str]:
-        """Return the names of files and directories that were noted directly under a prefix."""
+        """Return the recorded names directly under a prefix."""
         start = len(prefix)
         found = self._listing
         return {
@@ -245,7 +244,7 @@ class _Walk:
         }
 
     def _remove(self, name: str) -> None:
-        """Forget a name, and what was noted beneath it."""
+        """Remove a name and everything beneath it from the listing."""
         found = self._listing
         gone = [name]
         if found.folders.pop(name, None) is not None:
@@ -263,7 +262,7 @@ class _Walk:
 
 
 class _Entry:
-    """An entry of a directory, as `os.scandir` gives it."""
+    """An entry of a directory, with the interface of `os.DirEntry`."""
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
@@ -277,7 +276,7 @@ def _visible_entries(dir_fd: int, max_entries: int) -> list[os.DirEntry[str]]:
     """Return the visible entries of a directory, in order.
 
     Raises:
-        OSError: `E2BIG`: they are more than `max_entries`, and would fill the memory.
+        OSError: `E2BIG`: there are more than `max_entries`.
     """
     found: list[os.DirEntry[str]] = []
     with os.scandir(dir_fd) as entries:
@@ -290,7 +289,7 @@ def _visible_entries(dir_fd: int, max_entries: int) -> list[os.DirEntry[str]]:
 
 
 def was_removed(name: str) -> bool:
-    """Whether that is what NFS or FUSE keeps of a file that was removed while somebody had it open."""
+    """Whether this is the name that NFS or FUSE gives to a file that was removed while open."""
     return _REMOVED.match(name) is not None
 
 

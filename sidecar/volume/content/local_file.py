@@ -1,4 +1,4 @@
-"""A file of the caller's that is to be published: any path of this machine, which need not lie on a volume."""
+"""Read a local file to publish: any path on this machine, not necessarily on a volume."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sidecar.fs.openat import StatSignature
 from sidecar.volume.content import payload, snapshot
 from sidecar.volume.content.snapshot import Content
 
-#: How often a file that changes is read, and the seconds in between.
+#: Attempts to read a file that changes, and seconds between them.
 _ATTEMPTS = 3
 _RETRY_DELAY = 0.2
-#: A file that was changed so lately is read twice, with so many seconds in between.
+#: A file that was changed within this time is read twice, with this delay in seconds.
 _RECENT_CHANGE_NS = 2_000_000_000
 _RECHECK_DELAY = 0.1
 
 
 def read(path: str, name: str, limit: int, where: str) -> bytes | Content:
-    """Return the bytes of a regular file, or, above 1 MiB, the file itself, held open, with its version. Blocking.
+    """Return the bytes of a regular file, or, above 1 MiB, the open file with its version. Blocking.
 
-    `name` is what it is published as, at `where`; `limit` is in bytes.
+    It is to be published as `name`, at the path `where`; `limit` is in bytes.
 
     Raises:
         NothingPublished: there is no such file.
-        ReadError: it is no regular file, cannot be read, or changes while it is read.
-        ContentTooLarge: it is larger than the limit.
+        ReadError: the file is not regular, cannot be read, or changes during the read.
+        ContentTooLarge: the file is larger than the limit.
     """
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -65,7 +65,7 @@ def _read_once(path: str, name: str, limit: int, where: str) -> bytes | Content:
         started = time.time_ns()
         first = _read_content(file, name)
         if started - status.st_mtime_ns < _RECENT_CHANGE_NS and file.size:
-            # Clocks of file systems are coarse, and a program that pauses may go on.
+            # File system clocks are coarse, and its writer may only have paused.
             time.sleep(_RECHECK_DELAY)
             if payload.content_size(_read_content(file, name)) != payload.content_size(first):
                 raise open_file.changed_error(path)
@@ -77,7 +77,7 @@ def _read_content(file: OpenFile, name: str) -> bytes | Content:
 
 
 def _read_all(file: OpenFile) -> bytes:
-    """Return the bytes up to the end; files of /proc have some although their size is 0."""
+    """Read to the end of the file; files in /proc have content although their size is 0."""
     if file.size:
         return file.read_all()
     found = b""

@@ -1,4 +1,4 @@
-"""What is to be published: its size and version, whatever form it has."""
+"""The content to publish, in any form, with its size and version."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sidecar.volume.content import snapshot
 from sidecar.volume.content.snapshot import Content
 
 Payload: TypeAlias = bytes | tuple[TempFile, str] | Content
-"""Bytes, a file that has been written beside the others with its version, or a content that lies on a disk."""
+"""Bytes, a temporary file with its version, or a content on the disk."""
 
 
 def content_size(content: Payload) -> tuple[str, int]:
-    """Return version and size of a content that is to be published."""
+    """Return version and size of a content to publish."""
     if isinstance(content, bytes):
         return snapshot.version_of(content), len(content)
     if isinstance(content, Content):
@@ -23,7 +23,7 @@ def content_size(content: Payload) -> tuple[str, int]:
 
 
 def size(content: Payload) -> int:
-    """Return the bytes of a content that is to be published."""
+    """Return the size in bytes of a content to publish."""
     if isinstance(content, bytes):
         return len(content)
     return content.size if isinstance(content, Content) else content[0].size

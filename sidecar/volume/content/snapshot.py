@@ -1,7 +1,7 @@
-"""What a volume held at one moment: an immutable mapping of names to bytes, with a version.
+"""The content of a volume at one moment: an immutable mapping of names to bytes, with a version.
 
-How it is read from the disk is told in `sidecar.volume.content.loader`.
-Large files are not held in memory but open: see `sidecar.fs.open_file`.
+`sidecar.volume.content.loader` reads it from the disk.
+Large files are kept open instead of in memory: see `sidecar.fs.open_file`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sidecar.process import arguments
 
 T = TypeVar("T", default=None)
 
-#: A file that is too large to be held in memory.
+#: A file that is too large to hold in memory.
 Large: TypeAlias = open_file.OpenFile | open_file.LazyFile
 
 VERSION_DIGITS = 32
@@ -42,7 +42,7 @@ def version_of(content: bytes) -> str:
 def version_of_set(versions: Mapping[str, str]) -> str:
     """Return the version of a set, from the versions of its files by name.
 
-    Names and versions enter with their lengths, so no two sets can look alike.
+    Names are hashed with their lengths, so two different sets cannot have the same input.
     """
     return _version_of_lines(_line(name, versions[name]) for name in sorted(versions))
 
@@ -66,10 +66,10 @@ def etag(version: str) -> str:
 
 
 def to_bytes(content: bytes | str) -> bytes:
-    """Return bytes as they are and text as UTF-8.
+    """Return bytes unchanged and text as UTF-8.
 
     Raises:
-        TypeError: it is neither. What can still be changed (`bytearray`, `memoryview`) is no content.
+        TypeError: `content` is neither; mutable buffers (`bytearray`, `memoryview`) are not accepted.
     """
     if isinstance(content, str):
         return content.encode()
@@ -86,7 +86,7 @@ def _open_private(path: str, flags: int) -> int:
 class Content:
     """One file, with its version and the time of its last change in Unix seconds.
 
-    `held` are its bytes, or, above 1 MiB, the file itself where it was read from a volume.
+    `held` is the bytes, or, above 1 MiB, the open file if it was read from a volume.
 
     >>> Snapshot.of({"config": "123"}).content("config").etag
     '"a665a45920422f9d417e4867efdc4fb8"'
@@ -99,11 +99,11 @@ class Content:
 
     @property
     def data(self) -> bytes:
-        """The bytes. Those of a large file are read from the disk now, all of them, and each time anew.
+        """The bytes. A large file is read completely from the disk on each access.
 
         Raises:
-            ContentAltered: a large file was rewritten in place since.
-            OSError: it cannot be read.
+            ContentAltered: a large file was rewritten in place.
+            OSError: the file cannot be read.
         """
         return self.held if isinstance(self.held, bytes) else self.held.read_all()
 
@@ -113,11 +113,11 @@ class Content:
         return len(self.held) if isinstance(self.held, bytes) else self.held.size
 
     def write_to(self, write: Callable[[bytes], object]) -> None:
-        """Hand the bytes to `write`, those of a large file in pieces. Blocking.
+        """Pass the bytes to `write`, in chunks for a large file. Blocking.
 
         Raises:
-            ContentAltered: a large file is not what its version says any more.
-            OSError: it cannot be read, or whatever `write` raises.
+            ContentAltered: a large file no longer matches its version.
+            OSError: the file cannot be read, or `write` failed.
         """
         if isinstance(self.held, bytes):
             write(self.held)
@@ -126,7 +126,7 @@ class Content:
 
     @property
     def is_large(self) -> bool:
-        """Whether it lies on the disk and not in memory."""
+        """Whether the content is on the disk and not in memory."""
         return not isinstance(self.held, bytes)
 
     @property
@@ -141,9 +141,9 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     Names are relative paths with `/`. The snapshot of a single file has one name, `snapshot.name`.
     `version` is the same for the same content everywhere: in the writer, in the reader, on every machine.
 
-    A file of more than 1 MiB that was read from a volume is held open and not in memory:
+    A file of more than 1 MiB that was read from a volume is kept open instead of in memory:
     each access to its bytes reads them again, blocking, and raises `ContentAltered`
-    if somebody has rewritten it in place meanwhile. A file that was replaced or deleted is still there.
+    if the file was rewritten in place meanwhile. A replaced or deleted file remains readable.
 
     >>> one = Snapshot.of({"greeting.txt": b"hello"})
     >>> one["greeting.txt"], one.text("greeting.txt"), len(one)
@@ -168,7 +168,7 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     @staticmethod
     def of(files: Mapping[str, bytes | str], *, single: bool = False) -> Snapshot[None]:
-        """Make a snapshot of contents in memory, as tests do. Raises `TypeError` for what is none."""
+        """Create a snapshot of contents in memory, for example in tests. Raises `TypeError` for other types."""
         arguments.check_mapping("Snapshot.of", files)
         now = time.time()
         contents = {
@@ -212,7 +212,7 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     @property
     def value(self) -> T:
-        """What `schema=` made of the content; None without a schema."""
+        """The result of `schema=` for the content; None without a schema."""
         return self._value
 
     @property
@@ -243,11 +243,11 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return self._size
 
     def content(self, name: str | None = None) -> Content:
-        """Return bytes, version and time of one file; without a name, of the only one.
+        """Return the content of one file; without a name, of the only file.
 
         Raises:
             KeyError: there is no file of that name.
-            TypeError: no name was given, and this is the snapshot of a directory.
+            TypeError: `name` is None, and this is the snapshot of a directory.
         """
         if name is not None:
             return self._files[name]
@@ -256,17 +256,17 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return next(iter(self._files.values()))
 
     def get_content(self, name: str) -> Content | None:
-        """Return one file, None if there is none of that name."""
+        """Return the content of one file, None if there is no such file."""
         return self._files.get(name)
 
     def contents(self) -> dict[str, Content]:
-        """Return all files, by name."""
+        """Return the contents of all files by name."""
         return dict(self._files)
 
     def replaced(self, changed: Mapping[str, Content], gone: Collection[str]) -> Snapshot[None]:
-        """Return the snapshot of a directory with some files changed or added, and others gone.
+        """Return the snapshot of a directory with some files changed or added, and others removed.
 
-        Of thousands of files one changes: what is known of the others is kept.
+        The known data of unchanged files is reused, which matters for sets of thousands of files.
         """
         files, lines = dict(self._files), self._version_lines()
         for name in gone:
@@ -299,11 +299,11 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return {name: _line(name, self._files[name].version) for name in sorted(self._files)}
 
     def other_than(self, files: Mapping[str, Content]) -> list[str]:
-        """Return the names whose file is not the one that is given, or is not given."""
+        """Return the names whose content is not the same object as in `files`."""
         return [name for name, content in self._files.items() if files.get(name) is not content]
 
     def has_new_files(self, before: Snapshot[Any]) -> bool:
-        """Whether the same content lies in other large files by now: those of `before` may be gone."""
+        """Whether large content is held in other files than in `before`, whose files may be gone."""
         return any(
             (old := before.get_content(name)) and old.held is not self._files[name].held
             for name in self._names_of_large()
@@ -324,14 +324,14 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
 
     @contextmanager
     def as_directory(self) -> Iterator[Path]:
-        """Write all files into a private temporary directory, and remove it when the block ends. Blocking.
+        """Write all files into a private temporary directory, and remove it at the end of the block. Blocking.
 
-        For a library that wants paths and not bytes: the files belong together, and do not change under its hands.
-        It lies in memory where there is `/dev/shm`; the directory has mode 0700, files 0600.
+        For libraries that need paths instead of bytes: the files belong together and do not change.
+        The directory is in `/dev/shm` (memory) if available; it has mode 0700, its files 0600.
 
         Raises:
-            ContentAltered: a large file was rewritten in place since.
-            OSError: there is no room.
+            ContentAltered: a large file was rewritten in place.
+            OSError: there is not enough space.
 
         >>> with Snapshot.of({"tls.crt": "…", "tls.key": "…"}).as_directory() as directory:
         ...     sorted(path.name for path in directory.iterdir())
@@ -374,7 +374,7 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return self._files[name].modified
 
     def changed(self, since: Snapshot[Any] | None) -> frozenset[str]:
-        """Return the names that were added, removed or altered since an older snapshot.
+        """Return the names that were added, removed or changed since an older snapshot.
 
         >>> old = Snapshot.of({"a": b"1", "b": b"2"})
         >>> sorted(Snapshot.of({"a": b"1", "c": b"3"}).changed(old))
@@ -388,5 +388,5 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         return {name: content.version for name, content in self._files.items()}
 
     def with_value(self, parse: Callable[[Snapshot[Any]], Any]) -> Snapshot[Any]:
-        """Return the same content with `value` set to what `parse` makes of it."""
+        """Return the same content with `value` set to the result of `parse`."""
         return Snapshot(self._files, single=self._single, value=parse(self), version=self._version)

@@ -1,4 +1,4 @@
-"""A content that is being received, piece by piece, straight to the disk."""
+"""Uploads: large content that is received in chunks and written directly to the disk."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sidecar.volume.publish.models import Operation
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: Bytes that an upload gathers before it writes them. Whoever stalls holds so many, times all uploads under way.
+#: Bytes that an upload buffers before it writes them; the memory that a stalled upload uses.
 _WRITE_BUFFER_BYTES = 1 << 16
-#: Bytes that may wait in the page cache: at the end no other writer waits for more than these.
+#: Bytes between two syncs: limits how long the final sync, under the lock, blocks other writers.
 _SYNC_INTERVAL_BYTES = 64 << 20
 
 
 class Upload:
-    """A content that is being received: `write` it, then give it to `Volume.put`. Made by `Volume.stage`.
+    """A content that is being received: `write` it, then pass it to `Volume.put`. Created by `Volume.stage`.
 
     >>> async def hold(upload: Upload, chunk: bytes) -> str:
     ...     await upload.write(chunk)
@@ -47,7 +47,7 @@ class Upload:
         self._store = where
         self._dry_run = dry_run
         self.in_memory = False
-        """Whether it is only tried, and cannot be written: the directory is missing, or old contents must give way first."""
+        """Whether this dry run is kept in memory: the directory is missing, or old versions would have to be removed."""
         self._where = directory if name is None else os.path.join(directory, name)
         self._staged: atomic.TempFile | None = None
         self._directory = directory
@@ -58,7 +58,7 @@ class Upload:
         self._synced = 0
         self._budgeted_as = ""
         self.handed_over = False
-        """Whether it was given to `Volume.put`, which counts how that ends."""
+        """Whether it was passed to `Volume.put`, which counts the result."""
         self._file: Any = None
 
     @property
@@ -75,7 +75,7 @@ class Upload:
 
     @property
     def path(self) -> Path:
-        """Where the bytes lie while they are examined."""
+        """The path of the received bytes, for validation."""
         staged = self._open_file()
         if self.in_memory:
             return Path(f"/proc/{os.getpid()}/fd/{staged.fd}")
@@ -93,13 +93,13 @@ class Upload:
             )
 
     async def write(self, chunk: bytes | memoryview) -> None:
-        """Append bytes; what they lie in may be changed after that.
+        """Append bytes. The buffer may be modified afterwards.
 
         Raises:
-            TypeError: they are no bytes.
-            PublishError: it has ended: it was published, or dropped.
-            ContentTooLarge: they are more than the limit; nothing will be published.
-            VolumeFull, VolumeUnavailable: the volume cannot take them.
+            TypeError: `chunk` is not bytes.
+            PublishError: the upload has ended: it was published or discarded.
+            ContentTooLarge: the limit is exceeded; nothing will be published.
+            VolumeFull, VolumeUnavailable: the volume cannot store the bytes.
         """
         if not isinstance(chunk, bytes):
             chunk = memoryview(chunk).cast("B")
@@ -116,7 +116,7 @@ class Upload:
             await self.flush()
 
     async def flush(self) -> None:
-        """Hand what was received to the operating system."""
+        """Write the buffered bytes to the file."""
         if self._pending:
             data, self._pending = self._pending, bytearray()
             await self._append(memoryview(data))
@@ -138,7 +138,7 @@ class Upload:
             await self.settle()
 
     async def settle(self) -> None:
-        """Bring what was received to the disk, if it is much and is to be durable: no lock is held for as long as that takes.
+        """Sync the received bytes if they are many and must be durable, so that this does not happen under the lock.
 
         Raises:
             VolumeFull, VolumeUnavailable: the bytes are lost, and the upload has ended.
@@ -161,7 +161,7 @@ class Upload:
         self._synced = staged.size
 
     async def _write_some(self, view: memoryview) -> int:
-        """Write what fits; on a full volume older versions give way to a content that is coming in."""
+        """Write as much as possible; on a full volume, remove old versions and retry."""
         try:
             return int(await executor.finish_before_cancel(self._file.write(view)))
         except OSError as error:
@@ -178,7 +178,7 @@ class Upload:
         return int(await executor.finish_before_cancel(self._file.write(view)))
 
     async def _admit(self, size: int) -> None:
-        """Make room in the budget; a trial goes on in memory instead, if there could be some."""
+        """Reserve space in the budget; a dry run continues in memory if space could be freed."""
         if not self._dry_run:
             admit = self._store.admit_upload
             await executor.run_queued(admit, self._budgeted_as, size, self._where)
@@ -186,7 +186,7 @@ class Upload:
             await self._go_into_memory()
 
     async def _go_into_memory(self) -> None:
-        """Hold what was received, and what is still to come, in memory: `max_size` bounds it."""
+        """Move the received bytes to memory, and keep further ones there; `max_size` is the limit."""
         staged = self._open_file()
         if self._file is not None:
             await executor.finish_before_cancel(self._file.close())
@@ -200,7 +200,7 @@ class Upload:
         """Return the flushed file and its version.
 
         Raises:
-            PublishError: it was not received whole, or it was published already.
+            PublishError: the upload is incomplete, or was already published.
         """
         staged = self._open_file()
         if staged.size != self._size:
@@ -211,24 +211,24 @@ class Upload:
         return staged, self.version
 
     async def content(self, name: str) -> Content:
-        """Return what was received as a content that is to be copied, for a set.
+        """Return the received bytes as a `Content` to copy, for a set.
 
         Raises:
-            PublishError: it was not received whole, or it was published already.
+            PublishError: the upload is incomplete, or was already published.
         """
         await self.flush()
         staged, version = self.take()
         return await executor.run_in_thread(_as_content, staged.fd, version, name, self._where)
 
     def open(self, operation: Operation) -> None:
-        """Make the temporary file. Blocking."""
+        """Create the temporary file. Blocking."""
         self._staged = self._store.stage(operation)
         if self._staged is None:
             self._staged, self.in_memory = _MemoryUpload(), True
         self._budgeted_as = self._staged.name
 
     async def end(self) -> None:
-        """Remove what was not published, whatever happens."""
+        """Discard the upload if it was not published."""
         try:
             if self._file is not None:
                 await executor.finish_before_cancel(self._file.close())
@@ -237,7 +237,7 @@ class Upload:
                 try:
                     await executor.run_in_thread(self._staged.discard)
                 finally:
-                    self._staged.discard()  # a cancelled hop may never have begun
+                    self._staged.discard()  # the call in the thread may never have started if cancelled
                     self._store.end_upload(self._budgeted_as)
 
     def _open_file(self) -> atomic.TempFile:
@@ -249,7 +249,7 @@ class Upload:
 
 
 class _MemoryUpload(atomic.TempFile):
-    """What a trial has received, in memory in place of a temporary file; it can be examined, and not be published."""
+    """The bytes of a dry run, in memory instead of a temporary file; they can be validated, but not published."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -260,7 +260,7 @@ class _MemoryUpload(atomic.TempFile):
 
     @classmethod
     def of(cls, staged: atomic.TempFile) -> _MemoryUpload:
-        """Return one that has received what a file has."""
+        """Return a copy of a temporary file in memory."""
         memory = cls()
         memory.size = staged.size
         size, offset = os.fstat(staged.fd).st_size, 0
@@ -270,14 +270,14 @@ class _MemoryUpload(atomic.TempFile):
 
 
 def _as_content(fd: int, version: str, name: str, where: str) -> Content:
-    # A descriptor of its own: the upload is closed at its end, whoever still reads.
+    # A duplicate descriptor: the upload is closed at its end, even if the content is still being read.
     descriptor = os.dup(fd)
     file = open_file.OpenFile(descriptor, StatSignature.of(os.fstat(descriptor)), where)
     return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 
 class _Hashed(io.FileIO):
-    """A file that goes on with a digest of what is written to it: in the same thread, while it is in the processor's cache."""
+    """A file that updates a digest with each write, in the same thread while the data is in the CPU cache."""
 
     def __init__(self, fd: int, digest: hashlib._Hash) -> None:
         super().__init__(fd, "wb")
@@ -291,9 +291,9 @@ class _Hashed(io.FileIO):
 
 
 def _streaming(fd: int, digest: hashlib._Hash) -> Any:
-    """Return the file behind a descriptor with methods to await."""
-    # Imported here: a program that only reads never needs it.
+    """Return an asynchronous file object for a descriptor."""
+    # Imported here because programs that only read do not need it.
     from aiofiles.threadpool import wrap
 
-    # A descriptor of its own: nothing that still writes can meet the number of another file.
+    # A duplicate descriptor: a late write must not hit a reused descriptor number.
     return wrap(_Hashed(os.dup(fd), digest), executor=executor.IO_POOL)
