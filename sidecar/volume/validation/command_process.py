@@ -124,7 +124,7 @@ def _wait(
             if process.poll() is not None:
                 return process.returncode, kept
             if connection.fileno() in ready:
-                break  # nobody waits for the answer any more
+                break  # the requester no longer waits
     return None, kept
 
 

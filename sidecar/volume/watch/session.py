@@ -68,7 +68,7 @@ class Session:
         if self._over.done():
             self.thread.join()
         else:
-            logger.warning("a look at %s hangs and is left to itself", self.thread.path)
+            logger.warning("the scan of %s hangs; its thread is abandoned", self.thread.path)
         if cancelled is not None:
             raise cancelled
 

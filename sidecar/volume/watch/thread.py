@@ -366,7 +366,7 @@ class WatchThread:
         self._event_count += batch.count
         if batch.lost:
             metrics.WATCH_ERRORS_TOTAL.inc()
-            logger.warning("events of %s were lost: everything is looked at", self.path)
+            logger.warning("events of %s were lost: everything is scanned again", self.path)
         if batch.lost or batch.moved:
             self._armed = None
         self._scanner.coverage.mark_unfollowed(batch.ended)

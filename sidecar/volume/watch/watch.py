@@ -191,7 +191,7 @@ class Watch(Generic[T]):
         since = self._session.thread.busy_since
         if since is not None and (hanging := time.monotonic() - since) > _SCAN_STALL:
             return (
-                f"a look at {self.path} has been hanging for {hanging:.0f} s (is its storage gone?)"
+                f"a scan of {self.path} has been hanging for {hanging:.0f} s (is its storage gone?)"
             )
         return None
 

@@ -557,7 +557,7 @@ async def test_leaving_does_not_wait_for_a_look_that_hangs(
         hanging.hangs.set()
         await asyncio.sleep(0.1)
     assert threads()
-    assert "left to itself" in caplog.text
+    assert "its thread is abandoned" in caplog.text
     hanging.released.set()
     await until(lambda: not threads(), timeout=BOUND)
 
