@@ -1,6 +1,6 @@
-"""The command `sidecar`: finds the module of a command, and says in one line what went wrong.
+"""The `sidecar` command: loads the module of a subcommand, and reports errors in one line.
 
-Exit codes: 0 done, 1 failed, 2 called wrongly; `publish` knows one more.
+Exit codes: 0 success, 1 failure, 2 usage error; `publish` has one more.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ def main() -> None:
     """Run the command line of this process, and exit."""
     _fill_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding does not have is shown escaped, as on stderr.
+        # Characters outside the terminal's encoding are escaped, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Before all that is still to be imported: to process 1 of a container the kernel drops a signal
-    # that nobody handles, and a Pod that is stopped while it starts would wait for SIGKILL.
-    signal.signal(signal.SIGTERM, _end_at_once)
+    # Before further imports: the kernel does not deliver an unhandled signal to process 1 of a container,
+    # so a Pod that is stopped during its start would wait for SIGKILL.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     sys.exit(run(sys.argv[1:]))
 
 
 def _fill_standard_descriptors() -> None:
-    """Put something in place of a closed stdin, stdout or stderr, before another file gets its number.
+    """Open /dev/null in place of a closed stdin, stdout or stderr, before another file gets its number.
 
-    Whatever writes to standard output would write into that file; and uvloop aborts the process.
-    What is written to a stdout that was closed still fails: lines must not be taken for delivered.
+    Output to stdout would go to that file; and uvloop aborts the process.
+    Writes to a closed stdout still fail: lines must not count as delivered.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_RDWR)):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, flags)  # the lowest number that is free
+            os.open(os.devnull, flags)  # gets the lowest free number
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code. Errors become one line on stderr."""
+    """Run a command line and return its exit code. Errors become one line on stderr."""
     try:
         result = sidecar.main(arguments, prog_name="sidecar", standalone_mode=False)
     except click.ClickException as error:
@@ -64,14 +64,14 @@ def run(arguments: list[str]) -> int:
         return _report(error, str(error), USAGE)
     except _errors.SidecarError as error:
         return _report(error, str(error), FAILED)
-    except Exception as error:  # noqa: BLE001 (the last resort: whoever starts containers wants one line)
+    except Exception as error:  # noqa: BLE001 (last resort: one line in the container's log)
         what = f"unexpected {type(error).__name__}: {error} (--log-level debug shows where)"
         return _report(error, what, FAILED)
     return result if isinstance(result, int) else 0
 
 
 class Commands(click.Group):
-    """The commands, each imported when it is asked for."""
+    """The subcommands, imported on demand."""
 
     def get_help(self, ctx: click.Context) -> str:
         return escape.fit_marks(super().get_help(ctx))
@@ -82,22 +82,20 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        found = import_module(f"sidecar.cli.commands.{cmd_name}").command
-        return found if isinstance(found, click.Command) else None
+        loaded = import_module(f"sidecar.cli.commands.{cmd_name}").command
+        return loaded if isinstance(loaded, click.Command) else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if (
-            ctx.resilient_parsing
-        ):  # a shell asks how a line may go on: nothing is said of what is wrong in it
+        if ctx.resilient_parsing:  # shell completion: errors in the line are not reported
             return super().resolve_command(ctx, args)
         if args[0] not in COMMANDS:
-            near = escape.nearest(args[0], COMMANDS)
-            meant = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
+            nearest = escape.nearest(args[0], COMMANDS)
+            meant = f"did you mean {nearest}?" if nearest else f"there are {', '.join(COMMANDS)}"
             ctx.fail(f"there is no command {args[0]!r} ({meant})")
         name, command, rest = super().resolve_command(ctx, args)
-        # Before the command's own options are looked at: "--path is missing" would hide the misspelt variable.
+        # Before the command's own options: "--path is missing" would hide a misspelt variable.
         if command is not None and not set(ctx.help_option_names) & set(rest):
             refuse_unknown_variables(command, ctx)
         return name, command, rest
@@ -120,24 +118,24 @@ def sidecar(ctx: click.Context, version: bool) -> int:
         click.echo(f"sidecar {__version__}")
         ctx.exit(0)
     if ctx.invoked_subcommand is None:
-        # To stderr, and no success: in a Pod a command that got lost must not look completed.
+        # To stderr, and with an error code: a missing command must not look like success in a Pod.
         click.echo(ctx.get_help(), err=True)
         ctx.exit(USAGE)
     return 0
 
 
 def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None:
-    """Stop if a SIDECAR_* variable is set that no option of any command reads.
+    """Raise if a SIDECAR_* variable is set that no option of any command reads.
 
     All commands count, because the containers of a Pod often share one list of variables.
 
     Raises:
-        click.UsageError: names the variable, and the nearest that exists.
+        click.UsageError: names the variable, and the nearest one that exists.
     """
     known = envvars.variable_of(command)
     if not envvars.unknown(os.environ, known):
         return
-    # Only now the other commands' modules are worth their import.
+    # Only now import the other commands.
     for name in COMMANDS:
         if (other := sidecar.get_command(ctx, name)) is not None:
             known |= envvars.variable_of(other)
@@ -145,8 +143,8 @@ def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None
         raise click.UsageError(envvars.unknown_variable_error(unknown[0], known), ctx)
 
 
-def _end_at_once(number: int, _frame: FrameType | None) -> None:
-    """Do what the kernel does with every other process: nothing has begun that could be finished."""
+def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
+    """Exit as the default action of the signal does: there is nothing to clean up yet."""
     os._exit(128 + number)
 
 
@@ -160,13 +158,13 @@ def _report(error: Exception, message: str, code: int) -> int:
 
 
 def _debugging() -> bool:
-    """Whether `--log-level debug` holds. Who never imported `logging` cannot have set it."""
+    """Whether `--log-level debug` is set. Without `logging` imported it cannot be."""
     logging = sys.modules.get("logging")
     return logging is not None and logging.getLogger().getEffectiveLevel() <= logging.DEBUG
 
 
 def _report_usage(error: click.ClickException) -> int:
-    """Say what is wrong, where it came from, and where to read on."""
+    """Report a usage error: what is wrong, where it came from, and how to get help."""
     click.echo(f"sidecar: {escape.one_line(_usage_message(error))}", err=True)
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is not None:
@@ -191,7 +189,7 @@ def _usage_message(error: click.ClickException) -> str:
 
 
 def _origin(option: click.Option, ctx: click.Context | None) -> str:
-    """Name the flag or the variable that a value came from."""
+    """Return the flag or the variable that a value came from."""
     source = ctx.get_parameter_source(option.name or "") if ctx is not None else None
     if source is click.core.ParameterSource.ENVIRONMENT:
         return f"{option.opts[0]} (from the variable {option.envvar})"
@@ -199,9 +197,9 @@ def _origin(option: click.Option, ctx: click.Context | None) -> str:
 
 
 def _sentence(message: str) -> str:
-    """Fit click's sentences to ours: they begin small and end without a full stop."""
-    small = message[:1].lower() if message[1:2].islower() else message[:1]
-    return small + message[1:].rstrip(".")
+    """Adapt a message of click to our style: lower case, without a full stop."""
+    first = message[:1].lower() if message[1:2].islower() else message[:1]
+    return first + message[1:].rstrip(".")
 
 
 if __name__ == "__main__":

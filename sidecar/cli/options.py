@@ -1,6 +1,6 @@
-"""What commands share: a command whose options are variables, too, and groups of options that belong together.
+"""Shared building blocks of commands: a command whose options are also variables, and groups of related options.
 
-A group is a decorator. It adds its options and hands the function one frozen object with their values:
+A group is a decorator. It adds its options and passes their values to the function as one frozen object:
 
     @command("write")
     @options.listening(default=8080)
@@ -29,7 +29,7 @@ Decorator = Callable[[Function], Function]
 
 
 class Option(click.Option):
-    """An option that does not take the variables of Kubernetes for its own."""
+    """An option that ignores the service variables of Kubernetes."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         value = super().resolve_envvar_value(ctx)
@@ -39,7 +39,7 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command each of whose options is a variable, too."""
+    """A command whose options can also be set by variables."""
 
     def __init__(self, name: str, **attributes: Any) -> None:
         super().__init__(name, **attributes)
@@ -52,7 +52,7 @@ class Command(click.Command):
         return escape.fit_marks(super().get_help(ctx))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the arguments; one too many is named before an option that is missing: it may be its value."""
+        """Parse the arguments. A surplus argument is reported before a missing option: it may be its value."""
         given = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -69,7 +69,7 @@ class Command(click.Command):
 
 
 def command(name: str, cls: type[Command] = Command) -> Callable[[Function], Command]:
-    """Make the function the command of that name; its docstring is the help."""
+    """Turn a function into the command `name`; its docstring is the help."""
 
     def decorate(function: Function) -> Command:
         return click.command(name, cls=cls)(function)
@@ -78,14 +78,14 @@ def command(name: str, cls: type[Command] = Command) -> Callable[[Function], Com
 
 
 def option(*declarations: str, help: str, **attributes: Any) -> Decorator:  # noqa: A002 (click's word)
-    """Add one option. `help` is no choice: an option that nobody explains is of no use."""
+    """Add an option. `help` is required."""
     attributes.setdefault("show_default", "default" in attributes)
     return click.option(*declarations, cls=Option, help=help, **attributes)
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a server listens, what it bears, and how it ends."""
+    """Addresses, limits and shutdown of a server."""
 
     host: str
     port: int | None
@@ -102,7 +102,7 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What a content must be, to pass."""
+    """Validation of contents."""
 
     max_size: int
     format: Literal["text", "json", "yaml", "toml"] | None
@@ -111,10 +111,10 @@ class ValidationOptions:
     check_timeout: float
 
     def gate(self) -> Gate:
-        """Make the gate of these options.
+        """Return the gate for these options.
 
         Raises:
-            ConfigError: a schema that cannot be read, or an extra that is not installed.
+            ConfigError: the schema cannot be read, or an extra is not installed.
         """
         from pathlib import Path
 
@@ -131,7 +131,7 @@ class ValidationOptions:
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """What becomes of a content on the volume."""
+    """Storage of contents on the volume."""
 
     mode: int
     group: int | None
@@ -144,7 +144,7 @@ class StorageOptions:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How changes are noticed."""
+    """Detection of changes."""
 
     watch: Literal["auto", "inotify", "watchfiles", "poll"]
     recheck: float
@@ -155,7 +155,7 @@ class WatchOptions:
 
 
 def path(what: str) -> Decorator:
-    """Add `--path`, without a default: what is to be shared is nobody's guess."""
+    """Add `--path`. It has no default."""
     return option(
         "--path",
         required=True,
@@ -171,14 +171,14 @@ def complete_path(
     param: click.Parameter,  # noqa: ARG001
     incomplete: str,
 ) -> list[CompletionItem]:
-    """Leave it to the shell to complete the name of a file."""
+    """Let the shell complete file names."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
 
 
 def listening(*, default: int) -> Decorator:
-    """Add where to listen: `--host`, `--port`, `--unix-socket`, TLS, draining, limits and workers."""
+    """Add the options of a server: `--host`, `--port`, `--unix-socket`, TLS, draining, limits and workers."""
 
     @click.pass_context
     def gather(ctx: click.Context, /, **chosen: Any) -> ServerOptions:
@@ -269,7 +269,7 @@ def host() -> Decorator:
 
 
 def gating() -> Decorator:
-    """Add what a content must be: `--max-size`, `--format`, `--schema`, `--check`."""
+    """Add the validation options: `--max-size`, `--format`, `--schema`, `--check`."""
 
     def gather(**chosen: Any) -> ValidationOptions:
         return ValidationOptions(**chosen)
@@ -305,7 +305,7 @@ def gating() -> Decorator:
 
 
 def keeping() -> Decorator:
-    """Add what becomes of files: their mode, the bounds of the history and of the volume, `--durability`."""
+    """Add the storage options: permissions, limits of the history and of the volume, `--durability`."""
 
     def gather(**chosen: Any) -> StorageOptions:
         return StorageOptions(**chosen)
@@ -357,7 +357,7 @@ def keeping() -> Decorator:
 
 
 def watching() -> Decorator:
-    """Add how changes are noticed: `--watch`, `--poll`, `--recheck`, `--max-size`, `--include`, `--exclude`, `--quiet`."""
+    """Add the watch options: `--watch`, `--poll`, `--recheck`, `--max-size`, `--include`, `--exclude`, `--quiet`."""
 
     @click.pass_context
     def gather(ctx: click.Context, /, *, poll: bool, watch: Any, **chosen: Any) -> WatchOptions:
@@ -396,7 +396,7 @@ def watching() -> Decorator:
 
 
 def patterns() -> Decorator:
-    """Add which loose files of a directory count: `--include`, `--exclude`."""
+    """Add the filters of loose files in a directory: `--include`, `--exclude`."""
 
     def decorate(function: Function) -> Function:
         return _add(function, *_patterns())
@@ -459,10 +459,10 @@ def allowed_origins() -> Decorator:
     )
 
 
-def logging(level: str = "info", *, tells_failures: bool = False) -> Decorator:
-    """Add `--log-level` and `--log-format`, and set logging up before the function is called.
+def logging(level: str = "info", *, reports_failure: bool = False) -> Decorator:
+    """Add `--log-level` and `--log-format`, and configure logging before the function is called.
 
-    A command that `tells_failures` of its one change ends with their message: the log does not say it once more.
+    With `reports_failure` the command ends with the error message of its one change, and the log does not repeat it.
     """
 
     def decorate(function: Function) -> Function:
@@ -471,7 +471,7 @@ def logging(level: str = "info", *, tells_failures: bool = False) -> Decorator:
             from sidecar.process import logging
 
             logging.configure(log_level, log_format)
-            if tells_failures:
+            if reports_failure:
                 logging.leave_out_failures("sidecar.volume.change_log")
             return function(**rest)
 
@@ -500,7 +500,7 @@ def max_size(what: str) -> Decorator:
 
 
 def _group(name: str, gather: Function, *options: Decorator) -> Decorator:
-    """Make the decorator that adds `options` and passes what `gather` makes of them as `name`."""
+    """Return a decorator that adds `options` and passes the result of `gather` as `name`."""
 
     def decorate(function: Function) -> Function:
         @wraps(function)
@@ -523,6 +523,6 @@ def _add(function: Function, *options: Decorator) -> Function:
 
 
 def _params(function: Function) -> Sequence[click.Parameter]:
-    """Return what click has noted on a function so far."""
+    """Return the parameters that click has recorded on a function."""
     found: Sequence[click.Parameter] = getattr(function, "__click_params__", ())
     return found

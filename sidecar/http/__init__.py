@@ -1,7 +1,7 @@
-"""Layer 5: everything that is served, on aiohttp.
+"""Layer 5: everything that is served over HTTP, based on aiohttp.
 
-`apps/` are the applications, reader and writer; `subscribe/` tells clients of changes; `semantics/` is what the RFCs define;
+`apps/` has the applications, reader and writer; `subscribe/` notifies clients of changes; `semantics/` implements the RFCs;
 `server/` is the engine, which knows no volume: sockets, TLS, limits, large bodies, and the fast path.
-`problems` is how an error is answered (RFC 9457), `health_state` what probes ask an application,
-and `handler_api` what a handler may tell the fast path.
+`problems` are the error responses (RFC 9457), `health_state` the health checks of an application,
+and `handler_api` is the interface between handlers and the fast path.
 """

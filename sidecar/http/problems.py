@@ -32,9 +32,11 @@ _log = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = "1"
 """Seconds. A volume that comes back is seen by the re-check of a watch, which is as often."""
-_OTHER_VERSION = re.compile(r"Invalid HTTP version.* HTTP/(?!1\.)\d\.\d'|on PRI/Upgrade", re.DOTALL)
+_UNSUPPORTED_VERSION = re.compile(
+    r"Invalid HTTP version.* HTTP/(?!1\.)\d\.\d'|on PRI/Upgrade", re.DOTALL
+)
 """What its parser says of another major version than 1, the preface of HTTP/2 among them."""
-_TOO_MANY = "Too many headers received"
+_TOO_MANY_HEADERS = "Too many headers received"
 """What aiohttp says of more than 128: it has no class of its own for that."""
 
 
@@ -89,7 +91,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
 }
 
 #: What says that this file is not fit to be read. Everything else that the operating system says is not the file's fault.
-_UNFIT = frozenset(
+_UNREADABLE_ERRNOS = frozenset(
     (
         *(errno.EACCES, errno.EPERM, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
         *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EXDEV),
@@ -200,13 +202,13 @@ def from_aiohttp(
                 "unsupported-coding",
                 "the content coding of the body cannot be undone; send the plain bytes",
             )
-        case http_exceptions.BadHttpMessage() if _TOO_MANY in (message, exc.message):
+        case http_exceptions.BadHttpMessage() if _TOO_MANY_HEADERS in (message, exc.message):
             return Problem("head-too-large", "it has too many headers")
         case http_exceptions.HttpProcessingError():
             # A scanner sends thousands of these: not worth a line in the log each.
             _log.debug("cannot understand a request: %s", exc)
             reason = " ".join((message or exc.message).split())[:200]
-            kind = "unsupported-version" if _OTHER_VERSION.search(reason) else "bad-request"
+            kind = "unsupported-version" if _UNSUPPORTED_VERSION.search(reason) else "bad-request"
             return Problem(kind, f"this is not HTTP/1.1 as RFC 9112 has it: {reason}")
         case web.HTTPException() | web.RequestPayloadError():
             return (
@@ -271,7 +273,7 @@ def _options(app: web.Application) -> web.Response:
 
 
 def _kind_of(error: _errors.SidecarError) -> str:
-    if type(error) is _errors.ReadError and error.errno not in _UNFIT:
+    if type(error) is _errors.ReadError and error.errno not in _UNREADABLE_ERRNOS:
         return "unreadable"
     table: tuple[tuple[type[_errors.SidecarError], str], ...] = (
         (_errors.VolumeFull, "volume-full"),

@@ -30,7 +30,7 @@ _UNCERTAIN = 3
 )
 @options.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
 @options.keeping()
-@options.logging(level="warning", tells_failures=True)
+@options.logging(level="warning", reports_failure=True)
 def command(
     *, path: str, if_match: str | None, purge: bool, dry_run: bool, keeping: options.StorageOptions
 ) -> int:

@@ -39,7 +39,7 @@ _STDIN = "-"
 )
 @options.gating()
 @options.keeping()
-@options.logging(level="warning", tells_failures=True)
+@options.logging(level="warning", reports_failure=True)
 def command(
     *,
     source: str,

@@ -1,7 +1,8 @@
-"""The applications, and what a user's own application may take from them.
+"""The applications, and the parts that a user's own application may use.
 
-`reader`, `writer` and `files` are whole ones; `follow` keeps the content at hand in one of the user's;
-`ops` are the routes of probes and metrics, and `probes` the same for any server.
-`write_request` reads what a writer is sent, `write_health` knows whether the volume takes it, `confirm` asks the reader whether it has arrived;
-`json_body` is a content as JSON, and `api_descriptions` what `/openapi.json` answers.
+`reader`, `writer` and `files` are complete applications; `follow` keeps the newest content in the user's own;
+`ops` has the routes of probes and metrics, and `probes` the same for any server.
+`write_request` parses requests to the writer, `write_health` reports whether the volume accepts writes,
+`confirm` asks the reader whether a content has arrived;
+`json_body` encodes a content as JSON, and `api_descriptions` is `/openapi.json`.
 """

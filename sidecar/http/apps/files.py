@@ -1,10 +1,10 @@
 """Serve the files of a volume: a list, and the bytes of each.
 
-What is served lies in memory, or is opened beneath the volume; a name never leads anywhere else.
+Contents come from memory, or are opened beneath the volume; a name never leads outside of it.
 Files of more than 1 MiB are sent from the disk.
 
-Anybody who can write to the volume decides what is in these files, and they are sent from the address of the application.
-So a browser is told to take each as the type that is said, and to run nothing in it:
+Anyone who can write to the volume controls these files, and they are served from the origin of the application.
+So browsers are told not to sniff the type and not to run scripts:
 `X-Content-Type-Options: nosniff`, `Content-Security-Policy: sandbox`.
 """
 
@@ -40,18 +40,18 @@ from sidecar.volume.watch.watch import WatchMode
 
 SANDBOX_HEADERS: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE_HEADER: Final = "Sidecar-Stale"
-"""The header that says why the content may be out of date; it is absent while it is not."""
+"""The header with the reason why the content may be out of date; absent if it is current."""
 
 NAME: Final = r"{name:[\s\S]+}"
-"""The part of a route that takes any name, for it to be judged here and not by a pattern."""
+"""The part of a route that matches any name; names are validated here and not by a pattern."""
 
 _INDEX = "index.html"
-_CHOSEN: Final[Mapping[str, str]] = {"Vary": "Accept"}
-_DISK_RECHECK = 0.25
-_SAMPLE = 64 << 10
-_KINDS: weakref.WeakKeyDictionary[OpenFile, str] = weakref.WeakKeyDictionary()
+_VARY_ACCEPT: Final[Mapping[str, str]] = {"Vary": "Accept"}
+_DISK_RECHECK_SECONDS = 0.25
+_SAMPLE_BYTES = 64 << 10
+_TYPE_CACHE: weakref.WeakKeyDictionary[OpenFile, str] = weakref.WeakKeyDictionary()
 _TYPES = mimetypes.MimeTypes(filenames=())
-_MORE_TYPES: Final = {
+_EXTRA_TYPES: Final = {
     ".yaml": "application/yaml",  # RFC 9512
     ".yml": "application/yaml",
     ".toml": "application/toml",
@@ -63,7 +63,7 @@ _MORE_TYPES: Final = {
     ".wasm": "application/wasm",
 }
 _TEXT_SUFFIXES: Final = {".conf", ".cfg", ".ini", ".env", ".log", ".properties", ".list"}
-_CODED: Final = {
+_COMPRESSED_TYPES: Final = {
     "gzip": "application/gzip",
     "bzip2": "application/x-bzip2",
     "xz": "application/x-xz",
@@ -71,7 +71,7 @@ _CODED: Final = {
 
 
 class DirectoryReader(Protocol):
-    """A directory whose files are not followed, and read when they are asked for; a `Volume` is one."""
+    """A directory whose files are read on request and not watched; a `Volume` is one."""
 
     async def entries(self) -> list[FileInfo]: ...
 
@@ -80,10 +80,10 @@ class DirectoryReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """What an application serves files from, and with which headers.
+    """The files that an application serves, and their headers.
 
-    The files of the content that is followed come from memory, or, large ones, from the disk.
-    Where that is a single file, the others of its directory come from `beside`, when they are asked for.
+    Files of the followed content come from memory, or, large ones, from the disk.
+    If the content is a single file, the other files of its directory come from `beside`, on request.
     """
 
     beside: DirectoryReader | None
@@ -91,11 +91,11 @@ class FileSource:
     dotfiles: bool = True
 
     def serves(self, name: str) -> bool:
-        """Whether a name is served: those with a part that begins with a dot only where that is wanted."""
+        """Whether a name is served: dot files only with `dotfiles`."""
         return self.dotfiles or (not name.startswith(".") and "/." not in name)
 
 
-FILE_SOURCE: web.AppKey[FileSource] = web.AppKey("sidecar.shelf", FileSource)
+FILE_SOURCE: web.AppKey[FileSource] = web.AppKey("sidecar.file_source", FileSource)
 
 
 def files_app(
@@ -109,17 +109,17 @@ def files_app(
 ) -> web.Application:
     """Return an application that serves the files of a directory, to be mounted with `add_subapp`.
 
-    `GET /NAME` is the bytes of one, with `ETag`, conditional requests, ranges and `Prefer: wait=SECONDS`
-    as the reader has them. A directory answers with its `index.html`, at an address that ends with `/`.
-    `GET /` is a JSON list of all files where there is no `index.html`, or if `Accept: application/json` asks for it.
+    `GET /NAME` returns the bytes of a file, with `ETag`, conditional requests, ranges and `Prefer: wait=SECONDS`
+    as in the reader. A directory responds with its `index.html`, at a URL that ends with `/`.
+    `GET /` is a JSON list of all files if there is no `index.html`, or if `Accept: application/json` asks for it.
 
-    Names with a part that begins with a dot (`.git/config`, `.env`) are neither served nor listed;
-    `dotfiles=True` lifts that.
-    Browsers are told to run nothing of it, as anybody who writes to the volume could have put it there;
+    Names with a part that begins with a dot (`.git/config`, `.env`) are neither served nor listed
+    without `dotfiles=True`.
+    Browsers are told to run no scripts, as anyone who writes to the volume could have put them there;
     `trusted=True` lifts that, for a site with scripts of its own.
 
     Raises:
-        ConfigError: an argument makes no sense.
+        ConfigError: an argument is invalid.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -136,7 +136,7 @@ def files_app(
 
 
 async def _get_page(request: web.Request) -> web.Response:
-    """Answer with a file, with the `index.html` of a directory, or at the top with a list."""
+    """Respond with a file, with the `index.html` of a directory, or at the root with a list."""
     name, snapshot = (
         request.match_info.get("name", ""),
         request.app[follow.LATEST].watch.snapshot,
@@ -148,17 +148,20 @@ async def _get_page(request: web.Request) -> web.Response:
     if name:
         return await _answer_file(request, name + _INDEX)
     if _INDEX not in names or _wants_json(request):
-        return await list_files(request, _CHOSEN)
+        return await list_files(request, _VARY_ACCEPT)
     if not request.path.endswith("/"):
         return _to_directory(request)
-    return await _answer_file(request, _INDEX, _CHOSEN)
+    return await _answer_file(request, _INDEX, _VARY_ACCEPT)
 
 
 def _to_directory(request: web.Request) -> web.Response:
-    """Send a browser to the address of the directory: only from there relative links lead to its files."""
-    where = request.rel_url.raw_path.rpartition("/")[2] + "/"
+    """Redirect to the URL with a slash: relative links resolve only from there."""
+    location = request.rel_url.raw_path.rpartition("/")[2] + "/"
     query = request.rel_url.raw_query_string
-    headers = {"Location": f"{where}?{query}" if query else where, "Cache-Control": "no-cache"}
+    headers = {
+        "Location": f"{location}?{query}" if query else location,
+        "Cache-Control": "no-cache",
+    }
     return web.Response(status=307, headers=headers)
 
 
@@ -170,50 +173,50 @@ def _wants_json(request: web.Request) -> bool:
 async def list_files(
     request: web.Request, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
-    """Answer with the list of all files: name, size, entity tag and time of each."""
-    shelf, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
+    """Respond with the list of all files: name, size, entity tag and modification time."""
+    source, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
 
     async def make() -> Representation:
-        return listing(await _entries(shelf, latest), {**headers, **stale_header(latest)})
+        return listing(await _entries(source, latest), {**headers, **stale_header(latest)})
 
-    return await long_poll.respond(request, latest.watch, make, recheck=_DISK_RECHECK)
+    return await long_poll.respond(request, latest.watch, make, recheck=_DISK_RECHECK_SECONDS)
 
 
 async def get_file(request: web.Request) -> web.Response:
-    """Answer with the bytes of the file that the address names."""
+    """Respond with the bytes of the file in the URL."""
     return await _answer_file(request, request.match_info["name"])
 
 
 async def _answer_file(
     request: web.Request, name: str, headers: Mapping[str, str] = MappingProxyType({})
 ) -> web.Response:
-    shelf, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
+    source, latest = request.app[FILE_SOURCE], request.app[follow.LATEST]
 
     async def make() -> Representation:
-        if not shelf.serves(name):
+        if not source.serves(name):
             raise no_such_file(name)
         try:
-            content = await _content(shelf, latest, models.check_name(name))
+            content = await _content(source, latest, models.check_name(name))
         except (_errors.NameRefused, _errors.NothingPublished, KeyError) as error:
             raise no_such_file(name) from error
-        return await representation(content, {**shelf.headers, **headers, **stale_header(latest)})
+        return await representation(content, {**source.headers, **headers, **stale_header(latest)})
 
     def in_memory() -> bool:
         snapshot = latest.watch.snapshot
         return snapshot is not None and name in snapshot
 
     return await long_poll.respond(
-        request, latest.watch, make, recheck=_DISK_RECHECK, in_memory=in_memory
+        request, latest.watch, make, recheck=_DISK_RECHECK_SECONDS, in_memory=in_memory
     )
 
 
 async def representation(
     content: Content, headers: Mapping[str, str] = SANDBOX_HEADERS
 ) -> Representation:
-    """Return the bytes of one file as they are sent: from memory, or from the disk where it is large.
+    """Return the representation of a file: from memory, or from the disk if it is large.
 
     Raises:
-        ContentAltered: a large file is not what it was.
+        ContentAltered: a large file has changed.
     """
     held = content.held
     body: bytes | Body
@@ -236,7 +239,7 @@ async def representation(
 
 @dataclass(frozen=True, slots=True)
 class FileBody:
-    """A file on the disk, as the body of an answer."""
+    """A file on the disk as the body of a response."""
 
     file: OpenFile
 
@@ -252,7 +255,7 @@ class FileBody:
 
 
 def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Representation:
-    """Return a list of files as JSON. Its entity tag is its own: it changes with any of them, and its date need not."""
+    """Return a list of files as JSON. Its entity tag is that of the list: it changes with any file, its date may not."""
     body = orjson.dumps(
         [
             {
@@ -275,29 +278,29 @@ def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Represen
 
 
 def stale_header(latest: Latest[None]) -> Mapping[str, str]:
-    """Return the header that says why the content may be out of date, if it may."""
+    """Return `Sidecar-Stale` if the content may be out of date."""
     return {STALE_HEADER: header_text(latest.stale)} if latest.stale is not None else {}
 
 
 def no_such_file(name: str) -> problems.Problem:
-    """Return the one answer to every name that is not served: it does not tell why."""
+    """Return the response to every name that is not served; it does not reveal the reason."""
     return problems.Problem(
         "no-such-file", f"there is no file {name[:255]!r} here (GET /files lists those that are)"
     )
 
 
 async def _type_of_large(name: str, file: OpenFile) -> str:
-    """Return `content_type` of a file that is not in memory: its beginning is read once."""
-    kind = _KINDS.get(file)
+    """Return `content_type` of a large file: its beginning is read once."""
+    kind = _TYPE_CACHE.get(file)
     if kind is None:
-        # One byte more than what is looked at: it is not the whole.
-        beginning = await executor.run_in_thread(file.read, 0, _SAMPLE + 1)
-        kind = _KINDS[file] = content_type(name, beginning)
+        # One byte more than the sample, so that it is not taken for the whole file.
+        beginning = await executor.run_in_thread(file.read, 0, _SAMPLE_BYTES + 1)
+        kind = _TYPE_CACHE[file] = content_type(name, beginning)
     return kind
 
 
 def content_type(name: str, data: bytes) -> str:
-    """Guess the type of a file by its name; without a known ending, by whether it is text.
+    """Guess the media type of a file from its name; without a known suffix, from whether it is text.
 
     >>> content_type("index.html", b"<p>"), content_type("config", b"x"), content_type("a.tar.gz", b"")
     ('text/html; charset=utf-8', 'text/plain; charset=utf-8', 'application/gzip')
@@ -305,8 +308,8 @@ def content_type(name: str, data: bytes) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     guessed, coding = _TYPES.guess_type(PurePosixPath(name).name)
     if coding is not None:
-        return _CODED.get(coding, "application/octet-stream")
-    kind = _MORE_TYPES.get(suffix) or ("text/plain" if suffix in _TEXT_SUFFIXES else guessed)
+        return _COMPRESSED_TYPES.get(coding, "application/octet-stream")
+    kind = _EXTRA_TYPES.get(suffix) or ("text/plain" if suffix in _TEXT_SUFFIXES else guessed)
     if kind is not None and not kind.startswith("text/"):
         return kind
     if not _is_text(data):
@@ -314,34 +317,36 @@ def content_type(name: str, data: bytes) -> str:
     return f"{kind or 'text/plain'}; charset=utf-8"
 
 
-async def _entries(shelf: FileSource, latest: Latest[None]) -> list[FileInfo]:
+async def _entries(source: FileSource, latest: Latest[None]) -> list[FileInfo]:
     snapshot = latest.snapshot
     contents = [snapshot.content(name) for name in snapshot]
-    found = {one.name: FileInfo(one.name, one.version, one.size, one.modified) for one in contents}
-    if shelf.beside is not None and snapshot.name is not None:
-        # The last good content stays in the list even where its directory is gone.
+    files_by_name = {
+        one.name: FileInfo(one.name, one.version, one.size, one.modified) for one in contents
+    }
+    if source.beside is not None and snapshot.name is not None:
+        # The last valid content stays in the list even if its directory is gone.
         with contextlib.suppress(_errors.ReadError):
-            for entry in await shelf.beside.entries():
-                found.setdefault(entry.name, entry)
-    return [found[name] for name in sorted(found) if shelf.serves(name)]
+            for entry in await source.beside.entries():
+                files_by_name.setdefault(entry.name, entry)
+    return [files_by_name[name] for name in sorted(files_by_name) if source.serves(name)]
 
 
-async def _content(shelf: FileSource, latest: Latest[None], name: str) -> Content:
-    """Return one file. Raises `KeyError` or `NothingPublished` where there is none."""
+async def _content(source: FileSource, latest: Latest[None], name: str) -> Content:
+    """Return one file. Raises `KeyError` or `NothingPublished` if there is none."""
     snapshot = latest.snapshot
-    if name in snapshot or snapshot.name is None or shelf.beside is None:
+    if name in snapshot or snapshot.name is None or source.beside is None:
         return snapshot.content(name)
-    return await shelf.beside.read(name)
+    return await source.beside.read(name)
 
 
 def _is_text(data: bytes) -> bool:
-    """Tell by the beginning whether it is UTF-8 text: enough for a guess, whatever the size."""
-    beginning = data[:_SAMPLE]
+    """Return whether the first bytes are UTF-8 text: a good guess for any size."""
+    beginning = data[:_SAMPLE_BYTES]
     if b"\0" in beginning:
         return False
     try:
-        # Not final unless it is the whole: the sample may end in the middle of a character.
-        codecs.utf_8_decode(beginning, "strict", len(data) <= _SAMPLE)
+        # Not final unless the data is complete: the sample may end within a character.
+        codecs.utf_8_decode(beginning, "strict", len(data) <= _SAMPLE_BYTES)
     except UnicodeDecodeError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Have the newest content at hand in an aiohttp application: `follow` keeps it, `LATEST` finds it."""
+"""Keep the newest content in an aiohttp application: `follow` watches it, `LATEST` is its key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sidecar.volume.watch.options import Options, check
 from sidecar.volume.watch.watch import Watch, shared
 
 FIRST_SCAN_TIMEOUT = 1.5
-"""Seconds for which the start of an application waits for the first look at its content."""
+"""Seconds that the start of an application waits for the first scan of its content."""
 
 
 class Latest(Generic[T]):
@@ -36,43 +36,43 @@ class Latest(Generic[T]):
 
     @property
     def snapshot(self) -> Snapshot[T]:
-        """The last good content, which stays whatever happens to the volume; `stale` says if it did.
+        """The last valid content, kept whatever happens to the volume; `stale` tells if it is out of date.
 
         Raises:
             HTTPServiceUnavailable: nothing has been published yet.
-                In a handler that is the answer 503, with `Retry-After`, as a problem (RFC 9457).
+                In a handler that becomes a 503 response with `Retry-After`, as a problem (RFC 9457).
         """
-        found = self._watch.snapshot
-        if found is None:
+        snapshot = self._watch.snapshot
+        if snapshot is None:
             reason = self._watch.problem or f"nothing has been published to {self._watch.path} yet"
             raise NotPublishedYet(reason)
-        return found
+        return snapshot
 
     @property
     def stale(self) -> str | None:
-        """Why the content may be out of date, None while it is what the volume holds."""
+        """Why the content may be out of date, None if it is current."""
         return self._watch.stale
 
     @property
     def etag(self) -> str | None:
-        """The entity tag of the content, None as long as there is none."""
+        """The entity tag of the content, None if there is none."""
         return self._watch.etag
 
     @property
     def watch(self) -> Watch[T]:
-        """The watch beneath, to wait for changes or to subscribe to them."""
+        """The watch, to wait for changes or to subscribe to them."""
         return self._watch
 
 
 class NotPublishedYet(problems.Problem, web.HTTPServiceUnavailable):
-    """Nothing has been published yet: 503, and the time after which it is worth to ask again."""
+    """503 with `Retry-After`: nothing has been published yet."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("nothing-published", reason, headers={"Retry-After": problems.RETRY_AFTER})
 
 
 LATEST: web.AppKey[Latest[None]] = web.AppKey("sidecar.latest", Latest)
-"""Where `follow` puts the newest content: `request.app[sidecar.LATEST].snapshot`."""
+"""The key of the newest content: `request.app[sidecar.LATEST].snapshot`."""
 
 _Context = Callable[[web.Application], AsyncIterator[None]]
 
@@ -103,17 +103,17 @@ def follow(
     required: bool = False,
     **options: Unpack[Options],
 ) -> _Context:
-    """Follow a file or a directory as long as an application runs: for its `cleanup_ctx`.
+    """Watch a file or a directory while an application runs: for its `cleanup_ctx`.
 
     Handlers find the newest content under `key`.
-    The probes of `health_routes` learn of it: started and ready as soon as the first look is over,
-    whatever it has found, and alive while the path is watched. Before the first content the answers say 503 themselves.
-    With `required` it is not ready before the first content either: only for a Pod in which no other container
-    is behind the same Service, for it would be cut off as well.
+    The probes of `health_routes` include it: started and ready after the first scan, whatever its result,
+    and alive while the path is watched. Before the first content, handlers respond with 503.
+    With `required`, the application is not ready before the first content either: only for a Pod in which no other container
+    is behind the same Service, because it would get no traffic as well.
     Applications that follow the same path share one watch. See `sidecar.watch` for the other arguments.
 
     Raises:
-        ConfigError: an argument makes no sense.
+        ConfigError: an argument is invalid.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -123,14 +123,14 @@ def follow(
     arguments.check_instance("key", key, web.AppKey, "a web.AppKey")
 
     async def context(app: web.Application) -> AsyncIterator[None]:
-        opened = (
+        watch_context = (
             shared(path, **options) if schema is None else Watch(path, schema=schema, **options)
         )
-        async with opened as one:
+        async with watch_context as one:
             app[key] = Latest(one)
-            remove = _report(app, one, required=required)
+            remove = _add_health_checks(app, one, required=required)
             forget = one.subscribe(handler_api.invalidate_all)
-            await _first_look(one)
+            await _wait_first_scan(one)
             try:
                 yield
             finally:
@@ -140,10 +140,10 @@ def follow(
     return context
 
 
-async def _first_look(watch: Watch[Any]) -> None:
-    """Wait until the first answer can be the content instead of "nothing yet", but not for ever.
+async def _wait_first_scan(watch: Watch[Any]) -> None:
+    """Wait, within the timeout, until the first response can be the content instead of 503.
 
-    A content without a problem that is still held back is too young to be trusted: it comes in a moment.
+    A content without a problem that is not shown yet is still in its quiet period: it follows in a moment.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FIRST_SCAN_TIMEOUT):
@@ -152,8 +152,10 @@ async def _first_look(watch: Watch[Any]) -> None:
                 await watch.changed(None, FIRST_SCAN_TIMEOUT)
 
 
-def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Callable[[], None]:
-    """Tell the probes about a watch; returns what ends that."""
+def _add_health_checks(
+    app: web.Application, watch: Watch[Any], *, required: bool
+) -> Callable[[], None]:
+    """Add the health checks of a watch; returns a function that removes them."""
 
     def live() -> str | None:
         return watch.failure
@@ -167,7 +169,7 @@ def _report(app: web.Application, watch: Watch[Any], *, required: bool) -> Calla
         return started() or live()
 
     def detail() -> Mapping[str, object]:
-        # Nothing that is made of the content: no entity tag, and not what a schema says about it.
+        # No data derived from the content: no entity tag, and no message of a schema.
         stale = "the schema refuses the newest content" if watch.refused else watch.stale
         return {"mode": watch.mode, "published": watch.snapshot is not None, "stale": stale}
 

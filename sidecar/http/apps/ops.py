@@ -1,4 +1,4 @@
-"""What operators ask of every application: is it well, what does it count, what can it do."""
+"""Routes for operators: health probes, metrics and the API description."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sidecar.process.prefork import worker
 def health_routes(health: Health | None = None) -> list[web.RouteDef]:
     """Return the routes `/livez`, `/readyz` and `/startupz` for Kubernetes' probes.
 
-    Each answers 200, or 503 with a problem that says which check has failed and what to do about it;
-    never anything that is made of a content. `/startupz`: the process and its watches are up.
-    `/livez`: its own data path works, which an absent content does not change. `/readyz`: both, and it does not drain.
-    Without an argument they ask the checks of the application they are added to,
-    to which `sidecar.follow` adds its own. A process that drains is not ready.
-    They need no token; where there is one, only who shows it is told details.
+    Each responds with 200, or with 503 and a problem that names the failed check and its remedy;
+    never with data derived from a content. `/startupz`: the process and its watches are up.
+    `/livez`: its own data path works, which a missing content does not affect. `/readyz`: both, and it does not drain.
+    Without an argument they run the checks of the application they are added to,
+    to which `sidecar.follow` adds its own. A draining process is not ready.
+    They need no token; if tokens are required, only an authenticated request gets details.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -34,9 +34,9 @@ def health_routes(health: Health | None = None) -> list[web.RouteDef]:
 
 
 def metrics_routes() -> list[web.RouteDef]:
-    """Return the route `/metrics`: what `sidecar` counts in this process, in the format of Prometheus.
+    """Return the route `/metrics`: the metrics of `sidecar` in this process, in the Prometheus format.
 
-    Metrics of your own stay in the registry of prometheus-client in which you have made them.
+    Your own metrics stay in the prometheus-client registry in which you have created them.
 
     >>> from aiohttp import web
     >>> app = web.Application()

@@ -1,4 +1,4 @@
-"""What probes and metrics are asked, for any server: without aiohttp, for applications that have another one."""
+"""Health probes and metrics without aiohttp, for any server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Probe(NamedTuple):
-    """One of Kubernetes' probes: its address, and the problem that its failure is."""
+    """A Kubernetes probe: its path, and the problem that it returns."""
 
     path: str
     problem: str
@@ -36,12 +36,12 @@ _BY_PATH: Final = {probe.path: kind for kind, probe in PROBES.items()}
 def health_asgi(health: Health | None = None) -> AsgiApp:
     """Return an ASGI application with `/livez`, `/readyz`, `/startupz` and `/metrics`: for FastAPI, Starlette, Django.
 
-    It answers as `health_routes` and `metrics_routes` do, by the checks of `health`.
-    Mount it, or run it at a port of its own; where it is mounted its addresses are beneath that.
-    Server and event loop are yours: what `sidecar.serve` adds, draining for example, is theirs to do.
+    It responds as `health_routes` and `metrics_routes` do, with the checks of `health`.
+    Mount it, or run it on a port of its own; mounted, its paths are below the mount point.
+    Server and event loop are yours: what `sidecar.serve` adds, such as draining, is up to them.
 
     Raises:
-        ConfigError: `health` is none.
+        ConfigError: `health` is not a `Health`.
 
     >>> from sidecar import Health
     >>> health = Health()
@@ -69,7 +69,7 @@ def health_asgi(health: Health | None = None) -> AsgiApp:
 
 
 async def report(kind: ProbeKind, own: Report) -> Report:
-    """Add what is wrong with other workers: no client can choose whom it reaches, nor can a probe."""
+    """Add the failed checks of the other workers: neither a client nor a probe can choose its worker."""
     if worker.is_single():
         return own
     checks = dict(own.checks)
@@ -89,15 +89,15 @@ async def report(kind: ProbeKind, own: Report) -> Report:
 
 
 def reason(found: Report) -> str:
-    """Return what has failed, in one line."""
+    """Return the failed checks in one line."""
     return "; ".join(f"{name}: {said}" for name, said in found.checks.items() if said != OK)
 
 
 async def exposition() -> tuple[bytes, str]:
-    """Return the metrics of all workers in the format of Prometheus, and its type.
+    """Return the metrics of all workers in the Prometheus format, and its content type.
 
     Raises:
-        NoAnswer: the others cannot be asked; the numbers of one alone would look like counters that went back.
+        NoReply: the other workers cannot be queried; the metrics of one alone would look like counter resets.
     """
     # In a thread: it reads /proc.
     if worker.is_single():

@@ -1,13 +1,13 @@
-"""The reader: what the writer published last, over HTTP.
+"""The reader: serves the published content over HTTP.
 
     GET /              the content as a JSON string; of a set, a JSON object of names and texts
     GET /raw           its bytes
-    GET /files         all files of the volume
-    GET /files/NAME    one of them
-    GET /events        each change, as it happens
+    GET /files         a list of all files of the volume
+    GET /files/NAME    the bytes of one file
+    GET /events        server-sent events, one per change
 
-Every answer has the content's strong `ETag`, the same that the writer gave for it.
-The last good content is served for ever; `Sidecar-Stale` says so when the volume does not hold it any more.
+Every response has the content's strong `ETag`, the same that the writer returned for it.
+The last valid content is served for ever; `Sidecar-Stale` tells that the volume no longer holds it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from sidecar.volume.volume import Volume
 
 _MAX_LOOP_JSON_BYTES = 1 << 20
-"""Bytes up to which a content becomes JSON on the event loop: a millisecond or so."""
+"""Largest content, in bytes, that is encoded on the event loop: about a millisecond."""
 _MAX_EVENT_BYTES = 4 << 20
-"""Bytes up to which an event has the content in it: whoever listens to a larger one asks for it."""
+"""Largest content, in bytes, that an event includes: subscribers fetch a larger one."""
 
 
 def reader_app(
@@ -62,25 +62,25 @@ def reader_app(
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
 
-    It does not start on a file that is a mount of its own (`subPath`): what replaces that is never seen there.
+    It refuses to start on a file that is a mount of its own (`subPath`): a replacement would never be seen there.
 
     Args:
-        path: the file, or the directory for a set. With a file, the others of its directory
-            can be had under `/files`, unless that directory is the root of the file system.
-        missing: the text to answer with as long as nothing has been published, instead of 503.
-        token_file: a file with the bearer tokens that may read, one a line; probes need none.
-        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
-            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
-        watch: where hints come from, as for `sidecar.watch`.
-        recheck: seconds between looks without a hint.
-        max_size: bytes that are read; files of more than 1 MiB stay on the disk and are sent from there.
+        path: the file, or the directory for a set. With a file, the other files of its directory
+            are served under `/files`, unless that directory is the root of the file system.
+        missing: the text to respond with before the first publish, instead of 503.
+        token_file: a file with the bearer tokens that may read, one per line; probes need none.
+        allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
+            `.example.com` includes all subdomains; addresses and `localhost` are always allowed, and probes are exempt.
+        watch: the notifier, as for `sidecar.watch`.
+        recheck: seconds between scans without an event.
+        max_size: largest content in bytes; files of more than 1 MiB stay on the disk and are sent from there.
         include: patterns of the loose files of a directory that count, as for `sidecar.watch`; none means all.
         exclude: patterns of those that do not.
-        quiet: seconds for which a directory of loose files must be still before a change is shown.
+        quiet: seconds without changes after which a directory of loose files is shown.
 
     Raises:
-        ConfigError: an argument makes no sense.
-        ReadError: when the application starts: the file is a mount of its own.
+        ConfigError: an argument is invalid.
+        ReadError: at the start of the application: the file is a mount of its own.
 
     >>> from aiohttp import web
     >>> app = web.Application()
@@ -105,7 +105,7 @@ def reader_app(
     )
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
-    app.on_startup.append(partial(_refuse_single_mount, os.fspath(path)))
+    app.on_startup.append(partial(_reject_file_mount, os.fspath(path)))
     app.cleanup_ctx.append(
         follow.follow(
             path,
@@ -132,24 +132,25 @@ def reader_app(
 
 @dataclass
 class Reader:
-    """What the handlers of one reader share."""
+    """State shared by the handlers of one reader."""
 
     placeholder: Content | None
-    """What is served as long as nothing has been published."""
+    """The content to serve before the first publish."""
     json_cache: tuple[Snapshot[None] | Content, bytes | json_body.JsonStream | str] | None = None
-    """The JSON of the content that was served last: it is made once for each version.
-    Of a large one it is known how long it is, or why there is none."""
+    """The JSON of the last content served, encoded once per version.
+    For a large content a stream of known size, or the reason why there is no JSON.
+    """
     measure_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a large content is read for that: it is done once, however many ask."""
+    """Held while a large content is measured: once, for all requests."""
     event_hub: EventHub | None = None
-    """Those who listen to changes, once there has been one."""
+    """The event hub, created by the first subscriber."""
 
 
 READER: web.AppKey[Reader] = web.AppKey("sidecar.reader", Reader)
 
 
-async def _refuse_single_mount(path: str, _: web.Application) -> None:
-    """Raise where the container should rather fail than serve an old content for ever."""
+async def _reject_file_mount(path: str, _: web.Application) -> None:
+    """Raise if the path is a file mount: failing is better than serving an old content for ever."""
     if await executor.run_in_thread(mounts.is_file_mount, path):
         raise _errors.ReadError(
             errno.EBUSY,
@@ -186,7 +187,7 @@ async def _get_events(request: web.Request) -> web.StreamResponse:
 
 
 class _SseSource:
-    """The content of a reader, as its event stream tells of it."""
+    """The content of a reader as a source of events."""
 
     def __init__(self, reader: Reader, latest: follow.Latest[None]) -> None:
         self._reader = reader
@@ -207,16 +208,16 @@ class _SseSource:
         return content.etag, self._last[1]
 
     async def _json(self, content: Snapshot[None] | Content) -> bytes:
-        """Return the JSON as it is told: whole, in memory, for however many listen; `null` where there is none."""
+        """Return the JSON for an event: in memory, for any number of subscribers; `null` if it is too large or not text."""
         if content.size > _MAX_EVENT_BYTES:
             return b"null"
         try:
             if json_body.is_large(content):
                 return await executor.run_in_thread(json_body.dump_json, content)
-            image = await _json_of(self._reader, content)
-        except (problems.Problem, _errors.ReadError):  # it is no text, or cannot be read now
+            body = await _json_of(self._reader, content)
+        except (problems.Problem, _errors.ReadError):  # not text, or not readable now
             return b"null"
-        return image if isinstance(image, bytes) else b"null"
+        return body if isinstance(body, bytes) else b"null"
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         return self._latest.watch.subscribe(callback)
@@ -225,11 +226,11 @@ class _SseSource:
 async def _json_of(
     reader: Reader, content: Snapshot[None] | Content
 ) -> bytes | json_body.JsonStream:
-    """Return the content as JSON, made once for each version; where it is large, as something that can be sent.
+    """Return the content as JSON, encoded once per version; a large one as a stream.
 
     Raises:
-        Problem: 406 where it is no text.
-        ContentAltered: a large file is not what it was.
+        Problem: 406, it is not text.
+        ContentAltered: a large file has changed.
     """
     if reader.json_cache is not None and reader.json_cache[0] is content:
         body = reader.json_cache[1]
@@ -281,7 +282,7 @@ async def _get_raw(request: web.Request) -> web.Response:
 
 
 def _current(reader: Reader, latest: follow.Latest[None]) -> Snapshot[None] | Content:
-    """Return what is to be served; raises `Problem` 503 if there is nothing."""
+    """Return the content to serve. Raises `Problem` 503 if there is none."""
     if latest.watch.snapshot is None and reader.placeholder is not None:
         return reader.placeholder
     return latest.snapshot
@@ -295,7 +296,7 @@ def _placeholder_content(missing: str | None) -> Content | None:
 
 
 class _Directory:
-    """The directory around a file: what can read it can publish as well, and is imported when it is needed."""
+    """The directory of a followed file. `Volume` is imported on demand."""
 
     def __init__(self, directory: str, max_size: int) -> None:
         self._directory = directory
@@ -320,8 +321,8 @@ class _Directory:
 
 
 def _open_parent_directory(path: str, max_size: int) -> _Directory | None:
-    """Return the directory around a file; whether the path is one is known once it has been read."""
+    """Return the directory of a file; whether the path is a file is known once it has been read."""
     directory = os.path.dirname(os.path.abspath(path))
     if path.endswith("/") or directory == "/":
-        return None  # to serve a file that lies in / must not mean to serve the machine
+        return None  # serving a file in / must not serve the whole file system
     return _Directory(directory, max_size)

@@ -28,12 +28,12 @@ from sidecar.volume.publish import models
 from sidecar.volume.publish.upload import Upload
 from sidecar.volume.volume import Volume
 
-BODY_PAUSE: Final = 30.0
+BODY_TIMEOUT: Final = 30.0
 """Seconds for which a client may send nothing in the middle of a body."""
 
-_SMALL_BODY: Final = 64 << 10
+_MAX_JSON_BODY_BYTES: Final = 64 << 10
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_ASKING: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
+_PRECONDITION_HEADERS: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer")
 
 
 def query_content(request: web.Request) -> bytes | None:
@@ -78,7 +78,7 @@ def decoded(value: bytes) -> bytes:
 
 def has_no_preconditions(request: web.Request) -> bool:
     """Whether nothing is asked of the state before the write, or of the reader after it."""
-    return not any(name in request.headers for name in _ASKING)
+    return not any(name in request.headers for name in _PRECONDITION_HEADERS)
 
 
 def dry_run(request: web.Request) -> bool:
@@ -148,8 +148,8 @@ async def conditions(
     if match is None and since is not None:
         return RequestPreconditions(await _unmodified(volume, name, since), _plain_tags(none_match))
     # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
-    wanted = None if match is None else ("*",) if match.any else match.tags
-    return RequestPreconditions(wanted, _plain_tags(none_match))
+    expected = None if match is None else ("*",) if match.any else match.tags
+    return RequestPreconditions(expected, _plain_tags(none_match))
 
 
 async def if_match_only(
@@ -166,21 +166,21 @@ async def if_match_only(
 
 async def rollback_body(request: web.Request) -> tuple[str, str | None]:
     """Return `to` and `name` of the body."""
-    wanted = 'the body is a JSON object {"to": ETAG} or {"to": ETAG, "name": NAME}'
+    expected = 'the body is a JSON object {"to": ETAG} or {"to": ETAG, "name": NAME}'
     body = bytearray()
     while chunk := await _next_chunk(request):
         body += chunk
-        if len(body) > _SMALL_BODY:
-            raise problems.Problem("content-too-large", wanted)
+        if len(body) > _MAX_JSON_BODY_BYTES:
+            raise problems.Problem("content-too-large", expected)
     try:
-        said = orjson.loads(body)
+        body_object = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise problems.Problem("bad-request", f"{wanted}; it is no JSON: {error}") from error
-    if not isinstance(said, dict) or not {"to"} <= said.keys() <= {"to", "name"}:
-        raise problems.Problem("bad-request", wanted)
-    to, name = said["to"], said.get("name")
+        raise problems.Problem("bad-request", f"{expected}; it is no JSON: {error}") from error
+    if not isinstance(body_object, dict) or not {"to"} <= body_object.keys() <= {"to", "name"}:
+        raise problems.Problem("bad-request", expected)
+    to, name = body_object["to"], body_object.get("name")
     if not isinstance(to, str) or not isinstance(name, str | None):
-        raise problems.Problem("bad-request", wanted)
+        raise problems.Problem("bad-request", expected)
     return to.strip().removeprefix("W/"), name
 
 
@@ -201,13 +201,13 @@ async def send_continue(request: web.Request) -> None:
 
 
 async def stream_body(
-    request: web.Request, upload: Upload, got_on: Callable[[], None], buffers: BufferPool
+    request: web.Request, upload: Upload, on_progress: Callable[[], None], buffers: BufferPool
 ) -> None:
     """Stream the body to the disk, and tell of each piece that has got there."""
 
-    async def write(piece: bytes | memoryview) -> None:
-        await upload.write(piece)
-        got_on()
+    async def write(chunk: bytes | memoryview) -> None:
+        await upload.write(chunk)
+        on_progress()
 
     with buffers.session():
         while chunk := await _next_chunk(request):
@@ -216,8 +216,8 @@ async def stream_body(
                 await write(chunk)
                 del chunk  # not held while a thousand uploads wait for their turn
                 if rest is not None:
-                    with _in_time():
-                        await rest.copy_to(write, pause=BODY_PAUSE)
+                    with _timeout_as_problem():
+                        await rest.copy_to(write, pause=BODY_TIMEOUT)
 
 
 def _decoded(part: bytes) -> bytes:
@@ -265,19 +265,19 @@ def _plain_tags(tags: representation.EntityTags | None) -> Sequence[str] | None:
 
 
 async def _next_chunk(request: web.Request) -> bytes:
-    with _in_time():
-        async with asyncio.timeout(BODY_PAUSE):
+    with _timeout_as_problem():
+        async with asyncio.timeout(BODY_TIMEOUT):
             return await request.content.readany()
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def _timeout_as_problem() -> Iterator[None]:
     """Say what it means that nothing has come for so long; what else comes on this connection could be anything."""
     try:
         yield
     except TimeoutError as error:
         problem = problems.Problem(
-            "request-timeout", f"nothing of the body has come for {BODY_PAUSE:g} s"
+            "request-timeout", f"nothing of the body has come for {BODY_TIMEOUT:g} s"
         )
         problem.force_close()
         raise problem from error

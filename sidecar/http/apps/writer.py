@@ -1,17 +1,17 @@
-"""The writer: what comes over HTTP becomes a file, whole and durable, or an error and nothing.
+"""The writer: publishes content over HTTP. A write is complete and durable, or fails without effect.
 
-    GET /?content=TEXT     publishes TEXT, as in the article that this project starts from
-    PUT /files/NAME        publishes a body, streamed to the disk
-    DELETE /files/NAME     removes a file; with `?purge=1` from the history, too
-    GET /versions          what was published before
-    POST /rollback         publishes one of those again
-    GET /files[/NAME]      what is there now, to be read back
+    GET /?content=TEXT     publishes TEXT, as in the article that this project is based on
+    PUT /files/NAME        publishes the request body, streamed to the disk
+    DELETE /files/NAME     deletes a file; with `?purge=1` also from the history
+    GET /versions          lists earlier versions
+    POST /rollback         publishes an earlier version again
+    GET /files[/NAME]      returns what is published now
 
-Every write takes `?dry_run=1` and `Prefer: wait=SECONDS`; those of a file take `If-Match` and `If-None-Match`.
+Every write accepts `?dry_run=1` and `Prefer: wait=SECONDS`; writes of a file accept `If-Match` and `If-None-Match`.
 
-A GET that writes is what the article has, and what people try first, so it stays.
-It brings two dangers: a page of another origin that makes a visitor's browser send it,
-and a browser that sends it in advance; both are refused (see `cross_origin`).
+A GET that writes is in the article, and is what people try first, so it stays.
+It has two dangers: a page of another origin makes a visitor's browser send it,
+and a browser prefetches it; both are refused (see `cross_origin`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from sidecar.volume.volume import (
 )
 
 DRY_RUN: Final = "Sidecar-Dry-Run"
-"""The header of an answer to `?dry_run=1`."""
+"""The header of a response to `?dry_run=1`."""
 
 
 def writer_app(
@@ -76,41 +76,41 @@ def writer_app(
 ) -> web.Application:
     """Return the writer of a file or a directory as an aiohttp application.
 
-    At its start it creates the directory (mode 0755) and, where `path` is a file that is missing, an empty one.
+    At its start it creates the directory (mode 0755) and, if `path` is a missing file, an empty one.
 
     Args:
-        path: the file; or the directory, if it exists or ends with `/`, which has no content of its own
-            (`GET /?content=` answers 400), only files.
-        gate: what examines each content before it is published, as for `sidecar.Volume`.
-        max_size: bytes that a content may have (`"64Mi"` is understood); more is refused with 413.
+        path: the file; or the directory, if it exists or ends with `/`: it has no content of its own
+            (`GET /?content=` responds with 400), only files.
+        gate: validates each content before it is published, as for `sidecar.Volume`.
+        max_size: largest content in bytes (`"64Mi"` is accepted); a larger one gets 413.
         mode: permissions of the files.
         group: their group, by number.
-        keep: contents that stay in the history of each file.
-        keep_bytes: bytes that older contents may take together.
-        keep_deleted: deleted files of which older contents stay.
-        volume_budget: bytes that the directory may take, as for `sidecar.Volume`; a write beyond it is 507.
-        durability: `none` answers before the disk has the content, as for `sidecar.Volume`.
-        confirm: the address of the reader of this content, for `Prefer: wait=SECONDS`;
-            for a file other than the one at `path`, `/files/NAME` beneath it.
-            Where `token_file` is given, its first token is shown to that reader.
-        confirm_ca: the authority (PEM) that must have signed the certificate of that reader, where it has one.
-            Without it those of the system count, and a reader on this machine itself is not verified.
-        token_file: a file with the bearer tokens that may write, one a line; probes need none.
-        allowed_origins: origins whose pages may make a browser write, as `https://admin.example.com`,
-            beside pages of the application's own.
-        allowed_hosts: names by which the application may be asked, against DNS rebinding; empty for any.
-            `.example.com` stands for all beneath it; addresses and `localhost` always are, and probes need none.
+        keep: versions in the history of each file.
+        keep_bytes: bytes that older versions may take together.
+        keep_deleted: deleted files whose older versions are kept.
+        volume_budget: bytes that the directory may take, as for `sidecar.Volume`; a write beyond it gets 507.
+        durability: `none` responds before the content is on the disk, as for `sidecar.Volume`.
+        confirm: the URL of the reader of this content, for `Prefer: wait=SECONDS`;
+            for a file other than the one at `path`, `/files/NAME` below it.
+            With `token_file`, its first token is sent to that reader.
+        confirm_ca: the CA (PEM) of that reader's certificate.
+            Without it the CAs of the system are used, and a reader on this machine is not verified.
+        token_file: a file with the bearer tokens that may write, one per line; probes need none.
+        allowed_origins: origins whose pages may write, as `https://admin.example.com`,
+            in addition to the application's own.
+        allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
+            `.example.com` includes all subdomains; addresses and `localhost` are always allowed, and probes are exempt.
 
     Raises:
-        ConfigError: an argument makes no sense. What is wrong with the volume is no error here:
-            it is said by the answers and the details of the probes, until it is mended.
+        ConfigError: an argument is invalid. A problem of the volume is not an error here:
+            responses and the details of the probes report it until it is resolved.
 
     >>> from aiohttp import web
     >>> app = web.Application()
     >>> _ = app.add_subapp("/config/", writer_app("/tmp/shared/config", gate=Gate(format="json")))
     """
     limit = arguments.check_size("max_size", max_size)
-    examiner = make_gate(gate)
+    validator = make_gate(gate)
     tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
@@ -120,7 +120,7 @@ def writer_app(
             *([tokens.middleware()] if tokens else []),
         ]
     )
-    directory, primary = _split(arguments.check_path("path", path))
+    directory, primary = _split_path(arguments.check_path("path", path))
     volume = Volume(
         directory,
         mode=mode,
@@ -130,34 +130,34 @@ def writer_app(
         keep_deleted=keep_deleted,
         volume_budget=volume_budget,
         max_size=limit,
-        gate=examiner,
+        gate=validator,
         durability=durability,
     )
     writer = app[WRITER] = Writer(
         volume=volume,
         primary=primary,
         max_size=limit,
-        data_path=WriteHealth(
+        write_health=WriteHealth(
             volume,
             initial={primary: b""} if primary is not None else {},
-            patience=examiner.patience if examiner is not None else 0.0,
+            validation_timeout=validator.patience if validator is not None else 0.0,
         ),
         confirm=ReaderConfirmation(confirm, tokens, confirm_ca) if confirm is not None else None,
     )
     long_poll.setup(app)
-    data_path = writer.data_path
+    write_health = writer.write_health
     part = f"volume {directory}"
     health_state.get_health(app).add(
-        part, live=data_path.live, ready=data_path.ready, started=data_path.started
+        part, live=write_health.live, ready=write_health.ready, started=write_health.started
     )
-    health_state.get_details(app)[part] = data_path.detail
+    health_state.get_details(app)[part] = write_health.detail
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
     if writer.confirm is not None:
         app.cleanup_ctx.append(writer.confirm.run)
-    app.cleanup_ctx.append(data_path.run)
+    app.cleanup_ctx.append(write_health.run)
     if volume_budget is not None:
-        app.cleanup_ctx.append(data_path.follow_use)
+        app.cleanup_ctx.append(write_health.track_usage)
     app.add_routes(
         [
             web.get("/", _get_content),
@@ -175,31 +175,33 @@ def writer_app(
 
 @dataclass(frozen=True)
 class Writer:
-    """What the handlers of one writer share."""
+    """State shared by the handlers of one writer."""
 
     volume: Volume
     primary: str | None
-    """The name of the file that `/?content=` publishes; None for a directory."""
+    """The file that `/?content=` publishes; None for a directory."""
     max_size: int
-    data_path: WriteHealth
+    write_health: WriteHealth
     confirm: ReaderConfirmation | None
     buffers: BufferPool = field(default_factory=BufferPool)
 
-    def write(self, value: bytes, tell: Callable[[Outcome], None]) -> Callable[[], None] | None:
-        """Publish a value of `content` for the lane; None if it is not fit for that. See `handler_api.WriteFunction`."""
+    def publish_query_value(
+        self, value: bytes, callback: Callable[[Outcome], None]
+    ) -> Callable[[], None] | None:
+        """Publish a `content` value for the fast path; None if that is not possible. See `handler_api.WriteFunction`."""
         try:
             content = write_request.decoded(value)
         except problems.Problem:
             return None
 
-        def ended(outcome: Outcome) -> None:
-            self.data_path.end(progress, outcome if isinstance(outcome, BaseException) else None)
-            tell(outcome)
+        def on_result(outcome: Outcome) -> None:
+            self.write_health.end(progress, outcome if isinstance(outcome, BaseException) else None)
+            callback(outcome)
 
-        write = self.volume.put_with_callback(self.primary or "", content, ended)
+        write = self.volume.put_with_callback(self.primary or "", content, on_result)
         if write is None:
             return None
-        progress = self.data_path.begin()
+        progress = self.write_health.begin()
         return partial(self.volume.cancel, write)
 
 
@@ -207,7 +209,7 @@ WRITER: web.AppKey[Writer] = web.AppKey("sidecar.writer", Writer)
 
 
 def _attempt(handler: Handler) -> Handler:
-    """Note for whom a handler works, and count what fails before it comes to the volume."""
+    """Set the client for the log, and count errors that occur before the volume is reached."""
 
     @wraps(handler)
     async def attempted(request: web.Request) -> web.StreamResponse:
@@ -223,7 +225,7 @@ def _attempt(handler: Handler) -> Handler:
     return attempted
 
 
-# The handlers, in the order of the routes
+# Handlers, in the order of the routes
 
 
 @cross_origin.changes_state
@@ -244,12 +246,12 @@ async def _get_content(request: web.Request) -> web.Response:
             " `content` could be published to (use PUT /files/NAME)",
         )
     name = writer.primary
-    # HEAD asks what a GET would answer, and is safe: it changes nothing.
+    # HEAD returns the headers of a GET, and is safe: it changes nothing.
     dry_run = write_request.dry_run(request) or request.method == "HEAD"
     done = handler_api.prior_result(request)
     if done is None:
         conditions = await write_request.conditions(request, writer.volume, name)
-        async with writer.data_path.attempt():
+        async with writer.write_health.attempt():
             done = await writer.volume.put(
                 name,
                 content,
@@ -259,9 +261,9 @@ async def _get_content(request: web.Request) -> web.Response:
             )
     if isinstance(done, BaseException):
         raise done
-    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    in_time, headers = await _confirm(request, name, done, dry_run=dry_run)
     if not dry_run and write_request.has_no_preconditions(request):
-        handler_api.mark_writable(request, writer.write)
+        handler_api.mark_writable(request, writer.publish_query_value)
     return representation.json_answer("ok", status=200 if in_time else 202, headers=headers)
 
 
@@ -290,10 +292,10 @@ async def _put_file(request: web.Request) -> web.Response:
     conditions = await write_request.conditions(request, writer.volume, name)
     await write_request.send_continue(request)
     async with (
-        writer.data_path.attempt() as progress,
+        writer.write_health.attempt() as progress,
         writer.volume.stage(name, dry_run=dry_run) as upload,
     ):
-        await write_request.stream_body(request, upload, progress.made, writer.buffers)
+        await write_request.stream_body(request, upload, progress.progressed, writer.buffers)
         done = await writer.volume.put(
             name,
             upload,
@@ -301,7 +303,7 @@ async def _put_file(request: web.Request) -> web.Response:
             if_none_match=conditions.if_none_match,
             dry_run=dry_run,
         )
-    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    in_time, headers = await _confirm(request, name, done, dry_run=dry_run)
     if not in_time:
         return web.Response(status=202, headers=headers)
     return web.Response(status=201 if done.created else 204, headers=headers)
@@ -314,9 +316,9 @@ async def _delete_file(request: web.Request) -> web.Response:
     dry_run = write_request.dry_run(request)
     purge = write_request.flag(request, "purge")
     wanted = await write_request.if_match_only(request, writer.volume, name)
-    async with writer.data_path.attempt():
+    async with writer.write_health.attempt():
         await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
-    in_time, headers = await _outcome(request, name, None, dry_run=dry_run)
+    in_time, headers = await _confirm(request, name, None, dry_run=dry_run)
     return web.Response(status=204 if in_time else 202, headers=headers)
 
 
@@ -333,9 +335,9 @@ async def _post_rollback(request: web.Request) -> web.Response:
     to, name = await write_request.rollback_body(request)
     name = writer.primary if name is None else models.check_name(name)
     wanted = await write_request.if_match_only(request, writer.volume, name)
-    async with writer.data_path.attempt():
+    async with writer.write_health.attempt():
         done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
-    in_time, headers = await _outcome(request, name, done, dry_run=dry_run)
+    in_time, headers = await _confirm(request, name, done, dry_run=dry_run)
     state = {
         "name": name,
         "etag": done.etag,
@@ -346,19 +348,19 @@ async def _post_rollback(request: web.Request) -> web.Response:
     return representation.json_answer(state, status=200 if in_time else 202, headers=headers)
 
 
-# What is answered
+# Responses
 
 
-async def _outcome(
+async def _confirm(
     request: web.Request, name: str | None, done: Publication | None, *, dry_run: bool
 ) -> tuple[bool, dict[str, str]]:
-    """Return whether the content is where it is wanted, and the headers that say what was done.
+    """Wait for the reader if requested; return whether it has the content, and the headers of the response.
 
-    With `Prefer: wait=SECONDS` that is the reader, which is asked for it; `done` None: whether it has it no more.
+    With `Prefer: wait=SECONDS` the reader is asked for the content; `done` None: whether the content is gone there.
     """
     writer = request.app[WRITER]
     etag = None if done is None else done.etag
-    headers = ({} if etag is None else {"ETag": etag}) | _said(dry_run=dry_run)
+    headers = ({} if etag is None else {"ETag": etag}) | _dry_run_headers(dry_run=dry_run)
     seconds = representation.prefer_wait(request)
     if seconds is None or writer.confirm is None or dry_run:
         return True, headers
@@ -370,7 +372,7 @@ async def _outcome(
     return took is not None, headers
 
 
-def _said(*, dry_run: bool) -> dict[str, str]:
+def _dry_run_headers(*, dry_run: bool) -> dict[str, str]:
     return {"Cache-Control": "no-store"} | ({DRY_RUN: "1"} if dry_run else {})
 
 
@@ -393,8 +395,8 @@ def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:
     return problem
 
 
-def _split(path: str) -> tuple[str, str | None]:
-    """Return the directory, and the name of the one file if `path` is one."""
+def _split_path(path: str) -> tuple[str, str | None]:
+    """Return the directory, and the file name if `path` is a file."""
     whole = os.path.abspath(path)
     if path.endswith("/") or os.path.isdir(whole):
         return whole, None

@@ -31,8 +31,8 @@ REVOKED_WITHIN = 0.5
 MAY_READ: web.RequestKey[bool] = web.RequestKey("sidecar.may_read", bool)
 """In a request to a handler that is open to all: whether it shows a token all the same. Absent where none is needed."""
 
-_LARGEST = 64 << 10
-_OPEN = "sidecar_open_to_all"
+_MAX_TOKEN_FILE_BYTES = 64 << 10
+_PUBLIC_ATTRIBUTE = "sidecar_public"
 
 
 class Admission:
@@ -78,7 +78,7 @@ class TokenFile:
         self._reading = asyncio.Lock()
         self._waiting: dict[object, tuple[bytes, Callable[[], None]]] = {}
         """Who is called back when a token is revoked."""
-        self._looking: asyncio.Task[None] | None = None
+        self._recheck_task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<TokenFile {self._path} tokens={len(self._tokens)}>"
@@ -106,18 +106,20 @@ class TokenFile:
         """Call back once a token is in the file no more; return what ends that. See `Admission.on_revoked`."""
         key = object()
         self._waiting[key] = (token, callback)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name=f"tokens in {self._path}")
+        if self._recheck_task is None:
+            self._recheck_task = asyncio.create_task(
+                self._recheck_loop(), name=f"tokens in {self._path}"
+            )
 
         def end() -> None:
             self._waiting.pop(key, None)
-            if not self._waiting and self._looking is not None:
-                self._looking.cancel()
-                self._looking = None
+            if not self._waiting and self._recheck_task is not None:
+                self._recheck_task.cancel()
+                self._recheck_task = None
 
         return end
 
-    async def _look(self) -> None:
+    async def _recheck_loop(self) -> None:
         """Look at the file as long as somebody is to be called back."""
         while True:
             await self._refresh(REVOKED_WITHIN)
@@ -126,26 +128,26 @@ class TokenFile:
                     callback()
             await asyncio.sleep(REVOKED_WITHIN)
 
-    async def _refresh(self, most: float) -> None:
-        """Read the file, unless that was done within the last `most` seconds."""
-        if time.monotonic() - self._read_at > most:
+    async def _refresh(self, max_age: float) -> None:
+        """Read the file, unless that was done within the last `max_age` seconds."""
+        if time.monotonic() - self._read_at > max_age:
             async with self._reading:
-                if time.monotonic() - self._read_at > most:
-                    self._take(*await executor.run_in_thread(_read, self._path))
+                if time.monotonic() - self._read_at > max_age:
+                    self._store(*await executor.run_in_thread(_read, self._path))
 
     def middleware(self) -> Middleware:
         """Return a middleware that answers 401 without a valid token, except where `public` says so."""
 
         @handler_api.cache_safe
         @web.middleware
-        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
             if is_public(request.match_info.handler):
                 request[MAY_READ] = await self._admission(request) is not None
             else:
                 await self._check(request)
             return await handler(request)
 
-        return guard
+        return authenticate
 
     async def follow(self, _: web.Application) -> AsyncIterator[None]:
         """Read the file at the start already, so that a missing one is told of in the log: for `cleanup_ctx`."""
@@ -162,7 +164,7 @@ class TokenFile:
             raise _unauthorized(shown="Authorization" in request.headers)
         request[ADMISSION] = admission
 
-    def _take(self, tokens: tuple[bytes, ...], problem: str | None) -> None:
+    def _store(self, tokens: tuple[bytes, ...], problem: str | None) -> None:
         if problem is not None and problem != self._problem:
             _log.warning("%s: every request is refused until there is a token", problem)
         elif self._tokens and tokens != self._tokens:
@@ -173,13 +175,13 @@ class TokenFile:
 
 def public(handler: Handler) -> Handler:
     """Mark a handler that answers without a token, as probes must: kubelet has none."""
-    setattr(handler, _OPEN, True)
+    setattr(handler, _PUBLIC_ATTRIBUTE, True)
     return handler
 
 
 def is_public(handler: object) -> bool:
     """Tell whether a handler is one that `public` has marked."""
-    return getattr(handler, _OPEN, False) is True
+    return getattr(handler, _PUBLIC_ATTRIBUTE, False) is True
 
 
 def _unauthorized(*, shown: bool) -> problems.Problem:
@@ -195,7 +197,7 @@ def _read(path: Path) -> tuple[tuple[bytes, ...], str | None]:
     """Return the tokens, and what is wrong if there are none."""
     try:
         with path.open("rb") as file:
-            lines = file.read(_LARGEST).splitlines()
+            lines = file.read(_MAX_TOKEN_FILE_BYTES).splitlines()
     except OSError as error:
         return (), f"cannot read the token file {path}: {error.strerror}"
     tokens = tuple(line.strip() for line in lines if line.strip())

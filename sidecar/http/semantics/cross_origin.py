@@ -30,16 +30,16 @@ from sidecar import _errors
 from sidecar.http import handler_api, problems
 from sidecar.http.semantics import bearer_auth
 
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _AUTHORITY_END: Final = re.compile(r"[/?#]")
-_CHANGES: Final = "sidecar_changes_state"
+_CHANGES_STATE: Final = "sidecar_changes_state"
 _H = TypeVar("_H")
 
 
 def changes_state(handler: _H) -> _H:
     """Mark a handler of a safe method (GET) that changes something all the same."""
-    setattr(handler, _CHANGES, True)
+    setattr(handler, _CHANGES_STATE, True)
     return handler
 
 
@@ -77,7 +77,7 @@ class CrossOriginProtection:
             found = request.match_info.handler
             if self._hosts and not bearer_auth.is_public(found):
                 self.check_host(_host_of(request))
-            if request.method not in _SAFE or getattr(found, _CHANGES, False):
+            if request.method not in _SAFE_METHODS or getattr(found, _CHANGES_STATE, False):
                 self.check(request)
             return await handler(request)
 

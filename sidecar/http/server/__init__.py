@@ -1,9 +1,10 @@
-"""An HTTP server on aiohttp's parser and handlers. It knows no volume.
+"""An HTTP server based on aiohttp's parser and handlers. It knows no volume.
 
-`serve` runs it from listening to the drain, `prefork` by several processes; `sockets` binds, `tls` reloads certificates, `handshake` is a TLS connection before it is encrypted,
-`limits` bounds connections and header time, `access_log` writes a line a request.
-`protocol` is what a connection does beyond aiohttp's, `framing` what RFC 9112 demands beyond its parser,
-and `acknowledged` knows which bytes the client has received.
-`raw_socket` is the way past a transport to its socket: `recv` for large uploads, `sendfile` for large downloads, `memfd` for long answers.
-`fastpath/` answers what was asked before.
+`serve` runs it from bind to drain, `prefork` with several processes; `sockets` binds, `tls` reloads certificates,
+`handshake` is the protocol of a TLS connection before it is encrypted,
+`limits` bounds connections and header time, `access_log` writes a line per request.
+`protocol` extends aiohttp's connection protocol, `framing` checks what RFC 9112 requires beyond aiohttp's parser,
+and `acknowledged` tracks which bytes the client has received.
+`raw_socket` accesses the socket of a transport: `recv` for large uploads, `sendfile` for large downloads, `memfd` for large responses.
+`fastpath/` answers repeated requests from a cache.
 """

@@ -184,6 +184,6 @@ class Waiter:
         self._woken = False
 
 
-PENDING: web.AppKey[PendingRequests] = web.AppKey("sidecar.waits", PendingRequests)
+PENDING: web.AppKey[PendingRequests] = web.AppKey("sidecar.pending", PendingRequests)
 
 drain_callbacks.append(PendingRequests.wake_all)

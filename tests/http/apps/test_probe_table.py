@@ -91,8 +91,8 @@ class States:
     async def hanging(self) -> tuple[Client, str]:
         self._patch.setattr(write_health, "STALL_TIMEOUT", 0.0)
         one, _ = await self.written()
-        one.app[WRITER].data_path.begin()
-        one.app[WRITER].data_path.got_on = 0.0
+        one.app[WRITER].write_health.begin()
+        one.app[WRITER].write_health.last_progress = 0.0
         return one, "/files/config"
 
     async def draining(self) -> tuple[Client, str]:

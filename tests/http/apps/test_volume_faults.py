@@ -155,7 +155,7 @@ async def test_a_volume_that_cannot_be_written_at_the_start_heals_later(
     client: MakeClient, tmpfs: MakeTmpfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started, ready and answering; the empty file comes once it can."""
-    monkeypatch.setattr(write_health, "PREPARE_EVERY", 0.05)
+    monkeypatch.setattr(write_health, "PREPARE_INTERVAL", 0.05)
     config = tmpfs("size=1m") / "config"
     remount(config.parent, "ro")
     writer = await client(writer_app(config))

@@ -313,8 +313,8 @@ async def test_a_body_that_breaks_off_is_never_published(client: MakeClient, con
 async def test_a_body_that_never_comes_is_not_waited_for(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`408` after a pause of `BODY_PAUSE` seconds."""
-    monkeypatch.setattr(write_request, "BODY_PAUSE", 0.1)
+    """`408` after a pause of `BODY_TIMEOUT` seconds."""
+    monkeypatch.setattr(write_request, "BODY_TIMEOUT", 0.1)
     one = await client(writer_app(config))
     request = b"PUT /files/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123"
     reader, writer = await asyncio.open_connection("127.0.0.1", one.server.port)
@@ -698,7 +698,7 @@ async def test_a_volume_that_comes_late_is_prepared_when_it_is_there(
     client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever has been written meanwhile stays."""
-    monkeypatch.setattr(write_health, "PREPARE_EVERY", 0.05)
+    monkeypatch.setattr(write_health, "PREPARE_INTERVAL", 0.05)
     prepare, late, prepared = sidecar.Volume.prepare, [True], list[bool]()
 
     async def wait(self: sidecar.Volume, *, initial: dict[str, bytes] | None = None) -> None:
@@ -817,7 +817,7 @@ async def test_a_write_that_waits_for_its_turn_is_not_stuck(
     for _ in range(5):
         async with path.attempt() as other:
             now += 40.0
-            other.made()
+            other.progressed()
             assert path.live() is None
     now += 59.0
     assert path.live() is None

@@ -343,7 +343,7 @@ def test_json_in_pieces_is_json_of_the_whole(
 
         def in_pieces() -> bytes:
             streamed = json_body.measure(found(file))
-            made = b"".join(json_body.iter_json(streamed.found))
+            made = b"".join(json_body.iter_json(streamed.source))
             assert streamed.size == len(made)
             return made
 

@@ -179,7 +179,7 @@ async def test_a_client_that_stalls_is_told_and_let_go(
     served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """408, and what it sends after that is no request."""
-    monkeypatch.setattr(write_request, "BODY_PAUSE", 0.2)
+    monkeypatch.setattr(write_request, "BODY_TIMEOUT", 0.2)
     one = await served(writer_app(tmp_path / "config"))
     async with peer(one) as client:
         await client.send(head(SIZE) + DATA[:-2])

@@ -240,7 +240,7 @@ async def test_what_goes_wrong_is_answered_as_without_the_lane(
     result = "uncertain" if isinstance(error, _errors.PublishUncertain) else "failed"
     count = metrics.PUBLISH_TOTAL.labels(result)._value.get
     outcomes = []
-    data_path = fast.app[WRITER].data_path
+    data_path = fast.app[WRITER].write_health
     with fast.instead(fail):
         for lane in (True, False):
             before = count()
