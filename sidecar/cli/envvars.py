@@ -1,8 +1,8 @@
-"""Environment variables: each option has one, and one that nothing knows is an error.
+"""Environment variables: each option has one, and an unknown one is an error.
 
 A misspelt flag stops the program; a misspelt variable would go unnoticed for months.
-Kubernetes sets variables of its own for every Service of the namespace, and a Service may well be named `sidecar`:
-those are known by their form and passed over
+Kubernetes sets variables for every Service of the namespace, and a Service may be named `sidecar`:
+those are recognised by their form and ignored
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 """
 
@@ -34,7 +34,7 @@ def name(command: str, option: str) -> str:
 
 
 def is_service_link(variable: str, value: str) -> bool:
-    """Whether Kubernetes set this variable, to say where some Service is.
+    """Return whether Kubernetes has set this variable for a Service.
 
     >>> is_service_link("SIDECAR_WRITE_PORT", "tcp://10.0.0.1:8080")
     True
@@ -52,7 +52,7 @@ def variable_of(command: click.Command) -> frozenset[str]:
 
 
 def unknown(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
-    """Return the variables that are meant for us, and that no option reads, sorted."""
+    """Return the `SIDECAR_` variables that no option reads, sorted."""
     return sorted(
         variable
         for variable, value in environment.items()
@@ -62,7 +62,7 @@ def unknown(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
 
 
 def unknown_variable_error(variable: str, known: Iterable[str]) -> str:
-    """Say that a variable is unknown, and which one may have been meant."""
+    """Return the error message for an unknown variable, with the nearest known one."""
     from difflib import get_close_matches
 
     near = get_close_matches(variable, sorted(known), n=1, cutoff=0.75)

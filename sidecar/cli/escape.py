@@ -1,4 +1,4 @@
-"""Words for people, made of what others may have chosen: names on a volume hold whatever their writer wants."""
+"""Text for terminals: file names on a volume may contain anything."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 _ASCII_MARKS = str.maketrans({"✓": "+", "✗": "x", "→": "->", "…": "...", "–": "-"})
 _LETTERS_ALIKE = 3
-"""Letters that two words must begin with alike, for one to be taken for the other's beginning."""
+"""Length of the common prefix from which a word counts as an abbreviation of another."""
 
 
 def one_line(text: str) -> str:
-    r"""Return a text in which nothing can begin a line of its own, or tell a terminal what to do.
+    r"""Escape control characters and line breaks.
 
     >>> one_line("a\nb\x1b[31m ü")
     'a\\nb\\x1b[31m ü'
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 def fit_marks(text: str) -> str:
-    """Return a text for standard output, its marks in ASCII where the encoding does not have them."""
+    """Replace marks by ASCII if the encoding of standard output lacks them."""
     try:
         "".join(map(chr, _ASCII_MARKS)).encode(sys.stdout.encoding)
     except UnicodeEncodeError:
@@ -33,9 +33,9 @@ def fit_marks(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that was most likely meant: one slip away, or begun alike; None if none is.
+    """Return the known word with one typo or a common prefix; None if there is none.
 
-    A slip is a letter too many, too few, or wrong, or two that have changed places.
+    A typo is an extra, missing or wrong letter, or two swapped ones.
 
     >>> nearest("wirte", ["write", "read"]), nearest("reader", ["write", "read"])
     ('write', 'read')

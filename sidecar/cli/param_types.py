@@ -1,4 +1,4 @@
-"""Kinds of values: each takes what was written on a command line or in a variable, or says what is wrong with it."""
+"""Parameter types of click: each parses a value from the command line or a variable, or explains what is wrong with it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def words(value: str) -> tuple[str, ...]:
 
 
 def some_path(value: str) -> str:
-    """Take a path that is not empty: what an unset variable of a script leaves would be the working directory."""
+    """Parse a path that is not empty: an unset shell variable would otherwise mean the working directory."""
     if not value:
         raise click.BadParameter("'' is no path (is a variable of the script not set?)")
     return value
@@ -145,7 +145,7 @@ def some_path(value: str) -> str:
 
 @contextmanager
 def _refusal() -> Iterator[None]:
-    """Let click say what is wrong; of a `ValueError` it would say the value alone."""
+    """Raise the message through click, which would replace that of a `ValueError`."""
     try:
         yield
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""What goes wrong over HTTP, said in one form: `application/problem+json` (RFC 9457).
+"""Errors over HTTP in one format: `application/problem+json` (RFC 9457).
 
-Each kind of problem has a stable `type`, a URI-reference by which a program can tell it from the others
+Each kind of problem has a stable `type`, a URI reference by which programs can tell it from others
 (`/problems/version-conflict`); `detail` is for people and may change.
-The table below is the whole list; `from_error` knows which error of ours becomes which problem, `from_aiohttp` the same of aiohttp's.
+The table below is the complete list; `from_error` maps our errors to problems, `from_aiohttp` those of aiohttp.
 
-A problem is raised, never returned: aiohttp answers it from any handler, of ours or of a user.
+A problem is raised, not returned: aiohttp turns it into a response from any handler, ours or a user's.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = "1"
-"""Seconds. A volume that comes back is seen by the re-check of a watch, which is as often."""
+"""Seconds. As often as the re-check of a watch, which finds a volume that is available again."""
 _UNSUPPORTED_VERSION = re.compile(
     r"Invalid HTTP version.* HTTP/(?!1\.)\d\.\d'|on PRI/Upgrade", re.DOTALL
 )
-"""What its parser says of another major version than 1, the preface of HTTP/2 among them."""
+"""The message of aiohttp's parser for a major version other than 1, including the HTTP/2 preface."""
 _TOO_MANY_HEADERS = "Too many headers received"
-"""What aiohttp says of more than 128: it has no class of its own for that."""
+"""The message of aiohttp for more than 128 headers: it has no exception class for that."""
 
 
 class ProblemType(NamedTuple):
-    """One row of the table: the status that goes with a type, and its title."""
+    """A problem type: its status and title."""
 
     status: int
     title: str
@@ -90,7 +90,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "not-started": ProblemType(503, "Not started yet"),
 }
 
-#: What says that this file is not fit to be read. Everything else that the operating system says is not the file's fault.
+#: Errors that mean that a file is not readable as content. Others of the operating system are not the file's fault.
 _UNREADABLE_ERRNOS = frozenset(
     (
         *(errno.EACCES, errno.EPERM, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),

@@ -1,7 +1,7 @@
-"""What public functions are given, checked at their border: a wrong argument is told there, before anything happens.
+"""Validation of the arguments of public functions, before anything happens.
 
-Each function returns the value in the form that is used inside, or raises `ConfigError` that names the argument,
-shows what was given, and says what is allowed. The words are those of the command line.
+Each function returns the normalised value, or raises `ConfigError` that names the argument,
+shows the value, and says what is allowed. The wording is that of the command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sidecar import _errors
 from sidecar.process import quantities
 
 _MAX_GID = 2**32 - 2
-"""fchown(2) takes the last number of 32 bits for "leave it as it is"."""
+"""fchown(2) interprets the last 32-bit number as "unchanged"."""
 _MAX_PORT = 65535
 
 

@@ -1,9 +1,9 @@
-"""Is this process alive, ready, started? The parts that know say so; probes read the sum.
+"""Health checks of the process: components register them, probes report the result.
 
-Kubernetes asks three questions, and the answers have three consequences:
-not alive is restarted, not ready gets no traffic, not started is given more time
+Kubernetes has three probes with three consequences:
+not alive is restarted, not ready gets no traffic, not started gets more time
 (https://kubernetes.io/docs/concepts/configuration/liveness-readiness-startup-probes/).
-So a check belongs under `live` only if a restart would mend what it finds.
+So a check belongs under `live` only if a restart would resolve what it finds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Literal, TypeAlias
 from sidecar.process import lifecycle
 
 Check: TypeAlias = Callable[[], str | None]
-"""Returns None while all is well, else what is wrong and what to do about it.
+"""Returns None if healthy, else the problem and its remedy.
 
-It is asked at each probe, on the event loop: it looks at a state that is at hand and waits for nothing.
+It is called at each probe, on the event loop: it must not block or wait.
 """
 
 ProbeKind: TypeAlias = Literal["live", "ready", "started"]
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answer to one probe: the sum, and what each check has said (`"ok"`, or what is wrong)."""
+    """The result of a probe: the overall result, and that of each check (`"ok"`, or the problem)."""
 
     ok: bool
     checks: Mapping[str, str]
@@ -63,9 +63,9 @@ class Health:
         ready: Check | None = None,
         started: Check | None = None,
     ) -> Callable[[], None]:
-        """Add the checks of one part; returns what takes them away again (twice does no harm).
+        """Add the checks of a component; returns a function that removes them (may be called twice).
 
-        Where the name is taken, the part is reported as `name#2`, `name#3`, ….
+        If the name is taken, the component is reported as `name#2`, `name#3`, ….
         """
         given: dict[ProbeKind, Check | None] = {"live": live, "ready": ready, "started": started}
         free = next(one for one in _numbered(name) if one not in self._checks)
@@ -79,9 +79,9 @@ class Health:
         return remove
 
     def report(self, kind: ProbeKind) -> Report:
-        """Ask all checks of this kind. A process that drains is not ready, whatever they say.
+        """Run all checks of this kind. A draining process is not ready, whatever they return.
 
-        A check that raises has found something wrong: its error is the answer, and goes to the log.
+        A check that raises has failed: its error is reported and logged.
         """
         found = {
             name: _ask(name, checks[kind])

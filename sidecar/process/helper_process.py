@@ -1,8 +1,8 @@
-"""Helper processes, for work that must be endable: a thread cannot be ended, and code in C may hold the interpreter.
+"""Helper processes, for work that must be cancellable: a thread cannot be ended, and C code may hold the GIL.
 
 A helper is a fresh interpreter that runs the `main` of one module, and answers requests over a socket, one at a time.
-It is started when it is first needed and stays for the next request: one costs a fraction of a millisecond then.
-Whatever becomes of this process, a helper ends: its socket closes, and a timer of the kernel ends a request without end.
+It starts on demand and stays for further requests, which then cost a fraction of a millisecond.
+Whatever becomes of this process, a helper ends: its socket closes, and a kernel timer ends an endless request.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ _LENGTH_BYTES = 8
 _PACKAGE_PATH = str(Path(__file__).parents[2])
 _START_TIMEOUT = 60.0
 _EXIT_TIMEOUT = 10.0
-"""Seconds that a helper has to end what it has started, before it is killed."""
+"""Seconds that a helper has to stop its work, before it is killed."""
 _KILL_MARGIN = 5.0
 _SCALE_UP_DELAY = 0.25
-"""Seconds that a request waits for a helper before there is another one."""
+"""Seconds that a request waits for a busy helper before another one is started."""
 
 
 class HelperLost(SidecarError):
-    """The helper has ended instead of answering: it crashed, or was killed, by the kernel for want of memory for example."""
+    """The helper has ended without an answer: it crashed, or was killed, by the OOM killer for example."""
 
 
 class HelperTimeout(SidecarError):
-    """There was no answer in time, and the helper was ended."""
+    """The helper did not answer in time, and was ended."""
 
 
 class RequestCancelled(SidecarError):
-    """Nobody waits for the answer any more, and the helper was ended."""
+    """The request was cancelled, and its helper was ended."""
 
 
 class Request:
-    """One request, which another thread may withdraw."""
+    """A request that another thread may cancel."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Request:
         self._end: Callable[[], None] | None = None
 
     def withdraw(self) -> None:
-        """End the helper that works at it, or keep it from being given to one."""
+        """Cancel the request: end its helper, or keep it from being sent."""
         with self._lock:
             self._withdrawn = True
             if self._end is not None:
@@ -65,7 +65,7 @@ class Request:
 
     @contextmanager
     def worked_at(self, end: Callable[[], None]) -> Iterator[None]:
-        """While this is entered, withdrawing calls `end`."""
+        """Within this block, cancelling calls `end`."""
         with self._lock:
             self.check()
             self._end = end
@@ -77,20 +77,20 @@ class Request:
             self.check()
 
     def check(self) -> None:
-        """Raise `RequestCancelled` if it is."""
+        """Raise `RequestCancelled` if the request was cancelled."""
         if self._withdrawn:
             raise RequestCancelled("the request was withdrawn")
 
 
 class HelperPool:
-    """The helpers that run one module: one as a rule, others while it is busy, never more than `most`.
+    """The helpers of one module: one as a rule, more while it is busy, never more than `most`.
 
     Args:
-        module: what they run: its function `main` is given the connection and the setup.
-        setup: what each of them is told at its start.
-        most: how many there may be at a time.
-        crowded: seconds that a request waits for the first before there is another one.
-        gently: whether to end one by closing its socket, so that it ends what it has started.
+        module: its function `main` gets the connection and the setup.
+        setup: sent to each helper at its start.
+        most: maximum number of helpers.
+        crowded: seconds that a request waits for a busy helper before another one is started.
+        gently: end a helper by closing its socket, so that it can stop its own work.
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class HelperPool:
         self._reset()
 
     def __repr__(self) -> str:
-        return f"<Helpers {self._module} count={self._count}>"
+        return f"<HelperPool {self._module} count={self._count}>"
 
     def ask(self, message: Any, timeout: float, request: Request | None = None) -> Any:
-        """Return the answer of a helper to a message of plain data. Blocking.
+        """Return a helper's answer to a message of plain data. Blocking.
 
-        `timeout` in seconds begins when a helper takes it.
+        `timeout` in seconds starts when a helper receives the message.
 
         Raises:
-            HelperTimeout, HelperLost, Withdrawn: see those; no helper works at it any more.
+            HelperTimeout, HelperLost, RequestCancelled: see there; no helper works on it any more.
         """
         request = request or Request()
         helper = self._acquire(request)
@@ -130,7 +130,7 @@ class HelperPool:
 
     def _acquire(self, request: Request) -> _HelperProcess:
         if os.getpid() != self._pid:
-            self._reset()  # those of the process that was forked are its own
+            self._reset()  # after a fork, the helpers belong to the parent
         limit = time.monotonic() + self._crowded
         with self._changed:
             while True:
@@ -169,7 +169,7 @@ class HelperPool:
 
 
 class _HelperProcess:
-    """One process, from its start to its end."""
+    """One helper process."""
 
     def __init__(self, module: str, setup: Any, *, gently: bool) -> None:
         self._gently = gently
@@ -179,7 +179,7 @@ class _HelperProcess:
                 [sys.executable, "-S", "-c", _program(module)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is for us, and we end it
+                start_new_session=True,  # Ctrl-C must reach only this process, which then ends the helper
             )
         except OSError as error:
             self._socket.close()
@@ -209,27 +209,27 @@ class _HelperProcess:
             raise HelperLost("the helper process has ended") from error
 
     def end(self) -> None:
-        """Have it end; any thread may call this, and `ask` raises then."""
+        """End the helper; any thread may call this, and `ask` raises then."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if not self._gently:
             self._process.kill()
 
     def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the helper has ended."""
         _end(os.getpid(), self._process, self._socket, gently=self._gently)
         self._finalize.detach()
 
 
 def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
-    """Answer requests until the other side is gone: in a helper."""
+    """Answer requests until the connection closes: runs in a helper."""
     connection.settimeout(None)
     while True:
         try:
             timeout, message = receive(connection)
         except (OSError, EOFError):
             return
-        # By the kernel, whatever the interpreter does: nobody may be left to end this process.
+        # By the kernel, whatever the interpreter does: the parent may be gone.
         signal.setitimer(signal.ITIMER_REAL, timeout + _KILL_MARGIN)
         answer = work(message)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -243,7 +243,7 @@ def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
 def connected() -> Iterator[tuple[socket.socket, Any]]:
     """Yield the connection of a helper and its setup, which it acknowledges by `send`; closed at the end.
 
-    That the other side is gone ends the helper, and is no error of it.
+    A closed connection ends the helper, and is not an error.
     """
     with socket.socket(fileno=0) as connection:
         try:
@@ -254,17 +254,17 @@ def connected() -> Iterator[tuple[socket.socket, Any]]:
 
 
 def send(connection: socket.socket, message: Any) -> None:
-    """Send plain data: between two processes of the same Python."""
+    """Send plain data between two processes of the same Python."""
     data = marshal.dumps(message)
     connection.sendall(len(data).to_bytes(_LENGTH_BYTES, "big"))
     connection.sendall(data)
 
 
 def receive(connection: socket.socket, *, limit: float | None = None) -> Any:
-    """Receive plain data, until `limit` of the monotonic clock.
+    """Receive plain data, until `limit` on the monotonic clock.
 
     Raises:
-        EOFError: the other side is gone.
+        EOFError: the connection was closed.
         TimeoutError: the limit is reached.
     """
     length = int.from_bytes(_receive_exactly(connection, _LENGTH_BYTES, limit), "big")
@@ -284,7 +284,7 @@ def _receive_exactly(connection: socket.socket, size: int, limit: float | None) 
 
 
 def _program(module: str) -> str:
-    """Return what a helper runs: the same packages as here, without looking for them anew."""
+    """Return the program of a helper: it uses the same packages, without searching for them again."""
     path = [_PACKAGE_PATH, *(one for one in sys.path if one)]
     return f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
@@ -292,7 +292,7 @@ def _program(module: str) -> str:
 def _end(
     pid: int, process: subprocess.Popen[bytes], connection: socket.socket, *, gently: bool
 ) -> None:
-    """End a helper and wait for it; in a process that was forked since it is somebody else's."""
+    """End a helper and wait for it; in a forked process it belongs to the parent."""
     connection.close()
     if os.getpid() != pid:
         process.returncode = 0

@@ -1,7 +1,7 @@
-"""Logging of a program: one line an event, on stderr, for people or for machines.
+"""Logging of a program: one line per event, on stderr, as text or JSON.
 
-Libraries only call `getLogger(__name__)`; this is for the program around them.
-stdout stays free: it belongs to what a command puts out, and to collected log lines.
+Libraries only call `getLogger(__name__)`; this module is for programs.
+stdout stays free for the output of a command, and for collected log lines.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Format = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
 
 CLIENT: ContextVar[str | None] = ContextVar("sidecar_client", default=None)
-"""The address of the client for which the present work is done."""
+"""The address of the client of the current request."""
 
 _QUIETED_LOGGERS = ("watchfiles", "asyncio")
-"""Loggers of others that say at INFO or below what our own lines say already."""
+"""Third-party loggers whose INFO messages duplicate our own."""
 
 
 def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A002 (the flag's name)
-    """Send what is logged at `level` or above to stderr, as text or as one JSON object a line.
+    """Log messages at `level` and above to stderr, as text or as one JSON object per line.
 
-    Times are UTC, to the millisecond (RFC 3339).
-    Calling it again replaces what it did before; handlers that others have added stay.
+    Times are UTC, in milliseconds (RFC 3339).
+    A further call replaces the earlier configuration; handlers of others stay.
 
     Raises:
         ConfigError: no such level or format.
@@ -56,14 +56,14 @@ def configure(level: str = "info", format: Format = "text") -> None:  # noqa: A0
 
 
 def leave_out_failures(logger: str) -> None:
-    """Leave out warnings and errors of one logger: this program says them itself, by the error that it ends with."""
+    """Drop warnings and errors of a logger: the program reports them by the error that it ends with."""
     logging.getLogger(logger).addFilter(lambda record: record.levelno < logging.WARNING)
 
 
 def name_worker(number: int) -> None:
-    """Say on each line from now on which of several processes it comes from.
+    """Add the worker number to each line.
 
-    As text it stands behind the name of the logger, `sidecar.http.server.serve[2]`; in JSON it is `worker`.
+    In text it follows the name of the logger, `sidecar.http.server.serve[2]`; in JSON it is `worker`.
     """
 
     def add_worker(record: logging.LogRecord) -> bool:
@@ -78,10 +78,10 @@ def name_worker(number: int) -> None:
 def rate_limited(
     logger: logging.Logger, seconds: float, *, clock: Callable[[], float] = time.monotonic
 ) -> RateLimited:
-    """Make a logger that passes each message at most once in so many seconds.
+    """Return a logger that passes each message at most once in `seconds`.
 
-    Messages are the same if they have the same level and the same text before its `%` arguments are filled in.
-    The next one that passes says how many were left out, so that nothing is hidden.
+    Messages are equal if they have the same level and the same text before `%` formatting.
+    The next one that passes includes the number of dropped messages.
 
     >>> log = rate_limited(logging.getLogger("example"), 60.0)
     >>> for attempt in range(1000):
@@ -91,7 +91,7 @@ def rate_limited(
 
 
 class RateLimited(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose messages have a limit each; see `rate_limited`."""
+    """A logger with a rate limit per message; see `rate_limited`."""
 
     def __init__(self, logger: logging.Logger, seconds: float, clock: Callable[[], float]) -> None:
         super().__init__(logger, {})
@@ -115,7 +115,7 @@ class RateLimited(logging.LoggerAdapter[logging.Logger]):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Looks stderr up at each line, so that it follows whoever replaces it."""
+    """Looks up `sys.stderr` for each line, so that a replacement takes effect."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -127,7 +127,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # A name on a volume may hold a line break: it must not be able to forge a line of the log.
+        # A file name may contain a line break: it must not forge a line of the log.
         message = _escaped(record.getMessage(), kept="\t")
         worker = f"[{record.worker}]" if hasattr(record, "worker") else ""
         line = f"{_time(record)} {record.levelname:<7} {record.name}{worker}: {message}"
@@ -156,8 +156,8 @@ def _escape(code: int) -> str:
 
 
 def _json_formatter() -> logging.Formatter:
-    # Imported here: a program that logs text does not pay for it.
-    # Not its orjson variant, which refuses the surrogates of a file name that is not UTF-8.
+    # Imported here: not needed for text logs.
+    # Not the orjson variant, which rejects the surrogates of a file name that is not UTF-8.
     from pythonjsonlogger.json import JsonFormatter
 
     class Json(JsonFormatter):

@@ -1,8 +1,8 @@
-"""Memory that is not needed any more is given back to the kernel; and how often garbage is looked for.
+"""Return unused memory to the kernel, and tune the garbage collector.
 
-Importing and configuring leaves holes in the C library's heap, and nothing else ever closes them:
-half a MB of a reader's 39. The call costs a few milliseconds, so it is not made while requests wait on it
-but once, when the program has settled. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+Importing and configuring leaves holes in the C library's heap that nothing else closes:
+half a MB of a reader's 39. The call takes a few milliseconds, so it runs not while requests wait
+but once, after the start. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def trim_heap() -> bool:
-    """Return unused pages of the heap to the kernel; tells whether this C library can.
+    """Return unused heap pages to the kernel; returns whether the C library supports that.
 
     >>> trim_heap() in (True, False)
     True
     """
-    import ctypes  # a fifth of a megabyte: only for those who come here
+    import ctypes  # 0.2 MB of memory, so not at module level
 
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -28,11 +28,11 @@ def trim_heap() -> bool:
 
 
 def lower_mmap_threshold(size: int = 64 << 10) -> bool:
-    """Have each buffer of at least so many bytes returned as soon as it is freed, in the whole process.
+    """Make the C library return each buffer of at least `size` bytes when it is freed, in the whole process.
 
-    The C library does so by itself until the first one is freed, and from then on keeps them for the next:
-    a megabyte of a collector that makes bodies of a few hundred kilobytes all the time.
-    It costs a page fault for every 4 KiB.
+    It does so by default until the first one is freed, and from then on keeps them for reuse:
+    a megabyte of a collector that creates bodies of a few hundred kilobytes all the time.
+    It costs a page fault per 4 KiB.
 
     >>> lower_mmap_threshold() in (True, False)
     True
@@ -41,10 +41,10 @@ def lower_mmap_threshold(size: int = 64 << 10) -> bool:
 
 
 def raise_mmap_threshold(size: int = 8 << 20) -> bool:
-    """Keep up to about so many freed bytes for the next buffers, in the whole process, until `trim_heap`.
+    """Keep about `size` freed bytes for reuse, in the whole process, until `trim_heap`.
 
-    The opposite of `lower_mmap_threshold`, for who fills and frees the same buffers thousands of times a second:
-    fetching their pages from the kernel each time cost a collector as much as copying the lines into them.
+    The opposite of `lower_mmap_threshold`, for programs that fill and free the same buffers thousands of times a second:
+    fetching their pages from the kernel each time cost a collector as much as copying the lines.
 
     >>> raise_mmap_threshold() in (True, False)
     True
@@ -53,10 +53,10 @@ def raise_mmap_threshold(size: int = 8 << 20) -> bool:
 
 
 def use_single_arena() -> bool:
-    """Let all threads that begin from now on allocate from one heap, not from one each.
+    """Make all threads started from now on allocate from one heap instead of one each.
 
     Threads that wait for a disk and hand over what they have read do not compete for it,
-    and what one has freed the next one takes: 4 MB less of a collector that moves lines.
+    and memory freed by one thread is reused by the next: 4 MB less of a collector that moves lines.
 
     >>> use_single_arena() in (True, False)
     True
@@ -75,10 +75,10 @@ def _set(parameter: int, value: int) -> bool:
 
 
 def relax_gc() -> None:
-    """Look for garbage in cycles when there are 10,000 new objects that could be some, not 700.
+    """Run the cyclic garbage collector after 10,000 new container objects instead of 700.
 
-    With ten thousand clients that wait, each look at all objects is 0.2 s in which nobody is answered,
-    and answering them was half that. There are hardly any cycles to find: a request leaves none behind.
-    For the commands alone: how often a program of a user's collects is the user's own matter.
+    With ten thousand waiting clients each run takes 0.2 s in which no request is answered,
+    half of the time of answering them. There are few cycles to find: a request leaves none.
+    Only for our commands: in a user's program the thresholds are the user's choice.
     """
     gc.set_threshold(10_000, *gc.get_threshold()[1:])

@@ -1,6 +1,6 @@
-"""Which signals ask a program to stop, and how those of a program without an event loop arrive.
+"""The signals that stop a program, and signal delivery for programs without an event loop.
 
-It imports little, for commands that have none.
+It has few imports, for commands without an event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a program to stop: SIGHUP only where nobody has had it ignored (`nohup`)."""
+    """Return the signals that stop a program: SIGHUP only if it is not ignored (`nohup`)."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     asked = signal.SIGTERM, signal.SIGINT
     return asked if ignored else (*asked, signal.SIGHUP)
@@ -21,7 +21,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def captured_signals(*numbers: int) -> Iterator[socket.socket]:
-    """Let signals arrive at a socket, one byte each, for a program that waits without an event loop."""
+    """Deliver signals to a socket, one byte each, for a program without an event loop."""
     reader, writer = socket.socketpair()
     with reader, writer:
         reader.setblocking(False)
@@ -37,4 +37,4 @@ def captured_signals(*numbers: int) -> Iterator[socket.socket]:
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the byte at the socket is the message."""
+    """Do nothing: the byte in the socket is the notification."""

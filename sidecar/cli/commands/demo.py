@@ -26,10 +26,10 @@ from sidecar.cli import envvars, escape, options, param_types
 from sidecar.cli.impl import http_probe
 from sidecar.process import parent_death, signals
 
-_START = 15.0
-_END = 15.0
-"""Seconds for both to drain and exit, before they are killed."""
-_PAUSE = 0.02
+_START_TIMEOUT = 15.0
+_END_TIMEOUT = 15.0
+"""Seconds for both processes to drain and exit, before they are killed."""
+_POLL_INTERVAL = 0.02
 _FILE = "config"
 #: What the article shows: whom it asks, with which content, and the answer.
 _TRANSCRIPT = (
@@ -81,7 +81,7 @@ def command(
         _refuse_equal(urls)
         common = ("--path", shared, "--host", host, "--log-level", level, "--drain-delay", "0")
         started = stack.enter_context(_Processes())
-        # One after the other: the first read is to find the file that the writer begins with.
+        # In sequence: the first read must find the initial file of the writer.
         started.start("write", *common, "--port", _port(urls["writer"]))
         started.wait_until(f"{urls['writer']}/readyz")
         started.start("read", *common, "--port", _port(urls["reader"]), "--missing", "ok")
@@ -92,7 +92,7 @@ def command(
 
 
 class _Processes:
-    """Programs that begin together and end together."""
+    """Processes that start and stop together."""
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
@@ -118,7 +118,7 @@ class _Processes:
 
     def wait_until(self, url: str, body: bytes | None = None) -> None:
         """Wait until a server answers with success, and with this body, if one is given."""
-        limit = time.monotonic() + _START
+        limit = time.monotonic() + _START_TIMEOUT
         while True:
             with contextlib.suppress(OSError, http_probe.ProbeError):
                 answer = http_probe.get(http_probe.parse(url), timeout=1.0)
@@ -126,26 +126,28 @@ class _Processes:
                     return
             self.check()
             if time.monotonic() > limit:
-                raise _errors.SidecarError(f"{url} did not answer as it should within {_START:g} s")
-            time.sleep(_PAUSE)
+                raise _errors.SidecarError(
+                    f"{url} did not answer as it should within {_START_TIMEOUT:g} s"
+                )
+            time.sleep(_POLL_INTERVAL)
 
     def watch(self) -> None:
-        """Wait for a signal; an end without one is a failure."""
+        """Wait for a signal; if a process ends without one, that is a failure."""
         while True:
             self.check()
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Raise if one of them is gone. It has said why on stderr itself."""
+        """Raise if one of them has ended. It has logged the reason to stderr."""
         for process in self._started:
             if (code := process.poll()) is not None:
                 raise _errors.SidecarError(f"`sidecar {_command_of(process)}` ended with {code}")
 
     def __exit__(self, *_: object) -> None:
-        """Ask all to end, wait, and kill whoever does not."""
+        """Terminate all, wait, and kill those that do not end."""
         for process in self._started:
             process.terminate()
-        limit = time.monotonic() + _END
+        limit = time.monotonic() + _END_TIMEOUT
         for process in self._started:
             try:
                 process.wait(max(0.1, limit - time.monotonic()))
@@ -155,7 +157,7 @@ class _Processes:
 
 
 class _Stopped(BaseException):
-    """A signal has come. Not an `Exception`, so that nothing on the way takes it for a failure."""
+    """A signal has arrived. Not an `Exception`, so that no handler treats it as a failure."""
 
 
 @contextmanager
@@ -164,7 +166,7 @@ def _until_signal() -> Iterator[None]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            # A terminal that closes sends it twice, and the second one is no hurry.
+            # A closing terminal sends it twice, and the second one must not end the drain.
             signal.signal(number, signal.SIG_IGN)
         raise _Stopped
 
@@ -187,7 +189,7 @@ def _free(host: str, port: int, flag: str) -> int:
     """Return the port if it is free, or a free one for 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as trial:
-        # As servers do: a port whose last connections are only fading out is free.
+        # As servers do: a port with connections in TIME_WAIT is free.
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))

@@ -119,7 +119,7 @@ def command(
 
 
 def _trial(done: Publication, source: str, path: str, gating: options.ValidationOptions) -> str:
-    """Say what a trial has examined, and what the publish would do."""
+    """Print the result of a dry run."""
     asked = ("format", gating.format), ("schema", gating.schema), ("check", gating.check)
     examined = ", ".join(["size", *(name for name, value in asked if value), "names", "places"])
     what = f"{'create' if done.created else 'replace'} {path} with {done.size} bytes of {'standard input' if source == _STDIN else source}"
@@ -163,19 +163,19 @@ async def _publish(
     options: dict[str, Any] = {**conditions, "dry_run": dry_run}
     if name is None:
         return await _publish_set(volume, source, options, limit)
-    with publish_source.opened(None if source == _STDIN else source) as fd:
-        steady = publish_source.Steady(fd)
-        for attempt in range(publish_source.ATTEMPTS):
+    with publish_source.open_source(None if source == _STDIN else source) as fd:
+        steady = publish_source.ChangeDetector(fd)
+        for attempt in range(publish_source.READ_ATTEMPTS):
             if attempt:
-                await asyncio.sleep(publish_source.PAUSE)
-                steady.begin_again()
+                await asyncio.sleep(publish_source.RETRY_DELAY)
+                steady.restart()
             async with volume.stage(name, dry_run=dry_run) as upload:
-                async with aclosing(publish_source.pieces(fd)) as pieces:
+                async with aclosing(publish_source.read_chunks(fd)) as pieces:
                     async for piece in pieces:
                         await upload.write(piece)
-                if await executor.run_in_thread(steady.was_whole, upload.size, upload.version):
+                if await executor.run_in_thread(steady.is_unchanged, upload.size, upload.version):
                     return await volume.put(name, upload, **options)
-    raise publish_source.changed(source)
+    raise publish_source.changed_error(source)
 
 
 async def _publish_set(
@@ -184,9 +184,9 @@ async def _publish_set(
     from sidecar.cli.impl import publish_source
     from sidecar.process import executor
 
-    for _ in range(publish_source.ATTEMPTS):
+    for _ in range(publish_source.READ_ATTEMPTS):
         files = await executor.run_in_thread(publish_source.read_set, source, limit)
-        # A large file is read once more while it is published.
+        # A large file is read again while it is published.
         with contextlib.suppress(_errors.ContentAltered):
             return await volume.publish(files, **options)
-    raise publish_source.changed(source)
+    raise publish_source.changed_error(source)

@@ -54,7 +54,7 @@ def command(
     from sidecar.process import memory
 
     memory.relax_gc()
-    # Above the 256 KiB into which uvloop decrypts: to fetch those from the kernel each time is half of an upload by TLS.
+    # Above the 256 KiB of uvloop's decryption buffer: fetching those pages from the kernel each time is half the cost of an upload over TLS.
     memory.lower_mmap_threshold(320 << 10)
     app = writer.writer_app(
         path,

@@ -1,4 +1,4 @@
-"""What users of one volume may do to each other's names: the sticky bit, links, the set in force and what lies beside it."""
+"""Checks of ownership: the sticky bit, links, the active set and files beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sidecar.cli.doctor.report import Finding, Target, reason
 from sidecar.cli.escape import one_line
 from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
 
-_SHOWN = 3
+_MAX_NAMES_SHOWN = 3
 
 
 def replaceable(patient: Target) -> Iterator[Finding]:
@@ -90,10 +90,12 @@ def set_in_force(patient: Target) -> Iterator[Finding]:
     elif layout.active_generation(patient.fd) is not None and (
         beside := visible_links.loose_names_beside_set(patient.fd)
     ):
-        more = f" and {len(beside) - _SHOWN} more" if len(beside) > _SHOWN else ""
+        more = (
+            f" and {len(beside) - _MAX_NAMES_SHOWN} more" if len(beside) > _MAX_NAMES_SHOWN else ""
+        )
         yield Finding(
             "set",
             "note",
-            f"readers see nothing beside it: {', '.join(map(one_line, beside[:_SHOWN]))}{more}",
+            f"readers see nothing beside it: {', '.join(map(one_line, beside[:_MAX_NAMES_SHOWN]))}{more}",
             "publish them with the set, or remove them",
         )

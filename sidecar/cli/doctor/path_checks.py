@@ -1,4 +1,4 @@
-"""Where the path leads: who asks, what lies there, on which mount, and whether it may be used."""
+"""Checks of the path: the user, the file or directory, its mount, and permissions."""
 
 from __future__ import annotations
 

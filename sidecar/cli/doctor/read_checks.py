@@ -1,4 +1,4 @@
-"""What a reader finds: how the files are laid out, whether they can be read, and by which means."""
+"""Checks for readers: the layout of the files, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sidecar.cli.doctor.report import Finding, Target, format_amount, reason
 from sidecar.fs import layout, openat
 from sidecar.volume.content import loader
 
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 
 
 def file_layout(patient: Target) -> Iterator[Finding]:
@@ -69,10 +69,10 @@ def content(patient: Target) -> Iterator[Finding]:
         yield Finding("content", "wrong", reason(error), roles=("read",))
         return
     problems = list(scan.problems.values())
-    for problem in problems[:_SHOWN]:
+    for problem in problems[:_MAX_NAMES_SHOWN]:
         yield Finding("content", "wrong", problem, roles=("read",))
-    if len(problems) > _SHOWN:
-        more = f"{len(problems) - _SHOWN} more files that must not or cannot be read"
+    if len(problems) > _MAX_NAMES_SHOWN:
+        more = f"{len(problems) - _MAX_NAMES_SHOWN} more files that must not or cannot be read"
         yield Finding("content", "wrong", more, roles=("read",))
     found = scan.snapshot
     files = "one file" if len(found) == 1 else f"{len(found)} files"

@@ -1,4 +1,4 @@
-"""What an examination finds, in words: of whom, what, and what to do about it."""
+"""The findings of the doctor: role, state, text and remedy."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Finding:
 
 @dataclass
 class Target:
-    """The path under examination, and what the examinations have learned about it."""
+    """The path to check, and the results of earlier checks."""
 
     path: str
     directory: str = ""
-    """The directory that counts, empty as long as there is none."""
+    """The content directory, empty if there is none."""
     fd: int = -1
     name: str | None = None
     """The file's name in it, None where the path is a directory."""
@@ -66,7 +66,7 @@ def reason(error: Exception) -> str:
 
 
 def remedy_for(error: OSError) -> str | None:
-    """Return what to do about an error of looking at a path, None where its own words say it."""
+    """Return the remedy for an error at a path, None if its message says it."""
     match error.errno:
         case errno.EACCES | errno.EPERM:
             return permission_remedy()
@@ -105,7 +105,7 @@ def _name(look_up: Callable[[], str]) -> str:
 
 
 def format_amount(count: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Format a number of bytes for people."""
     rest = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if rest < 1024 or unit == "TiB":

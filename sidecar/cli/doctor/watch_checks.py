@@ -1,4 +1,4 @@
-"""Whether a change is noticed: by events, if they arrive, and within the limits of the node."""
+"""Checks of change detection: whether events arrive, and the inotify limits of the node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a writer needs: room, each step of a publish, and nothing in its way."""
+"""Checks for writers: free space, each step of a publish, and conflicting files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sidecar import _errors
 from sidecar.cli.doctor.report import Finding, Role, Target, format_amount, reason
 from sidecar.fs import atomic, atomic_writer, dirs, flock, layout
 
-_OLD = 60.0
-"""Seconds after which a temporary file is taken to be left over: no publish takes as long."""
+_STALE_TEMP_FILE_SECONDS = 60.0
+"""Seconds after which a temporary file counts as left over: no publish takes as long."""
 _SLOW_SYNC = 0.1
 _WRITE: tuple[Role, ...] = ("write",)
 _TIGHT_SPACE = 1 << 20
@@ -132,4 +132,4 @@ def _is_old(dir_fd: int, name: str) -> bool:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError:
         return False
-    return time.time() - status.st_mtime > _OLD
+    return time.time() - status.st_mtime > _STALE_TEMP_FILE_SECONDS

@@ -1,4 +1,4 @@
-"""What `sidecar collect` does, apart from its options: run, dry run, check, status."""
+"""The implementation of `sidecar collect`: run, dry run, check, status."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sidecar.process import lifecycle, nofile_limit
 if TYPE_CHECKING:
     pass
 
-_CHUNK = 1 << 20
-_MOST_NAMED = 10
-"""Files in one message."""
-_NEXT = f"\n{'':12}"
-_BARE = re.compile(r"[A-Za-z_/][\w/.-]*")
-_OTHERWISE = frozenset({"true", "false", "yes", "no", "on", "off", "null"})
-"""Words that YAML would not take for texts."""
+_CHUNK_SIZE = 1 << 20
+_MAX_FILES_SHOWN = 10
+"""Files listed in one message."""
+_STAGE_SEPARATOR = f"\n{'':12}"
+_PLAIN_YAML_SCALAR = re.compile(r"[A-Za-z_/][\w/.-]*")
+_YAML_KEYWORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null"})
+"""Words that YAML does not parse as strings."""
 
 
 def configuration(
@@ -112,11 +112,11 @@ def run(
     host: str,
     port: int | None,
 ) -> int:
-    """Collect until SIGTERM, or to the end of what is there; what changes in the configuration is taken over."""
+    """Collect until SIGTERM, or to the end of the existing data; changes of the configuration are applied."""
     nofile_limit.raise_nofile_limit()
 
     def plan() -> Plan:
-        # Read once for the names of the files, and again for what they hold: a change in between is not missed.
+        # Read once for the names of the files, and again for their contents, so that no change in between is missed.
         signature = signature_of(make().files)
         return _plan(make(), sink_defaults, signature)
 
@@ -127,7 +127,7 @@ def run(
         main = work if port is None else probe_server.beside(work, probed(topology), host, port)
     try:
         lifecycle.run(main)
-    except BrokenPipeError as error:  # click would end without a word
+    except BrokenPipeError as error:  # click would exit silently
         raise _errors.SidecarError(
             "cannot write to standard output: whoever has read it is gone"
         ) from error
@@ -161,14 +161,14 @@ def _plan(found: Configuration, sink_defaults: Mapping[str, Any], signature: Sig
 
 
 def _not_delivered(unreadable: Mapping[str, str]) -> str:
-    named = [f"{path} ({reason})" for path, reason in list(unreadable.items())[:_MOST_NAMED]]
+    named = [f"{path} ({reason})" for path, reason in list(unreadable.items())[:_MAX_FILES_SHOWN]]
     more = len(unreadable) - len(named)
     rest = f" and {more} more" if more else ""
     return f"not all was delivered, since it cannot be read: {', '.join(named)}{rest}"
 
 
 def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
-    """Make everything a run would make, open nothing, and say what it is."""
+    """Create everything that a run would create, open nothing, and print it."""
     plan = _plan(found, sink_defaults, {})
     for name, pipeline in found.pipelines.items():
         if name:
@@ -176,7 +176,7 @@ def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
         click.echo(f"files       {' '.join(pipeline.files)}")
         click.echo(f"checkpoint  {pipeline.checkpoint or 'none: every start begins anew'}")
         stages = [f"- {_yaml(stage)}" for stage in pipeline.stages]
-        click.echo(f"stages      {_NEXT.join(stages) or 'none'}")
+        click.echo(f"stages      {_STAGE_SEPARATOR.join(stages) or 'none'}")
         for worker, spec in zip(
             plan.collectors[name].workers, pipeline.sinks or ["stdout"], strict=True
         ):
@@ -190,7 +190,7 @@ def check(found: Configuration, sink_defaults: Mapping[str, Any]) -> int:
 
 
 def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) -> int:
-    """Deliver dead letters once more; 1 if some are left."""
+    """Deliver dead letters again; returns 1 if some are left."""
     from sidecar.logs import replay as replaying
 
     sinks = {
@@ -216,20 +216,20 @@ def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) ->
 
 
 def dry_run(found: Configuration, path: str) -> int:
-    """Print what the pipeline makes of one file. Sums up on stderr, so that stdout is JSON alone."""
+    """Print the output of the pipeline for one file. The summary goes to stderr, so that stdout is only JSON."""
     if not os.path.isfile(path):
         raise _errors.ConfigError(f"--dry-run: {path} is no file that is there")
     pipeline = _pipeline_for(found, path)
     stages = pipeline.make_stages()
     labels = pipeline.make_labels()()
-    # The name is meant as it stands, whatever signs of a pattern it holds.
+    # The name is literal, even if it contains characters of a pattern.
     literal = "".join(f"[{sign}]" if sign in "*?[{" else sign for sign in os.path.abspath(path))
     source = _without_checkpoint(pipeline, literal)
     seen = dropped = changed = 0
     out = sys.stdout.buffer
     source.open()
     try:
-        while blocks := source.read("", _CHUNK) or _last(source):
+        while blocks := source.read("", _CHUNK_SIZE) or _last(source):
             for block in blocks:
                 for record in block.records(labels):
                     seen += 1
@@ -250,7 +250,7 @@ def dry_run(found: Configuration, path: str) -> int:
 
 
 def _pipeline_for(found: Configuration, path: str) -> Pipeline:
-    """Return the pipeline that would collect a file; the only one collects any."""
+    """Return the pipeline that would collect a file; if there is only one, it collects any file."""
     if len(found.pipelines) == 1:
         return found.only
     whole = os.path.abspath(path)
@@ -310,9 +310,9 @@ def _without_checkpoint(pipeline: Pipeline, pattern: str) -> Any:
 
 
 def _last(source: Any) -> Any:
-    """What is held back: the last line without a newline, the last group."""
+    """The buffered data: the last line without a newline, the last group."""
     source.flush(everything=True)
-    return source.read("", _CHUNK)
+    return source.read("", _CHUNK_SIZE)
 
 
 def _state(path: str) -> checkpoint.State:
@@ -348,7 +348,7 @@ def _rows(entry: checkpoint.FileState) -> list[dict[str, Any]]:
 
 
 def _whereabouts(entry: checkpoint.FileState) -> tuple[str, int, str]:
-    """Find the file by its inode, under its name or another one in the same directory."""
+    """Find a file by its inode, under its name or another one in the same directory."""
     if entry.retired_at is not None:
         return entry.path, entry.size, "gone, delivered"
     if (size := _size_if_same(entry.path, entry)) is not None:
@@ -367,7 +367,7 @@ def _size_if_same(path: str, entry: checkpoint.FileState) -> int | None:
     except OSError:
         return None
     same = (found.st_dev, found.st_ino) == (entry.device, entry.inode)
-    # Of a compressed file only the compressed size could be seen.
+    # For a compressed file only the compressed size is known.
     return max(found.st_size, entry.size) if same else None
 
 
@@ -413,7 +413,7 @@ def _flow(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    if _BARE.fullmatch(text) and text.lower() not in _OTHERWISE:
+    if _PLAIN_YAML_SCALAR.fullmatch(text) and text.lower() not in _YAML_KEYWORDS:
         return text
     return "'{}'".format(text.replace("'", "''")) if text.isprintable() else json.dumps(text)
 

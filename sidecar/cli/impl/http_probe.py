@@ -1,6 +1,6 @@
 """A GET in a few milliseconds, for probes: no redirects, no proxy, no session, no library.
 
-It speaks HTTP/1.0, so that an answer is never chunked and ends with its connection (RFC 9112 section 6.3).
+It sends HTTP/1.0, so that a response is never chunked and ends with the connection (RFC 9112 section 6.3).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 from sidecar.process import tls_trust
 
-_MOST = 1 << 20
-"""Bytes of an answer that are read: enough for any problem's detail."""
+_MAX_RESPONSE_BYTES = 1 << 20
+"""Bytes of a response that are read: enough for any problem document."""
 
 
 class ProbeError(Exception):
-    """There was no answer; the message says why."""
+    """There was no response; the message says why."""
 
 
 class Target(NamedTuple):
-    """What a URL means: where to connect, and what to ask for there."""
+    """A parsed URL: where to connect, and the request target."""
 
     host: str
     port: int
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server said."""
+    """A response."""
 
     status: int
     reason: str
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 
 def parse(url: str) -> Target:
-    """Take a URL apart: `http://…`, `https://…`, or `unix:/run/sidecar.sock:/readyz`.
+    """Parse a URL: `http://…`, `https://…`, or `unix:/run/sidecar.sock:/readyz`.
 
     Raises:
         ValueError: it is none of these.
@@ -51,19 +51,19 @@ def parse(url: str) -> Target:
     """
     scheme, _, rest = url.partition(":")
     if scheme == "unix" and rest:
-        path, _, wanted = rest.partition(":")
-        return Target("localhost", 0, wanted or "/", unix_socket=path)
+        path, _, target_path = rest.partition(":")
+        return Target("localhost", 0, target_path or "/", unix_socket=path)
     if scheme not in ("http", "https") or not rest.startswith("//"):
         raise ValueError(f"{url!r} begins neither with http:// nor https:// nor unix:")
     authority, slash, path = rest[2:].partition("#")[0].partition("/")
     authority, question, query = authority.partition("?")
     host, port = _host_and_port(url, authority, 443 if scheme == "https" else 80)
-    wanted = question + query + slash + path
-    if not wanted.startswith("/"):
-        wanted = "/" + wanted
-    if not wanted.isascii() or any(c <= " " or c == "\x7f" for c in wanted):
+    target_path = question + query + slash + path
+    if not target_path.startswith("/"):
+        target_path = "/" + target_path
+    if not target_path.isascii() or any(c <= " " or c == "\x7f" for c in target_path):
         raise ValueError(f"{url!r} holds characters that a URL must encode as %XX")
-    return Target(host, port, wanted, tls=scheme == "https")
+    return Target(host, port, target_path, tls=scheme == "https")
 
 
 def get(
@@ -73,19 +73,19 @@ def get(
     ca: str | None = None,
     insecure: bool = False,
 ) -> Answer:
-    """Send one GET and return the answer, all within `timeout` seconds.
+    """Send a GET and return the response, within `timeout` seconds.
 
-    The certificate of an https server is verified, against `ca` or the system's authorities;
-    not so with `insecure`, nor, without `ca`, if the server turns out to be this very machine (see `process.tls_trust`).
+    The certificate of an https server is verified, against `ca` or the CAs of the system;
+    not with `insecure`, nor, without `ca`, if the server is this machine (see `process.tls_trust`).
 
     Raises:
-        ProbeError: nothing came back, or nothing that is HTTP.
+        ProbeError: no response, or one that is not HTTP.
         OSError: as connect(2), recv(2); `TimeoutError` at the time limit.
     """
-    limit = time.monotonic() + timeout
-    with _connected(target, timeout) as plain:
-        plain.settimeout(_left(limit))
-        connection = _encrypted(plain, target, ca, insecure) if target.tls else plain
+    deadline = time.monotonic() + timeout
+    with _connect(target, timeout) as plain:
+        plain.settimeout(_left(deadline))
+        connection = _wrap_tls(plain, target, ca, insecure) if target.tls else plain
         with connection:
             host = f"[{target.host}]" if ":" in target.host else target.host
             name = host if target.port in (0, 80, 443) else f"{host}:{target.port}"
@@ -95,7 +95,7 @@ def get(
                     "latin-1"
                 )
             )
-            return _parsed(_received(connection, limit))
+            return _parse_response(_receive(connection, deadline))
 
 
 def _host_and_port(url: str, authority: str, default: int) -> tuple[str, int]:
@@ -117,7 +117,7 @@ def _host_and_port(url: str, authority: str, default: int) -> tuple[str, int]:
     return host, int(port)
 
 
-def _connected(target: Target, timeout: float) -> socket.socket:
+def _connect(target: Target, timeout: float) -> socket.socket:
     if target.unix_socket is None:
         return socket.create_connection((target.host, target.port), timeout)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -130,12 +130,12 @@ def _connected(target: Target, timeout: float) -> socket.socket:
     return connection
 
 
-def _encrypted(
+def _wrap_tls(
     plain: socket.socket, target: Target, ca: str | None, insecure: bool
 ) -> socket.socket:
     import ssl
 
-    # The address counts, a name could mean anything.
+    # The peer's address decides, a name could resolve to anything.
     here = tls_trust.is_this_machine(str(plain.getpeername()[0]))
     context = tls_trust.client_context(ca, verify=not (insecure or (ca is None and here)))
     try:
@@ -146,11 +146,11 @@ def _encrypted(
         ) from error
 
 
-def _received(connection: socket.socket, limit: float) -> bytes:
-    """Read until the server closes, or has sent as much as it announced."""
+def _receive(connection: socket.socket, deadline: float) -> bytes:
+    """Read until the server closes, or the announced length is complete."""
     data = bytearray()
-    while len(data) < _MOST and not _complete(data):
-        connection.settimeout(_left(limit))
+    while len(data) < _MAX_RESPONSE_BYTES and not _is_complete(data):
+        connection.settimeout(_left(deadline))
         try:
             chunk = connection.recv(65536)
         except ConnectionResetError:
@@ -163,7 +163,7 @@ def _received(connection: socket.socket, limit: float) -> bytes:
     return bytes(data)
 
 
-def _complete(data: bytearray) -> bool:
+def _is_complete(data: bytearray) -> bool:
     head, blank, body = data.partition(b"\r\n\r\n")
     if not blank:
         return False
@@ -171,7 +171,7 @@ def _complete(data: bytearray) -> bool:
     return length.isdigit() and len(body) >= int(length)
 
 
-def _parsed(data: bytes) -> Answer:
+def _parse_response(data: bytes) -> Answer:
     head, _, body = data.partition(b"\r\n\r\n")
     first, _, rest = head.decode("latin-1").partition("\r\n")
     protocol, _, status = first.partition(" ")
@@ -194,8 +194,8 @@ def _headers(lines: str) -> dict[str, str]:
     return found
 
 
-def _left(limit: float) -> float:
-    left = limit - time.monotonic()
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
     return left

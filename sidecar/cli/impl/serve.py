@@ -1,4 +1,4 @@
-"""What `write` and `read` end with: the application is served, by one process or by several."""
+"""Serve the application of `write` and `read`, with one process or several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(app: web.Application, listening: options.ServerOptions) -> None:
-    """Serve until a signal, as the options say."""
+    """Serve until a signal, with these options."""
     nofile_limit.raise_nofile_limit()
     values = asdict(listening)
     count = values.pop("workers")

@@ -1,4 +1,4 @@
-"""What `sidecar wait` does: look, judge, say what is missing, and look again when something changes."""
+"""The implementation of `sidecar wait`: check the content, report what is missing, and check again after changes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.watch.watch import Watch
 
-_FIRST = 1.0
-_PROGRESS = 5.0
-"""Seconds until the first line that says what is missing, and between two of them."""
-_SETTLING = 1.5
-"""Seconds in which a content that somebody has just written proves to be complete, whatever --timeout says."""
+_FIRST_PROGRESS_DELAY = 1.0
+_PROGRESS_INTERVAL = 5.0
+"""Seconds until the first progress line, and between two of them."""
+_STABILITY_TIMEOUT = 1.5
+"""Seconds that a freshly written content may need to become stable, whatever --timeout says."""
 
 
 class Waiting:
-    """What is waited for, and what is missing for that, in words."""
+    """The conditions to wait for, and which one is not met."""
 
     def __init__(
         self,
@@ -43,28 +43,32 @@ class Waiting:
         self._min_size = min_size
 
     async def wait(self, timeout: float) -> str:
-        """Return the version once it is there and valid, an empty text after `timeout` seconds."""
+        """Return the version once it is valid, an empty string after `timeout` seconds."""
         gate = self._gating.gate()
         clock = asyncio.get_running_loop().time
-        end, settled, tell = clock() + timeout, clock() + _SETTLING, clock() + _FIRST
+        end, stability_end, next_progress = (
+            clock() + timeout,
+            clock() + _STABILITY_TIMEOUT,
+            clock() + _FIRST_PROGRESS_DELAY,
+        )
         async with self._watch as watch:
             changed = asyncio.Event()
             watch.subscribe(changed.set)
             await watch.looked()
             while not (version := await self._present(watch, gate)):
                 undecided = watch.snapshot is None and watch.problem is None
-                left = (max(end, settled) if undecided else end) - clock()
+                left = (max(end, stability_end) if undecided else end) - clock()
                 if left <= 0:
                     break
-                if clock() >= tell:
+                if clock() >= next_progress:
                     missing = escape.one_line(self.missing)
                     click.echo(f"waiting for {self._path}: {missing} ({left:.0f} s left)", err=True)
-                    tell = clock() + _PROGRESS
-                await _within(changed, min(left, tell - clock()))
+                    next_progress = clock() + _PROGRESS_INTERVAL
+                await _wait_for(changed, min(left, next_progress - clock()))
         return version
 
     async def _present(self, watch: Watch[None], gate: Gate) -> str:
-        """Return the version if all is as it should be; else note what is not."""
+        """Return the version if all conditions are met; else set `missing`."""
         snapshot = watch.snapshot
         if snapshot is None or watch.problem is not None:
             self.missing = watch.problem or self.missing
@@ -97,8 +101,8 @@ class Waiting:
         return None
 
 
-async def _within(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most so long, and take it."""
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most `seconds`, and clear it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,8 +1,8 @@
-"""A bearer token from a file (RFC 6750), for whoever may read or write over HTTP.
+"""Bearer tokens from a file (RFC 6750), for access over HTTP.
 
-The file is read again when it changes, as the mounted Secret of Kubernetes does:
-each line of it is a token, so a new one can be added before the old one goes.
-A file that is missing or empty lets nobody in; it never opens the door.
+The file is read again when it changes, as a mounted Secret of Kubernetes does:
+each line is a token, so a new one can be added before the old one is removed.
+With a missing or empty file all requests are refused; access is never open by accident.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sidecar.process import arguments, executor
 _log = logging.getLogger(__name__)
 
 RECHECK = 1.0
-"""Seconds for which a token that has been read is trusted without a look at the file."""
+"""Seconds for which the tokens are valid without checking the file."""
 REVOKED_WITHIN = 0.5
-"""Seconds between looks at the file while requests that show a token wait, or are told of changes: they end with it."""
+"""Seconds between checks of the file while authenticated requests wait or receive events: they end with their token."""
 
 MAY_READ: web.RequestKey[bool] = web.RequestKey("sidecar.may_read", bool)
-"""In a request to a handler that is open to all: whether it shows a token all the same. Absent where none is needed."""
+"""In a request to a public handler: whether it has a valid token. Absent if no tokens are required."""
 
 _MAX_TOKEN_FILE_BYTES = 64 << 10
 _PUBLIC_ATTRIBUTE = "sidecar_public"
 
 
 class Admission:
-    """A request that was let in by a token, for as long as that is in force."""
+    """An authenticated request, valid as long as its token."""
 
     __slots__ = ("_file", "_token")
 
@@ -46,15 +46,15 @@ class Admission:
 
     @property
     def revoked(self) -> bool:
-        """Whether the token was not in the file any more when that was read last."""
+        """Whether the token was missing from the file when that was last read."""
         return not self._file.holds(self._token)
 
     def on_revoked(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back within a second after the token was taken from the file; return what ends that."""
+        """Call `callback` within a second after the token is removed from the file; return a function that ends that."""
         return self._file.on_revoked(self._token, callback)
 
     def check(self) -> None:
-        """Return while the token is in force.
+        """Return if the token is valid.
 
         Raises:
             Problem: 401, it is not.
@@ -64,7 +64,7 @@ class Admission:
 
 
 ADMISSION: web.RequestKey[Admission] = web.RequestKey("sidecar.admission", Admission)
-"""In a request that needed a token, what it was let in by."""
+"""In an authenticated request, its admission."""
 
 
 class TokenFile:
@@ -77,33 +77,33 @@ class TokenFile:
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._waiting: dict[object, tuple[bytes, Callable[[], None]]] = {}
-        """Who is called back when a token is revoked."""
+        """Callbacks for revoked tokens."""
         self._recheck_task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<TokenFile {self._path} tokens={len(self._tokens)}>"
 
     async def admitted(self, authorization: str) -> Admission | None:
-        """Return what the value of an `Authorization` header lets in; None if it holds none of the tokens."""
+        """Return the admission for an `Authorization` header; None without a valid token."""
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
         secret = given.strip().encode("utf-8", "surrogateescape")
-        # Every token is compared, so the time taken says nothing about which one was close.
+        # Compare with every token, so that the time reveals nothing.
         matches = [token for token in await self.tokens() if hmac.compare_digest(secret, token)]
         return Admission(self, matches[0]) if matches else None
 
     async def tokens(self) -> tuple[bytes, ...]:
-        """Return the tokens in force; none while the file cannot be read."""
+        """Return the valid tokens; none while the file cannot be read."""
         await self._refresh(RECHECK)
         return self._tokens
 
     def holds(self, token: bytes) -> bool:
-        """Tell whether a token was in the file when that was read last."""
+        """Return whether a token was in the file when that was last read."""
         return token in self._tokens
 
     def on_revoked(self, token: bytes, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back once a token is in the file no more; return what ends that. See `Admission.on_revoked`."""
+        """Call `callback` once a token is no longer in the file; return a function that ends that. See `Admission.on_revoked`."""
         key = object()
         self._waiting[key] = (token, callback)
         if self._recheck_task is None:
@@ -120,7 +120,7 @@ class TokenFile:
         return end
 
     async def _recheck_loop(self) -> None:
-        """Look at the file as long as somebody is to be called back."""
+        """Check the file while there are callbacks."""
         while True:
             await self._refresh(REVOKED_WITHIN)
             for key, (token, callback) in list(self._waiting.items()):
@@ -129,14 +129,14 @@ class TokenFile:
             await asyncio.sleep(REVOKED_WITHIN)
 
     async def _refresh(self, max_age: float) -> None:
-        """Read the file, unless that was done within the last `max_age` seconds."""
+        """Read the file, unless it was read within the last `max_age` seconds."""
         if time.monotonic() - self._read_at > max_age:
             async with self._reading:
                 if time.monotonic() - self._read_at > max_age:
                     self._store(*await executor.run_in_thread(_read, self._path))
 
     def middleware(self) -> Middleware:
-        """Return a middleware that answers 401 without a valid token, except where `public` says so."""
+        """Return a middleware that responds with 401 without a valid token, except for handlers marked by `public`."""
 
         @handler_api.cache_safe
         @web.middleware
@@ -150,7 +150,7 @@ class TokenFile:
         return authenticate
 
     async def follow(self, _: web.Application) -> AsyncIterator[None]:
-        """Read the file at the start already, so that a missing one is told of in the log: for `cleanup_ctx`."""
+        """Read the file at the start, so that a missing one is logged: for `cleanup_ctx`."""
         await self.tokens()
         yield
 
@@ -174,13 +174,13 @@ class TokenFile:
 
 
 def public(handler: Handler) -> Handler:
-    """Mark a handler that answers without a token, as probes must: kubelet has none."""
+    """Mark a handler that needs no token, as probes must: kubelet has none."""
     setattr(handler, _PUBLIC_ATTRIBUTE, True)
     return handler
 
 
 def is_public(handler: object) -> bool:
-    """Tell whether a handler is one that `public` has marked."""
+    """Return whether a handler is marked by `public`."""
     return getattr(handler, _PUBLIC_ATTRIBUTE, False) is True
 
 
@@ -194,7 +194,7 @@ def _unauthorized(*, shown: bool) -> problems.Problem:
 
 
 def _read(path: Path) -> tuple[tuple[bytes, ...], str | None]:
-    """Return the tokens, and what is wrong if there are none."""
+    """Return the tokens, and the problem if there are none."""
     try:
         with path.open("rb") as file:
             lines = file.read(_MAX_TOKEN_FILE_BYTES).splitlines()

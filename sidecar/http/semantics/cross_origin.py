@@ -1,18 +1,18 @@
-"""Refuse what a browser sends for a page of another origin: cross-site request forgery, DNS rebinding.
+"""Reject cross-origin requests of browsers: cross-site request forgery, DNS rebinding.
 
 The rules are those of Go's `net/http.CrossOriginProtection` (https://pkg.go.dev/net/http#CrossOriginProtection),
-applied to every request that changes something, the GET that publishes among them:
+applied to every request that changes state, including the GET that publishes:
 
     Sec-Fetch-Site    `same-origin` and `none` (typed, a bookmark) pass; browsers send it to https and localhost only
-    Origin            must name the host that the request was sent to; every browser sends it with POST, PUT and DELETE
-    neither           is no browser, or a GET over plain http: then `Referer` must name that host, if there is one
+    Origin            must name the host of the request; every browser sends it with POST, PUT and DELETE
+    neither           not a browser, or a GET over plain http: then `Referer`, if present, must name that host
 
-Go compares `Origin` with `Host` letter by letter. Here case and a default port that one of them writes make no difference:
-it is the same origin (RFC 6454 section 5). Empty headers, which Go takes for none, are refused.
+Go compares `Origin` with `Host` byte by byte. Here case and an explicit default port make no difference:
+it is the same origin (RFC 6454 section 5). Empty headers, which Go treats as absent, are refused.
 
-Over plain http a browser says nothing at all of a GET for a page that hides its address (`Referrer-Policy: no-referrer`).
-What it embeds (an image, a script, a fetch) is told by what it accepts and refused;
-a link or a frame looks as an address that somebody typed, and passes: TLS or a token is the remedy.
+Over plain http a browser does not reveal the origin of a GET for a page without referrer (`Referrer-Policy: no-referrer`).
+Embedded requests (an image, a script, a fetch) are recognised by their `Accept` and refused;
+a link or a frame looks like a typed URL, and passes: TLS or a token is the remedy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _H = TypeVar("_H")
 
 
 def changes_state(handler: _H) -> _H:
-    """Mark a handler of a safe method (GET) that changes something all the same."""
+    """Mark a handler of a safe method (GET) that changes state."""
     setattr(handler, _CHANGES_STATE, True)
     return handler
 

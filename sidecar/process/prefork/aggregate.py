@@ -1,10 +1,10 @@
-"""The metrics of several processes as those of one program.
+"""Aggregates the metrics of several worker processes into those of one program.
 
-What is counted is added up, and what the dead have counted stays in the sum: a counter never goes back.
-So that it does not, the last numbers of a process stand in for it when it does not answer.
-Of what a killed process has counted since it was last asked nobody knows: that is missing.
+Counters are summed, including those of ended processes: a counter never decreases.
+If a process does not reply, its last values are used.
+What a killed process has counted since its last reply is lost.
 
-What is a state of each process is told by the rule that makes sense of it: a sum, the largest, or the smallest.
+Gauges are combined by a rule per metric: sum, maximum or minimum.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sidecar.process.metrics import Family
 
 Rule: TypeAlias = Callable[[float, float], float]
 
-#: A gauge that is not here is added up: subscribers, bytes not yet read, memory, open files.
+#: Gauges without a rule are summed: subscribers, unread bytes, memory, open files.
 _RULES: dict[str, Rule] = {
-    # All follow the same content: the worst is told, as of several contents in one process.
+    # All workers follow the same content: the worst value counts, as for several contents in one process.
     "sidecar_content_age_seconds": max,
     "sidecar_content_info": max,
     "sidecar_content_stale": max,
@@ -27,35 +27,35 @@ _RULES: dict[str, Rule] = {
     "sidecar_volume_budget_bytes": max,
     "sidecar_reload_last_success_timestamp_seconds": max,
     "sidecar_logs_lag_seconds": max,
-    "process_max_fds": min,  # who comes first to its limit
+    "process_max_fds": min,  # the first worker to reach its limit
     "process_start_time_seconds": min,  # the program is as old as its parent
     "python_info": max,
 }
 
 
 class MetricAggregator:
-    """What the processes of one program have told about themselves, by number."""
+    """The last metrics of each worker, by worker number."""
 
     def __init__(self) -> None:
         self._last: dict[int, Sequence[Family]] = {}
         self._ended: list[Family] = []
 
     def note(self, number: int, families: Sequence[Family]) -> None:
-        """Take down what a process says now."""
+        """Store the metrics of a worker."""
         self._last[number] = families
 
     def ended(self, number: int) -> None:
-        """Keep what a process had counted when it was last asked: it is gone, and so are its states."""
+        """Keep the last counters of an ended worker, and drop its gauges."""
         counted = [one for one in self._last.pop(number, ()) if one[2] in ("counter", "histogram")]
         self._ended = merge([self._ended, counted])
 
     def sum(self, parent: Sequence[Family]) -> list[Family]:
-        """Return the metrics of all, those of the parent included."""
+        """Return the metrics of all workers and of the parent."""
         return merge([parent, *self._last.values(), self._ended])
 
 
 def merge(parts: Iterable[Sequence[Family]]) -> list[Family]:
-    """Return one family for all of the same name; the text is that of the first.
+    """Merge families of the same name; the help text is that of the first.
 
     >>> merge([[("n", "", "counter", [("n_total", {}, 1.0)])]] * 3)
     [('n', '', 'counter', [('n_total', {}, 3.0)])]

@@ -1,15 +1,15 @@
-"""A process among several that do the same work: what it asks the others, and what it tells them.
+"""The worker's side of prefork: its control channel to the supervisor.
 
-Their parent (`process/prefork/supervisor`) starts them and passes questions and answers on; they never speak to each other.
-A process that is alone, as most programs are, has no siblings: nothing of this is used.
+The supervisor (`process/prefork/supervisor`) starts the workers and relays queries and replies; workers never talk to each other.
+A single process, as most programs are, uses nothing of this.
 
 A message is one packet with one JSON array:
 
-    ["started"]                     worker → parent     the work is being done from now on
-    ["ask", id, topic]              worker → parent     what do all say about this?
-    ["question", id, topic]         parent → worker     what do you say?
-    ["answer", id, said]            worker → parent     this
-    ["answers", id, said]           parent → worker     what all have said
+    ["started"]                     worker → parent     the worker serves from now on
+    ["ask", id, topic]              worker → parent     query all workers on a topic
+    ["question", id, topic]         parent → worker     query this worker
+    ["answer", id, reply]           worker → parent     its reply
+    ["answers", id, replies]        parent → worker     the replies of all workers
     ["stop"]                        parent → worker     as the first SIGTERM
 """
 
@@ -32,43 +32,43 @@ from sidecar.process import lifecycle, parent_death
 from sidecar.process.logging import name_worker
 
 Answer: TypeAlias = Callable[[], Awaitable[object]]
-"""What this process says about a topic, as data that JSON can hold."""
+"""Returns the reply of this process on a topic, as JSON data."""
 
 METRICS = "metrics"
-"""The topic whose answers are numbers, and added up; about others the answer is what each worker has said."""
+"""The topic whose replies are aggregated; for others each worker's reply is returned."""
 REPLY_TIMEOUT = 0.5
-"""Seconds in which a worker has to answer: less than a probe of Kubernetes waits."""
+"""Seconds that a worker has to reply: less than the timeout of a Kubernetes probe."""
 MAX_REPLY_BYTES = 1 << 20
-"""Bytes of a message."""
+"""Largest message in bytes."""
 
 _log = logging.getLogger(__name__)
 
 
 class NoReply(SidecarError):
-    """The parent does not answer: it has been stopped, or the machine has no time for it."""
+    """The parent does not reply: it has been stopped, or the machine is overloaded."""
 
 
 class _WorkerState:
-    """What is true of this process as a whole."""
+    """State of this process."""
 
     link: ControlChannel | None = None
 
 
 def is_single() -> bool:
-    """Tell whether this process has no siblings."""
+    """Return whether this process is the only one."""
     return _WorkerState.link is None
 
 
 def number() -> int:
-    """Return the number of this process among its siblings, from 1 on; 0 if it is alone."""
+    """Return the worker number of this process, from 1 on; 0 for a single process."""
     return _WorkerState.link.number if _WorkerState.link is not None else 0
 
 
 async def query_all(topic: str) -> Any:
-    """Return what the parent has gathered about a topic from all workers, this one included.
+    """Return the replies of all workers on a topic, collected by the parent.
 
     Raises:
-        NoAnswer: nothing came in time.
+        NoReply: nothing arrived in time.
     """
     if _WorkerState.link is None:
         raise NoReply("this process has no siblings to ask")
@@ -76,22 +76,22 @@ async def query_all(topic: str) -> Any:
 
 
 def attach(number: int, link: socket.socket, parent_pid: int) -> None:
-    """Be worker `number` of a parent from now on, and no longer than it lives; for `process/prefork/supervisor`."""
-    # Not SIGTERM: when a program is killed its port is free at once, also where there are several processes.
+    """Make this process worker `number` of a parent; it ends with the parent. For `process/prefork/supervisor`."""
+    # Not SIGTERM: after a kill the port must be free at once, also with several processes.
     parent_death.die_with_parent(parent_pid, signal.SIGKILL)
     _WorkerState.link = ControlChannel(number, link)
     name_worker(number)
 
 
 def started() -> None:
-    """Tell the parent that the work is being done."""
+    """Notify the parent that this worker serves."""
     if _WorkerState.link is not None:
         _WorkerState.link.send("started")
 
 
 @contextmanager
 def serve_queries(answers: dict[str, Answer]) -> Iterator[None]:
-    """Answer questions, and end when the parent says so, as long as the block runs; needs a running loop."""
+    """Reply to queries, and stop when the parent says so, while the block runs; needs a running event loop."""
     if _WorkerState.link is None:
         yield
         return
@@ -100,7 +100,7 @@ def serve_queries(answers: dict[str, Answer]) -> Iterator[None]:
 
 
 class ControlChannel:
-    """The worker's end of the line to its parent."""
+    """The worker's end of its control channel."""
 
     def __init__(self, number: int, link: socket.socket) -> None:
         self.number = number
@@ -112,7 +112,7 @@ class ControlChannel:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Link of worker {self.number} asked={len(self._queries)}>"
+        return f"<ControlChannel of worker {self.number} asked={len(self._queries)}>"
 
     @contextmanager
     def open(self, answers: dict[str, Answer]) -> Iterator[None]:
@@ -131,7 +131,7 @@ class ControlChannel:
         future = self._queries[query_id] = asyncio.get_running_loop().create_future()
         try:
             self.send("ask", query_id, topic)
-            # The parent waits as long for a worker that says nothing, and then answers without it.
+            # The parent waits half of this for slow workers, and then replies without them.
             async with asyncio.timeout(2 * REPLY_TIMEOUT):
                 return await future
         except TimeoutError as error:
@@ -142,7 +142,7 @@ class ControlChannel:
             del self._queries[query_id]
 
     def send(self, *message: object) -> None:
-        # A parent that takes nothing more is missed by whoever waits for its answer.
+        # A parent that does not read is noticed by the caller that waits for its reply.
         with contextlib.suppress(OSError):
             self._socket.send(encode(message))
 
@@ -175,5 +175,5 @@ class ControlChannel:
 
 
 def encode(message: object) -> bytes:
-    """Return a message as a packet."""
+    """Encode a message as a packet."""
     return json.dumps(message, separators=(",", ":")).encode()

@@ -34,7 +34,7 @@ def changing(path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> list[fl
     changes: list[float] = []
 
     def sleep(seconds: float) -> None:
-        if seconds == publish_source._QUIET and len(changes) < times:
+        if seconds == publish_source._SECOND_READ_DELAY and len(changes) < times:
             changes.append(seconds)
             path.write_text(str(len(changes)))
 
@@ -107,8 +107,8 @@ async def test_what_is_left_of_standard_input_is_read_again_from_there(
     path.write_text("first\nrest")
     with path.open("rb", buffering=0) as file:
         file.seek(6)
-        steady = publish_source.Steady(file.fileno())
+        steady = publish_source.ChangeDetector(file.fileno())
         for _ in range(2):
             assert file.read() == b"rest"
-            assert steady.was_whole(4, publish_source._version_of(file.fileno(), 6))
-            steady.begin_again()
+            assert steady.is_unchanged(4, publish_source._version_of(file.fileno(), 6))
+            steady.restart()
