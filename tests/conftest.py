@@ -93,9 +93,9 @@ def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:
 @pytest.fixture(autouse=True)
 def _not_draining() -> Iterator[None]:
     """Draining is a state of the process; each test begins with one that is not told to stop."""
-    lifecycle._Process.draining = False
+    lifecycle._LifecycleState.draining = False
     yield
-    lifecycle._Process.draining = False
+    lifecycle._LifecycleState.draining = False
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class UntypedProblem(web.HTTPException):
 
 
 def from_error(error: _errors.SidecarError) -> Problem:
-    """Return the problem that an error of ours is.
+    """Return the problem for one of our errors.
 
     >>> from_error(_errors.VolumeFull(28, "cannot publish /shared/a: no space left")).status
     507
@@ -166,7 +166,7 @@ def from_error(error: _errors.SidecarError) -> Problem:
 
 
 def from_http_exception(error: web.HTTPException, path: str) -> web.HTTPException:
-    """Return an error of aiohttp itself as a problem; what is none, or is one already, unchanged."""
+    """Return an HTTP error of aiohttp as a problem; a response that is no error, or already a problem, is returned unchanged."""
     if error.status < HTTPStatus.BAD_REQUEST or isinstance(error, Problem):
         return error
     kept = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
@@ -179,9 +179,9 @@ def from_http_exception(error: web.HTTPException, path: str) -> web.HTTPExceptio
 def from_aiohttp(
     status: int, exc: BaseException | None, message: str | None, *, longest_line: int
 ) -> web.HTTPException:
-    """Return the problem for what aiohttp answers by itself: its parser refuses it, or a handler let it through.
+    """Return the problem for an error that aiohttp reports itself: by its parser, or from a handler.
 
-    `longest_line` is the limit of the first line in bytes, which its parser does not name.
+    `longest_line` is the limit of the request line in bytes, which the parser's error lacks.
     """
     match exc:
         case http_exceptions.LineTooLong(args=(_, limit, *_)):
@@ -205,7 +205,7 @@ def from_aiohttp(
         case http_exceptions.BadHttpMessage() if _TOO_MANY_HEADERS in (message, exc.message):
             return Problem("head-too-large", "it has too many headers")
         case http_exceptions.HttpProcessingError():
-            # A scanner sends thousands of these: not worth a line in the log each.
+            # Scanners send thousands of these: not worth a log line each.
             _log.debug("cannot understand a request: %s", exc)
             reason = " ".join((message or exc.message).split())[:200]
             kind = "unsupported-version" if _UNSUPPORTED_VERSION.search(reason) else "bad-request"
@@ -223,12 +223,12 @@ def from_aiohttp(
 
 
 def to_response(problem: web.HTTPException) -> web.Response:
-    """Return a problem as an answer that can be returned instead of raised."""
+    """Return a problem as a response that can be returned instead of raised."""
     return web.Response(status=problem.status, headers=problem.headers, body=problem.body)
 
 
 def internal_error(error: BaseException) -> Problem:
-    """Log an unexpected error under a fresh id, and return the problem that names this id alone."""
+    """Log an unexpected error with a new id, and return a problem that contains only the id."""
     number = uuid.uuid4().urn
     _log.error("unexpected error %s", number, exc_info=error)
     return Problem(
@@ -239,14 +239,14 @@ def internal_error(error: BaseException) -> Problem:
 
 
 def client_has_gone(request: web.BaseRequest) -> bool:
-    """Whether there is nobody any more who could be answered."""
+    """Return whether the client has disconnected."""
     return request.transport is None or request.transport.is_closing()
 
 
 @handler_api.cache_safe
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error of the handlers beneath as a problem."""
+    """Turn every error of the handlers into a problem."""
     try:
         return await handler(request)
     except _errors.SidecarError as error:
@@ -260,14 +260,14 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.RequestPayloadError as error:
         raise _unreadable(error, "; nothing was changed") from error
     except Exception as error:
-        # Nobody is there to be answered, or half an answer is out already: what is left is to end.
+        # The client has disconnected, or part of the response was sent: the connection must end.
         if client_has_gone(request) or request.writer.output_size > 0:
             raise
         raise internal_error(error) from error
 
 
 def _options(app: web.Application) -> web.Response:
-    """Answer what asks for no resource but for the server: what it can do at all (RFC 9110 section 9.3.7)."""
+    """Respond to `OPTIONS *`, which addresses the server as a whole (RFC 9110 section 9.3.7)."""
     methods = {route.method for route in app.router.routes()} - {"*"}
     return web.Response(status=204, headers={"Allow": ",".join(sorted(methods | {"OPTIONS"}))})
 
@@ -296,14 +296,14 @@ def _conflict(detail: str, current: str | None) -> Problem:
 
 
 def _uncertain(detail: str, version: str) -> Problem:
-    if not version:  # a file was deleted: there is nothing to name
+    if not version:  # a deleted file has no tag
         return Problem("perhaps-not-durable", detail)
     tag = snapshot.etag(version)
     return Problem("perhaps-not-durable", detail, headers={"ETag": tag}, members={"etag": tag})
 
 
 def _unreadable(error: web.RequestPayloadError, consequence: str = "") -> Problem:
-    # aiohttp says "400, message:" before what its parser has found.
+    # aiohttp prefixes the parser's message with "400, message:".
     found = " ".join(str(error).rpartition("message:")[2].split())[:200]
     return Problem("bad-request", f"the body of the request cannot be read: {found}{consequence}")
 
@@ -338,7 +338,7 @@ def _fill(
 
 
 def _dumps(value: dict[str, object]) -> bytes:
-    """Return JSON; what came in a header and is no UTF-8 is shown as `?`."""
+    """Return JSON; bytes of a header that are not UTF-8 become `?`."""
     try:
         return orjson.dumps(value)
     except TypeError:

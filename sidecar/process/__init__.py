@@ -1,11 +1,11 @@
-"""Layer 2: a program and its process. Nothing here knows the files of a volume.
+"""Layer 2: the process of a program. Nothing here knows the files of a volume.
 
-`lifecycle` runs a program from its start to one of the `signals`; `executor` runs what blocks in threads,
-`memory` returns what is not needed to the kernel, `nofile_limit` raises the limit of open files.
-`health`, `metrics` and `logging` say how the program is.
-`prefork/` runs several processes that do the same work, `helper_process` one for work that must be endable,
-and `parent_death` ends a process with the one that has started it.
+`lifecycle` runs a program until one of the stop `signals`; `executor` runs blocking work in threads,
+`memory` returns unused memory to the kernel, `nofile_limit` raises the limit of open files.
+`health`, `metrics` and `logging` report the state of the program.
+`prefork/` runs several worker processes, `helper_process` runs cancellable work in one,
+and `parent_death` ends a process with its parent.
 `process_table` lists the other processes.
-`quantities` reads sizes and times, `tls_trust` says whose certificate a client accepts, `redaction` keeps secrets out of messages,
-`arguments` checks what public functions are given.
+`quantities` parses sizes and times, `tls_trust` decides which certificates a client accepts,
+`redaction` keeps secrets out of messages, and `arguments` validates arguments.
 """

@@ -117,7 +117,7 @@ def check_instance(name: str, value: object, kind: type | tuple[type, ...], what
 
 
 def check_plain_function(name: str, value: object, what: str) -> None:
-    """Take something to call that returns a value: not a coroutine function, whose value nobody would await."""
+    """Accept a function that returns a value: not a coroutine function, which would not be awaited."""
     if not callable(value):
         raise argument_error(name, value, f"{what}, which is called")
     if is_async(value):
@@ -127,14 +127,14 @@ def check_plain_function(name: str, value: object, what: str) -> None:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it returns a coroutine: an `async def`, also behind `partial` or `__call__`."""
+    """Return whether calling it returns a coroutine: an `async def`, also behind `partial` or `__call__`."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 (its kind is asked for, not whether it is there)
     )
 
 
 def check_strings(name: str, value: object) -> tuple[str, ...]:
-    """Take several texts: a collection of `str`, and not one `str`, which is a collection of its letters."""
+    """Accept a collection of `str`; a single `str` is rejected, because it is a collection of its letters."""
     given = value if isinstance(value, Collection) and not isinstance(value, str) else None
     if given is None or not all(isinstance(one, str) and one for one in given):
         raise argument_error(name, value, 'a collection of texts, such as ("*.conf", "*.json")')
@@ -157,7 +157,7 @@ def check_options(name: str, value: object) -> dict[str, Any]:
 
 
 def words(name: str, value: object) -> tuple[str, ...]:
-    """Take several texts: a text alone would be taken for its letters."""
+    """Accept several strings; a single string would be split into its letters."""
     found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
     if not all(isinstance(one, str) for one in found):
         raise argument_error(name, value, "several texts, as in a list")
@@ -183,7 +183,7 @@ def check_etags(name: str, value: object) -> tuple[str, ...] | None:
 def argument_error(
     name: str, value: object, allowed: str, *, shown: object = None
 ) -> _errors.ConfigError:
-    """Return the error for a value that is not what is allowed."""
+    """Return the error for an invalid value."""
     text = str(shown) if shown is not None and shown is not value else repr(value)
     text = text if len(text) <= 80 else text[:77] + "..."
     return _errors.ConfigError(f"{name} must be {allowed}, not {text}")

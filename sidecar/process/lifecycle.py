@@ -35,7 +35,7 @@ _STARTUP_SECONDS = 2.0
 """Seconds after the start in which a program imports, binds and loads what it needs."""
 
 
-class _Process:
+class _LifecycleState:
     """State of the process. Plain attributes: a signal handler must not take a lock."""
 
     draining = False
@@ -71,8 +71,8 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
         _check_run_context()
         if not logging.getLogger().handlers:
             configure()
-        _Process.draining = False
-        stop = _Process.stop = _StopController()
+        _LifecycleState.draining = False
+        stop = _LifecycleState.stop = _StopController()
         with _handlers(stop), asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(_until_stopped(main, stop))
     finally:
@@ -102,12 +102,12 @@ def every(seconds: float) -> AsyncGenerator[datetime, None]:
 
 def draining() -> bool:
     """Return whether the process is shutting down: it finishes its work in progress."""
-    return _Process.draining
+    return _LifecycleState.draining
 
 
 def begin_drain() -> None:
     """Start draining: from now on the process is not ready for new work."""
-    _Process.draining = True
+    _LifecycleState.draining = True
 
 
 def stop() -> None:
@@ -115,8 +115,8 @@ def stop() -> None:
 
     Call it in the program's event loop.
     """
-    if _Process.stop is not None:
-        _Process.stop.cancel(signal.SIGTERM)
+    if _LifecycleState.stop is not None:
+        _LifecycleState.stop.cancel(signal.SIGTERM)
 
 
 async def _ticks(seconds: float) -> AsyncGenerator[datetime, None]:

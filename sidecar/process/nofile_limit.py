@@ -1,4 +1,4 @@
-"""How many files and connections a process may have open at a time."""
+"""The limit of open files and connections of a process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import resource
 
 WANTED_OPEN_FILES = 1 << 16
-"""As many as a command asks for. More would slow down what it starts: some programs close each number there could be."""
+"""The limit that a command sets. A higher one would slow down child processes: some close each possible descriptor."""
 
 
 def raise_nofile_limit() -> int:
-    """Raise the limit of this process as far as it may itself, to `WANTED_OPEN_FILES` at most; return what it is now.
+    """Raise the soft limit of this process towards the hard limit, to `WANTED_OPEN_FILES` at most; return the new limit.
 
-    A container often starts with a soft limit of 1,024, which is there for programs that use `select`,
-    and with a hard one that is far higher: https://0pointer.net/blog/file-descriptor-limits.html.
-    It is for a process that is ours. In a program of somebody else the limit stays what it is.
+    A container often starts with a soft limit of 1,024, which exists for programs that use `select`,
+    and with a much higher hard limit: https://0pointer.net/blog/file-descriptor-limits.html.
+    Only for our own processes: a user's program keeps its limit.
 
     >>> raise_nofile_limit() >= 1
     True
@@ -23,9 +23,7 @@ def raise_nofile_limit() -> int:
     wanted = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return soft
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # refused by a sandbox: it goes on with what it has
+    with contextlib.suppress(OSError, ValueError):  # refused by a sandbox: keep the current limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return soft

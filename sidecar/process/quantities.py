@@ -1,4 +1,4 @@
-"""Sizes and times as people write them, on a command line, in a variable, or in a file."""
+"""Sizes and times in text form, on a command line, in a variable, or in a file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whose certificate a client of ours accepts: the same rule for `sidecar check` and `write --confirm`.
+"""Which server certificates our clients accept: the same rule for `sidecar check` and `write --confirm`.
 
-It is verified, against an authority that was named or those of the system; but not where no authority was named
-and the server is this very machine: what could pass for it there has taken over the Pod already,
-and a certificate for its name in the cluster names no `localhost`. The kubelet's own probes verify none.
+A certificate is verified, against a given CA or those of the system; but not without a given CA
+if the server is this machine: an impostor there would already control the Pod,
+and a certificate for the cluster name does not include `localhost`. The kubelet's own probes verify none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
     Raises:
         OSError: `ca` cannot be read, or holds no certificate (`ssl.SSLError`).
     """
-    # Imported here: most probes need no TLS, and it takes longer than all the rest.
+    # Imported here: most probes need no TLS, and it takes longer than everything else.
     import ssl
 
     context = ssl.create_default_context(cafile=ca)
@@ -30,7 +30,7 @@ def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
 
 
 def is_this_machine(address: str) -> bool:
-    """Tell whether an address is one of the loopback interface.
+    """Return whether an address is on the loopback interface.
 
     >>> is_this_machine("127.0.0.1"), is_this_machine("::1"), is_this_machine("localhost")
     (True, True, False)

@@ -403,7 +403,7 @@ def test_one_signal_of_which_the_loop_tells_first_is_not_taken_for_two(
     """With several threads the loop may wake up before Python calls the handler: that is the same signal, the next is not."""
     exited: list[int] = []
     monkeypatch.setattr(os, "_exit", exited.append)
-    monkeypatch.setattr(lifecycle._Process, "draining", False)
+    monkeypatch.setattr(lifecycle._LifecycleState, "draining", False)
     stop = lifecycle._StopController()
     stop.on_wakeup(signal.SIGTERM)
     stop.on_signal(signal.SIGTERM, None)

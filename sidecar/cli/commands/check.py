@@ -62,7 +62,7 @@ def _why(error: Exception, timeout: float) -> str:
     return str(error)
 
 
-def _detail(answer: http_probe.Answer) -> str:
+def _detail(answer: http_probe.ProbeResponse) -> str:
     """Return what a problem (RFC 9457) or a health report says, else the beginning of a text."""
     if "location" in answer.headers:
         return f", a redirect to {answer.headers['location']}; ask there"

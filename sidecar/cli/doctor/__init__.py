@@ -1,6 +1,6 @@
-"""What `sidecar doctor` examines.
+"""The checks of `sidecar doctor`.
 
-`runner` says in which order; each of the others answers one question, and `report` is the form of the findings:
-`path_checks` where the path leads, `write_checks` what a writer needs, `owner_checks` what other users of the volume can obstruct,
-`read_checks` what a reader finds, `watch_checks` whether changes are noticed.
+`runner` defines their order, and `report` the format of the findings:
+`path_checks` resolve the path, `write_checks` test what a writer needs, `owner_checks` find what other users of the volume can obstruct,
+`read_checks` test what a reader needs, `watch_checks` whether changes are detected.
 """

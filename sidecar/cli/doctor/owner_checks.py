@@ -12,28 +12,28 @@ from sidecar.fs import atomic_writer, dirs, layout, permissions, visible_links
 _MAX_NAMES_SHOWN = 3
 
 
-def replaceable(patient: Target) -> Iterator[Finding]:
+def replaceable(target: Target) -> Iterator[Finding]:
     """Whether the file at the path can be replaced by this user, and the set in force, of which it may be a part."""
-    if not patient.writable:
+    if not target.writable:
         return
-    whole = os.path.join(patient.directory, layout.DATA)
-    places = ((patient.name, patient.path, "it"), (layout.DATA, whole, "the set in force"))
+    whole = os.path.join(target.directory, layout.DATA)
+    places = ((target.name, target.path, "it"), (layout.DATA, whole, "the set in force"))
     for name, path, what in places:
         try:
             if name is not None:
-                permissions.check_replaceable(patient.fd, name, path)
+                permissions.check_replaceable(target.fd, name, path)
         except OSError as error:
             text = f"{what} cannot be replaced: {reason(error)}"
             yield Finding("publish", "wrong", text, None, ("write",))
 
 
-def links(patient: Target) -> Iterator[Finding]:
+def links(target: Target) -> Iterator[Finding]:
     """Whether a set can be published here, and be read by others."""
-    if not patient.writable:
+    if not target.writable:
         return
     temporary = layout.temporary_name()
     try:
-        os.symlink(f"{layout.DATA}/doctor", temporary, dir_fd=patient.fd)
+        os.symlink(f"{layout.DATA}/doctor", temporary, dir_fd=target.fd)
     except OSError as error:
         yield Finding(
             "links",
@@ -44,8 +44,8 @@ def links(patient: Target) -> Iterator[Finding]:
         )
         return
     finally:
-        dirs.rmtree(patient.fd, temporary)
-    if permissions.follows_no_links_of_others(os.fstat(patient.fd)):
+        dirs.rmtree(target.fd, temporary)
+    if permissions.follows_no_links_of_others(os.fstat(target.fd)):
         yield Finding(
             "links",
             "note",
@@ -57,12 +57,12 @@ def links(patient: Target) -> Iterator[Finding]:
         )
 
 
-def shared_history(patient: Target) -> Iterator[Finding]:
+def shared_history(target: Target) -> Iterator[Finding]:
     """Whether what this user publishes enters the history."""
-    if not patient.writable or layout.HISTORY not in patient.entries:
+    if not target.writable or layout.HISTORY not in target.entries:
         return
     try:
-        with dirs.open_subdir(patient.fd, layout.HISTORY) as fd:
+        with dirs.open_subdir(target.fd, layout.HISTORY) as fd:
             permissions.check_writable(fd)
     except OSError as error:
         yield Finding(
@@ -74,10 +74,10 @@ def shared_history(patient: Target) -> Iterator[Finding]:
         )
 
 
-def set_in_force(patient: Target) -> Iterator[Finding]:
+def set_in_force(target: Target) -> Iterator[Finding]:
     """Whether the link to the set is whole, and what nobody sees because it lies beside the set."""
     try:
-        damage = atomic_writer.damage(patient.fd)
+        damage = atomic_writer.damage(target.fd)
     except OSError as error:
         damage = f"cannot be looked at: {reason(error)}"
     if damage is not None:
@@ -87,8 +87,8 @@ def set_in_force(patient: Target) -> Iterator[Finding]:
             f"the link {layout.DATA} to the set in force {damage}",
             "start a writer, which puts the newest whole generation in force, or publish the set again",
         )
-    elif layout.active_generation(patient.fd) is not None and (
-        beside := visible_links.loose_names_beside_set(patient.fd)
+    elif layout.active_generation(target.fd) is not None and (
+        beside := visible_links.loose_names_beside_set(target.fd)
     ):
         more = (
             f" and {len(beside) - _MAX_NAMES_SHOWN} more" if len(beside) > _MAX_NAMES_SHOWN else ""

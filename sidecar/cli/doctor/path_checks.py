@@ -27,25 +27,25 @@ def process() -> Finding:
     return Finding("process", "ok", f"user {user_of(os.geteuid())}, groups {names}")
 
 
-def path(patient: Target) -> Iterator[Finding]:
+def path(target: Target) -> Iterator[Finding]:
     """What lies at the path; opens the directory that counts."""
-    whole = patient.path
+    whole = target.path
     plain = whole.rstrip("/") or "/"
     try:
         status = os.stat(plain)
     except FileNotFoundError:
-        yield from _missing(patient, plain)
+        yield from _missing(target, plain)
         return
     except OSError as error:
         why = "its links lead in a circle" if error.errno == errno.ELOOP else reason(error)
         yield Finding("path", "wrong", f"{plain} cannot be looked at: {why}", remedy_for(error))
         return
     if stat.S_ISDIR(status.st_mode):
-        patient.directory = plain
+        target.directory = plain
         yield Finding("path", "ok", f"a directory, {rights(status)}")
     elif stat.S_ISREG(status.st_mode) and not whole.endswith("/"):
-        patient.directory, patient.name = os.path.split(plain)
-        patient.size = status.st_size
+        target.directory, target.name = os.path.split(plain)
+        target.size = status.st_size
         yield Finding("path", "ok", f"a file of {status.st_size} bytes, {rights(status)}")
     else:
         yield Finding(
@@ -55,10 +55,10 @@ def path(patient: Target) -> Iterator[Finding]:
             "remove it, or name another path",
         )
         return
-    yield from _open(patient)
+    yield from _open(target)
 
 
-def _missing(patient: Target, plain: str) -> Iterator[Finding]:
+def _missing(target: Target, plain: str) -> Iterator[Finding]:
     """Nothing is there: the nearest directory above tells whether a writer can make it."""
     parent = os.path.dirname(plain)
     if os.path.islink(plain):
@@ -68,10 +68,10 @@ def _missing(patient: Target, plain: str) -> Iterator[Finding]:
             f"a symbolic link to {os.readlink(plain)}, which does not exist",
             "remove the link, or make what it points to",
         )
-    elif not patient.path.endswith("/") and os.path.isdir(parent):
-        patient.directory, patient.name = os.path.split(plain)
+    elif not target.path.endswith("/") and os.path.isdir(parent):
+        target.directory, target.name = os.path.split(plain)
         yield Finding("path", "note", "not there yet: a writer makes it, and a reader waits for it")
-        yield from _open(patient)
+        yield from _open(target)
     else:
         while not os.path.isdir(parent):
             parent = os.path.dirname(parent)
@@ -89,26 +89,26 @@ def _missing(patient: Target, plain: str) -> Iterator[Finding]:
         )
 
 
-def _open(patient: Target) -> Iterator[Finding]:
+def _open(target: Target) -> Iterator[Finding]:
     try:
-        patient.fd = openat.open_directory(patient.directory)
-        patient.entries = os.listdir(patient.fd)
+        target.fd = openat.open_directory(target.directory)
+        target.entries = os.listdir(target.fd)
     except OSError as error:
-        patient.close()
+        target.close()
         yield Finding(
             "directory",
             "wrong",
-            f"{patient.directory} cannot be opened: {reason(error)}",
+            f"{target.directory} cannot be opened: {reason(error)}",
             remedy_for(error),
         )
         return
-    if patient.name is not None:
-        yield Finding("directory", "ok", f"{patient.directory}, {rights(os.fstat(patient.fd))}")
+    if target.name is not None:
+        yield Finding("directory", "ok", f"{target.directory}, {rights(os.fstat(target.fd))}")
 
 
-def mount(patient: Target) -> Iterator[Finding]:
+def mount(target: Target) -> Iterator[Finding]:
     """Where the volume begins, of which kind it is, and whether it is only a file of one."""
-    plain = patient.path.rstrip("/") or "/"
+    plain = target.path.rstrip("/") or "/"
     if mounts.is_file_mount(plain):
         yield Finding(
             "mount",
@@ -117,8 +117,8 @@ def mount(patient: Target) -> Iterator[Finding]:
             "mount the directory that holds it, without subPath",
         )
         return
-    point, patient.filesystem = mounts.mount_point(patient.directory or plain)
-    where = f"{patient.filesystem}, mounted at {point}"
+    point, target.filesystem = mounts.mount_point(target.directory or plain)
+    where = f"{target.filesystem}, mounted at {point}"
     if point == "/":
         yield Finding(
             "mount",
@@ -126,13 +126,13 @@ def mount(patient: Target) -> Iterator[Finding]:
             f"{where}: this is the root file system, not a volume",
             "in a Pod, mount a volume there that both containers share; on one machine this is fine",
         )
-    elif patient.filesystem == "overlay":
+    elif target.filesystem == "overlay":
         yield Finding(
             "mount", "note", f"{where}: a container's own layer, which no other container sees"
         )
     else:
         yield Finding("mount", "ok", where)
-    if patient.fd >= 0 and os.fstatvfs(patient.fd).f_flag & os.ST_RDONLY:
+    if target.fd >= 0 and os.fstatvfs(target.fd).f_flag & os.ST_RDONLY:
         yield Finding(
             "mount",
             "wrong",
@@ -142,24 +142,24 @@ def mount(patient: Target) -> Iterator[Finding]:
         )
 
 
-def access(patient: Target) -> Iterator[Finding]:
+def access(target: Target) -> Iterator[Finding]:
     """Whether this user may read and write, by the kernel's own judgement."""
-    here = f"/proc/self/fd/{patient.fd}" if sys.platform == "linux" else patient.directory
+    here = f"/proc/self/fd/{target.fd}" if sys.platform == "linux" else target.directory
     if not os.access(here, os.R_OK | os.X_OK, effective_ids=True):
         yield Finding(
             "access",
             "wrong",
-            f"{patient.directory} may not be read",
+            f"{target.directory} may not be read",
             permission_remedy(),
             ("read",),
         )
-    patient.writable = os.access(here, os.W_OK | os.X_OK, effective_ids=True)
-    read_only = os.fstatvfs(patient.fd).f_flag & os.ST_RDONLY
-    if not patient.writable and not read_only:
+    target.writable = os.access(here, os.W_OK | os.X_OK, effective_ids=True)
+    read_only = os.fstatvfs(target.fd).f_flag & os.ST_RDONLY
+    if not target.writable and not read_only:
         yield Finding(
             "access",
             "wrong",
-            f"{patient.directory} may not be written",
+            f"{target.directory} may not be written",
             permission_remedy(),
             ("write",),
         )

@@ -12,15 +12,15 @@ from sidecar.volume.content import loader
 _MAX_NAMES_SHOWN = 5
 
 
-def file_layout(patient: Target) -> Iterator[Finding]:
+def file_layout(target: Target) -> Iterator[Finding]:
     """How the files are laid out, which tells who publishes here."""
-    generation = layout.link_target(patient.fd, layout.DATA)
+    generation = layout.link_target(target.fd, layout.DATA)
     if generation is None:
-        links = [n for n in patient.entries if not n.startswith(".") and _is_link(patient.fd, n)]
-        if ".worktrees" in patient.entries:
+        links = [n for n in target.entries if not n.startswith(".") and _is_link(target.fd, n)]
+        if ".worktrees" in target.entries:
             text = f"a volume of git-sync; name its link: {', '.join(sorted(links)) or 'not there yet'}"
         else:
-            files = sum(not n.startswith(layout.HIDDEN) for n in patient.entries)
+            files = sum(not n.startswith(layout.HIDDEN) for n in target.entries)
             text = f"loose files, {files} {'entry' if files == 1 else 'entries'}"
         yield Finding("layout", "ok", text)
     elif generation.startswith(layout.GENERATION):
@@ -38,14 +38,14 @@ def file_layout(patient: Target) -> Iterator[Finding]:
             "publish to a volume of its own, such as an emptyDir",
             roles=("write",),
         )
-    if layout.HISTORY in patient.entries:
+    if layout.HISTORY in target.entries:
         yield Finding("history", "ok", f"kept under {layout.HISTORY}")
 
 
-def content(patient: Target) -> Iterator[Finding]:
+def content(target: Target) -> Iterator[Finding]:
     """Read it the way a reader does, which refuses what must not be served."""
-    unspeakable = [n for n in patient.entries if not layout.is_text(n)]
-    if unspeakable and patient.name is None:
+    unspeakable = [n for n in target.entries if not layout.is_text(n)]
+    if unspeakable and target.name is None:
         yield Finding(
             "names",
             "note",
@@ -54,13 +54,13 @@ def content(patient: Target) -> Iterator[Finding]:
             roles=("read",),
         )
     try:
-        if patient.name is None:
+        if target.name is None:
             scan = loader.read_directory(
-                patient.fd, patient.directory, limit=patient.max_size, before=None
+                target.fd, target.directory, limit=target.max_size, before=None
             )
         else:
             scan = loader.read_file(
-                patient.fd, patient.directory, patient.name, limit=patient.max_size, before=None
+                target.fd, target.directory, target.name, limit=target.max_size, before=None
             )
     except _errors.NothingPublished:
         yield Finding("content", "note", "nothing has been published yet")

@@ -1,7 +1,7 @@
-"""The course of an examination: one small generator of findings after the other.
+"""Runs the checks: one small generator of findings after the other.
 
-They run in an order in which a hanging storage shows itself: what was found so far has been told by then.
-Everything that is tried is undone, and bears a name that no consumer looks at.
+Their order reveals a hanging storage: earlier findings are already printed.
+Everything that is tried is undone, and has a name that no consumer reads.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def examine(
     mode: int = 0o644,
     group: int | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is found, from the ground up; what rests on something that is missing is left out."""
-    patient = Target(
+    """Yield the findings in order; checks whose prerequisites are missing are skipped."""
+    target = Target(
         os.path.abspath(path) + ("/" if path.endswith("/") else ""),
         max_size=max_size,
         mode=mode,
@@ -46,11 +46,11 @@ def examine(
     )
     try:
         yield path_checks.process()
-        yield from path_checks.path(patient)
-        yield from path_checks.mount(patient)
-        if patient.fd >= 0:
+        yield from path_checks.path(target)
+        yield from path_checks.mount(target)
+        if target.fd >= 0:
             for look in _CHECKS:
-                yield from look(patient)
+                yield from look(target)
             yield read_checks.opening()
     finally:
-        patient.close()
+        target.close()

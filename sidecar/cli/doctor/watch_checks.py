@@ -17,13 +17,13 @@ _FEW_WATCHES = 1024
 _LIMITS = "/proc/sys/fs/inotify/"
 
 
-def arrivals(patient: Target) -> Iterator[Finding]:
+def arrivals(target: Target) -> Iterator[Finding]:
     """Whether events arrive, by provoking one: opening the directory does that, and needs no right to write."""
-    if events.is_remote(patient.filesystem):
+    if events.is_remote(target.filesystem):
         yield Finding(
             "events",
             "note",
-            f"{patient.filesystem} tells nothing of changes made on other machines: readers poll here",
+            f"{target.filesystem} tells nothing of changes made on other machines: readers poll here",
             "see --recheck for how often",
             roles=("read",),
         )
@@ -32,7 +32,7 @@ def arrivals(patient: Target) -> Iterator[Finding]:
         yield Finding("events", "note", "no inotify on this system: watchfiles is used instead")
         return
     try:
-        arrived = _provoke_event(patient.fd)
+        arrived = _provoke_event(target.fd)
     except OSError as error:
         yield Finding(
             "events",

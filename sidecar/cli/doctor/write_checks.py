@@ -19,9 +19,9 @@ _TIGHT_SPACE = 1 << 20
 _TIGHT_INODES = 16
 
 
-def space(patient: Target) -> Iterator[Finding]:
+def space(target: Target) -> Iterator[Finding]:
     """Room for the new content beside the old. Some file systems do not count inodes and say 0 of 0."""
-    numbers = os.fstatvfs(patient.fd)
+    numbers = os.fstatvfs(target.fd)
     free, inodes = numbers.f_bavail * numbers.f_frsize, numbers.f_favail
     counts_inodes = numbers.f_files > 0
     text = f"{format_amount(free)} free" + (f", {inodes} inodes free" if counts_inodes else "")
@@ -29,7 +29,7 @@ def space(patient: Target) -> Iterator[Finding]:
         yield Finding(
             "space", "wrong", text, "enlarge the volume, or delete something", roles=("write",)
         )
-    elif free < max(patient.size, _TIGHT_SPACE) or (counts_inodes and inodes < _TIGHT_INODES):
+    elif free < max(target.size, _TIGHT_SPACE) or (counts_inodes and inodes < _TIGHT_INODES):
         yield Finding(
             "space",
             "note",
@@ -41,21 +41,21 @@ def space(patient: Target) -> Iterator[Finding]:
         yield Finding("space", "ok", text)
 
 
-def write(patient: Target) -> Iterator[Finding]:
+def write(target: Target) -> Iterator[Finding]:
     """Try a publish in small: every step of it, timed, under names that nobody reads."""
-    if not patient.writable:
+    if not target.writable:
         return
     names = [f"{layout.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
     staged: atomic.TempFile | None = None
     begin = time.perf_counter()
     try:
-        with flock.directory_lock(patient.fd, timeout=5.0, where=patient.directory, create=False):
-            staged = atomic.TempFile(patient.fd)
+        with flock.directory_lock(target.fd, timeout=5.0, where=target.directory, create=False):
+            staged = atomic.TempFile(target.fd)
             staged.write(b"sidecar doctor was here\n")
-            staged.finalize(patient.mode, patient.group)
-            linked = _try_link(patient.fd, staged, names[1])
-            staged.rename_into(names[0], patient.fd)
-            atomic.sync_directory(patient.fd)
+            staged.finalize(target.mode, target.group)
+            linked = _try_link(target.fd, staged, names[1])
+            staged.rename_into(names[0], target.fd)
+            atomic.sync_directory(target.fd)
     except (OSError, _errors.SidecarError) as error:
         yield Finding("publish", "wrong", f"a publish fails: {reason(error)}", roles=("write",))
         return
@@ -63,7 +63,7 @@ def write(patient: Target) -> Iterator[Finding]:
         if staged is not None:
             staged.discard()
         for name in names:
-            dirs.rmtree(patient.fd, name)
+            dirs.rmtree(target.fd, name)
     took = time.perf_counter() - begin
     slow = took > _SLOW_SYNC
     yield Finding(
@@ -82,21 +82,21 @@ def write(patient: Target) -> Iterator[Finding]:
         )
 
 
-def write_set(patient: Target) -> Iterator[Finding]:
+def write_set(target: Target) -> Iterator[Finding]:
     """Try a set in small: a generation with a nested file, as a publish makes it, under a name that nobody reads."""
-    if not patient.writable:
+    if not target.writable:
         return
     made = ""
     try:
-        with flock.directory_lock(patient.fd, timeout=5.0, where=patient.directory, create=False):
+        with flock.directory_lock(target.fd, timeout=5.0, where=target.directory, create=False):
             files = {"doctor": b"sidecar", "nested/doctor": b"was here"}
-            made = atomic_writer.build(patient.fd, files, mode=patient.mode, group=patient.group)
+            made = atomic_writer.build(target.fd, files, mode=target.mode, group=target.group)
     except (OSError, _errors.SidecarError) as error:
         yield Finding("set", "wrong", f"a set cannot be published: {reason(error)}", None, _WRITE)
         return
     finally:
         if made:
-            dirs.rmtree(patient.fd, made)
+            dirs.rmtree(target.fd, made)
     yield Finding("set", "ok", "a set of files, nested ones too, can be written", None, _WRITE)
 
 
@@ -108,14 +108,14 @@ def _try_link(dir_fd: int, staged: atomic.TempFile, name: str) -> str | None:
     return None
 
 
-def left_overs(patient: Target) -> Iterator[Finding]:
+def left_overs(target: Target) -> Iterator[Finding]:
     """What killed writers have left behind, of ours and of kubelet's."""
     found = [
         name
-        for name in patient.entries
+        for name in target.entries
         if (name.startswith(layout.TEMPORARY) or name == "..data_tmp")
-        and _is_old(patient.fd, name)
-        and flock.is_orphan(patient.fd, name)
+        and _is_old(target.fd, name)
+        and flock.is_orphan(target.fd, name)
     ]
     if found:
         yield Finding(

@@ -29,7 +29,7 @@ class Target(NamedTuple):
     tls: bool = False
 
 
-class Answer(NamedTuple):
+class ProbeResponse(NamedTuple):
     """A response."""
 
     status: int
@@ -72,7 +72,7 @@ def get(
     timeout: float,
     ca: str | None = None,
     insecure: bool = False,
-) -> Answer:
+) -> ProbeResponse:
     """Send a GET and return the response, within `timeout` seconds.
 
     The certificate of an https server is verified, against `ca` or the CAs of the system;
@@ -171,7 +171,7 @@ def _is_complete(data: bytearray) -> bool:
     return length.isdigit() and len(body) >= int(length)
 
 
-def _parse_response(data: bytes) -> Answer:
+def _parse_response(data: bytes) -> ProbeResponse:
     head, _, body = data.partition(b"\r\n\r\n")
     first, _, rest = head.decode("latin-1").partition("\r\n")
     protocol, _, status = first.partition(" ")
@@ -182,7 +182,7 @@ def _parse_response(data: bytes) -> Answer:
             if data
             else "it closed without an answer"
         )
-    return Answer(int(code), reason, _headers(rest), body)
+    return ProbeResponse(int(code), reason, _headers(rest), body)
 
 
 def _headers(lines: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""What a request to the writer says: its content, its conditions, whether it is meant.
+"""Parsing of requests to the writer: content, conditions and flags.
 
-Each function reads one aspect of a request, and raises a problem where it cannot be understood:
+Each function parses one aspect of a request, and raises a problem if it is invalid:
 nothing has been changed by then.
 """
 
@@ -29,7 +29,7 @@ from sidecar.volume.publish.upload import Upload
 from sidecar.volume.volume import Volume
 
 BODY_TIMEOUT: Final = 30.0
-"""Seconds for which a client may send nothing in the middle of a body."""
+"""Seconds without data after which the receipt of a body fails."""
 
 _MAX_JSON_BODY_BYTES: Final = 64 << 10
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -39,11 +39,11 @@ _PRECONDITION_HEADERS: Final = ("If-Match", "If-None-Match", "If-Unmodified-Sinc
 def query_content(request: web.Request) -> bytes | None:
     """Return the bytes of `content` in the query, None without it; of several the first counts.
 
-    It is decoded as the article's program does: `+` is a space, `%XX` a byte.
-    Unlike there, what cannot be decoded is refused instead of dropped,
-    and what is no UTF-8 is refused as well: the reader could not answer it as JSON.
+    Decoding is that of the article's program: `+` is a space, `%XX` a byte.
+    Unlike there, invalid escapes are rejected instead of dropped,
+    and so is a text that is not UTF-8: the reader could not return it as JSON.
     """
-    # As it came: aiohttp's own `query` replaces what is not UTF-8.
+    # The raw path: aiohttp's `query` replaces bytes that are not UTF-8.
     raw = request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
     for pair in raw.split(b"&"):
         key, _, value = pair.partition(b"=")
@@ -53,9 +53,9 @@ def query_content(request: web.Request) -> bytes | None:
 
 
 def file_name(request: web.Request) -> str:
-    """Return the name of the file that the address says.
+    """Return the file name in the URL.
 
-    What is no `%XX`, or no UTF-8, is refused: aiohttp would take its signs for the name.
+    Invalid `%XX`, or bytes that are not UTF-8, are rejected: aiohttp would take the characters for the name.
 
     Raises:
         NameRefused: no file may have that name.
@@ -72,22 +72,22 @@ def file_name(request: web.Request) -> str:
 
 
 def decoded(value: bytes) -> bytes:
-    """Return the content that a value in the query stands for."""
+    """Return the content of a query value."""
     return _text(_decoded(value))
 
 
 def has_no_preconditions(request: web.Request) -> bool:
-    """Whether nothing is asked of the state before the write, or of the reader after it."""
+    """Return whether a request has no conditions, and does not wait for the reader."""
     return not any(name in request.headers for name in _PRECONDITION_HEADERS)
 
 
 def dry_run(request: web.Request) -> bool:
-    """Tell whether the write is only to be tried."""
+    """Return whether the request is a dry run."""
     return flag(request, "dry_run")
 
 
 def flag(request: web.Request, name: str) -> bool:
-    """Tell whether the query has a flag, as `?dry_run=1`."""
+    """Return whether a flag of the query is set, as `?dry_run=1`."""
     value = request.query.get(name)
     if value is None or value.lower() in {"0", "false", "no"}:
         return False
@@ -97,9 +97,9 @@ def flag(request: web.Request, name: str) -> bool:
 
 
 def check_body_headers(request: web.Request) -> None:
-    """Refuse a body that is not the content itself, and one that was forgotten."""
+    """Reject a body that is not the plain content, and a missing one."""
     if request.headers.keys().isdisjoint({"Content-Length", "Transfer-Encoding"}):
-        # `curl -X PUT URL`: HTTP calls that an empty body, and the content would be gone.
+        # `curl -X PUT URL`: in HTTP that is an empty body, and would erase the content.
         raise problems.Problem(
             "length-required",
             "there is no body, so nothing was changed (an empty content has `Content-Length: 0`)",
@@ -108,7 +108,7 @@ def check_body_headers(request: web.Request) -> None:
         raise problems.Problem(
             "bad-request", "a content is published whole: Content-Range cannot be used with PUT"
         )
-    # aiohttp undoes gzip, but takes one that was cut short for whole: half a file would be published as if it were all.
+    # aiohttp decodes gzip, but does not detect truncation: half a file would be published as complete.
     codings = request.headers.getall("Content-Encoding", ())
     if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
         raise problems.Problem(
@@ -116,7 +116,7 @@ def check_body_headers(request: web.Request) -> None:
             f"the content coding {', '.join(codings)!r} is not undone; send the plain bytes",
             headers={"Accept-Encoding": "identity"},
         )
-    # Here it undoes the last one only: the content would be what the others made of it.
+    # aiohttp decodes only the last transfer coding: the content would still have the others.
     transfer = request.headers.get("Transfer-Encoding", "chunked")
     if transfer.strip().lower() != "chunked":
         raise problems.Problem(
@@ -127,7 +127,7 @@ def check_body_headers(request: web.Request) -> None:
 
 @dataclass(frozen=True)
 class RequestPreconditions:
-    """Entity tags as `Volume` takes them; None where there is no such condition."""
+    """Entity tags in the form that `Volume` accepts; None without that condition."""
 
     if_match: Sequence[str] | None
     if_none_match: Sequence[str] | None
@@ -136,7 +136,7 @@ class RequestPreconditions:
 async def conditions(
     request: web.Request, volume: Volume, name: str | None
 ) -> RequestPreconditions:
-    """Return what must hold for the write; a date is turned into the tag of what is there now."""
+    """Return the preconditions of a write; a date is converted to the current tag."""
     try:
         match = representation.entity_tags(request, "If-Match")
         none_match = representation.entity_tags(request, "If-None-Match")
@@ -147,7 +147,7 @@ async def conditions(
     since = representation.parse_date(request, "If-Unmodified-Since")
     if match is None and since is not None:
         return RequestPreconditions(await _unmodified(volume, name, since), _plain_tags(none_match))
-    # A weak tag stays as it is: compared strongly it matches nothing (RFC 9110 section 13.1.1).
+    # A weak tag is not changed: in a strong comparison it matches nothing (RFC 9110 section 13.1.1).
     expected = None if match is None else ("*",) if match.any else match.tags
     return RequestPreconditions(expected, _plain_tags(none_match))
 
@@ -155,7 +155,7 @@ async def conditions(
 async def if_match_only(
     request: web.Request, volume: Volume, name: str | None
 ) -> Sequence[str] | None:
-    """Return the tags of `If-Match` where `If-None-Match` cannot be used."""
+    """Return the tags of `If-Match`; `If-None-Match` is rejected."""
     found = await conditions(request, volume, name)
     if found.if_none_match is not None:
         raise problems.Problem(
@@ -165,7 +165,7 @@ async def if_match_only(
 
 
 async def rollback_body(request: web.Request) -> tuple[str, str | None]:
-    """Return `to` and `name` of the body."""
+    """Return `to` and `name` from the body of a rollback."""
     expected = 'the body is a JSON object {"to": ETAG} or {"to": ETAG, "name": NAME}'
     body = bytearray()
     while chunk := await _next_chunk(request):
@@ -185,7 +185,7 @@ async def rollback_body(request: web.Request) -> tuple[str, str | None]:
 
 
 async def defer_continue(request: web.Request) -> None:
-    """Do not answer `Expect: 100-continue` yet: only who knows the name and the conditions may."""
+    """Defer the response to `Expect: 100-continue` until name and conditions are checked."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         raise problems.Problem(
             "expectation-failed", "only `Expect: 100-continue` can be met; leave the header out"
@@ -193,17 +193,17 @@ async def defer_continue(request: web.Request) -> None:
 
 
 async def send_continue(request: web.Request) -> None:
-    """Ask for the body, if the client waits to be asked (RFC 9110 section 10.1.1)."""
+    """Send `100 Continue` if the client expects it (RFC 9110 section 10.1.1)."""
     if "Expect" in request.headers and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # An interim answer is no part of the final one, and aiohttp takes this for its beginning.
+        # An interim response is not part of the final one, but aiohttp counts its bytes as such.
         request.writer.output_size = 0
 
 
 async def stream_body(
     request: web.Request, upload: Upload, on_progress: Callable[[], None], buffers: BufferPool
 ) -> None:
-    """Stream the body to the disk, and tell of each piece that has got there."""
+    """Stream the body to the disk, and call `on_progress` after each chunk."""
 
     async def write(chunk: bytes | memoryview) -> None:
         await upload.write(chunk)
@@ -214,7 +214,7 @@ async def stream_body(
             taken = upload.size + len(chunk)
             with bypass_parser(request, taken, buffers) as rest:
                 await write(chunk)
-                del chunk  # not held while a thousand uploads wait for their turn
+                del chunk  # freed while many uploads wait for a buffer
                 if rest is not None:
                     with _timeout_as_problem():
                         await rest.copy_to(write, pause=BODY_TIMEOUT)
@@ -243,11 +243,13 @@ def _text(content: bytes) -> bytes:
 
 
 async def _unmodified(volume: Volume, name: str | None, since: float) -> Sequence[str] | None:
-    """Return the tag of what is there now if it is not newer than a date."""
+    """Return the tag of the current content if it is not newer than a date."""
     try:
         found = await (volume.snapshot() if name is None else volume.read(name))
     except _errors.ReadError:
-        return None  # there is no date to compare with, and RFC 9110 section 13.1.4 says: ignore it
+        return (
+            None  # without a date to compare, RFC 9110 section 13.1.4 says to ignore the condition
+        )
     if int(found.modified) > since:
         raise _errors.VersionConflict(
             f"cannot change {os.path.join(volume.path, name or '')}: it was changed at"
@@ -272,7 +274,7 @@ async def _next_chunk(request: web.Request) -> bytes:
 
 @contextmanager
 def _timeout_as_problem() -> Iterator[None]:
-    """Say what it means that nothing has come for so long; what else comes on this connection could be anything."""
+    """Turn a timeout of the body into a problem; the connection closes, because its next bytes are ambiguous."""
     try:
         yield
     except TimeoutError as error:

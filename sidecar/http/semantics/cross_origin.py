@@ -44,16 +44,16 @@ def changes_state(handler: _H) -> _H:
 
 
 class CrossOriginProtection:
-    """What pages of browsers may do with an application.
+    """The cross-origin policy of an application.
 
     Args:
-        allowed_origins: origins whose pages may change something beside those of the application itself,
+        allowed_origins: origins whose pages may change state, in addition to the application's own,
             as `https://admin.example.com`.
-        allowed_hosts: names by which the application may be asked; one that begins with a dot stands for all beneath it.
-            Empty for any. Addresses and `localhost` always are: DNS rebinding needs a name.
+        allowed_hosts: host names that requests may use; one that begins with a dot includes all subdomains.
+            Empty for any. Addresses and `localhost` are always allowed: DNS rebinding needs a name.
 
     Raises:
-        ConfigError: one of them is no origin, or no name.
+        ConfigError: one of them is not an origin, or not a host name.
 
     >>> CrossOriginProtection(["https://admin.example.com"], ["config.example.com", ".svc"])
     <CrossOriginProtection origins=1 hosts=2>
@@ -69,7 +69,7 @@ class CrossOriginProtection:
         return f"<CrossOriginProtection origins={len(self._origins)} hosts={len(self._hosts)}>"
 
     def middleware(self) -> Middleware:
-        """Return a middleware that refuses before the handler, and before a body is read."""
+        """Return a middleware that rejects requests before the handler, and before the body is read."""
 
         @handler_api.cache_safe
         @web.middleware
@@ -84,10 +84,10 @@ class CrossOriginProtection:
         return protect
 
     def check(self, request: web.BaseRequest) -> None:
-        """Return if a request that changes something may be done.
+        """Return if a state-changing request is allowed.
 
         Raises:
-            Problem: 403, a browser sends it for a page of another origin, or in advance.
+            Problem: 403, a browser sends it for a page of another origin, or as a prefetch.
         """
         headers = request.headers
         if "prefetch" in headers.get("Sec-Purpose", headers.get("Purpose", "")).lower():
@@ -113,7 +113,7 @@ class CrossOriginProtection:
             )
 
     def check_host(self, host: str) -> None:
-        """Return if the application may be asked by this name.
+        """Return if the host name of a request is allowed.
 
         Raises:
             Problem: 421, the name is not one of `allowed_hosts`.
@@ -139,9 +139,9 @@ class CrossOriginProtection:
 
 
 def _host_of(request: web.BaseRequest) -> str:
-    """Return the host and port that a request was sent to; those of an absolute address come before `Host`.
+    """Return the host and port of a request; those of an absolute URI take precedence over `Host`.
 
-    See RFC 9112 section 3.2.2. `request.host` lacks the port of such an address.
+    See RFC 9112 section 3.2.2. `request.host` lacks the port of an absolute URI.
     """
     target = request.raw_path
     if not target.startswith("/") and "://" in target:
@@ -150,9 +150,9 @@ def _host_of(request: web.BaseRequest) -> str:
 
 
 def _is_of(url: str, host: str) -> bool:
-    """Whether a URL, or an origin, is one of this host and port. The scheme is not known here, as in Go's.
+    """Return whether a URL or an origin has this host and port. The scheme is unknown here, as in Go's.
 
-    Browsers leave the default port of a scheme out of both, and some clients and proxies write it.
+    Browsers omit the default port of a scheme in both; some clients and proxies write it.
     """
     if not _is_url(url):
         return False
@@ -168,7 +168,7 @@ def _is_url(text: str) -> bool:
 
 
 def _is_embedded(request: web.BaseRequest) -> bool:
-    """Whether a browser asks for something that a page embeds, and hides of which. All of them accept some language."""
+    """Return whether a browser requests an embedded resource without a referrer. All browsers send `Accept-Language`."""
     headers = request.headers
     return (
         headers.get("User-Agent", "").startswith("Mozilla/")
@@ -178,7 +178,7 @@ def _is_embedded(request: web.BaseRequest) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """Return the name of a `Host` without its port, as names are compared."""
+    """Return the normalised host name of a `Host`, without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower().rstrip(".")

@@ -1,6 +1,6 @@
-"""The parts that a description in OpenAPI 3.1 is built of, as plain data.
+"""Building blocks of an OpenAPI 3.1 description, as plain data.
 
-What is described is in `descriptions`. https://spec.openapis.org/oas/v3.1.1
+The descriptions are in `apps/api_descriptions`. https://spec.openapis.org/oas/v3.1.1
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Object: TypeAlias = "dict[str, Json]"
 
 
 def document(title: str, description: str, paths: Mapping[str, Object], *, token: bool) -> Object:
-    """Return the whole description. `token` says that a bearer token is needed."""
+    """Return the complete description. `token` says that a bearer token is required."""
     components: Object = {
         "schemas": {"Problem": _problem_schema()},
         "responses": {"Problem": _problem_response()},
@@ -25,7 +25,7 @@ def document(title: str, description: str, paths: Mapping[str, Object], *, token
     whole: Object = {
         "openapi": "3.1.1",
         "info": {"title": title, "description": description, "version": __version__},
-        # Relative to this document, so it holds behind a prefix as well.
+        # Relative to this document, so that it is valid behind a prefix.
         "servers": [{"url": "."}],
         "paths": {path: _with_problems(operations) for path, operations in paths.items()},
         "components": components,
@@ -37,7 +37,7 @@ def document(title: str, description: str, paths: Mapping[str, Object], *, token
 
 
 def get(described: Object) -> Object:
-    """Return the operations of a path that can be read: GET, and HEAD, the same without a body."""
+    """Return the read operations of a path: GET, and HEAD, the same without a body."""
     return {"get": described, "head": {**described, "summary": f"{described['summary']} (headers)"}}
 
 
@@ -49,7 +49,7 @@ def operation(
     body: Object | None = None,
     open_to_all: bool = False,
 ) -> Object:
-    """Return one operation; a response may be given by its description alone."""
+    """Return an operation; a response may be just its description."""
     described: Object = {
         "summary": summary,
         "responses": {
@@ -103,7 +103,7 @@ def json(description: str, schema: Object) -> Object:
 
 
 def _with_problems(operations: Object) -> Object:
-    """Add the answer that every operation may give: a problem."""
+    """Add the response that every operation has: a problem."""
     fallback: Json = {"$ref": "#/components/responses/Problem"}
     for one in operations.values():
         if isinstance(one, dict) and isinstance(responses := one.get("responses"), dict):

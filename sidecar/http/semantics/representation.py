@@ -1,7 +1,7 @@
-"""Answers to requests for a content: conditions, ranges and preferences, as the RFCs have them.
+"""Responses to requests for a content: conditions, ranges and preferences, as specified by the RFCs.
 
 Nothing here knows where a content comes from.
-A `Representation` is what there is to send; `build_response` decides by the request's headers what is sent of it:
+A `Representation` is the data to send; `build_response` selects the part to send by the request's headers:
 
     RFC 9110 13.1, 13.2.2   If-Match, If-Unmodified-Since, If-None-Match, If-Modified-Since, in this order
     RFC 9110 14.2, 14.4     Range and If-Range
@@ -26,40 +26,40 @@ from sidecar.http import problems
 
 JSON = "application/json; charset=utf-8"
 WAIT_LIMIT: Final = 300.0
-"""Seconds: the longest wait that a client may ask for. Proxies cut connections that are silent for longer."""
+"""Longest wait, in seconds, that a client may request. Proxies cut connections that are silent for longer."""
 
 CHUNK_SIZE: Final = 256 << 10
-"""Bytes of a body that are sent at once. The express lane remembers none that is longer."""
+"""Largest body, in bytes, that is sent at once. The fast path caches no longer one."""
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\U0010ffff]*)"\s*(?:,|$)')
-#: No content is longer than 19 digits say; a longer number is no range that anybody means.
+#: 19 digits are enough for any content; a longer number is not a valid range.
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE | re.ASCII)
-#: What stands between commas that are not quoted.
+#: A list item between unquoted commas.
 _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 _PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?')
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,3})?", re.ASCII)
 
 
 class Body(Protocol):
-    """Bytes that are not in memory."""
+    """A body that is not in memory."""
 
     @property
     def size(self) -> int:
-        """Their number."""
+        """Its size in bytes."""
 
     def check(self) -> None:
-        """Raise `ContentAltered` if they cannot be had any more."""
+        """Raise `ContentAltered` if the data is no longer available."""
 
     def payload(self, part: slice) -> payload.Payload:
-        """Return a part of them, to be sent."""
+        """Return a payload of a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """The bytes that can be sent, and what is said about them in every answer, 304 included.
+    """The data to send, and its metadata in every response, including 304.
 
-    `modified` is in Unix seconds; `dated` says whether it tells one state from another, so that a condition may ask for it:
-    what is made of several files changes without being newer when one of them goes away.
-    `ranges` says whether a part of the bytes may be asked for.
+    `modified` is in Unix seconds; `dated` says whether it identifies a state, so that it can be a validator:
+    a content of several files can change without a newer date when one of them is deleted.
+    `ranges` says whether range requests are supported.
     """
 
     body: bytes | Body
@@ -72,14 +72,14 @@ class Representation:
 
     @property
     def size(self) -> int:
-        """The number of bytes."""
+        """The size in bytes."""
         return len(self.body) if isinstance(self.body, bytes) else self.body.size
 
     def check(self) -> None:
-        """Return if the bytes can be sent now.
+        """Return if the data can be sent now.
 
         Raises:
-            ContentAltered: a large file was rewritten in place, and the watch has not met the new content yet.
+            ContentAltered: a large file was rewritten in place, and the watch has not read the new content yet.
         """
         if not isinstance(self.body, bytes):
             self.body.check()
@@ -119,7 +119,7 @@ class EntityTags:
         return cls(any=False, tags=tuple(tags))
 
     def match(self, etag: str | None) -> bool:
-        """Compare weakly, as `If-None-Match` does. None stands for "there is nothing"."""
+        """Compare weakly, as `If-None-Match` does. None means that there is no content."""
         if etag is None:
             return False
         return self.any or any(tag.removeprefix("W/") == etag for tag in self.tags)
@@ -130,7 +130,7 @@ class EntityTags:
 
 
 def if_none_match(request: web.Request) -> EntityTags | None:
-    """Return the tags of `If-None-Match`; None if there is none, or none that can be understood."""
+    """Return the tags of `If-None-Match`; None if it is absent or invalid."""
     try:
         return entity_tags(request, "If-None-Match")
     except ValueError:
@@ -148,7 +148,7 @@ def entity_tags(request: web.Request, header: str) -> EntityTags | None:
 
 
 def parse_date(request: web.Request, header: str) -> float | None:
-    """Return a date in Unix seconds; None if there is none, or none that can be understood: then it is ignored."""
+    """Return a date in Unix seconds; None if it is absent or invalid: then it is ignored."""
     text = request.headers.get(header)
     if text is not None and (found := parsedate(text)) is not None:
         with contextlib.suppress(ValueError, OverflowError):
@@ -159,15 +159,15 @@ def parse_date(request: web.Request, header: str) -> float | None:
 def prefer_wait(request: web.Request) -> float | None:
     """Return the seconds of `Prefer: wait=SECONDS`, at most `WAIT_LIMIT`.
 
-    None without that preference, or where its value is no number: a preference is never an error (RFC 7240).
-    Beyond the RFC a fraction such as `0.5` is understood.
+    None without that preference, or if its value is not a number: a preference is never an error (RFC 7240).
+    As an extension of the RFC, a fraction such as `0.5` is accepted.
     """
     value = _preferences(",".join(request.headers.getall("Prefer", ()))).get("wait", "")
     return min(float(value), WAIT_LIMIT) if _SECONDS.fullmatch(value) else None
 
 
 def preference_applied(seconds: float) -> dict[str, str]:
-    """Return the header that says for how long one was ready to wait."""
+    """Return the `Preference-Applied` header for a wait."""
     return {"Preference-Applied": f"wait={seconds:g}"}
 
 
@@ -177,7 +177,7 @@ _LAST_SECOND = 253_402_300_799.0
 
 
 def http_date(unix: float) -> str:
-    """Return a time as HTTP writes it, in whole seconds, and never one that is still to come.
+    """Return an HTTP date, in whole seconds and never in the future.
 
     >>> http_date(784111777.9)
     'Sun, 06 Nov 1994 08:49:37 GMT'
@@ -186,7 +186,7 @@ def http_date(unix: float) -> str:
 
 
 def rfc3339(unix: float) -> str:
-    """Return a time as JSON has it, in UTC. What no calendar of four digits has is the nearest one that it has.
+    """Return an RFC 3339 time in UTC. A year outside of four digits is clamped.
 
     >>> rfc3339(784111777.5)
     '1994-11-06T08:49:37.500000Z'
@@ -196,7 +196,7 @@ def rfc3339(unix: float) -> str:
 
 
 def _in_calendar(unix: float) -> float:
-    """Return a time between the years 1 and 9999: tmpfs takes any, and whoever can write to the volume can set it."""
+    """Clamp a time to the years 1 to 9999: tmpfs accepts any, and every writer of the volume can set it."""
     return min(max(unix, _FIRST_SECOND), _LAST_SECOND)
 
 
@@ -212,7 +212,7 @@ def header_text(text: str) -> str:
 def json_answer(
     value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return a value as JSON, of which no cache keeps a copy."""
+    """Return a JSON response that is not cached."""
     common = {
         "Content-Type": JSON,
         "Cache-Control": "no-store",
@@ -224,14 +224,14 @@ def json_answer(
 
 
 def build_response(request: web.Request, representation: Representation) -> web.Response:
-    """Answer a GET or HEAD by what the request's conditions and range ask for: 200, 206 or 304.
+    """Respond to a GET or HEAD according to its conditions and range: 200, 206 or 304.
 
-    Of several ranges in one request none is served, the whole is (RFC 9110 section 14.2 permits it):
-    no client of ours sends them, and answering each is a known way to make a server work for nothing.
+    A request for several ranges gets the whole content (RFC 9110 section 14.2 permits that):
+    our clients do not send them, and they are a known denial-of-service vector.
 
     Raises:
-        Problem: 412 if a condition fails, 416 if the range lies outside.
-        ContentAltered: as `Representation.check`; who knows the content already is told so all the same.
+        Problem: 412 if a condition fails, 416 if the range is not satisfiable.
+        ContentAltered: as `Representation.check`; a client with the current content gets 304 nevertheless.
     """
     headers = _validators(representation)
     if _is_known(request, representation):
@@ -251,8 +251,8 @@ def build_response(request: web.Request, representation: Representation) -> web.
 
 
 def _answer(status: int, body: bytes | Body, part: slice, headers: dict[str, str]) -> web.Response:
-    """Answer with bytes; many of them in pieces, so that a slow client costs a piece and no second copy."""
-    # Said here, because aiohttp leaves it out where HEAD asks for an empty content.
+    """Respond with bytes; large ones in chunks, so that a slow client costs a chunk and not a second copy."""
+    # Set here, because aiohttp omits it for HEAD of an empty content.
     headers["Content-Length"] = str(part.stop - part.start)
     if not isinstance(body, bytes):
         return web.Response(status=status, body=body.payload(part), headers=headers)
@@ -279,10 +279,10 @@ def _validators(representation: Representation) -> dict[str, str]:
 def _is_known(request: web.Request, representation: Representation) -> bool:
     """Evaluate the conditions in the order of RFC 9110 section 13.2.2; True means 304.
 
-    Those with a date are left out where it proves nothing, as sections 13.1.3 and 13.1.4 say of who has none.
+    Conditions with a date are ignored without a reliable date, as sections 13.1.3 and 13.1.4 specify.
     """
     etag = representation.etag
-    # As it is sent: never one that is still to come.
+    # The date as sent: never in the future.
     modified = min(representation.modified, time.time()) // 1 if representation.dated else None
     try:
         wanted = entity_tags(request, "If-Match")
@@ -300,7 +300,7 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
-    # Equality, as nginx has it: the time of a file goes back as well (`mv`, `cp -p`, a rollback).
+    # Equality, as in nginx: the time of a file may also decrease (`mv`, `cp -p`, a rollback).
     since = parse_date(request, "If-Modified-Since")
     return since is not None and modified is not None and modified == since
 
@@ -315,7 +315,7 @@ def _not_that_one(header: str, etag: str) -> problems.Problem:
 
 
 def _range(request: web.Request, representation: Representation) -> slice | None:
-    """Return the part that is asked for, None for the whole."""
+    """Return the requested range, None for the whole."""
     value = request.headers.get("Range")
     if value is None or request.method != "GET" or not _range_is_valid(request, representation):
         return None
@@ -336,7 +336,7 @@ def _range(request: web.Request, representation: Representation) -> slice | None
 
 
 def _part(first: str, last: str, size: int) -> slice | None:
-    """Return the bytes meant by `first-last` (empty: not given); None for a range that is none.
+    """Return the slice of `first-last` (empty: omitted); None for an invalid range.
 
     >>> _part("0", "4", 10), _part("7", "", 10), _part("", "3", 10), _part("5", "2", 10)
     (slice(0, 5, None), slice(7, 10, None), slice(7, 10, None), None)
@@ -351,7 +351,7 @@ def _part(first: str, last: str, size: int) -> slice | None:
 
 
 def _range_is_valid(request: web.Request, representation: Representation) -> bool:
-    """Evaluate `If-Range`: a strong tag, or the exact date where that is beyond doubt (RFC 9110 13.1.5)."""
+    """Evaluate `If-Range`: a strong tag, or an exact date that is a strong validator (RFC 9110 13.1.5)."""
     value = request.headers.get("If-Range")
     if value is None or value.strip() == representation.etag:
         return True

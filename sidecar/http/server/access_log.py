@@ -1,8 +1,8 @@
-"""The access log: one line for each request, where that is asked for.
+"""The access log: one line per request, if enabled.
 
     10.0.0.7 PUT /files/a 201 0 bytes 3.1 ms
 
-Neither the query nor any header is in it: those hold contents and tokens.
+It contains neither the query nor any header: those may hold contents and tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class AccessLog(AbstractAccessLogger):
-    """Writes one line for each answer, at INFO: client, method, path, status, bytes of the body, time."""
+    """Logs each response at INFO: client, method, path, status, body bytes, time."""
 
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
-        """Log an answer; `time` is in seconds, from the request to the end of the answer."""
+        """Log a response; `time` is in seconds, from the request to the end of the response."""
         path = "".join(c if c.isprintable() else "?" for c in request.path)
         self.logger.info(
             "%s %s %s %d %d bytes %.1f ms",

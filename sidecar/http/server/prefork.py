@@ -93,13 +93,13 @@ async def _serve_worker(
         await serve_on(app, bound, certificate, **limits, ready=lambda _: worker.started())
 
 
-def _query_handlers(app: web.Application) -> dict[str, worker.Answer]:
+def _query_handlers(app: web.Application) -> dict[str, worker.QueryHandler]:
     """Return the query handlers of a worker by topic."""
 
     async def numbers() -> object:
         return await executor.run_in_thread(metrics.export_families)
 
-    def checks(kind: health.ProbeKind) -> worker.Answer:
+    def checks(kind: health.ProbeKind) -> worker.QueryHandler:
         async def said() -> object:
             return dict(health_state.get_health(app).report(kind).checks)
 

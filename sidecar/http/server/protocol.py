@@ -137,7 +137,7 @@ class ServerProtocol(web.RequestHandler):
         """The client has closed its side, and a response is pending."""
         self._initial_deadline = 0.0
         self._surplus = False
-        """There was no room for it: it is held until it says what it wants, and closed after one answer."""
+        """A surplus connection: it waits for its request, and closes after one response."""
         self._owner: ConnectionOwner | None = None
         self.client_transport: asyncio.Transport | None = None
         """The transport until it is closed, whoever owns it: aiohttp drops its reference earlier."""

@@ -31,7 +31,7 @@ from sidecar._errors import SidecarError
 from sidecar.process import lifecycle, parent_death
 from sidecar.process.logging import name_worker
 
-Answer: TypeAlias = Callable[[], Awaitable[object]]
+QueryHandler: TypeAlias = Callable[[], Awaitable[object]]
 """Returns the reply of this process on a topic, as JSON data."""
 
 METRICS = "metrics"
@@ -90,7 +90,7 @@ def started() -> None:
 
 
 @contextmanager
-def serve_queries(answers: dict[str, Answer]) -> Iterator[None]:
+def serve_queries(answers: dict[str, QueryHandler]) -> Iterator[None]:
     """Reply to queries, and stop when the parent says so, while the block runs; needs a running event loop."""
     if _WorkerState.link is None:
         yield
@@ -106,7 +106,7 @@ class ControlChannel:
         self.number = number
         self._socket = link
         self._socket.setblocking(False)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, QueryHandler] = {}
         self._queries: dict[int, asyncio.Future[Any]] = {}
         self._ids = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,7 +115,7 @@ class ControlChannel:
         return f"<ControlChannel of worker {self.number} asked={len(self._queries)}>"
 
     @contextmanager
-    def open(self, answers: dict[str, Answer]) -> Iterator[None]:
+    def open(self, answers: dict[str, QueryHandler]) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         self._answers = answers
         loop.add_reader(self._socket, self._read)

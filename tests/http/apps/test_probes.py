@@ -44,7 +44,7 @@ async def test_asgi_answers_what_aiohttp_answers(
     health: sidecar.Health, path: str, draining: bool
 ) -> None:
     """One contract, whatever serves it: status, type, checks, and the problem of a failure."""
-    lifecycle._Process.draining = draining
+    lifecycle._LifecycleState.draining = draining
     app = web.Application()
     app.add_routes([*sidecar.health_routes(health), *sidecar.metrics_routes()])
     async with TestClient(TestServer(app)) as client:

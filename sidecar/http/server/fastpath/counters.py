@@ -7,7 +7,7 @@ import threading
 from sidecar.process import metrics
 
 
-class Counter:
+class ResponseCounter:
     """Responses of one status code sent from the fast path. The value only grows, and another thread may read it."""
 
     __slots__ = ("value",)
@@ -16,14 +16,14 @@ class Counter:
         self.value = 0
 
 
-_COUNTS: dict[str, Counter] = {}
+_COUNTS: dict[str, ResponseCounter] = {}
 _flushed: dict[str, int] = {}
 _flush_lock = threading.Lock()
 
 
-def counter_for(code: str) -> Counter:
+def counter_for(code: str) -> ResponseCounter:
     """Return the counter of a status code."""
-    return _COUNTS.setdefault(code, Counter())
+    return _COUNTS.setdefault(code, ResponseCounter())
 
 
 def count(code: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sidecar.http import handler_api
 from sidecar.http.server import memfd
 from sidecar.http.server.fastpath import request_key, serialized_response
-from sidecar.http.server.fastpath.counters import Counter
+from sidecar.http.server.fastpath.counters import ResponseCounter
 from sidecar.http.server.fastpath.date_header import DateHeader
 from sidecar.http.server.fastpath.request_key import SeenOnce
 from sidecar.http.server.fastpath.serialized_response import SerializedResponse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_RESPONSES = 1024
 _MAX_CACHE_BYTES = 4 << 20
 
-HotResponse: TypeAlias = "tuple[bytes | MemFd, Counter, float]"
+HotResponse: TypeAlias = "tuple[bytes | MemFd, ResponseCounter, float]"
 """A complete response, its counter, and the end of the second for which its `Date` is valid (event loop clock)."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.http.server.fastpath import counters, request_key
-from sidecar.http.server.fastpath.counters import Counter
+from sidecar.http.server.fastpath.counters import ResponseCounter
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -19,7 +19,7 @@ class SerializedResponse(NamedTuple):
 
     before: bytes
     after: bytes
-    counter: Counter
+    counter: ResponseCounter
 
 
 def serialize(request: BaseRequest, response: web.Response) -> SerializedResponse | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.http.server.fastpath import request_key, serialized_response
-from sidecar.http.server.fastpath.counters import Counter
+from sidecar.http.server.fastpath.counters import ResponseCounter
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -42,7 +42,7 @@ class WriteTemplate(NamedTuple):
     before: bytes
     between: bytes
     after: bytes
-    counter: Counter
+    counter: ResponseCounter
 
 
 class WriteTemplates:

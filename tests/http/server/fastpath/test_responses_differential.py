@@ -444,7 +444,7 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     """Draining: what was remembered said `keep-alive`."""
     assert fast.lane is not None
     await fast.talk([ASK] * 3, eager=False)
-    monkeypatch.setattr(lifecycle._Process, "draining", True)
+    monkeypatch.setattr(lifecycle._LifecycleState, "draining", True)
     handler_api.invalidate_all()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)

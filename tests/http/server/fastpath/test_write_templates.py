@@ -332,7 +332,7 @@ async def test_the_end_is_announced_on_a_write_that_was_begun_before_it(
     await settled(wire)
     with fast.braked() as go:
         wire.protocol.data_received(write("last"))
-        monkeypatch.setattr(lifecycle._Process, "draining", True)
+        monkeypatch.setattr(lifecycle._LifecycleState, "draining", True)
         go()
         await settled(wire)
     assert (b" 200 OK" in wire.written, b"Connection: close" in wire.written) == (True, True)
