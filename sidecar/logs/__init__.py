@@ -1,10 +1,10 @@
-"""Collect log files: follow them through every rotation, pass the lines through stages, deliver them, lose none.
+"""Collect log files: follow them through rotation, process lines in stages, and deliver them at least once.
 
     source = logs.tail("/var/log/app/*.log", checkpoint="/state/offsets.json")
     await logs.collect(source, logs.parse_json, sink=logs.StdoutSink())
 
-The names below are public; the modules they live in may change.
-Each is imported when it is first used: a collector that writes to standard output never loads an HTTP client.
+The names below are public; the modules that contain them may change.
+Each is imported on first use: a collector that writes to standard output never loads an HTTP client.
 
 Inside, `collector` drives a source (`input/`), for ever or until one of the `stop_conditions`,
 and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` is what flows between them.

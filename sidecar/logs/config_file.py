@@ -1,4 +1,4 @@
-r"""The configuration file: one pipeline, or several under `pipelines:` with what they have in common beside it.
+r"""Read the configuration file: one pipeline, or several under `pipelines:`, with common values at the top level.
 
 checkpoint: /state/offsets.json
 sinks: [loki+http://loki:3100]
@@ -23,26 +23,26 @@ from sidecar.logs.pipeline import READERS, Pipeline
 if TYPE_CHECKING:
     import yaml
 
-_LARGEST = 1 << 20
+_MAX_FILE_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_ONLY = ""
-"""The name of a pipeline that has none."""
+_DEFAULT_NAME = ""
+"""The name of a single pipeline."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a configuration file says."""
+    """A parsed configuration file."""
 
     pipelines: Mapping[str, Pipeline]
     files: frozenset[str]
-    """The file itself, and those that its values name: a change of one of them is a change of it."""
+    """The file and the files that its values refer to: a change of any is a change of the configuration."""
 
     @property
     def only(self) -> Pipeline:
-        """The pipeline, where there is one alone.
+        """Return the only pipeline.
 
         Raises:
-            ConfigError: there are several.
+            ConfigError: there are several pipelines.
         """
         if len(self.pipelines) > 1:
             raise ConfigError(f"there are several pipelines: {', '.join(self.pipelines)}")
@@ -50,7 +50,7 @@ class Configuration:
 
 
 def checkpoint_of(common: str, name: str) -> str:
-    """Return the checkpoint of a pipeline beside others, where one is named for all.
+    """Return the checkpoint path of one of several pipelines that share the setting.
 
     >>> checkpoint_of("/state/offsets.json", "web")
     '/state/offsets-web.json'
@@ -63,8 +63,8 @@ def load(path: str | os.PathLike[str]) -> Configuration:
     """Read the pipelines of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds a name or value that means nothing;
-            the message says where.
+        ConfigError: the file cannot be read, is not YAML, or contains an unknown name or an invalid value;
+            the message names the location.
     """
     try:
         import yaml
@@ -75,13 +75,13 @@ def load(path: str | os.PathLike[str]) -> Configuration:
     where = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:
-            document = file.read(_LARGEST)
+            document = file.read(_MAX_FILE_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the configuration {where}: {getattr(error, 'strerror', None) or error}"
         ) from error
     try:
-        found = yaml.load(document, Loader=_loader())  # noqa: S506 (it is a safe one)
+        found = yaml.load(document, Loader=_loader())  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -98,9 +98,9 @@ def load(path: str | os.PathLike[str]) -> Configuration:
 
 
 def _pipelines(found: Mapping[str, Any], where: str) -> dict[str, Pipeline]:
-    """Read the pipelines. What one says itself counts instead of what stands beside `pipelines:`."""
+    """Parse the pipelines. Values of a pipeline override those at the top level."""
     if "pipelines" not in found:
-        return {_ONLY: Pipeline(**config_types.read(found, READERS, where))}
+        return {_DEFAULT_NAME: Pipeline(**config_types.read(found, READERS, where))}
     common = {name: value for name, value in found.items() if name != "pipelines"}
     given = found["pipelines"]
     if not isinstance(given, dict) or not given:
@@ -122,7 +122,7 @@ def _pipelines(found: Mapping[str, Any], where: str) -> dict[str, Pipeline]:
 
 
 def _refuse_shared(made: Mapping[str, Pipeline], where: str) -> None:
-    """Two pipelines with one checkpoint would wait for each other for ever."""
+    """Refuse two pipelines with one checkpoint: each would wait for the lock of the other."""
     seen: dict[str, str] = {}
     for name, pipeline in made.items():
         if pipeline.checkpoint is None:
@@ -135,7 +135,7 @@ def _refuse_shared(made: Mapping[str, Pipeline], where: str) -> None:
 
 
 def _loader() -> type[yaml.SafeLoader]:
-    """A safe loader that refuses a name said twice: of two lists of stages YAML would take the second without a word."""
+    """A safe loader that rejects duplicate keys: YAML would use the second one silently."""
     import yaml
 
     class Loader(yaml.SafeLoader):

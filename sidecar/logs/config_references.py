@@ -1,11 +1,11 @@
-r"""References in the values of a configuration: `${NAME}` to the environment, `${file:/path}` to a file.
+r"""References in configuration values: `${NAME}` to an environment variable, `${file:/path}` to a file.
 
     url: https://logs.example.com/${REGION}
     tenant: ${TENANT:-shop}
     headers: {X-Key: '${file:/run/secrets/key}'}
 
-They are resolved after the file has been parsed: no value can add a line or a key of its own.
-`$${` stands for `${`.
+They are resolved after the file is parsed, so a value cannot add lines or keys.
+`$${` is a literal `${`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sidecar._errors import ConfigError
 
 _REFERENCE = re.compile(r"\$(\$\{|\{([^{}]*)\})")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_LIMIT = 64 << 10
+_MAX_FILE_BYTES = 64 << 10
 
 
 class References:
-    """Resolves references, and remembers which files they name.
+    """Resolves references, and records the files that they name.
 
     >>> References({"SITE": "berlin"}).resolved({"labels": {"site": "${SITE}", "price": "$${x}"}}, "here")
     {'labels': {'site': 'berlin', 'price': '${x}'}}
@@ -32,14 +32,14 @@ class References:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
         self.files: set[str] = set()
-        """The files that were read: when one of them changes, so does the configuration."""
+        """The files that were read: a change of one is a change of the configuration."""
 
     def resolved(self, value: Any, where: str) -> Any:
-        """Return a value with every text in it resolved.
+        """Return a value with all references in its strings resolved.
 
         Raises:
-            ConfigError: a variable is not set and no default is given, or a file cannot be read;
-                the message says where the reference stands.
+            ConfigError: a variable without a default is not set, or a file cannot be read;
+                the message names the location of the reference.
         """
         if isinstance(value, str):
             return _REFERENCE.sub(lambda found: self._one(found, where), value)
@@ -72,7 +72,7 @@ class References:
         self.files.add(path)
         try:
             with open(path, encoding="utf-8") as file:
-                return file.read(_LIMIT).rstrip("\r\n")
+                return file.read(_MAX_FILE_BYTES).rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             said = getattr(error, "strerror", None) or "it is no text"
             raise ConfigError(

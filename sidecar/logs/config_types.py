@@ -1,7 +1,7 @@
-"""Values as people write them in a configuration file or behind a flag: sizes, times, lists.
+"""Parse values of a configuration file or a flag: sizes, durations, lists.
 
-Each reader takes a value that YAML has already given a type, or a text, and returns what the code wants.
-What cannot be read is a `TypeError` or a `ValueError` with half a sentence; `read` adds where it stood.
+Each reader converts a value from YAML, or a string.
+An invalid value raises `TypeError` or `ValueError` with a short reason; `read` adds the location.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _TRUTHS |= {"false": False, "no": False, "off": False, "0": False}
 
 
 def read(given: Mapping[str, Any], readers: Readers, where: str) -> dict[str, Any]:
-    """Read each value by the reader of its name.
+    """Parse each value with the reader of its name.
 
     Raises:
-        ConfigError: a name that no reader has (the nearest one is suggested), or a value that cannot be read.
+        ConfigError: an unknown name (a similar one is suggested), or an invalid value.
 
     >>> read({"timeout": "10s"}, {"timeout": seconds}, "here")
     {'timeout': 10.0}
@@ -43,8 +43,8 @@ def read(given: Mapping[str, Any], readers: Readers, where: str) -> dict[str, An
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which of the known names may have been meant, or what they are."""
-    from difflib import get_close_matches  # a fifth of a megabyte: only for those who misspell
+    """Return a hint with the similar known names, or with all of them."""
+    from difflib import get_close_matches  # uses 0.2 MB: imported only for a misspelt name
 
     names = list(known)
     near = get_close_matches(name, names, n=1)
@@ -58,7 +58,7 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """A list, or one text with commas."""
+    """Parse a list, or a string with commas."""
     if isinstance(value, str):
         return [one.strip() for one in value.split(",") if one.strip()]
     if not isinstance(value, list):
@@ -67,7 +67,7 @@ def texts(value: Any) -> list[str]:
 
 
 def patterns(value: Any) -> list[str]:
-    """A list, or one text as it stands: patterns may hold commas."""
+    """Parse a list, or one string: patterns may contain commas."""
     return [value] if isinstance(value, str) else texts(value)
 
 
@@ -103,21 +103,21 @@ def count(value: Any) -> int:
 
 
 def some(value: Any) -> int:
-    """A whole number that is not zero."""
+    """Parse an integer above zero."""
     if not (number := count(value)):
         raise ValueError("0 is too few: it must be at least 1")
     return number
 
 
 def some_size(value: Any) -> int:
-    """A size that is not zero."""
+    """Parse a size above zero."""
     if not (number := size(value)):
         raise ValueError("0 is too small: it must be at least 1 byte")
     return number
 
 
 def octal(value: Any) -> int:
-    """Permissions as chmod(1) takes them. YAML 1.1 has read an unquoted 0644 as octal already."""
+    """Parse permissions as in chmod(1). YAML 1.1 parses an unquoted 0644 as octal already."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (
             value
@@ -130,10 +130,10 @@ def octal(value: Any) -> int:
 
 
 def size(value: Any) -> int:
-    """Bytes, with the suffixes of Kubernetes."""
+    """Parse bytes, with the suffixes of Kubernetes."""
     return quantities.size(str(value))
 
 
 def seconds(value: Any) -> float:
-    """Seconds, or a number with a unit."""
+    """Parse seconds, or a number with a unit."""
     return quantities.seconds(str(value))

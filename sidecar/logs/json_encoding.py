@@ -1,13 +1,13 @@
-"""A record as one JSON object: the same shape in every sink that speaks JSON, and in dead letters.
+"""Encode a record as one JSON object, with the same structure in every JSON sink and in dead letters.
 
     {"time": "2026-11-23T13:21:51.123456789Z", "level": "info", "message": "the line",
      "file": "/var/log/app/app.log", "offset": 4711, "labels": {"pod": "web-0"}}
 
-A line that a parser has understood stands there by its fields instead of `message`.
-What the application wrote wins: where its own fields are called `time`, `level` or `file`, ours step back.
-`file` and `offset` name the line, so whoever receives one twice can tell.
+A parsed line is represented by its fields instead of `message`.
+Fields of the application take precedence: if it has its own `time`, `level` or `file`, ours are left out.
+`file` and `offset` identify the line, so that a receiver can detect duplicates.
 
-Blocks that no stage has looked at never become records here: that is what makes JSON cheap.
+Blocks are not split into records here if no stage ran: that makes JSON cheap.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sidecar.logs.records import Batch, Block, Record
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS
 _SECOND = 1_000_000_000
-_PIECE = 24 << 10
-"""Bytes of lines that become JSON at once: what they become stays below the 64 KiB of `memory.lower_mmap_threshold`."""
-_LINES = 64
-"""Records that do."""
+_CHUNK_BYTES = 24 << 10
+"""Bytes of lines that are encoded at once: the JSON stays below the 64 KiB of `memory.lower_mmap_threshold`."""
+_CHUNK_RECORDS = 64
+"""Records that are encoded at once."""
 
 
 def to_document(record: Record) -> dict[str, Any]:
-    """Return what the record says, as an object of its own.
+    """Return the record as a new dictionary.
 
     >>> to_document(Record(b"hello", file="/log/app", offset=6, level="info"))
     {'time': '1970-01-01T00:00:00.000000000Z', 'level': 'info', 'message': 'hello', 'file': '/log/app', 'offset': 6}
@@ -56,7 +56,7 @@ def json_line(record: Record) -> bytes:
         if not record.structured:
             return dumps(to_document(record)) if record.fields else _unparsed(record)
         return _parsed(record)
-    except (TypeError, ValueError, RecursionError):  # a lone surrogate that a stage has made
+    except (TypeError, ValueError, RecursionError):  # a lone surrogate, created by a stage
         return dumps(to_document(record))
 
 
@@ -68,22 +68,24 @@ def json_lines(batch: Batch) -> bytes:
 
 
 def json_pieces(batch: Batch) -> Iterator[bytes]:
-    """Yield the same a few lines at a time: small buffers are used again, large ones come from the kernel page by page."""
+    """Yield the same in chunks: small buffers are reused, large ones are allocated from the kernel page by page."""
     if not batch.raw:
         records = batch.records()
-        for at in range(0, len(records), _LINES):
-            yield b"".join([json_line(record) + b"\n" for record in records[at : at + _LINES]])
+        for at in range(0, len(records), _CHUNK_RECORDS):
+            yield b"".join(
+                [json_line(record) + b"\n" for record in records[at : at + _CHUNK_RECORDS]]
+            )
         return
     for block in batch.blocks:
-        for piece in block.pieces(_PIECE):
+        for piece in block.pieces(_CHUNK_BYTES):
             yield _block(piece, batch.labels)
 
 
 def dumps(value: Mapping[str, Any]) -> bytes:
-    """Encode as JSON whatever stages have put together; it always succeeds.
+    """Encode any value of a stage as JSON; this never fails.
 
-    What JSON has no word for is written as text (`str`).
-    A value that cannot be written at all (a circle, nested too deep) becomes its `repr`, shortened.
+    Types without a JSON equivalent are written as text (`str`).
+    A value that cannot be encoded (a cycle, nested too deep) becomes its truncated `repr`.
     """
     try:
         return orjson.dumps(value)
@@ -92,12 +94,12 @@ def dumps(value: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(value, default=str, option=_OPTIONS)
     except (TypeError, ValueError, RecursionError):
-        # Lone surrogates, integers beyond 64 bits, more than 254 levels: rare, and the standard library can.
+        # Lone surrogates, integers beyond 64 bits, more than 254 levels: rare, and supported by the standard library.
         return _slowly(value)
 
 
 def value(one: object) -> str:
-    """Return any value as JSON; like `dumps` it always succeeds.
+    """Return any value as JSON; like `dumps` this never fails.
 
     >>> value({"n": 2**64}), value(1.5)
     ('{"n":18446744073709551616}', '1.5')
@@ -109,7 +111,7 @@ def value(one: object) -> str:
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """Write Unix nanoseconds as RFC 3339, UTC, all nine digits.
+    """Format Unix nanoseconds as RFC 3339 in UTC, with nine digits.
 
     >>> rfc3339(1_700_000_000_000_000_001)
     '2023-11-14T22:13:20.000000001Z'
@@ -146,7 +148,7 @@ def _slow_value(one: object) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return the `repr` of anything, cut off; a circle has none."""
+    """Return the truncated `repr` of a value; a cycle has none."""
     try:
         return repr(value)[:1024]
     except RecursionError:
@@ -154,7 +156,7 @@ def shortened(value: object) -> str:
 
 
 def _unparsed(record: Record) -> bytes:
-    """The same as `to_document`, for the form that most lines have, in half the time."""
+    """As `to_document`, for records in the most frequent form, in half the time."""
     level = b"" if record.level is None else b'"level":%b,' % orjson.dumps(record.level)
     labels = b',"labels":%b' % dumps(dict(record.labels)) if record.labels else b""
     return b'{"time":"%b",%b"message":%b,"file":%b,"offset":%d%b}' % (
@@ -168,7 +170,7 @@ def _unparsed(record: Record) -> bytes:
 
 
 def _parsed(record: Record) -> bytes:
-    """The same members as `to_document`, for lines that say everything by their fields, in half the time."""
+    """As `to_document`, for structured records, in half the time."""
     fields = record.fields
     if (
         "time" in fields
@@ -176,7 +178,7 @@ def _parsed(record: Record) -> bytes:
         and "file" not in fields
         and "offset" not in fields
         and not record.labels
-    ):  # nearly all: only what names the line is missing
+    ):  # the usual case: only file and offset are missing
         return b'%b,"file":%b,"offset":%d}' % (
             orjson.dumps(fields)[:-1],
             _path(record.file),
@@ -221,7 +223,7 @@ def _block(block: Block, labels: Mapping[str, str]) -> bytes:
 
 @lru_cache(maxsize=1024)
 def readable(path: str) -> str:
-    """Return a path as text: its bytes that are not UTF-8 become U+FFFD, like those of lines."""
+    """Return a path as text: invalid UTF-8 becomes U+FFFD, as in lines."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

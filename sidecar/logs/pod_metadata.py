@@ -1,4 +1,4 @@
-"""What a Pod knows of itself: names and labels from the downward API, no access to the API server, no RBAC.
+"""Names and labels of the Pod from the downward API, without access to the API server and without RBAC.
 
     volumes:
       - name: podinfo
@@ -9,7 +9,7 @@
 
 The volume changes while the Pod runs (labels can be edited), variables do not:
 https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
-So files come before variables, and are looked at again, at most once a second.
+Files therefore override variables, and are checked again, at most once a second.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from sidecar.process.logging import rate_limited
 
 DIRECTORY = "/etc/podinfo"
 _NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-_LIMIT = 1 << 20
+_MAX_FILE_BYTES = 1 << 20
 
-# What a record's label is called → the names under which people mount or set it.
+# Name of the label → file names or variables that may contain it.
 _NAMES: Mapping[str, Sequence[str]] = {
     "namespace": ("namespace", "pod_namespace"),
     "pod": ("name", "pod", "pod_name"),
@@ -56,10 +56,10 @@ _log = rate_limited(logging.getLogger(__name__), 60.0)
 
 
 class PodMetadata:
-    """A stage that gives each record the labels of the Pod.
+    """A stage that adds the labels of the Pod to each record.
 
     `namespace`, `pod`, `container`, `node`, `pod_uid`, `pod_ip` and `service_account`, as far as they are known,
-    and the Pod's own labels under their names. `annotations` names those that are wanted too.
+    and the labels of the Pod under their own names. `annotations` lists the annotations to add as well.
 
     >>> stage = PodMetadata("/nonexistent", environ={"POD_NAME": "web-0"})
     >>> stage(Record(b"hello")).labels["pod"]
@@ -88,14 +88,14 @@ class PodMetadata:
         return f"<PodMetadata {self._directory} {dict(self._labels)}>"
 
     def __call__(self, record: Record) -> Record:
-        """Add the labels to those the record has."""
+        """Add the labels to those of the record."""
         own = record.labels
         record.labels = MappingProxyType({**self.labels, **own}) if own else self.labels
         return record
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The labels as they are now. A new mapping after each change, the same one in between."""
+        """The present labels: a new mapping after each change, the same one otherwise."""
         now = self._clock()
         if now >= self._next_look:
             self._next_look = now + self._recheck
@@ -109,7 +109,7 @@ class PodMetadata:
         try:
             found = {**self._from_variables(), **self._from_files()}
         except OSError as error:
-            # In the middle of an update, or unreadable: the labels known so far stay.
+            # During an update, or unreadable: keep the known labels.
             _log.warning("cannot read the Pod's labels in %s: %s", self._directory, error)
             if self._labels:
                 return
@@ -119,7 +119,7 @@ class PodMetadata:
             self._labels = MappingProxyType(found)
 
     def _stat(self) -> object:
-        """The link that kubelet swaps; else, of files put there by other means, what `stat` says."""
+        """Return the target of the link that kubelet replaces; for other files the result of `stat`."""
         try:
             return os.readlink(os.path.join(self._directory, "..data"))
         except OSError:
@@ -153,7 +153,7 @@ class PodMetadata:
     def _from_variables(self) -> dict[str, str]:
         found: dict[str, str] = {}
         if not {"POD_NAME", "POD_NAMESPACE", "KUBERNETES_SERVICE_HOST"} & set(self._environ):
-            return found  # no Pod: a NODE_NAME may mean anything
+            return found  # not in a Pod: NODE_NAME may have another meaning
         for label, candidates in _VARIABLES.items():
             value = next((self._environ[one] for one in candidates if self._environ.get(one)), None)
             if value is not None:
@@ -170,7 +170,7 @@ class PodMetadata:
 
 
 def parse_quoted(text: str) -> dict[str, str]:
-    r"""Read the form in which the downward API writes labels and annotations: `name="value"`, escaped as in Go.
+    r"""Parse labels and annotations in the format of the downward API: `name="value"`, escaped as in Go.
 
     >>> parse_quoted('app="web"\nnote="two\\nlines"\n')
     {'app': 'web', 'note': 'two\nlines'}
@@ -191,6 +191,6 @@ def _unescaped(match: re.Match[str]) -> str:
 def _read_file(path: str) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return openat.read_descriptor(fd, _LIMIT, path).data.decode("utf-8", "replace")
+        return openat.read_descriptor(fd, _MAX_FILE_BYTES, path).data.decode("utf-8", "replace")
     finally:
         os.close(fd)

@@ -24,7 +24,7 @@ _REFERENCE = re.compile(r"\\(?:(\\)|(\d{1,2})|g<(\w+)>)", re.ASCII)
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
 _ANCHOR = re.compile(r"\\[AzZ]")
-_MEMORY = 8 << 20
+_MAX_MEMORY_BYTES = 8 << 20
 """Bytes a compiled pattern may use. RE2's own default; it also bounds the work for each byte of a line."""
 
 
@@ -122,7 +122,7 @@ class _Re2:
             ) from error
         options = re2.Options()
         options.log_errors = False
-        options.max_mem = _MEMORY
+        options.max_mem = _MAX_MEMORY_BYTES
         options.case_sensitive = not ignore_case
         try:
             self._regexp: Any = re2.compile(pattern, options)

@@ -1,8 +1,8 @@
-"""Dead letters, delivered once more: after a mapping, a limit or a licence has been mended.
+"""Deliver dead letters again, after a mapping, a limit or a licence was corrected.
 
-The file is renamed first, so that a collector that runs can go on writing to it.
-What is refused again goes into it anew; what cannot be delivered now, and what no sink is configured for, is put back.
-A replay that is killed leaves `FILE.replay`, with which the next one begins: what had been delivered is delivered again.
+The file is renamed first, so that a running collector can continue to write to it.
+Records that are rejected again, cannot be delivered now, or have no configured sink are appended to it.
+A replay that is killed leaves `FILE.replay`; the next one begins with it and delivers its records again.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 500
-_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_BATCH_LETTERS = 500
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
 _SUFFIX = ".replay"
 
 
 @dataclass(slots=True)
 class Replayed:
-    """What became of the letters."""
+    """The result of a replay."""
 
     delivered: int = 0
     refused: int = 0
-    """Refused once more: they are dead letters again."""
+    """Records that were rejected again, and are dead letters again."""
     left: dict[str, int] = field(default_factory=dict)
-    """How many were put back, by reason."""
+    """Number of records that were appended to the file again, by reason."""
 
 
 @dataclass(slots=True)
@@ -51,23 +51,23 @@ class _Letter:
 
 
 async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) -> Replayed:
-    """Deliver the letters of a file to the sinks that refused them; one sink alone gets all.
+    """Deliver the dead letters of a file to the sinks that rejected them; a single sink gets all of them.
 
-    Stages and conditions have been passed already, and are not run again.
+    Stages and conditions do not run again.
 
     Args:
-        path: the file of dead letters.
-        sinks: those of the configuration; they are opened and closed here.
-        patience: seconds for which a sink may take nothing before its letters are put back.
+        path: the dead-letter file.
+        sinks: the configured sinks; they are opened and closed here.
+        patience: seconds for which a sink may be unavailable before its records are appended to the file again.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file does not exist.
         SidecarError: a sink cannot be opened, or the file cannot be written.
     """
     done = Replayed()
     taken = path + _SUFFIX
     try:
-        lines = await run_in_thread(_take, path, taken)
+        lines = await run_in_thread(_rename_file, path, taken)
     except FileNotFoundError as error:
         raise _errors.ConfigError(f"there are no dead letters in {path}: no such file") from error
     except OSError as error:
@@ -86,14 +86,14 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
         for name, waiting in letters.items():
             await _deliver(by_name[name], waiting, again, patience, done)
     finally:
-        # Also when it is cancelled: nothing is delivered twice then, and nothing lost.
+        # Also after a cancellation: nothing is delivered twice, and nothing is lost.
         rest = [*back, *(one.line for waiting in letters.values() for one in waiting)]
-        await run_in_thread(_put_back, again, rest, taken)
+        await run_in_thread(_append_rest, again, rest, taken)
     return done
 
 
 def _read(line: bytes, names: Sequence[str]) -> _Letter | str:
-    """Return the letter of a line, or why it cannot be delivered."""
+    """Return the dead letter of a line, or the reason why it cannot be delivered."""
     try:
         found = orjson.loads(line)
         name, record = str(found["sink"]), record_of(found)
@@ -107,13 +107,13 @@ def _read(line: bytes, names: Sequence[str]) -> _Letter | str:
 async def _deliver(
     sink: Sink, waiting: list[_Letter], again: DeadLetterFile, patience: float, done: Replayed
 ) -> None:
-    """Deliver, and take out of `waiting` what has arrived or is a dead letter again."""
+    """Deliver, and remove from `waiting` what was delivered or is a dead letter again."""
     await sink.open(None)
     try:
         while waiting:
-            some = waiting[:_AT_ONCE]
+            some = waiting[:_BATCH_LETTERS]
             try:
-                receipt = await _written(sink, some, patience)
+                receipt = await _write_batch(sink, some, patience)
                 await sink.flush()
                 await again.write(sink.name, receipt.rejected)
             except SinkUnavailable as error:
@@ -126,31 +126,31 @@ async def _deliver(
         await sink.close()
 
 
-async def _written(sink: Sink, some: Sequence[_Letter], patience: float) -> Receipt:
-    """Write one batch; wait for a sink that takes nothing, but not for ever."""
+async def _write_batch(sink: Sink, some: Sequence[_Letter], patience: float) -> Receipt:
+    """Write one batch; retry for a limited time while the sink is unavailable."""
     records = [one.record for one in some]
     data = b"\n" * len(records)
     batch = Batch([Block(data, "", "", 0, len(data), time.time_ns())], records)
-    end, pause = time.monotonic() + patience, _PAUSE
+    end, pause = time.monotonic() + patience, _MIN_BACKOFF_SECONDS
     while True:
         try:
             return await sink.write(batch)
         except SinkUnavailable as error:
-            pause = min(error.retry_after or pause * 2, _LONGEST_PAUSE)
+            pause = min(error.retry_after or pause * 2, _MAX_BACKOFF_SECONDS)
             if time.monotonic() + pause > end:
                 raise
             _log.warning("%s; trying again", error)
             await asyncio.sleep(pause)
 
 
-def _take(path: str, taken: str) -> list[bytes]:
-    """Rename the file, unless a replay that was killed has left one, and return its lines."""
+def _rename_file(path: str, taken: str) -> list[bytes]:
+    """Rename the file, unless a killed replay has left a renamed one, and return its lines."""
     if not os.path.exists(taken):
         atomic.rename(path, taken)
     with open(taken, "rb") as file:
         fcntl.flock(
             file, fcntl.LOCK_EX
-        )  # whoever had opened it before has written when this returns
+        )  # a collector that had opened it before has finished its write then
         return list(_lines(file.read()))
 
 
@@ -160,7 +160,7 @@ def _lines(data: bytes) -> Iterator[bytes]:
             yield line + b"\n"
 
 
-def _put_back(again: DeadLetterFile, rest: Sequence[bytes], taken: str) -> None:
+def _append_rest(again: DeadLetterFile, rest: Sequence[bytes], taken: str) -> None:
     if rest:
         again.append(b"".join(rest))
     with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What tells a collection in a Job that the other containers have done their work: a file, or the end of a process."""
+"""Stop conditions for a collector in a Job: a file exists, or a process of another container has ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sidecar.process import process_table
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = 60.0
-"""Seconds after which a process that was never seen is taken for one that has ended before we looked."""
+_NEVER_SEEN_SECONDS = 60.0
+"""A process that was never seen counts as ended after this time: it may have ended before the first check."""
 
 
 def file_exists(path: str) -> Callable[[], bool]:
-    """Return what asks whether a file is there, whatever it holds.
+    """Return a condition that is true once the file exists.
 
     >>> file_exists("/shared/done")()
     False
@@ -26,13 +26,13 @@ def file_exists(path: str) -> Callable[[], bool]:
 
 
 def process_ended(name: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """Return what asks whether the processes of a name have ended. It must be asked now and then.
+    """Return a condition that is true once the processes of this name have ended. Call it regularly.
 
     The name is that of the program, of its first argument (a script), or what `ps -o comm` shows.
-    A process that is not seen for a minute has ended before the first look, and that is said.
+    A process that is not seen for a minute counts as ended, with a warning.
 
     Raises:
-        ConfigError: the processes of other containers cannot be seen (`shareProcessNamespace`).
+        ConfigError: the processes of other containers are not visible (`shareProcessNamespace`).
 
     >>> process_ended("worker")()
     False
@@ -49,9 +49,11 @@ def process_ended(name: str, *, clock: Callable[[], float] = time.monotonic) -> 
         if any(name in (*one.argv, one.comm) for one in process_table.others()):
             seen = True
             return False
-        if not seen and clock() - begun >= _PATIENCE:
+        if not seen and clock() - begun >= _NEVER_SEEN_SECONDS:
             _log.warning(
-                "no process named %s was seen for %g s: taking it for ended", name, _PATIENCE
+                "no process named %s was seen for %g s: taking it for ended",
+                name,
+                _NEVER_SEEN_SECONDS,
             )
             seen = True
         return seen

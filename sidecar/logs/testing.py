@@ -1,4 +1,4 @@
-"""For users' tests of their stages and sinks: a log file that rotates in every way, and a sink in memory.
+"""Test helpers for custom stages and sinks: a log file with every kind of rotation, and an in-memory sink.
 
 Public as part of `sidecar.testing`.
 """
@@ -19,7 +19,7 @@ from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, Rejected, SinkU
 
 
 class LogFile:
-    r"""A log as an application writes it, open in append mode, and as rotation treats it. Blocking.
+    r"""A log file that is written as by an application (in append mode) and can be rotated. Blocking.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -39,47 +39,47 @@ class LogFile:
         self.reopen()
 
     def write(self, *lines: str) -> None:
-        """Append whole lines, in a single system call."""
+        """Append complete lines in a single system call."""
         self.write_raw("".join(line + "\n" for line in lines).encode())
 
     def write_raw(self, data: bytes) -> None:
-        """Append bytes as they are: half a line, another encoding."""
+        """Append bytes unchanged: a partial line, another encoding."""
         os.write(self._fd, data)
 
     def reopen(self) -> None:
-        """Open the path again, as an application does when it is told that its log was rotated."""
+        """Open the path again, as an application does after a rotation."""
         self.close()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def rotate(self) -> Path:
-        """Rename to `.1` (older ones to `.2`, …). The application goes on writing there until `reopen`."""
+        """Rename to `.1` (older files to `.2`, …). Writes continue there until `reopen`."""
         target = self._shift()
         self.path.rename(target)
         return target
 
     def copytruncate(self) -> Path:
-        """Copy to `.1`, then truncate in place, as logrotate does where an application cannot reopen."""
+        """Copy to `.1`, then truncate in place (logrotate: `copytruncate`)."""
         target = self._shift()
         shutil.copyfile(self.path, target)
         self.truncate()
         return target
 
     def truncate(self) -> None:
-        """Cut the file to nothing."""
+        """Truncate the file to zero bytes."""
         os.truncate(self.path, 0)
 
     def delete(self) -> None:
-        """Remove the name. The application goes on writing until `reopen`."""
+        """Delete the name. Writes to the open file continue until `reopen`."""
         self.path.unlink()
 
     def compress(self, rotated: Path) -> Path:
-        """Replace a rotated file by its gzip, and return that."""
+        """Compress a rotated file with gzip, and return the path of the archive."""
         target = rotated.with_name(rotated.name + ".gz")
         with rotated.open("rb") as plain, gzip.open(target, "wb") as packed:
             shutil.copyfileobj(plain, packed)
@@ -100,10 +100,10 @@ class LogFile:
 
 
 class MemorySink(BaseSink):
-    """Keeps what it is given, and fails when it is told to.
+    """A sink that stores records in memory, and fails on demand.
 
     Args:
-        refuse: returns the reason why a record can never be taken, None for one that is welcome.
+        refuse: returns the reason to reject a record, None to accept it.
 
     >>> sink = MemorySink()
     >>> sink.lines
@@ -119,10 +119,10 @@ class MemorySink(BaseSink):
     ) -> None:
         self.name = name
         self.records: list[Record] = []
-        """Everything that was acknowledged, in order."""
+        """All acknowledged records, in order."""
         self.batches = 0
         self.resumed: Any = None
-        """What `open` was given."""
+        """The argument of `open`."""
         self.closed = False
         self._refuse = refuse
         self._failure: str | None = None
@@ -137,15 +137,15 @@ class MemorySink(BaseSink):
         return [record.text for record in self.records]
 
     def fail(self, reason: str = "out of order") -> None:
-        """From now on be unavailable."""
+        """Raise `SinkUnavailable` from now on."""
         self._failure = reason
 
     def hang(self) -> None:
-        """From now on answer nothing at all."""
+        """Block every `write` from now on."""
         self._open_gate.clear()
 
     def recover(self) -> None:
-        """Take everything again."""
+        """Accept records again."""
         self._failure = None
         self._open_gate.set()
 

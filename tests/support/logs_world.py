@@ -304,7 +304,7 @@ class World:
     def _disturb(self, tail: source.Tail) -> None:
         discovery = tail._discovery
         scan, opened, siblings = discovery.scan, discovery.open, discovery.siblings
-        listed = discovery._fresh
+        listed = discovery._read_directory
 
         def disturbed_scan(**options: Any) -> Any:
             self._tick()
@@ -337,7 +337,7 @@ class World:
 
         discovery.scan = disturbed_scan  # type: ignore[method-assign]
         discovery.open = disturbed_open  # type: ignore[method-assign]
-        discovery._fresh = disturbed_listing  # type: ignore[method-assign]
+        discovery._read_directory = disturbed_listing  # type: ignore[method-assign]
         discovery.siblings = disturbed_siblings  # type: ignore[method-assign]
 
     @contextlib.contextmanager

@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 Key = tuple[int, int]
 """Device and inode."""
 
-_MAGIC = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RACY_NS = 100_000_000
+_MTIME_RESOLUTION_NS = 100_000_000
 """A directory that changed this recently may change again with the same timestamp."""
-_MOST_DIRECTORIES = 100_000
+_MAX_DIRECTORIES = 100_000
 
 
 @dataclass(slots=True)
@@ -90,12 +90,12 @@ class Discovery:
         root: str | None = None,
         archive_dirs: Iterable[str] = (),
     ) -> None:
-        self.patterns = [p for pattern in patterns for p in _expand(pattern)]
+        self.patterns = [p for pattern in patterns for p in _absolute_patterns(pattern)]
         if not self.patterns:
             raise _errors.ConfigError("no log file is named: give a path or a pattern")
         self._compiled = [_compile(pattern) for pattern in self.patterns]
-        self._exclude = [_excluder(p) for pattern in exclude for p in _braces(pattern)]
-        self._own: set[tuple[str, str]] = set()
+        self._exclude = [_exclude_test(p) for pattern in exclude for p in _expand_braces(pattern)]
+        self._own_names: set[tuple[str, str]] = set()
         self._root = os.path.abspath(root) if root is not None else None
         self.archive_dirs = [os.path.abspath(path) for path in archive_dirs]
         """Directories that are listed besides those of the patterns."""
@@ -107,7 +107,7 @@ class Discovery:
     def exclude(self, path: str) -> bool:
         """Exclude a file and its rotated files. Return whether its path is one of the patterns."""
         directory, name = os.path.split(os.path.abspath(path))
-        self._own.add((os.path.realpath(directory), base_log_name(name)))
+        self._own_names.add((os.path.realpath(directory), base_log_name(name)))
         return os.path.abspath(path) in self.patterns
 
     def scan(self, *, changed_directories: Iterable[str] = ()) -> ScanIndex:
@@ -206,8 +206,8 @@ class Discovery:
     def _is_own(self, path: str) -> bool:
         directory, name = os.path.split(path)
         core = base_log_name(name)
-        return any(core == own for _, own in self._own) and (
-            (os.path.realpath(directory), core) in self._own
+        return any(core == own for _, own in self._own_names) and (
+            (os.path.realpath(directory), core) in self._own_names
         )
 
     def _walk(
@@ -219,25 +219,27 @@ class Discovery:
     ) -> Iterator[tuple[str, Key]]:
         part, rest = parts[0], parts[1:]
         if part is None:
-            for below in self._tree(directory, found, seen):
+            for below in self._walk_tree(directory, found, seen):
                 yield from self._walk(below, rest, found, seen)
             return
         listing = self._list(directory, found, seen)
-        if listing is None or len(seen) > _MOST_DIRECTORIES:
+        if listing is None or len(seen) > _MAX_DIRECTORIES:
             return
         if rest:
             for name in [*listing.directories, *listing.links]:
-                if _fits(part, name):
+                if _matches(part, name):
                     path = os.path.join(directory, name)
                     if name not in listing.links or os.path.isdir(path):
                         yield from self._walk(path, rest, found, seen)
             return
-        yield from self._matching(directory, listing, part, found)
+        yield from self._matching_files(directory, listing, part, found)
 
-    def _tree(self, directory: str, found: ScanIndex, seen: dict[str, Listing]) -> Iterator[str]:
+    def _walk_tree(
+        self, directory: str, found: ScanIndex, seen: dict[str, Listing]
+    ) -> Iterator[str]:
         """Yield a directory and all directories below it. Iterative, since any writer may create deep trees."""
         waiting = [directory]
-        while waiting and len(seen) <= _MOST_DIRECTORIES:
+        while waiting and len(seen) <= _MAX_DIRECTORIES:
             place = waiting.pop()
             listing = self._list(place, found, seen)
             if listing is None:
@@ -246,14 +248,14 @@ class Discovery:
             below = [name for name in listing.directories if not name.startswith(".")]
             waiting += [os.path.join(place, name) for name in reversed(below)]
 
-    def _matching(
+    def _matching_files(
         self, directory: str, listing: Listing, part: str | re.Pattern[str], found: ScanIndex
     ) -> Iterator[tuple[str, Key]]:
         for name in [part] if isinstance(part, str) else list(listing.keys):
-            if name in listing.keys and _fits(part, name):
+            if name in listing.keys and _matches(part, name):
                 yield os.path.join(directory, name), listing.keys[name]
         for name in listing.links:
-            if _fits(part, name):
+            if _matches(part, name):
                 path = os.path.join(directory, name)
                 with contextlib.suppress(OSError):
                     status = os.stat(path)
@@ -268,7 +270,7 @@ class Discovery:
             status = os.stat(directory)
             known = self._listings.get(directory)
             if known is None or not known.is_stable or known.changed_ns != status.st_mtime_ns:
-                known = self._fresh(directory, status)
+                known = self._read_directory(directory, status)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 self.errors.log(directory, error)
@@ -284,8 +286,8 @@ class Discovery:
         found.directories.setdefault(directory)
         return known
 
-    def _fresh(self, directory: str, status: os.stat_result) -> Listing:
-        is_stable = time.time_ns() - status.st_mtime_ns > _RACY_NS
+    def _read_directory(self, directory: str, status: os.stat_result) -> Listing:
+        is_stable = time.time_ns() - status.st_mtime_ns > _MTIME_RESOLUTION_NS
         listing = Listing(status.st_mtime_ns, is_stable)
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -308,24 +310,24 @@ def _key_of(entry: os.DirEntry[str], device: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-def _expand(pattern: str) -> list[str]:
+def _absolute_patterns(pattern: str) -> list[str]:
     """Return the absolute patterns after brace expansion."""
-    return [os.path.abspath(each) for each in _braces(pattern) if each]
+    return [os.path.abspath(each) for each in _expand_braces(pattern) if each]
 
 
-def _braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> list[str]:
     """Expand braces: `{a,b}.log` becomes `a.log` and `b.log`."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [each for option in match[1].split(",") for each in _braces(head + option + tail)]
+    return [each for option in match[1].split(",") for each in _expand_braces(head + option + tail)]
 
 
 def _compile(pattern: str) -> _Pattern:
     names = pattern.split("/")[1:]
     fixed = 0
-    while fixed < len(names) - 1 and not _MAGIC.search(names[fixed]):
+    while fixed < len(names) - 1 and not _WILDCARD.search(names[fixed]):
         fixed += 1
     parts: list[str | re.Pattern[str] | None] = []
     for name in names[fixed:]:
@@ -333,13 +335,13 @@ def _compile(pattern: str) -> _Pattern:
             if not parts or parts[-1] is not None:
                 parts.append(None)
         else:
-            parts.append(re.compile(fnmatch.translate(name)) if _MAGIC.search(name) else name)
+            parts.append(re.compile(fnmatch.translate(name)) if _WILDCARD.search(name) else name)
     if parts[-1] is None:
         parts.append(re.compile(".*", re.DOTALL))
     return _Pattern("/" + "/".join(names[:fixed]), tuple(parts))
 
 
-def _excluder(pattern: str) -> Callable[[str], bool]:
+def _exclude_test(pattern: str) -> Callable[[str], bool]:
     """Return the test of an exclude pattern: without a slash it matches file names in any directory, else paths."""
     if "/" not in pattern:
         name = re.compile(fnmatch.translate(pattern))
@@ -347,23 +349,23 @@ def _excluder(pattern: str) -> Callable[[str], bool]:
     compiled = _compile(os.path.abspath(pattern))
     base = compiled.base.rstrip("/") + "/"
     return lambda path: (
-        path.startswith(base) and _covers(compiled.parts, path[len(base) :].split("/"))
+        path.startswith(base) and _matches_path(compiled.parts, path[len(base) :].split("/"))
     )
 
 
-def _covers(parts: Sequence[str | re.Pattern[str] | None], names: Sequence[str]) -> bool:
+def _matches_path(parts: Sequence[str | re.Pattern[str] | None], names: Sequence[str]) -> bool:
     if not parts:
         return not names
     part, rest = parts[0], parts[1:]
     if part is None:
-        return any(_covers(rest, names[skipped:]) for skipped in range(len(names)))
+        return any(_matches_path(rest, names[skipped:]) for skipped in range(len(names)))
     if not names:
         return False
     fits = part == names[0] if isinstance(part, str) else part.fullmatch(names[0]) is not None
-    return fits and _covers(rest, names[1:])
+    return fits and _matches_path(rest, names[1:])
 
 
-def _fits(part: str | re.Pattern[str], name: str) -> bool:
+def _matches(part: str | re.Pattern[str], name: str) -> bool:
     if isinstance(part, str):
         return name == part
     # As in a shell, a wildcard does not match a leading dot.

@@ -2,9 +2,9 @@
 
 https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk
 
-The answer to a bulk request is 200 also when nothing was stored: each item has a status of its own.
-Every document has an `_id` made of its place (which checkpoint, file and offset) and its content,
-so a line that is sent again is known to be there already: exactly once, as long as the checkpoint lives.
+The response to a bulk request is 200 even if nothing was stored: each item has its own status.
+Every document has an `_id` derived from its origin (checkpoint, file and offset) and its content, so a retried line
+is recognised as a duplicate: it is stored exactly once as long as the checkpoint exists.
 """
 
 from __future__ import annotations
@@ -39,49 +39,49 @@ from sidecar.logs.sinks.responses import (
 )
 from sidecar.process import arguments
 
-_ALREADY_THERE = 409
-_PASSING = frozenset({401, 402, 403, 404, 408, 429})
-"""No fault of the document: queue full, disk nearly full, a write block, no such index, rights or a licence that are missing."""
-_FAULTS_OF_THE_INDEX = frozenset({
+_CONFLICT_STATUS = 409
+_RETRYABLE_STATUSES = frozenset({401, 402, 403, 404, 408, 429})
+"""Not a fault of the document: full queue, disk watermark, write block, missing index, missing rights or licence."""
+_INDEX_ERROR_TYPES = frozenset({
     "cluster_block_exception", "index_closed_exception", "index_create_block_exception", "index_not_found_exception",
     "invalid_alias_name_exception", "invalid_index_name_exception", "resource_already_exists_exception",
     "security_exception", "validation_exception",
 })  # fmt: skip
-"""Types of errors that no document is the reason of, whatever the status. `validation_exception`: too many shards."""
-_OF_THE_INDEX = re.compile(
+"""Types of errors that are not a fault of the document, whatever the status. `validation_exception`: too many shards."""
+_INDEX_ERROR_REASON = re.compile(
     r"no write index|can't execute a single index op|with an op_type of create are allowed|not an alias"
     r"|auto.create|maximum (?:normal )?shards|read.only|licen[sc]e",
     re.IGNORECASE,
 )
-"""The same, said in words with a type that means anything (`illegal_argument_exception`)."""
+"""The same by the reason, for ambiguous types such as `illegal_argument_exception`."""
 _NO_IDS = re.compile(r"document id is not supported|_id must be unset", re.IGNORECASE)
-"""Collections of OpenSearch Serverless, and indices of time series, give ids themselves."""
+"""OpenSearch Serverless and time series indices assign ids themselves."""
 
 _HOUR = 3_600_000_000_000
-_LONGEST_INDEX = 255
+_MAX_INDEX_BYTES = 255
 _DIRECTIVE = re.compile(r"%[YymdHjUWGVuB](?![0-9A-Fa-f])|%[YymHjUWGVu]")
-"""A directive of strftime in a path, where `%3C` is a sign of its own."""
+"""A directive of strftime in a path, where `%3C` is an escaped character."""
 _OTHER_FORMAT = re.compile(r"yyyy|YYYY|%[{+]|MM\.dd")
 
 _log = logging.getLogger(__name__)
 
 
 class ElasticsearchSink(HttpSink):
-    """Stores lines by `create`, which data streams ask for, with `@timestamp`.
+    """Stores lines with `create`, which data streams require, and `@timestamp`.
 
     Args:
-        index: index or data stream. By default the URL's path names it (`http://search:9200/my-logs`),
-            else it is `logs-sidecar-default`, which the built-in templates of Elasticsearch make a data stream.
-            With directives of strftime (`shop-%Y.%m.%d`) each line goes into the index of its own time (UTC).
-        require_alias: store only where `index` is an alias: a rollover that has not been set up is waited for,
-            and makes no index of that name.
+        index: index or data stream. The default is the path of the URL (`http://search:9200/my-logs`),
+            else `logs-sidecar-default`, which the built-in templates of Elasticsearch create as a data stream.
+            With directives of strftime (`shop-%Y.%m.%d`) each line is stored in the index of its own time (UTC).
+        require_alias: store only if `index` is an alias: the sink waits until the rollover alias exists,
+            instead of creating an index of that name.
         schema: `ecs`, `otel`, `flat` or `plain`: see `sidecar.logs.sinks.schemas`.
         prefix: of our names in `flat`.
 
     All other arguments are those of `HttpSink`.
 
     Raises:
-        ConfigError: `index`, or the last part of the path, can be the name of no index.
+        ConfigError: `index`, or the last part of the path, is not a valid name of an index.
 
     >>> ElasticsearchSink("https://search:9200", index="shop", user="shop", password_file="/run/password").url
     'https://search:9200/_bulk'
@@ -122,10 +122,10 @@ class ElasticsearchSink(HttpSink):
         self._dated = index is not None and "%" in index
         self._action = b"" if self._dated else self._action_for(index)
         self._last_hour = -1, b""
-        """The action of the hour before: lines come in order, nearly always."""
+        """The action of the last hour used: lines are almost always in order."""
 
     async def open(self, resume: Any) -> None:
-        """Go on with the identity that the checkpoint has kept: lines sent again keep their `_id`."""
+        """Continue with the identity from the checkpoint, so that retried lines keep their `_id`."""
         if isinstance(resume, Mapping) and isinstance(resume.get("instance"), str):
             self._instance = resume["instance"]
         await super().open(resume)
@@ -142,7 +142,7 @@ class ElasticsearchSink(HttpSink):
         return b"".join(lines)
 
     def _action_for(self, index: str | None) -> bytes:
-        """Return the line before a document, with a place for its `_id`."""
+        """Return the action line of a document, with a placeholder for its `_id`."""
         about: dict[str, Any] = {} if index is None else {"_index": index}
         if self._require_alias:
             about["require_alias"] = True
@@ -174,12 +174,12 @@ class ElasticsearchSink(HttpSink):
             return RetryLater(f"{said}: {answer}")
         refused, again, pausing = list[tuple[int, str]](), list[int](), ""
         for index, (status, item) in enumerate(items):
-            if 200 <= status < 300 or status == _ALREADY_THERE:
+            if 200 <= status < 300 or status == _CONFLICT_STATUS:
                 continue
             reason = _reason(status, item)
-            if self._forgoes_ids(reason):
+            if self._disable_ids(reason):
                 again.append(index)
-            elif _is_passing(status, item):
+            elif _is_retryable(status, item):
                 again.append(index)
                 pausing = pausing or reason
             else:
@@ -188,38 +188,38 @@ class ElasticsearchSink(HttpSink):
         return PartialResult(refused, again, said, answer.retry_after)
 
     def _classify_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
-        """Judge an answer that has no item for each document: `?filter_path`, and receivers that leave some out.
+        """Classify a response without an item for each document (`?filter_path`, or receivers that omit items).
 
-        Without errors it is a success. With some, documents cannot be asked about one by one:
-        those that are stored are conflicts by now, and a conflict is an error, too.
+        Without errors it is a success. With errors the documents cannot be tested one by one:
+        stored ones cause conflicts, and a conflict is an error as well.
         """
         if not found["errors"]:
             return Accepted()
         items = found.get("items")
         for item in items if isinstance(items, list) else []:
             said = next(iter(item.values()), None) if isinstance(item, Mapping) else None
-            if isinstance(said, Mapping) and _is_passing(said.get("status"), said):
+            if isinstance(said, Mapping) and _is_retryable(said.get("status"), said):
                 return RetryLater(f"{_reason(said.get('status'), said)}", answer.retry_after)
         reason = (
             f"some were refused, and not which (does the address have a filter_path?): {answer}"
         )
         return (
             Unclear(reason) if self._ids else PermanentlyRejected(reason)
-        )  # what has no _id is stored twice
+        )  # documents without an _id may be stored twice
 
     def _classify_bulk(self, answer: Answer, found: Any, count: int) -> Verdict:
-        """Judge an answer that says nothing of single documents."""
+        """Classify a response that does not refer to single documents."""
         verdict = classify_status(answer)
         if not isinstance(verdict, RecordRejected):
             return verdict
-        if self._forgoes_ids(verdict.reason):
+        if self._disable_ids(verdict.reason):
             return PartialResult((), range(count))
-        if isinstance(found, Mapping) and _is_of_the_index(found):
+        if isinstance(found, Mapping) and _is_index_error(found):
             return RetryLater(f"{answer} (check the index)", answer.retry_after)
         return verdict
 
-    def _forgoes_ids(self, reason: str) -> bool:
-        """Learn from a refusal that documents may have no `_id` here; return whether that was what was refused."""
+    def _disable_ids(self, reason: str) -> bool:
+        """Disable `_id` if the receiver does not allow it; return whether that was the reason of the rejection."""
         if not _NO_IDS.search(reason):
             return False
         if self._ids:
@@ -242,12 +242,12 @@ class ElasticsearchSink(HttpSink):
 
 
 def check_index(name: str) -> None:
-    """Refuse what no index can be called.
+    """Check the name of an index.
 
     https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-indices-create
 
     Raises:
-        ConfigError: it can be none; the message says why.
+        ConfigError: the name is invalid; the message gives the reason.
 
     >>> check_index("logs-shop-%Y.%m.%d")
     >>> check_index("<logs-{now/d}>")
@@ -256,7 +256,7 @@ def check_index(name: str) -> None:
     if _OTHER_FORMAT.search(name):
         raise ConfigError(f"{where}: a date is written as strftime does, like logs-%Y.%m.%d")
     if name.startswith("<") and name.endswith(">"):
-        return  # date math: Elasticsearch works it out
+        return  # date math is evaluated by Elasticsearch
     try:
         made = time.strftime(name, time.gmtime(0)) if "%" in name else name
     except ValueError as error:
@@ -265,8 +265,8 @@ def check_index(name: str) -> None:
         raise ConfigError(f"{where}: it must be in lower case, and begin with a letter or digit")
     if found := sorted(set(made) & set('\\/*?"<>| ,#:%')):
         raise ConfigError(f"{where}: it must not hold {' '.join(found)}")
-    if len(made.encode()) > _LONGEST_INDEX:
-        raise ConfigError(f"{where}: it is longer than {_LONGEST_INDEX} bytes")
+    if len(made.encode()) > _MAX_INDEX_BYTES:
+        raise ConfigError(f"{where}: it is longer than {_MAX_INDEX_BYTES} bytes")
 
 
 def _parsed(body: bytes) -> Any:
@@ -277,7 +277,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def _items(found: Any) -> list[tuple[int, Mapping[str, Any]]] | None:
-    """Return what an answer says of each document, None where it is no answer to a bulk request."""
+    """Return the items of a bulk response, None if it is not one."""
     try:
         items = [next(iter(item.values())) for item in found["items"]]
         return [(int(item["status"]), item) for item in items]
@@ -285,21 +285,21 @@ def _items(found: Any) -> list[tuple[int, Mapping[str, Any]]] | None:
         return None
 
 
-def _is_passing(status: Any, item: Mapping[str, Any]) -> bool:
-    """Tell whether an item was refused for no fault of its document."""
-    passing = isinstance(status, int) and (status in _PASSING or status >= 500)
-    return passing or _is_of_the_index(item)
+def _is_retryable(status: Any, item: Mapping[str, Any]) -> bool:
+    """Whether an item was rejected for a temporary reason, not because of its document."""
+    retryable = isinstance(status, int) and (status in _RETRYABLE_STATUSES or status >= 500)
+    return retryable or _is_index_error(item)
 
 
-def _is_of_the_index(found: Mapping[str, Any]) -> bool:
-    """Tell whether an error is one of the index, the cluster or the licence: it would meet every document."""
+def _is_index_error(found: Mapping[str, Any]) -> bool:
+    """Whether an error is one of the index, the cluster or the licence, which affects every document."""
     error = found.get("error")
     if not isinstance(error, Mapping):
-        return isinstance(error, str) and _OF_THE_INDEX.search(error) is not None
-    if error.get("type") in _FAULTS_OF_THE_INDEX:
+        return isinstance(error, str) and _INDEX_ERROR_REASON.search(error) is not None
+    if error.get("type") in _INDEX_ERROR_TYPES:
         return True
     return error.get("type") == "illegal_argument_exception" and (
-        _OF_THE_INDEX.search(str(error.get("reason"))) is not None
+        _INDEX_ERROR_REASON.search(str(error.get("reason"))) is not None
     )
 
 

@@ -1,4 +1,4 @@
-"""Where an HTTP sink posts to, and how both sides know whom they talk to: address, credentials, certificates."""
+"""The endpoint of an HTTP sink: URL, proxy, credentials and TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def address(url: str, standard_path: str) -> tuple[str, str | None]:
-    """Return the URL to post to, and the credentials that stood in it as `user:password`."""
+    """Return the URL without credentials, and the credentials in it as `user:password`."""
     try:
         parts = urlsplit(url)
         scheme = parts.scheme.rpartition("+")[2]
@@ -47,13 +47,13 @@ def address(url: str, standard_path: str) -> tuple[str, str | None]:
 
 
 def proxy(url: str) -> str | None:
-    """Return the proxy by which the environment wants a receiver to be reached: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
+    """Return the proxy of a receiver from the environment: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
 
-    NO_PROXY holds names (with all that end with them), addresses and networks (`10.0.0.0/8`), with commas, or `*`.
-    This machine itself is never asked for by a proxy: in a Pod that is the container next door.
+    NO_PROXY is a comma-separated list of domains (including their subdomains), addresses and networks (`10.0.0.0/8`),
+    or `*`. Loopback addresses are never proxied: in a Pod they are another container.
 
     Raises:
-        ConfigError: it names nothing that can be a proxy.
+        ConfigError: the value is not a valid proxy.
     """
     receiver, named = urlsplit(url), getproxies_environment()
     found = named.get(receiver.scheme)
@@ -74,7 +74,7 @@ def proxy(url: str) -> str | None:
 
 
 def _is_direct(host: str, port: int | None, without: str) -> bool:
-    """Whether a receiver is reached without the proxy, by its name or address and by what NO_PROXY holds."""
+    """Whether a receiver is reached without the proxy, by its host and NO_PROXY."""
     entries = [entry.strip().lower().lstrip(".") for entry in without.split(",")]
     if host == "localhost" or {"*", host, f"{host}:{port}"} & set(entries):
         return True
@@ -93,7 +93,7 @@ def _networks(entries: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddr
 
 
 class Credentials:
-    """What tells the receiver who we are. Files are read for each request: they may be rotated."""
+    """The credentials for the receiver. Files are read for each request, so that they can be rotated."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class Credentials:
 
 
 def check_headers(sink: str, headers: Mapping[str, str]) -> None:
-    """Refuse what no request can carry (RFC 9110, 5.1 and 5.5).
+    """Check header names and values (RFC 9110, 5.1 and 5.5).
 
     Raises:
-        ConfigError: a name with other signs than those of a token, or a value of several lines.
+        ConfigError: a name is not a token, or a value has several lines.
     """
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name):
@@ -149,7 +149,7 @@ def check_headers(sink: str, headers: Mapping[str, str]) -> None:
 
 
 def _secret(sink: str, path: Path) -> str:
-    """Read a small file on a volume in memory: not worth a thread."""
+    """Read a secret: a small file on a memory-backed volume, so no thread is used."""
     where = f"{sink}: cannot read the secret in {os.fspath(path)}"
     try:
         with open(path, encoding="utf-8") as file:
@@ -164,13 +164,13 @@ def _secret(sink: str, path: Path) -> str:
 
 
 class Tls:
-    """How to speak with a receiver over TLS, by files that are looked at before each request.
+    """The TLS settings of a sink, from files that are checked before each request.
 
-    Renewed ones (cert-manager) are used from the next connection on. Where they do not fit each other,
-    because only one of two has been replaced yet, the last ones that did stay in use.
+    Renewed files (cert-manager) are used for the next connection. If certificate and key do not match,
+    because only one was replaced yet, the previous pair stays in use.
 
     Raises:
-        ConfigError: the files cannot be used; only from the constructor.
+        ConfigError: the files cannot be used; raised by the constructor only.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Tls:
             self._context = self._load()
 
     def context(self) -> ssl.SSLContext | bool:
-        """Return what aiohttp is to use for the next connection; True where nobody speaks TLS."""
+        """Return the TLS context for the next connection; True for a receiver without TLS."""
         if self._files and (state := self._stat()) != self._state:
             self._state = state
             try:
@@ -205,7 +205,7 @@ class Tls:
         return [_identity(path) for path in self._files]
 
     def _load(self) -> ssl.SSLContext:
-        """Make a context of its own in any case: the one that aiohttp makes at its import may have no certificates."""
+        """Create a context. The one that aiohttp creates at its import may have no certificates."""
         what = "the certificates of the system"
         if self._ca is not None:
             what = f"the certificates in ca_file {os.fspath(self._ca)}"

@@ -1,6 +1,6 @@
-"""From an address to a sink: `stdout`, `file:///path`, `loki+https://host`, … with options.
+"""Create a sink from an address: `stdout`, `file:///path`, `loki+https://host`, … with options.
 
-Options stand in a configuration file, or behind `#` in the address itself, which no receiver ever sees:
+Options come from a configuration file, or follow `#` in the address, which is not sent to the receiver:
 
     loki+https://logs.example.com#tenant=shop&token_file=/run/secrets/token
 """
@@ -86,13 +86,13 @@ def make_sink(
     json: bool = False,
     defaults: Mapping[str, Any] | None = None,
 ) -> Sink:
-    """Make the sink that an address names.
+    """Create the sink of an address.
 
-    `json` is for sinks that write lines as they came; `defaults` count where the sink knows the option
-    and neither `options` nor the address say it.
+    `json` applies to sinks that write original lines; `defaults` apply to options of the sink that neither
+    `options` nor the address set.
 
     Raises:
-        ConfigError: no such form, no such option, or a value that cannot work.
+        ConfigError: an unknown scheme or option, or an invalid value.
 
     >>> make_sink("loki+http://loki:3100#tenant=shop")
     <LokiSink http://loki:3100/loki/api/v1/push>

@@ -28,20 +28,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_RETRYABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.EFBIG: "raise the limit for the size of files, or let it rotate by max_bytes",
 }
-_MOST_PIECES = 512  # below IOV_MAX
-_MOST_BYTES = 512 << 10
+_MAX_IOVECS = 512  # below IOV_MAX
+_MAX_WRITE_BYTES = 512 << 10
 """Bytes of one system call. Above 1 MiB ext4 uses huge pages for its cache: writing took twice as long where those
 have to be cleared or allocated first, as in a virtual machine."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Position:
+class _FileLength:
     """The length of a file that is identified by device and inode."""
 
     device: int
@@ -49,7 +49,7 @@ class _Position:
     size: int
 
     @classmethod
-    def of(cls, raw: Any) -> _Position | None:
+    def of(cls, raw: Any) -> _FileLength | None:
         """Return the position in `resume`, None if it is not one of this sink."""
         try:
             return cls(int(raw["device"]), int(raw["inode"]), int(raw["size"]))
@@ -123,7 +123,7 @@ class FileSink(BaseSink):
             SidecarError: another collector has the file open, or it cannot be opened.
         """
         try:
-            return await run_in_thread(self._open, _Position.of(resume))
+            return await run_in_thread(self._open, _FileLength.of(resume))
         except OSError as error:
             raise _errors.SidecarError(
                 f"cannot write to {self.path}: {oserrors.hint(error)}"
@@ -131,32 +131,32 @@ class FileSink(BaseSink):
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json, schema=self._schema)
-        return Receipt(resume=await run_in_thread(self._in_turn, self._append, pieces))
+        return Receipt(resume=await run_in_thread(self._run_locked, self._append, pieces))
 
     async def flush(self) -> None:
-        await run_in_thread(self._in_turn, self._sync)
+        await run_in_thread(self._run_locked, self._sync)
 
     async def close(self) -> None:
-        await run_in_thread(self._in_turn, self._close)
+        await run_in_thread(self._run_locked, self._close)
 
     # -- blocking
 
-    def _in_turn(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def _run_locked(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self._turn:
             return function(*args, **kwargs)
 
-    def _open(self, resume: _Position | None) -> dict[str, int]:
+    def _open(self, resume: _FileLength | None) -> dict[str, int]:
         dirs.make_directory(os.path.dirname(self.path))
         if resume is not None:
-            self._cut_back(resume)
-        self._begin()
+            self._truncate_to(resume)
+        self._create_file()
         return self._position()
 
     def _position(self) -> dict[str, int]:
         status = os.fstat(self._fd)
         return {"device": status.st_dev, "inode": status.st_ino, "size": self._size}
 
-    def _begin(self) -> None:
+    def _create_file(self) -> None:
         flags = (
             os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
@@ -175,7 +175,7 @@ class FileSink(BaseSink):
             )
         self._fd, self._size = fd, os.fstat(fd).st_size
 
-    def _cut_back(self, known: _Position) -> None:
+    def _truncate_to(self, known: _FileLength) -> None:
         """Truncate what was written after the position in the checkpoint."""
         generations = [self.path, *(self._numbered(n) for n in range(1, self._keep + 2))]
         for index, path in enumerate(generations):
@@ -200,13 +200,13 @@ class FileSink(BaseSink):
             self._rotate()
         before = self._size
         try:
-            for part in _parts(pieces):
+            for part in _group_for_writev(pieces):
                 self._size += _write_all(self._fd, part)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, before)
             self._size = before
-            if error.errno not in _FULL:
+            if error.errno not in _RETRYABLE_ERRNOS:
                 raise
             raise SinkUnavailable(
                 f"cannot write to {self.path}: {os.strerror(error.errno or 0).lower()}"
@@ -224,7 +224,7 @@ class FileSink(BaseSink):
             there = None
         if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
             self._close()
-            self._begin()
+            self._create_file()
         elif ours.st_size != self._size:
             self._size = ours.st_size  # truncated in place
 
@@ -237,7 +237,7 @@ class FileSink(BaseSink):
             with contextlib.suppress(FileNotFoundError):
                 atomic.rename(self._numbered(number), self._numbered(number + 1))
         atomic.rename(self.path, self._numbered(1))
-        self._begin()
+        self._create_file()
 
     def _sync(self) -> None:
         """Sync the file. A failed sync is not retried: fsync(2) may report success although data is lost.
@@ -270,11 +270,11 @@ class FileSink(BaseSink):
         return f"{self.path}.{number}"
 
 
-def _parts(pieces: Sequence[bytes]) -> Iterator[list[memoryview]]:
+def _group_for_writev(pieces: Sequence[bytes]) -> Iterator[list[memoryview]]:
     """Group the pieces for writev(2)."""
     part, size = list[memoryview](), 0
     for piece in pieces:
-        if part and (size + len(piece) > _MOST_BYTES or len(part) == _MOST_PIECES):
+        if part and (size + len(piece) > _MAX_WRITE_BYTES or len(part) == _MAX_IOVECS):
             yield part
             part, size = [], 0
         if piece:

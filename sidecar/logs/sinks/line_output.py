@@ -1,4 +1,4 @@
-"""What stdout and file sinks write: lines as they came, JSON where a stage has changed what they say."""
+"""The output of the stdout and file sinks: original lines, or JSON for records that a stage has changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sidecar.logs.sinks.schemas import Schema, json_line, json_lines
 
 
 def output_of(batch: Batch, *, json: bool, schema: Schema | None = None) -> list[bytes]:
-    """Return the pieces to write, in order. Whole lines, each with its newline."""
+    """Return the pieces to write, in order: complete lines with their newlines."""
     if json:
         return [json_lines(batch, schema)]
     if batch.raw:

@@ -31,24 +31,26 @@ from sidecar.logs.stages import timestamp
 from sidecar.process import arguments
 
 _NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_]")
-_MOST_LABELS = 15
+_MAX_LABELS = 15
 """Loki's default limit for a stream."""
-_LONGEST_VALUE, _LONGEST_NAME = 2048, 1024
+_MAX_LABEL_VALUE_BYTES, _MAX_LABEL_NAME_BYTES = 2048, 1024
 """Bytes, by default (`max_label_value_length`, `max_label_name_length`)."""
-_FIRST = ("namespace", "pod", "container", "filename", "level", "app")
-_TOO_MANY_VALUES = frozenset({"pod_uid", "pod_ip", "pod-template-hash", "controller-revision-hash"})
+_PREFERRED_LABELS = ("namespace", "pod", "container", "filename", "level", "app")
+_HIGH_CARDINALITY_LABELS = frozenset(
+    {"pod_uid", "pod_ip", "pod-template-hash", "controller-revision-hash"}
+)
 """Labels that would make a stream of its own for each Pod and tell nothing that `pod` does not."""
-_BLOCKED = 260
-_OLDEST = re.compile(
+_INGESTION_BLOCKED_STATUS = 260
+_OLDEST_REASON = re.compile(
     r"timestamp too old: .*?oldest acceptable timestamp is: ([0-9T:.Z+-]+)", re.DOTALL
 )
 _IGNORED = re.compile(r"total ignored: (\d+) out of (\d+)")
-_OF_THE_TENANT = re.compile(
+_TENANT_LIMIT_REASON = re.compile(
     r"this feature is disallowed|allow_structured_metadata|no org id", re.IGNORECASE
 )
 """What a 400 says that no line is the reason of: limits_config does not let this tenant do so."""
-_FILES = 10_000
-_TIMES = 2_000
+_MAX_FILES = 10_000
+_MAX_TIMES = 2_000
 """So many other times may lie between two equal ones, at least."""
 
 
@@ -93,7 +95,7 @@ class LokiSink(HttpSink):
         self._labels = arguments.check_options("labels", labels)
         self._label_fields = arguments.words("label_fields", label_fields)
         self._metadata_fields = arguments.words("metadata_fields", metadata_fields)
-        self._times = _Times()
+        self._times = _DistinctTimes()
 
     def prepare(self, batch: Batch) -> None:
         """Make the times of the records distinct."""
@@ -118,10 +120,10 @@ class LokiSink(HttpSink):
 
     def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
         """204 is success; 260 means that ingestion is blocked, and nothing was accepted."""
-        if answer.status == _BLOCKED:
+        if answer.status == _INGESTION_BLOCKED_STATUS:
             return RetryLater(str(answer), answer.retry_after)
         verdict = classify_status(answer)
-        if isinstance(verdict, RecordRejected) and _OF_THE_TENANT.search(verdict.reason):
+        if isinstance(verdict, RecordRejected) and _TENANT_LIMIT_REASON.search(verdict.reason):
             return RetryLater(f"{answer} (check the tenant's limits_config)", answer.retry_after)
         return verdict
 
@@ -130,7 +132,7 @@ class LokiSink(HttpSink):
 
         The others are sent again at once: Loki drops those it has, by stream, time and text.
         """
-        if (oldest := _oldest(verdict.reason)) is not None:
+        if (oldest := _parse_oldest(verdict.reason)) is not None:
             old = [index for index, one in enumerate(records) if one.time < oldest]
             if old:
                 refused = [(index, verdict.reason) for index in old]
@@ -148,14 +150,14 @@ class LokiSink(HttpSink):
         for name in self._label_fields:
             if (value := _text(record.fields.get(name))) is not None:
                 found[name] = value
-        wanted = [*self._labels, *self._label_fields, *_FIRST]
+        wanted = [*self._labels, *self._label_fields, *_PREFERRED_LABELS]
         found |= self._labels
         names = sorted(found, key=lambda one: (_rank(one, wanted), one))
         labels: dict[str, str] = {}
         for name in names:
             value = found[name]
-            if value and name not in _TOO_MANY_VALUES and len(labels) < _MOST_LABELS:
-                labels.setdefault(_label_name(name), _cut(value, _LONGEST_VALUE))
+            if value and name not in _HIGH_CARDINALITY_LABELS and len(labels) < _MAX_LABELS:
+                labels.setdefault(_label_name(name), _truncate(value, _MAX_LABEL_VALUE_BYTES))
         return labels or {"job": "sidecar"}  # Loki rejects streams without labels
 
     def _metadata(self, record: Record) -> dict[str, str]:
@@ -166,7 +168,7 @@ class LokiSink(HttpSink):
         }
 
 
-class _Times:
+class _DistinctTimes:
     """Makes equal times of one file distinct, even if a line with an older time is between them.
 
     >>> times = _Times()
@@ -185,18 +187,18 @@ class _Times:
         """Return the time, or a slightly later one if that time was sent before."""
         original, sent = self._last.get(file, (0, -1))
         if not original <= moment <= sent:
-            self._leave(file, original, sent)
+            self._remember(file, original, sent)
             key = (file, moment)
             sent = self._young.get(key) or self._old.get(key) or moment - 1
             original = moment
         self._last[file] = original, sent + 1
         return sent + 1
 
-    def _leave(self, file: str, original: int, sent: int) -> None:
+    def _remember(self, file: str, original: int, sent: int) -> None:
         self._young[file, original] = sent
-        if len(self._young) >= _TIMES:
+        if len(self._young) >= _MAX_TIMES:
             self._young, self._old = {}, self._young
-            for name in list(self._last)[: max(len(self._last) - _FILES, 0)]:
+            for name in list(self._last)[: max(len(self._last) - _MAX_FILES, 0)]:
                 del self._last[name]
 
 
@@ -209,22 +211,22 @@ def _text(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else json_encoding.value(value)
 
 
-def _cut(text: str, limit: int) -> str:
+def _truncate(text: str, limit: int) -> str:
     """Return the beginning of a text, up to `limit` bytes."""
     if len(text) * 4 <= limit:
         return text
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
 
 
-def _oldest(said: str) -> int | None:
+def _parse_oldest(said: str) -> int | None:
     """Return the oldest time that Loki accepts, from its response, in Unix nanoseconds."""
-    found = _OLDEST.search(said)
+    found = _OLDEST_REASON.search(said)
     return None if found is None else timestamp.nanoseconds(found[1])
 
 
 def _label_name(name: str) -> str:
     """Turn `app.kubernetes.io/name` into `app_kubernetes_io_name`."""
-    clean = _NOT_IN_NAME.sub("_", name)[: _LONGEST_NAME - 1]
+    clean = _NOT_IN_NAME.sub("_", name)[: _MAX_LABEL_NAME_BYTES - 1]
     return clean if clean and not clean[0].isdigit() else f"_{clean}"
 
 

@@ -1,4 +1,4 @@
-"""One JSON object a line, by POST: the form that nearly every receiver of logs can be taught."""
+"""POST one JSON object per line (NDJSON), a format that nearly every log receiver supports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from sidecar.logs.sinks.http import HttpSink
 class NdjsonSink(HttpSink):
     """Posts batches as `application/x-ndjson`; any 2xx acknowledges.
 
-    `Idempotency-Key` is the same when a batch is sent again, so that a receiver may know it:
-    an answer that got lost on its way is no difference to one that was never given.
-    Lines say `file` and `offset` too, which name a line for good.
+    `Idempotency-Key` is the same when a batch is retried, so that a receiver can detect the duplicate
+    if its response was lost. Each line also contains `file` and `offset`, which identify it.
 
     Args:
-        schema: the shape of a line: `plain`, `ecs`, `otel` or `flat`; see `sidecar.logs.sinks.schemas`.
+        schema: the structure of a line: `plain`, `ecs`, `otel` or `flat`; see `sidecar.logs.sinks.schemas`.
         prefix: of our names in `flat`.
 
     All other arguments are those of `HttpSink`.
@@ -32,7 +31,7 @@ class NdjsonSink(HttpSink):
 
     content_type: ClassVar[str] = "application/x-ndjson"
     takes_blocks = True
-    # A request costs a millisecond whatever it holds. Lines that no stage looks at never become records, so more fit.
+    # A request costs 1 ms whatever its size. Without stages lines do not become records, so more fit in memory.
     batching = Batching(max_bytes=1 << 20, max_records=1250, linger=0.02)
 
     def __init__(
@@ -48,7 +47,7 @@ class NdjsonSink(HttpSink):
     def encode_batch(self, batch: Batch) -> Iterable[bytes]:
         if self._schema is not None:
             return (self.encode(batch.records()),)
-        # Piece by piece: what is in memory is one of them, and what the others have become.
+        # Encoded in pieces, so that only one uncompressed piece is in memory.
         return json_encoding.json_pieces(batch)
 
     def headers_for(self, body: bytes) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
-"""OpenTelemetry's logs over HTTP, in JSON (https://opentelemetry.io/docs/specs/otlp/#otlphttp).
+"""OpenTelemetry logs over OTLP/HTTP in JSON (https://opentelemetry.io/docs/specs/otlp/#otlphttp).
 
-What the JSON form asks for, and what is easily missed: names in lowerCamelCase, 64-bit numbers as strings,
-severity as a number, trace ids in hexadecimal and not in base64.
+The JSON encoding requires names in lowerCamelCase, 64-bit integers as strings,
+severity as a number, and trace ids in hexadecimal instead of base64.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from sidecar.logs.sinks.responses import (
 from sidecar.process import arguments
 
 RETRYABLE = frozenset({429, 502, 503, 504})
-"""The only statuses after which the specification lets a client try again."""
+"""The only statuses after which the specification allows a retry."""
 
 _OURS = frozenset({"log.file.path", "log.file.name", "log.record.offset", "json"})
 _TRACE = re.compile(r"[0-9a-fA-F]{32}")
 _SPAN = re.compile(r"[0-9a-fA-F]{16}")
 _TRACE_FIELDS = ("trace_id", "traceId", "traceid", "trace.id")
 _SPAN_FIELDS = ("span_id", "spanId", "spanid", "span.id")
-_DEEP = 32
+_MAX_DEPTH = 32
 
 
 class OtlpSink(HttpSink):
-    """Exports log records to an OpenTelemetry collector, or to anything that speaks OTLP/HTTP.
+    """Exports log records to an OpenTelemetry collector or any other OTLP/HTTP receiver.
 
-    The body is the line, or its message where a parser has found one; other fields become attributes.
+    The body is the line, or the message that a parser has found; other fields become attributes.
     Labels of the Pod become attributes of the resource.
 
     Args:
-        resource: attributes of the resource, over those that are known from labels.
+        resource: attributes of the resource; they override those from labels.
             `service.name` comes from `OTEL_SERVICE_NAME`, else from the labels.
-        retry_status: statuses besides 429, 502, 503 and 504 after which to try again, against the specification:
-            some receivers answer 500 when they are only busy.
+        retry_status: statuses to retry besides 429, 502, 503 and 504, contrary to the specification:
+            some receivers answer 500 when they are overloaded.
 
     All other arguments are those of `HttpSink`.
 
@@ -88,7 +88,7 @@ class OtlpSink(HttpSink):
         resources: dict[int, tuple[Mapping[str, str], list[orjson.Fragment]]] = {}
         for record in records:
             group = resources.setdefault(id(record.labels), (record.labels, []))
-            # As text at once: a batch of dictionaries would take 3 MB.
+            # Encoded one by one: a batch of dictionaries would use 3 MB.
             group[1].append(orjson.Fragment(orjson.dumps(_log_record(record, observed))))
         made = [
             {
@@ -120,12 +120,12 @@ class OtlpSink(HttpSink):
 
 
 def _partial(answer: Answer, count: int) -> Verdict:
-    """A success may be partial, and must not be tried again; which records it means is not said."""
+    """Handle a partial success: it must not be retried, and does not name the rejected records."""
     try:
         partial = orjson.loads(answer.body or b"{}").get("partialSuccess") or {}
         rejected = int(partial.get("rejectedLogRecords") or 0)
     except (ValueError, TypeError, AttributeError):
-        return Accepted()  # a 2xx is an acknowledgement, whatever its text
+        return Accepted()  # a 2xx acknowledges, whatever its body
     if rejected <= 0:
         return Accepted()
     said = f"partial success: {rejected} of {count} refused, it is not said which"
@@ -145,7 +145,7 @@ def _log_record(record: Record, observed: str) -> dict[str, Any]:
         made["body"] = any_value(fields)
     else:
         made["body"] = {"stringValue": _clean(message)}
-        # Keys are unique (opentelemetry.proto): what the application calls like one of ours stands beneath `json`.
+        # Keys are unique (opentelemetry.proto): application fields with one of our names are moved below `json`.
         attributes |= schemas.apart(fields, _OURS) if _OURS & fields.keys() else fields
     if fields:
         _add_id(made, "traceId", _TRACE, fields, _TRACE_FIELDS)
@@ -169,13 +169,13 @@ def _add_id(
 
 
 def _attributes(values: Mapping[str, Any], depth: int = 0) -> list[dict[str, Any]]:
-    # Names that differ only in what cannot be written are one key.
+    # Names that differ only in lone surrogates become one key.
     unique = {_clean(str(key)): one for key, one in values.items() if one is not None}
     return [{"key": key, "value": any_value(one, depth)} for key, one in unique.items()]
 
 
 def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a table)
-    """Write a value as OTLP's AnyValue. Members that are null are left out.
+    """Convert a value to an OTLP AnyValue. Members that are null are left out.
 
     >>> any_value({"n": 1})
     {'kvlistValue': {'values': [{'key': 'n', 'value': {'intValue': '1'}}]}}
@@ -192,15 +192,15 @@ def any_value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 (a
         case bytes():
             return {"bytesValue": base64.b64encode(value).decode()}
         case None:
-            # `{}` is what the schema says, and some receivers refuse the whole request for it.
+            # The schema would be `{}`, but some receivers reject the whole request for it.
             return {"stringValue": "null"}
-        case dict() if depth < _DEEP:
+        case dict() if depth < _MAX_DEPTH:
             return {"kvlistValue": {"values": _attributes(value, depth + 1)}}
-        case list() | tuple() if depth < _DEEP:
+        case list() | tuple() if depth < _MAX_DEPTH:
             return {"arrayValue": {"values": [any_value(one, depth + 1) for one in value]}}
     return {"stringValue": _clean(json_encoding.shortened(value))}
 
 
 def _clean(text: str) -> str:
-    """JSON and protobuf have no word for lone surrogates (names of files, what stages make)."""
+    """Replace lone surrogates (in file names, or from stages): JSON and protobuf cannot represent them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""What a record says, for receivers that keep a line and its fields apart."""
+"""Render a record for receivers that store the line and its fields separately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MESSAGES = ("message", "msg", "log", "event")
 
 
 def line(record: Record) -> str:
-    """Return the record as one line: as it came, or as JSON once its fields say something else.
+    """Return the record as one line: the original line, or JSON if its fields have changed.
 
     >>> line(Record(b"hello"))
     'hello'
@@ -27,7 +27,7 @@ def line(record: Record) -> str:
 
 
 def message(record: Record) -> tuple[str | None, dict[str, Any]]:
-    """Split the record into its message and the other fields. The message is None if no field is one."""
+    """Return the message and the other fields of a record. The message is None if no field contains it."""
     if not record.structured:
         return record.text, record.fields
     for name in _MESSAGES:

@@ -1,15 +1,15 @@
-"""Shapes of a record as one JSON object in which our names and the application's never meet.
+"""Schemas: structures of a JSON record in which our names and those of the application do not collide.
 
-`plain`, the shape of `documents`, is short, and lets the application's fields win. A store with types
-(Elasticsearch, OpenSearch, ClickHouse) fixes the type of a field by the first line that has it:
-there the `level: 30` of pino and a `level: "error"` of ours would refuse each other's lines for good.
+`plain`, the structure of `json_encoding`, is short, and fields of the application take precedence. A typed store
+(Elasticsearch, OpenSearch, ClickHouse) fixes the type of a field with the first line that has it:
+there `level: 30` of pino and our `level: "error"` would cause permanent rejections.
 
 * `ecs`: Elastic Common Schema (https://www.elastic.co/docs/reference/ecs), with `kubernetes.*` as Filebeat has it.
 * `otel`: OpenTelemetry's data model and semantic conventions, as its exporter for Elasticsearch writes them.
-* `flat`: one level, each name of ours behind a prefix.
+* `flat`: one level, with a prefix for each of our names.
 
-In `ecs` and `otel` the application's fields stand under their own names, and those that begin like one of ours beneath `json`.
-In names of labels dots become underscores, or `app` and `app.kubernetes.io/name` would be a text and an object at once.
+In `ecs` and `otel` fields of the application keep their names; those that collide with ours are moved below `json`.
+Dots in names of labels become underscores: otherwise `app` and `app.kubernetes.io/name` would be a string and an object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import render
 
 Schema = Callable[[Record], dict[str, Any]]
-"""From a record to what a receiver gets of it, as an object of its own."""
+"""A function from a record to a new dictionary for the receiver."""
 
 NAMES = ("plain", "ecs", "otel", "flat")
 SEVERITY = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
@@ -55,10 +55,10 @@ _OURS_IN_OTEL = frozenset({"log", "json"})
 
 
 def named(name: str, prefix: str | None = None) -> Schema | None:
-    """Return the schema of that name; None for `plain`, which the quicker code of `documents` writes.
+    """Return the schema of that name; None for `plain`, which `json_encoding` encodes faster.
 
     Raises:
-        ConfigError: there is none, or a prefix stands beside another one than `flat`.
+        ConfigError: the schema is unknown, or a prefix is given for another one than `flat`.
 
     >>> named("flat", "_")(Record(b"hello", file="/log/a"))
     {'_time': '1970-01-01T00:00:00.000000000Z', '_message': 'hello', '_file': '/log/a', '_offset': 0}
@@ -107,7 +107,7 @@ def resource_attributes(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 class _OfLabels:
-    """What a schema makes of labels, made once for each mapping of them: batches share one."""
+    """The converted labels, cached per mapping: the records of a batch share one."""
 
     def __init__(self, make: Callable[[Mapping[str, str]], dict[str, Any]]) -> None:
         self._make = make
@@ -115,14 +115,14 @@ class _OfLabels:
         self._made: dict[str, Any] = {}
 
     def __call__(self, labels: Mapping[str, str]) -> dict[str, Any]:
-        """Return a mapping whose members are shared, and may not be changed."""
+        """Return a mapping with shared members that must not be changed."""
         if labels is not self._labels:
             self._labels, self._made = labels, self._make(labels)
         return self._made
 
 
 class Ecs:
-    """The Elastic Common Schema. Fields of an ECS logger (`log.logger`, `labels`) stay where that has put them.
+    """The Elastic Common Schema. Fields of an ECS logger (`log.logger`, `labels`) stay in place.
 
     >>> made = Ecs()(Record(b"hello", file="/log/a", level="warn", fields={"level": 30, "file": "a.py"}))
     >>> made["log"], made["level"], made["file"]
@@ -187,7 +187,7 @@ class Otel:
 
 
 class Flat:
-    """One level, each name of ours behind a prefix; what the application calls likewise gets it twice.
+    """One level, with a prefix for each of our names; colliding fields of the application get the prefix twice.
 
     >>> Flat("x_")(Record(b"hi", file="/a", labels={"app.io/name": "web"}, fields={"x_file": 1}))["x_x_file"]
     1
@@ -217,7 +217,7 @@ class Flat:
 
 
 def place_of(record: Record) -> dict[str, Any]:
-    """Return where a record comes from, by OpenTelemetry's names for it."""
+    """Return the origin of a record as attributes of OpenTelemetry."""
     path = json_encoding.readable(record.file)
     return {
         "log.file.path": path,
@@ -227,7 +227,7 @@ def place_of(record: Record) -> dict[str, Any]:
 
 
 def apart(fields: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:
-    """Return the fields, those that are called like one of ours, or whose first part is, beneath `json`."""
+    """Return the fields; those whose name, or its first part, collides with ours are moved below `json`."""
     made: dict[str, Any] = {}
     aside: dict[str, Any] = {}
     for given, value in fields.items():
@@ -237,7 +237,7 @@ def apart(fields: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:
 
 
 def _is_ecs(made: dict[str, Any], head: str, rest: str, value: Any) -> bool:
-    """Put what a logger has written by ECS into its place; return False for what is none."""
+    """Merge the fields of an ECS logger into the document; return False if the record has none."""
     if head == "ecs" and rest == "version":
         return True  # ours says as much
     if head == "log" and rest and rest.partition(".")[0] not in _OURS_IN_LOG:
@@ -274,7 +274,7 @@ def _ecs_labels(labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _without_dots(labels: Mapping[str, str]) -> dict[str, str]:
-    """Replace dots in names. A label that is called so already keeps its name, and the other one gets a `_` more."""
+    """Replace dots in names. On a collision the replaced name gets another `_`."""
     made = {name: one for name, one in labels.items() if "." not in name}
     for name, one in labels.items():
         if "." in name:
@@ -286,7 +286,7 @@ def _without_dots(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _name(given: Any) -> str:
-    """Return a name that Elasticsearch takes: not empty, and no dot at its ends."""
+    """Return a valid field name of Elasticsearch: not empty, and without a dot at its ends."""
     name = given if isinstance(given, str) else str(given)
     if name and name[0] != "." and name[-1] != ".":
         return name

@@ -26,7 +26,7 @@ from sidecar.process.executor import run_in_thread
 
 _PIPE_BUF = 4096
 _PIPE_SIZE = 65536
-_PATIENCE_MS = 200
+_POLL_MS = 200
 _turns: dict[int, threading.Lock] = {}
 """Several pipelines may write to one descriptor: a line that the kernel accepts in parts must not be interleaved."""
 
@@ -68,7 +68,7 @@ class StdoutSink(BaseSink):
         self._json, self._fd = json, arguments.check_integer("fd", fd)
         if json:
             self.batching = replace(self.batching, max_lines=MAX_BLOCK_RECORDS)
-        self.own_files = _file_behind(fd)
+        self.own_files = _redirect_target(fd)
 
     async def write(self, batch: Batch) -> Receipt:
         pieces = output_of(batch, json=self._json, schema=self._schema)
@@ -88,7 +88,7 @@ class StdoutSink(BaseSink):
         return ACCEPTED
 
 
-def _file_behind(fd: int) -> Sequence[str]:
+def _redirect_target(fd: int) -> Sequence[str]:
     """Return the file to which standard output goes, if it goes to one (`> all.log`)."""
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -101,7 +101,7 @@ def _file_behind(fd: int) -> Sequence[str]:
 def _write_all(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> None:
     """Write complete lines, without interleaving with other sinks of this process."""
     lock = _turns.setdefault(fd, threading.Lock())
-    while not lock.acquire(timeout=_PATIENCE_MS / 1000):
+    while not lock.acquire(timeout=_POLL_MS / 1000):
         if stop.is_set():
             raise InterruptedError("told to stop while another sink was writing to standard output")
     try:
@@ -115,18 +115,18 @@ def _write_pieces(fd: int, pieces: Sequence[bytes], stop: threading.Event) -> No
     for piece in pieces:
         view = memoryview(piece)
         while view:
-            most = _room(fd, stop) if patient else len(view)
+            most = _writable_bytes(fd, stop) if patient else len(view)
             try:
                 view = view[os.write(fd, view[:most]) :]
             except BlockingIOError:  # it is non-blocking, and full
                 continue
 
 
-def _room(fd: int, stop: threading.Event) -> int:
+def _writable_bytes(fd: int, stop: threading.Event) -> int:
     """Wait until the descriptor is writable; return how many bytes fit at least (pipe(7): one page)."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    while not poll.poll(_PATIENCE_MS):
+    while not poll.poll(_POLL_MS):
         if stop.is_set():
             raise InterruptedError("told to stop while standard output was full")
     waiting = array.array("i", [1])

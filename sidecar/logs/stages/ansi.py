@@ -13,7 +13,7 @@ _SEQUENCE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-Z\\^-~])"
 )
 """CSI, OSC (links, titles), and the short ones: https://ecma-international.org/publications-and-standards/standards/ecma-48/"""
-_DEEP = 64
+_MAX_DEPTH = 64
 
 
 def without(text: str) -> str:
@@ -42,7 +42,7 @@ def _clean(value: Any, depth: int) -> Any:
     """Return the value itself where there is nothing to take out."""
     if isinstance(value, str):
         return without(value)
-    if depth >= _DEEP:
+    if depth >= _MAX_DEPTH:
         return value
     if isinstance(value, dict):
         made = {without(str(name)): _clean(one, depth + 1) for name, one in value.items()}

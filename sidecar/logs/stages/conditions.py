@@ -1,11 +1,11 @@
-r"""Conditions in a configuration: which records a sink gets.
+r"""Conditions of a route: which records a sink gets.
 
     when: {min_level: warn}
     when: {level: [error, fatal], file: "/var/log/nginx/*"}
     when: {fields: {status: "^5"}, not: {text: /healthz}}
     when: {any: [{labels: {app: web}}, {text: payment}]}
 
-All that stands in one mapping must hold. A text alone is a pattern for the text of the line.
+All members of a mapping must be true. A string is a pattern for the text of the line.
 """
 
 from __future__ import annotations

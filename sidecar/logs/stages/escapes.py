@@ -19,7 +19,7 @@ of random letters and digits one place in 10,000, of hexadecimal digits one in 2
 _GROUPS = re.compile(BASE64)
 _IN_RUN = re.compile(r"[A-Za-z0-9+/_-]*")
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]+")
-_SHORTEST = 12
+_MIN_BASE64_CHARS = 12
 """Characters between bytes that are no text."""
 _LETTERS_OF_BASE64 = frozenset(string.ascii_letters + string.digits + "+/-_")
 _FROM_URLS = str.maketrans("-_", "+/")
@@ -88,7 +88,7 @@ def in_base64(text: str) -> Iterator[tuple[int, int, list[str]]]:
             run = run[:-1]
         said = binascii.a2b_base64(run + "=" * (-len(run) % 4)).decode("utf-8", "replace")
         end += len(text[end : end + 2]) - len(text[end : end + 2].lstrip("="))
-        yield start, end, [one for one in _UNREADABLE.split(said) if len(one) >= _SHORTEST]
+        yield start, end, [one for one in _UNREADABLE.split(said) if len(one) >= _MIN_BASE64_CHARS]
 
 
 def _layer(text: str) -> tuple[str, list[int]]:

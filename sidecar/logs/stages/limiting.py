@@ -17,7 +17,7 @@ from sidecar.logs.stages.severity import LEVELS
 from sidecar.process import arguments, metrics
 
 _SECOND = 1_000_000_000
-_MOST_KEYS = 10_000
+_MAX_KEYS = 10_000
 """Keys that are remembered; the one that was used longest ago is forgotten first."""
 
 
@@ -154,7 +154,7 @@ class _RateLimit:
         left = min(left + max(record.time - since, 0) / _SECOND * per_second, burst)
         passes = left >= 1
         self._buckets[key] = (left - passes, max(record.time, since))
-        if len(self._buckets) > _MOST_KEYS:
+        if len(self._buckets) > _MAX_KEYS:
             self._buckets.popitem(last=False)
         if passes:
             return record
@@ -183,6 +183,6 @@ class _Deduplicate:
             self._dropped.inc()
             return None
         self._seen[key] = record.time
-        if len(self._seen) > _MOST_KEYS:
+        if len(self._seen) > _MAX_KEYS:
             self._seen.popitem(last=False)
         return record

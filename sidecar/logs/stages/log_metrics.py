@@ -14,7 +14,7 @@ from sidecar.process import metrics
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_MOST_SERIES = 1000
+_MAX_SERIES = 1000
 _OTHER = "other"
 """Value of the labels of all that come after so many series: a field with ids in it may not fill the memory."""
 _made: dict[str, tuple[object, Any]] = {}
@@ -83,7 +83,7 @@ class _Measure:
         key = tuple(_value(record, field) for field in self._labels.values())
         found = self._series.get(key)
         if found is None:
-            if len(self._series) >= _MOST_SERIES:
+            if len(self._series) >= _MAX_SERIES:
                 key = (_OTHER,) * len(key)
             found = self._series[key] = self._metric.labels(*key)
         return found

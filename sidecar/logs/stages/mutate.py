@@ -11,14 +11,14 @@ from sidecar.logs import json_encoding, regex
 from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages import escapes
 
-_DEEP = 64
+_MAX_DEPTH = 64
 """Levels of nested fields that are looked through; deeper ones are replaced as a whole."""
-_LAYERS = 4
+_MAX_ENCODING_LAYERS = 4
 """How often what is hidden is looked for again, after some of it has been found."""
-_OVERLAP = 4096
+_OVERLAP_CHARS = 4096
 """Characters on each side of the border between two pieces of a line."""
-_MOST_ENDS = 64
-_MARK = "\ue000"
+_MAX_REMEMBERED_ENDS = 64
+_MARKER = "\ue000"
 """Stands where something has been taken out while we look for what is left: no pattern asks for it."""
 
 
@@ -130,7 +130,7 @@ class _Cleaner:
         self._base64 = regex.compile_pattern(escapes.BASE64)
         self.replacement = replacement
         self._replace = self._replacing(replacement)
-        self._mark = self._replacing(_MARK)
+        self._mark = self._replacing(_MARKER)
         self._count = 0
 
     def may_be_in(self, record: Record) -> bool:
@@ -180,7 +180,7 @@ class _Cleaner:
         def replace(text: str) -> tuple[str, int]:
             made, count = plain(text)
             if "\\" in made or "%" in made:
-                for _ in range(_LAYERS):
+                for _ in range(_MAX_ENCODING_LAYERS):
                     made, more = self._uncover(made, replacement)
                     count += more
                     if not more:
@@ -235,7 +235,7 @@ class _Cleaner:
             return self._in_text(value, replace)
         if isinstance(value, bool) or value is None:
             return value
-        if depth >= _DEEP:
+        if depth >= _MAX_DEPTH:
             self._count += 1
             return self.replacement
         if isinstance(value, dict):
@@ -271,15 +271,15 @@ class _Pieces:
         before = self._ends.get((record.file_id, record.offset))
         raw = record.raw
         if record.end == record.offset + len(raw) and raw:
-            self._ends[record.file_id, record.end] = raw[-_OVERLAP:]
-            if len(self._ends) > _MOST_ENDS:
+            self._ends[record.file_id, record.end] = raw[-_OVERLAP_CHARS:]
+            if len(self._ends) > _MAX_REMEMBERED_ENDS:
                 self._ends.popitem(last=False)
         if before is None:
             return
         known = before.decode("utf-8", "replace")
         text = record.text
         for start, end, made in self._cleaner.pattern.spans(
-            known + text[:_OVERLAP], self._cleaner.replacement
+            known + text[:_OVERLAP_CHARS], self._cleaner.replacement
         ):
             if start < len(known) < end:
                 record.text = made + text[end - len(known) :]

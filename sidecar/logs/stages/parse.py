@@ -27,11 +27,11 @@ _SIMPLE = frozenset({str, int, bool, type(None)})
 """Types of values that are as the line has them. A float may have been an integer, and the others hold values."""
 _MANY_DIGITS = b"0" * 20
 """What an integer beyond 64 bits has at least, its sign included; nanoseconds since 1970 have 19."""
-_DEEPEST = 128
+_MAX_DEPTH = 128
 """Levels of a line that is parsed. Elasticsearch takes 20 by default, and Python's own recursion ends below 1,000."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
-_LONGEST_INTEGER = 4300
+_MAX_INTEGER_DIGITS = 4300
 """Digits that Python turns into a number; more stay text."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -166,7 +166,7 @@ def _json(raw: bytes) -> dict[str, Any]:
         if raw.rstrip()[-1:] != b"}":
             return {}
         exact = False
-    if len(raw) > 2 * _DEEPEST and _is_too_deep(raw):
+    if len(raw) > 2 * _MAX_DEPTH and _is_too_deep(raw):
         return {}
     if not exact:
         found = _tolerant(raw)
@@ -188,7 +188,7 @@ def _tolerant(raw: bytes) -> Any:
 
 
 def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) <= _LONGEST_INTEGER else digits
+    return int(digits) if len(digits) <= _MAX_INTEGER_DIGITS else digits
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -203,13 +203,13 @@ def _without_surrogates(value: Any) -> Any:
 
 def _is_too_deep(raw: bytes) -> bool:
     """Tell whether a line is nested so deep that comparing or writing it would end in a RecursionError."""
-    if raw.count(b"[") + raw.count(b"{") <= _DEEPEST:
+    if raw.count(b"[") + raw.count(b"{") <= _MAX_DEPTH:
         return False
     depth = deepest = 0
     for sign in _BRACKET.findall(_STRING.sub(b"", raw)):
         depth += 1 if sign in b"[{" else -1
         deepest = max(deepest, depth)
-    return deepest > _DEEPEST
+    return deepest > _MAX_DEPTH
 
 
 def logfmt(raw: bytes) -> dict[str, Any]:

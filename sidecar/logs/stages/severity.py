@@ -44,7 +44,7 @@ _LETTERS = {"D": "debug", "I": "info", "W": "warn", "E": "error", "F": "fatal", 
 _PRIORITY = re.compile(r"<(\d{1,3})>")
 _OFFSET = re.compile(r"([a-z]+)[+-]\d+")
 """Levels of one's own in slog: https://pkg.go.dev/log/slog#Level.String"""
-_HEAD = 200
+_SEARCH_CHARS = 200
 """Characters of a line in which its level is looked for: further back it is what the line talks about."""
 
 
@@ -63,7 +63,9 @@ def find_level(record: Record) -> Record:
     found = _from_fields(record.fields) if record.fields else None
     if found is None and not record.structured:
         text = record.text
-        found = _from_text(ansi.without(text[:_HEAD]) if ansi.ESCAPE in text else text[:_HEAD])
+        found = _from_text(
+            ansi.without(text[:_SEARCH_CHARS]) if ansi.ESCAPE in text else text[:_SEARCH_CHARS]
+        )
     if found is not None:
         record.level = found
     return record

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 _LOCALTIME = "/etc/localtime"
 _NUMERIC = re.compile(r"(?:UTC|GMT)?([+\-\u2212])(\d\d?)(?::?(\d\d))?")
-_FARTHEST = 14
+_MAX_OFFSET_HOURS = 14
 """Hours that a zone lies from UTC, at most."""
 _ABBREVIATIONS = {
     "UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "CET": 1, "CEST": 2, "MEZ": 1, "MESZ": 2, "EET": 2, "EEST": 3, "MSK": 3,
@@ -74,7 +74,7 @@ def understood(written: str, moment: datetime, zone: tzinfo | None) -> tzinfo:
     if numeric := _NUMERIC.fullmatch(written):
         sign = 1 if numeric[1] == "+" else -1
         minutes = int(numeric[3] or 0)
-        if minutes >= 60 or int(numeric[2]) > _FARTHEST:
+        if minutes >= 60 or int(numeric[2]) > _MAX_OFFSET_HOURS:
             raise ValueError(written)
         return timezone(sign * timedelta(hours=int(numeric[2]), minutes=minutes))
     if written and (written[0] in "+-\u2212" or written[:4] in ("UTC+", "UTC-", "GMT+", "GMT-")):

@@ -25,8 +25,8 @@ _ISO = re.compile(
     r"([Zz](?![A-Za-z0-9])|(?: ?(?:UTC|GMT))?[+\-\u2212]\d[\d:]*| [+\-\u2212]\d\d[\d:]*| ?[A-Z]{3,5}(?![A-Za-z0-9])| ?[A-Z][a-z]+(?:/[A-Za-z_]+)+)?",
     re.ASCII,
 )
-_HEAD = 80
-_LONGEST_UTC = len("2026-11-23T13:21:51.123456789Z")
+_SEARCH_CHARS = 80
+_MAX_UTC_CHARS = len("2026-11-23T13:21:51.123456789Z")
 _TENS = [10 ** (9 - digits) for digits in range(10)]
 _YEARS = "YyGcxs"
 _DAYS = "djUWVuaAwbBm" + _YEARS
@@ -122,7 +122,7 @@ def nanoseconds(text: str, zone: tzinfo | None = None) -> int | None:
     """
     # The form of nearly all that write JSON, in a fifth of the time.
     length = len(text)
-    if 20 <= length <= _LONGEST_UTC and text[-1] == "Z":
+    if 20 <= length <= _MAX_UTC_CHARS and text[-1] == "Z":
         fraction = text[20:-1]
         if length == 20 or (text[19] == "." and fraction.isdigit() and fraction.isascii()):
             moment = _utc(text[:19])
@@ -150,7 +150,7 @@ def _find(record: Record, zone: tzinfo | None) -> Record:
                     set_time(record, moment)
                 return record
     if not record.structured:
-        head = record.text[:_HEAD]
+        head = record.text[:_SEARCH_CHARS]
         moment = nanoseconds(
             (ansi.without(head) if ansi.ESCAPE in head else head).lstrip("["), zone
         )

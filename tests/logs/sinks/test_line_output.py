@@ -141,10 +141,10 @@ async def test_a_file_gets_the_lines_and_its_mode(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("size", [1, 1000, files._MOST_BYTES, 3 * files._MOST_BYTES + 1])
+@pytest.mark.parametrize("size", [1, 1000, files._MAX_WRITE_BYTES, 3 * files._MAX_WRITE_BYTES + 1])
 async def test_blocks_of_any_size_and_number_are_written_whole(tmp_path: Path, size: int) -> None:
     """However many system calls that takes."""
-    count = 2 * files._MOST_PIECES if size < 2000 else 5
+    count = 2 * files._MAX_IOVECS if size < 2000 else 5
     lines = [f"{number} ".ljust(size - 1, "x")[: size - 1] for number in range(count)]
     blocks = [one for line in lines for one in batch(line).blocks]
     sink = FileSink(tmp_path / "out")
