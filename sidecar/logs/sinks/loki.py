@@ -171,7 +171,7 @@ class LokiSink(HttpSink):
 class _DistinctTimes:
     """Makes equal times of one file distinct, even if a line with an older time is between them.
 
-    >>> times = _Times()
+    >>> times = _DistinctTimes()
     >>> [times.distinct("/log/a", moment) for moment in (50, 50, 7, 50, 51)]
     [50, 51, 7, 52, 53]
     """
