@@ -1,11 +1,11 @@
-"""Regular expressions whose time grows with the line, never with its square or worse.
+"""Regular expressions in linear time (RE2).
 
-A line comes from an application, and sometimes from whoever attacks it.
-Python's `re` backtracks: one line of 40 characters can keep `(a+)+$` busy for hours,
-and nothing can interrupt it, so the collector would stand still with all files and probes.
-A time limit (as the `regex` package has) only turns that into a line nobody has looked at.
-RE2 cannot be made to stall: it knows no construct that needs backtracking, and says so when it meets one
-(look-around, references to groups: https://github.com/google/re2/wiki/Syntax).
+Lines come from applications, and may be controlled by an attacker.
+Python's `re` backtracks: a line of 40 characters can block `(a+)+$` for hours,
+and it cannot be interrupted, so the collector and its probes would stop.
+With a time limit (as in the `regex` package) such a line would be passed on unchecked.
+RE2 never backtracks, and rejects patterns that need it
+(look-around, backreferences: https://github.com/google/re2/wiki/Syntax).
 
 A pattern without special characters is searched for as plain text, which is faster still.
 """

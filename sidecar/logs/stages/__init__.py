@@ -1,10 +1,10 @@
-"""Steps between file and sink: plain functions from a record to a record, or to None.
+"""Stages between file and sink: synchronous functions from a record to a record, or to None to drop it.
 
-`parse` and `formats` read what is in a line, `severity` its level, `timestamp` and `time_zones` when it was written;
-`filter` says which lines go on, `conditions` how a configuration puts that, `limiting` leaves lines out to have fewer;
-`mutate` changes what they say, with `escapes` for what an encoding hides, and `ansi` for control sequences of terminals;
-`log_metrics` makes metrics of lines. `options` makes stages of a configuration.
-A stage never fails on a line: what it does not understand it passes on as it came.
+`parse` and `formats` parse a line, `severity` finds its level, `timestamp` and `time_zones` its time.
+`filter` drops lines, `conditions` are the conditions of routes, `limiting` reduces the number of lines.
+`mutate` changes lines, with `escapes` for encoded text; `ansi` removes control sequences of terminals.
+`log_metrics` derives metrics from lines. `options` creates stages from a configuration.
+A stage never fails on a line: a line that it does not understand is passed on unchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Colours and other control sequences of terminals, which mean nothing in a file."""
+"""Remove colours and other control sequences of terminals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without(text: str) -> str:
 
 
 def strip_ansi(record: Record) -> Record:
-    r"""Take colours and other control sequences of terminals out of the text and the fields.
+    r"""Remove colours and other control sequences of terminals from the text and the fields.
 
     >>> strip_ansi(Record(b"\x1b[32mINFO\x1b[39m started")).text
     'INFO started'
@@ -39,7 +39,7 @@ def strip_ansi(record: Record) -> Record:
 
 
 def _clean(value: Any, depth: int) -> Any:
-    """Return the value itself where there is nothing to take out."""
+    """Return the value without control sequences; the same object if it has none."""
     if isinstance(value, str):
         return without(value)
     if depth >= _MAX_DEPTH:

@@ -23,10 +23,10 @@ Condition = Callable[[Record], bool]
 
 
 def make_condition(given: Any) -> Condition:
-    """Make a condition of what stands in a configuration.
+    """Create a condition from a configuration.
 
     Raises:
-        TypeError, ValueError: it is none; half a sentence says why. Of patterns: ConfigError.
+        TypeError, ValueError: the condition is invalid; the message is a short reason. For patterns: ConfigError.
 
     >>> holds = make_condition({"min_level": "warn", "not": {"text": "/healthz"}})
     >>> holds(Record(b"GET / 500", level="error")), holds(Record(b"GET / 200", level="info"))
@@ -117,7 +117,7 @@ def _members(given: Any, of: Callable[[Record], Mapping[str, Any]]) -> Condition
 
 
 def _member(members: Mapping[str, Any], name: str) -> Any:
-    """Return a member by its name, or by a way into nested ones (`http.status`); None if it is not there."""
+    """Return a member by its name or by a dotted path (`http.status`); None if it is missing."""
     if name in members:
         return members[name]
     found: Any = members
@@ -127,7 +127,7 @@ def _member(members: Mapping[str, Any], name: str) -> Any:
 
 
 def _pattern(given: Any) -> Callable[[str], bool]:
-    """Return what finds one of some patterns in a text. A number or a truth is meant as its text."""
+    """Return a function that searches patterns in a text. Numbers and booleans are compared as text."""
     if isinstance(given, list):
         made = [_pattern(one) for one in given]
         return lambda text: any(one(text) for one in made)

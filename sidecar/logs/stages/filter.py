@@ -1,4 +1,4 @@
-"""Which lines go on."""
+"""Keep or drop lines by a pattern or a function."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sidecar.logs.records import Record, Stage
 
 
 def keep(what: str | Callable[[Record], bool]) -> Stage:
-    """Make a stage that passes only the lines in which a pattern is found, or for which a function says yes.
+    """Create a stage that keeps only lines that match a pattern, or for which a function returns true.
 
     Raises:
-        ConfigError: no valid pattern (see `sidecar.logs.regex`).
+        ConfigError: the pattern is invalid (see `sidecar.logs.regex`).
 
     >>> errors = keep("ERROR")
     >>> errors(Record(b"INFO started")) is None
@@ -27,10 +27,10 @@ def keep(what: str | Callable[[Record], bool]) -> Stage:
 
 
 def drop(what: str | Callable[[Record], bool]) -> Stage:
-    """Make a stage that drops the lines in which a pattern is found, or for which a function says yes.
+    """Create a stage that drops lines that match a pattern, or for which a function returns true.
 
     Raises:
-        ConfigError: no valid pattern (see `sidecar.logs.regex`).
+        ConfigError: the pattern is invalid (see `sidecar.logs.regex`).
 
     >>> drop("/healthz")(Record(b"GET /healthz 200")) is None
     True

@@ -1,4 +1,4 @@
-"""Lines in the form of a program: docker's json-file, syslog, klog, and columns (CSV)."""
+"""Parse the formats of Docker's json-file driver, syslog, klog, and columns (CSV)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _MINUTE = 60 * 1_000_000_000
 
 
 def parse_docker(record: Record) -> Record:
-    r"""Take a line out of what Docker's json-file driver has put around it: `log`, `stream`, `time`, `attrs`.
+    r"""Parse the format of Docker's json-file driver: `log`, `stream`, `time`, `attrs`.
 
-    Lines longer than 16 KiB come in pieces; tailed with `DOCKER_LINES` they arrive as one record, and are joined here.
+    Lines longer than 16 KiB are split by Docker; with `DOCKER_LINES` they arrive as one record, and are joined here.
     (https://docs.docker.com/engine/logging/drivers/json-file/)
 
     >>> record = parse_docker(Record(rb'{"log":"it failed\n","stream":"stderr","time":"2026-11-23T13:21:51.5Z"}'))
@@ -68,7 +68,7 @@ def parse_docker(record: Record) -> Record:
 
 
 def parse_syslog(record: Record) -> Record:
-    """Take the fields of syslog, RFC 5424 or 3164, also without the priority, as files have it; set level and time.
+    """Parse syslog (RFC 5424 or 3164), also without the priority as in files; set fields, level and time.
 
     The names are `hostname`, `appname`, `procid`, `msgid`, `facility`, `severity`, `timestamp`, `structured_data`, `message`.
     (https://www.rfc-editor.org/rfc/rfc5424#section-6, https://www.rfc-editor.org/rfc/rfc3164#section-4)
@@ -81,10 +81,10 @@ def parse_syslog(record: Record) -> Record:
 
 
 def parse_syslog_in(zone: str) -> Stage:
-    """Make a stage as `parse_syslog`, with the zone of times that name none (all of RFC 3164).
+    """Create a stage as `parse_syslog`, with a zone for times without one (all of RFC 3164).
 
     Raises:
-        ConfigError: there is no such zone.
+        ConfigError: the zone is unknown.
 
     >>> parse_syslog_in("UTC")(Record(b"Nov 23 13:21:51 web su: x", time=1795440112 * 10**9)).time
     1795440111000000000
@@ -94,7 +94,7 @@ def parse_syslog_in(zone: str) -> Stage:
 
 
 def parse_klog(record: Record) -> Record:
-    """Take the fields of klog and glog: `level`, `thread`, `source`, `message`, and the pairs of a structured line.
+    """Parse klog and glog: `level`, `thread`, `source`, `message`, and the pairs of a structured line.
 
     (https://github.com/kubernetes/klog, https://github.com/kubernetes/community/blob/master/contributors/devel/sig-instrumentation/logging.md)
 
@@ -109,9 +109,9 @@ def parse_klog(record: Record) -> Record:
 
 
 def parse_csv(columns: Sequence[str], delimiter: str = ",", quote: str = '"') -> Stage:
-    r"""Make a stage that takes the columns of a line as fields of these names; a name that is empty leaves its column out.
+    r"""Create a stage that parses columns into fields of these names; an empty name skips its column.
 
-    A line of another number of columns passes as it came, and so does one that repeats the names (a header).
+    A line with another number of columns, or a header with the names, is passed on unchanged.
 
     Raises:
         ConfigError: no columns, or a delimiter of more than one character.
@@ -179,7 +179,7 @@ def _take_time(record: Record, stamp: str, form: str, zone: tzinfo | None) -> No
         timestamp.set_time(record, moment + int(fraction.ljust(9, "0") or 0))
 
 
-# Lines come in order, and strptime takes as long as everything else together.
+# Cached, since lines are in order and strptime takes as long as everything else together.
 _by_format = lru_cache(maxsize=1024)(timestamp.by_format)
 
 

@@ -1,7 +1,6 @@
-"""Fewer lines, on purpose: by level, by chance, by rate, and each only once. What is dropped is counted.
+"""Reduce the number of lines: by level, sampling, rate limit and deduplication. Dropped lines are counted.
 
-What remembers lines does so for each sink apart (`Remembering`): sinks have their own progress,
-and what one has seen is news to the other.
+Stages with state keep it separately for each sink (`Remembering`), since each sink has its own positions.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from sidecar.process import arguments, metrics
 
 _SECOND = 1_000_000_000
 _MAX_KEYS = 10_000
-"""Keys that are remembered; the one that was used longest ago is forgotten first."""
+"""Limit of remembered keys; the least recently used one is dropped first."""
 
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A stage with a memory."""
+    """A stage with state."""
 
     def __call__(self, record: Record) -> Record | None: ...
 
     def for_another_sink(self) -> Stage:
-        """Return the same stage for one more sink, with a memory of its own."""
+        """Return the same stage with separate state for another sink."""
 
 
 def for_another_sink(stage: Stage) -> Stage:
-    """Return what a further sink runs in place of a stage that the first one runs."""
+    """Return the stage for another sink: one with separate state, if the stage has any."""
     return stage.for_another_sink() if isinstance(stage, Remembering) else stage
 
 
 def keep_level(least: str) -> Stage:
-    """Make a stage that passes lines of at least this level, and those whose level is not known.
+    """Create a stage that keeps lines of at least this level, and lines without a level.
 
     Raises:
-        ConfigError: no level; there are trace, debug, info, warn, error and fatal.
+        ConfigError: unknown level; there are trace, debug, info, warn, error and fatal.
 
     >>> keep_level("warn")(Record(b"x", level="info")) is None
     True
@@ -52,12 +51,12 @@ def keep_level(least: str) -> Stage:
 
 
 def sample(share: float, by: str | None = None) -> Stage:
-    """Make a stage that passes this share of the lines (0 to 1); with `by`, of the values of a field, with all their lines.
+    """Create a stage that keeps a share of the lines (0 to 1); with `by`, all lines of a share of the values of a field.
 
-    Which ones is decided by the line's place in its file, or by the value: the same for each sink, and after a restart.
+    The choice depends on the offset of the line, or on the value: it is the same for each sink, and after a restart.
 
     Raises:
-        ConfigError: no number from 0 to 1.
+        ConfigError: not a number from 0 to 1.
 
     >>> stage = sample(0.5)
     >>> 400 < sum(stage(Record(b"x", offset=n)) is not None for n in range(1000)) < 600
@@ -84,13 +83,13 @@ def sample(share: float, by: str | None = None) -> Stage:
 
 
 def rate_limit(per_second: float, by: str | None = None, burst: int | None = None) -> Stage:
-    """Make a stage that passes so many lines a second, for each value of a field apart where `by` names one.
+    """Create a stage that keeps at most `per_second` lines a second; with `by`, for each value of a field.
 
-    Seconds are those of the lines' own times: what is caught up after a break is not dropped for coming fast.
-    `burst` lines may come at once (a second's lines, by default).
+    The time is that of the lines: lines that are read late after a break are not dropped for that.
+    `burst` lines are kept at once (by default the lines of one second).
 
     Raises:
-        ConfigError: no number above 0.
+        ConfigError: not a number above 0.
 
     >>> stage = rate_limit(1, by="user")
     >>> [stage(Record(b"x", time=10**18, fields={"user": name})) is not None for name in ("ada", "ada", "bob")]
@@ -104,12 +103,12 @@ def rate_limit(per_second: float, by: str | None = None, burst: int | None = Non
 
 
 def deduplicate(window: float = 60.0, by: Sequence[str] = ()) -> Stage:
-    """Make a stage that drops a line if the same text has passed within `window` seconds; with `by`, the same fields.
+    """Create a stage that drops a line if the same text passed within `window` seconds; with `by`, the same fields.
 
-    Seconds are those of the lines' own times; up to 10,000 texts are remembered.
+    The time is that of the lines; up to 10,000 texts are remembered.
 
     Raises:
-        ConfigError: no time.
+        ConfigError: not a duration.
 
     >>> stage = deduplicate()
     >>> [stage(Record(text)) is not None for text in (b"disk full", b"disk full", b"ok")]
@@ -120,7 +119,7 @@ def deduplicate(window: float = 60.0, by: Sequence[str] = ()) -> Stage:
 
 
 def member(fields: dict[str, Any], name: str) -> Any:
-    """Return a field, also a nested one (`http.status`); None if it is not there."""
+    """Return a field by its name or dotted path (`http.status`); None if it is missing."""
     if name in fields:
         return fields[name]
     found: Any = fields
@@ -141,7 +140,7 @@ class _RateLimit:
     def __init__(self, per_second: float, by: str | None, burst: int) -> None:
         self._given = (per_second, by, burst)
         self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """Of each key how many lines may still come, and at what time that was."""
+        """The remaining lines of each key, and the time of that count."""
         self._dropped = metrics.LOGS_DROPPED.labels("rate_limit")
 
     def for_another_sink(self) -> Stage:
@@ -166,7 +165,7 @@ class _Deduplicate:
     def __init__(self, window: float, by: tuple[str, ...]) -> None:
         self._given = (window, by)
         self._seen: OrderedDict[object, int] = OrderedDict()
-        """What passed, and when."""
+        """Times of the lines that passed, by key."""
         self._dropped = metrics.LOGS_DROPPED.labels("deduplicate")
 
     def for_another_sink(self) -> Stage:

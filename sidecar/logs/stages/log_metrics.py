@@ -1,4 +1,4 @@
-"""Metrics from lines: how many there are, and how a field of theirs is spread. Every line passes as it came."""
+"""Derive metrics from lines: counters, and histograms of a field. Every line is passed on unchanged."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _MAX_SERIES = 1000
 _OTHER = "other"
-"""Value of the labels of all that come after so many series: a field with ids in it may not fill the memory."""
+"""Label value of all further series beyond the limit: a field with ids must not fill the memory."""
 _made: dict[str, tuple[object, Any]] = {}
-"""By name, with what it was asked for: a configuration that is read again goes on with the same numbers."""
+"""Metrics by name with their definition: they keep their values when the configuration is reloaded."""
 
 
 def count_lines(name: str, labels: Mapping[str, str] | None = None) -> Stage:
-    """Make a stage that counts lines in a Prometheus counter, by the values of fields where `labels` name some.
+    """Create a stage that counts lines in a Prometheus counter, by the fields of `labels`.
 
-    `labels` are names of labels with the fields they come from; `level` is the record's own where no field is called so.
-    More than 1,000 series become one, with `other` as value. Several sinks count a line once.
+    `labels` maps label names to fields; `level` is that of the record if there is no such field.
+    Beyond 1,000 series further ones are merged, with the value `other`. A line is counted once for all sinks.
 
     Raises:
-        ConfigError: a name that Prometheus does not take, or that another metric has.
+        ConfigError: an invalid name, or the name of another metric.
 
     >>> count_lines("shop_lines_total", {"status": "status"})(Record(b"x", fields={"status": 200})).text
     'x'
@@ -45,12 +45,12 @@ def observe_field(
     buckets: Sequence[float] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Stage:
-    """Make a stage that puts a field's numbers into a Prometheus histogram; lines without a number there are left out.
+    """Create a stage that observes a numeric field in a Prometheus histogram; lines without a number are skipped.
 
     `buckets` are the upper bounds, in the unit of the field; `labels` as for `count_lines`.
 
     Raises:
-        ConfigError: a name that Prometheus does not take, or that another metric has, or buckets that do not rise.
+        ConfigError: an invalid name, the name of another metric, or buckets that are not increasing.
 
     >>> observe_field("shop_took_seconds", "took", buckets=[0.1, 1])(Record(b"x", fields={"took": 0.5})).text
     'x'

@@ -1,4 +1,4 @@
-"""What lines say after us: secrets taken out, fields put in."""
+"""Change lines: redact secrets; add, rename and remove fields."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages import escapes
 
 _MAX_DEPTH = 64
-"""Levels of nested fields that are looked through; deeper ones are replaced as a whole."""
+"""Levels of nested fields that are searched; deeper values are replaced as a whole."""
 _MAX_ENCODING_LAYERS = 4
-"""How often what is hidden is looked for again, after some of it has been found."""
+"""How often encoded text is searched again after a match."""
 _OVERLAP_CHARS = 4096
-"""Characters on each side of the border between two pieces of a line."""
+"""Characters on each side of the border between two parts of an overlong line."""
 _MAX_REMEMBERED_ENDS = 64
 _MARKER = "\ue000"
-"""Stands where something has been taken out while we look for what is left: no pattern asks for it."""
+"""A placeholder for redacted text during the search: no pattern matches it."""
 
 
 def redact(pattern: str, replacement: str = "***") -> Stage:
-    r"""Make a stage that replaces whatever a pattern matches, in the text and in every field, however deep.
+    r"""Create a stage that replaces all matches of a pattern, in the text and in all fields, at any depth.
 
     In `replacement`, `\1` and `\g<name>` stand for groups of the pattern.
     What escapes of JSON or of addresses (`\u0077`, `%3D`) hide is found as well, and so is what
@@ -67,7 +67,7 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
 
 
 def add_fields(**values: Any) -> Stage:
-    """Make a stage that puts the same fields into each record, over those of the same name.
+    """Create a stage that sets fixed fields in each record, replacing those of the same name.
 
     >>> add_fields(site="berlin")(Record(b"hello")).fields
     {'site': 'berlin'}
@@ -81,7 +81,7 @@ def add_fields(**values: Any) -> Stage:
 
 
 def rename_fields(**names: str) -> Stage:
-    """Make a stage that gives fields other names, old to new; a field that is called like the new one is replaced.
+    """Create a stage that renames fields, old to new; an existing field of the new name is replaced.
 
     >>> rename_fields(msg="message")(Record(b"", fields={"msg": "x"})).fields
     {'message': 'x'}
@@ -98,7 +98,7 @@ def rename_fields(**names: str) -> Stage:
 
 
 def remove_fields(*names: str) -> Stage:
-    """Make a stage that takes fields out, nested ones as well (`http.headers`).
+    """Create a stage that removes fields, nested ones as well (`http.headers`).
 
     >>> remove_fields("user.mail", "n")(Record(b"", fields={"user": {"mail": "x"}, "n": 1})).fields
     {'user': {}}

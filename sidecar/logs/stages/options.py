@@ -1,4 +1,4 @@
-"""Stages as a configuration names them: `parse: json`, `rate_limit: {per_second: 10, by: user}`."""
+"""Create stages from a configuration: `parse: json`, `rate_limit: {per_second: 10, by: user}`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sidecar.logs.records import Stage
 from sidecar.logs.stages import conditions
 
 Maker = Callable[[Any, str | None], list[Stage]]
-"""What stands behind the name, and the zone of times that name none."""
+"""A function of the configured value, and the zone of times without one."""
 
 
 def _parse(given: Any, zone: str | None) -> list[Stage]:
-    """What a parser finds may say the level and the time as well: both are looked for, and change no line."""
+    """Add stages that find level and time after a parser; they do not change the line."""
     when = stages.find_time if zone is None else stages.find_time_in(zone)
     found: list[Stage] = [stages.find_level, when]
     syslog = stages.parse_syslog if zone is None else stages.parse_syslog_in(zone)
     forms: dict[str, list[Stage]] = {
         "json": [stages.parse_json, *found],
         "logfmt": [stages.parse_logfmt, *found],
-        "cri": [stages.parse_cri, stages.find_level],  # the time is that of the runtime
+        "cri": [stages.parse_cri, stages.find_level],  # the time is that of the container runtime
         "docker": [stages.parse_docker, stages.find_level],
         "syslog": [syslog, stages.find_level],
         "klog": [stages.parse_klog],
@@ -120,7 +120,7 @@ def _min_level(given: Any, _zone: str | None) -> list[Stage]:
 def _with_main(
     name: str, main: str, readers: config_types.Readers, make: Callable[..., Stage]
 ) -> Maker:
-    """A stage of which one value is enough; the others stand in a mapping beside it."""
+    """Parse a stage that takes a single value, or a mapping with all options."""
 
     def maker(given: Any, _zone: str | None) -> list[Stage]:
         read = config_types.read(given if isinstance(given, dict) else {main: given}, readers, name)

@@ -1,7 +1,7 @@
-"""What a line holds: JSON, CRI, logfmt, or what a pattern finds in it.
+"""Parse lines: JSON, CRI, logfmt, or the named groups of a pattern.
 
-Parsing changes nothing: a parsed line that no other stage touches still goes out as it came.
-Lines of another form pass on unparsed. Applications print stack traces between their JSON lines.
+Parsing does not change a line: without another stage it is still delivered unchanged.
+Lines in another format are passed on unparsed, such as stack traces between JSON lines.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _CRI = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::[A-Za-z]+)*) ?(.*)", re.DOT
 _PAIR = re.compile(r'([^\s="]++)(=(?:"((?:[^"\\]++|\\.)*+)"|([^\s"]*+)))?', re.DOTALL)
 _DIGITS = bytes.maketrans(b"123456789-", b"0000000000")
 _SIMPLE = frozenset({str, int, bool, type(None)})
-"""Types of values that are as the line has them. A float may have been an integer, and the others hold values."""
+"""Types of values that are exactly those of the line. A float may have been an integer; containers hold other values."""
 _MANY_DIGITS = b"0" * 20
-"""What an integer beyond 64 bits has at least, its sign included; nanoseconds since 1970 have 19."""
+"""Minimum number of digits (with sign) of an integer beyond 64 bits; nanoseconds since 1970 have 19."""
 _MAX_DEPTH = 128
-"""Levels of a line that is parsed. Elasticsearch takes 20 by default, and Python's own recursion ends below 1,000."""
+"""Limit of nesting. Elasticsearch accepts 20 levels by default, and the recursion limit of Python is below 1,000."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_INTEGER_DIGITS = 4300
-"""Digits that Python turns into a number; more stay text."""
+"""Digits that Python converts to an integer; longer ones stay text."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(record: Record) -> Record:
-    """Take the members of a JSON object as the record's fields. Integers keep all their digits.
+    """Parse a JSON object into fields. Integers keep all digits.
 
-    What applications write beside the standard is taken, too, and repaired: an invalid byte or a lone surrogate
-    becomes U+FFFD, NaN and Infinity null, a raw control character stands as it is; of two members of one name the last counts.
+    Common deviations from the standard are accepted: an invalid byte or a lone surrogate becomes U+FFFD,
+    NaN and Infinity become null, raw control characters are kept, and the last of duplicate members counts.
     An object that is nested deeper than 128 levels stays text.
 
     >>> parse_json(Record(b'{"status": 200}')).fields
@@ -57,7 +57,7 @@ def parse_json(record: Record) -> Record:
 
 
 def parse_logfmt(record: Record) -> Record:
-    r"""Take `name=value` and `name="value with \" in it"` as fields; values are text.
+    r"""Parse `name=value` and `name="value with \" in it"` (logfmt) into fields; values are text.
 
     Escapes are those of JSON (go-logfmt) and of Go (`%q`, logrus): `\n`, `\u00e9`, `\x1b`.
 
@@ -68,12 +68,12 @@ def parse_logfmt(record: Record) -> Record:
 
 
 def parse_regex(pattern: str) -> Stage:
-    r"""Make a stage that takes the named groups of the first match as fields.
+    r"""Create a stage that sets the named groups of the first match as fields.
 
-    The pattern is one for RE2, which takes time in proportion to the line, whatever the line holds.
+    Patterns use RE2, whose time is linear in the length of the line.
 
     Raises:
-        ConfigError: the pattern is not valid, or names no group.
+        ConfigError: the pattern is invalid, or has no named group.
 
     >>> parse_regex(r"(?P<verb>[A-Z]+) (?P<path>\S+)")(Record(b"GET /users/7 200")).fields
     {'verb': 'GET', 'path': '/users/7'}
@@ -94,9 +94,9 @@ def parse_regex(pattern: str) -> Stage:
 
 
 def parse_cri(record: Record) -> Record:
-    """Take away what the container runtime has put before a line: time, stream, flag.
+    """Remove the prefix of the container runtime (CRI): time, stream, flag.
 
-    Lines longer than 16 KiB come in pieces, with the flag P. Tailed with `CRI_LINES` they arrive as one record,
+    Lines longer than 16 KiB are split into partial lines with the flag P. With `CRI_LINES` they arrive as one record,
     and are joined here.
     (https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md)
 
@@ -140,7 +140,7 @@ def _take(record: Record, stamp: bytes, stream: bytes, content: bytes) -> None:
 
 
 def parse_with(record: Record, parse: Callable[[bytes], dict[str, Any]]) -> Record:
-    """Parse the text as the stages before have left it, and keep the fields they have added."""
+    """Parse the text as left by earlier stages, and keep the fields that they have added."""
     fields = record.fields
     if fields or not record.text_is_raw:
         found = parse(record.text.encode("utf-8", "replace"))
@@ -174,7 +174,7 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 
 def _tolerant(raw: bytes) -> Any:
-    """Read JSON as applications write it; None if it is none."""
+    """Parse JSON tolerantly; None if it is not JSON."""
     try:
         found = json.loads(
             raw.decode("utf-8", "replace"),
@@ -202,7 +202,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _is_too_deep(raw: bytes) -> bool:
-    """Tell whether a line is nested so deep that comparing or writing it would end in a RecursionError."""
+    """Whether a line is nested too deeply to compare or encode it without a RecursionError."""
     if raw.count(b"[") + raw.count(b"{") <= _MAX_DEPTH:
         return False
     depth = deepest = 0
@@ -213,7 +213,7 @@ def _is_too_deep(raw: bytes) -> bool:
 
 
 def logfmt(raw: bytes) -> dict[str, Any]:
-    """Return the pairs of a line."""
+    """Return the pairs of a logfmt line."""
     text = raw.decode("utf-8", "replace")
     return {
         name: escapes.decoded(quoted) if quoted else plain

@@ -1,4 +1,4 @@
-"""How grave a line is, in the six words that all receivers know."""
+"""Find the level of a line, as one of six common levels."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _LETTER = re.compile(r"(?:([IWEF])\d{4}(?:\d\d)? \d\d:\d\d:\d\d|([DIWEFA]), \[\d
 _LETTERS = {"D": "debug", "I": "info", "W": "warn", "E": "error", "F": "fatal", "A": "info"}
 _PRIORITY = re.compile(r"<(\d{1,3})>")
 _OFFSET = re.compile(r"([a-z]+)[+-]\d+")
-"""Levels of one's own in slog: https://pkg.go.dev/log/slog#Level.String"""
+"""Custom levels in slog: https://pkg.go.dev/log/slog#Level.String"""
 _SEARCH_CHARS = 200
-"""Characters of a line in which its level is looked for: further back it is what the line talks about."""
+"""Characters at the beginning of a line in which its level is searched; later words belong to the message."""
 
 
 def find_level(record: Record) -> Record:
     """Set the record's level from its fields, else from the beginning of its text.
 
-    Words and field names of the usual libraries are understood, also in colours (ANSI escapes),
-    and numbers: those of pino and bunyan (10 to 60), of GELF, journald and syslog (`<34>`), of OpenTelemetry.
-    A line that names none keeps the level it has.
+    Words and field names of common libraries are recognised, also with colours (ANSI escapes),
+    as well as numbers: those of pino and bunyan (10 to 60), of GELF, journald and syslog (`<34>`), of OpenTelemetry.
+    A line without one keeps its level.
 
     >>> find_level(Record(b"2026-11-23 12:00:00 WARNING disk is filling")).level
     'warn'

@@ -1,4 +1,4 @@
-"""Time zones: which one a time names, and which one counts for times that name none."""
+"""Time zones: parse the zone of a time, and find the default for times without one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 _LOCALTIME = "/etc/localtime"
 _NUMERIC = re.compile(r"(?:UTC|GMT)?([+\-\u2212])(\d\d?)(?::?(\d\d))?")
 _MAX_OFFSET_HOURS = 14
-"""Hours that a zone lies from UTC, at most."""
+"""Largest offset of a zone from UTC."""
 _ABBREVIATIONS = {
     "UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "CET": 1, "CEST": 2, "MEZ": 1, "MESZ": 2, "EET": 2, "EEST": 3, "MSK": 3,
     "EST": -5, "EDT": -4, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7, "AKST": -9, "AKDT": -8, "HST": -10,
@@ -32,7 +32,7 @@ def named(name: str) -> tzinfo:
     """Return the zone of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the zone is unknown.
 
     >>> named("UTC")
     datetime.timezone.utc
@@ -49,7 +49,7 @@ def named(name: str) -> tzinfo:
 
 @lru_cache(maxsize=1)
 def default() -> tzinfo:
-    """Return the zone of times that name none: that of `TZ`, else of /etc/localtime, else UTC. Says once which it is.
+    """Return the zone of times without one: that of `TZ`, else of /etc/localtime, else UTC. Logs once which one.
 
     A container sees the node's zone where the Pod mounts the node's /etc/localtime.
     """

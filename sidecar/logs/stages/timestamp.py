@@ -1,4 +1,4 @@
-"""When a line was written, by what the line says."""
+"""Find the time of a line in the line itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIELDS = (
     "Timestamp", "@t", "Time", "TimeStamp", "timeStamp", "eventTime", "time_iso8601", "_time",
 )  # fmt: skip
 AHEAD = 3600 * 1_000_000_000
-"""Nanoseconds that a line may lie ahead of the clock."""
+"""Nanoseconds that the time of a line may be ahead of the clock."""
 _SECOND = 1_000_000_000
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?"
@@ -30,11 +30,11 @@ _MAX_UTC_CHARS = len("2026-11-23T13:21:51.123456789Z")
 _TENS = [10 ** (9 - digits) for digits in range(10)]
 _YEARS = "YyGcxs"
 _DAYS = "djUWVuaAwbBm" + _YEARS
-"""Directives of strptime that say a year, and a date at all."""
+"""Directives of strptime that contain a year, and a date."""
 _OTHER_LANGUAGES = re.compile(
     r"(?<![%A-Za-z])(?:yyyy|YYYY|MM|dd|DD|HH|hh|mm|ss|SSS|2006|15:04)(?![A-Za-z])"
 )
-"""Parts of a time as Java, .NET, moment.js and Go write them."""
+"""Parts of time formats of Java, .NET, moment.js and Go."""
 _DAY = timedelta(days=1)
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
