@@ -1,6 +1,6 @@
-"""Layer 3: a volume that containers share, as content with versions. Nothing here knows HTTP or logs.
+"""Layer 3: a shared volume as versioned content. This package does not depend on HTTP or logs.
 
-`volume` is the class that users publish with. `content/` reads the disk, for both who publishes and who watches;
-`validation/` decides what may be published; `publish/` changes the disk; `watch/` follows it.
-`publish/` and `watch/` do not see each other. `change_log` writes one log line for each change, made or seen.
+`volume` has the public class for publishing. `content/` reads the disk, for publishers and watchers;
+`validation/` validates content; `publish/` changes the disk; `watch/` watches it for changes.
+`publish/` and `watch/` do not import each other. `change_log` logs one line for each change, published or detected.
 """

@@ -1,6 +1,6 @@
-"""Read what a volume holds, without ever mixing two contents.
+"""Read the content of a volume without mixing two contents.
 
-`snapshot` is what was read, an immutable mapping of names to bytes, and `scan_result` how far one scan can be trusted.
-`payload` is what is to be published, and `local_file` reads a file of the caller.
-`filters` and `listing` say which names count; `loader` reads them, and `read_state` is what it has read so far.
+`snapshot` is the result, an immutable mapping of names to bytes; `scan_result` adds the reliability of one scan.
+`payload` is content to publish, and `local_file` reads a local file to publish.
+`filters` and `listing` select the names; `loader` reads the files, and `read_state` holds those read so far.
 """

@@ -1,8 +1,8 @@
-"""Publish: change what the disk holds, whole and durable.
+"""Publish: change the content on the disk, atomically and durably.
 
-`models` are the requests and results. `upload` receives a large content.
-`group_commit` publishes what waits for one name at once; `store` does one blocking step at a time under the lock;
-`single_files` and `file_sets` change the disk: `activation` switches a set on,
-`replaced` archives what others had put there, `repair` mends the active set at a start.
-`history` keeps earlier versions, `retention` bounds them, and `budget` bounds all that the directory takes.
+`models` has the request and result types. `upload` receives large content.
+`group_commit` combines pending writes to one name; `store` runs one blocking operation at a time under the lock.
+`single_files` and `file_sets` change the disk: `activation` activates a generation,
+`replaced` archives content of other publishers, `repair` repairs the active set at the start of a writer.
+`history` keeps old versions, `retention` limits them, and `budget` limits the disk space of the directory.
 """

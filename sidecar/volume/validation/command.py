@@ -1,4 +1,4 @@
-"""A command of the user's that looks at a staged file, and says by its exit status whether it is good."""
+"""A user-defined command that validates a staged file; exit status 0 means valid."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sidecar.volume.validation.command_process import CommandResult
 _MODULE = "sidecar.volume.validation.command_process"
 _MOST_AT_A_TIME = 4
 _MARGIN = 15.0
-"""Seconds beyond the time limit in which the process around the command ends what that has started."""
+"""Seconds after the timeout for the supervising process to kill all child processes of the command."""
 
 
 class ValidatorCommand:
-    """The command, and the seconds that it may take. Whatever it starts ends with it.
+    """A validation command with a timeout in seconds. All processes that it starts are killed at its end.
 
     Raises:
-        ConfigError: it is empty, or not found.
+        ConfigError: the command is empty or not found.
     """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
@@ -32,10 +32,10 @@ class ValidatorCommand:
         )
 
     async def run(self, name: str, path: Path, where: str) -> list[str]:
-        """Return what the command has against a file that is to be published as `name`: nothing, or one reason.
+        """Run the command on a file to be published as `name`; return no reason if it is valid, else one.
 
         Raises:
-            PublishError: it cannot be started.
+            PublishError: the command cannot be started.
         """
         environment = {**os.environ, "CONTENT_NAME": name, "CONTENT_PATH": str(path)}
         order = ((*self.command, str(path)), environment, os.getcwd(), self.timeout)

@@ -1,8 +1,8 @@
-"""The process in which a check command runs: whatever the command starts ends with it.
+"""The process that runs a validation command, and kills all processes that the command starts.
 
-A command may leave processes of its own sessions behind, and those whose parent has died become children of process 1,
-which in a container is the writer. So this process takes them over (`PR_SET_CHILD_SUBREAPER`), kills them, and waits for
-them: when the answer is there nothing of the command runs any more, and no zombie is left
+A command may leave processes behind in sessions of their own. Orphans become children of process 1,
+which in a container is the writer. So this process adopts them (`PR_SET_CHILD_SUBREAPER`), kills them, and waits for
+them: when the result is returned, no process of the command is running, and no zombie is left
 (https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html).
 """
 
@@ -27,11 +27,11 @@ OUTPUT_BYTES: Final = 16 << 10
 _PR_SET_CHILD_SUBREAPER = 36
 _GLANCE = 0.01
 _PATIENCE = 5.0
-"""Seconds for which this process tries to end what a command has left."""
+"""Seconds for which this process tries to kill the processes that a command left behind."""
 
 
 class CommandRequest(NamedTuple):
-    """A command that is to be run, as plain data."""
+    """A command to run, as plain data."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -41,7 +41,7 @@ class CommandRequest(NamedTuple):
 
 
 class CommandResult(NamedTuple):
-    """What became of it: `status` as `subprocess` has it, None after the time limit; `error` if it could not be started."""
+    """The result: `status` as in `subprocess`, None after a timeout; `error` if the command could not be started."""
 
     status: int | None
     output: bytes
@@ -49,7 +49,7 @@ class CommandResult(NamedTuple):
 
 
 def main() -> None:
-    """Run commands for the process that has started this one, each to its end."""
+    """Run commands for the parent process, one after the other."""
     with helper_process.connected() as (connection, _):
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -108,7 +108,7 @@ def _input(data: bytes) -> IO[bytes]:
 def _wait(
     process: subprocess.Popen[bytes], output: int, connection: socket.socket, timeout: float
 ) -> tuple[int | None, bytes]:
-    """Wait for the end of the command, of the time, or of the one who has asked; return status and end of the output."""
+    """Wait until the command ends, the timeout expires, or the requester ends; return status and end of the output."""
     limit, kept = time.monotonic() + timeout, b""
     with _noticed(process.pid) as end:
         poll = select.poll()
@@ -130,7 +130,7 @@ def _wait(
 
 @contextlib.contextmanager
 def _noticed(pid: int) -> Iterator[int]:
-    """Yield a descriptor that is readable once the process has ended, -1 where the kernel has none."""
+    """Yield a descriptor that becomes readable when the process ends, -1 if the kernel has none (pidfd)."""
     try:
         fd = os.pidfd_open(pid)
     except (OSError, AttributeError):
@@ -156,7 +156,7 @@ def _rest(fd: int, kept: bytes) -> bytes:
 
 
 def _end_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and all that it has started, and wait for each of them."""
+    """Kill the command and all its child processes, and wait for them."""
     limit = time.monotonic() + _PATIENCE
     if process.returncode is None:
         _kill(process.pid)
@@ -168,7 +168,7 @@ def _end_all(process: subprocess.Popen[bytes]) -> None:
             if os.waitpid(-1, os.WNOHANG)[0] != 0:
                 continue
         except ChildProcessError:
-            return  # the rule: the command has left nothing
+            return  # the usual case: the command has left no process
         for pid in _descendants():
             _kill(pid)
         time.sleep(0.001)
@@ -180,7 +180,7 @@ def _kill(pid: int) -> None:
 
 
 def _descendants() -> list[int]:
-    """Return all processes beneath this one, parents first: each that dies gives its children to this one."""
+    """Return all descendants of this process, parents first; orphans are adopted by this process."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
         if name.isdigit():

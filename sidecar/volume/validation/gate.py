@@ -1,9 +1,9 @@
-"""The gate before every publish: a content that is refused here is never seen by anybody.
+"""Validation before every publish: rejected content never becomes visible.
 
-Size, UTF-8, the syntax of JSON, YAML or TOML, a JSON Schema, and a command of the user's on the staged file,
-in this order, from the cheap to the dear: the first one that refuses ends it.
+The validators run in the order of their cost: size, UTF-8, the syntax of JSON, YAML or TOML, a JSON Schema,
+and a user-defined command on the staged file. The first rejection ends the validation.
 
-The gate judges one file and changes nothing; it knows neither the volume nor its history.
+The gate validates one file and changes nothing; it does not know the volume or its history.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ Validate: TypeAlias = Callable[[Content], object] | Callable[[Content], Awaitabl
 
 
 class Gate:
-    """What a content must fulfil to be published. Without arguments: everything passes.
+    """The conditions that content must fulfil to be published. Without arguments, all content is accepted.
 
     Args:
-        max_size: bytes, or a text (`"64Mi"`); None leaves it to the volume's own limit.
-        format: the syntax that the content must have; all of them mean UTF-8.
-            YAML may hold several documents, with any tags: nothing is constructed of it.
-        schema: a JSON Schema: a file (JSON or YAML), read once, here, or a mapping.
-            Contents are examined by it in a process of its own, of some 14 MiB, that stays for the next one.
-            Without `format` the ending of the published name says the syntax, and JSON is assumed else.
+        max_size: maximum bytes, also as a string (`"64Mi"`); None means the limit of the volume.
+        format: the required syntax; every format requires UTF-8.
+            YAML may contain several documents and any tags; no objects are constructed.
+        schema: a JSON Schema, as a mapping or a file (JSON or YAML) that is read once, here.
+            Contents are validated in a separate process of about 14 MiB, which is reused.
+            Without `format`, the suffix of the published name determines the syntax, by default JSON.
             References to other files or addresses are not followed.
-        check: a command; it gets the path of the staged file as its last argument,
-            and name and path in `CONTENT_NAME` and `CONTENT_PATH`. Exit status 0 means good;
-            else the last lines of its output are the reason. Its standard input is empty.
-            Or a function: it gets the content (`sidecar.Content`) and refuses it by raising an error, whose text
-            is the reason, or by returning False. A coroutine function is awaited, any other one runs in a thread.
-        check_timeout: seconds that each examination may take: by `format` and `schema`, and by `check`.
-            Then the content is refused; whatever examined it, and all that a command has started, is killed.
-            Only a function of yours that is no coroutine function cannot be ended.
+        check: a command, which gets the path of the staged file as its last argument,
+            and the name and path in `CONTENT_NAME` and `CONTENT_PATH`. Exit status 0 means valid;
+            otherwise the last lines of its output are the reason. Its standard input is empty.
+            Or a function, which gets the content (`sidecar.Content`) and rejects it by raising an error, whose text
+            is the reason, or by returning False. A coroutine function is awaited; other functions run in a thread.
+        check_timeout: timeout in seconds for each validation: by `format` and `schema`, and by `check`.
+            On timeout the content is rejected; the validating process, or the command with all its child processes,
+            is killed. Only a function that is not a coroutine function cannot be stopped.
 
     Raises:
-        ConfigError: the schema cannot be read or is none, the command is not found,
-            or the extra `schema` is needed and not installed.
+        ConfigError: the schema cannot be read or is invalid, the command is not found,
+            or the extra `schema` is needed but not installed.
 
     >>> Gate(format="json", max_size=1 << 20)
     <Gate max_size=1048576 format=json>
@@ -98,17 +98,17 @@ class Gate:
 
     @property
     def needs_file(self) -> bool:
-        """Whether a content has to lie in a file to be examined: only a command wants that."""
+        """Whether the content must be staged as a file: only for a command."""
         return self._check is not None
 
     @property
     def patience(self) -> float:
-        """The seconds that an examination may rightly take beyond the work itself."""
+        """The sum of the timeouts of all validators, in seconds."""
         steps = (self._validation, self._check, self._function)
         return self._timeout * sum(step is not None for step in steps)
 
     def passes(self, size: int) -> bool:
-        """Whether a content of that size passes unseen: nothing is asked of it but its size."""
+        """Whether a content of that size is accepted without further validation."""
         seen = self._validation or self._check or self._function
         return not seen and (self._max_size is None or size <= self._max_size)
 
@@ -121,15 +121,15 @@ class Gate:
         *,
         where: str | None = None,
     ) -> None:
-        """Return if the content may be published as `name`, which messages call `where`.
+        """Validate a content to be published as `name`; messages contain the path `where`.
 
-        `path` is the staged file, `content` its bytes where the caller has them at hand;
-        without `needs_file` the bytes alone will do.
+        `path` is the staged file, `content` the bytes if the caller has them;
+        without `needs_file`, the bytes are enough.
 
         Raises:
             ContentTooLarge: it is larger than `max_size`.
-            ContentRefused: something else is wrong with it; `reasons` says what.
-            PublishError: the gate itself could not do its work.
+            ContentRefused: a validator rejected it; `reasons` says why.
+            PublishError: the validation itself failed.
         """
         where = name if where is None else where
         if self._max_size is not None and size > self._max_size:
@@ -167,7 +167,7 @@ class Gate:
         content: bytes | None,
         where: str,
     ) -> Sequence[str]:
-        """Ask a function about a content: it refuses by raising, or by returning False."""
+        """Validate a content with a function, which rejects it by raising or returning False."""
         given = await executor.run_in_thread(_content, name, path, content, where)
         try:
             # A coroutine function begins here, and what it does is awaited here; any other one may block.
@@ -185,10 +185,10 @@ class Gate:
 
 
 def make_gate(given: object) -> Gate | None:
-    """Return the gate that is meant: a `Gate`, a JSON Schema as a mapping, or a function that gets the content.
+    """Return a gate for a `Gate`, a JSON Schema as a mapping, or a function that gets the content.
 
     Raises:
-        ConfigError: it is none of these, or as `Gate`.
+        ConfigError: the argument is none of these; or as `Gate`.
     """
     if given is None or isinstance(given, Gate):
         return given

@@ -1,4 +1,4 @@
-"""A JSON Schema, and what a content has against it."""
+"""Validation by JSON Schema."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _REASON_LENGTH = 300
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
-    """Return a schema from a file of JSON or YAML, or from a mapping, and check that it is one.
+    """Return a schema from a JSON or YAML file, or from a mapping, and check that it is valid.
 
     Raises:
-        ConfigError: it cannot be read, it is none, or the extra `schema` is not installed.
+        ConfigError: the schema cannot be read or is invalid, or the extra `schema` is not installed.
     """
     if isinstance(source, Mapping):
         where = "the schema"
@@ -84,7 +84,7 @@ def _check(document: Source, where: str) -> None:
 
 
 def violations(validator: Validator, documents: Sequence[Any]) -> Iterator[str]:
-    """Yield one sentence for each violation, with the place as a JSON Pointer (RFC 6901).
+    """Yield one sentence for each violation, with its location as a JSON Pointer (RFC 6901).
 
     Raises:
         PublishError: the schema refers to another place.

@@ -25,7 +25,7 @@ _PIECE = 1 << 18
 
 
 def format_for(name: str) -> Format:
-    """Return the syntax that the ending of a name says, JSON where it says none.
+    """Return the syntax for the suffix of a name, by default JSON.
 
     >>> format_for("routes.yml"), format_for("config")
     ('yaml', 'json')
@@ -40,10 +40,10 @@ def check_parser(syntax: Format) -> None:
 
 
 def check(text: str, syntax: Format) -> None:
-    """Return if the text is of that syntax; nothing is constructed of YAML.
+    """Check that the text has that syntax; no objects are constructed from YAML.
 
     Raises:
-        ValueError: it is not; the message says where.
+        ValueError: the syntax is invalid; the message says where.
         RecursionError: it is nested too deeply.
     """
     _CHECKS[syntax](text)
@@ -60,7 +60,7 @@ def parse(text: str, syntax: Format) -> list[Any]:
 
 
 def utf8_error(path: Path) -> Iterator[str]:
-    """Yield what keeps a file from being UTF-8, if anything does."""
+    """Yield a message if a file is not valid UTF-8."""
     decoder, offset, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
     with path.open("rb") as file:
         while True:

@@ -1,7 +1,7 @@
-"""What is wrong with a content by its syntax and a schema: in this process, or in a helper that can be ended.
+"""Validate syntax and schema, in this process or in a helper process that can be killed.
 
-Text, and small contents without a schema, cannot take long. All others can: a pattern of a schema, `uniqueItems`,
-references that come back to themselves, keys of TOML with a thousand dots. They are examined by a helper.
+Text, and small contents without a schema, are validated quickly. Others can take long: patterns of a schema,
+`uniqueItems`, recursive references, TOML keys with a thousand dots. These are validated in a helper process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FORMATS: Final = (
 
 
 class Validation:
-    """The examination of contents by syntax and schema, within `timeout` seconds each."""
+    """Validates contents by syntax and schema, each within `timeout` seconds."""
 
     def __init__(self, schema: schemas.Source | None, timeout: float) -> None:
         self.has_schema = schema is not None
@@ -52,14 +52,14 @@ class Validation:
         self._helpers = helper_process.HelperPool(__name__, schema, most=_MOST_HELPERS)
 
     def is_short(self, form: Format, size: int) -> bool:
-        """Whether a content can be examined here: it cannot take long."""
+        """Whether a content can be validated quickly, in this process."""
         most = _SHORT[form]
         if form == "yaml" and not syntax_yaml.is_fast():
             most = _SHORT_SLOW_YAML
         return not self.has_schema and size <= most
 
     def reasons(self, path: Path | None, content: bytes | None, form: Format) -> list[str]:
-        """Return what is wrong with a content that is short. Blocking."""
+        """Return the problems of a small content. Blocking."""
         return reasons(path, content, form, None)
 
     def ask(
@@ -69,10 +69,10 @@ class Validation:
         form: Format,
         request: helper_process.Request,
     ) -> list[str]:
-        """Return what is wrong with any content, by a helper. Blocking.
+        """Return the problems of any content, found by a helper process. Blocking.
 
         Raises:
-            PublishError: the examination itself failed.
+            PublishError: the validation itself failed.
         """
         where = None if path is None or content is not None else os.fspath(path)
         try:
@@ -136,7 +136,7 @@ def _load_no_formats() -> None:
 
 
 def main() -> None:
-    """Examine contents for the process that has started this one."""
+    """Validate contents for the parent process."""
     _load_no_formats()
     with helper_process.connected() as (connection, setup):
         validator = None if setup is None else schemas.make(setup)
