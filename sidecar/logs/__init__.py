@@ -6,13 +6,13 @@
 The names below are public; the modules that contain them may change.
 Each is imported on first use: a collector that writes to standard output never loads an HTTP client.
 
-Inside, `collector` drives a source (`input/`), for ever or until one of the `stop_conditions`,
-and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` is what flows between them.
-`stages/` and `sinks/` are what users choose from; `json_encoding` is a record as JSON, `regex` the regular expressions,
-`pod_metadata` what a Pod knows of itself.
-`pipeline` makes a pipeline of `config_types` in a file;
-`config_file` reads that file, whose `config_references` are resolved first, and `pipelines` runs what it says.
-`replay` delivers dead letters once more. `testing` is for users' tests.
+`collector` drives a source (`input/`), until it is cancelled or one of the `stop_conditions` is met,
+and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` are the data between them.
+`stages/` and `sinks/` contain the stages and sinks; `json_encoding` encodes records, `regex` compiles patterns,
+and `pod_metadata` reads the labels of the Pod.
+`config_file` reads a configuration with `config_types`, after `config_references` are resolved; `pipeline` creates
+the objects of one pipeline, and `pipelines` runs them all.
+`replay` delivers dead letters again. `testing` contains test helpers for users.
 """
 
 from __future__ import annotations

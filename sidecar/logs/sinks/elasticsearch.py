@@ -28,9 +28,9 @@ from sidecar.logs.sinks.base import Receipt, Rejected
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
     Accepted,
-    Answer,
     PartialResult,
     PermanentlyRejected,
+    ReceiverResponse,
     RecordRejected,
     RetryLater,
     Unclear,
@@ -156,7 +156,7 @@ class ElasticsearchSink(HttpSink):
             self._last_hour = hour, self._action_for(name)
         return self._last_hour[1]
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:
+    def classify_response(self, answer: ReceiverResponse, count: int) -> Verdict:
         found = _parsed(answer.body)
         if answer.status != 200:
             return self._classify_bulk(answer, found, count)
@@ -187,7 +187,9 @@ class ElasticsearchSink(HttpSink):
         said = f"{len(again)} of {count} documents: {pausing}" if pausing else ""
         return PartialResult(refused, again, said, answer.retry_after)
 
-    def _classify_without_items(self, answer: Answer, found: Mapping[str, Any]) -> Verdict:
+    def _classify_without_items(
+        self, answer: ReceiverResponse, found: Mapping[str, Any]
+    ) -> Verdict:
         """Classify a response without an item for each document (`?filter_path`, or receivers that omit items).
 
         Without errors it is a success. With errors the documents cannot be tested one by one:
@@ -207,7 +209,7 @@ class ElasticsearchSink(HttpSink):
             Unclear(reason) if self._ids else PermanentlyRejected(reason)
         )  # documents without an _id may be stored twice
 
-    def _classify_bulk(self, answer: Answer, found: Any, count: int) -> Verdict:
+    def _classify_bulk(self, answer: ReceiverResponse, found: Any, count: int) -> Verdict:
         """Classify a response that does not refer to single documents."""
         verdict = classify_status(answer)
         if not isinstance(verdict, RecordRejected):

@@ -36,10 +36,10 @@ from sidecar.logs.sinks.base import (
 from sidecar.logs.sinks.connector import Connector
 from sidecar.logs.sinks.responses import (
     Accepted,
-    Answer,
     PartialResult,
     PayloadTooLarge,
     PermanentlyRejected,
+    ReceiverResponse,
     RecordRejected,
     RetryLater,
     Unclear,
@@ -211,7 +211,7 @@ class HttpSink(BaseSink):
         """Return the body for a whole batch, in pieces. A sink that needs no records for this overrides it."""
         return (self.encode(batch.records()),)
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
+    def classify_response(self, answer: ReceiverResponse, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
         """Classify the response to a request with `count` records."""
         return classify_status(answer)
 
@@ -320,7 +320,7 @@ class HttpSink(BaseSink):
             made.append(compressor.flush())
         return b"".join(made)
 
-    async def _post(self, body: bytes) -> Answer:
+    async def _post(self, body: bytes) -> ReceiverResponse:
         if self._session is None:
             raise RuntimeError(f"{self!r} is not open")
         headers = {
@@ -341,7 +341,7 @@ class HttpSink(BaseSink):
             text = await _read(response, self.answer_limit)
             if self._query:  # many servers repeat the URL: "Cannot POST /in?api_key=…"
                 text = text.replace(self._query, b"***")
-            return Answer(
+            return ReceiverResponse(
                 response.status, text, parse_retry_after(response.headers.get("Retry-After"))
             )
 

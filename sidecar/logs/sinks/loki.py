@@ -19,9 +19,9 @@ from sidecar.logs.records import Batch, Record
 from sidecar.logs.sinks import render
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
-    Answer,
     PartialResult,
     PermanentlyRejected,
+    ReceiverResponse,
     RecordRejected,
     RetryLater,
     Verdict,
@@ -118,7 +118,7 @@ class LokiSink(HttpSink):
         made = [{"stream": labels, "values": values} for labels, values in streams.values()]
         return _dumps({"streams": made})
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
+    def classify_response(self, answer: ReceiverResponse, count: int) -> Verdict:  # noqa: ARG002 (for subclasses)
         """204 is success; 260 means that ingestion is blocked, and nothing was accepted."""
         if answer.status == _INGESTION_BLOCKED_STATUS:
             return RetryLater(str(answer), answer.retry_after)

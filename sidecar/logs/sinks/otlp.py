@@ -23,9 +23,9 @@ from sidecar.logs.sinks import render, schemas
 from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.responses import (
     Accepted,
-    Answer,
     PayloadTooLarge,
     PermanentlyRejected,
+    ReceiverResponse,
     RecordRejected,
     RetryLater,
     Verdict,
@@ -103,7 +103,7 @@ class OtlpSink(HttpSink):
         ]
         return orjson.dumps({"resourceLogs": made})
 
-    def classify_response(self, answer: Answer, count: int) -> Verdict:
+    def classify_response(self, answer: ReceiverResponse, count: int) -> Verdict:
         status = answer.status
         if status in self._retryable:
             return RetryLater(str(answer), answer.retry_after)
@@ -119,7 +119,7 @@ class OtlpSink(HttpSink):
         return verdict
 
 
-def _partial(answer: Answer, count: int) -> Verdict:
+def _partial(answer: ReceiverResponse, count: int) -> Verdict:
     """Handle a partial success: it must not be retried, and does not name the rejected records."""
     try:
         partial = orjson.loads(answer.body or b"{}").get("partialSuccess") or {}

@@ -15,7 +15,7 @@ it is retried with a warning, since rejecting would send every line to the dead 
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReceiverResponse:
     """The response of a receiver."""
 
     status: int
@@ -94,7 +94,7 @@ Verdict = (
 )
 
 
-def classify_status(answer: Answer) -> Verdict:
+def classify_status(answer: ReceiverResponse) -> Verdict:
     """Classify a response by its status alone, as is right for most receivers."""
     status = answer.status
     if 200 <= status < 300:
