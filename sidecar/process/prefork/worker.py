@@ -7,7 +7,7 @@ A message is one packet with one JSON array:
 
     ["started"]                     worker → parent     the worker serves from now on
     ["ask", id, topic]              worker → parent     query all workers on a topic
-    ["question", id, topic]         parent → worker     query this worker
+    ["query", id, topic]            parent → worker     query this worker
     ["answer", id, reply]           worker → parent     its reply
     ["answers", id, replies]        parent → worker     the replies of all workers
     ["stop"]                        parent → worker     as the first SIGTERM
@@ -159,7 +159,7 @@ class ControlChannel:
             lifecycle.stop()
             return
         match json.loads(data):
-            case ["question", int(query_id), str(topic)]:
+            case ["query", int(query_id), str(topic)]:
                 task = asyncio.create_task(self._answer(query_id, topic), name=f"answer on {topic}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
