@@ -468,7 +468,7 @@ async def test_a_large_file_is_sent_without_what_helps(
     """From a disk that has to be waited for; without a second descriptor; on a server that is not ours."""
     match lacks:
         case "page cache":
-            monkeypatch.setattr(open_file.OpenFile, "is_at_hand", lambda *_: False)
+            monkeypatch.setattr(open_file.OpenFile, "in_page_cache", lambda *_: False)
         case "descriptors":
             monkeypatch.setattr(os, "dup", fails)
         case _:
