@@ -234,9 +234,7 @@ class StabilityFilter:
         late = events.during_scan.get(name, 0)
         proven = known in (_CLOSED, _CAME) and not late & ~_HARMLESS
         if last == _WRITTEN:
-            # No close event follows if the file is not open: truncate(2) on a path does not open it.
-            closed = self._open_for_writing(name, signature) is False
-            return _left(_seconds_until_quiet(signature)) if closed else QuietNeed(MAX_WAIT)
+            return self._quiet_needed_after_write(name, scan)
         if name in scan.changed_while_read or (late and not proven):
             return _RESCAN if last in (_CLOSED, _CAME) else QuietNeed(QUIET_PERIOD)
         if proven and known == _CAME:
@@ -253,6 +251,16 @@ class StabilityFilter:
         if self._came_with_directory(name, scan):
             return None
         return self._quiet_needed_without_events(name, old, scan, first=first)
+
+    def _quiet_needed_after_write(self, name: str, scan: ScanResult) -> QuietNeed | None:
+        """Return what a file needs whose last event is a write without a close."""
+        signature = scan.states.signatures[name]
+        # No close event follows if the file is not open: truncate(2) on a path does not open it.
+        if self._open_for_writing(name, signature) is not False:
+            return QuietNeed(MAX_WAIT)
+        # More files of a copied tree may follow, however old this one is.
+        single = scan.snapshot.name is not None
+        return _left(_seconds_until_quiet(signature)) or (None if single else _CONFIRMED)
 
     def _quiet_needed_without_events(
         self, name: str, old: openat.StatSignature | None, scan: ScanResult, *, first: bool

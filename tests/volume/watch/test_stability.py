@@ -446,3 +446,18 @@ def test_a_quiet_period_that_is_asked_for_holds_for_every_change() -> None:
         found = look(file(str(number), inode=number), single=False)
         verdict = one.decide(found, before, 100.0 + number / 10)
         assert (verdict.show is None) == (number < 50)
+
+
+def test_a_new_file_of_a_tree_waits_for_its_siblings_although_no_close_was_seen() -> None:
+    """Nobody has it open and it is old, but more files of the tree may follow: it is not shown alone."""
+    one = StabilityFilter("/volume", Disk(writing=False))
+    before = look(file(), single=False)
+    found = look(file(), NEW, single=False)
+    tell(one, WRITTEN, name="b")
+    decision = one.decide(found, before, 100.0)
+    assert decision.show is not None
+    assert list(decision.show.snapshot) == ["a"]
+    assert decision.retry_after == pytest.approx(stability.DIRECTORY_QUIET)
+    decision = one.decide(found, before, 100.0 + stability.DIRECTORY_QUIET)
+    assert decision.show is not None
+    assert list(decision.show.snapshot) == ["a", "b"]
