@@ -70,7 +70,7 @@ def place(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def strangers(path: Path, root: Path = ROOT) -> Iterator[str]:
+def misplaced_imports(path: Path, root: Path = ROOT) -> Iterator[str]:
     """Name each library that a file imports and that belongs to other modules."""
     for module in imports(path, root):
         top = module.split(".")[0]
@@ -121,7 +121,7 @@ def test_the_contracts_of_the_layers_hold() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: place(path, ROOT))
 def test_a_library_is_imported_where_it_belongs(path: Path) -> None:
     """One module hides each: it can be replaced there."""
-    assert list(strangers(path)) == []
+    assert list(misplaced_imports(path)) == []
 
 
 @pytest.mark.parametrize("directory", PACKAGES, ids=lambda path: place(path, ROOT))
@@ -157,8 +157,8 @@ def test_a_planted_import_of_a_library_is_found(tmp_path: Path) -> None:
     root = empty_package(tmp_path)
     (root / "volume/watch/watch.py").write_text("def late():\n    import aiohttp.web")
     (root / "http/server/serve.py").write_text("from aiohttp import web")
-    assert len(list(strangers(root / "volume/watch/watch.py", root))) == 1
-    assert list(strangers(root / "http/server/serve.py", root)) == []
+    assert len(list(misplaced_imports(root / "volume/watch/watch.py", root))) == 1
+    assert list(misplaced_imports(root / "http/server/serve.py", root)) == []
 
 
 def test_a_planted_import_of_a_higher_layer_is_found(tmp_path: Path) -> None:
