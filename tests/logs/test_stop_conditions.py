@@ -16,6 +16,7 @@ from sidecar import logs
 from sidecar.logs import pipeline as config
 from sidecar.logs import stop_conditions
 from sidecar.logs.testing import LogFile, MemorySink
+from sidecar.process import process_table
 from support import Eventually, StartProcess, WaitFor
 from support.logs_support import PAD
 
@@ -74,11 +75,13 @@ def test_the_command_ends_with_the_file(
     assert process.wait() == 0
 
 
-def test_the_end_of_a_process_is_noticed(tmp_path: Path) -> None:
+def test_the_end_of_a_process_is_noticed(tmp_path: Path, wait_for: WaitFor) -> None:
     """By the name of the program, as in a Pod with one process namespace."""
     program = tmp_path / f"worker-{os.getpid()}"  # no other one has that name
     shutil.copy("/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as process:
+        # Popen returns at the close-on-exec, before the kernel has set the new arguments.
+        wait_for(lambda: any(program.name in one.argv for one in process_table.others()))
         ended = stop_conditions.process_ended(program.name)
         before = ended()
         process.kill()
