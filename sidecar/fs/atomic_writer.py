@@ -62,11 +62,13 @@ def build(
     keep: Collection[str] = (),
     durable: bool = True,
     exact: bool = False,
+    sync_kept: bool = False,
 ) -> str:
     """Write a complete generation under a temporary name, synced if `durable`, and return that name.
 
     The files in `keep` are reused from the active generation, as hard links where possible.
     With `exact`, files whose mode or group differs are copied instead.
+    With `sync_kept`, they are synced, too: another publisher may have written them without a sync.
 
     Raises:
         ContentAltered: a file changed since it was read.
@@ -79,7 +81,7 @@ def build(
             for path, content in files.items():
                 builder.add(path, content)
             for path in keep:
-                builder.link_from_active(path)
+                builder.link_from_active(path, sync=sync_kept)
             builder.complete()
     except BaseException:
         dirs.rmtree(dir_fd, name)
@@ -167,7 +169,7 @@ class _GenerationBuilder:
         atomic.write_all(fd, content)
         self._finish_file(fd, len(content))
 
-    def link_from_active(self, path: str) -> None:
+    def link_from_active(self, path: str, *, sync: bool) -> None:
         above, _, name = path.rpartition("/")
         source, directory = self._source(above), self._directory(above)
         if self._exact and not self._fits(os.stat(name, dir_fd=source, follow_symlinks=False)):
@@ -179,6 +181,11 @@ class _GenerationBuilder:
             if error.errno not in _NO_HARD_LINK_ERRNOS:
                 raise
             self._copy(source, directory, name)
+            return
+        if sync:
+            self._pending.append(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory))
+            if len(self._pending) >= _MAX_OPEN_FILES:
+                self._sync_pending()
 
     def complete(self) -> None:
         """Sync the files, then set the access of the directories and sync them."""

@@ -161,6 +161,29 @@ class Volume:
             )
         )
 
+    def update(
+        self,
+        changes: Mapping[str, volumes.PublishSource | Upload | None],
+        *,
+        if_match: str | Collection[str] | None = None,
+        if_none_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish changes of a set: readers see all of them at once, and files that are not in `changes` stay."""
+        arguments.check_mapping("update", changes)
+        sources = {
+            name: None if content is None else _unwrap(content) for name, content in changes.items()
+        }
+        return run(
+            self._inner.update(
+                sources, if_match=if_match, if_none_match=if_none_match, dry_run=dry_run
+            )
+        )
+
+    def validate(self, name: str, content: volumes.PublishSource | Upload) -> None:
+        """Have the gate validate a content, as `put` does before it publishes; nothing is published."""
+        run(self._inner.validate(name, _unwrap(content)))
+
     def put(
         self,
         name: str,

@@ -244,6 +244,63 @@ class Volume:
 
         return await self._with_metrics(work, self._path, dry_run=dry_run)
 
+    async def update(
+        self,
+        changes: Mapping[str, PublishSource | None],
+        *,
+        if_match: str | Collection[str] | None = None,
+        if_none_match: str | Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish changes of a set: readers see all of them at once, and files that are not in `changes` stay.
+
+        None removes a file; one that is missing already is no error. The cost depends on the changes, not on the set.
+        A directory without a set gets one. Arguments, guarantees and errors are otherwise those of `publish`.
+
+        >>> import asyncio, tempfile
+        >>> async def main() -> None:
+        ...     with tempfile.TemporaryDirectory() as shared:
+        ...         volume = Volume(shared)
+        ...         await volume.publish({"a": "1", "b": "2"})
+        ...         await volume.update({"b": "changed", "c": "3", "a": None})
+        ...         print(sorted(await volume.snapshot()))
+        >>> asyncio.run(main())
+        ['b', 'c']
+        """
+        arguments.check_mapping("update", changes)
+        for name, content in changes.items():
+            models.check_text(name)
+            if content is not None:
+                _check_content(content)
+        operation = _operation(if_match, if_none_match, dry_run)
+
+        async def work() -> Publication:
+            contents = {
+                name: None if source is None else await self._load(name, source)
+                for name, source in changes.items()
+            }
+            given = {name: data for name, data in contents.items() if data is not None}
+            models.check_names(given)
+            self._check_size(self._path, sum(map(payload.size, given.values())))
+            for name, data in given.items():
+                await self._validate(name, data, dry_run=dry_run)
+            return await self._run_step(self._store.update, contents, operation=operation)
+
+        return await self._with_metrics(work, self._path, dry_run=dry_run)
+
+    async def validate(self, name: str, content: PublishSource) -> None:
+        """Have the gate validate a content, as `put` does before it publishes; nothing is published.
+
+        Raises:
+            TypeError, NameRefused, ContentTooLarge, ContentRefused, ReadError: as `put`.
+        """
+        models.check_text(name)
+        _check_content(content)
+        models.check_name(name)
+        data = await self._load(name, content)
+        self._check_size(os.path.join(self._path, name), payload.size(data))
+        await self._validate(name, data, dry_run=True)
+
     async def put(
         self,
         name: str,

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sidecar import _errors
@@ -62,7 +62,37 @@ class FileSet:
         operation.conditions.check(
             f"publish {path}", before.snapshot.version if before is not None else None
         )
-        return self._activate(fd, _DesiredSet(versions, files), before, operation)
+        old = _versions(before) if before is not None else {}
+        fresh = {n: content for n, content in files.items() if old.get(n) != versions[n]}
+        done = self._activate(fd, _DesiredSet(versions, fresh), before, operation)
+        return replace(done, size=sum(map(payload.size, files.values())))
+
+    def update(
+        self, fd: int, changes: Mapping[str, bytes | Content | None], operation: Operation
+    ) -> Publication:
+        """Publish the set with some files added, replaced or (None) removed, all at once."""
+        path = self._settings.path
+        before = None
+        if layout.active_generation(fd) is not None:
+            before = self._scan_complete(fd, path, operation)
+        old = _versions(before) if before is not None else {}
+        operation.conditions.check(
+            f"publish {path}", before.snapshot.version if before is not None else None
+        )
+        given = {name: content for name, content in changes.items() if content is not None}
+        desired = {name: version for name, version in old.items() if name not in changes}
+        desired |= {name: payload.content_size(content)[0] for name, content in given.items()}
+        models.check_names(desired)
+        kept = (
+            sum(before.snapshot.content(n).size for n in old if n not in changes) if before else 0
+        )
+        total = kept + sum(map(payload.size, given.values()))
+        if total > self._settings.max_size:
+            raise payload.too_large(path, self._settings.max_size)
+        fresh = {name: content for name, content in given.items() if old.get(name) != desired[name]}
+        return replace(
+            self._activate(fd, _DesiredSet(desired, fresh), before, operation), size=total
+        )
 
     def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
@@ -256,6 +286,7 @@ class FileSet:
             keep=desired.reused,
             durable=self._settings.durable,
             exact=exact,
+            sync_kept=layout.active_generation(fd) != self._own_generation,
         )
 
     def _access_matches(self, fd: int, before: ScanResult) -> bool:

@@ -213,6 +213,24 @@ class Store:
                 fd, lambda fd: self._set.publish(fd, files, operation), operation, size=size
             )
 
+    def update(
+        self, changes: Mapping[str, bytes | Content | None], operation: Operation
+    ) -> Publication:
+        """Publish the set with some files added, replaced or (None) removed, all at once."""
+        for name in changes:
+            check_name(name)
+        given = {name: content for name, content in changes.items() if content is not None}
+        if self._is_dry_run_without_dir(operation):
+            return self.publish(given, operation)
+        size = sum(map(payload.size, given.values()))
+
+        def update(fd: int) -> Publication:
+            self._set.restore_lost(fd, operation)
+            return self._set.update(fd, changes, operation)
+
+        with self._locked_dir(operation) as fd:
+            return self._retry_after_purge(fd, update, operation, size=size)
+
     def delete(self, name: str, operation: Operation) -> Publication | None:
         """Delete one file; return the publication of the remaining set, None for a loose file."""
         check_name(name)
