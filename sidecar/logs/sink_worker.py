@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from sidecar.logs.records import MAX_BLOCK_RECORDS, Batch, Block, Record, Stage
 from sidecar.logs.sinks.base import Receipt, Rejected, Sink, SinkUnavailable
+from sidecar.process import retry
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ class SinkWorker:
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry while the call raises `SinkUnavailable`; other errors end the worker."""
-        backoff = _MIN_BACKOFF_SECONDS
+        attempts = 0
         while True:
             try:
                 result = await attempt()
@@ -197,7 +197,7 @@ class SinkWorker:
                 reason = str(error).removeprefix(f"{self.name}: ")
                 self._log_failure(reason)
                 self.failure = reason
-                backoff = await self._back_off(error.retry_after, backoff)
+                attempts = await self._back_off(error.retry_after, attempts)
                 continue
             if self.failure is not None:
                 _log.info("%s takes lines again", self.name)
@@ -217,15 +217,16 @@ class SinkWorker:
                 "%s has taken nothing for %.0f s: %s; trying again", self.name, since, reason
             )
 
-    async def _back_off(self, asked: float | None, backoff: float) -> float:
-        """Wait before the next attempt; return the backoff for the one after it."""
-        # With jitter, so that many collectors do not retry at the same time.
-        delay = asked or backoff * random.uniform(0.5, 1.0)  # noqa: S311
+    async def _back_off(self, asked: float | None, attempts: int) -> int:
+        """Wait before the next attempt; return the number of attempts that the backoff after it counts."""
+        delay = asked or retry.exponential_backoff(
+            attempts, _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS
+        )
         if asked or self._expedited.is_set():
             await asyncio.sleep(delay)
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._expedited.wait()
-                    return _MIN_BACKOFF_SECONDS  # draining: little time is left, so start again with short waits
-        return min(backoff * 2, _MAX_BACKOFF_SECONDS)
+                    return 0  # draining: little time is left, so start again with short waits
+        return attempts + 1

@@ -7,5 +7,6 @@
 and `parent_death` ends a process with its parent.
 `process_table` lists the other processes.
 `quantities` parses sizes and times, `tls_trust` decides which certificates a client accepts,
+`retry` says how long to wait between attempts, `secret_file` reads a secret,
 `redaction` keeps secrets out of messages, and `arguments` validates arguments.
 """

@@ -16,6 +16,7 @@ from urllib.request import getproxies_environment
 from sidecar._errors import ConfigError
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.process.redaction import redact_url
+from sidecar.process.secret_file import read_secret
 
 Path = str | os.PathLike[str]
 
@@ -149,18 +150,10 @@ def check_headers(sink: str, headers: Mapping[str, str]) -> None:
 
 
 def _secret(sink: str, path: Path) -> str:
-    """Read a secret: a small file on a memory-backed volume, so no thread is used."""
-    where = f"{sink}: cannot read the secret in {os.fspath(path)}"
     try:
-        with open(path, encoding="utf-8") as file:
-            secret = file.read(64 << 10).strip()
-    except OSError as error:
-        raise SinkUnavailable(f"{where}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise SinkUnavailable(f"{where}: it is no text") from None
-    if not secret.isprintable() or not secret:
-        raise SinkUnavailable(f"{where}: it must be one line of text")
-    return secret
+        return read_secret(path)
+    except ValueError as error:
+        raise SinkUnavailable(f"{sink}: {error}") from error
 
 
 class Tls:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,15 +44,12 @@ from sidecar.logs.sinks.responses import (
     Unclear,
     Verdict,
     classify_status,
-    parse_retry_after,
 )
-from sidecar.process import arguments, memory
+from sidecar.process import arguments, memory, retry
 from sidecar.process.redaction import redact_url
 
 _log = logging.getLogger(__name__)
 
-_MAX_RETRY_AFTER_SECONDS = 300.0
-"""Limit of the pause that a receiver can ask for."""
 _MAX_ANSWER_BYTES = 64 << 10
 _YIELD_BYTES = 128 << 10
 """Bytes of a body after which other tasks can run."""
@@ -257,7 +253,9 @@ class HttpSink(BaseSink):
             part = delivery.parts[-1]
             verdict = await self._send(part, batch)
             if isinstance(verdict, RetryLater):
-                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _add_jitter(verdict.after))
+                raise SinkUnavailable(
+                    f"{self.name}: {verdict.reason}", retry.requested_pause(verdict.after)
+                )
             if isinstance(verdict, Unclear):
                 part.unclear += 1
                 if part.unclear < _UNCLEAR_TRIES:
@@ -272,7 +270,9 @@ class HttpSink(BaseSink):
             delivery.parts += _remaining_parts(verdict, records)
             delivery.rejected += _rejected_records(verdict, records)
             if isinstance(verdict, PartialResult) and verdict.again and verdict.reason:
-                raise SinkUnavailable(f"{self.name}: {verdict.reason}", _add_jitter(verdict.after))
+                raise SinkUnavailable(
+                    f"{self.name}: {verdict.reason}", retry.requested_pause(verdict.after)
+                )
             if isinstance(verdict, PayloadTooLarge | RecordRejected) and len(records) == 1:
                 delivery.on_lone_rejection(verdict.reason)
         del self._deliveries[id(batch)]
@@ -342,20 +342,13 @@ class HttpSink(BaseSink):
             if self._query:  # many servers repeat the URL: "Cannot POST /in?api_key=…"
                 text = text.replace(self._query, b"***")
             return ReceiverResponse(
-                response.status, text, parse_retry_after(response.headers.get("Retry-After"))
+                response.status, text, retry.parse_retry_after(response.headers.get("Retry-After"))
             )
 
 
 def _start_delivery(batch: Batch) -> _Delivery:
     records = None if batch.raw else batch.records()
     return _Delivery(batch, [_Part(records)] if batch.blocks and records != [] else [], [])
-
-
-def _add_jitter(after: float | None) -> float | None:
-    """Return the requested pause plus up to 10 % of jitter, so that many collectors do not retry at the same time."""
-    if after is None:
-        return None
-    return min(max(after, 0.05), _MAX_RETRY_AFTER_SECONDS) * random.uniform(1.0, 1.1)  # noqa: S311
 
 
 def _records(part: _Part, batch: Batch) -> Sequence[Record]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 _MAX_REASON_CHARS = 300
 _RETRYABLE_STATUSES = frozenset({408, 409, 423, 425, 429})
@@ -106,25 +104,3 @@ def classify_status(answer: ReceiverResponse) -> Verdict:
     if status in _RECORD_STATUSES:
         return RecordRejected(str(answer))
     return RetryLater(f"{answer} (check address and credentials)", answer.retry_after)
-
-
-def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the seconds of a `Retry-After` header (RFC 9110, 10.2.3); None if it is missing or invalid.
-
-    >>> parse_retry_after("120")
-    120.0
-    >>> parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    0.0
-    """
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None

@@ -22,7 +22,7 @@ from sidecar.logs.sinks.elasticsearch import ElasticsearchSink
 from sidecar.logs.sinks.loki import LokiSink
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.logs.sinks.otlp import OtlpSink
-from sidecar.logs.sinks.responses import parse_retry_after
+from sidecar.process.retry import parse_retry_after
 
 # -- nothing of a batch is taken
 

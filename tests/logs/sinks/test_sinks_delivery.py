@@ -24,7 +24,7 @@ from sidecar.logs.sinks.http import HttpSink
 from sidecar.logs.sinks.loki import LokiSink
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.logs.sinks.otlp import OtlpSink
-from sidecar.logs.sinks.responses import parse_retry_after
+from sidecar.process.retry import parse_retry_after
 
 KINDS: dict[str, tuple[type[Receiver], type[HttpSink]]] = {
     "ndjson": (FakeNdjson, NdjsonSink),
