@@ -1,6 +1,9 @@
 """Shared building blocks of commands: a command whose options are also variables, and groups of related options.
 
-A group is a decorator. It adds its options and passes their values to the function as one frozen object:
+A group is a frozen dataclass, whose fields declare the options. The variable of each option (`envvars`), the table in
+docs/cli.md (`tools/cli_reference.py`) and shell completion are made from the same declaration;
+tests compare the values of the chart and the arguments of the Python API with it.
+As a decorator, a group adds its options and passes their values as one object:
 
     @command("write")
     @options.listening(default=8080)
@@ -9,8 +12,8 @@ A group is a decorator. It adds its options and passes their values to the funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,32 +86,159 @@ def option(*declarations: str, help: str, **attributes: Any) -> Decorator:  # no
     return click.option(*declarations, cls=Option, help=help, **attributes)
 
 
+def repeated(
+    flag: str,
+    metavar: str,
+    parse: Callable[[str], Any] = str,
+    *,
+    help: str,  # noqa: A002 (click's word)
+) -> Decorator:
+    """Add an option that may be repeated. A variable has one value a line."""
+    return option(flag, type=param_types.Lines(parse), multiple=True, metavar=metavar, help=help)
+
+
+def flag(**attributes: Any) -> Any:
+    """Declare a field of a group as an option, with these arguments of `option`. The flag is the name of the field."""
+    return field(metadata=attributes)
+
+
+def group(name: str, cls: type[Any], **changes: Mapping[str, Any]) -> Decorator:
+    """Return a decorator that adds an option for each field of `cls`, and passes the object as `name`.
+
+    `changes` are arguments of `option` that differ for one command, by field.
+    """
+    flags = {one.name: {**one.metadata, **changes.get(one.name, {})} for one in fields(cls)}
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def gathered(**chosen: Any) -> Any:
+            own = {key: chosen.pop(key) for key in flags}
+            return function(**{name: cls(**own)}, **chosen)
+
+        return _add(
+            gathered,
+            *(option(f"--{key.replace('_', '-')}", **flags[key]) for key in flags),
+        )
+
+    return decorate
+
+
+def complete_path(
+    ctx: click.Context,  # noqa: ARG001 (click's arguments)
+    param: click.Parameter,  # noqa: ARG001
+    incomplete: str,
+) -> list[CompletionItem]:
+    """Let the shell complete file names."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def path(what: str) -> Decorator:
+    """Add `--path`. It has no default."""
+    kind = param_types.nonempty_path
+    return option("--path", required=True, type=kind, shell_complete=complete_path, help=what)
+
+
+HOST: Mapping[str, Any] = {
+    "metavar": "ADDRESS",
+    "default": "",
+    "show_default": False,
+    "help": "Address to listen on. Without it: all addresses, IPv6 and IPv4. 0.0.0.0: IPv4 only.",
+}
+MAX_SIZE: Mapping[str, Any] = {"type": param_types.size, "default": "64Mi"}
+INCLUDE: Mapping[str, Any] = {
+    "type": param_types.words,
+    "metavar": "PATTERN[,PATTERN…]",
+    "default": "",
+    "show_default": False,
+    "help": "Loose files of a directory to include, for example *.conf,sites/*. Without it: all.",
+}
+EXCLUDE: Mapping[str, Any] = {
+    "type": param_types.words,
+    "metavar": "PATTERN[,PATTERN…]",
+    "default": ",".join(filters.EDITORS),
+    "help": "Loose files to exclude, and directories to skip."
+    " The default excludes the temporary files of editors; '' excludes nothing.",
+}
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """Addresses, limits and shutdown of a server."""
 
-    host: str
-    port: int | None
-    unix_socket: str | None
-    tls_cert: str | None
-    tls_key: str | None
-    drain_delay: float
-    drain_timeout: float
-    head_timeout: float
-    max_connections: int
-    workers: int
-    access_log: bool
+    host: str = flag(**HOST)
+    port: int | None = flag(
+        type=param_types.port, help="Port to listen on; 0 selects any free port."
+    )
+    unix_socket: str | None = flag(
+        type=click.Path(),
+        help="Listen on this Unix socket; also on a port only if --port is set.",
+    )
+    tls_cert: str | None = flag(
+        type=param_types.EXISTING_FILE,
+        help="Certificate chain (PEM); reloaded when it changes.",
+    )
+    tls_key: str | None = flag(
+        type=param_types.EXISTING_FILE,
+        help="Private key (PEM), if --tls-cert does not contain it.",
+    )
+    drain_delay: float = flag(
+        type=param_types.seconds,
+        default=1.0,
+        help="After SIGTERM: seconds during which requests are still accepted while /readyz answers 503.",
+    )
+    drain_timeout: float = flag(
+        type=param_types.seconds,
+        default=10.0,
+        help="After that: seconds for running requests to finish.",
+    )
+    head_timeout: float = flag(
+        type=param_types.positive_seconds,
+        default=10.0,
+        help="Seconds from the first byte of a request to the end of its head; then 408.",
+    )
+    max_connections: int = flag(
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=10_000,
+        help="Maximum connections of each worker, if the limit of open files allows it."
+        " Beyond it, idle connections are closed; if there are none, the new one gets 503.",
+    )
+    workers: int = flag(
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=1,
+        help="Processes that serve. Throughput grows with them up to the number of cores; each takes 10 MiB.",
+    )
+    access_log: bool = flag(
+        is_flag=True,
+        help="Log one line for each request. Responses are then not served from the fast path.",
+    )
 
 
 @dataclass(frozen=True)
 class ValidationOptions:
     """Validation of contents."""
 
-    max_size: int
-    format: Literal["text", "json", "yaml", "toml"] | None
-    schema: str | None
-    check: tuple[str, ...] | None
-    check_timeout: float
+    max_size: int = flag(**MAX_SIZE, help="Maximum size of a content.")
+    format: Literal["text", "json", "yaml", "toml"] | None = flag(
+        type=click.Choice(["text", "json", "yaml", "toml"]),
+        help="Required syntax of a content; text means UTF-8.",
+    )
+    schema: str | None = flag(
+        type=param_types.EXISTING_FILE,
+        help="JSON Schema that a content must satisfy.",
+    )
+    check: tuple[str, ...] | None = flag(
+        type=param_types.command_line,
+        help="Command that validates a content: it gets the path as its last argument; a non-zero exit status rejects the content.",
+    )
+    check_timeout: float = flag(
+        type=param_types.positive_seconds,
+        default=10.0,
+        help="Maximum seconds for validation: by --format and --schema, and by --check.",
+    )
 
     def gate(self) -> Gate:
         """Return the gate for these options.
@@ -133,330 +263,138 @@ class ValidationOptions:
 class StorageOptions:
     """Storage of contents on the volume."""
 
-    mode: int
-    group: int | None
-    keep: int
-    keep_bytes: int
-    keep_deleted: int
-    volume_budget: int | None
-    durability: Literal["full", "none"]
+    mode: int = flag(type=param_types.mode, default="0644", help="Permissions of published files.")
+    group: int | None = flag(
+        type=param_types.group, help="Group of published files, by number or name."
+    )
+    keep: int = flag(
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=10,
+        help="Number of versions to keep for a rollback.",
+    )
+    keep_bytes: int = flag(
+        type=param_types.size,
+        default="256Mi",
+        help="Maximum bytes of older versions of all files together; the oldest are removed first.",
+    )
+    keep_deleted: int = flag(
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=10,
+        help="Number of deleted files whose older versions are kept; those published longest ago are removed first.",
+    )
+    volume_budget: int | None = flag(
+        type=param_types.positive_size,
+        help="Maximum disk usage of the directory in bytes, with history and temporary files. If removing history"
+        " is not enough, a write gets 507. Set it below the `sizeLimit` of an emptyDir.",
+    )
+    durability: Literal["full", "none"] = flag(
+        type=click.Choice(["full", "none"]),
+        default="full",
+        help="full: synced to disk before it is acknowledged. none: a power failure may undo or corrupt it.",
+    )
 
 
 @dataclass(frozen=True)
 class WatchOptions:
     """Detection of changes."""
 
-    watch: Literal["auto", "inotify", "watchfiles", "poll"]
-    recheck: float
-    max_size: int
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    quiet: float | None
-
-
-def path(what: str) -> Decorator:
-    """Add `--path`. It has no default."""
-    return option(
-        "--path",
-        required=True,
-        type=param_types.some_path,
-        metavar="PATH",
-        shell_complete=complete_path,
-        help=what,
+    watch: Literal["auto", "inotify", "watchfiles", "poll"] = flag(
+        type=click.Choice(["auto", "inotify", "watchfiles", "poll"]),
+        default="auto",
+        help="Source of change events; auto selects one that works on the file system.",
+    )
+    recheck: float = flag(
+        type=param_types.positive_seconds,
+        default=1.0,
+        help="Seconds between two scans without an event.",
+    )
+    max_size: int = flag(**MAX_SIZE, help="Maximum size of a content that is read.")
+    include: tuple[str, ...] = flag(**INCLUDE)
+    exclude: tuple[str, ...] = flag(**EXCLUDE)
+    quiet: float | None = flag(
+        type=param_types.positive_seconds,
+        help="Quiet period: show a change of a directory of loose files after this many seconds without another change."
+        " Without it, only in-place writes are delayed, by 0.1 s.",
     )
 
 
-def complete_path(
-    ctx: click.Context,  # noqa: ARG001 (click's arguments)
-    param: click.Parameter,  # noqa: ARG001
-    incomplete: str,
-) -> list[CompletionItem]:
-    """Let the shell complete file names."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="file")]
+gating = group("gating", ValidationOptions)
+"""Add the validation options."""
+keeping = group("keeping", StorageOptions)
+"""Add the storage options."""
 
 
 def listening(*, default: int) -> Decorator:
-    """Add the options of a server: `--host`, `--port`, `--unix-socket`, TLS, draining, limits and workers."""
-
-    @click.pass_context
-    def gather(ctx: click.Context, /, **chosen: Any) -> ServerOptions:
-        given = ctx.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT
-        if chosen["unix_socket"] and not given:
-            chosen["port"] = None
-        if chosen["tls_key"] and not chosen["tls_cert"]:
-            raise click.UsageError("--tls-key is of no use alone: give --tls-cert, too", ctx)
-        return ServerOptions(**chosen)
-
-    return _group(
-        "listening",
-        gather,
-        host(),
-        option(
-            "--port",
-            type=param_types.port,
-            default=default,
-            help="Port to listen on; 0 takes any free one.",
-        ),
-        option(
-            "--unix-socket",
-            type=click.Path(),
-            help="Listen on this socket, and on a port only if --port is given, too.",
-        ),
-        option(
-            "--tls-cert",
-            type=param_types.EXISTING_FILE,
-            help="Certificate chain (PEM); read again when it changes.",
-        ),
-        option(
-            "--tls-key",
-            type=param_types.EXISTING_FILE,
-            help="Private key of the certificate (PEM), if --tls-cert does not hold it.",
-        ),
-        option(
-            "--drain-delay",
-            type=param_types.seconds,
-            metavar="SECONDS",
-            default=1.0,
-            help="After SIGTERM, seconds in which requests are still accepted while /readyz says no.",
-        ),
-        option(
-            "--drain-timeout",
-            type=param_types.seconds,
-            metavar="SECONDS",
-            default=10.0,
-            help="After that, seconds that running requests have to finish.",
-        ),
-        option(
-            "--head-timeout",
-            type=param_types.some_seconds,
-            metavar="SECONDS",
-            default=10.0,
-            help="Seconds from the first byte of a request to the end of its head; then 408.",
-        ),
-        option(
-            "--max-connections",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=10_000,
-            help="Connections at a time of each worker, if so many files may be open; then idle ones give way, or the next gets 503.",
-        ),
-        option(
-            "--workers",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=1,
-            help="Processes that serve, for as many cores: about so many times the requests, and 10 MiB each.",
-        ),
-        option(
-            "--access-log",
-            is_flag=True,
-            help="Log one line for each request; no answer comes from memory then.",
-        ),
-    )
-
-
-def host() -> Decorator:
-    """Add `--host`."""
-    return option(
-        "--host",
-        metavar="ADDRESS",
-        default="",
-        show_default=False,
-        help="Address to listen on; without it all, of IPv6 and IPv4. 0.0.0.0 is IPv4 alone.",
-    )
-
-
-def gating() -> Decorator:
-    """Add the validation options: `--max-size`, `--format`, `--schema`, `--check`."""
-
-    def gather(**chosen: Any) -> ValidationOptions:
-        return ValidationOptions(**chosen)
-
-    return _group(
-        "gating",
-        gather,
-        max_size("Largest content that passes."),
-        option(
-            "--format",
-            type=click.Choice(["text", "json", "yaml", "toml"]),
-            help="Syntax that a content must have; text is UTF-8.",
-        ),
-        option(
-            "--schema",
-            type=param_types.EXISTING_FILE,
-            help="JSON Schema that a content must satisfy.",
-        ),
-        option(
-            "--check",
-            type=param_types.command_line,
-            metavar="COMMAND",
-            help="Program that gets the path of a content as its last argument, and refuses it by a failing exit.",
-        ),
-        option(
-            "--check-timeout",
-            type=param_types.some_seconds,
-            metavar="SECONDS",
-            default=10.0,
-            help="Seconds that an examination may take: by --format and --schema, and by --check.",
-        ),
-    )
-
-
-def keeping() -> Decorator:
-    """Add the storage options: permissions, limits of the history and of the volume, `--durability`."""
-
-    def gather(**chosen: Any) -> StorageOptions:
-        return StorageOptions(**chosen)
-
-    return _group(
-        "keeping",
-        gather,
-        option(
-            "--mode", type=param_types.mode, default="0644", help="Permissions of published files."
-        ),
-        option(
-            "--group", type=param_types.group, help="Group of published files, by number or name."
-        ),
-        option(
-            "--keep",
-            type=click.IntRange(min=0),
-            metavar="N",
-            default=10,
-            help="Versions to keep for a rollback.",
-        ),
-        option(
-            "--keep-bytes",
-            type=param_types.size,
-            metavar="SIZE",
-            default="256Mi",
-            help="Bytes of older versions to keep on the volume, of all files together; the oldest go first.",
-        ),
-        option(
-            "--keep-deleted",
-            type=click.IntRange(min=0),
-            metavar="N",
-            default=10,
-            help="Deleted files of which older versions are kept; those that were published longest ago go first.",
-        ),
-        option(
-            "--volume-budget",
-            type=param_types.some_size,
-            metavar="SIZE",
-            help="Bytes on the disk that the directory may take, with history and temporary files: beyond it 507,"
-            " once the history has given way. Set it below the `sizeLimit` of an emptyDir.",
-        ),
-        option(
-            "--durability",
-            type=click.Choice(["full", "none"]),
-            default="full",
-            help="full: on the disk before it is acknowledged; none: a power cut may take it back, or leave it torn.",
-        ),
-    )
-
-
-def watching() -> Decorator:
-    """Add the watch options: `--watch`, `--poll`, `--recheck`, `--max-size`, `--include`, `--exclude`, `--quiet`."""
-
-    @click.pass_context
-    def gather(ctx: click.Context, /, *, poll: bool, watch: Any, **chosen: Any) -> WatchOptions:
-        given = ctx.get_parameter_source("watch") is not click.core.ParameterSource.DEFAULT
-        if poll and given and watch != "poll":
-            raise click.UsageError(f"--poll contradicts --watch {watch}: give one of them", ctx)
-        return WatchOptions(watch="poll" if poll else watch, **chosen)
-
-    return _group(
-        "watching",
-        gather,
-        option(
-            "--watch",
-            type=click.Choice(["auto", "inotify", "watchfiles", "poll"]),
-            default="auto",
-            help="Where hints of changes come from; auto takes what the file system can be trusted with.",
-        ),
-        option("--poll", is_flag=True, help="Short for --watch poll."),
-        option(
-            "--recheck",
-            type=param_types.some_seconds,
-            metavar="SECONDS",
-            default=1.0,
-            help="Seconds between two looks at the files themselves, whatever the hints say.",
-        ),
-        max_size("Largest content that is read."),
-        *_patterns(),
-        option(
-            "--quiet",
-            type=param_types.some_seconds,
-            metavar="SECONDS",
-            help="Show a change of a directory of loose files once nothing more has changed for so long;"
-            " without it only what is written in place waits, for 0.1 s.",
-        ),
-    )
-
-
-def patterns() -> Decorator:
-    """Add the filters of loose files in a directory: `--include`, `--exclude`."""
+    """Add the options of a server that listens on the port `default`."""
 
     def decorate(function: Function) -> Function:
-        return _add(function, *_patterns())
+        @click.pass_context
+        @wraps(function)
+        def checked(ctx: click.Context, /, *, listening: ServerOptions, **chosen: Any) -> Any:
+            if listening.unix_socket and not _is_set(ctx, "port"):
+                listening = replace(listening, port=None)
+            if listening.tls_key and not listening.tls_cert:
+                raise click.UsageError("--tls-key is of no use alone: give --tls-cert, too", ctx)
+            return function(listening=listening, **chosen)
+
+        return group("listening", ServerOptions, port={"default": default})(checked)
 
     return decorate
 
 
-def _patterns() -> tuple[Decorator, ...]:
-    return (
-        option(
-            "--include",
-            type=param_types.words,
-            metavar="PATTERN[,PATTERN…]",
-            default="",
-            show_default=False,
-            help="Loose files of a directory that count, as in *.conf,sites/*; without it all do.",
-        ),
-        option(
-            "--exclude",
-            type=param_types.words,
-            metavar="PATTERN[,PATTERN…]",
-            default=",".join(filters.EDITORS),
-            help="Loose files that do not count, and directories that are not looked into;"
-            " the default is what editors leave beside their files. '' for none.",
-        ),
+def watching(function: Function) -> Function:
+    """Add the watch options, and `--poll`."""
+
+    @option("--poll", is_flag=True, help="Same as --watch poll.")
+    @click.pass_context
+    @wraps(function)
+    def checked(ctx: click.Context, /, *, watching: WatchOptions, poll: bool, **chosen: Any) -> Any:
+        if poll and _is_set(ctx, "watch") and watching.watch != "poll":
+            raise click.UsageError(
+                f"--poll contradicts --watch {watching.watch}: give one of them", ctx
+            )
+        return function(watching=replace(watching, watch="poll") if poll else watching, **chosen)
+
+    return group("watching", WatchOptions)(checked)
+
+
+def patterns(function: Function) -> Function:
+    """Add the filters of loose files in a directory: `--include`, `--exclude`."""
+    return _add(function, option("--include", **INCLUDE), option("--exclude", **EXCLUDE))
+
+
+def probes(function: Function) -> Function:
+    """Add `--port` and `--host` of a command that serves nothing but probes and metrics."""
+    what = "Serve /livez, /readyz, /startupz and /metrics on this port."
+    return _add(
+        function, option("--port", type=param_types.port, help=what), option("--host", **HOST)
     )
 
 
-def token_file() -> Decorator:
-    """Add `--token-file`."""
-    return option(
-        "--token-file",
-        type=param_types.EXISTING_FILE,
-        help="File with the bearer token that requests must carry; read again when it changes.",
-    )
-
-
-def allowed_hosts() -> Decorator:
-    """Add `--allowed-hosts`."""
-    return option(
-        "--allowed-hosts",
-        type=param_types.words,
-        metavar="NAME[,NAME…]",
-        default="",
-        show_default=False,
-        help="Names by which it may be asked, against DNS rebinding; .example.com stands for all beneath it."
-        " Addresses and localhost always are. Without it: any.",
-    )
-
-
-def allowed_origins() -> Decorator:
-    """Add `--allowed-origins`."""
-    return option(
-        "--allowed-origins",
-        type=param_types.words,
-        metavar="ORIGIN[,ORIGIN…]",
-        default="",
-        show_default=False,
-        help="Origins whose pages may make a browser write, as https://admin.example.com. Without it: its own pages alone.",
-    )
+token_file = option(
+    "--token-file",
+    type=param_types.EXISTING_FILE,
+    help="File with the bearer token that requests must carry; reloaded when it changes.",
+)
+allowed_hosts = option(
+    "--allowed-hosts",
+    type=param_types.words,
+    metavar="NAME[,NAME…]",
+    default="",
+    show_default=False,
+    help="Host names that requests may use, against DNS rebinding; .example.com includes all subdomains."
+    " IP addresses and localhost are always allowed. Without it: any name.",
+)
+allowed_origins = option(
+    "--allowed-origins",
+    type=param_types.words,
+    metavar="ORIGIN[,ORIGIN…]",
+    default="",
+    show_default=False,
+    help="Origins whose pages may send writes, for example https://admin.example.com. Without it: only the server's own.",
+)
 
 
 def logging(level: str = "info", *, reports_failure: bool = False) -> Decorator:
@@ -481,48 +419,25 @@ def logging(level: str = "info", *, reports_failure: bool = False) -> Decorator:
                 "--log-level",
                 type=click.Choice(["debug", "info", "warning", "error"]),
                 default=level,
-                help="Least severity to log; debug also shows where an error came from.",
+                help="Minimum severity to log; debug adds tracebacks.",
             ),
             option(
                 "--log-format",
                 type=click.Choice(["text", "json"]),
                 default="text",
-                help="Lines for people, or one JSON object a line.",
+                help="Plain text, or one JSON object a line.",
             ),
         )
 
     return decorate
 
 
-def max_size(what: str) -> Decorator:
-    """Add `--max-size`."""
-    return option("--max-size", type=param_types.size, default="64Mi", help=what)
-
-
-def _group(name: str, gather: Function, *options: Decorator) -> Decorator:
-    """Return a decorator that adds `options` and passes the result of `gather` as `name`."""
-
-    def decorate(function: Function) -> Function:
-        @wraps(function)
-        def gathered(**chosen: Any) -> Any:
-            own = {key: chosen.pop(key) for key in names}
-            return function(**{name: gather(**own)}, **chosen)
-
-        already = len(_params(gathered))
-        added = _add(gathered, *options)
-        names = [param.name for param in _params(added)[already:]]
-        return added
-
-    return decorate
+def _is_set(ctx: click.Context, name: str) -> bool:
+    """Return whether a flag or a variable sets the option."""
+    return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def _add(function: Function, *options: Decorator) -> Function:
     for decorate in reversed(options):
         function = decorate(function)
     return function
-
-
-def _params(function: Function) -> Sequence[click.Parameter]:
-    """Return the parameters that click has recorded on a function."""
-    found: Sequence[click.Parameter] = getattr(function, "__click_params__", ())
-    return found

@@ -14,15 +14,15 @@ from sidecar.process import quantities
 T = TypeVar("T")
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+NEW_FILE = click.Path(dir_okay=False)
 
 
-class Line(click.ParamType[T]):
-    """What a function makes of a text; several ones in a variable stand on lines of their own, since they hold spaces."""
+class Parsed(click.ParamType[T]):
+    """A type that is a function from a string to a value. Usage lines show it as `name`."""
 
-    name = "text"
-
-    def __init__(self, take: Callable[[str], T]) -> None:
-        self._take = take
+    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
+        self.name = name
+        self.parse = parse
 
     def convert(
         self,
@@ -30,43 +30,60 @@ class Line(click.ParamType[T]):
         param: click.Parameter | None,  # noqa: ARG002
         ctx: click.Context | None,  # noqa: ARG002
     ) -> T:
-        return self._take(str(value).strip("\r\n"))
+        return self.parse(str(value))
+
+
+class Lines(Parsed[T]):
+    """The type of a repeated option: a variable has one value a line, because values may contain spaces."""
+
+    def __init__(self, parse: Callable[[str], T]) -> None:
+        super().__init__("text", lambda value: parse(value.strip("\r\n")))
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [line for line in rv.splitlines() if line.strip()]
 
 
+def named(name: str) -> Callable[[Callable[[str], T]], Parsed[T]]:
+    """Return a decorator that turns a parser into a type."""
+    return lambda parse: Parsed(name, parse)
+
+
+@named("SIZE")
 def size(value: str) -> int:
-    """Take a number of bytes, with the suffixes of Kubernetes."""
-    with _refusal():
+    """Parse a number of bytes, with the suffixes of Kubernetes."""
+    with _usage_errors():
         return quantities.size(value)
 
 
-def some_size(value: str) -> int:
-    """Take a number of bytes that is not zero."""
-    count = size(value)
+@named("SIZE")
+def positive_size(value: str) -> int:
+    """Parse a number of bytes that is not zero."""
+    count = size.parse(value)
     if not count:
         raise click.BadParameter("0 is too small: it must be more")
     return count
 
 
-def seconds(value: str | float) -> float:
-    """Take a time in seconds, or with a unit."""
-    with _refusal():
-        return quantities.seconds(str(value))
+@named("SECONDS")
+def seconds(value: str) -> float:
+    """Parse a time in seconds, or with a unit."""
+    with _usage_errors():
+        return quantities.seconds(value)
 
 
-def some_seconds(value: str) -> float:
-    """Take a time that is not zero."""
-    time = seconds(value)
+@named("SECONDS")
+def positive_seconds(value: str) -> float:
+    """Parse a time that is not zero."""
+    time = seconds.parse(value)
     if not time:
         raise click.BadParameter("0 is too short: it must be more")
     return time
 
 
+@named("PORT")
 def port(value: str) -> int:
-    """Take a TCP port, 0 for any free one."""
-    text = str(value).strip()
+    """Parse a TCP port; 0 means any free one."""
+    text = value.strip()
     if not (text.isascii() and text.isdigit() and int(text) < 65536):
         raise click.BadParameter(
             f"{value!r} is no port: a number from 1 to 65535, or 0 for any free one"
@@ -74,10 +91,11 @@ def port(value: str) -> int:
     return int(text)
 
 
+@named("MODE")
 def mode(value: str) -> int:
-    """Take file permissions in octal, as chmod(1) does.
+    """Parse octal file permissions, as chmod(1) does.
 
-    >>> oct(mode("0644")), oct(mode("640"))
+    >>> oct(mode.parse("0644")), oct(mode.parse("640"))
     ('0o644', '0o640')
     """
     found = re.fullmatch(r"(?:0o?)?([0-7]{3})", value.strip(), re.ASCII)
@@ -88,8 +106,9 @@ def mode(value: str) -> int:
     return int(found[1], 8)
 
 
+@named("GROUP")
 def group(value: str) -> int:
-    """Take a group by number, or by name where this machine has one of that name."""
+    """Parse a group: a number, or a name known on this machine."""
     if value.isascii() and value.isdigit():
         return int(value)
     import grp
@@ -102,8 +121,9 @@ def group(value: str) -> int:
         ) from None
 
 
+@named("COMMAND")
 def command_line(value: str) -> tuple[str, ...]:
-    """Take a command in one string: split as a shell would, to be run without one."""
+    """Split a command as a shell would; it runs without a shell. Its program must exist."""
     import shlex
     import shutil
 
@@ -120,32 +140,35 @@ def command_line(value: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+@named("URL")
 def http_url(value: str) -> str:
-    """Take an address that begins with http:// or https://."""
+    """Check that an address begins with http:// or https://."""
     if not re.match(r"https?://[^/]", value):
         raise click.BadParameter(f"{value!r} is no address: it must begin with http:// or https://")
     return value
 
 
+@named("LIST")
 def words(value: str) -> tuple[str, ...]:
-    """Take a list with commas or spaces between.
+    """Split a list at commas and spaces.
 
-    >>> words("a.example.com, b.example.com"), words("")
+    >>> words.parse("a.example.com, b.example.com"), words.parse("")
     (('a.example.com', 'b.example.com'), ())
     """
     return tuple(value.replace(",", " ").split())
 
 
-def some_path(value: str) -> str:
-    """Parse a path that is not empty: an unset shell variable would otherwise mean the working directory."""
+@named("PATH")
+def nonempty_path(value: str) -> str:
+    """Check that a path is not empty: an unset shell variable would otherwise mean the working directory."""
     if not value:
         raise click.BadParameter("'' is no path (is a variable of the script not set?)")
     return value
 
 
 @contextmanager
-def _refusal() -> Iterator[None]:
-    """Raise the message through click, which would replace that of a `ValueError`."""
+def _usage_errors() -> Iterator[None]:
+    """Raise the message of a `ValueError` as a usage error; click would replace it by its own."""
     try:
         yield
     except ValueError as error:

@@ -12,8 +12,7 @@ from sidecar.cli.impl import http_probe
 @click.argument("url")
 @options.option(
     "--timeout",
-    type=param_types.some_seconds,
-    metavar="SECONDS",
+    type=param_types.positive_seconds,
     default=1.0,
     help="Seconds until the answer must be there.",
 )

@@ -12,51 +12,36 @@ if TYPE_CHECKING:
     from sidecar.logs.config_file import Configuration
 
 
-_LINE = param_types.Line(str)
-
-
 @options.command("collect")
 @click.argument("files", nargs=-1, metavar="[FILES]...")
 @options.option(
     "--checkpoint",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Where to remember what has been delivered; without it every start begins anew.",
+    type=param_types.NEW_FILE,
+    help="File that stores what has been delivered; without it, every start begins anew.",
 )
-@options.option(
+@options.repeated(
     "--sink",
-    type=_LINE,
-    multiple=True,
-    metavar="ADDRESS",
-    help="Where lines go: stdout (the default), file:///PATH, http(s)://… (NDJSON), loki+http(s)://…, "
+    "ADDRESS",
+    help="Destination of the lines: stdout (the default), file:///PATH, http(s)://… (NDJSON), loki+http(s)://…, "
     "elasticsearch+http(s)://…, otlp+http(s)://…; may be repeated, options follow a #.",
 )
 @options.option("--json", is_flag=True, help="Write every line as a JSON object (stdout, file).")
-@options.option(
-    "--exclude",
-    type=_LINE,
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave these files out: a pattern for paths, or for bare names.",
+@options.repeated(
+    "--exclude", "PATTERN", help="Files to exclude: a pattern for paths, or for bare names."
 )
 @options.option(
     "--start",
     type=click.Choice(["beginning", "end"]),
     default="beginning",
-    help="Where to begin in files that are there at the very first start.",
+    help="Where to begin in files that exist at the very first start.",
 )
 @options.option(
     "--ignore-older",
     type=param_types.seconds,
-    metavar="SECONDS",
-    help="Of those, begin at the end of each that has not been written for so long.",
+    help="Begin at the end of those that have not been written for this long.",
 )
-@options.option(
-    "--archive",
-    type=_LINE,
-    multiple=True,
-    metavar="DIR",
-    help="Directory to which rotation moves files (olddir), apart from their own.",
+@options.repeated(
+    "--archive", "DIR", help="Directory to which rotation moves files (olddir), if it is another."
 )
 @options.option(
     "--root",
@@ -67,101 +52,82 @@ _LINE = param_types.Line(str)
 @options.option(
     "--time-zone",
     metavar="ZONE",
-    help="Of times in lines that name none, like Europe/Berlin; by default that of TZ or /etc/localtime, else UTC.",
+    help="Time zone of timestamps without one, for example Europe/Berlin; default: TZ or /etc/localtime, else UTC.",
 )
-@options.option("--encoding", default="utf-8", help="Of files without a byte order mark.")
+@options.option("--encoding", default="utf-8", help="Encoding of files without a byte order mark.")
 @options.option(
-    "--max-line", type=param_types.size, default="1Mi", help="Longer lines are passed on in pieces."
+    "--max-line", type=param_types.size, default="1Mi", help="Longer lines are split into pieces."
 )
 @options.option(
     "--multiline",
     metavar="REGEX",
-    help="A record begins at each line that matches; stack_traces, java, python, go, node, dotnet, ruby keep stack traces together; cri and docker join what a container runtime has cut.",
+    help="A record begins at each matching line; stack_traces, java, python, go, node, dotnet, ruby keep stack traces together; cri and docker join lines split by the container runtime.",
 )
-@options.option("--multiline-end", metavar="REGEX", help="A record ends at each line that matches.")
-@options.option(
+@options.option("--multiline-end", metavar="REGEX", help="A record ends at each matching line.")
+@options.repeated(
     "--parse",
-    type=_LINE,
-    multiple=True,
-    metavar="FORM",
-    help="What lines hold: json, logfmt, cri, docker, syslog, klog, text (level and time only), csv:COLUMNS or regex:PATTERN.",
+    "FORM",
+    help="Format of the lines: json, logfmt, cri, docker, syslog, klog, text (level and time only), csv:COLUMNS or regex:PATTERN.",
 )
-@options.option(
-    "--keep", type=_LINE, multiple=True, metavar="REGEX", help="Pass only lines that match."
+@options.repeated("--keep", "REGEX", help="Pass only matching lines.")
+@options.repeated("--drop", "REGEX", help="Drop matching lines.")
+@options.repeated(
+    "--redact", "REGEX", help="Replace matches by ***, in the text and in every field."
 )
-@options.option("--drop", type=_LINE, multiple=True, metavar="REGEX", help="Drop lines that match.")
-@options.option(
-    "--redact",
-    type=_LINE,
-    multiple=True,
-    metavar="REGEX",
-    help="Replace what matches by ***, in the text and in every field.",
-)
-@options.option(
-    "--add", type=_LINE, multiple=True, metavar="NAME=VALUE", help="Add a field to each record."
-)
-@options.option(
-    "--label",
-    type=_LINE,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Add a label, beside those of the Pod.",
-)
+@options.repeated("--add", "NAME=VALUE", help="Add a field to each record.")
+@options.repeated("--label", "NAME=VALUE", help="Add a label to those of the Pod.")
 @options.option(
     "--podinfo",
     type=click.Path(),
     metavar="DIR",
     default="/etc/podinfo",
-    help="Where the downward API's files are mounted.",
+    help="Where the files of the downward API are mounted.",
 )
 @options.option(
     "--dead-letter",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Where lines go that a sink refuses for good (default: beside the checkpoint).",
+    type=param_types.NEW_FILE,
+    help="File for lines that a sink rejects permanently (default: next to the checkpoint).",
 )
 @options.option(
     "--token-file",
-    type=click.Path(dir_okay=False),
-    help="Bearer token for HTTP sinks that have no credentials of their own; read at each request.",
+    type=param_types.NEW_FILE,
+    help="Bearer token for HTTP sinks without credentials of their own; read at each request.",
 )
 @options.option(
-    "--ca-file", type=click.Path(dir_okay=False), help="Certificates to trust in HTTP sinks (PEM)."
+    "--ca-file", type=param_types.NEW_FILE, help="CA certificates for HTTP sinks (PEM)."
 )
 @options.option("--tenant", help="X-Scope-OrgID for Loki.")
 @options.option(
     "--budget",
     type=param_types.size,
     default="8Mi",
-    help="Bytes in flight, all sinks together; when they are used up, reading stops.",
+    help="Maximum bytes in flight, all sinks together; reading stops beyond it.",
 )
 @options.option(
     "--held-limit",
     type=param_types.size,
     default="1Gi",
-    help="Unread bytes of deleted files that may be kept on the volume for a sink that is away; "
-    "beyond it the oldest file is given up, loudly.",
+    help="Maximum unread bytes of deleted files that are kept on the volume for an unavailable sink; "
+    "beyond it, the oldest file is given up, with an error in the log.",
 )
 @options.option(
     "--drain-timeout",
     type=param_types.seconds,
-    metavar="SECONDS",
     default=20.0,
-    help="After SIGTERM, seconds to deliver what is there.",
+    help="After SIGTERM: seconds to deliver the lines that are there.",
 )
 @options.option(
     "--remove-after",
     type=param_types.seconds,
-    metavar="SECONDS",
-    help="Delete a file once every sink has acknowledged all of it, that is saved, "
-    "and it was not written for so long.",
+    help="Delete a file once every sink has acknowledged all of it, the checkpoint is saved, "
+    "and it has not been written for this long.",
 )
 @options.option(
     "--until-file",
     type=click.Path(),
     metavar="FILE",
-    help="Once this file is there, deliver what is there when no program has the logs open any more, and exit: "
-    "for Jobs, whose application makes it at its end.",
+    help="For Jobs: once this file exists and no program has the logs open, deliver what is there, and exit. "
+    "The application creates the file at its end.",
 )
 @options.option(
     "--until-process",
@@ -171,39 +137,31 @@ _LINE = param_types.Line(str)
 @options.option(
     "--once",
     is_flag=True,
-    help="Deliver what is there now, and exit; with 1 if a file could not be read.",
+    help="Deliver what is there now, and exit; exit code 1 if a file could not be read.",
 )
 @options.option(
     "--config",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Read the pipelines from a YAML file; flags win over it. A change of it is taken over.",
+    type=param_types.NEW_FILE,
+    help="YAML file with the pipelines; flags override it. Changes are applied while it runs.",
 )
-@options.option("--check-config", is_flag=True, help="Check everything, say what it means, exit.")
+@options.option("--check-config", is_flag=True, help="Check the configuration, print it, and exit.")
 @options.option(
     "--dry-run",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Print what the pipeline makes of this file, as JSON; send nothing.",
+    type=param_types.NEW_FILE,
+    help="Print the output of the pipeline for this file, as JSON; send nothing.",
 )
 @options.option(
     "--replay",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Deliver the dead letters of this file once more, to the sinks that refused them, and exit.",
+    type=param_types.NEW_FILE,
+    help="Deliver the dead letters of this file again, to the sinks that rejected them, and exit.",
 )
 @options.option(
     "--status",
-    type=click.Path(dir_okay=False),
+    type=param_types.NEW_FILE,
     metavar="CHECKPOINT",
-    help="Print position and lag of each file, by this checkpoint.",
+    help="Print position and lag of each file in this checkpoint, and exit.",
 )
-@options.option(
-    "--port",
-    type=param_types.port,
-    help="Answer /livez, /readyz, /startupz and /metrics on this port.",
-)
-@options.host()
+@options.probes
 @options.logging()
 @click.pass_context
 def command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +30,7 @@ _UNCERTAIN = 3
     help="Forget its older versions, too: those of the file, and generations of a set that hold it.",
 )
 @options.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
-@options.keeping()
+@options.keeping
 @options.logging(level="warning", reports_failure=True)
 def command(
     *, path: str, if_match: str | None, purge: bool, dry_run: bool, keeping: options.StorageOptions
@@ -48,19 +49,9 @@ def command(
     directory, name = os.path.split(os.path.abspath(path))
     if not os.path.isdir(directory):  # which a volume would make
         raise _errors.FileMissing(f"cannot delete {path}: there is no directory {directory}")
-    volume = Volume(
-        directory,
-        mode=keeping.mode,
-        group=keeping.group,
-        keep=keeping.keep,
-        keep_bytes=keeping.keep_bytes,
-        keep_deleted=keeping.keep_deleted,
-        volume_budget=keeping.volume_budget,
-        durability=keeping.durability,
-    )
-    condition = None if if_match is None else if_match if if_match == "*" else _tag(if_match)
+    volume = Volume(directory, **asdict(keeping))
     try:
-        done = lifecycle.run(_delete(volume, name, condition, purge=purge, dry_run=dry_run))
+        done = lifecycle.run(_delete(volume, name, if_match, purge=purge, dry_run=dry_run))
     except _errors.PublishUncertain as error:
         click.echo(f"sidecar: {error}", err=True)
         return _UNCERTAIN
@@ -72,8 +63,3 @@ async def _delete(
 ) -> bool:
     await volume.delete(name, if_match=if_match, purge=purge, dry_run=dry_run)
     return True
-
-
-def _tag(version: str) -> str:
-    plain = version.strip().strip('"')
-    return f'"{plain}"'

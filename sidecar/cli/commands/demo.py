@@ -44,7 +44,7 @@ _TRANSCRIPT = (
 @options.command("demo")
 @options.option(
     "--path",
-    type=param_types.some_path,
+    type=param_types.nonempty_path,
     metavar="PATH",
     shell_complete=options.complete_path,
     help="File that both share; a temporary one, which is removed at the end, if none is given.",

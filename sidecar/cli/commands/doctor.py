@@ -23,7 +23,11 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
     default="both",
     help="What the volume is to be good for; what only the other role needs is left out.",
 )
-@options.max_size("Largest content that its writer and readers take.")
+@options.option(
+    "--max-size",
+    **options.MAX_SIZE,
+    help="Maximum size of a content that writer and readers accept.",
+)
 @options.option(
     "--mode",
     type=param_types.mode,

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,8 +38,8 @@ _STDIN = "-"
 @options.option(
     "--dry-run", is_flag=True, help="Validate, say what would happen, and change nothing."
 )
-@options.gating()
-@options.keeping()
+@options.gating
+@options.keeping
 @options.logging(level="warning", reports_failure=True)
 def command(
     *,
@@ -81,13 +82,7 @@ def command(
         directory, name = _target(source, path, into=into)
     volume = Volume(
         directory,
-        mode=keeping.mode,
-        group=keeping.group,
-        keep=keeping.keep,
-        keep_bytes=keeping.keep_bytes,
-        keep_deleted=keeping.keep_deleted,
-        volume_budget=keeping.volume_budget,
-        durability=keeping.durability,
+        **asdict(keeping),
         max_size=gating.max_size,
         gate=gating.gate(),
     )
@@ -95,7 +90,7 @@ def command(
         raise click.UsageError(
             "--if-match and --if-missing contradict each other: give one of them"
         )
-    conditions = {"if_match": _condition(if_match), "if_none_match": "*" if if_missing else None}
+    conditions = {"if_match": if_match, "if_none_match": "*" if if_missing else None}
     try:
         done = lifecycle.run(
             _publish(volume, source, name, conditions, limit=gating.max_size, dry_run=dry_run)
@@ -137,13 +132,6 @@ def _target(source: str, path: str, *, into: bool) -> tuple[str, str]:
             f"standard input has no name, and {path} is a directory: name the file by --path {path.rstrip('/')}/NAME"
         )
     return path, os.path.basename(source)
-
-
-def _condition(if_match: str | None) -> str | None:
-    if if_match is None or if_match == "*":
-        return if_match
-    version = if_match.strip().strip('"')
-    return f'"{version}"'
 
 
 async def _publish(

@@ -16,9 +16,9 @@ from sidecar.cli.impl import serve
     metavar="TEXT",
     help="Answer with this text while nothing has been published, instead of 503.",
 )
-@options.watching()
-@options.token_file()
-@options.allowed_hosts()
+@options.watching
+@options.token_file
+@options.allowed_hosts
 @options.logging()
 def command(
     *,

@@ -29,34 +29,28 @@ class _Ordered(options.Command):
 
 @options.command("reload", cls=_Ordered)
 @options.path("File to follow, or directory for a set (if it is not there yet: end it with /).")
-@options.option(
+@options.repeated(
     "--webhook",
-    type=param_types.Line(param_types.http_url),
-    multiple=True,
-    metavar="URL",
+    "URL",
+    param_types.http_url.parse,
     help="POST to this address, with the headers Sidecar-Version, ETag and Sidecar-Changed; may be repeated.",
 )
-@options.option(
+@options.repeated(
     "--exec",
-    type=param_types.Line(param_types.command_line),
-    multiple=True,
-    metavar="COMMAND",
+    "COMMAND",
+    param_types.command_line.parse,
     help="Run this command, without a shell, with SIDECAR_VERSION, SIDECAR_ETAG, SIDECAR_PATH and SIDECAR_CHANGED"
     " in its environment and a JSON object on its standard input; may be repeated.",
 )
-@options.option(
+@options.repeated(
     "--process",
-    type=param_types.Line(str),
-    multiple=True,
-    metavar="NAME",
+    "NAME",
     help="Send --signal to the processes of this name, the master and not its workers; needs shareProcessNamespace; may be repeated.",
 )
-@options.option(
+@options.repeated(
     "--pid-file",
-    type=param_types.Line(str),
-    multiple=True,
-    metavar="FILE",
-    help="Send --signal to the process whose number stands in this file; may be repeated.",
+    "FILE",
+    help="Send --signal to the process whose PID this file contains; may be repeated.",
 )
 @options.option("--signal", metavar="NAME", default="HUP", help="Signal to send, as HUP or USR1.")
 @options.option(
@@ -65,57 +59,46 @@ class _Ordered(options.Command):
     metavar="STATUS[,STATUS…]",
     default="",
     show_default=False,
-    help="Statuses that a webhook must answer with; without it 2xx.",
+    help="Status codes that count as success of a webhook. Without it: 2xx.",
 )
 @options.option(
     "--timeout",
-    type=param_types.some_seconds,
-    metavar="SECONDS",
+    type=param_types.positive_seconds,
     default=10.0,
-    help="Seconds that a webhook or a command may take; what a command has started is killed then.",
+    help="Maximum seconds for a webhook or a command; a command is then killed with its child processes.",
 )
 @options.option(
-    "--parallel",
-    is_flag=True,
-    help="Run the actions side by side, and not in the order in which they are given.",
+    "--parallel", is_flag=True, help="Run the actions in parallel instead of in their order."
 )
 @options.option(
     "--confirm-url",
     type=param_types.http_url,
-    metavar="URL",
-    help="Address that must answer with the version afterwards, as its ETag or in its body; else all actions run again.",
+    help="Address that must answer with the version afterwards, as its ETag or in its body; otherwise all actions run again.",
 )
 @options.option(
     "--confirm-timeout",
-    type=param_types.some_seconds,
-    metavar="SECONDS",
+    type=param_types.positive_seconds,
     default=10.0,
-    help="Seconds until it must.",
+    help="Maximum seconds until it answers with the version.",
 )
 @options.option(
     "--initial/--no-initial",
     default=True,
-    help="Apply the version that is there at the start, too (the default): it may have changed while nobody looked.",
+    help="Apply the version that exists at the start, too (the default): it may have changed while the command was not running.",
 )
 @options.option(
     "--once",
     is_flag=True,
-    help="Exit with 0 once the present version was applied: for init containers.",
+    help="Exit with 0 once the present version is applied: for init containers.",
 )
 @options.option(
     "--drain-timeout",
     type=param_types.seconds,
-    metavar="SECONDS",
     default=10.0,
-    help="After SIGTERM, seconds that a running action has to end.",
+    help="After SIGTERM: seconds for a running action to end.",
 )
-@options.watching()
-@options.option(
-    "--port",
-    type=param_types.port,
-    help="Answer /livez, /readyz, /startupz and /metrics on this port.",
-)
-@options.host()
+@options.watching
+@options.probes
 @options.logging()
 @click.pass_context
 def command(

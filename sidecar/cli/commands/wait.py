@@ -23,8 +23,8 @@ from sidecar.cli import escape, options, param_types
     default="0",
     help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
 )
-@options.patterns()
-@options.gating()
+@options.patterns
+@options.gating
 @options.logging(level="error")
 def command(
     *,

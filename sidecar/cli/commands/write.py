@@ -11,8 +11,8 @@ from sidecar.cli.impl import serve
 @options.command("write")
 @options.path("File to write, or directory for a set (if it is not there yet: end it with /).")
 @options.listening(default=8080)
-@options.gating()
-@options.keeping()
+@options.gating
+@options.keeping
 @options.option(
     "--confirm",
     type=param_types.http_url,
@@ -25,9 +25,9 @@ from sidecar.cli.impl import serve
     help="Authority (PEM) that must have signed the certificate of that reader; without it,"
     " those of the system, but a reader on this machine itself is not verified.",
 )
-@options.token_file()
-@options.allowed_origins()
-@options.allowed_hosts()
+@options.token_file
+@options.allowed_origins
+@options.allowed_hosts
 @options.logging()
 def command(
     *,
