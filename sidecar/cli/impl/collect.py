@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import orjson
@@ -22,13 +22,10 @@ from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
 from sidecar.logs.input import checkpoint
-from sidecar.logs.pipeline import Pipeline, multiline, parse_sink_spec
+from sidecar.logs.pipeline import READERS, Pipeline, multiline, parse_sink_spec
 from sidecar.logs.pipelines import Plan, Signature, Topology, signature_of
 from sidecar.logs.records import Record, Stage
 from sidecar.process import lifecycle, nofile_limit
-
-if TYPE_CHECKING:
-    pass
 
 _CHUNK_SIZE = 1 << 20
 _MAX_FILES_SHOWN = 10
@@ -72,36 +69,17 @@ def _with_flags(base: Pipeline, given: Mapping[str, Any], *, as_json: bool) -> P
     ]
     if added := _pairs("--add", given.get("add", ())):
         stages.append({"add": added})
-    return base.with_values(
-        files=given.get("files") or None,
-        sinks=given.get("sink"),
-        stages=[*base.stages, *stages],
-        multiline=_multiline(given),
-        labels={**base.labels, **_pairs("--label", given.get("label", ()))},
-        json=as_json or None,
-        archives=given.get("archive"),
-        dead_letters=given.get("dead_letter"),
-        **{name: given.get(name) for name in _SAME_NAME},
-    )
-
-
-_SAME_NAME = (
-    "checkpoint",
-    "exclude",
-    "start",
-    "ignore_older",
-    "root",
-    "encoding",
-    "max_line",
-    "podinfo",
-    "budget",
-    "held_limit",
-    "drain_timeout",
-    "remove_after",
-    "time_zone",
-    "until_file",
-    "until_process",
-)
+    same_name = {name: value for name, value in given.items() if name in READERS}
+    other_name = {
+        "sinks": given.get("sink"),
+        "stages": [*base.stages, *stages],
+        "multiline": _multiline(given),
+        "labels": {**base.labels, **_pairs("--label", given.get("label", ()))},
+        "json": as_json or None,
+        "archives": given.get("archive"),
+        "dead_letters": given.get("dead_letter"),
+    }
+    return base.with_values(**same_name | other_name)
 
 
 def run(
