@@ -1,10 +1,11 @@
 """Layer 6: the command line.
 
-`main` finds the command and says in one line what went wrong. `commands/` has one module a command, `impl/` what they do,
-and `doctor/` what `sidecar doctor` examines.
-Commands share `options`, and `param_types`; `envvars` are the options' names in the environment,
-`escape` makes names of others harmless to print, and `lazy_imports` imports servers without a client.
+`main` finds the command and reports errors in one line. `commands/` has one module for each command, `impl/` what they do,
+and `doctor/` the checks of `sidecar doctor`.
+`declare` turns options into flags and environment variables, `options` has the groups of options that commands share,
+and `param_types` the types of their values; `envvars` defines the names of the variables,
+`escape` makes foreign names safe to print, and `lazy_imports` imports servers without the HTTP client.
 
-A command's module imports little; what does the work is imported when the command is called,
-so that `sidecar check`, which a kubelet may start every few seconds, does not pay for a web server.
+A command's module imports little. Its work is imported when the command is called,
+so `sidecar check`, which the kubelet may start every few seconds, does not load a web server.
 """

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import escape, options, param_types
+from sidecar.cli import declare, escape, param_types
 from sidecar.cli.impl import http_probe
 
 
-@options.command("check")
+@declare.command("check")
 @click.argument("url")
-@options.option(
+@declare.option(
     "--timeout",
     type=param_types.positive_seconds,
     default=1.0,
     help="Seconds until the answer must be there.",
 )
-@options.option(
+@declare.option(
     "--ca",
     type=param_types.EXISTING_FILE,
     help="Authority (PEM) that must have signed the server's certificate.",
 )
-@options.option("--insecure", is_flag=True, help="Accept any certificate.")
+@declare.option("--insecure", is_flag=True, help="Accept any certificate.")
 def command(url: str, timeout: float, ca: str | None, insecure: bool) -> int:
     """Ask URL, and exit with 0 if it answers with 2xx, else with 1.
 

@@ -6,156 +6,156 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecar.cli import lazy_imports, options, param_types
+from sidecar.cli import declare, lazy_imports, options, param_types
 
 if TYPE_CHECKING:
     from sidecar.logs.config_file import Configuration
 
 
-@options.command("collect")
+@declare.command("collect")
 @click.argument("files", nargs=-1, metavar="[FILES]...")
-@options.option(
+@declare.option(
     "--checkpoint",
     type=param_types.NEW_FILE,
     help="File that stores what has been delivered; without it, every start begins anew.",
 )
-@options.repeated(
+@declare.repeated(
     "--sink",
     "ADDRESS",
     help="Destination of the lines: stdout (the default), file:///PATH, http(s)://… (NDJSON), loki+http(s)://…, "
     "elasticsearch+http(s)://…, otlp+http(s)://…; may be repeated, options follow a #.",
 )
-@options.option("--json", is_flag=True, help="Write every line as a JSON object (stdout, file).")
-@options.repeated(
+@declare.option("--json", is_flag=True, help="Write every line as a JSON object (stdout, file).")
+@declare.repeated(
     "--exclude", "PATTERN", help="Files to exclude: a pattern for paths, or for bare names."
 )
-@options.option(
+@declare.option(
     "--start",
     type=click.Choice(["beginning", "end"]),
     default="beginning",
     help="Where to begin in files that exist at the very first start.",
 )
-@options.option(
+@declare.option(
     "--ignore-older",
     type=param_types.seconds,
     help="Begin at the end of those that have not been written for this long.",
 )
-@options.repeated(
+@declare.repeated(
     "--archive", "DIR", help="Directory to which rotation moves files (olddir), if it is another."
 )
-@options.option(
+@declare.option(
     "--root",
     type=click.Path(),
     metavar="DIR",
     help="Directory that symbolic links may not leave (default: that of the pattern).",
 )
-@options.option(
+@declare.option(
     "--time-zone",
     metavar="ZONE",
     help="Time zone of timestamps without one, for example Europe/Berlin; default: TZ or /etc/localtime, else UTC.",
 )
-@options.option("--encoding", default="utf-8", help="Encoding of files without a byte order mark.")
-@options.option(
+@declare.option("--encoding", default="utf-8", help="Encoding of files without a byte order mark.")
+@declare.option(
     "--max-line", type=param_types.size, default="1Mi", help="Longer lines are split into pieces."
 )
-@options.option(
+@declare.option(
     "--multiline",
     metavar="REGEX",
     help="A record begins at each matching line; stack_traces, java, python, go, node, dotnet, ruby keep stack traces together; cri and docker join lines split by the container runtime.",
 )
-@options.option("--multiline-end", metavar="REGEX", help="A record ends at each matching line.")
-@options.repeated(
+@declare.option("--multiline-end", metavar="REGEX", help="A record ends at each matching line.")
+@declare.repeated(
     "--parse",
     "FORM",
     help="Format of the lines: json, logfmt, cri, docker, syslog, klog, text (level and time only), csv:COLUMNS or regex:PATTERN.",
 )
-@options.repeated("--keep", "REGEX", help="Pass only matching lines.")
-@options.repeated("--drop", "REGEX", help="Drop matching lines.")
-@options.repeated(
+@declare.repeated("--keep", "REGEX", help="Pass only matching lines.")
+@declare.repeated("--drop", "REGEX", help="Drop matching lines.")
+@declare.repeated(
     "--redact", "REGEX", help="Replace matches by ***, in the text and in every field."
 )
-@options.repeated("--add", "NAME=VALUE", help="Add a field to each record.")
-@options.repeated("--label", "NAME=VALUE", help="Add a label to those of the Pod.")
-@options.option(
+@declare.repeated("--add", "NAME=VALUE", help="Add a field to each record.")
+@declare.repeated("--label", "NAME=VALUE", help="Add a label to those of the Pod.")
+@declare.option(
     "--podinfo",
     type=click.Path(),
     metavar="DIR",
     default="/etc/podinfo",
     help="Where the files of the downward API are mounted.",
 )
-@options.option(
+@declare.option(
     "--dead-letter",
     type=param_types.NEW_FILE,
     help="File for lines that a sink rejects permanently (default: next to the checkpoint).",
 )
-@options.option(
+@declare.option(
     "--token-file",
     type=param_types.NEW_FILE,
     help="Bearer token for HTTP sinks without credentials of their own; read at each request.",
 )
-@options.option(
+@declare.option(
     "--ca-file", type=param_types.NEW_FILE, help="CA certificates for HTTP sinks (PEM)."
 )
-@options.option("--tenant", help="X-Scope-OrgID for Loki.")
-@options.option(
+@declare.option("--tenant", help="X-Scope-OrgID for Loki.")
+@declare.option(
     "--budget",
     type=param_types.size,
     default="8Mi",
     help="Maximum bytes in flight, all sinks together; reading stops beyond it.",
 )
-@options.option(
+@declare.option(
     "--held-limit",
     type=param_types.size,
     default="1Gi",
     help="Maximum unread bytes of deleted files that are kept on the volume for an unavailable sink; "
     "beyond it, the oldest file is given up, with an error in the log.",
 )
-@options.option(
+@declare.option(
     "--drain-timeout",
     type=param_types.seconds,
     default=20.0,
     help="After SIGTERM: seconds to deliver the lines that are there.",
 )
-@options.option(
+@declare.option(
     "--remove-after",
     type=param_types.seconds,
     help="Delete a file once every sink has acknowledged all of it, the checkpoint is saved, "
     "and it has not been written for this long.",
 )
-@options.option(
+@declare.option(
     "--until-file",
     type=click.Path(),
     metavar="FILE",
     help="For Jobs: once this file exists and no program has the logs open, deliver what is there, and exit. "
     "The application creates the file at its end.",
 )
-@options.option(
+@declare.option(
     "--until-process",
     metavar="NAME",
     help="The same once no process of this name is running; needs shareProcessNamespace.",
 )
-@options.option(
+@declare.option(
     "--once",
     is_flag=True,
     help="Deliver what is there now, and exit; exit code 1 if a file could not be read.",
 )
-@options.option(
+@declare.option(
     "--config",
     type=param_types.NEW_FILE,
     help="YAML file with the pipelines; flags override it. Changes are applied while it runs.",
 )
-@options.option("--check-config", is_flag=True, help="Check the configuration, print it, and exit.")
-@options.option(
+@declare.option("--check-config", is_flag=True, help="Check the configuration, print it, and exit.")
+@declare.option(
     "--dry-run",
     type=param_types.NEW_FILE,
     help="Print the output of the pipeline for this file, as JSON; send nothing.",
 )
-@options.option(
+@declare.option(
     "--replay",
     type=param_types.NEW_FILE,
     help="Deliver the dead letters of this file again, to the sinks that rejected them, and exit.",
 )
-@options.option(
+@declare.option(
     "--status",
     type=param_types.NEW_FILE,
     metavar="CHECKPOINT",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar import _errors
-from sidecar.cli import options
+from sidecar.cli import declare, options
 
 if TYPE_CHECKING:
     from sidecar.volume.volume import Volume
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 _UNCERTAIN = 3
 
 
-@options.command("delete")
+@declare.command("delete")
 @options.path("File to remove.")
-@options.option(
+@declare.option(
     "--if-match",
     metavar="VERSION",
     help="Remove only this version (an ETag, with or without quotes).",
 )
-@options.option(
+@declare.option(
     "--purge",
     is_flag=True,
     help="Forget its older versions, too: those of the file, and generations of a set that hold it.",
 )
-@options.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@declare.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
 @options.keeping
 @options.logging(level="warning", reports_failure=True)
 def command(

@@ -22,7 +22,7 @@ from typing import Self
 import click
 
 from sidecar import _errors
-from sidecar.cli import envvars, escape, options, param_types
+from sidecar.cli import declare, envvars, escape, options, param_types
 from sidecar.cli.impl import http_probe
 from sidecar.process import parent_death, signals
 
@@ -41,24 +41,24 @@ _TRANSCRIPT = (
 )
 
 
-@options.command("demo")
-@options.option(
+@declare.command("demo")
+@declare.option(
     "--path",
     type=param_types.nonempty_path,
     metavar="PATH",
     shell_complete=options.complete_path,
     help="File that both share; a temporary one, which is removed at the end, if none is given.",
 )
-@options.option(
+@declare.option(
     "--host",
     metavar="ADDRESS",
     default="127.0.0.1",
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
-@options.option(
+@declare.option(
     "--writer-port", type=param_types.port, metavar="PORT", default=8080, help="Port of the writer."
 )
-@options.option(
+@declare.option(
     "--reader-port", type=param_types.port, metavar="PORT", default=8081, help="Port of the reader."
 )
 @options.logging(level="warning")

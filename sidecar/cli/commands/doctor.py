@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sidecar.cli import escape, options, param_types
+from sidecar.cli import declare, escape, options, param_types
 
 if TYPE_CHECKING:
     from sidecar.cli.doctor.report import Finding
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
 _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red")}
 
 
-@options.command("doctor")
+@declare.command("doctor")
 @options.path("File or directory to examine, where the container sees it.")
-@options.option(
+@declare.option(
     "--for",
     "role",
     type=click.Choice(["read", "write", "both"]),
     default="both",
     help="What the volume is to be good for; what only the other role needs is left out.",
 )
-@options.option(
+@declare.option(
     "--max-size",
     **options.MAX_SIZE,
     help="Maximum size of a content that writer and readers accept.",
 )
-@options.option(
+@declare.option(
     "--mode",
     type=param_types.mode,
     default="0644",
     help="Permissions that its writer gives its files.",
 )
-@options.option(
+@declare.option(
     "--group",
     type=param_types.group,
     help="Group that its writer gives its files, by number or name.",
 )
-@options.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@declare.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
 def command(
     *,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sidecar import _errors
-from sidecar.cli import options
+from sidecar.cli import declare, options
 
 if TYPE_CHECKING:
     from sidecar.volume.publish.models import Publication
@@ -22,20 +22,20 @@ _UNCERTAIN = 3
 _STDIN = "-"
 
 
-@options.command("publish")
+@declare.command("publish")
 @click.argument("source", shell_complete=options.complete_path)
 @options.path("File to replace, or directory to publish into.")
-@options.option(
+@declare.option(
     "--if-match",
     metavar="VERSION",
     help="Publish only over this version (an ETag, with or without quotes); * is any that exists.",
 )
-@options.option(
+@declare.option(
     "--if-missing",
     is_flag=True,
     help="Publish only where nothing is yet; what is there stays, and that is a success (init containers).",
 )
-@options.option(
+@declare.option(
     "--dry-run", is_flag=True, help="Validate, say what would happen, and change nothing."
 )
 @options.gating

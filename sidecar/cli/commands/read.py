@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import lazy_imports, options
+from sidecar.cli import declare, lazy_imports, options
 from sidecar.cli.impl import serve
 
 
-@options.command("read")
+@declare.command("read")
 @options.path("File to serve, or directory of files (if it is not there yet: end it with /).")
 @options.listening(default=8081)
-@options.option(
+@declare.option(
     "--missing",
     metavar="TEXT",
     help="Answer with this text while nothing has been published, instead of 503.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecar.cli import lazy_imports, options, param_types
+from sidecar.cli import declare, lazy_imports, options, param_types
 
 if TYPE_CHECKING:
     from sidecar.reload.change import Action
@@ -16,7 +16,7 @@ _ORDER = "sidecar.reload.order"
 _ACTIONS = ("webhook", "exec", "process", "pid_file")
 
 
-class _Ordered(options.Command):
+class _Ordered(declare.Command):
     """A command that knows in which order its options were given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -27,33 +27,33 @@ class _Ordered(options.Command):
         return rest
 
 
-@options.command("reload", cls=_Ordered)
+@declare.command("reload", cls=_Ordered)
 @options.path("File to follow, or directory for a set (if it is not there yet: end it with /).")
-@options.repeated(
+@declare.repeated(
     "--webhook",
     "URL",
     param_types.http_url.parse,
     help="POST to this address, with the headers Sidecar-Version, ETag and Sidecar-Changed; may be repeated.",
 )
-@options.repeated(
+@declare.repeated(
     "--exec",
     "COMMAND",
     param_types.command_line.parse,
     help="Run this command, without a shell, with SIDECAR_VERSION, SIDECAR_ETAG, SIDECAR_PATH and SIDECAR_CHANGED"
     " in its environment and a JSON object on its standard input; may be repeated.",
 )
-@options.repeated(
+@declare.repeated(
     "--process",
     "NAME",
     help="Send --signal to the processes of this name, the master and not its workers; needs shareProcessNamespace; may be repeated.",
 )
-@options.repeated(
+@declare.repeated(
     "--pid-file",
     "FILE",
     help="Send --signal to the process whose PID this file contains; may be repeated.",
 )
-@options.option("--signal", metavar="NAME", default="HUP", help="Signal to send, as HUP or USR1.")
-@options.option(
+@declare.option("--signal", metavar="NAME", default="HUP", help="Signal to send, as HUP or USR1.")
+@declare.option(
     "--expect-status",
     type=param_types.words,
     metavar="STATUS[,STATUS…]",
@@ -61,37 +61,37 @@ class _Ordered(options.Command):
     show_default=False,
     help="Status codes that count as success of a webhook. Without it: 2xx.",
 )
-@options.option(
+@declare.option(
     "--timeout",
     type=param_types.positive_seconds,
     default=10.0,
     help="Maximum seconds for a webhook or a command; a command is then killed with its child processes.",
 )
-@options.option(
+@declare.option(
     "--parallel", is_flag=True, help="Run the actions in parallel instead of in their order."
 )
-@options.option(
+@declare.option(
     "--confirm-url",
     type=param_types.http_url,
     help="Address that must answer with the version afterwards, as its ETag or in its body; otherwise all actions run again.",
 )
-@options.option(
+@declare.option(
     "--confirm-timeout",
     type=param_types.positive_seconds,
     default=10.0,
     help="Maximum seconds until it answers with the version.",
 )
-@options.option(
+@declare.option(
     "--initial/--no-initial",
     default=True,
     help="Apply the version that exists at the start, too (the default): it may have changed while the command was not running.",
 )
-@options.option(
+@declare.option(
     "--once",
     is_flag=True,
     help="Exit with 0 once the present version is applied: for init containers.",
 )
-@options.option(
+@declare.option(
     "--drain-timeout",
     type=param_types.seconds,
     default=10.0,

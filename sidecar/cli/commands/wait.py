@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import click
 
-from sidecar.cli import escape, options, param_types
+from sidecar.cli import declare, escape, options, param_types
 
 
-@options.command("wait")
+@declare.command("wait")
 @options.path(
     "File that must be there, or directory that must hold one (if it is not there yet: end it with /)."
 )
-@options.option(
+@declare.option(
     "--timeout", type=param_types.seconds, default=60.0, help="Seconds to wait; 0 looks once."
 )
-@options.option(
+@declare.option(
     "--etag", help="Wait for this very version, as `publish` prints it or a writer's ETag says it."
 )
-@options.option(
+@declare.option(
     "--min-size",
     type=param_types.size,
     default="0",

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sidecar.cli import lazy_imports, options, param_types
+from sidecar.cli import declare, lazy_imports, options, param_types
 from sidecar.cli.impl import serve
 
 
-@options.command("write")
+@declare.command("write")
 @options.path("File to write, or directory for a set (if it is not there yet: end it with /).")
 @options.listening(default=8080)
 @options.gating
 @options.keeping
-@options.option(
+@declare.option(
     "--confirm",
     type=param_types.http_url,
     metavar="URL",
     help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
 )
-@options.option(
+@declare.option(
     "--confirm-ca",
     type=param_types.EXISTING_FILE,
     help="Authority (PEM) that must have signed the certificate of that reader; without it,"
