@@ -244,19 +244,6 @@ def test_readme_commands_run(in_namespace, tmp_path: Path) -> None:
     assert len(commands) >= 3
 
 
-def test_the_transcript_of_the_page_on_reloading_is_what_happens(tmp_path: Path) -> None:
-    """Command by command, with what each prints."""
-    steps = transcript("".join(blocks(ROOT / "docs/reload.md", "console")))
-    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    for command, output in steps:
-        done = subprocess.run(
-            ["sh", "-c", command], cwd=tmp_path, env=env,
-            capture_output=True, text=True, timeout=50.0, check=True,
-        )  # fmt: skip
-        assert (done.stdout.strip(), done.stderr) == (output.strip(), ""), command
-    assert len(steps) == 3
-
-
 def test_every_problem_is_documented_with_its_status() -> None:
     """The table of docs/http.md and the table in the code say the same."""
     from sidecar.http.problems import PROBLEM_TYPES

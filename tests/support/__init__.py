@@ -7,6 +7,7 @@ another user for a while (`as_user`), and a system call that fails (`failing`).
 `httpkit`       an HTTP client, raw sockets, problem details: for applications and servers
 `parity`        two servers given the same bytes, which must answer the same bytes
 `eventsource`   a client of server-sent events, by the letter of the specification
+`pages`         the blocks of a page of the documentation, run in order
 `watching`      a consumer of a watch that remembers what it saw, and the bounds of time of a watch
 `faultkit`      a publisher with faults at chosen system calls (strace), and what must hold after each
 `mounts`        file systems with other rules: small, slow, cut off from power; needs root
