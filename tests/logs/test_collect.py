@@ -37,13 +37,27 @@ def offsets(tmp_path: Path) -> Path:
 @contextlib.asynccontextmanager
 async def collecting(collector: Collector, **options: Any) -> Any:
     """A collection in the background; at the end it is told to stop, and drains."""
-    task = asyncio.create_task(collector.run(**options))
+    # The log is open for writing all the time, so the drain would wait half a second for more.
+    task = asyncio.create_task(collector.run(**{"drain_quiet": 0.02} | options))
     try:
         yield task
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[None]:
+    """Let a method note its calls in the list that is returned, one item each."""
+    calls: list[None] = []
+    method = getattr(owner, name)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(None)
+        return method(*args, **options)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
 async def test_everything_there_is_delivered_and_the_call_ends(log: LogFile, offsets: Path) -> None:
@@ -81,7 +95,7 @@ async def test_a_new_line_is_delivered_at_once(log: LogFile, eventually: Eventua
     async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
         for number in range(5):
             log.write(f"line {number}")
-            await eventually(lambda n=number: len(sink.lines) == n + 1, timeout=1)
+            await eventually(lambda n=number: len(sink.lines) == n + 1)
 
 
 async def test_new_files_and_rotations_need_no_recheck(
@@ -207,21 +221,23 @@ async def test_a_sink_that_stays_unavailable_is_named_again(
 
 
 async def test_a_blocked_sink_stops_the_reading_at_the_budget(
-    log: LogFile, eventually: Eventually
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is the buffer: memory does not grow with what is written."""
     for _ in range(100):
         log.write(*["x" * 999] * 100)
     sink = MemorySink()
     sink.hang()
-    collector = Collector(logs.tail(log.path, max_line=10_000), [], [sink], budget=1 << 20)
+    source = logs.tail(log.path, max_line=10_000, recheck=0.01)
+    collector = Collector(source, [], [sink], budget=1 << 20)
     async with collecting(collector):
         await eventually(lambda: collector.workers[0].free_bytes <= 0)
         held = collector.workers[0].pending_bytes
         log.write("more")
-        await asyncio.sleep(0.1)
+        await eventually(lambda: source.stats().lag_bytes == 10_000_005)
+        scans = count_calls(monkeypatch, source, "scan")
+        await eventually(lambda: len(scans) == 3)
         assert collector.workers[0].pending_bytes == held < 2 << 20
-        assert collector.source.stats().lag_bytes == 10_000_005
         sink.recover()
         await eventually(lambda: len(sink.lines) == 10_001)
 
@@ -230,19 +246,17 @@ async def test_what_a_burst_leaves_in_the_heap_is_given_back(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for each burst, some seconds later; never while nothing moves."""
-    given: list[int] = []
-    looks: list[int] = []
-    monkeypatch.setattr(memory, "trim_heap", lambda: given.append(len(looks)))
     monkeypatch.setattr(collecting_module, "_TRIM_INTERVAL_SECONDS", 0.05)
     collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
-    look = collector.source.scan
-    monkeypatch.setattr(collector.source, "scan", lambda **more: (looks.append(1), look(**more)))
+    scans = count_calls(monkeypatch, collector.source, "scan")
+    trims: list[int] = []
+    monkeypatch.setattr(memory, "trim_heap", lambda: trims.append(len(scans)))
     async with collecting(collector):
         for burst in (1, 2):
             log.write("a line")
-            await eventually(lambda count=burst: len(given) == count)
-        await eventually(lambda: len(looks) > given[-1] + 20)
-        assert len(given) == 2
+            await eventually(lambda count=burst: len(trims) == count)
+        await eventually(lambda: len(scans) > trims[-1] + 20)
+        assert len(trims) == 2
 
 
 async def test_truncated_while_the_sink_was_blocked(log: LogFile, eventually: Eventually) -> None:
@@ -370,15 +384,23 @@ async def test_sinks_progress_independently(
     assert dead.lines == [str(n) for n in range(100)]
 
 
-async def test_a_batch_waits_for_its_company(log: LogFile, eventually: Eventually) -> None:
-    """`linger`: several lines in one batch, but none waits longer than that."""
-    sink = MemorySink(batching=logs.Batching(linger=0.2))
-    async with collecting(Collector(logs.tail(log.path), [], [sink])):
+async def test_a_batch_waits_for_more_lines(log: LogFile, eventually: Eventually) -> None:
+    """`linger`: lines that are written one after the other leave in one batch."""
+    sink = MemorySink(batching=logs.Batching(linger=60))
+    collector = Collector(logs.tail(log.path), [], [sink])
+    async with collecting(collector):
         for number in range(5):
             log.write(str(number))
-            await asyncio.sleep(0.01)
-        await eventually(lambda: len(sink.lines) == 5)
-        assert sink.batches == 1
+            await eventually(lambda n=number: collector.workers[0].pending_bytes == 2 * (n + 1))
+    assert (sink.batches, len(sink.lines)) == (1, 5)
+
+
+async def test_a_line_waits_no_longer_than_linger(log: LogFile, eventually: Eventually) -> None:
+    """A line that no other follows leaves alone."""
+    sink = MemorySink(batching=logs.Batching(linger=0.05))
+    async with collecting(Collector(logs.tail(log.path), [], [sink])):
+        log.write("one")
+        await eventually(lambda: sink.lines == ["one"])
 
 
 @pytest.mark.parametrize("stages", [[], [logs.keep(".*")]])
@@ -510,16 +532,28 @@ async def test_a_line_whose_writer_is_there_is_not_torn_at_the_end(
     assert sink.lines == ["one", "half a line"]
 
 
+class HangingSink(MemorySink):
+    """A sink that blocks each write, and reports it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hang()
+        self.writing = asyncio.Event()
+
+    async def write(self, batch: logs.Batch) -> logs.Receipt:
+        self.writing.set()
+        return await super().write(batch)
+
+
 async def test_the_end_leaves_no_descriptor_and_no_task(log: LogFile, offsets: Path) -> None:
     """Scenario 46: also when it is cancelled while a write is blocked."""
     before, tasks = set(os.listdir("/proc/self/fd")), asyncio.all_tasks()
-    sink = MemorySink()
-    sink.hang()
+    sink = HangingSink()
     log.write("one")
     async with collecting(
         Collector(logs.tail(log.path, checkpoint=offsets), [], [sink]), drain_timeout=0.05
     ):
-        await asyncio.sleep(0.05)
+        await sink.writing.wait()
     assert asyncio.all_tasks() == tasks
     assert set(os.listdir("/proc/self/fd")) <= before
 
@@ -563,18 +597,20 @@ async def test_a_sink_that_fails_to_close_keeps_nothing_else_open(log: LogFile) 
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_a_second_cancellation_does_not_wait_for_the_drain(log: LogFile) -> None:
-    """Somebody is in a hurry."""
-    sink = MemorySink()
-    sink.hang()
+async def test_a_second_cancellation_does_not_wait_for_the_drain(
+    log: LogFile, eventually: Eventually
+) -> None:
+    """The drain would take a minute."""
+    sink = HangingSink()
     log.write("one")
-    task = asyncio.create_task(logs.collect(logs.tail(log.path), sink=sink, drain_timeout=60))
-    await asyncio.sleep(0.05)
+    collector = Collector(logs.tail(log.path), [], [sink])
+    task = asyncio.create_task(collector.run(drain_timeout=60))
+    await sink.writing.wait()
     task.cancel()
-    await asyncio.sleep(0.05)
+    await eventually(lambda: collector._draining)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 10)
 
 
 async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(

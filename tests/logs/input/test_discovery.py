@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from sidecar.logs.input import tail as source
 from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.testing import LogFile
 from support import as_user
-from support.logs_support import PAD, Follower
+from support.logs_support import PAD, Follower, calls_during
 from support.mounts import mounted, tmpfs
 
 
@@ -417,27 +416,42 @@ def test_a_busy_file_does_not_keep_others_waiting(tmp_path: Path) -> None:
     tail.close()
 
 
-def test_thousands_of_idle_files_cost_little_and_delay_no_busy_one(tmp_path: Path) -> None:
-    """Scenario 42: in CPU time, which others on this machine do not change: a look at 5,000 files, a line of one."""
-    for number in range(5000):
-        (tmp_path / f"{number}.log").write_text(f"{number}\n")
-    follower = Follower(tmp_path / "*.log")
-    assert len(follower.news()) == 5000
+def follow_idle_files(directory: Path, count: int) -> Follower:
+    """Follow so many files of a line each, which have all been read."""
+    directory.mkdir()
+    for number in range(count):
+        (directory / f"{number}.log").write_text(f"{number}\n")
+    follower = Follower(directory / "*.log")
+    assert len(follower.news()) == count
     while not follower.tail._discovery._is_unchanged():
         follower.tail.scan()  # directories that were written just now are listed again
-    begun = time.process_time()
-    for _ in range(10):
-        follower.tail.scan()
-    assert time.process_time() - begun < 10 * 0.05, "a look every second costs more than 5 %"
+    return follower
 
-    begun = time.process_time()
-    with (tmp_path / "4711.log").open("a") as busy:
-        for number in range(100):
-            busy.write(f"line {number}\n")
-            busy.flush()
-            assert follower.tail.on_write([busy.name])
-            assert follower.news(look=False) == [f"line {number}"]
-    assert time.process_time() - begun < 100 * 0.005, "a line costs more than 5 ms"
+
+def test_a_scan_of_thousands_of_idle_files_costs_a_few_calls_each(tmp_path: Path) -> None:
+    """Scenario 42: no file is opened, and no directory is listed again."""
+    follower = follow_idle_files(tmp_path / "log", 2000)
+    assert calls_during(follower.tail.scan) <= 10 * 2000
+
+
+def test_a_line_costs_the_same_however_many_idle_files_there_are(tmp_path: Path) -> None:
+    """Scenario 42: an event names the file, so the others are not looked at."""
+
+    def read_a_line(follower: Follower, busy: Path) -> int:
+        with busy.open("a") as file:
+            file.write("a line\n")
+
+        def read() -> None:
+            assert follower.tail.on_write([str(busy)])
+            assert follower.news(look=False) == ["a line"]
+
+        return calls_during(read)
+
+    few = follow_idle_files(tmp_path / "few", 5)
+    many = follow_idle_files(tmp_path / "many", 1000)
+    assert read_a_line(many, tmp_path / "many" / "3.log") == read_a_line(
+        few, tmp_path / "few" / "3.log"
+    )
 
 
 def test_no_pattern_and_a_limit_of_nothing_are_refused() -> None:

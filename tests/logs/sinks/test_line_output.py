@@ -8,6 +8,8 @@ import errno
 import fcntl
 import json
 import os
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks import file as files
 from sidecar.logs.sinks.file import FileSink
 from sidecar.logs.sinks.stdout import StdoutSink
+from support import Eventually
 
 
 def batch(*lines: str) -> Batch:
@@ -35,6 +38,11 @@ def pipe() -> Iterator[tuple[int, int]]:
     for fd in ends:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def bytes_in(pipe: int) -> int:
+    """Return how many bytes nobody has read yet."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
 # standard output
@@ -80,16 +88,18 @@ async def test_a_record_that_was_put_back_is_not_changed() -> None:
     assert not record.changed
 
 
-async def test_a_full_pipe_waits_for_its_reader_and_can_be_cancelled(pipe: tuple[int, int]) -> None:
+async def test_a_full_pipe_waits_for_its_reader_and_can_be_cancelled(
+    pipe: tuple[int, int], eventually: Eventually
+) -> None:
     """A stalled reader never hangs the process."""
-    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 65536)
+    size = fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 65536)
     sink = StdoutSink(fd=pipe[1])
     task = asyncio.create_task(sink.write(batch(*["x" * 999] * 200)))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: bytes_in(pipe[0]) == size)
     assert not task.done()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 10)
 
 
 async def test_everything_passes_a_pipe_that_is_read_slowly(pipe: tuple[int, int]) -> None:
