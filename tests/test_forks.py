@@ -190,7 +190,7 @@ async def test_an_open_tail_is_refused_in_a_child_whoever_has_its_locks(
     async def main() -> object:
         return getattr(source, what)(*given.get(what, ()))
 
-    with source._files_lock, source._windows_lock:
+    with source._files_lock, source._reader.windows_lock:
         assert "RuntimeError: the tail of" in str(await in_child(main))
     source.close()
 

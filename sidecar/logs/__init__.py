@@ -7,7 +7,8 @@ The names below are public; the modules that contain them may change.
 Each is imported on first use: a collector that writes to standard output never loads an HTTP client.
 
 `collector` drives a source (`input/`), until it is cancelled or one of the `stop_conditions` is met,
-and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` are the data between them.
+in the rounds of its `read_loop`, and for each sink a `sink_worker` that runs the stages, delivers and acknowledges. `records` are the data between them,
+and `source_metrics` exports how far a source is behind.
 `stages/` and `sinks/` contain the stages and sinks; `json_encoding` encodes records, `regex` compiles patterns,
 and `pod_metadata` reads the labels of the Pod.
 `config_file` reads a configuration with `config_types`, after `config_references` are resolved; `pipeline` creates

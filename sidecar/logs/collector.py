@@ -18,33 +18,25 @@ from typing import Any
 from sidecar import _errors
 from sidecar.fs import oserrors
 from sidecar.logs.input.checkpoint import State
-from sidecar.logs.input.dir_watch import DirectoryWatcher, DirEvents
-from sidecar.logs.input.tail import Tail, TailStats
+from sidecar.logs.input.tail import Tail
+from sidecar.logs.read_loop import ReadLoop
 from sidecar.logs.records import Block, Stage
 from sidecar.logs.sink_worker import DeadLetters, SinkWorker
 from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
+from sidecar.logs.source_metrics import SourceMetrics
 from sidecar.logs.stages.limiting import for_another_sink
 from sidecar.process import arguments, memory, metrics
 from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
 
-_READ_BATCH_BYTES = 2 << 20
-"""Bytes that one call in a thread reads for a sink. Each call costs 0.2 ms of CPU."""
-_MIN_ROUND_SECONDS = 0.02
-"""Minimum time between two rounds: a program that writes single lines must not cost a core."""
-_POLL_SECONDS = 0.25
 _MAX_SAVE_INTERVAL_SECONDS = 1.0
 _FIRST_SAVE_INTERVAL_SECONDS = 0.05
 """The interval doubles from here up to the maximum: a process that is killed every second must make progress as well."""
 _LOCK_POLL_SECONDS = 0.5
 """How often a locked checkpoint is tried again."""
-_TRIM_INTERVAL_SECONDS = 10.0
-"""How often freed memory is returned to the kernel while lines are read: it takes a few milliseconds."""
 _DEAD_LETTER_SUFFIX = ".dead-letters.ndjson"
-_stats_by_collector: dict[int, TailStats] = {}
-"""The statistics of each collection that runs in this process, by its `id`."""
 
 
 @dataclass(slots=True)
@@ -182,6 +174,7 @@ class Collector:
         self.source = source
         source.exclude_own(_own_files(source, [route.sink for route in routes], dead_letters))
         self.summary = Summary()
+        self._dirty = asyncio.Event()
         made: Callable[[], Mapping[str, str]] = labels if callable(labels) else lambda: labels or {}
         self.workers = [
             SinkWorker(
@@ -195,27 +188,16 @@ class Collector:
             )
             for number, route in enumerate(routes)
         ]
-        self._watcher: DirectoryWatcher | None = None
-        self._wake = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._started = self._draining = False
-        self._until_end = False
-        self._until = until
-        self._finishing = False
-        """`until` has returned True."""
-        self._files_with_writers: list[str] = []
-        self._limited_to_present = self._copies_released = False
-        self._drain_quiet = 0.0
-        self._has_read_data = False
-        self._trimmed_at = time.monotonic()
-        self._exported_losses: dict[str, int] = {}
+        self._metrics = SourceMetrics(source)
+        self._loop = ReadLoop(
+            source,
+            self.workers,
+            until=until,
+            on_revision=self._dirty.set,
+            on_scan=self._metrics.export,
+        )
+        self._started = False
         self._save_failure: str | None = None
-        self._leave_deadline: float | None = None
-        self._leave_timeout = 0.0
-        self._successor: Tail | None = None
-        self._deleted = 0, 0.0
-        """Bytes of deleted files that are not delivered yet, and the monotonic time of the last change of that number."""
         self.last_state: State | None = None
         """The state that was saved last, kept without a checkpoint as well."""
 
@@ -246,9 +228,7 @@ class Collector:
         Open files that were deleted are handed over to the successor. Without one they are delivered first;
         after `timeout` seconds without an acknowledgement the rest is lost, with an error in the log, and counted.
         """
-        self._leave_deadline, self._leave_timeout = time.monotonic() + timeout, timeout
-        self._successor = successor
-        self._wake.set()
+        self._loop.leave(timeout, successor)
         for worker in self.workers:
             worker.expedite()
 
@@ -260,7 +240,7 @@ class Collector:
         drain_quiet: float = 0.5,
     ) -> Summary:
         """Collect. See `collect`."""
-        self._until_end, self._drain_quiet = until_end and self._until is None, drain_quiet
+        self._loop.set_end(until_end=until_end, drain_quiet=drain_quiet)
         memory.use_single_arena()
         if all(worker.sink.takes_blocks for worker in self.workers):
             memory.raise_mmap_threshold()
@@ -269,7 +249,7 @@ class Collector:
             if await self._lock_checkpoint():
                 await self._run(drain_timeout)
             else:
-                self.source.hand_over(self._successor)
+                self.source.hand_over(self._loop.successor)
         finally:
             self.source.release()
         return self.summary
@@ -287,7 +267,7 @@ class Collector:
                     self.source.checkpoint_path,
                 )
             waiting = True
-            if self._leave_deadline is not None:
+            if self._loop.leaving:
                 return False
             await asyncio.sleep(_LOCK_POLL_SECONDS)
         return True
@@ -300,7 +280,7 @@ class Collector:
                 _log.warning("no file matches %s yet", " ".join(self.source.patterns))
                 for name in await run_in_thread(self.source.directory_patterns):
                     _log.warning("%s is a directory: name the files in it, as %s/*", name, name)
-            self._watcher = await run_in_thread(DirectoryWatcher)
+            await self._loop.open()
             for worker in self.workers:
                 begun = await worker.sink.open(self.source.resume.get(worker.name))
                 opened.append(worker)
@@ -317,7 +297,7 @@ class Collector:
 
     async def _run_tasks(self, drain_timeout: float) -> None:
         tasks = [
-            asyncio.create_task(self._read(), name="logs-read"),
+            asyncio.create_task(self._loop.run(), name="logs-read"),
             asyncio.create_task(self._save_periodically(), name="logs-save"),
             *(
                 asyncio.create_task(worker.run(), name=f"logs-{worker.name}")
@@ -328,8 +308,7 @@ class Collector:
             try:
                 await self._wait_for_tasks(tasks, None)
             except asyncio.CancelledError:
-                self._draining = True
-                self._wake.set()
+                self._loop.drain()
                 for worker in self.workers:
                     worker.expedite()
                 await self._wait_for_tasks(tasks, drain_timeout)
@@ -359,171 +338,6 @@ class Collector:
                     raise error.exceptions[0] from None
                 raise error
 
-    async def _read(self) -> None:
-        """Read while there is data and a sink has budget; return when no more data can follow."""
-        source, last_scan, last_round = self.source, 0.0, 0.0
-        revision = source.revision
-        last_data_at = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if self._leave_deadline is not None and not self._has_deleted_data(now):
-                await self._wait_until_acknowledged(self._leave_deadline)
-                return
-            due = last_scan + (
-                _POLL_SECONDS if self._watcher and self._watcher.polling else source.recheck
-            )
-            without_wait = self._draining or (self._finishing and not self._files_with_writers)
-            scan = now >= due or without_wait or source.incomplete
-            scan = scan or (self._until_end and self._all_idle())
-            present_done = self._limited_to_present and source.present_is_read
-            open_workers = [
-                worker for worker in self.workers if worker.free_bytes > 0 and not present_done
-            ]
-            limits = {
-                worker.name: min(worker.free_bytes, _READ_BATCH_BYTES) for worker in open_workers
-            }
-            self._wake.clear()
-            last_round = now
-            blocks = await run_in_thread(self._scan_and_read, limits, scan)
-            if source.revision != revision:
-                revision = source.revision
-                self._dirty.set()
-            if scan:
-                last_scan = now
-                await self._after_scan(now)
-            self._arm_watcher()
-            for worker in self.workers:
-                worker.enqueue(blocks.get(worker.name, ()))
-            if any(blocks.values()):
-                last_data_at, self._has_read_data = time.monotonic(), True
-            ready = (
-                any(source.has_data(worker.name) for worker in self.workers) and not present_done
-            )
-            ending = scan and not ready and not source.incomplete
-            ending = ending and (self._draining or self._finishing or self._until_end)
-            if ending and self._all_idle() and await self._has_ended(last_data_at, present_done):
-                return
-            has_readable = any(
-                source.has_data(worker.name) and worker.free_bytes > 0 for worker in self.workers
-            )
-            if source.incomplete or (has_readable and not present_done):
-                continue
-            await self._wait_for_event(
-                now + _MIN_ROUND_SECONDS if without_wait else due, last_round
-            )
-
-    async def _after_scan(self, now: float) -> None:
-        source = self.source
-        if source.removes_files:
-            await run_in_thread(source.remove_delivered)
-        if self._until_end and not self._limited_to_present and not source.incomplete:
-            source.limit_to_present()
-            self._limited_to_present = True
-        source.flush_present(self._drain_quiet)
-        self._report()
-        await self._trim_heap(now)
-
-    async def _wait_until_acknowledged(self, end: float) -> None:
-        """Wait until nothing is in flight, at most until the monotonic time `end`."""
-        while not self._all_idle() and time.monotonic() < end:
-            self._wake.clear()
-            await self._wait_for_event(min(time.monotonic() + _POLL_SECONDS, end), 0.0)
-
-    def _has_deleted_data(self, now: float) -> bool:
-        """Whether to wait for deleted files: they hold undelivered bytes, no successor takes them over, and delivery progresses."""
-        if self._successor is not None:
-            return False
-        size = self.source.deleted_unacknowledged()
-        before, since = self._deleted
-        if size and not before:
-            _log.warning(
-                "the new configuration has no pipeline of this name: it waits until %d bytes of deleted files"
-                " are delivered, at most %g s without an acknowledgement",
-                size,
-                self._leave_timeout,
-            )
-        if size != before:
-            self._deleted = size, now
-            return size > 0
-        return size > 0 and now - since < self._leave_timeout
-
-    async def _trim_heap(self, now: float) -> None:
-        """Return freed heap memory to the kernel after lines were read."""
-        if self._has_read_data and now - self._trimmed_at >= _TRIM_INTERVAL_SECONDS:
-            self._has_read_data, self._trimmed_at = False, now
-            await run_in_thread(memory.trim_heap)
-
-    async def _has_ended(self, last_data_at: float, present_done: bool) -> bool:
-        ends_itself = (self._until_end or self._finishing) and not self._draining
-        if ends_itself and not self._copies_released:
-            self._copies_released = True
-            await run_in_thread(self.source.release_copies)
-            return False
-        if present_done:
-            return True
-        if self._finishing and ends_itself and not await self._writers_done(last_data_at):
-            return False
-        await run_in_thread(self.source.flush, everything=ends_itself)
-        if any(self.source.has_data(worker.name) for worker in self.workers):
-            return False
-        if ends_itself or time.monotonic() - last_data_at >= self._drain_quiet:
-            return True
-        return await run_in_thread(self.source.writers_gone)
-
-    async def _writers_done(self, last_data_at: float) -> bool:
-        """Whether no process writes any more: none has a file open, or, if that is unknown, no line came for `drain_quiet`."""
-        files = await run_in_thread(self.source.files_with_writers)
-        if files and files != self._files_with_writers:
-            _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
-        self._files_with_writers = files
-        if files:
-            return False
-        quiet = time.monotonic() - last_data_at >= self._drain_quiet
-        return quiet or await run_in_thread(self.source.writers_gone)
-
-    async def _wait_for_event(self, due: float, last_round: float) -> None:
-        timeout = due - time.monotonic()
-        if self._until_end:
-            timeout = min(timeout, _MIN_ROUND_SECONDS)
-        if timeout > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._wake.wait()
-        rest = last_round + _MIN_ROUND_SECONDS - time.monotonic()
-        if rest > 0 and not self._draining:
-            await asyncio.sleep(rest)
-
-    def _scan_and_read(self, limits: Mapping[str, int], scan: bool) -> dict[str, list[Block]]:
-        """Apply the pending events, scan if due, and read up to the limits. Runs in a thread."""
-        watcher = self._watcher
-        events = watcher.drain() if watcher is not None else DirEvents()
-        source = self.source
-        if scan and self._until is not None and not self._finishing and self._until():
-            self._finishing = True
-            _log.info("no more is to come: delivering what is there")
-        if scan or events.changed or events.overflow:
-            if events.overflow:
-                metrics.WATCH_ERRORS_TOTAL.inc()
-                source.on_overflow()
-            source.scan(changed_directories=events.changed)
-            if watcher is not None:
-                watcher.watch(source.directories)
-        if events.written and not source.on_write(events.written):
-            source.scan()
-        return {name: source.read(name, limit) for name, limit in limits.items()}
-
-    def _arm_watcher(self) -> None:
-        """Wake the reader at the next event. Armed once per round, since each round takes all pending events."""
-        if self._watcher is None or self._watcher.fd is None:
-            return
-        loop, fd = asyncio.get_running_loop(), self._watcher.fd
-
-        def on_event() -> None:
-            loop.remove_reader(fd)
-            self._wake.set()
-
-        loop.add_reader(fd, on_event)
-
     async def _save_periodically(self) -> None:
         pause = _FIRST_SAVE_INTERVAL_SECONDS
         while True:
@@ -552,28 +366,22 @@ class Collector:
             self._save_failure = None
 
     async def _close(self, opened: Sequence[SinkWorker]) -> None:
-        if self._watcher is not None:
-            if self._watcher.fd is not None:
-                asyncio.get_running_loop().remove_reader(self._watcher.fd)
-            self._watcher.close()
-        if (self._until_end or self._finishing) and self._started:
+        self._loop.close()
+        if self._loop.ends_itself and self._started:
             self.summary.unreadable = self.source.unreadable
         async with contextlib.AsyncExitStack() as stack:  # all are closed, even if one fails
-            stack.callback(_stats_by_collector.pop, id(self), None)
+            stack.callback(self._metrics.remove)
             stack.push_async_callback(run_in_thread, self.source.close)
             for worker in opened:
                 stack.push_async_callback(worker.sink.close)
             if len(opened) == len(self.workers):
                 await self._save()
                 await run_in_thread(self.source.remove_delivered)
-            if self._leave_deadline is not None:
-                await run_in_thread(self.source.hand_over, self._successor)
-            self._report()
+            if self._loop.leaving:
+                await run_in_thread(self.source.hand_over, self._loop.successor)
+            self._metrics.export()
 
     # -- callbacks of the workers
-
-    def _all_idle(self) -> bool:
-        return all(worker.idle for worker in self.workers)
 
     def _acknowledged(self, worker: SinkWorker, blocks: Sequence[Block], resume: Any) -> None:
         self.source.acknowledge(worker.name, blocks, resume)
@@ -584,7 +392,7 @@ class Collector:
             metrics.LOGS_LINES_TOTAL.inc(count)
             metrics.LOGS_BYTES_TOTAL.inc(size)
         self._dirty.set()
-        self._wake.set()
+        self._loop.wake()
 
     def _refused(self, worker: SinkWorker, rejected: Sequence[Rejected]) -> None:
         self.summary.refused += len(rejected)
@@ -595,24 +403,6 @@ class Collector:
             "%s refused %d records for good: %s", worker.name, len(rejected), rejected[0].reason
         )
         metrics.LOGS_LOST_BYTES_TOTAL.labels("refused").inc(size)
-
-    def _report(self) -> None:
-        source = self.source
-        _stats_by_collector[id(self)] = source.stats()
-        _export_stats()
-        for reason, size in source.lost.items():
-            if news := size - self._exported_losses.get(reason, 0):
-                metrics.LOGS_LOST_BYTES_TOTAL.labels(reason).inc(news)
-                self._exported_losses[reason] = size
-
-
-def _export_stats() -> None:
-    """Export the sums over all collections of this process, and the maximum of the lag in seconds."""
-    shown = list(_stats_by_collector.values())
-    metrics.LOGS_LAG_BYTES.set(sum(one.lag_bytes for one in shown))
-    metrics.LOGS_LAG_SECONDS.set(max(one.lag_seconds for one in shown))
-    metrics.LOGS_UNACKED_BYTES.set(sum(one.unacknowledged_bytes for one in shown))
-    metrics.LOGS_POSSIBLE_COPIES.set(sum(one.possible_copies for one in shown))
 
 
 def _own_files(

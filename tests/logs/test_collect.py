@@ -16,8 +16,7 @@ import pytest
 import sidecar
 from sidecar import logs
 from sidecar.fs.notify import inotify
-from sidecar.logs import collector as collecting_module
-from sidecar.logs import sink_worker
+from sidecar.logs import read_loop, sink_worker, source_metrics
 from sidecar.logs.collector import Collector
 from sidecar.logs.input.checkpoint import Checkpoint
 from sidecar.logs.input.rotation import RotationTracker
@@ -246,7 +245,7 @@ async def test_what_a_burst_leaves_in_the_heap_is_given_back(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for each burst, some seconds later; never while nothing moves."""
-    monkeypatch.setattr(collecting_module, "_TRIM_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(read_loop, "_TRIM_INTERVAL_SECONDS", 0.05)
     collector = Collector(logs.tail(log.path, recheck=0.01), [], [MemorySink()])
     scans = count_calls(monkeypatch, collector.source, "scan")
     trims: list[int] = []
@@ -607,7 +606,7 @@ async def test_a_second_cancellation_does_not_wait_for_the_drain(
     task = asyncio.create_task(collector.run(drain_timeout=60))
     await sink.writing.wait()
     task.cancel()
-    await eventually(lambda: collector._draining)
+    await eventually(lambda: collector._loop.draining)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 10)
@@ -784,7 +783,7 @@ async def test_a_collection_that_fails_at_its_end_counts_no_longer(log: LogFile)
     log.write("one")
     with pytest.raises(OSError, match="the disk is gone"):
         await logs.collect(logs.tail(log.path), sink=FailsToClose(), until_end=True)
-    assert not collecting_module._stats_by_collector
+    assert not source_metrics._stats_by_source
 
 
 async def test_metrics_tell_lines_bytes_and_lag(log: LogFile, eventually: Eventually) -> None:

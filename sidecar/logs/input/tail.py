@@ -6,7 +6,6 @@ Every call blocks and uses no event loop: it is one unit of work for one thread.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -15,16 +14,16 @@ from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
 from sidecar.logs.input import framing
+from sidecar.logs.input.block_reader import BlockReader
 from sidecar.logs.input.checkpoint import Checkpoint, FileState, State
 from sidecar.logs.input.close_policy import TailPolicy
 from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.input.file_content import Content
-from sidecar.logs.input.file_reader import ContentReplaced, FramingConfig, LogStream
+from sidecar.logs.input.file_reader import FramingConfig, LogStream
+from sidecar.logs.input.reservation import Reservation
 from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import Block
 from sidecar.process import arguments
-
-_log = logging.getLogger(__name__)
 
 _RESERVED_FDS = 256
 """File descriptors that are kept free for other uses."""
@@ -69,29 +68,16 @@ class Tail:
         self.recheck = recheck
         self.resume: dict[str, Any] = {}
         """The latest `Receipt.resume` of each sink: from the checkpoint, or acknowledged since."""
-        self.lost: dict[str, int] = {}
-        """Bytes that were lost before they could be read, by reason."""
-        self._damaged: dict[str, str] = {}
-        self._discovery, self._framing_config, self._policy = discovery, framing_config, policy
-        self._grouper = (
-            framing.MultilineGrouper(framing_config.multiline) if framing_config.multiline else None
-        )
+        self._discovery, self._policy = discovery, policy
+        self._reader = BlockReader(framing_config)
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: RotationTracker | None = None
-        self._in_use = False
-        self._pid = os.getpid()
-        """The process that opens the files."""
+        self._reservation = Reservation(" ".join(self.patterns))
         self._inherited: State | None = None
-        self._with_data: dict[str, dict[LogStream, None]] = {}
-        self._stream_of_block: dict[tuple[str, int], LogStream] = {}
         self._state_offsets: list[tuple[LogStream, int]] = []
         """The acknowledged offset of each stream at the last call of `state`."""
-        self._present_at_start: dict[LogStream, None] = {}
-        """Streams that a run with `until_end` has not read to their target offset yet."""
         self._adopted: list[tuple[FileState, Content]] = []
         """Open files without a name, handed over by another tail."""
-        # Acknowledgements come from the thread of the event loop, everything else from worker threads.
-        self._windows_lock = threading.Lock()
         # No checkpoint is made during a scan: it would miss a stream that is being moved to another file.
         self._files_lock = threading.Lock()
 
@@ -104,13 +90,13 @@ class Tail:
     def open(self, sinks: Sequence[str] = ("",)) -> None:
         """Load the checkpoint and do the first scan. Each sink has positions of its own."""
         self._check_process()
-        self._with_data = {sink: {} for sink in sinks}
+        self._reader.open(sinks)
         self._tracker = RotationTracker(
             self._discovery,
             tuple(sinks),
             self._policy,
-            wake=self._wake,
-            record_loss=self._record_loss,
+            wake=self._reader.wake,
+            record_loss=self._reader.record_loss,
         )
         state = self._checkpoint.load() if self._inherited is None else self._inherited
         self.resume = dict(state.resume)
@@ -144,7 +130,7 @@ class Tail:
             return
         for entry, content in adopted:
             if (size := content.length() - entry.lowest) > 0:
-                self._record_loss("deleted", size, entry.path)
+                self._reader.record_loss("deleted", size, entry.path)
             content.close()
 
     def adopt(self, files: Iterable[tuple[FileState, Content]]) -> None:
@@ -153,7 +139,7 @@ class Tail:
 
     def limit_to_present(self) -> None:
         """Set the present end of each file as its target: `present_is_read` ignores what is written later."""
-        self._set_targets(self._require().registry.streams)
+        self._reader.set_targets(self._require().registry.streams)
 
     def release_copies(self) -> None:
         """Deliver files that may be copies as well: no later scan will decide it."""
@@ -161,22 +147,12 @@ class Tail:
             tracker = self._require()
             known = set(tracker.registry.streams)
             tracker.release_copies(self._clock())
-            self._set_targets(s for s in tracker.registry.streams if s not in known)
-
-    def _set_targets(self, streams: Iterable[LogStream]) -> None:
-        for stream in streams:
-            stream.target_offset = stream.written
-            self._present_at_start[stream] = None
+            self._reader.set_targets(s for s in tracker.registry.streams if s not in known)
 
     @property
     def present_is_read(self) -> bool:
         """Whether every sink was given all data that existed at `limit_to_present`."""
-        while self._present_at_start:
-            stream = next(iter(self._present_at_start))
-            if stream.retired_at is None and not stream.reached_target:
-                return False
-            del self._present_at_start[stream]
-        return True
+        return self._reader.present_is_read
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -184,7 +160,7 @@ class Tail:
         return {
             **self._discovery.errors.reasons,
             **self._require().errors.reasons,
-            **self._damaged,
+            **self._reader.damaged,
         }
 
     @property
@@ -211,24 +187,15 @@ class Tail:
             RuntimeError: another collection uses it, or it was in use when this process was forked.
         """
         self._check_process()
-        if self._in_use:
-            raise RuntimeError("this tail is in use already: make one for each collection")
-        self._in_use = True
+        self._reservation.acquire()
 
     @property
     def failure(self) -> str | None:
         """Why this process cannot use the tail (it was forked while the tail was in use); None if it can."""
-        if os.getpid() == self._pid or not (self._in_use or self._tracker is not None):
-            return None
-        return (
-            f"the tail of {' '.join(self.patterns)} was in use when this process was forked: it shares files and"
-            " checkpoint with the other one (call logs.tail here, with a checkpoint of its own)"
-        )
+        return self._reservation.failure(opened=self._tracker is not None)
 
     def _check_process(self) -> None:
-        if (failure := self.failure) is not None:
-            raise RuntimeError(failure)
-        self._pid = os.getpid()
+        self._reservation.check(opened=self._tracker is not None)
 
     def lock_checkpoint(self) -> bool:
         """Lock the checkpoint for this tail; return False while another collection holds the lock."""
@@ -237,7 +204,7 @@ class Tail:
     def release(self) -> None:
         """Unlock the checkpoint and end the reservation of this tail."""
         self._checkpoint.unlock()
-        self._in_use = False
+        self._reservation.release()
 
     def close(self) -> None:
         """Close all files. This does not save the checkpoint."""
@@ -246,7 +213,7 @@ class Tail:
             self._tracker = None
         while self._adopted:
             self._adopted.pop()[1].close()
-        self._with_data, self._stream_of_block, self._present_at_start = {}, {}, {}
+        self._reader.close()
 
     def save(self, state: State | None = None) -> bool:
         """Write the checkpoint if the state has changed; return whether it was written.
@@ -265,7 +232,7 @@ class Tail:
 
     def state(self) -> State:
         """Return the state that a checkpoint written now would contain."""
-        with self._checked_files_lock, self._checked_windows_lock:
+        with self._checked_files_lock, self._reader.windows_lock:
             streams = self._require().registry.streams
             if self.removes_files:
                 self._state_offsets = [(stream, stream.acknowledged_by_all) for stream in streams]
@@ -291,7 +258,7 @@ class Tail:
                 stream = registry.by_key.get(key) if key is not None else None
                 if stream is not None:
                     tracker.check(stream, now)
-                    self._wake(stream)
+                    self._reader.wake(stream)
                 elif (
                     os.path.dirname(path) in registry.index.link_dirs
                     or path in registry.index.files
@@ -302,7 +269,7 @@ class Tail:
     def on_overflow(self) -> None:
         """Mark every stream as readable, after the kernel dropped events."""
         for stream in list(self._require().registry.streams):
-            self._wake(stream)
+            self._reader.wake(stream)
 
     @property
     def removes_files(self) -> bool:
@@ -349,20 +316,12 @@ class Tail:
 
     def has_data(self, sink: str) -> bool:
         """Whether a file may have data for this sink."""
-        return bool(self._with_data[sink])
+        return self._reader.has_data(sink)
 
     def read(self, sink: str, limit: int) -> list[Block]:
         """Return the next blocks for a sink, about `limit` bytes at most; files with data take turns."""
-        ready, blocks = self._with_data[sink], list[Block]()
         with self._checked_files_lock:
-            while ready and limit > 0:
-                stream = next(iter(ready))
-                del ready[stream]
-                block = self._read_stream(stream, sink)
-                if block is not None:
-                    blocks.append(block)
-                    limit -= len(block.data)
-        return blocks
+            return self._reader.read(self._require(), sink, limit, self._clock())
 
     def flush(self, *, everything: bool = False) -> None:
         """Treat incomplete last lines and groups as complete where no writer is left, or everywhere."""
@@ -371,28 +330,26 @@ class Tail:
             if everything:
                 tracker.warn_if_truncated(stream)
             if stream.has_partial and (everything or stream.writers_gone()):
-                self._flush(stream)
+                self._reader.flush(stream)
 
     def flush_present(self, quiet: float) -> None:
         """Do the same for files that existed at `limit_to_present` and were not written for `quiet` seconds."""
-        for stream in self._present_at_start:
-            if stream.has_partial and self._clock() - stream.last_growth >= quiet:
-                self._flush(stream)
-
-    def _flush(self, stream: LogStream) -> None:
-        for cursor in stream.cursors.values():
-            cursor.flush = cursor.flush or cursor.partial
-        self._wake(stream)
+        self._reader.flush_present(quiet, self._clock())
 
     def acknowledge(self, sink: str, blocks: Iterable[Block], resume: Any = None) -> None:
         """Acknowledge blocks: the position of the sink moves up to the first gap."""
-        with self._checked_windows_lock:
-            for block in blocks:
-                self._stream_of_block.pop((sink, id(block))).windows[sink].acknowledge(block)
+        self._check_process()
+        with self._reader.windows_lock:
+            self._reader.acknowledge(sink, blocks)
             if resume is not None:
                 self.resume[sink] = resume
 
     # -- statistics
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """Bytes that were lost before they could be read, by reason."""
+        return self._reader.lost
 
     def stats(self) -> TailStats:
         """Return how far this tail is behind its files."""
@@ -429,64 +386,10 @@ class Tail:
         self._check_process()
         return self._files_lock
 
-    @property
-    def _checked_windows_lock(self) -> threading.Lock:
-        self._check_process()
-        return self._windows_lock
-
     def _require(self) -> RotationTracker:
         if self._tracker is None:
             raise RuntimeError("this tail is not open")
         return self._tracker
-
-    def _read_stream(self, stream: LogStream, sink: str) -> Block | None:
-        tracker = self._require()
-        if not tracker.reopen(stream):
-            return None
-        if not stream.head.length:
-            # It had no fingerprint yet. Its first bytes may show that it is a copy, which must not be read.
-            tracker.check(stream, self._clock())
-            if not stream.head.length:
-                return None
-        try:
-            block, more = stream.read_block(sink, self._framing_config, self._grouper)
-        except ContentReplaced:
-            tracker.on_truncated(stream, self._clock())
-            return None
-        except OSError as error:
-            _log.error("cannot read %s: %s", stream.path, error)
-            return None
-        if stream.skipped_bytes:
-            self._record_loss("hole", stream.skipped_bytes, stream.path)
-            stream.skipped_bytes = 0
-        self._report_damage(stream)
-        if block is None:
-            return None
-        with self._checked_windows_lock:
-            stream.windows[sink].add(block)
-            self._stream_of_block[sink, id(block)] = stream
-        if more:
-            self._with_data[sink][stream] = None
-        return block
-
-    def _report_damage(self, stream: LogStream) -> None:
-        content = stream.content
-        if content is not None and content.damaged and not content.reported:
-            content.reported = True
-            self._damaged[stream.path] = f"damaged behind byte {stream.size}: {content.damaged}"
-            _log.error(
-                "%s is damaged behind byte %d: %s", stream.path, stream.size, content.damaged
-            )
-            self._record_loss("damaged", os.fstat(content.fd).st_size, stream.path)
-
-    def _wake(self, stream: LogStream) -> None:
-        for ready in self._with_data.values():
-            ready[stream] = None
-
-    def _record_loss(self, reason: str, size: int, path: str) -> None:
-        self.lost[reason] = self.lost.get(reason, 0) + size
-        level = logging.INFO if reason == "hole" else logging.ERROR
-        _log.log(level, "%d bytes of %s cannot be read any more (%s)", size, path, reason)
 
 
 def tail(
