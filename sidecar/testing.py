@@ -6,6 +6,7 @@
     await until(lambda: …)                                           wait for a condition, with a limit
     LogFile(path).write("a line")                                    a log that rotates, in every way there is
     MemorySink()                                                     a sink that keeps lines, and fails when told to
+    ListSource([state({"a": "1"}), OSError()])                       a source of a mirror that yields, and fails, in this order
 
 Nothing here is a fake of `sidecar`: your code runs on the real thing, on a real file system.
 """
@@ -24,14 +25,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sidecar.logs.testing import LogFile, MemorySink
+from sidecar.mirror.testing import ListSource, state
 from sidecar.volume.content.snapshot import to_bytes
 from sidecar.volume.volume import Volume
 
 __all__ = [
     "ConfigMapVolume",
+    "ListSource",
     "LogFile",
     "MemorySink",
     "rewrite_in_place",
+    "state",
     "temporary_volume",
     "until",
 ]

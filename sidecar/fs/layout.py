@@ -7,6 +7,7 @@ All of them begin with `..`, which consumers of Kubernetes volumes ignore:
     ..data                              the link to the active generation
     ..versions/                         the history, see `sidecar.volume.publish.history`
     ..lock                              the file that writers lock, see `sidecar.fs.flock`
+    ..source.json                       why the source of the content is stale, see `sidecar.volume.content.source_state`
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ HISTORY = "..versions"
 HISTORY_OF_FILE = "file-"
 _LONGEST_QUOTED = 200
 LOCK = "..lock"
+SOURCE = "..source.json"
 
 
 def temporary_name() -> str:

@@ -122,6 +122,60 @@ RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = Gauge(
     registry=REGISTRY,
 )
 
+# Mirroring
+MIRROR_RESULTS = ("published", "unchanged", "refused", "held")
+MIRROR_HELD_REASONS = ("shrunken", "rewound")
+MIRROR_RECONNECT_REASONS = ("ended", "silent", "unavailable", "busy")
+MIRROR_CONTACT_AGE_SECONDS = Gauge(
+    "sidecar_mirror_contact_age_seconds",
+    "Time since the source that was silent longest has answered",
+    registry=REGISTRY,
+)
+MIRROR_LAG_SECONDS = Gauge(
+    "sidecar_mirror_lag_seconds",
+    "Time from the last change in a source to its publication",
+    registry=REGISTRY,
+)
+MIRROR_VERSIONS_TOTAL = Counter(
+    "sidecar_mirror_versions_total",
+    "States of sources, by what became of them",
+    ["result"],
+    registry=REGISTRY,
+)
+MIRROR_UNITS = Gauge("sidecar_mirror_units", "Units that the sources have", registry=REGISTRY)
+MIRROR_HELD = Gauge(
+    "sidecar_mirror_held",
+    "Sources whose newest state is not published",
+    ["reason"],
+    registry=REGISTRY,
+)
+MIRROR_RECONNECTS_TOTAL = Counter(
+    "sidecar_mirror_reconnects_total",
+    "Times that a source was followed anew",
+    ["reason"],
+    registry=REGISTRY,
+)
+MIRROR_RELISTS_TOTAL = Counter(
+    "sidecar_mirror_relists_total",
+    "Times that a source was read as a whole again",
+    ["reason"],
+    registry=REGISTRY,
+)
+MIRROR_RESCUES_TOTAL = Counter(
+    "sidecar_mirror_rescues_total",
+    "Changes that a re-check found and the watch had missed",
+    registry=REGISTRY,
+)
+MIRROR_RECEIVED_BYTES_TOTAL = Counter(
+    "sidecar_mirror_received_bytes_total", "Bytes of answers of the sources", registry=REGISTRY
+)
+MIRROR_REQUESTS_TOTAL = Counter(
+    "sidecar_mirror_requests_total",
+    "HTTP requests to the sources, by status",
+    ["code"],
+    registry=REGISTRY,
+)
+
 # Logs
 LOGS_LINES_TOTAL = Counter(
     "sidecar_logs_lines_total", "Lines that the first sink has taken", registry=REGISTRY
@@ -381,6 +435,12 @@ def _initialise_series() -> None:
         PUBLISH_TOTAL.labels(result)
     for reason in LOGS_LOST_REASONS:
         LOGS_LOST_BYTES_TOTAL.labels(reason)
+    for result in MIRROR_RESULTS:
+        MIRROR_VERSIONS_TOTAL.labels(result)
+    for reason in MIRROR_RECONNECT_REASONS:
+        MIRROR_RECONNECTS_TOTAL.labels(reason)
+    for reason in MIRROR_HELD_REASONS:
+        MIRROR_HELD.labels(reason)
 
 
 _SOURCES = _ContentCollector()

@@ -27,6 +27,7 @@ from sidecar.volume import change_log
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, to_bytes
+from sidecar.volume.content.source_state import SourceState
 from sidecar.volume.publish import group_commit, history, models, store
 from sidecar.volume.publish.group_commit import Outcome, PendingWrite
 from sidecar.volume.publish.models import (
@@ -571,6 +572,19 @@ class Volume:
                 f"cannot roll {self._path} back to {snapshots.etag(requested)}: what was kept of it is altered"
                 " (publish the old content from its source)"
             ) from error
+
+    async def mark_source(self, reasons: Mapping[str, str]) -> None:
+        """Tell readers why the sources of the content are stale, by their names; none: they are not.
+
+        For publishers that copy a content from elsewhere, when a source becomes stale and when it is fresh again.
+
+        Raises:
+            PublishError: the volume cannot be written.
+        """
+        arguments.check_mapping("mark_source", reasons)
+        await self._prepare_once(dry_run=False)
+        state = SourceState(dict(reasons), time.time())
+        await executor.run_queued(self._store.mark_source, state)
 
     async def check_writable(self) -> None:
         """Test whether a publish would work now, without leaving anything behind. Raises `PublishError` if not."""

@@ -29,10 +29,11 @@ from sidecar.fs import (
     openat,
     oserrors,
 )
-from sidecar.volume.content import listing, loader, payload
+from sidecar.volume.content import listing, loader, payload, source_state
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.content.snapshot import Content, Snapshot
+from sidecar.volume.content.source_state import SourceState
 from sidecar.volume.publish import file_sets, history, models, retention, single_files
 from sidecar.volume.publish.budget import Budget, OverBudget
 from sidecar.volume.publish.models import (
@@ -258,6 +259,17 @@ class Store:
             raise models.missing(where)
         with self._locked_dir(operation) as fd:
             return self._retry_after_purge(fd, delete, operation)
+
+    def mark_source(self, state: SourceState) -> None:
+        """Say beside the content whether its source is stale; nothing is written where it was fresh and stays so."""
+        with self._locked_dir(Operation()) as fd:
+            if not state.reasons and not source_state.read(fd).reasons:
+                return
+            with models.staged(
+                fd, state.json(), self._settings.display_path(layout.SOURCE)
+            ) as file:
+                file.finalize(self._settings.mode, self._settings.group, durable=False)
+                file.rename_into(layout.SOURCE, fd)
 
     def grow(self, upload: str, size: int) -> bool:
         """Add bytes of an upload to the budget; return False, without adding, if `admit_upload` is needed."""

@@ -1,0 +1,125 @@
+"""What a source is known to have: the names and digests of its units, and contents only until they are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sidecar import _errors
+from sidecar.mirror.states import Blob, Reference, State, Unit
+from sidecar.volume.content import snapshot
+from sidecar.volume.publish import models
+
+
+@dataclass(slots=True)
+class File:
+    """A file of a unit: what changes with its content, and the content until it is published."""
+
+    digest: str
+    blob: Blob | None
+
+
+@dataclass(slots=True)
+class UnitRecord:
+    """A unit, and why it is not published as it is."""
+
+    version: str
+    created: float
+    files: dict[str, File]
+    problem: str | None = None
+    """Why its names cannot be published, or why the gate refuses it."""
+    good: Mapping[str, str] = field(default_factory=dict)
+    """The files that were published of it last, and their digests: what stays if it is refused."""
+
+
+class MissingContent(Exception):
+    """The contents of a unit are needed that were not kept: the source must be read anew."""
+
+
+class SourceRecord:
+    """The accepted state of one source."""
+
+    def __init__(self, into: str = "") -> None:
+        self.prefix = f"{into.strip('/')}/" if into.strip("/") else ""
+        self.units: dict[str, UnitRecord] = {}
+        self.is_complete = False
+        """Whether a whole state was accepted: before that, nothing of the source may be removed."""
+        self.order: int | None = None
+        self.changed_at: float | None = None
+
+    def file_count(self, state: State) -> int:
+        """Return the number of files in a state, those of unchanged units included."""
+        return sum(
+            len(unit.files) if unit.files is not None else len(self._known(name, unit).files)
+            for name, unit in state.units.items()
+        )
+
+    @property
+    def files(self) -> int:
+        """The number of files of the accepted state."""
+        return sum(len(unit.files) for unit in self.units.values())
+
+    def accept(self, state: State) -> None:
+        """Take over a state.
+
+        Raises:
+            MissingContent: a unit without files is not the one that is known.
+        """
+        self.units = {name: self._take(name, unit) for name, unit in state.units.items()}
+        self.is_complete = True
+        self.order, self.changed_at = state.order, state.changed_at
+
+    def _take(self, name: str, unit: Unit) -> UnitRecord:
+        known = self.units.get(name)
+        if known is not None and known.version == unit.version:
+            if unit.files is not None and any(one.blob is None for one in known.files.values()):
+                known.files = _files(self.prefix, unit.files)
+            return known
+        if unit.files is None:
+            raise MissingContent(name)
+        record = UnitRecord(unit.version, unit.created, _files(self.prefix, unit.files))
+        if known is not None:
+            record.good = known.good
+        record.problem = _problem_with_names(record.files)
+        return record
+
+    def _known(self, name: str, unit: Unit) -> UnitRecord:
+        known = self.units.get(name)
+        if known is None or known.version != unit.version:
+            raise MissingContent(name)
+        return known
+
+
+def release(units: Iterable[UnitRecord]) -> None:
+    """Forget the contents of units that are published, or refused."""
+    for unit in units:
+        for file in unit.files.values():
+            file.blob = None
+
+
+def in_order(records: Sequence[SourceRecord]) -> Iterator[tuple[str, UnitRecord]]:
+    """Yield the units of all sources with their names, the oldest first: the order in which names are given out."""
+    found = [
+        (unit.created, position, name, unit)
+        for position, record in enumerate(records)
+        for name, unit in record.units.items()
+    ]
+    for _, _, name, unit in sorted(found, key=lambda one: one[:3]):
+        yield name, unit
+
+
+def digest_of(blob: Blob) -> str:
+    """Return what changes with a content; of bytes, it is the version that the volume gives them."""
+    return blob.digest if isinstance(blob, Reference) else snapshot.version_of(blob)
+
+
+def _files(prefix: str, files: Mapping[str, Blob]) -> dict[str, File]:
+    return {prefix + name: File(digest_of(blob), blob) for name, blob in files.items()}
+
+
+def _problem_with_names(files: Mapping[str, File]) -> str | None:
+    try:
+        models.check_names(files)
+    except _errors.NameRefused as error:
+        return str(error)
+    return None

@@ -1,0 +1,366 @@
+"""Follow sources, and publish what they have as one set: complete, validated, and kept while a source is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import NamedTuple, cast
+
+from sidecar import _errors
+from sidecar.mirror import backoff
+from sidecar.mirror.composition import Composition
+from sidecar.mirror.records import MissingContent, SourceRecord
+from sidecar.mirror.states import Alive, Source, SourceUnavailable, State
+from sidecar.process import arguments, metrics
+from sidecar.volume.volume import Volume
+
+_log = logging.getLogger(__name__)
+
+_HELD_SECONDS = 10.0
+"""Pause before a held state is read again."""
+_RETRY_SECONDS = 1.0
+"""Pause before a publish is tried again that the volume refused."""
+
+
+class Held(NamedTuple):
+    """A state that is not believed yet."""
+
+    reason: str
+    """One of `metrics.MIRROR_HELD_REASONS`."""
+    message: str
+    token: str
+
+
+class Followed:
+    """A source, its accepted state, and how the connection to it is."""
+
+    def __init__(self, source: Source, into: str = "") -> None:
+        self.source = source
+        self.record = SourceRecord(into)
+        self.contact = time.monotonic()
+        """When the source last showed that it is alive."""
+        self.problem: str | None = None
+        """Why it cannot be followed now."""
+        self.held: Held | None = None
+        """Why its newest state is not published."""
+        self.since: str | None = None
+        self.is_stale = False
+        self.restart = asyncio.Event()
+        """Set where contents are needed that were not kept."""
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def complaint(self) -> str | None:
+        """Why readers do not have its newest state."""
+        return self.problem if self.held is None else f"{self.name}: {self.held.message}"
+
+
+class Mirror:
+    """What `run` does, as an object that can be asked how it is; see there for the arguments."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sources: Sequence[Source],
+        *,
+        into: Sequence[str] = (),
+        volume: Volume | None = None,
+        shrink_limit: float = 0.5,
+        allow_shrink: bool = False,
+        allow_rewind: bool = False,
+        stale_after: float = 60.0,
+        once: bool = False,
+        pause: Callable[[int, SourceUnavailable | None], float] = backoff.pause,
+        held_pause: float = _HELD_SECONDS,
+    ) -> None:
+        self._volume = Volume(path) if volume is None else volume
+        if not sources:
+            raise _errors.ConfigError("there is nothing to mirror: give at least one source")
+        prefixes = [*into, *[""] * (len(sources) - len(into))]
+        self.followed = [Followed(*pair) for pair in zip(sources, prefixes, strict=True)]
+        if not 0.0 <= shrink_limit <= 1.0:
+            raise _errors.ConfigError(f"shrink_limit: {shrink_limit!r} is not between 0 and 1")
+        self._shrink_limit = shrink_limit
+        self._allow_shrink = arguments.check_flag("allow_shrink", allow_shrink)
+        self._allow_rewind = arguments.check_flag("allow_rewind", allow_rewind)
+        self._stale_after = arguments.check_seconds("stale_after", stale_after, zero=False)
+        self._once = arguments.check_flag("once", once)
+        self._pause = pause
+        self._held_pause = held_pause
+        self._composition = Composition(self._volume)
+        self._accepted = asyncio.Event()
+        self._accepted_states = self._published_states = 0
+        self._contacted = asyncio.Event()
+        self._started = False
+        self._problem: str | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(one.name for one in self.followed)
+        return f"<Mirror {self._volume.path} of {names}>"
+
+    @property
+    def started(self) -> bool:
+        """Whether the volume has been looked at."""
+        return self._started
+
+    @property
+    def version(self) -> str | None:
+        """The version of the set on the volume, None before there is one."""
+        return self._composition.version
+
+    @property
+    def problem(self) -> str | None:
+        """Why readers do not have the newest state of every source; None while they do."""
+        reasons = (self._problem, *(one.complaint for one in self.followed), *self.refused.values())
+        return next(filter(None, reasons), None)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why units are not published as their source has them, by their names."""
+        return self._composition.refused
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the newest state of every source is published, as far as it is not refused or held."""
+        is_current = self._published_states == self._accepted_states
+        return is_current and all(one.record.is_complete for one in self.followed)
+
+    async def run(self) -> None:
+        """Mirror until it is cancelled, or with `once` until a state of every source is published."""
+        metrics.add_collector_hook(self._update_metrics)
+        await self._volume.prepare()
+        await self._composition.load()
+        self._started = True
+        for one in self.followed:
+            one.contact = time.monotonic()
+        tasks = [
+            *(self._follow(one) for one in self.followed),
+            self._publish_accepted(),
+            self._tell_staleness(),
+        ]
+        with contextlib.suppress(_Done):
+            await _run_together(tasks)
+
+    async def _follow(self, one: Followed) -> None:
+        """Follow a source for ever: each failure is followed by a pause and another try."""
+        attempt = 0
+        while True:
+            before = one.contact
+            error: SourceUnavailable | None = None
+            try:
+                await self._follow_once(one)
+                reason = "ended"
+            except SourceUnavailable as failure:
+                error, reason = failure, "busy" if failure.busy else "unavailable"
+                self._note_problem(one, str(failure))
+            except TimeoutError:
+                reason = "silent"
+                self._note_problem(
+                    one, f"{one.name} is silent: no sign of life for twice its interval"
+                )
+            attempt = 0 if one.contact > before else attempt + 1
+            metrics.MIRROR_RECONNECTS_TOTAL.labels(reason).inc()
+            if one.held is not None:
+                await asyncio.sleep(self._held_pause)
+            elif reason != "ended" or attempt:
+                await asyncio.sleep(self._pause(attempt, error))
+
+    async def _follow_once(self, one: Followed) -> None:
+        """Follow a source until its stream ends, contents are missing, or a state is held.
+
+        Raises:
+            TimeoutError: nothing came for twice the interval of the source.
+        """
+        one.restart.clear()
+        stream = cast("AsyncGenerator[State | Alive, None]", one.source.follow(one.since))
+        restart = asyncio.create_task(one.restart.wait())
+        limit = None if one.source.interval is None else 2 * one.source.interval
+        following: asyncio.Task[State | Alive | None] | None = None
+        try:
+            while True:
+                following = asyncio.create_task(_next(stream))
+                done, _ = await asyncio.wait(
+                    {following, restart}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise TimeoutError
+                if restart in done:
+                    return
+                found = following.result()
+                if found is None or not self._take(one, found):
+                    return
+        finally:
+            tasks = {restart} if following is None else {restart, following}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await stream.aclose()
+
+    def _take(self, one: Followed, found: State | Alive) -> bool:
+        """Take a state, or a sign of life, over; False if the source must be followed anew."""
+        self._note_contact(one)
+        if isinstance(found, Alive):
+            return True
+        if found.rescued:
+            metrics.MIRROR_RESCUES_TOTAL.inc()
+        try:
+            if (held := self._reason_to_hold(one, found)) is not None:
+                self._hold(one, held)
+                return False
+            one.record.accept(found)
+        except MissingContent:
+            one.since = None
+            metrics.MIRROR_RELISTS_TOTAL.labels("content").inc()
+            return False
+        if one.held is not None:
+            _log.info("%s is published again", one.name)
+        one.held = None
+        one.since = found.token
+        self._accepted_states += 1
+        self._accepted.set()
+        return True
+
+    def _hold(self, one: Followed, held: Held) -> None:
+        if one.held is None:
+            _log.warning("%s: not published: %s", one.name, held.message)
+            metrics.MIRROR_VERSIONS_TOTAL.labels("held").inc()
+        one.held, one.since = held, None
+
+    def _reason_to_hold(self, one: Followed, state: State) -> Held | None:
+        """Return why a state is not to be believed at once; None to accept it.
+
+        An engine that lost its data, or was restored from a backup, must not take the files of an application away.
+        What is allowed must be read twice.
+        """
+        is_confirmed = one.held is not None and one.held.token == state.token
+        last = one.record.order
+        went_back = last is not None and state.order is not None and state.order < last
+        if went_back and not (self._allow_rewind and is_confirmed):
+            return Held(
+                "rewound",
+                f"it went back from {last} to {state.order} (a restored backup, another server?);"
+                " --allow-rewind publishes it",
+                state.token,
+            )
+        before = one.record.files if one.record.is_complete else self._composition.files_in(one)
+        count = one.record.file_count(state)
+        shrunken = before > 0 and (count == 0 or count < before * self._shrink_limit)
+        if shrunken and not (self._allow_shrink and is_confirmed):
+            return Held(
+                "shrunken",
+                f"it has {count} files, and {before} are published (was it emptied?);"
+                " --allow-shrink publishes it",
+                state.token,
+            )
+        return None
+
+    async def _publish_accepted(self) -> None:
+        """Publish whenever a state was accepted, the newest of each source; try again while that fails."""
+        while True:
+            await self._accepted.wait()
+            self._accepted.clear()
+            accepted = self._accepted_states
+            try:
+                await self._composition.publish(self.followed)
+            except MissingContent:
+                self._restart_all()
+            except (_errors.SidecarError, OSError) as error:
+                self._problem = str(error)
+                _log.warning("%s; trying again", error)
+                await self._wait_for_state(_RETRY_SECONDS)
+            else:
+                self._problem, self._published_states = None, accepted
+                if self._once and self.is_complete:
+                    raise _Done
+
+    def _restart_all(self) -> None:
+        """Have all sources yield their contents again."""
+        metrics.MIRROR_RELISTS_TOTAL.labels("content").inc()
+        for one in self.followed:
+            one.since = None
+            one.restart.set()
+
+    async def _wait_for_state(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._accepted.wait(), seconds)
+        self._accepted.set()
+
+    def _update_metrics(self) -> None:
+        now = time.monotonic()
+        metrics.MIRROR_CONTACT_AGE_SECONDS.set(max(now - one.contact for one in self.followed))
+        for reason in metrics.MIRROR_HELD_REASONS:
+            held = [one for one in self.followed if one.held and one.held.reason == reason]
+            metrics.MIRROR_HELD.labels(reason).set(len(held))
+
+    def _note_contact(self, one: Followed) -> None:
+        one.contact = time.monotonic()
+        if one.problem is not None:
+            _log.info("%s answers again", one.name)
+            one.problem = None
+        if one.is_stale:
+            self._contacted.set()
+
+    def _note_problem(self, one: Followed, problem: str) -> None:
+        if one.problem != problem:
+            _log.warning("%s; trying again, and the files stay", problem)
+        one.problem = problem
+
+    async def _tell_staleness(self) -> None:
+        """Say on the volume when a source has not been heard of for `stale_after`, and when it is back."""
+        while True:
+            now = time.monotonic()
+            stale = [one for one in self.followed if now - one.contact >= self._stale_after]
+            if [one for one in self.followed if one.is_stale] != stale:
+                for one in self.followed:
+                    one.is_stale = one in stale
+                await self._write_source_state(stale)
+            due = min(
+                (one.contact for one in self.followed if not one.is_stale), default=float("inf")
+            )
+            self._contacted.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._contacted.wait(), min(due + self._stale_after - now, 3600.0)
+                )
+
+    async def _write_source_state(self, stale: Sequence[Followed]) -> None:
+        reasons = {one.name: one.problem or "no sign of life" for one in stale}
+        try:
+            await self._volume.mark_source(reasons)
+        except _errors.PublishError as error:
+            _log.warning("%s", error)
+        else:
+            _log.warning("stale: %s", reasons) if stale else _log.info("no source is stale")
+
+
+class _Done(Exception):
+    """With `once`: everything is published."""
+
+
+async def _run_together(works: Sequence[Awaitable[None]]) -> None:
+    """Run all until one ends, then end the others; its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _next(stream: AsyncGenerator[State | Alive, None]) -> State | Alive | None:
+    return await anext(stream, None)
+
+
+async def run(path: str | os.PathLike[str], sources: Sequence[Source], **settings: object) -> None:
+    """Mirror; see `Mirror`."""
+    await Mirror(path, sources, **settings).run()  # type: ignore[arg-type]
