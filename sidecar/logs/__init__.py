@@ -11,7 +11,7 @@ in the rounds of its `read_loop`, and for each sink a `sink_worker` that runs th
 and `source_metrics` exports how far a source is behind.
 `stages/` and `sinks/` contain the stages and sinks; `json_encoding` encodes records, `regex` compiles patterns,
 and `pod_metadata` reads the labels of the Pod.
-`config_file` reads a configuration with `config_types`, after `config_references` are resolved; `pipeline` creates
+`config_file` reads a configuration with `process.config_types`, after `config_references` are resolved; `pipeline` creates
 the objects of one pipeline, and `pipelines` runs them all.
 `replay` delivers dead letters again. `testing` contains test helpers for users.
 """

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config_types
 from sidecar.logs.config_references import References
 from sidecar.logs.pipeline import READERS, Pipeline
+from sidecar.process import config_types
 
 if TYPE_CHECKING:
     import yaml

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config_types, stages, stop_conditions
+from sidecar.logs import stages, stop_conditions
 from sidecar.logs.collector import Collector
 from sidecar.logs.input import stack_traces
 from sidecar.logs.input.framing import Multiline
@@ -34,6 +34,7 @@ from sidecar.logs.sinks import factory
 from sidecar.logs.sinks.base import Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.stages import conditions, options, time_zones
+from sidecar.process import config_types
 
 
 @dataclass(frozen=True)

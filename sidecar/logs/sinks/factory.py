@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from sidecar._errors import ConfigError
-from sidecar.logs import config_types
 from sidecar.logs.sinks.base import Sink
+from sidecar.process import config_types
 from sidecar.process.redaction import redact_url
 
 if TYPE_CHECKING:

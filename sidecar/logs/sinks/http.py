@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from sidecar.logs.records import Batch, Record
-from sidecar.logs.sinks import compression, endpoint
+from sidecar.logs.sinks import compression
 from sidecar.logs.sinks.base import (
     BaseSink,
     Batching,
@@ -45,7 +45,7 @@ from sidecar.logs.sinks.responses import (
     Verdict,
     classify_status,
 )
-from sidecar.process import arguments, memory, retry
+from sidecar.process import arguments, http_endpoint, memory, retry
 from sidecar.process.redaction import redact_url
 
 _log = logging.getLogger(__name__)
@@ -166,14 +166,14 @@ class HttpSink(BaseSink):
         for file in (password_file, token_file, api_key_file, ca_file, cert_file, key_file):
             if file is not None:
                 arguments.check_path("a file of the sink", file)
-        self.url, credentials = endpoint.address(url, self.standard_path)
+        self.url, credentials = http_endpoint.address(url, self.standard_path)
         self.name = name or redact_url(self.url)
         arguments.check_seconds(f"{self.name}: timeout", timeout, zero=False)
         limit = arguments.check_size(f"{self.name}: max_body", max_body, least=1)
-        endpoint.check_headers(self.name, headers)
+        http_endpoint.check_headers(self.name, headers)
         self._query = urlsplit(self.url).query.encode()
         self._gzip, self._timeout, self._max_body = gzip, timeout, limit
-        self._credentials = endpoint.Credentials(
+        self._credentials = http_endpoint.Credentials(
             self.name,
             credentials,
             user=user,
@@ -183,10 +183,10 @@ class HttpSink(BaseSink):
             header_files=header_files,
         )
         self._fixed_headers = {**headers, "Content-Type": self.content_type}
-        self._tls = endpoint.Tls(
+        self._tls = http_endpoint.Tls(
             self.name, self.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file
         )
-        self._proxy = endpoint.proxy(self.url)
+        self._proxy = http_endpoint.proxy(self.url)
         self._limits = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._deliveries: dict[int, _Delivery] = {}
@@ -320,12 +320,18 @@ class HttpSink(BaseSink):
             made.append(compressor.flush())
         return b"".join(made)
 
+    def _credential_headers(self) -> dict[str, str]:
+        try:
+            return self._credentials.headers()
+        except ValueError as error:
+            raise SinkUnavailable(str(error)) from error
+
     async def _post(self, body: bytes) -> ReceiverResponse:
         if self._session is None:
             raise RuntimeError(f"{self!r} is not open")
         headers = {
             **self._fixed_headers,
-            **self._credentials.headers(),
+            **self._credential_headers(),
             **self.headers_for(body),
         }
         if self._gzip:

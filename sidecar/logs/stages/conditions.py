@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.logs import config_types, json_encoding, regex
+from sidecar.logs import json_encoding, regex
 from sidecar.logs.records import Record
 from sidecar.logs.stages.severity import LEVELS
+from sidecar.process import config_types
 
 Condition = Callable[[Record], bool]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.logs import config_types, stages
+from sidecar.logs import stages
 from sidecar.logs.records import Stage
 from sidecar.logs.stages import conditions
+from sidecar.process import config_types
 
 Maker = Callable[[Any, str | None], list[Stage]]
 """A function of the configured value, and the zone of times without one."""

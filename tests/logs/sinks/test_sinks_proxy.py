@@ -17,9 +17,9 @@ from logs.fakes.ndjson import FakeNdjson
 from logs.sinks.helpers import batch, opened
 from logs.sinks.test_sinks_tls import certificate
 from sidecar._errors import ConfigError
-from sidecar.logs.sinks import endpoint
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.ndjson import NdjsonSink
+from sidecar.process import http_endpoint
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_the_environment_says_who_is_reached_by_the_proxy(
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
     monkeypatch.setenv("NO_PROXY", without)
-    assert endpoint.proxy(url) == (None if direct else "http://proxy:3128")
+    assert http_endpoint.proxy(url) == (None if direct else "http://proxy:3128")
 
 
 def test_a_proxy_without_a_scheme_is_one_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     """As curl takes it."""
     monkeypatch.setenv("https_proxy", "proxy:3128")
-    assert endpoint.proxy("https://loki") == "http://proxy:3128"
+    assert http_endpoint.proxy("https://loki") == "http://proxy:3128"
 
 
 @pytest.mark.parametrize("value", ["socks5://ada:secret@proxy:1080", "http://", "http://a:port"])

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from logs.sinks.helpers import batch, opened
 from sidecar.logs.sinks.base import SinkUnavailable
-from sidecar.logs.sinks.endpoint import Tls
 from sidecar.logs.sinks.ndjson import NdjsonSink
+from sidecar.process.http_endpoint import Tls
 
 
 def certificate(directory: Path, name: str, of: str = "IP:127.0.0.1") -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""The endpoint of an HTTP sink: URL, proxy, credentials and TLS."""
+"""Where an HTTP client connects to: URL, proxy, credentials and TLS, for log sinks, mirrors and webhooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 from sidecar._errors import ConfigError
-from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.process.redaction import redact_url
 from sidecar.process.secret_file import read_secret
 
@@ -124,6 +123,7 @@ class Credentials:
                 self._whole["Authorization"] = (scheme, path)
 
     def headers(self) -> dict[str, str]:
+        """Return the headers for a request. Raises `ValueError`: a file cannot be read, or holds no line of text."""
         made = {
             name: f"{scheme}{_secret(self._sink, path)}"
             for name, (scheme, path) in self._whole.items()
@@ -153,7 +153,7 @@ def _secret(sink: str, path: Path) -> str:
     try:
         return read_secret(path)
     except ValueError as error:
-        raise SinkUnavailable(f"{sink}: {error}") from error
+        raise ValueError(f"{sink}: {error}") from error
 
 
 class Tls:
