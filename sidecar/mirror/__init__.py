@@ -1,12 +1,12 @@
-"""Mirror what an engine has into a volume: Kubernetes objects, git, etcd, Redis, HTTP, or a source of your own.
+"""Mirror what a source has into a volume.
 
-    await mirror.run("/shared", [mirror.make_source("etcd+http://etcd:2379/app/")])
+    await mirror.run("/shared", [source])
 
 The names below are public; the modules they live in may change.
 
 Inside, `runner` follows sources and decides what is believed, `composition` makes one set of all units
 and publishes what has changed, `records` is what is known of each source, `states` is what sources yield,
-`backoff` how long they are left alone. `sources` are the engines, `client` is the HTTP that they share.
+`backoff` how long they are left alone, and `testing` has a source that is a list.
 """
 
 from __future__ import annotations

@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from sidecar import _errors
 from sidecar.mirror import records
-from sidecar.mirror.records import File, UnitRecord
+from sidecar.mirror.records import File, SourceRecord, UnitRecord
 from sidecar.process import metrics
 from sidecar.volume.volume import PublishSource, Volume
-
-if TYPE_CHECKING:
-    from sidecar.mirror.runner import Followed
 
 _log = logging.getLogger(__name__)
 
@@ -39,18 +35,18 @@ class Composition:
             return
         self._published, self.version = dict(snapshot.versions()), snapshot.version
 
-    def files_in(self, one: Followed) -> int:
+    def files_in(self, record: SourceRecord) -> int:
         """Return the number of published files that may be those of a source: before its first state, all below its directory."""
-        return sum(name.startswith(one.record.prefix) for name in self._published)
+        return sum(name.startswith(record.prefix) for name in self._published)
 
-    async def publish(self, followed: Sequence[Followed]) -> None:
+    async def publish(self, sources: Sequence[SourceRecord]) -> None:
         """Publish what was accepted of all sources, as one version.
 
         Raises:
             PublishError, PublishUncertain, ReadError: the volume refuses it; contents are kept for the next try.
             SourceUnavailable: a content could not be fetched.
         """
-        units = list(records.in_order([one.record for one in followed]))
+        units = list(records.in_order(sources))
         contents = _Contents()
         chosen = await self._choose(units, contents)
         changes: dict[str, PublishSource | None] = {
@@ -58,13 +54,13 @@ class Composition:
             for name, file in chosen.items()
             if self._is_new(name, file)
         }
-        if all(one.record.is_complete for one in followed):
+        if all(one.is_complete for one in sources):
             changes |= {name: None for name in self._published if name not in chosen}
         if changes or self.version is None:
             await self._update(changes, chosen)
-            for one in followed:
-                if one.record.changed_at is not None:
-                    metrics.MIRROR_LAG_SECONDS.set(max(time.time() - one.record.changed_at, 0.0))
+            for one in sources:
+                if one.changed_at is not None:
+                    metrics.MIRROR_LAG_SECONDS.set(max(time.time() - one.changed_at, 0.0))
         records.release(unit for _, unit in units)
         metrics.MIRROR_UNITS.set(len(units))
 

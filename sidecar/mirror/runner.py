@@ -249,7 +249,9 @@ class Mirror:
                 " --allow-rewind publishes it",
                 state.token,
             )
-        before = one.record.files if one.record.is_complete else self._composition.files_in(one)
+        before = (
+            one.record.files if one.record.is_complete else self._composition.files_in(one.record)
+        )
         count = one.record.file_count(state)
         shrunken = before > 0 and (count == 0 or count < before * self._shrink_limit)
         if shrunken and not (self._allow_shrink and is_confirmed):
@@ -268,7 +270,7 @@ class Mirror:
             self._accepted.clear()
             accepted = self._accepted_states
             try:
-                await self._composition.publish(self.followed)
+                await self._composition.publish([one.record for one in self.followed])
             except MissingContent:
                 self._restart_all()
             except (_errors.SidecarError, OSError) as error:

@@ -377,8 +377,10 @@ def _kubernetes() -> ModuleType:
     """Return the validation, which reads each schema once: that takes ten times what its use takes."""
     import kubernetes_validate
 
+    validation: ModuleType = kubernetes_validate
+
     kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
-    return kubernetes_validate
+    return validation
 
 
 def check_command_line(arguments: list[str]) -> None:
