@@ -10,7 +10,7 @@ A fence names a language and, after it, what is to be done:
 
 In printed lines `…` stands for what differs from run to run; a line that is only `…` stands for any lines.
 A command that only looks (`curl` without a body, `cat`, `ls`) is repeated until it prints that, as a reader who types slowly would find it.
-After a command that ends with `&` the next one waits for the lines below it, or for the ports that it names.
+After a command that ends with `&`, or with `&` and a comment, the next one waits for the lines below it, or for the ports that it names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -150,7 +149,7 @@ class Machine:
 
     def run(self, command: str, expected: list[str]) -> None:
         """Run a command as a reader types it; fails unless it exits with 0 and prints what is expected."""
-        if command.endswith("&"):
+        if re.search(r"&( # .*)?$", command):
             self._begin(command, expected)
             return
         limit = time.monotonic() + MAX_SECONDS_UNTIL_SEEN
@@ -373,7 +372,7 @@ class Checker:
 
 
 @cache
-def _kubernetes() -> ModuleType:
+def _kubernetes() -> Any:
     """Return the validation, which reads each schema once: that takes ten times what its use takes."""
     import kubernetes_validate
 
