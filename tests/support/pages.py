@@ -376,10 +376,8 @@ def _kubernetes() -> Any:
     """Return the validation, which reads each schema once: that takes ten times what its use takes."""
     import kubernetes_validate
 
-    validation: ModuleType = kubernetes_validate
-
     kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
-    return validation
+    return kubernetes_validate
 
 
 def check_command_line(arguments: list[str]) -> None:
