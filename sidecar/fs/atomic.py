@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sidecar.fs import layout, openat, oserrors
@@ -136,6 +136,30 @@ class TempFile:
                 os.unlink(name, dir_fd=own)
         if own >= 0 and not self._short_lived:
             openat.close(own)
+
+
+def replace_file(
+    dir_fd: int,
+    name: str,
+    data: bytes,
+    mode: int,
+    *,
+    before_rename: Callable[[], None] = lambda: None,
+) -> None:
+    """Replace a small file of our own in an open directory by `data`, durably; `before_rename` is called just before.
+
+    Raises:
+        OSError: it could not be written, and the old file is unchanged; or its directory could not be synced.
+    """
+    staged = TempFile(dir_fd)
+    try:
+        staged.write(data)
+        staged.finalize(mode, None)
+        before_rename()
+        staged.rename_into(name, dir_fd)
+    finally:
+        staged.discard()
+    sync_directory(dir_fd)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@ All of them begin with `..`, which consumers of Kubernetes volumes ignore:
     ..versions/                         the history, see `sidecar.volume.publish.history`
     ..lock                              the file that writers lock, see `sidecar.fs.flock`
     ..source.json                       why the source of the content is stale, see `sidecar.volume.content.source_state`
+    ..reload.json, ..reload-NAME.json   what `sidecar reload` remembers, see `sidecar.reload.rollback`
 """
 
 from __future__ import annotations

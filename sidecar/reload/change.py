@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import quote
 
 import orjson
 
 from sidecar._errors import SidecarError
+from sidecar.volume.content.snapshot import Snapshot
 
 _MOST_NAMES = 4 << 10
 """Bytes of names in a header or a variable: servers take 8 KiB of headers, the kernel 128 KiB in a variable."""
@@ -16,7 +17,18 @@ _ALL = "*"
 
 
 class ActionFailed(SidecarError):
-    """An action did not succeed; its message says what was attempted, and what to change."""
+    """An action did not succeed; its message says what was attempted, and what to change.
+
+    `refused` is True if the application has answered that it does not take the version,
+    False if it was not reached or not ready. `retry_after` is the pause in seconds that it asked for.
+    """
+
+    def __init__(
+        self, message: str, *, refused: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,10 @@ class Change:
     version: str
     changed: tuple[str, ...]
     """The names that were added, altered or removed since the version that was applied last."""
+    output_version: str | None = None
+    """The version of what `expand_to` has made of it."""
+    snapshot: Snapshot[None] | None = field(default=None, repr=False, compare=False)
+    """The content itself."""
 
     @property
     def etag(self) -> str:

@@ -94,4 +94,4 @@ class Command:
                 how = f"was killed by signal {-ended.status}"
             lines = ended.output.decode(errors="replace").strip().splitlines()[-3:]
             said = "; ".join(line.strip() for line in lines)
-            raise ActionFailed(f"{self} {how}{said and f': {said}'}")
+            raise ActionFailed(f"{self} {how}{said and f': {said}'}", refused=True)

@@ -17,15 +17,20 @@ _LONGEST_PAUSE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """A URL that must answer with the version within a time: by its ETag, or anywhere in the first 64 KiB of its body."""
+    """A URL that must answer with the version within a time: by its ETag, or anywhere in the first 64 KiB of its body.
+
+    Where the application reads what `expand_to` has made of it, the version of that counts as well.
+    """
 
     kind: ClassVar[str] = "confirm"
 
     url: str
     timeout: float = 10.0
+    access: client.Access = client.DEFAULT_ACCESS
 
     def __post_init__(self) -> None:
         client.check_url("confirm_url", self.url)
+        self.access.check()
         arguments.check_seconds("confirm_timeout", self.timeout, zero=False)
 
     def __str__(self) -> str:
@@ -38,7 +43,9 @@ class Confirmation:
             async with asyncio.timeout(self.timeout):
                 while True:
                     try:
-                        answer = await client.request("GET", self.url, {}, self.timeout)
+                        answer = await client.request(
+                            "GET", self.url, {}, self.timeout, self.access
+                        )
                     except ActionFailed as error:
                         said = str(error)
                     else:
@@ -49,10 +56,15 @@ class Confirmation:
                     pause = min(2 * pause, _LONGEST_PAUSE)
         except TimeoutError:
             raise ActionFailed(
-                f"{redact_url(self.url)} did not report version {change.version} within {self.timeout:g} s: {said}"
+                f"{redact_url(self.url)} did not report version {change.version} within {self.timeout:g} s: {said}",
+                refused=True,
             ) from None
 
 
 def _has(answer: client.Answer, change: Change) -> bool:
-    right = answer.etag == change.etag or change.version.encode() in answer.body
+    versions = {change.version, change.output_version} - {None}
+    right = any(
+        answer.etag == f'"{version}"' or str(version).encode() in answer.body
+        for version in versions
+    )
     return right and 200 <= answer.status < 300

@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Unpack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sidecar import _errors
-from sidecar.process import arguments, metrics
+from sidecar.process import arguments, metrics, retry
 from sidecar.reload.change import Action, ActionFailed, Change
 from sidecar.volume.content.snapshot import Snapshot
 from sidecar.volume.watch.options import Options
 from sidecar.volume.watch.watch import Watch
+
+if TYPE_CHECKING:
+    from sidecar.reload.expansion import Expansion
+    from sidecar.reload.rollback import Rollback
+    from sidecar.reload.rollout import StopUrl
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _RESULTS = ("ok", "failed")
+_ROLLBACK = "rollback"
+_SEEN_WITHIN = 1.0
+"""Seconds in which the watch usually sees what was published, before it is published again."""
 
 
 def exponential_backoff(attempt: int) -> float:
-    """Return the seconds to wait after the attempt of this number, from 0 on: up to 0.5, 1, 2, … 30, and at least half of it.
-
-    >>> 0.25 <= exponential_backoff(0) <= 0.5, 15 <= exponential_backoff(1000) <= 30
-    (True, True)
-    """
-    longest = min(_FIRST_PAUSE * 2.0 ** min(attempt, 16), _LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 (it spreads a fleet, and hides nothing)
+    """Return the seconds to wait after the attempt of this number, from 0 on: up to 0.5, 1, 2, … 30, and at least half of it."""
+    return retry.exponential_backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)
 
 
 class Reloader:
@@ -51,6 +55,14 @@ class Reloader:
         parallel: bool = False,
         confirm_url: str | None = None,
         confirm_timeout: float = 10.0,
+        rollback_on_failure: bool = False,
+        state_file: str | os.PathLike[str] | None = None,
+        expand_to: str | os.PathLike[str] | None = None,
+        storage: Mapping[str, Any] | None = None,
+        splay: float = 0.0,
+        stop_url: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         initial: bool = True,
         once: bool = False,
         drain_timeout: float = 10.0,
@@ -69,17 +81,45 @@ class Reloader:
         self._drain_timeout = arguments.check_seconds("drain_timeout", drain_timeout)
         arguments.check_plain_function("backoff", backoff, "a function from a number to seconds")
         self._backoff = backoff
+        self._confirm_timeout = arguments.check_seconds(
+            "confirm_timeout", confirm_timeout, zero=False
+        )
+        self._splay = arguments.check_seconds("splay", splay)
+        # What is not asked for is not imported: who asks nobody needs no HTTP client.
         self._confirmation: Action | None = None
-        if confirm_url is not None:
-            # Imported here: who asks nobody needs no HTTP client.
-            from sidecar.reload.confirmation import Confirmation
+        self._stop: StopUrl | None = None
+        if confirm_url is not None or stop_url is not None:
+            from sidecar.reload import client, confirmation, rollout
 
-            self._confirmation = Confirmation(confirm_url, confirm_timeout)
+            access = client.Access(ca_file, token_file)
+            if confirm_url is not None:
+                self._confirmation = confirmation.Confirmation(confirm_url, confirm_timeout, access)
+            if stop_url is not None:
+                self._stop = rollout.StopUrl(stop_url, rollout.pod_name(), access)
+        self._expansion: Expansion | None = None
+        if expand_to is not None:
+            from sidecar.reload.expansion import Expansion
+
+            self._expansion = Expansion(self._watch.path, os.fspath(expand_to), storage)
+        self._rollback: Rollback | None = None
+        if arguments.check_flag("rollback_on_failure", rollback_on_failure):
+            from sidecar.reload.rollback import Rollback
+
+            self._rollback = Rollback(self._watch.path, state_file, storage)
         self._applied: Mapping[str, str] = {}
+        self._last: str | None = None
+        """The version that was applied last."""
         self._current: str | None = None
         """The version that the application has; None while that is not known."""
         self._failures: dict[int, str] = {}
-        """Of each action that has failed last, by its identity."""
+        """Why each step has failed last, by its identity."""
+        self._refusal: str | None = None
+        """Why the version that is being applied is given up."""
+        self._deadline = math.inf
+        """When it is given up, by the clock of the loop."""
+        self._reported = False
+        self._reports: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Reloader {self._watch.path} version={(self._current or '')[:8] or None}>"
@@ -96,8 +136,23 @@ class Reloader:
 
     @property
     def problem(self) -> str | None:
-        """Why the last version was not applied, None while all is well: what a readiness probe asks."""
-        return next(iter(self._failures.values()), None)
+        """Why the last version was not applied, None while all is well: what a readiness probe asks.
+
+        A version that is held by `stop_url` is no problem, nor one in place of which the confirmed one was applied again:
+        the application works with an older one.
+        """
+        return next((said for step, said in self._failures.items() if step != id(self._stop)), None)
+
+    @property
+    def held(self) -> str | None:
+        """Why `stop_url` holds a version, None while it does not."""
+        return self._failures.get(id(self._stop))
+
+    @property
+    def refused(self) -> str | None:
+        """The version that was rolled back, None after another one has come."""
+        refusal = None if self._rollback is None else self._rollback.refusal
+        return None if refusal is None else refusal.version
 
     @property
     def failure(self) -> str | None:
@@ -106,44 +161,90 @@ class Reloader:
 
     async def run(self) -> None:
         """Do it, until it is cancelled, or with `once` until the present version was applied."""
-        for action in self._all_actions():
+        for kind in self._kinds():
             for result in _RESULTS:
-                metrics.RELOAD_TOTAL.labels(action.kind, result)
-        async with self._watch as watch:
-            await watch.looked()
-            if watch.snapshot is not None and not self._initial:
-                self._note_applied(watch.snapshot)
-            while not await self._apply_next() or not self._once:
-                pass
+                metrics.RELOAD_TOTAL.labels(kind, result)
+        if self._rollback is not None:
+            await self._rollback.load()
+        try:
+            async with self._watch as watch:
+                await watch.looked()
+                if watch.snapshot is not None and not self._initial:
+                    await self._note_applied(watch.snapshot)
+                while not await self._apply_next() or not self._once:
+                    pass
+        finally:
+            if self._reports:
+                await asyncio.wait(self._reports, timeout=self._drain_timeout)
+            for report in self._reports:
+                report.cancel()
 
-    def _all_actions(self) -> tuple[Action, ...]:
-        return self._actions if self._confirmation is None else (*self._actions, self._confirmation)
+    def _kinds(self) -> list[str]:
+        steps = (self._stop, self._expansion, *self._actions, self._confirmation)
+        kinds = [step.kind for step in steps if step is not None]
+        return kinds if self._rollback is None else [*kinds, _ROLLBACK]
 
-    def _note_applied(self, snapshot: Snapshot[None]) -> None:
+    async def _note_applied(self, snapshot: Snapshot[None]) -> None:
         self._applied, self._current = snapshot.versions(), snapshot.version
+        self._last = snapshot.version
+        if self._rollback is not None:
+            await self._rollback.confirm(snapshot)
 
     async def _apply_next(self) -> bool:
-        """Wait for another version than the application has, and apply it; False if a newer one came meanwhile."""
+        """Wait for another version than the application has, and apply it; False if it was not applied."""
         while (snapshot := self._watch.snapshot) is None or snapshot.version == self._current:
             await self._next_change()
+        rollback = self._rollback
+        if rollback is not None and rollback.must_leave(snapshot.version):
+            self._current = None
+            await self._roll_back(rollback, snapshot)
+            return False
         names = {name for name, _ in self._applied.items() ^ snapshot.versions().items()}
-        change = Change(self._watch.path, snapshot.version, tuple(sorted(names)))
+        change = Change(self._watch.path, snapshot.version, tuple(sorted(names)), snapshot=snapshot)
+        self._refusal, self._reported, self._deadline = None, False, math.inf
+        # The first version, and one to which the writer or a rollback has gone back, do not wait.
+        if self._last not in (None, change.version) and not await self._await_turn(change):
+            return False
         # From here on nobody knows what the application has: going back to the last version is a change, too.
         self._current = None
+        self._deadline = asyncio.get_running_loop().time() + self._confirm_timeout
         if not await self._apply(change):
+            if rollback is not None and self._refusal is not None:
+                await rollback.refuse(change.version, self._refusal)
+                self._refusal = None
             return False
-        self._note_applied(snapshot)
+        await self._note_applied(snapshot)
         metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
         return True
 
+    async def _await_turn(self, change: Change) -> bool:
+        """Wait for the turn of this Pod, and for leave of `stop_url`; False once there is a newer version."""
+        if self._splay:
+            from sidecar.reload import rollout
+
+            delay = rollout.splay_delay(rollout.pod_name(), change.version, self._splay)
+            if await self._newer_within(change, delay):
+                return False
+        return self._stop is None or await self._persist(self._stop, change)
+
     async def _apply(self, change: Change) -> bool:
-        """Run the actions, and have the version confirmed, until both succeed; False once there is a newer version."""
+        """Run the actions, and have the version confirmed, until both succeed.
+
+        False once there is a newer version, or this one is given up: then `_refusal` says why.
+        """
         for attempt in itertools.count():
+            if self._expansion is not None:
+                if not await self._persist(self._expansion, change):
+                    return False
+                change = replace(change, output_version=self._expansion.version)
             if not await self._run_actions(change):
                 return False
-            if self._confirmation is None or await self._is_confirmed(change, self._confirmation):
+            if self._confirmation is None:
                 return True
-            if await self._newer_within(change, self._backoff(attempt)):
+            outcome = await self._confirm(change, self._confirmation)
+            if isinstance(outcome, bool):
+                return outcome
+            if not await self._may_retry(self._confirmation, change, attempt, outcome):
                 return False
         raise AssertionError  # count() has no end
 
@@ -158,21 +259,22 @@ class Reloader:
         return True
 
     async def _persist(self, action: Action, change: Change) -> bool:
-        """Run one action until it succeeds; False once there is a newer version."""
+        """Run one action until it succeeds; False once there is a newer version, or this one is given up."""
         for attempt in itertools.count():
-            if self._is_superseded(change):
+            if self._is_over(change):
                 return False
             running = asyncio.create_task(action.run(change), name=f"reload: {action.kind}")
             try:
                 await asyncio.wait({running})
             except asyncio.CancelledError:
                 await self._drain(running)
-                if not running.cancelled():
-                    self._note_outcome(action, change, running)
+                if not running.cancelled() and self._note_outcome(action, change, running):
+                    _log.warning("%s", self._failures[id(action)])
                 raise
-            if self._note_outcome(action, change, running):
+            error = self._note_outcome(action, change, running)
+            if error is None:
                 return True
-            if await self._newer_within(change, self._backoff(attempt)):
+            if not await self._may_retry(action, change, attempt, error):
                 return False
         raise AssertionError  # count() has no end
 
@@ -183,42 +285,112 @@ class Reloader:
             running.cancel()
             await asyncio.wait({running})
 
-    async def _is_confirmed(self, change: Change, confirmation: Action) -> bool:
+    async def _confirm(self, change: Change, confirmation: Action) -> ActionFailed | bool:
+        """Ask whether the application has it: True, why not, or False once there is a newer version."""
         asking = asyncio.create_task(confirmation.run(change), name="reload: confirm")
         newer = asyncio.create_task(self._newer_within(change, None), name="reload: newer")
         try:
             await asyncio.wait({asking, newer}, return_when=asyncio.FIRST_COMPLETED)
             # A question does no harm where it is cut off; for a newer version it is not worth the time.
-            return asking.done() and self._note_outcome(confirmation, change, asking)
+            if not asking.done():
+                return False
+            return self._note_outcome(confirmation, change, asking) or True
         finally:
             for task in (asking, newer):
                 task.cancel()
             await asyncio.wait({asking, newer})
 
-    def _note_outcome(self, action: Action, change: Change, ended: asyncio.Task[None]) -> bool:
-        """Count and log how an action has ended; whether it has succeeded. Errors that are not its own are raised."""
+    async def _may_retry(
+        self, action: Action, change: Change, attempt: int, error: ActionFailed
+    ) -> bool:
+        """Wait for the next attempt; False once there is a newer version, or this one is given up."""
+        left = self._deadline - asyncio.get_running_loop().time()
+        rolls_back = self._rollback is not None and self._rollback.has_other_than(change.version)
+        if error.refused or left <= 0:
+            self._report(change, error)
+            if rolls_back:
+                _log.warning("%s; rolling back", self._failures[id(action)])
+                self._refusal = self._refusal or str(error)
+                for waiting in self._waiting:
+                    _wake(waiting)
+                return False
+        _log.warning("%s; trying again", self._failures[id(action)])
+        pause = self._backoff(attempt) if error.retry_after is None else error.retry_after
+        return not await self._newer_within(change, min(pause, left) if rolls_back else pause)
+
+    def _report(self, change: Change, error: ActionFailed) -> None:
+        """Tell `stop_url`, once for a version, that the application has not taken it."""
+        if self._stop is None or self._reported:
+            return
+        self._reported = True
+        report = asyncio.create_task(self._send_report(self._stop, change, str(error)))
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
+
+    async def _send_report(self, stop: StopUrl, change: Change, reason: str) -> None:
+        try:
+            await stop.report(change, reason)
+        except ActionFailed as error:
+            _log.warning("version %s of %s: %s", change.version, change.path, error)
+
+    async def _roll_back(self, rollback: Rollback, refused: Snapshot[None]) -> None:
+        """Publish the confirmed version, until the watch sees another one than the refused."""
+        change = Change(self._watch.path, refused.version, ())
+        for attempt in itertools.count():
+            pause = _SEEN_WITHIN
+            try:
+                confirmed = await rollback.publish(refused)
+            except _errors.VersionConflict:
+                pass  # another one is there already
+            except _errors.SidecarError as error:
+                metrics.RELOAD_TOTAL.labels(_ROLLBACK, "failed").inc()
+                said = f"version {refused.version} of {change.path} was not rolled back: {error}"
+                _log.error("%s", said)
+                if not rollback.is_possible:
+                    return
+                self._failures[id(rollback)] = said
+                pause = self._backoff(attempt)
+            else:
+                metrics.RELOAD_TOTAL.labels(_ROLLBACK, "ok").inc()
+                self._failures.pop(id(rollback), None)
+                _log.warning(
+                    "version %s of %s was rolled back to %s",
+                    refused.version,
+                    change.path,
+                    confirmed,
+                )
+            if await self._newer_within(change, pause):
+                self._failures.pop(id(rollback), None)
+                return
+
+    def _note_outcome(
+        self, action: Action, change: Change, ended: asyncio.Task[None]
+    ) -> ActionFailed | None:
+        """Count how an action has ended, log its success; return why it has failed. Errors that are not its own are raised."""
         try:
             ended.result()
         except ActionFailed as error:
             metrics.RELOAD_TOTAL.labels(action.kind, "failed").inc()
-            said = f"version {change.version} of {change.path} was not applied: {error}"
-            self._failures[id(action)] = said
-            _log.warning("%s; trying again", said)
-            return False
+            self._failures[id(action)] = (
+                f"version {change.version} of {change.path} was not applied: {error}"
+            )
+            return error
         metrics.RELOAD_TOTAL.labels(action.kind, "ok").inc()
         self._failures.pop(id(action), None)
         _log.info("version %s of %s: %s succeeded", change.version, change.path, action)
-        return True
+        return None
 
-    def _is_superseded(self, change: Change) -> bool:
+    def _is_over(self, change: Change) -> bool:
+        """Whether there is a newer version, or this one is given up."""
         snapshot = self._watch.snapshot
-        return snapshot is not None and snapshot.version != change.version
+        newer = snapshot is not None and snapshot.version != change.version
+        return newer or self._refusal is not None
 
     async def _newer_within(self, change: Change, seconds: float | None) -> bool:
-        """Wait for a newer version, at most so long; whether there is one."""
+        """Wait for a newer version, at most so long; whether there is one, or this one is given up."""
         try:
             async with asyncio.timeout(seconds):
-                while not self._is_superseded(change):
+                while not self._is_over(change):
                     await self._next_change()
         except TimeoutError:
             return False
@@ -226,13 +398,18 @@ class Reloader:
 
     async def _next_change(self) -> None:
         changed = asyncio.get_running_loop().create_future()
-        unsubscribe = self._watch.subscribe(
-            lambda: None if changed.done() else changed.set_result(None)
-        )
+        unsubscribe = self._watch.subscribe(lambda: _wake(changed))
+        self._waiting.add(changed)
         try:
             await changed
         finally:
+            self._waiting.discard(changed)
             unsubscribe()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 async def run(
@@ -242,6 +419,14 @@ async def run(
     parallel: bool = False,
     confirm_url: str | None = None,
     confirm_timeout: float = 10.0,
+    rollback_on_failure: bool = False,
+    state_file: str | os.PathLike[str] | None = None,
+    expand_to: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    splay: float = 0.0,
+    stop_url: str | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     initial: bool = True,
     once: bool = False,
     drain_timeout: float = 10.0,
@@ -261,7 +446,21 @@ async def run(
         parallel: whether to run them side by side.
         confirm_url: an address that must answer with the version, by its `ETag` or in its body, after the actions;
             where it does not, the version has failed, and all actions run again.
-        confirm_timeout: seconds until it must.
+        confirm_timeout: seconds until it must; with `rollback_on_failure` also those that a version has to be applied.
+        rollback_on_failure: whether to publish the last confirmed version again in place of one that the application
+            refuses, or that is not applied in time. It is not tried again until another version comes.
+            For a file, and for a set that was published as one.
+        state_file: where to remember which version was confirmed and which refused, for the next start;
+            by default beside the content, under a name that readers ignore.
+        expand_to: a file, or a directory for a set, in which each version is published with its references expanded,
+            before the actions: see docs/reload.md.
+        storage: arguments of `sidecar.Volume` (`mode`, `group`, `keep`, `volume_budget` and others)
+            for what is published: the rollback, and `expand_to`.
+        splay: a window in seconds in which the Pods of a Deployment take a new version one after the other,
+            by a hash of the Pod's name and the version.
+        stop_url: an address that is asked before a new version is taken, and told when the application has refused it.
+        ca_file: authorities (PEM) for `confirm_url` and `stop_url`, as for `Webhook`.
+        token_file: file with a bearer token for both, as for `Webhook`.
         initial: whether the version that is there at the start is applied, too: what has changed
             before somebody looked is unknown. It is the default of the peers that try again.
         once: whether to return when one version was applied: for init containers.
@@ -285,6 +484,14 @@ async def run(
         parallel=parallel,
         confirm_url=confirm_url,
         confirm_timeout=confirm_timeout,
+        rollback_on_failure=rollback_on_failure,
+        state_file=state_file,
+        expand_to=expand_to,
+        storage=storage,
+        splay=splay,
+        stop_url=stop_url,
+        ca_file=ca_file,
+        token_file=token_file,
         initial=initial,
         once=once,
         drain_timeout=drain_timeout,

@@ -107,7 +107,7 @@ def count() -> Callable[[str, str], float]:
         labels = {"action": action, "result": result}
         return metrics.REGISTRY.get_sample_value("sidecar_reload_total", labels)
 
-    kinds = ("webhook", "command", "signal", "confirm")
+    kinds = ("webhook", "command", "signal", "confirm", "rollback", "expand", "hold")
     before = {
         (kind, result): now(kind, result) or 0 for kind in kinds for result in ("ok", "failed")
     }

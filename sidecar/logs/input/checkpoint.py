@@ -151,15 +151,13 @@ class Checkpoint:
         dirs.make_directory(directory)
         dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            staged = atomic.TempFile(dir_fd)
-            try:
-                staged.write(data)
-                staged.finalize(_FILE_MODE, None)
-                _keep_previous(dir_fd, name)
-                staged.rename_into(name, dir_fd)
-            finally:
-                staged.discard()
-            atomic.sync_directory(dir_fd)
+            atomic.replace_file(
+                dir_fd,
+                name,
+                data,
+                _FILE_MODE,
+                before_rename=lambda: _keep_previous(dir_fd, name),
+            )
         finally:
             os.close(dir_fd)
         self._last = data
