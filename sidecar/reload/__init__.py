@@ -7,7 +7,9 @@ Each is imported when it is first used: who sends signals never loads an HTTP cl
 
 Inside, `runner` follows a path, tries again, and knows which version the application has.
 `webhook`, `command` and `signals` are the actions, `confirmation` asks whether one has worked;
-`change` is what they are told, and how they fail. `client` is how both kinds of requests are made.
+`change` is what they are told, and how they fail. `client` makes all HTTP requests.
+`rollback` publishes the last confirmed version again, and remembers both versions across restarts;
+`expansion` publishes a version with its references expanded, `rollout` says when it is the turn of a Pod.
 """
 
 from __future__ import annotations

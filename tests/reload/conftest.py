@@ -27,6 +27,9 @@ class Receiver:
         """Of the next answers; 200 after them."""
         self.held = asyncio.Event()
         self.held.set()
+        self.closes = False
+        """Whether connections are closed without an answer."""
+        self.retry_after = ""
         self.at_a_time = self.most_at_a_time = 0
         self.active = ""
         """What GET reports."""
@@ -46,10 +49,14 @@ class Receiver:
         self.most_at_a_time = max(self.at_a_time, self.most_at_a_time)
         try:
             await self.held.wait()
+            if self.closes and request.transport is not None:
+                request.transport.abort()
         finally:
             self.at_a_time -= 1
         status = self.statuses.popleft() if self.statuses else 200
-        return web.Response(status=status, text="line 3: bad" if status >= 400 else "")
+        pause = {"Retry-After": self.retry_after} if self.retry_after else {}
+        text = "line 3: bad" if status >= 400 else ""
+        return web.Response(status=status, text=text, headers=pause)
 
     async def _active(self, request: web.Request) -> web.Response:
         return web.Response(text=f"running {self.active}")

@@ -48,7 +48,8 @@ class Target:
         return Path(self.volume.path, "config").read_text()
 
     def reloader(self, receiver: Receiver, **options: Any) -> reload.Reloader:
-        options = {"backoff": never, "rollback_on_failure": True} | options
+        options.setdefault("backoff", never)
+        options.setdefault("rollback_on_failure", True)
         return reload.Reloader(self.path, [reload.Webhook(receiver.url)], **options)
 
 
@@ -285,8 +286,10 @@ async def test_loose_files_of_a_directory_are_not_rolled_back(
 ) -> None:  # fmt: skip
     """They have no version that could be published as one: they are tried again, and it is said why."""
     Path(tmp_path, "a").write_text("good")
-    options = {"rollback_on_failure": True, "backoff": at_once, "quiet": 0.01}
-    reloader = reload.Reloader(f"{tmp_path}/", [reload.Webhook(receiver.url)], **options)  # type: ignore[arg-type]
+    reloader = reload.Reloader(
+        f"{tmp_path}/", [reload.Webhook(receiver.url)],
+        rollback_on_failure=True, backoff=at_once, quiet=0.01,
+    )  # fmt: skip
     background(reloader.run())
     await eventually(lambda: reloader.version is not None)
     good = reloader.version

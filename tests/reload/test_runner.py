@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import socket
@@ -109,6 +110,66 @@ async def test_versions_that_come_while_one_is_told_are_skipped_but_for_the_newe
     await eventually(lambda: reloader.version == newest.version)
     assert receiver.versions == [first.version, newest.version, newest.version]
     assert receiver.most_at_a_time == 1
+
+
+@pytest.mark.parametrize("away", ["hangs", "refuses", "answers 500", "closes"])
+async def test_a_receiver_that_is_away_gathers_no_queue(
+    receiver: Receiver, volume: sidecar.Volume, background, eventually: Eventually, away: str,
+    free_port: int, count,
+) -> None:  # fmt: skip
+    """Forty versions meanwhile: one request at a time, the memory holds one version, and the newest wins."""
+    url = receiver.url
+    if away == "refuses":
+        url = f"http://127.0.0.1:{free_port}/reload"
+    elif away == "hangs":
+        receiver.held.clear()
+    elif away == "answers 500":
+        receiver.statuses.extend([500] * 10_000)
+    else:
+        receiver.closes = True
+    reloader = reload.Reloader(
+        f"{volume.path}/", [reload.Webhook(url, timeout=0.02)], backoff=lambda _: 0.005
+    )
+    background(reloader.run())
+    published = await volume.publish({"a": "0"})
+    await eventually(lambda: count("webhook", "failed") > 0)
+    tasks = len(asyncio.all_tasks())
+    for number in range(1, 40):
+        published = await volume.publish({"a": str(number)})
+    before = count("webhook", "failed")
+    await eventually(lambda: reloader._watch.etag == published.etag)
+    await eventually(lambda: count("webhook", "failed") > before + 2)
+    gc.collect()
+    kept = [one for one in gc.get_objects() if isinstance(one, reload.Change)]
+    assert {one.version for one in kept if one.path == reloader._watch.path} == {published.version}
+    assert len(asyncio.all_tasks()) <= tasks + 1
+    assert published.version in (reloader.problem or "")
+    assert receiver.most_at_a_time <= 1
+    server = TestServer(receiver._app(), port=free_port)
+    if away == "refuses":
+        await server.start_server()
+    receiver.closes = False
+    receiver.statuses.clear()
+    receiver.held.set()
+    await eventually(lambda: reloader.version == published.version)
+    await server.close()
+    assert receiver.versions[-1] == published.version
+    assert count("webhook", "ok") == 1
+
+
+async def test_the_pause_that_a_receiver_asks_for_is_kept(
+    receiver: Receiver, volume: sidecar.Volume, background, eventually: Eventually
+) -> None:
+    """And not the backoff, which would be over at once; a newer version does not wait for it."""
+    receiver.retry_after = "3600"
+    receiver.statuses.append(503)
+    await volume.publish({"a": "1"})
+    reloader = reload.Reloader(volume.path, [reload.Webhook(receiver.url)], backoff=at_once)
+    background(reloader.run())
+    await eventually(lambda: reloader.problem is not None)
+    newer = await volume.publish({"a": "2"})
+    await eventually(lambda: reloader.version == newer.version)
+    assert len(receiver.versions) == 2
 
 
 async def test_fifty_versions_in_bursts_end_with_the_last_one(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +14,66 @@ if TYPE_CHECKING:
 
 _ORDER = "sidecar.reload.order"
 _ACTIONS = ("webhook", "exec", "process", "pid_file")
+
+
+@dataclass(frozen=True)
+class _ApplyOptions:
+    """How a version is applied: arguments of `sidecar.reload.run`."""
+
+    parallel: bool = declare.flag(
+        is_flag=True, help="Run the actions in parallel instead of in their order."
+    )
+    confirm_url: str | None = declare.flag(
+        type=param_types.http_url,
+        help="Address that must answer with the version afterwards, as its ETag or in its body; otherwise all actions run again.",
+    )
+    confirm_timeout: float = declare.flag(
+        type=param_types.positive_seconds,
+        default=10.0,
+        help="Maximum seconds until it answers with the version; with --rollback-on-failure also until a version is applied.",
+    )
+    rollback_on_failure: bool = declare.flag(
+        is_flag=True,
+        help="Publish the last confirmed version again if the application refuses a version, or does not apply it in time."
+        " The refused version is not tried again until another one comes. The volume must be writable.",
+    )
+    state_file: str | None = declare.flag(
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Where to remember which version was confirmed and which refused."
+        " Without it: beside the content, under a hidden name.",
+    )
+    expand_to: str | None = declare.flag(
+        type=param_types.nonempty_path,
+        help="Publish each version with ${VARIABLE} and ${file:NAME} expanded to this file, or directory for a set, before the actions.",
+    )
+    splay: float = declare.flag(
+        type=param_types.seconds,
+        default=0.0,
+        help="Window in seconds in which the Pods take a new version one after the other, by a hash of Pod name and version.",
+    )
+    stop_url: str | None = declare.flag(
+        type=param_types.http_url,
+        help="Address that is asked before a new version is taken, and holds it unless it answers 2xx;"
+        " it is told by POST when the application has refused one.",
+    )
+    ca_file: str | None = declare.flag(
+        type=param_types.EXISTING_FILE,
+        help="Certificates to trust (PEM) in webhooks, --confirm-url and --stop-url; read for each request.",
+    )
+    token_file: str | None = declare.flag(
+        type=param_types.EXISTING_FILE,
+        help="File with a bearer token for these requests, unless the address has credentials; read for each request.",
+    )
+    once: bool = declare.flag(
+        is_flag=True,
+        help="Exit with 0 once the present version is applied: for init containers.",
+    )
+    drain_timeout: float = declare.flag(
+        type=param_types.seconds,
+        default=10.0,
+        help="After SIGTERM: seconds for a running action to end.",
+    )
 
 
 class _Ordered(declare.Command):
@@ -67,36 +127,13 @@ class _Ordered(declare.Command):
     default=10.0,
     help="Maximum seconds for a webhook or a command; a command is then killed with its child processes.",
 )
-@declare.option(
-    "--parallel", is_flag=True, help="Run the actions in parallel instead of in their order."
-)
-@declare.option(
-    "--confirm-url",
-    type=param_types.http_url,
-    help="Address that must answer with the version afterwards, as its ETag or in its body; otherwise all actions run again.",
-)
-@declare.option(
-    "--confirm-timeout",
-    type=param_types.positive_seconds,
-    default=10.0,
-    help="Maximum seconds until it answers with the version.",
-)
+@declare.group("applying", _ApplyOptions)
 @declare.option(
     "--initial/--no-initial",
     default=True,
     help="Apply the version that exists at the start, too (the default): it may have changed while the command was not running.",
 )
-@declare.option(
-    "--once",
-    is_flag=True,
-    help="Exit with 0 once the present version is applied: for init containers.",
-)
-@declare.option(
-    "--drain-timeout",
-    type=param_types.seconds,
-    default=10.0,
-    help="After SIGTERM: seconds for a running action to end.",
-)
+@options.keeping
 @options.watching
 @options.probes
 @options.logging()
@@ -109,12 +146,9 @@ def command(
     expect_status: tuple[str, ...],
     signal: str,
     timeout: float,
-    parallel: bool,
-    confirm_url: str | None,
-    confirm_timeout: float,
+    applying: _ApplyOptions,
     initial: bool,
-    once: bool,
-    drain_timeout: float,
+    keeping: options.StorageOptions,
     watching: options.WatchOptions,
     host: str,
     port: int | None,
@@ -136,7 +170,9 @@ def command(
 
         def make(kind: str, value: Any) -> Action:
             if kind == "webhook":
-                return reload.webhook(value, expect_status, timeout)
+                return reload.webhook(
+                    value, expect_status, timeout, applying.ca_file, applying.token_file
+                )
             if kind == "exec":
                 return reload.command(value, timeout)
             return reload.signal(signal, kind, value)
@@ -154,11 +190,8 @@ def command(
             actions,
             host=host,
             port=port,
-            once=once,
-            parallel=parallel,
-            confirm_url=confirm_url,
-            confirm_timeout=confirm_timeout,
             initial=initial,
-            drain_timeout=drain_timeout,
+            storage=asdict(keeping) | {"max_size": watching.max_size},
+            **asdict(applying),
             **asdict(watching),
         )

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from sidecar.reload.change import Action
 
 
-def webhook(url: str, expect_status: Sequence[str], timeout: float) -> Action:
+def webhook(
+    url: str,
+    expect_status: Sequence[str],
+    timeout: float,
+    ca_file: str | None,
+    token_file: str | None,
+) -> Action:
     """Make a webhook.
 
     Raises:
@@ -27,7 +33,7 @@ def webhook(url: str, expect_status: Sequence[str], timeout: float) -> Action:
     wrong = [one for one in expect_status if not (one.isascii() and one.isdecimal())]
     if wrong:
         raise _errors.ConfigError(f"--expect-status: {wrong[0]!r} is no status: it is a number")
-    return Webhook(url, tuple(map(int, expect_status)), timeout)
+    return Webhook(url, tuple(map(int, expect_status)), timeout, ca_file, token_file)
 
 
 def command(words: Sequence[str], timeout: float) -> Action:

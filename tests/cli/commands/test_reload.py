@@ -95,6 +95,20 @@ def test_it_is_ready_unless_the_last_version_has_failed_and_ends_with_sigterm(
     assert process.stop() == 0
 
 
+def test_the_options_of_storage_are_those_of_what_it_publishes(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    """Here of the expansion: mode, and the number of versions in the history."""
+    config.write_text("level = ${LEVEL}")
+    output = tmp_path / "output" / "config"
+    for level in ("1", "2", "3"):
+        flags = ("--expand-to", output, "--mode", "0640", "--keep", "2", "--exec", "true")
+        done = command("reload", "--path", config, *flags, "--once", env={"LEVEL": level})
+        assert done.code == 0, done.err
+    assert (output.read_text(), output.stat().st_mode & 0o777) == ("level = 3", 0o640)
+    assert len(list((output.parent / "..versions" / "file-config").iterdir())) == 2
+
+
 def get(url: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=10.0) as answer:

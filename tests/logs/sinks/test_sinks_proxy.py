@@ -15,11 +15,11 @@ from aiohttp import web
 
 from logs.fakes.ndjson import FakeNdjson
 from logs.sinks.helpers import batch, opened
-from logs.sinks.test_sinks_tls import certificate
 from sidecar._errors import ConfigError
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.process import http_endpoint
+from support.httpkit import certificate
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,35 +14,7 @@ from logs.sinks.helpers import batch, opened
 from sidecar.logs.sinks.base import SinkUnavailable
 from sidecar.logs.sinks.ndjson import NdjsonSink
 from sidecar.process.http_endpoint import Tls
-
-
-def certificate(directory: Path, name: str, of: str = "IP:127.0.0.1") -> tuple[Path, Path]:
-    cert, key = directory / f"{name}.pem", directory / f"{name}.key"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={name}",
-            "-addext",
-            f"subjectAltName={of}",
-            "-keyout",
-            str(key),
-            "-out",
-            str(cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+from support.httpkit import certificate
 
 
 @pytest.fixture
