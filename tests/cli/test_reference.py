@@ -87,6 +87,7 @@ COMMAND_ALONE = {serve: {"workers"}, Gate: {"max_size"}}
         ("read", options.WatchOptions, reader_app),
         ("read", options.WatchOptions, watch_options),
         ("reload", options.WatchOptions, watch_options),
+        ("reload", options.StorageOptions, Volume),
     ],
     ids=lambda one: getattr(one, "__name__", one),
 )
@@ -105,7 +106,8 @@ def test_the_flags_of_reload_are_the_arguments_of_a_reloader() -> None:
     flags, taken = declared("reload"), arguments(Reloader)
     shared = flags.keys() & taken.keys()
     assert {name: flags[name] for name in shared} == {name: taken[name] for name in shared}
-    assert taken.keys() - shared == {"backoff"}
+    # `storage` holds the arguments of a volume, which are compared above.
+    assert taken.keys() - shared == {"backoff", "storage"}
 
 
 #: Options of `sidecar collect` that a pipeline of a file spells in the plural, since it holds a list.
