@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from sidecar.process import executor
-from sidecar.process.executor import run_in_thread
+from sidecar.process.executor import run_in_thread, run_queued_cancellable
 from support import Eventually
 
 
@@ -104,3 +104,76 @@ async def test_work_that_waits_for_a_thread_is_dropped_by_a_cancellation(
         gate.may_end.set()
     assert await asyncio.gather(*busy) == ["done"] * len(gates)
     assert not late.begun.is_set()
+
+
+async def test_a_cancelled_publish_is_told_and_waited_for(eventually: Eventually) -> None:
+    """It may still roll back; whoever sees the CancelledError may rely on it that it has ended."""
+    gate = Gate(OSError("disk gone"))
+    cancelled = threading.Event()
+    task = asyncio.create_task(run_queued_cancellable(gate.work, cancelled.set))
+    await eventually(gate.begun.is_set)
+    for _ in range(3):
+        task.cancel()
+        done, _pending = await asyncio.wait({task}, timeout=0.01)
+        assert not done
+    assert cancelled.is_set()
+    gate.may_end.set()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await task
+    assert gate.ended.is_set()
+    assert raised.value.__cause__ is gate.error
+
+
+async def test_a_publish_waits_for_no_other_publish(eventually: Eventually) -> None:
+    """One that hangs on its disk has a thread of its own."""
+    hanging, error = Gate(), Gate(OSError("disk gone"))
+    task = asyncio.create_task(run_queued_cancellable(hanging.work, lambda: None))
+    await eventually(hanging.begun.is_set)
+    assert await run_queued_cancellable(lambda: "done", lambda: None) == "done"
+    error.may_end.set()
+    with pytest.raises(OSError, match="disk gone"):
+        await run_queued_cancellable(error.work, lambda: None)
+    hanging.may_end.set()
+    assert await task == "done"
+
+
+def test_work_beside_a_sync_runs_while_it_waits() -> None:
+    """Both have ended afterwards, and either may take longer."""
+    gate = Gate()
+
+    def sync() -> None:
+        assert gate.begun.wait(10)
+        gate.may_end.set()
+
+    executor.run_beside(gate.work, sync)
+    assert gate.ended.is_set()
+
+
+def test_the_error_of_the_sync_is_told_before_that_of_the_work() -> None:
+    """And not before the work has ended."""
+    gate = Gate(ValueError("work"))
+    gate.may_end.set()
+
+    def fail() -> None:
+        raise OSError("sync")
+
+    with pytest.raises(OSError, match="sync"):
+        executor.run_beside(gate.work, fail)
+    assert gate.ended.is_set()
+    with pytest.raises(ValueError, match="work"):
+        executor.run_beside(gate.work, lambda: None)
+
+
+def test_work_beside_a_sync_waits_for_no_other_work() -> None:
+    """Of several publishes at a time each goes on."""
+    outer = Gate()
+
+    def sync() -> None:
+        assert outer.begun.wait(10)
+        inner = Gate()
+        inner.may_end.set()
+        executor.run_beside(inner.work, lambda: None)
+        assert inner.ended.is_set()
+        outer.may_end.set()
+
+    executor.run_beside(outer.work, sync)

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from sidecar import _errors
 from sidecar.fs import atomic, dirs, inode_reuse, layout, open_file, openat, oserrors, permissions
+from sidecar.process import executor
 from sidecar.volume.content import payload, snapshot
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.publish import history, models
@@ -108,8 +109,8 @@ class SingleFiles:
                 return Publication(version, True, status is None, time.time(), size)
             if status is not None and own_version is None:
                 self._archive_foreign(fd, name, status)
-            self._replace(fd, staged, name, version)
-            modified = self._record_published(
+            archive = partial(
+                self._archive_published,
                 fd,
                 name,
                 version,
@@ -118,6 +119,8 @@ class SingleFiles:
                 ours=own_version is not None,
                 defer_removal=operation.defer_removal,
             )
+            self._replace(fd, staged, name, version, archive)
+            modified = self._record_published(name, version, staged)
             if status is not None and not self._settings.access_matches(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
@@ -291,15 +294,26 @@ class SingleFiles:
             return True
         return False
 
-    def _replace(self, fd: int, staged: atomic.TempFile, name: str, version: str) -> None:
-        """Rename and sync. After an error, check which version readers see now."""
+    def _replace(
+        self,
+        fd: int,
+        staged: atomic.TempFile,
+        name: str,
+        version: str,
+        archive: Callable[[], None],
+    ) -> None:
+        """Rename, archive and sync. After an error, check which version readers see now."""
         above, _, leaf = name.rpartition("/")
         with dirs.open_subdir(fd, above, make=True, durable=self._settings.durable) as parent:
             renamed = False
             try:
                 staged.rename_into(leaf, parent)
                 renamed = True
-                self._settings.sync_directory(parent)
+                if self._settings.durable:
+                    # The history is not synced, so it is written while the directory is.
+                    executor.run_beside(archive, partial(atomic.sync_directory, parent))
+                else:
+                    archive()
             except OSError as error:
                 if isinstance(error, PermissionError) and not renamed:
                     raise permissions.explain(error, parent, leaf) from error
@@ -365,24 +379,11 @@ class SingleFiles:
         if folder is not None and before is not None and keep > 1:
             self._retention.added(before.st_blocks * 512 - folder.freed)
 
-    def _record_published(
-        self,
-        fd: int,
-        name: str,
-        version: str,
-        before: os.stat_result | None,
-        staged: atomic.TempFile,
-        *,
-        ours: bool,
-        defer_removal: bool,
-    ) -> float:
-        """Archive the published content and cache its state; return its mtime.
+    def _record_published(self, name: str, version: str, staged: atomic.TempFile) -> float:
+        """Cache the state of the published and archived file; return its mtime.
 
-        All of this refers to the renamed file, not to its name: another writer may have replaced it already.
+        It refers to the renamed file, not to its name: another writer may have replaced it already.
         """
-        self._archive_published(
-            fd, name, version, before, staged, ours=ours, defer_removal=defer_removal
-        )
         self._uncertain.discard(name)
         self._durable.pop(name, None)
         self._last_written.pop(name, None)

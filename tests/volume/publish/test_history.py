@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sidecar import _errors
+from sidecar.fs import atomic
 from sidecar.volume.content.snapshot import Snapshot, version_of
+from sidecar.volume.publish import history
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
 from support import Eventually
@@ -39,6 +44,33 @@ async def test_the_last_contents_of_a_file_are_kept_as_hard_links(
     assert [(v.size, v.files, v.etag) for v in found] == [(1, 1, f'"{v.version}"') for v in found]
     await eventually(lambda: [path.read_text() for path in kept(tmp_path)] == ["3", "4", "5"])
     assert kept(tmp_path)[-1].samefile(tmp_path / "config")
+
+
+async def test_the_history_is_written_while_the_directory_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not synced itself, so that nobody has to wait for it; after a failed sync nothing is kept twice."""
+    volume = Volume(tmp_path)
+    await volume.put("config", "1")
+    real, linked = history.archive_file, threading.Event()
+
+    def archive(*args: Any, **options: Any) -> Any:
+        try:
+            return real(*args, **options)
+        finally:
+            linked.set()
+
+    def sync(_: int) -> None:
+        assert linked.wait(10), "the sync does not end before the content is in the history"
+        raise OSError(errno.EIO, "the sync failed")
+
+    monkeypatch.setattr(history, "archive_file", archive)
+    with monkeypatch.context() as failing:
+        failing.setattr(atomic, "sync_directory", sync)
+        with pytest.raises(_errors.PublishUncertain):
+            await volume.put("config", "2")
+    await volume.put("config", "2")
+    assert [path.read_text() for path in kept(tmp_path)] == ["1", "2"]
 
 
 async def test_the_last_generations_of_a_set_are_kept(tmp_path: Path) -> None:
