@@ -13,8 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sidecar.testing import until
 from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.watch.thread import WatchThread
 from sidecar.volume.watch.watch import Watch
 
 RECHECK = 0.2
@@ -65,6 +68,28 @@ async def consumer(path: str | os.PathLike[str], **options: Any) -> AsyncIterato
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+class Scans:
+    """Counts the scans that the watches of a test complete: a test waits for some more of them, not for a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.completed = 0
+        scan = WatchThread._iterate
+
+        def count(thread: WatchThread) -> float:
+            try:
+                return scan(thread)
+            finally:
+                self.completed += 1
+
+        monkeypatch.setattr(WatchThread, "_iterate", count)
+
+    async def more(self, number: int = 3) -> None:
+        """Wait until `number` scans have begun and ended, and the event loop has received their results."""
+        end = self.completed + number
+        await until(lambda: self.completed > end)  # the first one may have begun before
+        await asyncio.sleep(0)
 
 
 def replace(path: Path, text: str) -> None:

@@ -10,12 +10,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sidecar import _errors
 from sidecar.fs import atomic, flock
 from sidecar.volume.content.snapshot import version_of
+from sidecar.volume.publish import store
 from sidecar.volume.volume import Volume
 from support import Eventually, opened
 
@@ -51,6 +54,27 @@ def temporary(path: Path) -> list[str]:
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+async def take_turns(number: int = 10) -> None:
+    """Let the event loop do what it can do without waiting."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def met_lock(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a writer has found the directory locked by another one."""
+    met, real = threading.Event(), flock.try_lock
+
+    def try_lock(fd: int) -> bool:
+        taken = real(fd)
+        if not taken:
+            met.set()
+        return taken
+
+    monkeypatch.setattr(flock, "try_lock", try_lock)
+    return met
 
 
 @contextmanager
@@ -113,7 +137,7 @@ async def test_nothing_goes_on_after_a_cancelled_publish(
     await asyncio.to_thread(begun.wait, 10)
     for _ in range(3):
         task.cancel()
-        await asyncio.sleep(0.01)
+        await take_turns()
         assert not task.done()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
@@ -130,17 +154,19 @@ async def test_a_publish_that_is_cancelled_and_fails_says_why(
     """The error is the cause of the cancellation."""
     volume = Volume(tmp_path)
     await volume.put("config", "old")
-    begun = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def fail(_: int) -> None:
         begun.set()
-        time.sleep(0.05)
+        go_on.wait(10)
         raise OSError(5, "error")
 
     monkeypatch.setattr(atomic, "sync_directory", fail)
     task = asyncio.ensure_future(volume.put("config", "new"))
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
+    await take_turns()
+    go_on.set()
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
     assert isinstance(caught.value.__cause__, _errors.PublishUncertain)
@@ -148,35 +174,44 @@ async def test_a_publish_that_is_cancelled_and_fails_says_why(
 
 @pytest.mark.parametrize("way", [put, publish, stream], ids=lambda way: way.__name__)
 async def test_a_publish_that_waits_for_a_neighbour_can_be_cancelled(
-    tmp_path: Path, way: Publish
+    tmp_path: Path, way: Publish, met_lock: threading.Event
 ) -> None:
-    """At once, not when the neighbour lets go."""
+    """Not when the neighbour lets go."""
     volume = Volume(tmp_path)
     await volume.prepare()
     with held(tmp_path):
         task = asyncio.ensure_future(way(volume, "x"))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(met_lock.wait, 10)
         task.cancel()
-        begin = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError) as caught:
             await task
-        assert time.monotonic() - begin < 2
+        assert not isinstance(caught.value.__cause__, _errors.VolumeUnavailable), "by its limit"
     assert os.listdir(tmp_path) == []
 
 
 async def test_a_publish_that_waits_for_another_of_the_same_volume_can_be_cancelled(
-    tmp_path: Path,
+    tmp_path: Path, met_lock: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While that one goes on waiting for a neighbour."""
     volume = Volume(tmp_path)
     await volume.prepare()
+    mutex, met_mutex = volume._store._mutex, threading.Event()
+
+    def acquire(timeout: float) -> bool:
+        taken = mutex.acquire(timeout=timeout)
+        if not taken:
+            met_mutex.set()
+        return taken
+
+    noting = SimpleNamespace(acquire=acquire, release=mutex.release)
+    monkeypatch.setattr(volume._store, "_mutex", noting)
     with held(tmp_path):
         first = asyncio.ensure_future(volume.put("config", "1"))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(met_lock.wait, 10)
         second = asyncio.ensure_future(volume.put("other", "2"))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(met_mutex.wait, 10)
         second.cancel()
-        await asyncio.wait({second}, timeout=2)
+        await asyncio.wait({second})
         assert second.cancelled()
         assert not first.done()
     await first
@@ -203,7 +238,7 @@ async def test_a_publish_that_is_cancelled_in_time_does_not_happen(
     task = asyncio.ensure_future(way(volume, "new"))
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
-    await asyncio.sleep(0.01)
+    await take_turns()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -219,11 +254,17 @@ async def test_a_stuck_neighbour_is_an_error_after_a_while(
     monkeypatch.setattr("sidecar.volume.publish.store._LOCK_TIMEOUT", 0.3)
     volume = Volume(tmp_path)
     await volume.prepare()
+    waits, real = [], flock.directory_lock
+
+    def note(fd: int, **options: Any) -> Any:
+        waits.append(options["timeout"])
+        return real(fd, **options)
+
     with held(tmp_path):
-        begin = time.monotonic()
-        waiting = [volume.put("config", str(number)) for number in range(8)]
+        monkeypatch.setattr(flock, "directory_lock", note)
+        waiting = [volume.put(f"{number}", "x") for number in range(8)]
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert time.monotonic() - begin < 2
+    assert sum(waits) < 3 * 0.3, "one after the other"
     assert {type(one) for one in found} == {_errors.VolumeUnavailable}
     await volume.put("config", "x")
 
@@ -232,15 +273,18 @@ async def test_a_slow_disk_is_not_taken_for_a_stuck_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those at the end of the queue wait for longer than any of those before them has taken."""
-    monkeypatch.setattr("sidecar.volume.publish.store._LOCK_TIMEOUT", 1.0)
-    real = atomic.sync_file
+    now, real = [1000.0], atomic.sync_file
 
     def slow(fd: int) -> None:
-        time.sleep(0.1)
+        time.sleep(0.02)  # for the others to look at their time limit
+        now[0] += 0.4 * store._LOCK_TIMEOUT
         real(fd)
 
     volume = Volume(tmp_path)
     await volume.prepare()
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, time_ns=time.time_ns)
+    monkeypatch.setattr(store, "time", clock)
+    monkeypatch.setattr(store, "_MUTEX_POLL_INTERVAL", 0.002)
     monkeypatch.setattr(atomic, "sync_file", slow)
     await asyncio.gather(*(volume.put(f"{number}", "x") for number in range(16)))
     assert len(await volume.names()) == 16
@@ -258,7 +302,8 @@ async def test_a_loop_that_ends_in_the_midst_of_a_publish_waits_for_it(tmp_path:
                 await volume.put("config", str(asked[0]))
 
         task = asyncio.ensure_future(forever())
-        await asyncio.sleep(0.1)
+        while asked[0] < 3:
+            await asyncio.sleep(0)
         del task  # nobody awaits it: the end of the loop cancels it
 
     await asyncio.to_thread(asyncio.run, main())

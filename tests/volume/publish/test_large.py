@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import time
@@ -26,7 +25,7 @@ from sidecar.volume.content import loader, read_state
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.watch.watch import Watch
 from support.httpkit import place
-from support.watching import consumer, descriptors
+from support.watching import Scans, consumer, descriptors
 
 LARGE = b"large \xc3\xa9 " * 300_000
 OTHER = b"other \xc3\xa9 " * 300_000
@@ -60,10 +59,10 @@ async def test_a_deleted_large_file_stays_the_last_good_content(tmp_path: Path) 
 
 @pytest.mark.parametrize("watched", ["file", "directory"])
 async def test_a_large_file_that_is_rewritten_in_place_is_read_when_it_is_whole(
-    tmp_path: Path, watched: str
+    tmp_path: Path, watched: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it held before is gone, and nobody is given a mixture."""
-    path = place(tmp_path / "config", LARGE)
+    scans, path = Scans(monkeypatch), place(tmp_path / "config", LARGE)
     async with consumer(path if watched == "file" else tmp_path, recheck=0.02) as seen:
         await until(lambda: seen)
         with path.open("r+b") as file:
@@ -71,7 +70,7 @@ async def test_a_large_file_that_is_rewritten_in_place_is_read_when_it_is_whole(
             file.flush()
             with pytest.raises(ContentAltered):
                 _ = seen[0]["config"]
-            await asyncio.sleep(0.1)
+            await scans.more()
             assert len(seen) == 1
             file.write(OTHER[len(OTHER) // 2 :])
         await until(lambda: len(seen) == 2)
@@ -101,7 +100,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
 ) -> None:
     """Looking once a second must not cost a gigabyte of reading each time."""
     monkeypatch.setattr(read_state, "_CLOCK_GRANULARITY", 0.0)
-    hashed: list[str] = []
+    scans, hashed = Scans(monkeypatch), list[str]()
     digest = open_file._digest
     monkeypatch.setattr(open_file, "_digest", lambda f, *a: hashed.append(f.where) or digest(f, *a))
     place(tmp_path / "config", LARGE)
@@ -111,7 +110,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
         (tmp_path / "config").open("r+b").close()  # a hint to look, and no change
         (tmp_path / "other").write_text("another one")
         await until(lambda: len(two) == 2)
-        await asyncio.sleep(0.1)
+        await scans.more(6)
         assert len(hashed) == count
         assert two[1]["config"] == LARGE
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from sidecar.fs.notify.inotify import InotifyNotifier
 from sidecar.fs.notify.wakeup import WakeupPipe
 from sidecar.process import metrics
 from sidecar.testing import until
+from sidecar.volume.watch import stability
 from sidecar.volume.watch.thread import WatchThread
-from support.watching import consumer, replace
+from support.watching import Scans, consumer, replace
 
 #: So slow a re-check that only events can be the reason for a look.
 NEVER = 60.0
@@ -44,8 +45,15 @@ async def test_a_nested_file_that_is_replaced_is_seen_by_its_event(
         assert metrics.POLL_RESCUES_TOTAL._value.get() == rescues
 
 
-async def test_a_nested_file_is_shown_after_its_writer_has_closed_it(tmp_path: Path) -> None:
-    """An old file that is rewritten, and a new one in a new directory, each in two pieces."""
+async def test_a_nested_file_is_shown_after_its_writer_has_closed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old file that is rewritten, and a new one in a new directory, each in two pieces.
+
+    By the clock of the watch, each has been unchanged for longer than a file without events must be.
+    """
+    monkeypatch.setattr(stability, "_now", lambda: time.time() + 1.3 * stability.QUIET_PERIOD)
+    scans = Scans(monkeypatch)
     (tmp_path / "old").mkdir()
     replace(tmp_path / "old/f", "0")
     async with consumer(f"{tmp_path}/", recheck=0.02) as seen:
@@ -55,7 +63,7 @@ async def test_a_nested_file_is_shown_after_its_writer_has_closed_it(tmp_path: P
             with (tmp_path / name).open("w") as file:
                 file.write("half")
                 file.flush()
-                await asyncio.sleep(1.3)  # longer than a file without events must be still
+                await scans.more()
                 file.write(" and half")
         await seen.converge({"old/f": "half and half", "new/f": "half and half"}, AT_ONCE)
     assert not any(b"half" in one.values() for one in seen)
@@ -114,7 +122,7 @@ async def test_without_enough_watches_everything_is_polled_and_that_is_told(
     limit.write_text("8")
     monkeypatch.setattr(inotify, "_MAX_USER_WATCHES_PATH", str(limit))
     monkeypatch.setattr("sidecar.volume.watch.thread._REARM_DELAY", 0.05)
-    volume = tmp_path / "volume"
+    scans, volume = Scans(monkeypatch), tmp_path / "volume"
     for number in range(6):
         (volume / f"d{number}").mkdir(parents=True)
         replace(volume / f"d{number}/f", "0")
@@ -124,7 +132,7 @@ async def test_without_enough_watches_everything_is_polled_and_that_is_told(
         assert "max_user_watches" in str(seen.watch.fallback)
         replace(volume / "d5/f", "1")
         await until(lambda: seen[-1].text("d5/f") == "1", timeout=AT_ONCE)
-        await asyncio.sleep(0.2)  # it tries again meanwhile
+        await scans.more(12)  # it tries to get watches again meanwhile
         assert caplog.text.count("no inotify watch is left") == 1
         assert metrics.WATCH_ERRORS_TOTAL._value.get() == errors + 1
         caplog.set_level("INFO")
@@ -158,21 +166,21 @@ async def test_one_change_among_many_files_is_looked_at_alone(
 
 def test_watches_of_what_is_gone_are_given_back(tmp_path: Path) -> None:
     """A directory that two keys follow is watched until the last of them is gone."""
-    bell = WakeupPipe()
-    hints = InotifyNotifier(bell)
-    hints.arm([])
+    wakeup = WakeupPipe()
+    notifier = InotifyNotifier(wakeup)
+    notifier.arm([])
     fd = os.open(tmp_path, os.O_RDONLY)
-    hints.follow(WatchTarget(fd, "", None, prefix=b"a/", key="a/"))
-    hints.follow(WatchTarget(fd, "", None, prefix=b"b/", key="b/"))
-    hints.unfollow("a/")
+    notifier.follow(WatchTarget(fd, "", None, prefix=b"a/", key="a/"))
+    notifier.follow(WatchTarget(fd, "", None, prefix=b"b/", key="b/"))
+    notifier.unfollow("a/")
     (tmp_path / "f").touch()
-    assert set(hints.drain().kinds) == {b"b/f"}
-    hints.unfollow("b/")
+    assert set(notifier.drain().kinds) == {b"b/f"}
+    notifier.unfollow("b/")
     (tmp_path / "g").touch()
-    assert not hints.drain().kinds
+    assert not notifier.drain().kinds
     os.close(fd)
-    hints.close()
-    bell.close()
+    notifier.close()
+    wakeup.close()
 
 
 async def test_a_nested_link_that_leads_upwards_inside_is_followed(tmp_path: Path) -> None:
