@@ -251,11 +251,11 @@ class Kubelet:
         tools.run(
             "nsenter", f"--net=/proc/{self._infra}/ns/net", "ip", "link", "set", "eth0", "down"
         )
-        self.podman("pod", "rm", "--force", "--time=0", self.name)
+        podman.remove_pod(self.name)
 
     def remove(self) -> None:
         self.ending.set()
-        podman.podman("pod", "rm", "--force", "--time=0", self.name, check=False)
+        podman.remove_pod(self.name)
         for path in self._mounted:
             tools.run("umount", "--lazy", path, check=False)
         shutil.rmtree(self._root, ignore_errors=True)

@@ -63,7 +63,7 @@ def shell(image: str) -> Iterator[Shell]:
     directory = Path(tempfile.mkdtemp(prefix="sidecar-test-"))
     directory.chmod(0o755)
     yield Shell(directory)
-    podman.podman("pod", "rm", "--all", "--force", "--time=0", check=False)
+    podman.remove_pod("--all")
     shutil.rmtree(directory)
 
 
