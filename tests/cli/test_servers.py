@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -108,7 +107,7 @@ def test_process_1_obeys_a_signal_while_it_is_still_importing(
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     (inner,) = [int(pid) for pid in children.read_text().split()]
     os.kill(inner, signal.SIGTERM)
-    assert process.wait(5.0) == 143
+    assert process.wait() == 143
 
 
 def test_a_reader_alone_says_what_it_is_told_to_say(serve) -> None:
@@ -134,26 +133,27 @@ def test_content_survives_a_restart_of_the_writer(serve, tmp_path: Path) -> None
 def test_a_signal_makes_it_not_ready_before_it_ends(
     name: str, number: int, serve, tmp_path: Path, wait_for: WaitFor
 ) -> None:
-    """503 on /readyz while requests are still answered, for --drain-delay; then exit code 0."""
+    """503 on /readyz while requests are still answered, for --drain-delay; a second signal ends it at once.
+
+    Then the exit code is 128 + the number of the signal, whatever was still going on.
+    """
     (tmp_path / "config").write_text("hello")
-    server = serve(name, "--path", "config", "--drain-delay", "500ms")
+    server = serve(name, "--path", "config", "--drain-delay", "60")
     wait_for(lambda: server.get("/readyz")[0] == 200)
     server.process.send(number)
     wait_for(lambda: server.get("/readyz")[0] == 503)
     assert server.get("/livez")[0] == 200
-    assert server.process.wait() == 0
+    server.process.send(number)
+    assert server.process.wait() == 128 + number
 
 
 @pytest.mark.parametrize("name", ["write", "read"])
-def test_a_second_signal_ends_it_at_once(name: str, serve, wait_for: WaitFor) -> None:
-    """128 + the number of the signal, whatever was still going on."""
-    server = serve(name, "--path", "config", "--drain-delay", "60")
-    server.process.send(signal.SIGTERM)
-    wait_for(lambda: server.get("/readyz")[0] == 503)
-    begin = time.monotonic()
-    server.process.send(signal.SIGTERM)
-    assert server.process.wait() == 128 + signal.SIGTERM
-    assert time.monotonic() - begin < 2.0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_the_delay_it_ends_with_0(name: str, number: int, serve) -> None:
+    """Once, by itself."""
+    server = serve(name, "--path", "config", "--drain-delay", "100ms")
+    server.process.send(number)
+    assert server.process.wait() == 0
 
 
 def test_a_request_that_runs_is_finished_before_the_end(serve, tmp_path: Path) -> None:
@@ -197,14 +197,14 @@ def test_a_free_port_is_chosen_and_told(sidecar_process: StartProcess, tmp_path:
 
 
 def test_a_unix_socket_replaces_the_port(
-    sidecar_process: StartProcess, command: Command, tmp_path: Path, wait_for: WaitFor
+    sidecar_process: StartProcess, command: Command, tmp_path: Path
 ) -> None:
     """`--unix-socket` alone opens no port; `sidecar check` can ask it."""
     path = tmp_path / "s.sock"
     process = sidecar_process(
-        "read", "--path", tmp_path / "config", "--missing", "ok", "--unix-socket", path
+        *("read", "--path", tmp_path / "config", "--missing", "ok", "--unix-socket", path),
+        until="listening on",
     )
-    wait_for(lambda: path.exists() or process.popen.poll() is not None)
     assert command("check", f"unix:{path}:/readyz").code == 0, process
     assert "8081" not in process.output
     assert process.stop() == 0

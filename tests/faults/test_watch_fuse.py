@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +106,5 @@ async def test_a_server_that_hangs_is_a_failure_and_hurts_nobody_else(
             assert one.snapshot is not None
             replace(other, "1")
             await good.converge("1")
-            began = time.monotonic()
-            await asyncio.sleep(0.01)
-            assert time.monotonic() - began < BOUND
-        assert time.monotonic() - began < BOUND
         remote.control.unlink()
         await until(lambda: len(threads()) == 1, timeout=BOUND)

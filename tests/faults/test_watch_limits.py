@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,10 @@ def test_an_overflow_of_the_queue_loses_no_content(
     _fill_the_queue(tmp_path)
     replace(path, "after")
     process.send(signal.SIGCONT)
-    continued = time.monotonic()
     wait_for(lambda: state(process)["text"] == "after")
-    assert time.monotonic() - continued < 0.6 + 5.0
     if mode == "inotify":
         wait_for(lambda: state(process)["errors"] >= 1)
-        assert said(process, "were lost") == 1
+        wait_for(lambda: said(process, "were lost") == 1)
 
 
 def _is_stopped(pid: int) -> bool:
@@ -102,9 +99,7 @@ def test_at_a_limit_of_the_kernel_it_polls_says_so_once_and_recovers(
     replace(path, "1")
     wait_for(lambda: state(process)["text"] == "1")
     lifted.touch()
-    began = time.monotonic()
     wait_for(lambda: state(process)["mode"] != "poll", timeout=15.0)
-    assert time.monotonic() - began < 10.0
     replace(path, "2")
     wait_for(lambda: state(process)["text"] == "2")
     assert said(process, "polled every") == 1

@@ -18,7 +18,7 @@ from sidecar.testing import rewrite_in_place, until
 from sidecar.volume.content.snapshot import version_of
 from sidecar.volume.watch import stability
 from support import StartProcess
-from support.watching import BOUND, consumer, replace
+from support.watching import BOUND, Scans, consumer, lengthen_quiet_period, replace
 
 
 def whole(number: int, most: int = 3000) -> bytes:
@@ -47,7 +47,7 @@ NAIVE = """
 import sys, time
 path, seconds = sys.argv[1], float(sys.argv[2])
 end, number = time.monotonic() + seconds, 0
-while time.monotonic() < end:
+while time.monotonic() < end or number < 1000:
     number += 1
     with open(path, "wb", buffering=0) as file:
         data = (b"%d;" % number) * (1 + number * 7919 % 3000)
@@ -187,9 +187,11 @@ async def test_a_directory_whose_new_file_is_being_written_shows_the_rest(tmp_pa
 
 @pytest.mark.parametrize("how", ["hard link", "symlink", "rename", "unnamed file"])
 async def test_a_file_that_gets_its_name_in_one_step_is_read_at_once(
-    tmp_path: Path, how: str
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody writes to it any more: with events there is nothing to wait for."""
+    if how != "symlink":
+        lengthen_quiet_period(monkeypatch)
     path, other = tmp_path / "config", tmp_path / "other"
     async with consumer(path, recheck=3600) as seen:
         await seen.watch.looked()
@@ -207,7 +209,7 @@ async def test_a_file_that_gets_its_name_in_one_step_is_read_at_once(
                 "symlink": lambda: path.symlink_to(other.name),
                 "rename": lambda: other.rename(path),
             }[how]()
-        await seen.converge("whole", 0.8 if how != "symlink" else BOUND)
+        await seen.converge("whole")
 
 
 async def test_a_link_is_followed_to_a_file_that_is_rewritten_in_place(tmp_path: Path) -> None:
@@ -223,7 +225,9 @@ async def test_a_link_is_followed_to_a_file_that_is_rewritten_in_place(tmp_path:
     assert all(is_whole(one.data) for one in seen)
 
 
-async def test_an_empty_file_that_was_truncated_is_believed_after_a_second(tmp_path: Path) -> None:
+async def test_an_empty_file_that_was_truncated_is_believed_after_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Truncating is told only when it is over; whoever wants an empty content at once renames one."""
     path = tmp_path / "config"
     replace(path, "0")
@@ -235,9 +239,9 @@ async def test_an_empty_file_that_was_truncated_is_believed_after_a_second(tmp_p
         assert time.monotonic() - began >= stability.QUIET_PERIOD
         replace(path, "1")
         await seen.converge("1")
-        began = time.monotonic()
+        lengthen_quiet_period(monkeypatch)
         replace(path, "")
-        await seen.converge("", stability.QUIET_PERIOD)
+        await seen.converge("")
 
 
 async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -> None:
@@ -247,8 +251,9 @@ async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -
     async with consumer(path, watch="poll", recheck=0.02) as seen:
         await until(lambda: seen)
         for number in range(1, 3):
+            # Many scans long, and far from the quiet period even if a busy machine makes it longer.
             await asyncio.to_thread(
-                rewrite_in_place, path, whole(number), stability.QUIET_PERIOD * 0.7
+                rewrite_in_place, path, whole(number), stability.QUIET_PERIOD * 0.2
             )
             await until(
                 lambda n=number: seen[-1].data == whole(n), timeout=BOUND + stability.QUIET_PERIOD
@@ -256,25 +261,29 @@ async def test_polling_reads_a_rewritten_file_once_it_is_still(tmp_path: Path) -
     assert all(is_whole(one.data) for one in seen)
 
 
-async def test_polling_takes_a_replaced_file_without_waiting(tmp_path: Path) -> None:
+async def test_polling_takes_a_replaced_file_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another inode is another file, and nobody rewrites it."""
     path = tmp_path / "config"
     replace(path, "0")
     async with consumer(path, watch="poll", recheck=0.02) as seen:
         await seen.converge("0")
-        began = time.monotonic()
+        lengthen_quiet_period(monkeypatch)
         replace(path, "1")
         await seen.converge("1")
-        assert time.monotonic() - began < stability.QUIET_PERIOD
 
 
-async def test_at_the_start_a_fresh_file_is_given_a_moment(tmp_path: Path) -> None:
+async def test_at_the_start_a_fresh_file_is_given_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may be in the hands of a plain writer: of what happened before there is no event."""
+    scans = Scans(monkeypatch)
     path = tmp_path / "config"
     with path.open("w", buffering=1) as file:
         file.write("half")
         async with consumer(path, recheck=0.02) as seen:
-            await asyncio.sleep(0.1)
+            await scans.more()
             file.write(" and half")
             file.close()
             await seen.converge("half and half")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.testing import ConfigMapVolume
+from sidecar.testing import ConfigMapVolume, until
 from sidecar.volume.watch.stability import QUIET_PERIOD
 from sidecar.volume.watch.watch import Watch
-from support.watching import BOUND, MODES, RECHECK, GitSync, consumer, remove, replace
+from support.watching import BOUND, MODES, GitSync, consumer, remove, replace
 
 mode = pytest.mark.parametrize("mode", MODES)
 
@@ -303,7 +303,7 @@ async def test_the_bound_is_that_of_the_re_check(tmp_path: Path, path: str) -> N
             replace(file, str(number))
             await asyncio.wait_for(seen.watch.changed(seen[-1].etag if seen else None, 9), BOUND)
         remove(file.parent) if path.endswith("/") else file.unlink()
-        await asyncio.sleep(RECHECK)
+        await until(lambda: seen.watch.stale, timeout=BOUND)
         file.parent.mkdir(exist_ok=True)
         replace(file, "new")
         await seen.converge({"config": "new"} if path.endswith("/") else "new")

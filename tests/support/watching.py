@@ -17,6 +17,7 @@ import pytest
 
 from sidecar.testing import until
 from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.watch import stability
 from sidecar.volume.watch.thread import WatchThread
 from sidecar.volume.watch.watch import Watch
 
@@ -90,6 +91,12 @@ class Scans:
         end = self.completed + number
         await until(lambda: self.completed > end)  # the first one may have begun before
         await asyncio.sleep(0)
+
+
+def lengthen_quiet_period(monkeypatch: pytest.MonkeyPatch, seconds: float = 600.0) -> None:
+    """Let a file without events wait for so long that only one which need not wait is shown within a test."""
+    monkeypatch.setattr(stability, "QUIET_PERIOD", seconds)
+    monkeypatch.setattr(stability._seconds_until_quiet, "__defaults__", (seconds,))
 
 
 def replace(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,20 +132,18 @@ def test_a_server_that_does_not_finish_is_a_failure_at_the_time_limit(
         port = listener.getsockname()[1]
         sender = threading.Thread(target=lambda: drip(listener, dribble))
         sender.start()
-        begin = time.monotonic()
         assert main.run(["check", f"http://127.0.0.1:{port}/", "--timeout", "300ms"]) == 1
-        assert time.monotonic() - begin < 2.0
         sender.join()
     assert "nothing within 0.3 s" in capsys.readouterr().err
 
 
 def drip(listener: socket.socket, data: bytes) -> None:
-    """Send the data, then a byte of it every 50 ms for as long as the other side listens, at most 20."""
+    """Send the data, then a byte of it every 50 ms for as long as the other side listens."""
     connection, _ = listener.accept()
     with connection:
         connection.sendall(data)
         connection.settimeout(0.05)
-        for _ in range(20):
+        while True:
             try:
                 connection.sendall(data[:1])
                 if not connection.recv(65536):
