@@ -1,6 +1,6 @@
 """A consumer as a process of its own: one JSON line for each version, and for each change of its state.
 
-python consumer.py PATH RECHECK [MODE]
+python consumer.py PATH RECHECK [MODE [SECONDS BETWEEN TWO TRIES TO GET EVENTS AGAIN]]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from typing import Literal, cast
 
 from sidecar.process import metrics
+from sidecar.volume.watch import thread
 from sidecar.volume.watch.watch import Watch
 
 Mode = Literal["auto", "inotify", "watchfiles", "poll"]
@@ -44,5 +45,7 @@ async def main(path: str, recheck: float, mode: Mode) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="LOG %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    arguments = [*sys.argv[1:], "auto"]
+    arguments = [*sys.argv[1:4], "auto"]
+    if len(sys.argv) > 4:
+        thread._REARM_DELAY = float(sys.argv[4])
     asyncio.run(main(arguments[0], float(arguments[1]), cast(Mode, arguments[2])))

@@ -90,7 +90,7 @@ def test_at_a_limit_of_the_kernel_it_polls_says_so_once_and_recovers(
     replace(path, "0")
     process = start_process(
         "unshare", "-Ur", sys.executable, "-c", LIMITED, limit, lifted,
-        HERE / "consumer.py", path, 0.1, mode,
+        HERE / "consumer.py", path, 0.1, mode, 0.5,
     )  # fmt: skip
     wait_for(lambda: state(process).get("text") == "0")
     wait_for(lambda: state(process)["mode"] == "poll")

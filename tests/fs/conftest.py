@@ -12,7 +12,7 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 
 
 @pytest.fixture
-def bell() -> Iterator[WakeupPipe]:
+def wakeup() -> Iterator[WakeupPipe]:
     one = WakeupPipe()
     yield one
     one.close()

@@ -30,7 +30,7 @@ def test_the_lock_keeps_other_processes_out(fd: int, tmp_path: Path) -> None:
         with pytest.raises(_errors.VolumeUnavailable, match="another writer") as caught, lock:
             pytest.fail("two writers at a time")
         assert caught.value.errno == errno.EWOULDBLOCK
-        assert 0.2 <= time.monotonic() - begin < 5
+        assert time.monotonic() - begin >= 0.2
     with flock.directory_lock(fd, timeout=5, where="/shared"):
         pass  # a killed writer frees the lock
 

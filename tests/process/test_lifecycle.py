@@ -76,7 +76,7 @@ def test_the_second_signal_exits_at_once(program: StartProcess, number: int, bus
     process.send(signal.SIGTERM)
     process.wait_until("cleaning up")
     process.send(number)
-    assert process.wait(2.0) == 128 + number
+    assert process.wait() == 128 + number
 
 
 def test_a_terminal_that_closes_does_not_cut_the_clean_up_off(program: StartProcess) -> None:

@@ -1,7 +1,7 @@
 """What tests import by name. The fixtures are in the `conftest.py` of each directory, the fakes of receivers in `tests/logs/fakes`.
 
 Here: a real process under test (`Process`), its environment, the types of the fixtures of `tests/conftest.py`,
-another user for a while (`as_user`), and a system call that fails (`failing`).
+another user for a while (`as_user`), an event at a time (`after`), and a system call that fails (`failing`).
 
 `commands`      the types of the fixtures that run a command of `sidecar` (`tests/cli`)
 `httpkit`       an HTTP client, raw sockets, problem details: for applications and servers
@@ -17,6 +17,7 @@ another user for a while (`as_user`), and a system call that fails (`failing`).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -161,6 +162,13 @@ def as_user(number: int, *supplementary: int) -> Iterator[None]:
         os.seteuid(user)
         os.setegid(group)
         os.setgroups(groups)
+
+
+def after(seconds: float) -> asyncio.Event:
+    """Return an event that the loop sets after so many seconds: a test sees what has come before it, and what after."""
+    event = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, event.set)
+    return event
 
 
 @contextmanager

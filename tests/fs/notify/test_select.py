@@ -1,4 +1,4 @@
-"""The source of hints is the one that the file system and the platform can be trusted with."""
+"""The source of events is one that works on the file system and the platform."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 
 
 def test_a_source_that_does_not_exist_is_an_error_like_a_limit(
-    bell: WakeupPipe, monkeypatch: pytest.MonkeyPatch
+    wakeup: WakeupPipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever wants hints falls back to polling, and does not die."""
+    """Whoever wants events falls back to polling, and does not fail."""
     monkeypatch.setitem(sys.modules, "asyncinotify", None)
     with pytest.raises(OSError, match="inotify cannot be used here") as caught:
-        select.open_notifier("inotify", bell)
+        select.open_notifier("inotify", wakeup)
     assert caught.value.errno == errno.ENOSYS
 
 

@@ -1,4 +1,4 @@
-"""A bell wakes the one who waits, from any thread, and harms nobody after its end."""
+"""A pipe wakes the one who waits, from any thread, and harms nobody after its end."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from sidecar.fs.notify.wakeup import WakeupPipe
 from support.watching import descriptors
 
 
-def test_a_bell_ends_a_wait_of_another_thread(bell: WakeupPipe) -> None:
-    """At once, and also a wait that has not begun; then it is silent again."""
-    threading.Timer(0.02, bell.wake).start()
-    began = time.monotonic()
-    bell.wait(30, None)
-    assert time.monotonic() - began < 5
+def test_a_wakeup_ends_a_wait_of_another_thread(wakeup: WakeupPipe) -> None:
+    """Also a wait that has not begun; then it is silent again."""
+    threading.Timer(0.02, wakeup.wake).start()
+    wakeup.wait(600, None)
     for _ in range(100_000):
-        bell.wake()
-    bell.wait(30, None)
-    began = time.monotonic()
+        wakeup.wake()
+    wakeup.wait(600, None)
+    began, waits = time.monotonic(), 0
     while time.monotonic() - began < 0.05:
-        bell.wait(0.05, None)
-    assert time.monotonic() - began >= 0.05
+        wakeup.wait(0.05, None)
+        waits += 1
+    assert waits <= 3
 
 
-def test_a_bell_that_is_closed_may_be_rung() -> None:
+def test_a_pipe_that_is_closed_may_be_written_to() -> None:
     """Its descriptors belong to somebody else by now."""
     before = descriptors()
-    bell = WakeupPipe()
-    bell.close()
+    wakeup = WakeupPipe()
+    wakeup.close()
     other = os.pipe()
-    bell.wake()
-    bell.close()
+    wakeup.wake()
+    wakeup.close()
     os.set_blocking(other[0], False)
     with pytest.raises(BlockingIOError):
         os.read(other[0], 1)

@@ -1,4 +1,4 @@
-"""Hints by watchfiles: told from a thread of their own, and its failures, too."""
+"""Events by watchfiles: reported from a thread of its own, and its failures, too."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from support.watching import replace, threads, wait
 
 
 def test_watchfiles_tells_of_changes_and_rings_the_bell(
-    bell: WakeupPipe, fd: int, tmp_path: Path
+    wakeup: WakeupPipe, fd: int, tmp_path: Path
 ) -> None:
     """From a thread of its own, which ends with it."""
-    hints = WatchfilesNotifier(bell)
-    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
+    notifier = WatchfilesNotifier(wakeup)
+    notifier.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
     replace(tmp_path / "config", "x")
-    bell.wait(10, None)
-    assert hints.drain().urgent
-    hints.close()
+    wakeup.wait(10, None)
+    assert notifier.drain().urgent
+    notifier.close()
     assert not [one for one in threading.enumerate() if one.name == "sidecar-watchfiles"]
     assert not threads()
 
 
 def test_watchfiles_begins_again_after_a_name_that_it_cannot_read(
-    bell: WakeupPipe, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wakeup: WakeupPipe, fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own loop ends with an exception; everything has to be looked at."""
     monkeypatch.setattr(watchfiles_backend, "_MIN_LIFETIME", 0.0)
-    hints = WatchfilesNotifier(bell)
-    hints.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
+    notifier = WatchfilesNotifier(wakeup)
+    notifier.arm([WatchTarget(fd, str(tmp_path), frozenset({b"config"}))])
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT))
-    bell.wait(10, None)
-    assert hints.drain().lost
-    hints._ready.clear()
-    wait(hints._ready.is_set)
+    wakeup.wait(10, None)
+    assert notifier.drain().lost
+    notifier._ready.clear()
+    wait(notifier._ready.is_set)
     replace(tmp_path / "config", "x")
-    wait(lambda: hints.drain().urgent)
-    hints.close()
+    wait(lambda: notifier.drain().urgent)
+    notifier.close()
 
 
-def test_watchfiles_that_cannot_work_says_so(bell: WakeupPipe, tmp_path: Path) -> None:
+def test_watchfiles_that_cannot_work_says_so(wakeup: WakeupPipe, tmp_path: Path) -> None:
     """An exception in a thread must not be a silence."""
-    hints = WatchfilesNotifier(bell)
+    notifier = WatchfilesNotifier(wakeup)
     with pytest.raises(OSError, match="No such file"):
-        hints.arm([WatchTarget(-1, str(tmp_path / "missing"), None)])
-    hints.close()
+        notifier.arm([WatchTarget(-1, str(tmp_path / "missing"), None)])
+    notifier.close()

@@ -200,14 +200,15 @@ async def test_a_connection_that_is_idle_behind_a_body_stays(
     """It owes nobody a head, however its body came."""
     app = web.Application()
     app.router.add_route("*", "/", hello)
-    one = await served(app, head_timeout=0.05)
+    one = await served(app, head_timeout=0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     for piece in pieces:
         writer.write(piece)
         await writer.drain()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # a segment of its own
     await reader.readuntil(b"hello")
-    await asyncio.sleep(0.2)  # four times as long as a head may take
+    # A head that has begun now is late: one that had begun before would have been, too.
+    assert codes(await talk(one.port, b"GET")) == ["408"]
     writer.write(PUT + b"xx")
     async with asyncio.timeout(10):
         await reader.readuntil(b"hello")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from aiohttp import web
 
 import sidecar
 from sidecar.http.server.limits import ConnectionLimiter
-from support import StartProcess
+from support import StartProcess, after
 from support.httpkit import Serve, Served, talk
 from support.parity import Peer, settled
 
@@ -57,9 +56,9 @@ async def test_a_head_that_does_not_end_is_answered_with_408(
 ) -> None:
     """Also behind requests that were complete; and then the connection is closed."""
     one = await served(app, head_timeout=0.2)
-    begun = time.monotonic()
+    most_of_the_limit = after(0.15)
     answers = await talk(one.port, head)
-    assert 0.15 < time.monotonic() - begun < 1.2
+    assert most_of_the_limit.is_set()
     last = answers[answers.rindex(b"HTTP/1.1") :]
     assert last.startswith(b"HTTP/1.1 408 ")
     assert b"/problems/request-timeout" in last
@@ -70,14 +69,12 @@ async def test_one_byte_now_and_then_wins_no_time(served: Serve, app: web.Applic
     """The limit counts from the first byte."""
     one = await served(app, head_timeout=0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-    begun = time.monotonic()
     writer.write(b"GET / HTTP/1.1\r\nX: ")
     answer = asyncio.create_task(reader.read())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not answer.done():
             writer.write(b"x")
             await asyncio.wait({answer}, timeout=0.02)
-    assert time.monotonic() - begun < 1.3
     with contextlib.suppress(ConnectionResetError):  # by a byte that has crossed the answer
         assert answer.result().startswith(b"HTTP/1.1 408 ")
     writer.close()
@@ -90,11 +87,12 @@ async def test_a_slow_body_is_not_a_slow_head(served: Serve, app: web.Applicatio
     writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
     answer = asyncio.create_task(reader.readuntil(b"hello"))
     for _ in range(5):
-        await asyncio.wait({answer}, timeout=0.1)
+        await a_head_is_late(one.port)
         writer.write(b"x")
     assert b" 200 OK" in await answer
     answer = asyncio.create_task(reader.readuntil(b"hello"))
-    assert await asyncio.wait({answer}, timeout=0.3) == (set(), {answer})  # nor is what follows it
+    await a_head_is_late(one.port)
+    assert not answer.done()  # nor is what follows it
     writer.write(ASK)
     assert b" 200 OK" in await answer
     writer.close()
@@ -174,7 +172,6 @@ async def test_nothing_is_timed_while_no_head_is_incomplete(app: web.Application
 async def test_late_heads_without_number_leave_others_their_turn() -> None:
     """They are ended a few at a time, all of them at once as far as their clients can tell."""
     guard = ConnectionLimiter(head_timeout=0.01, max_connections=1000)
-    loop = asyncio.get_running_loop()
     ended: list[int] = []
     turns = 0
 
@@ -194,13 +191,12 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
 
     for _ in range(1000):
         guard.header_started(Head())
-    begun = loop.time()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while len(ended) < 1000:
             await asyncio.sleep(0)
             turns += 1
-    assert loop.time() - begun < 0.5
     assert max(Counter(ended).values()) <= 50
+    assert max(ended) - min(ended) < 2 * 1000 / 50
     assert guard._timer is None
 
 
@@ -318,17 +314,25 @@ async def test_one_who_is_refused_and_stays_silent_is_closed(
 
 
 @pytest.mark.parametrize(
-    ("count", "probes"),
+    ("count", "probes", "timeout"),
     [
-        pytest.param(500, 5, marks=pytest.mark.slow),
-        pytest.param(10_000, 60, marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
+        pytest.param(500, 5, 10.0, marks=pytest.mark.slow),
+        pytest.param(10_000, 60, 1.0, marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
     ],
 )
 @pytest.mark.usefixtures("many_files")
 def test_silent_connections_do_not_keep_a_probe_out(
-    sidecar_process: StartProcess, tmp_path: Path, free_port: int, count: int, probes: int
+    sidecar_process: StartProcess,
+    tmp_path: Path,
+    free_port: int,
+    count: int,
+    probes: int,
+    timeout: float,
 ) -> None:
-    """As many of them as are allowed, which come again as soon as they are closed: each probe within a second."""
+    """As many of them as are allowed, which come again as soon as they are closed: each probe is answered.
+
+    Within a second on a machine that does nothing else: that is the soak, and `benchmarks/connections.py`.
+    """
     (tmp_path / "config").write_text("123")
     url = f"http://127.0.0.1:{free_port}"
     sidecar_process(
@@ -336,18 +340,14 @@ def test_silent_connections_do_not_keep_a_probe_out(
         "--max-connections", count, until=url,
     )  # fmt: skip
     silent: list[socket.socket] = []
-    times = []
     try:
         for number in range(count + probes):
             silent.append(socket.create_connection(("127.0.0.1", free_port), timeout=10))
             if number >= count:
-                begun = time.monotonic()
-                assert urllib.request.urlopen(f"{url}/livez", timeout=1.0).status == 200
-                times.append(time.monotonic() - begun)
+                assert urllib.request.urlopen(f"{url}/livez", timeout=timeout).status == 200
     finally:
         for one in silent:
             one.close()
-    print(f"{count} silent connections: {probes} probes, slowest {max(times) * 1e3:.1f} ms")
 
 
 def test_there_are_no_more_connections_than_descriptors() -> None:
@@ -361,7 +361,7 @@ def test_there_are_no_more_connections_than_descriptors() -> None:
 async def test_a_thousand_slow_heads_slow_nobody_else_down(
     sidecar_process: StartProcess, tmp_path: Path, free_port: int
 ) -> None:
-    """Each is closed within the limit and a second; meanwhile a good client is answered as before."""
+    """Each is closed at the limit, and a good client is answered all the time; how soon, `benchmarks/connections.py` tells."""
     (tmp_path / "config").write_text("123")
     url = f"http://127.0.0.1:{free_port}"
     sidecar_process(
@@ -369,36 +369,27 @@ async def test_a_thousand_slow_heads_slow_nobody_else_down(
         "--head-timeout", 3, until=url,
     )  # fmt: skip
 
-    connected: list[asyncio.StreamWriter] = []
-
     async def slow() -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
         begun = time.monotonic()
         writer.write(ASK[:20])
-        connected.append(writer)
         answer = await reader.read()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 408 ")
         return time.monotonic() - begun
 
-    tasks = [asyncio.create_task(slow()) for _ in range(1000)]
-    while len(connected) < len(tasks):  # that is the work of this process
-        await asyncio.sleep(0.005)
     reader, writer = await asyncio.open_connection("127.0.0.1", free_port)
-    times = []
-    while not any(task.done() for task in tasks):
-        begun = time.perf_counter()
+    tasks = [asyncio.create_task(slow()) for _ in range(1000)]
+    answered = 0
+    while not all(task.done() for task in tasks):
         writer.write(ASK)
         await reader.readuntil(b'"123"')
-        times.append(time.perf_counter() - begun)
+        answered += 1
         await asyncio.sleep(0.005)
     writer.close()
     lasted = await asyncio.gather(*tasks)
     assert min(lasted) > 2.9
-    assert max(lasted) < 4.0 + 1.0, "the limit, a second, and another for this machine"
-    p99 = statistics.quantiles(times, n=100)[98]
-    assert p99 < 0.25, f"{p99 * 1e3:.1f} ms"
-    print(f"good client: p50 {statistics.median(times) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms")
+    assert answered >= 20
 
 
 @pytest.mark.soak

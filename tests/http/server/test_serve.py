@@ -11,7 +11,6 @@ import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -227,23 +226,23 @@ async def test_a_client_that_takes_nothing_does_not_keep_its_connection(
         await eventually(lambda: connections(one.port) == 0)
 
 
-@pytest.mark.parametrize("size", [100_000, 3_000_000])
+@pytest.mark.parametrize(("size", "count"), [(100_000, 40), (3_000_000, 10)])
 async def test_a_slow_client_is_sent_its_whole_answer(
-    served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, count: int
 ) -> None:
     """However long that takes: it takes less than the kernel would send next, but something, again and again."""
-    monkeypatch.setattr(limits, "STALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 0.5)
+    monkeypatch.setattr(limits, "STALL_TIMEOUT", 1.0)
+    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 1.0)
     one = await served(reader_app(place(tmp_path / "config", "x" * size)))
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", one.port))
         client.setblocking(False)
-        await loop.sock_sendall(client, b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
-        taken, slow_until = 0, loop.time() + 4 * limits.STALL_TIMEOUT
-        async with asyncio.timeout(20):
-            while taken < 40 * size:
+        await loop.sock_sendall(client, b"GET /raw HTTP/1.1\r\nHost: x\r\n\r\n" * count)
+        taken, slow_until = 0, loop.time() + 2.5 * limits.STALL_TIMEOUT
+        async with asyncio.timeout(30):
+            while taken < count * size:
                 slow = loop.time() < slow_until
                 piece = await loop.sock_recv(client, 1000 if slow else 1 << 20)
                 assert piece
@@ -447,21 +446,25 @@ def test_connections_that_nobody_has_accepted_are_served_at_the_end(slow: web.Ap
 
 
 async def test_a_client_that_has_just_connected_may_ask_at_the_end(
-    served: Serve, slow: web.Application
+    served: Serve,
+    slow: web.Application,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
 ) -> None:
     """Its request is on the way; but one that has been answered before has had its turn."""
+    monkeypatch.setattr(serving, "_FIRST_REQUEST_GRACE", 600.0)
     one = await served(slow)
     fresh = await asyncio.open_connection("127.0.0.1", one.port)
     idle = await asyncio.open_connection("127.0.0.1", one.port)
     idle[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await head_of(idle[0])
     one.task.cancel()
-    await asyncio.sleep(serving._FIRST_REQUEST_GRACE / 5)
+    await eventually(lifecycle.draining)
+    for _ in range(20):
+        await asyncio.sleep(0)
     fresh[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert "Connection: close" in await head_of(fresh[0])
-    begin = asyncio.get_running_loop().time()
-    await asyncio.wait({one.task})
-    assert asyncio.get_running_loop().time() - begin < serving._FIRST_REQUEST_GRACE / 2
+    await asyncio.wait({one.task})  # and not for the time that is given to a new connection
     for _, writer in (fresh, idle):
         writer.close()
         await writer.wait_closed()
@@ -486,7 +489,7 @@ async def test_the_end_is_in_order(
     served: Serve, slow: web.Application, http: aiohttp.ClientSession, eventually: Eventually
 ) -> None:
     """Not ready, but still answering, and telling clients to close; then no new connections."""
-    one = await served(slow, drain_delay=0.5)
+    one = await served(slow, drain_delay=600.0)
     assert (await http.get(f"{one.url}/readyz")).status == 200
     one.task.cancel()
     await eventually(lifecycle.draining)
@@ -494,6 +497,7 @@ async def test_the_end_is_in_order(
     answer = await http.get(one.url)
     assert (answer.status, answer.headers["Connection"]) == (200, "close")
     assert (await http.get(f"{one.url}/livez")).status == 200
+    one.task.cancel()  # cuts the delay short
     await asyncio.wait({one.task})
     assert one.task.cancelled()
     with pytest.raises(aiohttp.ClientConnectorError):
@@ -591,11 +595,9 @@ async def test_a_request_that_takes_too_long_is_cut_off(
 ) -> None:
     """After `drain_timeout`: the grace period of a Pod is not endless."""
     one = await served(slow, drain_timeout=0.2)
-    asking = asyncio.create_task(http.get(f"{one.url}/later?seconds=60"))
+    asking = asyncio.create_task(http.get(f"{one.url}/later?seconds=600"))
     await slow[BEGUN].wait()
-    started = time.monotonic()
     await one.stop()
-    assert time.monotonic() - started < 5
     with pytest.raises(aiohttp.ClientError):
         await asking
 
@@ -605,17 +607,16 @@ async def test_who_waits_for_a_change_gets_an_answer(
 ) -> None:
     """A long-poll of five minutes does not hold up the end: 304 now. New ones do not wait at all."""
     done = await sidecar.publish_file(tmp_path / "config", "123")
-    one = await served(reader_app(tmp_path / "config"), drain_delay=0.3)
+    one = await served(reader_app(tmp_path / "config"), drain_delay=600.0)
     headers = {"If-None-Match": done.etag, "Prefer": "wait=300"}
     asking = asyncio.create_task(http.get(one.url, headers=headers))
     await eventually(lambda: waiting() == 1)
-    started = time.monotonic()
     one.task.cancel()
     await eventually(lifecycle.draining)
     assert (await http.get(one.url, headers=headers)).status == 304
+    one.task.cancel()  # cuts the delay short
     assert (await asking).status == 304
     await asyncio.wait({one.task})
-    assert time.monotonic() - started < 5
 
 
 async def test_who_waits_for_a_confirmation_is_told_that_there_was_none_yet(
@@ -647,16 +648,15 @@ async def test_who_has_gone_does_not_wait_any_more(
 
 
 async def test_an_idle_connection_does_not_hold_up_the_end(
-    served: Serve, slow: web.Application
+    served: Serve, slow: web.Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept open, asked once, silent since."""
-    one = await served(slow)
+    monkeypatch.setattr(serving, "KEEP_ALIVE", 600.0)
+    one = await served(slow, drain_timeout=600.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert "Connection: close" not in await head_of(reader)
-    started = time.monotonic()
     await one.stop()
-    assert time.monotonic() - started < 2
     writer.close()
     await writer.wait_closed()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -19,7 +18,7 @@ from sidecar.http.apps.reader import reader_app
 from sidecar.http.subscribe import sse
 from sidecar.http.subscribe.pending import PendingRequests
 from sidecar.http.subscribe.sse import EventHub, Subscriber
-from sidecar.process import metrics
+from sidecar.process import lifecycle, metrics
 from sidecar.volume.content.snapshot import version_of
 from support import Eventually, StartProcess
 from support.eventsource import Event, EventSource, Parser
@@ -69,7 +68,7 @@ def app(config: Path) -> web.Application:
 
 @pytest_asyncio.fixture
 async def one(served: Serve, app: web.Application) -> Served:
-    return await served(app)
+    return await served(app, drain_timeout=600.0)  # what waits for its end fails
 
 
 @pytest_asyncio.fixture
@@ -185,9 +184,11 @@ async def test_silence_is_broken_by_comments_from_one_task(
     assert len(tasks) == 1
     for source in sources:
         assert await source.next() == content("1")
-        with pytest.raises(TimeoutError):
-            await source.next(0.2)
-        assert source.parser.comments > 0
+        reading = asyncio.create_task(source.next(60))
+        await eventually(lambda source=source: source.parser.comments > 0)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.wait({reading})
         source.close()
     await eventually(tasks[0].done)
     assert "subscribers=0" in repr(stream_of(app))
@@ -208,26 +209,22 @@ async def test_at_the_end_of_the_process_the_stream_ends(one: Served, listen: Op
     source, old = await listen(), await listen(version="1.0")
     for each in (source, old):
         assert await each.next() == content("1")
-    begun = time.monotonic()
     await one.stop()
     assert [await source.next(), await old.next()] == [None, None]
     assert (source.ended, old.ended) == (True, True)
-    assert time.monotonic() - begun < 2
 
 
 async def test_who_comes_while_the_process_ends_gets_the_content_and_the_end(
-    served: Serve, app: web.Application
+    served: Serve, app: web.Application, eventually: Eventually
 ) -> None:
     """Not an error, at which a browser would give up."""
-    one = await served(app, drain_delay=2.0)
+    one = await served(app, drain_delay=600.0)
     one.task.cancel()
-    begun = time.monotonic()
-    await asyncio.sleep(0.05)
+    await eventually(lifecycle.draining)
     source = await EventSource.open(one.port)
     assert await source.next() == content("1")
     assert await source.next() is None
-    assert source.ended
-    assert time.monotonic() - begun < 1.5, "at once, not with the others"
+    assert source.ended  # at once, not with the others
     source.close()
 
 

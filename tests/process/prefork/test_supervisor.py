@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -84,11 +83,11 @@ def test_a_hang_up_drains_the_workers_however_often_it_comes(program: StartProce
 
 def test_a_worker_that_hangs_is_killed_when_it_should_have_ended(program: StartProcess) -> None:
     """SIGSTOP stands for a disk that is gone; the others end in order, and the program says who it was."""
-    process = program(SERVE, before="supervisor.KILL_GRACE_PERIOD = 0.3\n", until="all 2 workers")
+    process = program(SERVE, before="supervisor.KILL_GRACE_PERIOD = 1.9\n", until="all 2 workers")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGSTOP)
     assert process.stop() == 128 + signal.SIGKILL
-    assert f"worker 2 (process {children[1]}) has not ended 0.4 s after" in process.output
+    assert f"worker 2 (process {children[1]}) has not ended 2 s after" in process.output
     assert "worker 1" not in process.output
 
 
@@ -188,22 +187,24 @@ def test_what_nobody_waits_for_is_waited_for(program: StartProcess, wait_for) ->
     assert process.stop() == 0
 
 
-def test_a_worker_that_hangs_up_does_not_keep_the_parent_busy(
-    program: StartProcess, wait_for
-) -> None:
+def test_a_worker_that_hangs_up_does_not_keep_the_parent_busy(program: StartProcess) -> None:
     """Its end of the line may be closed for long before it ends; the parent waits for that, asleep."""
     process = program(
         f"if number == 2:\n"
         f"    worker.started(); worker._WorkerState.link._socket.close()\n"
         f"    print('hung up', flush=True); time.sleep(60)\n{dedent(SERVE)}",
         until="hung up",
+        before="""
+            import selectors
+            parent, select, waits = os.getpid(), selectors.DefaultSelector.select, iter(range(100))
+            def count(self, timeout=None):
+                if os.getpid() == parent and next(waits, None) is None:
+                    os._exit(99)
+                return select(self, timeout)
+            selectors.DefaultSelector.select = count
+            """,
     )
-    begun, spent = time.monotonic(), cpu_seconds(process.pid)
-    wait_for(lambda: time.monotonic() > begun + 0.5)
-    assert cpu_seconds(process.pid) - spent < 0.1
+    first, _ = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGKILL)
+    process.wait_until("another one begins")  # that takes few waits
     assert process.stop() == 128 + signal.SIGTERM
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process (clock_getcpuclockid(3))."""
-    return time.clock_gettime((~pid << 3) | 2)
