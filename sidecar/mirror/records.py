@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sidecar import _errors
-from sidecar.mirror.states import Blob, Reference, State, Unit
-from sidecar.volume.content import snapshot
+from sidecar.mirror.states import Blob, State, Unit, digest_of
 from sidecar.volume.publish import models
 
 
@@ -106,11 +105,6 @@ def in_order(records: Sequence[SourceRecord]) -> Iterator[tuple[str, UnitRecord]
     ]
     for _, _, name, unit in sorted(found, key=lambda one: one[:3]):
         yield name, unit
-
-
-def digest_of(blob: Blob) -> str:
-    """Return what changes with a content; of bytes, it is the version that the volume gives them."""
-    return blob.digest if isinstance(blob, Reference) else snapshot.version_of(blob)
 
 
 def _files(prefix: str, files: Mapping[str, Blob]) -> dict[str, File]:

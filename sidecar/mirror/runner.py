@@ -363,6 +363,57 @@ async def _next(stream: AsyncGenerator[State | Alive, None]) -> State | Alive | 
     return await anext(stream, None)
 
 
-async def run(path: str | os.PathLike[str], sources: Sequence[Source], **settings: object) -> None:
-    """Mirror; see `Mirror`."""
-    await Mirror(path, sources, **settings).run()  # type: ignore[arg-type]
+async def run(
+    path: str | os.PathLike[str],
+    sources: Sequence[Source | str],
+    *,
+    volume: Volume | None = None,
+    shrink_limit: float = 0.5,
+    allow_shrink: bool = False,
+    allow_rewind: bool = False,
+    stale_after: float = 60.0,
+    once: bool = False,
+) -> None:
+    """Publish what sources have to a directory, as one set, until this is cancelled.
+
+    The present state of each source is published first, then each newer one. While a source is away its files stay.
+    A state removes files only as a whole: one that is empty, that has lost most of its files, or that is older than
+    the published one is held, and read again. A unit that the gate refuses, or whose names are taken,
+    keeps the files that were published of it last; the others go on.
+
+    Args:
+        path: the directory; it is created.
+        sources: addresses, as `sidecar mirror` takes them, or objects with the methods of `Source`.
+        volume: the volume at `path`, where it has a gate or other settings.
+        shrink_limit: share of the published files of a source below which a state is held.
+        allow_shrink: publish such a state, after it was read twice.
+        allow_rewind: publish a state that is older than the published one, after it was read twice.
+        stale_after: seconds without a sign of life of a source after which readers are told that the content is stale.
+        once: return when a state of every source is published.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+
+    >>> import asyncio, tempfile
+    >>> from sidecar.testing import ListSource, state
+    >>> with tempfile.TemporaryDirectory() as shared:
+    ...     asyncio.run(run(shared, [ListSource([state({"a": "1"})])], once=True))
+    """
+    # Imported here: sources of one's own need no HTTP client.
+    from sidecar.mirror.sources import factory
+
+    placed = [
+        factory.make_source(one) if isinstance(one, str) else factory.Placed(one, "")
+        for one in sources
+    ]
+    await Mirror(
+        path,
+        [one.source for one in placed],
+        into=[one.into for one in placed],
+        volume=volume,
+        shrink_limit=shrink_limit,
+        allow_shrink=allow_shrink,
+        allow_rewind=allow_rewind,
+        stale_after=stale_after,
+        once=once,
+    ).run()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from sidecar._errors import SidecarError
+from sidecar.volume.content import snapshot
 
 
 class SourceUnavailable(SidecarError):
@@ -34,6 +35,15 @@ class Reference:
 
 
 Blob: TypeAlias = bytes | Reference
+
+
+def digest_of(blob: Blob) -> str:
+    """Return what changes with a content; of bytes, it is the version that the volume gives them.
+
+    >>> digest_of(b"123")
+    'a665a45920422f9d417e4867efdc4fb8'
+    """
+    return blob.digest if isinstance(blob, Reference) else snapshot.version_of(blob)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 
+from sidecar import mirror
 from sidecar.cli import main, options
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.apps.writer import writer_app
@@ -58,7 +59,11 @@ def declared(command: str) -> dict[str, Any]:
     """The options that a command gets without any flag, but for a path that it cannot do without."""
     found = main.sidecar.get_command(click.Context(main.sidecar), command)
     assert found is not None
-    required = ["--path=/x"] if any(one.required for one in found.params) else []
+    required = [
+        "/x" if isinstance(one, click.Argument) else f"{one.opts[0]}=/x"
+        for one in found.params
+        if one.required
+    ]
     context = found.make_context(command, required)
     return {
         one.name: context.params[one.name]
@@ -99,6 +104,14 @@ def test_a_flag_has_the_name_and_the_default_of_the_argument(
     flags = {name: value for name, value in declared(command).items() if name in names}
     taken = {name: value for name, value in arguments(function).items() if name in names}
     assert flags == taken
+
+
+def test_the_flags_of_mirror_are_the_arguments_of_a_mirror() -> None:
+    """Apart from those of its volume, of its probes, and of the time for one run."""
+    flags, taken = declared("mirror"), arguments(mirror.run)
+    shared = flags.keys() & taken.keys()
+    assert {name: flags[name] for name in shared} == {name: taken[name] for name in shared}
+    assert taken.keys() - shared == {"volume"}
 
 
 def test_the_flags_of_reload_are_the_arguments_of_a_reloader() -> None:

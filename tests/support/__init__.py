@@ -10,6 +10,7 @@ another user for a while (`as_user`), an event at a time (`after`), and a system
 `pages`         the blocks of a page of the documentation, run in order
 `watching`      a consumer of a watch that remembers what it saw, and the bounds of time of a watch
 `faultkit`      a publisher with faults at chosen system calls (strace), and what must hold after each
+`engines`       servers that a mirror follows: real processes, killed, hung and started again
 `mounts`        file systems with other rules: small, slow, cut off from power; needs root
 `logs_support`  a collector driven call by call, without a clock and without an event loop
 `logs_world`    a writer of logs, its rotations and a collector in one process, which counts each line

@@ -1,5 +1,5 @@
 """What the commands do, imported when they are called.
 
 `serve` is for `write` and `read`; `collect` and `wait` are for the commands of that name, `publish_source` for `publish`,
-`http_probe` for `check`, and `reload` for `reload`; `probe_server` answers probes for commands that serve nothing else.
+`http_probe` for `check`, `mirror` and `reload` for those; `probe_server` answers probes for commands that serve nothing else.
 """

