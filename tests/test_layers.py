@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "sidecar"
 
 # Who may import what from outside. A name that is not here is free.
 ONLY = {
-    "aiohttp": ("http/", "reload/", "mirror/", "logs/sinks", "cli/", "testing"),
+    "aiohttp": ("http/", "mirror/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("process/metrics",),
     "asyncinotify": ("fs/notify/inotify",),

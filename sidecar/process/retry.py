@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 _MIN_RETRY_AFTER_SECONDS = 0.05
 _MAX_RETRY_AFTER_SECONDS = 300.0
@@ -37,6 +36,8 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
     value = value.strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
+    from email.utils import parsedate_to_datetime  # here: it brings a dozen modules along
+
     try:
         moment = parsedate_to_datetime(value)
         if moment.tzinfo is None:
