@@ -13,10 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sidecar.http.server.protocol import ServerProtocol, resume_coroutine
+from sidecar.http.server.aiohttp_protocol import resume_coroutine
 
 if TYPE_CHECKING:
     from sidecar.http.server.limits import ConnectionLimiter
+    from sidecar.http.server.protocol import ServerProtocol
 
 _log = logging.getLogger(__name__)
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-import aiohttp
 from aiohttp import web
-from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from sidecar.http import problems
 from sidecar.http.server import acknowledged, framing, limits
 from sidecar.http.server.access_log import LOGGER, AccessLog
+from sidecar.http.server.aiohttp_protocol import READ_BUFFER_BYTES, AiohttpProtocol
 from sidecar.process import lifecycle, metrics
 
 if TYPE_CHECKING:
@@ -34,36 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 HEAD_END = b"\r\n\r\n"
-PRIVATE_NAMES = frozenset(
-    {
-        "_close",
-        "_force_close",
-        "_handler_waiter",
-        "_loop",
-        "_max_msg_queue_size",
-        "_messages",
-        "_next_keepalive_close_time",
-        "_parser",
-        "_process_keepalive",
-        "_request_in_progress",
-        "_upgraded",
-    }
-)
-"""Private attributes of aiohttp's `RequestHandler` that `ServerProtocol` and `FastPathProtocol` use: they may change with any release.
-A test compares this set with the code.
-"""
-if _gone := sorted(name for name in PRIVATE_NAMES if not hasattr(web.RequestHandler, name)):
-    raise ImportError(
-        f"this aiohttp ({aiohttp.__version__}) has no RequestHandler.{', RequestHandler.'.join(_gone)}:"
-        " install one of the versions that sidecar names in its metadata (pip install --upgrade podsidecar)"
-    )
 drain_callbacks: list[Callable[[], None]] = []
 """Called when a server has stopped listening: waiting requests must be answered now."""
 
-_READ_BUFFER_BYTES = 1 << 14
-"""Half of the body bytes that are buffered before reading pauses.
-With aiohttp's 64 KiB, a thousand uploads use twice the memory, and a single one is no faster.
-"""
 _TLS_WRITE_BUFFER_BYTES = 1 << 16
 """Write buffer limit of a TLS transport, the same as without TLS; the default of uvloop is 512 KiB."""
 
@@ -78,7 +49,7 @@ class ConnectionOwner(Protocol):
         """The connection is lost."""
 
 
-class ServerProtocol(web.RequestHandler):
+class ServerProtocol(AiohttpProtocol):
     """The protocol of one connection; `limiter` tracks the open ones.
 
     The parser does not expose its state, so it is derived from its input and output:
@@ -117,7 +88,7 @@ class ServerProtocol(web.RequestHandler):
             loop=loop,
             keepalive_timeout=keepalive_timeout,
             max_line_size=max_line_size,
-            read_bufsize=_READ_BUFFER_BYTES,
+            read_bufsize=READ_BUFFER_BYTES,
             access_log_class=AccessLog,
             # None is what AppRunner documents for "off".
             access_log=LOGGER if access_log else None,  # type: ignore[arg-type]
@@ -164,7 +135,7 @@ class ServerProtocol(web.RequestHandler):
             for transport in (self.client_transport, self.tcp_transport)
             if transport
         )
-        return self._request_in_progress or bool(self._messages) or unsent
+        return self.handling or unsent
 
     @property
     def idle_since(self) -> float | None:
@@ -179,7 +150,7 @@ class ServerProtocol(web.RequestHandler):
         in_body = self._body is not None and not self._body.is_eof()
         if self._has_unanswered or in_body:
             return None
-        return self._next_keepalive_close_time - self.keepalive_timeout
+        return self.keepalive_deadline - self.keepalive_timeout
 
     @property
     def has_unacked_bytes(self) -> bool:
@@ -190,13 +161,11 @@ class ServerProtocol(web.RequestHandler):
     @property
     def awaiting_first_request(self) -> bool:
         """Whether the first request has not arrived yet."""
-        return (
-            self.transport is not None and self._next_keepalive_close_time == self._initial_deadline
-        )
+        return self.transport is not None and self.keepalive_deadline == self._initial_deadline
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self._limiter.make_room():
-            self._surplus = self._force_close = True
+            self._surplus = self.drops_input = True
             self.transport = transport  # type: ignore[assignment]  # a transport of a stream
             self._limiter.hold_surplus(self)
             return
@@ -208,17 +177,7 @@ class ServerProtocol(web.RequestHandler):
         super().connection_made(transport)
         if transport.get_extra_info("sslcontext") is not None:
             transport.set_write_buffer_limits(_TLS_WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]  # of a stream
-        self._initial_deadline = self._next_keepalive_close_time  # each request changes it
-
-    if sys.version_info < (3, 12):
-
-        def start(self) -> Coroutine[Any, Any, None]:
-            """Run until the first request is awaited, as aiohttp does if asyncio has eager tasks.
-
-            Otherwise a request that arrives with the connection finds no task that waits for it.
-            """
-            serving = super().start()
-            return resume_coroutine(serving, serving.send(None))
+        self._initial_deadline = self.keepalive_deadline
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._limiter.release_surplus(self)
@@ -248,20 +207,20 @@ class ServerProtocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._surplus and self.client_transport is None:
             self._read_surplus(data)
-        if self._force_close or self._close:
+        if self.drops_input:
             return
         if self._parser_at_boundary:
             data = framing.as_known_version(data)
         self._parser_at_boundary = False
-        if self._upgraded:
+        if self.upgraded:
             super().data_received(data)
             return
         in_body = self._body is not None and not self._body.is_eof()
-        before, taken = len(self._messages), self._body.total_bytes if in_body and self._body else 0
+        before, taken = len(self.queued), self._body.total_bytes if in_body and self._body else 0
         super().data_received(data)
-        self._unanswered_count += len(self._messages) - before
+        self._unanswered_count += len(self.queued) - before
         self._update_parser_state(data, before, in_body=in_body)
-        new = len(self._messages) - before
+        new = len(self.queued) - before
         if self._body is not None and self._body.is_eof() and (in_body or new):
             size = self._body.total_bytes - (0 if new else taken)
             if framing.has_data_after_body(self._body_framing, data, size, new):
@@ -278,12 +237,9 @@ class ServerProtocol(web.RequestHandler):
         While a handler runs, aiohttp holds two tasks, a request and a response: twice the memory that the connection needs.
         So the handler returns, `write_eof` calls this instead of ending the response, and aiohttp finds nothing to close.
         """
-        transport, self.transport = self.transport, None
+        transport = self.release_transport()
         if transport is not None:
             self._owner = owner
-            self._close = True  # further input is dropped
-            self._messages.clear()
-            self._parser = None
         return transport
 
     def lend_socket(self, body: StreamReader, taken: int) -> bool:
@@ -303,17 +259,7 @@ class ServerProtocol(web.RequestHandler):
         """Resume after a body that was read from the socket; if it is not complete, the connection cannot be used again."""
         self._body_truncated = not complete
         if self.transport is not None and complete:
-            # The old parser waits for bytes that it will never see, so a new one parses what follows.
-            self._parser = HttpRequestParser(
-                self,
-                self._loop,
-                _READ_BUFFER_BYTES,
-                max_line_size=self.max_line_size,
-                max_field_size=self.max_field_size,
-                max_headers=self.max_headers,
-                payload_exception=web.RequestPayloadError,
-                max_msg_queue_size=self._max_msg_queue_size,
-            )
+            self.renew_parser()
             body.feed_eof()
         elif self.transport is not None:
             self.transport.resume_reading()
@@ -326,7 +272,7 @@ class ServerProtocol(web.RequestHandler):
         if self._surplus and self.client_transport is None:
             self._read_surplus(b"")
             return True
-        if self._request_in_progress or self._messages:
+        if self.handling:
             return False
         limit = self._limiter.head_timeout
         metrics.HTTP_REQUESTS_TOTAL.labels("408").inc()
@@ -371,27 +317,27 @@ class ServerProtocol(web.RequestHandler):
         sent, reset = await super().finish_response(request, resp, start_time)
         self._unanswered_count -= 1
         if self._half_closed and not self._unanswered_count:
-            self._close = True
+            self.close_when_answered()
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()
         return sent, reset
 
     def _update_parser_state(self, data: bytes, before: int, *, in_body: bool) -> None:
         """Derive the state of the parser from its input and output."""
         transport = self.transport
-        held_back = self._upgraded or transport is None or not transport.is_reading()
-        if len(self._messages) == before:
+        held_back = self.upgraded or transport is None or not transport.is_reading()
+        if len(self.queued) == before:
             if data and not in_body and not held_back:
                 self._limiter.header_started(self)  # the bytes are part of a head
             return
         self._limiter.header_finished(self)
         message: Any
-        message, payload = self._messages[-1]
+        message, payload = self.queued[-1]
         if in_body and self._body is not None and not self._body.is_eof():
             # Within a body this is an error, and aiohttp would let the reader of the body wait for ever.
             error = web.RequestPayloadError(str(message.exc))
             self._body.set_exception(error)
             # A reader that was woken by a chunk in the same bytes waits once more without checking (`readany`).
-            self._loop.call_soon(self._body.set_exception, error)
+            self.loop.call_soon(self._body.set_exception, error)
         self._body = None if payload is EMPTY_PAYLOAD else payload
         self._body_framing = framing.body_framing(message)
         if self._body is not None or held_back or not isinstance(message, RawRequestMessage):
@@ -407,7 +353,7 @@ class ServerProtocol(web.RequestHandler):
             client_transport.close()
         if self.tcp_transport is not None:
             # A TLS transport waits 30 s for the close_notify of the client. Its own is sent in this iteration.
-            self._loop.call_soon(self.tcp_transport.abort)
+            self.loop.call_soon(self.tcp_transport.abort)
 
     def _read_surplus(self, data: bytes) -> None:
         """Accept a probe on a surplus connection; answer everything else with 503."""
@@ -416,7 +362,7 @@ class ServerProtocol(web.RequestHandler):
             return
         if limits.is_probe(data):
             self._limiter.release_surplus(self)
-            self._force_close = False
+            self.drops_input = False
             self._open(transport)
         else:
             self._limiter.header_finished(self)
@@ -453,20 +399,3 @@ class ServerProtocol(web.RequestHandler):
         )
         answer.force_close()
         return answer
-
-
-@types.coroutine
-def resume_coroutine(
-    coroutine: Coroutine[Any, Any, None], awaited: object
-) -> Generator[Any, Any, None]:
-    """Continue, in a task, a coroutine that has run until its first `await`."""
-    try:
-        yield awaited
-    except BaseException as error:  # noqa: BLE001 (passed on to the coroutine)
-        try:
-            awaited = coroutine.throw(error)
-        except StopIteration:
-            return
-        yield from resume_coroutine(coroutine, awaited)
-    else:
-        yield from coroutine

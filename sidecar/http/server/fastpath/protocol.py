@@ -161,7 +161,7 @@ class FastPathProtocol(ServerProtocol):
             return
         if (
             self._ready_for_request
-            and not (self._close or self._force_close)
+            and not self.drops_input
             and not self.writing_paused  # aiohttp waits for a client that does not take its answers
         ):
             self._hot = self._listener_cache.hot
@@ -177,7 +177,7 @@ class FastPathProtocol(ServerProtocol):
             self.transport.write(serialized)  # type: ignore[union-attr]  # checked by the callers
         else:
             self._send(serialized)
-        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        self.keep_alive_from(self.loop.time())
 
     def _send(self, serialized: MemFd) -> None:
         transport: Any = self.transport
@@ -193,7 +193,7 @@ class FastPathProtocol(ServerProtocol):
         if (
             was_ready
             and self._parser_at_boundary
-            and len(self._messages) == 1
+            and len(self.queued) == 1
             and data.count(HEAD_END) == 1
             and data[:1] not in (b"\r", b"\n")
         ):
@@ -206,7 +206,7 @@ class FastPathProtocol(ServerProtocol):
         was_long_poll, self.was_long_poll = self.was_long_poll, False
         self.prior_result = self.poll_deadline = None
         sent, reset = await super().finish_response(request, resp, start_time)
-        if self._parser_at_boundary and not self._messages and not reset and sent.keep_alive:
+        if self._parser_at_boundary and not self.queued and not reset and sent.keep_alive:
             # aiohttp's task needs two iterations of the event loop until it waits again, and many clients are faster.
             self._ready_for_request = True
             if (
@@ -272,13 +272,11 @@ class FastPathProtocol(ServerProtocol):
     def _start_request(self, in_flight: _InFlight) -> None:
         self._in_flight = in_flight
         self._hot = _NO_RESPONSES
-        self._request_in_progress = True  # as aiohttp has it while a handler runs
+        self.begin_request()
 
     def _finish_request(self) -> None:
         self._in_flight = None
-        self._request_in_progress = False
-        if self._handler_waiter is not None and not self._handler_waiter.done():
-            self._handler_waiter.set_result(None)
+        self.end_request()
 
     def _buffer_input(self, in_flight: _InFlight, data: bytes) -> None:
         """Buffer input that arrives while a request is in flight; over the limit, stop reading (backpressure)."""
@@ -345,13 +343,10 @@ class FastPathProtocol(ServerProtocol):
             in_flight.cancel()  # a write continues without its client
         super().connection_lost(exc)
 
-    def _process_keepalive(self) -> None:
+    @property
+    def used_at(self) -> float:
         # aiohttp does not know of requests in flight on the fast path, and would close the connection as idle.
-        used = self._served_until if self._in_flight is None else self._loop.time()
-        self._next_keepalive_close_time = max(
-            self._next_keepalive_close_time, used + self.keepalive_timeout
-        )
-        super()._process_keepalive()
+        return self._served_until if self._in_flight is None else self.loop.time()
 
     def pause_writing(self) -> None:
         self._hot = _NO_RESPONSES
