@@ -18,7 +18,7 @@ ONLY = {
     "aiohttp": ("http/", "mirror/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("process/metrics",),
-    "asyncinotify": ("fs/notify/inotify",),
+    "ctypes": ("fs/", "process/", "http/server/sockets", "volume/validation/command_process"),
     "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("process/logging",),
     "jsonschema": ("volume/validation/schema",),

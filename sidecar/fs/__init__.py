@@ -6,7 +6,7 @@ Read: `openat` opens and reads files without leaving a volume, `open_file` keeps
 Write: `atomic` writes single files, and is the only module that renames and syncs; `inode_reuse` reuses expired files;
 `dirs` creates and removes directories; `atomic_writer` writes sets of files in the layout of kubelet,
 with the names of `layout`, and `visible_links` activates them. `flock` locks a directory for one writer at a time
-and removes leftovers of killed writers; `permissions` handles access rights in directories with several users;
+and removes leftovers of killed writers; `libc` calls what Python has no function for; `permissions` handles access rights in directories with several users;
 `oserrors` explains errors and their remedies.
 
 Watch: `notify/` reports what may have changed.

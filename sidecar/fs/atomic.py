@@ -13,7 +13,6 @@ Symbolic links are never followed: another user of the volume could have created
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,7 +20,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sidecar.fs import layout, openat, oserrors
+from sidecar.fs import layout, libc, openat, oserrors
 from sidecar.fs.oserrors import ChmodDenied
 
 _RENAME_EXCHANGE = 2
@@ -325,11 +324,5 @@ def _exists(dir_fd: int, name: str) -> bool:
 
 
 def _exchange(dir_fd: int, first: str, second: str) -> None:
-    # The standard library has no renameat2(2), nor does every C library.
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    names = os.fsencode(first), os.fsencode(second)
-    if call(dir_fd, names[0], dir_fd, names[1], _RENAME_EXCHANGE) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    old, new = os.fsencode(first), os.fsencode(second)
+    libc.call("renameat2", dir_fd, old, dir_fd, new, _RENAME_EXCHANGE)

@@ -6,12 +6,14 @@ import array
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import struct
 import termios
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sidecar.fs import libc
 from sidecar.fs.notify.base import EventBatch, Mode, WatchTarget
 from sidecar.fs.notify.wakeup import WakeupPipe
 
@@ -56,27 +58,10 @@ class Inotify:
     CHANGES = ENTRIES | MODIFY | CLOSE_WRITE
 
     def __init__(self) -> None:
-        # Imported here because it exists only on Linux, and polling must work without it.
-        import asyncinotify
-
-        class Instance(asyncinotify.Inotify):
-            """Events are read directly, so ended watches must be removed here."""
-
-            def forget(self, number: int) -> None:
-                watch = self._watches.pop(number, None)
-                if watch is not None:
-                    with contextlib.suppress(OSError):
-                        self.rm_watch(watch)
-
-        self._mask = asyncinotify.Mask
-        self._inotify = Instance()
-        self._fd = self._inotify.fd
-        os.set_blocking(self._fd, False)  # asyncinotify 4.4 takes O_CLOEXEC for O_NONBLOCK
-
-    @property
-    def fd(self) -> int:
+        # A file closes its descriptor once, and when nobody uses it any more.
+        self._file = io.FileIO(libc.call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK))
+        self.fd = self._file.fileno()
         """The descriptor, readable while events are pending."""
-        return self._fd
 
     def add(self, path: str, mask: int = CHANGES) -> int:
         """Watch a directory and return the watch number of its events.
@@ -86,11 +71,12 @@ class Inotify:
         Raises:
             OSError: `ENOSPC` at the limit of watches, else as inotify_add_watch(2).
         """
-        return self._inotify.add_watch(path, self._mask(mask)).wd
+        return libc.call("inotify_add_watch", self.fd, os.fsencode(path), mask)
 
     def remove(self, number: int) -> None:
         """Remove a watch; no error if the kernel has already removed it."""
-        self._inotify.forget(number)
+        with contextlib.suppress(OSError):
+            libc.call("inotify_rm_watch", self.fd, number)
 
     def drain(self) -> list[Event]:
         """Return the pending events in order, without waiting.
@@ -99,18 +85,15 @@ class Inotify:
         """
         events: list[Event] = []
         with contextlib.suppress(BlockingIOError):
-            # asyncinotify's own read creates a Path, an enum and a weak reference for each event.
-            data = os.read(self._fd, _READ_BUFFER_BYTES)
+            data = os.read(self.fd, _READ_BUFFER_BYTES)
             events += _parse(data)
             if len(data) > _READ_BUFFER_BYTES // 2:
-                events += _parse(
-                    os.read(self._fd, max(_pending_bytes(self._fd), _READ_BUFFER_BYTES))
-                )
+                events += _parse(os.read(self.fd, max(_pending_bytes(self.fd), _READ_BUFFER_BYTES)))
         return events
 
     def close(self) -> None:
         """Close the descriptor."""
-        self._inotify.close()
+        self._file.close()
 
 
 def _pending_bytes(fd: int) -> int:

@@ -8,7 +8,6 @@ Each one wakes a `WakeupPipe` or is polled together with it, so that one thread 
 
 from __future__ import annotations
 
-import errno
 import sys
 
 from sidecar.fs.notify.base import Mode, Notifier, PollNotifier
@@ -43,13 +42,6 @@ def open_notifier(mode: Mode, wakeup: WakeupPipe) -> Notifier:
     Raises:
         OSError: `EMFILE` if no inotify instance is left, `ENOSYS` if the mode is not available on this system.
     """
-    try:
-        return _create(mode, wakeup)
-    except (ImportError, RuntimeError) as error:
-        raise OSError(errno.ENOSYS, f"{mode} cannot be used here: {error}") from error
-
-
-def _create(mode: Mode, wakeup: WakeupPipe) -> Notifier:
     match mode:
         case "inotify":
             return InotifyNotifier(wakeup)

@@ -7,8 +7,9 @@ passes the pages that hold it. For 64 KiB that saves a sixth of all the CPU time
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
+
+from sidecar.fs import libc
 
 _MIN_MEMFD_BYTES = 32 << 10
 """Size from which a memfd pays off: it costs one more system call, once a second."""
@@ -24,14 +25,7 @@ def create(name: str) -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, os.MFD_CLOEXEC)
     # A Python that was built for a C library before 2.27 lacks it, wherever it runs: those of conda, older ones of uv.
-    import ctypes
-
-    call = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
-    fd: int = -1 if call is None else call(name.encode(), _MFD_CLOEXEC)
-    if fd < 0:
-        code = errno.ENOSYS if call is None else ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return fd
+    return libc.call("memfd_create", name.encode(), _MFD_CLOEXEC)
 
 
 class MemFd:

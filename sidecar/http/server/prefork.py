@@ -25,9 +25,6 @@ from sidecar.http.server.tls import ReloadingCertificate
 from sidecar.process import executor, health, lifecycle, metrics
 from sidecar.process.prefork import supervisor, worker
 
-#: Imported in the parent, so that workers share the memory: a fifth of what a worker needs.
-_PRELOAD = ("uvloop", "asyncinotify", "ctypes.util")
-
 
 def serve_prefork(
     app: web.Application,
@@ -60,9 +57,8 @@ def serve_prefork(
             shared = stack.enter_context(sockets.bind_unix(os.fspath(unix_socket)))
             for group in sockets_by_worker:
                 group.append(shared)
-        for name in _PRELOAD:
-            with suppress(ImportError):
-                import_module(name)
+        with suppress(ImportError):
+            import_module("uvloop")  # in the parent: the workers share its memory
         number = supervisor.fork_workers(
             count,
             release=lambda: _close(sockets_by_worker),

@@ -44,7 +44,7 @@ class DirectoryWatcher:
         """Directories without events."""
         try:
             self._inotify = Inotify()
-        except (OSError, ImportError) as error:
+        except OSError as error:
             _log.warning("no change events (%s): looking more often instead", error)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import asyncinotify  # noqa: F401 (another user may not be able to import it)
 import pytest
 
 from sidecar.cli.doctor import runner

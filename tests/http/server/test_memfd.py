@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import re
@@ -263,7 +262,7 @@ def test_a_python_that_has_no_name_for_it_sends_long_answers_all_the_same(
     content = told(tmp_path / "config", 1 << 16)
     monkeypatch.delattr(os, "memfd_create")
     if not libc:
-        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("sidecar.fs.libc._find", lambda _: None)
 
     async def scene(served: Served) -> None:
         for one in await in_turn(served, 8):
