@@ -17,6 +17,7 @@ from sidecar.volume.volume import Volume
 _REFERENCE = re.compile(rb"\$(?:(\$)|\{([^{}\n]*)(\})?)")
 _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _FILE = b"file:"
+_VERSION = b"SIDECAR_VERSION"
 _MOST_PROBLEMS = 5
 
 Lookup = Callable[[bytes], bytes]
@@ -26,7 +27,7 @@ Lookup = Callable[[bytes], bytes]
 class Expansion:
     """Publish each version with its references expanded: a file for a file, a set for a set.
 
-    `${NAME}` is a variable of the environment, `${file:NAME}` another file of the set, or beside the file,
+    `${NAME}` is a variable of the environment, `${SIDECAR_VERSION}` the version, `${file:NAME}` another file of the set, or beside the file,
     without one newline at its end. `$$` is a single `$`; any other `$` stays as it is. Values are not expanded again.
     A reference without a value refuses the whole version, and the output stays as it was.
 
@@ -65,19 +66,22 @@ class Expansion:
         if change.snapshot is None:
             raise RuntimeError("there is no content to expand")
         try:
-            done = await self._publish(change.snapshot)
+            variables = {**os.environb, _VERSION: change.version.encode()}
+            done = await self._publish(change.snapshot, variables)
         except _errors.SidecarError as error:
             refused = isinstance(error, _errors.ContentRefused | _errors.NameRefused)
             raise ActionFailed(f"{self}: {error}", refused=refused) from error
         self.version = done.version
 
-    async def _publish(self, snapshot: Snapshot[None]) -> Publication:
+    async def _publish(
+        self, snapshot: Snapshot[None], variables: Mapping[bytes, bytes]
+    ) -> Publication:
         if snapshot.name is None:
-            files = await executor.run_in_thread(_expand_set, snapshot)
+            files = await executor.run_in_thread(expand, snapshot, snapshot, variables)
             return await self._as_set.publish(files)
         name = snapshot.name
         beside = await self._read_beside(snapshot[name])
-        expanded = await executor.run_in_thread(expand, {name: snapshot[name]}, beside)
+        expanded = await executor.run_in_thread(expand, {name: snapshot[name]}, beside, variables)
         if not self._name:
             return await self._as_set.put(name, expanded[name])
         return await self._as_file.put(self._name, expanded[name])
@@ -95,14 +99,10 @@ class Expansion:
         return found
 
 
-def _expand_set(snapshot: Snapshot[None]) -> dict[str, bytes]:
-    return expand(snapshot, snapshot)
-
-
 def expand(
     files: Mapping[str, bytes],
     others: Mapping[str, bytes],
-    environment: Mapping[bytes, bytes] | None = None,
+    variables: Mapping[bytes, bytes],
 ) -> dict[str, bytes]:
     r"""Return the files with their references expanded; see `Expansion`. `others` are those of `${file:NAME}`.
 
@@ -112,7 +112,6 @@ def expand(
     Raises:
         ContentRefused: references have no value; the message names each of them, with its file and line.
     """
-    variables = os.environb if environment is None else environment
     problems: list[str] = []
 
     def look_up(reference: bytes) -> bytes:

@@ -69,7 +69,9 @@ async def test_a_set_is_expanded_into_a_set_before_the_actions(
     """The application sees the output whole, and the version that it is told is that of the source."""
     monkeypatch.setenv("LISTEN", "8080")
     output = tmp_path / "output"
-    first = await volume.publish({"app.conf": "port=${LISTEN} key=${file:key}", "key": "k\n"})
+    first = await volume.publish(
+        {"app.conf": "port=${LISTEN} key=${file:key} ${SIDECAR_VERSION}\n", "key": "k\n"}
+    )
     seen = reload.Command(["sh", "-c", f"cat {output}/app.conf >> {tmp_path}/seen"])
     reloader = reload.Reloader(
         f"{volume.path}/", [seen, reload.Webhook(receiver.url)], expand_to=output,
@@ -79,7 +81,7 @@ async def test_a_set_is_expanded_into_a_set_before_the_actions(
     await eventually(lambda: reloader.version == first.version)
     second = await volume.publish({"app.conf": "key=${file:key}\n", "key": "l\n"})
     await eventually(lambda: reloader.version == second.version)
-    assert (tmp_path / "seen").read_text() == "port=8080 key=kkey=l\n"
+    assert (tmp_path / "seen").read_text() == f"port=8080 key=k {first.version}\nkey=l\n"
     assert receiver.versions == [first.version, second.version]
     assert {name: (output / name).read_text() for name in ("app.conf", "key")} == {
         "app.conf": "key=l\n", "key": "l\n",
