@@ -120,6 +120,7 @@ class Client:
         url: str,
         *,
         json: object = None,
+        data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         accept: frozenset[int] = frozenset((200,)),
         timeout: float | None = None,
@@ -130,6 +131,8 @@ class Client:
             SourceUnavailable: no answer in time, one with another status than in `accept`, or one that is too large.
         """
         made = _make_request(method, url, json, headers)
+        if data is not None:
+            made = made._replace(data=data)
         async with self._answer(made, accept, timeout) as (answer, limit):
             async with asyncio.timeout_at(limit):
                 body = await self._read(answer)

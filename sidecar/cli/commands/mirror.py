@@ -73,6 +73,7 @@ def command(
 
     \b
     kube://NAMESPACE/configmaps+secrets?labelSelector=…    ConfigMaps and Secrets
+    git+https://host/REPO.git?ref=main              the files of a branch, a tag or a commit
     https://host/FILE or https://host/SET.tar.gz    a file, or the files of an archive
     etcd+https://host:2379/PREFIX/                  the keys below a prefix
     Options of a source follow a #: #into=DIR&token_file=FILE&ca_file=FILE&timeout=SECONDS

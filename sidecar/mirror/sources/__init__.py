@@ -1,4 +1,5 @@
 """The engines that can be mirrored, each from an address with its scheme.
 
-`factory` makes a source from an address. `kube` follows ConfigMaps and Secrets, `web` a file or an archive on a web server, `etcd` a prefix of etcd.
+`factory` makes a source from an address. `git` follows a ref of a repository, which `git_command` transfers;
+`kube` follows ConfigMaps and Secrets, `web` a file or an archive on a web server, `etcd` a prefix of etcd.
 """

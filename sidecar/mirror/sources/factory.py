@@ -53,16 +53,34 @@ _KUBE = _Kind(
         "recheck": config_types.seconds,
     },
 )
+_GIT = _Kind(
+    "git",
+    "GitSource",
+    {
+        "interval": config_types.seconds,
+        "timeout": config_types.seconds,
+        "directory": config_types.text,
+        "submodules": config_types.text,
+        "fast_forward_only": config_types.truth,
+        "allowed_signers_file": config_types.text,
+        "user": config_types.text,
+        "password_file": config_types.text,
+        "ca_file": config_types.text,
+        "ssh_key_file": config_types.text,
+        "known_hosts_file": config_types.text,
+    },
+)
 _KINDS: Mapping[str, _Kind] = {
+    "git+http": _GIT,
+    "git+https": _GIT,
+    "git+ssh": _GIT,
     "kube": _KUBE,
     "http": _WEB,
     "https": _WEB,
     "etcd+http": _ETCD,
     "etcd+https": _ETCD,
 }
-FORMS = (
-    "https://host/file, kube://namespace/configmaps?labelSelector=…, etcd+https://host:2379/prefix/"
-)
+FORMS = "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…, etcd+https://host:2379/prefix/"
 
 
 class Placed(NamedTuple):
