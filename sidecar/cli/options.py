@@ -301,6 +301,11 @@ allowed_origins = option(
 )
 
 
+def ui(what: str) -> Decorator:
+    """Add `--ui` and `--no-ui`."""
+    return option("--ui/--no-ui", default=True, help=what)
+
+
 def logging(level: str = "info", *, reports_failure: bool = False) -> Decorator:
     """Add `--log-level` and `--log-format`, and configure logging before the function is called.
 

@@ -532,6 +532,19 @@ class Volume:
         """Return the versions of a loose file, or of the set, newest first, including the current one."""
         return await executor.run_in_thread(self._store.versions, name)
 
+    async def read_version(
+        self, version: str, *, name: str | None = None
+    ) -> tuple[Mapping[str, Content], bool]:
+        """Return the files of an older version of `name`, or of the set, and whether it is a set.
+
+        `version` may be an entity tag. A file that is part of a set has the versions of the set.
+
+        Raises:
+            UnknownVersion: the history does not contain it, or it was modified since.
+        """
+        arguments.check_instance("version", version, str, "a version or an entity tag, a str")
+        return await executor.run_in_thread(self._store.load_version, version.strip('"'), name)
+
     async def rollback(
         self,
         version: str,

@@ -226,7 +226,8 @@ def _command_of(process: subprocess.Popen[bytes]) -> str:
 def _explain(urls: dict[str, str], shared: str, *, empty: bool) -> None:
     """Print what runs, and the article's transcript as commands to paste; `empty`: its first answer holds."""
     arrow = escape.fit_marks("→")
-    click.echo(f"\n  writer  {urls['writer']}    HTTP {arrow} {shared}")
+    click.echo(f"\n  page    {urls['writer']}/ui    to read, publish and roll back in a browser")
+    click.echo(f"  writer  {urls['writer']}    HTTP {arrow} {shared}")
     click.echo(f"  reader  {urls['reader']}    {shared} {arrow} HTTP")
     click.echo("\nTo try in another terminal:")
     for step, (who, content, answer) in enumerate(_TRANSCRIPT):

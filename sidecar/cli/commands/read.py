@@ -19,6 +19,7 @@ from sidecar.cli.impl import serve
 @options.watching
 @options.token_file
 @options.allowed_hosts
+@options.ui("Serve /ui, a page that shows the content, its history and its changes.")
 @options.logging()
 def command(
     *,
@@ -28,6 +29,7 @@ def command(
     watching: options.WatchOptions,
     token_file: str | None,
     allowed_hosts: tuple[str, ...],
+    ui: bool,
 ) -> None:
     """Serve the file or directory at PATH by HTTP, always the newest content that is whole.
 
@@ -46,6 +48,7 @@ def command(
         missing=missing,
         token_file=token_file,
         allowed_hosts=allowed_hosts,
+        ui=ui,
         **asdict(watching),
     )
     serve.run(app, listening)

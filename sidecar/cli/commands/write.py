@@ -28,6 +28,7 @@ from sidecar.cli.impl import serve
 @options.token_file
 @options.allowed_origins
 @options.allowed_hosts
+@options.ui("Serve /ui, a page that shows the content and its history, and publishes.")
 @options.logging()
 def command(
     *,
@@ -40,6 +41,7 @@ def command(
     token_file: str | None,
     allowed_origins: tuple[str, ...],
     allowed_hosts: tuple[str, ...],
+    ui: bool,
 ) -> None:
     """Publish what comes by HTTP to the file or directory at PATH.
 
@@ -66,5 +68,6 @@ def command(
         token_file=token_file,
         allowed_origins=allowed_origins,
         allowed_hosts=allowed_hosts,
+        ui=ui,
     )
     serve.run(app, listening)

@@ -4,5 +4,6 @@
 `ops` has the routes of probes and metrics, and `probes` the same for any server.
 `write_request` parses requests to the writer, `write_health` reports whether the volume accepts writes,
 `confirm` asks the reader whether a content has arrived;
-`json_body` encodes a content as JSON, and `api_descriptions` is `/openapi.json`.
+`json_body` encodes a content as JSON, and `api_descriptions` is `/openapi.json`;
+`page/` is the page `/ui`.
 """

@@ -107,8 +107,8 @@ _REFUSALS: dict[int, str | Object] = {
 }
 
 
-def reader(*, token: bool) -> Object:
-    """Describe the reader. `token` says that it asks for one."""
+def reader(*, token: bool, ui: bool = True) -> Object:
+    """Describe the reader. `token` says that it asks for one, `ui` that it has a page."""
     text = operation(
         "The content, as a JSON string; of a set, an object of names and texts",
         responses={
@@ -139,12 +139,13 @@ def reader(*, token: bool) -> Object:
     )
     paths = {
         "/": get(text), "/raw": get(raw), "/events": get(events), **_files(), **_ops(),
+        **(_page() if ui else {}),
     }  # fmt: skip
     return document("sidecar reader", "Serves what the writer published last.", paths, token=token)
 
 
-def writer(*, token: bool) -> Object:
-    """Describe the writer. `token` says that it asks for one."""
+def writer(*, token: bool, ui: bool = True) -> Object:
+    """Describe the writer. `token` says that it asks for one, `ui` that it has a page."""
     publish = operation(
         "Publish a text to the file",
         responses={200: json("Published", {"const": "ok"}), **_REFUSALS},
@@ -187,6 +188,12 @@ def writer(*, token: bool) -> Object:
         "/rollback": {"post": rollback},
         **_ops(),
     }
+    if ui:
+        events = operation(
+            "Server-sent events, as those of the reader, with `null` for data",
+            responses={200: content("Events", "text/event-stream", _EVENTS)},
+        )
+        paths |= {**_page(), "/ui/events": get(events)}
     return document(
         "sidecar writer", "Publishes what comes, whole and durable.", paths, token=token
     )
@@ -213,6 +220,50 @@ def _files() -> dict[str, Object]:
         parameters=[_FILE_NAME, *_CONDITIONAL, _RANGE],
     )
     return {"/files": get(listing), "/files/{name}": get(one)}
+
+
+def _page() -> dict[str, Object]:
+    page = operation(
+        "A page for people: the content, its history, its changes",
+        responses={200: content("The page", "text/html", {"type": "string"}), 304: "Not changed"},
+        open_to_all=True,
+    )
+    asset = operation(
+        "A file of the page",
+        responses={
+            200: content("A script, a style sheet or an image", "*/*", _BINARY),
+            304: "Not changed",
+            404: "There is no such file",
+        },
+        parameters=[path_parameter("asset", "Its name")],
+        open_to_all=True,
+    )
+    slash = operation("The page", responses={308: "It is at `/ui`"}, open_to_all=True)
+    state = operation(
+        "What the page shows beside the content", responses={200: json("State", {"type": "object"})}
+    )
+    name = query("name", "A file; else the set. A file of a set has the versions of the set")
+    versions = operation(
+        "What was published before, newest first",
+        responses={200: json("The history", {"type": "array", "items": _VERSION})},
+        parameters=[name],
+    )
+    comparison = operation(
+        "The files of a version that differ from the current ones, with both texts",
+        responses={
+            200: json("The difference", {"type": "object"}),
+            404: "The history does not hold it",
+        },
+        parameters=[path_parameter("etag", "The entity tag of the version"), name],
+    )
+    return {
+        "/ui": get(page),
+        "/ui/": get(slash),
+        "/ui/{asset}": get(asset),
+        "/ui/state": get(state),
+        "/ui/versions": get(versions),
+        "/ui/versions/{etag}": get(comparison),
+    }
 
 
 def _ops() -> dict[str, Object]:

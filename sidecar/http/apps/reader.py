@@ -27,6 +27,7 @@ from sidecar import _errors
 from sidecar.fs import mounts
 from sidecar.http import problems
 from sidecar.http.apps import api_descriptions, files, follow, json_body, ops
+from sidecar.http.apps.page import assets, history
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.semantics.representation import Representation
 from sidecar.http.subscribe import long_poll, pending
@@ -59,6 +60,7 @@ def reader_app(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    ui: bool = True,
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
 
@@ -77,6 +79,7 @@ def reader_app(
         include: patterns of the loose files of a directory that count, as for `sidecar.watch`; none means all.
         exclude: patterns of those that do not.
         quiet: seconds without changes after which a directory of loose files is shown.
+        ui: serve `/ui`, a page that shows the content, its history and its changes.
 
     Raises:
         ConfigError: an argument is invalid.
@@ -124,10 +127,38 @@ def reader_app(
             web.get("/events", _get_events),
             web.get("/files", files.list_files),
             web.get(f"/files/{files.NAME}", files.get_file),
-            *ops.ops_routes(lambda: api_descriptions.reader(token=tokens is not None)),
+            *ops.ops_routes(lambda: api_descriptions.reader(token=tokens is not None, ui=ui)),
         ]
     )
+    if ui:
+        _add_page(app, os.fspath(path), max_bytes)
     return app
+
+
+def _add_page(app: web.Application, path: str, max_size: int) -> None:
+    own = _Directory(os.path.abspath(path), max_size)
+
+    async def open_volume(request: web.Request, name: str | None) -> Volume:
+        """Return the directory of the content; raise `Problem` 404 for a file that `/files` does not serve."""
+        snapshot = request.app[follow.LATEST].snapshot
+        beside = request.app[files.FILE_SOURCE].beside
+        if snapshot.name is not None and isinstance(beside, _Directory):
+            return await beside.volume()
+        if snapshot.name is not None or (name is not None and name not in snapshot):
+            raise files.no_such_file(name or "")
+        return await own.volume()
+
+    def describe(request: web.Request) -> dict[str, object]:
+        snapshot = request.app[follow.LATEST].watch.snapshot
+        name = None if snapshot is None else snapshot.name
+        return {"role": "reader", "path": path, "name": name, "events": "events"}
+
+    app.add_routes(
+        [
+            *assets.page_routes(assets.CONTENT_PAGE, describe),
+            *history.history_routes(open_volume),
+        ]
+    )
 
 
 @dataclass
@@ -304,12 +335,12 @@ class _Directory:
         self._opened: Volume | None = None
 
     async def entries(self) -> list[FileInfo]:
-        return await (await self._volume()).entries()
+        return await (await self.volume()).entries()
 
     async def read(self, name: str) -> Content:
-        return await (await self._volume()).read(name)
+        return await (await self.volume()).read(name)
 
-    async def _volume(self) -> Volume:
+    async def volume(self) -> Volume:
         if self._opened is None:
             self._opened = await executor.run_in_thread(self._open)
         return self._opened

@@ -29,6 +29,7 @@ from sidecar import _errors
 from sidecar.http import handler_api, health_state, problems
 from sidecar.http.apps import api_descriptions, files, ops, write_request
 from sidecar.http.apps.confirm import ReaderConfirmation
+from sidecar.http.apps.page import assets, history, live
 from sidecar.http.apps.write_health import WriteHealth
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.server.recv import BufferPool
@@ -38,7 +39,6 @@ from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
 from sidecar.volume.publish.group_commit import Outcome
-from sidecar.volume.publish.history import Version
 from sidecar.volume.publish.models import Publication
 from sidecar.volume.validation.gate import Gate, Validate, make_gate
 from sidecar.volume.volume import (
@@ -73,6 +73,7 @@ def writer_app(
     token_file: str | os.PathLike[str] | None = None,
     allowed_origins: Collection[str] = (),
     allowed_hosts: Collection[str] = (),
+    ui: bool = True,
 ) -> web.Application:
     """Return the writer of a file or a directory as an aiohttp application.
 
@@ -100,6 +101,7 @@ def writer_app(
             in addition to the application's own.
         allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
             `.example.com` includes all subdomains; addresses and `localhost` are always allowed, and probes are exempt.
+        ui: serve `/ui`, a page that shows the content and its history, and publishes.
 
     Raises:
         ConfigError: an argument is invalid. A problem of the volume is not an error here:
@@ -167,10 +169,37 @@ def writer_app(
             web.delete(f"/files/{files.NAME}", _delete_file),
             web.get("/versions", _get_versions),
             web.post("/rollback", _post_rollback),
-            *ops.ops_routes(lambda: api_descriptions.writer(token=tokens is not None)),
+            *ops.ops_routes(lambda: api_descriptions.writer(token=tokens is not None, ui=ui)),
         ]
     )
+    if ui:
+        _add_page(app, os.fspath(path))
     return app
+
+
+def _add_page(app: web.Application, path: str) -> None:
+    writer = app[WRITER]
+    watched = f"{writer.volume.path}/" if writer.primary is None else path
+    events = live.LiveEvents(watched, writer.max_size)
+    about = {
+        "role": "writer",
+        "path": path,
+        "name": writer.primary,
+        "events": "ui/events",
+        "max_size": writer.max_size,
+    }
+
+    async def open_volume(_: web.Request, __: str | None) -> Volume:
+        return writer.volume
+
+    app.cleanup_ctx.append(events.run)
+    app.add_routes(
+        [
+            *assets.page_routes(assets.CONTENT_PAGE, lambda _: about),
+            *history.history_routes(open_volume),
+            *events.routes(),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -325,7 +354,7 @@ async def _delete_file(request: web.Request) -> web.Response:
 async def _get_versions(request: web.Request) -> web.Response:
     writer = request.app[WRITER]
     versions = await writer.volume.versions(request.query.get("name", writer.primary))
-    return representation.json_answer([_version_entry(one) for one in versions])
+    return representation.json_answer([history.version_entry(one) for one in versions])
 
 
 @_attempt
@@ -374,16 +403,6 @@ async def _confirm(
 
 def _dry_run_headers(*, dry_run: bool) -> dict[str, str]:
     return {"Cache-Control": "no-store"} | ({DRY_RUN: "1"} if dry_run else {})
-
-
-def _version_entry(version: Version) -> dict[str, object]:
-    return {
-        "etag": version.etag,
-        "published": representation.rfc3339(version.published),
-        "size": version.size,
-        "files": version.files,
-        "current": version.current,
-    }
 
 
 def _too_large(writer: Writer, name: str, *, dry_run: bool) -> problems.Problem:

@@ -380,7 +380,7 @@ class Store:
             archived = [found for found in self.versions(name) if found.version == version]
         if not archived:
             raise _errors.UnknownVersion(
-                f"cannot roll {where} back to {snapshots.etag(version)}: the history does not hold it"
+                f"there is no version {snapshots.etag(version)} of {where}: the history does not hold it"
                 " (list it with GET /versions)"
             )
         with self._open_dir() as fd:
@@ -392,7 +392,7 @@ class Store:
             return {name: old.content(name) for name in old}, True
         if old is None or name is None:
             raise _errors.UnknownVersion(
-                f"cannot roll {where} back to {snapshots.etag(version)}: what was kept of it is altered"
+                f"there is no version {snapshots.etag(version)} of {where} any more: what was kept of it is altered"
                 " or cannot be read (publish the old content from its source)"
             )
         return {name: old}, False

@@ -63,10 +63,17 @@ def test_what_it_says_to_do_next_works_as_pasted(demo: StartProcess, wait_for: W
         r"^  ((?:printf .* \| )?\S*(?:python\S* -m )?sidecar .*)$", output, re.MULTILINE
     )
     assert re.fullmatch(r"[0-9a-f]+\n", shell(publish))
-    address = re.findall(r"localhost:\d+", output)[1]
+    (address,) = re.findall(r"^  reader  http://(localhost:\d+)", output, re.MULTILINE)
     wait_for(lambda: shell(f"curl {address}") == '"456"')
     assert shell(doctor).endswith(": fit for reading and writing\n")
     assert shell(usage).startswith("Usage: sidecar ")
+
+
+def test_the_address_of_the_page_comes_first(demo: StartProcess) -> None:
+    """What people open in a browser, before what programs ask."""
+    first = demo().output.split()[:2]
+    assert (first[0], first[1].endswith("/ui")) == ("page", True)
+    assert "<title>sidecar</title>" in shell(f"curl -s {first[1]}")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sidecar.http.apps.reader import reader_app
 from sidecar.http.apps.writer import writer_app
 from support.httpkit import MakeClient
 
-APPS: dict[str, Callable[[Path], web.Application]] = {"reader": reader_app, "writer": writer_app}
+APPS: dict[str, Callable[..., web.Application]] = {"reader": reader_app, "writer": writer_app}
 
 
 def routes(app: web.Application) -> dict[str, set[str]]:
@@ -30,11 +31,12 @@ async def described(client: MakeClient, app: web.Application) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", APPS)
+@pytest.mark.parametrize("ui", [True, False])
 async def test_every_route_is_described_and_no_other(
-    client: MakeClient, tmp_path: Path, name: str
+    client: MakeClient, tmp_path: Path, name: str, ui: bool
 ) -> None:
     """So neither can be changed without the other."""
-    app = APPS[name](tmp_path / "config")
+    app = APPS[name](tmp_path / "config", ui=ui)
     document = await described(client, app)
     assert {path: set(methods) for path, methods in document["paths"].items()} == routes(app)
 
@@ -55,7 +57,7 @@ async def test_the_description_is_openapi(client: MakeClient, tmp_path: Path, na
                 one["description"] for one in operation["responses"].values() if "$ref" not in one
             )
             named = {one["name"] for one in operation.get("parameters", []) if one["in"] == "path"}
-            assert named == ({"name"} if "{name}" in path else set())
+            assert named == set(re.findall(r"{(\w+)}", path))
     for reference in references(document):
         target: Any = document
         for part in reference.removeprefix("#/").split("/"):

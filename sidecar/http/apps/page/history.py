@@ -1,0 +1,118 @@
+"""The versions of a content, and what differs between one of them and the current content."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from sidecar import _errors
+from sidecar.http.semantics import representation
+from sidecar.process import executor
+from sidecar.volume.content.snapshot import Content
+
+if TYPE_CHECKING:
+    from sidecar.volume.publish.history import Version
+    from sidecar.volume.volume import Volume
+
+MAX_TEXT_BYTES: Final = 256 << 10
+"""Largest file, in bytes, whose text is part of a comparison."""
+MAX_TEXT_BYTES_OF_ALL: Final = 2 << 20
+"""Most bytes of text in one comparison; further files are listed without their text."""
+MAX_FILES: Final = 200
+"""Most files in one comparison; `omitted` counts the others."""
+
+OpenVolume = Callable[[web.Request, str | None], Awaitable["Volume"]]
+"""Returns the volume of a request for the file of this name (None: for the set). Raises `Problem` for one that is not served."""
+
+
+def version_entry(version: Version) -> dict[str, object]:
+    """Return a version as an item of a JSON list."""
+    return {
+        "etag": version.etag,
+        "published": representation.rfc3339(version.published),
+        "size": version.size,
+        "files": version.files,
+        "current": version.current,
+    }
+
+
+def history_routes(open_volume: OpenVolume) -> list[web.RouteDef]:
+    """Return `/ui/versions`, the list of versions, and `/ui/versions/ETAG`, one of them beside the current content.
+
+    Both take `?name=NAME`: the versions of this file, or, if it is part of a set, those of the set.
+    """
+
+    async def versions(request: web.Request) -> web.Response:
+        name = request.query.get("name")
+        volume = await open_volume(request, name)
+        try:
+            found = await volume.versions(name)
+        except _errors.NothingPublished:
+            found = []
+        return representation.json_answer([version_entry(one) for one in found])
+
+    async def comparison(request: web.Request) -> web.Response:
+        name = request.query.get("name")
+        volume = await open_volume(request, name)
+        version = request.match_info["etag"].strip('"')
+        before, is_set = await volume.read_version(version, name=name)
+        after = await _current(volume, None if is_set else name)
+        return representation.json_answer(await executor.run_in_thread(compare, before, after))
+
+    return [web.get("/ui/versions", versions), web.get("/ui/versions/{etag}", comparison)]
+
+
+def compare(before: Mapping[str, Content], after: Mapping[str, Content]) -> dict[str, object]:
+    """Return the files that differ, each with its text in both: `before` is the older content. Blocking."""
+    names = sorted(
+        name
+        for name in before.keys() | after.keys()
+        if name not in before or name not in after or before[name].version != after[name].version
+    )
+    left = MAX_TEXT_BYTES_OF_ALL
+    files = []
+    for name in names[:MAX_FILES]:
+        pair = [side.get(name) for side in (before, after)]
+        size = sum(one.size for one in pair if one is not None)
+        shown = size <= left and all(one is None or one.size <= MAX_TEXT_BYTES for one in pair)
+        left -= size if shown else 0
+        files.append(
+            {
+                "name": name,
+                "before": _side(pair[0], shown=shown),
+                "after": _side(pair[1], shown=shown),
+            }
+        )
+    return {"files": files, "omitted": len(names) - len(files)}
+
+
+def _side(content: Content | None, *, shown: bool) -> dict[str, object] | None:
+    if content is None:
+        return None
+    return {
+        "size": content.size,
+        "etag": content.etag,
+        "text": _text(content) if shown else None,
+    }
+
+
+def _text(content: Content) -> str | None:
+    """Return the text, None if it is not UTF-8 or cannot be read any more."""
+    try:
+        return content.data.decode()
+    except (UnicodeDecodeError, OSError):
+        return None
+
+
+async def _current(volume: Volume, name: str | None) -> Mapping[str, Content]:
+    """Return the current content: one file, or all of the set. Empty if there is none."""
+    try:
+        if name is not None:
+            return {name: await volume.read(name)}
+        snapshot = await volume.snapshot()
+    except _errors.NothingPublished:
+        return {}
+    names: Collection[str] = snapshot
+    return {one: snapshot.content(one) for one in names}
