@@ -55,6 +55,11 @@ class Topology:
         self._plan, self._make = plan, make
 
     @property
+    def collectors(self) -> Mapping[str, Collector]:
+        """The collections that run now, by the name of their pipeline."""
+        return self._plan.collectors
+
+    @property
     def started(self) -> bool:
         """Whether all collections have done their first scan and opened their sinks."""
         return all(one.started for one in self._plan.collectors.values())

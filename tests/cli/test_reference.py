@@ -128,7 +128,7 @@ PLURAL = {"sink": "sinks", "archive": "archives", "label": "labels", "dead_lette
 #: Those that say what is to be done now, or that concern the process and not a pipeline.
 OF_THE_RUN = {
     *("config", "check_config", "dry_run", "replay", "status", "once"),
-    *("port", "host", "log_level", "log_format"),
+    *("port", "host", "ui", "log_level", "log_format"),
 }
 #: Those that a file says at a sink (`tenant: shop`), or inside a rule (`multiline: {end: …}`).
 OF_A_SINK_OR_RULE = {"token_file", "ca_file", "tenant", "multiline_end"}

@@ -273,6 +273,11 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
         "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
     },
+    "without a page": {
+        "writer": {"ui": False},
+        "reader": {"ui": False},
+        "collector": {"enabled": True, "ui": False},
+    },
     "every request logged": {"writer": {"accessLog": True}, "reader": {"accessLog": True}},
     "collector that waits alone": {
         "writer": {"enabled": False},

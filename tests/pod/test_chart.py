@@ -121,7 +121,8 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
     # A value that is there and does nothing would be worse than none.
     given = {name: _sample(role, name) for name in camel - {"path", "port"}}
     taken = chart.container(chart.render({role: given}), role)["args"]
-    flags = {f"--{name.replace('_', '-')}" for name in options if name}
+    # The last way to say it: of a pair, as `--ui/--no-ui`, that which is not the default.
+    flags = {[*one.opts, *one.secondary_opts][-1] for one in command.params if one.name in options}
     assert flags - {one.partition("=")[0] for one in taken} == set()
     arguments = " ".join(chart.container(chart.render(), role)["args"])
     for name in elsewhere - {"tls_cert", "tls_key", "token_file"}:
@@ -267,7 +268,8 @@ def _sample(role: str, name: str) -> Any:
         return 7
     if "array" in types:
         return ["a.example"]
-    return True if "boolean" in types else "0600"
+    values = yaml.safe_load((tools.CHART / "values.yaml").read_text())
+    return not values[role][name] if "boolean" in types else "0600"
 
 
 @cache

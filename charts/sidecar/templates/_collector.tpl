@@ -30,6 +30,9 @@ The collector: its container, what it mounts, and the pipeline that it is given.
     - {{ printf "--host=%s" . | quote }}
     {{- end }}
     - --port={{ $values.port }}
+    {{- if not $values.ui }}
+    - --no-ui
+    {{- end }}
     {{- if $values.token.secret }}
     - --token-file=/etc/sidecar/token/{{ $values.token.key }}
     {{- end }}

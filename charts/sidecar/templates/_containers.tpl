@@ -200,6 +200,9 @@ securityContext:
 {{- if $values.accessLog }}
 - --access-log
 {{- end }}
+{{- if not $values.ui }}
+- --no-ui
+{{- end }}
 {{- if eq $role "writer" }}
 {{- with $values.confirmCa }}
 - {{ printf "--confirm-ca=%s" . | quote }}

@@ -162,6 +162,7 @@ if TYPE_CHECKING:
     help="Print position and lag of each file in this checkpoint, and exit.",
 )
 @options.probes
+@options.ui("Serve /ui at the same port, a page with files, lag and sinks.")
 @options.logging()
 @click.pass_context
 def command(
@@ -177,6 +178,7 @@ def command(
     once: bool,
     host: str,
     port: int | None,
+    ui: bool,
     **given: Any,
 ) -> int:
     """Follow log files through every rotation, and deliver every line.
@@ -214,4 +216,4 @@ def command(
         return collect.replay(found(), sink_defaults, replay)
     if check_config:
         return collect.check(found(), sink_defaults)
-    return collect.run(found, sink_defaults, once=once, host=host, port=port)
+    return collect.run(found, sink_defaults, once=once, host=host, port=port, ui=ui)

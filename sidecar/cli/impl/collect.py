@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
 import os
@@ -10,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -17,7 +17,7 @@ import orjson
 
 from sidecar import _errors
 from sidecar.cli import escape, lazy_imports
-from sidecar.cli.impl import probe_server
+from sidecar.cli.impl import collect_page, file_positions, probe_server
 from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
 from sidecar.logs.config_file import Configuration, checkpoint_of, load
@@ -89,6 +89,7 @@ def run(
     once: bool,
     host: str,
     port: int | None,
+    ui: bool,
 ) -> int:
     """Collect until SIGTERM, or to the end of the existing data; changes of the configuration are applied."""
     nofile_limit.raise_nofile_limit()
@@ -102,9 +103,11 @@ def run(
         first = plan()
         topology = Topology(first, plan if first.signature else None)
         work = topology.run(until_end=once)
-        main = work if port is None else probe_server.beside(work, probed(topology), host, port)
+        if port is not None:
+            page = partial(collect_page.describe, topology) if ui else None
+            work = probe_server.beside(work, probed(topology)._replace(page=page), host, port)
     try:
-        lifecycle.run(main)
+        lifecycle.run(work)
     except BrokenPipeError as error:  # click would exit silently
         raise _errors.SidecarError(
             "cannot write to standard output: whoever has read it is gone"
@@ -243,7 +246,7 @@ def _pipeline_for(found: Configuration, path: str) -> Pipeline:
 def print_status(path: str, *, as_json: bool) -> int:
     """Print position and lag of each file of a checkpoint, for each sink."""
     state = _state(path)
-    rows = [row for entry in state.entries for row in _rows(entry)]
+    rows = [row for entry in state.entries for row in file_positions.rows(entry)]
     if as_json:
         click.echo(orjson.dumps({"checkpoint": path, "files": rows}, option=orjson.OPT_INDENT_2))
         return 0
@@ -308,45 +311,6 @@ def _state(path: str) -> checkpoint.State:
                 click.echo(f"sidecar: {problem}", err=True)
             return state
     raise _errors.SidecarError(problems[0])
-
-
-def _rows(entry: checkpoint.FileState) -> list[dict[str, Any]]:
-    path, size, state = _whereabouts(entry)
-    return [
-        {
-            "file": path,
-            "sink": sink,
-            "position": position.offset,
-            "size": size,
-            "lag": max(size - position.offset, 0),
-            "state": state,
-        }
-        for sink, position in sorted(entry.positions.items())
-    ]
-
-
-def _whereabouts(entry: checkpoint.FileState) -> tuple[str, int, str]:
-    """Find a file by its inode, under its name or another one in the same directory."""
-    if entry.retired_at is not None:
-        return entry.path, entry.size, "gone, delivered"
-    if (size := _size_if_same(entry.path, entry)) is not None:
-        return entry.path, size, "there"
-    directory = os.path.dirname(entry.path)
-    with contextlib.suppress(OSError), os.scandir(directory) as neighbours:
-        for one in neighbours:
-            if one.inode() == entry.inode and (size := _size_if_same(one.path, entry)) is not None:
-                return one.path, size, "rotated"
-    return entry.path, entry.size, "not found"
-
-
-def _size_if_same(path: str, entry: checkpoint.FileState) -> int | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    same = (found.st_dev, found.st_ino) == (entry.device, entry.inode)
-    # For a compressed file only the compressed size is known.
-    return max(found.st_size, entry.size) if same else None
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidecar.process.health import Check, ProbeKind
@@ -21,6 +21,8 @@ class Probed(NamedTuple):
     description: str
     ready_question: str
     checks: Mapping[ProbeKind, Check]
+    page: Callable[[], Awaitable[Mapping[str, object]]] | None = None
+    """Returns the state that the page `/ui` shows; None: there is no page."""
 
 
 def beside(
@@ -50,7 +52,7 @@ async def _beside(main: Coroutine[Any, Any, object], server: Coroutine[Any, Any,
 
 
 def make_app(probed: Probed) -> web.Application:
-    """Return what answers `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`."""
+    """Return what answers `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`, and `/ui` if there is a page."""
     from aiohttp import web
 
     from sidecar.http import health_state, problems
@@ -75,6 +77,11 @@ def make_app(probed: Probed) -> web.Application:
         path: openapi.get(openapi.operation(title, responses={200: "Yes", 503: "No, and why"}))
         for path, title in titles.items()
     }
+    if probed.page is not None:
+        from sidecar.http.apps.page import assets
+
+        app.add_routes(assets.page_routes(assets.COLLECT_PAGE, probed.page))
+        paths |= assets.descriptions("A page for people: how the collection is")
     about = openapi.document(probed.title, probed.description, paths, token=False)
     app.add_routes(ops.ops_routes(lambda: about))
     return app

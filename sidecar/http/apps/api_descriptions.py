@@ -5,6 +5,7 @@ A test compares it with their routes, so neither can be changed without the othe
 
 from __future__ import annotations
 
+from sidecar.http.apps.page import assets
 from sidecar.http.semantics import representation
 from sidecar.http.semantics.openapi import (
     Json,
@@ -223,25 +224,6 @@ def _files() -> dict[str, Object]:
 
 
 def _page() -> dict[str, Object]:
-    page = operation(
-        "A page for people: the content, its history, its changes",
-        responses={200: content("The page", "text/html", {"type": "string"}), 304: "Not changed"},
-        open_to_all=True,
-    )
-    asset = operation(
-        "A file of the page",
-        responses={
-            200: content("A script, a style sheet or an image", "*/*", _BINARY),
-            304: "Not changed",
-            404: "There is no such file",
-        },
-        parameters=[path_parameter("asset", "Its name")],
-        open_to_all=True,
-    )
-    slash = operation("The page", responses={308: "It is at `/ui`"}, open_to_all=True)
-    state = operation(
-        "What the page shows beside the content", responses={200: json("State", {"type": "object"})}
-    )
     name = query("name", "A file; else the set. A file of a set has the versions of the set")
     versions = operation(
         "What was published before, newest first",
@@ -257,10 +239,7 @@ def _page() -> dict[str, Object]:
         parameters=[path_parameter("etag", "The entity tag of the version"), name],
     )
     return {
-        "/ui": get(page),
-        "/ui/": get(slash),
-        "/ui/{asset}": get(asset),
-        "/ui/state": get(state),
+        **assets.descriptions("A page for people: the content, its history, its changes"),
         "/ui/versions": get(versions),
         "/ui/versions/{etag}": get(comparison),
     }

@@ -148,8 +148,8 @@ def _add_page(app: web.Application, path: str, max_size: int) -> None:
             raise files.no_such_file(name or "")
         return await own.volume()
 
-    def describe(request: web.Request) -> dict[str, object]:
-        snapshot = request.app[follow.LATEST].watch.snapshot
+    async def describe() -> dict[str, object]:
+        snapshot = app[follow.LATEST].watch.snapshot
         name = None if snapshot is None else snapshot.name
         return {"role": "reader", "path": path, "name": name, "events": "events"}
 

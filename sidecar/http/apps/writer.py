@@ -181,7 +181,7 @@ def _add_page(app: web.Application, path: str) -> None:
     writer = app[WRITER]
     watched = f"{writer.volume.path}/" if writer.primary is None else path
     events = live.LiveEvents(watched, writer.max_size)
-    about = {
+    about: dict[str, object] = {
         "role": "writer",
         "path": path,
         "name": writer.primary,
@@ -189,13 +189,16 @@ def _add_page(app: web.Application, path: str) -> None:
         "max_size": writer.max_size,
     }
 
+    async def describe() -> dict[str, object]:
+        return about
+
     async def open_volume(_: web.Request, __: str | None) -> Volume:
         return writer.volume
 
     app.cleanup_ctx.append(events.run)
     app.add_routes(
         [
-            *assets.page_routes(assets.CONTENT_PAGE, lambda _: about),
+            *assets.page_routes(assets.CONTENT_PAGE, describe),
             *history.history_routes(open_volume),
             *events.routes(),
         ]

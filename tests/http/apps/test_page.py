@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 import sidecar
 from sidecar.http.apps.page import assets, history, live
 from sidecar.http.apps.reader import reader_app
 from sidecar.http.apps.writer import writer_app
 from sidecar.volume.content.snapshot import Content
-from support.eventsource import Parser
+from sidecar.volume.watch import watch
+from support.eventsource import Event, Parser
 from support.httpkit import Client, MakeClient, place, problem, tag
 
 STATIC = Path(assets.__file__).with_name("static")
 FILES = sorted(path for path in STATIC.iterdir())
-APPS = {"reader": reader_app, "writer": writer_app}
+APPS: dict[str, Callable[..., web.Application]] = {"reader": reader_app, "writer": writer_app}
 Eventually = Callable[..., Awaitable[None]]
 
 
@@ -269,7 +271,7 @@ async def test_the_writer_tells_its_page_of_each_change(
 ) -> None:
     """Also of those that others make on the volume; which version, and not the content."""
     http = await client(writer_app(config))
-    parser, found = Parser(), []
+    parser, found = Parser(), list[Event]()
     async with http.get("/ui/events") as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
 
@@ -291,15 +293,15 @@ async def test_a_writer_watches_only_while_a_page_is_open(
 ) -> None:
     """A moment after the last one the watch ends; the next page begins another."""
     used: list[sidecar.Watch[None]] = []
-    shared = live.watches.shared
+    shared = watch.shared
 
     @asynccontextmanager
     async def noted(*args: Any, **options: Any) -> AsyncIterator[sidecar.Watch[None]]:
-        async with shared(*args, **options) as watch:
-            used.append(watch)
-            yield watch
+        async with shared(*args, **options) as one:
+            used.append(one)
+            yield one
 
-    monkeypatch.setattr(live.watches, "shared", noted)
+    monkeypatch.setattr(watch, "shared", noted)
     http = await client(writer_app(config))
     assert used == []
     for number in (1, 2):

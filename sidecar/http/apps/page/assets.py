@@ -6,7 +6,7 @@ A file is read when it is requested and not kept, so a page that nobody opens co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sidecar import __version__
 from sidecar.http import problems
-from sidecar.http.semantics import bearer_auth, representation
+from sidecar.http.semantics import bearer_auth, openapi, representation
 from sidecar.process import executor
 from sidecar.volume.content.snapshot import etag, version_of
 
@@ -41,7 +41,7 @@ _TYPES: Final = {
 
 
 def page_routes(
-    page: str, describe: Callable[[web.Request], Mapping[str, object]]
+    page: str, describe: Callable[[], Awaitable[Mapping[str, object]]]
 ) -> list[web.RouteDef]:
     """Return the routes of the page and its files, and `/ui/state`.
 
@@ -59,8 +59,8 @@ def page_routes(
         # Relative addresses on the page begin at the directory of `/ui`.
         return web.Response(status=308, headers={"Location": "../ui"})
 
-    async def state(request: web.Request) -> web.Response:
-        return representation.json_answer({"sidecar": __version__, **describe(request)})
+    async def state(_: web.Request) -> web.Response:
+        return representation.json_answer({"sidecar": __version__, **await describe()})
 
     return [
         web.get("/ui", show_page),
@@ -68,6 +68,37 @@ def page_routes(
         web.get("/ui/state", state),
         web.get("/ui/{asset}", _get_asset),
     ]
+
+
+def descriptions(summary: str) -> dict[str, openapi.Object]:
+    """Return what `/openapi.json` says of these routes; `summary` is that of the page."""
+    text: openapi.Object = {"type": "string"}
+    page = openapi.operation(
+        summary,
+        responses={200: openapi.content("The page", "text/html", text), 304: "Not changed"},
+        open_to_all=True,
+    )
+    asset = openapi.operation(
+        "A file of the page",
+        responses={
+            200: openapi.content("A script, a style sheet or an image", "*/*", text),
+            304: "Not changed",
+            404: "There is no such file",
+        },
+        parameters=[openapi.path_parameter("asset", "Its name")],
+        open_to_all=True,
+    )
+    slash = openapi.operation("The page", responses={308: "It is at `/ui`"}, open_to_all=True)
+    state = openapi.operation(
+        "What the page shows beside the content",
+        responses={200: openapi.json("The state", {"type": "object"})},
+    )
+    return {
+        "/ui": openapi.get(page),
+        "/ui/": openapi.get(slash),
+        "/ui/{asset}": openapi.get(asset),
+        "/ui/state": openapi.get(state),
+    }
 
 
 @bearer_auth.public
