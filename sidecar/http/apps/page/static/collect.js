@@ -1,7 +1,7 @@
 // The page of a collection: its files with their lag, and its sinks.
 
 import { getJson } from "./api.js";
-import { byId, bytes, count, make, say, show } from "./dom.js";
+import { byId, bytes, count, make, path, say, show } from "./dom.js";
 import { showHealth } from "./health.js";
 
 const INTERVAL_MILLISECONDS = 2000;
@@ -59,14 +59,14 @@ function pipeline(one) {
 
 function sinkRow(sink) {
   const failing = sink.failure !== null;
-  const text = failing ? `Takes nothing since ${count(Math.round(sink.failing_seconds), "second")}: ${sink.failure}` : "Takes lines";
+  const text = failing ? `Has taken nothing for ${count(Math.round(sink.failing_seconds), "second")}: ${sink.failure}` : "Takes lines";
   const flight = make("td", { class: "number" }, bytes(sink.pending), bar(sink.pending, sink.budget, `${sink.name}: in flight`));
-  return make("tr", {}, make("td", {}, make("span", { class: "filename" }, sink.name)), flight, make("td", {}, make("span", { class: `dot ${failing ? "bad" : "good"}` }), ` ${text}`));
+  return make("tr", {}, make("td", {}, make("span", { class: "filename" }, ...path(sink.name))), flight, make("td", {}, make("span", { class: `dot ${failing ? "bad" : "good"}` }), ` ${text}`));
 }
 
 function fileRow(file) {
   const behind = file.positions.length > 1 ? file.positions.filter((one) => one.lag).map((one) => make("span", { class: "muted small" }, `${one.sink}: ${bytes(one.lag)} `)) : [];
-  const name = make("td", {}, make("span", { class: "filename" }, file.file), ...(behind.length ? [make("div", {}, ...behind)] : []));
+  const name = make("td", {}, make("span", { class: "filename" }, ...path(file.file)), ...(behind.length ? [make("div", {}, ...behind)] : []));
   const lag = make("td", { class: "number" }, file.lag ? bytes(file.lag) : "nothing", bar(file.size - file.lag, file.size || 1, `${file.file}: delivered`));
   return make("tr", {}, name, make("td", { class: "number" }, bytes(file.size)), lag, make("td", {}, file.state));
 }

@@ -2,7 +2,7 @@
 
 import { Problem, fileUrl, follow, getJson, hasToken, request, setToken } from "./api.js";
 import { newLines, render as renderDifference } from "./diff.js";
-import { age, byId, bytes, count, make, say, short, show, toast } from "./dom.js";
+import { age, byId, bytes, count, make, path, say, short, show, toast } from "./dom.js";
 import { Editor } from "./editor.js";
 import { showHealth } from "./health.js";
 import { TITLES, languageOf, lines } from "./highlight.js";
@@ -118,7 +118,7 @@ async function loadContent(entry) {
   const changed = before !== null && before.name === entry.name;
   showContent(changed ? before : null);
   editor.contentChanged();
-  if (changed) toast(`${entry.name} is now ${short(state.shown.etag)}`);
+  if (changed && !editor.isOpen) toast(`${entry.name} is now ${short(state.shown.etag)}`);
 }
 
 async function loadVersions() {
@@ -227,7 +227,7 @@ function listFiles() {
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.name : null;
   list.replaceChildren(
     ...found.slice(0, MAX_LISTED_FILES).map((one) => {
-      const button = make("button", { type: "button", "aria-current": one.name === state.selected ? "true" : null }, make("span", { class: "filename" }, one.name), make("span", { class: "muted small" }, bytes(one.size)));
+      const button = make("button", { type: "button", "aria-current": one.name === state.selected ? "true" : null }, make("span", { class: "filename" }, ...path(one.name)), make("span", { class: "muted small" }, bytes(one.size, "B")));
       button.dataset.name = one.name;
       button.addEventListener("click", () => select(one.name));
       return make("li", {}, button);
@@ -249,6 +249,9 @@ function select(name) {
 
 function listVersions() {
   const list = byId("history");
+  const current = state.versions.find((one) => one.current);
+  const isSet = current !== undefined && state.shown !== null && current.etag !== state.shown.etag;
+  byId("history-title").textContent = isSet ? "History of the set" : "History";
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.etag : null;
   list.replaceChildren(...state.versions.map(versionItem));
   if (focused) [...list.querySelectorAll("button")].find((one) => one.dataset.etag === focused)?.focus();
@@ -258,7 +261,7 @@ function listVersions() {
 
 function versionItem(version) {
   const size = version.files > 1 ? `${count(version.files, "file")}, ${bytes(version.size)}` : bytes(version.size);
-  const about = make("div", { class: "when" }, make("span", {}, make("code", { title: version.etag }, short(version.etag)), make("span", { class: "muted small" }, size)), make("span", { class: "muted small" }, age(version.published)));
+  const about = make("div", { class: "when" }, make("code", { title: version.etag }, short(version.etag)), make("span", { class: "muted small" }, age(version.published)), make("span", { class: "muted small" }, size));
   if (version.current) return make("li", { class: "current" }, about, make("span", { class: "badge good" }, "current"));
   const button = make("button", { type: "button", "aria-label": `Compare version ${short(version.etag)} with the current one` }, "Compare");
   button.dataset.etag = version.etag;
@@ -278,8 +281,8 @@ async function compare(version) {
   byId("differences").replaceChildren(make("p", { class: "muted" }, "Loading"));
   if (!dialog.open) dialog.showModal();
   try {
-    const path = `ui/versions/${encodeURIComponent(short32(version.etag))}?name=${encodeURIComponent(state.selected)}`;
-    showDifferences(await getJson(path), writes);
+    const address = `ui/versions/${encodeURIComponent(short32(version.etag))}?name=${encodeURIComponent(state.selected)}`;
+    showDifferences(await getJson(address), writes);
     byId("rollback").disabled = false;
   } catch (error) {
     byId("differences").replaceChildren();
@@ -375,7 +378,7 @@ function askForToken() {
   show(byId("main"), false);
   show(byId("forget"), false);
   show(byId("token"), true);
-  say(byId("token-problem"), wrong ? "This token is not accepted (any more)." : "");
+  say(byId("token-problem"), wrong ? "This token is not accepted." : "");
   byId("token-value").focus();
 }
 

@@ -28,17 +28,17 @@ const numbers = new Intl.NumberFormat("en");
 
 export const count = (number, one, many = `${one}s`) => `${numbers.format(number)} ${number === 1 ? one : many}`;
 
-/** A number of bytes for people: `12.3 KiB`. */
-export function bytes(size) {
-  if (size < 1024) return count(size, "byte");
+/** A number of bytes for people: `12.3 KiB`. `unit` in place of the word "bytes" where there is little room. */
+export function bytes(size, unit = null) {
+  if (size < 1024) return unit === null ? count(size, "byte") : `${size} ${unit}`;
   const units = ["KiB", "MiB", "GiB", "TiB"];
   let value = size;
-  let unit = -1;
+  let power = -1;
   do {
     value /= 1024;
-    unit += 1;
-  } while (value >= 1024 && unit < units.length - 1);
-  return `${value < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+    power += 1;
+  } while (value >= 1024 && power < units.length - 1);
+  return `${value < 100 ? value.toFixed(1) : Math.round(value)} ${units[power]}`;
 }
 
 const STEPS = [[86_400, "day"], [3600, "hour"], [60, "minute"]];
@@ -71,6 +71,12 @@ setInterval(() => {
     else element.textContent = ago(Date.parse(element.dateTime));
   }
 }, 1000);
+
+/** A path that may break after each slash. */
+export function path(text) {
+  const parts = text.split(/(?<=\/)/);
+  return parts.flatMap((part, index) => (index ? [make("wbr"), part] : [part]));
+}
 
 /** The beginning of an entity tag: enough to tell versions apart. */
 export const short = (etag) => etag.replace(/^(W\/)?"|"$/g, "").slice(0, 8);
