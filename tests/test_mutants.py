@@ -39,7 +39,8 @@ def test_each_planted_fault_still_has_its_place(fault: Any) -> None:
     """Its text stands once in its file, what replaces it is other code, and its tests are there."""
     assert (ROOT / fault.file).read_text().count(fault.old) == 1
     assert fault.new != fault.old
-    compile((ROOT / fault.file).read_text().replace(fault.old, fault.new), fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile((ROOT / fault.file).read_text().replace(fault.old, fault.new), fault.file, "exec")
     for test in fault.tests:
         path, _, name = test.partition("::")
         assert f"def {name}" in (ROOT / path).read_text() if name else (ROOT / path).exists()

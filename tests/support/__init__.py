@@ -6,6 +6,7 @@ another user for a while (`as_user`), an event at a time (`after`), and a system
 `commands`      the types of the fixtures that run a command of `sidecar` (`tests/cli`)
 `httpkit`       an HTTP client, raw sockets, problem details: for applications and servers
 `parity`        two servers given the same bytes, which must answer the same bytes
+`browser`       headless Chromium, driven by the DevTools protocol: windows, keys, what a page asks for and complains of
 `eventsource`   a client of server-sent events, by the letter of the specification
 `pages`         the blocks of a page of the documentation, run in order
 `watching`      a consumer of a watch that remembers what it saw, and the bounds of time of a watch
