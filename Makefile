@@ -15,7 +15,6 @@ help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUNTIME)  ## writer and reader on this machine
-	@echo "The command is $(BIN)/sidecar; to have it on the PATH: pipx install '.[schema]'  or  uv tool install '.[schema]'"
 	@$(BIN)/sidecar demo
 
 test: $(STAMP)  ## all tests but the soaks; ARGS="-k torn" for some of them

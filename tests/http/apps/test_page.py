@@ -169,7 +169,7 @@ async def published(http: Client, name: str, *contents: bytes | str) -> None:
 
 async def changes(http: Client, of: str, name: str | None = None) -> dict[str, Any]:
     query = {} if name is None else {"name": name}
-    answer = await http.get(f"/ui/versions/{of.strip(chr(34))}", params=query)
+    answer = await http.get(f"/ui/versions/{plain(of)}", params=query)
     assert answer.status == 200
     return dict(await answer.json())
 
@@ -223,7 +223,7 @@ async def test_a_reader_shows_the_history_of_what_it_serves_alone(
     assert len(await (await http.get("/ui/versions?name=a.conf")).json()) == 2
     for path in (
         "/ui/versions?name=secret.key",
-        f"/ui/versions/{tag('old').strip(chr(34))}?name=secret.key",
+        f"/ui/versions/{plain(tag('old'))}?name=secret.key",
     ):
         await problem(await http.get(path), 404, "no-such-file")
 
@@ -235,6 +235,27 @@ async def test_without_a_content_there_is_no_history(client: MakeClient, tmp_pat
     assert (await (await reader.get("/ui/state")).json())["name"] is None
     writer = await client(writer_app(f"{tmp_path}/empty/"))
     assert await (await writer.get("/ui/versions?name=config")).json() == []
+
+
+async def test_what_is_too_large_is_not_read_for_a_comparison(
+    client: MakeClient, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an older version nor the current one: a reader has memory for its content, and no more."""
+    monkeypatch.setattr(history, "MAX_COMPARED_BYTES", 5)
+    http = await client(writer_app(config))
+    await published(http, "config", "longer")
+    await problem(
+        await http.get(f"/ui/versions/{plain(tag('one'))}?name=config"), 413, "content-too-large"
+    )
+    await published(http, "config", "two")
+    await problem(
+        await http.get(f"/ui/versions/{plain(tag('longer'))}?name=config"), 413, "content-too-large"
+    )
+    assert len((await changes(http, tag("one"), "config"))["files"]) == 1
+
+
+def plain(etag: str) -> str:
+    return etag.strip('"')
 
 
 def content(name: str, data: bytes) -> Content:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from sidecar import _errors
+from sidecar.http import problems
 from sidecar.http.semantics import representation
 from sidecar.process import executor
 from sidecar.volume.content.snapshot import Content
@@ -20,6 +22,8 @@ MAX_TEXT_BYTES: Final = 256 << 10
 """Largest file, in bytes, whose text is part of a comparison."""
 MAX_TEXT_BYTES_OF_ALL: Final = 2 << 20
 """Most bytes of text in one comparison; further files are listed without their text."""
+MAX_COMPARED_BYTES: Final = 16 << 20
+"""Largest version, in bytes, that is compared: it is read as a whole."""
 MAX_FILES: Final = 200
 """Most files in one comparison; `omitted` counts the others."""
 
@@ -43,23 +47,24 @@ def history_routes(open_volume: OpenVolume) -> list[web.RouteDef]:
 
     Both take `?name=NAME`: the versions of this file, or, if it is part of a set, those of the set.
     """
+    one_at_a_time = asyncio.Lock()  # each may read as much as a whole version
 
     async def versions(request: web.Request) -> web.Response:
         name = request.query.get("name")
-        volume = await open_volume(request, name)
-        try:
-            found = await volume.versions(name)
-        except _errors.NothingPublished:
-            found = []
+        async with one_at_a_time:
+            found = await _versions(await open_volume(request, name), name)
         return representation.json_answer([version_entry(one) for one in found])
 
     async def comparison(request: web.Request) -> web.Response:
         name = request.query.get("name")
-        volume = await open_volume(request, name)
         version = request.match_info["etag"].strip('"')
-        before, is_set = await volume.read_version(version, name=name)
-        after = await _current(volume, None if is_set else name)
-        return representation.json_answer(await executor.run_in_thread(compare, before, after))
+        async with one_at_a_time:
+            volume = await open_volume(request, name)
+            _check_sizes(version, await _versions(volume, name))
+            before, is_set = await volume.read_version(version, name=name)
+            after = await _current(volume, None if is_set else name)
+            found = await executor.run_in_thread(compare, before, after)
+        return representation.json_answer(found)
 
     return [web.get("/ui/versions", versions), web.get("/ui/versions/{etag}", comparison)]
 
@@ -86,6 +91,24 @@ def compare(before: Mapping[str, Content], after: Mapping[str, Content]) -> dict
             }
         )
     return {"files": files, "omitted": len(names) - len(files)}
+
+
+async def _versions(volume: Volume, name: str | None) -> list[Version]:
+    try:
+        return await volume.versions(name)
+    except _errors.NothingPublished:
+        return []
+
+
+def _check_sizes(version: str, versions: Collection[Version]) -> None:
+    """Raise `Problem` 413 if this version, or the current one, is too large to be compared."""
+    compared = [one.size for one in versions if one.current or one.version == version]
+    if max(compared, default=0) > MAX_COMPARED_BYTES:
+        raise problems.Problem(
+            "content-too-large",
+            f"a version of more than {MAX_COMPARED_BYTES >> 20} MiB is not compared;"
+            " it can be published again by POST /rollback",
+        )
 
 
 def _side(content: Content | None, *, shown: bool) -> dict[str, object] | None:
