@@ -9,10 +9,10 @@ STAMP   := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-next lint format bench soak mutants image image-size chart lock sbom clean
+.PHONY: help run test test-all test-next lint format bench soak mutants image image-size chart lock sbom docs release-check clean
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUNTIME)  ## writer and reader on this machine
 	@$(BIN)/sidecar demo
@@ -71,6 +71,12 @@ sbom: $(STAMP)  ## write what the image is made of as CycloneDX, to dist/sidecar
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
 		--output-file dist/sidecar.cdx.json image/requirements.txt
+
+docs: $(STAMP)  ## build the site into build/site, and check every link in it; ARGS="serve" to look at it while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
+
+release-check: $(STAMP)  ## build wheel, source archive, chart, bill of materials and checksums into dist, and install each
+	@$(BIN)/python tools/release-check $(ARGS)
 
 clean:  ## remove what these commands have made
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

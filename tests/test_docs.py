@@ -258,7 +258,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
     assert documented == {name: kind.status for name, kind in PROBLEM_TYPES.items()}
 
 
-@pytest.mark.parametrize("page", ["docs/security.md", "docs/volume.md"])
+@pytest.mark.parametrize("page", ["docs/faults.md", "docs/security.md", "docs/volume.md"])
 def test_each_test_that_a_page_names_is_there(page: str) -> None:
     """A promise whose test has gone is one that nobody keeps any more."""
     named = set(

@@ -87,6 +87,7 @@ def test_the_wheel_holds_the_package_its_types_and_nothing_else(wheel: zipfile.Z
     assert "sidecar/py.typed" in names
     assert ours <= names
     assert {name.split("/")[0] for name in names} == {"sidecar"}
+    assert [name for name in names if "test" in name.removeprefix("sidecar/testing")] == []
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:

@@ -1,13 +1,19 @@
 """What a release and a review rely on: one version everywhere, a changelog, workflows that parse, and names that exist."""
 
+import hashlib
 import re
+import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from pod import tools
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -80,7 +86,7 @@ def test_make_builds_the_image_that_the_chart_runs() -> None:
 
 def test_the_release_workflow_looks_for_the_version_where_it_stands() -> None:
     """A tag is compared with the one place of the version."""
-    steps = load(ROOT / ".github/workflows/release.yaml")["jobs"]["publish"]["steps"]
+    steps = load(ROOT / ".github/workflows/release.yaml")["jobs"]["build"]["steps"]
     commands = "\n".join(step.get("run", "") for step in steps)
 
     assert f'__version__ = \\"$version\\"" {VERSION_FILE}\n' in commands
@@ -99,6 +105,105 @@ def test_the_changelog_has_a_place_for_the_next_change() -> None:
 def test_workflows_forms_and_hooks_parse(path: Path) -> None:
     """The hosting reports a file that it cannot read late, or not at all."""
     assert isinstance(load(path), dict)
+
+
+def test_workflows_are_valid() -> None:
+    """Against the schema of GitHub's workflows: a key that does not exist, a step without work."""
+    workflows = sorted(map(str, (ROOT / ".github/workflows").glob("*.yaml")))
+    command = (
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+    )
+    done = subprocess.run([*command, *workflows], capture_output=True, text=True, check=False)
+
+    assert len(workflows) == 2
+    assert done.returncode == 0, done.stdout
+
+
+def test_each_right_of_a_workflow_is_given_to_a_job() -> None:
+    """The whole workflow may read; who writes, signs or uploads says so by itself."""
+    for path in (ROOT / ".github/workflows").glob("*.yaml"):
+        workflow = load(path)
+        assert workflow["permissions"] == {"contents": "read"}
+        jobs = {name: job.get("permissions", {}) for name, job in workflow["jobs"].items()}
+        assert {name for name, rights in jobs.items() if rights.get("contents") == "write"} <= {
+            "page"
+        }
+
+
+def test_the_image_is_built_for_both_architectures() -> None:
+    """With provenance and a bill of materials; what is locked has wheels for both."""
+    jobs = load(ROOT / ".github/workflows/release.yaml")["jobs"]
+    (build,) = [
+        one["with"] for one in jobs["image"]["steps"] if "build-push" in one.get("uses", "")
+    ]
+
+    assert build["platforms"] == "linux/amd64,linux/arm64"
+    assert (build["provenance"], build["sbom"]) == ("mode=max", True)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make release-check` builds; it fails where two builds differ."""
+    out = tmp_path_factory.mktemp("release") / "dist"
+    tools.run(
+        sys.executable, ROOT / "tools/release-check", "--no-install", "--helm", tools.helm(4),
+        "--image", "registry.example/team/sidecar", "--source", "https://code.example/team/sidecar", "--destination", out,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.slow
+def test_a_release_has_each_artefact_with_its_checksum(release: Path) -> None:
+    """As `sha256sum --check` reads it."""
+    version = read_version()
+    names = {path.name for path in release.iterdir()}
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+
+    assert names == {
+        "SHA256SUMS",
+        "sidecar.cdx.json",
+        f"sidecar-{version}.tgz",
+        f"podsidecar-{version}.tar.gz",
+        f"podsidecar-{version}-py3-none-any.whl",
+    }
+    for digest, name in (line.split("  ") for line in lines):
+        assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
+    assert {line.split("  ")[1] for line in lines} == names - {"SHA256SUMS"}
+
+
+@pytest.mark.slow
+def test_the_published_package_names_who_publishes_it(release: Path) -> None:
+    """Each address is one of the repository; none of nobody is left."""
+    (wheel,) = release.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        head = archive.read(metadata).decode().partition("\n\n")[0]
+    urls = dict(re.findall(r"^Project-URL: (\w+), (\S+)$", head, re.MULTILINE))
+
+    assert {"Documentation", "Source", "Changelog", "Issues", "Security"} == urls.keys()
+    assert all(url.startswith("https://code.example/team/sidecar") for url in urls.values())
+
+
+@pytest.mark.slow
+def test_the_source_archive_has_what_a_packager_needs(release: Path) -> None:
+    """Licence, changelog, types and tests; nothing that was made by running it."""
+    (path,) = release.glob("podsidecar-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+
+    assert {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "PKG-INFO",
+        "sidecar/py.typed",
+        "tests/conftest.py",
+    } <= names
+    assert [name for name in names if name.endswith(".pyc")] == []
 
 
 @pytest.mark.parametrize("path", FORMS, ids=relative)

@@ -1,0 +1,112 @@
+"""The site: it builds without a warning, has every page, and its tables are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from support.pages import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+reference = import_module("reference")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make docs` builds: MkDocs fails at a link or an anchor that leads nowhere, and at a page without a place."""
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    directory = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", directory],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return directory
+
+
+@pytest.mark.slow
+def test_each_page_is_on_the_site(site: Path) -> None:
+    """Those of docs/, and those that the repository has beside it."""
+    outside = (
+        "CHANGELOG",
+        "CONTRIBUTING",
+        "RELEASING",
+        "SECURITY",
+        "UPGRADING",
+        "chart",
+        "examples/writer",
+    )
+    pages = [
+        path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")
+    ]
+    names = [*outside, *(str(page) for page in pages)]
+    addresses = [re.sub(r"(^|/)(index|README)$", r"\1", name) for name in names]
+
+    assert [one for one in addresses if not (site / one / "index.html").is_file()] == []
+
+
+@pytest.mark.slow
+def test_each_public_name_has_its_place_on_the_page_of_names(site: Path) -> None:
+    """From its docstring; an anchor each, so that it can be linked to."""
+    page = (site / "reference/api/index.html").read_text()
+    modules = ("sidecar", "sidecar.sync", "sidecar.logs", "sidecar.reload", "sidecar.testing")
+    names = [
+        f"{module}.{name}"
+        for module in modules
+        for name in import_module(module).__all__
+        if not name.startswith("_")
+    ]
+
+    assert [one for one in names if f'id="{one}"' not in page] == []
+    assert "&gt;&gt;&gt; " not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_page_of_log_events_has_those_of_the_code(site: Path) -> None:
+    """One line for each message, with its level; the table is made when the site is built."""
+    page = (site / "reference/log-events/index.html").read_text()
+
+    assert "SIGTERM" not in page  # a name that is put in
+    assert "<code>listening on …</code></td>\n<td>INFO</td>" in page
+    assert len(re.findall(r"<tr>\n<td><code>", page)) > 100
+
+
+@pytest.mark.slow
+def test_no_page_needs_another_server_but_for_pictures(site: Path) -> None:
+    """No fonts, scripts or counters from elsewhere: who reads the documentation is nobody's business."""
+    found = {
+        address
+        for page in site.rglob("*.html")
+        for address in re.findall(
+            r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text()
+        )
+    }
+
+    assert {one for one in found if not one.startswith("https://sidecar.example/")} == set()
+
+
+def test_the_page_of_metrics_has_those_of_the_code() -> None:
+    """`python tools/reference.py` was run after the last change of a metric."""
+    text = reference.METRICS.read_text()
+
+    assert reference.metrics_page(text) == text
+
+
+def test_each_metric_in_the_prose_exists() -> None:
+    """A name that is pasted into a rule and does not exist never fires."""
+    known = {name for name, *_ in reference.families()}
+    known |= {f"{name}{end}" for name in known for end in ("_bucket", "_count", "_sum")}
+    named = {
+        (path.name, name)
+        for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for name in re.findall(r"\bsidecar_[a-z]+(?:_[a-z]+)+\b", path.read_text())
+        if name.split("_")[1] in reference.GROUPS
+    }
+
+    assert {(page, name) for page, name in named if name not in known} == set()
