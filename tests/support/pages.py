@@ -273,13 +273,13 @@ class Checker:
 
     def _check_yaml(self, block: Block) -> None:
         if "values" in block.words:
-            self._validate(chart.render(yaml.safe_load(block.text)))
+            self.validate(chart.render(yaml.safe_load(block.text)))
             return
         for one in yaml.safe_load_all(block.text):
             if not isinstance(one, dict):
                 continue
             if {"kind", "apiVersion"} <= one.keys():
-                self._validate([one])
+                self.validate([one])
                 self._objects.append(one)
             elif one.keys() <= {
                 "containers",
@@ -289,7 +289,7 @@ class Checker:
                 "shareProcessNamespace",
             }:
                 spec = {"containers": [{"name": "app", "image": "app"}], **one}
-                self._validate(
+                self.validate(
                     [
                         {
                             "apiVersion": "v1",
@@ -302,7 +302,8 @@ class Checker:
             elif one.keys() & {"sinks", "stages", "pipelines"}:
                 _check_pipeline(block.text, self._directory)
 
-    def _validate(self, objects: list[chart.Object]) -> None:
+    def validate(self, objects: list[chart.Object]) -> None:
+        """Refuse an object that Kubernetes does not know, and arguments that our image does not."""
         for one in objects:
             if "monitoring.coreos.com" not in one["apiVersion"]:
                 _kubernetes().validate(one, "1.34", strict=True)
@@ -347,7 +348,7 @@ class Checker:
             cwd=self._directory,
         )
         objects = chart.documents(done.stdout)
-        self._validate([one for one in objects if one["apiVersion"].count(".") < 3])
+        self.validate([one for one in objects if one["apiVersion"].count(".") < 3])
         self._objects += objects
 
     def _check_names(self, command: str, words: list[str]) -> None:
