@@ -33,6 +33,9 @@ STAGES = (
 )
 """The stages of `sidecar collect`, docs/logs.md."""
 
+ACTIONS = ("webhook", "exec", "process", "pidFile")
+"""The actions of `sidecar reload`, docs/reload.md."""
+
 ELSEWHERE = {
     "replicaCount": "workload.replicas",
     "replicas": "workload.replicas",
@@ -54,12 +57,12 @@ ELSEWHERE = {
     "commonLabels": "labels",
     "commonAnnotations": "annotations",
     "persistence": "volume.persistentVolumeClaim",
-    "resources": "writer.resources, reader.resources and collector.resources",
-    "env": "writer.env, reader.env and collector.env",
-    "extraEnv": "writer.env, reader.env and collector.env",
-    "extraEnvVars": "writer.env, reader.env and collector.env",
-    "extraArgs": "writer.extraArgs, reader.extraArgs and collector.extraArgs",
-    "extraVolumeMounts": "writer.extraVolumeMounts, reader.extraVolumeMounts and collector.extraVolumeMounts",
+    "resources": "writer.resources, reader.resources, collector.resources and reloader.resources",
+    "env": "writer.env, reader.env, collector.env and reloader.env",
+    "extraEnv": "writer.env, reader.env, collector.env and reloader.env",
+    "extraEnvVars": "writer.env, reader.env, collector.env and reloader.env",
+    "extraArgs": "writer.extraArgs, reader.extraArgs, collector.extraArgs and reloader.extraArgs",
+    "extraVolumeMounts": "writer.extraVolumeMounts, reader.extraVolumeMounts, collector.extraVolumeMounts and reloader.extraVolumeMounts",
     "livenessProbe": "probes.liveness",
     "readinessProbe": "probes.readiness",
     "startupProbe": "probes.startup",
@@ -112,6 +115,13 @@ DEFINITIONS: dict[str, Any] = {
         "additionalProperties": {"const": f"left out: there are only {', '.join(STAGES)}"},
         "properties": {name: {} for name in STAGES},
     },
+    "action": {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": {"const": f"left out: there are only {', '.join(ACTIONS)}"},
+        "properties": {name: {"type": "string", "minLength": 1} for name in ACTIONS},
+    },
 }
 
 
@@ -155,7 +165,7 @@ def schema(chart: Path = CHART) -> dict[str, Any]:
         "title": "Values of the chart sidecar",
         **root,
         # Those that items of lists refer to; all others are written out.
-        "definitions": {name: DEFINITIONS[name] for name in ("route", "stage")},
+        "definitions": {name: DEFINITIONS[name] for name in ("action", "route", "stage")},
     }
 
 

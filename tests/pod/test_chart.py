@@ -132,9 +132,10 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) -> None:
     """What the chart passes is parsed by the command itself: no flag that it does not know, no value it refuses."""
-    from sidecar.cli.commands import collect, publish, read, write
+    from sidecar.cli.commands import collect, publish, read, reload, write
 
     commands = {
+        "reload": reload.command,
         "write": write.command,
         "read": read.command,
         "publish": publish.command,

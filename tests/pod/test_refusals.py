@@ -122,6 +122,49 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("collector.native", "extraContainers", "init container"),
     ),
+    "reloader without actions": (
+        {"reloader": {"enabled": True}},
+        ("reloader.actions", "webhook"),
+    ),
+    "action that is none": (
+        {"reloader": {"actions": [{"webhok": "http://x"}]}},
+        ("reloader", "actions", "webhok", "webhook, exec, process, pidFile"),
+    ),
+    "signal to a process that it cannot see": (
+        {"reloader": {"enabled": True, "actions": [{"process": "app"}]}},
+        ("reloader.actions", "pod.shareProcessNamespace=true"),
+    ),
+    "password in a webhook": (
+        {"reloader": {"enabled": True, "actions": [{"webhook": "http://ada:secret@x/"}]}},
+        ("reloader.actions", "…@x", "reloader.token.secret"),
+    ),
+    "rollback of a ConfigMap": (
+        {
+            "writer": {"enabled": False},
+            "path": "/shared/",
+            "volume": {"source": {"configMap": {"name": "app"}}},
+            "reloader": {
+                "enabled": True,
+                "actions": [{"webhook": "http://x/"}],
+                "rollbackOnFailure": True,
+            },
+        },
+        ("reloader.rollbackOnFailure", "volume.source.configMap"),
+    ),
+    "reloader on the port of another": (
+        {"reloader": {"enabled": True, "port": 8081, "actions": [{"webhook": "http://x/"}]}},
+        ("reader.port and reloader.port", "8081"),
+    ),
+    "reloader that is killed in its drain": (
+        {
+            "reloader": {
+                "enabled": True,
+                "drainTimeout": 20,
+                "actions": [{"webhook": "http://x/"}],
+            }
+        },
+        ("pod.terminationGracePeriodSeconds", "reloader.drainTimeout (20)"),
+    ),
     "stage that is none": (
         {"collector": {"stages": [{"pasre": "json"}]}},
         ("collector", "stages", "pasre", "parse, level"),

@@ -304,7 +304,7 @@ securityContext:
   configMap:
     name: {{ include "sidecar.fullname" . }}-config
 {{- end }}
-{{- range $role := list "writer" "reader" "collector" }}
+{{- range $role := list "writer" "reader" "collector" "reloader" }}
 {{- $values := index $.Values $role }}
 {{- if and $values.enabled $values.token.secret }}
 - name: {{ $role }}-token

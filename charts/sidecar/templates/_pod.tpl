@@ -9,9 +9,9 @@
 {{- $own := mustMergeOverwrite (dict) .Values.annotations .Values.pod.annotations -}}
 {{- if not (hasKey $own "kubectl.kubernetes.io/default-container") -}}
 {{- $names := list -}}
-{{- range $role := list "reader" "writer" "collector" }}{{ with index $.Values $role }}{{ if .enabled }}{{ $names = append $names .name }}{{ end }}{{ end }}{{ end -}}
+{{- range $role := list "reader" "writer" "collector" "reloader" }}{{ with index $.Values $role }}{{ if .enabled }}{{ $names = append $names .name }}{{ end }}{{ end }}{{ end -}}
 {{- if and .Values.extraContainers (not (or .Values.reader.enabled .Values.writer.enabled)) -}}
-{{- /* The collector is beside the application, not the other way round. */}}
+{{- /* Collector and reloader are beside the application, not the other way round. */}}
 {{- $names = prepend $names (first .Values.extraContainers).name -}}
 {{- end -}}
 {{- with $names }}{{ $_ := set $own "kubectl.kubernetes.io/default-container" (first .) }}{{ end -}}
@@ -89,6 +89,10 @@ topologySpreadConstraints:
 {{- if .Values.collector.enabled -}}
 {{- $container := include "sidecar.collector" . -}}
 {{- if .Values.collector.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
+{{- end -}}
+{{- if .Values.reloader.enabled -}}
+{{- $container := include "sidecar.reloader" . -}}
+{{- if .Values.reloader.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
 {{- end -}}
 {{- with .Values.initContainers }}{{ $init = append $init (toYaml .) }}{{ end -}}
 {{- with .Values.extraContainers }}{{ $main = append $main (toYaml .) }}{{ end -}}

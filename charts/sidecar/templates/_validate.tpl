@@ -24,14 +24,14 @@ Each message names the value, what it is, and what is allowed.
 {{- if not (hasPrefix "/" .Values.volume.mountPath) -}}
 {{- fail (printf "\n\nvolume.mountPath is %q: it must be absolute, as /shared." .Values.volume.mountPath) -}}
 {{- end -}}
-{{- range $role := list "writer" "reader" -}}
+{{- range $role := list "writer" "reader" "reloader" -}}
 {{- $path := include "sidecar.path" (list $ $role) -}}
 {{- $inside := printf "%s/" (trimSuffix "/" $.Values.volume.mountPath) -}}
 {{- if and (index $.Values $role).enabled (not (hasPrefix $inside (printf "%s/" (trimSuffix "/" $path)))) -}}
 {{- fail (printf "\n\nThe path of the %s is %q, which is not in the shared volume: it must begin with %s (volume.mountPath)." $role $path $inside) -}}
 {{- end -}}
 {{- end -}}
-{{- range $pair := list (list "writer" "reader") (list "writer" "collector") (list "reader" "collector") -}}
+{{- range $pair := list (list "writer" "reader") (list "writer" "collector") (list "reader" "collector") (list "writer" "reloader") (list "reader" "reloader") (list "collector" "reloader") -}}
 {{- $one := index $.Values (first $pair) -}}
 {{- $other := index $.Values (last $pair) -}}
 {{- if and $one.enabled $other.enabled -}}
@@ -43,8 +43,8 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.extraContainers) -}}
-{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled or extraContainers." -}}
+{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.reloader.enabled .Values.extraContainers) -}}
+{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled, reloader.enabled or extraContainers." -}}
 {{- end -}}
 {{- if .Values.service.enabled -}}
 {{- range $role := list "writer" "reader" -}}
@@ -55,7 +55,7 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- $native := list -}}
-{{- range $role := list "writer" "reader" "collector" -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" -}}
 {{- $values := index $.Values $role -}}
 {{- if and $values.enabled $values.native }}{{ $native = append $native (printf "%s.native" $role) }}{{ end -}}
 {{- if and $values.native $values.enabled (semverCompare "<1.29.0-0" $.Capabilities.KubeVersion.Version) -}}
@@ -66,7 +66,7 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- $ordinary := .Values.extraContainers -}}
-{{- range $role := list "writer" "reader" "collector" }}{{ with index $.Values $role }}{{ if and .enabled (not .native) }}{{ $ordinary = list $role }}{{ end }}{{ end }}{{ end -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" }}{{ with index $.Values $role }}{{ if and .enabled (not .native) }}{{ $ordinary = list $role }}{{ end }}{{ end }}{{ end -}}
 {{- if not $ordinary -}}
 {{- fail (printf "\n\n%s: nothing else runs in the Pod, and a Pod needs one container that is no init container; set one of them to false, or add extraContainers." (join " and " $native)) -}}
 {{- end -}}
@@ -80,6 +80,9 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- if .Values.collector.enabled -}}
 {{- include "sidecar.collector.validate" . -}}
+{{- end -}}
+{{- if .Values.reloader.enabled -}}
+{{- include "sidecar.reloader.validate" . -}}
 {{- end -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- if not (has $kind (list "Deployment" "StatefulSet")) -}}
@@ -177,6 +180,7 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- $ordinary := 0.0 -}}
 {{- $native := 0.0 -}}
 {{- $parts := list -}}
+{{- $what := "drain.delay and drain.timeout" -}}
 {{- range $role := list "writer" "reader" -}}
 {{- $values := index $.Values $role -}}
 {{- if and $values.enabled $values.native -}}
@@ -190,12 +194,21 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- if and .enabled .native -}}
 {{- $native = addf $native .drainTimeout -}}
 {{- $parts = append $parts (printf "collector.drainTimeout (%v)" .drainTimeout) -}}
-{{- else if .enabled -}}
-{{- $ordinary = max $ordinary (addf .stopDelay .drainTimeout) -}}
+{{- else if and .enabled (gt (addf .stopDelay .drainTimeout) (float64 $ordinary)) -}}
+{{- $ordinary = addf .stopDelay .drainTimeout -}}
+{{- $what = "collector.stopDelay and collector.drainTimeout" -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.reloader -}}
+{{- if and .enabled .native -}}
+{{- $native = addf $native .drainTimeout -}}
+{{- $parts = append $parts (printf "reloader.drainTimeout (%v)" .drainTimeout) -}}
+{{- else if and .enabled (gt (float64 .drainTimeout) (float64 $ordinary)) -}}
+{{- $ordinary = float64 .drainTimeout -}}
+{{- $what = "reloader.drainTimeout" -}}
 {{- end -}}
 {{- end -}}
 {{- if $ordinary -}}
-{{- $what := ternary "drain.delay and drain.timeout" "collector.stopDelay and collector.drainTimeout" (eq (float64 $ordinary) (float64 $drain)) -}}
 {{- $parts = prepend $parts (printf "%s (%v)" $what $ordinary) -}}
 {{- end -}}
 {{- $sum := addf $ordinary $native -}}
@@ -210,7 +223,7 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- if and $size (ne .Values.volume.emptyDir.medium "Memory") -}}
 {{- $sum := 0 -}}
 {{- $others := .Values.extraContainers -}}
-{{- range $role := list "writer" "reader" "collector" -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" -}}
 {{- $values := index $.Values $role -}}
 {{- if $values.enabled }}{{ $others = append $others (dict "resources" $values.resources) }}{{ end -}}
 {{- end -}}
