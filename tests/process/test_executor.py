@@ -73,15 +73,19 @@ async def test_a_cancellation_that_waited_tells_the_error_of_the_work(
 
 async def test_a_time_limit_works_across_the_hop(eventually: Eventually) -> None:
     """`asyncio.timeout` sees its own cancellation come back, and says TimeoutError."""
-    gate = Gate()
+    gate, limits = Gate(), list[asyncio.Timeout]()
 
     async def limited() -> None:
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(None) as limit:
+            limits.append(limit)
             await run_in_thread(gate.work)
 
     task = asyncio.create_task(limited())
     await eventually(gate.begun.is_set)
-    asyncio.get_running_loop().call_later(0.05, gate.may_end.set)
+    limits[0].reschedule(0.0)  # it is over
+    done, _pending = await asyncio.wait({task}, timeout=0.01)
+    assert not done
+    gate.may_end.set()
     with pytest.raises(TimeoutError):
         await task
     assert gate.ended.is_set()

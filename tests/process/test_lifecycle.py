@@ -254,7 +254,7 @@ def test_a_signal_while_the_handlers_are_being_set_is_not_lost(
         """,
         until=None,
     )
-    assert process.wait(5.0) == 0
+    assert process.wait() == 0
 
 
 def test_a_second_signal_counts_when_main_has_already_ended(program: StartProcess) -> None:
@@ -271,7 +271,7 @@ def test_a_second_signal_counts_when_main_has_already_ended(program: StartProces
     process.send(signal.SIGTERM)
     process.wait_until("main has ended")
     process.send(signal.SIGTERM)
-    assert process.wait(2.0) == 143
+    assert process.wait() == 143
 
 
 def test_no_drain_of_ours_is_taken_for_a_program_that_hangs() -> None:
@@ -301,7 +301,7 @@ def test_process_1_of_a_container_obeys_both_signals(
     os.kill(inner, signal.SIGTERM)
     process.wait_until("main has ended")
     os.kill(inner, signal.SIGTERM)
-    assert process.wait(5.0) == 143
+    assert process.wait() == 143
 
 
 def test_run_returns_the_value_and_gives_the_handlers_back() -> None:
