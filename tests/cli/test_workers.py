@@ -172,7 +172,7 @@ def test_connections_are_spread_over_the_workers(start) -> None:
 
 
 def test_metrics_of_any_worker_are_the_sum_of_all(start) -> None:
-    """Exactly, whoever is asked; also what the express lane has counted, and each state once."""
+    """Exactly, whoever is asked; also what the fast path has counted, and each state once."""
     program = start(workers=3)
     name = 'sidecar_http_requests_total{code="200"}'
     program.get()

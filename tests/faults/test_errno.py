@@ -24,7 +24,8 @@ def fail(publisher: Publisher, kind: Kind, point: Point, error: str) -> list[str
     directory = publisher.directory()
     run = publisher.run(kind, directory, f"error={error}", point)
     return [
-        f"{kind}, {error} at {point}: {wrong}: {run}" for wrong in judge(kind, error, point, run)
+        f"{kind}, {error} at {point}: {wrong}: {run}"
+        for wrong in broken_promises(kind, error, point, run)
     ]
 
 
@@ -33,7 +34,7 @@ def within(publisher: Publisher, kind: Kind, only: frozenset[str] | None = None)
     return [p for p in publisher.points(kind)[:-1] if only is None or p.syscall in only]
 
 
-def judge(kind: Kind, error: str, point: Point, run: Run) -> list[str]:
+def broken_promises(kind: Kind, error: str, point: Point, run: Run) -> list[str]:
     """Return which of the promises a run has broken."""
     full = error in FULL
     failure = (_errors.VolumeFull if full else _errors.VolumeUnavailable).__name__

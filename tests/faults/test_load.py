@@ -23,7 +23,7 @@ from support.mounts import FileSystem, cut_power, image, loop
 
 CLIENTS = 64
 TIMES = 256
-#: Acknowledged before anything happens: by then the lane writes.
+#: Acknowledged before anything happens: by then the fast path writes.
 ENOUGH = 300
 
 
@@ -189,7 +189,7 @@ async def cut(
 async def test_a_power_cut_under_load_takes_nothing_that_was_acknowledged(
     tmp_path: Path, kind: FileSystem, free_ports: FreePorts, wait_for: WaitFor
 ) -> None:
-    """64 clients, by the lane and by group commit: after the cut the last content is there, or one sent after it."""
+    """64 clients, by the fast path and by group commit: after the cut the last content is there, or one sent after it."""
     chance, disk, (port,) = random.Random(4), image(tmp_path / "disk", kind), free_ports(1)
     pauses = [*(chance.random() * 0.2 for _ in range(4)), None, None]
     wrong = [await cut(tmp_path / "mnt", disk, port, wait_for, pause, "full") for pause in pauses]

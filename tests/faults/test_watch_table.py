@@ -324,7 +324,7 @@ async def test_a_file_that_becomes_a_link_is_followed_through_it(tmp_path: Path)
             await seen.converge(str(number))
 
 
-async def test_hints_of_the_wrong_name_wake_nobody_up(tmp_path: Path) -> None:
+async def test_events_of_other_names_wake_nobody_up(tmp_path: Path) -> None:
     """Temporary files of publishers and old generations are no reason to look."""
     replace(tmp_path / "config", "0")
     async with Watch(tmp_path / "config", recheck=3600) as watch:

@@ -83,18 +83,18 @@ class Observed(FastPathProtocol):
     __slots__ = ("at_once", "before")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.before = by_the_lane()
+        self.before = by_the_fast_path()
         self.at_once: int | None = None
         super().connection_made(transport)
 
     def _fall_back(self, data: bytes) -> None:
         if self.at_once is None:
-            self.at_once = by_the_lane() - self.before
+            self.at_once = by_the_fast_path() - self.before
         super()._fall_back(data)
 
     def all_at_once(self) -> int:
-        """How many answers the lane has given before that."""
-        return by_the_lane() - self.before if self.at_once is None else self.at_once
+        """How many answers the fast path has given before that."""
+        return by_the_fast_path() - self.before if self.at_once is None else self.at_once
 
 
 @dataclass
@@ -103,15 +103,15 @@ class Peer:
 
     server: web.Server
     guard: ConnectionLimiter
-    lane: ListenerCache | None
+    cache: ListenerCache | None
 
     def connect(self) -> Wire:
         loop = asyncio.get_running_loop()
         options: Any = {"loop": loop, "keepalive_timeout": 75.0, "max_line_size": 8190}
         connection = (
             ServerProtocol(self.server, self.guard, **options)
-            if self.lane is None
-            else Observed(self.server, self.guard, self.lane, **options)
+            if self.cache is None
+            else Observed(self.server, self.guard, self.cache, **options)
         )
         connection._lingering_time = 0.0
         wire = Wire(connection)
@@ -158,7 +158,7 @@ async def settled(wire: Wire) -> None:
 
 
 @asynccontextmanager
-async def peer(app: web.Application, lane: ListenerCache | None) -> Any:
+async def peer(app: web.Application, cache: ListenerCache | None) -> Any:
     """Run an application for `Peer.talk`."""
     runner = web.AppRunner(app)
     await runner.setup()
@@ -166,13 +166,13 @@ async def peer(app: web.Application, lane: ListenerCache | None) -> Any:
     framing.enforce(runner.server)
     try:
         yield Peer(
-            runner.server, ConnectionLimiter(head_timeout=60.0, max_connections=10_000), lane
+            runner.server, ConnectionLimiter(head_timeout=60.0, max_connections=10_000), cache
         )
     finally:
         await runner.cleanup()
 
 
-def by_the_lane() -> int:
+def by_the_fast_path() -> int:
     """How many answers this process has given without aiohttp."""
     return sum(count.value for count in counters._COUNTS.values())
 
@@ -294,7 +294,7 @@ _ALPHABET = [
 ]  # fmt: skip
 
 
-#: Writes that are fit for the lane, and those that only look like it.
+#: Writes that are fit for the fast path, and those that only look like it.
 WRITES: tuple[bytes, ...] = (
     *(b"GET /?content=%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(20)),
     *(

@@ -115,7 +115,7 @@ async def test_each_change_is_one_line_that_says_what_and_for_whom(
 async def test_under_load_it_is_one_line_a_second(
     client: MakeClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
-    """The rest is summed up; those by the short way of the lane are counted in."""
+    """The rest is summed up; those by the fast path are counted in."""
     one = await client(writer_app(tmp_path / "config", durability="none"))
     with caplog.at_level(logging.INFO):
         for number in range(20):

@@ -43,7 +43,7 @@ def sent_to(one: Client, headers: dict[str, str]) -> dict[str, str]:
 
 
 async def writes(one: Client, headers: dict[str, str]) -> list[int]:
-    """The answers to each kind of request that changes something; twice, so that the express lane is asked."""
+    """The answers to each kind of request that changes something; twice, so that the fast path is asked."""
     headers = sent_to(one, headers)
     body = {"to": tag("1")}
     answers = [

@@ -97,7 +97,7 @@ async def test_no_header_gives_a_server_error(
     paths: list[str],
     headers: list[str],
 ) -> None:
-    """Each header with each value; twice on one connection, so that the express lane is asked as well."""
+    """Each header with each value; twice on one connection, so that the fast path is asked as well."""
     place(tmp_path / "config", "123")
     one = await served(make(tmp_path / "config"))
     limit = asyncio.Semaphore(20)

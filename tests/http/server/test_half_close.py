@@ -35,7 +35,7 @@ async def ask(port: int, *requests: bytes) -> bytes:
 
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_the_last_request_is_answered(play: Play, tmp_path: Path, before: int) -> None:
-    """The first of a connection by aiohttp, later ones by the lane; then the server closes as well."""
+    """The first of a connection by aiohttp, later ones by the fast path; then the server closes as well."""
     config = tmp_path / "config"
     config.write_text("it")
 

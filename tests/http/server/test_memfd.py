@@ -1,4 +1,4 @@
-"""Long answers of the lane go from a file in memory to the socket: in their place, whole, and whatever is missing."""
+"""Long answers of the fast path go from a file in memory to the socket: in their place, whole, and whatever is missing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_it_is_the_answer_of_aiohttp(
         assert first.endswith(content)
         assert {DATE.sub(b"", one) for one in others} == {DATE.sub(b"", first)}
         assert all(DATE.search(one) for one in others)
-        assert len(sent) > 5, "the lane sent none of them in this way"
+        assert len(sent) > 5, "the fast path sent none of them in this way"
 
     play(reader_app(tmp_path / "config"), scene)
 
@@ -92,7 +92,7 @@ def test_it_keeps_its_place_behind_what_the_client_has_not_read(
         sent.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1 << 16)
         try:
-            for _ in range(4):  # until the lane knows both, and this connection is idle
+            for _ in range(4):  # until the fast path knows both, and this connection is idle
                 writer.write(RAW)
                 await answer(reader)
                 writer.write(STATE)
@@ -211,7 +211,7 @@ def open_files() -> set[str]:
 
 
 def test_the_file_is_closed_when_its_second_is_over(play: Play, tmp_path: Path) -> None:
-    """At rest the lane holds none: no descriptor, and no copy of the content."""
+    """At rest the fast path holds none: no descriptor, and no copy of the content."""
     told(tmp_path / "config", 1 << 16)
 
     async def scene(served: Served) -> None:

@@ -67,7 +67,7 @@ def by_aiohttp(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 class Crowd:
-    """So many connections, of which the last have asked when a room was open."""
+    """So many connections, of which the last have asked when a waitlist was open."""
 
     def __init__(self, reader: Peer, eventually: Eventually) -> None:
         self.reader = reader
@@ -123,7 +123,7 @@ async def test_all_who_wait_in_the_same_words_get_one_answer(
 async def test_they_all_ask_again_and_are_expected(
     crowd: Crowd, config: Path, by_aiohttp: list[bytes]
 ) -> None:
-    """With the tag that they have just been given: a room is open before the first of them has it."""
+    """With the tag that they have just been given: a waitlist is open before the first of them has it."""
     await crowd.wait(100, ask("one"))
     place(config, "two")
     await crowd.answered()
@@ -145,9 +145,9 @@ async def test_each_waits_as_long_as_it_has_asked_for(
     began = []
     wait = pending.Waiter.wait
 
-    async def noted(bell: pending.Waiter, timeout: float) -> None:
+    async def noted(waiter: pending.Waiter, timeout: float) -> None:
         began.append(timeout)
-        await wait(bell, timeout)
+        await wait(waiter, timeout)
 
     monkeypatch.setattr(pending.Waiter, "wait", noted)
     await crowd.wait(20, ask("one", seconds=0.3))
@@ -188,7 +188,7 @@ async def test_what_comes_while_one_waits_is_answered_after_it(crowd: Crowd, con
 async def test_who_asks_for_another_time_or_shows_a_token_waits_alone(
     crowd: Crowd, by_aiohttp: list[bytes]
 ) -> None:
-    """Other words are another room, and a token is asked for anew each time."""
+    """Other bytes are another waitlist, and a token is asked for anew each time."""
     await crowd.wait(2, ask("one"))
     for request in (ask("one", seconds=30), ask("one", more="Authorization: Bearer x\r\n")):
         await crowd.wait(1, request)
@@ -206,18 +206,18 @@ async def test_who_draws_near_the_end_is_answered(crowd: Crowd) -> None:
     assert b"\r\nConnection: close" in answer
 
 
-async def test_rooms_in_which_nobody_is_give_way(
+async def test_waitlists_in_which_nobody_waits_give_way(
     crowd: Crowd, by_aiohttp: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are bounded, and whoever asks in ever new words must not keep others from waiting."""
     monkeypatch.setattr(waitlists, "_MAX_WAITLISTS", 2)
-    lane = crowd.reader.lane
-    assert lane is not None
+    cache = crowd.reader.cache
+    assert cache is not None
     await crowd.wait(3, ask("one"))
     for seconds in range(1, 9):
         for _ in range(2):
             await crowd.reader.talk([ask("one", seconds=seconds / 100)], eager=False)
-    assert list(lane.waitlists._waitlists) == [ask("one"), ask("one", seconds=0.08)]
+    assert list(cache.waitlists._waitlists) == [ask("one"), ask("one", seconds=0.08)]
 
 
 async def test_a_real_crowd_is_told(served: Serve, config: Path) -> None:

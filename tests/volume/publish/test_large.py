@@ -107,7 +107,7 @@ async def test_what_is_unchanged_is_not_hashed_again(
     async with consumer(tmp_path / "config", recheck=0.01) as one, consumer(tmp_path) as two:
         await until(lambda: one and two)
         count = len(hashed)
-        (tmp_path / "config").open("r+b").close()  # a hint to look, and no change
+        (tmp_path / "config").open("r+b").close()  # an event, and no change
         (tmp_path / "other").write_text("another one")
         await until(lambda: len(two) == 2)
         await scans.more(6)

@@ -1,4 +1,4 @@
-"""How often a lookout at rest compares every file, where it has events and many files."""
+"""How often a watch at rest compares every file, where it has events and many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lookout trusts nothing that it has armed or read before something went wrong: it begins again."""
+"""The watch thread trusts nothing that it has armed or read before something went wrong: it begins again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sidecar.volume.watch.thread import WatchThread, WatchUpdate
 from support.watching import replace, wait
 
 
-class FakeHints:
-    """Hints that tell what a test lets them tell, and remember how often they were armed."""
+class FakeNotifier:
+    """A notifier that reports what a test lets it report, and counts how often it was armed."""
 
     mode: Mode = "inotify"
     fd: int | None = None
     supports_nested = True
 
-    def __init__(self, bell: WakeupPipe) -> None:
-        self._bell = bell
+    def __init__(self, wakeup: WakeupPipe) -> None:
+        self._wakeup = wakeup
         self._seen = EventBatch()
         self.arms = 0
         self.fail_next = False
@@ -48,17 +48,17 @@ class FakeHints:
 
     def tell(self, seen: EventBatch) -> None:
         self._seen = seen
-        self._bell.wake()
+        self._wakeup.wake()
 
 
 class World:
-    """A lookout at a file, with fake hints; what it told, and each look: what was known, and whether that was trusted."""
+    """The watch thread of a file, with a fake notifier; its updates, and for each scan what was known, and whether that was trusted."""
 
     def __init__(self, path: Path, recheck: float) -> None:
         self.told: list[WatchUpdate] = []
         self.looks: list[tuple[bool, bool]] = []
         self.fail_next = False
-        self.hints: FakeHints
+        self.notifier: FakeNotifier
         self.watcher = WatchThread(
             str(path),
             requested="inotify",
@@ -68,32 +68,32 @@ class World:
             ended=lambda: None,
         )
 
-    def source(self, _: Mode, bell: WakeupPipe) -> FakeHints:
-        self.hints = FakeHints(bell)
-        return self.hints
+    def source(self, _: Mode, wakeup: WakeupPipe) -> FakeNotifier:
+        self.notifier = FakeNotifier(wakeup)
+        return self.notifier
 
     def look(
-        self, real: Any, eye: PathScanner, before: Any, *, thoroughly: bool, quick: bool
+        self, real: Any, scanner: PathScanner, before: Any, *, thoroughly: bool, quick: bool
     ) -> Any:
         self.looks.append((before is not None, not thoroughly))
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("planted")
-        return real(eye, before, thoroughly=thoroughly, quick=quick)
+        return real(scanner, before, thoroughly=thoroughly, quick=quick)
 
 
 @pytest.fixture
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    """A lookout that has told the first content, and looks again so many seconds later."""
+    """A watch thread that has reported the first content, and scans again so many seconds later."""
     path = tmp_path / "config"
     replace(path, "0")
     made = World(path, request.param)
     real = PathScanner.scan
     monkeypatch.setattr(select, "open_notifier", made.source)
     monkeypatch.setattr(
-        PathScanner, "scan", lambda eye, *args, **more: made.look(real, eye, *args, **more)
+        PathScanner, "scan", lambda scanner, *args, **more: made.look(real, scanner, *args, **more)
     )
     made.watcher.start()
     wait(lambda: made.told and not made.watcher._unstable)  # so young a file is looked at once more
@@ -105,11 +105,11 @@ def world(
 @pytest.mark.parametrize("world", [60.0], indirect=True)
 def test_after_lost_events_the_directories_are_armed_again(world: World) -> None:
     """One of those that were lost may have said that a watch has ended; and all is read again."""
-    assert world.hints.arms == 1
+    assert world.notifier.arms == 1
     before = len(world.looks)
-    world.hints.tell(EventBatch(urgent=True, lost=True))
+    world.notifier.tell(EventBatch(urgent=True, lost=True))
     wait(lambda: len(world.looks) > before)
-    assert world.hints.arms == 2
+    assert world.notifier.arms == 2
     assert world.looks[before] == (True, False)
 
 
@@ -117,9 +117,9 @@ def test_after_lost_events_the_directories_are_armed_again(world: World) -> None
 def test_an_event_of_the_file_is_no_reason_to_arm_again(world: World) -> None:
     """What is armed stays so, and the content is read."""
     before = len(world.looks)
-    world.hints.tell(EventBatch(count=1, urgent=True))
+    world.notifier.tell(EventBatch(count=1, urgent=True))
     wait(lambda: len(world.looks) > before)
-    assert world.hints.arms == 1
+    assert world.notifier.arms == 1
 
 
 @pytest.mark.parametrize("world", [0.05], indirect=True)
@@ -127,14 +127,14 @@ def test_after_an_exception_everything_is_read_and_armed_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody knows what was half done: the content is told anew, so the consumer knows that it is not stale."""
-    before, looks, arms = len(world.told), len(world.looks), world.hints.arms
+    before, looks, arms = len(world.told), len(world.looks), world.notifier.arms
     world.fail_next = True
     wait(lambda: len(world.told) >= before + 2)
     death, again = world.told[before : before + 2]
     assert "planted" in str(death.crash)
     assert again.snapshot is not None
     assert again.snapshot.text() == "0"
-    assert world.hints.arms == arms + 1
+    assert world.notifier.arms == arms + 1
     assert (False, False) in world.looks[looks:]
     assert "failed and begins again" in caplog.text
 
@@ -142,10 +142,10 @@ def test_after_an_exception_everything_is_read_and_armed_again(
 @pytest.mark.parametrize("world", [0.05], indirect=True)
 def test_an_exception_between_two_looks_does_not_end_it_unseen(world: World) -> None:
     """It is told as a failure, as a liveness probe must hear of it, and it begins again."""
-    before, arms = len(world.told), world.hints.arms
-    world.hints.fail_next = True
+    before, arms = len(world.told), world.notifier.arms
+    world.notifier.fail_next = True
     wait(lambda: len(world.told) >= before + 2)
     death, again = world.told[before : before + 2]
     assert "planted" in str(death.crash)
     assert again.snapshot is not None
-    assert world.hints.arms == arms + 1
+    assert world.notifier.arms == arms + 1

@@ -1,4 +1,4 @@
-"""The lane and aiohttp cannot be told apart, and what the lane remembers is never out of date."""
+"""The fast path and aiohttp cannot be told apart, and what the fast path remembers is never out of date."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from support.parity import (
     GOOD,
     VECTORS,
     Peer,
-    by_the_lane,
+    by_the_fast_path,
     conversations,
     date_of,
     dates_removed,
@@ -48,14 +48,14 @@ def config(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def fast(config: Path) -> AsyncIterator[Peer]:
-    """A reader with the lane."""
+    """A reader with the fast path."""
     async with peer(reader_app(config), ListenerCache()) as one:
         yield one
 
 
 @pytest_asyncio.fixture
 async def both(fast: Peer, config: Path) -> AsyncIterator[Pair]:
-    """A reader with the lane, and one without, of the same file."""
+    """A reader with the fast path, and one without, of the same file."""
     async with peer(reader_app(config), None) as plain:
         yield fast, plain
 
@@ -79,20 +79,20 @@ async def differences(pair: Pair, *, seed: int, count: int, etag: str) -> list[o
 
 
 @pytest.mark.slow
-async def test_no_conversation_tells_the_lane_from_aiohttp(
+async def test_no_conversation_tells_the_fast_path_from_aiohttp(
     both: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Some 10,000 generated requests: the same bytes but for dates, the same end, no 5xx, nothing in the log."""
-    before = by_the_lane()
+    before = by_the_fast_path()
     with caplog.at_level(logging.INFO):
         assert await differences(both, seed=1, count=4_000, etag=tag("123")) == []
-    answered = by_the_lane() - before
-    assert answered > 1_000, "the lane has answered too little for that to mean anything"
+    answered = by_the_fast_path() - before
+    assert answered > 1_000, "the fast path has answered too little for that to mean anything"
     assert caplog.records == []
 
 
 @pytest.mark.soak
-async def test_no_conversation_of_many_tells_the_lane_from_aiohttp(
+async def test_no_conversation_of_many_tells_the_fast_path_from_aiohttp(
     both: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Some 100,000 requests, others each time; the seed is in the failure."""
@@ -107,7 +107,7 @@ async def test_no_conversation_of_many_tells_the_lane_from_aiohttp(
 
 @pytest.mark.parametrize("vector", [*VECTORS, *GOOD], ids=lambda vector: repr(vector[:60]))
 async def test_each_known_attack_is_answered_as_aiohttp_does_it(both: Pair, vector: bytes) -> None:
-    """Three times, so that it is in the lane if it can be; whole, and cut after each byte."""
+    """Three times, so that it is in the fast path if it can be; whole, and cut after each byte."""
     fast, plain = both
     expected = await plain.talk([vector] * 3 + [ASK], eager=False)
     for _ in range(2):
@@ -120,12 +120,12 @@ async def test_each_known_attack_is_answered_as_aiohttp_does_it(both: Pair, vect
 
 async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> None:
     """With the bytes that aiohttp has sent, and a date of its own."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     wire = fast.connect()
     for _ in range(2):
-        assert fast.lane.find(ASK) is None
+        assert fast.cache.find(ASK) is None
         await fast.talk([ASK], eager=False)
-    found = fast.lane.find(ASK)
+    found = fast.cache.find(ASK)
     assert isinstance(found, bytes)
     assert dates_removed(found) == (await fast.talk([ASK], eager=False)).written
     assert b"\r\nDate: " in found
@@ -136,47 +136,49 @@ async def test_an_answer_comes_from_the_lane_at_the_third_time(fast: Peer) -> No
 async def test_what_is_sent_in_one_piece_is_remembered_and_what_is_longer_is_not(
     tmp_path: Path, target: bytes
 ) -> None:
-    """Of a long answer a slow client is to hold one piece; the lane would have all of it written at once."""
+    """Of a long answer a slow client is to hold one piece; the fast path would have all of it written at once."""
     around = len(b'""') if target == b"/" else 0
     for more, known in ((0, True), (1, False)):
         content = b"x" * (representation.CHUNK_SIZE - around + more)
         path = place(tmp_path / str(more) / "config", content)
         async with peer(reader_app(path), ListenerCache()) as one:
-            assert one.lane is not None
+            assert one.cache is not None
             ask = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target
             for _ in range(3):
                 assert content in (await one.talk([ask], eager=False)).written
-            assert (one.lane.find(ask) is not None) is known
+            assert (one.cache.find(ask) is not None) is known
 
 
-async def test_a_request_that_comes_with_its_connection_is_answered_by_the_lane(fast: Peer) -> None:
+async def test_a_request_that_comes_with_its_connection_is_answered_by_the_fast_path(
+    fast: Peer,
+) -> None:
     """A probe has a connection for each request, and sends it before aiohttp has had a turn."""
     expected = [await fast.talk([ASK], eager=True) for _ in range(2)]
-    before = by_the_lane()
+    before = by_the_fast_path()
     assert await fast.talk([ASK], eager=True) == expected[0] == expected[1]
-    assert by_the_lane() == before + 1
+    assert by_the_fast_path() == before + 1
 
 
 async def test_the_date_of_a_remembered_answer_goes_on(fast: Peer, eventually: Eventually) -> None:
     """RFC 9110 section 6.6.1: the time of the answer, not of the first one. No timer is left while nobody asks."""
-    lane = fast.lane
-    assert lane is not None
+    cache = fast.cache
+    assert cache is not None
     await fast.talk([ASK] * 2, eager=False)
-    first = lane.find(ASK)
+    first = cache.find(ASK)
     assert isinstance(first, bytes)
-    await eventually(lambda: lane.find(ASK) != first, timeout=3.0)
-    second = lane.find(ASK)
+    await eventually(lambda: cache.find(ASK) != first, timeout=3.0)
+    second = cache.find(ASK)
     assert isinstance(second, bytes)
     assert date_of(second) > date_of(first)
-    await eventually(lambda: not lane.date_header.date, timeout=3.0)
+    await eventually(lambda: not cache.date_header.date, timeout=3.0)
 
 
 @pytest.mark.parametrize("path", ["/", "/raw", "/files/config"])
 async def test_the_answers_of_one_connection_come_from_the_lane_again_after_others(
     fast: Peer, path: str
 ) -> None:
-    """A request in two pieces, one with a body, two at once: after each the lane is back."""
-    assert fast.lane is not None
+    """A request in two pieces, one with a body, two at once: after each the fast path is back."""
+    assert fast.cache is not None
     ask = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
     await fast.talk([ask] * 3, eager=False)
     wire = fast.connect()
@@ -192,13 +194,13 @@ async def test_the_answers_of_one_connection_come_from_the_lane_again_after_othe
         await settled(wire)
         wire.written.clear()
         wire.protocol.data_received(ask)
-        assert wire.written, f"not from the lane after {others}"
+        assert wire.written, f"not from the fast path after {others}"
     wire.close()
 
 
 async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None:
     """Proxies add a trace to each request: none of our answers depends on it."""
-    assert fast.lane is not None
+    assert fast.cache is not None
 
     def ask(trace: int) -> bytes:
         return (
@@ -211,12 +213,14 @@ async def test_a_line_that_differs_each_time_does_not_hinder(fast: Peer) -> None
 
     for trace in range(2):
         await fast.talk([ask(trace)], eager=False)
-    assert fast.lane.find(ask(3)) is not None
-    assert fast.lane.find(ask(4).replace(b"Host: a", b"Host: b")) is None
-    assert fast.lane.find(ask(5).replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n")) is None
+    assert fast.cache.find(ask(3)) is not None
+    assert fast.cache.find(ask(4).replace(b"Host: a", b"Host: b")) is None
+    assert fast.cache.find(ask(5).replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n")) is None
 
 
-async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(both: Pair) -> None:
+async def test_more_lines_than_aiohttp_takes_are_refused_by_the_fast_path_as_well(
+    both: Pair,
+) -> None:
     """Lines that are left out of what is remembered count for the limit: 128 fields by aiohttp's own default."""
     ask = b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % (b"b3: 1\r\n" * 400)
     assert len(ask) < request_key.MAX_REQUEST_BYTES
@@ -228,7 +232,7 @@ async def test_more_lines_than_aiohttp_takes_are_refused_by_the_lane_as_well(bot
 
 async def test_a_long_request_is_not_remembered(fast: Peer) -> None:
     """What a client may make the server keep is bounded: in each request, and in all of them."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     for more, known in ((0, True), (1, False)):
         empty = b"GET / HTTP/1.1\r\nHost: a\r\nX-Filler: \r\n\r\n"
         filler = b"X-Filler: " + b"x" * (request_key.MAX_REQUEST_BYTES - len(empty) + more)
@@ -236,19 +240,19 @@ async def test_a_long_request_is_not_remembered(fast: Peer) -> None:
         assert len(ask) == request_key.MAX_REQUEST_BYTES + more
         for _ in range(3):
             await fast.talk([ask], eager=False)
-        assert (fast.lane.find(ask) is not None) is known
+        assert (fast.cache.find(ask) is not None) is known
 
 
 async def test_a_change_ends_what_is_remembered(
     fast: Peer, config: Path, eventually: Eventually
 ) -> None:
     """And so does the loss of the file: the next answer says that it is stale."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     await fast.talk([ASK] * 3, eager=False)
     before = handler_api.epoch()
     config.write_text("456")
     await eventually(lambda: handler_api.epoch() > before)
-    assert fast.lane.find(ASK) is None
+    assert fast.cache.find(ASK) is None
     assert b'"456"' in (await fast.talk([ASK] * 3, eager=False)).written
     before = handler_api.epoch()
     config.unlink()
@@ -269,7 +273,7 @@ async def test_a_generation_that_is_over_is_not_kept() -> None:
     app.router.add_get("/", handler)
     async with peer(app, ListenerCache()) as one:
         await one.talk([ASK] * 3, eager=False)
-        assert one.lane.find(ASK) is None
+        assert one.cache.find(ASK) is None
 
 
 async def test_what_was_fetched_with_a_token_is_never_remembered(
@@ -281,7 +285,7 @@ async def test_what_was_fetched_with_a_token_is_never_remembered(
     async with peer(reader_app(config, token_file=token), ListenerCache()) as one:
         outcome = await one.talk([ask] * 3 + [ASK] * 3, eager=False)
         assert (outcome.written.count(b" 200 "), outcome.written.count(b" 401 ")) == (3, 3)
-        assert (one.lane.find(ask), one.lane.find(ASK)) == (None, None)
+        assert (one.cache.find(ask), one.cache.find(ASK)) == (None, None)
 
 
 async def test_two_places_do_not_share_answers(config: Path, tmp_path: Path, served: Serve) -> None:
@@ -294,7 +298,7 @@ async def test_two_places_do_not_share_answers(config: Path, tmp_path: Path, ser
 
 
 async def exchange(port: int, request: bytes = ASK) -> bytes:
-    """Send one request again and again on a connection, until the lane must have it; return the last answer."""
+    """Send one request again and again on a connection, until the fast path must have it; return the last answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = b""
     for _ in range(3):
@@ -346,7 +350,7 @@ async def test_a_mounted_reader_has_the_lane_too(config: Path) -> None:
         for path in (b"GET /config/", b"GET /site/config"):
             ask = ASK.replace(b"GET /", path)
             await one.talk([ask] * 2, eager=False)
-            assert one.lane.find(ask) is not None
+            assert one.cache.find(ask) is not None
 
 
 async def test_a_date_that_is_still_to_come_is_not_remembered(config: Path) -> None:
@@ -356,7 +360,7 @@ async def test_a_date_that_is_still_to_come_is_not_remembered(config: Path) -> N
     async with peer(reader_app(config), ListenerCache()) as one:
         outcome = await one.talk([ASK] * 3, eager=False)
         assert outcome.written.count(b" 200 OK") == 3
-        assert one.lane.find(ASK) is None
+        assert one.cache.find(ASK) is None
 
 
 async def test_what_the_lane_answers_is_counted(fast: Peer) -> None:
@@ -374,12 +378,12 @@ async def test_what_the_lane_answers_is_counted(fast: Peer) -> None:
 
 async def test_one_who_asks_in_ever_new_words_fills_nothing(fast: Peer) -> None:
     """And takes the place of nobody who asks twice."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     await fast.talk([ASK] * 2, eager=False)
     for number in range(3000):
         await fast.talk([ASK.replace(b"GET /", b"GET /?%d" % number)], eager=False)
-    assert fast.lane.find(ASK) is not None
-    assert "answers=1 " in repr(fast.lane)
+    assert fast.cache.find(ASK) is not None
+    assert "answers=1 " in repr(fast.cache)
 
 
 @pytest.mark.parametrize("bound", ["_MAX_RESPONSES", "_MAX_CACHE_BYTES"])
@@ -387,16 +391,16 @@ async def test_what_is_remembered_has_a_bound_in_number_and_in_bytes(
     fast: Peer, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     """The answer beyond it takes the place of all others; whoever asks each thing twice fills nothing either."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     asks = [ASK.replace(b"GET /", b"GET /?%d" % number) for number in range(4)]
     await fast.talk([asks[0]] * 2, eager=False)
-    each = int(re.findall(r"bytes=(\d+)", repr(fast.lane))[0])
+    each = int(re.findall(r"bytes=(\d+)", repr(fast.cache))[0])
     monkeypatch.setattr(response_cache, bound, 3 if bound == "_MAX_RESPONSES" else 3 * each)
     for ask, count in zip(asks[1:], (2, 3, 1), strict=True):
         await fast.talk([ask] * 2, eager=False)
-        assert f"answers={count} " in repr(fast.lane)
-    assert fast.lane.find(asks[0]) is None
-    assert fast.lane.find(asks[3]) is not None
+        assert f"answers={count} " in repr(fast.cache)
+    assert fast.cache.find(asks[0]) is None
+    assert fast.cache.find(asks[3]) is not None
 
 
 async def test_who_does_not_read_is_not_sent_more(
@@ -442,13 +446,13 @@ async def test_the_end_is_announced_on_connections_that_the_lane_serves(
     fast: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Draining: what was remembered said `keep-alive`."""
-    assert fast.lane is not None
+    assert fast.cache is not None
     await fast.talk([ASK] * 3, eager=False)
     monkeypatch.setattr(lifecycle._LifecycleState, "draining", True)
     handler_api.invalidate_all()
     outcome = await fast.talk([ASK], eager=False)
     assert (b"Connection: close" in outcome.written, outcome.closed) == (True, True)
-    assert fast.lane.find(ASK) is None
+    assert fast.cache.find(ASK) is None
 
 
 async def test_an_unknown_path_is_still_a_problem(served: Serve, config: Path) -> None:
@@ -467,11 +471,11 @@ async def test_a_unix_socket_has_the_lane_as_a_port_has(
     """One of its own: what was answered at the port is asked of aiohttp here."""
     path = tmp_path / "socket"
     await served(reader_app(config), unix_socket=path)
-    before = by_the_lane()
+    before = by_the_fast_path()
     reader, writer = await asyncio.open_unix_connection(path)
     for _ in range(4):
         writer.write(ASK)
         assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(5) == b'"123"'
-    assert by_the_lane() - before == 2
+    assert by_the_fast_path() - before == 2
     writer.close()

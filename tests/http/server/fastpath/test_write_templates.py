@@ -1,4 +1,4 @@
-"""Writes by the lane: nobody can tell them from aiohttp's, and whatever goes wrong is answered as it is there."""
+"""Writes by the fast path: nobody can tell them from aiohttp's, and whatever goes wrong is answered as it is there."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def etag(content: object) -> bytes:
 
 
 class Pair:
-    """A writer with the lane and one without, each with a directory of its own."""
+    """A writer with the fast path and one without, each with a directory of its own."""
 
-    def __init__(self, room: Path) -> None:
-        self.waitlists = (room / "fast", room / "slow")
-        self.apps = [writer_app(one / "config", durability="none") for one in self.waitlists]
+    def __init__(self, directory: Path) -> None:
+        self.directories = (directory / "fast", directory / "slow")
+        self.apps = [writer_app(one / "config", durability="none") for one in self.directories]
         self.peers: list[Peer] = []
 
     async def talk(self, pieces: list[bytes], *, eager: bool) -> tuple[Any, Any]:
         """Say the same to both; return what each has answered, and what lies in its file afterwards."""
         found = []
         at_once = 0
-        for peer_, room in zip(self.peers, self.waitlists, strict=True):
+        for peer_, directory in zip(self.peers, self.directories, strict=True):
             before = asyncio.all_tasks()
             said = await peer_.talk(pieces, eager=eager, after=at_once)
             at_once = said.at_once
             # A write goes on after its client has gone: what it leaves belongs to this conversation.
             while late := asyncio.all_tasks() - before:
                 await asyncio.wait(late)
-            written = said.written.replace(os.fsencode(room), b"ROOM")
-            config = room / "config"
+            written = said.written.replace(os.fsencode(directory), b"DIRECTORY")
+            config = directory / "config"
             content = config.read_bytes() if config.exists() else None
             found.append((Outcome(written, said.closed), content))
         return found[0], found[1]
@@ -86,18 +86,18 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 
 @pytest_asyncio.fixture
 async def fast(tmp_path: Path) -> AsyncIterator[Fast]:
-    """A writer whose lane knows the form of `write` already."""
+    """A writer whose fast path knows the form of `write` already."""
     app = writer_app(tmp_path / "config")
     async with peer(app, ListenerCache()) as one:
         for number in range(2):
             await one.talk([write(number)], eager=False)
-        assert one.lane is not None
-        assert one.lane.write_templates.find(write("x")) is not None
+        assert one.cache is not None
+        assert one.cache.write_templates.find(write("x")) is not None
         yield Fast(one, app, tmp_path / "config")
 
 
 class Fast:
-    """A writer with the lane, and a brake for its disk."""
+    """A writer with the fast path, and a brake for its disk."""
 
     def __init__(self, peer_: Peer, app: web.Application, path: Path) -> None:
         self.peer = peer_
@@ -135,7 +135,7 @@ def counted() -> dict[str, float]:
     return {"200": ok, "published": published, "seconds": seconds}
 
 
-async def test_a_text_longer_than_a_request_line_may_be_is_refused_by_the_lane_as_well(
+async def test_a_text_longer_than_a_request_line_may_be_is_refused_by_the_fast_path_as_well(
     fast: Fast,
 ) -> None:
     """A form that is known has no limit of its own: that of the parser holds, here aiohttp's default of 8190 bytes."""
@@ -146,7 +146,7 @@ async def test_a_text_longer_than_a_request_line_may_be_is_refused_by_the_lane_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
+async def test_no_conversation_tells_a_write_by_the_fast_path_from_one_by_aiohttp(
     pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some thousand generated writes: the same bytes but for dates, the same file, no 5xx, nothing in the log."""
@@ -155,12 +155,12 @@ async def test_no_conversation_tells_a_write_by_the_lane_from_one_by_aiohttp(
     monkeypatch.setattr(WriteTemplates, "render", lambda *args: filled.append(1) or fill(*args))
     with caplog.at_level(logging.INFO):
         assert await pair.differences(seed=1, count=1_500) == []
-    assert len(filled) > 400, "the lane has written too little for that to mean anything"
+    assert len(filled) > 400, "the fast path has written too little for that to mean anything"
     assert {one.name for one in caplog.records} <= {"sidecar.volume.change_log"}
 
 
 @pytest.mark.soak
-async def test_no_conversation_of_many_tells_a_write_by_the_lane(pair: Pair) -> None:
+async def test_no_conversation_of_many_tells_a_write_by_the_fast_path(pair: Pair) -> None:
     """Others each time; the seed is in the failure."""
     seed = int.from_bytes(os.urandom(4))
     assert (seed, await pair.differences(seed=seed, count=10_000)) == (seed, [])
@@ -168,7 +168,7 @@ async def test_no_conversation_of_many_tells_a_write_by_the_lane(pair: Pair) -> 
 
 @pytest.mark.parametrize("request_", [*WRITES[18:], *NO_WRITES], ids=lambda one: repr(one[:70]))
 async def test_each_write_is_answered_as_aiohttp_does_it(pair: Pair, request_: bytes) -> None:
-    """Whole, when the lane knows all forms of a write already, and cut after each byte, with others around it."""
+    """Whole, when the fast path knows all forms of a write already, and cut after each byte, with others around it."""
     await pair.talk([*WRITES[:2], *WRITES[-6:] * 2], eager=False)
     request_ = request_.replace(b"TAG", etag(11).removeprefix(b"ETag: "))
     said = [write(11), request_, request_, write(4), request_]
@@ -180,7 +180,7 @@ async def test_each_write_is_answered_as_aiohttp_does_it(pair: Pair, request_: b
         assert one == other
 
 
-async def test_a_write_goes_by_the_lane_from_the_third_time_on(fast: Fast) -> None:
+async def test_a_write_goes_by_the_fast_path_from_the_third_time_on(fast: Fast) -> None:
     """Whatever its content; and is counted as any other is."""
     before = counted()
     wire = fast.peer.connect()
@@ -242,9 +242,9 @@ async def test_what_goes_wrong_is_answered_as_without_the_lane(
     outcomes = []
     data_path = fast.app[WRITER].write_health
     with fast.instead(fail):
-        for lane in (True, False):
+        for by_fast_path in (True, False):
             before = count()
-            if not lane:
+            if not by_fast_path:
                 monkeypatch.setattr(WriteTemplates, "find", lambda *_: None)
             said = await fast.peer.talk([write("new"), write("newer")], eager=False)
             outcomes.append((said, count() - before, data_path.ready(), len(tried)))
@@ -327,7 +327,7 @@ async def test_a_write_of_somebody_who_has_gone_is_still_done(
 async def test_the_end_is_announced_on_a_write_that_was_begun_before_it(
     fast: Fast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Draining: what was remembered says `keep-alive`. And none is begun by the lane any more."""
+    """Draining: what was remembered says `keep-alive`. And none is begun by the fast path any more."""
     wire = fast.peer.connect()
     await settled(wire)
     with fast.braked() as go:
@@ -412,13 +412,13 @@ async def test_a_write_with_a_token_is_never_remembered(tmp_path: Path) -> None:
     ) as one:
         said = await one.talk([ask] * 3 + [write(1)] * 3, eager=False)
         assert (said.written.count(b" 200 "), said.written.count(b" 401 ")) == (3, 3)
-        assert (one.lane.write_templates.find(ask), one.lane.write_templates.find(write(2))) == (
+        assert (one.cache.write_templates.find(ask), one.cache.write_templates.find(write(2))) == (
             None,
             None,
         )
 
 
-async def test_a_content_above_the_limit_is_refused_by_the_lane_too(tmp_path: Path) -> None:
+async def test_a_content_above_the_limit_is_refused_by_the_fast_path_too(tmp_path: Path) -> None:
     """Of the volume, or of the gate."""
     for options in ({"max_size": 10}, {"gate": Gate(max_size=10)}):
         async with peer(writer_app(tmp_path / "config", **options), ListenerCache()) as one:
