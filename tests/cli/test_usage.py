@@ -37,7 +37,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["publich"], "there is no command 'publich' (did you mean publish?)"),
         (["reader"], "there is no command 'reader' (did you mean read?)"),
         (["relaod"], "there is no command 'relaod' (did you mean reload?)"),
-        (["mirror"], "there is no command 'mirror' (there are write, read, "),
+        (["mirorr"], "there is no command 'mirorr' (did you mean mirror?)"),
         (["xyzzy"], "there is no command 'xyzzy' (there are write, read, "),
         (["write"], "--path is missing: give the flag or the variable SIDECAR_WRITE_PATH ("),
         (["publish", "--path", "x"], "SOURCE is missing"),

@@ -247,9 +247,7 @@ def test_a_reader_killed_serves_the_latest_at_once(play: Any) -> None:
     until(lambda: get(READER).text == '"before"')
     pod.kill("reader")
     assert http_call("PUT", f"{WRITER}/files/content", b"after").status == 204
-    started = time.monotonic()
     first = until(lambda: get(READER) if pod.restarts("reader") == 1 else None)
-    print(f"first answer {time.monotonic() - started:.2f} s after the kill")
     assert (first.status, first.text) == (200, '"after"')
 
 
@@ -260,12 +258,8 @@ def test_sigterm_under_load_truncates_nothing_and_all_exit_with_zero(play: Any) 
     until(lambda: len(get(f"{READER}/raw").body) > 1_000_000)
     with Load(lambda: number_of(get(f"{READER}/raw").body), threads=8) as load:
         until(lambda: len(load.said) > 50)
-        began = time.monotonic()
         pod.stop(30)
-        took = time.monotonic() - began
-    print(f"stopped within {took:.1f} s, {len(load.said)} whole answers")
     assert load.failed == []
-    assert took < 25
     for name in ("writer", "reader"):
         state = pod.inspect(name)["State"]
         assert (state["Status"], state["ExitCode"]) == ("exited", 0), pod.logs(name)

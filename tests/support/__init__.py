@@ -1,20 +1,7 @@
-"""What tests import by name. The fixtures are in the `conftest.py` of each directory, the fakes of receivers in `tests/logs/fakes`.
+"""What tests import by name; `README.md` beside it names all modules, and says how to wait.
 
 Here: a real process under test (`Process`), its environment, the types of the fixtures of `tests/conftest.py`,
 another user for a while (`as_user`), an event at a time (`after`), and a system call that fails (`failing`).
-
-`commands`      the types of the fixtures that run a command of `sidecar` (`tests/cli`)
-`httpkit`       an HTTP client, raw sockets, problem details: for applications and servers
-`parity`        two servers given the same bytes, which must answer the same bytes
-`browser`       headless Chromium, driven by the DevTools protocol: windows, keys, what a page asks for and complains of
-`eventsource`   a client of server-sent events, by the letter of the specification
-`pages`         the blocks of a page of the documentation, run in order
-`watching`      a consumer of a watch that remembers what it saw, and the bounds of time of a watch
-`faultkit`      a publisher with faults at chosen system calls (strace), and what must hold after each
-`engines`       servers that a mirror follows: real processes, killed, hung and started again
-`mounts`        file systems with other rules: small, slow, cut off from power; needs root
-`logs_support`  a collector driven call by call, without a clock and without an event loop
-`logs_world`    a writer of logs, its rotations and a collector in one process, which counts each line
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_once_ends_at_its_timeout(command: Command, tmp_path: Path, url: str, *,
     (tmp_path / "old/app.json").write_text("old")
     assert command("publish", tmp_path / "old", "--path", path).code == 0
     missing = url.replace("app.json", "missing")
-    done = command("mirror", missing, "--path", path, "--once", "--timeout", "0.5", *flags)
+    done = command("mirror", missing, "--path", path, "--once", "--timeout", "2", *flags)
     assert done.code == (0 if flags else 1)
     assert f"cannot read {missing}: it answered 404" in done.err
     assert (path / "app.json").read_text() == "old"

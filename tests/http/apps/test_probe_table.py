@@ -102,16 +102,16 @@ class States:
 
 
 ROWS = {
-    "reader: the first look is not over": States.first_look,
+    "reader: first scan not complete": States.first_look,
     "reader: nothing published, or no directory yet": States.no_directory,
-    "reader: a content": States.content,
-    "reader: the content is gone, unreadable or refused": States.stale,
-    "reader: its watch is dead, or a look hangs": States.dead_watch,
-    "writer: the volume takes writes": States.written,
-    "writer: the volume is full": States.full,
-    "writer: the volume is read-only or fails": States.read_only,
+    "reader: content available": States.content,
+    "reader: content deleted, unreadable or rejected": States.stale,
+    "reader: watch dead, or scan hangs": States.dead_watch,
+    "writer: volume writable": States.written,
+    "writer: volume full": States.full,
+    "writer: volume read-only or failing": States.read_only,
     "writer: a write has been hanging for a minute": States.hanging,
-    "either: it drains": States.draining,
+    "either: draining": States.draining,
 }
 
 

@@ -183,9 +183,9 @@ async def test_slow_clients_occupy_no_thread_and_keep_nobody_waiting(
         try:
             for each in slow:
                 await each.head()
-            async with asyncio.timeout(5), session.get(f"{one.url}/raw") as answer:
+            async with asyncio.timeout(30), session.get(f"{one.url}/raw") as answer:
                 assert len(await answer.read()) == HUGE
-            async with asyncio.timeout(5), session.get(f"{one.url}/files") as answer:
+            async with asyncio.timeout(30), session.get(f"{one.url}/files") as answer:
                 assert len(await answer.json()) == 1
         finally:
             for each in slow:
@@ -193,20 +193,19 @@ async def test_slow_clients_occupy_no_thread_and_keep_nobody_waiting(
 
 
 async def test_a_client_that_takes_nothing_is_let_go(
-    served: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    served: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds a file on the disk that may have been deleted; who takes a little stays."""
-    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 0.5)
+    monkeypatch.setattr(sendfile, "SEND_TIMEOUT", 1.0)
     place(path, bytes(HUGE))
     one = await served(reader_app(path))
     before = descriptors()
     async with dawdling(one) as dead, dawdling(one) as slow:
-        for _ in range(20):
-            await slow.take(1 << 18)
-            await asyncio.sleep(0.05)
-        await eventually(lambda: descriptors() <= before + 4)
-        rest = HUGE - (20 << 18)
-        assert len(await slow.take(rest)) == rest
+        taken = 0
+        while descriptors() > before + 4:
+            taken += len(await slow.take(1 << 16))
+            await asyncio.sleep(0.02)
+        assert len(await slow.take(HUGE)) == HUGE - taken
         with pytest.raises(ConnectionResetError):
             await dead.take(HUGE)
 
