@@ -36,6 +36,7 @@ import yaml
 
 from pod import chart, tools
 from sidecar.cli import main
+from sidecar.mirror.sources.factory import make_source
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -323,7 +324,7 @@ class Checker:
             subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
             commands = re.sub(r"\\\n\s*", "", block.text).splitlines()
         for command in commands:
-            words = shlex.split(command.replace("\\\n", " "), comments=True)
+            words = shlex.split(re.sub(r"(?m)(^|\s)# .*$", "", command.replace("\\\n", " ")))
             if words[:1] == ["sidecar"]:
                 check_command_line(
                     words[1 : next((n for n, word in enumerate(words) if word in "|&>"), None)]
@@ -389,14 +390,13 @@ def check_command_line(arguments: list[str]) -> None:
     command = main.sidecar.get_command(context, arguments[0])
     assert command is not None, f"there is no sidecar {arguments[0]}"
     try:
-        command.make_context(arguments[0], arguments[1:], parent=context)
+        context = command.make_context(arguments[0], arguments[1:], parent=context)
+        for source in context.params["sources"] if arguments[0] == "mirror" else ():
+            make_source(source)
     except click.exceptions.Exit:
         return
     except click.BadParameter as error:
-        if (
-            "does not exist" not in error.format_message()
-            and "no such" not in error.format_message()
-        ):
+        if not re.search("does not exist|[Nn]o such|there is no program", error.format_message()):
             raise AssertionError(f"{' '.join(arguments)}: {error.format_message()}") from error
     except click.UsageError as error:
         raise AssertionError(f"{' '.join(arguments)}: {error.format_message()}") from error
