@@ -12,9 +12,9 @@ Each is imported when it is first used: a program that only publishes never load
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sidecar import _exports
 from sidecar._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -110,16 +110,4 @@ _MODULES = {
 
 __all__ = [*_MODULES, "__version__"]  # noqa: PLE0604 (a name twice is a name that can differ)
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULES[name]
-    except KeyError:
-        raise AttributeError(f"module 'sidecar' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = _exports.lazy(__name__, _MODULES)

@@ -18,8 +18,9 @@ the objects of one pipeline, and `pipelines` runs them all.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sidecar import _exports
 
 if TYPE_CHECKING:
     from sidecar.logs.collector import Collector as Collector
@@ -143,16 +144,4 @@ _MODULES = {
 
 __all__ = [*_MODULES]  # noqa: PLE0604 (a name twice is a name that can differ)
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULES[name]
-    except KeyError:
-        raise AttributeError(f"module 'sidecar.logs' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = _exports.lazy(__name__, _MODULES)

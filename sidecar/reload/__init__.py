@@ -14,8 +14,9 @@ Inside, `runner` follows a path, tries again, and knows which version the applic
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sidecar import _exports
 
 if TYPE_CHECKING:
     from sidecar.reload.change import Action as Action
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sidecar.reload.signals import Signal as Signal
     from sidecar.reload.webhook import Webhook as Webhook
 
-_ROOMS = {
+_MODULES = {
     "run": "sidecar.reload.runner",
     "Reloader": "sidecar.reload.runner",
     "Webhook": "sidecar.reload.webhook",
@@ -38,18 +39,6 @@ _ROOMS = {
     "ActionFailed": "sidecar.reload.change",
 }
 
-__all__ = [*_ROOMS]  # noqa: PLE0604 (a name twice is a name that can differ)
+__all__ = [*_MODULES]  # noqa: PLE0604 (a name twice is a name that can differ)
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        room = _ROOMS[name]
-    except KeyError:
-        raise AttributeError(f"module 'sidecar.reload' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(room), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = _exports.lazy(__name__, _MODULES)
