@@ -6,7 +6,7 @@
     │   ├── VolumeUnavailable           (OSError)     read-only, I/O error, no permission, busy
     │   ├── ContentRefused              (ValueError)  the gate said no; see `reasons`
     │   │   └── ContentTooLarge
-    │   ├── VersionConflict                           somebody else published first
+    │   ├── VersionConflict                           another writer published first
     │   ├── NameRefused                 (ValueError)  not a name that may lie on a volume
     │   │   └── NameTaken                             something else is in the way of it
     │   └── FileMissing                 (LookupError) there is nothing of that name to delete
@@ -43,7 +43,7 @@ class PublishError(SidecarError):
 
 
 class VolumeFull(PublishError, OSError):
-    """The volume has no room for the new content beside the old (`ENOSPC`, `EDQUOT`)."""
+    """The volume has no space for the new content in addition to the old (`ENOSPC`, `EDQUOT`)."""
 
 
 class VolumeUnavailable(PublishError, OSError):

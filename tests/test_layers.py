@@ -152,6 +152,28 @@ def test_the_file_system_knows_no_event_loop() -> None:
     assert [place(path, ROOT) for path in files(ROOT / "fs") if "asyncio" in imports(path)] == []
 
 
+#: Class names of two modules: `sidecar.sync` has those of the asynchronous classes that it stands for.
+NAMESAKES = {
+    name: {"sync/" + module, other}
+    for name, module, other in (
+        ("Upload", "publishing", "volume/publish/upload"),
+        ("Volume", "publishing", "volume/volume"),
+        ("Watch", "watching", "volume/watch/watch"),
+        ("WatchGroup", "watching", "volume/watch/group"),
+    )
+}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """Whoever searches for a class finds one."""
+    owners: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name, set()).add(place(path, ROOT))
+    assert {name: found for name, found in owners.items() if len(found) > 1} == NAMESAKES
+
+
 def test_a_planted_import_of_a_library_is_found(tmp_path: Path) -> None:
     """The check itself works, and what is allowed is not refused."""
     root = empty_package(tmp_path)

@@ -29,7 +29,7 @@ class Option(click.Option):
         return value
 
 
-class Command(click.Command):
+class EnvCommand(click.Command):
     """A command whose options can also be set by variables."""
 
     def __init__(self, name: str, **attributes: Any) -> None:
@@ -59,10 +59,10 @@ class Command(click.Command):
             ) from error
 
 
-def command(name: str, cls: type[Command] = Command) -> Callable[[Function], Command]:
+def command(name: str, cls: type[EnvCommand] = EnvCommand) -> Callable[[Function], EnvCommand]:
     """Turn a function into the command `name`; its docstring is the help."""
 
-    def decorate(function: Function) -> Command:
+    def decorate(function: Function) -> EnvCommand:
         return click.command(name, cls=cls)(function)
 
     return decorate

@@ -15,8 +15,8 @@ import click
 
 PREFIX = "SIDECAR_"
 
-OF_CHANGES = frozenset({"SIDECAR_VERSION", "SIDECAR_ETAG", "SIDECAR_PATH", "SIDECAR_CHANGED"})
-"""What `reload --exec` tells its command, which may be one of ours."""
+CHANGE_VARIABLES = frozenset({"SIDECAR_VERSION", "SIDECAR_ETAG", "SIDECAR_PATH", "SIDECAR_CHANGED"})
+"""The variables that `reload --exec` sets for its command, which may be `sidecar` itself."""
 
 _LINK_NAME = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
@@ -46,7 +46,7 @@ def is_service_link(variable: str, value: str) -> bool:
     return _LINK_NAME.search(variable) is not None
 
 
-def variable_of(command: click.Command) -> frozenset[str]:
+def names_of(command: click.Command) -> frozenset[str]:
     """Return the variables of one command."""
     return frozenset(option.envvar for option in command.params if isinstance(option.envvar, str))
 
@@ -57,7 +57,7 @@ def unknown(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
         variable
         for variable, value in environment.items()
         if variable.startswith(PREFIX) and not is_service_link(variable, value)
-        if variable not in OF_CHANGES | frozenset(known)
+        if variable not in CHANGE_VARIABLES | frozenset(known)
     )
 
 

@@ -132,13 +132,13 @@ def refuse_unknown_variables(command: click.Command, ctx: click.Context) -> None
     Raises:
         click.UsageError: names the variable, and the nearest one that exists.
     """
-    known = envvars.variable_of(command)
+    known = envvars.names_of(command)
     if not envvars.unknown(os.environ, known):
         return
     # Only now import the other commands.
     for name in COMMANDS:
         if (other := sidecar.get_command(ctx, name)) is not None:
-            known |= envvars.variable_of(other)
+            known |= envvars.names_of(other)
     if unknown := envvars.unknown(os.environ, known):
         raise click.UsageError(envvars.unknown_variable_error(unknown[0], known), ctx)
 

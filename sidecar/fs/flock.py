@@ -174,7 +174,7 @@ def _make_lock_file(dir_fd: int) -> None:
 
 
 def _give_to_writers(fd: int, dir_fd: int) -> None:
-    """Make the lock file writable for all users who may write to the directory, and readable for nobody."""
+    """Make the lock file writable for all users who may write to the directory, and readable for no user."""
     directory, own = os.fstat(dir_fd), os.fstat(fd)
     with contextlib.suppress(OSError):
         if own.st_gid != directory.st_gid:

@@ -23,7 +23,7 @@ _OWN_MOUNT = (
 _NO_DESCRIPTOR = "no file descriptor is left (raise the limit RLIMIT_NOFILE)"
 _REMEDIES: Mapping[int, str] = {
     errno.ENOSPC: "no space or no inodes left on the volume"
-    " (it needs room for the new content beside the old; enlarge it or delete files)",
+    " (it needs space for the new content in addition to the old; enlarge it or delete files)",
     errno.EDQUOT: "the disk quota is used up (raise the quota or delete files)",
     errno.EROFS: "read-only file system (is the volume mounted readOnly?)",
     errno.EBUSY: _OWN_MOUNT,

@@ -135,7 +135,7 @@ def explain(error: PermissionError, dir_fd: int, name: str) -> PermissionError:
     return error
 
 
-def follows_no_links_of_others(directory: os.stat_result) -> bool:
+def blocks_foreign_links(directory: os.stat_result) -> bool:
     """Whether other users cannot follow links created in the directory; see proc_sys_fs(5), `protected_symlinks`.
 
     In a sticky directory that is writable for all, only the owner of a link can follow it,

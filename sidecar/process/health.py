@@ -89,7 +89,7 @@ class Health:
             if kind in checks
         }
         if kind == "ready" and lifecycle.draining():
-            found["process"] = "draining: it was told to stop and finishes what it began"
+            found["process"] = "draining: it was asked to stop and finishes running work"
         return Report(all(said == OK for said in found.values()), MappingProxyType(found))
 
 

@@ -71,7 +71,7 @@ class FastHistogram(Collector):
 
 # Publishing
 PUBLISH_TOTAL = Counter(
-    "sidecar_publish_total", "Publishes, by how they ended", ["result"], registry=REGISTRY
+    "sidecar_publish_total", "Publishes, by result", ["result"], registry=REGISTRY
 )
 PUBLISH_SECONDS = FastHistogram(
     "sidecar_publish_seconds",
@@ -88,14 +88,14 @@ PROPAGATION_SECONDS = Histogram(
     registry=REGISTRY,
 )
 WATCH_EVENTS_TOTAL = Counter(
-    "sidecar_watch_events_total", "Hints to look, from the kernel or a poll", registry=REGISTRY
+    "sidecar_watch_events_total", "Change events, from the kernel or a poll", registry=REGISTRY
 )
 WATCH_ERRORS_TOTAL = Counter(
-    "sidecar_watch_errors_total", "Looks that found something unreadable", registry=REGISTRY
+    "sidecar_watch_errors_total", "Scans that found something unreadable", registry=REGISTRY
 )
 POLL_RESCUES_TOTAL = Counter(
     "sidecar_poll_rescues_total",
-    "Changes that the slow re-check found and no event had told",
+    "Changes found by the slow re-check without an event",
     registry=REGISTRY,
 )
 
@@ -104,11 +104,11 @@ HTTP_REQUESTS_TOTAL = Counter(
     "sidecar_http_requests_total", "Answered requests, by status", ["code"], registry=REGISTRY
 )
 SUBSCRIBERS = Gauge(
-    "sidecar_subscribers", "Clients that wait for the next version", registry=REGISTRY
+    "sidecar_subscribers", "Clients waiting for the next version", registry=REGISTRY
 )
 WORKER_RESTARTS_TOTAL = Counter(
     "sidecar_worker_restarts_total",
-    "Workers that have ended and were replaced (--workers)",
+    "Workers that ended and were replaced (--workers)",
     registry=REGISTRY,
 )
 
@@ -196,7 +196,7 @@ LOGS_UNACKED_BYTES = Gauge(
 )
 LOGS_POSSIBLE_COPIES = Gauge(
     "sidecar_logs_possible_copies",
-    "Files that are not read for now, since they repeat the beginning of another one",
+    "Files that are not read yet because they begin like another one",
     registry=REGISTRY,
 )
 LOGS_LOST_REASONS = (
@@ -210,23 +210,25 @@ LOGS_LOST_REASONS = (
 )
 LOGS_LOST_BYTES_TOTAL = Counter(
     "sidecar_logs_lost_bytes_total",
-    "Bytes that cannot be had any more",
+    "Bytes that were lost before they were read",
     ["reason"],
     registry=REGISTRY,
 )
 LOGS_IMPLAUSIBLE_TIMES = Counter(
     "sidecar_logs_implausible_times_total",
-    "Lines whose own time lies more than an hour ahead: they have that of reading",
+    "Lines with a timestamp more than an hour in the future; they get the time of reading",
     registry=REGISTRY,
 )
 LOGS_DROPPED = Counter(
     "sidecar_logs_dropped_lines_total",
-    "Lines that a stage has left out to have fewer of them, for each sink",
+    "Lines dropped by a sampling or limiting stage, for each sink",
     ["stage"],
     registry=REGISTRY,
 )
 LOGS_DEAD_LETTERS_TOTAL = Counter(
-    "sidecar_logs_dead_letters_total", "Lines that a sink has refused for good", registry=REGISTRY
+    "sidecar_logs_dead_letters_total",
+    "Lines that a sink has rejected permanently",
+    registry=REGISTRY,
 )
 
 
@@ -346,7 +348,7 @@ class _ContentCollector(Collector):
         )
         mode = GaugeMetricFamily(
             "sidecar_watch_mode",
-            "1 for each source of hints of a watch that lives",
+            "1 for each notifier of an active watch",
             labels=["mode"],
         )
         if self._follows:

@@ -1,4 +1,4 @@
-"""What an action is told of a version, and how it fails."""
+"""The change that an action receives, and the error of a failed action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command: the application is told by a program."""
+"""An action that runs a command."""
 
 from __future__ import annotations
 

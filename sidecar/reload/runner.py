@@ -126,7 +126,7 @@ class Reloader:
 
     @property
     def started(self) -> bool:
-        """Whether the path has been looked at, whatever was found."""
+        """Whether the first scan of the path is complete, whatever it found."""
         return self._watch.has_looked
 
     @property

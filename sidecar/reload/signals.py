@@ -1,4 +1,4 @@
-"""A signal: the application is told by kill(2)."""
+"""An action that sends a signal to a process, as kill(2) does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Signal:
         return f"signal {number(self.name).name} to {target}"
 
     async def run(self, change: Change) -> None:  # noqa: ARG002 (a signal carries nothing)
-        """Send it. Raises `ActionFailed` if there is no such process, or if it may not be told."""
+        """Send it. Raises `ActionFailed` if there is no such process, or no permission to signal it."""
         await executor.run_in_thread(self._send)
 
     def _send(self) -> None:

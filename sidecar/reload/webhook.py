@@ -1,4 +1,4 @@
-"""A webhook: the application is told by an HTTP request."""
+"""An action that sends an HTTP request."""
 
 from __future__ import annotations
 

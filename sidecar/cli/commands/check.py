@@ -14,20 +14,20 @@ from sidecar.cli.impl import http_probe
     "--timeout",
     type=param_types.positive_seconds,
     default=1.0,
-    help="Seconds until the answer must be there.",
+    help="Maximum seconds until the response.",
 )
 @declare.option(
     "--ca",
     type=param_types.EXISTING_FILE,
-    help="Authority (PEM) that must have signed the server's certificate.",
+    help="CA certificate (PEM) to verify the server.",
 )
 @declare.option("--insecure", is_flag=True, help="Accept any certificate.")
 def command(url: str, timeout: float, ca: str | None, insecure: bool) -> int:
-    """Ask URL, and exit with 0 if it answers with 2xx, else with 1.
+    """Request URL, and exit with 0 if the status is 2xx, otherwise with 1.
 
     URL is http://…, https://… or unix:/run/sidecar.sock:/readyz (socket, colon, path).
     Redirects are not followed. Certificates are verified, except those of servers on this machine
-    when no --ca is given: an address of the loopback interface cannot be anybody else's.
+    when no --ca is given: an address of the loopback interface always belongs to this machine.
     """
     try:
         answer = http_probe.get(_target(url), timeout=timeout, ca=ca, insecure=insecure)
@@ -39,7 +39,7 @@ def command(url: str, timeout: float, ca: str | None, insecure: bool) -> int:
     return _failed(f"{url} answered {answer.status}{_detail(answer)}")
 
 
-def _target(url: str) -> http_probe.Target:
+def _target(url: str) -> http_probe.ProbeTarget:
     try:
         return http_probe.parse(url)
     except ValueError as error:
@@ -53,25 +53,25 @@ def _failed(message: str) -> int:
 
 def _why(error: Exception, timeout: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"nothing within {timeout:g} s (give it more by --timeout)"
+        return f"no response within {timeout:g} s (--timeout sets the limit)"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there (is the server started, and is this its port?)"
+        return "connection refused (is the server started, and is this its port?)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error)
 
 
 def _detail(answer: http_probe.ProbeResponse) -> str:
-    """Return what a problem (RFC 9457) or a health report says, else the beginning of a text."""
+    """Return the detail of a problem (RFC 9457) or a health report, or the first line of a text."""
     if "location" in answer.headers:
         return f", a redirect to {answer.headers['location']}; ask there"
     text = answer.body.decode(errors="replace").strip()
     if "json" in answer.headers.get("content-type", ""):
-        return _of_json(text)
+        return _json_detail(text)
     return f": {text.splitlines()[0][:200]}" if text and text.isprintable() else ""
 
 
-def _of_json(text: str) -> str:
+def _json_detail(text: str) -> str:
     import json
 
     try:

@@ -1,4 +1,4 @@
-"""`sidecar collect`: log files are followed, and every line is delivered."""
+"""`sidecar collect`: follow log files, and deliver every line."""
 
 from __future__ import annotations
 
@@ -183,15 +183,15 @@ def command(
 ) -> int:
     """Follow log files through every rotation, and deliver every line.
 
-    FILES are patterns with *, ?, [...], {a,b} and **; quote them, so that the shell leaves them alone.
-    The position of a file moves only when the sinks have acknowledged:
-    a sink that is away costs time, never a line, and the files themselves are the buffer.
-    stdout and file:// write a line as it came where no stage has changed it, else as a JSON object.
+    FILES are patterns with *, ?, [...], {a,b} and **; quote them, so that the shell does not expand them.
+    The position of a file advances only when the sinks have acknowledged the lines:
+    if a sink is unavailable, lines are delayed but not lost, and the files themselves are the buffer.
+    stdout and file:// write a line unchanged unless a stage has changed it; then they write a JSON object.
 
-    Stages run in this order: parse, keep, drop, redact, add; a configuration file may order them otherwise.
-    REGEX is RE2's syntax. A variable that stands for a repeated option holds one value a line.
+    Stages run in this order: parse, keep, drop, redact, add; a configuration file may use another order.
+    REGEX has the syntax of RE2. The variable of a repeated option has one value a line.
 
-    It runs until SIGTERM: then it reads to the end, delivers, saves, and exits with 0.
+    Runs until SIGTERM: then it reads to the end, delivers, saves its positions, and exits with 0.
     """
     with lazy_imports.server_alone():
         from sidecar.cli.impl import collect

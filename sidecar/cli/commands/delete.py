@@ -1,4 +1,4 @@
-"""`sidecar delete`: remove a file as `sidecar publish` puts it there, and forget its history if that is wanted."""
+"""`sidecar delete`: remove a published file, and its history on request."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _UNCERTAIN = 3
 @declare.option(
     "--purge",
     is_flag=True,
-    help="Forget its older versions, too: those of the file, and generations of a set that hold it.",
+    help="Remove its older versions, too: those of the file, and generations of a set that contain it.",
 )
-@declare.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@declare.option("--dry-run", is_flag=True, help="Report what would happen, and change nothing.")
 @options.keeping
 @options.logging(level="warning", reports_failure=True)
 def command(
     *, path: str, if_match: str | None, purge: bool, dry_run: bool, keeping: options.StorageOptions
 ) -> int:
-    """Remove the file at PATH, of a set or by itself.
+    """Remove the file at PATH: a single file, or one file of a set.
 
-    Its older versions stay, to be rolled back to, unless --purge is given;
-    with --purge a file that is gone already is purged as well.
+    Its older versions stay available for a rollback, unless --purge is given;
+    --purge also works for a file that was deleted before.
 
-    Exit codes: 0 it is gone, 1 it was not removed, 2 called wrongly,
-    3 it is gone, but a power cut may still bring it back.
+    Exit codes: 0 removed, 1 not removed, 2 usage error,
+    3 removed, but a power failure may still undo it.
     """
     from sidecar.process import lifecycle
     from sidecar.volume.volume import Volume

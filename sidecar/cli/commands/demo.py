@@ -1,4 +1,4 @@
-"""`sidecar demo`: writer and reader on this machine, as two real processes, with one command."""
+"""`sidecar demo`: run a writer and a reader on this machine, as two processes."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _TRANSCRIPT = (
     type=param_types.nonempty_path,
     metavar="PATH",
     shell_complete=options.complete_path,
-    help="File that both share; a temporary one, which is removed at the end, if none is given.",
+    help="File that both share; by default a temporary file, which is removed at the end.",
 )
 @declare.option(
     "--host",
     metavar="ADDRESS",
     default="127.0.0.1",
-    help="Address to listen on; 0.0.0.0 lets other machines in.",
+    help="Address to listen on; 0.0.0.0 accepts connections from other machines.",
 )
 @declare.option(
     "--writer-port", type=param_types.port, metavar="PORT", default=8080, help="Port of the writer."
@@ -66,10 +66,10 @@ _TRANSCRIPT = (
 def command(
     ctx: click.Context, *, path: str | None, host: str, writer_port: int, reader_port: int
 ) -> int:
-    """Run a writer and a reader on one file, and say what to try.
+    """Run a writer and a reader on one file, and print commands to try.
 
-    They are `sidecar write` and `sidecar read`, as two processes, as in a Pod.
-    Ctrl-C stops both. What they log from warnings upwards is shown; --log-level info shows all.
+    They are `sidecar write` and `sidecar read`, as separate processes, as in a Pod.
+    Ctrl-C stops both. Their warnings and errors are shown; --log-level info shows everything.
     """
     level = str(ctx.params["log_level"])
     with _until_signal(), ExitStack() as stack:

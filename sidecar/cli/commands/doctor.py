@@ -1,4 +1,4 @@
-"""`sidecar doctor`: what a volume can do, what is wrong with it, and how to mend that."""
+"""`sidecar doctor`: test a volume, and suggest remedies."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
 
 
 @declare.command("doctor")
-@options.path("File or directory to examine, where the container sees it.")
+@options.path("File or directory to check, as the container sees it.")
 @declare.option(
     "--for",
     "role",
     type=click.Choice(["read", "write", "both"]),
     default="both",
-    help="What the volume is to be good for; what only the other role needs is left out.",
+    help="Role to check the volume for; checks that only concern the other role are left out.",
 )
 @declare.option(
     "--max-size",
@@ -32,12 +32,12 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
     "--mode",
     type=param_types.mode,
     default="0644",
-    help="Permissions that its writer gives its files.",
+    help="Permissions that the writer sets on its files.",
 )
 @declare.option(
     "--group",
     type=param_types.group,
-    help="Group that its writer gives its files, by number or name.",
+    help="Group that the writer sets on its files, by number or name.",
 )
 @declare.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
@@ -50,10 +50,10 @@ def command(
     group: int | None,
     as_json: bool,
 ) -> int:
-    """Say what the volume at PATH can do, what is wrong with it, and how to mend that.
+    """Test the volume at PATH: what works, what does not, and how to fix it.
 
-    Exits with 1 if something is wrong (✗); what is only worth knowing (!) does no harm.
-    It tries a publish of a file and of a set under names that nobody reads, and removes them again.
+    Exits with 1 if something is wrong (✗); notes (!) are informational.
+    It publishes a test file and a test set under hidden names, and removes them again.
     """
     from sidecar.cli.doctor import report as findings
     from sidecar.cli.doctor import runner

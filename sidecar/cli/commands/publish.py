@@ -1,4 +1,4 @@
-"""`sidecar publish`: once, for shell scripts and init containers."""
+"""`sidecar publish`: publish once, for shell scripts and init containers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _STDIN = "-"
 @declare.option(
     "--if-match",
     metavar="VERSION",
-    help="Publish only over this version (an ETag, with or without quotes); * is any that exists.",
+    help="Publish only if this is the current version (an ETag, with or without quotes); * means any.",
 )
 @declare.option(
     "--if-missing",
     is_flag=True,
-    help="Publish only where nothing is yet; what is there stays, and that is a success (init containers).",
+    help="Publish only if nothing exists yet; otherwise keep the existing content and exit with 0 (init containers).",
 )
 @declare.option(
-    "--dry-run", is_flag=True, help="Validate, say what would happen, and change nothing."
+    "--dry-run", is_flag=True, help="Validate, report what would happen, and change nothing."
 )
 @options.gating
 @options.keeping
@@ -51,22 +51,22 @@ def command(
     gating: options.ValidationOptions,
     keeping: options.StorageOptions,
 ) -> int:
-    """Publish SOURCE to PATH, whole and durable, and print its version.
+    """Publish SOURCE to PATH, atomically and durably, and print its version.
 
     \b
-    SOURCE     PATH               what happens
-    file, -    file               the file is replaced (- is standard input)
-    file       directory, or …/   the file is put into it under its own name; the others stay
-    directory  directory          the set is replaced: files that SOURCE does not have are gone
+    SOURCE     PATH               effect
+    file, -    file               replaces the file (- is standard input)
+    file       directory, or …/   adds or replaces the file of this name; the others stay
+    directory  directory          replaces the set: files that are not in SOURCE are removed
 
-    A directory is published with its nested names, and without names that begin with two dots,
-    lost+found and empty directories. What else cannot be in a set is refused and named:
-    links to directories, links that lead nowhere or out of it, names that are not UTF-8,
-    more than 32 directories within each other. A source that changes while it is read
-    is read again, and refused if it goes on.
+    A directory is published with its nested files, without names that begin with two dots,
+    lost+found and empty directories. Anything else that cannot be part of a set is an error:
+    links to directories, dangling links and links that lead outside, names that are not UTF-8,
+    more than 32 nested directories. A source that changes while it is read
+    is read again, and refused if it keeps changing.
 
-    Exit codes: 0 it is there and durable (or was there before), 1 it was not published,
-    2 called wrongly, 3 it is visible, but a power cut may still take it back.
+    Exit codes: 0 visible and durable (or unchanged), 1 not published,
+    2 usage error, 3 visible, but a power failure may still undo it.
     """  # noqa: D301 (click's mark for a paragraph that is not to be wrapped)
     from sidecar.process import lifecycle
     from sidecar.volume.volume import Volume
@@ -114,12 +114,12 @@ def command(
 
 
 def _trial(done: Publication, source: str, path: str, gating: options.ValidationOptions) -> str:
-    """Print the result of a dry run."""
+    """Return the summary of a dry run."""
     asked = ("format", gating.format), ("schema", gating.schema), ("check", gating.check)
-    examined = ", ".join(["size", *(name for name, value in asked if value), "names", "places"])
+    examined = ", ".join(["size", *(name for name, value in asked if value), "names", "paths"])
     what = f"{'create' if done.created else 'replace'} {path} with {done.size} bytes of {'standard input' if source == _STDIN else source}"
     would = f"it would {what}" if done.changed else f"{path} has this content already"
-    return f"nothing was changed; examined {examined}, room and permissions: {would}"
+    return f"nothing was changed; checked {examined}, free space and permissions: {would}"
 
 
 def _target(source: str, path: str, *, into: bool) -> tuple[str, str]:

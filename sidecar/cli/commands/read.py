@@ -1,4 +1,4 @@
-"""`sidecar read`: what is in a file is answered by HTTP."""
+"""`sidecar read`: serve a file or a directory over HTTP."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from sidecar.cli.impl import serve
 
 
 @declare.command("read")
-@options.path("File to serve, or directory of files (if it is not there yet: end it with /).")
+@options.path(
+    "File to serve, or directory of files (end a directory that does not exist yet with /)."
+)
 @options.listening(default=8081)
 @declare.option(
     "--missing",
     metavar="TEXT",
-    help="Answer with this text while nothing has been published, instead of 503.",
+    help="Respond with this text, instead of 503, until something has been published.",
 )
 @options.watching
 @options.token_file
@@ -31,11 +33,11 @@ def command(
     allowed_hosts: tuple[str, ...],
     ui: bool,
 ) -> None:
-    """Serve the file or directory at PATH by HTTP, always the newest content that is whole.
+    """Serve the file or directory at PATH over HTTP: always the newest complete content.
 
-    PATH need not be there yet, and may go away again: the last good content stays.
+    PATH may be missing at the start, and may disappear later: the last good content is still served.
 
-    It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
+    Runs until SIGTERM: then it reports not ready, finishes running requests, and exits with 0.
     A second signal exits at once.
     """
     with lazy_imports.server_alone():

@@ -1,4 +1,4 @@
-"""`sidecar reload`: an application takes over each version of a file or a set."""
+"""`sidecar reload`: make an application load each new version of a file or a set."""
 
 from __future__ import annotations
 
@@ -34,14 +34,13 @@ class _ApplyOptions:
     )
     rollback_on_failure: bool = declare.flag(
         is_flag=True,
-        help="Publish the last confirmed version again if the application refuses a version, or does not apply it in time."
-        " The refused version is not tried again until another one comes. The volume must be writable.",
+        help="Publish the last confirmed version again if the application rejects a version, or does not apply it in time."
+        " The rejected version is not retried until another one exists. The volume must be writable.",
     )
     state_file: str | None = declare.flag(
-        type=click.Path(dir_okay=False),
-        metavar="FILE",
-        help="Where to remember which version was confirmed and which refused."
-        " Without it: beside the content, under a hidden name.",
+        type=param_types.NEW_FILE,
+        help="File that stores which versions were confirmed and which were rejected."
+        " Default: next to the content, under a hidden name.",
     )
     expand_to: str | None = declare.flag(
         type=param_types.nonempty_path,
@@ -50,16 +49,16 @@ class _ApplyOptions:
     splay: float = declare.flag(
         type=param_types.seconds,
         default=0.0,
-        help="Window in seconds in which the Pods take a new version one after the other, by a hash of Pod name and version.",
+        help="Length in seconds of the window in which the Pods apply a new version one after the other, ordered by a hash of Pod name and version.",
     )
     stop_url: str | None = declare.flag(
         type=param_types.http_url,
-        help="Address that is asked before a new version is taken, and holds it unless it answers 2xx;"
-        " it is told by POST when the application has refused one.",
+        help="Address that is requested before a new version is applied; the version waits unless the response is 2xx."
+        " When the application has rejected a version, it gets a POST request.",
     )
     ca_file: str | None = declare.flag(
         type=param_types.EXISTING_FILE,
-        help="Certificates to trust (PEM) in webhooks, --confirm-url and --stop-url; read for each request.",
+        help="CA certificates (PEM) for webhooks, --confirm-url and --stop-url; read for each request.",
     )
     token_file: str | None = declare.flag(
         type=param_types.EXISTING_FILE,
@@ -76,8 +75,8 @@ class _ApplyOptions:
     )
 
 
-class _Ordered(declare.Command):
-    """A command that knows in which order its options were given."""
+class _Ordered(declare.EnvCommand):
+    """A command that records the order of its options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
@@ -88,7 +87,9 @@ class _Ordered(declare.Command):
 
 
 @declare.command("reload", cls=_Ordered)
-@options.path("File to follow, or directory for a set (if it is not there yet: end it with /).")
+@options.path(
+    "File to follow, or directory for a set (end a directory that does not exist yet with /)."
+)
 @declare.repeated(
     "--webhook",
     "URL",
@@ -154,16 +155,16 @@ def command(
     port: int | None,
     **given: tuple[Any, ...],
 ) -> int:
-    """Tell an application of each version of the file or directory at PATH, until it has taken it over.
+    """Notify an application of each new version of the file or directory at PATH, until the application has applied it.
 
-    A set is one version, and told once, not once for each file.
-    Actions run in the order of their flags; those of variables come after them, webhooks first.
-    One that fails is tried again after growing pauses, until it succeeds or there is a newer version: only the newest counts.
-    /readyz says no while the last version has failed.
+    A set is one version: the actions run once, not once for each file.
+    Actions run in the order of their flags; actions from variables follow, webhooks first.
+    A failed action is retried with exponential backoff until it succeeds or a newer version exists: only the newest version counts.
+    /readyz answers 503 while the last version has failed.
 
-    A variable that stands for a repeated option holds one value a line.
+    The variable of a repeated option has one value a line.
 
-    It runs until SIGTERM: then a running action ends, and it exits with 0.
+    Runs until SIGTERM: then it lets a running action finish, and exits with 0.
     """
     with lazy_imports.server_alone():
         from sidecar.cli.impl import reload

@@ -1,4 +1,4 @@
-"""`sidecar wait`: for init containers and scripts that must not begin before the content is there."""
+"""`sidecar wait`: for init containers and scripts that must not start before the content exists."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from sidecar.cli import declare, escape, options, param_types
 
 @declare.command("wait")
 @options.path(
-    "File that must be there, or directory that must hold one (if it is not there yet: end it with /)."
+    "File that must exist, or directory that must contain one (end a directory that does not exist yet with /)."
 )
 @declare.option(
-    "--timeout", type=param_types.seconds, default=60.0, help="Seconds to wait; 0 looks once."
+    "--timeout", type=param_types.seconds, default=60.0, help="Seconds to wait; 0 checks once."
 )
 @declare.option(
-    "--etag", help="Wait for this very version, as `publish` prints it or a writer's ETag says it."
+    "--etag",
+    help="Wait for exactly this version, as printed by `publish` or returned as ETag by a writer.",
 )
 @declare.option(
     "--min-size",
     type=param_types.size,
     default="0",
-    help="Least number of bytes: 1 waits for more than the empty file that a writer begins with.",
+    help="Minimum number of bytes: 1 waits for more than the initial empty file of a writer.",
 )
 @options.patterns
 @options.gating
@@ -36,11 +37,11 @@ def command(
     exclude: tuple[str, ...],
     gating: options.ValidationOptions,
 ) -> int:
-    """Wait until PATH is there and valid, and exit with 0; exit with 1 after --timeout.
+    """Wait until the content at PATH exists and is valid, and exit with 0; exit with 1 after --timeout.
 
-    What it still waits for, and why, is told on stderr every few seconds.
-    On success the version is printed, which is the ETag without its quotes.
-    Stopped by a signal, it does not exit with 0: an init container that was stopped has not succeeded.
+    Every few seconds, stderr shows what is still missing, and why.
+    On success, it prints the version, which is the ETag without quotes.
+    If a signal stops it, it does not exit with 0: an init container that was stopped has not succeeded.
     """
     from sidecar.cli.impl.wait import Waiting
     from sidecar.process import lifecycle

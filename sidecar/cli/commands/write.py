@@ -1,4 +1,4 @@
-"""`sidecar write`: what comes by HTTP becomes a file."""
+"""`sidecar write`: receive content over HTTP, and publish it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from sidecar.cli.impl import serve
 
 
 @declare.command("write")
-@options.path("File to write, or directory for a set (if it is not there yet: end it with /).")
+@options.path(
+    "File to write, or directory for a set (end a directory that does not exist yet with /)."
+)
 @options.listening(default=8080)
 @options.gating
 @options.keeping
@@ -17,13 +19,13 @@ from sidecar.cli.impl import serve
     "--confirm",
     type=param_types.http_url,
     metavar="URL",
-    help="Reader that writes with `Prefer: wait=SECONDS` ask whether it serves the new content.",
+    help="URL of the reader; a write with `Prefer: wait=SECONDS` waits until it serves the new content.",
 )
 @declare.option(
     "--confirm-ca",
     type=param_types.EXISTING_FILE,
-    help="Authority (PEM) that must have signed the certificate of that reader; without it,"
-    " those of the system, but a reader on this machine itself is not verified.",
+    help="CA certificate (PEM) to verify that reader. Without it, the system's CA certificates are used,"
+    " and a reader on this machine is not verified.",
 )
 @options.token_file
 @options.allowed_origins
@@ -43,12 +45,12 @@ def command(
     allowed_hosts: tuple[str, ...],
     ui: bool,
 ) -> None:
-    """Publish what comes by HTTP to the file or directory at PATH.
+    """Receive content over HTTP, and publish it to the file or directory at PATH.
 
-    The directory is created, and where PATH is a file that is not there yet, so is an empty one.
-    Content that is there survives a restart.
+    A missing directory is created; if PATH is a missing file, an empty file is published.
+    Existing content survives a restart.
 
-    It runs until SIGTERM: then it is not ready any more, ends what it has begun, and exits with 0.
+    Runs until SIGTERM: then it reports not ready, finishes running requests, and exits with 0.
     A second signal exits at once.
     """
     with lazy_imports.server_alone():

@@ -13,11 +13,11 @@ _MAX_NAMES_SHOWN = 3
 
 
 def replaceable(target: Target) -> Iterator[Finding]:
-    """Whether the file at the path can be replaced by this user, and the set in force, of which it may be a part."""
+    """Whether this user can replace the file at the path, and the active set that it may be part of."""
     if not target.writable:
         return
     whole = os.path.join(target.directory, layout.DATA)
-    places = ((target.name, target.path, "it"), (layout.DATA, whole, "the set in force"))
+    places = ((target.name, target.path, "it"), (layout.DATA, whole, "the active set"))
     for name, path, what in places:
         try:
             if name is not None:
@@ -45,7 +45,7 @@ def links(target: Target) -> Iterator[Finding]:
         return
     finally:
         dirs.rmtree(target.fd, temporary)
-    if permissions.follows_no_links_of_others(os.fstat(target.fd)):
+    if permissions.blocks_foreign_links(os.fstat(target.fd)):
         yield Finding(
             "links",
             "note",
@@ -58,7 +58,7 @@ def links(target: Target) -> Iterator[Finding]:
 
 
 def shared_history(target: Target) -> Iterator[Finding]:
-    """Whether what this user publishes enters the history."""
+    """Whether the history records what this user publishes."""
     if not target.writable or layout.HISTORY not in target.entries:
         return
     try:
@@ -68,24 +68,24 @@ def shared_history(target: Target) -> Iterator[Finding]:
         yield Finding(
             "history",
             "note",
-            f"what this user publishes does not enter it: {reason(error)}",
+            f"what this user publishes is not recorded: {reason(error)}",
             None,
             ("write",),
         )
 
 
-def set_in_force(target: Target) -> Iterator[Finding]:
-    """Whether the link to the set is whole, and what nobody sees because it lies beside the set."""
+def active_set(target: Target) -> Iterator[Finding]:
+    """Whether the link to the active set is intact, and which files are hidden because they lie beside the set."""
     try:
         damage = atomic_writer.damage(target.fd)
     except OSError as error:
-        damage = f"cannot be looked at: {reason(error)}"
+        damage = f"cannot be examined: {reason(error)}"
     if damage is not None:
         yield Finding(
             "set",
             "wrong",
-            f"the link {layout.DATA} to the set in force {damage}",
-            "start a writer, which puts the newest whole generation in force, or publish the set again",
+            f"the link {layout.DATA} to the active set {damage}",
+            "start a writer, which activates the newest complete generation, or publish the set again",
         )
     elif layout.active_generation(target.fd) is not None and (
         beside := visible_links.loose_names_beside_set(target.fd)
@@ -96,6 +96,6 @@ def set_in_force(target: Target) -> Iterator[Finding]:
         yield Finding(
             "set",
             "note",
-            f"readers see nothing beside it: {', '.join(map(one_line, beside[:_MAX_NAMES_SHOWN]))}{more}",
+            f"readers ignore the files beside it: {', '.join(map(one_line, beside[:_MAX_NAMES_SHOWN]))}{more}",
             "publish them with the set, or remove them",
         )

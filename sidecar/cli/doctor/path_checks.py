@@ -21,14 +21,14 @@ from sidecar.fs import mounts, openat
 
 
 def process() -> Finding:
-    """Who we are, because most of what follows depends on it."""
+    """The user and groups of this process."""
     groups = sorted({os.getegid(), *os.getgroups()})
     names = ", ".join(map(str, groups))
     return Finding("process", "ok", f"user {user_of(os.geteuid())}, groups {names}")
 
 
 def path(target: Target) -> Iterator[Finding]:
-    """What lies at the path; opens the directory that counts."""
+    """The type of the path; opens the content directory."""
     whole = target.path
     plain = whole.rstrip("/") or "/"
     try:
@@ -38,7 +38,7 @@ def path(target: Target) -> Iterator[Finding]:
         return
     except OSError as error:
         why = "its links lead in a circle" if error.errno == errno.ELOOP else reason(error)
-        yield Finding("path", "wrong", f"{plain} cannot be looked at: {why}", remedy_for(error))
+        yield Finding("path", "wrong", f"{plain} cannot be examined: {why}", remedy_for(error))
         return
     if stat.S_ISDIR(status.st_mode):
         target.directory = plain
@@ -59,7 +59,7 @@ def path(target: Target) -> Iterator[Finding]:
 
 
 def _missing(target: Target, plain: str) -> Iterator[Finding]:
-    """Nothing is there: the nearest directory above tells whether a writer can make it."""
+    """The path is missing: check in the nearest existing directory whether a writer can create it."""
     parent = os.path.dirname(plain)
     if os.path.islink(plain):
         yield Finding(
@@ -107,13 +107,13 @@ def _open(target: Target) -> Iterator[Finding]:
 
 
 def mount(target: Target) -> Iterator[Finding]:
-    """Where the volume begins, of which kind it is, and whether it is only a file of one."""
+    """Mount point and type of the volume, and whether the file itself is a mount point."""
     plain = target.path.rstrip("/") or "/"
     if mounts.is_file_mount(plain):
         yield Finding(
             "mount",
             "wrong",
-            "the file is a mount of its own (subPath): it cannot be replaced, and never shows an update",
+            "the file itself is a mount point (subPath): it cannot be replaced, and never shows an update",
             "mount the directory that holds it, without subPath",
         )
         return
@@ -143,7 +143,7 @@ def mount(target: Target) -> Iterator[Finding]:
 
 
 def access(target: Target) -> Iterator[Finding]:
-    """Whether this user may read and write, by the kernel's own judgement."""
+    """Whether the kernel allows this user to read and write."""
     here = f"/proc/self/fd/{target.fd}" if sys.platform == "linux" else target.directory
     if not os.access(here, os.R_OK | os.X_OK, effective_ids=True):
         yield Finding(

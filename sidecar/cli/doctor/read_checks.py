@@ -13,7 +13,7 @@ _MAX_NAMES_SHOWN = 5
 
 
 def file_layout(target: Target) -> Iterator[Finding]:
-    """How the files are laid out, which tells who publishes here."""
+    """The layout of the files, which shows who publishes here."""
     generation = layout.link_target(target.fd, layout.DATA)
     if generation is None:
         links = [n for n in target.entries if not n.startswith(".") and _is_link(target.fd, n)]
@@ -43,13 +43,13 @@ def file_layout(target: Target) -> Iterator[Finding]:
 
 
 def content(target: Target) -> Iterator[Finding]:
-    """Read it the way a reader does, which refuses what must not be served."""
-    unspeakable = [n for n in target.entries if not layout.is_text(n)]
-    if unspeakable and target.name is None:
+    """Read it as a reader does, with the same refusals."""
+    undecodable = [n for n in target.entries if not layout.is_text(n)]
+    if undecodable and target.name is None:
         yield Finding(
             "names",
             "note",
-            f"{len(unspeakable)} of the names are not UTF-8 and are left out",
+            f"{len(undecodable)} of the names are not UTF-8 and are left out",
             "rename them",
             roles=("read",),
         )

@@ -22,14 +22,14 @@ BOTH: tuple[Role, ...] = ("read", "write")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, what was found, and what to do about it."""
+    """One line of the report: subject, finding and remedy."""
 
     subject: str
     state: State
     text: str
     remedy: str | None = None
     roles: tuple[Role, ...] = BOTH
-    """Whom it concerns: what only a writer needs does not fail a reader."""
+    """The roles it concerns: a problem that only concerns a writer does not fail a reader."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ _CHECKS = (
     owner_checks.links,
     owner_checks.shared_history,
     read_checks.file_layout,
-    owner_checks.set_in_force,
+    owner_checks.active_set,
     read_checks.content,
     watch_checks.arrivals,
     watch_checks.limits,

@@ -18,13 +18,13 @@ _LIMITS = "/proc/sys/fs/inotify/"
 
 
 def arrivals(target: Target) -> Iterator[Finding]:
-    """Whether events arrive, by provoking one: opening the directory does that, and needs no right to write."""
+    """Whether events arrive: opening the directory triggers one and needs no write permission."""
     if events.is_remote(target.filesystem):
         yield Finding(
             "events",
             "note",
-            f"{target.filesystem} tells nothing of changes made on other machines: readers poll here",
-            "see --recheck for how often",
+            f"{target.filesystem} sends no events for changes made on other machines: readers poll here",
+            "--recheck sets the interval",
             roles=("read",),
         )
         return
@@ -47,7 +47,7 @@ def arrivals(target: Target) -> Iterator[Finding]:
         "ok" if arrived else "note",
         "inotify events arrive"
         if arrived
-        else "inotify accepts a watch, and its events do not arrive",
+        else "inotify accepts a watch, but its events do not arrive",
         None if arrived else "let readers poll: --watch poll",
         roles=("read",),
     )
@@ -66,7 +66,7 @@ def _provoke_event(dir_fd: int) -> bool:
 
 
 def limits(_: Target) -> Iterator[Finding]:
-    """The node's limits of inotify, which all its containers share for each user."""
+    """The node's inotify limits, which all containers of a user share."""
     found: dict[str, int] = {}
     for name in ("max_user_watches", "max_user_instances", "max_queued_events"):
         with contextlib.suppress(OSError, ValueError), open(_LIMITS + name, "rb") as file:

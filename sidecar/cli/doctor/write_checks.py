@@ -20,7 +20,7 @@ _TIGHT_INODES = 16
 
 
 def space(target: Target) -> Iterator[Finding]:
-    """Room for the new content beside the old. Some file systems do not count inodes and say 0 of 0."""
+    """Free space for the new content in addition to the old. Some file systems do not count inodes and report 0 of 0."""
     numbers = os.fstatvfs(target.fd)
     free, inodes = numbers.f_bavail * numbers.f_frsize, numbers.f_favail
     counts_inodes = numbers.f_files > 0
@@ -33,7 +33,7 @@ def space(target: Target) -> Iterator[Finding]:
         yield Finding(
             "space",
             "note",
-            f"{text}: a publish needs room for the new content beside the old",
+            f"{text}: a publish needs space for the new content in addition to the old",
             "enlarge the volume",
             roles=("write",),
         )
@@ -42,7 +42,7 @@ def space(target: Target) -> Iterator[Finding]:
 
 
 def write(target: Target) -> Iterator[Finding]:
-    """Try a publish in small: every step of it, timed, under names that nobody reads."""
+    """Try each step of a publish with a small file, under hidden names, and measure the time."""
     if not target.writable:
         return
     names = [f"{layout.TEMPORARY}doctor-{secrets.token_hex(8)}" for _ in range(2)]
@@ -83,7 +83,7 @@ def write(target: Target) -> Iterator[Finding]:
 
 
 def write_set(target: Target) -> Iterator[Finding]:
-    """Try a set in small: a generation with a nested file, as a publish makes it, under a name that nobody reads."""
+    """Try to write a small set: a generation with a nested file, under a hidden name."""
     if not target.writable:
         return
     made = ""
@@ -109,7 +109,7 @@ def _try_link(dir_fd: int, staged: atomic.TempFile, name: str) -> str | None:
 
 
 def left_overs(target: Target) -> Iterator[Finding]:
-    """What killed writers have left behind, of ours and of kubelet's."""
+    """Temporary files of killed writers: ours and the kubelet's."""
     found = [
         name
         for name in target.entries
@@ -122,7 +122,7 @@ def left_overs(target: Target) -> Iterator[Finding]:
             "left-overs",
             "note",
             f"{len(found)} of a writer that was killed: {', '.join(sorted(found)[:3])}",
-            "the next start of a writer sweeps what is ours; they do no harm until then",
+            "the next start of a writer removes those of sidecar; they do no harm until then",
             roles=("write",),
         )
 

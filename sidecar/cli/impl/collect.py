@@ -110,7 +110,7 @@ def run(
         lifecycle.run(work)
     except BrokenPipeError as error:  # click would exit silently
         raise _errors.SidecarError(
-            "cannot write to standard output: whoever has read it is gone"
+            "cannot write to standard output: its reader has exited"
         ) from error
     unreadable = {path: why for one in topology.summaries for path, why in one.unreadable.items()}
     if unreadable:
@@ -361,14 +361,14 @@ def _plain(text: str) -> str:
 
 
 def probed(topology: Collector | Topology) -> probe_server.Probed:
-    """Return what probes are told of a collection."""
+    """Return the health checks of a collection."""
     return probe_server.Probed(
         "collector",
         "sidecar collect",
-        "How the collection is.",
-        "Do all sinks take lines?",
+        "Health of the collection.",
+        "Do all sinks accept lines?",
         {
             "ready": topology.trouble,
-            "started": lambda: None if topology.started else "the files are still being looked for",
+            "started": lambda: None if topology.started else "the first scan for files is running",
         },
     )

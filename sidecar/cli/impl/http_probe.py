@@ -19,7 +19,7 @@ class ProbeError(Exception):
     """There was no response; the message says why."""
 
 
-class Target(NamedTuple):
+class ProbeTarget(NamedTuple):
     """A parsed URL: where to connect, and the request target."""
 
     host: str
@@ -38,21 +38,21 @@ class ProbeResponse(NamedTuple):
     body: bytes
 
 
-def parse(url: str) -> Target:
+def parse(url: str) -> ProbeTarget:
     """Parse a URL: `http://…`, `https://…`, or `unix:/run/sidecar.sock:/readyz`.
 
     Raises:
         ValueError: it is none of these.
 
     >>> parse("http://localhost:8081/readyz")
-    Target(host='localhost', port=8081, path='/readyz', unix_socket=None, tls=False)
+    ProbeTarget(host='localhost', port=8081, path='/readyz', unix_socket=None, tls=False)
     >>> parse("unix:/run/sidecar.sock:/readyz").unix_socket
     '/run/sidecar.sock'
     """
     scheme, _, rest = url.partition(":")
     if scheme == "unix" and rest:
         path, _, target_path = rest.partition(":")
-        return Target("localhost", 0, target_path or "/", unix_socket=path)
+        return ProbeTarget("localhost", 0, target_path or "/", unix_socket=path)
     if scheme not in ("http", "https") or not rest.startswith("//"):
         raise ValueError(f"{url!r} begins neither with http:// nor https:// nor unix:")
     authority, slash, path = rest[2:].partition("#")[0].partition("/")
@@ -63,11 +63,11 @@ def parse(url: str) -> Target:
         target_path = "/" + target_path
     if not target_path.isascii() or any(c <= " " or c == "\x7f" for c in target_path):
         raise ValueError(f"{url!r} holds characters that a URL must encode as %XX")
-    return Target(host, port, target_path, tls=scheme == "https")
+    return ProbeTarget(host, port, target_path, tls=scheme == "https")
 
 
 def get(
-    target: Target,
+    target: ProbeTarget,
     *,
     timeout: float,
     ca: str | None = None,
@@ -117,7 +117,7 @@ def _host_and_port(url: str, authority: str, default: int) -> tuple[str, int]:
     return host, int(port)
 
 
-def _connect(target: Target, timeout: float) -> socket.socket:
+def _connect(target: ProbeTarget, timeout: float) -> socket.socket:
     if target.unix_socket is None:
         return socket.create_connection((target.host, target.port), timeout)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -131,7 +131,7 @@ def _connect(target: Target, timeout: float) -> socket.socket:
 
 
 def _wrap_tls(
-    plain: socket.socket, target: Target, ca: str | None, insecure: bool
+    plain: socket.socket, target: ProbeTarget, ca: str | None, insecure: bool
 ) -> socket.socket:
     import ssl
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Probed(NamedTuple):
-    """What is asked how it is."""
+    """The work whose health is reported."""
 
     name: str
     """Of the check, in the answers."""
@@ -28,11 +28,11 @@ class Probed(NamedTuple):
 def beside(
     main: Coroutine[Any, Any, object], probed: Probed, host: str, port: int
 ) -> Coroutine[Any, Any, None]:
-    """Return what runs the work of a command, and answers probes as long as it lasts; the error of either ends both."""
-    # Imported where somebody wants it: most collections have no server.
+    """Run the work of a command together with a server for probes; an error of either ends both."""
+    # Imported only if needed: most collections have no server.
     from sidecar.http.server import serve
 
-    # No delay at the end: the work itself drains, and is asked until then.
+    # No delay at the end: the work itself drains, and probes are answered until then.
     return _beside(main, serve.serve(make_app(probed), host=host, port=port, drain_delay=0.0))
 
 
@@ -42,7 +42,7 @@ async def _beside(main: Coroutine[Any, Any, object], server: Coroutine[Any, Any,
     try:
         await asyncio.wait({work, answers}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # The server goes last: until the end somebody may want to know how far it is.
+        # The server stops last, so that probes are answered until the end.
         for task in (work, answers):
             task.cancel()
             await asyncio.wait({task})
@@ -52,7 +52,7 @@ async def _beside(main: Coroutine[Any, Any, object], server: Coroutine[Any, Any,
 
 
 def make_app(probed: Probed) -> web.Application:
-    """Return what answers `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`, and `/ui` if there is a page."""
+    """Return the application with `/livez`, `/readyz`, `/startupz`, `/metrics` and `/openapi.json`, and `/ui` if there is a page."""
     from aiohttp import web
 
     from sidecar.http import health_state, problems

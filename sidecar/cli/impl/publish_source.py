@@ -184,7 +184,7 @@ def _check_nothing_left_out(fd: int, source: str, files: Collection[str]) -> Non
     beside = visible_links.loose_names_beside_set(fd) if generation is not None else []
     if beside:
         _log.warning(
-            "%s holds a set; what lies beside it is not published: %s",
+            "%s holds a set; the files beside it are not published: %s",
             source,
             ", ".join(map(one_line, beside[:_MAX_NAMES_SHOWN])),
         )

@@ -80,11 +80,13 @@ def _probed(reloader: Reloader) -> probe_server.Probed:
     return probe_server.Probed(
         "reload",
         "sidecar reload",
-        "How far the application is.",
+        "Whether the application has the last version.",
         "Has the last version been applied?",
         {
             "live": lambda: reloader.failure,
             "ready": lambda: reloader.problem,
-            "started": lambda: None if reloader.started else "the path is still being looked at",
+            "started": lambda: (
+                None if reloader.started else "the first scan of the path is running"
+            ),
         },
     )

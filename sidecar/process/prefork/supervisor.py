@@ -258,7 +258,7 @@ class _Supervisor:
             raise SystemExit(self._status or 128 + signal.SIGKILL)
         for worker in self._workers.values():
             _log.error(
-                "%s has not ended %g s after it was told to, and is killed",
+                "%s has not ended %g s after the stop signal, and is killed",
                 worker,
                 self._drain_time + KILL_GRACE_PERIOD,
             )

@@ -71,7 +71,7 @@ def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> 
                 settings.path,
                 format_names(beside),
             )
-        if permissions.follows_no_links_of_others(os.fstat(fd)):
+        if permissions.blocks_foreign_links(os.fstat(fd)):
             _log.warning(
                 "%s has the sticky bit and is writable for all: there the kernel follows the links of a set"
                 " for user %d alone (fs.protected_symlinks); readers of sidecar see it, other programs"

@@ -93,7 +93,7 @@ def _start(order: CommandRequest, output: int) -> subprocess.Popen[bytes]:
 
 
 def _input(data: bytes) -> IO[bytes]:
-    """Return a file with the standard input of a command: unlike a pipe it holds any number of bytes that nobody reads."""
+    """Return a file with the standard input of a command: unlike a pipe, it never blocks, however much is not read."""
     if not data:
         return open(os.devnull, "rb")
     if sys.platform == "linux":

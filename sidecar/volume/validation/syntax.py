@@ -101,7 +101,7 @@ def _parse_toml(text: str) -> list[Any]:
     try:
         return [orjson.loads(orjson.dumps(_check_toml(text)))]
     except orjson.JSONEncodeError as error:
-        raise ValueError(f"a schema cannot judge it: {error}") from error
+        raise ValueError(f"a schema cannot validate it: {error}") from error
 
 
 _CHECKS: Mapping[Format, Callable[[str], object]] = {

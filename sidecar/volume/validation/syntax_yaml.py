@@ -229,7 +229,7 @@ def _key(value: Any, event: Any) -> Any:
         return value
     if isinstance(value, dict | list):
         raise ValueError(  # noqa: TRY004 (the value is of no wrong type, the content is no JSON)
-            f"a schema cannot judge it: a key is a sequence or a mapping{_place(event.start_mark)}"
+            f"a schema cannot validate it: a key is a sequence or a mapping{_place(event.start_mark)}"
         )
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

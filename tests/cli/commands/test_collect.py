@@ -322,7 +322,7 @@ def test_a_reader_of_standard_output_that_goes_is_named(log: Path) -> None:
         assert process.stderr is not None
         said = process.stderr.read().decode()
         assert process.wait(10) == 1
-    assert "sidecar: cannot write to standard output: whoever has read it is gone" in said
+    assert "sidecar: cannot write to standard output: its reader has exited" in said
 
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])

@@ -173,7 +173,7 @@ def test_a_mount_of_a_single_file_is_wrong(alone: Script) -> None:
     """subPath: it cannot be replaced, and shows no update."""
     done = alone(f"echo 1 > a; echo 2 > b; mount --bind a b; {DOCTOR} --path b")
     assert done.code == 1
-    assert "✗ mount      the file is a mount of its own (subPath)" in done.out
+    assert "✗ mount      the file itself is a mount point (subPath)" in done.out
     assert "without subPath" in done.out
 
 

@@ -242,7 +242,7 @@ def test_a_dry_run_validates_and_changes_nothing(command: Command, tmp_path: Pat
     dry = ("publish", "-", "--path", "config", "--dry-run", "--format", "json")
     done = command(*dry, stdin=b"[]")
     assert done[:2] == (0, version_of(b"[]") + "\n")
-    assert "examined size, format, names, places, room and permissions" in done.err
+    assert "checked size, format, names, paths, free space and permissions" in done.err
     assert "it would replace config with 2 bytes of standard input" in done.err
     assert command(*dry, stdin=b"[").code == 1
     assert (tmp_path / "config").read_text() == "old"
@@ -335,4 +335,4 @@ def test_what_lies_beside_the_set_of_a_source_is_named(command: Command, tmp_pat
     command("publish", "set", "--path", "source/")
     done = command("publish", "source", "--path", "shared/")
     assert done.code == 0
-    assert "what lies beside it is not published: loose" in done.err
+    assert "the files beside it are not published: loose" in done.err

@@ -68,7 +68,7 @@ def test_a_variable_holds_one_action_a_line(command: Command, config: Path, tmp_
 
 def test_a_command_may_be_one_of_ours(command: Command, config: Path) -> None:
     """The variables that it is told are none that a user has misspelt."""
-    assert Change("/x", "0", ()).environment().keys() == envvars.OF_CHANGES
+    assert Change("/x", "0", ()).environment().keys() == envvars.CHANGE_VARIABLES
     sidecar = Path(sys.executable).with_name("sidecar")
     hook = f"{sidecar} wait --path {config} --timeout 5"
     done = command("reload", "--path", config, "--exec", hook, "--once", "--timeout", "30")

@@ -58,7 +58,7 @@ def test_a_set_of_another_user_under_the_sticky_bit_is_found(sticky: Path) -> No
     with as_user(65532):
         wrong = [one.text for one in found(sticky, "publish") if one.state == "wrong"]
     assert [
-        "the set in force cannot be replaced: it belongs to user 0" in text for text in wrong
+        "the active set cannot be replaced: it belongs to user 0" in text for text in wrong
     ] == [True]
 
 
@@ -84,7 +84,7 @@ async def test_a_history_of_another_user_is_found(open_path: Path) -> None:
     (open_path / "..versions").chmod(0o755)
     with as_user(65532):
         (finding,) = found(open_path, "history")
-    assert "does not enter it: the directory belongs to user 0" in finding.text
+    assert "is not recorded: the directory belongs to user 0" in finding.text
 
 
 async def test_a_damaged_link_and_what_lies_beside_a_set_are_found(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ async def test_a_damaged_link_and_what_lies_beside_a_set_are_found(tmp_path: Pat
     assert found(tmp_path, "set") == []
     (tmp_path / "lonely").touch()
     (finding,) = found(tmp_path, "set")
-    assert (finding.state, finding.text) == ("note", "readers see nothing beside it: lonely")
+    assert (finding.state, finding.text) == ("note", "readers ignore the files beside it: lonely")
     (tmp_path / "..data").unlink()
     (finding,) = found(tmp_path, "set")
     assert (finding.state, finding.text) == (
         "wrong",
-        "the link ..data to the set in force is missing",
+        "the link ..data to the active set is missing",
     )

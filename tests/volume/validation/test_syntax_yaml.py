@@ -105,7 +105,7 @@ def test_a_schema_sees_the_values_that_pyyaml_makes(
 
 @pytest.mark.parametrize("text", ["? [a]\n: b", "? {a: b}\n: c", "<<: 5", "!!int abc", "!!bool 5"])
 def test_what_json_cannot_hold_is_refused_only_for_a_schema(parser: str, text: str) -> None:
-    """It is YAML; a schema cannot judge it, and the place is told."""
+    """It is YAML; a schema cannot validate it, and the place is told."""
     syntax_yaml.check(text)
     with pytest.raises(ValueError, match="line 1"):
         syntax_yaml.load(text)
