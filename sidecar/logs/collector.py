@@ -17,7 +17,7 @@ from typing import Any
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.logs.input.checkpoint import State
+from sidecar.logs.input.checkpoint import CheckpointState
 from sidecar.logs.input.tail import Tail
 from sidecar.logs.read_loop import ReadLoop
 from sidecar.logs.records import Block, Stage
@@ -198,7 +198,7 @@ class Collector:
         )
         self._started = False
         self._save_failure: str | None = None
-        self.last_state: State | None = None
+        self.last_state: CheckpointState | None = None
         """The state that was saved last, kept without a checkpoint as well."""
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar.logs.input.checkpoint import Checkpoint, State
+from sidecar.logs.input.checkpoint import Checkpoint, CheckpointState
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.base import Rejected
 from sidecar.logs.sinks.deadletter import DeadLetterFile
@@ -78,7 +78,7 @@ async def test_a_file_and_each_directory_on_the_way_is_synced(
 def test_a_checkpoint_is_synced_with_its_directory(tmp_path: Path, synced: Synced) -> None:
     """A position that a power cut takes back delivers lines twice."""
     path = tmp_path / "state" / "offsets.json"
-    assert Checkpoint(str(path)).save(State())
+    assert Checkpoint(str(path)).save(CheckpointState())
     assert [one for one in (path, path.parent, tmp_path) if one not in synced] == []
 
 

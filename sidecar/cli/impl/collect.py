@@ -296,7 +296,7 @@ def _last(source: Any) -> Any:
     return source.read("", _CHUNK_SIZE)
 
 
-def _state(path: str) -> checkpoint.State:
+def _state(path: str) -> checkpoint.CheckpointState:
     problems = []
     for candidate in (path, path + checkpoint.PREVIOUS):
         try:

@@ -56,7 +56,7 @@ HEADERS: Final[Mapping[str, str]] = {
 _log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SnapshotSource(Protocol):
     """The content that subscribers receive."""
 
     @property
@@ -153,7 +153,7 @@ class _EventStreamResponse(web.StreamResponse):
 class EventHub:
     """All subscribers of one source; a task writes to them while there are any."""
 
-    def __init__(self, source: Source, pending: PendingRequests) -> None:
+    def __init__(self, source: SnapshotSource, pending: PendingRequests) -> None:
         self._source = source
         self._pending = pending
         self._subscribers: dict[Subscriber, None] = {}

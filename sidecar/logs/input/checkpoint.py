@@ -64,7 +64,7 @@ class FileState:
 
 
 @dataclass(slots=True)
-class State:
+class CheckpointState:
     """The content of a checkpoint."""
 
     entries: list[FileState] = field(default_factory=list)
@@ -121,10 +121,10 @@ class Checkpoint:
         both = (self.path, self.path + PREVIOUS)
         return (*both, *(path + _DAMAGED for path in both))
 
-    def load(self) -> State:
+    def load(self) -> CheckpointState:
         """Return the saved state; if it is damaged or missing, the previous one, or an empty one."""
         if self.path is None:
-            return State()
+            return CheckpointState()
         _remove_orphans(os.path.dirname(os.path.abspath(self.path)))
         for path in (self.path, self.path + PREVIOUS):
             try:
@@ -134,9 +134,9 @@ class Checkpoint:
             except (OSError, ValueError) as error:
                 _log.error("checkpoint %s cannot be used (%s); trying what is left", path, error)
                 self._set_aside(path)
-        return State()
+        return CheckpointState()
 
-    def save(self, state: State) -> bool:
+    def save(self, state: CheckpointState) -> bool:
         """Write the state if it differs from the last one written; return whether it was written.
 
         Raises:
@@ -168,7 +168,7 @@ class Checkpoint:
             atomic.rename(path, path + _DAMAGED)
 
 
-def encode(state: State) -> bytes:
+def encode(state: CheckpointState) -> bytes:
     """Return the document: one line with the checksum, then indented JSON."""
     document = {
         "version": VERSION,
@@ -183,7 +183,7 @@ def encode(state: State) -> bytes:
     return b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body)
 
 
-def decode(data: bytes) -> State:
+def decode(data: bytes) -> CheckpointState:
     """Return the state of a document.
 
     Raises:
@@ -204,7 +204,7 @@ def decode(data: bytes) -> State:
         raise ValueError(f"it has version {version!r}, this program reads {VERSION}")
     if not isinstance(files, list) or not isinstance(sinks, dict):
         raise ValueError("it has no list of files, or no mapping of sinks")  # noqa: TRY004 (the documented error)
-    return State(list(_decode_entries(files)), sinks, from_checkpoint=True)
+    return CheckpointState(list(_decode_entries(files)), sinks, from_checkpoint=True)
 
 
 def _decode_entries(files: Sequence[Any]) -> Iterator[FileState]:

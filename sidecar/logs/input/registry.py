@@ -238,7 +238,7 @@ class StreamRegistry:
 
     # -- restart
 
-    def restore(self, state: checkpoint.State) -> None:
+    def restore(self, state: checkpoint.CheckpointState) -> None:
         """Add the streams of a checkpoint. Their files are found by the next scan."""
         for entry in state.entries:
             stream = LogStream(
@@ -295,7 +295,7 @@ class StreamRegistry:
         known = (s for s in self.streams if s.key == key and s.file_id == entry.file_id)
         stream = next((s for s in known if s.unresolved is not None), None)
         if stream is None:
-            self.restore(checkpoint.State([replace(entry, positions={})]))
+            self.restore(checkpoint.CheckpointState([replace(entry, positions={})]))
             stream = self.streams[-1]
         self.attach(stream, content, key, entry.path, now)
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 
 from sidecar.logs.input import close_policy, deletion
 from sidecar.logs.input.archives import Unreadable
-from sidecar.logs.input.checkpoint import State
+from sidecar.logs.input.checkpoint import CheckpointState
 from sidecar.logs.input.classify import FileClassifier, NewFile
 from sidecar.logs.input.close_policy import TailPolicy
 from sidecar.logs.input.discovery import Discovery, Key, ScanIndex
@@ -83,7 +83,7 @@ class RotationTracker:
         """The files that could not be opened."""
         return self._opener.errors
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: CheckpointState) -> None:
         """Take over the streams of a checkpoint. The next `scan` finds their files."""
         self._resumed = state.from_checkpoint
         self.registry.restore(state)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sidecar import _errors
 from sidecar.logs.input import framing
 from sidecar.logs.input.block_reader import BlockReader
-from sidecar.logs.input.checkpoint import Checkpoint, FileState, State
+from sidecar.logs.input.checkpoint import Checkpoint, CheckpointState, FileState
 from sidecar.logs.input.close_policy import TailPolicy
 from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.input.file_content import Content
@@ -73,7 +73,7 @@ class Tail:
         self._checkpoint = Checkpoint(checkpoint)
         self._tracker: RotationTracker | None = None
         self._reservation = Reservation(" ".join(self.patterns))
-        self._inherited: State | None = None
+        self._inherited: CheckpointState | None = None
         self._state_offsets: list[tuple[LogStream, int]] = []
         """The acknowledged offset of each stream at the last call of `state`."""
         self._adopted: list[tuple[FileState, Content]] = []
@@ -105,7 +105,7 @@ class Tail:
             self._tracker.registry.adopt(*self._adopted.pop(), self._clock())
         self._tracker.scan(self._clock())
 
-    def inherit(self, state: State) -> None:
+    def inherit(self, state: CheckpointState) -> None:
         """Start from the state of another tail instead of the checkpoint. Call it before `open`."""
         self._inherited = state
 
@@ -215,7 +215,7 @@ class Tail:
             self._adopted.pop()[1].close()
         self._reader.close()
 
-    def save(self, state: State | None = None) -> bool:
+    def save(self, state: CheckpointState | None = None) -> bool:
         """Write the checkpoint if the state has changed; return whether it was written.
 
         Args:
@@ -230,13 +230,13 @@ class Tail:
             stream.saved_offset = offset
         return written
 
-    def state(self) -> State:
+    def state(self) -> CheckpointState:
         """Return the state that a checkpoint written now would contain."""
         with self._checked_files_lock, self._reader.windows_lock:
             streams = self._require().registry.streams
             if self.removes_files:
                 self._state_offsets = [(stream, stream.acknowledged_by_all) for stream in streams]
-            return State(list(self._require().registry.entries()), dict(self.resume))
+            return CheckpointState(list(self._require().registry.entries()), dict(self.resume))
 
     # -- scanning and reading
 

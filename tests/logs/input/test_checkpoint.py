@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.fs import atomic
 from sidecar.logs.input import checkpoint
-from sidecar.logs.input.checkpoint import Checkpoint, FileState, State
+from sidecar.logs.input.checkpoint import Checkpoint, CheckpointState, FileState
 from sidecar.logs.input.fingerprint import Fingerprint, Position
 from sidecar.logs.testing import LogFile
 from support.logs_support import PAD, Follower, calls_during
@@ -25,12 +25,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "offsets.json"
 
 
-def state(offset: int = 42) -> State:
+def state(offset: int = 42) -> CheckpointState:
     place = Position(offset, Fingerprint.of(b"before"))
     entry = FileState(
         "id", "/log/ü\udcff", 1, 2, Fingerprint.of(b"head"), 50, {"stdout": place}, 7, 1.5
     )
-    return State([entry], {"stdout": {"size": 3}})
+    return CheckpointState([entry], {"stdout": {"size": 3}})
 
 
 def test_what_is_saved_is_loaded(path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
 @pytest.mark.parametrize("resume", [2**70, "\udcff", {"deep": [1.5, None, True]}])
 def test_whatever_a_sink_remembers_comes_back(path: Path, resume: object) -> None:
     """Anything that JSON can hold."""
-    Checkpoint(str(path)).save(State([], {"mine": resume}))
+    Checkpoint(str(path)).save(CheckpointState([], {"mine": resume}))
     assert Checkpoint(str(path)).load().resume == {"mine": resume}
 
 
@@ -50,8 +50,8 @@ def test_a_checkpoint_of_thousands_of_files_costs_little(path: Path) -> None:
     """It is made each second while lines come: a few calls for each file, and one encoder of C for them all."""
     [entry] = state().entries
     many = [replace(entry, path=f"/var/log/app/{n}.log", inode=n) for n in range(5000)]
-    assert calls_during(lambda: checkpoint.encode(State(many))) <= 5 * len(many)
-    assert checkpoint.decode(checkpoint.encode(State(many))).entries == many
+    assert calls_during(lambda: checkpoint.encode(CheckpointState(many))) <= 5 * len(many)
+    assert checkpoint.decode(checkpoint.encode(CheckpointState(many))).entries == many
 
 
 def test_nothing_is_written_if_nothing_has_changed(path: Path) -> None:
@@ -102,7 +102,7 @@ def test_damage_never_stops_the_start(path: Path, damage: bytes) -> None:
     """Scenario 39: reported, set aside for people to look at, and begun anew."""
     path.parent.mkdir()
     path.write_bytes(damage)
-    assert Checkpoint(str(path)).load() == State()
+    assert Checkpoint(str(path)).load() == CheckpointState()
     assert path.with_name("offsets.json.damaged").read_bytes() == damage
 
 
@@ -110,10 +110,10 @@ def test_foreign_things_in_its_place_do_not_stop_the_start(tmp_path: Path) -> No
     """A directory, a FIFO, another version."""
     (tmp_path / "dir").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    newer = checkpoint.encode(State()).replace(b'"version": 1', b'"version": 9')
+    newer = checkpoint.encode(CheckpointState()).replace(b'"version": 1', b'"version": 9')
     (tmp_path / "newer").write_bytes(newer)
     for name in ("dir", "fifo", "newer"):
-        assert Checkpoint(str(tmp_path / name)).load() == State()
+        assert Checkpoint(str(tmp_path / name)).load() == CheckpointState()
 
 
 def test_a_thousand_mutations_cost_at_most_one_reading_again(log: LogFile, path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_document_that_is_well_formed_and_wrong_does_not_stop_the_start(path: 
     path.parent.mkdir()
     body = json.dumps({"version": 1, "files": [{"id": 1}], "sinks": {}}).encode()
     path.write_bytes(b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body))
-    assert Checkpoint(str(path)).load() == State()
+    assert Checkpoint(str(path)).load() == CheckpointState()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
@@ -263,4 +263,4 @@ def test_a_checkpoint_of_another_shape_is_set_aside(path: Path, body: bytes) -> 
     """The same for the document as a whole."""
     path.parent.mkdir()
     path.write_bytes(b'{"crc32": "%08x", "state":\n%b\n}\n' % (zlib.crc32(body), body))
-    assert Checkpoint(str(path)).load() == State()
+    assert Checkpoint(str(path)).load() == CheckpointState()
