@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
 from sidecar._errors import ConfigError
 from sidecar.mirror.client import Client
-from sidecar.mirror.sources.git_command import Access, Entry, Repository
+from sidecar.mirror.sources.git_command import Entry, GitAccess, Repository
 from sidecar.mirror.states import Alive, Blob, Reference, SourceUnavailable, State, Unit
 from sidecar.process import arguments
 from sidecar.process.redaction import redact_url
@@ -101,8 +101,8 @@ class GitSource:
         self._submodules, self._fast_forward_only = submodules, fast_forward_only
         self._signers = allowed_signers_file
         user = user or parts.username
-        protocols = "file" if scheme == "file" else Access().protocols
-        self._access = Access(
+        protocols = "file" if scheme == "file" else GitAccess().protocols
+        self._access = GitAccess(
             user, password_file, ca_file, ssh_key_file, known_hosts_file, protocols
         )
         self._client: Client | None = None

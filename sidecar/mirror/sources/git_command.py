@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     path: str
 
 
-class Access(NamedTuple):
+class GitAccess(NamedTuple):
     """As whom a repository is read; files are read for each command."""
 
     user: str | None = None
@@ -46,7 +46,7 @@ class Repository:
         timeout: seconds for one command; then it is killed with what it has started.
     """
 
-    def __init__(self, name: str, directory: Path, access: Access, timeout: float) -> None:
+    def __init__(self, name: str, directory: Path, access: GitAccess, timeout: float) -> None:
         self._name, self._directory, self._access, self._timeout = name, directory, access, timeout
         self._reading: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
@@ -210,7 +210,7 @@ class Repository:
         return made
 
 
-def _credentials(name: str, access: Access) -> Mapping[str, str]:
+def _credentials(name: str, access: GitAccess) -> Mapping[str, str]:
     """Return variables by which git asks this process's environment, and no file, for user and password."""
     try:
         password = read_secret(access.password_file or "")
