@@ -85,8 +85,10 @@ def test_the_release_workflow_names_the_image_in_one_place() -> None:
     text = (tools.ROOT / ".github" / "workflows" / "release.yaml").read_text()
     workflow = yaml.safe_load(text)
     assert len(re.findall(r"/sidecar(?=\n)", text)) == 1
-    assert workflow["env"]["CHARTS"].startswith("oci://")
-    steps = [one.get("run", "") for one in workflow["jobs"]["publish"]["steps"]]
-    assert any('tools/package-chart --image "$IMAGE"' in one for one in steps)
-    assert any("helm push" in one and "$CHARTS" in one for one in steps)
-    assert steps.index(".ci/run") < min(i for i, one in enumerate(steps) if "push" in one)
+    steps = {
+        name: [one.get("run", "") for one in job["steps"]] for name, job in workflow["jobs"].items()
+    }
+    assert any('make release-check ARGS="--image $IMAGE' in one for one in steps["build"])
+    assert any("helm push" in one and "oci://$CHARTS" in one for one in steps["chart"])
+    assert ".ci/run" in steps["build"]
+    assert [name for name, job in workflow["jobs"].items() if "build" not in job.get("needs", [])] == ["build"]  # fmt: skip
