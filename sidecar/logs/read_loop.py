@@ -122,7 +122,10 @@ class ReadLoop:
             due = last_scan + (
                 _POLL_SECONDS if self._watcher and self._watcher.polling else source.recheck
             )
-            without_wait = self.draining or (self._finishing and not self._files_with_writers)
+            draining = (
+                self.draining
+            )  # a scan that began before the drain may have missed the last lines
+            without_wait = draining or (self._finishing and not self._files_with_writers)
             scan = now >= due or without_wait or source.incomplete
             scan = scan or (self._until_end and self._all_idle())
             present_done = self._limited_to_present and source.present_is_read
@@ -150,7 +153,7 @@ class ReadLoop:
                 any(source.has_data(worker.name) for worker in self.workers) and not present_done
             )
             ending = scan and not ready and not source.incomplete
-            ending = ending and (self.draining or self._finishing or self._until_end)
+            ending = ending and (draining or self._finishing or self._until_end)
             if ending and self._all_idle() and await self._has_ended(last_data_at, present_done):
                 return
             has_readable = any(

@@ -483,6 +483,33 @@ async def test_told_to_stop_it_reads_to_the_end_first(log: LogFile, eventually: 
     assert len(sink.lines) == 50_000
 
 
+async def test_told_to_stop_during_a_scan_it_scans_again(
+    log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written after that scan and before SIGTERM would be gone with the Pod."""
+    sink, scanned, go_on = MemorySink(), threading.Event(), threading.Event()
+    source = logs.tail(log.path, recheck=0.01)
+    collector = Collector(source, [], [sink])
+    task = asyncio.create_task(collector.run(drain_quiet=0.0))
+    await eventually(lambda: collector.started)
+    scan = source.scan
+
+    def slow(**options: Any) -> None:
+        scan(**options)
+        scanned.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(source, "scan", slow)
+    await eventually(scanned.is_set)
+    log.write("one")
+    task.cancel()
+    await eventually(lambda: collector._loop.draining)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sink.lines == ["one"]
+
+
 async def test_told_to_stop_it_asks_a_receiver_that_was_away_again(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
