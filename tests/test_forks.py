@@ -164,14 +164,14 @@ async def test_a_tail_in_use_is_refused_in_a_child(tmp_path: Path, eventually: E
     async def other() -> object:
         sink = testing.MemorySink()
         await logs.collect(logs.tail(log.path), sink=sink, until_end=True)
-        return [sink.lines, collector.trouble()]
+        return [sink.lines, collector.failure()]
 
     assert str(await in_child(again)).startswith("RuntimeError: the tail of ")
     said: Any = await in_child(other)
     assert said[0] == ["one", "two"]
     assert "forked" in said[1]
     assert "logs.tail" in said[1]
-    assert collector.trouble() is None
+    assert collector.failure() is None
     collector.leave(5.0)
     await running
 

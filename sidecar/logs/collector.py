@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_SAVE_INTERVAL_SECONDS = 1.0
 _FIRST_SAVE_INTERVAL_SECONDS = 0.05
-"""The interval doubles from here up to the maximum: a process that is killed every second must make progress as well."""
 _LOCK_POLL_SECONDS = 0.5
 """How often a locked checkpoint is tried again."""
 _DEAD_LETTER_SUFFIX = ".dead-letters.ndjson"
@@ -209,16 +208,15 @@ class Collector:
         """Whether the first scan is done and the sinks are open. For a startup probe."""
         return self._started
 
-    def trouble(self, patience: float = 60.0) -> str | None:
-        """Return why no line could be delivered for more than `patience` seconds, else None. For a readiness probe."""
+    def failure(self, after: float = 60.0) -> str | None:
+        """Return why no line could be delivered for more than `after` seconds, else None. For a readiness probe."""
         if self.source.failure is not None:
             return self.source.failure
         for worker in self.workers:
-            if (
-                worker.failing_since is not None
-                and time.monotonic() - worker.failing_since > patience
-            ):
-                return f"{worker.name} has taken nothing for more than {patience:g} s: {worker.failure}"
+            if worker.failing_since is not None and time.monotonic() - worker.failing_since > after:
+                return (
+                    f"{worker.name} has taken nothing for more than {after:g} s: {worker.failure}"
+                )
         return self._save_failure
 
     def leave(self, timeout: float, successor: Tail | None = None) -> None:
@@ -339,12 +337,10 @@ class Collector:
                 raise error
 
     async def _save_periodically(self) -> None:
-        pause = _FIRST_SAVE_INTERVAL_SECONDS
-        while True:
+        for interval in save_intervals():
             await self._dirty.wait()
             await self._save()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _MAX_SAVE_INTERVAL_SECONDS)
+            await asyncio.sleep(interval)
 
     async def _save(self) -> None:
         self._dirty.clear()
@@ -403,6 +399,17 @@ class Collector:
             "%s refused %d records for good: %s", worker.name, len(rejected), rejected[0].reason
         )
         metrics.LOGS_LOST_BYTES_TOTAL.labels("refused").inc(size)
+
+
+def save_intervals() -> Iterator[float]:
+    """Yield the seconds between the saves of a run, from the first on.
+
+    Short ones come first: a process that is killed every second must make progress as well.
+    """
+    interval = _FIRST_SAVE_INTERVAL_SECONDS
+    while True:
+        yield interval
+        interval = min(interval * 2, _MAX_SAVE_INTERVAL_SECONDS)
 
 
 def _own_files(

@@ -64,11 +64,11 @@ class Topology:
         """Whether all collections have done their first scan and opened their sinks."""
         return all(one.started for one in self._plan.collectors.values())
 
-    def trouble(self, patience: float = 60.0) -> str | None:
-        """Return why a collection could not deliver for more than `patience` seconds, else None. For a readiness probe."""
+    def failure(self, after: float = 60.0) -> str | None:
+        """Return why a collection could not deliver for more than `after` seconds, else None. For a readiness probe."""
         for name, collector in self._plan.collectors.items():
-            if (trouble := collector.trouble(patience)) is not None:
-                return f"{name}: {trouble}" if name else trouble
+            if (failure := collector.failure(after)) is not None:
+                return f"{name}: {failure}" if name else failure
         return None
 
     @property

@@ -50,7 +50,7 @@ class _Letter:
     record: Record
 
 
-async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) -> Replayed:
+async def replay(path: str, sinks: Sequence[Sink], *, timeout: float = 20.0) -> Replayed:
     """Deliver the dead letters of a file to the sinks that rejected them; a single sink gets all of them.
 
     Stages and conditions do not run again.
@@ -58,7 +58,7 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
     Args:
         path: the dead-letter file.
         sinks: the configured sinks; they are opened and closed here.
-        patience: seconds for which a sink may be unavailable before its records are appended to the file again.
+        timeout: seconds for which a sink may be unavailable before its records are appended to the file again.
 
     Raises:
         ConfigError: the file does not exist.
@@ -84,7 +84,7 @@ async def replay(path: str, sinks: Sequence[Sink], *, patience: float = 20.0) ->
     again = DeadLetterFile(path)
     try:
         for name, waiting in letters.items():
-            await _deliver(by_name[name], waiting, again, patience, done)
+            await _deliver(by_name[name], waiting, again, timeout, done)
     finally:
         # Also after a cancellation: nothing is delivered twice, and nothing is lost.
         rest = [*back, *(one.line for waiting in letters.values() for one in waiting)]
@@ -105,7 +105,7 @@ def _read(line: bytes, names: Sequence[str]) -> _Letter | str:
 
 
 async def _deliver(
-    sink: Sink, waiting: list[_Letter], again: DeadLetterFile, patience: float, done: Replayed
+    sink: Sink, waiting: list[_Letter], again: DeadLetterFile, timeout: float, done: Replayed
 ) -> None:
     """Deliver, and remove from `waiting` what was delivered or is a dead letter again."""
     await sink.open(None)
@@ -113,7 +113,7 @@ async def _deliver(
         while waiting:
             some = waiting[:_BATCH_LETTERS]
             try:
-                receipt = await _write_batch(sink, some, patience)
+                receipt = await _write_batch(sink, some, timeout)
                 await sink.flush()
                 await again.write(sink.name, receipt.rejected)
             except SinkUnavailable as error:
@@ -126,12 +126,12 @@ async def _deliver(
         await sink.close()
 
 
-async def _write_batch(sink: Sink, some: Sequence[_Letter], patience: float) -> Receipt:
+async def _write_batch(sink: Sink, some: Sequence[_Letter], timeout: float) -> Receipt:
     """Write one batch; retry for a limited time while the sink is unavailable."""
     records = [one.record for one in some]
     data = b"\n" * len(records)
     batch = Batch([Block(data, "", "", 0, len(data), time.time_ns())], records)
-    end, pause = time.monotonic() + patience, _MIN_BACKOFF_SECONDS
+    end, pause = time.monotonic() + timeout, _MIN_BACKOFF_SECONDS
     while True:
         try:
             return await sink.write(batch)

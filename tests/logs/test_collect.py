@@ -17,7 +17,7 @@ import sidecar
 from sidecar import logs
 from sidecar.fs.notify import inotify
 from sidecar.logs import read_loop, sink_worker, source_metrics
-from sidecar.logs.collector import Collector
+from sidecar.logs.collector import Collector, save_intervals
 from sidecar.logs.input.checkpoint import Checkpoint
 from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import MAX_BLOCK_RECORDS
@@ -194,11 +194,11 @@ async def test_a_sink_that_is_unavailable_is_tried_again(
     sink.fail("no route to host")
     collector = Collector(logs.tail(log.path), [], [sink])
     async with collecting(collector):
-        await eventually(lambda: collector.trouble(patience=0.01) is not None)
-        assert "no route to host" in (collector.trouble(patience=0.01) or "")
+        await eventually(lambda: collector.failure(after=0.01) is not None)
+        assert "no route to host" in (collector.failure(after=0.01) or "")
         sink.recover()
         await eventually(lambda: sink.lines == ["one", "two"])
-        assert collector.trouble(patience=0) is None
+        assert collector.failure(after=0) is None
 
 
 async def test_a_sink_that_stays_unavailable_is_named_again(
@@ -360,7 +360,7 @@ async def test_a_dead_letter_file_that_cannot_be_written_holds_the_position(
     sink = MemorySink(refuse=lambda _: "bad")
     collector = Collector(logs.tail(log.path, checkpoint=offsets), [], [sink], dead_letters=dead)
     async with collecting(collector, drain_timeout=0.1):
-        await eventually(lambda: collector.trouble(patience=0.01) is not None)
+        await eventually(lambda: collector.failure(after=0.01) is not None)
         assert collector.source.stats().unacknowledged_bytes == 7
 
 
@@ -639,6 +639,13 @@ async def test_a_second_cancellation_does_not_wait_for_the_drain(
         await asyncio.wait_for(task, 10)
 
 
+def test_a_run_saves_several_times_in_its_first_second_and_each_second_later() -> None:
+    """A process that is killed every second makes progress, and one that runs for long repeats a second at most."""
+    intervals = list(itertools.islice(save_intervals(), 20))
+    assert sum(intervals[:4]) < 1.0
+    assert max(intervals) <= 1.0
+
+
 async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
     log: LogFile, offsets: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,7 +661,7 @@ async def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_collection(
         async with collecting(collector):
             log.write("one")
             await eventually(lambda: sink.lines == ["one"])
-            await eventually(lambda: "no space" in (collector.trouble() or ""))
+            await eventually(lambda: "no space" in (collector.failure() or ""))
 
 
 @pytest.mark.root
@@ -681,7 +688,7 @@ async def test_a_checkpoint_that_may_not_be_written_is_named_once_with_what_to_c
     log.close()
     said = f"cannot save the checkpoint {offsets}: permission denied for user 65532"
     assert caplog.text.count(said) == 1
-    assert "fsGroup" in (collector.trouble() or "")
+    assert "fsGroup" in (collector.failure() or "")
 
 
 @pytest.mark.root

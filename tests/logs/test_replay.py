@@ -80,7 +80,7 @@ async def test_letters_for_a_sink_that_is_away_are_put_back(tmp_path: Path) -> N
     await bury(path, "old name", made("a"))
     sink = MemorySink()
     sink.fail()
-    done = await replay(str(path), [sink], patience=0.0)
+    done = await replay(str(path), [sink], timeout=0.0)
     assert sum(done.left.values()) == 1
     sink.recover()
     done = await replay(str(path), [sink])

@@ -179,11 +179,11 @@ def replay(found: Configuration, sink_defaults: Mapping[str, Any], path: str) ->
         for one in found.pipelines.values()
         for sink in one.make_sinks(sink_defaults)
     }
-    patience = max(one.drain_timeout for one in found.pipelines.values())
+    timeout = max(one.drain_timeout for one in found.pipelines.values())
     results: list[replaying.Replayed] = []
 
     async def main() -> None:
-        results.append(await replaying.replay(path, list(sinks.values()), patience=patience))
+        results.append(await replaying.replay(path, list(sinks.values()), timeout=timeout))
 
     lifecycle.run(main())
     if not results:
@@ -368,7 +368,7 @@ def probed(topology: Collector | Topology) -> probe_server.Probed:
         "Health of the collection.",
         "Do all sinks accept lines?",
         {
-            "ready": topology.trouble,
+            "ready": topology.failure,
             "started": lambda: None if topology.started else "the first scan for files is running",
         },
     )

@@ -24,7 +24,7 @@ async def describe(topology: Topology) -> Mapping[str, object]:
     return {
         "role": "collect",
         "started": topology.started,
-        "problem": topology.trouble(),
+        "problem": topology.failure(),
         "pipelines": pipelines,
     }
 
