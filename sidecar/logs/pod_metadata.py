@@ -82,7 +82,7 @@ class PodMetadata:
         self._clock = clock
         self._signature: object = None
         self._labels: Mapping[str, str] = MappingProxyType({})
-        self._next_look = float("-inf")
+        self._next_refresh_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<PodMetadata {self._directory} {dict(self._labels)}>"
@@ -97,12 +97,12 @@ class PodMetadata:
     def labels(self) -> Mapping[str, str]:
         """The present labels: a new mapping after each change, the same one otherwise."""
         now = self._clock()
-        if now >= self._next_look:
-            self._next_look = now + self._recheck
-            self._look()
+        if now >= self._next_refresh_at:
+            self._next_refresh_at = now + self._recheck
+            self._refresh()
         return self._labels
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         signature = self._stat()
         if signature == self._signature and self._labels:
             return

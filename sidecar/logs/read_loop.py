@@ -227,7 +227,7 @@ class ReadLoop:
         """Whether no process writes any more: none has a file open, or, if that is unknown, no line came for `drain_quiet`."""
         files = await run_in_thread(self.source.files_with_writers)
         if files and files != self._files_with_writers:
-            _log.info("no end yet: open for writing are %s", ", ".join(files[:10]))
+            _log.info("still open for writing: %s", ", ".join(files[:10]))
         self._files_with_writers = files
         if files:
             return False
@@ -253,7 +253,7 @@ class ReadLoop:
         source = self.source
         if scan and self._until is not None and not self._finishing and self._until():
             self._finishing = True
-            _log.info("no more is to come: delivering what is there")
+            _log.info("the end condition is met: delivering what is left")
         if scan or events.changed or events.overflow:
             if events.overflow:
                 metrics.WATCH_ERRORS_TOTAL.inc()

@@ -51,7 +51,7 @@ def process_ended(name: str, *, clock: Callable[[], float] = time.monotonic) -> 
             return False
         if not seen and clock() - begun >= _NEVER_SEEN_SECONDS:
             _log.warning(
-                "no process named %s was seen for %g s: taking it for ended",
+                "no process named %s was seen for %g s: assuming that it has ended",
                 name,
                 _NEVER_SEEN_SECONDS,
             )

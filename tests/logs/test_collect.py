@@ -1,4 +1,4 @@
-"""The whole run: lanes, budget, acknowledgement, drain. Scenarios 10, 32, 33, 35, 38, 41, 46."""
+"""The whole run: workers, budget, acknowledgement, drain. Scenarios 10, 32, 33, 35, 38, 41, 46."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_new_line_is_delivered_at_once(log: LogFile, eventually: Eventua
 async def test_new_files_and_rotations_need_no_recheck(
     log: LogFile, eventually: Eventually
 ) -> None:
-    """Events of directories are hints to look at once."""
+    """An event of a directory starts a scan at once."""
     sink = MemorySink()
     pattern = log.path.parent / "**" / "*.log"
     async with collecting(Collector(logs.tail(pattern, recheck=60), [], [sink])):
@@ -121,7 +121,7 @@ async def test_new_files_and_rotations_need_no_recheck(
 async def test_without_events_lines_arrive_all_the_same(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Scenario 41: no inotify instance, no watch; then looking more often has to do."""
+    """Scenario 41: no inotify instance, no watch: polling replaces the events."""
 
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -137,7 +137,7 @@ async def test_without_events_lines_arrive_all_the_same(
 async def test_a_lost_event_costs_one_recheck(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scenario 41: hints may be missed, the truth is on the disk."""
+    """Scenario 41: an event may be lost; the next scan finds the line."""
     monkeypatch.setattr(inotify.Inotify, "drain", lambda _: [])
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=0.1), [], [sink])):
@@ -145,7 +145,7 @@ async def test_a_lost_event_costs_one_recheck(
         await eventually(lambda: sink.lines == ["one"], timeout=5)
 
 
-async def test_an_overflow_of_events_is_followed_by_a_look_at_everything(
+async def test_an_overflow_of_events_is_followed_by_a_scan_of_everything(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenario 41: the events that were dropped may have named any file."""
@@ -584,10 +584,10 @@ async def test_the_end_leaves_no_descriptor_and_no_task(log: LogFile, offsets: P
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_told_to_stop_while_it_looks_for_files_it_keeps_none_open(
+async def test_told_to_stop_while_it_scans_for_files_it_keeps_none_open(
     log: LogFile, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first look at thousands of files takes a while, and a program that goes on wants its descriptors back."""
+    """A first scan of thousands of files takes a while, and a program that goes on wants its descriptors back."""
     before, look, looked = set(os.listdir("/proc/self/fd")), RotationTracker.scan, threading.Event()
     go_on = threading.Event()
 

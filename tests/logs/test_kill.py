@@ -77,7 +77,7 @@ class Saves:
         return lambda: self.count >= due
 
 
-class Nursery:
+class CollectorStarter:
     """Starts collectors, one after the other."""
 
     def __init__(self, program: Path, *arguments: object) -> None:
@@ -146,16 +146,16 @@ class Writer:
 
 
 @pytest.fixture
-def nursery(tmp_path: Path) -> Iterator[Callable[..., Nursery]]:
-    """`nursery(pattern)`: a place to start collectors from, all of which end with the test."""
+def start_collectors(tmp_path: Path) -> Iterator[Callable[..., CollectorStarter]]:
+    """`start_collectors(pattern)`: a place to start collectors from, all of which end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(pattern: Path, limit: int = 0, out: str | None = None) -> Nursery:
+        def make(pattern: Path, limit: int = 0, out: str | None = None) -> CollectorStarter:
             program = tmp_path / "program.py"
             program.write_text(PROGRAM)
             out = out or str(tmp_path / "out" / "lines")
             return stack.enter_context(
-                Nursery(program, pattern, tmp_path / "state" / "offsets.json", out, limit)
+                CollectorStarter(program, pattern, tmp_path / "state" / "offsets.json", out, limit)
             )
 
         yield make
@@ -188,7 +188,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(900)]
 def test_killed_at_random_moments_each_line_arrives_exactly_once(
     tmp_path: Path,
     log: LogFile,
-    nursery: Callable[..., Nursery],
+    start_collectors: Callable[..., CollectorStarter],
     wait_for: WaitFor,
     pattern: str,
     limit: int,
@@ -197,7 +197,7 @@ def test_killed_at_random_moments_each_line_arrives_exactly_once(
     """Scenario 34, goal C1: 4 × 50 SIGKILLs under rotation; nothing lost, nothing twice, nothing torn."""
     saves = Saves(tmp_path / "state" / "offsets.json")
     out = tmp_path / "out" / "lines"
-    collectors = nursery(log.path.with_name(pattern), limit)
+    collectors = start_collectors(log.path.with_name(pattern), limit)
     chance = random.Random(f"{pattern}{limit}")
     # The first scan of all is what everything after it is promised from.
     pid = collectors.start()
@@ -246,7 +246,7 @@ class Arrivals(FakeNdjson):
 async def test_killed_at_random_moments_a_receiver_misses_no_line_and_sees_one_window_again(
     tmp_path: Path,
     log: LogFile,
-    nursery: Callable[..., Nursery],
+    start_collectors: Callable[..., CollectorStarter],
     eventually: Eventually,
     kills: int,
 ) -> None:
@@ -254,7 +254,7 @@ async def test_killed_at_random_moments_a_receiver_misses_no_line_and_sees_one_w
     chance, saves_at_end = random.Random(kills), dict[int, int]()
     saves = Saves(tmp_path / "state" / "offsets.json")
     async with Arrivals(saves) as receiver:
-        collectors = nursery(log.path.with_name("app.log*"), out=receiver.address)
+        collectors = start_collectors(log.path.with_name("app.log*"), out=receiver.address)
         pid = await asyncio.to_thread(collectors.start)
         await eventually(saves.more(1))
         with Writer(log, "rc") as writer:
@@ -293,12 +293,15 @@ def position(state: Path) -> int:
 
 
 def test_killed_more_often_than_once_a_second_it_gets_on(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+    tmp_path: Path,
+    log: LogFile,
+    start_collectors: Callable[..., CollectorStarter],
+    wait_for: WaitFor,
 ) -> None:
     """Scenario 34: a crash loop with a backlog. What a life has delivered must not all be done again by the next."""
     state = tmp_path / "state" / "offsets.json"
     log.write_raw(b"".join(b"%08d %s\n" % (n, b"." * 1000) for n in range(100_000)))
-    collectors = nursery(log.path)
+    collectors = start_collectors(log.path)
     reached = 0
     for _ in range(3):
         pid = collectors.start()
@@ -310,11 +313,14 @@ def test_killed_more_often_than_once_a_second_it_gets_on(
 
 
 def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+    tmp_path: Path,
+    log: LogFile,
+    start_collectors: Callable[..., CollectorStarter],
+    wait_for: WaitFor,
 ) -> None:
     """Scenario 35: then nothing is left for the next start."""
     out = tmp_path / "out" / "lines"
-    collectors = nursery(log.path)
+    collectors = start_collectors(log.path)
     log.write("first")
     pid = collectors.start()
     wait_for(lambda: out.exists() and out.read_text() == "first\n")
@@ -326,14 +332,17 @@ def test_told_to_stop_with_a_backlog_it_delivers_and_exits_with_zero(
 
 
 async def test_told_to_stop_it_ends_once_a_slow_receiver_has_acknowledged_everything(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], eventually: Eventually
+    tmp_path: Path,
+    log: LogFile,
+    start_collectors: Callable[..., CollectorStarter],
+    eventually: Eventually,
 ) -> None:
     """Issue 13.4: what only the kernel has is lost when the Pod's network ends; the answer is what counts."""
     chance = random.Random(1)
     lines = [f"{n:08d} {chance.randbytes(60).hex()}" for n in range(3000)]
     async with FakeNdjson() as receiver:
         receiver.always = SlowRead(rate=200_000)
-        collectors = nursery(log.path, out=receiver.address)
+        collectors = start_collectors(log.path, out=receiver.address)
         log.write(*lines)
         pid = await asyncio.to_thread(collectors.start)
         await eventually(lambda: receiver.seen > 0)
@@ -346,11 +355,14 @@ async def test_told_to_stop_it_ends_once_a_slow_receiver_has_acknowledged_everyt
 
 
 def test_told_to_stop_and_killed_soon_after_it_loses_nothing(
-    tmp_path: Path, log: LogFile, nursery: Callable[..., Nursery], wait_for: WaitFor
+    tmp_path: Path,
+    log: LogFile,
+    start_collectors: Callable[..., CollectorStarter],
+    wait_for: WaitFor,
 ) -> None:
     """Scenario 36: the grace period was used up by somebody else."""
     out, state = tmp_path / "out" / "lines", tmp_path / "state" / "offsets.json"
-    collectors = nursery(log.path)
+    collectors = start_collectors(log.path)
     with Writer(log, "rc") as writer:
         for pause in (0.0, 0.01, 0.05, 0.2):
             pid = collectors.start()

@@ -59,7 +59,7 @@ MATRIX = list(itertools.product(MODES, COMPRESS, NAMES, PLACES))
 def test_no_line_is_lost_or_repeated(
     tmp_path: Path, mode: str, compress: str, name: str, place: str, pattern: str
 ) -> None:
-    """Scenarios 1, 5, 6, 8, 13. Four rotations: with a look before, none before, a restart before, and half a backlog before."""
+    """Scenarios 1, 5, 6, 8, 13. Four rotations: with a scan before, none before, a restart before, and half a backlog before."""
     log = LogFile(tmp_path / "log" / "app.log")
     old = log.path.parent / "old"
     old.mkdir()

@@ -24,7 +24,7 @@ STEPS = st.lists(
             st.sampled_from(["rename", "copytruncate", "delete", "truncate"]), st.integers(0, 5)
         ),
         st.tuples(st.just("compress"), st.integers(0, 8)),
-        st.tuples(st.sampled_from(["start", "look", "save", "poll", "stop", "kill"]), st.just(0)),
+        st.tuples(st.sampled_from(["start", "scan", "save", "poll", "stop", "kill"]), st.just(0)),
         st.tuples(st.sampled_from(["read", "acknowledge"]), st.integers(0, 5)),
         st.tuples(st.just("race"), st.integers(0, 60)),
         st.tuples(st.just("copying"), st.just(0)),
@@ -87,17 +87,17 @@ def test_no_order_of_events_loses_or_repeats_a_line_in_the_long_run(
 
 
 FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
-    "a copy in another directory was met while its log could not be opened": (
+    "a copy in another directory was found while its log could not be opened": (
         "app.log",
         "olddir",
-        [("partial", 0), ("start", 0), ("copying", 0), ("rename", 0), ("shortage", 1), ("look", 0)],
+        [("partial", 0), ("start", 0), ("copying", 0), ("rename", 0), ("shortage", 1), ("scan", 0)],
     ),
-    "copied and truncated before the first line was looked at": (
+    "copied and truncated before the first line was seen": (
         "app.log",
         False,
         [("start", 0), ("write", 1), ("copytruncate", 0)],
     ),
-    "compressed before its first line was looked at": (
+    "compressed before its first line was seen": (
         "app.log",
         False,
         [("start", 0), ("rename", 1), ("compress", 0)],
@@ -113,7 +113,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
     "closed for being quiet, then compressed": (
         "app.log",
         False,
-        [("rename", 1), ("start", 0), ("poll", 0), ("wait", 31), ("look", 0), ("compress", 0)],
+        [("rename", 1), ("start", 0), ("poll", 0), ("wait", 31), ("scan", 0), ("compress", 0)],
     ),
     "one byte of a line is no evidence": (
         "app.log*",
@@ -123,7 +123,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
             *[("delete", 0), ("compress", 0)],
         ],
     ),
-    "renamed between the listing and the opening of the first look": (
+    "renamed between the listing and the opening of the first scan": (
         "app.log",
         False,
         [("start", 0), ("stop", 0), ("race", 4), ("start", 0)],
@@ -133,7 +133,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
         False,
         [("start", 0), ("stop", 0), ("race", 0), ("race", 10), ("start", 0)],
     ),
-    "renamed twice around the first look": (
+    "renamed twice around the first scan": (
         "app.log",
         False,
         [("start", 0), ("stop", 0), ("race", 4), ("rename", 0), ("start", 0)],
@@ -151,17 +151,17 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
             *[("compress", 1), ("start", 0)],
         ],
     ),
-    "truncated, renamed and compressed between two looks": (
+    "truncated, renamed and compressed between two scans": (
         "app.log*",
         False,
         [("write", 16), ("start", 0), ("copytruncate", 0), ("rename", 1), ("compress", 0)],
     ),
-    "copying was under way at the first look": (
+    "copying was under way at the first scan": (
         "app.log",
         False,
         [("delete", 0), ("copying", 0), ("partial", 0), ("start", 0)],
     ),
-    "copying was under way at the first look, and compressed before the second": (
+    "copying was under way at the first scan, and compressed before the second": (
         "app.log",
         False,
         [("write", 1), ("copying", 0), ("start", 0), ("compress", 0)],
@@ -171,7 +171,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
         False,
         [("rename", 1), ("partial", 0), ("start", 0), ("delete", 0)],
     ),
-    "half of a copy was there at the first look": (
+    "half of a copy was there at the first scan": (
         "app.log*",
         False,
         [("copying", 0), ("write", 1), ("copying", 0), ("start", 0), ("poll", 0)],
@@ -184,7 +184,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
             *[("copying", 0), ("write", 1), ("start", 0)],
         ],
     ),
-    "rotated on during the last look before a stop, with a line that nobody has seen": (
+    "rotated on during the last scan before a stop, with a line that nobody has seen": (
         "app.log",
         False,
         [("start", 0), ("write", 1), ("copytruncate", 1), ("copy_race", 1), ("stop", 0)],
@@ -192,7 +192,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
     "closed while empty and quiet, then copied into": (
         "app.log",
         False,
-        [("copying", 0), ("write", 1), ("start", 0), ("wait", 31), ("look", 0)],
+        [("copying", 0), ("write", 1), ("start", 0), ("wait", 31), ("scan", 0)],
     ),
     "a log that has only the beginning of a rotated one, written to and deleted": (
         "app.log*",
@@ -207,7 +207,7 @@ FOUND: dict[str, tuple[str, bool | str, list[Step]]] = {
         "beside",
         [
             *[("write", 4), ("start", 0), ("prefix", 3), ("read", 0), ("copying", 0)],
-            *[("compress", 0), ("copy_race", 3), ("look", 0), ("prefix", 0)],
+            *[("compress", 0), ("copy_race", 3), ("scan", 0), ("prefix", 0)],
         ],
     ),
     "read between copy and truncation": (

@@ -29,7 +29,7 @@ SCENARIOS = {
     6: "copytruncate, the copy matched by the pattern too",
     7: "copytruncate under a writer that never reopens",
     8: "copytruncate across a restart",
-    9: "truncated, and grown past the old position before anybody looks",
+    9: "truncated, and grown past the old position before the next scan",
     10: "truncated while the sink is blocked",
     11: "a writer without O_APPEND leaves a hole of NUL bytes",
     12: "copytruncate of files with an identical first kibibyte",
@@ -55,7 +55,7 @@ SCENARIOS = {
     28: "a last line without a newline",
     29: "empty lines, CRLF, byte order marks, UTF-16, bytes that are no UTF-8",
     30: "a line as long as the limit, longer by one, longer by far",
-    31: "lines that belong together: at rotation, at a restart, at the end of patience",
+    31: "lines that belong together: at rotation, at a restart, at the timeout",
     # Sinks and life
     32: "a sink that is down, refuses, hangs, fails, is busy, slow, or refuses one record",
     33: "a sink that is down while the log rotates three times",

@@ -1,4 +1,4 @@
-"""A collection in a Job ends by itself: once a file, or the end of a process, says that no more is to come."""
+"""A collection in a Job ends by itself: once a file, or the end of a process, says that the application has ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_it_ends_when_it_was_told_and_the_last_writer_has_closed(
         log.write("one")
         await eventually(lambda: sink.lines == ["one"])
         done.touch()
-        await eventually(lambda: f"open for writing are {log.path}" in caplog.text)
+        await eventually(lambda: f"open for writing: {log.path}" in caplog.text)
         assert not collection.done()
         log.write_raw(b"last")
         log.close()

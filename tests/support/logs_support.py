@@ -1,4 +1,4 @@
-"""A collector without a clock or a loop: each call of `news` is one look, one read to the end, one acknowledgement."""
+"""A collector without a clock or a loop: each call of `news` is one scan, one read to the end, one acknowledgement."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Follower:
         tail.open()
         return tail
 
-    def news(self, *, acknowledge: bool = True, look: bool = True) -> list[str]:
+    def news(self, *, acknowledge: bool = True, scan: bool = True) -> list[str]:
         """Return the lines that have come since the last time."""
-        if look:
+        if scan:
             self.tail.scan()
             while self.tail.incomplete:
                 self.tail.scan()

@@ -283,7 +283,7 @@ class World:
         self.save()
 
     def race(self, kind_and_moment: int) -> None:
-        """Let a rotation happen in the middle of one of the next looks: after so many of its steps on the disk."""
+        """Let a rotation happen in the middle of one of the next scans: after so many of its steps on the disk."""
         moment, kind = divmod(kind_and_moment, 4)
         steps: list[Callable[[int], None]] = [
             self.rename,
@@ -294,7 +294,7 @@ class World:
         self.coming.append((moment, steps[kind]))
 
     def copy_race(self, moment: int) -> None:
-        """Let the next step of a copy happen in the middle of a look or a read, between any two questions to the disk."""
+        """Let the next step of a copy happen in the middle of a scan or a read, between any two questions to the disk."""
         self.copy_coming.append(moment)
 
     def _hide_one(self, _: int = 0) -> None:
@@ -375,7 +375,7 @@ class World:
                 return
 
     def _seen(self) -> None:
-        """What was there during an undisturbed look is known; what came in the middle of one, perhaps not."""
+        """What was there during an undisturbed scan is known; what came in the middle of one, perhaps not."""
         raced, self.raced = self.raced, False
         if raced:
             return
@@ -384,7 +384,7 @@ class World:
         }
         self.chain_known = True
 
-    def look(self, _: int = 0) -> None:
+    def scan(self, _: int = 0) -> None:
         if self.tail is not None:
             self.tail.scan()
             self._seen()
@@ -438,7 +438,7 @@ class World:
         """As a healthy collector does all the time."""
         if self.tail is None:
             return
-        self.look()
+        self.scan()
         self.faults = 0
         for _ in range(1000):
             self.read(1000)

@@ -144,8 +144,6 @@ class BlockReader:
         content = stream.content
         if content is not None and content.damaged and not content.reported:
             content.reported = True
-            self.damaged[stream.path] = f"damaged behind byte {stream.size}: {content.damaged}"
-            _log.error(
-                "%s is damaged behind byte %d: %s", stream.path, stream.size, content.damaged
-            )
+            self.damaged[stream.path] = f"damaged after byte {stream.size}: {content.damaged}"
+            _log.error("%s is damaged after byte %d: %s", stream.path, stream.size, content.damaged)
             self.record_loss("damaged", os.fstat(content.fd).st_size, stream.path)

@@ -132,7 +132,9 @@ class Checkpoint:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
-                _log.error("checkpoint %s cannot be used (%s); trying what is left", path, error)
+                _log.error(
+                    "checkpoint %s cannot be used (%s); trying the previous one", path, error
+                )
                 self._set_aside(path)
         return CheckpointState()
 

@@ -146,14 +146,14 @@ class FileClassifier:
             return True
         if self._has_expired(candidate, now):
             _log.warning(
-                "%s still repeats the beginning of %s, which was not truncated: it is delivered, too",
+                "%s still repeats the beginning of %s, which was not truncated: delivering it as well",
                 new_file.path,
                 candidate.original.path,
             )
             return False
         if candidate.content is None and candidate.path in self.registry.index.files:
             _log.warning(
-                "%s repeats the beginning of %s, and %d files are watched for that already: it is delivered, too",
+                "%s repeats the beginning of %s, and %d files are watched for that already: delivering it as well",
                 new_file.path,
                 candidate.original.path,
                 _MAX_OPEN_CANDIDATES,

@@ -45,7 +45,7 @@ class DirectoryWatcher:
         try:
             self._inotify = Inotify()
         except OSError as error:
-            _log.warning("no change events (%s): looking more often instead", error)
+            _log.warning("no change events (%s): polling instead", error)
 
     @property
     def fd(self) -> int | None:
@@ -102,9 +102,7 @@ class DirectoryWatcher:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 if path not in self._silent:
-                    _log.warning(
-                        "no change events for %s (%s): looking more often instead", path, error
-                    )
+                    _log.warning("no change events for %s (%s): polling instead", path, error)
                 self._silent.add(path)
             return
         self._silent.discard(path)

@@ -185,7 +185,7 @@ class RotationTracker:
         if content is not None and not content.reported and content.is_truncated:
             content.reported = True
             _log.warning(
-                "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines; it is read on if it grows",
+                "%s is cut off, or still being written: its compressed data ends in the middle, after %d bytes of lines; reading continues if it grows",
                 stream.path,
                 stream.size,
             )

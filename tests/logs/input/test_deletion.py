@@ -97,7 +97,7 @@ def test_what_is_written_to_a_file_that_was_deleted_is_delivered(
 def test_a_file_that_takes_the_name_meanwhile_is_not_deleted(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rotation between the last look and unlink(2): planted into the rename that comes between them."""
+    """Rotation between the last scan and unlink(2): planted into the rename that comes between them."""
     status = finished.stat()
     key, changed = (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns)
     rename = atomic.rename

@@ -17,29 +17,29 @@ def test_a_directory_with_two_names_is_watched_as_long_as_one_is_asked_for(
     names = [str(tmp_path / "real"), str(tmp_path / "link")]
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    hints = DirectoryWatcher()
-    hints.watch(names)
+    watcher = DirectoryWatcher()
+    watcher.watch(names)
     (tmp_path / "real" / "a.log").write_text("one")
-    assert hints.drain().written == {f"{name}/a.log" for name in names}
+    assert watcher.drain().written == {f"{name}/a.log" for name in names}
 
-    hints.watch([str(tmp_path / left)])
+    watcher.watch([str(tmp_path / left)])
     (tmp_path / "real" / "a.log").write_text("two")
-    assert hints.drain().written == {f"{tmp_path}/{left}/a.log"}
-    hints.close()
+    assert watcher.drain().written == {f"{tmp_path}/{left}/a.log"}
+    watcher.close()
 
 
 def test_a_directory_that_is_gone_and_back_is_watched_again(tmp_path: Path) -> None:
     """Under each of its names."""
     names = [str(tmp_path / "real"), str(tmp_path / "link")]
     (tmp_path / "link").symlink_to("real")
-    hints = DirectoryWatcher()
+    watcher = DirectoryWatcher()
     for _ in range(2):
         (tmp_path / "real").mkdir()
-        hints.watch(names)
+        watcher.watch(names)
         (tmp_path / "real" / "a.log").write_text("one")
-        assert hints.drain().written == {f"{name}/a.log" for name in names}
+        assert watcher.drain().written == {f"{name}/a.log" for name in names}
         (tmp_path / "real" / "a.log").unlink()
         (tmp_path / "real").rmdir()
-        assert hints.drain().changed == set(names)
-        hints.watch([])
-    hints.close()
+        assert watcher.drain().changed == set(names)
+        watcher.watch([])
+    watcher.close()

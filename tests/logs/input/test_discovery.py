@@ -338,8 +338,8 @@ def test_what_is_deleted_while_it_was_closed_and_unread_is_counted(tmp_path: Pat
         follower.stop()
 
 
-def test_one_look_opens_a_bounded_number_of_files(tmp_path: Path) -> None:
-    """A signal is heard, and lines flow, while ten thousand files are met for the first time."""
+def test_one_scan_opens_a_bounded_number_of_files(tmp_path: Path) -> None:
+    """A signal is heard, and lines flow, while ten thousand files are found for the first time."""
     touch(*(tmp_path / f"{n}.log" for n in range(600)))
     tail = source.tail(tmp_path / "*.log")
     tail.open()
@@ -443,7 +443,7 @@ def test_a_line_costs_the_same_however_many_idle_files_there_are(tmp_path: Path)
 
         def read() -> None:
             assert follower.tail.on_write([str(busy)])
-            assert follower.news(look=False) == ["a line"]
+            assert follower.news(scan=False) == ["a line"]
 
         return calls_during(read)
 

@@ -34,8 +34,8 @@ def test_lines_to_the_old_and_to_the_new_file_all_arrive_after_a_rename(log: Log
     assert follower.news() == ["to the old file", "to the new file"]
 
 
-def test_several_renames_between_two_looks_lose_nothing(log: LogFile) -> None:
-    """Scenario 2: what lived only between two looks lies outside the pattern, and is read all the same."""
+def test_several_renames_between_two_scans_lose_nothing(log: LogFile) -> None:
+    """Scenario 2: what lived only between two scans lies outside the pattern, and is read all the same."""
     follower = Follower(log.path)
     for number in range(5):
         log.write(f"generation {number}")
@@ -98,7 +98,7 @@ def test_rotated_while_stopped_gives_the_rest_of_the_old_and_all_of_the_new(
 def test_rotated_twice_while_stopped_gives_also_what_was_never_seen(
     log: LogFile, state: Path
 ) -> None:
-    """Scenario 5, twice: the file in between was born and rotated while nobody looked."""
+    """Scenario 5, twice: the file in between was born and rotated between two scans."""
     follower = Follower(log.path, state=state)
     log.write(*numbered(1))
     follower.news()
@@ -146,7 +146,7 @@ def test_a_copy_in_the_making_is_not_taken_for_a_new_log(log: LogFile, pattern: 
     assert follower.news() == numbered(4)
 
 
-def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> None:
+def test_a_copy_that_was_found_empty_is_read_by_one_stream_only(log: LogFile) -> None:
     """An event says that it was written, at the moment at which the original is truncated."""
     follower = Follower(log.path.with_name("app.log*"))
     log.write(*numbered(1, 2))
@@ -159,14 +159,14 @@ def test_a_copy_that_was_met_empty_is_read_by_one_stream_only(log: LogFile) -> N
     log.truncate()
     follower.tail.on_write([str(log.path)])
     follower.tail.on_write([str(copy)])
-    assert follower.news(look=False) == numbered(3)
+    assert follower.news(scan=False) == numbered(3)
     assert follower.news() == []
 
 
-def test_a_copy_that_was_met_empty_is_not_read_again_after_a_restart(
+def test_a_copy_that_was_found_empty_is_not_read_again_after_a_restart(
     log: LogFile, state: Path
 ) -> None:
-    """Of what was empty nothing is known: under the same inode it is met as if for the first time, as a copy."""
+    """Of what was empty nothing is known: under the same inode it is found as if for the first time, as a copy."""
     follower = Follower(log.path.with_name("app.log*"), state=state)
     log.write(*numbered(1, 2, 3))
     copy = log.path.with_name("app.log.1")
@@ -181,7 +181,7 @@ def test_a_copy_that_was_met_empty_is_not_read_again_after_a_restart(
 
 
 @pytest.mark.parametrize("touched", [False, True], ids=["new", "met-empty"])
-def test_a_copy_that_fills_while_it_is_looked_at_is_read_by_one_stream_only(
+def test_a_copy_that_fills_while_it_is_examined_is_read_by_one_stream_only(
     log: LogFile, monkeypatch: pytest.MonkeyPatch, touched: bool
 ) -> None:
     """Scenario 6: empty when its size was asked for, complete at the first read. It was judged as an empty file."""
@@ -231,7 +231,7 @@ def test_a_copy_that_ends_before_what_was_read_is_not_read_again(
 
 
 def test_a_rotated_log_with_the_same_beginning_is_no_short_copy(log: LogFile) -> None:
-    """The other side of it: born and rotated between two looks, with a banner that all of them have."""
+    """The other side of it: born and rotated between two scans, with a banner that all of them have."""
     banner = ["=" * 600, "-" * 600]
     follower = Follower(log.path)
     log.write(*banner, *numbered(*range(100)))
@@ -319,8 +319,8 @@ def test_a_log_that_has_only_the_beginning_of_its_own_past_is_delivered_at_once(
     assert sorted(follower.news()) == sorted(numbered(*range(9), *range(5)))
 
 
-@pytest.mark.parametrize("looks_between", [0, 1], ids=["last words", "written on without a name"])
-def test_what_may_be_a_copy_is_not_lost_by_its_deletion(log: LogFile, looks_between: int) -> None:
+@pytest.mark.parametrize("scans_between", [0, 1], ids=["last words", "written on without a name"])
+def test_what_may_be_a_copy_is_not_lost_by_its_deletion(log: LogFile, scans_between: int) -> None:
     """Issue 12.1a: it is held open while nobody knows what it is, so it is read on without a name if it differs."""
     lines = numbered(*range(40))
     log.write(*lines)
@@ -329,7 +329,7 @@ def test_what_may_be_a_copy_is_not_lost_by_its_deletion(log: LogFile, looks_betw
     other = LogFile(log.path.with_name("app.log.1"))
     other.write(*lines[:20])
     assert follower.news() == []
-    if looks_between:
+    if scans_between:
         other.path.unlink()
         assert follower.news() == []
     other.write("another line")
@@ -488,7 +488,7 @@ def test_space_that_is_filled_late_is_not_skipped(log: LogFile, zeros: str) -> N
 def test_a_file_of_reserved_space_is_the_same_file_when_it_is_filled(
     log: LogFile, state: Path
 ) -> None:
-    """Met empty, full of zeros; filled across looks and restarts. Nothing counts as lost, nothing comes twice."""
+    """Found empty, full of zeros; filled across scans and restarts. Nothing counts as lost, nothing comes twice."""
     fd = os.open(log.path, os.O_WRONLY)
     os.ftruncate(fd, 1 << 20)
     follower = Follower(log.path, state=state)

@@ -86,7 +86,7 @@ def test_an_archive_in_the_making_waits_for_its_end(log: LogFile) -> None:
 
 
 def test_copied_compressed_and_truncated_is_finished_from_the_archive(log: LogFile) -> None:
-    """`copytruncate` with `compress`: by the time anybody looks, the plain copy is gone."""
+    """`copytruncate` with `compress`: by the time of the next scan, the plain copy is gone."""
     follower = Follower(log.path)
     log.write(*numbered(1))
     follower.news()
@@ -280,15 +280,15 @@ def test_a_damaged_archive_of_any_form_ends_nothing(tmp_path: Path, form: str) -
 
 
 @pytest.mark.parametrize("magic", [b"\x1f\x9d", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c"])
-@pytest.mark.parametrize("met_empty", [False, True])
+@pytest.mark.parametrize("found_empty", [False, True])
 def test_what_cannot_be_decompressed_is_refused_by_name(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, magic: bytes, met_empty: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, magic: bytes, found_empty: bool
 ) -> None:
     """Loudly, and never as lines: LZ4, compress, 7-Zip; also where the file was empty at first."""
     path = tmp_path / "app.log.1.x"
     path.touch()
     follower = Follower(tmp_path / "app.log*")
-    if met_empty:
+    if found_empty:
         follower.news()
     path.write_bytes(magic + b"one\ntwo\n")
     assert follower.news() == follower.later(60) == []
@@ -318,10 +318,10 @@ def test_each_byte_of_an_archive_is_decompressed_once_for_each_sink_at_most(
     tail.open(("quick", "slow"))
     got = {"quick": 0, "slow": 0}
     while tail.has_data("quick") or tail.has_data("slow"):
-        for lane, limit in (("quick", 1 << 20), ("slow", 1 << 17)):
-            blocks = tail.read(lane, limit)
-            tail.acknowledge(lane, blocks)
-            got[lane] += sum(block.end - block.start for block in blocks)
+        for sink, limit in (("quick", 1 << 20), ("slow", 1 << 17)):
+            blocks = tail.read(sink, limit)
+            tail.acknowledge(sink, blocks)
+            got[sink] += sum(block.end - block.start for block in blocks)
         tail.scan()
         tail.flush(everything=True)
     tail.close()
