@@ -392,7 +392,9 @@ def check_command_line(arguments: list[str]) -> None:
     try:
         context = command.make_context(arguments[0], arguments[1:], parent=context)
         for source in context.params["sources"] if arguments[0] == "mirror" else ():
-            make_source(source)
+            # In a Pod the server is that of its service account.
+            in_pod = source.startswith("kube:") and "server=" not in source
+            make_source(f"{source}{'&' if '#' in source else '#'}server=https://kube" if in_pod else source)
     except click.exceptions.Exit:
         return
     except click.BadParameter as error:
