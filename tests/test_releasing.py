@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,7 +44,7 @@ def read_version() -> str:
 def naming_the_image() -> list[Path]:
     """Return the files that a user runs or reads with a tag of the image in them."""
     files = [ROOT / name for name in ("Makefile", "Dockerfile", "compose.yaml")]
-    for directory in ("charts", "examples"):
+    for directory in ("charts", "docs", "examples"):
         files += (path for path in (ROOT / directory).rglob("*") if path.is_file())
     return sorted(path for path in files if IMAGE.search(path.read_text(errors="replace")))
 
@@ -73,6 +74,23 @@ def test_package_chart_and_image_have_one_version() -> None:
 def test_each_tag_of_the_image_is_the_version(path: Path) -> None:
     """What is pasted from a page or an example finds the image that `make image` builds."""
     assert set(IMAGE.findall(path.read_text())) == {read_version()}
+
+
+def test_the_version_is_set_everywhere_by_one_command(tmp_path: Path) -> None:
+    """As RELEASING.md says; what it forgets would be found by the test above after the fact."""
+    for name in ("charts", "docs", "examples", "sidecar", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "Dockerfile", "compose.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    tools.run(sys.executable, tmp_path / "tools/set-version", "9.8.7")
+
+    chart = load(tmp_path / "charts/sidecar/Chart.yaml")
+    (dependency,) = load(tmp_path / "examples/chart/Chart.yaml")["dependencies"]
+    assert [chart["version"], chart["appVersion"], dependency["version"]] == ["9.8.7"] * 3
+    assert '__version__ = "9.8.7"' in (tmp_path / VERSION_FILE).read_text()
+    assert "ARG VERSION=9.8.7\n" in (tmp_path / "Dockerfile").read_text()
+    texts = [(tmp_path / path.relative_to(ROOT)).read_text() for path in naming_the_image()]
+    assert {tag for text in texts for tag in IMAGE.findall(text)} == {"9.8.7"}
 
 
 def test_make_builds_the_image_that_the_chart_runs() -> None:

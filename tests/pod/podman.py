@@ -24,12 +24,13 @@ from typing import Any
 
 import pytest
 
+import sidecar
 from pod import chart, tools
 
 HOME = tools.CACHE / "podman"
 RUN = Path("/run/sidecar-tests")
 BASE = "localhost/sidecar-tests-base:bookworm"
-IMAGE = "localhost/sidecar:0.1.0"
+IMAGE = f"localhost/sidecar:{sidecar.__version__}"
 # For certificates that a test has made itself.
 ANYBODY = ssl.create_default_context()
 ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE

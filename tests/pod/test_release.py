@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import sidecar
 from pod import chart, tools
 
 IMAGE, SOURCE = "registry.example/team/sidecar", "https://code.example/team/sidecar"
@@ -45,7 +46,7 @@ def described(text: str) -> dict[str, Any]:
 def test_a_published_chart_pulls_the_published_image(archive: Path) -> None:
     """From its registry, where it is; and its notes say nothing of loading an image by hand."""
     (container, *_) = chart.pod_spec(chart.render(chart=archive))["containers"]
-    assert container["image"] == f"{IMAGE}:0.1.0"
+    assert container["image"] == f"{IMAGE}:{sidecar.__version__}"
     assert container["imagePullPolicy"] == "IfNotPresent"
     command = (tools.helm(4), "install", "demo", archive, "--dry-run=client")
     assert "kind load" not in tools.run(*command).stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import sidecar
 from pod import chart, tools
 from pod.matrix import MATRIX, rendered
 
@@ -166,7 +167,9 @@ def test_an_image_that_no_registry_has_is_never_pulled() -> None:
     """`ErrImageNeverPull` says at once what is wrong; a pull from the registry `localhost` would fail with a refused connection."""
     assert chart.container(chart.render(), "writer")["imagePullPolicy"] == "Never"
     spec = chart.pod_spec(rendered("one of many charts"))
-    assert {one["image"] for one in spec["containers"]} == {"registry.example:5000/sidecar:0.1.0"}
+    assert {one["image"] for one in spec["containers"]} == {
+        f"registry.example:5000/sidecar:{sidecar.__version__}"
+    }
     assert {one["imagePullPolicy"] for one in spec["containers"]} == {"IfNotPresent"}
     assert spec["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
 
@@ -208,7 +211,7 @@ NOTES = {
     "an emptyDir is lost": ((), ["on an emptyDir of 256Mi", "WARNING", "volume.persistentVolumeClaim.size=1Gi"]),
     "the image must be loaded": (
         (),
-        ["kind load docker-image localhost/sidecar:0.1.0", "minikube image load", "images import"],
+        [f"kind load docker-image localhost/sidecar:{sidecar.__version__}", "minikube image load", "images import"],
     ),
     "the address of the Ingress": (
         ("--set=ingress.enabled=true", "--set=ingress.hosts[0].host=a.example",

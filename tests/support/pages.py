@@ -394,7 +394,9 @@ def check_command_line(arguments: list[str]) -> None:
         for source in context.params["sources"] if arguments[0] == "mirror" else ():
             # In a Pod the server is that of its service account.
             in_pod = source.startswith("kube:") and "server=" not in source
-            make_source(f"{source}{'&' if '#' in source else '#'}server=https://kube" if in_pod else source)
+            make_source(
+                f"{source}{'&' if '#' in source else '#'}server=https://kube" if in_pod else source
+            )
     except click.exceptions.Exit:
         return
     except click.BadParameter as error:
