@@ -123,7 +123,7 @@ def matches(expected: list[str], printed: str) -> bool:
 class Machine:
     """A shell on a machine of its own: own network, own processes, empty /shared, /tmp/gin and /var/log."""
 
-    def __init__(self, directory: Path, *, needs_helm: bool) -> None:
+    def __init__(self, directory: Path, *, needs_helm: bool, programs: Path = BIN) -> None:
         self.directory = directory
         (directory / ".commands").mkdir()
         (directory / ".commands/driver").write_text(_DRIVER)
@@ -138,7 +138,7 @@ class Machine:
         self._shell = subprocess.Popen(
             [*command, "sh", "-c", _SETUP, ".commands/driver"],
             cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=ours | {"HOME": str(directory), "PATH": f"{BIN}:{directory}/.bin:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
+            env=ours | {"HOME": str(directory), "PATH": f"{programs}:{directory}/.bin:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self._number = 0
         self._background: list[tuple[str, Path]] = []
@@ -210,8 +210,8 @@ def _ports(command: str) -> list[int]:
     return named or ([_PORTS[role[1]]] if role else [])
 
 
-def run_page(page: Path, directory: Path) -> int:
-    """Run and check all blocks of a page in order; return how many commands were run."""
+def run_page(page: Path, directory: Path, programs: Path = BIN) -> int:
+    """Run and check all blocks of a page in order, with `sidecar` and `python` of that directory; return how many commands were run."""
     for name in ("charts", "examples"):
         (directory / name).symlink_to(ROOT / name)
     ran = 0
@@ -224,7 +224,8 @@ def run_page(page: Path, directory: Path) -> int:
                 (directory / block.title).parent.mkdir(parents=True, exist_ok=True)
                 (directory / block.title).write_text(block.text)
             if block.language == "console" and "cluster" not in block.words:
-                machine = machine or Machine(directory, needs_helm="$ helm " in page.read_text())
+                needs_helm = "$ helm " in page.read_text()
+                machine = machine or Machine(directory, needs_helm=needs_helm, programs=programs)
                 for command, expected in read_commands(block.text):
                     machine.run(command, expected)
                     ran += 1
