@@ -62,7 +62,7 @@ chart: $(STAMP)  ## make the chart's schema and table of values from values.yaml
 lock: $(STAMP)  ## lock what the image is made of, by version and hash
 	$(BIN)/python -m pip install --quiet pip-tools
 	$(BIN)/pip-compile $(LOCK) --allow-unsafe --output-file image/build.txt image/build.in
-	$(BIN)/pip-compile $(LOCK) --extra schema --output-file image/requirements.txt pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --extra schema --extra logs --output-file image/requirements.txt pyproject.toml
 
 LOCK := --quiet --upgrade --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
@@ -83,9 +83,9 @@ clean:  ## remove what these commands have made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml image/requirements.txt tools/venv
-	@tools/venv $(PYTHON) $(VENV) schema
+	@tools/venv $(PYTHON) $(VENV) schema,logs
 	@touch $@
 
 $(STAMP): pyproject.toml image/requirements.txt tools/venv
-	@tools/venv $(PYTHON) $(VENV) schema,test
+	@tools/venv $(PYTHON) $(VENV) schema,logs,test
 	@touch $(RUNTIME) $@

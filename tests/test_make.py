@@ -56,7 +56,8 @@ def test_make_alone_says_what_there_is(clone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "extras"), [("run", "schema"), ("test", "schema,test"), ("lint", "schema,test")]
+    ("target", "extras"),
+    [("run", "schema,logs"), ("test", "schema,logs,test"), ("lint", "schema,logs,test")],
 )
 def test_the_tools_of_the_tests_are_installed_by_what_uses_them(
     clone: Path, target: str, extras: str
@@ -76,7 +77,7 @@ def test_the_tools_of_the_tests_are_installed_by_what_uses_them(
 
 def test_what_runs_is_at_most_30_packages_and_80_mb() -> None:
     """All that `make run` installs, with pip: issue 17. The sizes are those on the disk, compiled files included."""
-    wanted = ["podsidecar[schema]", "pip"]
+    wanted = ["podsidecar[schema,logs]", "pip"]
     found: dict[str, metadata.Distribution] = {}
     examined = set()
     while wanted:

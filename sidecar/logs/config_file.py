@@ -70,7 +70,7 @@ def load(path: str | os.PathLike[str]) -> Configuration:
         import yaml
     except ImportError as error:
         raise ConfigError(
-            "a configuration file needs PyYAML: pip install 'podsidecar[schema]'"
+            "a configuration file needs PyYAML: pip install 'podsidecar[logs]'"
         ) from error
     where = os.fspath(path)
     try:

@@ -118,7 +118,7 @@ class _Re2:
             import re2  # type: ignore[import-untyped]
         except ImportError as error:
             raise ConfigError(
-                f"the pattern {pattern!r} needs RE2: pip install google-re2"
+                f"the pattern {pattern!r} needs RE2: pip install 'podsidecar[logs]'"
             ) from error
         options = re2.Options()
         options.log_errors = False

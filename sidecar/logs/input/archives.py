@@ -220,7 +220,7 @@ def _zstd() -> _Decompressor:
             from backports import zstd
     except ImportError as error:
         raise Unreadable(
-            "it is compressed with zstd, which needs a module: pip install backports.zstd"
+            "it is compressed with zstd, which needs a module: pip install 'podsidecar[logs]'"
         ) from error
     made: _Decompressor = zstd.ZstdDecompressor()
     return made
