@@ -25,21 +25,22 @@ class _Recent:
 
     logged_at: float
     suppressed: int = 0
-    last: str = ""
+    last: tuple[str, tuple[object, ...]] = ("", ())
+    """The message of the last of them and its arguments."""
 
 
 _recent: dict[tuple[str, str], _Recent] = {}
 
 
-def note(outcome: str, where: str, detail: str, *, level: int = logging.INFO) -> None:
-    """Log that `where` was published, refused, deleted, …; `detail` is the rest of the message."""
+def note(outcome: str, where: str, detail: str, *args: object, level: int = logging.INFO) -> None:
+    """Log that `where` was published, refused, deleted, …; `detail % args` is the rest of the message."""
     if not _log.isEnabledFor(level):
         return
     now = time.monotonic()
     recent = _recent.get((outcome, where))
     if recent is not None and now - recent.logged_at < _SUMMARY_INTERVAL:
         recent.suppressed += 1
-        recent.last = detail
+        recent.last = detail, args
         if recent.suppressed == 1:
             _schedule_summary(outcome, where, level, recent.logged_at + _SUMMARY_INTERVAL - now)
         return
@@ -48,7 +49,11 @@ def note(outcome: str, where: str, detail: str, *, level: int = logging.INFO) ->
     elif len(_recent) >= _MAX_RECENT:
         _prune(now)
     _recent[outcome, where] = _Recent(now)
-    _log.log(level, "%s %s: %s", outcome, where, f"{detail}{_client()}")
+    _log.log(level, "%s %s: %s%s", outcome, where, _format(detail, args), _client())
+
+
+def _format(detail: str, args: tuple[object, ...]) -> str:
+    return detail % args if args else detail
 
 
 def _client() -> str:
@@ -78,7 +83,7 @@ def _log_summary(outcome: str, where: str, level: int) -> None:
             where,
             recent.suppressed,
             _SUMMARY_INTERVAL,
-            recent.last,
+            _format(*recent.last),
         )
         recent.logged_at, recent.suppressed = time.monotonic(), 0
 

@@ -359,12 +359,11 @@ class Volume:
         unseen = self._gate is None or self._gate.passes(len(content))
         if not (self._prepared and unseen and len(content) <= self._max_size):
             return None
-        started, where = time.perf_counter(), os.path.join(self._path, name)
-        client = CLIENT.get()
+        started, client = time.perf_counter(), CLIENT.get()
 
         def ended(outcome: Outcome) -> None:
             CLIENT.set(client)  # the batch may contain writes of other clients
-            _count_result(outcome, where, started)
+            _count_result(outcome, self._display_path(name), started)
             callback(outcome)
 
         return self._loop_commits().submit(name, content, ended)
@@ -799,7 +798,7 @@ def _count_result(outcome: Outcome, where: str, started: float, done: str = "pub
     (_PUBLISHED if outcome.changed else _UNCHANGED).inc()
     metrics.PUBLISH_SECONDS.observe(time.perf_counter() - started)
     if outcome.changed:
-        change_log.note(done, where, f"{outcome.size} bytes, version {outcome.version}")
+        change_log.note(done, where, "%d bytes, version %s", outcome.size, outcome.version)
 
 
 def count_failure(
