@@ -33,6 +33,40 @@ def _no_check() -> None:
     """Wait for the lock unconditionally."""
 
 
+class OpenLock:
+    """The lock of a directory, open and not locked, for the next `directory_lock` of the same directory.
+
+    It saves the calls that open it. Its directory stays open as well, so `close` it soon.
+    """
+
+    __slots__ = ("_dir_status", "_fd")
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._dir_status: tuple[int, int, int] | None = None
+
+    def close(self) -> None:
+        """Close the descriptor, if there is one."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            openat.close(fd)
+
+    def take(self, dir_fd: int, create: bool) -> int:
+        """Return the descriptor, or open the lock if the directory is another one, or has another mode."""
+        status = os.fstat(dir_fd)
+        found = (status.st_dev, status.st_ino, status.st_mode)
+        if found != self._dir_status:
+            self.close()
+            self._dir_status = found
+        fd, self._fd = self._fd, -1
+        return fd if fd >= 0 else _open_lock(dir_fd, create)
+
+    def keep(self, fd: int) -> None:
+        """Take back a descriptor that is not locked any more."""
+        self.close()
+        self._fd = fd
+
+
 @contextmanager
 def directory_lock(
     dir_fd: int,
@@ -41,6 +75,7 @@ def directory_lock(
     where: str,
     before_wait: Callable[[], None] = _no_check,
     create: bool = True,
+    kept: OpenLock | None = None,
 ) -> Iterator[None]:
     """Exclude other writers from a directory, in this process and in other containers of the node.
 
@@ -49,12 +84,13 @@ def directory_lock(
     which only users who may write to the directory can open. Without `create`, a missing lock file is not created.
     On file systems without locks, writers are not excluded.
     `before_wait` is called before each retry, and may raise to end the wait.
+    With `kept`, the lock stays open for the next call.
     A waiting writer gets the lock before one that has just released it.
 
     Raises:
         VolumeUnavailable: another writer held the lock for `timeout` seconds.
     """
-    fd = _acquire(dir_fd, timeout, before_wait, create)
+    fd = _acquire(dir_fd, timeout, before_wait, create, kept)
     if fd is None:
         raise _errors.VolumeUnavailable(
             errno.EWOULDBLOCK,
@@ -66,7 +102,10 @@ def directory_lock(
     finally:
         # Unlock explicitly: a process that was forked meanwhile shares the descriptor and would keep the lock.
         unlock(fd)
-        openat.close(fd)
+        if kept is not None:
+            kept.keep(fd)
+        else:
+            openat.close(fd)
 
 
 def try_lock(fd: int) -> bool:
@@ -120,12 +159,16 @@ def share(dir_fd: int) -> None:
 
 
 def _acquire(
-    dir_fd: int, timeout: float, before_wait: Callable[[], None], create: bool
+    dir_fd: int,
+    timeout: float,
+    before_wait: Callable[[], None],
+    create: bool,
+    kept: OpenLock | None,
 ) -> int | None:
     """Return a locked descriptor, None if another writer held the lock for `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
-        fd = _open_lock(dir_fd, create)
+        fd = _open_lock(dir_fd, create) if kept is None else kept.take(dir_fd, create)
         try:
             directory_lock = _lock(fd, end - time.monotonic(), before_wait)
             if directory_lock and _is_current(dir_fd, fd):

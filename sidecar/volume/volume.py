@@ -407,10 +407,10 @@ class Volume:
         return done
 
     def _schedule_expiry(self) -> None:
-        """Schedule the removal of expired versions, once no publish has happened for `_EXPIRY_DELAY`."""
+        """Remove expired versions and close the directory, once no publish has happened for `_EXPIRY_DELAY`."""
         self._busy = True
         loop = asyncio.get_running_loop()
-        if self._store.expired and self._expiry_loop is not loop:
+        if self._expiry_loop is not loop and self._store.needs_expiry:
             self._expiry_loop = loop
             loop.call_later(_EXPIRY_DELAY, self._expire, loop)
 

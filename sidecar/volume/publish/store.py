@@ -58,6 +58,8 @@ _INLINE_MAX_BYTES = 64 << 10
 _INLINE_SLOW_SECONDS = 0.02
 _INLINE_BACKOFF_SECONDS = 1.0
 _MAX_EXPIRED_FILES = 512
+#: Seconds between two publishes in the event loop thread within which the directory stays open.
+_STAY_OPEN_SECONDS = 0.1
 #: Expired files that are kept for reuse: more than are published within one tick of the kernel clock.
 _REUSABLE_FILES = 128
 _LOCAL_FILESYSTEMS = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
@@ -78,6 +80,8 @@ class Store:
         self._set = file_sets.FileSet(settings, self._budget, self._retention)
         # flock(2) excludes other writers; this mutex also works on file systems without locks.
         self._mutex = threading.Lock()
+        self._opened = _OpenDirectory()
+        self._last_inline = float("-inf")
         self._last_progress = float("-inf")
         """When the lock was last acquired."""
         self._identity: tuple[int, int] | None = None
@@ -86,8 +90,9 @@ class Store:
         """When the event loop thread may publish again."""
 
     def reset_after_fork(self) -> None:
-        """Replace the mutex in a forked process: its holder exists only in the parent."""
+        """Replace the mutex in a forked process: its holder exists only in the parent. Close the parent's descriptors."""
         self._mutex = threading.Lock()
+        self._opened = _OpenDirectory()
 
     @property
     def durable(self) -> bool:
@@ -191,11 +196,23 @@ class Store:
         """The number of expired files that `expire` removes, unless they are reused for new content."""
         return len(self._loose.expired)
 
-    def expire(self, *, busy: bool = False) -> None:
-        """Remove expired versions from the disk. Never raises; leftovers are removed after the next start.
+    @property
+    def needs_expiry(self) -> bool:
+        """Whether `expire` has anything to remove or to close."""
+        return bool(self._loose.expired) or self._opened.fd >= 0
 
-        While the volume is `busy`, some files are kept for reuse by new content, see `fs.inode_reuse`.
+    def expire(self, *, busy: bool = False) -> None:
+        """Remove expired versions from the disk, close the directory. Never raises; leftovers are removed after the next start.
+
+        While the volume is `busy`, some files are kept for reuse by new content, see `fs.inode_reuse`,
+        and the directory stays open.
         """
+        # While a publish runs, the directory stays open; then this is called again.
+        if not busy and self._mutex.acquire(blocking=False):
+            try:
+                self._opened.close()
+            finally:
+                self._mutex.release()
         with contextlib.suppress(_errors.SidecarError), self._open_dir() as fd:
             self._loose.expire(fd, _REUSABLE_FILES if busy else 0)
 
@@ -524,7 +541,7 @@ class Store:
     def _open_dir(self) -> Iterator[int]:
         """Open the directory for reading; map every `OSError` to a `ReadError`."""
         with openat.read_errors(self._path):
-            fd = self._open()
+            fd, _ = self._open()
             try:
                 yield fd
             finally:
@@ -538,25 +555,36 @@ class Store:
             self._mutex_held(started, operation),
             oserrors.map_publish_errors(f"publish to {self._path}"),
         ):
+            # Only for an event loop, which calls `expire` soon: an open directory cannot be unmounted.
+            opened = self._opened if operation.no_wait else _OpenDirectory()
+            stay_open = operation.no_wait and started - self._last_inline < _STAY_OPEN_SECONDS
             for _ in range(_REPLACED_RETRIES):
-                fd = self._open()
+                if opened.fd < 0:
+                    opened.fd, opened.identity = self._open()
                 try:
                     timeout = max(self._lock_deadline(started) - time.monotonic(), 0.0)
                     with flock.directory_lock(
-                        fd,
+                        opened.fd,
                         timeout=timeout,
                         where=self._path,
                         before_wait=operation.check_before_wait,
                         create=not operation.dry_run,
+                        kept=opened.lock if stay_open else None,
                     ):
-                        if self._is_same_directory():
+                        if self._is_at_path(opened.identity):
                             self._last_progress = time.monotonic()
-                            self._budget.enter(fd)
-                            yield fd
-                            self._budget.leave(fd)
+                            self._budget.enter(opened.fd)
+                            yield opened.fd
+                            self._budget.leave(opened.fd)
+                            if operation.no_wait:
+                                self._last_inline = started
+                            if not stay_open:
+                                opened.close()
                             return
-                finally:
-                    openat.close(fd)
+                except BaseException:
+                    opened.close()
+                    raise
+                opened.close()
         raise _errors.VolumeUnavailable(
             errno.ESTALE,
             f"cannot publish to {self._path}: the directory is being replaced all the time (who renames it?)",
@@ -573,16 +601,16 @@ class Store:
             dirs.check_creatable(self._path, size)
         self._budget.admit_first(size, where)
 
-    def _open(self) -> int:
-        """Open the directory; skip the lookup of its mount point if it is still the same directory."""
+    def _open(self) -> tuple[int, tuple[int, int]]:
+        """Open the directory, and return its identity; skip the lookup of its mount point if it is still the same."""
         if self._identity is not None:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-            if _identity(fd) == self._identity:
-                return fd
+            if (identity := _identity(fd)) == self._identity:
+                return fd, identity
             openat.close(fd)
         fd = openat.open_directory(self._path)
-        self._identity = _identity(fd)
-        return fd
+        self._identity = identity = _identity(fd)
+        return fd, identity
 
     def _is_local(self) -> bool:
         """Whether the directory is on a local file system, whose calls do not wait for another machine or process."""
@@ -596,13 +624,13 @@ class Store:
                 openat.close(fd)
         return self._local[1]
 
-    def _is_same_directory(self) -> bool:
-        """Whether the path still refers to the open directory: it may have been replaced during the wait."""
+    def _is_at_path(self, identity: tuple[int, int]) -> bool:
+        """Whether the path still refers to the open directory: it may have been replaced meanwhile."""
         try:
             status = os.stat(self._path)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self._identity
+        return (status.st_dev, status.st_ino) == identity
 
     @contextmanager
     def _mutex_held(self, started: float, operation: Operation) -> Iterator[None]:
@@ -623,6 +651,27 @@ class Store:
     def _lock_deadline(self, started: float) -> float:
         """Return the deadline for the lock; it moves as long as other writers make progress."""
         return max(started, self._last_progress) + _LOCK_TIMEOUT
+
+
+class _OpenDirectory:
+    """The directory and its lock; they stay open between publishes in the event loop thread that follow each other closely."""
+
+    __slots__ = ("fd", "identity", "lock")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.identity = (0, 0)
+        self.lock = flock.OpenLock()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            openat.close(fd)
+        self.lock.close()
 
 
 def _voluntary_switches() -> int:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from sidecar import Volume
-from sidecar.fs import inode_reuse, mounts
+from sidecar.fs import flock, inode_reuse, mounts
 from sidecar.process import executor
 from sidecar.volume.publish import budget, store
 from sidecar.volume.publish.store import Store
 from sidecar.volume.volume import Durability
-from support import Eventually
+from support import Eventually, opened
 
 
 @pytest.fixture
@@ -146,3 +146,64 @@ async def test_what_may_take_long_is_never_tried(
     await volume.publish({"config": "a set"})
     assert not at_once(volume, b"1")
     assert isinstance(volume._store, Store)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("durability", ["none", "full"])
+async def test_a_volume_at_rest_keeps_nothing_open(
+    tmp_path: Path, durability: Durability, eventually: Eventually
+) -> None:
+    """The event loop leaves the directory open between publishes that follow each other; it can be unmounted later."""
+    volume = Volume(tmp_path, durability=durability)
+    await volume.put("config", "0")
+    before = descriptors()
+    for number in range(5):
+        await volume.put("config", str(number))
+        if durability == "full":
+            assert descriptors() == before
+    await eventually(lambda: descriptors() == before)
+
+
+@pytest.mark.parametrize("durability", ["none", "full"])
+async def test_a_directory_that_was_replaced_meanwhile_is_not_published_to(
+    tmp_path: Path, durability: Durability
+) -> None:
+    """The path counts, and not the directory that was open."""
+    path = tmp_path / "shared"
+    volume = Volume(path, durability=durability)
+    for number in range(3):
+        await volume.put("config", str(number))
+    path.rename(tmp_path / "old")
+    path.mkdir()
+    await volume.put("config", "new")
+    assert (path / "config").read_text() == "new"
+    assert (tmp_path / "old" / "config").read_text() == "2"
+
+
+async def test_the_lock_of_now_is_taken_by_each_publish(volume: Volume, tmp_path: Path) -> None:
+    """A lock that was open for the publish before may be none any more: its file was removed, or the mode has changed."""
+    for number in range(3):
+        await volume.put("config", str(number))
+    (tmp_path / "..lock").unlink(missing_ok=True)
+    for mode in (0o755, 0o700, 0o755):
+        tmp_path.chmod(mode)
+        assert at_once(volume, b"%o" % mode)
+        with opened(tmp_path) as fd, flock.directory_lock(fd, timeout=0, where="/shared"):
+            assert not at_once(volume, b"beside")
+        (tmp_path / "..lock").unlink(missing_ok=True)
+        with opened(tmp_path) as fd, flock.directory_lock(fd, timeout=0, where="/shared"):
+            assert not at_once(volume, b"beside")
+
+
+async def test_a_forked_process_shares_no_open_lock(volume: Volume) -> None:
+    """Child and parent would hold the lock together: flock(2) belongs to the open file description."""
+    for number in range(3):
+        await volume.put("config", str(number))
+    before = descriptors()
+    pid = os.fork()
+    if not pid:
+        os._exit(int(descriptors() >= before))
+    assert os.waitpid(pid, 0)[1] == 0
