@@ -352,7 +352,7 @@ def _snapshot(reading: ReadState, *, single: bool) -> Snapshot[None]:
     """Create the snapshot; return the previous one if nothing changed."""
     before, contents = reading.before, reading.contents
     if before is None or reading.rescanned is None:
-        return Snapshot(dict(sorted(contents.items())), single=single, value=None)
+        return Snapshot({n: contents[n] for n in sorted(contents)}, single=single, value=None)
     old = before.snapshot
     changed = {
         name: contents[name]

@@ -277,7 +277,9 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
             files[name] = content
             lines[name] = _line(name, content.version)
         if added:
-            files, lines = dict(sorted(files.items())), dict(sorted(lines.items()))
+            # Not `sorted(files.items())`: ten thousand tuples set off the garbage collector, for tens of milliseconds.
+            names = sorted(files)
+            files, lines = {n: files[n] for n in names}, {n: lines[n] for n in names}
         version = _version_of_lines(lines.values())
         made: Snapshot[None] = Snapshot(files, single=False, value=None, version=version)
         made._lines = lines
