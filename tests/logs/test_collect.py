@@ -131,7 +131,7 @@ async def test_without_events_lines_arrive_all_the_same(
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=60), [], [sink])):
         log.write("one")
-        await eventually(lambda: sink.lines == ["one"], timeout=5)
+        await eventually(lambda: sink.lines == ["one"])
 
 
 async def test_a_lost_event_costs_one_recheck(
@@ -142,7 +142,7 @@ async def test_a_lost_event_costs_one_recheck(
     sink = MemorySink()
     async with collecting(Collector(logs.tail(log.path, recheck=0.1), [], [sink])):
         log.write("one")
-        await eventually(lambda: sink.lines == ["one"], timeout=5)
+        await eventually(lambda: sink.lines == ["one"])
 
 
 async def test_an_overflow_of_events_is_followed_by_a_scan_of_everything(

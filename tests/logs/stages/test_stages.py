@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -109,20 +108,20 @@ def test_a_pattern_that_cannot_work_is_refused_before_the_start(pattern: str) ->
 # -- bounded in time
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(?P<x>(a*)*b)", r"(.*a){12}$"])
 def test_no_line_can_stall_a_pattern(pattern: str) -> None:
     """With backtracking the first of these takes longer than the age of the universe."""
     line = "a" * 200_000 + "!"
-    began = time.process_time()
     stages.drop(pattern)(record(line))
     stages.redact(pattern)(record(line))
-    assert time.process_time() - began < 5.0
 
 
-@pytest.mark.parametrize("line", ["a=" * 100_000, '="' * 100_000, "\\" * 200_000, "[" * 200_000, "{" * 100_000, '{"a":' * 100_000, "9" * 200_000, " " * 200_000], ids=lambda line: line[:5])  # fmt: skip
-def test_no_line_can_stall_a_parser(line: str) -> None:
-    """Long runs of what a grammar begins with."""
-    began = time.process_time()
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", ["a=", '="', "\\", "[", "{", '{"a":', "9", " "])
+def test_no_line_can_stall_a_parser(piece: str) -> None:
+    """Long runs of what a grammar begins with: a cost that grows with the square takes an hour for two megabytes."""
+    line = piece * (2_000_000 // len(piece))
     for stage in (
         stages.parse_json,
         stages.parse_logfmt,
@@ -132,7 +131,6 @@ def test_no_line_can_stall_a_parser(line: str) -> None:
     ):
         stage(record(line))
         stage(record(CRI_F + line.encode()))
-    assert time.process_time() - began < 2.0
 
 
 @given(st.binary(max_size=200), st.sampled_from(["", '{"a":"', "2026-11-23T13:21:51Z stdout F "]))
