@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from sidecar import _errors
 from sidecar.fs import dirs, layout, leases, links, mounts, openat
 from sidecar.fs.notify import base, select
-from sidecar.volume.content import listing, loader
+from sidecar.volume.content import listing, loader, source_state
 from sidecar.volume.content.filters import EVERYTHING, Filter
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.watch.coverage import Coverage
@@ -199,6 +199,10 @@ class PathScanner:
             wanted = frozenset({os.fsencode(step.entry)})
             found.append(base.WatchTarget(fd, path, wanted, alias=os.fsencode(name)))
         return found
+
+    def source_problem(self) -> str | None:
+        """Return what the publisher says of a source that is stale, None if it says nothing."""
+        return source_state.read(self._fd).stale if self._fd >= 0 else None
 
     def filesystem(self) -> str:
         """Return the type of the file system that holds the content."""

@@ -328,6 +328,7 @@ class WatchThread:
     def _report(
         self, snapshot: Snapshot[None] | None, problem: str | None, *, missing: bool = False
     ) -> None:
+        problem = problem or self._scanner.source_problem()
         version = snapshot.version if snapshot is not None else None
         old = self._reported
         new_files = (
