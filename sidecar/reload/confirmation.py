@@ -57,7 +57,6 @@ class Confirmation:
         except TimeoutError:
             raise ActionFailed(
                 f"{redact_url(self.url)} did not report version {change.version} within {self.timeout:g} s: {said}",
-                refused=True,
             ) from None
 
 
