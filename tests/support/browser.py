@@ -102,7 +102,9 @@ class Browser:
             assert message.type is WSMsgType.TEXT
             said = json.loads(message.data)
             if "id" in said:
-                self._waiting.pop(said["id"]).set_result(said)
+                waiting = self._waiting.pop(said["id"])
+                if not waiting.done():  # nobody waits any more
+                    waiting.set_result(said)
             elif said.get("sessionId") in self._pages:
                 self._pages[said["sessionId"]].event(said["method"], said["params"])
 

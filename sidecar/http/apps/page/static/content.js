@@ -247,16 +247,25 @@ function select(name) {
 
 // History
 
+let listedVersions = "";
+
 function listVersions() {
   const list = byId("history");
   const current = state.versions.find((one) => one.current);
   const isSet = current !== undefined && state.shown !== null && current.etag !== state.shown.etag;
   byId("history-title").textContent = isSet ? "History of the set" : "History";
+  const listed = JSON.stringify(state.versions);
+  if (listedVersions === listed) return; // what has the focus keeps it
+  listedVersions = listed;
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.etag : null;
   list.replaceChildren(...state.versions.map(versionItem));
-  if (focused) [...list.querySelectorAll("button")].find((one) => one.dataset.etag === focused)?.focus();
+  if (focused) focusVersion(focused);
   const none = state.versions.some((one) => !one.current) ? "" : "The volume holds no older version.";
   say(byId("no-history"), none);
+}
+
+function focusVersion(etag) {
+  [...byId("history").querySelectorAll("button")].find((one) => one.dataset.etag === etag)?.focus();
 }
 
 function versionItem(version) {
@@ -435,6 +444,7 @@ byId("new-file").addEventListener("click", () => {
   if (editor.mayClose()) openEditor(true);
 });
 byId("rollback").addEventListener("click", rollBack);
+byId("comparison").addEventListener("close", () => focusVersion(state.comparing.version.etag));
 byId("close-comparison").addEventListener("click", () => byId("comparison").close());
 byId("copy").addEventListener("click", async () => {
   try {
