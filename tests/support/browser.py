@@ -125,11 +125,11 @@ class Browser:
         target = await self.call(
             "Target.createTarget", url="about:blank", browserContextId=context, newWindow=True
         )
-        return await self._attach(target["targetId"], **looks)
-
-    async def _attach(self, target: str, **looks: Any) -> Page:
-        session = await self.call("Target.attachToTarget", targetId=target, flatten=True)
-        page = self._pages[session["sessionId"]] = Page(self, session["sessionId"])
+        session = await self.call(
+            "Target.attachToTarget", targetId=target["targetId"], flatten=True
+        )
+        page = Page(self, session["sessionId"], context)
+        self._pages[session["sessionId"]] = page
         for domain in ("Page", "Runtime", "Network", "Log"):
             await page.call(f"{domain}.enable")
         await page.look(**looks)
@@ -139,9 +139,10 @@ class Browser:
 class Page:
     """One page, and what it has asked for and complained of."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
         self._browser = browser
         self._session = session
+        self._context = context
         self.requests: list[str] = []
         self.complaints: list[str] = []
         """Uncaught errors, errors on the console, violations of the policy."""
@@ -182,6 +183,10 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
+
+    async def close(self) -> None:
+        """Close the window, without a question. What it has asked for stays known."""
+        await self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
 
     async def open(self, url: str) -> None:
         await self.call("Page.navigate", url=url)

@@ -104,6 +104,14 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     await asyncio.gather(*(one.stop() for one in made.running))
 
 
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def _close_windows(world: World) -> AsyncIterator[None]:
+    """Each test has the machine for its own windows."""
+    before = len(world.pages)
+    yield
+    await asyncio.gather(*(page.close() for page in world.pages[before:]))
+
+
 @dataclass
 class Site:
     """A writer and a reader of one file."""
