@@ -63,7 +63,7 @@ async def test_a_nested_file_is_shown_after_its_writer_has_closed_it(
             with (tmp_path / name).open("w") as file:
                 file.write("half")
                 file.flush()
-                await scans.more()
+                await scans.more(20)  # for longer than a directory must be still
                 file.write(" and half")
         await seen.converge({"old/f": "half and half", "new/f": "half and half"}, AT_ONCE)
     assert not any(b"half" in one.values() for one in seen)
