@@ -17,7 +17,7 @@ RUN_ELSEWHERE = {
 
 @pytest.mark.root
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "page",
     [one for one in pages.pages() if str(one.relative_to(pages.ROOT)) not in RUN_ELSEWHERE],

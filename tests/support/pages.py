@@ -41,9 +41,9 @@ from sidecar.mirror.sources.factory import make_source
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-MAX_SECONDS_OF_A_COMMAND = 30.0
+MAX_SECONDS_OF_A_COMMAND = 90.0
 """A command that takes longer hangs."""
-MAX_SECONDS_UNTIL_SEEN = 15.0
+MAX_SECONDS_UNTIL_SEEN = 60.0
 """A change that is not seen until then is not seen."""
 
 _FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
