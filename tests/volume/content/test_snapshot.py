@@ -65,7 +65,7 @@ def test_a_new_name_among_thousands_sets_off_no_garbage_collection() -> None:
     """A collection of all that a reader holds takes tens of milliseconds, in which no change is seen."""
     names = [f"d{number // 10:03}/f{number % 10}" for number in range(10_000)]
     snapshot = Snapshot.of(dict.fromkeys(names, b"0"))
-    changed = {"d500/.new": Snapshot.of({"d500/.new": b"1"}).content()}
+    changed = {"d500/.new": Snapshot.of({"d500/.new": b"1"}).content("d500/.new")}
     snapshot.replaced(changed, [])
     collections: list[int] = []
 
