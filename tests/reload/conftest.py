@@ -25,6 +25,8 @@ class Receiver:
         """Version and changed names of each POST."""
         self.statuses: deque[int] = deque()
         """Of the next answers; 200 after them."""
+        self.status_of: dict[str, int] = {}
+        """Of all answers to a version."""
         self.held = asyncio.Event()
         self.held.set()
         self.closes = False
@@ -53,7 +55,9 @@ class Receiver:
                 request.transport.abort()
         finally:
             self.at_a_time -= 1
-        status = self.statuses.popleft() if self.statuses else 200
+        status = self.status_of.get(self.requests[-1][0], 200)
+        if self.statuses:
+            status = self.statuses.popleft()
         pause = {"Retry-After": self.retry_after} if self.retry_after else {}
         text = "line 3: bad" if status >= 400 else ""
         return web.Response(status=status, text=text, headers=pause)
