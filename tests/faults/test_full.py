@@ -47,7 +47,7 @@ async def test_a_full_volume_keeps_the_old_content(tmp_path: Path) -> None:
             volume.put("config", b"y" * 190_000),
             volume.publish({"a": b"y" * 300_000}),
         ):
-            with pytest.raises(_errors.VolumeFull, match="room for the new content") as caught:
+            with pytest.raises(_errors.VolumeFull, match="space for the new content") as caught:
                 await content
             assert caught.value.errno == errno.ENOSPC
             assert (path / "config").read_bytes() == b"x" * 60_000
@@ -125,7 +125,7 @@ async def test_the_history_gives_way_to_a_new_content(
         found = await volume.versions(None if layout == "set" else "config")
         assert found[0].current
         assert len(found) > 1
-    assert "forgot older versions to make room" in caplog.text
+    assert "removed older versions to free space" in caplog.text
 
 
 @pytest.mark.root

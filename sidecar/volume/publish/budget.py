@@ -184,7 +184,7 @@ class Budget:
         return OverBudget(
             errno.EDQUOT,
             f"cannot publish {where}: the volume takes {self.used} bytes of its budget of {quantities.format_size(self.limit or 0)},"
-            f" and has no room for {size} more, even without its history (delete files, or raise volume_budget)",
+            f" and has no space for {size} more, even without its history (delete files, or raise volume_budget)",
         )
 
 

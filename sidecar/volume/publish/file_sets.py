@@ -430,6 +430,6 @@ def _versions(scan: ScanResult) -> dict[str, str]:
 def _damaged_error(where: str, error: _errors.ReadError) -> _errors.VolumeUnavailable:
     return _errors.VolumeUnavailable(
         error.errno,
-        f"cannot publish {where}: the set in force cannot be read whole, and none of it may be lost:"
+        f"cannot publish {where}: the active set cannot be read completely, and none of it may be lost:"
         f" {error.strerror or error} (publish the whole set again, or roll it back)",
     )

@@ -38,7 +38,7 @@ def restore(fd: int, settings: VolumeConfig) -> None:
             continue
         with logged(settings):
             _activate(fd, settings, entry, list(old))
-            _log.warning("%s: %s %s; put %s in force again", settings.path, DATA, damage, entry)
+            _log.warning("%s: %s %s; activated %s again", settings.path, DATA, damage, entry)
         return
     _log.warning(
         "%s: %s %s, and no whole generation is there (publish the set again)",
@@ -54,7 +54,7 @@ def logged(settings: VolumeConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _log.warning("cannot mend the set in %s: %s", settings.path, oserrors.hint(error))
+        _log.warning("cannot repair the set in %s: %s", settings.path, oserrors.hint(error))
 
 
 def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> None:
@@ -66,7 +66,7 @@ def log_loose_files(fd: int, settings: VolumeConfig, names: Collection[str]) -> 
         ]
         if beside:
             _log.warning(
-                "%s holds a set, and readers see nothing beside it: %s"
+                "%s holds a set, and readers ignore the files beside it: %s"
                 " (publish them with the set, or remove them)",
                 settings.path,
                 format_names(beside),
@@ -85,7 +85,7 @@ def log_blocked(settings: VolumeConfig, blocked: dict[str, OSError]) -> None:
     """Log the names of the active set that cannot be made visible, and why."""
     for entry, error in blocked.items():
         _log.warning(
-            "%s belongs to the set in force and is not shown: %s",
+            "%s belongs to the active set and is not shown: %s",
             settings.display_path(entry),
             oserrors.hint(error),
         )

@@ -484,7 +484,7 @@ class Store:
             dirs.rmtree(fd, entry)
         forgotten = history.purge(fd) or bool(reclaimable)
         if forgotten:
-            _log.warning("%s is full: forgot older versions to make room", self._path)
+            _log.warning("%s is full: removed older versions to free space", self._path)
         return forgotten
 
     def _read_active(self, fd: int, name: str) -> Content:

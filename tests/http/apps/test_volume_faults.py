@@ -71,11 +71,11 @@ async def test_a_full_disk_is_507(client: MakeClient, tmpfs: MakeTmpfs) -> None:
     await problem(await writer.put("/files/new", data=bytes(100 << 10)), 507, "volume-full")
     fill(filler)
     found = await problem(await writer.get(f"/?content={'x' * 7000}"), 507, "volume-full")
-    assert "room" in found["detail"]
+    assert "space" in found["detail"]
     for path in ("/startupz", "/livez", "/readyz"):
         assert (await writer.get(path)).status == 200
     (told,) = (await (await writer.get("/readyz")).json())["details"].values()
-    assert "room" in told["problem"]
+    assert "space" in told["problem"]
     assert await (await reader.get("/")).json() == "old"
     assert [name for name in os.listdir(config.parent) if name.startswith("..tmp")] == []
 

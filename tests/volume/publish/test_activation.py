@@ -128,7 +128,7 @@ async def test_one_name_that_is_in_the_way_keeps_no_other_back(
     (tmp_path / "cfg" / "theirs").write_text("theirs")
     volume = Volume(tmp_path)
     await volume.prepare()
-    assert "cfg belongs to the set in force and is not shown: a directory lies" in caplog.text
+    assert "cfg belongs to the active set and is not shown: a directory lies" in caplog.text
     assert (tmp_path / "other").read_text() == "1"
     await volume.put("other", "2")
     await volume.put("more", "2")
@@ -189,7 +189,7 @@ async def test_a_damaged_link_never_takes_the_set_away(
         expected = {"a": b"precious"}
     assert dict(await running.snapshot()) == expected
     assert (tmp_path / "volume" / "a").read_text() == "precious"
-    assert "in force again" in caplog.text
+    assert "activated " in caplog.text
     theirs = [path for path in (tmp_path / "volume").rglob("*") if "replaced" in str(path)]
     assert bool(theirs) == (damage in {a_file, a_directory})
 
@@ -258,7 +258,7 @@ async def test_files_beside_a_set_are_named(
     for name in ("ours", "lonely", "sub/lonely"):
         await volume.put(name, "loose")
     await volume.publish({"ours": "1"})
-    told = f"{tmp_path} holds a set, and readers see nothing beside it: lonely, sub"
+    told = f"{tmp_path} holds a set, and readers ignore the files beside it: lonely, sub"
     assert told in caplog.text
     caplog.clear()
     await Volume(tmp_path).prepare()
