@@ -271,20 +271,16 @@ def exchange(dir_fd: int, temporary: str, name: str) -> str:
     `name` always exists. If the kernel or the file system cannot exchange two names (renameat2(2)),
     it is missing for a moment.
     """
+    if _exchange(dir_fd, temporary, name):
+        return temporary
+    aside = layout.temporary_name()
+    move(dir_fd, name, dir_fd, aside)
     try:
-        _exchange(dir_fd, temporary, name)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EINVAL):
-            raise
-        aside = layout.temporary_name()
-        os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        try:
-            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        except OSError:
-            os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-            raise
-        return aside
-    return temporary
+        move(dir_fd, temporary, dir_fd, name)
+    except OSError:
+        move(dir_fd, aside, dir_fd, name)
+        raise
+    return aside
 
 
 def rename_or_exchange(dir_fd: int, temporary: str, name: str) -> str | None:
@@ -298,16 +294,12 @@ def rename_or_exchange(dir_fd: int, temporary: str, name: str) -> str | None:
         move(dir_fd, temporary, dir_fd, name)
         return None
     if not stat.S_ISDIR(status.st_mode):
-        try:
-            _exchange(dir_fd, temporary, name)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EINVAL):
-                raise
-            aside = layout.temporary_name()
-            os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-            move(dir_fd, temporary, dir_fd, name)
-            return aside
-        return temporary if _exists(dir_fd, temporary) else None
+        if _exchange(dir_fd, temporary, name):
+            return temporary if _exists(dir_fd, temporary) else None
+        aside = layout.temporary_name()
+        os.link(name, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        move(dir_fd, temporary, dir_fd, name)
+        return aside
     return exchange(dir_fd, temporary, name)
 
 
@@ -323,6 +315,13 @@ def _exists(dir_fd: int, name: str) -> bool:
     return True
 
 
-def _exchange(dir_fd: int, first: str, second: str) -> None:
+def _exchange(dir_fd: int, first: str, second: str) -> bool:
+    """Exchange two entries; return False if the kernel or the file system cannot."""
     old, new = os.fsencode(first), os.fsencode(second)
-    libc.call("renameat2", dir_fd, old, dir_fd, new, _RENAME_EXCHANGE)
+    try:
+        libc.call("renameat2", dir_fd, old, dir_fd, new, _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        return False
+    return True

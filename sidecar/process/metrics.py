@@ -13,6 +13,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Protocol, TypeAlias
 
@@ -26,6 +27,8 @@ Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]
 """A metric as JSON data: name, help text, type, and samples with name, labels and value."""
 
 REGISTRY = CollectorRegistry()
+_counter = partial(Counter, registry=REGISTRY)
+_gauge = partial(Gauge, registry=REGISTRY)
 
 PUBLISH_RESULTS = (
     *("published", "unchanged", "deleted"),
@@ -70,9 +73,7 @@ class FastHistogram(Collector):
 
 
 # Publishing
-PUBLISH_TOTAL = Counter(
-    "sidecar_publish_total", "Publishes, by result", ["result"], registry=REGISTRY
-)
+PUBLISH_TOTAL = _counter("sidecar_publish_total", "Publishes, by result", ["result"])
 PUBLISH_SECONDS = FastHistogram(
     "sidecar_publish_seconds",
     "Time of a publish, from the first write to durable",
@@ -87,117 +88,78 @@ PROPAGATION_SECONDS = Histogram(
     buckets=_PROPAGATION_BUCKETS,
     registry=REGISTRY,
 )
-WATCH_EVENTS_TOTAL = Counter(
-    "sidecar_watch_events_total", "Change events, from the kernel or a poll", registry=REGISTRY
+WATCH_EVENTS_TOTAL = _counter(
+    "sidecar_watch_events_total", "Change events, from the kernel or a poll"
 )
-WATCH_ERRORS_TOTAL = Counter(
-    "sidecar_watch_errors_total", "Scans that found something unreadable", registry=REGISTRY
-)
-POLL_RESCUES_TOTAL = Counter(
-    "sidecar_poll_rescues_total",
-    "Changes found by the slow re-check without an event",
-    registry=REGISTRY,
+WATCH_ERRORS_TOTAL = _counter("sidecar_watch_errors_total", "Scans that found something unreadable")
+POLL_RESCUES_TOTAL = _counter(
+    "sidecar_poll_rescues_total", "Changes found by the slow re-check without an event"
 )
 
 # HTTP
-HTTP_REQUESTS_TOTAL = Counter(
-    "sidecar_http_requests_total", "Answered requests, by status", ["code"], registry=REGISTRY
+HTTP_REQUESTS_TOTAL = _counter(
+    "sidecar_http_requests_total", "Answered requests, by status", ["code"]
 )
-SUBSCRIBERS = Gauge(
-    "sidecar_subscribers", "Clients waiting for the next version", registry=REGISTRY
-)
-WORKER_RESTARTS_TOTAL = Counter(
-    "sidecar_worker_restarts_total",
-    "Workers that ended and were replaced (--workers)",
-    registry=REGISTRY,
+SUBSCRIBERS = _gauge("sidecar_subscribers", "Clients waiting for the next version")
+WORKER_RESTARTS_TOTAL = _counter(
+    "sidecar_worker_restarts_total", "Workers that ended and were replaced (--workers)"
 )
 
 # Reloading
-RELOAD_TOTAL = Counter(
-    "sidecar_reload_total", "Reactions to a new version", ["action", "result"], registry=REGISTRY
-)
-RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = Gauge(
-    "sidecar_reload_last_success_timestamp_seconds",
-    "When the last reaction succeeded, Unix time",
-    registry=REGISTRY,
+RELOAD_TOTAL = _counter("sidecar_reload_total", "Reactions to a new version", ["action", "result"])
+RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = _gauge(
+    "sidecar_reload_last_success_timestamp_seconds", "When the last reaction succeeded, Unix time"
 )
 
 # Mirroring
 MIRROR_RESULTS = ("published", "unchanged", "refused", "held")
 MIRROR_HELD_REASONS = ("shrunken", "rewound")
 MIRROR_RECONNECT_REASONS = ("ended", "silent", "unavailable", "busy")
-MIRROR_CONTACT_AGE_SECONDS = Gauge(
+MIRROR_CONTACT_AGE_SECONDS = _gauge(
     "sidecar_mirror_contact_age_seconds",
     "Time since the source that was silent longest has answered",
-    registry=REGISTRY,
 )
-MIRROR_LAG_SECONDS = Gauge(
-    "sidecar_mirror_lag_seconds",
-    "Time from the last change in a source to its publication",
-    registry=REGISTRY,
+MIRROR_LAG_SECONDS = _gauge(
+    "sidecar_mirror_lag_seconds", "Time from the last change in a source to its publication"
 )
-MIRROR_VERSIONS_TOTAL = Counter(
-    "sidecar_mirror_versions_total",
-    "States of sources, by what became of them",
-    ["result"],
-    registry=REGISTRY,
+MIRROR_VERSIONS_TOTAL = _counter(
+    "sidecar_mirror_versions_total", "States of sources, by what became of them", ["result"]
 )
-MIRROR_UNITS = Gauge("sidecar_mirror_units", "Units that the sources have", registry=REGISTRY)
-MIRROR_HELD = Gauge(
-    "sidecar_mirror_held",
-    "Sources whose newest state is not published",
-    ["reason"],
-    registry=REGISTRY,
+MIRROR_UNITS = _gauge("sidecar_mirror_units", "Units that the sources have")
+MIRROR_HELD = _gauge(
+    "sidecar_mirror_held", "Sources whose newest state is not published", ["reason"]
 )
-MIRROR_RECONNECTS_TOTAL = Counter(
-    "sidecar_mirror_reconnects_total",
-    "Times that a source was followed anew",
-    ["reason"],
-    registry=REGISTRY,
+MIRROR_RECONNECTS_TOTAL = _counter(
+    "sidecar_mirror_reconnects_total", "Times that a source was followed anew", ["reason"]
 )
-MIRROR_RELISTS_TOTAL = Counter(
-    "sidecar_mirror_relists_total",
-    "Times that a source was read as a whole again",
-    ["reason"],
-    registry=REGISTRY,
+MIRROR_RELISTS_TOTAL = _counter(
+    "sidecar_mirror_relists_total", "Times that a source was read as a whole again", ["reason"]
 )
-MIRROR_RESCUES_TOTAL = Counter(
-    "sidecar_mirror_rescues_total",
-    "Changes that a re-check found and the watch had missed",
-    registry=REGISTRY,
+MIRROR_RESCUES_TOTAL = _counter(
+    "sidecar_mirror_rescues_total", "Changes that a re-check found and the watch had missed"
 )
-MIRROR_RECEIVED_BYTES_TOTAL = Counter(
-    "sidecar_mirror_received_bytes_total", "Bytes of answers of the sources", registry=REGISTRY
+MIRROR_RECEIVED_BYTES_TOTAL = _counter(
+    "sidecar_mirror_received_bytes_total", "Bytes of answers of the sources"
 )
-MIRROR_REQUESTS_TOTAL = Counter(
-    "sidecar_mirror_requests_total",
-    "HTTP requests to the sources, by status",
-    ["code"],
-    registry=REGISTRY,
+MIRROR_REQUESTS_TOTAL = _counter(
+    "sidecar_mirror_requests_total", "HTTP requests to the sources, by status", ["code"]
 )
 
 # Logs
-LOGS_LINES_TOTAL = Counter(
-    "sidecar_logs_lines_total", "Lines that the first sink has taken", registry=REGISTRY
+LOGS_LINES_TOTAL = _counter("sidecar_logs_lines_total", "Lines that the first sink has taken")
+LOGS_BYTES_TOTAL = _counter(
+    "sidecar_logs_bytes_total", "Bytes of lines that the first sink has taken"
 )
-LOGS_BYTES_TOTAL = Counter(
-    "sidecar_logs_bytes_total", "Bytes of lines that the first sink has taken", registry=REGISTRY
+LOGS_LAG_BYTES = _gauge("sidecar_logs_lag_bytes", "Written and not yet acknowledged by every sink")
+LOGS_LAG_SECONDS = _gauge(
+    "sidecar_logs_lag_seconds", "Age of the oldest line not yet acknowledged by every sink"
 )
-LOGS_LAG_BYTES = Gauge(
-    "sidecar_logs_lag_bytes", "Written and not yet acknowledged by every sink", registry=REGISTRY
+LOGS_UNACKED_BYTES = _gauge(
+    "sidecar_logs_unacked_bytes", "Read and not yet acknowledged by every sink"
 )
-LOGS_LAG_SECONDS = Gauge(
-    "sidecar_logs_lag_seconds",
-    "Age of the oldest line not yet acknowledged by every sink",
-    registry=REGISTRY,
-)
-LOGS_UNACKED_BYTES = Gauge(
-    "sidecar_logs_unacked_bytes", "Read and not yet acknowledged by every sink", registry=REGISTRY
-)
-LOGS_POSSIBLE_COPIES = Gauge(
+LOGS_POSSIBLE_COPIES = _gauge(
     "sidecar_logs_possible_copies",
     "Files that are not read yet because they begin like another one",
-    registry=REGISTRY,
 )
 LOGS_LOST_REASONS = (
     "hole",
@@ -208,27 +170,20 @@ LOGS_LOST_REASONS = (
     "refused",
     "dead_letters_full",
 )
-LOGS_LOST_BYTES_TOTAL = Counter(
-    "sidecar_logs_lost_bytes_total",
-    "Bytes that were lost before they were read",
-    ["reason"],
-    registry=REGISTRY,
+LOGS_LOST_BYTES_TOTAL = _counter(
+    "sidecar_logs_lost_bytes_total", "Bytes that were lost before they were read", ["reason"]
 )
-LOGS_IMPLAUSIBLE_TIMES = Counter(
+LOGS_IMPLAUSIBLE_TIMES = _counter(
     "sidecar_logs_implausible_times_total",
     "Lines with a timestamp more than an hour in the future; they get the time of reading",
-    registry=REGISTRY,
 )
-LOGS_DROPPED = Counter(
+LOGS_DROPPED = _counter(
     "sidecar_logs_dropped_lines_total",
     "Lines dropped by a sampling or limiting stage, for each sink",
     ["stage"],
-    registry=REGISTRY,
 )
-LOGS_DEAD_LETTERS_TOTAL = Counter(
-    "sidecar_logs_dead_letters_total",
-    "Lines that a sink has rejected permanently",
-    registry=REGISTRY,
+LOGS_DEAD_LETTERS_TOTAL = _counter(
+    "sidecar_logs_dead_letters_total", "Lines that a sink has rejected permanently"
 )
 
 
@@ -237,12 +192,12 @@ DEFAULT_BUCKETS: Sequence[float] = Histogram.DEFAULT_BUCKETS
 
 def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
     """Create a user-defined counter in the registry."""
-    return Counter(name, text, labels, registry=REGISTRY)
+    return Counter(name, text, labels)
 
 
 def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
     """Create a user-defined histogram in the registry."""
-    return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
+    return Histogram(name, text, labels, buckets=buckets)
 
 
 class ContentSource(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.fs import atomic, dirs, layout, oserrors
+from sidecar.fs import atomic, dirs, layout, libc, oserrors
 from support import as_user, failing, opened
 
 
@@ -182,7 +182,7 @@ def test_a_link_takes_the_place_of_a_directory(
 ) -> None:
     """Where the kernel can exchange two names, the name is never missing."""
     if kernel == "cannot":
-        monkeypatch.setattr(atomic, "_exchange", failing(errno.EINVAL))
+        monkeypatch.setattr(libc, "call", failing(errno.EINVAL))
     missing: list[int] = []
     for turn in range(50):
         (tmp_path / "name").mkdir()
@@ -224,22 +224,22 @@ def test_what_had_a_name_is_kept_until_all_is_in_place(
     """Whatever the file system makes of an exchange: it must come back if a later step fails."""
     (tmp_path / "config").write_text("theirs")
     (tmp_path / "..tmp-ours").write_text("ours")
-    real, exchange = os.stat, atomic._exchange
+    real, call = os.stat, libc.call
 
     def failing_stat(path: str, **options: Any) -> os.stat_result:
         if path == "..tmp-ours":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path, **options)
 
-    def exchanging(dir_fd: int, first: str, second: str) -> None:
+    def exchanging(name: str, dir_fd: int, first: bytes, *others: Any) -> int:
         if fault == "none":  # an old kernel, NFS
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if fault == "ignored":  # the flags of renameat2(2)
-            os.rename(first, second, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        else:
-            exchange(dir_fd, first, second)
+            os.rename(first, others[1], src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            return 0
+        return call(name, dir_fd, first, *others)
 
-    monkeypatch.setattr(atomic, "_exchange", exchanging)
+    monkeypatch.setattr(libc, "call", exchanging)
     with monkeypatch.context() as patched:
         if fault == "stat":
             patched.setattr(os, "stat", failing_stat)
