@@ -137,6 +137,6 @@ def test_no_network_is_said_so_and_the_next_try_begins_again(clone: Path) -> Non
     for _ in range(2):
         done = make(clone, "test", f"PYTHON={sys.executable}", **nowhere)
         assert done.returncode != 0
-        assert "setting up .venv (2/2): sidecar[schema,test]" in done.stdout
+        assert "setting up .venv (2/2): sidecar[schema,logs,test]" in done.stdout
         assert "It needs a package index: check the network" in done.stderr
     assert not (clone / ".venv/.installed").exists()
