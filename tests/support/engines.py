@@ -124,3 +124,27 @@ class Etcd(Server):
             input=stdin, capture_output=True, text=True, check=True, env=self.environment, timeout=30,
         )  # fmt: skip
         return done.stdout
+
+
+class Redis(Server):
+    """Redis without persistence: after a restart it is empty."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.port = free_port()
+
+        def ready() -> bool:
+            return self.command("PING") == "+PONG"
+
+        arguments = ("--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", directory)
+        super().__init__(
+            [program("redis-server"), *arguments, *options], ready, directory / "redis.log"
+        )
+
+    def command(self, *words: str) -> str:
+        """Send a command as people type it, and return the first line of the answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as one:
+            parts = [word.encode() for word in words]
+            data = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+            one.sendall(b"*%d\r\n%b" % (len(parts), data))
+            with one.makefile("rb") as answer:
+                return answer.readline().decode().strip()

@@ -75,7 +75,10 @@ def command(
     kube://NAMESPACE/configmaps+secrets?labelSelector=…    ConfigMaps and Secrets
     git+https://host/REPO.git?ref=main              the files of a branch, a tag or a commit
     https://host/FILE or https://host/SET.tar.gz    a file, or the files of an archive
-    etcd+https://host:2379/PREFIX/                  the keys below a prefix
+    etcd+https://host:2379/PREFIX/                  the keys below a prefix; so does consul+https
+    redis://host:6379/DB/KEY                        the fields of a hash; rediss with TLS
+    vault+https://host:8200/MOUNT/PATH              the keys of a secret
+    sidecar+https://host:8081/                      the files of another reader
     Options of a source follow a #: #into=DIR&token_file=FILE&ca_file=FILE&timeout=SECONDS
 
     While a source is away its files stay. A state that is empty, has lost most of its files, or is older

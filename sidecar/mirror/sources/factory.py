@@ -70,7 +70,32 @@ _GIT = _Kind(
         "known_hosts_file": config_types.text,
     },
 )
+_REDIS = _Kind(
+    "redis",
+    "RedisSource",
+    {
+        **_TLS,
+        "user": config_types.text,
+        "password_file": config_types.text,
+        "timeout": config_types.seconds,
+        "ping": config_types.seconds,
+        "recheck": config_types.seconds,
+        "max_bytes": config_types.some_size,
+    },
+)
+_WAITING = {**_HTTP, "wait": config_types.seconds}
+_VAULT = _Kind("vault", "VaultSource", {**_POLLING, "namespace": config_types.text})
+_CONSUL = _Kind("consul", "ConsulSource", _WAITING)
+_READER = _Kind("reader", "ReaderSource", _WAITING)
 _KINDS: Mapping[str, _Kind] = {
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "vault+http": _VAULT,
+    "vault+https": _VAULT,
+    "consul+http": _CONSUL,
+    "consul+https": _CONSUL,
+    "sidecar+http": _READER,
+    "sidecar+https": _READER,
     "git+http": _GIT,
     "git+https": _GIT,
     "git+ssh": _GIT,
@@ -80,7 +105,11 @@ _KINDS: Mapping[str, _Kind] = {
     "etcd+http": _ETCD,
     "etcd+https": _ETCD,
 }
-FORMS = "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…, etcd+https://host:2379/prefix/"
+FORMS = (
+    "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…,"
+    " etcd+https://host:2379/prefix/, consul+https://host:8501/prefix/, vault+https://host:8200/mount/path,"
+    " redis://host:6379/db/key, sidecar+https://host:8081/"
+)
 
 
 class Placed(NamedTuple):
