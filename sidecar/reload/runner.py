@@ -169,8 +169,9 @@ class Reloader:
         try:
             async with self._watch as watch:
                 await watch.looked()
-                if watch.snapshot is not None and not self._initial:
-                    await self._note_applied(watch.snapshot)
+                present = watch.snapshot
+                if present is not None and not self._initial and not self._must_leave(present):
+                    await self._note_applied(present)
                 while not await self._apply_next() or not self._once:
                     pass
         finally:
@@ -195,7 +196,7 @@ class Reloader:
         while (snapshot := self._watch.snapshot) is None or snapshot.version == self._current:
             await self._next_change()
         rollback = self._rollback
-        if rollback is not None and rollback.must_leave(snapshot.version):
+        if rollback is not None and self._must_leave(snapshot):
             self._current = None
             await self._roll_back(rollback, snapshot)
             return False
@@ -216,6 +217,9 @@ class Reloader:
         await self._note_applied(snapshot)
         metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
         return True
+
+    def _must_leave(self, snapshot: Snapshot[None]) -> bool:
+        return self._rollback is not None and self._rollback.must_leave(snapshot.version)
 
     async def _await_turn(self, change: Change) -> bool:
         """Wait for the turn of this Pod, and for leave of `stop_url`; False once there is a newer version."""

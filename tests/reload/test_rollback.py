@@ -219,6 +219,23 @@ async def test_a_restart_remembers_what_was_refused(
     assert target.text() == "good"
 
 
+async def test_without_the_initial_run_a_refused_version_is_not_taken_for_confirmed(
+    receiver: Receiver, one: Target, background, eventually: Eventually
+) -> None:
+    """`--no-initial` trusts what is there, but not what was refused before."""
+    good = await one.publish("good")
+    await one.reloader(receiver, once=True).run()
+    bad = await one.publish("bad")
+    memory = Rollback(one.path)
+    await memory.load()
+    await memory.refuse(bad, "because")
+    reloader = one.reloader(receiver, initial=False)
+    background(reloader.run())
+    await eventually(lambda: reloader.version == good)
+    assert one.text() == "good"
+    assert receiver.versions == [good, good]
+
+
 async def test_a_confirmed_version_that_is_gone_from_the_history_gives_none_up(
     receiver: Receiver, target: Target, background, eventually: Eventually, count
 ) -> None:
