@@ -234,14 +234,19 @@ def test_its_own_loop_is_not_blocked_by_a_callback(tmp_path: Path) -> None:
 def test_an_interrupted_publish_has_ended_when_the_interrupt_arrives(tmp_path: Path) -> None:
     """Ctrl-C: withdrawn or finished, never left to go on in the background."""
     program = f"""
-import os, signal, threading, sidecar
+import os, signal, threading, time, sidecar
 from sidecar import sync
-volume = sync.Volume({str(tmp_path)!r}, gate=sidecar.Gate(check=["sh", "-c", "sleep 30"]))
-threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+begun = {str(tmp_path / "begun")!r}
+volume = sync.Volume({str(tmp_path / "volume")!r}, gate=sidecar.Gate(check=["sh", "-c", f"echo > {{begun}}; sleep 30"]))
+def interrupt():
+    while not os.path.exists(begun):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
 try:
     volume.put("x", "1")
 except KeyboardInterrupt:
-    print("interrupted", volume.published, os.listdir({str(tmp_path)!r}))
+    print("interrupted", volume.published, os.listdir({str(tmp_path / "volume")!r}))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=25
