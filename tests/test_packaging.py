@@ -80,6 +80,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+def test_the_wheel_has_the_files_of_the_page(wheel: zipfile.ZipFile) -> None:
+    """They are no Python, and are served from the package."""
+    files = [path for path in (ROOT / "sidecar/http/apps/page/static").iterdir() if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
+    assert any(path.suffix == ".html" for path in files)
+
+
 def test_the_wheel_holds_the_package_its_types_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     """`py.typed` is what lets a user's type checker see ours (PEP 561)."""
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
