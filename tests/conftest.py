@@ -50,6 +50,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     # Under nohup programs would inherit it, and what they do at a hang-up could not be seen. A handler they do not inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # The same in the background of a shell script: programs would inherit it, and Ctrl-C could not be seen.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 
 

@@ -145,11 +145,13 @@ class AiohttpProtocol(web.RequestHandler):
             return resume_coroutine(serving, serving.send(None))
 
 
-@types.coroutine
-def resume_coroutine(
-    coroutine: Coroutine[Any, Any, None], awaited: object
-) -> Generator[Any, Any, None]:
+async def resume_coroutine(coroutine: Coroutine[Any, Any, None], awaited: object) -> None:
     """Continue, in a task, a coroutine that has run until its first `await`."""
+    await _resume(coroutine, awaited)  # a task of Python 3.12 takes no generator
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
     try:
         yield awaited
     except BaseException as error:  # noqa: BLE001 (passed on to the coroutine)
@@ -157,6 +159,6 @@ def resume_coroutine(
             awaited = coroutine.throw(error)
         except StopIteration:
             return
-        yield from resume_coroutine(coroutine, awaited)
+        yield from _resume(coroutine, awaited)
     else:
         yield from coroutine

@@ -97,7 +97,7 @@ async def test_a_tree_that_is_copied_is_one_version(
 async def test_a_quiet_period_takes_renames_together(tmp_path: Path) -> None:
     """Asked for, it holds for whatever changes a directory of loose files."""
     replace(tmp_path / "a", "0")
-    async with consumer(f"{tmp_path}/", quiet=1.5) as seen:
+    async with consumer(f"{tmp_path}/", quiet=3.0) as seen:
         await seen.converge({"a": "0"})
         for number in range(5):
             replace(tmp_path / "a", str(number))
