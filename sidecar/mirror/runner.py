@@ -165,6 +165,13 @@ class Mirror:
                 self._note_problem(
                     one, f"{one.name} is silent: no sign of life for twice its interval"
                 )
+            except Exception as failure:
+                # An answer that nobody foresaw, or a mistake in a source: the others go on, and so does this one.
+                reason = "failed"
+                _log.debug("%s", one.name, exc_info=failure)
+                self._note_problem(
+                    one, f"{one.name}: unexpected {type(failure).__name__}: {failure}"
+                )
             attempt = 0 if one.contact > before else attempt + 1
             metrics.MIRROR_RECONNECTS_TOTAL.labels(reason).inc()
             if one.held is not None:

@@ -114,7 +114,7 @@ RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = _gauge(
 # Mirroring
 MIRROR_RESULTS = ("published", "unchanged", "refused", "held")
 MIRROR_HELD_REASONS = ("shrunken", "rewound")
-MIRROR_RECONNECT_REASONS = ("ended", "silent", "unavailable", "busy")
+MIRROR_RECONNECT_REASONS = ("ended", "silent", "unavailable", "busy", "failed")
 MIRROR_CONTACT_AGE_SECONDS = _gauge(
     "sidecar_mirror_contact_age_seconds",
     "Time since the source that was silent longest has answered",

@@ -279,6 +279,22 @@ async def test_a_content_that_cannot_be_fetched_is_fetched_again(
     assert not answers
 
 
+async def test_a_mistake_in_a_source_ends_neither_it_nor_the_others(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """An answer that nobody foresaw; it is said, and the source is followed anew."""
+    broken, well = (
+        ListSource([KeyError("revision"), state({"a": "1"})]),
+        ListSource([state({"b": "2"})]),
+    )
+    running = start_mirror(broken, well)
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"a": "1", "b": "2"}
+    broken.add(ValueError("what is that?"))
+    await eventually(lambda: len(broken.since) == 3)
+    assert running.problem == "list: unexpected ValueError: what is that?"
+
+
 async def test_a_source_in_silence_is_followed_anew(
     start_mirror: StartMirror, eventually: Eventually
 ) -> None:

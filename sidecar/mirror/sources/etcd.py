@@ -208,6 +208,8 @@ class EtcdSource:
             page = await self._post("kv/range", request)
             if view is None:
                 header = page["header"]
+                if "revision" not in header:
+                    raise self._failed("kv/range", "the answer has no revision")
                 view = _View(int(header["revision"]), header.get("cluster_id", ""))
                 request["revision"] = view.revision
             for pair in page.get("kvs", ()):
