@@ -165,7 +165,7 @@ class Mirror:
                 self._note_problem(
                     one, f"{one.name} is silent: no sign of life for twice its interval"
                 )
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 (said below)
                 # An answer that nobody foresaw, or a mistake in a source: the others go on, and so does this one.
                 reason = "failed"
                 _log.debug("%s", one.name, exc_info=failure)
