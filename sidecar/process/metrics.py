@@ -192,12 +192,12 @@ DEFAULT_BUCKETS: Sequence[float] = Histogram.DEFAULT_BUCKETS
 
 def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
     """Create a user-defined counter in the registry."""
-    return Counter(name, text, labels)
+    return _counter(name, text, labels)
 
 
 def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
     """Create a user-defined histogram in the registry."""
-    return Histogram(name, text, labels, buckets=buckets)
+    return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
 class ContentSource(Protocol):
