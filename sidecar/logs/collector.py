@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,6 +219,13 @@ class Collector:
                     f"{worker.name} has taken nothing for more than {after:g} s: {worker.failure}"
                 )
         return self._save_failure
+
+    def trouble(self, patience: float = 60.0) -> str | None:
+        """Do what `failure` does; deprecated, and removed in the release after the next."""
+        warnings.warn(
+            "Collector.trouble(patience=…) is failure(after=…)", DeprecationWarning, stacklevel=2
+        )
+        return self.failure(after=patience)
 
     def leave(self, timeout: float, successor: Tail | None = None) -> None:
         """End `run` without reading to the end; the successor continues at the same positions.

@@ -199,6 +199,8 @@ async def test_a_sink_that_is_unavailable_is_tried_again(
         sink.recover()
         await eventually(lambda: sink.lines == ["one", "two"])
         assert collector.failure(after=0) is None
+        with pytest.warns(DeprecationWarning, match="failure"):
+            assert collector.trouble(patience=0) is None
 
 
 async def test_a_sink_that_stays_unavailable_is_named_again(
