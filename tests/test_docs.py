@@ -22,7 +22,7 @@ from types import ModuleType
 import pytest
 
 import sidecar
-from sidecar import logs, reload, sync, testing
+from sidecar import logs, mirror, reload, sync, testing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -108,7 +108,7 @@ def test_examples_in_docstrings_run(name: str) -> None:
     ("module", "name"),
     [
         (module, name)
-        for module in (sidecar, logs, reload, sync, testing)
+        for module in (sidecar, logs, mirror, reload, sync, testing)
         for name in module.__all__
     ],
     ids=lambda one: getattr(one, "__name__", one),

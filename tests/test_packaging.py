@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar import logs, reload, sync, testing
+from sidecar import logs, mirror, reload, sync, testing
 from support import StartProcess, WaitFor
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,9 @@ def imported(*, at_start_only: bool) -> set[str]:
 
 def test_every_dependency_is_declared_and_used() -> None:
     """Each one is something to install, to trust and to update: none without a reason."""
-    extras = declared(PROJECT["optional-dependencies"]["schema"])
+    extras = declared(
+        [one for name in ("logs", "schema") for one in PROJECT["optional-dependencies"][name]]
+    )
     assert imported(at_start_only=False) == declared(PROJECT["dependencies"]) | extras
 
 
@@ -152,7 +154,7 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
     ("module", "name"),
     [
         (module.__name__, name)
-        for module in (sidecar, logs, reload, sync, testing)
+        for module in (sidecar, logs, mirror, reload, sync, testing)
         for name in module.__all__
         if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
     ],

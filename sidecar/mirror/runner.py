@@ -63,7 +63,14 @@ class Followed:
 
 
 class Mirror:
-    """What `run` does, as an object that can be asked how it is; see there for the arguments."""
+    """What `run` does, as an object that can be asked how it is; see there for the arguments.
+
+    `into` are the directories on the volume for the files of each source, in the same order.
+
+    >>> from sidecar.testing import ListSource
+    >>> Mirror("/shared", [ListSource([])]).version is None
+    True
+    """
 
     def __init__(
         self,

@@ -28,7 +28,13 @@ class SourceUnavailable(SidecarError):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A content that is fetched when it is needed: what changes with it, and a function that returns it, or a file of it."""
+    """A content that is fetched when it is needed: what changes with it, and a function that returns it, or a file of it.
+
+    >>> async def fetch() -> bytes:
+    ...     return b"large"
+    >>> Reference("etag-1", fetch).digest
+    'etag-1'
+    """
 
     digest: str
     fetch: Callable[[], Awaitable[bytes | os.PathLike[str]]]
@@ -52,6 +58,9 @@ class Unit:
 
     `files` is None where the unit was yielded before with this version: contents need not be kept to be yielded again.
     `created` (Unix seconds) decides which of two units with the same file name is published: the older one.
+
+    >>> Unit("resourceVersion-7", {"app.json": b"{}"}).created
+    0.0
     """
 
     version: str
@@ -61,7 +70,11 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that the source has, read at one version. Only a state removes anything from the volume."""
+    """All that the source has, read at one version. Only a state removes anything from the volume.
+
+    >>> State({"app": Unit("7", {"app.json": b"{}"})}, token="7").order is None
+    True
+    """
 
     units: Mapping[str, Unit]
     token: str
@@ -76,7 +89,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The source confirmed that `token` is still its newest state: a bookmark, a 304, a PONG."""
+    """The source confirmed that `token` is still its newest state: a bookmark, a 304, a PONG.
+
+    >>> Alive("7")
+    Alive(token='7')
+    """
 
     token: str
 
@@ -84,6 +101,8 @@ class Alive:
 class Source(Protocol):
     """Where contents come from. Pauses, retries, validation, publishing and metrics are left to the runner.
 
+    >>> from collections.abc import AsyncIterator
+    >>> from sidecar.mirror import Alive, State, Unit
     >>> class Greeting:
     ...     name, interval = "greeting", None
     ...

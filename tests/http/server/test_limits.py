@@ -196,7 +196,7 @@ async def test_late_heads_without_number_leave_others_their_turn() -> None:
             await asyncio.sleep(0)
             turns += 1
     assert max(Counter(ended).values()) <= 50
-    assert max(ended) - min(ended) < 5 * 1000 / 50
+    assert len(set(ended)) <= 2 * 1000 / 50
     assert guard._timer is None
 
 
