@@ -35,6 +35,22 @@ def test_the_lock_keeps_other_processes_out(fd: int, tmp_path: Path) -> None:
         pass  # a killed writer frees the lock
 
 
+def test_a_lock_that_was_deleted_is_not_used_again(tmp_path: Path) -> None:
+    """Others lock the new file of that name: the open one would exclude nobody."""
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    kept = flock.OpenLock()
+    with opened(shared) as fd:
+        with flock.directory_lock(fd, timeout=1, where="/shared", kept=kept):
+            pass
+        (shared / "..lock").unlink()
+        with flock.directory_lock(fd, timeout=1, where="/shared", kept=kept):
+            lock = flock.directory_lock(fd, timeout=0, where="/shared")
+            with pytest.raises(_errors.VolumeUnavailable), lock:
+                pytest.fail("two writers at a time")
+    kept.close()
+
+
 def test_whoever_waits_for_the_lock_can_give_up(fd: int, tmp_path: Path) -> None:
     """A cancelled publish does not wait for a neighbour."""
 
