@@ -87,7 +87,7 @@ class EtcdSource:
         ]
         self.name = urlunsplit((parts.scheme, hosts, parts.path, "", ""))
         arguments.check_seconds("recheck", recheck, zero=False)
-        self._recheck = recheck
+        self._recheck, self._timeout = recheck, timeout
         self.interval: float | None = 1.5 * recheck + timeout
         if (user is None) != (password_file is None):
             raise ConfigError(f"{self.name}: user and password_file go together")
@@ -162,7 +162,13 @@ class EtcdSource:
         lines = self._client.lines(
             "POST", self._at("watch"), json=request, headers={**self._headers, **_HAS_LEADER}
         )
-        async for line in lines:
+        try:
+            async with asyncio.timeout(self._timeout):
+                first = await anext(lines, None)
+        except TimeoutError:
+            # A member that has just started may leave a watch open in silence.
+            raise self._failed("watch", f"it did not begin within {self._timeout:g} s") from None
+        async for line in _after(first, lines):
             result = self._result(line)
             header = result.get("header", {})
             if result.get("canceled"):
@@ -287,6 +293,13 @@ class EtcdSource:
     @staticmethod
     def _token(view: _View) -> str:
         return f"{view.cluster}/{view.revision}"
+
+
+async def _after(first: bytes | None, lines: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    if first is not None:
+        yield first
+        async for line in lines:
+            yield line
 
 
 async def _next(events: AsyncGenerator[bool]) -> bool:

@@ -31,18 +31,24 @@ class VaultSource:
     """
 
     def __init__(
-        self, url: str, *, interval: float = 30.0, namespace: str | None = None, **options: Any
+        self,
+        url: str,
+        *,
+        interval: float = 30.0,
+        namespace: str | None = None,
+        timeout: float = 10.0,
+        **options: Any,
     ) -> None:
         parts = urlsplit(url)
         mount, _, path = unquote(parts.path).strip("/").partition("/")
         if not mount or not path:
             raise ConfigError(f"{parts.scheme}://{parts.netloc}{parts.path} names no secret: vault+https://host:8200/MOUNT/PATH")  # fmt: skip
-        self._client = Client(parts._replace(path="/").geturl(), **options)
+        self._client = Client(parts._replace(path="/").geturl(), timeout=timeout, **options)
         self.name = f"vault+{self._client.name.rstrip('/')}{parts.path}"
         self._url = f"{self._client.url}v1/{quote(mount)}/data/{quote(path)}"
         self._headers = {} if namespace is None else {"X-Vault-Namespace": namespace}
         self._pause = arguments.check_seconds("interval", interval, zero=False)
-        self.interval: float | None = interval + 10.0
+        self.interval: float | None = interval + timeout
 
     def __repr__(self) -> str:
         return f"<VaultSource {self.name}>"

@@ -31,11 +31,13 @@ class WebSource:
     <WebSource https://config.example.com/set.tar.gz>
     """
 
-    def __init__(self, url: str, *, interval: float = 10.0, **options: Any) -> None:
-        self._client = Client(url, **options)
+    def __init__(
+        self, url: str, *, interval: float = 10.0, timeout: float = 10.0, **options: Any
+    ) -> None:
+        self._client = Client(url, timeout=timeout, **options)
         self.name = self._client.name
-        self.interval: float | None = arguments.check_seconds("interval", interval, zero=False)
-        self._pause = interval
+        self._pause = arguments.check_seconds("interval", interval, zero=False)
+        self.interval: float | None = interval + timeout
         self._file = unquote(urlsplit(self._client.url).path.rpartition("/")[2])
         if not self._file:
             raise ConfigError(f"{self.name} names no file: its path ends with /")
