@@ -19,6 +19,8 @@ from sidecar.process.redaction import redact_url
 Path = str | os.PathLike[str]
 
 _CHUNK_BYTES = 64 << 10
+_KEEPALIVE_SECONDS = 75.0
+"""As nginx: longer than the usual interval of a source, so that each poll finds the connection of the one before."""
 _MESSAGE_BYTES = 4096
 _MESSAGE_CHARACTERS = 300
 _BUSY = frozenset((429, 500, 502, 503, 504))
@@ -104,6 +106,7 @@ class Client:
             yield
             return
         async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(keepalive_timeout=_KEEPALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=_CHUNK_BYTES,

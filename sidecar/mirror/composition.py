@@ -36,7 +36,7 @@ class Composition:
         self._published, self.version = dict(snapshot.versions()), snapshot.version
 
     def files_in(self, record: SourceRecord) -> int:
-        """Return the number of published files that may be those of a source: before its first state, all below its directory."""
+        """Return the number of published files in the directory of a source."""
         return sum(name.startswith(record.prefix) for name in self._published)
 
     async def publish(self, sources: Sequence[SourceRecord]) -> None:
@@ -62,7 +62,6 @@ class Composition:
                 if one.changed_at is not None:
                     metrics.MIRROR_LAG_SECONDS.set(max(time.time() - one.changed_at, 0.0))
         records.release(unit for _, unit in units)
-        metrics.MIRROR_UNITS.set(len(units))
 
     async def _update(
         self, changes: Mapping[str, PublishSource | None], chosen: Mapping[str, File]
@@ -94,23 +93,24 @@ class Composition:
         for name, unit in units:
             if unit.problem is None and (problem := names.conflict(unit.files)) is not None:
                 refused[name] = problem
+                unit.good = ()
                 continue
             if unit.problem is None:
                 unit.problem = await self._validate(unit, contents)
             if unit.problem is None:
                 names.give(name, unit.files)
-                unit.good = {file: one.digest for file, one in unit.files.items()}
+                unit.good = tuple(unit.files)
                 continue
             refused[name] = unit.problem
-            good = unit.good or {n: self._published[n] for n in unit.files if n in self._published}
-            unit.good = good
+            good = unit.files if unit.good is None else unit.good
             kept = {
-                file: File(digest, None)
-                for file, digest in good.items()
-                if self._published.get(file) == digest
+                file: File(self._published[file], None) for file in good if file in self._published
             }
             if names.conflict(kept) is None:
                 names.give(name, kept)
+                unit.good = tuple(kept)
+            else:
+                unit.good = ()
         for name in refused.keys() - self.refused.keys():
             metrics.MIRROR_VERSIONS_TOTAL.labels("refused").inc()
             _log.warning("the unit %s is refused: %s", name, refused[name])
@@ -139,10 +139,10 @@ class _Names:
     def conflict(self, files: Mapping[str, File]) -> str | None:
         """Return why these names cannot be given out, None if they can."""
         for name in files:
-            owner = self._units.get(name) or self._directories.get(name)
-            above = next((self._units[one] for one in _parents(name) if one in self._units), None)
-            if owner is not None or above is not None:
-                return f"cannot publish {name}: an older unit has that name ({owner or above})"
+            owner = self._units.get(name, self._directories.get(name))
+            above = next((self._units[one] for one in _parents(name) if one in self._units), owner)
+            if above is not None:
+                return f"cannot publish {name}: an older unit has that name ({above})"
         return None
 
     def give(self, unit: str, files: Mapping[str, File]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from sidecar import _errors
 from sidecar.mirror.states import Blob, State, Unit, digest_of
@@ -27,8 +27,8 @@ class UnitRecord:
     files: dict[str, File]
     problem: str | None = None
     """Why its names cannot be published, or why the gate refuses it."""
-    good: Mapping[str, str] = field(default_factory=dict)
-    """The files that were published of it last, and their digests: what stays if it is refused."""
+    good: Collection[str] | None = None
+    """The files that were published of it last: what stays if it is refused. None where that is not known, after a start."""
 
 
 class MissingContent(Exception):
@@ -38,7 +38,8 @@ class MissingContent(Exception):
 class SourceRecord:
     """The accepted state of one source."""
 
-    def __init__(self, into: str = "") -> None:
+    def __init__(self, name: str, into: str = "") -> None:
+        self.name = name
         self.prefix = f"{into.strip('/')}/" if into.strip("/") else ""
         self.units: dict[str, UnitRecord] = {}
         self.is_complete = False
@@ -52,6 +53,10 @@ class SourceRecord:
             len(unit.files) if unit.files is not None else len(self._known(name, unit).files)
             for name, unit in state.units.items()
         )
+
+    def overlaps(self, other: SourceRecord) -> bool:
+        """Return whether the directories of two sources are the same, or one is in the other."""
+        return self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
 
     @property
     def files(self) -> int:
@@ -97,14 +102,17 @@ def release(units: Iterable[UnitRecord]) -> None:
 
 
 def in_order(records: Sequence[SourceRecord]) -> Iterator[tuple[str, UnitRecord]]:
-    """Yield the units of all sources with their names, the oldest first: the order in which names are given out."""
+    """Yield the units of all sources, the oldest first: the order in which names are given out.
+
+    Each comes with the name that messages call it; the only unit of a source has that of the source.
+    """
     found = [
-        (unit.created, position, name, unit)
+        (unit.created, position, name, record.name, unit)
         for position, record in enumerate(records)
         for name, unit in record.units.items()
     ]
-    for _, _, name, unit in sorted(found, key=lambda one: one[:3]):
-        yield name, unit
+    for _, _, name, source, unit in sorted(found, key=lambda one: one[:3]):
+        yield name or source, unit
 
 
 def _files(prefix: str, files: Mapping[str, Blob]) -> dict[str, File]:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -40,7 +41,7 @@ class Followed:
 
     def __init__(self, source: Source, into: str = "") -> None:
         self.source = source
-        self.record = SourceRecord(into)
+        self.record = SourceRecord(source.name, into)
         self.contact = time.monotonic()
         """When the source last showed that it is alive."""
         self.problem: str | None = None
@@ -48,6 +49,7 @@ class Followed:
         self.held: Held | None = None
         """Why its newest state is not published."""
         self.since: str | None = None
+        self.has_answered = False
         self.is_stale = False
         self.restart = asyncio.Event()
         """Set where contents are needed that were not kept."""
@@ -141,7 +143,7 @@ class Mirror:
 
     async def run(self) -> None:
         """Mirror until it is cancelled, or with `once` until a state of every source is published."""
-        metrics.add_collector_hook(self._update_metrics)
+        _running.add(self)
         await self._volume.prepare()
         await self._composition.load()
         self._started = True
@@ -152,8 +154,12 @@ class Mirror:
             self._publish_accepted(),
             self._tell_staleness(),
         ]
-        with contextlib.suppress(_Done):
+        try:
             await _run_together(tasks)
+        except _Done:
+            pass
+        finally:
+            _running.discard(self)
 
     async def _follow(self, one: Followed) -> None:
         """Follow a source for ever: each failure is followed by a pause and another try."""
@@ -263,9 +269,10 @@ class Mirror:
                 " --allow-rewind publishes it",
                 state.token,
             )
-        before = (
-            one.record.files if one.record.is_complete else self._composition.files_in(one.record)
-        )
+        before = one.record.files
+        if not one.record.is_complete and not self._shares_directory(one):
+            # After a start: what the process before this one has published.
+            before = self._composition.files_in(one.record)
         count = one.record.file_count(state)
         shrunken = before > 0 and (count == 0 or count < before * self._shrink_limit)
         if shrunken and not (self._allow_shrink and is_confirmed):
@@ -276,6 +283,12 @@ class Mirror:
                 state.token,
             )
         return None
+
+    def _shares_directory(self, one: Followed) -> bool:
+        """Return whether files in the directory of a source may be those of another one."""
+        return any(
+            other is not one and one.record.overlaps(other.record) for other in self.followed
+        )
 
     async def _publish_accepted(self) -> None:
         """Publish whenever a state was accepted, the newest of each source; try again while that fails."""
@@ -308,19 +321,13 @@ class Mirror:
             await asyncio.wait_for(self._accepted.wait(), seconds)
         self._accepted.set()
 
-    def _update_metrics(self) -> None:
-        now = time.monotonic()
-        metrics.MIRROR_CONTACT_AGE_SECONDS.set(max(now - one.contact for one in self.followed))
-        for reason in metrics.MIRROR_HELD_REASONS:
-            held = [one for one in self.followed if one.held and one.held.reason == reason]
-            metrics.MIRROR_HELD.labels(reason).set(len(held))
-
     def _note_contact(self, one: Followed) -> None:
         one.contact = time.monotonic()
         if one.problem is not None:
             _log.info("%s answers again", one.name)
             one.problem = None
-        if one.is_stale:
+        if one.is_stale or not one.has_answered:
+            one.has_answered = True
             self._contacted.set()
 
     def _note_problem(self, one: Followed, problem: str) -> None:
@@ -329,31 +336,59 @@ class Mirror:
         one.problem = problem
 
     async def _tell_staleness(self) -> None:
-        """Say on the volume when a source has not been heard of for `stale_after`, and when it is back."""
+        """Say on the volume when a source has not been heard of for `stale_after`, and when it is back.
+
+        What the process before this one has said holds until each source has answered, or is stale again.
+        """
+        is_known = False
         while True:
             now = time.monotonic()
             stale = [one for one in self.followed if now - one.contact >= self._stale_after]
-            if [one for one in self.followed if one.is_stale] != stale:
+            is_told = [one for one in self.followed if one.is_stale] == stale
+            has_begun = bool(stale) or all(one.has_answered for one in self.followed)
+            failed = False
+            if not is_told or (has_begun and not is_known):
+                failed = not await self._write_source_state(stale)
+            if not failed:
+                is_known = is_known or has_begun
                 for one in self.followed:
                     one.is_stale = one in stale
-                await self._write_source_state(stale)
-            due = min(
-                (one.contact for one in self.followed if not one.is_stale), default=float("inf")
-            )
+            fresh = [one.contact for one in self.followed if not one.is_stale]
+            due = min(fresh, default=float("inf")) + self._stale_after - now
             self._contacted.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(
-                    self._contacted.wait(), min(due + self._stale_after - now, 3600.0)
+                    self._contacted.wait(), _RETRY_SECONDS if failed else min(due, 3600.0)
                 )
 
-    async def _write_source_state(self, stale: Sequence[Followed]) -> None:
+    async def _write_source_state(self, stale: Sequence[Followed]) -> bool:
+        """Say which sources are stale; return whether that could be written."""
         reasons = {one.name: one.problem or "no sign of life" for one in stale}
         try:
             await self._volume.mark_source(reasons)
         except _errors.PublishError as error:
-            _log.warning("%s", error)
-        else:
-            _log.warning("stale: %s", reasons) if stale else _log.info("no source is stale")
+            _log.warning("%s; readers do not know yet whether a source is stale", error)
+            return False
+        for name, reason in reasons.items():
+            _log.warning("the source %s is stale: %s", name, reason)
+        return True
+
+
+_running: weakref.WeakSet[Mirror] = weakref.WeakSet()
+
+
+def _update_metrics() -> None:
+    """Set the gauges, over all mirrors of this process."""
+    followed = [one for mirror in list(_running) for one in mirror.followed]
+    now = time.monotonic()
+    metrics.MIRROR_CONTACT_AGE_SECONDS.set(max((now - one.contact for one in followed), default=0))
+    metrics.MIRROR_UNITS.set(sum(len(one.record.units) for one in followed))
+    for reason in metrics.MIRROR_HELD_REASONS:
+        held = [one for one in followed if one.held and one.held.reason == reason]
+        metrics.MIRROR_HELD.labels(reason).set(len(held))
+
+
+metrics.add_collector_hook(_update_metrics)
 
 
 class _Done(Exception):

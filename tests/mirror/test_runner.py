@@ -236,6 +236,51 @@ async def test_a_unit_with_a_name_that_leaves_the_volume_is_refused(
     assert list(running.refused) == ["bad"]
 
 
+async def test_of_two_sources_with_one_name_the_first_is_published(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """Units without a name of their own (a file, a prefix, a commit) clash as others do, and messages name their source."""
+    one = ListSource([state({"name": "one", "a": "1"})], name="one")
+    two = ListSource([state({"name": "two", "b": "2"})], name="two")
+    running = start_mirror(one, two)
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"name": "one", "a": "1"}
+    assert running.refused == {"two": "cannot publish name: an older unit has that name (one)"}
+
+
+async def test_a_small_source_beside_a_large_one_is_not_held_at_a_restart(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """What is published in a directory that they share is not known to be the one's or the other's."""
+    await volume.publish({str(number): "1" for number in range(10)})
+    large = ListSource([state({str(number): "1" for number in range(9)})])
+    running = start_mirror(large, ListSource([state({"9": "1"})]))
+    await eventually(lambda: running.is_complete)
+    assert len(await files(volume)) == 10
+    assert running.problem is None
+
+
+async def test_a_refused_unit_keeps_its_files_although_somebody_else_has_published(
+    volume: Volume, start_mirror: StartMirror, eventually: Eventually
+) -> None:
+    """Digests of a source are not versions of the volume: what is read anew there is still the unit's."""
+
+    async def fetch() -> bytes:
+        return b"1"
+
+    gated = Volume(volume.path, gate=Gate(format="json"))
+    good = Unit("1", {"bad": Reference("oid-1", fetch)})
+    source = ListSource([State({"unit": good}, "1")])
+    running = start_mirror(source, volume=gated)
+    await eventually(lambda: running.is_complete)
+    source.add(State({"unit": Unit("2", {"bad": b"{"}), "other": Unit("1", {"x": b"1"})}, "2"))
+    await eventually(lambda: "unit" in running.refused and running.is_complete)
+    await Volume(volume.path).update({"y": "foreign"})
+    source.add(State({"unit": Unit("2", None), "other": Unit("2", {"x": b"2"})}, "3"))
+    await eventually(lambda: (Path(volume.path) / "x").read_text() == "2")
+    assert await files(volume) == {"bad": "1", "x": "2"}
+
+
 async def test_only_what_has_changed_is_fetched(
     start_mirror: StartMirror, volume: Volume, eventually: Eventually
 ) -> None:
@@ -324,6 +369,39 @@ async def test_readers_are_told_when_a_source_is_stale_and_when_it_is_not(
     assert running.version is not None
 
 
+async def test_staleness_of_the_process_before_ends_when_the_sources_answer(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """A container that was restarted while its source was away must not leave its readers stale for ever."""
+    await volume.publish({"a": "1"})
+    await volume.mark_source({"list": "away"})
+    told = Path(volume.path) / "..source.json"
+    source = ListSource([])
+    start_mirror(source)
+    await eventually(lambda: source.since == [None])
+    assert source_state.parse(told.read_bytes()).stale is not None
+    source.add(state({"a": "1"}))
+    await eventually(lambda: source_state.parse(told.read_bytes()).stale is None)
+
+
+async def test_staleness_that_could_not_be_written_is_written_later(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """On a full volume."""
+    real, fail = volume.mark_source, [True]
+
+    async def mark(reasons: dict[str, str]) -> None:
+        if reasons and fail:
+            fail.pop()
+            raise _errors.VolumeFull(28, "no space left")
+        await real(reasons)
+
+    monkeypatch.setattr(volume, "mark_source", mark)
+    start_mirror(ListSource([state({"a": "1"})]), stale_after=0.02)
+    await eventually((Path(volume.path) / "..source.json").exists)
+    assert not fail
+
+
 async def test_a_volume_that_refuses_is_tried_again_with_the_newest_state(
     start_mirror: StartMirror, volume: Volume, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -357,6 +435,16 @@ async def test_what_another_publisher_did_is_put_right(
     source.add(state({"a": "1", "c": "3"}))
     await eventually((Path(volume.path) / "c").exists)
     assert await files(volume) == {"a": "1", "c": "3"}
+
+
+async def test_gauges_are_those_of_the_mirrors_that_run(
+    start_mirror: StartMirror, volume: Volume, eventually: Eventually, tmp_path: Path
+) -> None:
+    """One process may hold many; one that has ended is not counted any more."""
+    await mirror.Mirror(tmp_path / "ended", [ListSource([state({"a": "1"})])], once=True).run()
+    running = start_mirror(ListSource([units(one=("1", {"a": "1"}, 1), two=("1", {"b": "1"}, 2))]))
+    await eventually(lambda: running.is_complete)
+    assert b"sidecar_mirror_units 2.0\n" in metrics.exposition()[0]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ import logging
 import posixpath
 import random
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -115,7 +118,6 @@ class GitSource:
         self._commit: str | None = None
         """The commit that was taken over last."""
         self._order = 0
-        self._work: tempfile.TemporaryDirectory[str] | None = None
         self._repository: Repository | None = None
         self._fetched: set[str] = set()
         """The commits that the newest state needs, those of submodules included."""
@@ -126,23 +128,26 @@ class GitSource:
     async def follow(self, since: str | None) -> AsyncIterator[State | Alive]:
         """Yield the present commit, and each newer one."""
         if self._repository is None:
-            self._work = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="sidecar-git-")
-            made = Repository(self.name, Path(self._work.name), self._access, self._timeout)
+            work = await asyncio.to_thread(tempfile.mkdtemp, prefix="sidecar-git-")
+            weakref.finalize(self, shutil.rmtree, work, ignore_errors=True)
+            made = Repository(self.name, Path(work), self._access, self._timeout)
             await made.prepare()
             self._repository = made
         repository, commit = self._repository, since
+        session = nullcontext() if self._client is None else self._client.session()
         try:
-            while True:
-                newest = await self._newest(repository)
-                if newest == commit:
-                    yield Alive(newest)
-                else:
-                    state = await self._state(repository, newest)
-                    yield state
-                    # Here again, so it was not held.
-                    self._commit = commit = newest
-                    self._order = state.order or 0
-                await asyncio.sleep(self._pause * random.uniform(0.9, 1.0))  # noqa: S311
+            async with session:
+                while True:
+                    newest = await self._newest(repository)
+                    if newest == commit:
+                        yield Alive(newest)
+                    else:
+                        state = await self._state(repository, newest)
+                        yield state
+                        # Here again, so it was not held.
+                        self._commit = commit = newest
+                        self._order = state.order or 0
+                    await asyncio.sleep(self._pause * random.uniform(0.9, 1.0))  # noqa: S311
         finally:
             await repository.close()
 
@@ -218,8 +223,7 @@ class GitSource:
         wanted = _candidates(self._ref)
         refs: dict[str, str] | None = None
         if self._client is not None:
-            async with self._client.session():
-                refs = await self._ls_refs(self._client, wanted)
+            refs = await self._ls_refs(self._client, wanted)
         if refs is None:
             refs = await repository.remote_refs(
                 self._url, [*wanted, *(f"{one}^{{}}" for one in wanted)]

@@ -47,13 +47,13 @@ class Repository:
     """
 
     def __init__(self, name: str, directory: Path, access: GitAccess, timeout: float) -> None:
-        self._name, self._directory, self._access, self._timeout = name, directory, access, timeout
+        self._name, self.directory, self._access, self._timeout = name, directory, access, timeout
         self._reading: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
     async def prepare(self) -> None:
         """Create the repository."""
-        await self.run("init", "--quiet", "--bare", str(self._directory), outside=True)
+        await self.run("init", "--quiet", "--bare", str(self.directory), outside=True)
 
     async def remote_refs(self, url: str, patterns: Sequence[str]) -> dict[str, str]:
         """Return the refs of a remote that match, and their objects; tags are peeled (`^{}`)."""
@@ -128,7 +128,7 @@ class Repository:
     async def _read(self, oid: str) -> bytes:
         if self._reading is None:
             self._reading = await asyncio.create_subprocess_exec(
-                "git", "cat-file", "--batch", cwd=self._directory, env=self._environment(),
+                "git", "cat-file", "--batch", cwd=self.directory, env=self._environment(),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
         stdin, stdout = self._reading.stdin, self._reading.stdout
@@ -159,7 +159,7 @@ class Repository:
         """
         try:
             process = await asyncio.create_subprocess_exec(
-                "git", *arguments, cwd=None if outside else self._directory,
+                "git", *arguments, cwd=None if outside else self.directory,
                 env=self._environment(), stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
@@ -189,7 +189,7 @@ class Repository:
         access = self._access
         made = {
             **{name: os.environ[name] for name in ("PATH", "TMPDIR", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy") if name in os.environ},
-            "HOME": str(self._directory),
+            "HOME": str(self.directory),
             "LC_ALL": "C",
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,

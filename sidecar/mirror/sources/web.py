@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import bz2
+import gzip
 import hashlib
 import io
+import lzma
 import random
+import re
 import tarfile
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,9 +20,12 @@ from urllib.parse import unquote, urlsplit
 from sidecar._errors import ConfigError
 from sidecar.mirror.client import Client, Response
 from sidecar.mirror.states import Alive, SourceUnavailable, State, Unit
-from sidecar.process import arguments
+from sidecar.process import arguments, executor
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+#: How compressed files begin, whatever their name.
+_OPENERS: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
+_SHA_256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 _NOT_MODIFIED = 304
 
 
@@ -32,9 +41,16 @@ class WebSource:
     """
 
     def __init__(
-        self, url: str, *, interval: float = 10.0, timeout: float = 10.0, **options: Any
+        self,
+        url: str,
+        *,
+        interval: float = 10.0,
+        timeout: float = 10.0,
+        max_bytes: int = 64 << 20,
+        **options: Any,
     ) -> None:
-        self._client = Client(url, timeout=timeout, **options)
+        self._client = Client(url, timeout=timeout, max_bytes=max_bytes, **options)
+        self._max_bytes = max_bytes
         self.name = self._client.name
         self._pause = arguments.check_seconds("interval", interval, zero=False)
         self.interval: float | None = interval + timeout
@@ -54,9 +70,9 @@ class WebSource:
                 if answer.status == _NOT_MODIFIED:
                     yield Alive(etag or "")
                 else:
-                    digest = hashlib.sha256(answer.body).hexdigest()
+                    digest = self._digest(answer)
                     etag = answer.headers.get("ETag", "")
-                    files = self._files(answer.body)
+                    files = await self._files(answer.body)
                     yield State({"": Unit(digest, files)}, token=etag or digest)
                 await asyncio.sleep(self._pause * random.uniform(0.9, 1.0))  # noqa: S311
 
@@ -69,17 +85,45 @@ class WebSource:
             raise self._client.failed(self._client.url, "it answered 304 to no condition")
         return answer
 
-    def _files(self, body: bytes) -> Mapping[str, bytes]:
+    def _digest(self, answer: Response) -> str:
+        """Return the SHA-256 of a body, which must be that of the header `Repr-Digest` where there is one."""
+        digest = hashlib.sha256(answer.body)
+        told = _SHA_256.search(answer.headers.get("Repr-Digest", ""))
+        if told is not None and told[1] != base64.b64encode(digest.digest()).decode():
+            raise self._client.failed(
+                self._client.url, "its body has not the digest of Repr-Digest"
+            )
+        return digest.hexdigest()
+
+    async def _files(self, body: bytes) -> Mapping[str, bytes]:
         if not self._file.endswith(_ARCHIVES):
             return {self._file: body}
         try:
-            with tarfile.open(fileobj=io.BytesIO(body)) as archive:
-                return {
-                    member.name.removeprefix("./"): file.read()
-                    for member in archive
-                    if member.isfile() and (file := archive.extractfile(member)) is not None
-                }
-        except (tarfile.TarError, EOFError, OSError) as error:
+            return await executor.run_in_thread(_unpack, body, self._max_bytes)
+        except (
+            tarfile.TarError,
+            EOFError,
+            OSError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
             raise SourceUnavailable(
                 f"cannot read {self.name}: it is no tar archive: {error}"
             ) from error
+
+
+def _unpack(body: bytes, limit: int) -> dict[str, bytes]:
+    """Return the files of an archive; links and devices are left out. Raises `ValueError` if it is larger than `limit` bytes."""
+    opener = next((one for begin, one in _OPENERS.items() if body.startswith(begin)), None)
+    if opener is not None:
+        with opener(io.BytesIO(body)) as file:
+            body = file.read(limit + 1)
+        if len(body) > limit:
+            raise ValueError(f"it is larger than {limit} bytes when unpacked (raise max_bytes)")
+    with tarfile.open(fileobj=io.BytesIO(body), mode="r:") as archive:
+        return {
+            member.name.removeprefix("./"): file.read()
+            for member in archive
+            if member.isfile() and (file := archive.extractfile(member)) is not None
+        }

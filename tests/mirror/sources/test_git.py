@@ -72,6 +72,7 @@ class Backend:
         self.password: str | None = None
         self.knows_version_2 = True
         self.requests: list[str] = []
+        self.connections: set[object] = set()
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._serve)
         self.server = TestServer(app)
@@ -81,6 +82,7 @@ class Backend:
 
     async def _serve(self, request: web.Request) -> web.Response:
         self.requests.append(f"{request.method} {request.path.rpartition('/')[2]}")
+        self.connections.add(request.protocol)
         expected = f"Basic {base64.b64encode(f'git:{self.password}'.encode()).decode()}"
         if self.password is not None and request.headers.get("Authorization") != expected:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="git"'})
@@ -158,8 +160,10 @@ async def test_asking_for_refs_is_one_request_and_no_process(
     running = start_mirror(source("?ref=main"))
     await eventually(lambda: running.is_complete)
     backend.requests.clear()
+    backend.connections.clear()
     await eventually(lambda: len(backend.requests) >= 5)
     assert set(backend.requests) == {"POST git-upload-pack"}
+    assert len(backend.connections) == 1
 
 
 async def test_a_server_without_version_2_is_asked_by_git(
@@ -293,8 +297,8 @@ async def test_old_commits_are_forgotten(
     for number in range(1, 5):
         project.commit(a=str(number))
         await eventually(lambda number=number: (Path(volume.path) / "a").read_text() == str(number))
-    assert one._work is not None
-    repository = Path(one._work.name)
+    assert one._repository is not None
+    repository = one._repository.directory
     output = subprocess.run(
         ["git", "for-each-ref"], cwd=repository, capture_output=True, text=True, check=True
     ).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import tarfile
 from collections.abc import AsyncIterator, Callable
@@ -127,8 +128,10 @@ def cut_off(request: web.Request) -> web.Response:
         pytest.param(plain(401, "who?"), "it answered 401: who?", id="401"),
         pytest.param(plain(302, Location="/other"), "it answered 302", id="redirect"),
         pytest.param(plain(304), "it answered 304 to no condition", id="304 to nothing"),
-        pytest.param(lambda request: web.Response(body=b"x" * 2000), "larger than 1000 bytes", id="large"),
+        pytest.param(lambda request: web.Response(body=b"x" * 30_000), "larger than 20000 bytes", id="large"),
         pytest.param(lambda request: web.Response(body=b"<html>"), "no tar archive", id="HTML with 200"),
+        pytest.param(lambda request: web.Response(body=gzip.compress(bytes(100_000))), "when unpacked", id="bomb"),
+        pytest.param(plain(200, "x", **{"Repr-Digest": "sha-256=:AAAA:"}), "Repr-Digest", id="digest"),
     ],
 )  # fmt: skip
 async def test_a_server_that_is_unwell_takes_nothing_away(
@@ -138,7 +141,7 @@ async def test_a_server_that_is_unwell_takes_nothing_away(
     """k8s-sidecar replaces the good file by an empty one when a `.url` answers 5xx."""
     await volume.publish({"a": "1"})
     site.handler = handler
-    running = start_mirror(WebSource(site.url("set.tar"), interval=0.01, max_bytes=1000))
+    running = start_mirror(WebSource(site.url("set.tar"), interval=0.01, max_bytes=20_000))
     await eventually(lambda: running.problem is not None)
     assert said in (running.problem or "")
     assert read(volume, "a") == b"1"
