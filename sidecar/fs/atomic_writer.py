@@ -147,6 +147,7 @@ class _GenerationBuilder:
         self._directories = {"": openat.open_here(dir_fd, name)}
         self._sources: dict[str, int] = {}
         self._pending: list[int] = []
+        self._published_at = timestamp_of(layout.active_generation(dir_fd) or "")
 
     def __enter__(self) -> Self:
         return self
@@ -182,10 +183,16 @@ class _GenerationBuilder:
                 raise
             self._copy(source, directory, name)
             return
-        if sync:
+        if self._durable and (sync or self._is_rewritten(name, directory)):
             self._pending.append(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory))
             if len(self._pending) >= _MAX_OPEN_FILES:
                 self._sync_pending()
+
+    def _is_rewritten(self, name: str, directory: int) -> bool:
+        """Whether a file was changed in place after its generation was published, perhaps without a sync."""
+        return (
+            os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime_ns > self._published_at
+        )
 
     def complete(self) -> None:
         """Sync the files, then set the access of the directories and sync them."""

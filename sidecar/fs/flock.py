@@ -64,7 +64,10 @@ class OpenLock:
     def keep(self, fd: int) -> None:
         """Take back a descriptor that is not locked any more."""
         self.close()
-        self._fd = fd
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            openat.close(fd)  # somebody may create the lock file meanwhile, and lock that
+        else:
+            self._fd = fd
 
 
 @contextmanager

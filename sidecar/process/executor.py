@@ -8,6 +8,7 @@ a hanging disk must not block name resolution, and vice versa.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import os
@@ -77,14 +78,22 @@ class _ReusedThread:
         self._started = False
 
     def submit(self, job: _Job[T]) -> bool:
-        """Start a function; return False, without starting it, while another one is running."""
+        """Start a function; return False, without starting it, while another one is running, or without a thread."""
         if not self._busy.acquire(blocking=False):
             return False
         if not self._started:
+            try:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            except RuntimeError:  # no thread can be had now (a limit of processes)
+                self._busy.release()
+                return False
             self._started = True
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
         self._jobs.put(job)
         return True
+
+    def wait(self) -> None:
+        """Wait until nothing is running, and let nothing run any more: the interpreter is ending."""
+        self._busy.acquire()
 
     def _run(self) -> None:
         while True:
@@ -98,6 +107,13 @@ _PUBLISH_THREAD: _ReusedThread
 _SYNC_THREAD: _ReusedThread
 _make_pools()
 os.register_at_fork(after_in_child=_make_pools)
+
+
+@atexit.register
+def _wait_for_threads() -> None:
+    """Let a publish end that has begun, as the pools do."""
+    _PUBLISH_THREAD.wait()
+    _SYNC_THREAD.wait()
 
 
 async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -256,7 +256,7 @@ class Volume:
         """Publish changes of a set: readers see all of them at once, and files that are not in `changes` stay.
 
         None removes a file; one that is missing already is no error. The cost depends on the changes, not on the set.
-        A directory without a set gets one. Arguments, guarantees and errors are otherwise those of `publish`.
+        A directory without a set gets one, of the given files alone; loose files in it are then hidden, as by `publish`. Arguments, guarantees and errors are otherwise those of `publish`.
 
         >>> import asyncio, tempfile
         >>> async def main() -> None:

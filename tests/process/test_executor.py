@@ -2,7 +2,10 @@
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +184,43 @@ def test_work_beside_a_sync_waits_for_no_other_work() -> None:
         outer.may_end.set()
 
     executor.run_beside(outer.work, sync)
+
+
+async def test_without_a_thread_of_its_own_work_goes_to_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A limit of processes: it says so when a thread begins, and a publish must not be left half done for it."""
+    executor._make_pools()
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name in ("sidecar-publish", "sidecar-beside-sync"):
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert await executor.run_queued_cancellable(lambda: 7, lambda: None) == 7
+    called: list[str] = []
+    executor.run_beside(lambda: called.append("beside"), lambda: called.append("waited"))
+    assert sorted(called) == ["beside", "waited"]
+    monkeypatch.undo()
+    assert await executor.run_queued_cancellable(threading.current_thread, lambda: None) is not None
+
+
+def test_a_publish_that_has_begun_ends_before_the_interpreter(tmp_path: Path) -> None:
+    """As the threads of a pool: nothing is left half done because the event loop was stopped."""
+    program = (
+        "import asyncio, time\n"
+        "from sidecar.process import executor\n"
+        "loop = asyncio.new_event_loop()\n"
+        "def work():\n"
+        "    loop.call_soon_threadsafe(loop.stop)\n"
+        "    time.sleep(0.2)\n"
+        f"    open({str(tmp_path / 'done')!r}, 'w').close()\n"
+        "try:\n"
+        "    loop.run_until_complete(executor.run_queued_cancellable(work, lambda: None))\n"
+        "except RuntimeError:\n"
+        "    pass\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=30)
+    assert (tmp_path / "done").exists()

@@ -55,9 +55,11 @@ def parse(data: bytes) -> SourceState:
     """
     try:
         found = orjson.loads(data)
-        reasons = {str(name): str(reason) for name, reason in found["reasons"].items()}
+        reasons = {
+            name: reason for name, reason in found["reasons"].items() if isinstance(reason, str)
+        }
         return SourceState(reasons, datetime.fromisoformat(found["since"]).timestamp())
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return SourceState()
 
 

@@ -128,6 +128,8 @@ class Budget:
                     raise self._over_budget(where, size)
                 if not dry_run:
                     self.count(fd)
+                    if self.used + wanted > self.limit:
+                        raise self._over_budget(where, size)
         if not dry_run:
             self.change(on_disk(size))
 

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -42,6 +42,8 @@ class FileSet:
         self._own_generation: str | None = None
         """The generation that this object published last."""
         self._uncertain = False
+        self._copies_kept = False
+        """Whether the file system has no hard links, so that kept files are copied."""
         self._access_checked: ScanResult | None = None
         """The scan whose files are known to have the configured mode and group."""
 
@@ -62,7 +64,9 @@ class FileSet:
         operation.conditions.check(
             f"publish {path}", before.snapshot.version if before is not None else None
         )
-        old = _versions(before) if before is not None else {}
+        # Generations of other publishers may hold links, which cannot be taken over.
+        is_ours = (layout.active_generation(fd) or "").startswith(layout.GENERATION)
+        old = _versions(before) if before is not None and is_ours else {}
         fresh = {n: content for n, content in files.items() if old.get(n) != versions[n]}
         done = self._activate(fd, _DesiredSet(versions, fresh), before, operation)
         return replace(done, size=sum(map(payload.size, files.values())))
@@ -80,6 +84,9 @@ class FileSet:
             f"publish {path}", before.snapshot.version if before is not None else None
         )
         given = {name: content for name, content in changes.items() if content is not None}
+        if before is None and not given:
+            version = snapshots.version_of_set({})
+            return Publication(version, False, False, time.time(), 0)
         desired = {name: version for name, version in old.items() if name not in changes}
         desired |= {name: payload.content_size(content)[0] for name, content in given.items()}
         models.check_names(desired)
@@ -90,9 +97,9 @@ class FileSet:
         if total > self._settings.max_size:
             raise payload.too_large(path, self._settings.max_size)
         fresh = {name: content for name, content in given.items() if old.get(name) != desired[name]}
-        return replace(
-            self._activate(fd, _DesiredSet(desired, fresh), before, operation), size=total
-        )
+        optional = visible_links.top_level_names(old) - visible_links.top_level_names(given)
+        done = self._activate(fd, _DesiredSet(desired, fresh), before, operation, optional)
+        return replace(done, size=total)
 
     def put(self, fd: int, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish the set with one file added or replaced."""
@@ -228,14 +235,16 @@ class FileSet:
                 return done
             if not operation.dry_run:
                 atomic_writer.sweep(fd)
-            if desired.bytes_to_write:
-                self._budget.admit(
-                    fd, desired.bytes_to_write, self._settings.path, dry_run=operation.dry_run
-                )
+            copied = self._bytes_to_copy(desired, before, fits=fits)
+            if to_write := desired.bytes_to_write + copied:
+                self._budget.admit(fd, to_write, self._settings.path, dry_run=operation.dry_run)
             if operation.needs_reclaim:
                 activation.check_conflicts(fd, self._settings, desired.versions, optional)
                 return Publication(version, True, created, time.time(), desired.size)
             new = self._build(fd, desired, exact=not fits)
+            self._copies_kept = _was_copied(fd, new, desired.reused) if fits else self._copies_kept
+            if copied or self._copies_kept:
+                self._budget.invalidate()  # which of them were copied is not known
             try:
                 if done and not fits and self._has_same_access(fd, new, desired.versions):
                     self._access_checked = (
@@ -268,9 +277,15 @@ class FileSet:
         if created:
             repair.log_loose_files(fd, self._settings, desired.versions)
         self._archive_expired(fd, generation)
-        self._retention.added(desired.on_disk)
+        self._retention.added(desired.on_disk + copied)
         modified = _modified_time(fd, generation, desired.fresh)
         return Publication(version, True, created, modified, desired.size)
+
+    def _bytes_to_copy(self, desired: _DesiredSet, before: ScanResult | None, *, fits: bool) -> int:
+        """Return the disk space that kept files take a second time, because they cannot be linked."""
+        if before is None or (fits and not self._copies_kept):
+            return 0
+        return sum(on_disk(before.snapshot.content(name).size) for name in desired.reused)
 
     def _build(self, fd: int, desired: _DesiredSet, *, exact: bool) -> str:
         for content in desired.fresh.values():
@@ -413,6 +428,11 @@ def _inactive_generations(fd: int, current: str) -> list[str]:
     """Return the inactive generations, oldest first."""
     entries = [e for e in os.listdir(fd) if e.startswith(layout.GENERATION) and e != current]
     return sorted(entries, key=atomic_writer.timestamp_of)
+
+
+def _was_copied(fd: int, generation: str, names: Sequence[str]) -> bool:
+    """Whether the kept files of a new generation are copies, and not hard links."""
+    return bool(names) and os.stat(f"{generation}/{names[0]}", dir_fd=fd).st_nlink == 1
 
 
 def _modified_time(fd: int, generation: str, names: Collection[str]) -> float:

@@ -12,7 +12,7 @@ import os
 import stat
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from sidecar.fs import dirs, layout
@@ -22,6 +22,8 @@ from sidecar.volume.publish.models import VolumeConfig
 #: The history is trimmed to this share of its limit, so that the next publishes need no new list.
 _TRIM_TARGET = 7 / 8
 _MIN_NEW_NAMES = 64
+#: Generations outside the history are removed after everything in it.
+_GENERATION_RANK = 1 << 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,9 @@ class ArchivedVersion:
     """Whether the file is deleted."""
 
 
-def survey(dir_fd: int) -> list[ArchivedVersion]:
-    """Return all versions in the history, oldest first; current versions have size 0."""
-    found, sizes = _list_entries(dir_fd)
+def survey(dir_fd: int, generations: Sequence[str] = ()) -> list[ArchivedVersion]:
+    """Return all versions in the history, oldest first, then `generations`; current versions have size 0."""
+    found, sizes = _list_entries(dir_fd, generations)
     return [replace(entry, size=sizes.get(entry.path, 0)) for entry in found]
 
 
@@ -50,9 +52,8 @@ def reclaim(dir_fd: int, wanted: int, generations: list[str], *, dry_run: bool) 
 
     Versions of deleted files are removed first, then the oldest; `generations` outside the history are removed last.
     """
-    kept = [entry for entry in survey(dir_fd) if entry.size]
+    kept = [entry for entry in survey(dir_fd, generations) if entry.size]
     kept.sort(key=lambda entry: (bool(entry.rank) and not entry.gone, entry.rank))
-    kept += [ArchivedVersion(0, name, _usage(dir_fd, name)) for name in generations]
     if (possible := sum(entry.size for entry in kept)) < wanted or dry_run:
         return possible
     freed = 0
@@ -150,12 +151,14 @@ class _Inode:
     paths: list[tuple[int, str]] = field(default_factory=list)
 
 
-def _list_entries(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
+def _list_entries(
+    dir_fd: int, generations: Sequence[str]
+) -> tuple[list[ArchivedVersion], dict[str, int]]:
     """Return the entries of the history in order, and the bytes that the removal of each frees, by path."""
     inodes: dict[int, _Inode] = {}
     own: dict[str, int] = defaultdict(int)
     found: list[ArchivedVersion] = []
-    for entry, fd, name in _entries(dir_fd):
+    for entry, fd, name in _entries(dir_fd, generations):
         found.append(entry)
         with contextlib.suppress(OSError):
             _add_usage(fd, name, entry, inodes, own)
@@ -183,8 +186,8 @@ def _list_entries(dir_fd: int) -> tuple[list[ArchivedVersion], dict[str, int]]:
     return marked, own
 
 
-def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
-    """Yield each entry of the history, with the directory that it lies in and its name there."""
+def _entries(dir_fd: int, generations: Sequence[str]) -> Iterator[tuple[ArchivedVersion, int, str]]:
+    """Yield each entry of the history, then the generations, with the directory that it lies in and its name there."""
     with contextlib.suppress(OSError), dirs.open_subdir(dir_fd, layout.HISTORY) as top:
         for name in os.listdir(top):
             path = f"{layout.HISTORY}/{name}"
@@ -198,6 +201,8 @@ def _entries(dir_fd: int) -> Iterator[tuple[ArchivedVersion, int, str]]:
                         folder,
                         entry,
                     )
+    for position, name in enumerate(generations):
+        yield ArchivedVersion(_GENERATION_RANK + position, name), dir_fd, name
 
 
 def _add_usage(

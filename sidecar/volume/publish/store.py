@@ -475,9 +475,7 @@ class Store:
 
     def _purge_history(self, fd: int, size: int) -> bool:
         reclaimable, volume = self._set.reclaimable(fd), os.fstatvfs(fd)
-        archived = history.disk_usage(fd) + sum(
-            history.disk_usage(fd, entry) for entry in reclaimable
-        )
+        archived = retention.reclaim(fd, 0, reclaimable, dry_run=True)
         if volume.f_bavail * volume.f_frsize + archived < size:
             return False  # too large in any case: keep the history
         for entry in reclaimable:
@@ -580,6 +578,7 @@ class Store:
                                 self._last_inline = started
                             if not stay_open:
                                 opened.close()
+                                self._opened.close()  # `expire` may have met this publish
                             return
                 except BaseException:
                     opened.close()

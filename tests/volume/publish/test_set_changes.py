@@ -151,3 +151,95 @@ async def test_a_content_can_be_validated_without_publishing_it(tmp_path: Path) 
     with pytest.raises(_errors.ContentRefused):
         await volume.validate("a.json", "{")
     assert not (tmp_path / "new").exists()
+
+
+async def test_files_that_are_copied_count_for_the_budget(tmp_path: Path) -> None:
+    """Another mode cannot be linked: the old and the new file take their space side by side."""
+    content = {"a": b"x" * 700_000}
+    await Volume(tmp_path, volume_budget="1Mi").publish(content)
+    with pytest.raises(_errors.VolumeFull, match="budget"):
+        await Volume(tmp_path, volume_budget="1Mi", mode=0o640).publish(content)
+
+
+async def test_without_hard_links_the_budget_is_kept_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system without them, or a kernel that protects files of others."""
+
+    def link(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    volume = Volume(tmp_path, volume_budget="4Mi")
+    for number in range(8):
+        await volume.publish({"big": b"b" * (1 << 20), "n": str(number)})
+        assert disk_usage(tmp_path) <= 4 << 20
+
+
+def disk_usage(path: Path) -> int:
+    found = {
+        one.stat().st_ino: one.stat().st_blocks * 512
+        for one in path.rglob("*")
+        if one.is_file() and not one.is_symlink()
+    }
+    return sum(found.values())
+
+
+async def test_a_file_that_generations_share_is_no_space_that_they_free(tmp_path: Path) -> None:
+    """A content that does not fit takes no history away: removing it would free next to nothing."""
+    volume = Volume(tmp_path, volume_budget="4Mi")
+    for number in range(5):
+        await volume.publish({"big": b"b" * (1 << 20), "n": str(number)})
+    before = len(await volume.versions())
+    with pytest.raises(_errors.VolumeFull):
+        await volume.publish({"big": b"b" * (1 << 20), "new": b"n" * (4000 << 10)})
+    assert len(await volume.versions()) == before
+
+
+async def test_no_change_of_loose_files_makes_no_set(tmp_path: Path) -> None:
+    """An empty set would hide them."""
+    volume = Volume(tmp_path)
+    await volume.put("a", "1")
+    assert not (await volume.update({"a": None})).changed
+    assert contents(tmp_path) == {"a": "1"}
+
+
+async def test_a_change_does_not_depend_on_names_that_it_leaves(tmp_path: Path) -> None:
+    """As `put` and `delete`: what lies in the place of another name is that one's affair."""
+    volume = Volume(tmp_path)
+    await volume.publish({"a": "1", "b": "2"})
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "foreign").touch()
+    await volume.update({"a": "changed"})
+    assert (tmp_path / "a").read_text() == "changed"
+
+
+async def test_links_of_another_publisher_are_not_taken_over(tmp_path: Path) -> None:
+    """They would show what they lead to, and not what was published under their name."""
+    (tmp_path / "..2026_11_30").mkdir()
+    (tmp_path / "..2026_11_30" / "b").write_text("old")
+    (tmp_path / "..2026_11_30" / "a").symlink_to("b")
+    (tmp_path / "..data").symlink_to("..2026_11_30")
+    for name in "ab":
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    await Volume(tmp_path).publish({"a": "old", "b": "new"})
+    assert contents(tmp_path) == {"a": "old", "b": "new"}
+
+
+async def test_a_file_that_was_rewritten_in_place_is_synced_when_it_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever rewrote it may not have synced it."""
+    volume = Volume(tmp_path)
+    await volume.publish({"a": "1", "b": "1"})
+    (tmp_path / "a").write_text("2")
+    synced: set[int] = set()
+    real = atomic.sync_files
+    monkeypatch.setattr(
+        atomic,
+        "sync_files",
+        lambda fds: synced.update(os.fstat(fd).st_ino for fd in fds) or real(fds),
+    )
+    await volume.publish({"a": "2", "b": "2"})
+    assert synced == set(inodes(tmp_path).values())

@@ -96,7 +96,16 @@ async def test_nothing_is_written_where_nothing_changes(volume: Volume) -> None:
 
 
 @pytest.mark.parametrize(
-    "planted", [b"", b"[]", b'{"reasons": 1}', b'{"reasons": {"a": "b"}}', b"\xff", b"x" * 100_000]
+    "planted",
+    [
+        b"",
+        b"[]",
+        b'{"reasons": 1}',
+        b'{"reasons": {"a": "b"}}',
+        b"\xff",
+        b"x" * 100_000,
+        b'{"reasons": {"a": ' + b"[" * 1000 + b"]" * 1000 + b'}, "since": "2026-11-30T00:00:00"}',
+    ],
 )
 async def test_what_a_neighbour_plants_there_says_nothing(
     volume: Volume, eventually: Eventually, planted: bytes
