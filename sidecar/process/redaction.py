@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_VALUE = re.compile(r"=[^&;]*")
+_VALUE = re.compile(r"=[^&;]*|(?<![^&;])[^=&;]+(?![^&;])")
 
 
 def redact_url(url: str) -> str:
@@ -15,7 +15,11 @@ def redact_url(url: str) -> str:
 
     >>> redact_url("https://ada:secret@logs.example.com/in?api_key=secret&source=shop")
     'https://logs.example.com/in?api_key=***&source=***'
+    >>> redact_url("https://hooks.example.com/@team?secret")
+    'https://hooks.example.com/@team?***'
     """
     rest, question, query = url.partition("?")
     scheme, slashes, place = rest.partition("://")
-    return f"{scheme}{slashes}{place.rpartition('@')[2]}{question}{_VALUE.sub('=***', query)}"
+    host, slash, path = place.partition("/")
+    hidden = _VALUE.sub(lambda found: "=***" if found[0].startswith("=") else "***", query)
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}{question}{hidden}"

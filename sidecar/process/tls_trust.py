@@ -7,6 +7,7 @@ and a certificate for the cluster name does not include `localhost`. The kubelet
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ def client_context(ca: str | None, *, verify: bool = True) -> ssl.SSLContext:
 def is_this_machine(address: str) -> bool:
     """Return whether an address is on the loopback interface.
 
-    >>> is_this_machine("127.0.0.1"), is_this_machine("::1"), is_this_machine("localhost")
+    >>> is_this_machine("127.0.0.1"), is_this_machine("::1"), is_this_machine("127.example.com")
     (True, True, False)
     """
-    return address == "::1" or address.startswith(("127.", "::ffff:127."))
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False  # a name, as 127.example.com
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -11,7 +11,8 @@ import contextlib
 import http.client
 import os
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
@@ -59,7 +60,8 @@ def check_url(name: str, value: object) -> str:
     fits = fits and text.isprintable() and " " not in text
     if not fits:
         raise _errors.ConfigError(
-            f"{name}: {redact_url(str(value))!r} is no address: it must begin with http:// or https://"
+            f"{name}: {'this' if '@' in str(value) else repr(redact_url(str(value)))} is no address:"
+            " it must begin with http:// or https://"
         )
     return text
 
@@ -107,7 +109,12 @@ async def request(
     except ValueError as error:
         raise ActionFailed(f"{error} (see token_file)") from error
     exchange = _Exchange(method, urlsplit(address), {**headers, **secrets}, timeout, access, body)
-    answering = asyncio.ensure_future(asyncio.to_thread(exchange.run))
+    try:
+        answering = _run_in_daemon_thread(exchange.run)
+    except RuntimeError as error:
+        raise ActionFailed(
+            f"{method} {where}: {error} (is a limit of processes reached?)"
+        ) from error
     try:
         async with asyncio.timeout(timeout):
             await asyncio.wait({answering})
@@ -159,7 +166,7 @@ class _Exchange:
             connection.close()
 
     def withdraw(self) -> None:
-        """Have the thread end now, unless it waits for a name server: then nothing is sent any more."""
+        """Have the thread end now, unless it waits for a name server or a connection: then nothing is sent any more."""
         self.withdrawn = True
         if self.socket is not None:
             with contextlib.suppress(OSError):
@@ -183,6 +190,32 @@ class _Exchange:
             raise ValueError(
                 f"cannot use the authorities in {ca_file or 'the system'}: {error.strerror or error}"
             ) from error
+
+
+def _run_in_daemon_thread(function: Callable[[], Answer]) -> asyncio.Future[Answer]:
+    """Run a function in a thread for which nothing waits: a name server, or a host that does not answer, must not delay the end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Answer] = loop.create_future()
+
+    def settle(answer: Answer | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif answer is not None:
+            future.set_result(answer)
+
+    def run() -> None:
+        answer, failure = None, None
+        try:
+            answer = function()
+        except BaseException as error:  # noqa: BLE001 (raised where it is awaited)
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, answer, failure)
+
+    threading.Thread(target=run, name="sidecar-request", daemon=True).start()
+    return future
 
 
 def _ignore(answering: asyncio.Future[Answer]) -> None:

@@ -17,6 +17,7 @@ from sidecar.volume.volume import Volume
 _REFERENCE = re.compile(rb"\$(?:(\$)|\{([^{}\n]*)(\})?)")
 _VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _FILE = b"file:"
+_OURS = b"SIDECAR_"
 _VERSION = b"SIDECAR_VERSION"
 _MOST_PROBLEMS = 5
 
@@ -27,7 +28,7 @@ Lookup = Callable[[bytes], bytes]
 class Expansion:
     """Publish each version with its references expanded: a file for a file, a set for a set.
 
-    `${NAME}` is a variable of the environment, `${SIDECAR_VERSION}` the version, `${file:NAME}` another file of the set, or beside the file,
+    `${NAME}` is a variable of the environment, but none of `SIDECAR_…`; `${SIDECAR_VERSION}` is the version, `${file:NAME}` another file of the set, or beside the file,
     without one newline at its end. `$$` is a single `$`; any other `$` stays as it is. Values are not expanded again.
     A reference without a value refuses the whole version, and the output stays as it was.
 
@@ -44,7 +45,12 @@ class Expansion:
 
     def __init__(self, path: str, output: str, options: Mapping[str, Any] | None = None) -> None:
         arguments.check_path("expand_to", output)
-        source, target = os.path.abspath(path), os.path.abspath(output)
+        source, target = os.path.realpath(path), os.path.realpath(output)
+        if not os.path.basename(output) or os.path.isdir(output):
+            # A single file is published there under its own name.
+            target = (
+                target if os.path.isdir(source) else os.path.join(target, os.path.basename(source))
+            )
         if target == source or target.startswith(f"{source}/"):
             raise _errors.ConfigError(
                 f"expand_to is {output}, which lies in what is followed ({path}): each version would make another one"
@@ -66,7 +72,9 @@ class Expansion:
         if change.snapshot is None:
             raise RuntimeError("there is no content to expand")
         try:
-            variables = {**os.environb, _VERSION: change.version.encode()}
+            # Those of our own options may hold credentials, and whoever publishes would read them.
+            others = {name: v for name, v in os.environb.items() if not name.startswith(_OURS)}
+            variables = {**others, _VERSION: change.version.encode()}
             done = await self._publish(change.snapshot, variables)
         except _errors.SidecarError as error:
             refused = isinstance(error, _errors.ContentRefused | _errors.NameRefused)

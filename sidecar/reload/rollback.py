@@ -39,6 +39,15 @@ class Refusal:
     refused_at: float
 
 
+def _is_followed(state: str, path: str, *, is_set: bool) -> bool:
+    """Whether readers of a path see a state file as part of its content."""
+    state, path = os.path.realpath(state), os.path.realpath(path)
+    if not is_set:
+        return state == path
+    below = state.removeprefix(f"{path}/")
+    return below != state and not any(part.startswith("..") for part in below.split("/"))
+
+
 class Rollback:
     """The last version that the application has taken, and the last one that it has refused.
 
@@ -71,6 +80,11 @@ class Rollback:
             else os.path.join(directory, f"{_STATE}-{name}.json")
         )
         self._state = beside if state_file is None else os.fspath(state_file)
+        if _is_followed(self._state, path, is_set=is_set):
+            raise _errors.ConfigError(
+                f"state_file is {self._state}, which belongs to what is followed ({path}): each save would be a new version"
+                " (give it another directory, or a name that begins with ..)"
+            )
         self._kept: Snapshot[None] | None = None
         self._saved: bytes | None = None
         self.confirmed: str | None = None

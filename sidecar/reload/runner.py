@@ -194,6 +194,7 @@ class Reloader:
     async def _apply_next(self) -> bool:
         """Wait for another version than the application has, and apply it; False if it was not applied."""
         while (snapshot := self._watch.snapshot) is None or snapshot.version == self._current:
+            self._failures.pop(id(self._stop), None)  # what was held is not there any more
             await self._next_change()
         rollback = self._rollback
         if rollback is not None and self._must_leave(snapshot):
@@ -319,7 +320,7 @@ class Reloader:
                     _wake(waiting)
                 return False
         _log.warning("%s; trying again", self._failures[id(action)])
-        pause = self._backoff(attempt) if error.retry_after is None else error.retry_after
+        pause = max(self._backoff(attempt), error.retry_after or 0.0)
         return not await self._newer_within(change, min(pause, left) if rolls_back else pause)
 
     def _report(self, change: Change, error: ActionFailed) -> None:
@@ -351,6 +352,7 @@ class Reloader:
                 said = f"version {refused.version} of {change.path} was not rolled back: {error}"
                 _log.error("%s", said)
                 if not rollback.is_possible:
+                    self._failures.pop(id(rollback), None)
                     return
                 self._failures[id(rollback)] = said
                 pause = self._backoff(attempt)

@@ -49,7 +49,7 @@ class _ApplyOptions:
     splay: float = declare.flag(
         type=param_types.seconds,
         default=0.0,
-        help="Length in seconds of the window in which the Pods apply a new version one after the other, ordered by a hash of Pod name and version.",
+        help="Length in seconds of the window over which the Pods spread a new version, each by a hash of its name and the version.",
     )
     stop_url: str | None = declare.flag(
         type=param_types.http_url,
@@ -178,6 +178,10 @@ def command(
                 return reload.command(value, timeout)
             return reload.signal(signal, kind, value)
 
+        if applying.state_file and not applying.rollback_on_failure:
+            raise click.UsageError("--state-file needs --rollback-on-failure", ctx)
+        if expect_status and not given["webhook"]:
+            raise click.UsageError("--expect-status needs --webhook", ctx)
         values = {kind: list(given[kind]) for kind in _ACTIONS}
         named = [kind for kind in ctx.meta[_ORDER] if kind in _ACTIONS]
         late = [kind for kind in _ACTIONS if kind not in named for _ in values[kind]]

@@ -71,7 +71,8 @@ def run(
     lifecycle.run(work)
     if once and reloader.version is None:
         # An init container that was stopped has not succeeded.
-        click.echo(f"sidecar: stopped before {path} was applied", err=True)
+        why = f": {reloader.problem}" if reloader.problem else ""
+        click.echo(f"sidecar: stopped before {path} was applied{why}", err=True)
         return 1
     return 0
 
