@@ -1,4 +1,5 @@
-# One image for all roles: `write`, `read`, `collect`, `publish`, `wait`, `check`.
+# One image for all roles: `write`, `read`, `collect`, `reload`, `mirror`, `publish`, `delete`, `wait`, `check`, `doctor`.
+# It has no `git`: for `mirror git+…` install that in an image made from this one.
 # Works as any user, with a read-only root and without capabilities; writes nowhere but to the volume it is given.
 #
 #     make image                                     # or: podman build -t localhost/sidecar:0.1.0 .

@@ -144,7 +144,8 @@ def command_line(value: str) -> tuple[str, ...]:
 def http_url(value: str) -> str:
     """Check that an address begins with http:// or https://."""
     if not re.match(r"https?://[^/]", value):
-        raise click.BadParameter(f"{value!r} is no address: it must begin with http:// or https://")
+        shown = "this" if "@" in value else repr(value)  # before an @ there may be a password
+        raise click.BadParameter(f"{shown} is no address: it must begin with http:// or https://")
     return value
 
 

@@ -56,7 +56,7 @@ class Composition:
         }
         if all(one.is_complete for one in sources):
             changes |= {name: None for name in self._published if name not in chosen}
-        if changes or self.version is None:
+        if changes:
             await self._update(changes, chosen)
             for one in sources:
                 if one.changed_at is not None:

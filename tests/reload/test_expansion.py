@@ -9,7 +9,9 @@ import pytest
 import sidecar
 from reload.conftest import Receiver
 from sidecar import reload
-from sidecar.reload.expansion import expand
+from sidecar._errors import ConfigError
+from sidecar.reload.change import ActionFailed, Change
+from sidecar.reload.expansion import Expansion, expand
 from support import Eventually
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -166,5 +168,34 @@ async def test_the_application_may_report_the_version_of_the_output(
 def test_an_output_in_the_source_is_refused(output: str) -> None:
     """Each version would make another one, for ever."""
     actions = [reload.Signal("HUP", process="x")]
-    with pytest.raises(sidecar.ConfigError, match="lies in what is followed"):
+    with pytest.raises(ConfigError, match="lies in what is followed"):
         reload.Reloader("/x/y/", actions, expand_to=output)
+
+
+def test_an_output_that_is_the_source_is_refused(tmp_path: Path) -> None:
+    """Under any name: the template would be overwritten, and its references lost."""
+    source = tmp_path / "d" / "app.conf"
+    source.parent.mkdir()
+    source.write_text("v=${HOME}")
+    (tmp_path / "link").symlink_to("d")
+    for path, output in (
+        (source, source), (source, f"{source.parent}/"), (source, source.parent),
+        (f"{source.parent}/", tmp_path / "link"), (source, f"{tmp_path}/link/"),
+    ):  # fmt: skip
+        with pytest.raises(sidecar.ConfigError, match="lies in what is followed"):
+            Expansion(str(path), str(output))
+    Expansion(str(source), str(tmp_path / "d" / "expanded.conf"))
+
+
+async def test_variables_of_our_own_options_are_not_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may hold credentials, and whoever publishes a template could read them."""
+    monkeypatch.setenv("SIDECAR_RELOAD_WEBHOOK", "http://ada:secret@host/")
+    volume = sidecar.Volume(tmp_path / "in")
+    await volume.publish({"a": "${SIDECAR_RELOAD_WEBHOOK}"})
+    snapshot = await volume.snapshot()
+    change = Change(volume.path, snapshot.version, ("a",), snapshot=snapshot)
+    with pytest.raises(ActionFailed, match="not set") as caught:
+        await Expansion(volume.path, str(tmp_path / "out")).run(change)
+    assert "secret" not in str(caught.value)

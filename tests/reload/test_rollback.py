@@ -431,3 +431,13 @@ async def test_a_large_content_that_was_rewritten_comes_from_the_history(
     monkeypatch.setattr(type(kept), "contents", altered)
     assert await memory.publish(refused) == good
     assert one.text() == "good"
+
+
+def test_a_state_file_that_is_followed_is_refused(tmp_path: Path) -> None:
+    """Each save would be a new version, which is confirmed, which is saved."""
+    (tmp_path / "set").mkdir()
+    for path, state in ((f"{tmp_path}/set/", "set/state.json"), (f"{tmp_path}/set", "set/sub/state.json"), (f"{tmp_path}/file", "file")):  # fmt: skip
+        with pytest.raises(_errors.ConfigError, match="each save would be a new version"):
+            Rollback(path, tmp_path / state)
+    Rollback(f"{tmp_path}/set/", tmp_path / "set" / "..state.json")
+    Rollback(f"{tmp_path}/file", tmp_path / "state.json")

@@ -63,7 +63,11 @@ def _probed(mirror: Mirror) -> probe_server.Probed:
         "How far the sources are mirrored.",
         "Is a set published?",
         {
-            "ready": lambda: None if mirror.version else mirror.problem or "nothing is published",
+            "ready": lambda: (
+                None
+                if mirror.version or mirror.is_complete
+                else mirror.problem or "nothing is published"
+            ),
             "started": lambda: None if mirror.started else "the volume is still being looked at",
         },
     )

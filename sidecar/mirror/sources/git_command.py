@@ -165,7 +165,7 @@ class Repository:
             )  # fmt: skip
         except FileNotFoundError:
             raise SourceUnavailable(
-                f"cannot read {self._name}: the command git is not installed (apt-get install git)"
+                f"cannot read {self._name}: the command git is not in the image (apt-get install git, in an image made from this one)"
             ) from None
         try:
             async with asyncio.timeout(self._timeout):

@@ -136,6 +136,9 @@ def test_once_that_is_stopped_is_no_success(sidecar_process: StartProcess, confi
         (["--webhook", "http://x", "--expect-status", "ok"], "--expect-status: 'ok' is no status"),
         (["--process", "x", "--once", "--no-initial"], "once applies the present version"),
         (["--process", "x", "--timeout", "0"], "--timeout: 0 is too short"),
+        (["--process", "x", "--state-file", "s"], "--state-file needs --rollback-on-failure"),
+        (["--process", "x", "--expect-status", "200"], "--expect-status needs --webhook"),
+        (["--webhook", "ada:secret@host"], "--webhook: this is no address"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_happens(
