@@ -144,10 +144,10 @@ class _GenerationBuilder:
         self._mode = mode
         self._group = group
         self._dir_fd = dir_fd
+        self._published_at = timestamp_of(layout.active_generation(dir_fd) or "")
         self._directories = {"": openat.open_here(dir_fd, name)}
         self._sources: dict[str, int] = {}
         self._pending: list[int] = []
-        self._published_at = timestamp_of(layout.active_generation(dir_fd) or "")
 
     def __enter__(self) -> Self:
         return self

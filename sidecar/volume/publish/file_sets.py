@@ -242,10 +242,12 @@ class FileSet:
                 activation.check_conflicts(fd, self._settings, desired.versions, optional)
                 return Publication(version, True, created, time.time(), desired.size)
             new = self._build(fd, desired, exact=not fits)
-            self._copies_kept = _was_copied(fd, new, desired.reused) if fits else self._copies_kept
-            if copied or self._copies_kept:
-                self._budget.invalidate()  # which of them were copied is not known
             try:
+                self._copies_kept = (
+                    _was_copied(fd, new, desired.reused) if fits else self._copies_kept
+                )
+                if copied or self._copies_kept:
+                    self._budget.invalidate()  # which of them were copied is not known
                 if done and not fits and self._has_same_access(fd, new, desired.versions):
                     self._access_checked = (
                         before  # the mount fixes modes and groups, so a new set would not differ
