@@ -5,7 +5,7 @@
 The names below are public; the modules they live in may change.
 Each is imported when it is first used: who sends signals never loads an HTTP client.
 
-Inside, `runner` follows a path, tries again, and knows which version the application has.
+Inside, `runner` follows a path, tries again, and knows which version the application has; `options` checks its arguments.
 `webhook`, `command` and `signals` are the actions, `confirmation` asks whether one has worked;
 `change` is what they are told, and how they fail. `client` makes all HTTP requests.
 `rollback` publishes the last confirmed version again, and remembers both versions across restarts;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import socket
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +15,7 @@ from sidecar.process.redaction import redact_url
 from sidecar.reload import client
 from sidecar.reload.change import ActionFailed, Change
 
+_log = logging.getLogger(__name__)
 _TIMEOUT = 5.0
 
 
@@ -73,5 +76,36 @@ class StopUrl:
         if not 200 <= answer.status < 300:
             raise ActionFailed(f"POST {redact_url(self.url)} was answered with {answer.status}")
 
+    def reports(self) -> FailureReports:
+        """Return what sends reports in the background."""
+        return FailureReports(self)
+
     def _headers(self, change: Change) -> dict[str, str]:
         return {"Sidecar-Version": change.version, "Sidecar-Pod": self.pod}
+
+
+class FailureReports:
+    """Reports to a `StopUrl`, in the background: the reloader does not wait for them."""
+
+    def __init__(self, stop: StopUrl) -> None:
+        self._stop = stop
+        self._running: set[asyncio.Task[None]] = set()
+
+    def send(self, change: Change, reason: str) -> None:
+        """Begin to report that the application has not taken a version."""
+        report = asyncio.create_task(self._send(change, reason), name="reload: report")
+        self._running.add(report)
+        report.add_done_callback(self._running.discard)
+
+    async def finish(self, timeout: float) -> None:
+        """Wait for the reports that are under way, at most so many seconds."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout)
+        for report in self._running:
+            report.cancel()
+
+    async def _send(self, change: Change, reason: str) -> None:
+        try:
+            await self._stop.report(change, reason)
+        except ActionFailed as error:
+            _log.warning("version %s of %s: %s", change.version, change.path, error)

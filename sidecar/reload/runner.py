@@ -7,35 +7,25 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from sidecar import _errors
-from sidecar.process import arguments, metrics, retry
+from sidecar.process import metrics
 from sidecar.reload.change import Action, ActionFailed, Change
+from sidecar.reload.options import ReloaderOptions, check
 from sidecar.volume.content.snapshot import Snapshot
-from sidecar.volume.watch.options import Options
-from sidecar.volume.watch.watch import Watch
 
 if TYPE_CHECKING:
-    from sidecar.reload.expansion import Expansion
     from sidecar.reload.rollback import Rollback
-    from sidecar.reload.rollout import StopUrl
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
 _RESULTS = ("ok", "failed")
 _ROLLBACK = "rollback"
 _SEEN_WITHIN = 1.0
 """Seconds in which the watch usually sees what was published, before it is published again."""
-
-
-def exponential_backoff(attempt: int) -> float:
-    """Return the seconds to wait after the attempt of this number, from 0 on: up to 0.5, 1, 2, … 30, and at least half of it."""
-    return retry.exponential_backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE)
 
 
 class Reloader:
@@ -51,61 +41,11 @@ class Reloader:
         self,
         path: str | os.PathLike[str],
         actions: Sequence[Action],
-        *,
-        parallel: bool = False,
-        confirm_url: str | None = None,
-        confirm_timeout: float = 10.0,
-        rollback_on_failure: bool = False,
-        state_file: str | os.PathLike[str] | None = None,
-        expand_to: str | os.PathLike[str] | None = None,
-        storage: Mapping[str, Any] | None = None,
-        splay: float = 0.0,
-        stop_url: str | None = None,
-        ca_file: str | os.PathLike[str] | None = None,
-        token_file: str | os.PathLike[str] | None = None,
-        initial: bool = True,
-        once: bool = False,
-        drain_timeout: float = 10.0,
-        backoff: Callable[[int], float] = exponential_backoff,
-        **options: Unpack[Options],
+        **options: Unpack[ReloaderOptions],
     ) -> None:
-        self._watch = Watch(path, **options)
-        self._actions = tuple(actions)
-        if not self._actions:
-            raise _errors.ConfigError("there is nothing to do: give at least one action")
-        self._parallel = arguments.check_flag("parallel", parallel)
-        self._initial = arguments.check_flag("initial", initial)
-        self._once = arguments.check_flag("once", once)
-        if once and not initial:
-            raise _errors.ConfigError("once applies the present version: it needs initial")
-        self._drain_timeout = arguments.check_seconds("drain_timeout", drain_timeout)
-        arguments.check_plain_function("backoff", backoff, "a function from a number to seconds")
-        self._backoff = backoff
-        self._confirm_timeout = arguments.check_seconds(
-            "confirm_timeout", confirm_timeout, zero=False
-        )
-        self._splay = arguments.check_seconds("splay", splay)
-        # What is not asked for is not imported: who asks nobody needs no HTTP client.
-        self._confirmation: Action | None = None
-        self._stop: StopUrl | None = None
-        if confirm_url is not None or stop_url is not None:
-            from sidecar.reload import client, confirmation, rollout
-
-            access = client.Access(ca_file, token_file)
-            if confirm_url is not None:
-                self._confirmation = confirmation.Confirmation(confirm_url, confirm_timeout, access)
-            if stop_url is not None:
-                self._stop = rollout.StopUrl(stop_url, rollout.pod_name(), access)
-        self._expansion: Expansion | None = None
-        if expand_to is not None:
-            from sidecar.reload.expansion import Expansion
-
-            self._expansion = Expansion(self._watch.path, os.fspath(expand_to), storage)
-        self._rollback: Rollback | None = None
-        if arguments.check_flag("rollback_on_failure", rollback_on_failure):
-            from sidecar.reload.rollback import Rollback
-
-            self._rollback = Rollback(self._watch.path, state_file, storage)
+        config = self._config = check(path, actions, **options)
+        self._watch, self._rollback, self._stop = config.watch, config.rollback, config.stop
+        self._reports = None if config.stop is None else config.stop.reports()
         self._applied: Mapping[str, str] = {}
         self._last: str | None = None
         """The version that was applied last."""
@@ -118,7 +58,8 @@ class Reloader:
         self._deadline = math.inf
         """When it is given up, by the clock of the loop."""
         self._reported = False
-        self._reports: set[asyncio.Task[None]] = set()
+        self._turn: float | None = None
+        """When it is the turn of this Pod, by the clock of the loop; None while it does not wait for it."""
         self._waiting: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
@@ -170,18 +111,25 @@ class Reloader:
             async with self._watch as watch:
                 await watch.looked()
                 present = watch.snapshot
-                if present is not None and not self._initial and not self._must_leave(present):
+                if (
+                    present is not None
+                    and not self._config.initial
+                    and not self._must_leave(present)
+                ):
                     await self._note_applied(present)
-                while not await self._apply_next() or not self._once:
+                while not await self._apply_next() or not self._config.once:
                     pass
         finally:
-            if self._reports:
-                await asyncio.wait(self._reports, timeout=self._drain_timeout)
-            for report in self._reports:
-                report.cancel()
+            if self._reports is not None:
+                await self._reports.finish(self._config.drain_timeout)
 
     def _kinds(self) -> list[str]:
-        steps = (self._stop, self._expansion, *self._actions, self._confirmation)
+        steps = (
+            self._stop,
+            self._config.expansion,
+            *self._config.actions,
+            self._config.confirmation,
+        )
         kinds = [step.kind for step in steps if step is not None]
         return kinds if self._rollback is None else [*kinds, _ROLLBACK]
 
@@ -194,7 +142,9 @@ class Reloader:
     async def _apply_next(self) -> bool:
         """Wait for another version than the application has, and apply it; False if it was not applied."""
         while (snapshot := self._watch.snapshot) is None or snapshot.version == self._current:
-            self._failures.pop(id(self._stop), None)  # what was held is not there any more
+            # What was waited for is not there any more.
+            self._failures.pop(id(self._stop), None)
+            self._turn = None
             await self._next_change()
         rollback = self._rollback
         if rollback is not None and self._must_leave(snapshot):
@@ -209,7 +159,7 @@ class Reloader:
             return False
         # From here on nobody knows what the application has: going back to the last version is a change, too.
         self._current = None
-        self._deadline = asyncio.get_running_loop().time() + self._confirm_timeout
+        self._deadline = asyncio.get_running_loop().time() + self._config.confirm_timeout
         if not await self._apply(change):
             if rollback is not None and self._refusal is not None:
                 await rollback.refuse(change.version, self._refusal)
@@ -223,13 +173,21 @@ class Reloader:
         return self._rollback is not None and self._rollback.must_leave(snapshot.version)
 
     async def _await_turn(self, change: Change) -> bool:
-        """Wait for the turn of this Pod, and for leave of `stop_url`; False once there is a newer version."""
-        if self._splay:
+        """Wait for the turn of this Pod, and for leave of `stop_url`; False once there is a newer version.
+
+        A newer version does not change the turn: else one that comes in each window would put it off for ever.
+        """
+        if self._config.splay:
             from sidecar.reload import rollout
 
-            delay = rollout.splay_delay(rollout.pod_name(), change.version, self._splay)
-            if await self._newer_within(change, delay):
+            now = asyncio.get_running_loop().time()
+            if self._turn is None:
+                self._turn = now + rollout.splay_delay(
+                    rollout.pod_name(), change.version, self._config.splay
+                )
+            if await self._newer_within(change, self._turn - now):
                 return False
+            self._turn = None
         return self._stop is None or await self._persist(self._stop, change)
 
     async def _apply(self, change: Change) -> bool:
@@ -238,27 +196,29 @@ class Reloader:
         False once there is a newer version, or this one is given up: then `_refusal` says why.
         """
         for attempt in itertools.count():
-            if self._expansion is not None:
-                if not await self._persist(self._expansion, change):
+            if self._config.expansion is not None:
+                if not await self._persist(self._config.expansion, change):
                     return False
-                change = replace(change, output_version=self._expansion.version)
+                change = replace(change, output_version=self._config.expansion.version)
             if not await self._run_actions(change):
                 return False
-            if self._confirmation is None:
+            if self._config.confirmation is None:
                 return True
-            outcome = await self._confirm(change, self._confirmation)
+            outcome = await self._confirm(change, self._config.confirmation)
             if isinstance(outcome, bool):
                 return outcome
-            if not await self._may_retry(self._confirmation, change, attempt, outcome):
+            if not await self._may_retry(self._config.confirmation, change, attempt, outcome):
                 return False
         raise AssertionError  # count() has no end
 
     async def _run_actions(self, change: Change) -> bool:
-        if self._parallel:
+        if self._config.parallel:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(self._persist(one, change)) for one in self._actions]
+                running = [
+                    group.create_task(self._persist(one, change)) for one in self._config.actions
+                ]
             return all(task.result() for task in running)
-        for action in self._actions:
+        for action in self._config.actions:
             if not await self._persist(action, change):
                 return False
         return True
@@ -285,7 +245,7 @@ class Reloader:
 
     async def _drain(self, running: asyncio.Task[None]) -> None:
         """Let an action end that has begun, in the time there is for it."""
-        await asyncio.wait({running}, timeout=self._drain_timeout)
+        await asyncio.wait({running}, timeout=self._config.drain_timeout)
         if not running.done():
             running.cancel()
             await asyncio.wait({running})
@@ -312,7 +272,9 @@ class Reloader:
         left = self._deadline - asyncio.get_running_loop().time()
         rolls_back = self._rollback is not None and self._rollback.has_other_than(change.version)
         if error.refused or left <= 0:
-            self._report(change, error)
+            if self._reports is not None and not self._reported:
+                self._reported = True
+                self._reports.send(change, str(error))
             if rolls_back:
                 _log.warning("%s; rolling back", self._failures[id(action)])
                 self._refusal = self._refusal or str(error)
@@ -320,23 +282,8 @@ class Reloader:
                     _wake(waiting)
                 return False
         _log.warning("%s; trying again", self._failures[id(action)])
-        pause = max(self._backoff(attempt), error.retry_after or 0.0)
+        pause = max(self._config.backoff(attempt), error.retry_after or 0.0)
         return not await self._newer_within(change, min(pause, left) if rolls_back else pause)
-
-    def _report(self, change: Change, error: ActionFailed) -> None:
-        """Tell `stop_url`, once for a version, that the application has not taken it."""
-        if self._stop is None or self._reported:
-            return
-        self._reported = True
-        report = asyncio.create_task(self._send_report(self._stop, change, str(error)))
-        self._reports.add(report)
-        report.add_done_callback(self._reports.discard)
-
-    async def _send_report(self, stop: StopUrl, change: Change, reason: str) -> None:
-        try:
-            await stop.report(change, reason)
-        except ActionFailed as error:
-            _log.warning("version %s of %s: %s", change.version, change.path, error)
 
     async def _roll_back(self, rollback: Rollback, refused: Snapshot[None]) -> None:
         """Publish the confirmed version, until the watch sees another one than the refused."""
@@ -355,7 +302,7 @@ class Reloader:
                     self._failures.pop(id(rollback), None)
                     return
                 self._failures[id(rollback)] = said
-                pause = self._backoff(attempt)
+                pause = self._config.backoff(attempt)
             else:
                 metrics.RELOAD_TOTAL.labels(_ROLLBACK, "ok").inc()
                 self._failures.pop(id(rollback), None)
@@ -421,23 +368,7 @@ def _wake(waiting: asyncio.Future[None]) -> None:
 async def run(
     path: str | os.PathLike[str],
     actions: Sequence[Action],
-    *,
-    parallel: bool = False,
-    confirm_url: str | None = None,
-    confirm_timeout: float = 10.0,
-    rollback_on_failure: bool = False,
-    state_file: str | os.PathLike[str] | None = None,
-    expand_to: str | os.PathLike[str] | None = None,
-    storage: Mapping[str, Any] | None = None,
-    splay: float = 0.0,
-    stop_url: str | None = None,
-    ca_file: str | os.PathLike[str] | None = None,
-    token_file: str | os.PathLike[str] | None = None,
-    initial: bool = True,
-    once: bool = False,
-    drain_timeout: float = 10.0,
-    backoff: Callable[[int], float] = exponential_backoff,
-    **options: Unpack[Options],
+    **options: Unpack[ReloaderOptions],
 ) -> None:
     """Run actions for each distinct version of a file or a set, until this is cancelled.
 
@@ -484,24 +415,4 @@ async def run(
     ...         await run(config.name, [Command(["true"])], once=True)
     >>> asyncio.run(main())
     """
-    reloader = Reloader(
-        path,
-        actions,
-        parallel=parallel,
-        confirm_url=confirm_url,
-        confirm_timeout=confirm_timeout,
-        rollback_on_failure=rollback_on_failure,
-        state_file=state_file,
-        expand_to=expand_to,
-        storage=storage,
-        splay=splay,
-        stop_url=stop_url,
-        ca_file=ca_file,
-        token_file=token_file,
-        initial=initial,
-        once=once,
-        drain_timeout=drain_timeout,
-        backoff=backoff,
-        **options,
-    )
-    await reloader.run()
+    await Reloader(path, actions, **options).run()

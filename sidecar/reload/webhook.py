@@ -13,7 +13,11 @@ from sidecar.reload import client
 from sidecar.reload.change import ActionFailed, Change
 
 _NOT_NOW = frozenset({408, 425, 429, 502, 503, 504})
-"""Statuses of a server that is not ready or not reached: the version is not refused (RFC 9110, 15.5 and 15.6; RFC 6585)."""
+"""Statuses of a server that is not ready or not reached (RFC 9110, 15.5 and 15.6; RFC 6585)."""
+_NOT_ADMITTED = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407})
+"""Statuses that are about the request: its address, credentials, path or method (RFC 9110, 15.4 and 15.5).
+A proxy in front of a server that starts sends 404, too.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,8 @@ class Webhook:
     It has succeeded when the status is 2xx, or one of `expect_status`; redirects are not followed.
     The request goes out once for each attempt, on a connection of its own, and by no proxy.
     In messages and logs the address is without credentials and values of the query.
-    A status that says "not now" (408, 425, 429, 502, 503, 504) is no refusal; `Retry-After` is heeded, up to five minutes.
+    A status that says "not now" (408, 425, 429, 502, 503, 504), or is about the request (a redirect, 401, 403, 404, 405, 407),
+    is no refusal of the version; `Retry-After` is heeded, up to five minutes.
 
     Args:
         url: the address; `http://user:password@host/` sends those as Basic credentials.
@@ -74,6 +79,6 @@ class Webhook:
             said = answer.first_line and f": {answer.first_line}"
             raise ActionFailed(
                 f"POST {redact_url(self.url)} was answered with {answer.status}, not {wanted}{said}",
-                refused=answer.status not in _NOT_NOW,
+                refused=answer.status not in _NOT_NOW | _NOT_ADMITTED,
                 retry_after=answer.retry_after,
             )

@@ -19,7 +19,7 @@ from sidecar.http.apps.writer import writer_app
 from sidecar.http.server.serve import serve
 from sidecar.logs.pipeline import READERS, Pipeline
 from sidecar.logs.stages import options as stage_options
-from sidecar.reload.runner import Reloader
+from sidecar.reload.options import check as reload_options
 from sidecar.sync import publishing
 from sidecar.volume.validation.gate import Gate
 from sidecar.volume.volume import Volume
@@ -116,7 +116,7 @@ def test_the_flags_of_mirror_are_the_arguments_of_a_mirror() -> None:
 
 def test_the_flags_of_reload_are_the_arguments_of_a_reloader() -> None:
     """Apart from those that describe an action."""
-    flags, taken = declared("reload"), arguments(Reloader)
+    flags, taken = declared("reload"), arguments(reload_options)
     shared = flags.keys() & taken.keys()
     assert {name: flags[name] for name in shared} == {name: taken[name] for name in shared}
     # `storage` holds the arguments of a volume, which are compared above.

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 import sidecar
 from reload.conftest import Receiver
 from sidecar import reload
-from sidecar.reload import runner
+from sidecar.reload import options
 from support import Eventually
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -359,7 +359,7 @@ async def test_the_series_of_each_action_begin_at_0(
 def test_pauses_double_up_to_half_a_minute_and_are_spread() -> None:
     """A fleet must not come back in step."""
     for attempt, longest in zip(itertools.count(), (0.5, 1, 2, 4, 8, 16, 30, 30), strict=False):
-        pauses = {runner.exponential_backoff(attempt) for _ in range(50)}
+        pauses = {options.exponential_backoff(attempt) for _ in range(50)}
         assert all(longest / 2 <= pause <= longest for pause in pauses)
         assert len(pauses) > 1
 

@@ -74,13 +74,22 @@ async def test_secrets_of_the_address_are_in_no_message(free_port: int) -> None:
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("status", [400, 404, 409, 500, 501])
+@pytest.mark.parametrize("status", [400, 409, 422, 500, 501])
 async def test_an_answer_about_the_content_is_a_refusal(status: int, receiver: Receiver) -> None:
     """Prometheus and nginx Unit say so with 500 and 400: the version is at fault, and another try changes nothing."""
     receiver.statuses.append(status)
     with pytest.raises(ActionFailed) as failed:
         await Webhook(receiver.url).run(CHANGE)
     assert failed.value.refused
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 407])
+async def test_an_answer_about_the_request_is_none(status: int, receiver: Receiver) -> None:
+    """RFC 9110, 15.4 and 15.5: it is about address, credentials, path and method. An expired token must not roll back what is right."""
+    receiver.statuses.append(status)
+    with pytest.raises(ActionFailed) as failed:
+        await Webhook(receiver.url).run(CHANGE)
+    assert not failed.value.refused
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
