@@ -277,11 +277,24 @@ def probes(function: Function) -> Function:
     )
 
 
-token_file = option(
-    "--token-file",
-    type=param_types.EXISTING_FILE,
-    help="File with the bearer token that requests must carry; reloaded when it changes.",
-)
+def tokens(function: Function) -> Function:
+    """Add `--token-file` and `--read-token-file` of a server."""
+    return add(
+        function,
+        option(
+            "--token-file",
+            type=param_types.EXISTING_PATH,
+            help="File with the bearer tokens that requests must carry, one a line, TOKEN or NAME: TOKEN;"
+            " or directory with a file for each name. Reloaded when it changes.",
+        ),
+        option(
+            "--read-token-file",
+            type=param_types.EXISTING_PATH,
+            help="The same for tokens that may only read: a write with one of them gets 403.",
+        ),
+    )
+
+
 allowed_hosts = option(
     "--allowed-hosts",
     type=param_types.words,

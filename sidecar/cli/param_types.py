@@ -14,6 +14,7 @@ from sidecar.process import quantities
 T = TypeVar("T")
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False)
+EXISTING_PATH = click.Path(exists=True)
 NEW_FILE = click.Path(dir_okay=False)
 
 

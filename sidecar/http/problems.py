@@ -52,6 +52,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "bad-request": ProblemType(400, "The request cannot be understood"),
     "bad-name": ProblemType(400, "Not a name that may lie on a volume"),
     "unauthorized": ProblemType(401, "A bearer token is needed"),
+    "insufficient-scope": ProblemType(403, "The token may only read"),
     "cross-site": ProblemType(403, "Another web site must not change anything"),
     "not-found": ProblemType(404, "There is nothing at this path"),
     "no-such-file": ProblemType(404, "There is no such file"),

@@ -19,7 +19,7 @@ from sidecar.cli.impl import serve
     help="Respond with this text, instead of 503, until something has been published.",
 )
 @options.watching
-@options.token_file
+@options.tokens
 @options.allowed_hosts
 @options.ui("Serve /ui, a page that shows the content, its history and its changes.")
 @options.logging()
@@ -30,6 +30,7 @@ def command(
     missing: str | None,
     watching: options.WatchOptions,
     token_file: str | None,
+    read_token_file: str | None,
     allowed_hosts: tuple[str, ...],
     ui: bool,
 ) -> None:
@@ -49,6 +50,7 @@ def command(
         path,
         missing=missing,
         token_file=token_file,
+        read_token_file=read_token_file,
         allowed_hosts=allowed_hosts,
         ui=ui,
         **asdict(watching),

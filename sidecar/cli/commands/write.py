@@ -27,7 +27,7 @@ from sidecar.cli.impl import serve
     help="CA certificate (PEM) to verify that reader. Without it, the system's CA certificates are used,"
     " and a reader on this machine is not verified.",
 )
-@options.token_file
+@options.tokens
 @options.allowed_origins
 @options.allowed_hosts
 @options.ui("Serve /ui, a page that shows the content and its history, and publishes.")
@@ -41,6 +41,7 @@ def command(
     confirm: str | None,
     confirm_ca: str | None,
     token_file: str | None,
+    read_token_file: str | None,
     allowed_origins: tuple[str, ...],
     allowed_hosts: tuple[str, ...],
     ui: bool,
@@ -68,6 +69,7 @@ def command(
         confirm=confirm,
         confirm_ca=confirm_ca,
         token_file=token_file,
+        read_token_file=read_token_file,
         allowed_origins=allowed_origins,
         allowed_hosts=allowed_hosts,
         ui=ui,

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from operator import attrgetter
 from urllib.parse import quote
 
 import aiohttp
@@ -50,14 +51,14 @@ class ReaderConfirmation:
 
     It sends `HEAD` with the reader's own long poll, so the response arrives as soon as the reader has the content;
     a server without long polls is polled instead.
-    If the writer has a token file, its first token is sent to the reader.
+    If the writer requires tokens, the first that may only read is sent to the reader, or else the first of all.
     The reader's certificate is verified against `ca`, or without one as `sidecar check` does.
     """
 
     def __init__(
         self,
         url: str,
-        tokens: bearer_auth.TokenFile | None,
+        tokens: bearer_auth.BearerTokens | None,
         ca: str | os.PathLike[str] | None = None,
     ) -> None:
         if not str(url).startswith(("http://", "https://")):
@@ -150,7 +151,8 @@ class ReaderConfirmation:
         if known is not None:
             headers["If-None-Match"] = known
         if self._tokens is not None and (tokens := await self._tokens.tokens()):
-            headers["Authorization"] = f"Bearer {tokens[0].decode('latin-1')}"
+            secret = min(tokens, key=attrgetter("may_write")).secret
+            headers["Authorization"] = f"Bearer {secret.decode('latin-1')}"
         try:
             async with self._session.head(
                 self._address(name),

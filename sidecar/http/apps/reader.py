@@ -53,6 +53,7 @@ def reader_app(
     *,
     missing: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    read_token_file: str | os.PathLike[str] | None = None,
     allowed_hosts: Collection[str] = (),
     watch: WatchMode = "auto",
     recheck: float = 1.0,
@@ -70,7 +71,9 @@ def reader_app(
         path: the file, or the directory for a set. With a file, the other files of its directory
             are served under `/files`, unless that directory is the root of the file system.
         missing: the text to respond with before the first publish, instead of 503.
-        token_file: a file with the bearer tokens that may read, one per line; probes need none.
+        token_file: a file with the bearer tokens that may read, one per line, `TOKEN` or `NAME: TOKEN`;
+            or a directory with a file for each name, as a mounted Secret. Probes need none.
+        read_token_file: a further file or directory of tokens. A reader does not distinguish them; the writer does.
         allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
             `.example.com` includes all subdomains; addresses and `localhost` are always allowed, and probes are exempt.
         watch: the notifier, as for `sidecar.watch`.
@@ -92,7 +95,7 @@ def reader_app(
     max_bytes = arguments.check_size("max_size", max_size)
     if missing is not None:
         arguments.check_instance("missing", missing, str, "a text, or None")
-    tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
+    tokens = bearer_auth.from_arguments(token_file, read_token_file, writes=False)
     protection = cross_origin.CrossOriginProtection(allowed_hosts=allowed_hosts)
     app = web.Application(
         middlewares=[

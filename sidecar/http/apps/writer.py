@@ -71,6 +71,7 @@ def writer_app(
     confirm: str | None = None,
     confirm_ca: str | os.PathLike[str] | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    read_token_file: str | os.PathLike[str] | None = None,
     allowed_origins: Collection[str] = (),
     allowed_hosts: Collection[str] = (),
     ui: bool = True,
@@ -93,10 +94,12 @@ def writer_app(
         durability: `none` responds before the content is on the disk, as for `sidecar.Volume`.
         confirm: the URL of the reader of this content, for `Prefer: wait=SECONDS`;
             for a file other than the one at `path`, `/files/NAME` below it.
-            With `token_file`, its first token is sent to that reader.
+            The first token of `read_token_file`, or else of `token_file`, is sent to that reader.
         confirm_ca: the CA (PEM) of that reader's certificate.
             Without it the CAs of the system are used, and a reader on this machine is not verified.
-        token_file: a file with the bearer tokens that may write, one per line; probes need none.
+        token_file: a file with the bearer tokens that may read and write, one per line, `TOKEN` or `NAME: TOKEN`;
+            or a directory with a file for each name, as a mounted Secret. Probes need none.
+        read_token_file: a file or directory of tokens that may only read: a change gets 403.
         allowed_origins: origins whose pages may write, as `https://admin.example.com`,
             in addition to the application's own.
         allowed_hosts: host names that requests may use, against DNS rebinding; empty for any.
@@ -113,7 +116,7 @@ def writer_app(
     """
     limit = arguments.check_size("max_size", max_size)
     validator = make_gate(gate)
-    tokens = bearer_auth.TokenFile(token_file) if token_file is not None else None
+    tokens = bearer_auth.from_arguments(token_file, read_token_file, writes=True)
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
         middlewares=[
@@ -260,7 +263,7 @@ def _attempt(handler: Handler) -> Handler:
 # Handlers, in the order of the routes
 
 
-@cross_origin.changes_state
+@bearer_auth.changes_state
 @_attempt
 async def _get_content(request: web.Request) -> web.Response:
     writer = request.app[WRITER]

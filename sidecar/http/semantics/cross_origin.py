@@ -20,7 +20,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -30,17 +30,8 @@ from sidecar import _errors
 from sidecar.http import handler_api, problems
 from sidecar.http.semantics import bearer_auth
 
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _AUTHORITY_END: Final = re.compile(r"[/?#]")
-_CHANGES_STATE: Final = "sidecar_changes_state"
-_H = TypeVar("_H")
-
-
-def changes_state(handler: _H) -> _H:
-    """Mark a handler of a safe method (GET) that changes state."""
-    setattr(handler, _CHANGES_STATE, True)
-    return handler
 
 
 class CrossOriginProtection:
@@ -77,7 +68,7 @@ class CrossOriginProtection:
             found = request.match_info.handler
             if self._hosts and not bearer_auth.is_public(found):
                 self.check_host(_host_of(request))
-            if request.method not in _SAFE_METHODS or getattr(found, _CHANGES_STATE, False):
+            if bearer_auth.is_change(request.method, found):
                 self.check(request)
             return await handler(request)
 
