@@ -144,6 +144,13 @@ MATRIX: dict[str, dict[str, Any]] = {
         "reader": {"token": {"secret": "tokens", "key": "read"}},
         "metrics": {"podMonitor": {"enabled": True}},
     },
+    "tokens by name": {
+        "writer": {
+            "token": {"secret": "publishers", "key": ""},
+            "readToken": {"secret": "viewers", "key": "token"},
+        },
+        "reader": {"readToken": {"secret": "viewers", "key": ""}},
+    },
     "gate": {
         "writer": {
             "format": "json",

@@ -113,6 +113,7 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
         "tls_cert",
         "tls_key",
         "token_file",
+        "read_token_file",
     }
     beside = {"help", "host", "unix_socket", "poll"}
     options = {option.name for option in command.params} - elsewhere - beside
@@ -125,7 +126,7 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name(role: str) -> N
     flags = {[*one.opts, *one.secondary_opts][-1] for one in command.params if one.name in options}
     assert flags - {one.partition("=")[0] for one in taken} == set()
     arguments = " ".join(chart.container(chart.render(), role)["args"])
-    for name in elsewhere - {"tls_cert", "tls_key", "token_file"}:
+    for name in elsewhere - {"tls_cert", "tls_key", "token_file", "read_token_file"}:
         assert f"--{name.replace('_', '-')}=" in arguments
 
 
@@ -148,7 +149,7 @@ def test_every_argument_in_the_chart_is_one_that_the_command_takes(name: str) ->
                 arguments = [
                     one
                     for one in arguments
-                    if not re.match("--(schema|token-file|confirm-ca|tls-)", one)
+                    if not re.match("--(schema|token-file|read-token-file|confirm-ca|tls-)", one)
                 ]
                 arguments = [
                     "/dev/null" if one.startswith("/etc/sidecar/") else one for one in arguments

@@ -198,6 +198,42 @@ def test_the_names_of_service_and_routes_are_allowed() -> None:
     assert "--allowed-origins=https://b.example" in chart.container(objects, "writer")["args"]
 
 
+def test_secrets_of_tokens_are_files_or_directories_of_names() -> None:
+    """`key: ""` gives the mount as a whole, whose files are the names."""
+    objects = rendered("tokens by name")
+    mounts = {"--token-file": "/etc/sidecar/token", "--read-token-file": "/etc/sidecar/read-token"}
+    for role, given in (
+        ("writer", {"--token-file": "", "--read-token-file": "/token"}),
+        ("reader", {"--read-token-file": ""}),
+    ):
+        container = chart.container(objects, role)
+        wanted = {f"{flag}={mounts[flag]}{key}" for flag, key in given.items()}
+        assert {one for one in container["args"] if "token-file=" in one} == wanted
+        mounted = {one["mountPath"] for one in container["volumeMounts"]}
+        assert {mounts[flag] for flag in given} == {one for one in mounted if "token" in one}
+    spec = chart.pod_spec(objects)
+    secrets = {
+        one["name"]: one["secret"]["secretName"] for one in spec["volumes"] if "secret" in one
+    }
+    assert secrets == {
+        "writer-token": "publishers",
+        "writer-read-token": "viewers",
+        "reader-read-token": "viewers",
+    }
+
+
+def test_a_monitor_uses_a_token_that_may_only_read() -> None:
+    """And refuses to be without one: Prometheus would get 401 for ever."""
+    writer = {"token": {"secret": "a", "key": ""}, "readToken": {"secret": "b", "key": "c"}}
+    values: dict[str, Any] = {"metrics": {"podMonitor": {"enabled": True}}, "writer": writer}
+    endpoint = chart.only(chart.render(values), "PodMonitor")["spec"]["podMetricsEndpoints"][0]
+    assert endpoint["authorization"]["credentials"] == {"name": "b", "key": "c"}
+    writer["readToken"]["key"] = ""
+    refused = chart.template(values, check=False)
+    assert refused.returncode != 0
+    assert "set writer.readToken.key" in refused.stderr
+
+
 def test_both_addresses_of_a_service_can_be_asked_for() -> None:
     """One value for each thing: the families of the Service, and where a container listens."""
     objects = rendered("both families")
@@ -217,6 +253,12 @@ NOTES = {
         ("--set=ingress.enabled=true", "--set=ingress.hosts[0].host=a.example",
          "--set=ingress.hosts[0].paths[0].path=/x", "--set=ingress.hosts[0].paths[0].to=writer"),
         ["http://a.example/x   # writer", "asks for no token"],
+    ),
+    "the token of the writer": (
+        ("--set=writer.token.secret=a",), ['"token" | base64decode', "awk 'NF {print $NF; exit}'"],
+    ),
+    "the first of its tokens": (
+        ("--set=writer.token.secret=a,writer.token.key=",), ["{{range .data}}{{. | base64decode}}"],
     ),
     "how to delete a claim": (
         ("--set=volume.persistentVolumeClaim.size=1Gi",),

@@ -106,6 +106,11 @@ Each gives items of a list. `.` is the context of the chart that depends on this
       mountPath: /etc/sidecar/token
       readOnly: true
     {{- end }}
+    {{- if $values.readToken.secret }}
+    - name: {{ $role }}-read-token
+      mountPath: /etc/sidecar/read-token
+      readOnly: true
+    {{- end }}
     {{- if $root.Values.tls.secret }}
     - name: tls
       mountPath: /etc/sidecar/tls
@@ -225,7 +230,10 @@ securityContext:
 - {{ printf "--allowed-hosts=%s" (include "sidecar.allowedHosts" . | fromJsonArray | join ",") | quote }}
 {{- end }}
 {{- if $values.token.secret }}
-- --token-file=/etc/sidecar/token/{{ $values.token.key }}
+- --token-file=/etc/sidecar/token{{ with $values.token.key }}/{{ . }}{{ end }}
+{{- end }}
+{{- if $values.readToken.secret }}
+- --read-token-file=/etc/sidecar/read-token{{ with $values.readToken.key }}/{{ . }}{{ end }}
 {{- end }}
 {{- if $root.Values.tls.secret }}
 - --tls-cert=/etc/sidecar/tls/tls.crt
@@ -310,6 +318,12 @@ securityContext:
 - name: {{ $role }}-token
   secret:
     secretName: {{ $values.token.secret }}
+    defaultMode: 0440
+{{- end }}
+{{- if and $values.enabled (dig "readToken" "secret" "" $values) }}
+- name: {{ $role }}-read-token
+  secret:
+    secretName: {{ $values.readToken.secret }}
     defaultMode: 0440
 {{- end }}
 {{- end }}

@@ -21,10 +21,17 @@ TIMEOUT = float(os.environ.get("TIMEOUT", "30"))
 REFUSED = 422  # by the gate of the writer
 
 
+def token(path: str) -> str:
+    """The first token in a file, or in a directory of them; `NAME: ` may stand before it."""
+    if os.path.isdir(path):
+        path = os.path.join(path, min(one for one in os.listdir(path) if one[0] != "."))
+    return next(line for line in open(path) if line.strip()).split()[-1]
+
+
 def ask(method: str, url: str, role: str, body: bytes | None = None) -> tuple[int, bytes]:
     request = urllib.request.Request(url, data=body, method=method)
     if path := os.environ.get(f"{role}_TOKEN_FILE"):
-        request.add_header("Authorization", "Bearer " + open(path).read().strip())
+        request.add_header("Authorization", f"Bearer {token(path)}")
     try:
         with urllib.request.urlopen(request, timeout=10, context=ANYBODY) as answer:
             return answer.status, answer.read()
