@@ -115,7 +115,7 @@ ADMISSION: web.RequestKey[Admission] = web.RequestKey("sidecar.admission", Admis
 """In an authenticated request, its admission: `request[ADMISSION].name` tells who sent it. Absent if no tokens are required."""
 
 
-class _Source(NamedTuple):
+class _TokenPath(NamedTuple):
     """A file or directory of tokens."""
 
     path: Path
@@ -136,7 +136,7 @@ class BearerTokens:
         read_token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self._sources = [
-            _Source(Path(arguments.check_path(name, path)), may_write)
+            _TokenPath(Path(arguments.check_path(name, path)), may_write)
             for name, path, may_write in (
                 ("token_file", token_file, True),
                 ("read_token_file", read_token_file, False),
@@ -311,7 +311,7 @@ def _unauthorized(*, shown: bool) -> problems.Problem:
     )
 
 
-def _read_all(sources: list[_Source]) -> tuple[tuple[Token, ...], frozenset[str]]:
+def _read_all(sources: list[_TokenPath]) -> tuple[tuple[Token, ...], frozenset[str]]:
     """Return the tokens, each once, and the problems of the files. Blocking."""
     tokens: dict[bytes, Token] = {}
     found: set[str] = set()
