@@ -12,7 +12,7 @@ RUN python3 -m venv /build && python3 -m venv --without-pip /opt/sidecar
 COPY image/build.txt image/requirements.txt /src/image/
 RUN /build/bin/pip install --quiet --require-hashes -r /src/image/build.txt \
  && /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --require-hashes --only-binary=:all: -r /src/image/requirements.txt
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml hatch_build.py README.md LICENSE /src/
 COPY sidecar /src/sidecar
 RUN /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheel /src \
  && /build/bin/pip --python /opt/sidecar/bin/python3 install --quiet --no-deps --no-index /wheel/*.whl

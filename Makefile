@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-next lint format bench soak mutants image image-size chart lock sbom docs release-check clean
+.PHONY: help run test test-all test-next lint format bench soak mutants image image-size chart lock sbom audit docs release-check clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ sbom: $(STAMP)  ## write what the image is made of as CycloneDX, to dist/sidecar
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
 		--output-file dist/sidecar.cdx.json image/requirements.txt
+
+audit: $(STAMP)  ## look for known vulnerabilities of the Python packages in the image; asks the index for its advisories
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --vulnerability-service pypi --requirement image/requirements.txt
 
 docs: $(STAMP)  ## build the site into build/site, and check every link in it; ARGS="serve" to look at it while you write
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)

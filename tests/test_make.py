@@ -19,7 +19,7 @@ def clone(tmp_path: Path) -> Path:
     """As much of the project as is there before anything is installed."""
     directory = tmp_path / "clone"
     directory.mkdir()
-    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("Makefile", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, directory)
     for name in ("tools", "image", "sidecar"):
         shutil.copytree(ROOT / name, directory / name)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -89,12 +90,37 @@ def test_the_wheel_has_the_files_of_the_page(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_the_package_its_types_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     """`py.typed` is what lets a user's type checker see ours (PEP 561)."""
-    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    names = {name for name in wheel.namelist() if not re.search(r"\.(dist-info|data)/", name)}
     ours = {path.relative_to(ROOT).as_posix() for path in FILES}
     assert "sidecar/py.typed" in names
     assert ours <= names
     assert {name.split("/")[0] for name in names} == {"sidecar"}
     assert [name for name in names if "test" in name.removesuffix("testing.py")] == []
+
+
+@pytest.mark.parametrize(
+    ("shell", "path"),
+    [
+        ("bash", "bash-completion/completions/sidecar"),  # bash-completion's README, "FAQ"
+        ("zsh", "zsh/site-functions/_sidecar"),  # zsh's INSTALL, "--enable-site-fndir"
+        ("fish", "fish/vendor_completions.d/sidecar.fish"),  # fish: "Where to put completions"
+    ],
+)
+def test_the_wheel_has_completion_where_the_shell_looks(
+    wheel: zipfile.ZipFile, shell: str, path: str
+) -> None:
+    """It is what the command itself prints for `eval`."""
+    program = Path(sys.executable).parent / "sidecar"
+    printed = subprocess.run(
+        [program],
+        env={**os.environ, "_SIDECAR_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (name,) = (name for name in wheel.namelist() if name.endswith(f".data/data/share/{path}"))
+
+    assert wheel.read(name).decode() == printed
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
