@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 import sys
@@ -49,6 +50,13 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_config(config: Any) -> Any:
+    """Draw pictures while the site is built: a page needs no script for them, and no other server."""
+    (fence,) = config.mdx_configs["pymdownx.superfences"]["custom_fences"]
+    fence["format"] = _picture
+    return config
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Make links as they stand in the repository into links of the site, or to the source; fill in the tables."""
     path = page.file.src_uri
@@ -94,6 +102,14 @@ def _names(match: re.Match[str]) -> str:
     return "\n\n".join(
         f"::: {module}.{name}" for name in import_module(module).__all__ if not name.startswith("_")
     )
+
+
+def _picture(source: str, *_: object, **__: object) -> str:
+    """Return what a block of Mermaid says as SVG, with identifiers that are its own on the page."""
+    import mmdr
+
+    name = f"picture-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    return f'<div class="picture">{mmdr.render(source).svg().replace("merman", name)}</div>'
 
 
 def _fence(block: str) -> str:

@@ -85,7 +85,19 @@ def test_the_page_of_log_events_has_those_of_the_code(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_page_needs_another_server_but_for_pictures(site: Path) -> None:
+def test_pictures_are_drawn_when_the_site_is_built(site: Path) -> None:
+    """Material would load Mermaid from another server, and show the source of a picture where there is none."""
+    page = (site / "architecture/index.html").read_text()
+    source = (ROOT / "docs/architecture.md").read_text()
+
+    assert page.count('<div class="picture"><svg ') == source.count("```mermaid") > 0
+    assert 'class="mermaid"' not in page
+    identifiers = re.findall(r'\sid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.slow
+def test_no_page_needs_another_server(site: Path) -> None:
     """No fonts, scripts or counters from elsewhere: who reads the documentation is nobody's business."""
     found = {
         address
