@@ -156,7 +156,8 @@ def test_each_right_of_a_workflow_is_given_to_a_job() -> None:
         assert workflow["permissions"] == {"contents": "read"}
         jobs = {name: job.get("permissions", {}) for name, job in workflow["jobs"].items()}
         assert {name for name, rights in jobs.items() if rights.get("contents") == "write"} <= {
-            "page"
+            "page",
+            "site",
         }
 
 

@@ -35,7 +35,7 @@ IMAGE = f"localhost/sidecar:{sidecar.__version__}"
 ANYBODY = ssl.create_default_context()
 ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE
 _PROGRAMS = ("podman", "runc", "conmon", "mmdebstrap")
-_CERTIFICATES = ("/etc/ssl/certs", "/usr/local/share/ca-certificates")
+CERTIFICATES = ("/etc/ssl/certs", "/usr/local/share/ca-certificates")
 
 _CONTAINERS_CONF = f"""
 [containers]
@@ -122,7 +122,7 @@ def base() -> str:
 
 def build(tag: str, context: Path, **arguments: str) -> str:
     """Build an image, and return its name. The certificates of this machine serve the build, and stay outside."""
-    mounts = [f"--volume={path}:{path}:ro" for path in _CERTIFICATES if Path(path).exists()]
+    mounts = [f"--volume={path}:{path}:ro" for path in CERTIFICATES if Path(path).exists()]
     values = [f"--build-arg={key}={value}" for key, value in arguments.items()]
     podman("build", "--quiet", "--layers", *mounts, *values, f"--tag={tag}", context, timeout=600)
     return tag

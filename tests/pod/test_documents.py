@@ -31,7 +31,7 @@ class Shell:
         os.chown(volume, 0, 65532)
         self.volume = volume
         mounts = " ".join(
-            f"--volume={path}:{path}:ro" for path in podman._CERTIFICATES if Path(path).exists()
+            f"--volume={path}:{path}:ro" for path in podman.CERTIFICATES if Path(path).exists()
         )
         environment = podman.environment()
         self._environment = environment | {

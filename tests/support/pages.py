@@ -20,11 +20,12 @@ import os
 import re
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,8 @@ _LOOKS = re.compile(
     r"(curl|cat|ls|tail|grep)\b(?!.*(content=|dry_run| -X | -T | --data| -d | --upload-file|/reload))"
 )
 _PORTS = {"write": 8080, "read": 8081}
+UNSHARED = ("unshare", "--mount", "--net", "--pid", "--mount-proc", "--fork", "--kill-child")
+"""Runs a program on this machine, in a network and with processes of its own."""
 _SETUP = """
 set -e
 ip link set lo up
@@ -121,22 +124,30 @@ def matches(expected: list[str], printed: str) -> bool:
 
 
 class Machine:
-    """A shell on a machine of its own: own network, own processes, empty /shared, /tmp/gin and /var/log."""
+    """A shell on a machine of its own: own network, own processes, empty /shared, /tmp/gin and /var/log.
 
-    def __init__(self, directory: Path, *, needs_helm: bool, programs: Path = BIN) -> None:
+    `container` is a command that starts a container and runs there what follows it; otherwise it is the machine's own namespaces.
+    """
+
+    def __init__(
+        self, directory: Path, *, needs_helm: bool, programs: Path, container: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         (directory / ".commands").mkdir()
         (directory / ".commands/driver").write_text(_DRIVER)
         if needs_helm:
             (directory / ".bin").mkdir()
-            (directory / ".bin/helm").symlink_to(tools.helm(4))
+            # A container does not have the cache of this machine.
+            place = shutil.copy if container else os.symlink
+            place(tools.helm(4), directory / ".bin/helm")
         (directory / ".curlrc").write_text("silent\nshow-error\n")  # as on a terminal
         ours = {
             name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")
         }
-        command = ("unshare", "--mount", "--net", "--pid", "--mount-proc", "--fork", "--kill-child")
+        shell = ("bash", "--norc", "--noprofile", ".commands/driver")
+        unshared = (*UNSHARED, "sh", "-c", _SETUP, ".commands/driver")
         self._shell = subprocess.Popen(
-            [*command, "sh", "-c", _SETUP, ".commands/driver"],
+            [*container, *shell] if container else unshared,
             cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=ours | {"HOME": str(directory), "PATH": f"{programs}:{directory}/.bin:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
@@ -210,10 +221,17 @@ def _ports(command: str) -> list[int]:
     return named or ([_PORTS[role[1]]] if role else [])
 
 
-def run_page(page: Path, directory: Path, programs: Path = BIN) -> int:
-    """Run and check all blocks of a page in order, with `sidecar` and `python` of that directory; return how many commands were run."""
+def run_page(
+    page: Path,
+    directory: Path,
+    programs: Path = BIN,
+    *,
+    root: Path = ROOT,
+    container: Sequence[str] = (),
+) -> int:
+    """Run and check all blocks of a page in order, with `sidecar` and `python` of `programs`; return how many commands were run."""
     for name in ("charts", "examples"):
-        (directory / name).symlink_to(ROOT / name)
+        (directory / name).symlink_to(root / name)
     ran = 0
     machine: Machine | None = None
     checker = Checker(directory)
@@ -225,7 +243,9 @@ def run_page(page: Path, directory: Path, programs: Path = BIN) -> int:
                 (directory / block.title).write_text(block.text)
             if block.language == "console" and "cluster" not in block.words:
                 needs_helm = "$ helm " in page.read_text()
-                machine = machine or Machine(directory, needs_helm=needs_helm, programs=programs)
+                machine = machine or Machine(
+                    directory, needs_helm=needs_helm, programs=programs, container=container
+                )
                 for command, expected in read_commands(block.text):
                     machine.run(command, expected)
                     ran += 1
