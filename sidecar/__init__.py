@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sidecar.process.health import Health as Health
     from sidecar.process.lifecycle import every as every
     from sidecar.process.lifecycle import run as run
+    from sidecar.volume.content.metadata import Metadata as Metadata
     from sidecar.volume.content.snapshot import Content as Content
     from sidecar.volume.content.snapshot import Snapshot as Snapshot
     from sidecar.volume.publish.history import Version as Version
@@ -70,6 +71,7 @@ _MODULES = {
     "Gate": "sidecar.volume.validation.gate",
     "Snapshot": "sidecar.volume.content.snapshot",
     "Content": "sidecar.volume.content.snapshot",
+    "Metadata": "sidecar.volume.content.metadata",
     # Follow
     "watch": "sidecar.volume.watch.group",
     "WatchGroup": "sidecar.volume.watch.group",

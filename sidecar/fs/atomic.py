@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sidecar.fs import layout, libc, openat, oserrors
+from sidecar.fs import layout, libc, openat, oserrors, xattrs
 from sidecar.fs.oserrors import ChmodDenied
 
 _RENAME_EXCHANGE = 2
@@ -76,6 +76,20 @@ class TempFile:
         """Append all of `data`, also after short writes and signals."""
         write_all(self._fd, data)
         self.size += len(data)
+
+    def set_attribute(self, value: bytes | None) -> bool:
+        """Set the extended attribute, before `finalize`; None removes that of a reused file.
+
+        Returns False if the file system does not take it; then the file has none.
+
+        Raises:
+            OSError: as fsetxattr(2).
+        """
+        if value is not None and xattrs.write(self._fd, value):
+            return True
+        if self._reused:
+            xattrs.remove(self._fd)
+        return value is None
 
     def finalize(self, mode: int, group: int | None, *, durable: bool = True) -> None:
         """Set mode and group, sync the file if `durable`, and close it. After an error, discard the file.

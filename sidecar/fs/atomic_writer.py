@@ -17,11 +17,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Self
 
-from sidecar.fs import atomic, dirs, layout, open_file, openat, permissions, visible_links
+from sidecar.fs import (
+    atomic,
+    dirs,
+    layout,
+    open_file,
+    openat,
+    permissions,
+    visible_links,
+    xattrs,
+)
 from sidecar.fs.layout import DATA, GENERATION, HIDDEN
 
 #: Files that are open at a time. Writeback has started for all of them before the first is synced,
@@ -63,12 +72,15 @@ def build(
     durable: bool = True,
     exact: bool = False,
     sync_kept: bool = False,
+    attach: Callable[[str, int], None] = lambda *_: None,
 ) -> str:
     """Write a complete generation under a temporary name, synced if `durable`, and return that name.
 
     The files in `keep` are reused from the active generation, as hard links where possible.
     With `exact`, files whose mode or group differs are copied instead.
     With `sync_kept`, they are synced, too: another publisher may have written them without a sync.
+    `attach` is called with the name and the descriptor of each new file, and at the end with `""` and the directory
+    of the generation, to set extended attributes. It must not change the content.
 
     Raises:
         ContentAltered: a file changed since it was read.
@@ -79,10 +91,10 @@ def build(
     try:
         with _GenerationBuilder(dir_fd, name, mode, group, durable=durable, exact=exact) as builder:
             for path, content in files.items():
-                builder.add(path, content)
+                builder.add(path, content, attach)
             for path in keep:
                 builder.link_from_active(path, sync=sync_kept)
-            builder.complete()
+            builder.complete(attach)
     except BaseException:
         dirs.rmtree(dir_fd, name)
         raise
@@ -156,13 +168,19 @@ class _GenerationBuilder:
         for fd in (*self._pending, *self._directories.values(), *self._sources.values()):
             openat.close(fd)
 
-    def add(self, path: str, content: bytes | atomic.TempFile | open_file.Copy) -> None:
+    def add(
+        self,
+        path: str,
+        content: bytes | atomic.TempFile | open_file.Copy,
+        attach: Callable[[str, int], None],
+    ) -> None:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
         if isinstance(content, atomic.TempFile):
             content.rename_into(name, directory)
             return
         fd = self._create(directory, name)
+        attach(path, fd)
         if isinstance(content, open_file.Copy):
             open_file.copy(*content, partial(atomic.write_all, fd))
             self._finish_file(fd, content.file.size)
@@ -194,8 +212,9 @@ class _GenerationBuilder:
             os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime_ns > self._published_at
         )
 
-    def complete(self) -> None:
-        """Sync the files, then set the access of the directories and sync them."""
+    def complete(self, attach: Callable[[str, int], None]) -> None:
+        """Set the attribute of the directory, sync the files, then set the access of all directories and sync them."""
+        attach("", self._directories[""])
         self._sync_pending()
         for path, fd in self._directories.items():
             permissions.set_directory_access(fd, self._above(path), self._group)
@@ -216,6 +235,7 @@ class _GenerationBuilder:
             while chunk := os.read(old, _COPY_CHUNK_BYTES):
                 atomic.write_all(fd, chunk)
                 size += len(chunk)
+            xattrs.copy(old, fd)
         finally:
             openat.close(old)
         self._finish_file(fd, size)

@@ -7,6 +7,8 @@ All of them begin with `..`, which consumers of Kubernetes volumes ignore:
     ..data                              the link to the active generation
     ..versions/                         the history, see `sidecar.volume.publish.history`
     ..lock                              the file that writers lock, see `sidecar.fs.flock`
+    ..metadata/                         metadata of files, where there are no extended attributes
+    ..metadata.json                     in a generation: metadata of the set, likewise; see `sidecar.volume.content.metadata`
     ..source.json                       why the source of the content is stale, see `sidecar.volume.content.source_state`
     ..reload.json, ..reload-NAME.json   what `sidecar reload` remembers, see `sidecar.reload.rollback`
 """
@@ -30,6 +32,8 @@ HISTORY_OF_FILE = "file-"
 _LONGEST_QUOTED = 200
 LOCK = "..lock"
 SOURCE = "..source.json"
+METADATA = "..metadata"
+SET_METADATA = "..metadata.json"
 
 
 def temporary_name() -> str:
@@ -71,10 +75,20 @@ def link_target(dir_fd: int, name: str) -> str | None:
 @functools.lru_cache(maxsize=64)
 def history_of(name: str) -> str:
     """Return the history directory of a loose file."""
+    return f"{HISTORY}/{HISTORY_OF_FILE}{_quote(name)}"
+
+
+@functools.lru_cache(maxsize=64)
+def metadata_of(name: str) -> str:
+    """Return the hidden file with the metadata of a file."""
+    return f"{METADATA}/{_quote(name)}.json"
+
+
+def _quote(name: str) -> str:
     quoted = urllib.parse.quote(name, safe="")
     if len(quoted) > _LONGEST_QUOTED:
         quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f"{HISTORY}/{HISTORY_OF_FILE}{quoted}"
+    return quoted
 
 
 def is_history_of_file(entry: str) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 from sidecar import _errors
-from sidecar.fs import openat
+from sidecar.fs import openat, xattrs
 from sidecar.fs.openat import StatSignature
 
 LARGE_FILE_BYTES = 1 << 20
@@ -199,6 +199,8 @@ class LargeRead(NamedTuple):
     digest: str | None
     """SHA-256 in hex digits, or a known prefix of it; None if the file changed during the read."""
     links: int
+    attribute: bytes | None
+    """Its extended attribute, see `xattrs`."""
 
 
 class DigestCache:
@@ -302,7 +304,8 @@ def _read_once(
     file = OpenFile(fd, StatSignature.of(status), where)
     digest = known.get(file.signature)
     if digest is not None:
-        return LargeRead(file, file.signature, digest, status.st_nlink)
+        attribute = xattrs.read(file.fd)
+        return LargeRead(file, file.signature, digest, status.st_nlink, attribute)
     return _digest(file, status.st_nlink, on_progress)
 
 
@@ -314,11 +317,11 @@ def _digest(file: OpenFile, links: int, on_progress: Callable[[], None]) -> Larg
             digest.update(piece)
             on_progress()
     except _errors.ContentAltered:
-        return LargeRead(file, file.signature, None, links)
+        return LargeRead(file, file.signature, None, links, None)
     status = os.fstat(file.fd)
     # ctime may have changed by a new or removed link, which is no change of content; other changes show at the next scan.
     now = file.signature._replace(ctime_ns=status.st_ctime_ns)
-    return LargeRead(file, now, digest.hexdigest(), status.st_nlink)
+    return LargeRead(file, now, digest.hexdigest(), status.st_nlink, xattrs.read(file.fd))
 
 
 def fadvise(fd: int, start: int, count: int, advice: str) -> None:

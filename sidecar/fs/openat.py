@@ -19,7 +19,7 @@ from collections import deque
 from typing import NamedTuple
 
 from sidecar import _errors
-from sidecar.fs import mounts
+from sidecar.fs import mounts, xattrs
 
 #: `openat2` has the same number on every architecture that Python runs on under Linux.
 _SYS_OPENAT2 = 437
@@ -79,6 +79,8 @@ class FileRead(NamedTuple):
     links: int
     stable: bool
     """False if the file changed during the read: the bytes may mix two contents."""
+    attribute: bytes | None = None
+    """Its extended attribute, see `xattrs`."""
 
 
 def openat2_works() -> bool:
@@ -207,7 +209,11 @@ def read_descriptor(fd: int, limit: int, where: str) -> FileRead:
     # ctime is ignored: replacing or linking the file changes it, but not the bytes.
     same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
     return FileRead(
-        data, StatSignature.of(after), after.st_nlink, same and len(data) == after.st_size
+        data,
+        StatSignature.of(after),
+        after.st_nlink,
+        same and len(data) == after.st_size,
+        xattrs.read(fd),
     )
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from sidecar import _errors
 
-_NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 #: Errors that concern only one name.
 _NAME_CONFLICT_ERRNOS = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
@@ -80,7 +80,7 @@ class map_publish_errors:  # noqa: N801 (used as a function; a class costs a fra
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, _errors.SidecarError):
-            full = error.errno in _NO_SPACE_ERRNOS
+            full = error.errno in NO_SPACE_ERRNOS
             raised = _errors.VolumeFull if full else _errors.VolumeUnavailable
             raise raised(error.errno, f"cannot {self._what}: {hint(error)}") from error
 

@@ -12,6 +12,7 @@ from sidecar.process import arguments
 from sidecar.sync.background import run
 from sidecar.sync.watching import Watch
 from sidecar.volume import volume as volumes
+from sidecar.volume.content.metadata import Metadata
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T
 from sidecar.volume.publish import models, upload
 from sidecar.volume.publish.history import Version
@@ -31,6 +32,7 @@ def publish_file(
     durability: Durability = "full",
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
+    metadata: Metadata | None = None,
 ) -> Publication:
     """Publish one file atomically and durably, and return its publication; see `sidecar.publish_file`.
 
@@ -53,6 +55,7 @@ def publish_file(
             durability=durability,
             if_match=if_match,
             if_none_match=if_none_match,
+            metadata=metadata,
         )
     )
 
@@ -150,6 +153,7 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish a whole set: readers see all files change at once, and files that are not in `files` disappear."""
@@ -157,7 +161,11 @@ class Volume:
         sources = {name: _unwrap(content) for name, content in files.items()}
         return run(
             self._inner.publish(
-                sources, if_match=if_match, if_none_match=if_none_match, dry_run=dry_run
+                sources,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                metadata=metadata,
+                dry_run=dry_run,
             )
         )
 
@@ -167,6 +175,7 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish changes of a set: readers see all of them at once, and files that are not in `changes` stay."""
@@ -176,7 +185,11 @@ class Volume:
         }
         return run(
             self._inner.update(
-                sources, if_match=if_match, if_none_match=if_none_match, dry_run=dry_run
+                sources,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                metadata=metadata,
+                dry_run=dry_run,
             )
         )
 
@@ -191,6 +204,7 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish one file: readers see either the old or the new content. It is durable when this returns."""
@@ -200,6 +214,7 @@ class Volume:
                 _unwrap(content),
                 if_match=if_match,
                 if_none_match=if_none_match,
+                metadata=metadata,
                 dry_run=dry_run,
             )
         )
@@ -209,11 +224,16 @@ class Volume:
         name: str,
         *,
         if_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
         purge: bool = False,
     ) -> Publication | None:
         """Delete one file; return the publication of the remaining set, None for a loose file."""
-        return run(self._inner.delete(name, if_match=if_match, dry_run=dry_run, purge=purge))
+        return run(
+            self._inner.delete(
+                name, if_match=if_match, metadata=metadata, dry_run=dry_run, purge=purge
+            )
+        )
 
     @contextmanager
     def stage(
@@ -263,10 +283,15 @@ class Volume:
         *,
         name: str | None = None,
         if_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish an older version again. `version` may be an entity tag."""
-        return run(self._inner.rollback(version, name=name, if_match=if_match, dry_run=dry_run))
+        return run(
+            self._inner.rollback(
+                version, name=name, if_match=if_match, metadata=metadata, dry_run=dry_run
+            )
+        )
 
     def check_writable(self) -> None:
         """Test whether a publish would work now, without leaving anything behind. Raises `PublishError` if not."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -21,11 +22,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
+from sidecar.fs import oserrors
 from sidecar.process import arguments, executor, metrics
 from sidecar.process.logging import CLIENT
 from sidecar.volume import change_log
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.metadata import Metadata, is_publisher_name
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot, T, to_bytes
 from sidecar.volume.content.source_state import SourceState
 from sidecar.volume.publish import group_commit, history, models, store
@@ -150,6 +153,7 @@ class Volume:
         )
         self._store = store.Store(settings)
         self._gate = gates.make_gate(gate)
+        self._publisher = _pod_name()
         self._prepared = False
         self._published: Publication | None = None
         self._commits: group_commit.GroupCommit | None = None
@@ -212,12 +216,14 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish a whole set: readers see all files change at once, and files that are not in `files` disappear.
 
         The set is durable when this returns. If the same set is already active, nothing changes.
         A large file (`os.PathLike`), `Upload`, or `Content` read from a volume is copied in chunks.
+        `metadata` is that of the set, without `content_type`; see `Metadata`.
         `if_match` and `if_none_match` are compared with the entity tag of the active set; versions are accepted, too.
 
         Raises:
@@ -233,7 +239,7 @@ class Volume:
         for name, content in files.items():
             models.check_text(name)
             _check_content(content)
-        operation = _operation(if_match, if_none_match, dry_run)
+        operation = self._operation(if_match, if_none_match, dry_run, _of_set(metadata))
 
         async def work() -> Publication:
             models.check_names(files)
@@ -251,6 +257,7 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish changes of a set: readers see all of them at once, and files that are not in `changes` stay.
@@ -273,7 +280,7 @@ class Volume:
             models.check_text(name)
             if content is not None:
                 _check_content(content)
-        operation = _operation(if_match, if_none_match, dry_run)
+        operation = self._operation(if_match, if_none_match, dry_run, _of_set(metadata))
 
         async def work() -> Publication:
             contents = {
@@ -309,6 +316,7 @@ class Volume:
         *,
         if_match: str | Collection[str] | None = None,
         if_none_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish one file: readers see either the old or the new content. It is durable when this returns.
@@ -316,6 +324,8 @@ class Volume:
         `content` is `bytes`, a `str` (encoded as UTF-8), the path (`os.PathLike`) of a file to publish,
         an `Upload` from `stage`, or a `Content` read from a volume. Large files are copied in chunks.
         Mutable buffers (`bytearray`, `memoryview`) are rejected: convert them with `bytes(…)`.
+        `metadata` is stored with the content and becomes visible with it; see `Metadata`. Publishing what is already
+        there keeps the old metadata, unless it has another type or signature. A `Content` read from a volume keeps its own.
 
         Raises:
             TypeError: `content` or `name` has the wrong type. Nothing was done.
@@ -327,7 +337,7 @@ class Volume:
         """
         models.check_text(name)
         _check_content(content)
-        operation = _operation(if_match, if_none_match, dry_run)
+        operation = self._operation(if_match, if_none_match, dry_run, metadata)
 
         async def work() -> Publication:
             models.check_name(name)
@@ -341,14 +351,20 @@ class Volume:
             data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), payload.size(data))
             await self._validate(name, data, dry_run=dry_run)
+            if isinstance(data, Content) and data.metadata is not None:
+                operation.metadata = _described_by(operation.metadata, data.metadata)
             if dry_run or operation.conditions or isinstance(data, Content):
-                return await self._put_single(name, data, operation)
-            return await self._loop_commits().put(name, data)
+                return await self._put_single(name, data, operation=operation)
+            return await self._loop_commits().put(name, data, operation.metadata)
 
         return await self._with_metrics(work, self._display_path(name), dry_run=dry_run)
 
     def put_with_callback(
-        self, name: str, content: bytes, callback: Callable[[Outcome], None]
+        self,
+        name: str,
+        content: bytes,
+        callback: Callable[[Outcome], None],
+        metadata: Metadata | None = None,
     ) -> PendingWrite | None:
         """Publish one file as `put` does, and pass the result to `callback` instead of awaiting it.
 
@@ -366,7 +382,7 @@ class Volume:
             _count_result(outcome, self._display_path(name), started)
             callback(outcome)
 
-        return self._loop_commits().submit(name, content, ended)
+        return self._loop_commits().submit(name, content, ended, self._complete(metadata))
 
     def cancel(self, write: PendingWrite) -> None:
         """Cancel a write of `put_with_callback`; its callback still gets the result."""
@@ -391,16 +407,20 @@ class Volume:
         self._store.reset_after_fork()
 
     async def _put_single(
-        self, name: str, data: bytes | Content, operation: Operation | None = None
+        self,
+        name: str,
+        data: bytes | Content,
+        metadata: Metadata | None = None,
+        operation: Operation | None = None,
     ) -> Publication:
-        operation = operation or Operation()
+        operation = operation or Operation(metadata=metadata)
         operation.defer_removal = True
         done = await self._run_step(self._store.put, name, data, operation=operation)
         self._schedule_expiry()
         return done
 
-    def _put_inline(self, name: str, data: bytes) -> Publication | None:
-        done = self._store.put_inline(name, data) if self._prepared else None
+    def _put_inline(self, name: str, data: bytes, metadata: Metadata | None) -> Publication | None:
+        done = self._store.put_inline(name, data, metadata) if self._prepared else None
         if done is not None:
             self._published = done
             self._schedule_expiry()
@@ -428,6 +448,7 @@ class Volume:
         name: str,
         *,
         if_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
         purge: bool = False,
     ) -> Publication | None:
@@ -443,7 +464,7 @@ class Volume:
             VersionConflict, VolumeUnavailable: nothing was removed.
         """
         models.check_text(name)
-        operation = _operation(if_match, None, dry_run)
+        operation = self._operation(if_match, None, dry_run, metadata)
         operation.purge = arguments.check_flag("purge", purge)
         where = self._display_path(name)
         try:
@@ -542,7 +563,8 @@ class Volume:
             UnknownVersion: the history does not contain it, or it was modified since.
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
-        return await executor.run_in_thread(self._store.load_version, version.strip('"'), name)
+        found = await executor.run_in_thread(self._store.load_version, version.strip('"'), name)
+        return found.files, found.is_set
 
     async def rollback(
         self,
@@ -550,6 +572,7 @@ class Volume:
         *,
         name: str | None = None,
         if_match: str | Collection[str] | None = None,
+        metadata: Metadata | None = None,
         dry_run: bool = False,
     ) -> Publication:
         """Publish an older version again. `version` may be an entity tag.
@@ -561,12 +584,14 @@ class Volume:
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
         requested = version.strip('"')
-        operation = _operation(if_match, None, dry_run)
+        operation = self._operation(if_match, None, dry_run, metadata)
 
         async def work() -> Publication:
-            archived, is_set = await executor.run_in_thread(
+            archived, is_set, old = await executor.run_in_thread(
                 self._store.load_version, requested, name
             )
+            if old is not None:
+                operation.metadata = _described_by(operation.metadata, old)
             files = {file: await self._load(file, content) for file, content in archived.items()}
             for file, data in files.items():
                 await self._validate(file, data, dry_run=dry_run)
@@ -644,14 +669,45 @@ class Volume:
         if not (self._prepared or dry_run):
             await self.prepare()
 
+    def _operation(
+        self,
+        if_match: str | Collection[str] | None,
+        if_none_match: str | Collection[str] | None,
+        dry_run: bool,
+        metadata: Metadata | None,
+    ) -> Operation:
+        arguments.check_flag("dry_run", dry_run)
+        conditions = Preconditions()
+        if not (if_match is None and if_none_match is None):
+            conditions = Preconditions(
+                arguments.check_etags("if_match", if_match),
+                arguments.check_etags("if_none_match", if_none_match),
+            )
+        return Operation(conditions, dry_run, metadata=self._complete(metadata))
+
+    def _complete(self, metadata: Metadata | None) -> Metadata | None:
+        """Add who publishes, and when. None if nothing is known but the time, which the file itself has."""
+        if metadata is None:
+            if self._publisher is None:
+                return None
+            metadata = Metadata()
+        arguments.check_instance("metadata", metadata, Metadata, "a Metadata")
+        by, at = metadata.published_by, metadata.published_at
+        return dataclasses.replace(
+            metadata,
+            published_by=self._publisher if by is None else by,
+            published_at=time.time() if at is None else at,
+        )
+
     def _check_size(self, where: str, size: int) -> None:
         if size > self._max_size:
             raise too_large(where, self._max_size)
 
     async def _load(self, name: str, content: PublishSource) -> bytes | Content:
-        """Return the content as bytes if it is small or in memory, else as a `Content`."""
+        """Return the content as bytes, or as a `Content` if it is large or has a type or a signature of its own."""
         if isinstance(content, Content):
-            return content.held if isinstance(content.held, bytes) else content
+            described = content.metadata is not None and content.metadata.describes_content()
+            return content.held if isinstance(content.held, bytes) and not described else content
         if isinstance(content, Upload):
             content.handed_over = True
             return await content.content(name)
@@ -740,6 +796,7 @@ async def publish_file(
     durability: Durability = "full",
     if_match: str | Collection[str] | None = None,
     if_none_match: str | Collection[str] | None = None,
+    metadata: Metadata | None = None,
 ) -> Publication:
     """Publish one file atomically and durably, and return its publication; see `Volume.put`.
 
@@ -759,23 +816,35 @@ async def publish_file(
     volume = Volume(
         directory or os.curdir, mode=mode, group=group, keep=keep, durability=durability
     )
-    return await volume.put(name, content, if_match=if_match, if_none_match=if_none_match)
+    return await volume.put(
+        name, content, if_match=if_match, if_none_match=if_none_match, metadata=metadata
+    )
 
 
-def _operation(
-    if_match: str | Collection[str] | None,
-    if_none_match: str | Collection[str] | None,
-    dry_run: bool,
-) -> Operation:
-    arguments.check_flag("dry_run", dry_run)
-    if if_match is None and if_none_match is None:
-        return Operation(dry_run=dry_run)
-    return Operation(
-        Preconditions(
-            arguments.check_etags("if_match", if_match),
-            arguments.check_etags("if_none_match", if_none_match),
-        ),
-        dry_run,
+def _pod_name() -> str | None:
+    """Return the name of the Pod that this process runs in, None outside of one."""
+    name = os.environ.get("POD_NAME") or (oserrors.in_pod() and os.environ.get("HOSTNAME"))
+    return name if name and is_publisher_name(name) else None
+
+
+def _of_set(metadata: Metadata | None) -> Metadata | None:
+    """Return the metadata of a set. Raises `ConfigError` if it has the type of a file."""
+    if isinstance(metadata, Metadata) and metadata.content_type is not None:
+        raise arguments.argument_error(
+            "metadata", metadata, "one without content_type: a set has none, its files have"
+        )
+    return metadata
+
+
+def _described_by(given: Metadata | None, old: Metadata) -> Metadata | None:
+    """Return the metadata of a content that is published again: its type and signature stay, if no others are given."""
+    if not old.describes_content():
+        return given
+    given = given or Metadata(published_at=time.time())
+    return dataclasses.replace(
+        given,
+        content_type=given.content_type or old.content_type,
+        signature=given.signature or old.signature,
     )
 
 

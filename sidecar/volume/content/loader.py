@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from sidecar import _errors
 from sidecar.fs import layout, open_file, openat
+from sidecar.volume.content import metadata
 from sidecar.volume.content.listing import (
     ALL,
     FileListing,
@@ -20,6 +22,7 @@ from sidecar.volume.content.listing import (
     open_content_dir,
     relist,
 )
+from sidecar.volume.content.metadata import HiddenMetadata
 from sidecar.volume.content.read_state import ReadState, unchanged_content, unreliable_names
 from sidecar.volume.content.scan_result import FileStates, ScanResult
 from sidecar.volume.content.snapshot import Snapshot
@@ -55,7 +58,7 @@ def read_file(
     with openat.read_errors(where):
         for _ in range(_SET_RETRIES):
             generation = _generation(dir_fd, name) if linked else None
-            reading = ReadState(before, on_progress)
+            reading = ReadState(before, on_progress, hidden=HiddenMetadata(dir_fd))
             try:
                 if not _keep_large_unchanged(reading, dir_fd, name):
                     reading.read(dir_fd, name, limit, where)
@@ -63,6 +66,11 @@ def read_file(
                 if generation is None or generation == _generation(dir_fd, name):
                     raise
                 continue  # the target of the link was replaced and removed before it was opened
+            if generation is not None and name in reading.contents:
+                content = reading.contents[name]
+                described = metadata.of_member(dir_fd, generation, content.metadata)
+                if generation == _generation(dir_fd, name):
+                    reading.contents[name] = replace(content, metadata=described)
             return _scan_result(dir_fd, generation, FileListing(), reading, single=True)
     raise _too_volatile(where)
 
@@ -75,6 +83,7 @@ def read_directory(
     before: ScanResult | None,
     on_progress: Callable[[], None] = _no_progress,
     scope: Scope = ALL,
+    hidden: HiddenMetadata | None = None,
 ) -> ScanResult:
     """Read all files beneath an open directory; `on_progress` as in `read_file`, `scope` applies to loose files.
 
@@ -84,6 +93,7 @@ def read_directory(
     A file that is not regular, leads out of the volume, or exceeds `limit` together with the files before it
     is a problem of that name only, and its last good content is used instead.
     In a generation such a file fails the read, because its files are shown together or not at all.
+    `hidden` is the metadata of the volume, if the directory is an archived generation in it.
 
     Raises:
         NothingPublished: there is no file, or generations are replaced faster than they can be read.
@@ -93,7 +103,9 @@ def read_directory(
         for _ in range(_SET_RETRIES):
             generation = layout.active_generation(dir_fd)
             try:
-                reading = ReadState(before, on_progress, scope=scope)
+                reading = ReadState(
+                    before, on_progress, scope=scope, hidden=hidden or HiddenMetadata(dir_fd)
+                )
                 return _read_once(dir_fd, directory, generation, limit, reading)
             except OSError:
                 if generation == layout.active_generation(dir_fd):
@@ -129,7 +141,7 @@ def reread(
         rescanned = relist(
             dir_fd, listing, names, folders, max_entries=max_names(limit), scope=scope
         )
-        reading = ReadState(before, on_progress, rescanned=rescanned)
+        reading = ReadState(before, on_progress, rescanned=rescanned, hidden=HiddenMetadata(dir_fd))
         _read_touched(dir_fd, directory, listing, limit, reading)
         return _scan_result(dir_fd, None, listing, reading, single=False)
 
@@ -198,6 +210,7 @@ def _read_once(
             # A generation is removed after the link has left it, so this listing may be incomplete.
             raise _too_volatile(directory)
         _read(held, directory, listing, limit, reading)
+        described = metadata.read_of_set(held) if generation is not None else None
     problems = {
         name: f"cannot read {os.path.join(directory, name)}: {why}"
         for name, why in listing.problems.items()
@@ -212,7 +225,11 @@ def _read_once(
         for name in problems.keys() & before.snapshot.keys():
             reading.contents[name] = before.snapshot.content(name)
     listing.problems = problems
-    return _scan_result(dir_fd, generation, listing, reading, single=False)
+    scan = _scan_result(dir_fd, generation, listing, reading, single=False)
+    snapshot = scan.snapshot
+    return replace(
+        scan, snapshot=snapshot.with_metadata(metadata.parse(described, snapshot.version))
+    )
 
 
 def _read(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidecar.fs import open_file, openat
+from sidecar.volume.content import metadata
 from sidecar.volume.content.listing import ALL, Scope
+from sidecar.volume.content.metadata import HiddenMetadata
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content, Large, version_of
 
@@ -34,6 +36,7 @@ class ReadState:
     rescanned: set[str] | None = None
     """The names that were scanned, None for all."""
     scope: Scope = ALL
+    hidden: HiddenMetadata = field(default_factory=lambda: HiddenMetadata(-1))
 
     def keep(self, name: str, signature: openat.StatSignature, content: Content) -> None:
         self.contents[name], self.signatures[name] = content, signature
@@ -48,7 +51,11 @@ class ReadState:
             self.started[name] = started
             self._add_large(name, found)
         else:
-            self.keep(name, found.signature, _content(found, name, self.before))
+            content = _content(found, name, self.before)
+            attached = metadata.of_attribute(found.attribute, content.version, name, self.hidden)
+            if attached is not None:
+                content = replace(content, metadata=attached)
+            self.keep(name, found.signature, content)
             if not found.stable:
                 self.changed_while_read.add(name)
         return self.contents[name].size
@@ -65,7 +72,8 @@ class ReadState:
         old = self.before.snapshot.get_content(name) if self.before is not None else None
         if old is not None and old.version == version and _is_same_file(old, found.signature):
             file = old.held  # type: ignore[assignment]  # only large ones are the same file
-        self.keep(name, found.signature, Content(name, file, version, modified))
+        attached = metadata.of_attribute(found.attribute, version, name, self.hidden)
+        self.keep(name, found.signature, Content(name, file, version, modified, attached))
 
 
 def unchanged_content(

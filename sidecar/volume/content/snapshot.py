@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 
 from sidecar.fs import open_file
 from sidecar.process import arguments
+from sidecar.volume.content.metadata import Metadata
 
 T = TypeVar("T", default=None)
 
@@ -96,6 +97,8 @@ class Content:
     held: bytes | Large
     version: str
     modified: float
+    metadata: Metadata | None = None
+    """Who published it, when, and its media type, as far as that is known; of a file of a set, see `Snapshot.metadata_of`."""
 
     @property
     def data(self) -> bytes:
@@ -150,14 +153,30 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     (b'hello', 'hello', 1)
     """
 
-    __slots__ = ("_files", "_large", "_lines", "_single", "_size", "_value", "_version")
+    __slots__ = (
+        "_files",
+        "_large",
+        "_lines",
+        "_metadata",
+        "_single",
+        "_size",
+        "_value",
+        "_version",
+    )
 
     def __init__(
-        self, files: Mapping[str, Content], *, single: bool, value: T, version: str | None = None
+        self,
+        files: Mapping[str, Content],
+        *,
+        single: bool,
+        value: T,
+        version: str | None = None,
+        metadata: Metadata | None = None,
     ) -> None:
         self._files = dict(files)
         self._large: frozenset[str] | None = None
         self._lines: dict[str, str] | None = None
+        self._metadata = metadata
         self._single = single
         self._size: int | None = None
         self._value = value
@@ -219,6 +238,19 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
     def etag(self) -> str:
         """The strong entity tag: the version in quotes."""
         return etag(self._version)
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """Who published it and when, as far as that is known: of the one file, or of the set; None for loose files.
+
+        Every process that can write to the volume can write it, as it can write the content.
+        """
+        return self.content().metadata if self._single else self._metadata
+
+    def metadata_of(self, name: str) -> Metadata | None:
+        """Return the metadata of one file; in a set, who published the set, with the type of the file."""
+        own = self._files[name].metadata
+        return own if self._metadata is None else self._metadata.of_file(own)
 
     @property
     def name(self) -> str | None:
@@ -311,6 +343,16 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
             for name in self._names_of_large()
         )
 
+    def has_new_metadata(self, before: Snapshot[Any]) -> bool:
+        """Whether the same content was published again with other metadata."""
+        if self is before:
+            return False
+        return self._metadata != before._metadata or any(
+            (old := before.get_content(name)) and old.metadata != content.metadata
+            for name, content in self._files.items()
+            if content.metadata is not None
+        )
+
     def text(self, name: str | None = None, encoding: str = "utf-8") -> str:
         """Return a file's content as text.
 
@@ -389,6 +431,24 @@ class Snapshot(Mapping[str, bytes], Generic[T]):
         """Return the version of each file, by name."""
         return {name: content.version for name, content in self._files.items()}
 
+    def with_metadata(self, metadata: Metadata | None) -> Snapshot[T]:
+        """Return the same set with the metadata of its publication."""
+        if metadata is None:
+            return self
+        return Snapshot(
+            self._files,
+            single=False,
+            value=self._value,
+            version=self._version,
+            metadata=metadata,
+        )
+
     def with_value(self, parse: Callable[[Snapshot[Any]], Any]) -> Snapshot[Any]:
         """Return the same content with `value` set to the result of `parse`."""
-        return Snapshot(self._files, single=self._single, value=parse(self), version=self._version)
+        return Snapshot(
+            self._files,
+            single=self._single,
+            value=parse(self),
+            version=self._version,
+            metadata=self._metadata,
+        )

@@ -17,12 +17,14 @@ from functools import partial
 from sidecar import _errors
 from sidecar.fs import atomic, atomic_writer, dirs, layout, open_file, oserrors, visible_links
 from sidecar.volume.content import listing, loader, payload
+from sidecar.volume.content import metadata as stored
 from sidecar.volume.content import snapshot as snapshots
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import Content
 from sidecar.volume.publish import activation, history, models, repair, replaced
 from sidecar.volume.publish.budget import Budget, on_disk
+from sidecar.volume.publish.metadata_store import MetadataStore
 from sidecar.volume.publish.models import FileInfo, Operation, Publication, VolumeConfig
 from sidecar.volume.publish.retention import Retention
 
@@ -33,8 +35,15 @@ _MAX_INACTIVE_GENERATIONS = 16
 class FileSet:
     """The set of a directory, if it has one."""
 
-    def __init__(self, settings: VolumeConfig, budget: Budget, retention: Retention) -> None:
+    def __init__(
+        self,
+        settings: VolumeConfig,
+        budget: Budget,
+        retention: Retention,
+        metadata: MetadataStore,
+    ) -> None:
         self._settings = settings
+        self._metadata = metadata
         self._budget = budget
         self._retention = retention
         self._last_scan: ScanResult | None = None
@@ -112,22 +121,29 @@ class FileSet:
         models.check_names(desired)
         self._check_total_size(before, name, size)
         optional = visible_links.top_level_names(old) - visible_links.top_level_names([name])
-        if desired == old:
-            done = self._activate(fd, _DesiredSet(old, {}), before, operation, optional)
+        metadata = operation.metadata
+        redescribed = (
+            metadata is not None
+            and name in old
+            and metadata.redescribes(before.snapshot.content(name).metadata)
+        )
+        if desired == old and not redescribed:
+            unchanged = _DesiredSet(old, {}, of_one_file=True)
+            done = self._activate(fd, unchanged, before, operation, optional)
             modified = before.snapshot.modified_of(name)
             return Publication(version, done.changed, False, modified, size)
         if not isinstance(content, tuple):
             self._budget.admit(fd, size, where, dry_run=operation.dry_run)
         if operation.needs_reclaim:
             given = content[0] if isinstance(content, tuple) else content
-            done = self._activate(
-                fd, _DesiredSet(desired, {name: given}), before, operation, optional
-            )
+            fresh = _DesiredSet(desired, {name: given}, of_one_file=True, is_new=redescribed)
+            done = self._activate(fd, fresh, before, operation, optional)
             return Publication(version, True, name not in old, done.modified, size)
         with models.staged(fd, content, where) as staged:
-            done = self._activate(
-                fd, _DesiredSet(desired, {name: staged}), before, operation, optional
-            )
+            if not (metadata is None or operation.dry_run):
+                self._metadata.attach(fd, staged.fd, name, version, metadata)
+            fresh = _DesiredSet(desired, {name: staged}, of_one_file=True, is_new=redescribed)
+            done = self._activate(fd, fresh, before, operation, optional)
         return Publication(version, done.changed, name not in old, done.modified, size)
 
     def delete(self, fd: int, name: str, operation: Operation) -> Publication:
@@ -165,7 +181,11 @@ class FileSet:
 
     def versions(self, fd: int) -> list[history.Version]:
         """Return the versions of the set, newest first."""
-        return history.versions_of_set(fd, self._settings.max_entries)[: self._settings.keep]
+        found = history.versions_of_set(fd, self._settings.max_entries)[: self._settings.keep]
+        return [
+            replace(one, metadata=stored.of_generation(fd, one.entry.removeprefix("./")))
+            for one in found
+        ]
 
     def repair(self, fd: int) -> None:
         """Complete the activation that a killed writer left unfinished, and repair damaged links.
@@ -222,11 +242,9 @@ class FileSet:
             layout.active_generation(fd) is None,
         )
         with oserrors.map_publish_errors(f"publish {self._settings.path}"):
-            same = before if before is not None and before.snapshot.version == version else None
+            same = self._same_set(before, version, desired, operation)
             fits = before is None or self._access_matches(fd, before)
-            done = None
-            if same is not None:
-                done = Publication(version, False, False, same.snapshot.modified, desired.size)
+            done = same and Publication(version, False, False, same.snapshot.modified, desired.size)
             if (
                 done
                 and fits
@@ -241,7 +259,7 @@ class FileSet:
             if operation.needs_reclaim:
                 activation.check_conflicts(fd, self._settings, desired.versions, optional)
                 return Publication(version, True, created, time.time(), desired.size)
-            new = self._build(fd, desired, exact=not fits)
+            new = self._build(fd, desired, operation, version, exact=not fits)
             try:
                 self._copies_kept = (
                     _was_copied(fd, new, desired.reused) if fits else self._copies_kept
@@ -279,7 +297,9 @@ class FileSet:
         if created:
             repair.log_loose_files(fd, self._settings, desired.versions)
         self._archive_expired(fd, generation)
-        self._retention.added(desired.on_disk + copied)
+        described = 0 if operation.metadata is None else on_disk(1) * (1 + desired.of_one_file)
+        self._budget.change(described)
+        self._retention.added(desired.on_disk + copied + described)
         modified = _modified_time(fd, generation, desired.fresh)
         return Publication(version, True, created, modified, desired.size)
 
@@ -289,7 +309,34 @@ class FileSet:
             return 0
         return sum(on_disk(before.snapshot.content(name).size) for name in desired.reused)
 
-    def _build(self, fd: int, desired: _DesiredSet, *, exact: bool) -> str:
+    @staticmethod
+    def _same_set(
+        before: ScanResult | None, version: str, desired: _DesiredSet, operation: Operation
+    ) -> ScanResult | None:
+        """Return the active set if the desired one is the same; not if the signature of the set or the type of a file differs."""
+        if before is None or before.snapshot.version != version or desired.is_new:
+            return None
+        given = operation.metadata
+        if given is None or desired.of_one_file:
+            return before
+        return None if given.redescribes(before.snapshot.metadata) else before
+
+    def _build(
+        self, fd: int, desired: _DesiredSet, operation: Operation, version: str, *, exact: bool
+    ) -> str:
+        def attach(path: str, file: int) -> None:
+            """Store the metadata of the set, and what describes a content that was read from a volume."""
+            if not path:
+                given = operation.metadata
+                if given is not None and not operation.dry_run:
+                    given = given.of_set() if desired.of_one_file else given
+                    self._metadata.attach_to_generation(file, version, given)
+                return
+            content = desired.fresh[path]
+            own = content.metadata if isinstance(content, Content) else None
+            if own is not None and own.describes_content() and not operation.dry_run:
+                self._metadata.attach(fd, file, path, desired.versions[path], own)
+
         for content in desired.fresh.values():
             if isinstance(content, atomic.TempFile):
                 content.finalize(
@@ -304,6 +351,7 @@ class FileSet:
             durable=self._settings.durable,
             exact=exact,
             sync_kept=layout.active_generation(fd) != self._own_generation,
+            attach=attach,
         )
 
     def _access_matches(self, fd: int, before: ScanResult) -> bool:
@@ -391,6 +439,10 @@ class _DesiredSet:
 
     versions: Mapping[str, str]
     fresh: Mapping[str, bytes | atomic.TempFile | Content]
+    of_one_file: bool = False
+    """Whether one file is published, so that type and signature in the metadata are that file's."""
+    is_new: bool = False
+    """Whether it counts as changed although all bytes are the same."""
 
     @property
     def reused(self) -> list[str]:

@@ -17,12 +17,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from sidecar.volume.content import snapshot
+from sidecar.volume.content.metadata import Metadata
 from sidecar.volume.publish.models import Publication
 
 _log = logging.getLogger(__name__)
 
-Publish = Callable[[str, bytes], Coroutine[Any, Any, Publication]]
-PublishInline = Callable[[str, bytes], Publication | None]
+Publish = Callable[[str, bytes, Metadata | None], Coroutine[Any, Any, Publication]]
+PublishInline = Callable[[str, bytes, Metadata | None], Publication | None]
 """Publishes without blocking; returns None, without starting anything, if that is not possible."""
 _MAX_LOOP_TURNS = 32
 
@@ -31,13 +32,20 @@ Outcome: TypeAlias = Publication | BaseException
 
 
 class PendingWrite:
-    """A content to publish, and the callback for its result."""
+    """A content to publish with its metadata, and the callback for its result."""
 
-    __slots__ = ("callback", "cancelled", "data", "name")
+    __slots__ = ("callback", "cancelled", "data", "metadata", "name")
 
-    def __init__(self, name: str, data: bytes, callback: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        data: bytes,
+        callback: Callable[[Outcome], None],
+        metadata: Metadata | None = None,
+    ) -> None:
         self.name = name
         self.data = data
+        self.metadata = metadata
         self.callback = callback
         self.cancelled = False
 
@@ -54,9 +62,15 @@ class GroupCommit:
     def __repr__(self) -> str:
         return f"<GroupCommit waiting={sum(map(len, self._waiting.values()))}>"
 
-    def submit(self, name: str, data: bytes, callback: Callable[[Outcome], None]) -> PendingWrite:
+    def submit(
+        self,
+        name: str,
+        data: bytes,
+        callback: Callable[[Outcome], None],
+        metadata: Metadata | None = None,
+    ) -> PendingWrite:
         """Publish a content, or a later one in its place, and call `callback` once with the result, in the event loop."""
-        write = PendingWrite(name, data, callback)
+        write = PendingWrite(name, data, callback, metadata)
         waiting = self._waiting.get(name)
         if waiting is None:
             waiting = self._waiting[name] = []
@@ -86,10 +100,10 @@ class GroupCommit:
         ):
             batch.publish.cancel()
 
-    async def put(self, name: str, data: bytes) -> Publication:
+    async def put(self, name: str, data: bytes, metadata: Metadata | None = None) -> Publication:
         """Publish a content, or a later one in its place. Cancelling this call cancels the write."""
         future: asyncio.Future[Publication] = asyncio.get_running_loop().create_future()
-        write = self.submit(name, data, lambda outcome: _set_future(future, outcome))
+        write = self.submit(name, data, lambda outcome: _set_future(future, outcome), metadata)
         try:
             await asyncio.wait({future})
         except asyncio.CancelledError as cancelled:
@@ -129,10 +143,11 @@ class GroupCommit:
         batch.writes = self._waiting.pop(name, [])
         if not batch.writes:
             return None
-        data = batch.writes[-1].data
+        last = batch.writes[-1]
+        data, metadata = last.data, last.metadata
         # With several writes, a thread publishes while the event loop reads more requests, so batches get larger.
-        done = self._publish_inline(name, data) if len(batch.writes) == 1 else None
-        return done or await self._publish(name, data)
+        done = self._publish_inline(name, data, metadata) if len(batch.writes) == 1 else None
+        return done or await self._publish(name, data, metadata)
 
     def _on_done(self, name: str, batch: _Batch, task: asyncio.Task[None]) -> None:
         """Finish a batch whose task was cancelled."""

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from sidecar.fs import atomic, dirs, layout, openat, oserrors, permissions
 from sidecar.fs.atomic_writer import timestamp_of
 from sidecar.volume.content import listing, snapshot
+from sidecar.volume.content.metadata import Metadata
 
 _SET = "gen-"
 _NAME = re.compile(rf"(?:{_SET})?(\d{{20}})-[0-9a-f]{{{snapshot.VERSION_DIGITS}}}", re.ASCII)
@@ -55,6 +56,8 @@ class Version:
     current: bool
     entry: str = ""
     """Its path relative to the directory of the volume."""
+    metadata: Metadata | None = None
+    """Who published it and when, as far as that is known."""
 
     @property
     def etag(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sidecar import _errors
 from sidecar.fs import atomic, layout, oserrors
 from sidecar.volume.content import listing, snapshot
+from sidecar.volume.content.metadata import Metadata
 from sidecar.volume.content.payload import Payload
 
 _MAX_NAME_BYTES = 255
@@ -111,6 +112,8 @@ class Operation:
     """Whether to raise `WouldWaitError` instead of blocking: the caller is an event loop."""
     defer_removal: bool = False
     """Whether the caller removes expired versions later."""
+    metadata: Metadata | None = None
+    """The metadata to store with the content."""
 
     def cancel(self) -> None:
         """Cancel the change if its content is not visible yet."""

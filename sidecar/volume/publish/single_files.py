@@ -13,16 +13,29 @@ import stat
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from sidecar import _errors
-from sidecar.fs import atomic, dirs, inode_reuse, layout, open_file, openat, oserrors, permissions
+from sidecar.fs import (
+    atomic,
+    dirs,
+    inode_reuse,
+    layout,
+    open_file,
+    openat,
+    oserrors,
+    permissions,
+    xattrs,
+)
 from sidecar.process import executor
 from sidecar.volume.content import payload, snapshot
+from sidecar.volume.content.metadata import HiddenMetadata
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.publish import history, models
-from sidecar.volume.publish.budget import Budget
+from sidecar.volume.publish.budget import Budget, on_disk
+from sidecar.volume.publish.metadata_store import MetadataStore
 from sidecar.volume.publish.models import (
     FileInfo,
     Operation,
@@ -53,8 +66,10 @@ class SingleFiles:
         digests: open_file.DigestCache,
         budget: Budget,
         retention: Retention,
+        metadata: MetadataStore,
     ) -> None:
         self._settings = settings
+        self._metadata = metadata
         self._digests = digests
         self._budget = budget
         self._retention = retention
@@ -85,6 +100,8 @@ class SingleFiles:
         )
         operation.conditions.check(what, current)
         same = status if current == version else None
+        if same is not None and self._is_redescribed(fd, name, version, operation):
+            same = None
         fits = same is not None and self._settings.access_matches(same)
         if same is not None and fits and self._is_durable(fd, name):
             return Publication(version, False, False, same.st_mtime_ns / 1e9, size)
@@ -97,6 +114,9 @@ class SingleFiles:
         reused = None if operation.dry_run else self._reuse_expired(fd, size)
         with models.staged(fd, content, where, reused) as staged, oserrors.map_name_errors(what):
             self._check_target(fd, name, status, operation)
+            metadata = operation.metadata
+            attribute = None if metadata is None else metadata.to_json(version)
+            is_attached = staged.set_attribute(attribute)
             staged.finalize(
                 self._settings.mode, self._settings.group, durable=self._settings.durable
             )
@@ -109,6 +129,10 @@ class SingleFiles:
                 return Publication(version, True, status is None, time.time(), size)
             if status is not None and own_version is None:
                 self._archive_foreign(fd, name, status)
+            if metadata is not None:
+                self._budget.change(on_disk(1))
+                if not is_attached:
+                    self._metadata.write_hidden(fd, name, version, metadata)
             archive = partial(
                 self._archive_published,
                 fd,
@@ -124,6 +148,15 @@ class SingleFiles:
             if status is not None and not self._settings.access_matches(status):
                 history.restrict(fd, name, self._settings.mode, self._settings.group)
         return Publication(version, True, status is None, modified, size)
+
+    def _is_redescribed(self, fd: int, name: str, version: str, operation: Operation) -> bool:
+        """Whether the content that is there is published with another type or signature."""
+        given = operation.metadata
+        return (
+            given is not None
+            and given.describes_content()
+            and given.redescribes(self._metadata.of_entry(fd, name, name, version))
+        )
 
     def delete(self, fd: int, name: str, operation: Operation) -> None:
         """Delete one file, and its parent directories that become empty."""
@@ -226,8 +259,11 @@ class SingleFiles:
         current = None
         with contextlib.suppress(OSError):
             current = self.version(fd, name)
-        return history.versions_of_file(fd, name, current, self._settings.max_entries)[
-            : self._settings.keep
+        found = history.versions_of_file(fd, name, current, self._settings.max_entries)
+        hidden = HiddenMetadata(fd)
+        return [
+            replace(one, metadata=self._metadata.of_entry(fd, one.entry, name, one.version, hidden))
+            for one in found[: self._settings.keep]
         ]
 
     def _version_of(self, file: int, name: str) -> str | None:
@@ -491,6 +527,7 @@ def _link_or_copy(file: int, entry: str, dir_fd: int) -> None:
             os.lseek(file, 0, os.SEEK_SET)
             while chunk := os.read(file, _HASH_CHUNK):
                 atomic.write_all(copy, chunk)
+            xattrs.copy(file, copy)
         finally:
             os.close(copy)
 

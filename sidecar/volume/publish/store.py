@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from sidecar import _errors
 from sidecar.fs import (
@@ -30,12 +31,15 @@ from sidecar.fs import (
     oserrors,
 )
 from sidecar.volume.content import listing, loader, payload, source_state
+from sidecar.volume.content import metadata as stored
 from sidecar.volume.content import snapshot as snapshots
+from sidecar.volume.content.metadata import HiddenMetadata, Metadata
 from sidecar.volume.content.payload import Payload
 from sidecar.volume.content.snapshot import Content, Snapshot
 from sidecar.volume.content.source_state import SourceState
 from sidecar.volume.publish import file_sets, history, models, retention, single_files
 from sidecar.volume.publish.budget import Budget, OverBudget
+from sidecar.volume.publish.metadata_store import MetadataStore
 from sidecar.volume.publish.models import (
     FileInfo,
     Operation,
@@ -65,6 +69,14 @@ _REUSABLE_FILES = 128
 _LOCAL_FILESYSTEMS = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs"))
 
 
+class OldVersion(NamedTuple):
+    """A version in the history: its files by name, whether it is a set, and its metadata."""
+
+    files: dict[str, Content]
+    is_set: bool
+    metadata: Metadata | None
+
+
 class Store:
     """The blocking part of `Volume`: one directory with its files or its set, and its history."""
 
@@ -74,10 +86,11 @@ class Store:
         self._digests = open_file.DigestCache()
         self._budget = Budget(settings.volume_budget, self._reclaim)
         self._retention = retention.Retention(settings)
+        self._metadata = MetadataStore(settings)
         self._loose = single_files.SingleFiles(
-            settings, self._digests, self._budget, self._retention
+            settings, self._digests, self._budget, self._retention, self._metadata
         )
-        self._set = file_sets.FileSet(settings, self._budget, self._retention)
+        self._set = file_sets.FileSet(settings, self._budget, self._retention, self._metadata)
         # flock(2) excludes other writers; this mutex also works on file systems without locks.
         self._mutex = threading.Lock()
         self._opened = _OpenDirectory()
@@ -112,6 +125,7 @@ class Store:
             flock.share(fd)
             swept = flock.remove_orphans(fd) + atomic_writer.sweep(fd)
             self._set.repair(fd)
+            self._metadata.sweep(fd)
             # The last rename of a killed writer is visible, but perhaps not durable yet.
             self._settings.sync_directory(fd)
             self._enforce_retention(fd)
@@ -163,7 +177,9 @@ class Store:
                 self._budget.end_upload(upload, published=True)
             return done
 
-    def put_inline(self, name: str, content: bytes) -> Publication | None:
+    def put_inline(
+        self, name: str, content: bytes, metadata: Metadata | None = None
+    ) -> Publication | None:
         """Publish one loose file in the event loop thread; None if that could block: then use `put`.
 
         A thread switch costs more than such a publish, so it is avoided if nothing is synced, the content is small,
@@ -181,7 +197,8 @@ class Store:
             return None
         started, waits = time.monotonic(), _voluntary_switches()
         try:
-            return self.put(name, content, Operation(no_wait=True, defer_removal=True))
+            operation = Operation(no_wait=True, defer_removal=True, metadata=metadata)
+            return self.put(name, content, operation)
         except models.WouldWaitError:
             return None
         finally:
@@ -267,6 +284,7 @@ class Store:
             if operation.purge and not operation.dry_run:
                 for entry in history.has_version(fd, name):
                     dirs.rmtree(fd, entry)
+                self._metadata.forget(fd, name)
                 self._budget.invalidate()
             return done
 
@@ -385,8 +403,8 @@ class Store:
                 found += [v for v in loose if not (found and v.current)]
             return found
 
-    def load_version(self, version: str, name: str | None) -> tuple[dict[str, Content], bool]:
-        """Return the files of an older version by name, and whether it is a set; the version is verified.
+    def load_version(self, version: str, name: str | None) -> OldVersion:
+        """Return the files of an older version; the version is verified.
 
         Raises:
             UnknownVersion: the history does not contain it, or it was modified since.
@@ -402,17 +420,19 @@ class Store:
             )
         with self._open_dir() as fd:
             readable = (
-                old for found in archived if (old := self._read_archived(fd, found)) is not None
+                old
+                for found in archived
+                if (old := self._read_archived(fd, found, name)) is not None
             )
             old = next(readable, None)
         if isinstance(old, Snapshot):
-            return {name: old.content(name) for name in old}, True
+            return OldVersion(old.contents(), True, old.metadata)
         if old is None or name is None:
             raise _errors.UnknownVersion(
                 f"there is no version {snapshots.etag(version)} of {where} any more: what was kept of it is altered"
                 " or cannot be read (publish the old content from its source)"
             )
-        return {name: old}, False
+        return OldVersion({name: old}, False, old.metadata)
 
     def check_writable(self) -> None:
         """Test whether a publish would work now, without leaving anything behind.
@@ -463,6 +483,8 @@ class Store:
     def _reclaim(self, fd: int, wanted: int, dry_run: bool) -> int:
         """Free at least `wanted` bytes of old versions, or nothing; return the bytes that are, or would be, freed."""
         freed = retention.reclaim(fd, wanted, self._set.reclaimable(fd), dry_run=dry_run)
+        if not dry_run:
+            self._metadata.sweep(fd)
         if freed >= wanted and not dry_run:
             _log.warning("%s has reached its budget: forgot older versions", self._path)
         return freed
@@ -481,6 +503,7 @@ class Store:
         for entry in reclaimable:
             dirs.rmtree(fd, entry)
         forgotten = history.purge(fd) or bool(reclaimable)
+        self._metadata.sweep(fd)
         if forgotten:
             _log.warning("%s is full: removed older versions to free space", self._path)
         return forgotten
@@ -491,18 +514,27 @@ class Store:
             generation = layout.active_generation(fd)
             path = f"{layout.DATA}/{name}" if generation is not None else name
             try:
-                return self._read(fd, path, name)
+                found = self._read(fd, path, name)
             except _errors.NothingPublished:
                 if layout.active_generation(fd) == generation:
                     raise
+                continue
+            if generation is None:
+                return found
+            described = stored.of_member(fd, generation, found.metadata)
+            if layout.active_generation(fd) == generation:
+                return replace(found, metadata=described)
 
     def _read(self, fd: int, path: str, name: str) -> Content:
-        """Read the file at `path` as `name`. A large file is kept open, and its version cached."""
+        """Read the file `name`, found at `path`. A large file is kept open, and its version cached."""
         started, where = time.time_ns(), self._settings.display_path(name)
         found = open_file.read(fd, path, self._settings.max_size, where, known=self._digests)
         modified = found.signature.mtime_ns / 1e9
+        hidden = HiddenMetadata(fd)
         if isinstance(found, openat.FileRead):
-            return Content(name, found.data, snapshots.version_of(found.data), modified)
+            version = snapshots.version_of(found.data)
+            metadata = stored.of_attribute(found.attribute, version, name, hidden)
+            return Content(name, found.data, version, modified, metadata)
         if found.digest is None:
             raise _errors.ReadError(
                 errno.EBUSY,
@@ -511,18 +543,24 @@ class Store:
         version = found.digest[: snapshots.VERSION_DIGITS]
         if single_files.signature_is_reliable(found.signature, started):
             self._digests.put(found.signature, version)
-        return Content(name, found.file, version, modified)
+        metadata = stored.of_attribute(found.attribute, version, name, hidden)
+        return Content(name, found.file, version, modified, metadata)
 
-    def _read_archived(self, fd: int, archived: history.Version) -> Content | Snapshot[None] | None:
-        """Return an archived file or set, None if it does not match the version in its name."""
+    def _read_archived(
+        self, fd: int, archived: history.Version, name: str | None
+    ) -> Content | Snapshot[None] | None:
+        """Return an archived version of the file `name` or of the set, None if it does not match the version in its name."""
         where, limit = self._settings.display_path(archived.entry), self._settings.max_size
         with contextlib.suppress(_errors.ReadError), openat.read_errors(where):
             if not atomic_writer.is_generation(archived.entry):
-                found = self._read(fd, archived.entry, archived.entry)
+                found = self._read(fd, archived.entry, name or archived.entry)
                 return found if found.version == archived.version else None
             with dirs.open_subdir(fd, archived.entry) as generation:
-                seen = loader.read_directory(generation, where, limit=limit, before=None)
-                old = seen.require_complete()
+                hidden = HiddenMetadata(fd)
+                seen = loader.read_directory(
+                    generation, where, limit=limit, before=None, hidden=hidden
+                )
+                old = seen.require_complete().with_metadata(archived.metadata)
             return old if old.version == archived.version else None
         return None
 

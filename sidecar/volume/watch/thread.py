@@ -53,7 +53,7 @@ class WatchUpdate:
     """A notification of the watch thread; sent only if something differs from the previous one."""
 
     snapshot: Snapshot[None] | None = None
-    """The content, if it differs from the last one reported or is held in other large files."""
+    """The content, if it differs from the last one reported, has other metadata or is held in other large files."""
     problem: str | None = None
     """The current problem."""
     missing: bool = False
@@ -335,6 +335,8 @@ class WatchThread:
             snapshot is not None and self._shown is not None and snapshot.has_new_files(self._shown)
         )
         same = version is None or (old is not None and version == old[0])
+        if same and snapshot is not None and self._shown is not None:
+            new_files = new_files or snapshot.has_new_metadata(self._shown)
         if old is not None and same and not new_files and problem == old[1]:
             return
         known = old[0] if old is not None else None

@@ -329,7 +329,7 @@ class Watch(Generic[T]):
             self.problem,
             self._crash,
             session.first_scan_done,
-        ):
+        ) or (before and self._snapshot and self._snapshot.has_new_metadata(before)):
             self._notify()
         # Waiting consumers are notified first; logs and metrics follow.
         if self.problem != problem:
@@ -342,7 +342,7 @@ class Watch(Generic[T]):
         self._schema_error = None
         known = self._snapshot
         if known is not None and found == known:
-            if found.has_new_files(known):
+            if found.has_new_files(known) or found.has_new_metadata(known):
                 self._snapshot = found.with_value(lambda _: known.value)
             return
         accepted: Snapshot[Any] = found

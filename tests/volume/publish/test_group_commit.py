@@ -24,7 +24,7 @@ class Disk:
         self.turn = asyncio.Semaphore(0)
         self.error: Exception | None = None
 
-    async def publish(self, name: str, data: bytes) -> Publication:
+    async def publish(self, name: str, data: bytes, _: object = None) -> Publication:
         self.begun.set()
         await self.turn.acquire()
         if self.error is not None:
@@ -202,11 +202,11 @@ async def test_only_who_comes_alone_is_served_by_the_event_loop_itself() -> None
     """With many the loop reads on while a thread publishes: half of 64 clients' rate was lost without."""
     done, served = Publication("1", True, False, 0.0, 1), []
 
-    async def publish(_: str, data: bytes) -> Publication:
+    async def publish(_: str, data: bytes, metadata: object) -> Publication:
         served.append(("thread", data))
         return done
 
-    def at_once(_: str, data: bytes) -> Publication:
+    def at_once(_: str, data: bytes, metadata: object) -> Publication:
         served.append(("loop", data))
         return done
 
