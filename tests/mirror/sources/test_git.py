@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import getpass
 import os
 import shutil
@@ -12,98 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from mirror.conftest import StartMirror
 from sidecar import _errors
-from sidecar.mirror.sources import factory, git
+from sidecar.mirror.sources import factory, git_refs
 from sidecar.mirror.sources.git import GitSource
 from sidecar.volume.volume import Volume
 from support import Eventually, StartProcess
 from support.engines import free_port
-
-BACKEND = Path("/usr/lib/git-core/git-http-backend")
-ENVIRONMENT = {
-    "PATH": os.environ["PATH"],
-    "HOME": "/nonexistent",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_AUTHOR_NAME": "Ada",
-    "GIT_AUTHOR_EMAIL": "ada@example.com",
-    "GIT_COMMITTER_NAME": "Ada",
-    "GIT_COMMITTER_EMAIL": "ada@example.com",
-}
-
-
-class Project:
-    """A repository with a working tree, as people have one, and what a server shows of it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.tree = directory
-        directory.mkdir(parents=True)
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("config", "uploadpack.allowAnySHA1InWant", "true")
-
-    def git(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=self.tree, env=ENVIRONMENT, capture_output=True, text=True, check=True
-        )  # fmt: skip
-        return done.stdout.strip()
-
-    def commit(self, **files: str | None) -> str:
-        """Commit these files (None removes one; __ in a name is a /), and return the commit."""
-        for key, content in files.items():
-            path = self.tree / key.replace("__", "/")
-            if content is None:
-                path.unlink()
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(content)
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message=change")
-        return self.git("rev-parse", "HEAD")
-
-
-class Backend:
-    """git-http-backend behind aiohttp, as its manual describes for any CGI server."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.password: str | None = None
-        self.knows_version_2 = True
-        self.requests: list[str] = []
-        self.connections: set[object] = set()
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        self.server = TestServer(app)
-
-    def url(self, name: str) -> str:
-        return f"git+{self.server.make_url(f'/{name}/.git')}"
-
-    async def _serve(self, request: web.Request) -> web.Response:
-        self.requests.append(f"{request.method} {request.path.rpartition('/')[2]}")
-        self.connections.add(request.protocol)
-        expected = f"Basic {base64.b64encode(f'git:{self.password}'.encode()).decode()}"
-        if self.password is not None and request.headers.get("Authorization") != expected:
-            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="git"'})
-        protocol = request.headers.get("Git-Protocol", "") if self.knows_version_2 else ""
-        body = await request.content.read() if request.can_read_body else b""
-        environment = {
-            **ENVIRONMENT, "GIT_PROJECT_ROOT": str(self.root), "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": request.path, "QUERY_STRING": request.query_string,
-            "REQUEST_METHOD": request.method, "GIT_PROTOCOL": protocol,
-            "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
-        }  # fmt: skip
-        # In a thread, which ends with the process: a request that is cut off leaves none behind.
-        done = await asyncio.to_thread(
-            subprocess.run, [BACKEND], input=body, env=environment, capture_output=True, check=False
-        )
-        output = done.stdout
-        head, _, content = output.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-        status = int(headers.pop("Status", "200").split()[0])
-        return web.Response(status=status, headers=headers, body=content)
+from support.git_servers import BACKEND, Backend, Project
 
 
 @pytest.fixture
@@ -200,20 +115,168 @@ async def test_a_directory_of_the_repository_is_published_without_its_name(
     assert await files(volume) == {"a": "1", "sub/b": "2"}
 
 
+@pytest.mark.parametrize(
+    ("submodules", "found"),
+    [("off", {"a"}), ("shallow", {"a", "lib/b"}), ("recursive", {"a", "lib/b", "lib/deep/c"})],
+)
 async def test_files_of_submodules_belong_to_the_commit(
-    project: Project, source: Start, tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+    project: Project, source: Start, tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually,
+    submodules: str, found: set[str],
 ) -> None:  # fmt: skip
-    """git-sync's submodule_sync_default and submodule_sync_relative; without the option they are left out."""
-    module = Project(tmp_path / "srv" / "module")
-    commit = module.commit(inside="1")
-    settings = '[submodule "lib"]\n\tpath = lib\n\turl = ../../module/.git\n'
-    (project.tree / ".gitmodules").write_text(settings)
-    project.git("update-index", "--add", "--cacheinfo", f"160000,{commit},lib")
-    (project.tree / "lib").mkdir()
+    """git-sync's submodule_sync_default, _relative, _off and _shallow."""
+    deep, module = Project(tmp_path / "srv" / "deep"), Project(tmp_path / "srv" / "module")
+    module.add_module("deep", "../../deep/.git", deep.commit(c="3"))
+    project.add_module("lib", "../../module/.git", module.commit(b="2"))
     project.commit(a="1")
-    running = start_mirror(source(submodules="recursive"))
+    running = start_mirror(source(submodules=submodules))
     await eventually(lambda: running.is_complete)
-    assert await files(volume) == {".gitmodules": settings, "a": "1", "lib/inside": "1"}
+    assert {one for one in await files(volume) if ".gitmodules" not in one} == found
+
+
+async def test_only_wanted_contents_are_transferred(
+    project: Project, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    """git-sync's sparse_checkout, filter_with_sparse_checkout and filter_across_updates: a partial clone."""
+    project.commit(dags__a="1", dags__old="0", large="not wanted", plugin="2", plugin2="3")
+    one = source("?ref=main", paths=["dags", "plugin"])
+    running = start_mirror(one)
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"dags/a": "1", "dags/old": "0", "plugin": "2"}
+    project.commit(dags__a="2", dags__old=None, large="neither")
+    await eventually(lambda: (Path(volume.path) / "dags/a").read_text() == "2")
+    assert await files(volume) == {"dags/a": "2", "plugin": "2"}
+    assert one._repository is not None
+    assert missing(one._repository.directory, project.git("rev-parse", "HEAD")) == 2
+
+
+def missing(repository: Path, commit: str) -> int:
+    """Return the number of contents of a commit that a repository does not have."""
+    done = subprocess.run(
+        ["git", "rev-list", "--objects", "--missing=print", commit],
+        cwd=repository, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return sum(line.startswith("?") for line in done.stdout.splitlines())
+
+
+async def test_a_server_that_sends_no_single_contents_sends_all(
+    project: Project, backend: Backend, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    """Version 0 without uploadpack.allowAnySHA1InWant: it leaves contents out on demand, and refuses to send one of them."""
+    backend.knows_version_2 = False
+    project.git("config", "uploadpack.allowAnySHA1InWant", "false")
+    project.commit(dags__a="1", large="not wanted")
+    running = start_mirror(source("?ref=main", directory="dags"))
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"a": "1"}
+
+
+@pytest.mark.parametrize("damage", ["lock", "objects", "all"])
+async def test_a_damaged_repository_is_made_anew(
+    project: Project, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually, damage: str
+) -> None:  # fmt: skip
+    """What a killed git leaves (git-sync #914), and what a cleaner of /tmp takes away."""
+    project.commit(a="1")
+    one = source("?ref=main")
+    running = start_mirror(one)
+    await eventually(lambda: running.is_complete)
+    first = one._repository
+    assert first is not None
+    if damage == "lock":
+        (first.directory / "shallow.lock").touch()
+    else:
+        shutil.rmtree(first.directory / "objects" if damage == "objects" else first.directory)
+    project.commit(a="2")
+    await eventually(lambda: (Path(volume.path) / "a").read_text() == "2")
+    assert not first.directory.exists()
+
+
+async def test_a_repository_without_a_commit_is_waited_for(
+    project: Project, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    running = start_mirror(source())
+    await eventually(lambda: "has no commit yet" in (running.problem or ""))
+    project.commit(a="1")
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"a": "1"}
+
+
+async def test_a_commit_that_is_too_large_is_not_published(
+    project: Project, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    """By the size of its files, or, before they are all here, by that of the transfer."""
+    project.commit(a="1")
+    running = start_mirror(source("?ref=main", max_bytes=20_000))
+    await eventually(lambda: running.is_complete)
+    project.commit(b="zeros" * 10_000)
+    await eventually(lambda: "have 50001 bytes (raise max_bytes)" in (running.problem or ""))
+    project.commit(b=None, c=os.urandom(80_000).hex())
+    await eventually(lambda: "larger than 80000 bytes (raise max_bytes)" in (running.problem or ""))
+    assert await files(volume) == {"a": "1"}
+
+
+async def test_a_repository_that_has_moved_is_found(
+    project: Project, backend: Backend, source: Start, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    """git follows a redirection of its first request (git-config(1), http.followRedirects)."""
+    backend.moved["/old/"] = "/project/"
+    project.commit(a="1")
+    running = start_mirror(source("?ref=main", name="old"))
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"a": "1"}
+
+
+async def test_settings_of_git_count_where_they_are_given(
+    project: Project, source: Start, tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually, backend: Backend
+) -> None:  # fmt: skip
+    """git-sync's additional_git_configs."""
+    settings = tmp_path / "config"
+    base = str(backend.server.make_url("/"))
+    settings.write_text(f'[url "{base}project/"]\n\tinsteadOf = {base}alias/\n')
+    project.commit(a="1")
+    running = start_mirror(source("?ref=main", name="alias", git_config_file=str(settings)))
+    await eventually(lambda: running.is_complete)
+    assert await files(volume) == {"a": "1"}
+
+
+async def test_a_password_is_for_its_server_alone(
+    project: Project, backend: Backend, source: Start, tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:  # fmt: skip
+    """git-sync's submodule_sync_over_http_different_passwords; and a submodule elsewhere does not get that of the repository."""
+    other = Backend(tmp_path / "other")
+    await other.server.start_server(auto_decompress=False)
+    module = Project(tmp_path / "other" / "module")
+    project.add_module("lib", other.url("module").removeprefix("git+"), module.commit(b="2"))
+    project.commit(a="1")
+    backend.password, other.user, other.password = "one", "bob", "two"
+    password, stored = tmp_path / "password", tmp_path / "stored"
+    password.write_text("one")
+    running = start_mirror(source("?ref=main", submodules="recursive", password_file=str(password)))
+    await eventually(lambda: running.problem is not None)
+    assert backend.basic() in backend.logins
+    assert other.logins == {None}
+    lines = [
+        str(one.server.make_url("/").with_user(one.user).with_password(one.password))
+        for one in (backend, other)
+    ]
+    stored.write_text("\n".join(lines))
+    running = start_mirror(
+        source("?ref=main", submodules="recursive", credentials_file=str(stored))
+    )
+    await eventually(lambda: running.is_complete)
+    assert (await files(volume))["lib/b"] == "2"
+    await other.server.close()
+
+
+async def test_cookies_are_sent(
+    project: Project, backend: Backend, source: Start, tmp_path: Path, start_mirror: StartMirror, eventually: Eventually
+) -> None:  # fmt: skip
+    """With the question for the refs, and by git: the file has the form that curl writes (git-config(1), http.cookieFile)."""
+    cookies = tmp_path / "cookies"
+    cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\to\tgit-ada=1\n")
+    project.commit(a="1")
+    running = start_mirror(source("?ref=main", cookie_file=str(cookies)))
+    await eventually(lambda: running.is_complete)
+    assert backend.cookies == {"o=git-ada=1"}
 
 
 async def test_a_branch_that_goes_back_is_held_where_only_fast_forward_is_wanted(
@@ -341,6 +404,8 @@ async def test_a_repository_over_ssh(
         ("git+https://host/repo.git#fast_forward_only=true", "depth=0"),
         ("git+https://host/repo.git#submodules=some", "submodules"),
         ("git+ext://host/repo.git", "is no source"),
+        ("git+https://host/repo.git#password_file=a&askpass_url=http://b/", "give one of"),
+        ("git+https://host/repo.git#github_app_id=1", "go together"),
     ],
 )
 def test_a_wrong_address_is_refused(url: str, said: str) -> None:
@@ -354,9 +419,9 @@ def test_refs_are_parsed_as_the_protocol_says() -> None:
     oid, peeled = "1" * 40, "2" * 40
     lines = [f"{oid} refs/tags/heavy peeled:{peeled}\n", f"{oid} refs/heads/main\n"]
     body = b"".join(b"%04x" % (len(one) + 4) + one.encode() for one in lines) + b"0000"
-    assert git._parse_refs(body) == {
+    assert git_refs.parse_refs(body) == {
         "refs/tags/heavy": oid, "refs/tags/heavy^{}": peeled, "refs/heads/main": oid,
     }  # fmt: skip
     for wrong in (b"", b"<html>", b"0004", body[:-4], b"0009hello"):
         with pytest.raises(ValueError, match=r".+"):
-            git._parse_refs(wrong)
+            git_refs.parse_refs(wrong)
