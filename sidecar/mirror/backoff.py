@@ -12,6 +12,15 @@ _LONGEST_BUSY_SECONDS = 30.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 
 
+def spread() -> float:
+    """Return a random factor between 0.9 and 1, so that a fleet does not ask at the same moment.
+
+    >>> 0.9 <= spread() <= 1
+    True
+    """
+    return random.uniform(0.9, 1.0)  # noqa: S311
+
+
 def pause(attempt: int, error: SourceUnavailable | None = None) -> float:
     """Return the seconds to wait after the failure of this number, from 0 on: at random, so that a fleet spreads.
 

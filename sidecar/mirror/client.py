@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractResolver
 
 from sidecar.mirror.states import SourceUnavailable
 from sidecar.process import arguments, http_endpoint, metrics, retry
@@ -68,6 +69,8 @@ class Client:
         ca_file, cert_file, key_file: PEM files; renewed ones are used from the next connection on.
         timeout: seconds until the whole answer must be there; for a stream until its head must be.
         max_bytes: limit of one answer, or of one line of a stream.
+        tls: settings that clients share, in place of files.
+        resolver: where names are looked up; None is the system.
 
     Raises:
         ConfigError: no address, or files that cannot be used.
@@ -85,15 +88,18 @@ class Client:
         key_file: Path | None = None,
         timeout: float = 10.0,
         max_bytes: int = 64 << 20,
+        tls: http_endpoint.Tls | None = None,
+        resolver: AbstractResolver | None = None,
     ) -> None:
         self.url, credentials = http_endpoint.address(url, "")
         self.name = redact_url(self.url)
         self._credentials = http_endpoint.Credentials(
             self.name, credentials, user=user, password_file=password_file, token_file=token_file
         )
-        self._tls = http_endpoint.Tls(
+        self._tls = tls or http_endpoint.Tls(
             self.name, self.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file
         )
+        self._resolver = resolver
         self._proxy = http_endpoint.proxy(self.url)
         self._timeout = arguments.check_seconds("timeout", timeout, zero=False)
         self._max_bytes = max_bytes
@@ -106,7 +112,9 @@ class Client:
             yield
             return
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(keepalive_timeout=_KEEPALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(
+                keepalive_timeout=_KEEPALIVE_SECONDS, resolver=self._resolver
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=_CHUNK_BYTES,

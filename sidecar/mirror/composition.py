@@ -91,18 +91,19 @@ class Composition:
         refused: dict[str, str] = {}
         names = _Names()
         for name, unit in units:
-            if unit.problem is None and (problem := names.conflict(unit.files)) is not None:
+            files = self._present(unit.files)
+            if unit.problem is None and (problem := names.conflict(files)) is not None:
                 refused[name] = problem
                 unit.good = ()
                 continue
             if unit.problem is None:
-                unit.problem = await self._validate(unit, contents)
+                unit.problem = await self._validate(files, contents)
             if unit.problem is None:
-                names.give(name, unit.files)
-                unit.good = tuple(unit.files)
+                names.give(name, files)
+                unit.good = tuple(files)
                 continue
             refused[name] = unit.problem
-            good = unit.files if unit.good is None else unit.good
+            good = files if unit.good is None else unit.good
             kept = {
                 file: File(self._published[file], None) for file in good if file in self._published
             }
@@ -117,9 +118,17 @@ class Composition:
         self.refused = refused
         return names.files
 
-    async def _validate(self, unit: UnitRecord, contents: _Contents) -> str | None:
+    def _present(self, files: Mapping[str, File]) -> dict[str, File]:
+        """Return the files of a unit; one without a content of its own is what is published, or is left out."""
+        return {
+            name: file if file.digest else File(self._published[name], None)
+            for name, file in files.items()
+            if file.digest or name in self._published
+        }
+
+    async def _validate(self, files: Mapping[str, File], contents: _Contents) -> str | None:
         """Have the gate validate the new files of a unit; return why it is refused."""
-        for name, file in unit.files.items():
+        for name, file in files.items():
             if self._is_new(name, file):
                 try:
                     await self._volume.validate(name, await contents.get(name, file))

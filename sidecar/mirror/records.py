@@ -15,6 +15,7 @@ class File:
     """A file of a unit: what changes with its content, and the content until it is published."""
 
     digest: str
+    """Empty where the content is what is published under this name."""
     blob: Blob | None
 
 
@@ -44,6 +45,8 @@ class SourceRecord:
         self.units: dict[str, UnitRecord] = {}
         self.is_complete = False
         """Whether a whole state was accepted: before that, nothing of the source may be removed."""
+        self.is_settled = False
+        """Whether nothing of it is being fetched for the first time."""
         self.order: int | None = None
         self.changed_at: float | None = None
 
@@ -70,7 +73,7 @@ class SourceRecord:
             MissingContent: a unit without files is not the one that is known.
         """
         self.units = {name: self._take(name, unit) for name, unit in state.units.items()}
-        self.is_complete = True
+        self.is_complete, self.is_settled = True, state.is_settled
         self.order, self.changed_at = state.order, state.changed_at
 
     def _take(self, name: str, unit: Unit) -> UnitRecord:
@@ -115,8 +118,11 @@ def in_order(records: Sequence[SourceRecord]) -> Iterator[tuple[str, UnitRecord]
         yield name or source, unit
 
 
-def _files(prefix: str, files: Mapping[str, Blob]) -> dict[str, File]:
-    return {prefix + name: File(digest_of(blob), blob) for name, blob in files.items()}
+def _files(prefix: str, files: Mapping[str, Blob | None]) -> dict[str, File]:
+    return {
+        prefix + name: File("" if blob is None else digest_of(blob), blob)
+        for name, blob in files.items()
+    }
 
 
 def _problem_with_names(files: Mapping[str, File]) -> str | None:

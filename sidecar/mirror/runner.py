@@ -106,6 +106,7 @@ class Mirror:
         self._composition = Composition(self._volume)
         self._accepted = asyncio.Event()
         self._accepted_states = self._published_states = 0
+        self._completed = asyncio.Event()
         self._contacted = asyncio.Event()
         self._started = False
         self._problem: str | None = None
@@ -139,7 +140,12 @@ class Mirror:
     def is_complete(self) -> bool:
         """Whether the newest state of every source is published, as far as it is not refused or held."""
         is_current = self._published_states == self._accepted_states
-        return is_current and all(one.record.is_complete for one in self.followed)
+        records = [one.record for one in self.followed]
+        return is_current and all(one.is_complete and one.is_settled for one in records)
+
+    async def completed(self) -> None:
+        """Wait until `is_complete` is true for the first time."""
+        await self._completed.wait()
 
     async def run(self) -> None:
         """Mirror until it is cancelled, or with `once` until a state of every source is published."""
@@ -306,8 +312,10 @@ class Mirror:
                 await self._wait_for_state(_RETRY_SECONDS)
             else:
                 self._problem, self._published_states = None, accepted
-                if self._once and self.is_complete:
-                    raise _Done
+                if self.is_complete:
+                    self._completed.set()
+                    if self._once:
+                        raise _Done
 
     def _restart_all(self) -> None:
         """Have all sources yield their contents again."""

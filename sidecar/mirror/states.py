@@ -57,6 +57,7 @@ class Unit:
     """What is atomic in the source: an object, a commit, a prefix at one revision.
 
     `files` is None where the unit was yielded before with this version: contents need not be kept to be yielded again.
+    A file that is None cannot be read now: what is published under its name stays.
     `created` (Unix seconds) decides which of two units with the same file name is published: the older one.
 
     >>> Unit("resourceVersion-7", {"app.json": b"{}"}).created
@@ -64,7 +65,7 @@ class Unit:
     """
 
     version: str
-    files: Mapping[str, Blob] | None
+    files: Mapping[str, Blob | None] | None
     created: float = 0.0
 
 
@@ -85,6 +86,8 @@ class State:
     """When the source changed, Unix seconds, where it says so."""
     rescued: bool = False
     """Whether a re-check found what the watch had missed."""
+    is_settled: bool = True
+    """Whether nothing of it is being fetched for the first time: what `once` waits for."""
 
 
 @dataclass(frozen=True, slots=True)

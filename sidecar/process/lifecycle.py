@@ -14,7 +14,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
@@ -42,7 +42,11 @@ class _LifecycleState:
     stop: _StopController | None = None
 
 
-def run(main: Coroutine[Any, Any, T]) -> T | None:
+def run(
+    main: Coroutine[Any, Any, T],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T | None:
     """Run a program until it returns or is stopped.
 
     The first SIGTERM, SIGINT or SIGHUP makes `draining()` true and cancels `main`, once.
@@ -54,6 +58,9 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
 
     `run` raises every other exception of `main`, including those of its clean-up.
     Logging goes to stderr at level INFO unless the program has configured it before.
+
+    `loop_factory` is that of `asyncio.Runner`. None takes the event loop of uvloop, if that is installed;
+    `asyncio.new_event_loop` needs 3 MB less, for a program that serves few requests.
 
     Raises:
         TypeError: `main` is not a coroutine.
@@ -73,7 +80,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
             configure()
         _LifecycleState.draining = False
         stop = _LifecycleState.stop = _StopController()
-        with _handlers(stop), asyncio.Runner(loop_factory=_new_loop) as runner:
+        with _handlers(stop), asyncio.Runner(loop_factory=loop_factory or _new_loop) as runner:
             return runner.run(_until_stopped(main, stop))
     finally:
         main.close()  # nothing to do, unless it was never started

@@ -67,20 +67,36 @@ def check_url(name: str, value: object) -> str:
 
 
 class Access(NamedTuple):
-    """How a server is reached; both files are read for each request, so that they can be renewed.
+    """How a server is reached; the files are read for each request, so that they can be renewed.
 
     With `ca_file` (PEM) its certificate is verified against those authorities; without, against those of the system,
-    but not one of this machine itself. `token_file` is a bearer token, for an address without credentials.
+    but not one of this machine itself. For an address without credentials, `token_file` is a bearer token,
+    `user` and `password_file` are Basic credentials (RFC 7617).
     """
 
     ca_file: str | os.PathLike[str] | None = None
     token_file: str | os.PathLike[str] | None = None
+    user: str | None = None
+    password_file: str | os.PathLike[str] | None = None
 
     def check(self) -> None:
-        """Raise `ConfigError` if one of the paths is none."""
-        for name, path in zip(self._fields, self, strict=True):
-            if path is not None:
+        """Raise `ConfigError` if one of the paths is none, or credentials are half or twice given."""
+        for name in ("ca_file", "token_file", "password_file"):
+            if (path := getattr(self, name)) is not None:
                 arguments.check_path(name, path)
+        self.credentials("credentials", None)
+
+    def credentials(self, where: str, in_url: str | None) -> http_endpoint.Credentials:
+        """Return the credentials for an address, which may have its own. Raises `ConfigError`."""
+        if in_url is not None:
+            return http_endpoint.Credentials(where, in_url)
+        return http_endpoint.Credentials(
+            where,
+            None,
+            user=self.user,
+            password_file=self.password_file,
+            token_file=self.token_file,
+        )
 
 
 DEFAULT_ACCESS = Access()
@@ -103,11 +119,10 @@ async def request(
     where = redact_url(url)
     address, credentials = http_endpoint.address(url, "")
     try:
-        secrets = http_endpoint.Credentials(
-            where, credentials, token_file=access.token_file if credentials is None else None
-        ).headers()
+        secrets = access.credentials(where, credentials).headers()
     except ValueError as error:
-        raise ActionFailed(f"{error} (see token_file)") from error
+        file = "token_file" if access.password_file is None else "password_file"
+        raise ActionFailed(f"{error} (see {file})") from error
     exchange = _Exchange(method, urlsplit(address), {**headers, **secrets}, timeout, access, body)
     try:
         answering = _run_in_daemon_thread(exchange.run)

@@ -36,6 +36,8 @@ class ReloaderOptions(watch_options.Options, total=False):
     stop_url: str | None
     ca_file: str | os.PathLike[str] | None
     token_file: str | os.PathLike[str] | None
+    user: str | None
+    password_file: str | os.PathLike[str] | None
     initial: bool
     once: bool
     drain_timeout: float
@@ -81,6 +83,8 @@ def check(
     stop_url: str | None = None,
     ca_file: str | os.PathLike[str] | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    user: str | None = None,
+    password_file: str | os.PathLike[str] | None = None,
     initial: bool = True,
     once: bool = False,
     drain_timeout: float = 10.0,
@@ -106,7 +110,8 @@ def check(
         from sidecar.reload import client, rollout
         from sidecar.reload.confirmation import Confirmation
 
-        access = client.Access(ca_file, token_file)
+        access = client.Access(ca_file, token_file, user, password_file)
+        access.check()
         if confirm_url is not None:
             confirmation = Confirmation(confirm_url, confirm_timeout, access)
         if stop_url is not None:

@@ -398,6 +398,8 @@ async def run(
         stop_url: an address that is asked before a new version is taken, and told when the application has refused it.
         ca_file: authorities (PEM) for `confirm_url` and `stop_url`, as for `Webhook`.
         token_file: file with a bearer token for both, as for `Webhook`.
+        user: Basic credentials in place of it, with `password_file`.
+        password_file: file with the password of `user`.
         initial: whether the version that is there at the start is applied, too: what has changed
             before somebody looked is unknown. It is the default of the peers that try again.
         once: whether to return when one version was applied: for init containers.

@@ -37,7 +37,8 @@ class Webhook:
         expect_status: the statuses that are a success; none means 200 to 299.
         timeout: seconds for the whole answer.
         ca_file: authorities (PEM) to verify the server's certificate against, in place of those of the system.
-        token_file: file with a bearer token, for an address without credentials. Both are read for each request.
+        token_file: file with a bearer token, for an address without credentials.
+        user, password_file: Basic credentials in place of it. Files are read for each request.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -53,6 +54,8 @@ class Webhook:
     timeout: float = 10.0
     ca_file: str | os.PathLike[str] | None = None
     token_file: str | os.PathLike[str] | None = None
+    user: str | None = None
+    password_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         client.check_url("url", self.url)
@@ -63,7 +66,7 @@ class Webhook:
 
     @property
     def _access(self) -> client.Access:
-        return client.Access(self.ca_file, self.token_file)
+        return client.Access(self.ca_file, self.token_file, self.user, self.password_file)
 
     def __str__(self) -> str:
         return f"webhook {redact_url(self.url)}"

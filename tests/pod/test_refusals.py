@@ -151,6 +151,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("reloader.rollbackOnFailure", "volume.source.configMap"),
     ),
+    "reloader with half of its credentials": (
+        {"reloader": {"enabled": True, "actions": [{"webhook": "http://x/"}], "user": "ada"}},
+        ("reloader.user", "reloader.password.secret", "go together"),
+    ),
     "reloader on the port of another": (
         {"reloader": {"enabled": True, "port": 8081, "actions": [{"webhook": "http://x/"}]}},
         ("reader.port and reloader.port", "8081"),

@@ -25,7 +25,7 @@ def test_every_option_of_the_command_is_a_value_of_the_same_name() -> None:
     storage = {"mode", "group", "keep", "keepBytes", "keepDeleted", "volumeBudget", "durability"}
     actions = {"webhook", "exec", "process", "pidFile"}
     # `once` is for init containers; the others are set in one place for all, or made of a Secret.
-    elsewhere = {"help", "poll", "once", "logLevel", "logFormat", "tokenFile"}
+    elsewhere = {"help", "poll", "once", "logLevel", "logFormat", "tokenFile", "passwordFile"}
     options = {
         re.sub(r"_(.)", lambda letter: letter[1].upper(), str(one.name))
         for one in reload.command.params
@@ -110,6 +110,27 @@ def test_its_metrics_are_scraped_and_its_requests_may_leave_the_pod() -> None:
             chart.render({**values, "pod": {"terminationGracePeriodSeconds": 60}}), "NetworkPolicy"
         )
         assert policy["spec"]["policyTypes"] == types
+
+
+def test_a_password_for_its_requests_comes_from_a_secret() -> None:
+    """As a file, which is read for each request; never as an argument."""
+    values = {
+        "reloader": {
+            "enabled": True,
+            "actions": [{"webhook": "http://localhost:3000/api"}],
+            "user": "ada",
+            "password": {"secret": "grafana", "key": "admin-password"},
+        },
+        "pod": {"terminationGracePeriodSeconds": 60},
+    }
+    objects = chart.render(values)
+    container = chart.container(objects, "reloader")
+    assert "--user=ada" in container["args"]
+    assert "--password-file=/etc/sidecar/password/admin-password" in container["args"]
+    assert "/etc/sidecar/password" in [one["mountPath"] for one in container["volumeMounts"]]
+    assert "grafana" in [
+        one["secret"]["secretName"] for one in chart.pod_spec(objects)["volumes"] if "secret" in one
+    ]
 
 
 def test_kubectl_logs_shows_the_application_first() -> None:

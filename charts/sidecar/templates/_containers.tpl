@@ -326,6 +326,14 @@ securityContext:
     secretName: {{ $values.readToken.secret }}
     defaultMode: 0440
 {{- end }}
+{{- with $values.password }}
+{{- if and $values.enabled .secret }}
+- name: {{ $role }}-password
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
 {{- end }}
 {{- with .Values.tls.secret }}
 - name: tls

@@ -56,6 +56,11 @@ The reloader. Public, for the Pods of other charts:
       mountPath: /etc/sidecar/token
       readOnly: true
     {{- end }}
+    {{- if $values.password.secret }}
+    - name: reloader-password
+      mountPath: /etc/sidecar/password
+      readOnly: true
+    {{- end }}
     {{- with $values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -72,7 +77,7 @@ The reloader. Public, for the Pods of other charts:
 {{- end }}
 {{- end }}
 - --port={{ $values.port }}
-{{- range $name := list "host" "signal" "timeout" "confirmUrl" "confirmTimeout" "stateFile" "expandTo" "splay" "stopUrl" "caFile" "drainTimeout" "maxSize" "watch" "recheck" "include" "exclude" "quiet" }}
+{{- range $name := list "host" "signal" "timeout" "confirmUrl" "confirmTimeout" "stateFile" "expandTo" "splay" "user" "stopUrl" "caFile" "drainTimeout" "maxSize" "watch" "recheck" "include" "exclude" "quiet" }}
 {{- $value := index $values $name }}
 {{- if not (or (kindIs "invalid" $value) (and (eq (toString $value) "") (ne $name "exclude"))) }}
 - {{ printf "--%s=%s" (kebabcase $name) (include "sidecar.number" $value) | quote }}
@@ -91,6 +96,9 @@ The reloader. Public, for the Pods of other charts:
 {{- end }}
 {{- if $values.token.secret }}
 - --token-file=/etc/sidecar/token/{{ $values.token.key }}
+{{- end }}
+{{- if $values.password.secret }}
+- --password-file=/etc/sidecar/password/{{ $values.password.key }}
 {{- end }}
 {{- if or $values.rollbackOnFailure $values.expandTo }}
 {{- range $name := list "mode" "group" "keep" "keepBytes" "keepDeleted" "volumeBudget" "durability" }}
@@ -127,6 +135,7 @@ The reloader. Public, for the Pods of other charts:
 
 {{- define "sidecar.reloader.validate" -}}
 {{- $values := .Values.reloader -}}
+{{- include "sidecar.validate.credentials" (list . "reloader") -}}
 {{- if not $values.actions -}}
 {{- fail "\n\nreloader.actions is empty: name what is done for each version, as `- webhook: http://localhost:9090/-/reload`." -}}
 {{- end -}}

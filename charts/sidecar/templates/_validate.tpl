@@ -236,6 +236,18 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- end -}}
 {{- end }}
 
+{{/* Credentials for requests, given half or twice: (list ROOT ROLE). */}}
+{{- define "sidecar.validate.credentials" -}}
+{{- $role := index . 1 -}}
+{{- $values := index (index . 0).Values $role -}}
+{{- if ne (empty $values.user) (empty $values.password.secret) -}}
+{{- fail (printf "\n\n%s.user and %s.password.secret go together: set both, or neither." $role $role) -}}
+{{- end -}}
+{{- if and $values.user $values.token.secret -}}
+{{- fail (printf "\n\n%s.user and %s.token.secret are both set: a request has one kind of credentials." $role $role) -}}
+{{- end -}}
+{{- end }}
+
 {{/* Whether a path is in one of these directories, which end in a slash: (list PATH DIRECTORIES). */}}
 {{- define "sidecar.inside" -}}
 {{- $path := index . 0 -}}

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
-from sidecar.cli import declare, lazy_imports, options, param_types
+from sidecar.cli import action_options, declare, lazy_imports, options, param_types
 
 
-@declare.command("mirror")
+@declare.command("mirror", cls=action_options.Command)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @options.path("Directory that gets the files of all sources as one set.")
 @options.gating
@@ -51,6 +51,12 @@ from sidecar.cli import declare, lazy_imports, options, param_types
     default=60.0,
     help="Tell readers that the content is stale when a source has not answered for so many seconds.",
 )
+@action_options.acting(timeout="--action-timeout")
+@declare.option(
+    "--initial/--no-initial",
+    default=True,
+    help="Run the actions for the first complete set, too (the default).",
+)
 @options.probes
 @options.logging()
 def command(
@@ -66,6 +72,8 @@ def command(
     allow_shrink: bool,
     allow_rewind: bool,
     stale_after: float,
+    actions: action_options.Actions,
+    initial: bool,
     host: str,
     port: int | None,
 ) -> int:
@@ -85,10 +93,15 @@ def command(
     than the published one is held, until --allow-shrink or --allow-rewind publishes it.
     /readyz says yes once a set is published; an absent source fails no probe.
 
+    --webhook, --exec, --process and --pid-file do for each version what `sidecar reload` does, in this process.
+    With --once they run once everything is published.
+
     It runs until SIGTERM, and exits with 0.
     """  # noqa: D301 (click's mark for a paragraph that is not to be wrapped)
     if (or_last_good or timeout is not None) and not once:
         raise click.UsageError("--or-last-good and --timeout are of no use without --once")
+    if not initial and (once or not actions.chosen):
+        raise click.UsageError("--no-initial needs an action, and contradicts --once")
     with lazy_imports.server_alone():
         from sidecar.cli.impl import mirror
 
@@ -99,6 +112,8 @@ def command(
             once=once,
             or_last_good=or_last_good,
             timeout=timeout,
+            actions=actions,
+            initial=initial,
             host=host,
             port=port,
             shrink_limit=shrink_limit,

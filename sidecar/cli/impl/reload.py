@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,45 +14,36 @@ from sidecar.process import lifecycle
 from sidecar.reload.runner import Reloader
 
 if TYPE_CHECKING:
+    from sidecar.cli.action_options import Actions
     from sidecar.reload.change import Action
 
 
-def webhook(
-    url: str,
-    expect_status: Sequence[str],
-    timeout: float,
-    ca_file: str | None,
-    token_file: str | None,
-) -> Action:
-    """Make a webhook.
+def make_actions(actions: Actions) -> list[Action]:
+    """Make the actions of a command line.
 
     Raises:
-        ConfigError: a status that is none.
+        ConfigError: a status, a signal, an address or a file that is none.
     """
-    from sidecar.reload.webhook import Webhook
-
-    wrong = [one for one in expect_status if not (one.isascii() and one.isdecimal())]
-    if wrong:
-        raise _errors.ConfigError(f"--expect-status: {wrong[0]!r} is no status: it is a number")
-    return Webhook(url, tuple(map(int, expect_status)), timeout, ca_file, token_file)
+    return [_make_action(kind, value, actions) for kind, value in actions.chosen]
 
 
-def command(words: Sequence[str], timeout: float) -> Action:
-    """Make a command."""
-    from sidecar.reload.command import Command
+def _make_action(kind: str, value: Any, actions: Actions) -> Action:
+    """Make an action. Modules of other kinds are not imported."""
+    if kind == "webhook":
+        from sidecar.reload.webhook import Webhook
 
-    return Command(words, timeout)
+        wrong = [one for one in actions.expect_status if not (one.isascii() and one.isdecimal())]
+        if wrong:
+            raise _errors.ConfigError(f"--expect-status: {wrong[0]!r} is no status: it is a number")
+        statuses = tuple(map(int, actions.expect_status))
+        return Webhook(value, statuses, actions.timeout, **asdict(actions.access))
+    if kind == "exec":
+        from sidecar.reload.command import Command
 
-
-def signal(name: str, kind: str, value: str) -> Action:
-    """Make a signal to a process by its name, or by a file.
-
-    Raises:
-        ConfigError: there is no such signal.
-    """
+        return Command(value, actions.timeout)
     from sidecar.reload.signals import Signal
 
-    return Signal(name, **{kind: value})
+    return Signal(actions.signal, **{kind: value})
 
 
 def run(

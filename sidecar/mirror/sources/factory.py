@@ -50,6 +50,9 @@ _KUBE = _Kind(
         "folder_annotation": config_types.text,
         "folder": config_types.text,
         "unique_names": config_types.truth,
+        "url_keys": config_types.texts,
+        "url_interval": config_types.seconds,
+        "url_ca_file": config_types.text,
         "recheck": config_types.seconds,
     },
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import posixpath
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -20,8 +21,9 @@ import orjson
 
 from sidecar._errors import ConfigError
 from sidecar.mirror.client import Client
+from sidecar.mirror.sources.url_keys import SUFFIX, UrlKeys
 from sidecar.mirror.states import Alive, SourceUnavailable, State, Unit
-from sidecar.process import metrics
+from sidecar.process import arguments, metrics
 
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _KINDS = {"configmaps": "configmap", "secrets": "secret"}
@@ -56,7 +58,7 @@ class _Resource:
 class KubeSource:
     """Follow the ConfigMaps and Secrets that are selected.
 
-        kube://NAMESPACE[,NAMESPACE]/configmaps[+secrets][/NAME]?labelSelector=grafana_dashboard
+        kube://NAMESPACE[,NAMESPACE]/configmaps[+secrets][/NAME[,NAME]]?labelSelector=grafana_dashboard
 
     A namespace of `.` is the Pod's own, `*` is all of them. In a Pod, server, token and authority are those
     of its service account, read again for each request; elsewhere `server`, `token_file` and `ca_file` name them.
@@ -65,6 +67,10 @@ class KubeSource:
         folder_annotation: annotation of an object that names a directory for its files.
         folder: an absolute path in that annotation must lie below this one, and is taken relative to it.
         unique_names: name files `namespace_NS.KIND_NAME.KEY`.
+        url_keys: hosts from which the contents of keys that end with `.url` are fetched, `*` for every one;
+            none publishes such keys as they are. `UrlKeys` says which addresses are refused.
+        url_interval: seconds between two conditional requests to such an address.
+        url_ca_file: authority (PEM) of these servers.
         recheck: seconds between two comparisons of names and versions with the server.
 
     >>> KubeSource("kube://shop/configmaps?labelSelector=app", server="https://10.0.0.1")
@@ -81,7 +87,12 @@ class KubeSource:
         folder_annotation: str | None = None,
         folder: str | None = None,
         unique_names: bool = False,
+        url_keys: Sequence[str] = (),
+        url_interval: float = 60.0,
+        url_ca_file: str | None = None,
         recheck: float = 600.0,
+        timeout: float = 10.0,
+        max_bytes: int = 64 << 20,
         **options: Any,
     ) -> None:
         self.name = url
@@ -90,9 +101,10 @@ class KubeSource:
         self._selector = dict(parse_qsl(parts.query, keep_blank_values=True))
         if wrong := self._selector.keys() - {"labelSelector", "fieldSelector"}:
             raise ConfigError(f"{url}: there is no {wrong.pop()!r} (write ?labelSelector=…)")
-        kinds, _, name = parts.path.strip("/").partition("/")
+        kinds, _, names = parts.path.strip("/").partition("/")
         self._resources = [
-            _Resource(kind, namespace, unquote(name) or None)
+            _Resource(kind, namespace, name or None)
+            for name in unquote(names).split(",")
             for namespace in _namespaces(url, unquote(parts.netloc))
             for kind in kinds.split("+")
         ]
@@ -101,7 +113,25 @@ class KubeSource:
         if server is None:
             server = _server_of_pod(url)
             token_file, ca_file = token_file or f"{_ACCOUNT}/token", ca_file or f"{_ACCOUNT}/ca.crt"
-        self._client = Client(server, token_file=token_file, ca_file=ca_file, **options)
+        self._client = Client(
+            server,
+            token_file=token_file,
+            ca_file=ca_file,
+            timeout=timeout,
+            max_bytes=max_bytes,
+            **options,
+        )
+        self._urls: UrlKeys | None = None
+        if url_keys:
+            arguments.check_seconds("url_interval", url_interval, zero=False)
+            self._urls = UrlKeys(
+                url_keys,
+                lambda: self._tell(new=True),
+                interval=url_interval,
+                timeout=timeout,
+                max_bytes=max_bytes,
+                ca_file=url_ca_file,
+            )
         self._folder_annotation, self._folder = folder_annotation, folder
         self._unique_names = unique_names
         self._recheck = recheck
@@ -117,8 +147,12 @@ class KubeSource:
         if since is None or since != self._token():
             for one in self._resources:
                 one.version, one.units = None, {}
+            if self._urls is not None:
+                self._urls.clear()
         self._changed = asyncio.Event()
         async with self._client.session():
+            if self._urls is not None:
+                self._urls.start()
             tasks = [asyncio.create_task(self._follow_resource(one)) for one in self._resources]
             try:
                 while True:
@@ -133,6 +167,8 @@ class KubeSource:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
+                if self._urls is not None:
+                    await self._urls.stop()
 
     async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait until a resource says something; raise the error of one that failed."""
@@ -162,7 +198,9 @@ class KubeSource:
                 async for page in self._pages(one, {}):
                     items += page.get("items", ())
                     version = page["metadata"]["resourceVersion"]
-                one.units = dict(self._unit(one, item) for item in items)
+                before, one.units = one.units, dict(self._unit(one, item) for item in items)
+                for name in before.keys() - one.units.keys():
+                    self._forget_addresses(name)
                 break
         one.version = version
         self._tell(new=True)
@@ -252,6 +290,7 @@ class KubeSource:
         name, unit = self._unit(one, item)
         if kind == "DELETED":
             one.units.pop(name, None)
+            self._forget_addresses(name)
         else:
             one.units[name] = unit
         self._tell(new=True)
@@ -281,10 +320,14 @@ class KubeSource:
             one.units = {
                 name: Unit(unit.version, None, unit.created) for name, unit in one.units.items()
             }
+        urls = self._urls
+        if urls is not None:
+            units |= urls.units()
         rescued, self._was_rescued, self._has_new_state = self._was_rescued, False, False
         versions = [one.version or "" for one in self._resources]
         order = sum(map(int, versions)) if all(map(str.isdecimal, versions)) else None
-        return State(units, self._token(), order, rescued=rescued)
+        is_settled = urls is None or urls.is_settled
+        return State(units, self._token(), order, rescued=rescued, is_settled=is_settled)
 
     def _token(self) -> str:
         return ";".join(one.version or "" for one in self._resources)
@@ -292,17 +335,37 @@ class KubeSource:
     def _unit(self, one: _Resource, item: Mapping[str, Any]) -> tuple[str, Unit]:
         meta = item["metadata"]
         created = datetime.fromisoformat(meta["creationTimestamp"]).timestamp()
-        files = {self._file_name(one, meta, key): data for key, data in _contents(one.kind, item)}
-        return _unit_name(one.kind, meta), Unit(_version(meta), files, created)
+        name, contents = _unit_name(one.kind, meta), dict(_contents(one.kind, item))
+        if self._urls is not None:
+            named = {key: contents.pop(key) for key in list(contents) if key.endswith(SUFFIX)}
+            self._urls.set(
+                name,
+                _version(meta),
+                created,
+                {
+                    key: (self._file_name(one, meta, key.removesuffix(SUFFIX)), url)
+                    for key, url in named.items()
+                    if key.removesuffix(SUFFIX) not in contents
+                },
+            )
+        files = {self._file_name(one, meta, key): data for key, data in contents.items()}
+        return name, Unit(_version(meta), files, created)
+
+    def _forget_addresses(self, name: str) -> None:
+        if self._urls is not None:
+            self._urls.remove(name)
 
     def _file_name(self, one: _Resource, meta: Mapping[str, Any], key: str) -> str:
         if self._unique_names:
             key = f"namespace_{meta['namespace']}.{_KINDS[one.kind]}_{meta['name']}.{key}"
         folder = (meta.get("annotations") or {}).get(self._folder_annotation, "")
-        if self._folder and folder.startswith(self._folder.rstrip("/") + "/"):
-            folder = folder[len(self._folder.rstrip("/")) + 1 :]
-        folder = folder.rstrip("/")
-        return f"{folder}/{key}" if folder else key
+        if not folder:
+            return key
+        if self._folder:
+            # With a slash at the end: the folder itself is below itself, and one whose name is longer is not.
+            folder = f"{folder.rstrip('/')}/".removeprefix(f"{self._folder.rstrip('/')}/")
+        # `./a` and `a//b` are allowed there; `..` and an absolute path stay what they are, and are refused.
+        return posixpath.normpath(posixpath.join(folder, key))
 
     def _url(self, one: _Resource, query: Mapping[str, str]) -> str:
         return f"{self._client.url.rstrip('/')}{one.path}?{urlencode(query)}"

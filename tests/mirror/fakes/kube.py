@@ -29,6 +29,8 @@ class KubeApi:
         self.events: list[tuple[int, str, str, dict[str, Any], dict[str, Any] | None]] = []
         self.requests: list[str] = []
         self.token: str | None = None
+        self.namespaces: set[str] | None = None
+        """Where the account may read; None is everywhere."""
         self.is_silent = False
         """Whether watches stay open without a word."""
         self.deaf_to: set[str] = set()
@@ -118,6 +120,11 @@ class KubeApi:
         ):
             return _status(401, "Unauthorized")
         kind, namespace = request.match_info["kind"], request.match_info.get("namespace")
+        if self.namespaces is not None and namespace not in self.namespaces:
+            scope = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
+            user = "system:serviceaccount:shop:mirror"
+            message = f'{kind} is forbidden: User "{user}" cannot list resource "{kind}" in API group "" {scope}'
+            return _status(403, message, "Forbidden")
         selects = _selector(request)
 
         def fits(item: dict[str, Any]) -> bool:

@@ -204,7 +204,11 @@ async def test_many_objects_come_in_pages(
     ("annotation", "folder", "name"),
     [
         ("sub/dir", None, "sub/dir/a"),
+        ("./sub//dir/", None, "sub/dir/a"),
         ("/tmp/dashboards/sub", "/tmp/dashboards", "sub/a"),
+        ("/tmp/dashboards", "/tmp/dashboards/", "a"),
+        ("/tmp/dashboards-other", "/tmp/dashboards", None),
+        ("sub/../../up", None, None),
         ("/etc", "/tmp/dashboards", None),
         ("../up", None, None),
     ],
@@ -260,6 +264,34 @@ async def test_one_object_is_watched_by_its_name(
     await eventually(lambda: running.is_complete)
     assert await files(volume) == {"a": b"1"}
     assert all("fieldSelector=metadata.name%3Done" in one for one in api.requests)
+
+
+async def test_several_objects_are_watched_by_their_names(
+    api: KubeApi, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """RBAC can name them; k8s-sidecar does not watch named objects, it lists them every minute."""
+    for name in ("one", "two", "three"):
+        api.put("configmaps", name, {name: "1"})
+    running = start_mirror(source(api, "kube://shop/configmaps/one,two"))
+    await eventually(lambda: running.is_complete)
+    assert sorted(await files(volume)) == ["one", "two"]
+    api.put("configmaps", "two", {"two": "2"})
+    await eventually(lambda: (Path(volume.path) / "two").read_bytes() == b"2")
+
+
+async def test_a_right_that_is_missing_is_named_and_nothing_is_removed(
+    api: KubeApi, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """A role that was taken away is no empty state; and `*` does not become the namespaces that may be read."""
+    api.put("configmaps", "one", {"a": "1"})
+    running = start_mirror(source(api, "kube://*/configmaps"))
+    await eventually(lambda: running.is_complete)
+    await eventually(lambda: any("watch" in one for one in api.requests))
+    api.namespaces = {"shop"}
+    api.drop_watches()
+    await eventually(lambda: "it answered 403" in (running.problem or ""))
+    assert 'cannot list resource "configmaps" in API group "" at the cluster scope' in (running.problem or "")  # fmt: skip
+    assert await files(volume) == {"a": b"1"}
 
 
 async def test_the_fake_is_understood_by_kubectl(api: KubeApi) -> None:
