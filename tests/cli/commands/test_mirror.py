@@ -155,6 +155,8 @@ def test_an_application_is_told_of_each_version_by_the_mirror_itself(
     wait_for(lambda: readiness() == 503)
     Handler.status_of_hook = 200
     wait_for(lambda: readiness() == 200)
+    versions = {one["Sidecar-Version"] for one in Handler.told}
+    assert len(versions) == 2, "the first one is not told"
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,10 @@ async def test_the_last_good_outlives_a_restart_of_the_mirror(
     site.contents["a"] = b"good"
     site.is_open.clear()
     api.put("configmaps", "one", {"a.url": site.url("a"), "beside": "1"})
-    running = asyncio.create_task(mirror.Mirror(volume.path, [source(api)], once=True).run())
-    await eventually((Path(volume.path) / "beside").exists)
+    made = mirror.Mirror(volume.path, [source(api)], once=True)
+    running = asyncio.create_task(made.run())
+    await eventually(lambda: made.version is not None)
+    assert await files(volume) == {"beside": b"1"}
     site.is_open.set()
     await asyncio.wait_for(running, 10)
     assert await files(volume) == {"a": b"good", "beside": b"1"}
