@@ -15,7 +15,7 @@ _ORDER = "sidecar.actions.order"
 _KINDS = ("webhook", "exec", "process", "pid_file")
 
 
-class Command(declare.EnvCommand):
+class ActionCommand(declare.EnvCommand):
     """A command that records the order of its options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -27,7 +27,7 @@ class Command(declare.EnvCommand):
 
 
 @dataclass(frozen=True)
-class Access:
+class ServerAccess:
     """How servers are reached. `{servers}` in a help is replaced by `acting`."""
 
     ca_file: str | None = declare.flag(
@@ -56,14 +56,14 @@ class Actions:
     signal: str
     expect_status: tuple[str, ...]
     timeout: float
-    access: Access
+    access: ServerAccess
 
 
 def acting(*, timeout: str, servers: str = "webhooks") -> declare.Decorator:
     """Add the options of actions, and pass them as `actions`.
 
     `timeout` is the flag of the time limit of one; `servers` are those for which certificates and credentials are.
-    The command must be of the class `Command`.
+    The command must be of the class `ActionCommand`.
     """
     own = timeout.lstrip("-").replace("-", "_")
 
@@ -76,7 +76,7 @@ def acting(*, timeout: str, servers: str = "webhooks") -> declare.Decorator:
             *,
             signal: str,
             expect_status: tuple[str, ...],
-            access: Access,
+            access: ServerAccess,
             **given: Any,
         ) -> Any:
             if expect_status and not given["webhook"]:
@@ -93,14 +93,14 @@ def acting(*, timeout: str, servers: str = "webhooks") -> declare.Decorator:
         return declare.add(
             gathered,
             *_options(timeout),
-            declare.group("access", Access, **_name_servers(servers)),
+            declare.group("access", ServerAccess, **_name_servers(servers)),
         )
 
     return decorate
 
 
 def _name_servers(servers: str) -> dict[str, dict[str, str]]:
-    helps = {one.name: str(one.metadata["help"]) for one in fields(Access)}
+    helps = {one.name: str(one.metadata["help"]) for one in fields(ServerAccess)}
     return {name: {"help": text.format(servers=servers)} for name, text in helps.items()}
 
 

@@ -9,7 +9,7 @@ import click
 from sidecar.cli import action_options, declare, lazy_imports, options, param_types
 
 
-@declare.command("mirror", cls=action_options.Command)
+@declare.command("mirror", cls=action_options.ActionCommand)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @options.path("Directory that gets the files of all sources as one set.")
 @options.gating

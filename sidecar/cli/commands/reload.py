@@ -60,7 +60,7 @@ class _ApplyOptions:
     )
 
 
-@declare.command("reload", cls=action_options.Command)
+@declare.command("reload", cls=action_options.ActionCommand)
 @options.path(
     "File to follow, or directory for a set (end a directory that does not exist yet with /)."
 )
