@@ -10,7 +10,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, get_args
 
@@ -18,9 +17,6 @@ from sidecar._errors import ConfigError
 
 Format = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
-
-CLIENT: ContextVar[str | None] = ContextVar("sidecar_client", default=None)
-"""The address of the client of the current request."""
 
 _QUIETED_LOGGERS = ("watchfiles", "asyncio")
 """Third-party loggers whose INFO messages duplicate our own."""

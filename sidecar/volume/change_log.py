@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from sidecar.process.logging import CLIENT
+from sidecar.process import request_context
 
 _log = logging.getLogger(__name__)
 _SUMMARY_INTERVAL = 1.0
@@ -57,8 +57,8 @@ def _format(detail: str, args: tuple[object, ...]) -> str:
 
 
 def _client() -> str:
-    client = CLIENT.get()
-    return "" if client is None else f", for {client}"
+    request = request_context.CURRENT.get()
+    return "" if request is None else f", for {request}"
 
 
 def one_line(text: str) -> str:

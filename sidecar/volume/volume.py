@@ -23,8 +23,7 @@ from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.process import arguments, executor, metrics
-from sidecar.process.logging import CLIENT
+from sidecar.process import arguments, executor, metrics, request_context
 from sidecar.volume import change_log
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
@@ -355,7 +354,7 @@ class Volume:
                 operation.metadata = _described_by(operation.metadata, data.metadata)
             if dry_run or operation.conditions or isinstance(data, Content):
                 return await self._put_single(name, data, operation=operation)
-            return await self._loop_commits().put(name, data, operation.metadata)
+            return await self._loop_commits().put(name, data, metadata)
 
         return await self._with_metrics(work, self._display_path(name), dry_run=dry_run)
 
@@ -375,14 +374,14 @@ class Volume:
         unseen = self._gate is None or self._gate.passes(len(content))
         if not (self._prepared and unseen and len(content) <= self._max_size):
             return None
-        started, client = time.perf_counter(), CLIENT.get()
+        started, request = time.perf_counter(), request_context.CURRENT.get()
 
         def ended(outcome: Outcome) -> None:
-            CLIENT.set(client)  # the batch may contain writes of other clients
+            request_context.CURRENT.set(request)  # the batch may contain writes of other clients
             _count_result(outcome, self._display_path(name), started)
             callback(outcome)
 
-        return self._loop_commits().submit(name, content, ended, self._complete(metadata))
+        return self._loop_commits().submit(name, content, ended, metadata)
 
     def cancel(self, write: PendingWrite) -> None:
         """Cancel a write of `put_with_callback`; its callback still gets the result."""
@@ -413,14 +412,16 @@ class Volume:
         metadata: Metadata | None = None,
         operation: Operation | None = None,
     ) -> Publication:
-        operation = operation or Operation(metadata=metadata)
+        operation = operation or Operation(metadata=self._complete(metadata))
         operation.defer_removal = True
         done = await self._run_step(self._store.put, name, data, operation=operation)
         self._schedule_expiry()
         return done
 
     def _put_inline(self, name: str, data: bytes, metadata: Metadata | None) -> Publication | None:
-        done = self._store.put_inline(name, data, metadata) if self._prepared else None
+        if not self._prepared:
+            return None
+        done = self._store.put_inline(name, data, self._complete(metadata))
         if done is not None:
             self._published = done
             self._schedule_expiry()
@@ -677,6 +678,8 @@ class Volume:
         metadata: Metadata | None,
     ) -> Operation:
         arguments.check_flag("dry_run", dry_run)
+        if metadata is not None:
+            arguments.check_instance("metadata", metadata, Metadata, "a Metadata")
         conditions = Preconditions()
         if not (if_match is None and if_none_match is None):
             conditions = Preconditions(
@@ -691,13 +694,7 @@ class Volume:
             if self._publisher is None:
                 return None
             metadata = Metadata()
-        arguments.check_instance("metadata", metadata, Metadata, "a Metadata")
-        by, at = metadata.published_by, metadata.published_at
-        return dataclasses.replace(
-            metadata,
-            published_by=self._publisher if by is None else by,
-            published_at=time.time() if at is None else at,
-        )
+        return metadata.completed(self._publisher, time.time())
 
     def _check_size(self, where: str, size: int) -> None:
         if size > self._max_size:

@@ -45,6 +45,10 @@ _VERSION: Object = {
         "size": _COUNT,
         "files": _COUNT,
         "current": _FLAG,
+        "published_by": _NAME,
+        "content_type": _NAME,
+        "request_id": _NAME,
+        "traceparent": _NAME,
     },
 }
 _STATE: Object = {
@@ -94,6 +98,10 @@ _CONFIRMED: Json = header(
 _IF_MATCH: Json = header("If-Match", "Entity tags, one of which must be in force; else 412")
 _IF_NONE_MATCH: Json = header("If-None-Match", "`*`: only if there is nothing yet; else 412")
 
+_REQUEST: list[Json] = [
+    header("X-Request-ID", "The ID of the request, for logs and metadata; else one is made"),
+    header("traceparent", "Its trace context (W3C), for the metadata"),
+]
 _NOT_YET = "Nothing has been published yet"
 _REFUSALS: dict[int, str | Object] = {
     202: "Published, and not confirmed in time",
@@ -151,19 +159,21 @@ def writer(*, token: bool, ui: bool = True) -> Object:
         "Publish a text to the file",
         responses={200: json("Published", {"const": "ok"}), **_REFUSALS},
         parameters=[
-            query("content", "The text"), _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH,
+            query("content", "The text"), _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH, *_REQUEST,
         ],
     )  # fmt: skip
     put = operation(
-        "Publish a file",
+        "Publish a file; `Content-Type` is that which it is served with, else it is guessed",
         responses={201: "Created", 204: "Replaced, or there already", **_REFUSALS},
-        parameters=[_FILE_NAME, _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH],
+        parameters=[
+            _FILE_NAME, _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH, *_REQUEST,
+        ],
         body=_body("*/*", _BINARY),
-    )
+    )  # fmt: skip
     delete = operation(
         "Remove a file",
         responses={204: "Removed", 404: "There is no such file", 412: _REFUSALS[412]},
-        parameters=[_FILE_NAME, _PURGE, _DRY_RUN, _IF_MATCH],
+        parameters=[_FILE_NAME, _PURGE, _DRY_RUN, _IF_MATCH, *_REQUEST],
     )
     versions = operation(
         "What was published before, newest first",
@@ -177,7 +187,7 @@ def writer(*, token: bool, ui: bool = True) -> Object:
             404: "The history does not hold it",
             **_REFUSALS,
         },
-        parameters=[_DRY_RUN, _CONFIRMED, _IF_MATCH],
+        parameters=[_DRY_RUN, _CONFIRMED, _IF_MATCH, *_REQUEST],
         body=_body("application/json", _ROLLBACK),
     )
     read = _files()

@@ -16,7 +16,7 @@ import mimetypes
 import os
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -33,6 +33,7 @@ from sidecar.http.semantics.representation import JSON, Body, Representation, he
 from sidecar.http.server.sendfile import FileRange
 from sidecar.http.subscribe import long_poll
 from sidecar.process import executor
+from sidecar.volume.content.metadata import Metadata, is_media_type
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, etag, version_of
 from sidecar.volume.publish import models
 from sidecar.volume.publish.models import FileInfo
@@ -41,6 +42,15 @@ from sidecar.volume.watch.watch import WatchMode
 SANDBOX_HEADERS: Final[Mapping[str, str]] = {"Content-Security-Policy": "sandbox"}
 STALE_HEADER: Final = "Sidecar-Stale"
 """The header with the reason why the content may be out of date; absent if it is current."""
+
+PUBLISHED_AT_HEADER: Final = "Sidecar-Published-At"
+PUBLISHED_BY_HEADER: Final = "Sidecar-Published-By"
+REQUEST_ID_HEADER: Final = "Sidecar-Request-Id"
+
+#: Media types that say nothing of the bytes, though clients send them: `curl --data-binary`, HTTP libraries.
+_UNSPECIFIC_TYPES: Final = ("application/octet-stream", "application/x-www-form-urlencoded")
+#: A browser reads header fields in the parts of these.
+_COMPOSITE_TYPES: Final = ("multipart/", "message/")
 
 NAME: Final = r"{name:[\s\S]+}"
 """The part of a route that matches any name; names are validated here and not by a pattern."""
@@ -219,21 +229,52 @@ async def representation(
         ContentAltered: a large file has changed.
     """
     held = content.held
+    known = None if content.metadata is None else content.metadata.content_type
+    if known is not None and not is_served_type(known):
+        known = None
     body: bytes | Body
     if isinstance(held, bytes):
-        body, kind = held, content_type(content.name, held)
+        body, kind = held, known or content_type(content.name, held)
     else:
         body = FileBody(
             held if isinstance(held, OpenFile) else await executor.run_in_thread(held.open)
         )
-        kind = await _type_of_large(content.name, body.file)
+        kind = known or await _type_of_large(content.name, body.file)
     return Representation(
         body=body,
         etag=content.etag,
         modified=content.modified,
         content_type=kind,
         ranges=True,
-        headers=headers,
+        headers={**headers, **metadata_headers(content.metadata)},
+    )
+
+
+def metadata_headers(metadata: Metadata | None) -> dict[str, str]:
+    """Return the headers that tell who published a content, when, and by which request."""
+    if metadata is None:
+        return {}
+    found: dict[str, str] = {}
+    if metadata.published_at is not None:
+        found[PUBLISHED_AT_HEADER] = rfc3339(metadata.published_at)
+    if metadata.published_by is not None:
+        found[PUBLISHED_BY_HEADER] = header_text(metadata.published_by)
+    if metadata.request_id is not None:
+        found[REQUEST_ID_HEADER] = metadata.request_id
+    return found
+
+
+def is_served_type(media_type: str) -> bool:
+    """Return whether a media type from a client or a volume is stored and served; if not, the type is guessed.
+
+    >>> is_served_type("text/css"), is_served_type("multipart/form-data; boundary=x"), is_served_type("?")
+    (True, False, False)
+    """
+    essence = media_type.partition(";")[0].strip().lower()
+    return (
+        is_media_type(media_type)
+        and essence not in _UNSPECIFIC_TYPES
+        and not essence.startswith(_COMPOSITE_TYPES)
     )
 
 
@@ -335,7 +376,10 @@ async def _content(source: FileSource, latest: Latest[None], name: str) -> Conte
     """Return one file. Raises `KeyError` or `NothingPublished` if there is none."""
     snapshot = latest.snapshot
     if name in snapshot or snapshot.name is None or source.beside is None:
-        return snapshot.content(name)
+        content = snapshot.content(name)
+        if snapshot.name is None and snapshot.metadata is not None:
+            content = replace(content, metadata=snapshot.metadata_of(name))
+        return content
     return await source.beside.read(name)
 
 

@@ -205,7 +205,7 @@ async def _get_content(request: web.Request) -> web.Response:
             modified=content.modified,
             content_type=representation.JSON,
             dated=not is_set,
-            headers=files.stale_header(latest),
+            headers={**files.metadata_headers(content.metadata), **files.stale_header(latest)},
         )
 
     return await long_poll.respond(request, latest.watch, make, in_memory=lambda: True)

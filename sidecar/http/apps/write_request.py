@@ -22,8 +22,12 @@ from aiohttp.http import HttpVersion11
 
 from sidecar import _errors
 from sidecar.http import problems
-from sidecar.http.semantics import representation
+from sidecar.http.apps import files
+from sidecar.http.semantics import bearer_auth, representation
 from sidecar.http.server.recv import BufferPool, bypass_parser
+from sidecar.process import request_context
+from sidecar.process.request_context import RequestContext
+from sidecar.volume.content.metadata import Metadata, make
 from sidecar.volume.publish import models
 from sidecar.volume.publish.upload import Upload
 from sidecar.volume.volume import Volume
@@ -74,6 +78,37 @@ def file_name(request: web.Request) -> str:
 def decoded(value: bytes) -> bytes:
     """Return the content of a query value."""
     return _text(_decoded(value))
+
+
+def context(request: web.Request) -> RequestContext:
+    """Return the request as logs and metadata name it."""
+    admission = request.get(bearer_auth.ADMISSION)
+    return request_context.of_headers(
+        request.remote or request_context.UNIX_SOCKET,
+        None if admission is None else admission.name,
+        request.headers.get("X-Request-ID"),
+        request.headers.get("traceparent"),
+    )
+
+
+def metadata(content_type: str | None = None) -> Metadata | None:
+    """Return the metadata of what the current request publishes. A `content_type` that says nothing is left out."""
+    current = request_context.CURRENT.get()
+    if current is None:
+        return None
+    content_type = None if content_type is None else content_type.strip()
+    return make(
+        {
+            "content_type": content_type
+            if content_type and files.is_served_type(content_type)
+            else None,
+            "published_at": None,
+            "published_by": current.user,
+            "request_id": current.request_id,
+            "traceparent": current.traceparent,
+            "signature": None,
+        }
+    )
 
 
 def has_no_preconditions(request: web.Request) -> bool:

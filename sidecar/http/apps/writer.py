@@ -34,7 +34,7 @@ from sidecar.http.apps.write_health import WriteHealth
 from sidecar.http.semantics import bearer_auth, cross_origin, representation
 from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
-from sidecar.process import arguments, logging
+from sidecar.process import arguments, request_context
 from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
@@ -233,7 +233,8 @@ class Writer:
             self.write_health.end(progress, outcome if isinstance(outcome, BaseException) else None)
             callback(outcome)
 
-        write = self.volume.put_with_callback(self.primary or "", content, on_result)
+        metadata = write_request.metadata()
+        write = self.volume.put_with_callback(self.primary or "", content, on_result, metadata)
         if write is None:
             return None
         progress = self.write_health.begin()
@@ -248,7 +249,7 @@ def _attempt(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def attempted(request: web.Request) -> web.StreamResponse:
-        logging.CLIENT.set(request.remote or "a client of the unix socket")
+        request_context.CURRENT.set(write_request.context(request))
         try:
             return await handler(request)
         except _errors.SidecarError as error:
@@ -292,6 +293,7 @@ async def _get_content(request: web.Request) -> web.Response:
                 content,
                 if_match=conditions.if_match,
                 if_none_match=conditions.if_none_match,
+                metadata=write_request.metadata(),
                 dry_run=dry_run,
             )
     if isinstance(done, BaseException):
@@ -325,6 +327,7 @@ async def _put_file(request: web.Request) -> web.Response:
     if request.content_length is not None and request.content_length > writer.max_size:
         raise _too_large(writer, name, dry_run=dry_run)
     conditions = await write_request.conditions(request, writer.volume, name)
+    metadata = write_request.metadata(request.headers.get("Content-Type"))
     await write_request.send_continue(request)
     async with (
         writer.write_health.attempt() as progress,
@@ -336,9 +339,11 @@ async def _put_file(request: web.Request) -> web.Response:
             upload,
             if_match=conditions.if_match,
             if_none_match=conditions.if_none_match,
+            metadata=metadata,
             dry_run=dry_run,
         )
     in_time, headers = await _confirm(request, name, done, dry_run=dry_run)
+    headers |= _request_id_header()
     if not in_time:
         return web.Response(status=202, headers=headers)
     return web.Response(status=201 if done.created else 204, headers=headers)
@@ -352,8 +357,11 @@ async def _delete_file(request: web.Request) -> web.Response:
     purge = write_request.flag(request, "purge")
     wanted = await write_request.if_match_only(request, writer.volume, name)
     async with writer.write_health.attempt():
-        await writer.volume.delete(name, if_match=wanted, dry_run=dry_run, purge=purge)
+        await writer.volume.delete(
+            name, if_match=wanted, metadata=write_request.metadata(), dry_run=dry_run, purge=purge
+        )
     in_time, headers = await _confirm(request, name, None, dry_run=dry_run)
+    headers |= _request_id_header()
     return web.Response(status=204 if in_time else 202, headers=headers)
 
 
@@ -371,8 +379,11 @@ async def _post_rollback(request: web.Request) -> web.Response:
     name = writer.primary if name is None else models.check_name(name)
     wanted = await write_request.if_match_only(request, writer.volume, name)
     async with writer.write_health.attempt():
-        done = await writer.volume.rollback(to, name=name, if_match=wanted, dry_run=dry_run)
+        done = await writer.volume.rollback(
+            to, name=name, if_match=wanted, metadata=write_request.metadata(), dry_run=dry_run
+        )
     in_time, headers = await _confirm(request, name, done, dry_run=dry_run)
+    headers |= _request_id_header()
     state = {
         "name": name,
         "etag": done.etag,
@@ -405,6 +416,12 @@ async def _confirm(
     if took is not None:
         headers["Server-Timing"] = f"confirm;dur={took * 1000:.1f}"
     return took is not None, headers
+
+
+def _request_id_header() -> dict[str, str]:
+    """Return the header with the request ID: a client that sent none learns it."""
+    request = request_context.CURRENT.get()
+    return {} if request is None else {files.REQUEST_ID_HEADER: request.request_id}
 
 
 def _dry_run_headers(*, dry_run: bool) -> dict[str, str]:

@@ -16,6 +16,7 @@ it counts only for the content whose version it names, and invalid values are ig
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ import orjson
 from sidecar import _errors
 from sidecar.fs import layout, openat, xattrs
 from sidecar.process.logging import rate_limited
+from sidecar.process.request_context import is_request_id, is_traceparent
 
 MAX_HIDDEN_FILE_BYTES: Final = 64 << 10
 """Maximum size of a hidden file with the metadata of all kept versions of one file."""
@@ -39,16 +41,13 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (the term of the RFC)
 _MEDIA_TYPE = re.compile(
     rf'{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t]*{_TOKEN}=(?:{_TOKEN}|"[ !#-\[\]-~]*"))*', re.ASCII
 )
-_REQUEST_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 _PRINTABLE_ASCII = re.compile(r"[ -~]+", re.ASCII)
-#: W3C Trace Context section 3.2.
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 _MAX_YEAR = 9999
 
 _log = rate_limited(logging.getLogger(__name__), 60.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
     """Metadata of a publication, for `metadata=` of `Volume.put` and the other methods that publish. All is optional.
 
@@ -91,15 +90,34 @@ class Metadata:
         {'published_at': '1970-01-01T00:00:00.000000Z', 'published_by': 'web-0'}
         """
         found: dict[str, str] = {}
-        for name in _FIELDS:
-            value = getattr(self, name)
-            if value is not None:
-                found[name] = _format_time(value) if name == "published_at" else value
+        if self.content_type is not None:
+            found["content_type"] = self.content_type
+        if self.published_at is not None:
+            found["published_at"] = _format_time(self.published_at)
+        if self.published_by is not None:
+            found["published_by"] = self.published_by
+        if self.request_id is not None:
+            found["request_id"] = self.request_id
+        if self.traceparent is not None:
+            found["traceparent"] = self.traceparent
+        if self.signature is not None:
+            found["signature"] = self.signature
         return found
 
     def to_json(self, version: str) -> bytes:
         """Return it as it is stored with the content of this version."""
-        return orjson.dumps({"version": version, **self.to_dict()})
+        found = self.to_dict()
+        found["version"] = version
+        return orjson.dumps(found)
+
+    def completed(self, published_by: str | None, published_at: float) -> Metadata:
+        """Return it with who published and when, where it does not say so itself. The arguments are not checked."""
+        values = self.__dict__.copy()
+        if self.published_by is None:
+            values["published_by"] = published_by
+        if self.published_at is None:
+            values["published_at"] = published_at
+        return make(values)
 
     def of_file(self, own: Metadata | None) -> Metadata:
         """Return the metadata of a file of a set that has this metadata: type and signature are the file's `own`."""
@@ -127,6 +145,13 @@ class Metadata:
                 (self.signature, known.signature),
             )
         )
+
+
+def make(values: dict[str, Any]) -> Metadata:
+    """Return metadata of values that have been checked: each small write has one, and checking takes longer than the rest."""
+    made = object.__new__(Metadata)
+    made.__dict__.update(values)
+    return made
 
 
 def parse(data: bytes | None, version: str) -> Metadata | None:
@@ -217,27 +242,6 @@ def hidden_name(dir_fd: int, path: str) -> str | None:
     return None
 
 
-def parse_traceparent(text: str) -> str | None:
-    """Return a `traceparent` header as version 00; None if it is invalid (W3C Trace Context sections 3.2 and 4.3).
-
-    >>> parse_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-    '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
-    >>> parse_traceparent("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03-more")
-    '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
-    >>> parse_traceparent("00-00000000000000000000000000000000-00f067aa0ba902b7-01")
-    """
-    version = text[:2]
-    if version == "00":
-        return text if _is_traceparent(text) else None
-    if re.fullmatch(r"[0-9a-f]{2}", version) is None or version == "ff":
-        return None
-    # Of a later version, the part that this one defines is taken: of the flags, only "sampled".
-    known, rest = "00" + text[2:55], text[55:]
-    if not _is_traceparent(known) or not (rest == "" or rest.startswith("-")):
-        return None
-    return f"{known[:53]}{int(known[53:], 16) & 1:02x}"
-
-
 def is_media_type(text: str) -> bool:
     r"""Whether a text is a media type of at most 256 characters.
 
@@ -245,11 +249,6 @@ def is_media_type(text: str) -> bool:
     (True, False, False)
     """
     return len(text) <= _MAX_NAME_CHARACTERS and _MEDIA_TYPE.fullmatch(text) is not None
-
-
-def _is_traceparent(text: str) -> bool:
-    found = _TRACEPARENT.fullmatch(text)
-    return found is not None and found[1].strip("0") != "" and found[2].strip("0") != ""
 
 
 def _is_time(value: object) -> bool:
@@ -281,16 +280,17 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "published_at": (_is_time, "a time in Unix seconds"),
     "published_by": (is_publisher_name, "a text of at most 256 printable characters"),
     "request_id": (
-        lambda value: isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None,
+        lambda value: isinstance(value, str) and is_request_id(value),
         "a text of at most 128 visible ASCII characters",
     ),
     "traceparent": (
-        lambda value: isinstance(value, str) and _is_traceparent(value),
+        lambda value: isinstance(value, str) and is_traceparent(value),
         "a traceparent of version 00 (W3C Trace Context)",
     ),
     "signature": (_is_signature, "a text of at most 1024 printable ASCII characters"),
 }
 _NOTHING = Metadata()
+_EMPTY: dict[str, Any] = dict.fromkeys(_FIELDS)
 
 
 def _of_mapping(found: object, version: str) -> Metadata | None:
@@ -298,18 +298,25 @@ def _of_mapping(found: object, version: str) -> Metadata | None:
     if not isinstance(found, dict) or found.get("version") != version:
         return None
     values: dict[str, Any] = {}
-    for name, (is_valid, _) in _FIELDS.items():
-        value = found.get(name)
+    for name in found.keys() & _FIELDS.keys():
+        value = found[name]
         if name == "published_at":
             value = _parse_time(value)
-        if value is not None and is_valid(value):
+        elif not _FIELDS[name][0](value):
+            value = None
+        if value is not None:
             values[name] = value
-    return Metadata(**values) if values else None
+    return make(_EMPTY | values) if values else None
 
 
 def _format_time(unix: float) -> str:
-    moment = datetime.fromtimestamp(unix, UTC)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    seconds, microseconds = divmod(round(unix * 1e6), 1_000_000)
+    return f"{_format_seconds(seconds)}.{microseconds:06d}Z"
+
+
+@functools.lru_cache(maxsize=8)
+def _format_seconds(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat().removesuffix("+00:00")
 
 
 def _parse_time(value: object) -> float | None:

@@ -98,17 +98,18 @@ async def test_an_upload_whose_client_goes_away_counts_as_cancelled(
 async def test_each_change_is_one_line_that_says_what_and_for_whom(
     one: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Size, version, client; of a refusal the reason, as the alert promises."""
+    """Size, version, client, request; of a refusal the reason, as the alert promises."""
     with caplog.at_level(logging.INFO):
-        await one.put("/files/a", data=b"12")
+        await one.put("/files/a", data=b"12", headers={"X-Request-ID": "r-1"})
         await one.put("/files/a", data=b"no json\n")
         await one.post("/rollback", json={"to": tag("12"), "name": "a"})
-        await one.delete("/files/a?purge=1")
+        await one.delete("/files/a?purge=1", headers={"X-Request-ID": "r-2"})
     lines = [r.getMessage() for r in caplog.records if r.name == change_log.__name__]
     where = tmp_path / "a"
-    assert lines[0] == f"published {where}: 2 bytes, version {version_of(b'12')}, for 127.0.0.1"
+    done = f"published {where}: 2 bytes, version {version_of(b'12')}"
+    assert lines[0] == f"{done}, for 127.0.0.1, request r-1"
     assert lines[1].startswith(f"refused {where}: cannot publish {where}: not valid JSON")
-    assert lines[-1] == f"deleted {where}: with its history, for 127.0.0.1"
+    assert lines[-1] == f"deleted {where}: with its history, for 127.0.0.1, request r-2"
     assert all("\n" not in line for line in lines)
 
 

@@ -12,6 +12,7 @@ from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.semantics import representation
 from sidecar.process import executor
+from sidecar.volume.content.metadata import Metadata
 from sidecar.volume.content.snapshot import Content
 
 if TYPE_CHECKING:
@@ -33,12 +34,17 @@ OpenVolume = Callable[[web.Request, str | None], Awaitable["Volume"]]
 
 def version_entry(version: Version) -> dict[str, object]:
     """Return a version as an item of a JSON list."""
+    metadata = version.metadata or Metadata()
     return {
         "etag": version.etag,
         "published": representation.rfc3339(version.published),
         "size": version.size,
         "files": version.files,
         "current": version.current,
+        "published_by": metadata.published_by,
+        "content_type": metadata.content_type,
+        "request_id": metadata.request_id,
+        "traceparent": metadata.traceparent,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.server import fastpath, memfd
 from sidecar.http.server.protocol import HEAD_END, ConnectionOwner, ServerProtocol
-from sidecar.process import lifecycle, logging
+from sidecar.process import lifecycle, request_context
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -235,19 +235,26 @@ class FastPathProtocol(ServerProtocol):
             or (found := self._listener_cache.write_templates.find(data)) is None
         ):
             return False
-        template, value = found
-        logging.CLIENT.set(self._client_address())
+        template, value, lines = found
+        request_context.CURRENT.set(self._context(lines))
         if lifecycle.draining() or (cancel := template.write(value, self._finish_write)) is None:
             return False
         self._start_request(_InFlight(data, cancel, template))
         return True
 
-    def _client_address(self) -> str | None:
-        """Return the address of the client for the log."""
+    def _context(self, lines: Mapping[bytes, bytes]) -> request_context.RequestContext:
+        """Return the context of a request for logs and metadata, from its header lines that the cache key omits."""
         if self._peer is None and self.transport is not None:
             name = self.transport.get_extra_info("peername")
-            self._peer = name[0] if isinstance(name, tuple) else "a client of the unix socket"
-        return self._peer
+            self._peer = name[0] if isinstance(name, tuple) else request_context.UNIX_SOCKET
+        peer = self._peer or request_context.UNIX_SOCKET
+        if not lines:
+            return request_context.RequestContext(peer, None, request_context.make_request_id())
+        request_id, traceparent = (
+            line.decode("ascii", "replace") if (line := lines.get(name)) is not None else None
+            for name in (b"x-request-id", b"traceparent")
+        )
+        return request_context.of_headers(peer, None, request_id, traceparent)
 
     def _join_waitlist(self, data: bytes) -> bool:
         """Join the waitlist of a request; False if there is none."""

@@ -30,7 +30,7 @@ _UNCACHEABLE_HEADERS: Final = (
     "Transfer-Encoding",
     "Upgrade",
 )
-#: Headers that proxies set per request and that no handler here reads. A line is omitted from the key
+#: Headers that proxies set per request and that no response depends on. A line is omitted from the key
 #: only as a whole: visible ASCII, followed by a new line and not by a continuation (obs-fold).
 _IGNORED_HEADER_LINE = re.compile(
     rb"\r\n(?:traceparent|tracestate|baggage|b3|x-b3-[a-z]{1,20}|uber-trace-id|sentry-trace"
@@ -74,6 +74,19 @@ def cache_key(request: bytes) -> bytes:
     ):
         return request
     return _IGNORED_HEADER_LINE.sub(b"", request)
+
+
+def ignored_lines(request: bytes) -> dict[bytes, bytes]:
+    r"""Return the header lines that `cache_key` omits, by their names in lower case; of several with one name the first.
+
+    >>> ignored_lines(b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: 7\r\n\r\n")
+    {b'x-request-id': b'7'}
+    """
+    found: dict[bytes, bytes] = {}
+    for line in _IGNORED_HEADER_LINE.findall(request):
+        name, _, value = line[2:].partition(b": ")
+        found.setdefault(name.lower(), value)
+    return found
 
 
 def is_cacheable(request: BaseRequest) -> bool:

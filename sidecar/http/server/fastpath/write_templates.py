@@ -14,6 +14,7 @@ instead of publishing a second time. Error responses therefore need no code here
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.http.server.fastpath import request_key, serialized_response
@@ -33,6 +34,7 @@ _MAX_TEMPLATES = 128
 _VALUE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$'()*+,/:=?@%"
 _BEFORE_VALUE: Final = b"?content="
 _AFTER_VALUE: Final = b" HTTP/1.1\r\n"
+_NO_LINES: Final[Mapping[bytes, bytes]] = {}
 
 
 class WriteTemplate(NamedTuple):
@@ -59,15 +61,20 @@ class WriteTemplates:
     def __len__(self) -> int:
         return len(self._templates)
 
-    def find(self, request: bytes) -> tuple[WriteTemplate, bytes] | None:
-        """Return the template that matches a request, and the value of `content` in it; None if there is none."""
+    def find(self, request: bytes) -> tuple[WriteTemplate, bytes, Mapping[bytes, bytes]] | None:
+        """Return the template that matches a request, None if there is none.
+
+        With it come the value of `content` in the request, and the header lines that the cache key omits.
+        """
         if not self._templates or (parts := _split_request(request)) is None:
             return None
         before, value, after = parts
-        template = self._templates.get((before, after)) or self._templates.get(
-            (before, request_key.cache_key(after))
-        )
-        return None if template is None else (template, value)
+        lines: Mapping[bytes, bytes] = _NO_LINES
+        template = self._templates.get((before, after))
+        if template is None:
+            template = self._templates.get((before, request_key.cache_key(after)))
+            lines = request_key.ignored_lines(after) if template is not None else lines
+        return None if template is None else (template, value, lines)
 
     def render(self, template: WriteTemplate, etag: str) -> bytes:
         """Return the complete response to a successful write, with the current `Date`, and count it."""

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
+import sidecar
 from sidecar.cli.impl import collect_page, probe_server
 from sidecar.cli.impl.collect import probed
 from sidecar.http.apps.reader import reader_app
@@ -165,6 +166,9 @@ async def test_a_publish_is_seen_in_every_other_window(world: World, site: Site)
         await page.until(shows("#code", '"replicas": 8'))
         await page.until(shows("#history .current", await page.run(text_of("#version"))))
     assert site.file.read_text() == SECOND.replace("5", "8")
+    published = (await sidecar.Volume(site.file.parent).read(NAME)).metadata
+    assert published is not None
+    assert published.content_type is None, "the type of a file is not that of a text box"
     for page in (colleague, visitor):
         assert (
             await page.run("document.querySelector('#code .fresh').innerText") == '  "replicas": 8'
@@ -173,6 +177,22 @@ async def test_a_publish_is_seen_in_every_other_window(world: World, site: Site)
             one for one in page.requests if one.endswith("/ui")
         ][:1]
     assert await visitor.run("document.querySelector('#edit').checkVisibility()") is False
+
+
+async def test_who_published_is_shown(world: World, site: Site) -> None:
+    """Beside the time and in the history, in both windows; a name is text, whatever it looks like, and cut short if it is long."""
+    name = "<b onclick=alert(1)>deploy-bot</b> " + "x" * 200
+    volume = sidecar.Volume(site.file.parent)
+    await volume.put(NAME, FIRST, metadata=sidecar.Metadata(published_by=name, request_id="r-1"))
+    for url in (site.writer, site.reader):
+        page = await world.window(url)
+        await page.until(shows("#published .by", f"by {name}"))
+        await page.until(shows("#history .current .by", f"by {name}"))
+        title = "document.querySelector('#history .current .by').title"
+        assert await page.run(title) == f"Published by {name}, request r-1"
+        assert await page.run("document.documentElement.scrollWidth <= innerWidth") is True
+        others = "[...document.querySelectorAll('#history li:not(.current) .by')].map(one => one.innerText)"
+        assert not [text for text in await page.run(others) if "by" in text.split()]
 
 
 async def test_what_the_gate_refuses_is_said_in_place(world: World, site: Site) -> None:

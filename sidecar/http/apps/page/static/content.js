@@ -113,6 +113,7 @@ async function loadContent(entry) {
     data,
     size: entry.size,
     modified: entry.modified,
+    by: answer.headers.get("Sidecar-Published-By"),
     whole,
   };
   const changed = before !== null && before.name === entry.name;
@@ -147,12 +148,12 @@ function decode(data, whole) {
 // What is shown
 
 function showContent(before) {
-  const { name, etag, text, data, size, modified, whole } = state.shown;
+  const { name, etag, text, data, size, modified, by, whole } = state.shown;
   show(byId("viewer"), !editor.isOpen);
   byId("name").textContent = name;
   document.title = `${name} · ${TITLE} ${state.about.role}`;
   byId("version").replaceChildren(make("code", { title: etag }, short(etag)));
-  byId("published").replaceChildren(age(modified));
+  byId("published").replaceChildren(age(modified), ...(by === null ? [] : [" ", make("span", { class: "by", title: by }, `by ${by}`)]));
   byId("size").replaceChildren(bytes(size));
   const code = byId("code");
   if (text === null) {
@@ -270,12 +271,18 @@ function focusVersion(etag) {
 
 function versionItem(version) {
   const size = version.files > 1 ? `${count(version.files, "file")}, ${bytes(version.size)}` : bytes(version.size);
-  const about = make("div", { class: "when" }, make("code", { title: version.etag }, short(version.etag)), make("span", { class: "muted small" }, age(version.published)), make("span", { class: "muted small" }, size));
+  const about = make("div", { class: "when" }, make("code", { title: version.etag }, short(version.etag)), make("span", { class: "muted small" }, age(version.published)), make("span", { class: "muted small by", title: origin(version) }, version.published_by === null ? size : `${size} · by ${version.published_by}`));
   if (version.current) return make("li", { class: "current" }, about, make("span", { class: "badge good" }, "current"));
   const button = make("button", { type: "button", "aria-label": `Compare version ${short(version.etag)} with the current one` }, "Compare");
   button.dataset.etag = version.etag;
   button.addEventListener("click", () => compare(version));
   return make("li", {}, about, button);
+}
+
+/** Who published a version, as what and by which request, as far as that is known. */
+function origin(version) {
+  const known = [["by", version.published_by], ["as", version.content_type], ["request", version.request_id]].filter(([, value]) => value !== null);
+  return known.length ? `Published ${known.map((pair) => pair.join(" ")).join(", ")}` : null;
 }
 
 async function compare(version) {

@@ -116,7 +116,9 @@ export class Editor {
     let etag = null;
     try {
       const condition = this.#base.etag === null ? { "If-None-Match": "*" } : { "If-Match": this.#base.etag };
-      const answer = await request(`${fileUrl(name)}${isTrial ? "?dry_run=1" : ""}`, { method: "PUT", headers: condition, body: this.#value() });
+      // Not the text itself: a browser would say that its media type is text/plain, whatever the file is.
+      const body = new Blob([this.#value()]);
+      const answer = await request(`${fileUrl(name)}${isTrial ? "?dry_run=1" : ""}`, { method: "PUT", headers: condition, body });
       etag = answer.headers.get("ETag");
     } catch (error) {
       await this.#refused(error, name);
