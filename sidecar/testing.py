@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _DATA = "..data"
-_PAUSE = 0.002
+_POLL_SECONDS = 0.002
 
 
 @asynccontextmanager
@@ -146,4 +146,4 @@ async def until(condition: Callable[[], object], *, timeout: float = 10.0) -> No
     """
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 (any condition, so there is no event to wait for)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_POLL_SECONDS)

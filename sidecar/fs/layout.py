@@ -29,7 +29,7 @@ GENERATION = "..gen-"
 HISTORY = "..versions"
 """The directory of the version history."""
 HISTORY_OF_FILE = "file-"
-_LONGEST_QUOTED = 200
+_MAX_QUOTED_CHARS = 200
 LOCK = "..lock"
 SOURCE = "..source.json"
 METADATA = "..metadata"
@@ -86,7 +86,7 @@ def metadata_of(name: str) -> str:
 
 def _quote(name: str) -> str:
     quoted = urllib.parse.quote(name, safe="")
-    if len(quoted) > _LONGEST_QUOTED:
+    if len(quoted) > _MAX_QUOTED_CHARS:
         quoted = hashlib.sha256(os.fsencode(name)).hexdigest()
     return quoted
 

@@ -161,7 +161,7 @@ def from_error(error: _errors.SidecarError) -> Problem:
         case _errors.PublishUncertain():
             return _uncertain(detail, error.version)
         case _:
-            kind = _kind_of(error)
+            kind = _find_kind(error)
             retry = {"Retry-After": RETRY_AFTER} if PROBLEM_TYPES[kind].status == 503 else None
             return Problem(kind, detail, headers=retry)
 
@@ -273,7 +273,7 @@ def _options(app: web.Application) -> web.Response:
     return web.Response(status=204, headers={"Allow": ",".join(sorted(methods | {"OPTIONS"}))})
 
 
-def _kind_of(error: _errors.SidecarError) -> str:
+def _find_kind(error: _errors.SidecarError) -> str:
     if type(error) is _errors.ReadError and error.errno not in _UNREADABLE_ERRNOS:
         return "unreadable"
     table: tuple[tuple[type[_errors.SidecarError], str], ...] = (
@@ -339,8 +339,8 @@ def _fill(
 
 
 def _dumps(value: dict[str, object]) -> bytes:
-    """Return JSON; bytes of a header that are not UTF-8 become `?`."""
+    """Return JSON that ends with a newline; bytes of a header that are not UTF-8 become `?`."""
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

@@ -26,7 +26,7 @@ from sidecar.logs.sink_worker import DeadLetters, SinkWorker
 from sidecar.logs.sinks.base import BaseSink, Rejected, Route, Sink
 from sidecar.logs.sinks.deadletter import DeadLetterFile
 from sidecar.logs.source_metrics import SourceMetrics
-from sidecar.logs.stages.limiting import for_another_sink
+from sidecar.logs.stages.limiting import copy_for_sink
 from sidecar.process import arguments, memory, metrics
 from sidecar.process.executor import run_in_thread
 
@@ -179,7 +179,7 @@ class Collector:
         self.workers = [
             SinkWorker(
                 route.sink,
-                [*(stages if number == 0 else map(for_another_sink, stages)), *route.stages],
+                [*(stages if number == 0 else map(copy_for_sink, stages)), *route.stages],
                 budget=max(limit // len(routes), 1),
                 labels=made,
                 dead_letters=dead_letters,

@@ -49,10 +49,10 @@ class Configuration:
         return next(iter(self.pipelines.values()))
 
 
-def checkpoint_of(common: str, name: str) -> str:
+def make_checkpoint_path(common: str, name: str) -> str:
     """Return the checkpoint path of one of several pipelines that share the setting.
 
-    >>> checkpoint_of("/state/offsets.json", "web")
+    >>> make_checkpoint_path("/state/offsets.json", "web")
     '/state/offsets-web.json'
     """
     root, extension = os.path.splitext(common)
@@ -116,7 +116,7 @@ def _pipelines(found: Mapping[str, Any], where: str) -> dict[str, Pipeline]:
             raise ConfigError(f"{where}: pipelines: {name}: expected a mapping, not {own!r}")
         read = config_types.read({**common, **own}, READERS, f"{where}: pipelines: {name}")
         if "checkpoint" in common and "checkpoint" not in own:
-            read["checkpoint"] = checkpoint_of(read["checkpoint"], str(name))
+            read["checkpoint"] = make_checkpoint_path(read["checkpoint"], str(name))
         made[str(name)] = Pipeline(**read)
     return made
 

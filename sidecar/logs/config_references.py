@@ -42,14 +42,14 @@ class References:
                 the message names the location of the reference.
         """
         if isinstance(value, str):
-            return _REFERENCE.sub(lambda found: self._one(found, where), value)
+            return _REFERENCE.sub(lambda found: self._resolve(found, where), value)
         if isinstance(value, dict):
             return {name: self.resolved(one, f"{where}: {name}") for name, one in value.items()}
         if isinstance(value, list):
             return [self.resolved(one, f"{where}, {at}") for at, one in enumerate(value, 1)]
         return value
 
-    def _one(self, found: re.Match[str], where: str) -> str:
+    def _resolve(self, found: re.Match[str], where: str) -> str:
         inner = found[2]
         if inner is None:
             return "${"

@@ -24,7 +24,7 @@ import orjson
 from sidecar.logs.records import Batch, Block, Record
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS
-_SECOND = 1_000_000_000
+_NS_PER_SECOND = 1_000_000_000
 _CHUNK_BYTES = 24 << 10
 """Bytes of lines that are encoded at once: the JSON stays below the 64 KiB of `memory.lower_mmap_threshold`."""
 _CHUNK_RECORDS = 64
@@ -116,12 +116,12 @@ def rfc3339(nanoseconds: int) -> str:
     >>> rfc3339(1_700_000_000_000_000_001)
     '2023-11-14T22:13:20.000000001Z'
     """
-    second, rest = divmod(nanoseconds, _SECOND)
-    return f"{_to_the_second(second)}.{rest:09d}Z"
+    second, rest = divmod(nanoseconds, _NS_PER_SECOND)
+    return f"{_format_seconds(second)}.{rest:09d}Z"
 
 
 @lru_cache(maxsize=1024)
-def _to_the_second(second: int) -> str:
+def _format_seconds(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 

@@ -273,11 +273,11 @@ def multiline(given: Any) -> Multiline:
         case list():
             return stack_traces.stack_traces(*config_types.texts(given))
         case dict():
-            return _multiline_from(given)
+            return _read_multiline(given)
     raise TypeError(f"{given!r} is no rule: give the pattern of a first line, or a language")
 
 
-def _multiline_from(given: dict[str, Any]) -> Multiline:
+def _read_multiline(given: dict[str, Any]) -> Multiline:
     readers: config_types.Readers = {
         "preset": config_types.texts,
         "start": config_types.text,

@@ -35,10 +35,10 @@ class Plan:
     config: object = None
     """The parsed configuration: an equal one is no change."""
     signature: Signature = field(default_factory=dict)
-    """The signature of the configuration files when they were read. See `signature_of`."""
+    """The signature of the configuration files when they were read. See `read_signature`."""
 
 
-def signature_of(files: Iterable[str]) -> Signature:
+def read_signature(files: Iterable[str]) -> Signature:
     """Return a value that differs once one of these files is written or replaced."""
     return {path: _identity(path) for path in files}
 
@@ -156,7 +156,7 @@ async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
     before = known
     while True:
         await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
-        now = await run_in_thread(signature_of, known)
+        now = await run_in_thread(read_signature, known)
         changed, quiet, before = now != known, now == before, now
         if not changed or not quiet:
             continue

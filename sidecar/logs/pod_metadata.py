@@ -107,13 +107,13 @@ class PodMetadata:
         if signature == self._signature and self._labels:
             return
         try:
-            found = {**self._from_variables(), **self._from_files()}
+            found = {**self._read_variables(), **self._read_files()}
         except OSError as error:
             # During an update, or unreadable: keep the known labels.
             _log.warning("cannot read the Pod's labels in %s: %s", self._directory, error)
             if self._labels:
                 return
-            found = self._from_variables()
+            found = self._read_variables()
         self._signature = signature
         if found != self._labels:
             self._labels = MappingProxyType(found)
@@ -133,7 +133,7 @@ class PodMetadata:
         except OSError:
             return None
 
-    def _from_files(self) -> dict[str, str]:
+    def _read_files(self) -> dict[str, str]:
         try:
             names = {one.lower(): one for one in os.listdir(self._directory) if one[0] != "."}
         except (FileNotFoundError, NotADirectoryError):
@@ -150,7 +150,7 @@ class PodMetadata:
                 found[label] = self._read(name).strip()
         return found
 
-    def _from_variables(self) -> dict[str, str]:
+    def _read_variables(self) -> dict[str, str]:
         found: dict[str, str] = {}
         if not {"POD_NAME", "POD_NAMESPACE", "KUBERNETES_SERVICE_HOST"} & set(self._environ):
             return found  # not in a Pod: NODE_NAME may have another meaning

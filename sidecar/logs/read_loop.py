@@ -127,7 +127,7 @@ class ReadLoop:
             )  # a scan that began before the drain may have missed the last lines
             without_wait = draining or (self._finishing and not self._files_with_writers)
             scan = now >= due or without_wait or source.incomplete
-            scan = scan or (self._until_end and self._all_idle())
+            scan = scan or (self._until_end and self._are_workers_idle())
             present_done = self._limited_to_present and source.present_is_read
             open_workers = [
                 worker for worker in self.workers if worker.free_bytes > 0 and not present_done
@@ -154,7 +154,11 @@ class ReadLoop:
             )
             ending = scan and not ready and not source.incomplete
             ending = ending and (draining or self._finishing or self._until_end)
-            if ending and self._all_idle() and await self._has_ended(last_data_at, present_done):
+            if (
+                ending
+                and self._are_workers_idle()
+                and await self._has_ended(last_data_at, present_done)
+            ):
                 return
             has_readable = any(
                 source.has_data(worker.name) and worker.free_bytes > 0 for worker in self.workers
@@ -178,7 +182,7 @@ class ReadLoop:
 
     async def _wait_until_acknowledged(self, end: float) -> None:
         """Wait until nothing is in flight, at most until the monotonic time `end`."""
-        while not self._all_idle() and time.monotonic() < end:
+        while not self._are_workers_idle() and time.monotonic() < end:
             self._wake.clear()
             await self._wait_for_event(min(time.monotonic() + _POLL_SECONDS, end), 0.0)
 
@@ -277,5 +281,5 @@ class ReadLoop:
 
         loop.add_reader(fd, on_event)
 
-    def _all_idle(self) -> bool:
+    def _are_workers_idle(self) -> bool:
         return all(worker.idle for worker in self.workers)

@@ -22,7 +22,7 @@ from sidecar import _errors
 from sidecar.fs import atomic, oserrors
 from sidecar.logs.records import Batch, Block, Record
 from sidecar.logs.sinks.base import Receipt, Sink, SinkUnavailable
-from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
+from sidecar.logs.sinks.deadletter import DeadLetterFile, restore_record
 from sidecar.process.executor import run_in_thread
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _read(line: bytes, names: Sequence[str]) -> _Letter | str:
     """Return the dead letter of a line, or the reason why it cannot be delivered."""
     try:
         found = orjson.loads(line)
-        name, record = str(found["sink"]), record_of(found)
+        name, record = str(found["sink"]), restore_record(found)
     except (ValueError, KeyError, TypeError):
         return "not written by this version, or damaged"
     if len(names) == 1:

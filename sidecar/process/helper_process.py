@@ -31,7 +31,7 @@ _PACKAGE_PATH = str(Path(__file__).parents[2])
 _START_TIMEOUT = 60.0
 _EXIT_TIMEOUT = 10.0
 """Seconds that a helper has to stop its work, before it is killed."""
-_KILL_MARGIN = 5.0
+_KILL_MARGIN_SECONDS = 5.0
 _SCALE_UP_DELAY = 0.25
 """Seconds that a request waits for a busy helper before another one is started."""
 
@@ -230,7 +230,7 @@ def serve(work: Callable[[Any], Any], connection: socket.socket) -> None:
         except (OSError, EOFError):
             return
         # By the kernel, whatever the interpreter does: the parent may be gone.
-        signal.setitimer(signal.ITIMER_REAL, timeout + _KILL_MARGIN)
+        signal.setitimer(signal.ITIMER_REAL, timeout + _KILL_MARGIN_SECONDS)
         answer = work(message)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:

@@ -115,7 +115,7 @@ def plan(
     source: logs.Tail, sink: MemorySink, says: object, files: tuple[Path, ...] = ()
 ) -> pipelines.Plan:
     return pipelines.Plan(
-        {"": Collector(source, [], [sink])}, 5.0, says, pipelines.signature_of(map(str, files))
+        {"": Collector(source, [], [sink])}, 5.0, says, pipelines.read_signature(map(str, files))
     )
 
 
@@ -192,7 +192,7 @@ async def test_a_new_configuration_gets_the_deleted_files_that_a_dead_sink_still
         file = tmp_path / ("2.json" if checkpoint == "another" and says == "22" else "1.json")
         source = logs.tail(log.path, checkpoint=None if checkpoint == "none" else file)
         sink = dead if says == "1" else alive
-        files = pipelines.signature_of([str(config)])
+        files = pipelines.read_signature([str(config)])
         return pipelines.Plan({"": Collector(source, [], [sink])}, 0.0, says, files)
 
     running = asyncio.create_task((made := pipelines.Topology(make(), make)).run())

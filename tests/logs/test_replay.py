@@ -14,7 +14,7 @@ from sidecar.logs import stages
 from sidecar.logs.records import Record
 from sidecar.logs.replay import replay
 from sidecar.logs.sinks.base import Rejected
-from sidecar.logs.sinks.deadletter import DeadLetterFile, record_of
+from sidecar.logs.sinks.deadletter import DeadLetterFile, restore_record
 from sidecar.logs.sinks.render import line
 from sidecar.testing import MemorySink
 from support import Process, StartProcess
@@ -47,7 +47,7 @@ async def test_a_record_comes_out_of_its_letter_as_it_went_in(
     if change:
         stages.redact("s3cret|plain")(record)
     await bury(tmp_path / "dead", "memory", record)
-    again = record_of(json.loads((tmp_path / "dead").read_bytes()))
+    again = restore_record(json.loads((tmp_path / "dead").read_bytes()))
 
     for name in ("file", "file_id", "offset", "time", "level", "labels", "fields", "text"):
         assert getattr(again, name) == getattr(record, name)

@@ -13,7 +13,7 @@ from sidecar.fs.notify import select as events
 from sidecar.fs.notify.inotify import Inotify
 
 _EVENT_TIMEOUT = 1.0
-_FEW_WATCHES = 1024
+_MIN_WATCHES = 1024
 _LIMITS = "/proc/sys/fs/inotify/"
 
 
@@ -74,7 +74,7 @@ def limits(_: Target) -> Iterator[Finding]:
     if not found:
         return
     text = ", ".join(f"{name} {value}" for name, value in found.items())
-    few = found.get("max_user_watches", _FEW_WATCHES) < _FEW_WATCHES
+    few = found.get("max_user_watches", _MIN_WATCHES) < _MIN_WATCHES
     yield Finding(
         "limits",
         "note" if few else "ok",

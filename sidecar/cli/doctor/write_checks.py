@@ -13,10 +13,10 @@ from sidecar.fs import atomic, atomic_writer, dirs, flock, layout
 
 _STALE_TEMP_FILE_SECONDS = 60.0
 """Seconds after which a temporary file counts as left over: no publish takes as long."""
-_SLOW_SYNC = 0.1
+_SLOW_SYNC_SECONDS = 0.1
 _WRITE: tuple[Role, ...] = ("write",)
-_TIGHT_SPACE = 1 << 20
-_TIGHT_INODES = 16
+_MIN_FREE_BYTES = 1 << 20
+_MIN_FREE_INODES = 16
 
 
 def space(target: Target) -> Iterator[Finding]:
@@ -29,7 +29,7 @@ def space(target: Target) -> Iterator[Finding]:
         yield Finding(
             "space", "wrong", text, "enlarge the volume, or delete something", roles=("write",)
         )
-    elif free < max(target.size, _TIGHT_SPACE) or (counts_inodes and inodes < _TIGHT_INODES):
+    elif free < max(target.size, _MIN_FREE_BYTES) or (counts_inodes and inodes < _MIN_FREE_INODES):
         yield Finding(
             "space",
             "note",
@@ -65,7 +65,7 @@ def write(target: Target) -> Iterator[Finding]:
         for name in names:
             dirs.rmtree(target.fd, name)
     took = time.perf_counter() - begin
-    slow = took > _SLOW_SYNC
+    slow = took > _SLOW_SYNC_SECONDS
     yield Finding(
         "publish",
         "note" if slow else "ok",

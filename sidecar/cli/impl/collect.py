@@ -20,10 +20,10 @@ from sidecar.cli import escape, lazy_imports
 from sidecar.cli.impl import collect_page, file_positions, probe_server
 from sidecar.logs import json_encoding
 from sidecar.logs.collector import Collector
-from sidecar.logs.config_file import Configuration, checkpoint_of, load
+from sidecar.logs.config_file import Configuration, load, make_checkpoint_path
 from sidecar.logs.input import checkpoint
 from sidecar.logs.pipeline import READERS, Pipeline, multiline, parse_sink_spec
-from sidecar.logs.pipelines import Plan, Signature, Topology, signature_of
+from sidecar.logs.pipelines import Plan, Signature, Topology, read_signature
 from sidecar.logs.records import Record, Stage
 from sidecar.process import lifecycle, nofile_limit
 
@@ -57,7 +57,7 @@ def configuration(
     for name, pipeline in found.pipelines.items():
         made[name] = _with_flags(pipeline, given, as_json=as_json)
         if given.get("checkpoint"):
-            checkpoint = checkpoint_of(given["checkpoint"], name)
+            checkpoint = make_checkpoint_path(given["checkpoint"], name)
             made[name] = made[name].with_values(checkpoint=checkpoint)
     return Configuration(made, found.files)
 
@@ -96,7 +96,7 @@ def run(
 
     def plan() -> Plan:
         # Read once for the names of the files, and again for their contents, so that no change in between is missed.
-        signature = signature_of(make().files)
+        signature = read_signature(make().files)
         return _plan(make(), sink_defaults, signature)
 
     with lazy_imports.server_alone():

@@ -154,17 +154,19 @@ async def _get_page(request: web.Request) -> web.Response:
     names: Collection[str] = () if snapshot is None else snapshot
     if name and not name.endswith("/"):
         is_directory = name not in names and f"{name}/{_INDEX}" in names
-        return _to_directory(request) if is_directory else await _answer_file(request, name)
+        return (
+            _redirect_to_directory(request) if is_directory else await _answer_file(request, name)
+        )
     if name:
         return await _answer_file(request, name + _INDEX)
     if _INDEX not in names or _wants_json(request):
         return await list_files(request, _VARY_ACCEPT)
     if not request.path.endswith("/"):
-        return _to_directory(request)
+        return _redirect_to_directory(request)
     return await _answer_file(request, _INDEX, _VARY_ACCEPT)
 
 
-def _to_directory(request: web.Request) -> web.Response:
+def _redirect_to_directory(request: web.Request) -> web.Response:
     """Redirect to the URL with a slash: relative links resolve only from there."""
     location = request.rel_url.raw_path.rpartition("/")[2] + "/"
     query = request.rel_url.raw_query_string
@@ -306,7 +308,8 @@ def listing(entries: Sequence[FileInfo], headers: Mapping[str, str]) -> Represen
                 "modified": rfc3339(entry.modified),
             }
             for entry in entries
-        ]
+        ],
+        option=orjson.OPT_APPEND_NEWLINE,
     )
     return Representation(
         body=body,

@@ -99,7 +99,7 @@ def _iter_string(content: Content) -> Iterator[bytes]:
         try:
             text = decoder.decode(data, final=start + len(data) >= file.size)
         except UnicodeDecodeError as error:
-            raise _not_text(content, start - kept + error.start) from error
+            raise _make_not_text_problem(content, start - kept + error.start) from error
         return orjson.dumps(text)[1:-1]
 
     yield b'"'
@@ -112,10 +112,10 @@ def _text(content: Content) -> str:
     try:
         return content.data.decode()
     except UnicodeDecodeError as error:
-        raise _not_text(content, error.start) from error
+        raise _make_not_text_problem(content, error.start) from error
 
 
-def _not_text(content: Content, offset: int) -> problems.Problem:
+def _make_not_text_problem(content: Content, offset: int) -> problems.Problem:
     return problems.Problem(
         "not-text",
         f"{content.name} is not UTF-8 (offset {offset}), so there is no JSON string for it;"

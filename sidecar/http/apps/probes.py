@@ -125,7 +125,7 @@ async def _answer(health: Health, scope: Scope) -> tuple[int, dict[str, str], by
     name = _BY_PATH[path]
     found = await report(name, health.report(name))
     if found.ok:
-        body = orjson.dumps({"status": "ok", "checks": dict(found.checks)})
+        body = _dumps({"status": "ok", "checks": dict(found.checks)})
         return 200, {"Content-Type": "application/json"}, body
     probe = PROBES[name]
     return _problem(503, probe.problem, probe.title, reason(found), checks=dict(found.checks))
@@ -135,7 +135,11 @@ def _problem(
     status: int, kind: str, title: str, detail: str, **members: object
 ) -> tuple[int, dict[str, str], bytes]:
     body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail}
-    return status, {"Content-Type": "application/problem+json"}, orjson.dumps(body | members)
+    return status, {"Content-Type": "application/problem+json"}, _dumps(body | members)
+
+
+def _dumps(value: dict[str, object]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 async def _live(receive: Receive, send: Send) -> None:

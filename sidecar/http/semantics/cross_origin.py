@@ -53,8 +53,8 @@ class CrossOriginProtection:
     def __init__(
         self, allowed_origins: Collection[str] = (), allowed_hosts: Collection[str] = ()
     ) -> None:
-        self._origins = frozenset(map(_as_origin, allowed_origins))
-        self._hosts = frozenset(map(_as_host, allowed_hosts))
+        self._origins = frozenset(map(_parse_origin, allowed_origins))
+        self._hosts = frozenset(map(_parse_host, allowed_hosts))
 
     def __repr__(self) -> str:
         return f"<CrossOriginProtection origins={len(self._origins)} hosts={len(self._hosts)}>"
@@ -67,7 +67,7 @@ class CrossOriginProtection:
         async def protect(request: web.Request, handler: Handler) -> web.StreamResponse:
             found = request.match_info.handler
             if self._hosts and not bearer_auth.is_public(found):
-                self.check_host(_host_of(request))
+                self.check_host(_get_host(request))
             if bearer_auth.is_change(request.method, found):
                 self.check(request)
             return await handler(request)
@@ -90,7 +90,7 @@ class CrossOriginProtection:
         if site:
             allowed = all(one in ("same-origin", "none") for one in site)
         elif origins:
-            allowed = all(_is_of(one, _host_of(request)) for one in origins)
+            allowed = all(_has_host(one, _get_host(request)) for one in origins)
         elif "Referer" in headers:
             allowed = all(self._may_refer(one, request) for one in headers.getall("Referer"))
         else:
@@ -109,7 +109,7 @@ class CrossOriginProtection:
         Raises:
             Problem: 421, the name is not one of `allowed_hosts`.
         """
-        name = _name_of(host)
+        name = _normalize_host_name(host)
         if (
             name in self._hosts
             or any(one[0] == "." and name.endswith(one) for one in self._hosts)
@@ -123,13 +123,13 @@ class CrossOriginProtection:
         )
 
     def _may_refer(self, referer: str, request: web.BaseRequest) -> bool:
-        if _is_of(referer, _host_of(request)):
+        if _has_host(referer, _get_host(request)):
             return True
         origin = "{0.scheme}://{0.netloc}".format(urlsplit(referer)) if _is_url(referer) else ""
         return origin.lower() in self._origins
 
 
-def _host_of(request: web.BaseRequest) -> str:
+def _get_host(request: web.BaseRequest) -> str:
     """Return the host and port of a request; those of an absolute URI take precedence over `Host`.
 
     See RFC 9112 section 3.2.2. `request.host` lacks the port of an absolute URI.
@@ -140,7 +140,7 @@ def _host_of(request: web.BaseRequest) -> str:
     return request.host
 
 
-def _is_of(url: str, host: str) -> bool:
+def _has_host(url: str, host: str) -> bool:
     """Return whether a URL or an origin has this host and port. The scheme is unknown here, as in Go's.
 
     Browsers omit the default port of a scheme in both; some clients and proxies write it.
@@ -168,7 +168,7 @@ def _is_embedded(request: web.BaseRequest) -> bool:
     )
 
 
-def _name_of(host: str) -> str:
+def _normalize_host_name(host: str) -> str:
     """Return the normalised host name of a `Host`, without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -183,16 +183,16 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _as_origin(text: str) -> str:
+def _parse_origin(text: str) -> str:
     scheme, _, rest = text.lower().partition("://")
-    if scheme not in ("http", "https") or not _is_of(text, rest) or "@" in rest:
+    if scheme not in ("http", "https") or not _has_host(text, rest) or "@" in rest:
         raise _errors.ConfigError(
             f"{text!r} is no origin: write scheme, host and port as browsers do, as in https://admin.example.com"
         )
     return text.lower()
 
 
-def _as_host(text: str) -> str:
+def _parse_host(text: str) -> str:
     name = text.lower().rstrip(".")
     if not name.strip(".") or any(sign in name for sign in "/:@* \t"):
         raise _errors.ConfigError(

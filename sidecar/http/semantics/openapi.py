@@ -27,7 +27,7 @@ def document(title: str, description: str, paths: Mapping[str, Object], *, token
         "info": {"title": title, "description": description, "version": __version__},
         # Relative to this document, so that it is valid behind a prefix.
         "servers": [{"url": "."}],
-        "paths": {path: _with_problems(operations) for path, operations in paths.items()},
+        "paths": {path: _add_problem_response(operations) for path, operations in paths.items()},
         "components": components,
     }
     if token:
@@ -102,7 +102,7 @@ def json(description: str, schema: Object) -> Object:
     return content(description, representation.JSON.partition(";")[0], schema)
 
 
-def _with_problems(operations: Object) -> Object:
+def _add_problem_response(operations: Object) -> Object:
     """Add the response that every operation has: a problem."""
     fallback: Json = {"$ref": "#/components/responses/Problem"}
     for one in operations.values():

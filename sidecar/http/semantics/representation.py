@@ -172,8 +172,8 @@ def preference_applied(seconds: float) -> dict[str, str]:
 
 
 #: 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z.
-_FIRST_SECOND = -62_135_596_800.0
-_LAST_SECOND = 253_402_300_799.0
+_MIN_UNIX_SECONDS = -62_135_596_800.0
+_MAX_UNIX_SECONDS = 253_402_300_799.0
 
 
 def http_date(unix: float) -> str:
@@ -182,7 +182,7 @@ def http_date(unix: float) -> str:
     >>> http_date(784111777.9)
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
-    return formatdate(_in_calendar(min(unix, time.time())) // 1, usegmt=True)
+    return formatdate(_clamp_to_calendar(min(unix, time.time())) // 1, usegmt=True)
 
 
 def rfc3339(unix: float) -> str:
@@ -191,13 +191,13 @@ def rfc3339(unix: float) -> str:
     >>> rfc3339(784111777.5)
     '1994-11-06T08:49:37.500000Z'
     """
-    moment = datetime.fromtimestamp(_in_calendar(unix), UTC)
+    moment = datetime.fromtimestamp(_clamp_to_calendar(unix), UTC)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _in_calendar(unix: float) -> float:
+def _clamp_to_calendar(unix: float) -> float:
     """Clamp a time to the years 1 to 9999: tmpfs accepts any, and every writer of the volume can set it."""
-    return min(max(unix, _FIRST_SECOND), _LAST_SECOND)
+    return min(max(unix, _MIN_UNIX_SECONDS), _MAX_UNIX_SECONDS)
 
 
 def header_text(text: str) -> str:
@@ -212,14 +212,15 @@ def header_text(text: str) -> str:
 def json_answer(
     value: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return a JSON response that is not cached."""
+    """Return a JSON response that is not cached. An object ends with a newline, for terminals; a string is what clients compare."""
     common = {
         "Content-Type": JSON,
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
+    end = None if isinstance(value, str) else orjson.OPT_APPEND_NEWLINE
     return web.Response(
-        body=orjson.dumps(value), status=status, headers={**common, **(headers or {})}
+        body=orjson.dumps(value, option=end), status=status, headers={**common, **(headers or {})}
     )
 
 
@@ -290,13 +291,13 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
         raise problems.Problem("bad-request", f"cannot understand If-Match: {error}") from error
     if wanted is not None:
         if not wanted.match_strongly(etag):
-            raise _not_that_one("If-Match", etag)
+            raise _make_conflict_problem("If-Match", etag)
     elif (
         modified is not None
         and (limit := parse_date(request, "If-Unmodified-Since")) is not None
         and modified > limit
     ):
-        raise _not_that_one("If-Unmodified-Since", etag)
+        raise _make_conflict_problem("If-Unmodified-Since", etag)
     if "If-None-Match" in request.headers:
         known = if_none_match(request)
         return known is not None and known.match(etag)
@@ -305,7 +306,7 @@ def _is_known(request: web.Request, representation: Representation) -> bool:
     return since is not None and modified is not None and modified == since
 
 
-def _not_that_one(header: str, etag: str) -> problems.Problem:
+def _make_conflict_problem(header: str, etag: str) -> problems.Problem:
     return problems.Problem(
         "version-conflict",
         f"{header} does not hold: the content is {etag} by now",

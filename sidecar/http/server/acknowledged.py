@@ -64,7 +64,7 @@ class UnackedSockets:
         """Keep a duplicate of a transport's socket. Without a free file descriptor it is left to the kernel."""
         if len(self._sockets) >= _MAX_SOCKETS:
             self.release()
-        sock = socket_of(transport)
+        sock = get_socket(transport)
         full = len(self._sockets) >= _MAX_SOCKETS
         if (
             self._finished
@@ -80,7 +80,7 @@ class UnackedSockets:
 
     def close(self, owner: Owner, transport: asyncio.BaseTransport | None) -> None:
         """Send the FIN of a connection whose socket is being closed: the duplicate would otherwise delay it."""
-        sock = socket_of(transport)
+        sock = get_socket(transport)
         if (
             sock is not None
             and unacked_bytes(sock.fileno()) > _MIN_UNACKED_BYTES
@@ -139,7 +139,7 @@ def _is_closed(sock: socket.socket) -> bool:
         return True
 
 
-def socket_of(transport: asyncio.BaseTransport | None) -> socket.socket | None:
+def get_socket(transport: asyncio.BaseTransport | None) -> socket.socket | None:
     """Return the socket of a transport, None after it has been closed."""
     if transport is None:
         return None

@@ -39,10 +39,10 @@ def enforce(server: web.Server) -> None:
     server.request_handler = _reject_faults(server.request_handler)
 
 
-def as_known_version(data: bytes) -> bytes:
+def lower_minor_version(data: bytes) -> bytes:
     r"""Return the start of a request with a higher minor version replaced by HTTP/1.1.
 
-    >>> as_known_version(b"GET / HTTP/1.2\r\nHost: a\r\n\r\n")
+    >>> lower_minor_version(b"GET / HTTP/1.2\r\nHost: a\r\n\r\n")
     b'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
     """
     found = _HIGHER_MINOR_VERSION.match(data)

@@ -155,7 +155,7 @@ class ServerProtocol(AiohttpProtocol):
     @property
     def has_unacked_bytes(self) -> bool:
         """Whether the client has not acknowledged all data yet."""
-        found = acknowledged.socket_of(self.client_transport)
+        found = acknowledged.get_socket(self.client_transport)
         return found is not None and acknowledged.unacked_bytes(found.fileno()) > 0
 
     @property
@@ -210,7 +210,7 @@ class ServerProtocol(AiohttpProtocol):
         if self.drops_input:
             return
         if self._parser_at_boundary:
-            data = framing.as_known_version(data)
+            data = framing.lower_minor_version(data)
         self._parser_at_boundary = False
         if self.upgraded:
             super().data_received(data)

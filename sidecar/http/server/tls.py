@@ -121,14 +121,14 @@ def _read_file(path: str) -> bytes:
 def _load(context: ssl.SSLContext, pair: CertKeyPair) -> None:
     cert, key = pair
     with ExitStack() as stack:
-        cert_path = stack.enter_context(_in_memory(cert))
-        key_path = None if key is None else stack.enter_context(_in_memory(key))
+        cert_path = stack.enter_context(_write_to_memfd(cert))
+        key_path = None if key is None else stack.enter_context(_write_to_memfd(key))
         # Without a password function OpenSSL would ask for one at the terminal.
         context.load_cert_chain(cert_path, key_path, password=lambda: "")
 
 
 @contextmanager
-def _in_memory(data: bytes) -> Iterator[str]:
+def _write_to_memfd(data: bytes) -> Iterator[str]:
     """Give bytes a path for OpenSSL, which accepts only paths; keys do not belong in temporary files."""
     fd = memfd.create("sidecar-tls")
     try:

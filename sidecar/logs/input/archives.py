@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from sidecar import _errors
 
-LONGEST_MAGIC = 10
+MAX_MAGIC_BYTES = 10
 _READ_BYTES = 1 << 16
 _HEAD_CACHE_BYTES = 4096
 """Bytes at the beginning that are cached, since fingerprints need them often."""
@@ -337,7 +337,7 @@ class Archive:
 
     def length(self) -> int:
         """Return the length of the content that can be read. Decompresses all of it."""
-        reader = self._reader_at(max(reader.end for reader in self._readers))
+        reader = self._find_reader(max(reader.end for reader in self._readers))
         while reader.read(reader.end, _READ_BYTES):
             pass
         return reader.end
@@ -346,7 +346,7 @@ class Archive:
         """Return up to `size` decompressed bytes from `offset` on."""
         if offset + size <= len(self._head):
             return self._head[offset : offset + size]
-        reader = self._last = self._reader_at(offset)
+        reader = self._last = self._find_reader(offset)
         data = reader.read(offset, size)
         if offset == 0 and len(self._head) < _HEAD_CACHE_BYTES:
             self._head = data[:_HEAD_CACHE_BYTES]
@@ -366,7 +366,7 @@ class Archive:
             os.close(self.fd)
             self.fd = -1
 
-    def _reader_at(self, offset: int) -> _Reader:
+    def _find_reader(self, offset: int) -> _Reader:
         """Return the reader that is closest before the offset, or a new one."""
         fit = [reader for reader in self._readers if reader.start <= offset]
         if fit:

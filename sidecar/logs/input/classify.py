@@ -124,7 +124,9 @@ class FileClassifier:
         if original is None:
             return False
         if content.compressed:
-            if not _is_archive_of(content, stream) and not _is_archived_copy(content, original):
+            if not _archive_equals_stream(content, stream) and not _is_archived_copy(
+                content, original
+            ):
                 return False
             self.registry.aliases[new_file.key] = stream
         elif (stream.deleted and new_file.path == stream.path) or _is_original(new_file, stream):
@@ -241,7 +243,7 @@ def _is_original(new_file: NewFile, stream: LogStream) -> bool:
     return name == fingerprint.base_log_name(name) and directory == os.path.dirname(stream.path)
 
 
-def _is_archive_of(archive: Content, stream: LogStream) -> bool:
+def _archive_equals_stream(archive: Content, stream: LogStream) -> bool:
     """Whether an archive holds exactly the content of a stream whose file still exists."""
     return stream.is_contained_in(archive) and archive.length() <= stream.size
 

@@ -173,7 +173,7 @@ class Discovery:
             OSError: as openat2(2).
             ReadError: it is not a regular file.
         """
-        root = self._root_of(path)
+        root = self._find_root(path)
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -193,7 +193,7 @@ class Discovery:
             raise _errors.ReadError(f"cannot tail {path}: it is {openat.kind_of(mode)}")
         return fd
 
-    def _root_of(self, path: str) -> str:
+    def _find_root(self, path: str) -> str:
         if self._root is not None:
             return self._root
         inside = [p.base for p in self._compiled if path.startswith(p.base.rstrip("/") + "/")]
@@ -297,11 +297,11 @@ class Discovery:
                     elif entry.is_dir(follow_symlinks=False):
                         listing.directories.append(entry.name)
                     elif entry.is_file(follow_symlinks=False):
-                        listing.keys[entry.name] = _key_of(entry, status.st_dev)
+                        listing.keys[entry.name] = _read_key(entry, status.st_dev)
         return listing
 
 
-def _key_of(entry: os.DirEntry[str], device: int) -> Key:
+def _read_key(entry: os.DirEntry[str], device: int) -> Key:
     """Return device and inode from stat(2): readdir(3) has no device, and returns the inode below a mount point."""
     try:
         status = entry.stat(follow_symlinks=False)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 
-from sidecar.logs.input.archives import LONGEST_MAGIC, Archive, open_archive
+from sidecar.logs.input.archives import MAX_MAGIC_BYTES, Archive, open_archive
 
 _F_SETSIG = 10  # asm-generic/fcntl.h; Python has no name for it
 
@@ -82,4 +82,4 @@ def open_content(fd: int) -> Content:
         Unreadable: it is compressed in an unsupported format.
         OSError: as pread(2).
     """
-    return open_archive(fd, os.pread(fd, LONGEST_MAGIC, 0)) or PlainFile(fd)
+    return open_archive(fd, os.pread(fd, MAX_MAGIC_BYTES, 0)) or PlainFile(fd)

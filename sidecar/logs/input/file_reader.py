@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from sidecar.logs.input.ack_window import OffsetWindow
-from sidecar.logs.input.archives import LONGEST_MAGIC, is_archive
+from sidecar.logs.input.archives import MAX_MAGIC_BYTES, is_archive
 from sidecar.logs.input.discovery import Key
 from sidecar.logs.input.file_content import Content, open_content
 from sidecar.logs.input.fingerprint import (
@@ -41,7 +41,7 @@ from sidecar.logs.input.framing import (
 )
 from sidecar.logs.records import MAX_BLOCK_RECORDS, Block, newlines_in
 
-_BOM_NEEDS = 3
+_BOM_BYTES = 3
 
 
 class ContentReplaced(Exception):
@@ -179,12 +179,12 @@ class LogStream:
         if not content.compressed:
             self.size = content.length()
         for cursor in self.cursors.values():
-            cursor.tail_bytes = _tail_bytes_at(content, cursor.offset)
+            cursor.tail_bytes = _read_tail_bytes(content, cursor.offset)
 
     def truncate(self, content: Content) -> None:
         """Move all positions back to the end of a file that holds only the beginning of this stream."""
         end = content.length()
-        mark = _tail_bytes_at(content, end)
+        mark = _read_tail_bytes(content, end)
         for cursor in self.cursors.values():
             if cursor.offset > end:
                 cursor.offset, cursor.tail_bytes, cursor.partial = end, mark, False
@@ -231,7 +231,7 @@ class LogStream:
                 return False
             if head != known:
                 self.head_bytes, self.head = head, Fingerprint.of(head)
-            if not content.compressed and len(known) < LONGEST_MAGIC and is_archive(head):
+            if not content.compressed and len(known) < MAX_MAGIC_BYTES and is_archive(head):
                 self.content = open_content(content.fd)  # it was empty when found
         return True
 
@@ -346,7 +346,7 @@ class LogStream:
     def _skip(self, cursor: ReadPosition, raw: bytes, short: bool, declared: str) -> bool | None:
         """Skip a byte order mark or a hole. Return True to read again, None to wait, False if there is nothing to skip."""
         if self._encoding is None:
-            if short and len(raw) < _BOM_NEEDS and not raw.endswith(b"\n") and not cursor.flush:
+            if short and len(raw) < _BOM_BYTES and not raw.endswith(b"\n") and not cursor.flush:
                 cursor.partial = bool(raw)
                 return None
             self._encoding = detect_encoding(self.head_bytes or raw, declared)
@@ -438,9 +438,9 @@ class LogStream:
         if self._encoding is not None and not self._encoding.plain:
             data, offsets = self._encoding.to_utf8(taken, start)
         if frame.order is not None:
-            data, offsets = _in_order(data, frame.order, offsets, start)
+            data, offsets = _reorder_lines(data, frame.order, offsets, start)
         if frame.starts is not None and offsets is not None:
-            offsets = _of_groups(data, frame.starts, offsets)
+            offsets = _select_group_offsets(data, frame.starts, offsets)
         if not self.file_id:
             self.file_id = self._make_id()
         return Block(
@@ -492,7 +492,7 @@ def _count(data: bytes, frame: Frame) -> int:
     return newlines_in(data) if frame.count is None else frame.count
 
 
-def _in_order(
+def _reorder_lines(
     data: bytes, order: Sequence[int], offsets: Sequence[int] | None, start: int
 ) -> tuple[bytes, list[int]]:
     """Return the lines in the given order, and the offset of each."""
@@ -502,7 +502,7 @@ def _in_order(
     return b"".join([lines[number] for number in order]), [offsets[number] for number in order]
 
 
-def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:
+def _select_group_offsets(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:
     """Return the offset of the first line of each group."""
     found, line, position = [], 0, 0
     for start in starts:
@@ -512,6 +512,6 @@ def _of_groups(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> li
     return found
 
 
-def _tail_bytes_at(content: Content, offset: int) -> bytes:
+def _read_tail_bytes(content: Content, offset: int) -> bytes:
     start = max(offset - TAIL_BYTES, 0)
     return content.read(start, offset - start)

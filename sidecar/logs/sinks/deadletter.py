@@ -129,15 +129,15 @@ def _letter(now: str, sink: str, one: Rejected) -> bytes:
         "sink": sink,
         "reason": one.reason,
         "record": orjson.Fragment(json_encoding.json_line(record)),
-        "origin": orjson.Fragment(json_encoding.dumps(origin_of(record))),
+        "origin": orjson.Fragment(json_encoding.dumps(describe_origin(record))),
     }
     return orjson.dumps(letter) + b"\n"
 
 
-def origin_of(record: Record) -> dict[str, Any]:
+def describe_origin(record: Record) -> dict[str, Any]:
     """Return what of a record its document does not say, or says under another name: with it the record can be made again.
 
-    >>> origin_of(Record(b"hello", file="/log/a", offset=7))["fields"]
+    >>> describe_origin(Record(b"hello", file="/log/a", offset=7))["fields"]
     []
     """
     return {
@@ -153,7 +153,7 @@ def origin_of(record: Record) -> dict[str, Any]:
     }
 
 
-def record_of(letter: Mapping[str, Any]) -> Record:
+def restore_record(letter: Mapping[str, Any]) -> Record:
     """Make the record of a letter again, as the stages had left it.
 
     Raises:

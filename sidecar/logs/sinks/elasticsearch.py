@@ -57,7 +57,7 @@ _INDEX_ERROR_REASON = re.compile(
 _NO_IDS = re.compile(r"document id is not supported|_id must be unset", re.IGNORECASE)
 """OpenSearch Serverless and time series indices assign ids themselves."""
 
-_HOUR = 3_600_000_000_000
+_NS_PER_HOUR = 3_600_000_000_000
 _MAX_INDEX_BYTES = 255
 _DIRECTIVE = re.compile(r"%[YymdHjUWGVuB](?![0-9A-Fa-f])|%[YymHjUWGVu]")
 """A directive of strftime in a path, where `%3C` is an escaped character."""
@@ -120,7 +120,7 @@ class ElasticsearchSink(HttpSink):
                 self.url = self.url.replace(f"/{named}/_bulk", "/_bulk")
         self._index = index
         self._dated = index is not None and "%" in index
-        self._action = b"" if self._dated else self._action_for(index)
+        self._action = b"" if self._dated else self._make_action(index)
         self._last_hour = -1, b""
         """The action of the last hour used: lines are almost always in order."""
 
@@ -133,7 +133,9 @@ class ElasticsearchSink(HttpSink):
     def encode(self, records: Sequence[Record]) -> bytes:
         lines = []
         for record in records:
-            action = self._dated_action(record.time // _HOUR) if self._dated else self._action
+            action = (
+                self._dated_action(record.time // _NS_PER_HOUR) if self._dated else self._action
+            )
             lines.append(action % self._id(record) if self._ids else action)
             source = self._schema(record)
             if not self._has_time:
@@ -141,7 +143,7 @@ class ElasticsearchSink(HttpSink):
             lines.append(json_encoding.dumps(source) + b"\n")
         return b"".join(lines)
 
-    def _action_for(self, index: str | None) -> bytes:
+    def _make_action(self, index: str | None) -> bytes:
         """Return the action line of a document, with a placeholder for its `_id`."""
         about: dict[str, Any] = {} if index is None else {"_index": index}
         if self._require_alias:
@@ -153,7 +155,7 @@ class ElasticsearchSink(HttpSink):
     def _dated_action(self, hour: int) -> bytes:
         if self._last_hour[0] != hour:
             name = time.strftime(self._index or "", time.gmtime(hour * 3600))
-            self._last_hour = hour, self._action_for(name)
+            self._last_hour = hour, self._make_action(name)
         return self._last_hour[1]
 
     def classify_response(self, answer: ReceiverResponse, count: int) -> Verdict:
@@ -232,7 +234,7 @@ class ElasticsearchSink(HttpSink):
             )
             self._ids = False
             self._last_hour = -1, b""
-            self._action = b"" if self._dated else self._action_for(self._index)
+            self._action = b"" if self._dated else self._make_action(self._index)
         return True
 
     def receipt(self, rejected: Sequence[Rejected]) -> Receipt:

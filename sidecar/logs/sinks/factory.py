@@ -143,7 +143,7 @@ def _split(address: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
-    make = _class_of(kind)
+    make = _import_class(kind)
     batching = {
         word: made.pop(option) for option, word in _BATCHING.items() if made.get(option) is not None
     }
@@ -154,7 +154,7 @@ def _http(kind: str, address: str, made: dict[str, Any]) -> Sink:
     return make(address, **made)
 
 
-def _class_of(kind: str) -> type[HttpSink]:
+def _import_class(kind: str) -> type[HttpSink]:
     match kind:
         case "loki":
             from sidecar.logs.sinks.loki import LokiSink

@@ -20,7 +20,7 @@ from sidecar.fs import atomic, dirs, flock, oserrors
 from sidecar.logs.records import MAX_BLOCK_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import BaseSink, Batching, Receipt, SinkUnavailable
-from sidecar.logs.sinks.line_output import output_of
+from sidecar.logs.sinks.line_output import encode_batch
 from sidecar.process import arguments
 from sidecar.process.executor import run_in_thread
 
@@ -130,7 +130,7 @@ class FileSink(BaseSink):
             ) from error
 
     async def write(self, batch: Batch) -> Receipt:
-        pieces = output_of(batch, json=self._json, schema=self._schema)
+        pieces = encode_batch(batch, json=self._json, schema=self._schema)
         return Receipt(resume=await run_in_thread(self._run_locked, self._append, pieces))
 
     async def flush(self) -> None:

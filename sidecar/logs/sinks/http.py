@@ -215,7 +215,7 @@ class HttpSink(BaseSink):
         """Return a more precise result if the response names the rejected records."""
         return verdict
 
-    def headers_for(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 (for subclasses)
+    def make_headers(self, body: bytes) -> Mapping[str, str]:  # noqa: ARG002 (for subclasses)
         """Return headers that depend on the body that is sent."""
         return {}
 
@@ -332,7 +332,7 @@ class HttpSink(BaseSink):
         headers = {
             **self._fixed_headers,
             **self._credential_headers(),
-            **self.headers_for(body),
+            **self.make_headers(body),
         }
         if self._gzip:
             headers["Content-Encoding"] = "gzip"

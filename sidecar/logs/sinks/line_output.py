@@ -6,7 +6,7 @@ from sidecar.logs.records import Batch
 from sidecar.logs.sinks.schemas import Schema, json_line, json_lines
 
 
-def output_of(batch: Batch, *, json: bool, schema: Schema | None = None) -> list[bytes]:
+def encode_batch(batch: Batch, *, json: bool, schema: Schema | None = None) -> list[bytes]:
     """Return the pieces to write, in order: complete lines with their newlines."""
     if json:
         return [json_lines(batch, schema)]

@@ -50,5 +50,5 @@ class NdjsonSink(HttpSink):
         # Encoded in pieces, so that only one uncompressed piece is in memory.
         return json_encoding.json_pieces(batch)
 
-    def headers_for(self, body: bytes) -> Mapping[str, str]:
+    def make_headers(self, body: bytes) -> Mapping[str, str]:
         return {"Idempotency-Key": hashlib.blake2b(body, digest_size=16).hexdigest()}

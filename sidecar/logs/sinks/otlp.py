@@ -136,7 +136,7 @@ def _partial(answer: ReceiverResponse, count: int) -> Verdict:
 
 def _log_record(record: Record, observed: str) -> dict[str, Any]:
     message, fields = render.message(record)
-    attributes = schemas.place_of(record)
+    attributes = schemas.make_origin_attributes(record)
     made: dict[str, Any] = {"timeUnixNano": str(record.time), "observedTimeUnixNano": observed}
     if record.level is not None and record.level in schemas.SEVERITY:
         made["severityNumber"] = schemas.SEVERITY[record.level]

@@ -180,7 +180,7 @@ class Otel:
             made["severity_number"] = SEVERITY[record.level]
         if message is not None:
             made["body"] = {"text": message}
-        made["attributes"] = {**place_of(record), **apart(fields, _OURS_IN_OTEL)}
+        made["attributes"] = {**make_origin_attributes(record), **apart(fields, _OURS_IN_OTEL)}
         if record.labels:
             made["resource"] = self._of_labels(record.labels)
         return made
@@ -216,7 +216,7 @@ class Flat:
         return made
 
 
-def place_of(record: Record) -> dict[str, Any]:
+def make_origin_attributes(record: Record) -> dict[str, Any]:
     """Return the origin of a record as attributes of OpenTelemetry."""
     path = json_encoding.readable(record.file)
     return {

@@ -20,7 +20,7 @@ from sidecar._errors import SidecarError
 from sidecar.logs.records import MAX_BLOCK_RECORDS, Batch
 from sidecar.logs.sinks import schemas
 from sidecar.logs.sinks.base import ACCEPTED, BaseSink, Batching, Receipt
-from sidecar.logs.sinks.line_output import output_of
+from sidecar.logs.sinks.line_output import encode_batch
 from sidecar.process import arguments
 from sidecar.process.executor import run_in_thread
 
@@ -71,7 +71,7 @@ class StdoutSink(BaseSink):
         self.own_files = _redirect_target(fd)
 
     async def write(self, batch: Batch) -> Receipt:
-        pieces = output_of(batch, json=self._json, schema=self._schema)
+        pieces = encode_batch(batch, json=self._json, schema=self._schema)
         stop = threading.Event()
         work = asyncio.create_task(run_in_thread(_write_all, self._fd, pieces, stop))
         try:

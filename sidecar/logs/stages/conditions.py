@@ -82,7 +82,7 @@ def _any(given: Any) -> Condition:
     return lambda record: any(one(record) for one in made)
 
 
-def _not(given: Any) -> Condition:
+def _negate(given: Any) -> Condition:
     unwanted = make_condition(given)
     return lambda record: not unwanted(record)
 
@@ -95,7 +95,7 @@ _TESTS: Mapping[str, Callable[[Any], Condition]] = {
     "fields": _fields,
     "labels": _labels,
     "any": _any,
-    "not": _not,
+    "not": _negate,
 }
 
 

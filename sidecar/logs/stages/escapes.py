@@ -1,4 +1,4 @@
-"""What an encoding hides: escapes in quoted texts, those of addresses, and base64 (RFC 4648)."""
+"""Decode what encodings hide from a pattern: escapes of JSON and Go, percent-encoding (RFC 3986), base64 (RFC 4648)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ _ESCAPE = re.compile(
 )
 _PERCENT = re.compile(r"%([0-9a-fA-F]{2})")
 BASE64 = "(?:[CDI-Za-f][AC-HQS-Xgi-nwyz0-3][ABEFIJMNQRUVYZcdghklopstwx014589][A-Za-z0-9+/_-]){4}"
-"""Four groups of base64 (RFC 4648, both alphabets) that say 12 characters of ASCII. Other text is hardly ever like that:
-of random letters and digits one place in 10,000, of hexadecimal digits one in 200,000."""
+"""Matches four groups of base64 (both alphabets of RFC 4648) that decode to 12 characters of ASCII.
+Other text rarely matches: random letters and digits at one position in 10,000, hexadecimal digits at one in 200,000."""
 _GROUPS = re.compile(BASE64)
 _IN_RUN = re.compile(r"[A-Za-z0-9+/_-]*")
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]+")
+"""Decoded bytes that are not text; they separate the readable parts."""
 _MIN_BASE64_CHARS = 12
-"""Characters between bytes that are no text."""
+"""Shorter readable parts of decoded base64 are ignored."""
 _LETTERS_OF_BASE64 = frozenset(string.ascii_letters + string.digits + "+/-_")
 _FROM_URLS = str.maketrans("-_", "+/")
 _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v"}
 
 
 def decoded(text: str) -> str:
-    r"""Return a quoted text without its escapes, those of JSON and of Go.
+    r"""Return a quoted text with the escapes of JSON and Go replaced by what they stand for.
 
     >>> decoded(r"caf\u00e9 \"\x41\"")
     'café "A"'
@@ -36,9 +37,9 @@ def decoded(text: str) -> str:
 
 
 def layers(text: str, most: int = 3) -> list[tuple[str, list[int]]]:
-    r"""Return what a text says beneath its escapes, and where each character of that (and the end) stands in the text.
+    r"""Unescape a text up to `most` times; return each result, with the offset in `text` of each of its characters and of its end.
 
-    Nothing is escaped: nothing is returned. JSON within JSON has a layer more; percent signs are those of addresses.
+    Empty if nothing is escaped. Each level of JSON within JSON is one layer; percent-encoding is decoded in each.
 
     >>> layers(r"a\u0062"), layers("plain")
     ([('ab', [0, 1, 7])], [])
@@ -55,7 +56,7 @@ def layers(text: str, most: int = 3) -> list[tuple[str, list[int]]]:
 
 
 def shallow(text: str, most: int = 3) -> list[str]:
-    """Return the same texts as `layers`, without the places, which is much faster."""
+    """Return the texts of `layers` without the offsets, which is much faster."""
     found = []
     for _ in range(most):
         percent = "%" in text and _PERCENT.search(text) is not None
@@ -68,12 +69,12 @@ def shallow(text: str, most: int = 3) -> list[str]:
     return found
 
 
-def in_base64(text: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield where each run of base64 lies in a text, and what can be read in it.
+def find_base64(text: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield start and end of each run of base64, and the readable texts in what it decodes to.
 
-    A run may begin with letters that belong to something else, such as the directories of a path.
+    A run may include preceding letters that are not base64, such as directories of a path.
 
-    >>> list(in_base64("Basic YWRhOmxvdmVsYWNlMTg="))
+    >>> list(find_base64("Basic YWRhOmxvdmVsYWNlMTg="))
     [(6, 26, ['ada:lovelace18'])]
     """
     end = 0
@@ -92,6 +93,7 @@ def in_base64(text: str) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def _layer(text: str) -> tuple[str, list[int]]:
+    """Unescape once; return the result, and the offset of each of its characters."""
     made, places = _mapped(text, _ESCAPE, _character)
     if not _PERCENT.search(made):
         return made, places

@@ -39,7 +39,7 @@ _KLOG = re.compile(
 _KLOG_MESSAGE = re.compile(r'"((?:[^"\\]|\\.)*+)"(?= |$)(.*)', re.DOTALL)
 _KLOG_LEVELS = {"I": "info", "W": "warn", "E": "error", "F": "fatal"}
 _NIL = "-"
-_MINUTE = 60 * 1_000_000_000
+_NS_PER_MINUTE = 60 * 1_000_000_000
 """Which year is meant does not depend on less."""
 
 
@@ -173,14 +173,14 @@ def _syslog(record: Record, zone: tzinfo | None) -> Record:
 
 def _take_time(record: Record, stamp: str, form: str, zone: tzinfo | None) -> None:
     second, _, fraction = stamp.partition(".")
-    read_at = record.time // _MINUTE * _MINUTE
+    read_at = record.time // _NS_PER_MINUTE * _NS_PER_MINUTE
     moment = _by_format(second, form, zone or time_zones.default(), read_at)
     if moment is not None:
         timestamp.set_time(record, moment + int(fraction.ljust(9, "0") or 0))
 
 
 # Cached, since lines are in order and strptime takes as long as everything else together.
-_by_format = lru_cache(maxsize=1024)(timestamp.by_format)
+_by_format = lru_cache(maxsize=1024)(timestamp.parse_format)
 
 
 def _syslog_fields(raw: bytes) -> dict[str, Any]:

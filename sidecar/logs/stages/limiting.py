@@ -15,7 +15,7 @@ from sidecar.logs.records import Record, Stage
 from sidecar.logs.stages.severity import LEVELS
 from sidecar.process import arguments, metrics
 
-_SECOND = 1_000_000_000
+_NS_PER_SECOND = 1_000_000_000
 _MAX_KEYS = 10_000
 """Limit of remembered keys; the least recently used one is dropped first."""
 
@@ -26,13 +26,13 @@ class Remembering(Protocol):
 
     def __call__(self, record: Record) -> Record | None: ...
 
-    def for_another_sink(self) -> Stage:
+    def copy_for_sink(self) -> Stage:
         """Return the same stage with separate state for another sink."""
 
 
-def for_another_sink(stage: Stage) -> Stage:
+def copy_for_sink(stage: Stage) -> Stage:
     """Return the stage for another sink: one with separate state, if the stage has any."""
-    return stage.for_another_sink() if isinstance(stage, Remembering) else stage
+    return stage.copy_for_sink() if isinstance(stage, Remembering) else stage
 
 
 def keep_level(least: str) -> Stage:
@@ -73,7 +73,7 @@ def sample(share: float, by: str | None = None) -> Stage:
         elif (value := member(record.fields, by)) is None:
             return record
         else:
-            what = as_text(value)
+            what = stringify(value)
         if crc32(what.encode("utf-8", "replace")) < most:
             return record
         dropped.inc()
@@ -128,7 +128,7 @@ def member(fields: dict[str, Any], name: str) -> Any:
     return found
 
 
-def as_text(value: Any) -> str:
+def stringify(value: Any) -> str:
     return value if isinstance(value, str) else json_encoding.value(value)
 
 
@@ -143,14 +143,14 @@ class _RateLimit:
         """The remaining lines of each key, and the time of that count."""
         self._dropped = metrics.LOGS_DROPPED.labels("rate_limit")
 
-    def for_another_sink(self) -> Stage:
+    def copy_for_sink(self) -> Stage:
         return _RateLimit(*self._given)
 
     def __call__(self, record: Record) -> Record | None:
         per_second, by, burst = self._given
-        key = "" if by is None else as_text(member(record.fields, by))
+        key = "" if by is None else stringify(member(record.fields, by))
         left, since = self._buckets.pop(key, (float(burst), record.time))
-        left = min(left + max(record.time - since, 0) / _SECOND * per_second, burst)
+        left = min(left + max(record.time - since, 0) / _NS_PER_SECOND * per_second, burst)
         passes = left >= 1
         self._buckets[key] = (left - passes, max(record.time, since))
         if len(self._buckets) > _MAX_KEYS:
@@ -168,16 +168,16 @@ class _Deduplicate:
         """Times of the lines that passed, by key."""
         self._dropped = metrics.LOGS_DROPPED.labels("deduplicate")
 
-    def for_another_sink(self) -> Stage:
+    def copy_for_sink(self) -> Stage:
         return _Deduplicate(*self._given)
 
     def __call__(self, record: Record) -> Record | None:
         window, by = self._given
         key: object = record.text
         if by:
-            key = tuple(as_text(member(record.fields, name)) for name in by)
+            key = tuple(stringify(member(record.fields, name)) for name in by)
         passed = self._seen.pop(key, None)
-        if passed is not None and abs(record.time - passed) < window * _SECOND:
+        if passed is not None and abs(record.time - passed) < window * _NS_PER_SECOND:
             self._seen[key] = passed
             self._dropped.inc()
             return None

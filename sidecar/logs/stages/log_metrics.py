@@ -9,7 +9,7 @@ from typing import Any
 
 from sidecar._errors import ConfigError
 from sidecar.logs.records import Record, Stage
-from sidecar.logs.stages.limiting import as_text, member
+from sidecar.logs.stages.limiting import member, stringify
 from sidecar.process import metrics
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
@@ -67,17 +67,17 @@ class _Measure:
         self._metric, self._labels, self._field = metric, labels, field
         self._series: dict[tuple[str, ...], Any] = {}
 
-    def for_another_sink(self) -> Stage:
+    def copy_for_sink(self) -> Stage:
         return lambda record: record  # the first one counts
 
     def __call__(self, record: Record) -> Record:
         if self._field is None:
-            self._one(record).inc()
+            self._get_series(record).inc()
         elif (number := _number(member(record.fields, self._field))) is not None:
-            self._one(record).observe(number)
+            self._get_series(record).observe(number)
         return record
 
-    def _one(self, record: Record) -> Any:
+    def _get_series(self, record: Record) -> Any:
         if not self._labels:
             return self._metric
         key = tuple(_value(record, field) for field in self._labels.values())
@@ -93,7 +93,7 @@ def _value(record: Record, field: str) -> str:
     value = member(record.fields, field)
     if value is None and field == "level":
         value = record.level
-    return "" if value is None else as_text(value)[:128].encode("utf-8", "replace").decode()
+    return "" if value is None else stringify(value)[:128].encode("utf-8", "replace").decode()
 
 
 def _number(value: Any) -> float | None:

@@ -47,7 +47,7 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
     pieces = _Pieces(cleaner)
 
     def stage(record: Record) -> Record:
-        if record.end == record.offset + len(record.raw) or pieces.goes_on(record):
+        if record.end == record.offset + len(record.raw) or pieces.continues(record):
             pieces.clean(record)
         # One pass over the line as it came, and one over the fields: nearly always that is all.
         if not cleaner.may_be_in(record):
@@ -60,7 +60,7 @@ def redact(pattern: str, replacement: str = "***") -> Stage:
         fields = record.fields
         record.fields, in_fields = cleaner.clean_fields(fields)
         if count and record.structured and (count > in_fields or cleaner.still_there(fields)):
-            return _as_text(record)
+            return _drop_fields(record)
         return record
 
     return stage
@@ -139,7 +139,7 @@ class _Cleaner:
             if self._seen(record.text):
                 return True
         elif self._suspicious.found_in(record.raw) and (
-            self.pattern.found_in(record.raw) or self._in_base64(record.text)
+            self.pattern.found_in(record.raw) or self._is_in_base64(record.text)
         ):
             return True
         if not record.fields:
@@ -154,24 +154,24 @@ class _Cleaner:
         if b"\\" in written or b"%" in written:
             return self._seen(written.decode())
         return self._suspicious.found_in(written) and (
-            self.pattern.found_in(written) or self._in_base64(written.decode())
+            self.pattern.found_in(written) or self._is_in_base64(written.decode())
         )
 
     def clean_text(self, text: str) -> tuple[str, int]:
         return self._replace(text)
 
     def _seen(self, text: str) -> bool:
-        return self._found(text) or self._in_base64(text)
+        return self._found(text) or self._is_in_base64(text)
 
     def _found(self, text: str) -> bool:
         found = self.pattern.found
         return found(text) or any(found(layer) for layer in escapes.shallow(text))
 
-    def _in_base64(self, text: str) -> bool:
+    def _is_in_base64(self, text: str) -> bool:
         if not self._base64.found(text):
             return False
         return any(
-            self._found(said) for _, _, readable in escapes.in_base64(text) for said in readable
+            self._found(said) for _, _, readable in escapes.find_base64(text) for said in readable
         )
 
     def _replacing(self, replacement: str) -> regex.Replace:
@@ -212,7 +212,7 @@ class _Cleaner:
         if not self._base64.found(text):
             return text, 0
         pieces, at, count = list[str](), 0, 0
-        for start, end, readable in escapes.in_base64(text):
+        for start, end, readable in escapes.find_base64(text):
             layers = (one for said in readable for one in (said, *escapes.shallow(said)))
             spans = (self.pattern.spans(one, replacement) for one in layers)
             if (found := next(filter(None, spans), None)) is not None:
@@ -232,7 +232,7 @@ class _Cleaner:
 
     def _clean(self, value: Any, replace: regex.Replace, depth: int) -> Any:
         if isinstance(value, str):
-            return self._in_text(value, replace)
+            return self._redact_text(value, replace)
         if isinstance(value, bool) or value is None:
             return value
         if depth >= _MAX_DEPTH:
@@ -247,10 +247,10 @@ class _Cleaner:
             return [self._clean(one, replace, depth + 1) for one in value]
         # The number of a card may stand there as a number.
         text = str(value)
-        cleaned = self._in_text(text, replace)
+        cleaned = self._redact_text(text, replace)
         return value if cleaned == text else cleaned
 
-    def _in_text(self, text: str, replace: regex.Replace) -> str:
+    def _redact_text(self, text: str, replace: regex.Replace) -> str:
         cleaned, count = replace(text)
         self._count += count
         return cleaned
@@ -263,7 +263,7 @@ class _Pieces:
         self._cleaner = cleaner
         self._ends: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
-    def goes_on(self, record: Record) -> bool:
+    def continues(self, record: Record) -> bool:
         return bool(self._ends) and (record.file_id, record.offset) in self._ends
 
     def clean(self, record: Record) -> None:
@@ -285,7 +285,7 @@ class _Pieces:
                 record.text = made + text[end - len(known) :]
 
 
-def _as_text(record: Record) -> Record:
+def _drop_fields(record: Record) -> Record:
     plain = Record(
         record.raw,
         file=record.file,

@@ -118,7 +118,7 @@ def _min_level(given: Any, _zone: str | None) -> list[Stage]:
     return [stages.keep_level(config_types.text(given))]
 
 
-def _with_main(
+def _make_single_value_maker(
     name: str, main: str, readers: config_types.Readers, make: Callable[..., Stage]
 ) -> Maker:
     """Parse a stage that takes a single value, or a mapping with all options."""
@@ -160,23 +160,23 @@ MAKERS: Mapping[str, Maker] = {
     "rename": _rename,
     "remove": _remove,
     "strip_ansi": _strip_ansi,
-    "sample": _with_main(
+    "sample": _make_single_value_maker(
         "sample", "share", {"share": _number, "by": config_types.text}, stages.sample
     ),
-    "rate_limit": _with_main(
+    "rate_limit": _make_single_value_maker(
         "rate_limit",
         "per_second",
         {"per_second": _number, "by": config_types.text, "burst": config_types.some},
         stages.rate_limit,
     ),
     "deduplicate": _deduplicate,
-    "count": _with_main(
+    "count": _make_single_value_maker(
         "count",
         "name",
         {"name": config_types.text, "labels": config_types.mapping},
         stages.count_lines,
     ),
-    "histogram": _with_main(
+    "histogram": _make_single_value_maker(
         "histogram",
         "name",
         {

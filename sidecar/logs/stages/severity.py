@@ -60,10 +60,10 @@ def find_level(record: Record) -> Record:
     >>> find_level(Record(b"<11>Nov 23 12:00:00 host app: it failed")).level
     'error'
     """
-    found = _from_fields(record.fields) if record.fields else None
+    found = _find_in_fields(record.fields) if record.fields else None
     if found is None and not record.structured:
         text = record.text
-        found = _from_text(
+        found = _find_in_text(
             ansi.without(text[:_SEARCH_CHARS]) if ansi.ESCAPE in text else text[:_SEARCH_CHARS]
         )
     if found is not None:
@@ -71,20 +71,20 @@ def find_level(record: Record) -> Record:
     return record
 
 
-def _from_fields(fields: dict[str, Any]) -> str | None:
+def _find_in_fields(fields: dict[str, Any]) -> str | None:
     for name in _FIELDS:
         value = fields.get(name)
         if value is None:
             continue
         found = _WORDS.get(value) if type(value) is str else None
-        if found or (found := _of_value(value, fields)):
+        if found or (found := _parse_value(value, fields)):
             return found
     return _elsewhere(fields)
 
 
-def _of_value(value: Any, fields: dict[str, Any]) -> str | None:
+def _parse_value(value: Any, fields: dict[str, Any]) -> str | None:
     if isinstance(value, str):
-        return _of_word(value, fields)
+        return _parse_word(value, fields)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     if 10 <= value <= 69:
@@ -94,10 +94,10 @@ def _of_value(value: Any, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_word(value: str, fields: dict[str, Any]) -> str | None:
+def _parse_word(value: str, fields: dict[str, Any]) -> str | None:
     word = ansi.without(value).strip().lower()
     if word.isascii() and word.isdigit() and len(word) <= 2:
-        return _of_value(int(word), fields)
+        return _parse_value(int(word), fields)
     if offset := _OFFSET.fullmatch(word):
         word = offset[1]
     return _WORDS.get(word)
@@ -112,12 +112,12 @@ def _elsewhere(fields: dict[str, Any]) -> str | None:
     if len(priority) == 1 and priority in "01234567":
         return SEVERITIES[int(priority)]
     if isinstance(log := fields.get("log"), dict) and (value := log.get("level")) is not None:
-        return _of_value(value, log)
+        return _parse_value(value, log)
     # Serilog's compact form leaves out its commonest level.
     return "info" if "@t" in fields and "@l" not in fields else None
 
 
-def _from_text(head: str) -> str | None:
+def _find_in_text(head: str) -> str | None:
     if (letter := _LETTER.match(head)) is not None:
         return _LETTERS[letter[1] or letter[2]]
     if (console := _CONSOLE.match(head)) is not None:

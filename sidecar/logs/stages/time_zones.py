@@ -53,7 +53,11 @@ def default() -> tzinfo:
 
     A container sees the node's zone where the Pod mounts the node's /etc/localtime.
     """
-    zone, why = _of_variable() or _of_file() or (UTC, "neither TZ nor /etc/localtime names one")
+    zone, why = (
+        _load_from_variable()
+        or _load_from_file()
+        or (UTC, "neither TZ nor /etc/localtime names one")
+    )
     _log.info("times without a zone are read as %s (%s); time_zone changes that", zone, why)
     return zone
 
@@ -80,21 +84,21 @@ def understood(written: str, moment: datetime, zone: tzinfo | None) -> tzinfo:
     if written and (written[0] in "+-\u2212" or written[:4] in ("UTC+", "UTC-", "GMT+", "GMT-")):
         raise ValueError(written)
     if "/" in written:
-        return _by_path(written)
+        return _load_named(written)
     local = default() if zone is None else zone
     if written in _AMBIGUOUS and moment.replace(tzinfo=local).tzname() != written:
         raise ValueError(written)
     return local  # what else stands there in capitals is the level
 
 
-def _by_path(name: str) -> tzinfo:
+def _load_named(name: str) -> tzinfo:
     try:
         return named(name)
     except ConfigError as error:
         raise ValueError(name) from error
 
 
-def _of_variable() -> tuple[tzinfo, str] | None:
+def _load_from_variable() -> tuple[tzinfo, str] | None:
     name = os.environ.get("TZ", "").removeprefix(":")
     if not name:
         return None
@@ -105,7 +109,7 @@ def _of_variable() -> tuple[tzinfo, str] | None:
         return None
 
 
-def _of_file() -> tuple[tzinfo, str] | None:
+def _load_from_file() -> tuple[tzinfo, str] | None:
     try:
         with open(_LOCALTIME, "rb") as file:
             import zoneinfo

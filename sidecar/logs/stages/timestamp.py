@@ -19,7 +19,7 @@ _FIELDS = (
 )  # fmt: skip
 AHEAD = 3600 * 1_000_000_000
 """Nanoseconds that the time of a line may be ahead of the clock."""
-_SECOND = 1_000_000_000
+_NS_PER_SECOND = 1_000_000_000
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,](\d{1,9})\d*)?"
     r"([Zz](?![A-Za-z0-9])|(?: ?(?:UTC|GMT))?[+\-\u2212]\d[\d:]*| [+\-\u2212]\d\d[\d:]*| ?[A-Z]{3,5}(?![A-Za-z0-9])| ?[A-Z][a-z]+(?:/[A-Za-z_]+)+)?",
@@ -92,7 +92,7 @@ def parse_time(field: str, format: str | None = None, *, zone: str | None = None
         if value is None:
             return record
         if format:
-            given = by_format(str(value), format, local or time_zones.default(), record.time)
+            given = parse_format(str(value), format, local or time_zones.default(), record.time)
         else:
             given = _moment(value, local)
         if given is not None:
@@ -107,7 +107,11 @@ def set_time(record: Record, moment: int) -> None:
 
     A receiver refuses such a line (Loki), or shows it as the newest for hours.
     """
-    if moment > record.time + AHEAD and record.time > _EARLIEST * _SECOND and _is_ahead(moment):
+    if (
+        moment > record.time + AHEAD
+        and record.time > _EARLIEST * _NS_PER_SECOND
+        and _is_ahead(moment)
+    ):
         return
     record.time = moment
 
@@ -137,7 +141,7 @@ def nanoseconds(text: str, zone: tzinfo | None = None) -> int | None:
     second = _second(f"{date}T{clock}", offset or "", zone)
     if second is None:
         return None
-    return second * _SECOND + (int(fraction.ljust(9, "0")) if fraction else 0)
+    return second * _NS_PER_SECOND + (int(fraction.ljust(9, "0")) if fraction else 0)
 
 
 def _find(record: Record, zone: tzinfo | None) -> Record:
@@ -171,7 +175,7 @@ def _utc(moment: str) -> int | None:
     """Return the nanoseconds of a second in UTC; 0 for one that does not exist, None if it has another form."""
     if moment[10] != "T" or moment[4] != "-":
         return None
-    return (_second(moment, "Z", None) or 0) * _SECOND
+    return (_second(moment, "Z", None) or 0) * _NS_PER_SECOND
 
 
 # Lines come in order: the second is that of the line before, nearly always.
@@ -204,8 +208,8 @@ def _moment(value: Any, zone: tzinfo | None = None) -> int | None:
 
 def _unix(value: float) -> int | None:
     """Seconds, ms, µs or ns: between 1990 and 2200 the four ranges do not meet."""
-    for unit in (_SECOND, 1_000_000, 1_000, 1):
-        if _EARLIEST * _SECOND <= value * unit < _LATEST * _SECOND:
+    for unit in (_NS_PER_SECOND, 1_000_000, 1_000, 1):
+        if _EARLIEST * _NS_PER_SECOND <= value * unit < _LATEST * _NS_PER_SECOND:
             if isinstance(value, int):
                 return value * unit
             whole = int(value)
@@ -213,15 +217,15 @@ def _unix(value: float) -> int | None:
     return None
 
 
-def by_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
+def parse_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
     try:
         if not _names(form, _DAYS):
-            read = datetime.fromtimestamp(read_at // _SECOND, zone)
+            read = datetime.fromtimestamp(read_at // _NS_PER_SECOND, zone)
             parsed = _parsed(f"{read:%Y-%m-%d} {text}", f"%Y-%m-%d {form}", zone)
             if parsed - read > _DAY / 2:
                 parsed -= _DAY
         elif not _names(form, _YEARS):
-            read = datetime.fromtimestamp(read_at // _SECOND, zone)
+            read = datetime.fromtimestamp(read_at // _NS_PER_SECOND, zone)
             # With the year in the text, since 29 February is no day of the year that strptime would take.
             parsed = _parsed(f"{read.year} {text}", f"%Y {form}", zone)
             if parsed - read > _DAY:
@@ -233,7 +237,7 @@ def by_format(text: str, form: str, zone: tzinfo, read_at: int) -> int | None:
         return None
     if not _EARLIEST <= second < _LATEST:
         return None
-    return second * _SECOND + parsed.microsecond * 1000
+    return second * _NS_PER_SECOND + parsed.microsecond * 1000
 
 
 def _parsed(text: str, form: str, zone: tzinfo) -> datetime:
@@ -256,7 +260,7 @@ def _check(form: str) -> None:
             f"the format {form!r} can fit no time: {found[0]!r} is no directive of strptime (write %Y, %m, %d, %H, %M, %S)"
         )
     sample = datetime(2026, 11, 23, 13, 21, 51, 250_000, tzinfo=UTC)
-    # With a year, as `by_format` reads it: strptime warns of a day without one.
+    # With a year, as `parse_format` reads it: strptime warns of a day without one.
     whole = form if _names(form, _YEARS) else f"%Y {form}"
     try:
         datetime.strptime(sample.strftime(whole), whole)  # noqa: DTZ007

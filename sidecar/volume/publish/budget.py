@@ -21,9 +21,9 @@ from sidecar import _errors
 from sidecar.fs import dirs
 from sidecar.process import quantities
 
-_BLOCK = 4096
+_BLOCK_BYTES = 4096
 #: Besides the content, a publish may create directories: one for the file, one or two for its history.
-_DIRECTORY_OVERHEAD_BYTES = 3 * _BLOCK
+_DIRECTORY_OVERHEAD_BYTES = 3 * _BLOCK_BYTES
 _COUNT_INTERVAL = 1.0
 _QUICK_COUNT_SECONDS = 0.002
 _UPLOAD_CHECK_BYTES = 8 << 20
@@ -40,7 +40,7 @@ def on_disk(size: int) -> int:
     >>> on_disk(0), on_disk(1), on_disk(4097)
     (0, 4096, 8192)
     """
-    return -(-size // _BLOCK) * _BLOCK
+    return -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 class OverBudget(_errors.VolumeFull):

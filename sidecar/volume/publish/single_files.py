@@ -47,7 +47,7 @@ from sidecar.volume.publish.retention import Retention
 
 T = TypeVar("T")
 
-_HASH_CHUNK = 1 << 20
+_HASH_CHUNK_BYTES = 1 << 20
 #: Nanoseconds after a change during which an equal signature proves nothing: file system clocks are coarse.
 _CLOCK_GRANULARITY_NS = 2_000_000_000
 #: Files whose last state is cached. For others the state is determined again, at the cost of a sync or a digest.
@@ -525,7 +525,7 @@ def _link_or_copy(file: int, entry: str, dir_fd: int) -> None:
         copy = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=dir_fd)
         try:
             os.lseek(file, 0, os.SEEK_SET)
-            while chunk := os.read(file, _HASH_CHUNK):
+            while chunk := os.read(file, _HASH_CHUNK_BYTES):
                 atomic.write_all(copy, chunk)
             xattrs.copy(file, copy)
         finally:
@@ -536,7 +536,7 @@ def _hash(file: int, limit: int) -> str:
     """Return the version of an open file. Raises `OSError` (`EFBIG`) as soon as the limit is exceeded."""
     digest, size = hashlib.sha256(), 0
     # Limited by the file size: os.read allocates the full requested size.
-    piece = min(os.fstat(file).st_size + 1, _HASH_CHUNK)
+    piece = min(os.fstat(file).st_size + 1, _HASH_CHUNK_BYTES)
     while chunk := os.read(file, piece):
         digest.update(chunk)
         size += len(chunk)

@@ -12,7 +12,7 @@ from sidecar.process import arguments, executor, helper_process
 from sidecar.volume.validation.command_process import CommandResult
 
 _MODULE = "sidecar.volume.validation.command_process"
-_MOST_AT_A_TIME = 4
+_MAX_PROCESSES = 4
 _MARGIN = 15.0
 """Seconds after the timeout for the supervising process to kill all child processes of the command."""
 
@@ -28,7 +28,7 @@ class ValidatorCommand:
         self.command = _found(command)
         self.timeout = timeout
         self._helpers = helper_process.HelperPool(
-            _MODULE, most=_MOST_AT_A_TIME, crowded=0.0, gently=True
+            _MODULE, most=_MAX_PROCESSES, crowded=0.0, gently=True
         )
 
     async def run(self, name: str, path: Path, where: str) -> list[str]:

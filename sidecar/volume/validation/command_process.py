@@ -25,7 +25,7 @@ from sidecar.process import helper_process
 
 OUTPUT_BYTES: Final = 16 << 10
 _PR_SET_CHILD_SUBREAPER = 36
-_GLANCE = 0.01
+_POLL_SECONDS = 0.01
 _PATIENCE = 5.0
 """Seconds for which this process tries to kill the processes that a command left behind."""
 
@@ -115,7 +115,9 @@ def _wait(
         for fd in (output, connection.fileno(), *([end] if end >= 0 else [])):
             poll.register(fd, select.POLLIN)
         while (left := limit - time.monotonic()) > 0:
-            ready = {fd for fd, _ in poll.poll((left if end >= 0 else min(left, _GLANCE)) * 1000)}
+            ready = {
+                fd for fd, _ in poll.poll((left if end >= 0 else min(left, _POLL_SECONDS)) * 1000)
+            }
             if output in ready:
                 chunk = _chunk(output)
                 kept = (kept + chunk)[-OUTPUT_BYTES:]

@@ -20,7 +20,7 @@ Source: TypeAlias = dict[str, Any]
 """A schema as JSON holds it."""
 
 MAX_REASONS: Final = 20
-_REASON_LENGTH = 300
+_MAX_REASON_CHARS = 300
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
@@ -114,7 +114,7 @@ def _first(found: Iterator[Any], most: int) -> Iterator[Any]:
 
 
 def _shortened(message: str) -> str:
-    return message if len(message) <= _REASON_LENGTH else f"{message[:_REASON_LENGTH]}…"
+    return message if len(message) <= _MAX_REASON_CHARS else f"{message[:_MAX_REASON_CHARS]}…"
 
 
 def _pointer(path: Sequence[str | int]) -> str:

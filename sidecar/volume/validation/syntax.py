@@ -21,7 +21,7 @@ _SUFFIXES: Mapping[str, Format] = {
     ".yml": "yaml",
     ".toml": "toml",
 }
-_PIECE = 1 << 18
+_CHUNK_BYTES = 1 << 18
 
 
 def format_for(name: str) -> Format:
@@ -64,7 +64,7 @@ def utf8_error(path: Path) -> Iterator[str]:
     decoder, offset, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
     with path.open("rb") as file:
         while True:
-            piece = file.read(_PIECE)
+            piece = file.read(_CHUNK_BYTES)
             kept = len(decoder.getstate()[0])
             try:
                 decoder.decode(piece, final=not piece)

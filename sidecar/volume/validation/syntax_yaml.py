@@ -1,10 +1,9 @@
-"""YAML, read as a stream of events: its syntax is checked, and no object of Python is constructed from it.
+"""Check and load YAML from the events of PyYAML's parser, without constructing Python objects.
 
-Any tag is valid YAML (`!Ref`, `!vault`), and so are `- =` and a date that no calendar has;
-what they mean is the consumer's business. What multiplies is refused while it is read, before it takes time or memory:
-aliases, and merge keys (`<<`), which are aliases that are copied
-(https://en.wikipedia.org/wiki/Billion_laughs_attack). That holds for each PyYAML, with libyaml and without:
-events are made one at a time, and composing and constructing, which differ, are not used.
+All tags are accepted (`!Ref`, `!vault`), as are `- =` and impossible dates: the consumer decides what they mean.
+Aliases and merge keys (`<<`) that expand to too much are refused during parsing, before they take time or memory
+(https://en.wikipedia.org/wiki/Billion_laughs_attack).
+PyYAML behaves the same with and without libyaml here, because its composer and constructor, which differ, are not used.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from typing import Any, Final
 from sidecar import _errors
 
 EXTRA: Final = "pip install 'podsidecar[schema]'"
-"""What to install for YAML, and for a schema."""
+"""The command that installs PyYAML and jsonschema."""
 
 MAX_ALIASED: Final = 200_000
-"""Values that the aliases of a text may stand for, together: as dictionaries some 20 MB.
-Each 32 characters of a text count as one more: who writes the whole out, writes those."""
-_CHARACTERS: Final = 32
+"""Limit of the values that all aliases of a text together expand to, about 20 MB of dictionaries."""
+_CHARS_PER_NODE: Final = 32
+"""Each 32 characters of a scalar count as one more value towards `MAX_ALIASED`."""
 MAX_DEPTH: Final = 200
-"""Levels of nesting: a parser in C would crash the process at some hundred thousand."""
+"""Levels of nesting. libyaml would crash the process at some hundred thousand."""
 
 _TAG = "tag:yaml.org,2002:"
 
 
 class _Frame:
-    """A sequence or a mapping that is being read. `weight` is the number of values in it, aliases unfolded."""
+    """A sequence or mapping during parsing. `weight` is the number of values in it with aliases expanded."""
 
     __slots__ = (
         "anchor",
@@ -61,26 +60,26 @@ class _Frame:
 
 
 def check(text: str) -> None:
-    """Return if the text is YAML.
+    """Check the syntax of a text.
 
     Raises:
-        ValueError: it is none, or its aliases unfold to too much; the message says where.
-        RecursionError: it is nested too deeply.
+        ValueError: it is not YAML, or its aliases expand to too much; the message has line and column.
+        RecursionError: it is nested deeper than `MAX_DEPTH`.
     """
     _YamlReader(construct=False).read(text)
 
 
 def load(text: str) -> list[Any]:
-    """Return the documents of a text as JSON would hold them: an unknown tag changes nothing, a date is a text.
+    """Return the documents of a text as JSON values: unknown tags are ignored, dates are strings.
 
     Raises:
-        ValueError, RecursionError: as `check`; also if there is something in it that JSON cannot hold.
+        ValueError, RecursionError: as `check`; also for values that JSON does not have.
     """
     return _YamlReader(construct=True).read(text) or [None]
 
 
 def yaml() -> Any:
-    """Return PyYAML. Raises `ConfigError` if it is not installed."""
+    """Import PyYAML. Raises `ConfigError` if it is not installed."""
     try:
         import yaml
     except ImportError as error:
@@ -89,7 +88,7 @@ def yaml() -> Any:
 
 
 def loader() -> Any:
-    """Return the parser: libyaml's, or the slow one where PyYAML was built without it."""
+    """Return the loader class with the parser of libyaml, or the slow one if PyYAML was built without it."""
     return getattr(yaml(), "CSafeLoader", yaml().SafeLoader)
 
 
@@ -99,7 +98,7 @@ def is_fast() -> bool:
 
 
 class _YamlReader:
-    """One pass over the events of a text, with a stack instead of recursion."""
+    """Reads the events of a text in one pass, with a stack instead of recursion."""
 
     def __init__(self, *, construct: bool) -> None:
         self._scalar: Callable[[Any], Any] = _Scalars().value if construct else lambda _: None
@@ -107,7 +106,7 @@ class _YamlReader:
         self._aliased = 0
         self._stack: list[_Frame] = []
         self._anchors: dict[str, tuple[Any, int] | None] = {}
-        """What each stands for, and its weight; None while it is not complete."""
+        """The value and weight of each anchor; None until its node is complete."""
         self._documents: list[Any] = []
 
     def read(self, text: str) -> list[Any]:
@@ -124,7 +123,7 @@ class _YamlReader:
 
     def _take(self, event: Any, events: Any) -> None:
         if isinstance(event, events.ScalarEvent):
-            value, weight = self._scalar(event), 1 + len(event.value) // _CHARACTERS
+            value, weight = self._scalar(event), 1 + len(event.value) // _CHARS_PER_NODE
             if event.anchor is not None:
                 self._anchors[event.anchor] = value, weight
             self._add(value, weight, event)
@@ -147,7 +146,7 @@ class _YamlReader:
             self._anchors.clear()
 
     def _aliased_by(self, event: Any) -> tuple[Any, int]:
-        """Return what an alias stands for, and count it, before anything is made of it."""
+        """Return value and weight of an alias, and add its weight to the total, before its value is used."""
         if event.anchor not in self._anchors:
             raise ValueError(f"found undefined alias {event.anchor!r}{_place(event.start_mark)}")
         found = self._anchors[event.anchor]
@@ -163,7 +162,7 @@ class _YamlReader:
         return found
 
     def _add(self, value: Any, weight: int, event: Any) -> None:
-        """Put a complete value where it belongs."""
+        """Add a complete value to the enclosing sequence or mapping, or to the documents."""
         frame = self._stack[-1] if self._stack else None
         is_key = frame is not None and frame.is_mapping and frame.key_is_next
         if value is _Merge and not is_key:
@@ -188,11 +187,11 @@ class _YamlReader:
 
 
 class _Merge:
-    """The key `<<`."""
+    """Marks the merge key `<<`."""
 
 
 class _Scalars:
-    """What a scalar means by the rules of YAML 1.1, as PyYAML has them."""
+    """Resolves scalars by the rules of YAML 1.1 as PyYAML implements them."""
 
     def __init__(self) -> None:
         library = yaml()
@@ -224,7 +223,7 @@ class _Scalars:
 
 
 def _key(value: Any, event: Any) -> Any:
-    """Return a key as JSON has it: a text."""
+    """Return a key as a string, as JSON requires."""
     if isinstance(value, str) or value is _Merge:
         return value
     if isinstance(value, dict | list):
@@ -237,6 +236,11 @@ def _key(value: Any, event: Any) -> Any:
 
 
 def _to_merge(value: Any, event: Any) -> list[dict[str, Any]]:
+    """Return the mappings that a merge key names.
+
+    Raises:
+        ValueError: one of them is not a mapping.
+    """
     several = value if isinstance(value, list) else [value]
     if not all(isinstance(one, dict) for one in several):
         raise ValueError(

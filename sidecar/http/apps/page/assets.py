@@ -110,11 +110,11 @@ async def _answer(request: web.Request, name: str) -> web.Response:
     path = _STATIC / name
     # Names come from clients: only one without a directory that has a type of ours.
     if path.name != name or path.suffix not in _TYPES:
-        raise _nothing_at(request)
+        raise _make_not_found_problem(request)
     try:
         body, modified = await executor.run_in_thread(_read, path)
     except (OSError, ValueError) as error:
-        raise _nothing_at(request) from error
+        raise _make_not_found_problem(request) from error
     return representation.build_response(
         request,
         representation.Representation(
@@ -132,5 +132,5 @@ def _read(path: Path) -> tuple[bytes, float]:
     return path.read_bytes(), path.stat().st_mtime
 
 
-def _nothing_at(request: web.Request) -> problems.Problem:
+def _make_not_found_problem(request: web.Request) -> problems.Problem:
     return problems.Problem("not-found", f"there is nothing at {request.path}")

@@ -21,14 +21,14 @@ _flushed: dict[str, int] = {}
 _flush_lock = threading.Lock()
 
 
-def counter_for(code: str) -> ResponseCounter:
+def get_counter(code: str) -> ResponseCounter:
     """Return the counter of a status code."""
     return _COUNTS.setdefault(code, ResponseCounter())
 
 
 def count(code: str) -> None:
     """Count a response that was sent without aiohttp."""
-    counter_for(code).value += 1
+    get_counter(code).value += 1
 
 
 def _flush_counters() -> None:

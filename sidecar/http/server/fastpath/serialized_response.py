@@ -42,7 +42,7 @@ def serialize(request: BaseRequest, response: web.Response) -> SerializedRespons
     sent = SerializedResponse(
         (before + found).encode("utf-8", "surrogateescape"),
         after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
-        counters.counter_for(str(response.status)),
+        counters.get_counter(str(response.status)),
     )
     size = len(sent.before) + _DATE_LENGTH + len(sent.after)
     return sent if found and size == response.body_length else None
