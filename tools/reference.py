@@ -18,6 +18,7 @@ LOG_EVENTS = ROOT / "docs/reference/log-events.md"
 MARK = "<!-- From here on written by tools/reference.py: change the code, not this. -->\n"
 
 GROUPS = {
+    "build": "Process",
     "publish": "Publishing: writer, and programs with a `Volume`",
     "volume": "Space: writer with `--volume-budget`",
     "content": "Contents in memory: reader, `reload`, programs with a watch",
@@ -66,7 +67,7 @@ def families() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             yield name, family.type, tuple(value._labelnames), family.documentation  # noqa: SLF001 (has no public name)
         elif isinstance(value, metrics.FastHistogram):
             (family,) = value.collect()
-            yield family.name, "histogram", (), family.documentation
+            yield family.name, "histogram", tuple(value.labels), family.documentation
     yield from _written_families()
 
 

@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
-if TYPE_CHECKING:
-    from aiohttp import web
+from aiohttp import web
 
+if TYPE_CHECKING:
     from sidecar.volume.publish.group_commit import Outcome
 
 _CACHE_SAFE = "_sidecar_cache_safe"
@@ -23,6 +23,9 @@ WriteFunction: TypeAlias = "Callable[[bytes, Callable[[Outcome], None]], Callabl
 
 Returns a function that cancels it; None if the value cannot be published this way, and nothing was started.
 """
+
+WAITED: web.RequestKey[bool] = web.RequestKey("sidecar.waited", bool)
+"""In a request that has waited for a change: its duration says nothing of the server, and is not in the metrics."""
 
 _M = TypeVar("_M")
 

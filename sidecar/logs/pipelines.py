@@ -152,6 +152,8 @@ async def _cancel_and_wait(tasks: set[asyncio.Task[object]]) -> None:
 
 async def _next_plan(plan: Plan, make: Callable[[], Plan]) -> Plan:
     """Wait for another valid configuration, and return its plan."""
+    for result in ("ok", "refused"):
+        metrics.RELOAD_TOTAL.labels("config", result)  # an alert needs the 0 before the first one
     known = plan.signature
     before = known
     while True:

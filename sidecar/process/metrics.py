@@ -9,10 +9,12 @@ States (age, version, mode of a watch) are read from their sources at each scrap
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Protocol, TypeAlias
@@ -22,6 +24,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+
+from sidecar._version import __version__
 
 Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 """A metric as JSON data: name, help text, type, and samples with name, labels and value."""
@@ -40,6 +44,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # A publish costs two fsyncs: 0.1 ms in memory, tens of ms on a busy disk.
 _PUBLISH_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 # From an immediate event, over a re-check (seconds), to kubelet's sync of a ConfigMap (minutes).
+_REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PROPAGATION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 60, 120)
 
 
@@ -47,30 +52,68 @@ class FastHistogram(Collector):
     """A histogram of seconds that takes a quarter of the time of the library's own, for tens of thousands of observations per second."""
 
     def __init__(
-        self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry
+        self,
+        name: str,
+        documentation: str,
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+        labels: Sequence[str] = (),
     ) -> None:
+        self.labels = labels
         self._name = name
         self._documentation = documentation
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self._series: dict[tuple[str, ...], _Series] = {}
         self._lock = threading.Lock()
+        if not labels:
+            self._series[()] = self._new_series()
         registry.register(self)
 
-    def observe(self, seconds: float) -> None:
-        """Add an observation."""
+    def observe(self, seconds: float, *labels: str) -> None:
+        """Add an observation to the series with these label values."""
         index = bisect_left(self._bounds, seconds)
         with self._lock:
-            self._counts[index] += 1
-            self._sum += seconds
+            series = self._series.get(labels) or self._series.setdefault(labels, self._new_series())
+            series.counts[index] += 1
+            series.sum += seconds
+
+    def add_shortest(self, count: int, *labels: str) -> None:
+        """Add `count` observations that are not measured and belong to the first bucket."""
+        with self._lock:
+            self._series.setdefault(labels, self._new_series()).counts[0] += count
+
+    def count(self, *labels: str) -> int:
+        """Return the number of observations with these label values."""
+        series = self._series.get(labels)
+        return 0 if series is None else sum(series.counts)
 
     def collect(self) -> Iterable[Metric]:
-        with self._lock:
-            counts, total = list(self._counts), self._sum
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self.labels)
         names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
+        with self._lock:
+            found = [(labels, list(one.counts), one.sum) for labels, one in self._series.items()]
+        for labels, counts, total in found:
+            buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
+            family.add_metric(labels, buckets, total)
+        yield family
 
+    def _new_series(self) -> _Series:
+        return _Series([0] * (len(self._bounds) + 1))
+
+
+@dataclass(slots=True)
+class _Series:
+    """Observations with the same label values."""
+
+    counts: list[int]
+    """Observations by bucket."""
+    sum: float = 0.0
+
+
+# Process
+BUILD_INFO = _gauge(
+    "sidecar_build_info", "Version of sidecar and of Python, always 1", ["version", "python"]
+)
 
 # Publishing
 PUBLISH_TOTAL = _counter("sidecar_publish_total", "Publishes, by result", ["result"])
@@ -99,6 +142,13 @@ POLL_RESCUES_TOTAL = _counter(
 # HTTP
 HTTP_REQUESTS_TOTAL = _counter(
     "sidecar_http_requests_total", "Answered requests, by status", ["code"]
+)
+HTTP_REQUEST_DURATION_SECONDS = FastHistogram(
+    "sidecar_http_request_duration_seconds",
+    "From the head of a request to the end of its answer; without those that waited for a change",
+    _REQUEST_BUCKETS,
+    REGISTRY,
+    ["method", "route"],
 )
 SUBSCRIBERS = _gauge("sidecar_subscribers", "Clients waiting for the next version")
 WORKER_RESTARTS_TOTAL = _counter(
@@ -388,6 +438,7 @@ class _ScrapeCollector(Collector):
 
 def _initialise_series() -> None:
     """Create each known series with 0: `rate()` needs the value before the first event."""
+    BUILD_INFO.labels(__version__, platform.python_version()).set(1)
     for result in PUBLISH_RESULTS:
         PUBLISH_TOTAL.labels(result)
     for reason in LOGS_LOST_REASONS:

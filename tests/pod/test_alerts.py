@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import re
 import shutil
 import sys
+import tarfile
 import threading
 import time
 import urllib.error
@@ -18,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import pytest
 import yaml
@@ -33,13 +36,19 @@ Scrape = dict[tuple[str, ...], float]
 LABELS = {"namespace": "here", "pod": "demo-sidecar-0"}
 VALUES = {
     "metrics": {
-        "prometheusRule": {"enabled": True, "contentAgeSeconds": 3600, "logsLagSeconds": 0.5}
+        "prometheusRule": {
+            "enabled": True,
+            "contentAgeSeconds": 3600,
+            "logsLagSeconds": 0.5,
+            "mirrorContactAgeSeconds": 2,
+        }
     }
 }
 ALERTS = [
     "SidecarContentStale", "SidecarWatchDead", "SidecarWatchMissesEvents", "SidecarPropagationSlow", "SidecarContentOld",
     "SidecarPublishRefused", "SidecarPublishFailing", "SidecarVolumeFull", "SidecarLogsLag", "SidecarLogsLost",
-    "SidecarLogsRefused",
+    "SidecarLogsRefused", "SidecarReloadFailing", "SidecarReloadRolledBack",
+    "SidecarMirrorHeld", "SidecarMirrorRefused", "SidecarMirrorSourceSilent",
 ]  # fmt: skip
 # A reader whose events can be lost, and whose looks can fail, while a file of the test is there.
 _READER = """
@@ -59,7 +68,7 @@ sys.exit(main())
 
 
 class Product:
-    """A writer, a reader and two collectors, each with the URL of its metrics."""
+    """A writer, a reader, two collectors, a reloader and a mirror, each with the URL of its metrics."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
@@ -77,6 +86,28 @@ class Product:
         self._start("reader", "read", content, "--drain-delay=0", "--recheck=0.05")
         self._start("away", *collect, f"--checkpoint={directory}/1", "--sink=http://127.0.0.1:9/")
         self._start("refused", *collect, f"--checkpoint={directory}/2", f"--sink={address}")
+        self._start_reloader()
+        self._start_mirror()
+
+    def _start_reloader(self) -> None:
+        """A reloader of a file of its own; the application takes it as long as it has no `x`."""
+        (self.directory / "settings").mkdir()
+        (self.directory / "settings/app.conf").write_text("a")
+        check = f"grep -qv x {self.directory}/settings/app.conf"
+        options = (f"--exec={check}", "--rollback-on-failure", "--confirm-timeout=0.2")
+        self._start("reloader", "reload", f"--path={self.directory}/settings/app.conf", *options)
+
+    def _start_mirror(self) -> None:
+        """A mirror of a set and of a file, both from a web server that can be changed and stopped."""
+        served = self.site = self._stack.enter_context(_Site())
+        served.files |= {"/set.tar": archive("a", "b", "c", "d"), "/one.json": b"{}"}
+        sources = (
+            f"{served.url}/set.tar#interval=0.05",
+            f"{served.url}/one.json#into=one&interval=0.05",
+        )
+        self._start(
+            "mirror", "mirror", *sources, f"--path={self.directory}/mirrored", "--format=json"
+        )
 
     def put(self, name: str, body: bytes) -> int:
         request = urllib.request.Request(f"{self.urls['writer']}/files/{name}", body, method="PUT")
@@ -98,8 +129,10 @@ class Product:
         return found
 
     def value(self, container: str, name: str) -> float:
-        """Return the sum of the samples of this name."""
-        lines = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self._exposed(container), re.MULTILINE)
+        """Return the sum of the samples of this name, or of this name with labels."""
+        lines = re.findall(
+            rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", self._exposed(container), re.MULTILINE
+        )
         return sum(map(float, lines))
 
     def _exposed(self, container: str) -> str:
@@ -116,6 +149,44 @@ class Product:
         self._stack.callback(process.stop)
         found = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", process.output))
         self.urls[container] = found[0]
+
+
+def archive(*names: str) -> bytes:
+    """A tar archive of files of these names."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as tar:
+        for name in names:
+            one = tarfile.TarInfo(name)
+            one.size = 2
+            tar.addfile(one, io.BytesIO(b"{}"))
+    return written.getvalue()
+
+
+class _Site:
+    """A web server with files that a test replaces; with none it answers 503."""
+
+    def __enter__(self) -> Self:
+        files = self.files = dict[str, bytes]()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = files.get(self.path)
+                self.send_response(503 if body is None else 200)
+                self.send_header("Content-Length", str(len(body or b"")))
+                self.end_headers()
+                self.wfile.write(body or b"")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class _refusing:  # noqa: N801 (a context manager)
@@ -150,6 +221,12 @@ def scrapes(
         product = Product(tmp_path_factory.mktemp("alerts"), stack)
         assert product.put("content", b"{}") in {201, 204}
         until(lambda: product.value("reader", "sidecar_content_info") == 1)
+        until(
+            lambda: (
+                product.value("reloader", 'sidecar_reload_total{action="command",result="ok"}') == 1
+            )
+        )
+        until(lambda: product.value("mirror", "sidecar_mirror_units") == 2)
         well = product.scrape()
         trouble(product)
         yield well, product.scrape()
@@ -180,8 +257,24 @@ def trouble(product: Product) -> None:
     with product.log.open("a") as log:
         log.write("one that waits\n")
     until(lambda: product.value("away", "sidecar_logs_lag_seconds") > 0.5)
+    trouble_with_reload_and_mirror(product)
     (product.directory / "blind").touch()
     until(lambda: product.value("reader", "sidecar_watch_mode") == 0)
+
+
+def trouble_with_reload_and_mirror(product: Product) -> None:
+    """A version that the application rejects; a set that was emptied, a file that is no JSON, and sources that are silent."""
+    settings = product.directory / "settings" / "app.conf"
+    (new := settings.with_name(".new")).write_text("x")
+    new.rename(settings)
+    product.site.files["/set.tar"] = archive("a")
+    product.site.files["/one.json"] = b"{"
+    until(lambda: product.value("mirror", "sidecar_mirror_held") == 1)
+    until(lambda: product.value("mirror", 'sidecar_mirror_versions_total{result="refused"}') == 1)
+    product.site.files.clear()
+    until(lambda: product.value("mirror", "sidecar_mirror_contact_age_seconds") > 2)
+    rolled_back = 'sidecar_reload_total{action="rollback",result="ok"}'
+    until(lambda: product.value("reloader", rolled_back) == 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from sidecar import _errors
+from sidecar.http import handler_api
 from sidecar.http.semantics import bearer_auth
 from sidecar.http.subscribe.pending import PENDING
 from sidecar.process import arguments, executor, tls_trust
@@ -107,6 +108,7 @@ class ReaderConfirmation:
         `name` is the file to request, None for the content at the URL itself.
         It ends early, like a timeout, if this process drains or the client disconnects.
         """
+        request[handler_api.WAITED] = True
         loop = asyncio.get_running_loop()
         started = loop.time()
         request_task = asyncio.create_task(self._ask(name, etag, started + seconds), name="confirm")

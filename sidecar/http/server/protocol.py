@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from sidecar.http import problems
-from sidecar.http.server import acknowledged, framing, limits
+from sidecar.http import handler_api, problems
+from sidecar.http.server import acknowledged, durations, framing, limits
 from sidecar.http.server.access_log import LOGGER, AccessLog
 from sidecar.http.server.aiohttp_protocol import READ_BUFFER_BYTES, AiohttpProtocol
 from sidecar.process import lifecycle, metrics
@@ -67,6 +67,7 @@ class ServerProtocol(AiohttpProtocol):
         "_limiter",
         "_owner",
         "_parser_at_boundary",
+        "_request_started",
         "_surplus",
         "_unanswered_count",
         "client_transport",
@@ -104,6 +105,8 @@ class ServerProtocol(AiohttpProtocol):
         """A part of the body was read from the socket, and not to its end."""
         self._unanswered_count = 0
         """Requests passed to aiohttp without a response yet."""
+        self._request_started = 0.0
+        """When the request that is being handled arrived, or its predecessor was answered (event loop clock)."""
         self._half_closed = False
         """The client has closed its side, and a response is pending."""
         self._initial_deadline = 0.0
@@ -218,6 +221,8 @@ class ServerProtocol(AiohttpProtocol):
         in_body = self._body is not None and not self._body.is_eof()
         before, taken = len(self.queued), self._body.total_bytes if in_body and self._body else 0
         super().data_received(data)
+        if not self._unanswered_count and len(self.queued) > before:
+            self._request_started = self.loop.time()
         self._unanswered_count += len(self.queued) - before
         self._update_parser_state(data, before, in_body=in_body)
         new = len(self.queued) - before
@@ -316,6 +321,11 @@ class ServerProtocol(AiohttpProtocol):
             self._limiter.unacked.add(self, self.client_transport)
         sent, reset = await super().finish_response(request, resp, start_time)
         self._unanswered_count -= 1
+        started, self._request_started = self._request_started, self.loop.time()
+        if handler_api.WAITED not in request:
+            metrics.HTTP_REQUEST_DURATION_SECONDS.observe(
+                self._request_started - started, *durations.labels(request)
+            )
         if self._half_closed and not self._unanswered_count:
             self.close_when_answered()
         metrics.HTTP_REQUESTS_TOTAL.labels(str(sent.status)).inc()

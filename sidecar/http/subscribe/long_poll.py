@@ -66,6 +66,8 @@ async def respond(
                 result = await _try_make(make)
         if (admission := request.get(bearer_auth.ADMISSION)) is not None:
             admission.check()
+    if was_long_poll:
+        request[handler_api.WAITED] = True
     applied = (
         representation.preference_applied(seconds) if seconds is not None and was_long_poll else {}
     )

@@ -19,6 +19,7 @@ Rule: TypeAlias = Callable[[float, float], float]
 #: Gauges without a rule are summed: subscribers, unread bytes, memory, open files.
 _RULES: dict[str, Rule] = {
     # All workers follow the same content: the worst value counts, as for several contents in one process.
+    "sidecar_build_info": max,
     "sidecar_content_age_seconds": max,
     "sidecar_content_info": max,
     "sidecar_content_stale": max,

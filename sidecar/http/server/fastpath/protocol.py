@@ -20,7 +20,7 @@ from sidecar import _errors
 from sidecar.http import problems
 from sidecar.http.server import fastpath, memfd
 from sidecar.http.server.protocol import HEAD_END, ConnectionOwner, ServerProtocol
-from sidecar.process import lifecycle, request_context
+from sidecar.process import lifecycle, metrics, request_context
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -49,6 +49,8 @@ class _InFlight:
 
     request: bytes
     cancel: Callable[[], None]
+    started: float
+    """Event loop clock."""
     template: WriteTemplate | None = None
     buffered: deque[bytes] | None = None
 
@@ -239,7 +241,7 @@ class FastPathProtocol(ServerProtocol):
         request_context.CURRENT.set(self._context(lines))
         if lifecycle.draining() or (cancel := template.write(value, self._finish_write)) is None:
             return False
-        self._start_request(_InFlight(data, cancel, template))
+        self._start_request(_InFlight(data, cancel, self.loop.time(), template))
         return True
 
     def _context(self, lines: Mapping[bytes, bytes]) -> request_context.RequestContext:
@@ -263,7 +265,7 @@ class FastPathProtocol(ServerProtocol):
         waitlist, request = found
         if not waitlist.join(self):
             return False
-        self._start_request(_InFlight(request, partial(waitlist.leave, self)))
+        self._start_request(_InFlight(request, partial(waitlist.leave, self), self.loop.time()))
         return True
 
     def find_waitlist(
@@ -320,12 +322,16 @@ class FastPathProtocol(ServerProtocol):
             self._respond(
                 self._listener_cache.write_templates.render(in_flight.template, outcome.etag)
             )
+            metrics.HTTP_REQUEST_DURATION_SECONDS.observe(
+                self.loop.time() - in_flight.started, *in_flight.template.labels
+            )
         elif isinstance(outcome, asyncio.CancelledError):
             self.force_close()
             return
         else:
             self.prior_result = outcome
             self._fall_back(in_flight.request)
+            self._request_started = in_flight.started
         self._drain_input(in_flight)
 
     def recheck(self, limit: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.http import handler_api
+from sidecar.http.server import durations
 from sidecar.http.server.fastpath import counters, request_key
 from sidecar.http.server.fastpath.counters import ResponseCounter
 
@@ -42,7 +44,10 @@ def serialize(request: BaseRequest, response: web.Response) -> SerializedRespons
     sent = SerializedResponse(
         (before + found).encode("utf-8", "surrogateescape"),
         after[_DATE_LENGTH:].encode("utf-8", "surrogateescape") + b"\r\n\r\n" + (body or b""),
-        counters.get_counter(str(response.status)),
+        counters.get_counter(
+            str(response.status),
+            *(() if handler_api.WAITED in request else durations.labels(request)),
+        ),
     )
     size = len(sent.before) + _DATE_LENGTH + len(sent.after)
     return sent if found and size == response.body_length else None

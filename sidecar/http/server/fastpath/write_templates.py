@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sidecar.http.server.fastpath import request_key, serialized_response
+from sidecar.http.server import durations
+from sidecar.http.server.fastpath import counters, request_key, serialized_response
 from sidecar.http.server.fastpath.counters import ResponseCounter
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class WriteTemplate(NamedTuple):
     between: bytes
     after: bytes
     counter: ResponseCounter
+    labels: tuple[str, str]
+    """Method and route, for the duration."""
 
 
 class WriteTemplates:
@@ -113,7 +116,14 @@ def _make_template(
     before, found, between = sent.before.partition(f"\r\nETag: {tag}\r\n".encode())
     if not found:
         return None
-    return WriteTemplate(write, before + b"\r\nETag: ", b"\r\n" + between, sent.after, sent.counter)
+    return WriteTemplate(
+        write,
+        before + b"\r\nETag: ",
+        b"\r\n" + between,
+        sent.after,
+        counters.get_counter(str(response.status)),
+        durations.labels(request),
+    )
 
 
 def _split_request(request: bytes) -> tuple[bytes, bytes, bytes] | None:
