@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -287,11 +289,23 @@ def test_a_change_of_the_file_is_taken_over_by_the_command(
 ) -> None:
     """A ConfigMap that is edited reaches the collector without a restart; a wrong one is refused and named."""
     (tmp_path / "web/a.log").write_text("GET 200\n")
-    process = sidecar_process("collect", "--config", config)
+    process = sidecar_process(
+        *("collect", "--config", config, "--port", "0", "--host", "127.0.0.1"),
+        until="listening on",
+    )
     process.wait_until(lambda: len(objects(tmp_path / "web.out")) == 1)
+    (url,) = re.findall(r"listening on (\S+)", process.output)
+
+    def refused() -> str:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+        return re.findall(r'sidecar_reload_total{action="config",result="refused"} (\S+)', text)[0]
+
+    assert refused() == "0.0", "an alert needs the value before the first one"
     good = config.read_text()
     config.write_text(good.replace("parse: {regex", "parze: {regex"))
     process.wait_until("parze")
+    assert refused() == "1.0"
     config.write_text(good.replace("stages: [{parse: {", "stages: [{add: {team: web}}, {parse: {"))
     process.wait_until("the new configuration is in use")
     with (tmp_path / "web/a.log").open("a") as file:
