@@ -18,6 +18,7 @@ ONLY = {
     "aiohttp": ("http/", "mirror/", "logs/sinks", "cli/", "testing"),
     "click": ("cli/",),
     "prometheus_client": ("process/metrics",),
+    "nats": ("mirror/sources/nats",),
     "ctypes": ("fs/", "process/", "http/server/sockets", "volume/validation/command_process"),
     "watchfiles": ("fs/notify/watchfiles_backend",),
     "pythonjsonlogger": ("process/logging",),

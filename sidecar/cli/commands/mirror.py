@@ -85,6 +85,7 @@ def command(
     https://host/FILE or https://host/SET.tar.gz    a file, or the files of an archive
     etcd+https://host:2379/PREFIX/                  the keys below a prefix; so does consul+https
     redis://host:6379/DB/KEY                        the fields of a hash; rediss with TLS
+    nats://host:4222/BUCKET/PREFIX                  the keys of a bucket; nats+tls with TLS
     vault+https://host:8200/MOUNT/PATH              the keys of a secret
     sidecar+https://host:8081/                      the files of another reader
     Options of a source follow a #: #into=DIR&token_file=FILE&ca_file=FILE&timeout=SECONDS

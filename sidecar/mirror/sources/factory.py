@@ -36,6 +36,8 @@ class _Kind(NamedTuple):
     module: str
     name: str
     options: config_types.Readers
+    extra: str = ""
+    """What must be installed beside the package, as `pip` names it."""
 
 
 _POLLING = {**_HTTP, "interval": config_types.seconds}
@@ -96,6 +98,23 @@ _REDIS = _Kind(
         "max_bytes": config_types.some_size,
     },
 )
+_NATS = _Kind(
+    "nats",
+    "NatsSource",
+    {
+        **_TLS,
+        "user": config_types.text,
+        "password_file": config_types.text,
+        "token_file": config_types.text,
+        "creds_file": config_types.text,
+        "nkey_file": config_types.text,
+        "timeout": config_types.seconds,
+        "ping": config_types.seconds,
+        "recheck": config_types.seconds,
+        "max_bytes": config_types.some_size,
+    },
+    extra="nats",
+)
 _WAITING = {**_HTTP, "wait": config_types.seconds}
 _VAULT = _Kind("vault", "VaultSource", {**_POLLING, "namespace": config_types.text})
 _CONSUL = _Kind("consul", "ConsulSource", _WAITING)
@@ -103,6 +122,8 @@ _READER = _Kind("reader", "ReaderSource", _WAITING)
 _KINDS: Mapping[str, _Kind] = {
     "redis": _REDIS,
     "rediss": _REDIS,
+    "nats": _NATS,
+    "nats+tls": _NATS,
     "vault+http": _VAULT,
     "vault+https": _VAULT,
     "consul+http": _CONSUL,
@@ -121,7 +142,7 @@ _KINDS: Mapping[str, _Kind] = {
 FORMS = (
     "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…,"
     " etcd+https://host:2379/prefix/, consul+https://host:8501/prefix/, vault+https://host:8200/mount/path,"
-    " redis://host:6379/db/key, sidecar+https://host:8081/"
+    " redis://host:6379/db/key, nats://host:4222/bucket, sidecar+https://host:8081/"
 )
 
 
@@ -136,7 +157,7 @@ def make_source(address: str) -> Placed:
     """Create the source of an address, and return it with the value of its option `into`.
 
     Raises:
-        ConfigError: an unknown scheme or option, or an invalid value.
+        ConfigError: an unknown scheme or option, an invalid value, or a package that is not installed.
 
     >>> make_source("https://config.example.com/app.json#into=app")
     Placed(source=<WebSource https://config.example.com/app.json>, into='app')
@@ -152,5 +173,12 @@ def make_source(address: str) -> Placed:
         given, {**kind.options, "into": config_types.text}, where
     )
     into = made.pop("into", "")
-    module = importlib.import_module(f"sidecar.mirror.sources.{kind.module}")
+    try:
+        module = importlib.import_module(f"sidecar.mirror.sources.{kind.module}")
+    except ImportError as error:
+        if not kind.extra:
+            raise
+        raise ConfigError(
+            f"{where} needs a package: pip install 'podsidecar[{kind.extra}]' ({error})"
+        ) from error
     return Placed(getattr(module, kind.name)(bare, **made), into)
