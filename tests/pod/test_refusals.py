@@ -169,6 +169,66 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("pod.terminationGracePeriodSeconds", "reloader.drainTimeout (20)"),
     ),
+    "mirror without sources": (
+        {"writer": {"enabled": False}, "mirror": {"enabled": True}},
+        ("mirror.sources", "kube://./configmaps"),
+    ),
+    "source that is no address": (
+        {"mirror": {"sources": ["configmaps/app"]}},
+        ("mirror", "sources", "pattern"),
+    ),
+    "mirror and writer of one set": (
+        {"mirror": {"enabled": True, "sources": ["https://x/a"]}},
+        ("writer.enabled=false", "mirror.path", "/shared/content/"),
+    ),
+    "password in a source": (
+        {
+            "writer": {"enabled": False},
+            "mirror": {"enabled": True, "sources": ["git+https://ada:secret@x/a.git"]},
+        },
+        ("mirror.sources", "git+https://…@x/a.git", "mirror.secrets"),
+    ),
+    "mirror that does nothing": (
+        {
+            "writer": {"enabled": False},
+            "mirror": {"enabled": True, "sources": ["https://x/a"], "follow": False},
+        },
+        ("mirror.follow", "mirror.init.enabled"),
+    ),
+    "last good content without a time": (
+        {
+            "writer": {"enabled": False},
+            "mirror": {
+                "enabled": True,
+                "sources": ["https://x/a"],
+                "init": {"enabled": True, "orLastGood": True},
+            },
+        },
+        ("mirror.init.orLastGood", "mirror.init.timeout"),
+    ),
+    "mirror of all namespaces": (
+        {
+            "writer": {"enabled": False},
+            "mirror": {"enabled": True, "sources": ["kube://*/secrets"]},
+        },
+        ("mirror.rbac.clusterWide=true", "ClusterRole"),
+    ),
+    "mirror into a ConfigMap": (
+        {
+            "writer": {"enabled": False},
+            "path": "/shared/",
+            "volume": {"source": {"configMap": {"name": "app"}}},
+            "mirror": {"enabled": True, "sources": ["https://x/a"]},
+        },
+        ("volume.source.configMap", "mirror.enabled=false"),
+    ),
+    "mirror with half of its credentials": (
+        {
+            "writer": {"enabled": False},
+            "mirror": {"enabled": True, "sources": ["https://x/a"], "password": {"secret": "a"}},
+        },
+        ("mirror.user", "mirror.password.secret", "go together"),
+    ),
     "stage that is none": (
         {"collector": {"stages": [{"pasre": "json"}]}},
         ("collector", "stages", "pasre", "parse, level"),

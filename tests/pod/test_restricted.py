@@ -27,6 +27,7 @@ BEYOND = {"the article", "daemon set on a path of the node", "any volume source"
 OTHERS = {
     *("containers of one's own", "native sidecars", "ci: native-values.yaml"),
     *("reloader with all that it knows", "reloader of a ConfigMap"),
+    *("mirror with all that it knows", "mirror as an init container"),
 }
 
 

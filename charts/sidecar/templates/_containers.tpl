@@ -312,7 +312,7 @@ securityContext:
   configMap:
     name: {{ include "sidecar.fullname" . }}-config
 {{- end }}
-{{- range $role := list "writer" "reader" "collector" "reloader" }}
+{{- range $role := list "writer" "reader" "collector" "reloader" "mirror" }}
 {{- $values := index $.Values $role }}
 {{- if and $values.enabled $values.token.secret }}
 - name: {{ $role }}-token
@@ -343,5 +343,10 @@ securityContext:
 {{- end }}
 {{- if .Values.collector.enabled }}
 {{ include "sidecar.collector.volumes" . }}
+{{- end }}
+{{- if .Values.mirror.enabled }}
+{{- with include "sidecar.mirror.volumes" . | trim }}
+{{ . }}
+{{- end }}
 {{- end }}
 {{- end }}

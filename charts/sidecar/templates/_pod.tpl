@@ -9,9 +9,9 @@
 {{- $own := mustMergeOverwrite (dict) .Values.annotations .Values.pod.annotations -}}
 {{- if not (hasKey $own "kubectl.kubernetes.io/default-container") -}}
 {{- $names := list -}}
-{{- range $role := list "reader" "writer" "collector" "reloader" }}{{ with index $.Values $role }}{{ if .enabled }}{{ $names = append $names .name }}{{ end }}{{ end }}{{ end -}}
+{{- range $role := list "reader" "writer" "collector" "reloader" "mirror" }}{{ with index $.Values $role }}{{ if .enabled }}{{ $names = append $names .name }}{{ end }}{{ end }}{{ end -}}
 {{- if and .Values.extraContainers (not (or .Values.reader.enabled .Values.writer.enabled)) -}}
-{{- /* Collector and reloader are beside the application, not the other way round. */}}
+{{- /* Collector, reloader and mirror are beside the application, not the other way round. */}}
 {{- $names = prepend $names (first .Values.extraContainers).name -}}
 {{- end -}}
 {{- with $names }}{{ $_ := set $own "kubectl.kubernetes.io/default-container" (first .) }}{{ end -}}
@@ -28,6 +28,9 @@ checksum/initial-content: {{ toJson .Values.initialContent | sha256sum }}
 {{- end }}
 {{- if and .Values.writer.enabled .Values.writer.schema }}
 checksum/config: {{ .Values.writer.schema | sha256sum }}
+{{- end }}
+{{- if and .Values.mirror.enabled .Values.mirror.schema }}
+checksum/mirror: {{ .Values.mirror.schema | sha256sum }}
 {{- end }}
 {{- if .Values.collector.enabled }}
 checksum/collector: {{ include "sidecar.collector.pipeline" . | sha256sum }}
@@ -79,6 +82,12 @@ topologySpreadConstraints:
 {{- end }}
 {{- $init := list (include "sidecar.initialContent.container" .) -}}
 {{- $main := list -}}
+{{- /* Before all others, which may need its files. */}}
+{{- if and .Values.mirror.enabled .Values.mirror.init.enabled }}{{ $init = append $init (include "sidecar.mirror.once" .) }}{{ end -}}
+{{- if and .Values.mirror.enabled .Values.mirror.follow -}}
+{{- $container := include "sidecar.mirror" . -}}
+{{- if .Values.mirror.native }}{{ $init = append $init $container }}{{ else }}{{ $main = append $main $container }}{{ end -}}
+{{- end -}}
 {{- range $role := list "writer" "reader" -}}
 {{- $values := index $root.Values $role -}}
 {{- if $values.enabled -}}

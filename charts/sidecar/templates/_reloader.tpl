@@ -139,16 +139,7 @@ The reloader. Public, for the Pods of other charts:
 {{- if not $values.actions -}}
 {{- fail "\n\nreloader.actions is empty: name what is done for each version, as `- webhook: http://localhost:9090/-/reload`." -}}
 {{- end -}}
-{{- range $values.actions -}}
-{{- if and (hasKey . "process") $.Values.enabled (not $.Values.pod.shareProcessNamespace) -}}
-{{- fail "\n\nreloader.actions: the reloader cannot see the processes of other containers; set pod.shareProcessNamespace=true, or take a webhook." -}}
-{{- end -}}
-{{- with get . "webhook" -}}
-{{- if regexMatch "://[^/?#]*:[^/?#]*@" . -}}
-{{- fail (printf "\n\nreloader.actions: %s has a password in its address, which would lie in the Pod: put a bearer token into a Secret, and name that in reloader.token.secret." (regexReplaceAll "://[^/?#]*@" . "://…@")) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
+{{- include "sidecar.validate.actions" (list . "reloader") -}}
 {{- if and (include "sidecar.reloader.publishes" .) (include "sidecar.readOnlySource" .) -}}
 {{- fail (printf "\n\nreloader.rollbackOnFailure and reloader.expandTo publish to the shared volume, and volume.source.%s cannot be written to: set rollbackOnFailure=false, or take another volume." (keys .Values.volume.source | first)) -}}
 {{- end -}}

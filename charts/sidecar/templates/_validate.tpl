@@ -24,14 +24,14 @@ Each message names the value, what it is, and what is allowed.
 {{- if not (hasPrefix "/" .Values.volume.mountPath) -}}
 {{- fail (printf "\n\nvolume.mountPath is %q: it must be absolute, as /shared." .Values.volume.mountPath) -}}
 {{- end -}}
-{{- range $role := list "writer" "reader" "reloader" -}}
+{{- range $role := list "writer" "reader" "reloader" "mirror" -}}
 {{- $path := include "sidecar.path" (list $ $role) -}}
 {{- $inside := printf "%s/" (trimSuffix "/" $.Values.volume.mountPath) -}}
 {{- if and (index $.Values $role).enabled (not (hasPrefix $inside (printf "%s/" (trimSuffix "/" $path)))) -}}
 {{- fail (printf "\n\nThe path of the %s is %q, which is not in the shared volume: it must begin with %s (volume.mountPath)." $role $path $inside) -}}
 {{- end -}}
 {{- end -}}
-{{- range $pair := list (list "writer" "reader") (list "writer" "collector") (list "reader" "collector") (list "writer" "reloader") (list "reader" "reloader") (list "collector" "reloader") -}}
+{{- range $pair := list (list "writer" "reader") (list "writer" "collector") (list "reader" "collector") (list "writer" "reloader") (list "reader" "reloader") (list "collector" "reloader") (list "writer" "mirror") (list "reader" "mirror") (list "collector" "mirror") (list "reloader" "mirror") -}}
 {{- $one := index $.Values (first $pair) -}}
 {{- $other := index $.Values (last $pair) -}}
 {{- if and $one.enabled $other.enabled -}}
@@ -43,8 +43,8 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.reloader.enabled .Values.extraContainers) -}}
-{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled, reloader.enabled or extraContainers." -}}
+{{- if not (or .Values.writer.enabled .Values.reader.enabled .Values.collector.enabled .Values.reloader.enabled .Values.mirror.enabled .Values.extraContainers) -}}
+{{- fail "\n\nThe Pod would have no container: set writer.enabled, reader.enabled, collector.enabled, reloader.enabled, mirror.enabled or extraContainers." -}}
 {{- end -}}
 {{- if .Values.service.enabled -}}
 {{- range $role := list "writer" "reader" -}}
@@ -55,9 +55,9 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- $native := list -}}
-{{- range $role := list "writer" "reader" "collector" "reloader" -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" "mirror" -}}
 {{- $values := index $.Values $role -}}
-{{- if and $values.enabled $values.native }}{{ $native = append $native (printf "%s.native" $role) }}{{ end -}}
+{{- if and $values.enabled $values.native (dig "follow" true $values) }}{{ $native = append $native (printf "%s.native" $role) }}{{ end -}}
 {{- if and $values.native $values.enabled (semverCompare "<1.29.0-0" $.Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "\n\n%s.native needs Kubernetes 1.29, and this is %s." $role $.Capabilities.KubeVersion.Version) -}}
 {{- end -}}
@@ -66,7 +66,7 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- end -}}
 {{- $ordinary := .Values.extraContainers -}}
-{{- range $role := list "writer" "reader" "collector" "reloader" }}{{ with index $.Values $role }}{{ if and .enabled (not .native) }}{{ $ordinary = list $role }}{{ end }}{{ end }}{{ end -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" "mirror" }}{{ with index $.Values $role }}{{ if and .enabled (not .native) (dig "follow" true .) }}{{ $ordinary = list $role }}{{ end }}{{ end }}{{ end -}}
 {{- if not $ordinary -}}
 {{- fail (printf "\n\n%s: nothing else runs in the Pod, and a Pod needs one container that is no init container; set one of them to false, or add extraContainers." (join " and " $native)) -}}
 {{- end -}}
@@ -83,6 +83,9 @@ Each message names the value, what it is, and what is allowed.
 {{- end -}}
 {{- if .Values.reloader.enabled -}}
 {{- include "sidecar.reloader.validate" . -}}
+{{- end -}}
+{{- if .Values.mirror.enabled -}}
+{{- include "sidecar.mirror.validate" . -}}
 {{- end -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- if not (has $kind (list "Deployment" "StatefulSet")) -}}
@@ -208,6 +211,18 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- $what = "reloader.drainTimeout" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.mirror -}}
+{{- if and .enabled .follow .actions -}}
+{{- /* An action that runs has 10 s to end. */}}
+{{- if .native -}}
+{{- $native = addf $native 10 -}}
+{{- $parts = append $parts "10 for mirror.actions" -}}
+{{- else if gt 10.0 (float64 $ordinary) -}}
+{{- $ordinary = 10.0 -}}
+{{- $what = "mirror.actions" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if $ordinary -}}
 {{- $parts = prepend $parts (printf "%s (%v)" $what $ordinary) -}}
 {{- end -}}
@@ -223,7 +238,7 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- if and $size (ne .Values.volume.emptyDir.medium "Memory") -}}
 {{- $sum := 0 -}}
 {{- $others := .Values.extraContainers -}}
-{{- range $role := list "writer" "reader" "collector" "reloader" -}}
+{{- range $role := list "writer" "reader" "collector" "reloader" "mirror" -}}
 {{- $values := index $.Values $role -}}
 {{- if $values.enabled }}{{ $others = append $others (dict "resources" $values.resources) }}{{ end -}}
 {{- end -}}
@@ -232,6 +247,22 @@ https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/
 {{- end -}}
 {{- if and $sum (gt (int64 $size) $sum) -}}
 {{- fail (printf "\n\nvolume.emptyDir.sizeLimit is %v, and the limits of ephemeral-storage of the containers are %d bytes together: the Pod would be evicted there before; raise writer.resources.limits.ephemeral-storage." .Values.volume.emptyDir.sizeLimit $sum) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Actions that cannot work: (list ROOT ROLE). */}}
+{{- define "sidecar.validate.actions" -}}
+{{- $root := index . 0 -}}
+{{- $role := index . 1 -}}
+{{- range (index $root.Values $role).actions -}}
+{{- if and (hasKey . "process") $root.Values.enabled (not $root.Values.pod.shareProcessNamespace) -}}
+{{- fail (printf "\n\n%s.actions: the %s cannot see the processes of other containers; set pod.shareProcessNamespace=true, or take a webhook." $role $role) -}}
+{{- end -}}
+{{- with get . "webhook" -}}
+{{- if regexMatch "://[^/?#]*:[^/?#]*@" . -}}
+{{- fail (printf "\n\n%s.actions: %s has a password in its address, which would lie in the Pod: put a password or a bearer token into a Secret, and name that in %s.password.secret (with %s.user), or %s.token.secret." $role (regexReplaceAll "://[^/?#]*@" . "://…@") $role $role $role) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
