@@ -121,7 +121,7 @@ def test_a_thousand_pods_take_a_good_version_within_the_window_and_few_a_bad_one
     run_simulated(fleet())
     assert max(taken) < 60
     if good:
-        assert len(taken) == 600
+        assert len(taken) == 1000
     else:
         assert 1 <= len(taken) < 30
 
