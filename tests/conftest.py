@@ -15,14 +15,17 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sidecar.process import lifecycle
+from sidecar.process import lifecycle, tracing
 from support import (
     Condition,
     Eventually,
@@ -100,6 +103,16 @@ def _not_draining() -> Iterator[None]:
     lifecycle._LifecycleState.draining = False
     yield
     lifecycle._LifecycleState.draining = False
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, ReadableSpan]]:
+    """`spans()`: the spans that have ended so far, by name; the last of each."""
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(sampler=sampling.ALWAYS_ON, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    monkeypatch.setattr(tracing._TracingState, "tracer", provider.get_tracer("tests"))
+    return lambda: {span.name: span for span in memory.get_finished_spans()}
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ GROUPS = {
     "http": "HTTP: every port",
     "subscribers": "HTTP: every port",
     "worker": "HTTP: every port",
+    "spans": "Traces: what the variables `OTEL_*` switch on",
     "reload": "Reactions: `reload`, and `collect` for its configuration",
     "mirror": "Sources: `mirror`",
     "logs": "Log collection: `collect`",

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, TypeVar
 
-from sidecar.process import arguments, memory, signals
+from sidecar.process import arguments, memory, signals, tracing
 from sidecar.process.logging import configure
 
 T = TypeVar("T")
@@ -80,7 +80,11 @@ def run(
             configure()
         _LifecycleState.draining = False
         stop = _LifecycleState.stop = _StopController()
-        with _handlers(stop), asyncio.Runner(loop_factory=loop_factory or _new_loop) as runner:
+        with (
+            _handlers(stop),
+            tracing.exporting(),
+            asyncio.Runner(loop_factory=loop_factory or _new_loop) as runner,
+        ):
             return runner.run(_until_stopped(main, stop))
     finally:
         main.close()  # nothing to do, unless it was never started

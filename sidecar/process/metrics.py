@@ -161,6 +161,14 @@ RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS = _gauge(
     "sidecar_reload_last_success_timestamp_seconds", "When the last reaction succeeded, Unix time"
 )
 
+# Tracing
+SPAN_RESULTS = ("exported", "failed", "dropped")
+SPANS_TOTAL = _counter(
+    "sidecar_spans_total",
+    "Spans for the collector: exported, not taken by it, or dropped because the queue was full",
+    ["result"],
+)
+
 # Mirroring
 MIRROR_RESULTS = ("published", "unchanged", "refused", "held")
 MIRROR_HELD_REASONS = ("shrunken", "rewound")

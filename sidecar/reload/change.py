@@ -9,6 +9,7 @@ from urllib.parse import quote
 import orjson
 
 from sidecar._errors import SidecarError
+from sidecar.process import tracing
 from sidecar.volume.content.snapshot import Snapshot
 
 _MOST_NAMES = 4 << 10
@@ -48,30 +49,38 @@ class Change:
     """The version of what `expand_to` has made of it."""
     snapshot: Snapshot[None] | None = field(default=None, repr=False, compare=False)
     """The content itself."""
+    traceparent: str | None = field(default=None, compare=False)
+    """The trace context (W3C) of the publish, or of its load here."""
 
     @property
     def etag(self) -> str:
         """The strong entity tag, as readers and writers send it."""
         return f'"{self.version}"'
 
+    def trace_context(self) -> str | None:
+        """Return the trace context (W3C) to pass on: that of the attempt that is under way, if there are spans."""
+        return tracing.traceparent() or self.traceparent
+
     def headers(self) -> dict[str, str]:
         """Return it as headers: names are percent-encoded, with commas between; `*` where they are too many."""
         names = ",".join(quote(name) for name in self.changed)
+        context = self.trace_context()
         return {
             "Sidecar-Version": self.version,
             "ETag": self.etag,
             "Sidecar-Changed": names if len(names) <= _MOST_NAMES else _ALL,
-        }
+        } | ({} if context is None else {"traceparent": context})
 
     def environment(self) -> dict[str, str]:
         """Return it as variables: names on lines of their own; `*` where they are too many."""
         names = "\n".join(self.changed)
+        context = self.trace_context()
         return {
             "SIDECAR_VERSION": self.version,
             "SIDECAR_ETAG": self.etag,
             "SIDECAR_PATH": self.path,
             "SIDECAR_CHANGED": names if len(names) <= _MOST_NAMES else _ALL,
-        }
+        } | ({} if context is None else {"TRACEPARENT": context})
 
     def json(self) -> bytes:
         """Return all of it as a JSON object in one line, whatever the number of names."""

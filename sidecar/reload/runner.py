@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from sidecar import _errors
-from sidecar.process import metrics
+from sidecar.process import metrics, tracing
 from sidecar.reload.change import Action, ActionFailed, Change
 from sidecar.reload.options import ReloaderOptions, check
 from sidecar.volume.content.snapshot import Snapshot
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _RESULTS = ("ok", "failed")
 _ROLLBACK = "rollback"
+_APPLIED, _REFUSED, _SUPERSEDED = "applied", "refused", "superseded"
 _SEEN_WITHIN = 1.0
 """Seconds in which the watch usually sees what was published, before it is published again."""
 
@@ -146,28 +147,44 @@ class Reloader:
             self._failures.pop(id(self._stop), None)
             self._turn = None
             await self._next_change()
-        rollback = self._rollback
-        if rollback is not None and self._must_leave(snapshot):
+        context = tracing.context_of(self._watch.traceparent)
+        attributes = {"file.path": self._watch.path, "sidecar.version": snapshot.version}
+        if self._rollback is not None and self._must_leave(snapshot):
             self._current = None
-            await self._roll_back(rollback, snapshot)
+            with tracing.span(_ROLLBACK, attributes, context=context):
+                await self._roll_back(self._rollback, snapshot)
             return False
         names = {name for name, _ in self._applied.items() ^ snapshot.versions().items()}
-        change = Change(self._watch.path, snapshot.version, tuple(sorted(names)), snapshot=snapshot)
+        change = Change(
+            self._watch.path,
+            snapshot.version,
+            tuple(sorted(names)),
+            snapshot=snapshot,
+            traceparent=self._watch.traceparent,
+        )
+        with tracing.span("reload", attributes, context=context) as span:
+            result = await self._take(change, snapshot)
+            tracing.set_attributes(span, {"sidecar.result": result})
+        return result == _APPLIED
+
+    async def _take(self, change: Change, snapshot: Snapshot[None]) -> str:
+        """Apply a version, when it is the turn of this Pod; return whether it was applied, refused or superseded."""
         self._refusal, self._reported, self._deadline = None, False, math.inf
         # The first version, and one to which the writer or a rollback has gone back, do not wait.
         if self._last not in (None, change.version) and not await self._await_turn(change):
-            return False
+            return _SUPERSEDED
         # From here on nobody knows what the application has: going back to the last version is a change, too.
         self._current = None
         self._deadline = asyncio.get_running_loop().time() + self._config.confirm_timeout
         if not await self._apply(change):
-            if rollback is not None and self._refusal is not None:
-                await rollback.refuse(change.version, self._refusal)
-                self._refusal = None
-            return False
+            if self._rollback is None or self._refusal is None:
+                return _SUPERSEDED
+            await self._rollback.refuse(change.version, self._refusal)
+            self._refusal = None
+            return _REFUSED
         await self._note_applied(snapshot)
         metrics.RELOAD_LAST_SUCCESS_TIMESTAMP_SECONDS.set_to_current_time()
-        return True
+        return _APPLIED
 
     def _must_leave(self, snapshot: Snapshot[None]) -> bool:
         return self._rollback is not None and self._rollback.must_leave(snapshot.version)
@@ -228,7 +245,7 @@ class Reloader:
         for attempt in itertools.count():
             if self._is_over(change):
                 return False
-            running = asyncio.create_task(action.run(change), name=f"reload: {action.kind}")
+            running = asyncio.create_task(_run(action, change), name=f"reload: {action.kind}")
             try:
                 await asyncio.wait({running})
             except asyncio.CancelledError:
@@ -252,7 +269,7 @@ class Reloader:
 
     async def _confirm(self, change: Change, confirmation: Action) -> ActionFailed | bool:
         """Ask whether the application has it: True, why not, or False once there is a newer version."""
-        asking = asyncio.create_task(confirmation.run(change), name="reload: confirm")
+        asking = asyncio.create_task(_run(confirmation, change), name="reload: confirm")
         newer = asyncio.create_task(self._newer_within(change, None), name="reload: newer")
         try:
             await asyncio.wait({asking, newer}, return_when=asyncio.FIRST_COMPLETED)
@@ -358,6 +375,17 @@ class Reloader:
         finally:
             self._waiting.discard(changed)
             unsubscribe()
+
+
+async def _run(action: Action, change: Change) -> None:
+    """Run an action, and have a span for this attempt. Its credentials, its output and its errors are in no attribute."""
+    attributes = {"sidecar.action": str(action), "sidecar.version": change.version}
+    with tracing.span(action.kind, attributes) as span:
+        try:
+            await action.run(change)
+        except ActionFailed as error:
+            tracing.set_error(span, "refused" if error.refused else "unavailable")
+            raise
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

@@ -18,12 +18,12 @@ import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
 from sidecar.fs import oserrors
-from sidecar.process import arguments, executor, metrics, request_context
+from sidecar.process import arguments, executor, metrics, request_context, tracing
 from sidecar.volume import change_log
 from sidecar.volume.content import local_file, payload
 from sidecar.volume.content import snapshot as snapshots
@@ -65,6 +65,9 @@ _PUBLISHED, _UNCHANGED, _DELETED = map(
     metrics.PUBLISH_TOTAL.labels, ("published", "unchanged", "deleted")
 )
 
+
+#: Results that are the fault of the volume or of the program.
+_ERRORS = ("failed", "uncertain")
 
 _VOLUMES: weakref.WeakSet[Volume] = weakref.WeakSet()
 
@@ -248,7 +251,7 @@ class Volume:
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.publish, contents, operation=operation)
 
-        return await self._with_metrics(work, self._path, dry_run=dry_run)
+        return await self._with_metrics(work, self._path, operation)
 
     async def update(
         self,
@@ -293,7 +296,7 @@ class Volume:
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.update, contents, operation=operation)
 
-        return await self._with_metrics(work, self._path, dry_run=dry_run)
+        return await self._with_metrics(work, self._path, operation)
 
     async def validate(self, name: str, content: PublishSource) -> None:
         """Have the gate validate a content, as `put` does before it publishes; nothing is published.
@@ -354,9 +357,10 @@ class Volume:
                 operation.metadata = _described_by(operation.metadata, data.metadata)
             if dry_run or operation.conditions or isinstance(data, Content):
                 return await self._put_single(name, data, operation=operation)
-            return await self._loop_commits().put(name, data, metadata)
+            given = metadata if tracing.traceparent() is None else operation.metadata
+            return await self._loop_commits().put(name, data, given)
 
-        return await self._with_metrics(work, self._display_path(name), dry_run=dry_run)
+        return await self._with_metrics(work, self._display_path(name), operation)
 
     def put_with_callback(
         self,
@@ -468,11 +472,14 @@ class Volume:
         operation = self._operation(if_match, None, dry_run, metadata)
         operation.purge = arguments.check_flag("purge", purge)
         where = self._display_path(name)
-        try:
-            done = await self._run_step(self._store.delete, name, operation=operation)
-        except BaseException as error:
-            count_failure(error, where, dry_run=dry_run)
-            raise
+        with _publish_span("delete", where, dry_run=dry_run) as span:
+            try:
+                done = await self._run_step(self._store.delete, name, operation=operation)
+            except BaseException as error:
+                count_failure(error, where, dry_run=dry_run)
+                _note_outcome(span, error)
+                raise
+            _note_outcome(span, done)
         if not dry_run:
             _DELETED.inc()
             change_log.note("deleted", where, "with its history" if purge else "its history stays")
@@ -603,7 +610,7 @@ class Volume:
 
         try:
             return await self._with_metrics(
-                work, self._display_path(name), dry_run=dry_run, done="rolled back"
+                work, self._display_path(name), operation, done="rolled back"
             )
         except _errors.ContentAltered as error:
             raise _errors.UnknownVersion(
@@ -743,24 +750,34 @@ class Volume:
         return self._path if name is None else os.path.join(self._path, name)
 
     async def _with_metrics(
-        self, work: Callable[[], Any], where: str, *, dry_run: bool, done: str = "published"
+        self, work: Callable[[], Any], where: str, operation: Operation, done: str = "published"
     ) -> Publication:
-        """Run `work`, count its result and log it."""
+        """Run `work`, count its result and log it, and have a span for it, whose context is stored with the content."""
         started, before = time.perf_counter(), self._published
-        try:
-            await self._prepare_once(dry_run=dry_run)
-            published: Publication = await work()
-        except asyncio.CancelledError as error:
-            if self._published is not before and self._published is not None and not dry_run:
-                _count_result(self._published, where, started, done)  # too late to cancel
-            else:
+        dry_run = operation.dry_run
+        with _publish_span("publish", where, dry_run=dry_run) as span:
+            if span is not None:
+                given = operation.metadata or Metadata(published_at=time.time())
+                context = tracing.traceparent() or given.traceparent
+                operation.metadata = dataclasses.replace(given, traceparent=context)
+            try:
+                await self._prepare_once(dry_run=dry_run)
+                published: Publication = await work()
+            except asyncio.CancelledError as error:
+                if self._published is not before and self._published is not None and not dry_run:
+                    _count_result(self._published, where, started, done)  # too late to cancel
+                    _note_outcome(span, self._published)
+                else:
+                    count_failure(error, where, dry_run=dry_run)
+                    _note_outcome(span, error)
+                raise
+            except BaseException as error:
                 count_failure(error, where, dry_run=dry_run)
-            raise
-        except BaseException as error:
-            count_failure(error, where, dry_run=dry_run)
-            raise
-        if not dry_run:
-            _count_result(published, where, started, done)
+                _note_outcome(span, error)
+                raise
+            if not dry_run:
+                _count_result(published, where, started, done)
+            _note_outcome(span, published)
         return published
 
     async def _run_step(self, function: Callable[..., R], *args: Any, operation: Operation) -> R:
@@ -875,21 +892,46 @@ def count_failure(
     With `once`, an error that was already counted is skipped. Without it, each caller of a group commit is counted,
     although all get the same error.
     """
+    result = _result(error)
     if not isinstance(error, _errors.SidecarError):
         if not dry_run:
-            gone = isinstance(error, asyncio.CancelledError | ConnectionError)
-            metrics.PUBLISH_TOTAL.labels("cancelled" if gone else "failed").inc()
+            metrics.PUBLISH_TOTAL.labels(result).inc()
         return
     if not dry_run and not (once and error.counted):
-        result = _result(error)
         metrics.PUBLISH_TOTAL.labels(result).inc()
-        level = logging.WARNING if result in ("failed", "uncertain") else logging.INFO
+        level = logging.WARNING if result in _ERRORS else logging.INFO
         change_log.note(result, where, change_log.one_line(str(error)), level=level)
     error.counted = True
 
 
-def _result(error: _errors.SidecarError) -> str:
+def _publish_span(
+    name: str, where: str, *, dry_run: bool
+) -> AbstractContextManager[tracing.Span | None]:
+    attributes = {"file.path": where, "sidecar.dry_run": dry_run or None}
+    return tracing.span(name, attributes, kind="producer")
+
+
+def _note_outcome(span: tracing.Span | None, outcome: Outcome | None) -> None:
+    """Add the outcome of a publish to its span; None: a loose file was deleted."""
+    if span is None:
+        return
+    if isinstance(outcome, BaseException):
+        result = _result(outcome)
+        tracing.set_attributes(span, {"sidecar.result": result})
+        if result in _ERRORS:
+            tracing.set_error(span, type(outcome).__name__)
+    elif outcome is None:
+        tracing.set_attributes(span, {"sidecar.result": "deleted"})
+    else:
+        changed = "published" if outcome.changed else "unchanged"
+        about = {"sidecar.version": outcome.version, "sidecar.result": changed}
+        tracing.set_attributes(span, {"file.size": outcome.size, **about})
+
+
+def _result(error: BaseException) -> str:
     match error:
+        case asyncio.CancelledError() | ConnectionError():
+            return "cancelled"
         case _errors.PublishUncertain():
             return "uncertain"
         case _errors.VersionConflict():

@@ -43,9 +43,10 @@ def command(
     Exit codes: 0 removed, 1 not removed, 2 usage error,
     3 removed, but a power failure may still undo it.
     """
-    from sidecar.process import lifecycle
+    from sidecar.process import lifecycle, tracing
     from sidecar.volume.volume import Volume
 
+    tracing.request("sidecar-delete", parent=os.environ.get("TRACEPARENT"))
     directory, name = os.path.split(os.path.abspath(path))
     if not os.path.isdir(directory):  # which a volume would make
         raise _errors.FileMissing(f"cannot delete {path}: there is no directory {directory}")

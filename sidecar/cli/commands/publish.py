@@ -68,9 +68,10 @@ def command(
     Exit codes: 0 visible and durable (or unchanged), 1 not published,
     2 usage error, 3 visible, but a power failure may still undo it.
     """  # noqa: D301 (click's mark for a paragraph that is not to be wrapped)
-    from sidecar.process import lifecycle
+    from sidecar.process import lifecycle, tracing
     from sidecar.volume.volume import Volume
 
+    tracing.request("sidecar-publish", parent=os.environ.get("TRACEPARENT"))
     into = path.endswith("/") or os.path.isdir(path)
     if os.path.isdir(source):
         if not into and os.path.lexists(path):

@@ -43,9 +43,10 @@ def command(
     """
     with lazy_imports.server_alone():
         from sidecar.http.apps import reader
-    from sidecar.process import memory
+    from sidecar.process import memory, tracing
 
     memory.relax_gc()
+    tracing.request("sidecar-read")
     app = reader.reader_app(
         path,
         missing=missing,

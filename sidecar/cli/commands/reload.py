@@ -105,7 +105,9 @@ def command(
         )
     with lazy_imports.server_alone():
         from sidecar.cli.impl import reload
+        from sidecar.process import tracing
 
+        tracing.request("sidecar-reload")
         return reload.run(
             path,
             reload.make_actions(actions),

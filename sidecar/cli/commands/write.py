@@ -56,9 +56,10 @@ def command(
     """
     with lazy_imports.server_alone():
         from sidecar.http.apps import writer
-    from sidecar.process import memory
+    from sidecar.process import memory, tracing
 
     memory.relax_gc()
+    tracing.request("sidecar-write")
     # Above the 256 KiB of uvloop's decryption buffer: fetching those pages from the kernel each time is half the cost of an upload over TLS.
     memory.lower_mmap_threshold(320 << 10)
     app = writer.writer_app(

@@ -12,7 +12,7 @@ import click
 from sidecar.cli.impl import probe_server
 from sidecar.mirror.runner import Mirror
 from sidecar.mirror.sources import factory
-from sidecar.process import lifecycle
+from sidecar.process import lifecycle, tracing
 from sidecar.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def run(
     **settings: Any,
 ) -> int:
     """Mirror until SIGTERM, or with `once` until a state of every source is published; return the exit code."""
+    tracing.request("sidecar-mirror")
     placed = [factory.make_source(address) for address in addresses]
     mirror = Mirror(
         path,

@@ -31,10 +31,10 @@ from sidecar.http.apps import api_descriptions, files, ops, write_request
 from sidecar.http.apps.confirm import ReaderConfirmation
 from sidecar.http.apps.page import assets, history, live
 from sidecar.http.apps.write_health import WriteHealth
-from sidecar.http.semantics import bearer_auth, cross_origin, representation
+from sidecar.http.semantics import bearer_auth, cross_origin, representation, server_spans
 from sidecar.http.server.recv import BufferPool
 from sidecar.http.subscribe import long_poll
-from sidecar.process import arguments, request_context
+from sidecar.process import arguments, request_context, tracing
 from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
@@ -120,6 +120,7 @@ def writer_app(
     protection = cross_origin.CrossOriginProtection(allowed_origins, allowed_hosts)
     app = web.Application(
         middlewares=[
+            *([server_spans.middleware] if tracing.is_on() else []),
             problems.middleware,
             protection.middleware(),
             *([tokens.middleware()] if tokens else []),

@@ -62,6 +62,8 @@ class WatchUpdate:
     """Whether an event announced the change; if not, a timed re-check found it."""
     crash: str | None = None
     """Why the last iteration failed; the next one starts from scratch."""
+    began: float | None = None
+    """When the scan began, in Unix seconds."""
 
 
 class _StopRequested(Exception):
@@ -111,6 +113,7 @@ class WatchThread:
         self._missing_since: float | None = None
         self._reported: tuple[str | None, str | None] | None = None
         self._shown: Snapshot[None] | None = None
+        self._scan_began = 0.0
         self._event_count = 0
         self._noise = 0
         self._noise_until = 0.0
@@ -198,6 +201,7 @@ class WatchThread:
 
     def _scan_and_report(self, *, by_event: bool) -> float:
         self._by_event = self._by_event or by_event
+        self._scan_began = time.time()
         self._filter.events.scan_started()
         changes, self._changes = self._changes, Changes()
         try:
@@ -345,7 +349,9 @@ class WatchThread:
             snapshot = None
         if snapshot is not None:
             self._shown = snapshot
-        self._notify(WatchUpdate(snapshot, problem, missing, self._by_event))
+        self._notify(
+            WatchUpdate(snapshot, problem, missing, self._by_event, began=self._scan_began)
+        )
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a relevant event, for `stop`, or until the timeout."""

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Generic, Unpack
 
 from sidecar.fs.notify import base
-from sidecar.process import arguments, metrics
+from sidecar.process import arguments, metrics, tracing
 from sidecar.volume import change_log
 from sidecar.volume.content.snapshot import Snapshot, T
 from sidecar.volume.watch import thread
@@ -107,6 +107,7 @@ class Watch(Generic[T]):
         self._problem: str | None = None
         self._schema_error: str | None = None
         self._crash: str | None = None
+        self._traceparent: str | None = None
         self._users = 0
         self._session: Session | None = None
         self._stop_tracking: Callable[[], None] | None = None
@@ -132,6 +133,11 @@ class Watch(Generic[T]):
     def etag(self) -> str | None:
         """The entity tag of the last good content."""
         return self._snapshot.etag if self._snapshot is not None else None
+
+    @property
+    def traceparent(self) -> str | None:
+        """The trace context (W3C) of the last good content: of its load here, if there are spans, else of its publish."""
+        return self._traceparent
 
     @property
     def modified(self) -> float | None:
@@ -336,6 +342,38 @@ class Watch(Generic[T]):
             self._log_problem(first=before is None, missing=update.missing)
         if before is not None and self._snapshot != before:
             self._count(before, rescued=not update.by_event)
+        if self._snapshot is not before:
+            known = None if before is None else before.version
+            self._trace(self._snapshot, known, update.began, at_start=not state[1])
+
+    def _trace(
+        self,
+        snapshot: Snapshot[T] | None,
+        known: str | None,
+        began: float | None,
+        *,
+        at_start: bool,
+    ) -> None:
+        """Note the trace context of the content, and have a span for its load.
+
+        That is a child of the publish, so that there is one trace of both, as the conventions for messaging allow.
+        What was there at the start was published at any time before: it begins a trace, which links to that of the publish.
+        """
+        metadata = None if snapshot is None else snapshot.metadata
+        self._traceparent = None if metadata is None else metadata.traceparent
+        if snapshot is None or snapshot.version == known:
+            return
+        attributes: tracing.Attributes = {
+            "file.path": self.path,
+            "file.size": snapshot.size,
+            "sidecar.version": snapshot.version,
+        }
+        parent, link = (None, self._traceparent) if at_start else (self._traceparent, None)
+        context = tracing.context_of(parent)
+        with tracing.span(
+            "load", attributes, kind="consumer", context=context, link=link, start=began
+        ):
+            self._traceparent = tracing.traceparent() or self._traceparent
 
     def _accept(self, found: Snapshot[None]) -> None:
         """Publish the new content to users, if it differs from the current one and the schema accepts it."""

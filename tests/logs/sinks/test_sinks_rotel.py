@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
 from logs.sinks.helpers import batch, deliver, numbered, opened, records
 from sidecar.logs.records import Record
 from sidecar.logs.sinks.otlp import OtlpSink
 from support import Eventually, FreePorts, StartProcess
-
-
-class Behind:
-    """What stands behind the collector, and takes its protobuf."""
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-        self.resources: list[Any] = []
-
-    async def handle(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
-            body = gzip.decompress(body)
-        message = logs_service_pb2.ExportLogsServiceRequest.FromString(body)
-        for resource in message.resource_logs:
-            for scope in resource.scope_logs:
-                self.records += scope.log_records
-                self.resources += [resource.resource] * len(scope.log_records)
-        answer = logs_service_pb2.ExportLogsServiceResponse().SerializeToString()
-        return web.Response(body=answer, content_type="application/x-protobuf")
-
-    @property
-    def texts(self) -> list[str]:
-        return [record.body.string_value for record in self.records]
+from support.collector import running_rotel
 
 
 @pytest.fixture
 async def rotel(free_ports: FreePorts, start_process: StartProcess, tmp_path: Path) -> Any:
     """Address of a running collector, and what stands behind it."""
-    found = importlib.util.find_spec("rotel")
-    assert found is not None
-    assert found.origin is not None
-    program = Path(found.origin).parent / "rotel-agent"
-    http, grpc, behind_port = free_ports(3)
-    behind = Behind()
-    app = web.Application(client_max_size=1 << 26)
-    app.router.add_post("/v1/logs", behind.handle)
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", behind_port).start()
-    try:
-        start_process(
-            program,
-            "start",
-            *("--otlp-http-endpoint", f"127.0.0.1:{http}"),
-            *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc}"),
-            *("--exporter", "otlp"),
-            *("--otlp-exporter-endpoint", f"http://127.0.0.1:{behind_port}"),
-            *("--otlp-exporter-protocol", "http"),
-            *("--pid-file", tmp_path / "pid"),
-            *("--log-file", tmp_path / "log"),
-            # It is linked to the library of the Python that it was made for, wherever that lies.
-            env={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
-            until=f"http://127.0.0.1:{http}/",
-        )
-        yield f"otlp+http://127.0.0.1:{http}", behind
-    finally:
-        await runner.cleanup()
+    async with running_rotel(free_ports, start_process, tmp_path) as (port, behind):
+        yield f"otlp+http://127.0.0.1:{port}", behind
 
 
 @pytest.mark.parametrize("compressed", [True, False])
