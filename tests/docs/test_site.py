@@ -10,9 +10,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from support.pages import ROOT
+from support import browser
+from support.pages import ROOT, read_blocks, read_commands
 
+pytestmark = pytest.mark.timeout(300)  # the site takes 12 s of CPU, and the first test builds it
 sys.path.insert(0, str(ROOT / "tools"))
 reference = import_module("reference")
 
@@ -94,6 +98,34 @@ def test_pictures_are_drawn_when_the_site_is_built(site: Path) -> None:
     assert 'class="mermaid"' not in page
     identifiers = re.findall(r'\sid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.program() is None, reason="needs chromium")
+async def test_the_button_copies_commands_without_prompts_and_output(
+    site: Path, tmp_path: Path
+) -> None:
+    """Pasted into a shell, a `$` or a printed line would be an error."""
+    page = ROOT / "docs/tutorial/1-file.md"
+    (number, block) = next(
+        (number, one) for number, one in enumerate(read_blocks(page)) if "$ cat" in one.text
+    )
+    app = web.Application()
+    app.add_routes([web.static("/", site)])
+    async with TestServer(app) as server, browser.running(tmp_path) as chromium:
+        window = await chromium.person()
+        await window.open(str(server.make_url("/tutorial/1-file/index.html")))
+        button = f"document.querySelectorAll('.md-code__button')[{number}]"
+        await window.until(button)
+        await window.run("document.addEventListener('copy', () => { copied = copiedText() });")
+        await window.run("copiedText = () => document.activeElement.value ?? `${getSelection()}`")
+        await window.run(f"{button}.focus()")
+        await window.press("Enter")
+        copied = await window.until("copied")
+
+    lines = [line for line in copied.split("\n") if line]
+    assert lines == [command for command, _ in read_commands(block.text)]
+    assert len(read_commands(block.text)) == 3
 
 
 @pytest.mark.slow
