@@ -153,9 +153,10 @@ class Store:
     def put(self, name: str, content: Payload, operation: Operation) -> Publication:
         """Publish one file, loose or as part of the active set."""
         check_name(name)
-        version, size = payload.content_size(content)
+        size = payload.size(content)
         if self._is_dry_run_without_dir(operation):
             self._check_creatable(operation, size, self._settings.display_path(name))
+            version, _ = payload.content_size(content)
             return Publication(version, True, True, time.time(), size)
         # Only on local file systems: elsewhere a lease does not see readers on other machines.
         operation.defer_removal = (
