@@ -165,14 +165,19 @@ def imported(*, at_start_only: bool) -> set[str]:
 def test_every_dependency_is_declared_and_used() -> None:
     """Each one is something to install, to trust and to update: none without a reason."""
     extras = declared(
-        [one for name in ("logs", "schema") for one in PROJECT["optional-dependencies"][name]]
+        [
+            one
+            for name in ("logs", "schema", "sign")
+            for one in PROJECT["optional-dependencies"][name]
+        ]
     )
     assert imported(at_start_only=False) == declared(PROJECT["dependencies"]) | extras
 
 
 def test_extras_are_imported_only_where_they_are_used() -> None:
     """Without the extra everything else works."""
-    extras = declared(PROJECT["optional-dependencies"]["schema"])
+    optional = PROJECT["optional-dependencies"]
+    extras = declared([*optional["schema"], *optional["sign"]])
     assert not imported(at_start_only=True) & extras
 
 

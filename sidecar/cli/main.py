@@ -19,7 +19,7 @@ from sidecar._version import __version__
 from sidecar.cli import envvars, escape
 
 COMMANDS = (
-    *("write", "read", "collect", "reload", "mirror", "publish", "delete"),
+    *("write", "read", "collect", "reload", "mirror", "publish", "sign", "delete"),
     *("wait", "check", "doctor", "demo"),
 )
 

@@ -51,6 +51,11 @@ HOST: Mapping[str, Any] = {
     "help": "Address to listen on. Without it: all addresses, IPv6 and IPv4. 0.0.0.0: IPv4 only.",
 }
 MAX_SIZE: Mapping[str, Any] = {"type": param_types.size, "default": "64Mi"}
+VERIFY_KEY: Mapping[str, Any] = {
+    "type": param_types.Lines(param_types.nonempty_path.parse),
+    "multiple": True,
+    "metavar": "FILE",
+}
 INCLUDE: Mapping[str, Any] = {
     "type": param_types.words,
     "metavar": "PATTERN[,PATTERN…]",
@@ -143,6 +148,10 @@ class ValidationOptions:
         default=10.0,
         help="Maximum seconds for validation: by --format and --schema, and by --check.",
     )
+    verify_key: tuple[str, ...] = flag(
+        **VERIFY_KEY,
+        help="Public keys (PEM, ed25519): accept only content that one of them has signed. Reloaded when the file changes; may be repeated.",
+    )
 
     def gate(self) -> Gate:
         """Return the gate for these options.
@@ -221,6 +230,10 @@ class WatchOptions:
         type=param_types.positive_seconds,
         help="Quiet period: show a change of a directory of loose files after this many seconds without another change."
         " Without it, only in-place writes are delayed, by 0.1 s.",
+    )
+    verify_key: tuple[str, ...] = flag(
+        **VERIFY_KEY,
+        help="Public keys (PEM, ed25519): use only content that one of them has signed. Reloaded when the file changes; may be repeated.",
     )
 
 

@@ -1,6 +1,7 @@
 """Layer 2: the file system. Plain blocking functions that know no event loop.
 
 Read: `openat` opens and reads files without leaving a volume, `open_file` keeps large files open,
+`private_file` copies them to where nobody else can change them,
 `xattrs` reads and writes the extended attribute of a file, `mounts` finds the mount and file system of a path, `links` resolves links, `leases` checks whether a file is open.
 
 Write: `atomic` writes single files, and is the only module that renames and syncs; `inode_reuse` reuses expired files;

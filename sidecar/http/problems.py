@@ -94,7 +94,15 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
 #: Errors that mean that a file is not readable as content. Others of the operating system are not the file's fault.
 _UNREADABLE_ERRNOS = frozenset(
     (
-        *(errno.EACCES, errno.EPERM, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP),
+        *(
+            errno.EACCES,
+            errno.EBADMSG,
+            errno.EPERM,
+            errno.EFBIG,
+            errno.EINVAL,
+            errno.EISDIR,
+            errno.ELOOP,
+        ),
         *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EXDEV),
     )
 )

@@ -29,7 +29,7 @@ class Composition:
     async def load(self) -> None:
         """Take over the set that is on the volume."""
         try:
-            snapshot = await self._volume.snapshot()
+            snapshot = await self._volume.unverified_snapshot()
         except _errors.NothingPublished:
             self._published, self.version = {}, None
             return

@@ -306,6 +306,13 @@ class Mirror:
                 await self._composition.publish([one.record for one in self.followed])
             except MissingContent:
                 self._restart_all()
+            except _errors.ContentRefused as error:
+                # It is not signed as a whole: another state will be, or other keys are trusted later.
+                if str(error) != self._problem:
+                    metrics.MIRROR_VERSIONS_TOTAL.labels("refused").inc()
+                    _log.warning("%s; the files stay", error)
+                self._problem = str(error)
+                await self._wait_for_state(self._held_pause)
             except (_errors.SidecarError, OSError) as error:
                 self._problem = str(error)
                 _log.warning("%s; trying again", error)

@@ -138,6 +138,10 @@ WATCH_ERRORS_TOTAL = _counter("sidecar_watch_errors_total", "Scans that found so
 POLL_RESCUES_TOTAL = _counter(
     "sidecar_poll_rescues_total", "Changes found by the slow re-check without an event"
 )
+CONTENT_UNSIGNED_TOTAL = _counter(
+    "sidecar_content_unsigned_total",
+    "Contents that were not published or not shown because no trusted key has signed them",
+)
 
 # HTTP
 HTTP_REQUESTS_TOTAL = _counter(

@@ -18,6 +18,7 @@ from sidecar.volume.publish import models, upload
 from sidecar.volume.publish.history import Version
 from sidecar.volume.publish.models import Publication
 from sidecar.volume.validation import gate as gates
+from sidecar.volume.validation.signatures import KeyFiles
 from sidecar.volume.volume import Durability
 from sidecar.volume.watch.options import VolumeOptions, of_volume
 
@@ -113,6 +114,7 @@ class Volume:
         grace: float = volumes.GRACE_SECONDS,
         max_size: int | str = MAX_SIZE,
         gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
+        verify_key: KeyFiles = (),
         durability: Durability = "full",
     ) -> None:
         self._inner = volumes.Volume(
@@ -126,9 +128,11 @@ class Volume:
             grace=grace,
             max_size=max_size,
             gate=gate,
+            verify_key=verify_key,
             durability=durability,
         )
         self._max_size = max_size
+        self._verify_key = verify_key
 
     def __repr__(self) -> str:
         return f"<sync.{repr(self._inner)[1:]}"
@@ -331,7 +335,7 @@ class Volume:
             self.path if self.path.endswith("/") else self.path + "/",
             schema=schema,
             stop_event=stop_event,
-            **of_volume(options, self._max_size),
+            **of_volume(options, self._max_size, self._verify_key),
         )
 
 

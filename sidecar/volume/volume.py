@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Final, Literal, TypeVar, Unpack, get_args, overload
 
 from sidecar import _errors
@@ -41,6 +42,7 @@ from sidecar.volume.publish.models import (
 )
 from sidecar.volume.publish.upload import Upload
 from sidecar.volume.validation import gate as gates
+from sidecar.volume.validation import signature_filter, signatures
 from sidecar.volume.watch import options as watch_options
 from sidecar.volume.watch import watch as watches
 
@@ -106,6 +108,8 @@ class Volume:
         max_size: maximum bytes of one content, also as a string: `"64Mi"`.
         gate: validates each content before it is published: a `Gate`, a JSON Schema as a mapping,
             or a function (or coroutine function) that gets the `Content` and raises or returns False to reject it.
+        verify_key: the path of a file with ed25519 public keys (PEM), or several: only what one of them has signed
+            is published and read (extra `sign`). The files are reloaded when they change.
         durability: `full`: published content survives a power failure.
             `none` skips both syncs. Readers still see either the old or the new content, complete,
             and killing the process loses nothing. After a power failure or a kernel crash,
@@ -137,10 +141,13 @@ class Volume:
         grace: float = GRACE_SECONDS,
         max_size: int | str = MAX_SIZE,
         gate: gates.Gate | Mapping[str, Any] | gates.Validate | None = None,
+        verify_key: signatures.KeyFiles = (),
         durability: Durability = "full",
     ) -> None:
         self._path = arguments.check_path("path", path)
         self._max_size = arguments.check_size("max_size", max_size)
+        self._verify_key = verify_key
+        self._verifier = signatures.make_verifier("verify_key", verify_key)
         settings = VolumeConfig(
             os.path.abspath(self._path),
             arguments.check_mode("mode", mode),
@@ -152,6 +159,7 @@ class Volume:
             arguments.check_size("keep_bytes", keep_bytes),
             arguments.check_integer("keep_deleted", keep_deleted),
             None if volume_budget is None else arguments.check_size("volume_budget", volume_budget),
+            None if self._verifier is None else partial(self._verifier.check_set, self._path),
         )
         self._store = store.Store(settings)
         self._gate = gates.make_gate(gate)
@@ -199,6 +207,7 @@ class Volume:
         """Create the directory, remove leftovers of killed writers, and publish the `initial` files that are missing.
 
         Existing content is kept. The first publish does this automatically, without initial files.
+        With `verify_key` there are none: nobody has signed them.
 
         Raises:
             VolumeUnavailable: no permission, a read-only file system, or a file that is a mount point (`subPath`).
@@ -206,6 +215,8 @@ class Volume:
         if initial is not None:
             arguments.check_mapping("initial", initial)
         files = {name: to_bytes(content) for name, content in (initial or {}).items()}
+        if self._verifier is not None:
+            files = {}  # nobody has signed them
         operation = Operation()
         await executor.finish_before_cancel(
             executor.run_queued(self._store.prepare, files, operation), operation.cancel
@@ -247,6 +258,8 @@ class Volume:
             models.check_names(files)
             contents = {name: await self._load(name, source) for name, source in files.items()}
             self._check_size(self._path, sum(map(payload.size, contents.values())))
+            if self._verifier is not None:
+                await executor.run_in_thread(self._verifier.check_set, self._path, contents)
             for name, data in contents.items():
                 await self._validate(name, data, dry_run=dry_run)
             return await self._run_step(self._store.publish, contents, operation=operation)
@@ -345,6 +358,7 @@ class Volume:
             models.check_name(name)
             if isinstance(content, Upload):
                 content.handed_over = True
+                await self._check_signature(name, content, operation)
                 await self._validate_upload(name, content)
                 await content.settle()
                 staged = content.take()
@@ -352,10 +366,11 @@ class Volume:
                 return await self._run_step(self._store.put, name, staged, operation=operation)
             data = await self._load(name, content)
             self._check_size(os.path.join(self._path, name), payload.size(data))
-            await self._validate(name, data, dry_run=dry_run)
             if isinstance(data, Content) and data.metadata is not None:
                 operation.metadata = _described_by(operation.metadata, data.metadata)
-            if dry_run or operation.conditions or isinstance(data, Content):
+            await self._check_signature(name, data, operation)
+            await self._validate(name, data, dry_run=dry_run)
+            if dry_run or operation.conditions or isinstance(data, Content) or self._verifier:
                 return await self._put_single(name, data, operation=operation)
             given = metadata if tracing.traceparent() is None else operation.metadata
             return await self._loop_commits().put(name, data, given)
@@ -376,6 +391,7 @@ class Volume:
         or the gate must validate the content. Then use `put`.
         """
         unseen = self._gate is None or self._gate.passes(len(content))
+        unseen = unseen and self._verifier is None
         if not (self._prepared and unseen and len(content) <= self._max_size):
             return None
         started, request = time.perf_counter(), request_context.CURRENT.get()
@@ -533,7 +549,7 @@ class Volume:
             NothingPublished: there is no such file.
             ReadError: the file is outside the volume, not a regular file, or too large.
         """
-        return await executor.run_in_thread(self._store.read, name)
+        return await executor.run_in_thread(self._read_signed, name)
 
     async def names(self) -> dict[str, int]:
         """Return the file names and their sizes in bytes."""
@@ -554,6 +570,14 @@ class Volume:
             NothingPublished: there are no files.
             ReadError: the directory cannot be read.
         """
+        return await executor.run_in_thread(self._signed_snapshot)
+
+    async def unverified_snapshot(self) -> Snapshot[None]:
+        """Return all files as they are now, also what `verify_key` does not permit: for a publisher that replaces them.
+
+        Raises:
+            NothingPublished, ReadError: as `snapshot`.
+        """
         return await executor.run_in_thread(self._store.snapshot)
 
     async def versions(self, name: str | None = None) -> list[history.Version]:
@@ -572,6 +596,10 @@ class Volume:
         """
         arguments.check_instance("version", version, str, "a version or an entity tag, a str")
         found = await executor.run_in_thread(self._store.load_version, version.strip('"'), name)
+        if self._verifier is not None:
+            await executor.run_in_thread(
+                self._check_archived, self._verifier, found.files, found.is_set
+            )
         return found.files, found.is_set
 
     async def rollback(
@@ -601,7 +629,11 @@ class Volume:
             if old is not None:
                 operation.metadata = _described_by(operation.metadata, old)
             files = {file: await self._load(file, content) for file, content in archived.items()}
+            if is_set and self._verifier is not None:
+                await executor.run_in_thread(self._verifier.check_set, self._path, files)
             for file, data in files.items():
+                if not is_set:
+                    await self._check_signature(file, data, operation)
                 await self._validate(file, data, dry_run=dry_run)
             if is_set:
                 return await self._run_step(self._store.publish, files, operation=operation)
@@ -669,7 +701,7 @@ class Volume:
             self._path if self._path.endswith("/") else self._path + "/",
             schema=schema,
             stop_event=stop_event,
-            **watch_options.of_volume(options, self._max_size),
+            **watch_options.of_volume(options, self._max_size, self._verify_key),
         )
 
     async def _prepare_once(self, *, dry_run: bool) -> None:
@@ -721,6 +753,58 @@ class Volume:
                 local_file.read, os.fspath(content), name, self._max_size, where
             )
         return to_bytes(content)
+
+    async def check_signature(self, name: str, signature: str | None) -> None:
+        """Raise `ContentRefused` if a file with this signature cannot be published, whatever its content."""
+        reason = None if self._verifier is None else signatures.why_unusable(signature)
+        if reason is not None and not await executor.run_in_thread(self._store.has_set):
+            raise signatures.refused(self._display_path(name), reason)
+
+    async def _check_signature(
+        self, name: str, data: bytes | Content | Upload, operation: Operation
+    ) -> None:
+        """Check a file before it is published by itself; in a set, the whole set is checked when it is complete.
+
+        Raises:
+            ContentRefused: it is not signed, and there is no set.
+        """
+        verifier = self._verifier
+        if verifier is None:
+            return
+        if isinstance(data, Upload):
+            digest = data.digest
+        else:
+            digest = await executor.run_in_thread(signatures.digest_of, data)
+        signature = None if operation.metadata is None else operation.metadata.signature
+        operation.unsigned = await executor.run_in_thread(
+            verifier.why_not_publish, name, digest, signature
+        )
+        if operation.unsigned is not None and not await executor.run_in_thread(self._store.has_set):
+            raise signatures.refused(self._display_path(name), operation.unsigned)
+
+    def _read_signed(self, name: str) -> Content:
+        """Read one file that is signed: by itself, or in the list of the directory. Blocking."""
+        if self._verifier is None:
+            return self._store.read(name)
+        content, beside = self._store.read_with_list(name)
+        where = os.path.join(self._path, name)
+        return signature_filter.verified_file(self._verifier, content, beside, where)
+
+    def _check_archived(
+        self, verifier: signatures.Verifier, files: Mapping[str, Content], is_set: bool
+    ) -> None:
+        """Raise `UnknownVersion` if an older version is not signed. Blocking."""
+        found: Snapshot[None] = Snapshot(files, single=not is_set, value=None)
+        try:
+            signature_filter.verified_snapshot(verifier, found, self._path, is_set=is_set)
+        except _errors.ReadError as error:
+            raise _errors.UnknownVersion(str(error)) from error
+
+    def _signed_snapshot(self) -> Snapshot[None]:
+        if self._verifier is None:
+            return self._store.snapshot()
+        found, is_set = self._store.scan()
+        return signature_filter.verified_snapshot(self._verifier, found, self._path, is_set=is_set)
 
     async def _validate(self, name: str, data: bytes | Content, *, dry_run: bool) -> None:
         """Validate a content with the gate; stage it as a file if it is large or a command validates files."""

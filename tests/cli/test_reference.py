@@ -77,8 +77,12 @@ def arguments(function: Callable[..., Any]) -> dict[str, Any]:
     return {n: one.default for n, one in parameters.items() if one.default is not one.empty}
 
 
-#: What a group has for the command alone: the number of processes; the gate's own limit is that of the volume.
-COMMAND_ALONE = {serve: {"workers"}, Gate: {"max_size"}}
+#: What a group has for another function: the number of processes; the gate's own limit and the keys are those of the volume.
+COMMAND_ALONE = {
+    serve: {"workers"},
+    Gate: {"max_size", "verify_key"},
+    writer_app: {"format", "schema", "check", "check_timeout"},
+}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,7 @@ COMMAND_ALONE = {serve: {"workers"}, Gate: {"max_size"}}
     [
         ("write", options.ServerOptions, serve),
         ("write", options.ValidationOptions, Gate),
+        ("write", options.ValidationOptions, writer_app),
         ("write", options.StorageOptions, writer_app),
         ("write", options.StorageOptions, Volume),
         ("write", options.StorageOptions, publishing.Volume),

@@ -39,6 +39,11 @@ _SIGNS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "red
     type=param_types.group,
     help="Group that the writer sets on its files, by number or name.",
 )
+@declare.option(
+    "--verify-key",
+    **options.VERIFY_KEY,
+    help="Public keys (PEM, ed25519) of which one must have signed the content; may be repeated.",
+)
 @declare.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.logging(level="error")
 def command(
@@ -48,6 +53,7 @@ def command(
     max_size: int,
     mode: int,
     group: int | None,
+    verify_key: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Test the volume at PATH: what works, what does not, and how to fix it.
@@ -60,7 +66,9 @@ def command(
 
     wanted = set(findings.BOTH if role == "both" else (role,))
     found = []
-    for finding in runner.examine(path, max_size=max_size, mode=mode, group=group):
+    for finding in runner.examine(
+        path, max_size=max_size, mode=mode, group=group, verify_key=verify_key
+    ):
         if wanted & set(finding.roles):
             found.append(finding)
             if not as_json:

@@ -109,7 +109,12 @@ def command(
         return mirror.run(
             path,
             sources,
-            volume={"gate": gating.gate(), "max_size": gating.max_size, **asdict(keeping)},
+            volume={
+                "gate": gating.gate(),
+                "max_size": gating.max_size,
+                "verify_key": gating.verify_key,
+                **asdict(keeping),
+            },
             once=once,
             or_last_good=or_last_good,
             timeout=timeout,

@@ -36,6 +36,11 @@ _STDIN = "-"
     help="Publish only if nothing exists yet; otherwise keep the existing content and exit with 0 (init containers).",
 )
 @declare.option(
+    "--signature",
+    metavar="TEXT",
+    help="Signature of a file, as `sidecar sign` prints it; published with the file, for --verify-key.",
+)
+@declare.option(
     "--dry-run", is_flag=True, help="Validate, report what would happen, and change nothing."
 )
 @options.gating
@@ -47,6 +52,7 @@ def command(
     path: str,
     if_match: str | None,
     if_missing: bool,
+    signature: str | None,
     dry_run: bool,
     gating: options.ValidationOptions,
     keeping: options.StorageOptions,
@@ -79,6 +85,10 @@ def command(
                 f"{source} is a directory and {path} is a file: name a directory by --path"
             )
         directory, name = path, None
+        if signature is not None:
+            raise _errors.ConfigError(
+                "--signature is that of one file; a directory contains its own: sidecar sign makes it"
+            )
     else:
         directory, name = _target(source, path, into=into)
     volume = Volume(
@@ -86,12 +96,23 @@ def command(
         **asdict(keeping),
         max_size=gating.max_size,
         gate=gating.gate(),
+        verify_key=gating.verify_key,
     )
     if if_match and if_missing:
         raise click.UsageError(
             "--if-match and --if-missing contradict each other: give one of them"
         )
-    conditions = {"if_match": if_match, "if_none_match": "*" if if_missing else None}
+    conditions: dict[str, Any] = {
+        "if_match": if_match,
+        "if_none_match": "*" if if_missing else None,
+    }
+    if signature is not None:
+        from sidecar.volume.content.metadata import Metadata
+        from sidecar.volume.validation import signatures
+
+        if (problem := signatures.why_unusable(signature)) is not None:
+            raise _errors.ConfigError(f"--signature: {problem}")
+        conditions["metadata"] = Metadata(signature=signature)
     try:
         done = lifecycle.run(
             _publish(volume, source, name, conditions, limit=gating.max_size, dry_run=dry_run)
@@ -116,7 +137,10 @@ def command(
 
 def _trial(done: Publication, source: str, path: str, gating: options.ValidationOptions) -> str:
     """Return the summary of a dry run."""
-    asked = ("format", gating.format), ("schema", gating.schema), ("check", gating.check)
+    asked = (
+        *(("signature", gating.verify_key), ("format", gating.format)),
+        *(("schema", gating.schema), ("check", gating.check)),
+    )
     examined = ", ".join(["size", *(name for name, value in asked if value), "names", "paths"])
     what = f"{'create' if done.created else 'replace'} {path} with {done.size} bytes of {'standard input' if source == _STDIN else source}"
     would = f"it would {what}" if done.changed else f"{path} has this content already"
@@ -139,7 +163,7 @@ async def _publish(
     volume: Volume,
     source: str,
     name: str | None,
-    conditions: Mapping[str, str | None],
+    conditions: Mapping[str, Any],
     *,
     limit: int,
     dry_run: bool,

@@ -66,6 +66,7 @@ def command(
         path,
         gate=gating.gate(),
         max_size=gating.max_size,
+        verify_key=gating.verify_key,
         **asdict(keeping),
         confirm=confirm,
         confirm_ca=confirm_ca,

@@ -8,6 +8,10 @@ from sidecar import _errors
 from sidecar.cli.doctor.report import Finding, Target, format_amount, reason
 from sidecar.fs import layout, openat
 from sidecar.volume.content import loader
+from sidecar.volume.content.scan_result import ScanResult
+from sidecar.volume.validation import signatures
+from sidecar.volume.validation.signature_filter import SignatureFilter
+from sidecar.volume.validation.signatures import Verifier
 
 _MAX_NAMES_SHOWN = 5
 
@@ -77,6 +81,31 @@ def content(target: Target) -> Iterator[Finding]:
     found = scan.snapshot
     files = "one file" if len(found) == 1 else f"{len(found)} files"
     yield Finding("content", "ok", f"{files}, {format_amount(found.size)}, version {found.version}")
+    if target.verify_key:
+        yield _signature(target, scan)
+
+
+def _signature(target: Target, scan: ScanResult) -> Finding:
+    """Whether one of the keys has signed it."""
+    generation = scan.states.generation
+    try:
+        signed = SignatureFilter(
+            target.path,
+            Verifier(target.verify_key),
+            beside=lambda: signatures.read_list(target.fd, generation or "."),
+        )
+        verified = signed.verify(scan.snapshot, is_set=generation is not None)
+    except _errors.ConfigError as error:
+        return Finding("signature", "wrong", str(error), "give a file with public keys")
+    if verified.problem is not None:
+        return Finding(
+            "signature",
+            "wrong",
+            verified.problem,
+            "publish it with its signature, or give the key of who has signed it",
+            roles=("read",),
+        )
+    return Finding("signature", "ok", "a trusted key has signed the content")
 
 
 def opening() -> Finding:

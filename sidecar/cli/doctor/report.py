@@ -51,6 +51,8 @@ class Target:
     """Permissions that the writer gives its files."""
     group: int | None = None
     """The group that it gives them, None for that of the directory."""
+    verify_key: tuple[str, ...] = ()
+    """Files with the keys that sign the content, none where it need not be signed."""
     entries: list[str] = field(default_factory=list)
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ def examine(
     max_size: int = snapshot.MAX_SIZE,
     mode: int = 0o644,
     group: int | None = None,
+    verify_key: tuple[str, ...] = (),
 ) -> Iterator[Finding]:
     """Yield the findings in order; checks whose prerequisites are missing are skipped."""
     target = Target(
@@ -43,6 +44,7 @@ def examine(
         max_size=max_size,
         mode=mode,
         group=group,
+        verify_key=verify_key,
     )
     try:
         yield path_checks.process()

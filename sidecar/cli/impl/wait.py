@@ -38,7 +38,13 @@ class Waiting:
         self.missing = "it is being written"
         self._path = path
         self._gating = gating
-        self._watch = Watch(path, max_size=gating.max_size, include=include, exclude=exclude)
+        self._watch = Watch(
+            path,
+            max_size=gating.max_size,
+            include=include,
+            exclude=exclude,
+            verify_key=gating.verify_key,
+        )
         self._version = etag.removeprefix("W/").strip('"') if etag else None
         self._min_size = min_size
 

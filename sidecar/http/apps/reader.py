@@ -36,6 +36,7 @@ from sidecar.process import arguments, executor
 from sidecar.volume.content import snapshot
 from sidecar.volume.content.filters import EDITORS
 from sidecar.volume.content.snapshot import MAX_SIZE, Content, Snapshot
+from sidecar.volume.validation.signatures import KeyFiles
 from sidecar.volume.watch.watch import WatchMode
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def reader_app(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    verify_key: KeyFiles = (),
     ui: bool = True,
 ) -> web.Application:
     """Return the reader of a file or a directory as an aiohttp application.
@@ -82,6 +84,8 @@ def reader_app(
         include: patterns of the loose files of a directory that count, as for `sidecar.watch`; none means all.
         exclude: patterns of those that do not.
         quiet: seconds without changes after which a directory of loose files is shown.
+        verify_key: files with ed25519 public keys: only content that one of them has signed is served,
+            as for `sidecar.watch`.
         ui: serve `/ui`, a page that shows the content, its history and its changes.
 
     Raises:
@@ -107,7 +111,8 @@ def reader_app(
     long_poll.setup(app)
     app[READER] = Reader(_placeholder_content(missing))
     app[files.FILE_SOURCE] = files.FileSource(
-        _open_parent_directory(arguments.check_path("path", path), max_bytes), files.SANDBOX_HEADERS
+        _open_parent_directory(arguments.check_path("path", path), max_bytes, verify_key),
+        files.SANDBOX_HEADERS,
     )
     if tokens is not None:
         app.cleanup_ctx.append(tokens.follow)
@@ -121,6 +126,7 @@ def reader_app(
             include=include,
             exclude=exclude,
             quiet=quiet,
+            verify_key=verify_key,
         )
     )
     app.add_routes(
@@ -134,12 +140,12 @@ def reader_app(
         ]
     )
     if ui:
-        _add_page(app, os.fspath(path), max_bytes)
+        _add_page(app, os.fspath(path), max_bytes, verify_key)
     return app
 
 
-def _add_page(app: web.Application, path: str, max_size: int) -> None:
-    own = _Directory(os.path.abspath(path), max_size)
+def _add_page(app: web.Application, path: str, max_size: int, verify_key: KeyFiles) -> None:
+    own = _Directory(os.path.abspath(path), max_size, verify_key)
 
     async def open_volume(request: web.Request, name: str | None) -> Volume:
         """Return the directory of the content; raise `Problem` 404 for a file that `/files` does not serve."""
@@ -332,9 +338,10 @@ def _placeholder_content(missing: str | None) -> Content | None:
 class _Directory:
     """The directory of a followed file. `Volume` is imported on demand."""
 
-    def __init__(self, directory: str, max_size: int) -> None:
+    def __init__(self, directory: str, max_size: int, verify_key: KeyFiles) -> None:
         self._directory = directory
         self._max_size = max_size
+        self._verify_key = verify_key
         self._opened: Volume | None = None
 
     async def entries(self) -> list[FileInfo]:
@@ -351,12 +358,14 @@ class _Directory:
     def _open(self) -> Volume:
         from sidecar.volume.volume import Volume
 
-        return Volume(self._directory, max_size=self._max_size)
+        return Volume(self._directory, max_size=self._max_size, verify_key=self._verify_key)
 
 
-def _open_parent_directory(path: str, max_size: int) -> _Directory | None:
+def _open_parent_directory(
+    path: str, max_size: int, verify_key: KeyFiles = ()
+) -> _Directory | None:
     """Return the directory of a file; whether the path is a file is known once it has been read."""
     directory = os.path.dirname(os.path.abspath(path))
     if path.endswith("/") or directory == "/":
         return None  # serving a file in / must not serve the whole file system
-    return _Directory(directory, max_size)
+    return _Directory(directory, max_size, verify_key)

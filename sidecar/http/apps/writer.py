@@ -41,6 +41,7 @@ from sidecar.volume.publish import models
 from sidecar.volume.publish.group_commit import Outcome
 from sidecar.volume.publish.models import Publication
 from sidecar.volume.validation.gate import Gate, Validate, make_gate
+from sidecar.volume.validation.signatures import KeyFiles
 from sidecar.volume.volume import (
     FILE_MODE,
     KEEP_BYTES,
@@ -67,6 +68,7 @@ def writer_app(
     keep_bytes: int | str = KEEP_BYTES,
     keep_deleted: int = KEEP_DELETED_FILES,
     volume_budget: int | str | None = None,
+    verify_key: KeyFiles = (),
     durability: Durability = "full",
     confirm: str | None = None,
     confirm_ca: str | os.PathLike[str] | None = None,
@@ -91,6 +93,8 @@ def writer_app(
         keep_bytes: bytes that older versions may take together.
         keep_deleted: deleted files whose older versions are kept.
         volume_budget: bytes that the directory may take, as for `sidecar.Volume`; a write beyond it gets 507.
+        verify_key: files with ed25519 public keys, as for `sidecar.Volume`: only content that one of them has signed
+            (`Sidecar-Signature`) is published, and there is no initial file.
         durability: `none` responds before the content is on the disk, as for `sidecar.Volume`.
         confirm: the URL of the reader of this content, for `Prefer: wait=SECONDS`;
             for a file other than the one at `path`, `/files/NAME` below it.
@@ -137,6 +141,7 @@ def writer_app(
         volume_budget=volume_budget,
         max_size=limit,
         gate=validator,
+        verify_key=verify_key,
         durability=durability,
     )
     writer = app[WRITER] = Writer(
@@ -177,14 +182,14 @@ def writer_app(
         ]
     )
     if ui:
-        _add_page(app, os.fspath(path))
+        _add_page(app, os.fspath(path), verify_key)
     return app
 
 
-def _add_page(app: web.Application, path: str) -> None:
+def _add_page(app: web.Application, path: str, verify_key: KeyFiles) -> None:
     writer = app[WRITER]
     watched = f"{writer.volume.path}/" if writer.primary is None else path
-    events = live.LiveEvents(watched, writer.max_size)
+    events = live.LiveEvents(watched, writer.max_size, verify_key)
     about: dict[str, object] = {
         "role": "writer",
         "path": path,

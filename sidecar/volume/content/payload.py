@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeAlias
 
 from sidecar import _errors
+from sidecar.fs import open_file
 from sidecar.fs.atomic import TempFile
+from sidecar.fs.openat import StatSignature
 from sidecar.volume.content import snapshot
 from sidecar.volume.content.snapshot import Content
 
@@ -27,6 +30,13 @@ def size(content: Payload) -> int:
     if isinstance(content, bytes):
         return len(content)
     return content.size if isinstance(content, Content) else content[0].size
+
+
+def as_content(fd: int, version: str, name: str, where: str) -> Content:
+    """Return the bytes of an open file as a content to read, which keeps a descriptor of its own."""
+    descriptor = os.dup(fd)
+    file = open_file.OpenFile(descriptor, StatSignature.of(os.fstat(descriptor)), where)
+    return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 
 def too_large(where: str, limit: int) -> _errors.ContentTooLarge:

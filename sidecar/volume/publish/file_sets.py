@@ -99,6 +99,7 @@ class FileSet:
         desired = {name: version for name, version in old.items() if name not in changes}
         desired |= {name: payload.content_size(content)[0] for name, content in given.items()}
         models.check_names(desired)
+        self._check_signed(desired, given, before)
         kept = (
             sum(before.snapshot.content(n).size for n in old if n not in changes) if before else 0
         )
@@ -119,6 +120,7 @@ class FileSet:
         version, size = payload.content_size(content)
         desired = {**old, name: version}
         models.check_names(desired)
+        self._check_signed(desired, {name: content}, before)
         self._check_total_size(before, name, size)
         optional = visible_links.top_level_names(old) - visible_links.top_level_names([name])
         metadata = operation.metadata
@@ -154,6 +156,7 @@ class FileSet:
         operation.conditions.check(f"delete {where}", versions.get(name))
         if versions.pop(name, None) is None:
             raise models.missing(where)
+        self._check_signed(versions, {}, before)
         optional = visible_links.top_level_names(versions)
         return self._activate(fd, _DesiredSet(versions, {}), before, operation, optional)
 
@@ -424,6 +427,22 @@ class FileSet:
                 with contextlib.suppress(_errors.ReadError):
                     return self.scan(fd)
             raise _damaged_error(where, error) from error
+
+    def _check_signed(
+        self, names: Collection[str], given: Mapping[str, Payload], before: ScanResult | None
+    ) -> None:
+        """Raise `ContentRefused` if the set of these names is not signed as a whole: the `given` files, and kept ones."""
+        if self._settings.check_set is None:
+            return
+        files: dict[str, bytes | Content] = {}
+        for name in names:
+            if name not in given and before is not None:
+                files[name] = before.snapshot.content(name)
+            elif isinstance(one := given[name], tuple):
+                files[name] = payload.as_content(one[0].fd, one[1], name, one[0].name)
+            else:
+                files[name] = one
+        self._settings.check_set(files)
 
     def _check_total_size(self, before: ScanResult, name: str, size: int) -> None:
         """Raise `ContentTooLarge` if the set with the new file would exceed `max_size`."""

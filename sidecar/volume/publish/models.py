@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,6 +107,8 @@ class Operation:
     """Whether a delete also removes all versions from the history."""
     needs_reclaim: bool = False
     """For a dry run: whether the content fits only after old versions are removed."""
+    unsigned: str | None = None
+    """Why the file must not be published by itself: only a set that is signed as a whole may have it."""
     cancelled: bool = False
     no_wait: bool = False
     """Whether to raise `WouldWaitError` instead of blocking: the caller is an event loop."""
@@ -149,6 +151,8 @@ class VolumeConfig:
     """Deleted files whose versions the history keeps."""
     volume_budget: int | None = None
     """Maximum disk space in bytes of the directory; None is no limit."""
+    check_set: Callable[[Mapping[str, bytes | snapshot.Content]], None] | None = None
+    """Raises `ContentRefused` for a set that is not signed; None accepts each."""
 
     @property
     def max_entries(self) -> int:

@@ -48,6 +48,8 @@ from sidecar.volume.publish.models import (
     VolumeConfig,
     check_name,
 )
+from sidecar.volume.validation import signatures
+from sidecar.volume.validation.signatures import SignedList
 
 R = TypeVar("R")
 
@@ -155,6 +157,7 @@ class Store:
         check_name(name)
         size = payload.size(content)
         if self._is_dry_run_without_dir(operation):
+            self._check_signed(name, operation)
             self._check_creatable(operation, size, self._settings.display_path(name))
             version, _ = payload.content_size(content)
             return Publication(version, True, True, time.time(), size)
@@ -168,6 +171,7 @@ class Store:
             if _has_set(fd):
                 operation.check_before_wait()
                 return self._set.put(fd, name, content, operation)
+            self._check_signed(name, operation)
             return self._loose.put(fd, name, content, operation)
 
         upload = content[0].name if isinstance(content, tuple) else None
@@ -177,6 +181,16 @@ class Store:
             if isinstance(content, tuple) and upload and content[0].name != upload:
                 self._budget.end_upload(upload, published=True)
             return done
+
+    def has_set(self) -> bool:
+        """Whether the directory has a set."""
+        with contextlib.suppress(_errors.ReadError), self._open_dir() as fd:
+            return _has_set(fd)
+        return False
+
+    def _check_signed(self, name: str, operation: Operation) -> None:
+        if operation.unsigned is not None:
+            raise signatures.refused(self._settings.display_path(name), operation.unsigned)
 
     def put_inline(
         self, name: str, content: bytes, metadata: Metadata | None = None
@@ -365,6 +379,17 @@ class Store:
         with self._open_dir() as fd:
             return self._read_active(fd, name)
 
+    def read_with_list(self, name: str) -> tuple[Content, SignedList]:
+        """Read one file as `read` does, and the list of digests of the directory, both of the same generation."""
+        check_name(name)
+        with self._open_dir() as fd:
+            while True:
+                generation = layout.active_generation(fd)
+                content = self._read_active(fd, name)
+                found = signatures.read_list(fd, generation or ".")
+                if layout.active_generation(fd) == generation:
+                    return content, found
+
     def names(self) -> dict[str, int]:
         """Return the visible files and their sizes; empty if the directory is missing."""
         with contextlib.suppress(_errors.NothingPublished), self._open_dir() as fd:
@@ -384,13 +409,17 @@ class Store:
 
     def snapshot(self) -> Snapshot[None]:
         """Read the whole directory."""
+        return self.scan()[0]
+
+    def scan(self) -> tuple[Snapshot[None], bool]:
+        """Read the whole directory; also return whether it is a set."""
         with self._open_dir() as fd:
             limit = self._settings.max_size
             seen = loader.read_directory(fd, self._path, limit=limit, before=None)
             if seen.states.generation is not None:
                 for problem in seen.problems.values():
                     raise _errors.ReadError(errno.EIO, problem)
-            return seen.require_complete()
+            return seen.require_complete(), seen.states.generation is not None
 
     def versions(self, name: str | None) -> list[history.Version]:
         """Return the versions of a loose file, or of the set, newest first."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar import _errors
 from sidecar.fs import atomic, open_file, oserrors
-from sidecar.fs.openat import StatSignature
 from sidecar.process import executor
 from sidecar.volume.content import payload
 from sidecar.volume.content.snapshot import VERSION_DIGITS, Content
@@ -69,9 +68,14 @@ class Upload:
     @property
     def version(self) -> str:
         """The version of what was received so far."""
+        return self.digest[:VERSION_DIGITS]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what was received so far, in hex digits."""
         digest = self._digest.copy()
         digest.update(self._pending)
-        return digest.hexdigest()[:VERSION_DIGITS]
+        return digest.hexdigest()
 
     @property
     def path(self) -> Path:
@@ -218,7 +222,9 @@ class Upload:
         """
         await self.flush()
         staged, version = self.take()
-        return await executor.run_in_thread(_as_content, staged.fd, version, name, self._where)
+        return await executor.run_in_thread(
+            payload.as_content, staged.fd, version, name, self._where
+        )
 
     def open(self, operation: Operation) -> None:
         """Create the temporary file. Blocking."""
@@ -267,13 +273,6 @@ class _MemoryUpload(atomic.TempFile):
         while offset < size and (sent := os.sendfile(memory.fd, staged.fd, offset, size - offset)):
             offset += sent
         return memory
-
-
-def _as_content(fd: int, version: str, name: str, where: str) -> Content:
-    # A duplicate descriptor: the upload is closed at its end, even if the content is still being read.
-    descriptor = os.dup(fd)
-    file = open_file.OpenFile(descriptor, StatSignature.of(os.fstat(descriptor)), where)
-    return Content(name, file, version, file.signature.mtime_ns / 1e9)
 
 
 class _Hashed(io.FileIO):

@@ -10,6 +10,7 @@ from typing import TypedDict, cast, get_args
 from sidecar.process import arguments
 from sidecar.volume.content.filters import EDITORS, Filter
 from sidecar.volume.content.snapshot import MAX_SIZE
+from sidecar.volume.validation import signatures
 from sidecar.volume.watch.thread import WatchMode
 
 
@@ -19,6 +20,7 @@ class _Common(TypedDict, total=False):
     include: Collection[str]
     exclude: Collection[str]
     quiet: float | None
+    verify_key: signatures.KeyFiles
 
 
 class Options(_Common, total=False):
@@ -44,6 +46,7 @@ class Checked:
     """Maximum bytes to read."""
     wanted_names: Filter
     quiet: float | None
+    verifier: signatures.Verifier | None
 
 
 def check(
@@ -56,6 +59,7 @@ def check(
     include: Collection[str] = (),
     exclude: Collection[str] = EDITORS,
     quiet: float | None = None,
+    verify_key: signatures.KeyFiles = (),
 ) -> Checked:
     """Check the arguments of a watch, and fill in the defaults.
 
@@ -72,10 +76,16 @@ def check(
     if schema is not None:
         arguments.check_plain_function("schema", schema, "a function from a snapshot to a value")
     names = Filter(tuple(include), tuple(exclude))
-    return Checked(arguments.check_path("path", path), watch, recheck, limit, names, quiet)
+    verifier = signatures.make_verifier("verify_key", verify_key)
+    return Checked(
+        arguments.check_path("path", path), watch, recheck, limit, names, quiet, verifier
+    )
 
 
-def of_volume(options: VolumeOptions, max_size: int | str) -> Options:
-    """Return the options of a watch of a volume with this `max_size`."""
+def of_volume(
+    options: VolumeOptions, max_size: int | str, verify_key: signatures.KeyFiles = ()
+) -> Options:
+    """Return the options of a watch of a volume with this `max_size` and this `verify_key`, unless they have others."""
     given = options.get("max_size")
-    return cast("Options", {**options, "max_size": max_size if given is None else given})
+    whole = {"verify_key": verify_key, **options, "max_size": max_size if given is None else given}
+    return cast("Options", whole)

@@ -21,6 +21,8 @@ from sidecar.fs.notify import base, select
 from sidecar.volume.content import listing, loader, source_state
 from sidecar.volume.content.filters import EVERYTHING, Filter
 from sidecar.volume.content.scan_result import ScanResult
+from sidecar.volume.validation import signatures
+from sidecar.volume.validation.signatures import SignedList
 from sidecar.volume.watch.coverage import Coverage
 
 
@@ -203,6 +205,16 @@ class PathScanner:
     def source_problem(self) -> str | None:
         """Return what the publisher says of a source that is stale, None if it says nothing."""
         return source_state.read(self._fd).stale if self._fd >= 0 else None
+
+    def signed_list(self, generation: str | None) -> SignedList | None:
+        """Return the list of digests beside a file that was read from this generation, and its signatures.
+
+        None: the generation has been replaced.
+        """
+        if self._fd < 0:
+            return None
+        found = signatures.read_list(self._fd, generation or ".")
+        return found if layout.active_generation(self._fd) in (generation, None) else None
 
     def filesystem(self) -> str:
         """Return the type of the file system that holds the content."""

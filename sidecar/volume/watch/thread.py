@@ -23,6 +23,8 @@ from sidecar.process import metrics
 from sidecar.volume.content.filters import EVERYTHING, Filter
 from sidecar.volume.content.scan_result import ScanResult
 from sidecar.volume.content.snapshot import Snapshot
+from sidecar.volume.validation.signature_filter import SignatureFilter
+from sidecar.volume.validation.signatures import SignedList, Verifier
 from sidecar.volume.watch.changes import Changes
 from sidecar.volume.watch.scanner import PathScanner, WatchPlan
 from sidecar.volume.watch.stability import DELETION_QUIET, QUIET_PERIOD, Decision, StabilityFilter
@@ -82,6 +84,7 @@ class WatchThread:
         limit: int,
         wanted_names: Filter = EVERYTHING,
         quiet: float | None = None,
+        verifier: Verifier | None = None,
         notify: Callable[[WatchUpdate], None],
         ended: Callable[[], None],
     ) -> None:
@@ -98,6 +101,11 @@ class WatchThread:
         self._notifier: base.Notifier = base.PollNotifier(self._wakeup)
         self._scanner = PathScanner(path, limit, self._on_progress, wanted_names)
         self._filter = StabilityFilter(path, self._scanner, quiet)
+        self._signed = None
+        if verifier is not None:
+            self._signed = SignatureFilter(
+                path, verifier, beside=self._list_beside, on_progress=self._on_progress
+            )
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name=f"sidecar-watch {path}", daemon=True)
         self._armed: WatchPlan | None = None
@@ -332,6 +340,10 @@ class WatchThread:
     def _report(
         self, snapshot: Snapshot[None] | None, problem: str | None, *, missing: bool = False
     ) -> None:
+        if self._signed is not None:
+            is_set = self._last_scan is not None and self._last_scan.states.generation is not None
+            snapshot, unsigned = self._signed.verify(snapshot, is_set=is_set)
+            problem = problem or unsigned
         problem = problem or self._scanner.source_problem()
         version = snapshot.version if snapshot is not None else None
         old = self._reported
@@ -352,6 +364,10 @@ class WatchThread:
         self._notify(
             WatchUpdate(snapshot, problem, missing, self._by_event, began=self._scan_began)
         )
+
+    def _list_beside(self) -> SignedList | None:
+        last = self._last_scan
+        return self._scanner.signed_list(last.states.generation) if last is not None else None
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a relevant event, for `stop`, or until the timeout."""

@@ -69,6 +69,8 @@ class Watch(Generic[T]):
         quiet: quiet period in seconds: a directory of loose files must be unchanged for that long before a change
             is shown; after ten times as long, or 5 seconds if that is more, it is shown anyway.
             By default only in-place writes wait, for 0.1 s, so that a copied tree appears as one version.
+        verify_key: the path of a file with ed25519 public keys (PEM), or several: only content that one of them
+            has signed is shown (extra `sign`); the last one that was stays. The files are reloaded when they change.
         stop_event: ends each iteration when it is set.
 
     Raises:
@@ -102,6 +104,7 @@ class Watch(Generic[T]):
             limit=checked.limit,
             wanted_names=checked.wanted_names,
             quiet=checked.quiet,
+            verifier=checked.verifier,
         )
         self._snapshot: Snapshot[T] | None = None
         self._problem: str | None = None

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from sidecar.http.subscribe import pending
 from sidecar.http.subscribe.sse import EventHub
+from sidecar.volume.validation.signatures import KeyFiles
 from sidecar.volume.watch import watch as watches
 
 LINGER_SECONDS: Final = 30.0
@@ -23,9 +24,10 @@ class LiveEvents:
     The watch begins with the first subscriber, and ends `LINGER_SECONDS` after the last one.
     """
 
-    def __init__(self, path: str, max_size: int) -> None:
+    def __init__(self, path: str, max_size: int, verify_key: KeyFiles = ()) -> None:
         self._path = path
         self._max_size = max_size
+        self._verify_key = verify_key
         self._lock = asyncio.Lock()
         self._stack = contextlib.AsyncExitStack()
         self._hub: EventHub | None = None
@@ -47,7 +49,7 @@ class LiveEvents:
         async with self._lock:
             if self._hub is None:
                 watch = await self._stack.enter_async_context(
-                    watches.shared(self._path, max_size=self._max_size)
+                    watches.shared(self._path, max_size=self._max_size, verify_key=self._verify_key)
                 )
                 await watch.looked()
                 self._hub = EventHub(_Source(self, watch), request.app[pending.PENDING])
