@@ -754,6 +754,11 @@ class Volume:
             )
         return to_bytes(content)
 
+    @property
+    def verifies(self) -> bool:
+        """Whether only what a key of `verify_key` has signed is published and read."""
+        return self._verifier is not None
+
     async def check_signature(self, name: str, signature: str | None) -> None:
         """Raise `ContentRefused` if a file with this signature cannot be published, whatever its content."""
         reason = None if self._verifier is None else signatures.why_unusable(signature)

@@ -102,6 +102,9 @@ _REQUEST: list[Json] = [
     header("X-Request-ID", "The ID of the request, for logs and metadata; else one is made"),
     header("traceparent", "Its trace context (W3C), for the metadata"),
 ]
+_SIGNATURE: Json = header(
+    "Sidecar-Signature", "ed25519 over the line of sha256sum, in base64, for `--verify-key`"
+)
 _NOT_YET = "Nothing has been published yet"
 _REFUSALS: dict[int, str | Object] = {
     202: "Published, and not confirmed in time",
@@ -166,7 +169,7 @@ def writer(*, token: bool, ui: bool = True) -> Object:
         "Publish a file; `Content-Type` is that which it is served with, else it is guessed",
         responses={201: "Created", 204: "Replaced, or there already", **_REFUSALS},
         parameters=[
-            _FILE_NAME, _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH, *_REQUEST,
+            _FILE_NAME, _SIGNATURE, _DRY_RUN, _CONFIRMED, _IF_MATCH, _IF_NONE_MATCH, *_REQUEST,
         ],
         body=_body("*/*", _BINARY),
     )  # fmt: skip

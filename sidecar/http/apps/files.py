@@ -46,6 +46,8 @@ STALE_HEADER: Final = "Sidecar-Stale"
 PUBLISHED_AT_HEADER: Final = "Sidecar-Published-At"
 PUBLISHED_BY_HEADER: Final = "Sidecar-Published-By"
 REQUEST_ID_HEADER: Final = "Sidecar-Request-Id"
+SIGNATURE_HEADER: Final = "Sidecar-Signature"
+"""The header with the signature of a file, in the request that publishes it and in responses with it."""
 
 #: Media types that say nothing of the bytes, though clients send them: `curl --data-binary`, HTTP libraries.
 _UNSPECIFIC_TYPES: Final = ("application/octet-stream", "application/x-www-form-urlencoded")
@@ -263,6 +265,8 @@ def metadata_headers(metadata: Metadata | None) -> dict[str, str]:
         found[PUBLISHED_BY_HEADER] = header_text(metadata.published_by)
     if metadata.request_id is not None:
         found[REQUEST_ID_HEADER] = metadata.request_id
+    if metadata.signature is not None:
+        found[SIGNATURE_HEADER] = metadata.signature
     return found
 
 

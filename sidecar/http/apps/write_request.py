@@ -30,6 +30,7 @@ from sidecar.process.request_context import RequestContext
 from sidecar.volume.content.metadata import Metadata, make
 from sidecar.volume.publish import models
 from sidecar.volume.publish.upload import Upload
+from sidecar.volume.validation import signatures
 from sidecar.volume.volume import Volume
 
 BODY_TIMEOUT: Final = 30.0
@@ -91,11 +92,24 @@ def context(request: web.Request) -> RequestContext:
     )
 
 
-def metadata(content_type: str | None = None) -> Metadata | None:
+def signature(request: web.Request, where: str) -> str | None:
+    """Return the signature of the body, None if it has none.
+
+    Raises:
+        ContentRefused: it cannot be one; `where` is the path of the file.
+    """
+    given = request.headers.getall(files.SIGNATURE_HEADER, ())
+    text = ", ".join(" ".join(one.split()) for one in given) if given else None
+    if text is not None and (reason := signatures.why_unusable(text)) is not None:
+        raise signatures.refused(where, reason)
+    return text
+
+
+def metadata(content_type: str | None = None, signature: str | None = None) -> Metadata | None:
     """Return the metadata of what the current request publishes. A `content_type` that says nothing is left out."""
     current = request_context.CURRENT.get()
     if current is None:
-        return None
+        return None if signature is None else Metadata(signature=signature)
     content_type = None if content_type is None else content_type.strip()
     return make(
         {
@@ -106,7 +120,7 @@ def metadata(content_type: str | None = None) -> Metadata | None:
             "published_by": current.user,
             "request_id": current.request_id,
             "traceparent": current.traceparent,
-            "signature": None,
+            "signature": signature,
         }
     )
 

@@ -40,6 +40,7 @@ from sidecar.volume.content.snapshot import MAX_SIZE
 from sidecar.volume.publish import models
 from sidecar.volume.publish.group_commit import Outcome
 from sidecar.volume.publish.models import Publication
+from sidecar.volume.validation import signatures
 from sidecar.volume.validation.gate import Gate, Validate, make_gate
 from sidecar.volume.validation.signatures import KeyFiles
 from sidecar.volume.volume import (
@@ -154,6 +155,7 @@ def writer_app(
             validation_timeout=validator.patience if validator is not None else 0.0,
         ),
         confirm=ReaderConfirmation(confirm, tokens, confirm_ca) if confirm is not None else None,
+        verifies=volume.verifies,
     )
     long_poll.setup(app)
     write_health = writer.write_health
@@ -224,6 +226,8 @@ class Writer:
     max_size: int
     write_health: WriteHealth
     confirm: ReaderConfirmation | None
+    verifies: bool
+    """Whether only what is signed is published."""
     buffers: BufferPool = field(default_factory=BufferPool)
 
     def publish_query_value(
@@ -288,6 +292,11 @@ async def _get_content(request: web.Request) -> web.Response:
             " `content` could be published to (use PUT /files/NAME)",
         )
     name = writer.primary
+    if writer.verifies:
+        raise signatures.refused(
+            os.path.join(writer.volume.path, name),
+            "`content` of the query cannot be signed (use PUT /files/NAME with Sidecar-Signature)",
+        )
     # HEAD returns the headers of a GET, and is safe: it changes nothing.
     dry_run = write_request.dry_run(request) or request.method == "HEAD"
     done = handler_api.prior_result(request)
@@ -333,7 +342,9 @@ async def _put_file(request: web.Request) -> web.Response:
     if request.content_length is not None and request.content_length > writer.max_size:
         raise _too_large(writer, name, dry_run=dry_run)
     conditions = await write_request.conditions(request, writer.volume, name)
-    metadata = write_request.metadata(request.headers.get("Content-Type"))
+    signature = write_request.signature(request, os.path.join(writer.volume.path, name))
+    await writer.volume.check_signature(name, signature)
+    metadata = write_request.metadata(request.headers.get("Content-Type"), signature)
     await write_request.send_continue(request)
     async with (
         writer.write_health.attempt() as progress,
