@@ -19,6 +19,7 @@ ONLY = {
     "click": ("cli/",),
     "prometheus_client": ("process/metrics",),
     "nats": ("mirror/sources/nats",),
+    "obstore": ("mirror/sources/objects",),
     "cryptography": ("volume/validation/signatures",),
     "ctypes": ("fs/", "process/", "http/server/sockets", "volume/validation/command_process"),
     "watchfiles": ("fs/notify/watchfiles_backend",),

@@ -172,3 +172,16 @@ class Nats(Server):
         ]
         ready = http_ok(f"http://127.0.0.1:{monitoring}/healthz")
         super().__init__(command, ready, directory / "nats.log")
+
+
+class S3(Server):
+    """Objects as S3 has them, in the memory of moto."""
+
+    def __init__(self, directory: Path) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.credentials = directory / "credentials"
+        self.credentials.write_text(
+            "[default]\naws_access_key_id = id\naws_secret_access_key = key\n"
+        )
+        command = [program("moto_server", "moto"), "-H", "127.0.0.1", "-p", port]
+        super().__init__(command, http_ok(f"{self.url}/moto-api/"), directory / "moto.log")

@@ -115,6 +115,23 @@ _NATS = _Kind(
     },
     extra="nats",
 )
+_OBJECTS = _Kind(
+    "objects",
+    "ObjectsSource",
+    {
+        "manifest": config_types.text,
+        "endpoint": config_types.text,
+        "region": config_types.text,
+        "account": config_types.text,
+        "credentials_file": config_types.text,
+        "anonymous": config_types.truth,
+        "ca_file": config_types.text,
+        "interval": config_types.seconds,
+        "timeout": config_types.seconds,
+        "max_bytes": config_types.some_size,
+    },
+    extra="objects",
+)
 _WAITING = {**_HTTP, "wait": config_types.seconds}
 _VAULT = _Kind("vault", "VaultSource", {**_POLLING, "namespace": config_types.text})
 _CONSUL = _Kind("consul", "ConsulSource", _WAITING)
@@ -122,6 +139,9 @@ _READER = _Kind("reader", "ReaderSource", _WAITING)
 _KINDS: Mapping[str, _Kind] = {
     "redis": _REDIS,
     "rediss": _REDIS,
+    "s3": _OBJECTS,
+    "gs": _OBJECTS,
+    "az": _OBJECTS,
     "nats": _NATS,
     "nats+tls": _NATS,
     "vault+http": _VAULT,
@@ -142,7 +162,7 @@ _KINDS: Mapping[str, _Kind] = {
 FORMS = (
     "https://host/file, git+https://host/repo.git?ref=main, kube://namespace/configmaps?labelSelector=…,"
     " etcd+https://host:2379/prefix/, consul+https://host:8501/prefix/, vault+https://host:8200/mount/path,"
-    " redis://host:6379/db/key, nats://host:4222/bucket, sidecar+https://host:8081/"
+    " redis://host:6379/db/key, nats://host:4222/bucket, s3://bucket/prefix, sidecar+https://host:8081/"
 )
 
 
