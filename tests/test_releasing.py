@@ -80,8 +80,10 @@ def test_the_version_is_set_everywhere_by_one_command(tmp_path: Path) -> None:
     """As RELEASING.md says; what it forgets would be found by the test above after the fact."""
     for name in ("charts", "docs", "examples", "sidecar", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("CHANGELOG.md", "UPGRADING.md", "Makefile", "Dockerfile", "compose.yaml"):
+    for name in ("Makefile", "Dockerfile", "compose.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "CHANGELOG.md").write_text("## [Unreleased]\n\n### Added\n\n- A.\n")
+    (tmp_path / "UPGRADING.md").write_text("## Unreleased\n\n- B.\n")
     tools.run(sys.executable, tmp_path / "tools/set-version", "9.8.7", "--date", "2031-02-03")
 
     chart = load(tmp_path / "charts/sidecar/Chart.yaml")
@@ -89,9 +91,10 @@ def test_the_version_is_set_everywhere_by_one_command(tmp_path: Path) -> None:
     assert [chart["version"], chart["appVersion"], dependency["version"]] == ["9.8.7"] * 3
     assert '__version__ = "9.8.7"' in (tmp_path / VERSION_FILE).read_text()
     assert "ARG VERSION=9.8.7\n" in (tmp_path / "Dockerfile").read_text()
-    headings = re.findall(r"^## .*$", (tmp_path / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[:2] == ["## [Unreleased]", "## [9.8.7] - 2031-02-03"]
-    assert "\n## 9.8.7\n" in (tmp_path / "UPGRADING.md").read_text()
+    assert (tmp_path / "CHANGELOG.md").read_text() == (
+        "## [Unreleased]\n\n## [9.8.7] - 2031-02-03\n\n### Added\n\n- A.\n"
+    )
+    assert (tmp_path / "UPGRADING.md").read_text() == "## 9.8.7\n\n- B.\n"
     texts = [(tmp_path / path.relative_to(ROOT)).read_text() for path in naming_the_image()]
     assert {tag for text in texts for tag in IMAGE.findall(text)} == {"9.8.7"}
 
