@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from sidecar.logs.input import framing
-from sidecar.logs.input.file_reader import ContentReplaced, FramingConfig, LogStream
+from sidecar.logs.input.block_framing import FramingConfig
+from sidecar.logs.input.file_reader import ContentReplaced, LogStream
 from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import Block
 

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 from sidecar.logs.input.ack_window import OffsetWindow
 from sidecar.logs.input.archives import MAX_MAGIC_BYTES, is_archive
+from sidecar.logs.input.block_framing import (
+    FramingConfig,
+    count_records,
+    decode,
+    ends_with_newline,
+    limit_frame,
+    next_frame,
+)
 from sidecar.logs.input.discovery import Key
 from sidecar.logs.input.file_content import Content, open_content
 from sidecar.logs.input.fingerprint import (
@@ -32,30 +38,17 @@ from sidecar.logs.input.fingerprint import (
 from sidecar.logs.input.framing import (
     Encoding,
     Frame,
-    Multiline,
     MultilineGrouper,
     detect_encoding,
-    limit_records,
-    split_lines,
     zero_prefix,
 )
-from sidecar.logs.records import MAX_BLOCK_RECORDS, Block, newlines_in
+from sidecar.logs.records import Block
 
 _BOM_BYTES = 3
 
 
 class ContentReplaced(Exception):
     """The file no longer contains the bytes that were read from it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FramingConfig:
-    """How bytes are split into blocks of lines."""
-
-    max_line: int = 1 << 20
-    chunk: int = 1 << 17
-    encoding: str = "utf-8"
-    multiline: Multiline | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -298,26 +291,35 @@ class LogStream:
         while True:
             raw = self._read(cursor, size)
             short = len(raw) < size
-            skipped = self._skip(cursor, raw, short, config.encoding)
-            if skipped is None:
+            encoding = self._find_encoding(cursor, raw, short, config.encoding)
+            skipped = None if encoding is None else self._skip(cursor, raw, encoding)
+            if encoding is None or skipped is None:
                 return None, False
             if skipped:
                 continue
-            frame = self._next_frame(cursor, raw, config, grouper, short)
+            ended = self._cannot_grow()
+            frame = next_frame(
+                raw,
+                encoding,
+                config,
+                grouper,
+                final=short and (cursor.flush or ended),
+                ended=ended or self.deleted or not self.live,
+            )
             if frame is not None:
                 break
             if short:
                 # An incomplete character cannot be flushed, and is not waited for.
                 cursor.partial = bool(raw) and not cursor.flush
-                cursor.unterminated = not self._is_whole(raw)
+                cursor.unterminated = not ends_with_newline(raw, encoding)
                 cursor.flush, cursor.at_end = False, True
                 return None, False
             # The line (or group) is longer than what was read: read more, up to the limit.
             size = max(size * 2, config.max_line + 1)
-        frame, taken = self._limit_records(raw, frame)
+        frame, taken = limit_frame(raw, frame, encoding)
         more = not short or frame.size < len(raw)
         cursor.at_end = not more
-        return self._block(cursor, raw, taken, frame), more
+        return self._block(cursor, raw, taken, frame, encoding), more
 
     def _read(self, cursor: ReadPosition, size: int) -> bytes:
         content = self.content
@@ -343,17 +345,23 @@ class LogStream:
             self.head = Fingerprint.of(self.head_bytes)
         return raw
 
-    def _skip(self, cursor: ReadPosition, raw: bytes, short: bool, declared: str) -> bool | None:
-        """Skip a byte order mark or a hole. Return True to read again, None to wait, False if there is nothing to skip."""
+    def _find_encoding(
+        self, cursor: ReadPosition, raw: bytes, short: bool, declared: str
+    ) -> Encoding | None:
+        """Return the encoding; None while there are too few bytes to see a byte order mark."""
         if self._encoding is None:
             if short and len(raw) < _BOM_BYTES and not raw.endswith(b"\n") and not cursor.flush:
                 cursor.partial = bool(raw)
                 return None
             self._encoding = detect_encoding(self.head_bytes or raw, declared)
-        if cursor.offset == 0 and self._encoding.skip:
-            self._advance(cursor, raw, self._encoding.skip)
+        return self._encoding
+
+    def _skip(self, cursor: ReadPosition, raw: bytes, encoding: Encoding) -> bool | None:
+        """Skip a byte order mark or a hole. Return True to read again, None to wait, False if there is nothing to skip."""
+        if cursor.offset == 0 and encoding.skip:
+            self._advance(cursor, raw, encoding.skip)
             return True
-        if raw[:1] != b"\0" or not self._encoding.plain:
+        if raw[:1] != b"\0" or not encoding.plain:
             if raw:
                 self.preallocated_from = None
             return False
@@ -391,56 +399,21 @@ class LogStream:
             )  # zeros that were written: the file was filled with them in advance
         return None
 
-    def _next_frame(
-        self,
-        cursor: ReadPosition,
-        raw: bytes,
-        config: FramingConfig,
-        grouper: MultilineGrouper | None,
-        short: bool,
-    ) -> Frame | None:
-        if self._encoding is None:
-            return None
+    def _cannot_grow(self) -> bool:
+        """Whether the file is an archive that was read to its end, as far as it can be."""
         content = self.content
-        ended = content is not None and (content.ended or content.damaged is not None)
-        final = short and (cursor.flush or ended)
-        ended = ended or self.deleted or not self.live
-        frame = self._encoding.frame(raw, config.max_line, final=final, ended=ended)
-        if frame is None or grouper is None or frame.newline:
-            return frame
-        too_long = len(raw) > config.max_line
-        rest = raw[frame.size :]
-        if final and rest and not too_long and rest[:1] != b"\0":
-            # The last line has no newline, and still ends its group.
-            grouped = self._encoding.group(raw + self._encoding.newline, grouper, final=True)
-            return grouped and replace(grouped, size=len(raw), newline=True)
-        return self._encoding.group(raw[: frame.size], grouper, final=final or too_long)
+        return content is not None and (content.ended or content.damaged is not None)
 
-    def _is_whole(self, raw: bytes) -> bool:
-        """Whether the bytes end with a newline."""
-        newline = self._encoding.newline if self._encoding is not None else b"\n"
-        return raw.endswith(newline) and len(raw) % len(newline) == 0
-
-    def _limit_records(self, raw: bytes, frame: Frame) -> tuple[Frame, bytes]:
-        """Return the frame, limited to `MAX_BLOCK_RECORDS` records, and its bytes."""
-        taken = raw[: frame.size] if frame.size < len(raw) else raw
-        if self._encoding is not None and self._encoding.plain:
-            frame = limit_records(frame, taken, MAX_BLOCK_RECORDS)
-        return frame, taken if frame.size == len(taken) else taken[: frame.size]
-
-    def _block(self, cursor: ReadPosition, raw: bytes, taken: bytes, frame: Frame) -> Block:
+    def _block(
+        self, cursor: ReadPosition, raw: bytes, taken: bytes, frame: Frame, encoding: Encoding
+    ) -> Block:
         start = cursor.offset
         self._advance(cursor, raw, frame.size)
-        cursor.partial, cursor.unterminated = frame.size < len(raw), not self._is_whole(raw)
+        cursor.partial = frame.size < len(raw)
+        cursor.unterminated = not ends_with_newline(raw, encoding)
         if not cursor.partial:
             cursor.flush = False
-        data, offsets = taken + b"\n" if frame.newline else taken, None
-        if self._encoding is not None and not self._encoding.plain:
-            data, offsets = self._encoding.to_utf8(taken, start)
-        if frame.order is not None:
-            data, offsets = _reorder_lines(data, frame.order, offsets, start)
-        if frame.starts is not None and offsets is not None:
-            offsets = _select_group_offsets(data, frame.starts, offsets)
+        data, offsets = decode(taken, frame, encoding, start)
         if not self.file_id:
             self.file_id = self._make_id()
         return Block(
@@ -453,7 +426,7 @@ class LogStream:
             mark=cursor.tail_bytes,
             starts=frame.starts,
             offsets=offsets,
-            count=_count(data, frame),
+            count=count_records(data, frame),
         )
 
     def _advance(self, cursor: ReadPosition, raw: bytes, size: int) -> None:
@@ -483,33 +456,6 @@ class LogStream:
             else "rotated"
         )
         return f"<Stream {self.path} {kind} read={self.read_by_all} of {self.size}>"
-
-
-def _count(data: bytes, frame: Frame) -> int:
-    """Return the number of records, counted while the bytes are in the CPU cache."""
-    if frame.starts is not None:
-        return len(frame.starts)
-    return newlines_in(data) if frame.count is None else frame.count
-
-
-def _reorder_lines(
-    data: bytes, order: Sequence[int], offsets: Sequence[int] | None, start: int
-) -> tuple[bytes, list[int]]:
-    """Return the lines in the given order, and the offset of each."""
-    lines = split_lines(data)
-    if offsets is None:
-        offsets = list(accumulate((len(line) for line in lines), initial=start))
-    return b"".join([lines[number] for number in order]), [offsets[number] for number in order]
-
-
-def _select_group_offsets(data: bytes, starts: Sequence[int], offsets: Sequence[int]) -> list[int]:
-    """Return the offset of the first line of each group."""
-    found, line, position = [], 0, 0
-    for start in starts:
-        line += data.count(b"\n", position, start)
-        position = start
-        found.append(offsets[line])
-    return found
 
 
 def _read_tail_bytes(content: Content, offset: int) -> bytes:

@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 from sidecar import _errors
 from sidecar.logs.input import framing
+from sidecar.logs.input.block_framing import FramingConfig
 from sidecar.logs.input.block_reader import BlockReader
 from sidecar.logs.input.checkpoint import Checkpoint, CheckpointState, FileState
 from sidecar.logs.input.close_policy import TailPolicy
 from sidecar.logs.input.discovery import Discovery
 from sidecar.logs.input.file_content import Content
-from sidecar.logs.input.file_reader import FramingConfig, LogStream
+from sidecar.logs.input.file_reader import LogStream
 from sidecar.logs.input.reservation import Reservation
 from sidecar.logs.input.rotation import RotationTracker
 from sidecar.logs.records import Block
